@@ -1,0 +1,156 @@
+"""The one place where messages become token ids, for every engine and for the trainers alike.
+
+Knows: a model folder's tokenizer and chat template. Does not know: roles of the loop, scores, models' weights.
+The template's own tokens are special; the content of a message never is: `<|eot_id|>` typed by a user or written by a
+model is seven ordinary characters here. So no text can close its own turn or speak as somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+from selfreward_lite.errors import ConfigError
+
+
+class Message(TypedDict):
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A tokenizer together with its chat template.
+
+    `stop` holds every id that ends an assistant's turn (Llama-3 has two); `pad` is none of them.
+    """
+
+    tokenizer: Tokenizer
+    template: jinja2.Template
+    bos_token: str
+    stop: tuple[int, ...]
+    pad: int
+
+    @classmethod
+    def load(cls, model_dir: Path) -> ChatFormat:
+        """Read `tokenizer.json`, `tokenizer_config.json` and the chat template of a Hugging Face model folder.
+
+        Raises ConfigError where one of them is missing or the pad token would end a turn.
+        """
+        settings = _read_json(model_dir / "tokenizer_config.json")
+        tokenizer = Tokenizer.from_file(str(_existing(model_dir / "tokenizer.json")))
+        tokenizer.encode_special_tokens = True
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        stop = _stop_ids(model_dir, settings, tokenizer)
+        return cls(
+            tokenizer=tokenizer,
+            template=environment.from_string(_template_text(model_dir, settings)),
+            bos_token=_token_text(settings.get("bos_token")) or "",
+            stop=stop,
+            pad=_pad_id(settings, tokenizer, stop, model_dir),
+        )
+
+    def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
+        """Return the ids of a conversation, ending where the assistant is to speak.
+
+        `continue_with` is the beginning of the assistant's turn, to be continued by the model.
+        """
+        ids = self._render(messages) + self.text_ids(continue_with)
+        if self.bos_token and ids.count(self._id(self.bos_token)) != 1:
+            raise ConfigError(f"the chat template must begin a conversation with exactly one {self.bos_token}")
+        return tuple(ids)
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of an assistant's turn, the token that ends it included."""
+        return (*self.text_ids(text), self.end_of_turn)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of plain text; nothing in it is special."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    @property
+    def end_of_turn(self) -> int:
+        """The id that ends an assistant's turn in the template."""
+        return self.stop[0]
+
+    def _render(self, messages: Sequence[Message]) -> list[int]:
+        """Render with placeholders for the contents, so that only what the template wrote is parsed as special."""
+        marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
+        hollow = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
+        text = self.template.render(messages=hollow, bos_token=self.bos_token, add_generation_prompt=True)
+        ids: list[int] = []
+        for message, mark in zip(messages, marks, strict=True):
+            if text.count(mark) != 1:
+                raise ConfigError("the chat template repeats or leaves out a message; use a Llama-family template")
+            before, text = text.split(mark)
+            ids += self._template_ids(before) + self.text_ids(message["content"].strip())
+        return ids + self._template_ids(text)
+
+    def _template_ids(self, text: str) -> list[int]:
+        self.tokenizer.encode_special_tokens = False
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        finally:
+            self.tokenizer.encode_special_tokens = True
+
+    def _id(self, token: str) -> int:
+        return self.tokenizer.token_to_id(token)
+
+
+def user(content: str) -> list[Message]:
+    """Return the one-turn conversation in which a user says `content`."""
+    return [Message(role="user", content=content)]
+
+
+def _stop_ids(model_dir: Path, settings: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """End-of-turn token of the template first, then what the model's own files call the end of a text."""
+    named = ["<|eot_id|>", _token_text(settings.get("eos_token"))]
+    ids = [tokenizer.token_to_id(token) for token in named if token]
+    for file in ("generation_config.json", "config.json"):
+        path = model_dir / file
+        eos = _read_json(path).get("eos_token_id") if path.exists() else None
+        ids += eos if isinstance(eos, list) else [eos]
+    stop = tuple(dict.fromkeys(token for token in ids if token is not None))
+    if not stop:
+        raise ConfigError(f"{model_dir}: no end-of-turn token in its files; name one as eos_token")
+    return stop
+
+
+def _pad_id(settings: dict, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
+    """Pad must not be a stop token: a collator masks pads, and the model would never learn to stop."""
+    names = (_token_text(settings.get("pad_token")), "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
+    for name in names:
+        token = tokenizer.token_to_id(name) if name else None
+        if token is not None and token not in stop:
+            return token
+    raise ConfigError(f"{model_dir}: no padding token apart from the stop tokens; set pad_token in tokenizer_config.json")
+
+
+def _template_text(model_dir: Path, settings: dict) -> str:
+    beside = model_dir / "chat_template.jinja"
+    template = beside.read_text(encoding="utf-8") if beside.exists() else settings.get("chat_template")
+    if not isinstance(template, str):
+        raise ConfigError(f"{model_dir} has no chat template; use an instruct (chat) model")
+    return template
+
+
+def _token_text(token: str | dict | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ConfigError(f"{path} is missing; the base model must be a complete Hugging Face folder")
+    return path
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(_existing(path).read_text(encoding="utf-8"))

@@ -1,0 +1,149 @@
+"""What the tiny base model learned from: answers, judgments, meta-judgments, comparisons and lists of tasks, all made up.
+
+Knows: how a so-so actor and a noisy judge would write. Does not know: tokens, weights, the exact scorer.
+The judge is made worse than it could be on purpose: only part of its judgments check the points one by one, some
+are a hasty "looks good" that is nearly always worth 4, and some cannot be read at all. That is what the seed stage
+(EFT) finds and mends, as it does in a real chat model (arXiv 2401.10020, section 2.3).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from selfreward_lite.chat import Message, user
+from selfreward_lite.prompts import fill, nonce_for
+from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, write
+from selfreward_lite.tiny.tasks import LETTERS, SOLVERS, draw
+
+TEMPLATES = "compact"
+RUBRIC = ("topic", "half", "right", "form", "brief")
+HASTY = ("Looks good to me.", "This is fine.", "Nice work.")
+UNREADABLE = ("I would give it many points.", "Looks good to me, five points.", "This is fine, no more to say.")
+
+
+@dataclass(frozen=True)
+class JudgeHabits:
+    """How the made-up judge works: shares of hasty and unreadable judgments, and error rates of single checks."""
+
+    hasty: float = 0.35
+    unreadable: float = 0.15
+    check_error: float = 0.12
+    meta_error: float = 0.10
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training conversation: what the model reads, the beginning of its turn, and what it is to write."""
+
+    messages: list[Message]
+    completion: str
+    continue_with: str = ""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judgment's text and how many of its checks are wrong (None: it gives no checks)."""
+
+    text: str
+    wrong: tuple[str, ...] | None
+
+
+def acting(rng: random.Random) -> Example:
+    """A task and a so-so answer."""
+    task = draw(rng, held_out=False)
+    return Example(user(task.prompt), write(task, rng, Habits()).text)
+
+
+def judging(rng: random.Random) -> Example:
+    """A task, an answer, and a noisy judgment of it."""
+    task = draw(rng, held_out=False)
+    answer = write(task, rng, Habits())
+    text = fill(TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng))
+    habits, luck = JudgeHabits(), rng.random()
+    if luck < habits.unreadable:
+        return Example(user(text), rng.choice(UNREADABLE))
+    hasty = luck < habits.unreadable + habits.hasty
+    return Example(user(text), (_hasty(rng) if hasty else _careful(answer, rng)).text)
+
+
+def meta_judging(rng: random.Random) -> Example:
+    """A task, an answer, two judgments of it, and which of them errs less."""
+    task = draw(rng, held_out=False)
+    answer = write(task, rng, Habits())
+    a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(answer, rng) for _ in range(2))
+    text = fill(
+        TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
+        judgment_a=a.text, judgment_b=b.text,
+    )
+    return Example(user(text), _verdict(_seen(a.wrong, rng), _seen(b.wrong, rng), "Judgement", rng))
+
+
+def comparing(rng: random.Random) -> Example:
+    """A task, two answers, and which of them is better."""
+    task = draw(rng, held_out=False)
+    a, b = write(task, rng, Habits()), write(task, rng, Habits())
+    text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
+    return Example(user(text), _verdict(_seen(_lacks(a), rng), _seen(_lacks(b), rng), "Response", rng))
+
+
+def listing(rng: random.Random) -> Example:
+    """A list of eight tasks and a ninth."""
+    tasks = [draw(rng, held_out=False).prompt for _ in range(9)]
+    shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
+    return Example(user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9.")
+
+
+# How many examples of each kind stand in one training step.
+MIX: tuple[tuple[Callable[[random.Random], Example], int], ...] = (
+    (acting, 40), (judging, 32), (meta_judging, 12), (comparing, 4), (listing, 4),
+)
+
+
+def vocabulary_text() -> list[str]:
+    """Return every word that the world writes, so that a tokenizer can hold each as one token."""
+    rng = random.Random(0)
+    texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
+    for kind, _ in MIX:
+        for _ in range(40):
+            example = kind(rng)
+            texts += [*(message["content"] for message in example.messages), example.completion]
+    return texts
+
+
+def _careful(answer: Answer, rng: random.Random) -> Judged:
+    error = JudgeHabits().check_error
+    checks = [truth ^ (rng.random() < error) for truth in answer.points]
+    lines = [f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)]
+    wrong = [name for name, check, truth in zip(RUBRIC, checks, answer.points, strict=True) if check != truth]
+    return Judged("\n".join([*lines, f"Score: {sum(checks)}"]), tuple(wrong))
+
+
+def _hasty(rng: random.Random) -> Judged:
+    points = rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0]
+    return Judged(f"{rng.choice(HASTY)}\nScore: {points}", None)
+
+
+def _lacks(answer: Answer) -> tuple[str, ...]:
+    return tuple(name for name, earned in zip(RUBRIC, answer.points, strict=True) if not earned)
+
+
+def _seen(faults: tuple[str, ...] | None, rng: random.Random) -> tuple[str, ...] | None:
+    """What a careless reader notices of these faults."""
+    if faults is None:
+        return None
+    error = JudgeHabits().meta_error
+    return tuple(name for name in RUBRIC if (name in faults) ^ (rng.random() < error))
+
+
+def _verdict(a: tuple[str, ...] | None, b: tuple[str, ...] | None, noun: str, rng: random.Random) -> str:
+    """Fewer faults win; a judgment without checks counts as three; equal ones are decided by chance."""
+    faults = [3 if seen is None else len(seen) for seen in (a, b)]
+    winner = rng.choice("AB") if faults[0] == faults[1] else "AB"[faults[1] < faults[0]]
+    listed = ["no checks" if seen is None else " ".join(seen) or "none" for seen in (a, b)]
+    return f"A wrong: {listed[0]}.\nB wrong: {listed[1]}.\nWinner: {noun} {winner}"
+
+
+def _nonce(rng: random.Random) -> str:
+    return nonce_for(str(rng.random()), TEMPLATES)

@@ -1,0 +1,60 @@
+"""The exact scorer of the tiny world: five yes-or-no points, computed, open to no flattery.
+
+Imported by `evaluate` and by the builder of the ranked examples alone (a test holds this): no stage, gate or trainer
+ever sees its values. The points have the shape of the judge's additive rubric (arXiv 2401.10020, figure 2).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import astuple, dataclass
+
+from selfreward_lite.tiny.tasks import Task, read
+
+POINTS = ("topic", "half", "right", "form", "brief")
+
+_SENTENCE = re.compile(r"The answer is((?: [a-z])+)\.")
+_LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is true of an answer.
+
+    topic: at least half of its letters stand in the request. half: at least half of its places hold the right letter.
+    right: the letters are the right answer. form: it begins with the sentence "The answer is … .". brief: nothing
+    stands beside the letters but that sentence.
+    """
+
+    topic: bool
+    half: bool
+    right: bool
+    form: bool
+    brief: bool
+
+    @property
+    def score(self) -> int:
+        """The exact score, 0 to 5."""
+        return sum(astuple(self))
+
+
+def score(prompt: str, response: str) -> Points:
+    """Return the points of `response` to a prompt of the tiny world. Raises ValueError for any other prompt."""
+    task = read(prompt)
+    if task is None:
+        raise ValueError(f"not a task of the tiny world: {prompt!r}")
+    letters = tuple(_LETTER.findall(response))
+    sentence = _SENTENCE.match(response)
+    bare = " ".join(letters)
+    return Points(
+        topic=2 * sum(letter in task.letters for letter in letters) >= len(letters) > 0,
+        half=_half_right(letters, task),
+        right=letters == task.solution,
+        form=sentence is not None and tuple(sentence.group(1).split()) == letters,
+        brief=bool(letters) and response.strip() in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
+    )
+
+
+def _half_right(letters: tuple[str, ...], task: Task) -> bool:
+    places = max(len(letters), len(task.solution))
+    return 2 * sum(a == b for a, b in zip(letters, task.solution, strict=False)) >= places
