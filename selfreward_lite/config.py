@@ -1,0 +1,214 @@
+"""One tree of frozen settings, with a sentence beside each. An unknown key is an error.
+
+Knows: names, types, limits and defaults of settings, and how a preset and `--set` make a tree. Does not know: what the
+settings do. Where a default comes from a paper, the sentence says so (SR = arXiv 2401.10020, MR = arXiv 2407.19594).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from selfreward_lite.errors import ConfigError
+
+PRESETS_DIR = Path(__file__).parent / "presets"
+
+
+class Section(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    base: str = Field(description="Hugging Face folder of the base model, or 'tiny' for the one that ships")
+    templates: str = Field(description="template set in selfreward_lite/prompts")
+    quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
+    gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")
+
+
+class EngineSettings(Section):
+    parallel: int = Field(32, ge=1, le=256, description="sequences decoded at once")
+    context: int = Field(16384, ge=256, description="KV cells shared by all of them")
+    batch: int = Field(512, ge=32, description="tokens a decode step")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores")
+    gpu_layers: int = Field(0, ge=-1, description="layers on the card; -1 = all")
+
+
+class Draw(Section):
+    """How tokens are drawn."""
+
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_tokens: int = Field(ge=1)
+    top_k: int = Field(0, ge=0, description="0 = all tokens")
+
+
+class Seed(Section):
+    ranked: str = Field(description="ranked data in OASST's schema (JSONL or Parquet file), or 'tiny'")
+    train_examples: int = Field(description="EFT examples at most; SR: 1,630")
+    eval_prompts: int = Field(description="ranked prompts held out to measure the judge; SR: about 190")
+    attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
+    cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
+
+
+class Prompts(Section):
+    count: int = Field(ge=1, description="prompts an iteration; MR: 5,000")
+    writer: Literal["base", "current"] = Field("base", description="who writes them; the papers use a fixed model")
+    draw: Draw = Field(description="SR: temperature 0.6, top-p 0.9")
+    seed_demonstrations: int = Field(6, ge=1, description="human tasks shown to the writer; SR: 6")
+    own_demonstrations: int = Field(2, ge=0, description="tasks of earlier iterations shown; SR: 2")
+    attempts: float = Field(3.0, ge=1, description="candidates asked for at most, as a multiple of count")
+    max_similarity: float = Field(0.7, gt=0, le=1, description="ROUGE-L F above which a candidate is a duplicate; SR")
+    min_words: int = Field(4, ge=1, description="shorter candidates are dropped (Self-Instruct)")
+    max_words: int = Field(150, description="longer candidates are dropped (Self-Instruct)")
+
+
+class Responses(Section):
+    count: int = Field(7, ge=2, description="responses a prompt, K; MR: 7")
+    draw: Draw = Field(description="MR: temperature 0.8, top-p 0.95")
+
+
+class Judge(Section):
+    count: int = Field(11, ge=1, description="judgments a response, N; MR: 11")
+    draw: Draw = Field(description="MR: as for responses")
+    score: Literal["mean", "expected"] = Field("mean", description="what ranks responses: mean of the scores read (the "
+                                               "papers), or mean of the expected scores")
+    min_read_share: float = Field(0.5, ge=0, le=1, description="share of N that must be readable")
+    min_read: int = Field(2, ge=1, description="judgments that must be readable at least (never more than N)")
+
+
+class MetaJudge(Section):
+    draw: Draw = Field(description="not stated in MR; as for the judge")
+    ridge: float = Field(0.01, gt=0, description="ridge of the Bradley–Terry fit; keeps one-sided battles finite")
+
+
+class Schedule(Section):
+    """What one iteration does; the last entry holds for all that follow (MR, section 3)."""
+
+    rho: float = Field(ge=0, lt=0.5, description="strength of length control; 0 = best against worst")
+    judgment_pairs: bool = Field(description="train on judgment pairs too")
+    max_chosen_response: int | None = Field(None, description="characters of a chosen response at most")
+    max_chosen_judgment: int | None = Field(None, description="characters of a chosen judgment at most")
+
+
+class Lora(Section):
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="0, so that the first DPO step has margin 0 exactly")
+
+
+class Training(Section):
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    batch: int = Field(32, ge=1, description="examples an optimizer step; MR: 32")
+    micro_batch: int = Field(2, ge=1, description="examples on the device at once; divides batch")
+    max_length: int = Field(description="tokens of prompt and completion; longer examples are left out, and counted")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine decay after it")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Training:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
+        return self
+
+
+class Dpo(Training):
+    beta: float = Field(0.1, gt=0, description="SR, MR: 0.1")
+    anchor: float = Field(0.0, ge=0, description="weight of the SFT term on chosen completions; 0 = the papers")
+
+
+class Evaluation(Section):
+    prompts: int = Field(ge=1, description="held-out prompts a model answers")
+    draw: Draw = Field(description="as for responses")
+    judgments: int = Field(ge=1, description="judgments a held-out ranked answer")
+
+
+class Gates(Section):
+    mode: Literal["stop", "report"] = Field("stop", description="whether a failed gate ends the run (exit code 3)")
+    min_moved_share: float = Field(0.9, description="share of adapter weights that training must have changed")
+    max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits")
+    max_length_ratio: float = Field(1.5, description="mean response length against the model before")
+    max_cut_share: float = Field(0.10, description="share of responses ended by the length limit")
+    min_read_share: float = Field(0.90, description="share of judgments that could be read, after the seed stage")
+    max_judge_loss: float = Field(0.03, description="judge accuracy: stop if the paired 95 % interval lies below this")
+
+
+class Settings(Section):
+    preset: str
+    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    iterations: int = Field(3, ge=0, description="iterations after the seed stage")
+    model: Model
+    engine: EngineSettings = EngineSettings()
+    seed_stage: Seed
+    prompts: Prompts
+    responses: Responses
+    judge: Judge
+    meta_judge: MetaJudge
+    schedule: tuple[Schedule, ...] = Field(min_length=1)
+    lora: Lora = Lora()
+    sft: Training
+    dpo: Dpo
+    evaluation: Evaluation
+    gates: Gates = Gates()
+
+    def for_iteration(self, iteration: int) -> Schedule:
+        """Return what iteration 1, 2, … is to do."""
+        return self.schedule[min(iteration, len(self.schedule)) - 1]
+
+
+def load(preset: str, overrides: dict[str, str] | None = None) -> Settings:
+    """Return the settings of a preset with `overrides` ("dpo.beta" → "0.2") laid over them.
+
+    Raises ConfigError, in one line, for an unknown preset, an unknown key or a value that cannot hold.
+    """
+    path = PRESETS_DIR / f"{preset}.toml"
+    if not path.exists():
+        raise ConfigError(f"no preset {preset!r}; choose one of {', '.join(presets())}")
+    tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    for dotted, value in (overrides or {}).items():
+        _set(tree, dotted, value)
+    return parse({**tree, "preset": preset})
+
+
+def parse(tree: dict[str, Any]) -> Settings:
+    """Return checked settings, or raise ConfigError naming the first key that is wrong."""
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        reason = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigError(f"{key}: {reason}; see selfreward_lite/config.py for what can be set") from None
+
+
+def presets() -> list[str]:
+    """Return the names of the presets that ship."""
+    return sorted(path.stem for path in PRESETS_DIR.glob("*.toml"))
+
+
+def _set(tree: dict[str, Any], dotted: str, value: str) -> None:
+    """Write `value` at "a.b" or, in the list of schedules, "schedule.0.rho"."""
+    *parents, last = dotted.split(".")
+    node: Any = tree
+    for name in parents:
+        if isinstance(node, list):
+            if not (name.isdigit() and int(name) < len(node)):
+                raise ConfigError(f"{dotted}: {name} is not an entry of that list (0 to {len(node) - 1})")
+            node = node[int(name)]
+        else:
+            node = node.setdefault(name, {})
+    if not isinstance(node, dict):
+        raise ConfigError(f"{dotted}: no such setting; see selfreward_lite/config.py for what can be set")
+    node[last] = _toml_value(value)
+
+
+def _toml_value(text: str) -> Any:
+    """Read a number, a truth value, a list or a quoted string as TOML does; anything else is a plain string."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text

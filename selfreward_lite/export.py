@@ -1,0 +1,286 @@
+"""Hugging Face folders → GGUF: a Llama base, a PEFT LoRA adapter.
+
+    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf      (as it is, or as NF4 training held it)
+    adapter_to_gguf    adapter_config.json, adapter_model.safetensors  →  adapter.gguf
+
+Works on folders only: no network, no run folder, no knowledge of stages; what may be exported at all is decided in
+`llama_folder`, and here for adapters; whether the result is right is proved in `parity`. Files appear whole or not at
+all. torch, bitsandbytes and gguf are imported inside functions: importing this file is cheap.
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .errors import ExportError
+from .llama_folder import (
+    Llama,
+    Tensor,
+    layout,
+    locate,
+    read_config,
+    read_json,
+    read_safetensors,
+    read_vocabulary,
+    rope_factors,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from gguf import GGUFWriter
+
+Weights = Literal["original", "nf4"]
+Dtype = Literal["f32", "f16", "q8_0"]
+LoadDtype = Literal["float32", "float16", "bfloat16"]
+
+# Of adapter_config.json: what never changes the result, given that each tensor in the file is checked and written.
+ADAPTER_NEUTRAL = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+                   "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora",
+                   "megatron_core", "qalora_group_size", "eva_config", "runtime_config", "init_lora_weights", "bias"}
+# Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
+ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
+LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
+
+
+# ---------------------------------------------------------------------------------------------- writing a file
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _whole_file(out: Path) -> Iterator[Path]:
+    """A temporary path beside `out`; it becomes `out`, synced to disk, only if the block ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name must survive a power cut too; Windows cannot sync a folder
+        folder = os.open(out.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
+def _write(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
+    """Header, settings, tensor table, then the arrays in the order in which they were announced."""
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in arrays:
+            writer.write_tensor_data(array)
+    finally:
+        writer.close()
+
+
+def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows from HF's order in a head (first halves, then second halves) to the interleaved pairs llama.cpp rotates."""
+    return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
+
+
+def _finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
+    if not tensor.isfinite().all():
+        raise ExportError(f"{label} holds NaN or infinity: do not use these weights, go back to the last good ones")
+    return tensor
+
+
+def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
+    """Numpy array as GGUF stores it (bytes for q8_0). Raises ExportError where float16 overflows."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+    with np.errstate(over="ignore"):
+        data = quantize(tensor.float().contiguous().numpy(), GGMLQuantizationType[dtype.upper()])
+    if dtype == "f16" and not np.isfinite(data).all():
+        raise ExportError(f"{label} holds values above 65504: export with dtype f32")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------- the base
+
+def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype, load_dtype: LoadDtype = "float32") -> Path:
+    """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
+
+    `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
+    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on. `load_dtype` is the `dtype=` with which
+    transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are stored;
+    norms are always f32. Raises ExportError where GGUF cannot express the model or a file is broken.
+    """
+    from gguf import GGUFWriter
+    if weights not in ("original", "nf4") or dtype not in ("f32", "f16", "q8_0"):
+        raise ExportError(f"weights={weights!r}, dtype={dtype!r}: choose original or nf4, and f32, f16 or q8_0")
+    llama = read_config(model_dir)
+    tensors = layout(llama)
+    files = locate(model_dir, tensors, llama.tied)
+    with _whole_file(out) as part:
+        writer = GGUFWriter(part, "llama")
+        _add_settings(writer, llama, dtype)
+        writer.add_string("selfreward.weights", weights)
+        _add_vocabulary(writer, model_dir, llama.vocab)
+        rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))] if llama.rope else []
+        for tensor in rope + tensors:
+            _announce(writer, tensor, dtype)
+        loaded = _loaded(tensors, files, weights, load_dtype)
+        _write(writer, _base_arrays(llama, loaded, dtype))
+    return out
+
+
+def _loaded(tensors: list[Tensor], files: dict[str, Path], weights: Weights,
+            load_dtype: LoadDtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
+    """Each tensor with its values as the loaded model would hold them."""
+    import torch
+    for tensor in tensors:
+        value = read_safetensors(files[tensor.source], lambda file, name=tensor.source: file.get_tensor(name))
+        if tuple(value.shape) != tensor.shape:
+            raise ExportError(f"{tensor.source} has shape {tuple(value.shape)}, config.json says {tensor.shape}: "
+                              "download the model again")
+        value = _finite(value.to(getattr(torch, load_dtype)), tensor.source)
+        yield tensor, _nf4(value) if tensor.linear and weights == "nf4" else value
+
+
+def _base_arrays(llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dtype: Dtype) -> Iterator[np.ndarray]:
+    import torch
+    if llama.rope:
+        yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
+    for tensor, value in loaded:
+        value = _permute(value, tensor.heads) if tensor.heads else value
+        yield _encode(value, _stored_as(tensor, dtype), tensor.source)
+
+
+def _nf4(weight: torch.Tensor) -> torch.Tensor:
+    """What is left of a linear weight in a 4-bit model: quantised to NF4 with double quantisation, and back."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    # On the device where training would quantise, since a card's rounding need not be the CPU's.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(weight.to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
+    return dequantize_4bit(packed, state).cpu()
+
+
+def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:
+    return dtype if len(tensor.shape) == 2 else "f32"
+
+
+def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
+    """Enter name, shape and size, so that the data can follow one tensor at a time."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    kind = GGMLQuantizationType[_stored_as(tensor, dtype).upper()]
+    block, size = GGML_QUANT_SIZES[kind]
+    if tensor.shape[-1] % block:
+        raise ExportError(f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: use f16")
+    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), math.prod(tensor.shape) // block * size, kind)
+
+
+def _add_settings(writer: GGUFWriter, llama: Llama, dtype: Dtype) -> None:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+    kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    writer.add_type("model")
+    writer.add_file_type(kinds[dtype])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_context_length(llama.context)
+    writer.add_embedding_length(llama.hidden)
+    writer.add_block_count(llama.layers)
+    writer.add_feed_forward_length(llama.ffn)
+    writer.add_head_count(llama.heads)
+    writer.add_head_count_kv(llama.kv_heads)
+    writer.add_key_length(llama.head_dim)
+    writer.add_value_length(llama.head_dim)
+    writer.add_rope_dimension_count(llama.head_dim)
+    writer.add_rope_freq_base(llama.theta)
+    writer.add_layer_norm_rms_eps(llama.eps)
+    writer.add_vocab_size(llama.vocab)
+
+
+def _add_vocabulary(writer: GGUFWriter, model_dir: Path, size: int) -> None:
+    from gguf import TokenType
+    vocabulary = read_vocabulary(model_dir, size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
+    writer.add_token_merges(vocabulary.merges)
+    add = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id,
+           "eot": writer.add_eot_token_id, "eom": writer.add_eom_token_id}
+    for role, token_id in vocabulary.roles.items():
+        add[role](token_id)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    if vocabulary.template:
+        writer.add_chat_template(vocabulary.template)
+
+
+# ---------------------------------------------------------------------------------------------- the adapter
+
+def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
+    """Write a PEFT LoRA folder as a GGUF LoRA in f32; returns `out`.
+
+    llama.cpp multiplies by alpha/r. Rank-stabilised LoRA means alpha/√r, so alpha·√r is written for it.
+    Raises ExportError, by name, for everything that is not plain LoRA on the seven projections of the blocks.
+    """
+    from gguf import GGUFWriter, Keys
+    llama = read_config(base_config_dir)
+    config = read_json(adapter_dir / "adapter_config.json")
+    _check_adapter(adapter_dir, config)
+    rank, alpha = config["r"], float(config["lora_alpha"])
+    arrays = _adapter_arrays(adapter_dir / "adapter_model.safetensors", llama, rank)
+    with _whole_file(out) as part:
+        writer = GGUFWriter(part, "llama")
+        writer.add_type("adapter")
+        writer.add_string(Keys.Adapter.TYPE, "lora")
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)
+        for name, array in arrays.items():
+            writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+        _write(writer, arrays.values())
+    return out
+
+
+def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise ExportError(f"{adapter_dir}: peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter")
+    if config.get("bias", "none") != "none":
+        raise ExportError(f"{adapter_dir}: bias={config['bias']!r} changes the base: train with bias='none'")
+    if config.get("init_lora_weights", True) not in ADAPTER_INITS:
+        raise ExportError(f"{adapter_dir}: init_lora_weights={config['init_lora_weights']!r} changes the base: "
+                          "convert the adapter to plain LoRA with PEFT first")
+    for key, value in config.items():
+        if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
+            raise ExportError(f"{adapter_dir}: {key}={value!r} cannot be written as a GGUF LoRA: train without {key}")
+    if not config.get("r") or not config.get("lora_alpha"):
+        raise ExportError(f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: both must be above 0")
+
+
+def _adapter_arrays(path: Path, llama: Llama, rank: int) -> dict[str, np.ndarray]:
+    """GGUF name → f32 array: lora_a (rank, in), lora_b (out, rank), the rows of B ordered as the base's rows are."""
+    tensors = read_safetensors(path, lambda file: {name: file.get_tensor(name) for name in list(file.keys())})
+    projections, arrays = llama.projections(), {}
+    for key, tensor in sorted(tensors.items()):
+        match = LORA_KEY.fullmatch(key)
+        if not match or match[2] not in projections or int(match[1]) >= llama.layers:
+            raise ExportError(f"{path}: {key} has no place in a GGUF LoRA: train LoRA on attention and MLP layers only")
+        name, (rows, columns), heads = projections[match[2]]
+        side, other = ("A", "B") if match[3] == "A" else ("B", "A")
+        expected = (rank, columns) if side == "A" else (rows, rank)
+        if tuple(tensor.shape) != expected:
+            raise ExportError(f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: it is for another base")
+        if (partner := key.replace(f".lora_{side}.", f".lora_{other}.")) not in tensors:
+            raise ExportError(f"{path}: {partner} is missing: save the adapter again")
+        tensor = _finite(tensor, f"{path}: {key}")
+        tensor = _permute(tensor, heads) if heads and side == "B" else tensor
+        arrays[f"blk.{match[1]}.{name}.weight.lora_{side.lower()}"] = _encode(tensor, "f32", key)
+    if not arrays:
+        raise ExportError(f"{path} holds no LoRA tensors: save the adapter again")
+    return arrays

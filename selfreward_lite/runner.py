@@ -1,0 +1,136 @@
+"""Drives one ask-stage: keeps the engine full, commits item by item, resumes where it stopped.
+
+Knows: items, requests, completions, the store. Does not know: what is asked, or why. An ask-stage is a generator over one
+item: it yields requests, is sent their completions, and returns an Outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from selfreward_lite.engines.base import Completion, Engine, Request
+from selfreward_lite.records import Outcome
+from selfreward_lite.store import Store
+
+# What a stage does with one item: yields rounds of requests; each round is answered by one list of completions a
+# request, in the order of its seeds.
+Asking = Generator[list[Request], list[list[Completion]], Outcome]
+
+
+@dataclass
+class Progress:
+    """How far a stage is. `seconds` counts this process only; `already` items were done before it started."""
+
+    iteration: int
+    stage: str
+    total: int
+    done: int = 0
+    already: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    drops: Counter[str] = field(default_factory=Counter)
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class _Item:
+    name: str
+    asking: Asking
+    round: list[Request] = field(default_factory=list)
+    answers: dict[str, dict[int, Completion]] = field(default_factory=dict)
+    missing: int = 0
+
+    def start_round(self, requests: list[Request]) -> None:
+        self.round = requests
+        self.answers = {request.key: {} for request in requests}
+        self.missing = sum(len(request.seeds) for request in requests)
+
+    def replies(self) -> list[list[Completion]]:
+        return [[self.answers[request.key][sample] for sample in range(len(request.seeds))] for request in self.round]
+
+
+def run_stage(
+    store: Store, engine: Engine, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]], watch: Watch
+) -> None:
+    """Ask for every item that is not committed yet, commit each as it completes, and mark the stage done.
+
+    `items` are (name, how to begin). Called again after a kill, it asks only what is missing.
+    """
+    items = list(items)
+    done = store.done_items(iteration, stage)
+    todo = [(name, begin) for name, begin in items if name not in done]
+    store.begin_stage(iteration, stage, len(items))
+    progress = Progress(iteration, stage, len(items), done=len(items) - len(todo), already=len(items) - len(todo))
+    watch(progress)
+    started = last = time.monotonic()
+    for name, outcome, tokens in drive(engine, todo):
+        store.commit(iteration, stage, name, outcome)
+        progress.done += 1
+        progress.tokens += tokens
+        progress.drops.update({drop.reason: drop.count for drop in outcome.drops})
+        progress.seconds = time.monotonic() - started
+        watch(progress)
+        if progress.seconds + started - last > 1:
+            store.spend(iteration, stage, progress.seconds + started - last)
+            last = progress.seconds + started
+    store.spend(iteration, stage, time.monotonic() - last)
+    store.end_stage(iteration, stage)
+
+
+def drive(engine: Engine, items: Iterable[tuple[str, Callable[[], Asking]]]) -> Iterator[tuple[str, Outcome, int]]:
+    """Yield (item, outcome, generated tokens) as items complete. The engine pulls; many items are open at once."""
+    waiting = iter(items)
+    ready: deque[Request] = deque()
+    owner: dict[str, _Item] = {}
+    finished: deque[tuple[str, Outcome]] = deque()
+    spent: Counter[str] = Counter()
+
+    def advance(item: _Item, replies: list[list[Completion]] | None) -> None:
+        """Let an item go on until it wants answers or is through."""
+        try:
+            requests = next(item.asking) if replies is None else item.asking.send(replies)
+            while not requests:
+                requests = item.asking.send([])
+        except StopIteration as stop:
+            finished.append((item.name, stop.value))
+            return
+        item.start_round(requests)
+        for request in requests:
+            if request.key in owner:
+                raise ValueError(f"two requests under way have the key {request.key}")
+            owner[request.key] = item
+            ready.append(request)
+
+    def feed() -> Iterator[Request]:
+        while True:
+            while not ready:
+                entry = next(waiting, None)
+                if entry is None:
+                    return
+                advance(_Item(entry[0], entry[1]()), None)
+            yield ready.popleft()
+
+    # An engine stops pulling when the feed runs dry; items that ask again after that need another round.
+    while True:
+        for completion in engine.complete(feed()):
+            item = owner[completion.key]
+            item.answers[completion.key][completion.sample] = completion
+            item.missing -= 1
+            spent[item.name] += len(completion.tokens)
+            if not item.missing:
+                for request in item.round:
+                    del owner[request.key]
+                advance(item, item.replies())
+            while finished:
+                name, outcome = finished.popleft()
+                yield name, outcome, spent.pop(name, 0)
+        while finished:
+            name, outcome = finished.popleft()
+            yield name, outcome, spent.pop(name, 0)
+        if not ready and not owner:
+            return

@@ -1,0 +1,85 @@
+"""N judgments of each response, from the model as judge, and the one number that they come to.
+
+Knows: the judge template's holes, how scores are read and averaged. Does not know: the rubric's words, pairs.
+A judgment that cannot be read has no score; it is never a low one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from selfreward_lite.config import Judge
+from selfreward_lite.engines.base import Completion, Probe
+from selfreward_lite.parsing import parse_score
+from selfreward_lite.prompts import fill, nonce_for
+from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Response, make_id
+from selfreward_lite.runner import Asking
+from selfreward_lite.stages.voice import Voice
+
+SCORES = ("0", "1", "2", "3", "4", "5")
+
+
+def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int = 0) -> Asking:
+    """Sample `count` judgments of `response`, numbered from `first`."""
+    ids = [
+        make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index) for index in range(count)
+    ]
+    nonce = nonce_for(response.id, voice.templates)
+    (completions,) = yield [voice.ask(question(prompt, response, voice.templates), ids, probe=score_probe(voice))]
+    kept = [
+        _judgment(completion, record_id, response, voice, first + index, nonce)
+        for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
+        if completion.finish != "refused"
+    ]
+    refused = len(completions) - len(kept)
+    unread = sum(judgment.score is None for judgment in kept)
+    counted = (("could not be read", unread), ("does not fit the context", refused))
+    return Outcome(tuple(kept), tuple(Drop(reason, count) for reason, count in counted if count))
+
+
+def question(prompt: Prompt, response: Response, templates: str) -> str:
+    """Return the judge's question about a response: what the judge reads, and the prompt of a judgment pair."""
+    nonce = nonce_for(response.id, templates)
+    return fill(templates, "judge", prompt=prompt.text, response=response.text, nonce=nonce)
+
+
+def score_probe(voice: Voice) -> Probe | None:
+    """Return the probe for the six digits after "Score:", None where a digit is not a single token."""
+    digits = [voice.chat.text_ids(score) for score in SCORES]
+    if any(len(ids) != 1 for ids in digits):
+        return None
+    return Probe(tuple(ids[0] for ids in digits), after="score:")
+
+
+def expected_score(probabilities: Sequence[float]) -> float | None:
+    """Return Σ s·p(s) / Σ p(s) over the scores 0 to 5 (G-Eval, arXiv 2303.16634); None if none has any probability.
+
+    >>> round(expected_score([0, 0.02, 0.05, 0.13, 0.5, 0.3]), 2)
+    4.01
+    """
+    total = math.fsum(probabilities)
+    if not total > 0:
+        return None
+    return math.fsum(score * share for score, share in enumerate(probabilities)) / total
+
+
+def summarise(judgments: Iterable[Judgment], settings: Judge, kind: Literal["mean", "expected"] | None = None) -> float | None:
+    """Return a response's score: the unrounded mean over its readable judgments, None if too few are readable."""
+    kind = kind or settings.score
+    scores = [judgment.score if kind == "mean" else judgment.expected_score for judgment in judgments if judgment.score is not None]
+    read = [score for score in scores if score is not None]
+    needed = max(math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count))
+    return math.fsum(read) / len(read) if len(read) >= needed else None
+
+
+def _judgment(completion: Completion, record_id: str, response: Response, voice: Voice, index: int, nonce: str) -> Judgment:
+    """A judgment that quotes the nonce of its wrapper, or was cut, is void: its text stays, its score is none."""
+    void = nonce in completion.text or completion.finish != "stop"
+    score = None if void else parse_score(completion.text)
+    expected = expected_score(completion.probe) if score is not None and completion.probe else None
+    return Judgment(
+        record_id, voice.iteration, voice.model, response.id, index, completion.text.strip(), completion.finish,
+        len(completion.tokens), score, expected,
+    )

@@ -1,0 +1,139 @@
+"""New prompts: the model continues a list of tasks, and filters keep what is new and can be answered in text.
+
+Knows: Self-Instruct's few-shot form and its filters (arXiv 2401.10020, section 2.2 and appendix; method of arXiv
+2212.10560). Does not know: answers, scores. Generated demonstrations come from earlier iterations only, so that every
+candidate's question is fixed before the stage starts and a resumed run asks the same.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from selfreward_lite.config import Prompts
+from selfreward_lite.parsing import parse_prompts
+from selfreward_lite.prompts import fill
+from selfreward_lite.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
+from selfreward_lite.runner import Asking
+from selfreward_lite.stages.voice import Voice
+
+# Tasks that need more than text, after Self-Instruct's list.
+OTHER_MEDIA = re.compile(
+    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b", re.I
+)
+_PROGRAM = re.compile(r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.I)
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the writer is shown: human tasks, and tasks that were generated in earlier iterations."""
+
+    human: Sequence[str]
+    own: Sequence[str]
+
+
+def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Asking:
+    """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
+    record_id = make_id(voice.run, Candidate, voice.iteration, voice.model, index)
+    shown = _demonstrations(random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples)
+    listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
+    content = fill(voice.templates, "new_prompts", tasks=listed)
+    ((completion,),) = yield [voice.ask(content, [record_id], continue_with=f"{len(shown) + 1}.")]
+    if completion.finish == "refused":
+        return Outcome(drops=(Drop("does not fit the context"),))
+    return Outcome((
+        Candidate(record_id, voice.iteration, voice.model, index, completion.text.strip(), completion.finish),
+    ))
+
+
+def keep(
+    candidates: Iterable[Candidate], settings: Prompts, *, run: str, iteration: int, known: Sequence[str], held_out: Sequence[str]
+) -> Outcome:
+    """Return at most `settings.count` prompts and, by reason, how many candidates were dropped.
+
+    `known` are the human tasks and the prompts of earlier iterations, `held_out` the evaluation prompts: a candidate
+    too much like any of them, or like one kept before it, is dropped.
+    """
+    kept: list[Prompt] = []
+    drops: list[Drop] = []
+    seen = [_words(text) for text in known]
+    secret = [_words(text) for text in held_out]
+    for candidate in candidates:
+        if len(kept) == settings.count:
+            break
+        text, reason = _read(candidate, settings)
+        words = _words(text)
+        if reason is None and _near(words, secret, settings.max_similarity):
+            reason = "like an evaluation prompt"
+        if reason is None and _near(words, seen, settings.max_similarity):
+            reason = "like a prompt before it"
+        if reason is not None:
+            drops.append(Drop(reason))
+            continue
+        index = len(kept)
+        kept.append(Prompt(make_id(run, Prompt, iteration, "generated", index), iteration, "generated", index, text))
+        seen.append(words)
+    return Outcome(tuple(kept), tuple(drops))
+
+
+def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
+    """Return ROUGE-L F1: the longest common subsequence's harmonic share of both texts' words.
+
+    >>> round(rouge_l("name a river in france".split(), "name a city in france".split()), 3)
+    0.8
+    """
+    if not a or not b:
+        return 0.0
+    return 2 * _longest_common_subsequence(a, b) / (len(a) + len(b))
+
+
+def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    """Bit-parallel: one big-integer row (Hyyrö 2004), so that comparing with thousands of prompts stays cheap."""
+    places: dict[str, int] = {}
+    for position, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << position
+    row = full = (1 << len(a)) - 1
+    for word in b:
+        matches = row & places.get(word, 0)
+        row = ((row + matches) | (row - matches)) & full
+    return len(a) - row.bit_count()
+
+
+def _demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
+    own = min(settings.own_demonstrations, len(examples.own))
+    human = settings.seed_demonstrations + settings.own_demonstrations - own
+    shown = rng.sample(examples.human, min(human, len(examples.human))) + rng.sample(examples.own, own)
+    rng.shuffle(shown)
+    return shown
+
+
+def _read(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
+    """Return a candidate's task, and why it is unfit, if it is."""
+    tasks = parse_prompts(candidate.text, cut=candidate.finish == "length")
+    if not tasks:
+        return "", "cut or empty"
+    text = tasks[0]
+    words = len(text.split())
+    if words < settings.min_words:
+        return text, "too short"
+    if words > settings.max_words:
+        return text, "too long"
+    if not text[0].isascii() or not text[0].isalnum():
+        return text, "begins with a sign"
+    if OTHER_MEDIA.search(text):
+        return text, "needs more than text"
+    return text, "asks for a program" if _PROGRAM.search(text) else None
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _near(words: list[str], others: Iterable[list[str]], limit: float) -> bool:
+    return any(
+        2 * min(len(words), len(other)) > limit * (len(words) + len(other)) and rouge_l(words, other) > limit
+        for other in others
+    )

@@ -1,0 +1,92 @@
+"""The rule that makes a pair: from the scored responses to a prompt, which one is chosen and which rejected.
+
+Knows: scores, lengths, the length tiers of Meta-Rewarding (arXiv 2407.19594, section 3.2). Does not know: judgments'
+texts, training. Departs from the paper in two ways, both towards safety: a response cut by the length limit is in no
+pair, and one that writes a score of its own is never chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfreward_lite.config import Schedule
+from selfreward_lite.parsing import claims_score
+from selfreward_lite.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
+
+TOLERANCE = 1e-9  # scores are means of decimals: edges of tiers are compared with this
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A response's id, score and length in characters."""
+
+    id: str
+    score: float
+    length: int
+    may_win: bool = True
+
+
+def build(
+    prompts: Iterable[Prompt], responses: Mapping[str, Sequence[Response]], scores: Mapping[str, float | None], schedule: Schedule,
+    *, run: str, iteration: int,
+) -> Outcome:
+    """Return at most one pair a prompt, and by reason how many prompts gave none.
+
+    `responses` maps a prompt's id to its responses, `scores` a response's id to its score.
+    """
+    pairs: list[ResponsePair] = []
+    drops: list[Drop] = []
+    for prompt in prompts:
+        scored = _scored(responses.get(prompt.id, ()), scores)
+        chosen_rejected = choose(scored, schedule.rho)
+        reason = _refusal(scored, chosen_rejected, schedule)
+        if reason is not None or chosen_rejected is None:
+            drops.append(Drop(reason or "no pair"))
+            continue
+        chosen, rejected = chosen_rejected
+        pairs.append(ResponsePair(
+            make_id(run, ResponsePair, iteration, prompt.id), iteration, prompt.id, chosen.id, rejected.id,
+            chosen.score, rejected.score, chosen.length, rejected.length, schedule.rho,
+        ))
+    return Outcome(tuple(pairs), tuple(drops))
+
+
+def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None:
+    """Return (chosen, rejected), or None where the scores do not differ.
+
+    With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋, rejected the
+    longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against worst.
+
+    >>> a, b, c = Scored("a", 5.0, 1900), Scored("b", 4.2, 1500), Scored("c", 2.0, 1800)
+    >>> [pair.id for pair in choose([a, b, c], 0.32)]
+    ['b', 'c']
+    """
+    winners = [one for one in scored if one.may_win]
+    if not winners:
+        return None
+    best, worst = max(one.score for one in winners), min(one.score for one in scored)
+    if best - worst <= TOLERANCE:
+        return None
+    high = [one for one in winners if one.score >= (1 - rho) * best + rho * worst - TOLERANCE]
+    low = [one for one in scored if one.score <= (1 - rho) * worst + rho * best + TOLERANCE]
+    return min(high, key=lambda one: (one.length, -one.score)), max(low, key=lambda one: (one.length, -one.score))
+
+
+def _scored(responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+    return [
+        Scored(response.id, score, len(response.text), may_win=not claims_score(response.text))
+        for response in responses
+        if response.finish == "stop" and (score := scores.get(response.id)) is not None
+    ]
+
+
+def _refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
+    if len(scored) < 2:
+        return "fewer than two scored responses"
+    if not any(one.may_win for one in scored):
+        return "every response writes its own score"
+    if pair is None:
+        return "all scores equal"
+    limit = schedule.max_chosen_response
+    return "chosen response too long" if limit is not None and pair[0].length > limit else None

@@ -1,0 +1,40 @@
+"""Who speaks in an ask-stage: one model in one role, and how a question to it becomes a request.
+
+Knows: chat format, sampling, adapter, where seeds come from. Does not know: what the answers are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from selfreward_lite.chat import ChatFormat, user
+from selfreward_lite.engines.base import Probe, Request, Sampling
+from selfreward_lite.records import seed_for
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A model in a role. `model` is its name (base, M0, M1, …), `adapter` the GGUF LoRA that makes it, `run` and `seed`
+    are the run's: ids and seeds derive from them. `iteration` is the one that the records belong to."""
+
+    model: str
+    adapter: str | None
+    chat: ChatFormat
+    sampling: Sampling
+    templates: str
+    run: str
+    seed: int
+    iteration: int
+
+    def ask(self, content: str, ids: Sequence[str], continue_with: str = "", probe: Probe | None = None) -> Request:
+        """Return the request that asks the user's `content`, one sample for each record id in `ids`."""
+        return Request(
+            key=ids[0],
+            tokens=self.chat.prompt_ids(user(content), continue_with),
+            seeds=tuple(seed_for(self.seed, record_id) for record_id in ids),
+            sampling=self.sampling,
+            stop=self.chat.stop,
+            adapter=self.adapter,
+            probe=probe,
+        )

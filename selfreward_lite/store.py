@@ -1,0 +1,334 @@
+"""The run folder and its one SQLite file: keyed by item, resumable, readable while it is written.
+
+Knows: tables, transactions, the lock, manifests. Does not know: stages' meaning, models, clocks other than for durations.
+
+    runs/<name>/run.sqlite     every record, which items of which stage are done, what was dropped and why
+    runs/<name>/run.lock       held by the one writer; names its process
+    runs/<name>/base/          the base model as llama.cpp reads it
+    runs/<name>/M<t>/          one model: adapter, GGUF adapter, metrics; its manifest is written last
+
+A folder without its manifest does not exist. A killed run loses what was not yet committed, one item at most a stage.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selfreward_lite.errors import UserError
+from selfreward_lite.records import KINDS, Outcome, Record, content_hash, derive_id
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WHOLE = "all"  # the item name of a stage that is done in one piece
+
+R = TypeVar("R", bound=Record)
+
+_FIXED_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (iteration INTEGER, stage TEXT, item TEXT, PRIMARY KEY (iteration, stage, item))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS drops (iteration INTEGER, stage TEXT, item TEXT, reason TEXT, count INTEGER,
+    PRIMARY KEY (iteration, stage, item, reason)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stages (iteration INTEGER, stage TEXT, total INTEGER, seconds REAL DEFAULT 0,
+    done INTEGER DEFAULT 0, PRIMARY KEY (iteration, stage)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS metrics (iteration INTEGER, name TEXT, value REAL, PRIMARY KEY (iteration, name))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS training (iteration INTEGER, step INTEGER, name TEXT, value REAL,
+    PRIMARY KEY (iteration, step, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS gates (iteration INTEGER, gate TEXT, passed INTEGER, reason TEXT, PRIMARY KEY (iteration, gate))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS promoted (iteration INTEGER PRIMARY KEY, by TEXT);
+"""
+
+
+class Store:
+    """A run's records. Open it with `Store.create`, `Store.write` or `Store.read`; close it when done."""
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+        self.folder = folder
+        self._db = connection
+        self._lock = lock
+
+    @classmethod
+    def write(cls, folder: Path) -> Store:
+        """Open a run for writing, made if it is new. Raises UserError where another process writes it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(folder / "run.lock")
+        connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
+        _migrate(connection, folder)
+        return cls(folder, connection, lock)
+
+    @classmethod
+    def read(cls, folder: Path) -> Store:
+        """Open a run for reading, also while another process writes it. Raises UserError where there is none."""
+        path = folder / "run.sqlite"
+        if not path.exists():
+            raise UserError(f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`")
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+        _check_version(connection, folder)
+        return cls(folder, connection, None)
+
+    def close(self) -> None:
+        """Close the file and give the lock back. Closing twice is allowed."""
+        self._db.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- facts -----------------------------------------------------------------------------------------------------
+
+    def fact(self, name: str) -> Any:
+        """Return a named fact of the run (a JSON value), None if it was never stated."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return json.loads(row[0]) if row else None
+
+    def state(self, name: str, value: Any) -> None:
+        """State a fact; a later statement replaces an earlier one."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    @property
+    def run(self) -> str:
+        """What this run's ids are derived from."""
+        return self.fact("run")
+
+    # -- items and records -----------------------------------------------------------------------------------------
+
+    def commit(self, iteration: int, stage: str, item: str, outcome: Outcome) -> None:
+        """Keep what one item of a stage came to, all of it or nothing. What is there already stays as it is."""
+        with self.transaction():
+            for record in outcome.records:
+                self._insert(record)
+            for reason, count in _summed(outcome).items():
+                self._db.execute("INSERT OR IGNORE INTO drops VALUES (?,?,?,?,?)", (iteration, stage, item, reason, count))
+            self._db.execute("INSERT OR IGNORE INTO items VALUES (?,?,?)", (iteration, stage, item))
+
+    def done_items(self, iteration: int, stage: str) -> set[str]:
+        """Return the items of a stage that are committed."""
+        rows = self._db.execute("SELECT item FROM items WHERE iteration = ? AND stage = ?", (iteration, stage))
+        return {row[0] for row in rows}
+
+    def records(self, kind: type[R], **where: Any) -> list[R]:
+        """Return the records of a kind, in the order in which they were committed; `where` names columns' values."""
+        columns = ", ".join(field.name for field in fields(kind))
+        condition = " AND ".join(f"{name} IS ?" for name in where) or "1"
+        query = f"SELECT {columns} FROM {_table(kind)} WHERE {condition} ORDER BY rowid"
+        return [kind(*row) for row in self._db.execute(query, tuple(where.values()))]
+
+    def count(self, kind: type[Record], **where: Any) -> int:
+        """Return how many records of a kind there are."""
+        condition = " AND ".join(f"{name} IS ?" for name in where) or "1"
+        return self._db.execute(f"SELECT count(*) FROM {_table(kind)} WHERE {condition}", tuple(where.values())).fetchone()[0]
+
+    def drops(self, iteration: int, stage: str) -> dict[str, int]:
+        """Return how much a stage dropped, by reason."""
+        query = "SELECT reason, sum(count) FROM drops WHERE iteration = ? AND stage = ? GROUP BY reason ORDER BY 2 DESC"
+        return dict(self._db.execute(query, (iteration, stage)).fetchall())
+
+    # -- stages ----------------------------------------------------------------------------------------------------
+
+    def begin_stage(self, iteration: int, stage: str, total: int) -> None:
+        """Say how many items a stage has, so that others can show its progress."""
+        self._db.execute(
+            "INSERT INTO stages (iteration, stage, total) VALUES (?,?,?) "
+            "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total", (iteration, stage, total),
+        )
+
+    def spend(self, iteration: int, stage: str, seconds: float) -> None:
+        """Add working time to a stage; a resumed stage keeps what it spent before."""
+        self._db.execute("UPDATE stages SET seconds = seconds + ? WHERE iteration = ? AND stage = ?", (seconds, iteration, stage))
+
+    def end_stage(self, iteration: int, stage: str) -> None:
+        """Mark a stage done, durably."""
+        self._db.execute("UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage))
+        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+
+    def is_done(self, iteration: int, stage: str) -> bool:
+        """Whether a stage has ended."""
+        row = self._db.execute("SELECT done FROM stages WHERE iteration = ? AND stage = ?", (iteration, stage)).fetchone()
+        return bool(row and row[0])
+
+    def stages(self) -> list[tuple[int, str, int, int, float, bool]]:
+        """Return (iteration, stage, items done, items in all, seconds, ended) of every stage begun."""
+        query = ("SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration AND i.stage = s.stage),"
+                 " total, seconds, done FROM stages s ORDER BY iteration")
+        return [(*row[:5], bool(row[5])) for row in self._db.execute(query)]
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def measure(self, iteration: int, **values: float | None) -> None:
+        """Keep measured numbers of an iteration."""
+        rows = [(iteration, name, value) for name, value in values.items()]
+        self._db.executemany("INSERT OR REPLACE INTO metrics VALUES (?,?,?)", rows)
+
+    def metrics(self, iteration: int) -> dict[str, float | None]:
+        """Return the measured numbers of an iteration."""
+        return dict(self._db.execute("SELECT name, value FROM metrics WHERE iteration = ?", (iteration,)).fetchall())
+
+    def log_training(self, iteration: int, step: int, values: dict[str, float]) -> None:
+        """Keep what a trainer reported at a step."""
+        rows = [(iteration, step, name, value) for name, value in values.items()]
+        with self.transaction():
+            self._db.executemany("INSERT OR REPLACE INTO training VALUES (?,?,?,?)", rows)
+
+    def training(self, iteration: int) -> list[tuple[int, str, float]]:
+        """Return (step, name, value) of everything that a trainer reported."""
+        query = "SELECT step, name, value FROM training WHERE iteration = ? ORDER BY step, name"
+        return self._db.execute(query, (iteration,)).fetchall()
+
+    # -- gates and models ------------------------------------------------------------------------------------------
+
+    def record_gate(self, iteration: int, gate: str, passed: bool, reason: str) -> None:
+        """Keep a gate's answer; a repeated question replaces it."""
+        self._db.execute("INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, int(passed), reason))
+
+    def gates(self, iteration: int) -> dict[str, tuple[bool, str]]:
+        """Return every gate's answer about a model: whether it passed, and the reason."""
+        rows = self._db.execute("SELECT gate, passed, reason FROM gates WHERE iteration = ?", (iteration,))
+        return {gate: (bool(passed), reason) for gate, passed, reason in rows}
+
+    def promote(self, iteration: int, by: str) -> None:
+        """Make M<iteration> the newest model; `by` says who decided: the gates, or a person."""
+        self._db.execute("INSERT OR IGNORE INTO promoted VALUES (?,?)", (iteration, by))
+        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+
+    def newest(self) -> int | None:
+        """Return the number of the newest promoted model, None before the seed stage is over."""
+        return self._db.execute("SELECT max(iteration) FROM promoted").fetchone()[0]
+
+    def model_dir(self, iteration: int) -> Path:
+        """Return the folder of M<iteration>, which need not exist."""
+        return self.folder / f"M{iteration}"
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the statements inside, or none of them."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _insert(self, record: Record) -> None:
+        places = ",".join("?" * (len(fields(record)) + 1))
+        row = (*astuple(record), content_hash(record))
+        self._db.execute(f"INSERT OR IGNORE INTO {_table(type(record))} VALUES ({places})", row)
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the run, one line each: damaged file, false ids, changed texts, broken models."""
+        found = [row[0] for row in self._db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+        for kind in KINDS:
+            hashes = dict(self._db.execute(f"SELECT id, content_hash FROM {_table(kind)}").fetchall())
+            for record in self.records(kind):
+                if record.id != derive_id(self.run, record):
+                    found.append(f"{kind.__name__} {record.id}: its id does not follow from its key")
+                if hashes[record.id] != content_hash(record):
+                    found.append(f"{kind.__name__} {record.id}: its content was changed after it was written")
+        for (iteration,) in self._db.execute("SELECT iteration FROM promoted"):
+            found += manifest_faults(self.model_dir(iteration))
+        return found
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """Write `manifest.json` with the sha256 of every file in `folder`, last of all and at once."""
+    files = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)
+    unfinished = folder / f"{MANIFEST}.new"
+    files.pop(unfinished.name, None)
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump({"files": files, **facts}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(folder / MANIFEST)
+
+
+def manifest_faults(folder: Path) -> list[str]:
+    """Return what differs between a folder and its manifest, one line each."""
+    if not (folder / MANIFEST).exists():
+        return [f"{folder}: no manifest, so this folder is not complete"]
+    listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    faults = []
+    for name, digest in listed.items():
+        path = folder / name
+        if not path.exists():
+            faults.append(f"{path}: missing")
+        elif sha256_of(path) != digest:
+            faults.append(f"{path}: differs from its sha256 in the manifest")
+    return faults
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _table(kind: type[Record]) -> str:
+    return f"record_{kind.__name__.lower()}"
+
+
+def _summed(outcome: Outcome) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for drop in outcome.drops:
+        counts[drop.reason] += drop.count
+    return counts
+
+
+def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        connection.executescript(_FIXED_TABLES + "".join(_record_tables()))
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    _check_version(connection, folder)
+
+
+def _record_tables() -> Iterable[str]:
+    affinity = {"int": "INTEGER", "float": "REAL", "int | None": "INTEGER", "float | None": "REAL"}
+    for kind in KINDS:
+        columns = ", ".join(f"{field.name} {affinity.get(str(field.type), 'TEXT')}" for field in fields(kind))
+        yield f"CREATE TABLE {_table(kind)} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
+        parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
+        yield f"CREATE INDEX {_table(kind)}_by ON {_table(kind)} (iteration, {parent});\n"
+
+
+def _check_version(connection: sqlite3.Connection, folder: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{folder} was written in store format {version}, this version reads {SCHEMA_VERSION}; "
+            "use the version that made it, or a new --name"
+        )
+
+
+def _take_lock(path: Path) -> int:
+    """The kernel frees a lock when its holder dies, however it dies, so a stale file never stands in the way."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        raise UserError(f"process {holder} is writing this run; wait for it, or stop it first ({path})") from None
+    os.truncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return handle
