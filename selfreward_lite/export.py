@@ -1,6 +1,6 @@
 """Hugging Face folders → GGUF: a Llama base, a PEFT LoRA adapter.
 
-    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf      (as it is, or as NF4 training held it)
+    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, or as NF4 training held it)
     adapter_to_gguf    adapter_config.json, adapter_model.safetensors  →  adapter.gguf
 
 Works on folders only: no network, no run folder, no knowledge of stages; what may be exported at all is decided in
@@ -41,9 +41,10 @@ Dtype = Literal["f32", "f16", "q8_0"]
 LoadDtype = Literal["float32", "float16", "bfloat16"]
 
 # Of adapter_config.json: what never changes the result, given that each tensor in the file is checked and written.
-ADAPTER_NEUTRAL = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-                   "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "use_rslora",
-                   "megatron_core", "qalora_group_size", "eva_config", "runtime_config", "init_lora_weights", "bias"}
+ADAPTER_NEUTRAL = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "use_rslora", "lora_dropout", "bias", "init_lora_weights", "target_modules", "exclude_modules",
+    "megatron_core", "qalora_group_size", "eva_config", "runtime_config"}
 # Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
 ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
 LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
@@ -112,13 +113,14 @@ def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- the base
 
-def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype, load_dtype: LoadDtype = "float32") -> Path:
+def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
+                 load_dtype: LoadDtype = "float32") -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
-    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on. `load_dtype` is the `dtype=` with which
-    transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are stored;
-    norms are always f32. Raises ExportError where GGUF cannot express the model or a file is broken.
+    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on. `load_dtype` is the `dtype=` with
+    which transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are
+    stored; norms are always f32. Raises ExportError where GGUF cannot express the model or a file is broken.
     """
     from gguf import GGUFWriter
     if weights not in ("original", "nf4") or dtype not in ("f32", "f16", "q8_0"):
@@ -183,7 +185,8 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     if tensor.shape[-1] % block:
         raise ExportError(f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: use f16")
-    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), math.prod(tensor.shape) // block * size, kind)
+    stored_bytes = math.prod(tensor.shape) // block * size
+    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, kind)
 
 
 def _add_settings(writer: GGUFWriter, llama: Llama, dtype: Dtype) -> None:
@@ -260,7 +263,8 @@ def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
         if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
             raise ExportError(f"{adapter_dir}: {key}={value!r} cannot be written as a GGUF LoRA: train without {key}")
     if not config.get("r") or not config.get("lora_alpha"):
-        raise ExportError(f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: both must be above 0")
+        raise ExportError(f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: "
+                          "train with both above 0")
 
 
 def _adapter_arrays(path: Path, llama: Llama, rank: int) -> dict[str, np.ndarray]:

@@ -96,9 +96,9 @@ def read_config(model_dir: Path) -> Llama:
             context=config["max_position_embeddings"], eps=config["rms_norm_eps"], vocab=config["vocab_size"],
             theta=theta, rope=rope, tied=config.get("tie_word_embeddings", False))
     except KeyError as error:
-        raise ExportError(f"{model_dir}/config.json lacks {error}: save the model again with save_pretrained") from error
+        raise ExportError(f"{model_dir}/config.json lacks {error}: save it again with save_pretrained") from error
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
-        raise ExportError(f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: check config.json")
+        raise ExportError(f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json")
     return llama
 
 
@@ -112,7 +112,7 @@ def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise ExportError(f"{model_dir}: rope scaling {kind!r} cannot be exported: choose one without scaling or llama3")
+        raise ExportError(f"{model_dir}: rope scaling {kind!r} cannot be exported: choose none or llama3")
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return theta, {key: float(rope[key]) for key in keys}
 
@@ -138,8 +138,8 @@ def layout(llama: Llama) -> list[Tensor]:
     tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))]
     for n in range(llama.layers):
         source, target = f"model.layers.{n}", f"blk.{n}"
-        tensors.append(Tensor(f"{target}.attn_norm.weight", f"{source}.input_layernorm.weight", (llama.hidden,)))
-        tensors.append(Tensor(f"{target}.ffn_norm.weight", f"{source}.post_attention_layernorm.weight", (llama.hidden,)))
+        for name, module in (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
+            tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", (llama.hidden,)))
         for module, (name, shape, heads) in llama.projections().items():
             tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", shape, heads, linear=True))
     tensors.append(Tensor("output_norm.weight", "model.norm.weight", (llama.hidden,)))
@@ -188,18 +188,19 @@ class Vocabulary:
 
 
 def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
-    """Byte-level BPE of `size` tokens (the embedding's rows). Raises ExportError where llama.cpp would split otherwise."""
+    """Byte-level BPE of `size` tokens (rows of the embedding). ExportError where llama.cpp would split otherwise."""
     spec = read_json(model_dir / "tokenizer.json")
     settings = read_json(model_dir / "tokenizer_config.json")
     _check_tokenizer(model_dir, spec)
     added = {token["content"]: token for token in spec["added_tokens"]}
     ids = spec["model"]["vocab"] | {content: token["id"] for content, token in added.items()}
     if sorted(ids.values()) != list(range(len(ids))) or len(ids) > size:
-        raise ExportError(f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: use its own tokenizer")
+        raise ExportError(f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: use the model's own")
     tokens = sorted(ids, key=ids.__getitem__)
     filler = size - len(tokens)  # embedding rows that no token uses
     kinds: list[TokenKind] = [
-        "NORMAL" if token not in added else "CONTROL" if added[token]["special"] else "USER_DEFINED" for token in tokens]
+        "NORMAL" if token not in added else "CONTROL" if added[token]["special"] else "USER_DEFINED"
+        for token in tokens]
     return Vocabulary(
         tokens=tokens + [f"[PAD{i}]" for i in range(filler)],
         kinds=kinds + ["UNUSED"] * filler,

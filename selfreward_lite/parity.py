@@ -48,7 +48,8 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
     found = plain if gguf_adapter is None else _llama_logits(gguf_base, gguf_adapter, token_lists)
 
     if expected[0].shape != plain[0].shape:
-        raise ExportError(f"{gguf_base} has {plain[0].shape[1]} tokens, {model_dir} {expected[0].shape[1]}: export it again")
+        raise ExportError(f"{gguf_base} has {plain[0].shape[1]} tokens, {model_dir} {expected[0].shape[1]}: "
+                          "export it again")
 
     def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
         return float(np.max([np.abs(a - b).max() for a, b in zip(left, right, strict=True)]))
@@ -61,7 +62,7 @@ def check_parity(measured: Parity, limit: float = 1e-3) -> None:
     """Raise ExportError with the numbers unless the largest difference is a number within `limit`."""
     if not measured.max_abs_diff <= limit:  # written so that NaN fails
         raise ExportError(f"llama.cpp differs from transformers by {measured.max_abs_diff:.3g} in a logit, more than "
-                          f"{limit:g}, over {measured.tokens} tokens: do not use this GGUF; export again from the folder")
+                          f"{limit:g}, over {measured.tokens} tokens: do not use this GGUF, export again")
 
 
 def _reference_logits(model_dir: Path, adapter_dir: Path | None, token_lists: Sequence[Sequence[int]],
@@ -155,7 +156,7 @@ def _decode(context: Any, batch: Any, tokens: Sequence[int]) -> None:
         batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
         batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
     if status := llama_cpp.llama_decode(context, batch):
-        raise ExportError(f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use ids of this vocabulary")
+        raise ExportError(f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use this model's ids")
 
 
 def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
