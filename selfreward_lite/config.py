@@ -6,6 +6,7 @@ settings do. Where a default comes from a paper, the sentence says so (SR = arXi
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from selfreward_lite.errors import ConfigError
 
 PRESETS_DIR = Path(__file__).parent / "presets"
+TINY_MODEL = Path(__file__).parent / "tiny" / "model"
 
 
 class Section(BaseModel):
@@ -28,6 +30,14 @@ class Model(Section):
     templates: str = Field(description="template set in selfreward_lite/prompts")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
     gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the base model. Raises ConfigError where there is none."""
+        folder = TINY_MODEL if self.base == "tiny" else Path(self.base)
+        if not (folder / "config.json").exists():
+            raise ConfigError(f"{folder}: no model there; set model.base to a Hugging Face model folder on this machine")
+        return folder
 
 
 class EngineSettings(Section):
@@ -169,9 +179,15 @@ def load(preset: str, overrides: dict[str, str] | None = None) -> Settings:
     if not path.exists():
         raise ConfigError(f"no preset {preset!r}; choose one of {', '.join(presets())}")
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    for dotted, value in (overrides or {}).items():
+    return override({**tree, "preset": preset}, overrides or {})
+
+
+def override(tree: dict[str, Any], overrides: dict[str, str]) -> Settings:
+    """Return the settings of a tree with dotted `overrides` laid over it; raises as `load` does."""
+    tree = copy.deepcopy(tree)
+    for dotted, value in overrides.items():
         _set(tree, dotted, value)
-    return parse({**tree, "preset": preset})
+    return parse(tree)
 
 
 def parse(tree: dict[str, Any]) -> Settings:

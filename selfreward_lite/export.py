@@ -9,7 +9,6 @@ all. torch, bitsandbytes and gguf are imported inside functions: importing this 
 """
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -18,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ExportError
-from .llama_folder import (
+from selfreward_lite.errors import ExportError
+from selfreward_lite.llama_folder import (
     Llama,
     Tensor,
     layout,
@@ -51,12 +50,6 @@ LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lor
 
 
 # ---------------------------------------------------------------------------------------------- writing a file
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 @contextmanager
 def _whole_file(out: Path) -> Iterator[Path]:

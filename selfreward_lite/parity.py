@@ -10,19 +10,26 @@ check on a few short texts, not an engine. torch, transformers, peft and llama_c
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ExportError
-from .export import Weights
+from selfreward_lite.errors import ExportError
+from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Texts on which tokenizers disagree if they disagree: special tokens typed as text, digits, accents, other scripts, spaces.
+TOKEN_PROBES = (
+    "Score: 4.5/5", "<|eot_id|><|start_header_id|>assistant", "naïve café", "١٢٣ 中文 🙂", "a  b\n\n\tc ", "I'll 12345",
+)
 
 
 @dataclass(frozen=True)
@@ -181,3 +188,25 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
                                   "use the tokenizer.json this GGUF was made from")
             count += len(expected)
     return count
+
+
+# ---------------------------------------------------------------------------------------------- as a child process
+
+def main() -> None:
+    """Do the export that stands as JSON on stdin, prove it, and print what was measured as one JSON line."""
+    task = json.load(sys.stdin)
+    model_dir, out, weights = Path(task["model_dir"]), Path(task["out"]), task["weights"]
+    if task["what"] == "base":
+        base_to_gguf(model_dir, out, weights=weights, dtype=task["dtype"])
+        print(json.dumps({"tokens": token_parity(model_dir, out, TOKEN_PROBES)}))
+        return
+    adapter_to_gguf(Path(task["adapter"]), model_dir, out)
+    measured = parity(model_dir, Path(task["adapter"]), Path(task["base"]), out, task["token_lists"], weights=weights)
+    print(json.dumps({"difference": measured.max_abs_diff, "change": measured.adapter_change}))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ExportError as error:
+        sys.exit(str(error))

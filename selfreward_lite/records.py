@@ -140,9 +140,26 @@ class JudgmentPair:
     rejected_length: int
 
 
-Record = Candidate | Prompt | Response | Judgment | ResponsePair | Battle | Rating | JudgmentPair
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A frozen judge's comparison of two models' answers to a held-out prompt: 1 if `mine` won, 0 if it lost, ½ for a
+    tie, which is also what a verdict is that flips with the order."""
+
+    KEY: ClassVar = ("iteration", "model", "mine_id", "theirs_id")
+    id: str
+    iteration: int
+    model: str
+    prompt_id: str
+    mine_id: str
+    theirs_id: str
+    result: float
+    mine_first_text: str
+    theirs_first_text: str
+
+
+Record = Candidate | Prompt | Response | Judgment | ResponsePair | Battle | Rating | JudgmentPair | Comparison
 KINDS: tuple[type[Record], ...] = (
-    Candidate, Prompt, Response, Judgment, ResponsePair, Battle, Rating, JudgmentPair,
+    Candidate, Prompt, Response, Judgment, ResponsePair, Battle, Rating, JudgmentPair, Comparison,
 )
 
 

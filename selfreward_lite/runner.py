@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from selfreward_lite.engines.base import Completion, Engine, Request
 from selfreward_lite.records import Outcome
+from selfreward_lite.stages.voice import Asking
 from selfreward_lite.store import Store
-
-# What a stage does with one item: yields rounds of requests; each round is answered by one list of completions a
-# request, in the order of its seeds.
-Asking = Generator[list[Request], list[list[Completion]], Outcome]
 
 
 @dataclass
@@ -32,6 +29,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     drops: Counter[str] = field(default_factory=Counter)
+    values: dict[str, float] = field(default_factory=dict)  # what a trainer last logged
 
 
 Watch = Callable[[Progress], None]

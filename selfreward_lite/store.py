@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS items (iteration INTEGER, stage TEXT, item TEXT, PRIM
 CREATE TABLE IF NOT EXISTS drops (iteration INTEGER, stage TEXT, item TEXT, reason TEXT, count INTEGER,
     PRIMARY KEY (iteration, stage, item, reason)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS stages (iteration INTEGER, stage TEXT, total INTEGER, seconds REAL DEFAULT 0,
-    done INTEGER DEFAULT 0, PRIMARY KEY (iteration, stage)) WITHOUT ROWID;
+    done INTEGER DEFAULT 0, PRIMARY KEY (iteration, stage));
 CREATE TABLE IF NOT EXISTS metrics (iteration INTEGER, name TEXT, value REAL, PRIMARY KEY (iteration, name))
     WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS training (iteration INTEGER, step INTEGER, name TEXT, value REAL,
@@ -127,14 +127,14 @@ class Store:
 
     def records(self, kind: type[R], **where: Any) -> list[R]:
         """Return the records of a kind, in the order in which they were committed; `where` names columns' values."""
-        columns = ", ".join(field.name for field in fields(kind))
-        condition = " AND ".join(f"{name} IS ?" for name in where) or "1"
+        columns = ", ".join(f'"{field.name}"' for field in fields(kind))
+        condition = " AND ".join(f'"{name}" IS ?' for name in where) or "1"
         query = f"SELECT {columns} FROM {_table(kind)} WHERE {condition} ORDER BY rowid"
         return [kind(*row) for row in self._db.execute(query, tuple(where.values()))]
 
     def count(self, kind: type[Record], **where: Any) -> int:
         """Return how many records of a kind there are."""
-        condition = " AND ".join(f"{name} IS ?" for name in where) or "1"
+        condition = " AND ".join(f'"{name}" IS ?' for name in where) or "1"
         return self._db.execute(f"SELECT count(*) FROM {_table(kind)} WHERE {condition}", tuple(where.values())).fetchone()[0]
 
     def drops(self, iteration: int, stage: str) -> dict[str, int]:
@@ -168,7 +168,7 @@ class Store:
     def stages(self) -> list[tuple[int, str, int, int, float, bool]]:
         """Return (iteration, stage, items done, items in all, seconds, ended) of every stage begun."""
         query = ("SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration AND i.stage = s.stage),"
-                 " total, seconds, done FROM stages s ORDER BY iteration")
+                 " total, seconds, done FROM stages s ORDER BY rowid")
         return [(*row[:5], bool(row[5])) for row in self._db.execute(query)]
 
     # -- numbers ---------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
 def _record_tables() -> Iterable[str]:
     affinity = {"int": "INTEGER", "float": "REAL", "int | None": "INTEGER", "float | None": "REAL"}
     for kind in KINDS:
-        columns = ", ".join(f"{field.name} {affinity.get(str(field.type), 'TEXT')}" for field in fields(kind))
+        columns = ", ".join(f'"{field.name}" {affinity.get(str(field.type), "TEXT")}' for field in fields(kind))
         yield f"CREATE TABLE {_table(kind)} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
         parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
         yield f"CREATE INDEX {_table(kind)}_by ON {_table(kind)} (iteration, {parent});\n"

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Reporter(TrainerCallback):
 
 def main(job_path: str) -> None:
     """Train the job in `job_path` and write its adapter."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
     started = time.monotonic()
@@ -159,6 +161,12 @@ def say(out: Any, value: dict[str, Any]) -> None:
     """Write one report line."""
     out.write(json.dumps(value) + "\n")
     out.flush()
+
+
+def _end_with_parent() -> None:
+    """Nobody uses what an orphan trains; it would only hold the card."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def _dpo_trainer(model: PeftModel, job: Job) -> DPOTrainer:

@@ -22,6 +22,7 @@ from selfreward_lite.records import Drop, Judgment, JudgmentPair, Prompt, Respon
 from selfreward_lite.stages.judgments import question
 
 Row = dict[str, Any]
+Report = Callable[[int, int, dict[str, float]], None]  # step, steps in all, what the trainer logged
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Rows:
 
     def add(self, row: Row, max_length: int) -> None:
         """Take a row unless it is too long: a trainer would cut it, and the model would never see its end."""
-        longest = len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids")
+        longest = len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name != "prompt_ids")
         if longest > max_length:
             self.drops.append(Drop("longer than max_length"))
         else:
@@ -85,7 +86,8 @@ def sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: 
 
 
 def dpo_rows(
-    response_pairs: Iterable[ResponsePair], judgment_pairs: Iterable[JudgmentPair], texts: Texts, chat: ChatFormat, max_length: int
+    response_pairs: Iterable[ResponsePair], judgment_pairs: Iterable[JudgmentPair], texts: Texts, chat: ChatFormat,
+    max_length: int,
 ) -> Rows:
     """Return both kinds of pairs as rows: a prompt with two responses, or a judge's question with two judgments."""
     rows = Rows()
@@ -110,7 +112,7 @@ class Texts:
     templates: str
 
 
-def run(job: Job, folder: Path, report: Callable[[int, int, dict[str, float]], None]) -> dict[str, float]:
+def run(job: Job, folder: Path, report: Report) -> dict[str, float]:
     """Train in a child process and return its closing facts (steps, seconds, share of weights moved, …).
 
     `report` is called with (step, steps in all, values) as training goes on. Raises TrainingError with the child's own
@@ -120,7 +122,10 @@ def run(job: Job, folder: Path, report: Callable[[int, int, dict[str, float]], N
     job.save(path)
     command = [sys.executable, "-m", "selfreward_lite.train", str(path)]
     with (folder / "train.log").open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True)
+        # Ctrl-C is ours to handle; and the child ends by itself when its input closes, however we die.
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         try:
             closing = _follow(child, report)
             code = child.wait()
@@ -133,7 +138,7 @@ def run(job: Job, folder: Path, report: Callable[[int, int, dict[str, float]], N
     return closing
 
 
-def _follow(child: subprocess.Popen[str], report: Callable[[int, int, dict[str, float]], None]) -> dict[str, float] | None:
+def _follow(child: subprocess.Popen[str], report: Report) -> dict[str, float] | None:
     closing = None
     assert child.stdout is not None
     for line in child.stdout:

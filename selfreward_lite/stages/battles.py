@@ -14,8 +14,7 @@ from selfreward_lite.engines.base import Completion
 from selfreward_lite.parsing import parse_verdict
 from selfreward_lite.prompts import fill, nonce_for
 from selfreward_lite.records import Battle, Drop, Judgment, Outcome, Prompt, Response, make_id, seed_for
-from selfreward_lite.runner import Asking
-from selfreward_lite.stages.voice import Voice
+from selfreward_lite.stages.voice import Asking, Voice
 
 
 def contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
@@ -44,11 +43,13 @@ def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice
     pairs = list(permutations(fit(judgments), 2))
     ids = [make_id(voice.run, Battle, voice.iteration, voice.model, first.id, second.id) for first, second in pairs]
     replies = yield [
-        voice.ask(_question(prompt, response, first, second, voice.templates), [record_id])
+        voice.ask(_question(prompt, response, first, second, voice.templates), record_id, [f"{first.id}:{second.id}"])
         for (first, second), record_id in zip(pairs, ids, strict=True)
     ]
     battles = [
-        Battle(record_id, voice.iteration, voice.model, response.id, first.id, second.id, _verdict(completion), completion.text.strip())
+        Battle(
+            record_id, voice.iteration, voice.model, response.id, first.id, second.id, _verdict(completion), completion.text.strip()
+        )
         for (first, second), record_id, (completion,) in zip(pairs, ids, replies, strict=True)
     ]
     undecided = sum(battle.verdict == 0 for battle in battles)

@@ -15,8 +15,7 @@ from selfreward_lite.engines.base import Completion, Probe
 from selfreward_lite.parsing import parse_score
 from selfreward_lite.prompts import fill, nonce_for
 from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Response, make_id
-from selfreward_lite.runner import Asking
-from selfreward_lite.stages.voice import Voice
+from selfreward_lite.stages.voice import Asking, Voice
 
 SCORES = ("0", "1", "2", "3", "4", "5")
 
@@ -27,7 +26,9 @@ def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int
         make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index) for index in range(count)
     ]
     nonce = nonce_for(response.id, voice.templates)
-    (completions,) = yield [voice.ask(question(prompt, response, voice.templates), ids, probe=score_probe(voice))]
+    seats = [f"{response.id}:{first + index}" for index in range(count)]
+    asked = question(prompt, response, voice.templates)
+    (completions,) = yield [voice.ask(asked, ids[0], seats, probe=score_probe(voice))]
     kept = [
         _judgment(completion, record_id, response, voice, first + index, nonce)
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
@@ -68,7 +69,7 @@ def expected_score(probabilities: Sequence[float]) -> float | None:
 def summarise(judgments: Iterable[Judgment], settings: Judge, kind: Literal["mean", "expected"] | None = None) -> float | None:
     """Return a response's score: the unrounded mean over its readable judgments, None if too few are readable."""
     kind = kind or settings.score
-    scores = [judgment.score if kind == "mean" else judgment.expected_score for judgment in judgments if judgment.score is not None]
+    scores = (one.score if kind == "mean" else one.expected_score for one in judgments if one.score is not None)
     read = [score for score in scores if score is not None]
     needed = max(math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count))
     return math.fsum(read) / len(read) if len(read) >= needed else None

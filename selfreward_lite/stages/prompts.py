@@ -16,14 +16,16 @@ from selfreward_lite.config import Prompts
 from selfreward_lite.parsing import parse_prompts
 from selfreward_lite.prompts import fill
 from selfreward_lite.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
-from selfreward_lite.runner import Asking
-from selfreward_lite.stages.voice import Voice
+from selfreward_lite.stages.voice import Asking, Voice
 
 # Tasks that need more than text, after Self-Instruct's list.
 OTHER_MEDIA = re.compile(
-    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b", re.I
+    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b",
+    re.IGNORECASE,
 )
-_PROGRAM = re.compile(r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.I)
+_PROGRAM = re.compile(
+    r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.IGNORECASE
+)
 _WORD = re.compile(r"\w+")
 
 
@@ -41,7 +43,7 @@ def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Aski
     shown = _demonstrations(random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples)
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill(voice.templates, "new_prompts", tasks=listed)
-    ((completion,),) = yield [voice.ask(content, [record_id], continue_with=f"{len(shown) + 1}.")]
+    ((completion,),) = yield [voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")]
     if completion.finish == "refused":
         return Outcome(drops=(Drop("does not fit the context"),))
     return Outcome((

@@ -28,8 +28,8 @@ class Scored:
 
 
 def build(
-    prompts: Iterable[Prompt], responses: Mapping[str, Sequence[Response]], scores: Mapping[str, float | None], schedule: Schedule,
-    *, run: str, iteration: int,
+    prompts: Iterable[Prompt], responses: Mapping[str, Sequence[Response]], scores: Mapping[str, float | None],
+    schedule: Schedule, *, run: str, iteration: int,
 ) -> Outcome:
     """Return at most one pair a prompt, and by reason how many prompts gave none.
 

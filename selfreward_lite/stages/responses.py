@@ -6,14 +6,13 @@ Knows: how a prompt is asked, which responses are kept. Does not know: scores.
 from __future__ import annotations
 
 from selfreward_lite.records import Drop, Outcome, Prompt, Response, make_id
-from selfreward_lite.runner import Asking
-from selfreward_lite.stages.voice import Voice
+from selfreward_lite.stages.voice import Asking, Voice
 
 
 def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
     """Sample `count` responses to `prompt`; equal ones are kept once (arXiv 2407.19594, section 3.1), empty ones not."""
     ids = [make_id(voice.run, Response, voice.iteration, voice.model, prompt.id, index) for index in range(count)]
-    (completions,) = yield [voice.ask(prompt.text, ids)]
+    (completions,) = yield [voice.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])]
     kept: dict[str, Response] = {}
     drops = []
     for index, completion in enumerate(completions):

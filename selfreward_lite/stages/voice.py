@@ -5,12 +5,16 @@ Knows: chat format, sampling, adapter, where seeds come from. Does not know: wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.chat import ChatFormat, user
-from selfreward_lite.engines.base import Probe, Request, Sampling
-from selfreward_lite.records import seed_for
+from selfreward_lite.engines.base import Completion, Probe, Request, Sampling
+from selfreward_lite.records import Outcome, seed_for
+
+# What an ask-stage does with one item: it yields rounds of requests; each round is answered by one list of completions a
+# request, in the order of its seeds.
+Asking = Generator[list[Request], list[list[Completion]], Outcome]
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,18 @@ class Voice:
     seed: int
     iteration: int
 
-    def ask(self, content: str, ids: Sequence[str], continue_with: str = "", probe: Probe | None = None) -> Request:
-        """Return the request that asks the user's `content`, one sample for each record id in `ids`."""
+    def ask(
+        self, content: str, key: str, seats: Sequence[str], continue_with: str = "", probe: Probe | None = None
+    ) -> Request:
+        """Return the request that asks the user's `content`, one sample for each of `seats`.
+
+        A seat names what a sample's seed derives from: parent and index, not the model. So two models that answer the
+        same prompt draw the same luck, and differ by what they are.
+        """
         return Request(
-            key=ids[0],
+            key=key,
             tokens=self.chat.prompt_ids(user(content), continue_with),
-            seeds=tuple(seed_for(self.seed, record_id) for record_id in ids),
+            seeds=tuple(seed_for(self.seed, seat) for seat in seats),
             sampling=self.sampling,
             stop=self.chat.stop,
             adapter=self.adapter,

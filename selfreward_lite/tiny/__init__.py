@@ -4,6 +4,3 @@ Reading order: `tasks` (what is asked), `answers` (how it is answered, well or b
 `corpus` and `tokenizer` and `build` (how the base model in `model/` was made), `ranked` (the human data it stands in for).
 """
 
-from pathlib import Path
-
-MODEL_DIR = Path(__file__).parent / "model"

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfreward_lite.chat import ChatFormat
-from selfreward_lite.tiny import MODEL_DIR, tokenizer
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.tiny import tokenizer
 from selfreward_lite.tiny.corpus import MIX, vocabulary_text
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
@@ -130,7 +131,7 @@ def _write_generation_config(out: Path, chat: ChatFormat) -> None:
 def main(
     steps: Annotated[int, typer.Option(help="Training steps; the shipped weights took the default.")] = Recipe.steps,
     seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = Recipe.seed,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = MODEL_DIR,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = TINY_MODEL,
 ) -> None:
     """Train the tiny base model from scratch and write it as a Hugging Face folder."""
     loss = build(out, Recipe(steps=steps, seed=seed))

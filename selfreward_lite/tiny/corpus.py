@@ -52,13 +52,13 @@ class Judged:
 
 def acting(rng: random.Random) -> Example:
     """A task and a so-so answer."""
-    task = draw(rng, held_out=False)
+    task = draw(rng, "corpus")
     return Example(user(task.prompt), write(task, rng, Habits()).text)
 
 
 def judging(rng: random.Random) -> Example:
     """A task, an answer, and a noisy judgment of it."""
-    task = draw(rng, held_out=False)
+    task = draw(rng, "corpus")
     answer = write(task, rng, Habits())
     text = fill(TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng))
     habits, luck = JudgeHabits(), rng.random()
@@ -70,7 +70,7 @@ def judging(rng: random.Random) -> Example:
 
 def meta_judging(rng: random.Random) -> Example:
     """A task, an answer, two judgments of it, and which of them errs less."""
-    task = draw(rng, held_out=False)
+    task = draw(rng, "corpus")
     answer = write(task, rng, Habits())
     a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(answer, rng) for _ in range(2))
     text = fill(
@@ -82,7 +82,7 @@ def meta_judging(rng: random.Random) -> Example:
 
 def comparing(rng: random.Random) -> Example:
     """A task, two answers, and which of them is better."""
-    task = draw(rng, held_out=False)
+    task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
     text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
     return Example(user(text), _verdict(_seen(_lacks(a), rng), _seen(_lacks(b), rng), "Response", rng))
@@ -90,7 +90,7 @@ def comparing(rng: random.Random) -> Example:
 
 def listing(rng: random.Random) -> Example:
     """A list of eight tasks and a ninth."""
-    tasks = [draw(rng, held_out=False).prompt for _ in range(9)]
+    tasks = [draw(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
     return Example(user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9.")
 

@@ -1,6 +1,6 @@
 """The tasks of the tiny world: letters in, letters out, each with one right answer.
 
-Knows: how a task is worded and solved, and which tasks are held out for evaluation. Does not know: answers' form, points.
+Knows: how a task is worded and solved, and which tasks serve what. Does not know: answers' form, points.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Literal
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MIN_LETTERS, MAX_LETTERS = 3, 6
-HELD_OUT_SHARE = 8  # one task in eight, by hash, is kept for evaluation and never trained on
+PARTS = 8  # one task in eight, by hash, is kept for evaluation, another for the ranked examples
 
+Part = Literal["corpus", "ranked", "evaluation"]
 Solver = Callable[[list[str]], list[str]]
 
 SOLVERS: dict[str, Solver] = {
@@ -46,17 +48,18 @@ class Task:
         return tuple(SOLVERS[self.verb](list(self.letters)))
 
     @property
-    def held_out(self) -> bool:
-        """Whether this task belongs to evaluation; decided by its text alone, so that it never changes."""
-        return blake2b(self.prompt.encode(), digest_size=4).digest()[0] % HELD_OUT_SHARE == 0
+    def part(self) -> Part:
+        """What this task may be used for; decided by its text alone, so that the parts never overlap."""
+        share = blake2b(self.prompt.encode(), digest_size=4).digest()[0] % PARTS
+        return "evaluation" if share == 0 else "ranked" if share == 1 else "corpus"
 
 
-def draw(rng: random.Random, *, held_out: bool) -> Task:
-    """Return a random task from the evaluation part or from the rest."""
+def draw(rng: random.Random, part: Part) -> Task:
+    """Return a random task from one of the three parts."""
     while True:
         letters = rng.sample(LETTERS, rng.randint(MIN_LETTERS, MAX_LETTERS))
         task = Task(rng.choice(list(SOLVERS)), tuple(letters))
-        if task.held_out == held_out:
+        if task.part == part:
             return task
 
 

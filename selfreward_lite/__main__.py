@@ -1,0 +1,3 @@
+from selfreward_lite.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The last steps of a round: measure the candidate M(t), let the gates decide, promote it or stop.
+
+Knows: which records measure which model. Does not know: how a metric is computed (`evaluate`) or a limit chosen
+(`gates`). The gates are handed only what needs no exact score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from selfreward_lite import evaluate, gates
+from selfreward_lite.errors import GateStop
+from selfreward_lite.records import Comparison, Judgment, Outcome, Response
+from selfreward_lite.stages import judgments, responses
+from selfreward_lite.steps import BASE, Run, bind, grouped, judging
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did on the held-out sets, in the order of those sets."""
+
+    answers: list[Response]
+    judged: list[Judgment]
+    quality: evaluate.JudgeQuality
+
+
+def measure_base(run: Run, _: int) -> None:
+    """Let the untrained base answer and judge the held-out sets, as the mark that M0 is held against."""
+    _ask(run, BASE)
+    run.once(0, "base_evaluation", lambda: _record(run, BASE))
+
+
+def measure(run: Run, iteration: int) -> None:
+    """Let M(t) answer the held-out prompts and judge the held-out ranked answers."""
+    _ask(run, iteration)
+    if iteration > 0 and evaluate.exact_scores(run.held_out(), []) is None:
+        _compare(run, iteration)
+    run.once(iteration, "evaluation", lambda: _record(run, iteration))
+
+
+def pass_gates(run: Run, iteration: int) -> None:
+    """Ask every gate, keep the answers, and raise GateStop if one refuses and gates are to stop the run."""
+    if run.store.is_done(iteration, "gates"):
+        return
+    answers = list(gates.check(_evidence(run, iteration), run.settings.gates))
+    for answer in answers:
+        run.store.record_gate(iteration, answer.gate, answer.passed, answer.reason)
+    refused = [f"{answer.gate}: {answer.reason}" for answer in answers if not answer.passed]
+    if refused and run.settings.gates.mode == "stop":
+        newest = run.store.newest()
+        raise GateStop(
+            f"M{iteration} was refused ({' | '.join(refused)}). The newest model stays "
+            f"{'the base' if newest is None else f'M{newest}'}; the candidate is in {run.store.model_dir(iteration)}. "
+            "Go on with --gates report to take it all the same, or start a new --name with other settings."
+        )
+    run.once(iteration, "gates", Outcome)
+
+
+def promote(run: Run, iteration: int) -> None:
+    """Make M(t) the newest model."""
+    refused = any(not passed for passed, _ in run.store.gates(iteration).values())
+    run.store.promote(iteration, by="report" if refused else "gates")
+
+
+def _ask(run: Run, model: int) -> None:
+    settings, iteration = run.settings.evaluation, max(model, 0)
+    prefix = "base_" if model == BASE else ""
+    actor = run.voice(model, settings.draw, iteration)
+    run.ask(iteration, f"{prefix}eval_responses", [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()])
+    judge = run.voice(model, run.settings.judge.draw, iteration)
+    run.ask(iteration, f"{prefix}eval_judgments", judging(run.ranked()[0], judge, settings.judgments))
+
+
+def _measured(run: Run, model: int) -> Measured:
+    name, iteration = run.voice(model, run.settings.judge.draw, 0).model, max(model, 0)
+    ranked, held_out = run.ranked()[0], {one.id for one in run.held_out()}
+    mine = {answer.id for one in ranked for answer in one.responses}
+    answers = [one for one in run.store.records(Response, iteration=iteration, model=name) if one.prompt_id in held_out]
+    judged = [one for one in run.store.records(Judgment, iteration=iteration, model=name) if one.response_id in mine]
+    by_response = grouped(judged, lambda judgment: judgment.response_id)
+    settings = run.settings.judge.model_copy(update={"count": run.settings.evaluation.judgments})
+    scores = {response_id: judgments.summarise(drawn, settings) for response_id, drawn in by_response.items()}
+    return Measured(answers, judged, evaluate.judge_quality(ranked, scores))
+
+
+def _record(run: Run, model: int) -> Outcome:
+    """Compute the metrics of a model and keep them under its number."""
+    measured = _measured(run, model)
+    values: dict[str, float | None] = {
+        "judge_pair_accuracy": measured.quality.accuracy,
+        "judge_pair_accuracy_error": evaluate.standard_error(measured.quality.outcomes),
+        "judge_pair_accuracy_without_ties": measured.quality.accuracy_without_ties,
+        "judge_read_share": evaluate.share_read(measured.judged),
+        "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
+        "cut_share": _cut_share(measured.answers),
+    }
+    run.store.measure(model, **values, **_exact(run, model, measured.answers), **_compared(run, model))
+    return Outcome()
+
+
+def _exact(run: Run, model: int, answers: Sequence[Response]) -> dict[str, float | None]:
+    """Metrics from the exact scorer, where there is one. Only the report reads them."""
+    exact = evaluate.exact_scores(run.held_out(), answers)
+    if exact is None:
+        return {}
+    rivals = run.store.records(Response, iteration=0, model="M0") if model > 0 else answers
+    rival = evaluate.exact_scores(run.held_out(), rivals)
+    assert rival is not None
+    rate, error = evaluate.win_rate(exact.score, rival.score)
+    return {
+        "exact_score": fmean(exact.score.values()),
+        "exact_score_error": evaluate.standard_error(list(exact.score.values())),
+        "answer_right": fmean(exact.right.values()),
+        "answer_right_error": evaluate.standard_error([float(right) for right in exact.right.values()]),
+        "win_rate_vs_seed": rate if model >= 0 else None,
+        "win_rate_vs_seed_error": error if model > 0 else None,
+    }
+
+
+def _compare(run: Run, iteration: int) -> None:
+    """Where quality cannot be computed: M0, frozen, compares M(t)'s answers with its own, in both orders."""
+    held_out = {one.id: one for one in run.held_out()}
+    mine = {one.prompt_id: one for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")}
+    seeds = {one.prompt_id: one for one in run.store.records(Response, iteration=0, model="M0")}
+    both = [one for one in held_out.values() if one.id in mine and one.id in seeds]
+    voice = run.voice(0, run.settings.judge.draw, iteration)
+    items = [(one.id, bind(evaluate.ask_comparison, one, mine[one.id], seeds[one.id], voice)) for one in both]
+    run.ask(iteration, "comparisons", items)
+
+
+def _compared(run: Run, model: int) -> dict[str, float | None]:
+    results = [one.result for one in run.store.records(Comparison, iteration=model)]
+    if not results:
+        return {}
+    return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": evaluate.standard_error(results)}
+
+
+def _evidence(run: Run, iteration: int) -> gates.Evidence:
+    now, before = _measured(run, iteration), _measured(run, iteration - 1)
+    known = run.store.metrics(iteration)
+    return gates.Evidence(
+        rows=int(known["training_rows"] or 0),
+        moved_share=known["training_moved_share"] or 0.0,
+        first_margin=known["training_first_margin"] or 0.0,
+        logit_difference=_number(known["logit_difference"]),
+        logit_change=known["logit_change"] or 0.0,
+        cut_share=_cut_share(now.answers),
+        read_share=evaluate.share_read(now.judged),
+        length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
+        judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
+    )
+
+
+def _cut_share(answers: Sequence[Response]) -> float:
+    return fmean(one.finish == "length" for one in answers) if answers else 1.0
+
+
+def _mean_length(answers: Sequence[Response]) -> float:
+    return fmean(len(one.text) for one in answers) if answers else 0.0
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,82 @@
+"""What a person sees on stderr while a run works: a line a stage, with progress, rate, time left and what was dropped.
+
+Knows: rich, terminals and pipes. Does not know: stages' meaning.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from selfreward_lite import runner
+
+_QUIET_SECONDS = 20.0  # into a pipe, a long stage says how far it is this often
+
+
+class Display:
+    """A watcher for `runner` that draws; use it as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: dict[tuple[int, str], TaskID] = {}
+        self._spoke = 0.0
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, at: runner.Progress) -> None:
+        """Show how far a stage is."""
+        if not self._console.is_terminal:
+            self._speak(at)
+            return
+        key = (at.iteration, at.stage)
+        if key not in self._bars:
+            self._bars[key] = self._progress.add_task(f"M{at.iteration} {at.stage}", total=at.total, note="")
+        self._progress.update(self._bars[key], completed=at.done, total=at.total, note=note(at))
+
+    def _speak(self, at: runner.Progress) -> None:
+        if at.done < at.total and time.monotonic() - self._spoke < _QUIET_SECONDS:
+            return
+        self._spoke = time.monotonic()
+        self._console.print(
+            f"M{at.iteration} {at.stage}: {at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}  {note(at)}".rstrip(),
+            highlight=False, soft_wrap=True, markup=False,
+        )
+
+
+def note(at: runner.Progress) -> str:
+    """Return rate, what was dropped and why, and what a trainer last said, in words.
+
+    >>> note(runner.Progress(1, "responses", 10, done=4, tokens=300, seconds=2.0))
+    '150 tokens/s'
+    """
+    parts = []
+    if at.tokens and at.seconds > 0:
+        parts.append(f"{at.tokens / at.seconds:.0f} tokens/s")
+    names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+    parts += [f"{word} {at.values[name]:.3f}" for name, word in names.items() if name in at.values]
+    if at.drops:
+        parts.append("dropped: " + ", ".join(f"{count} {reason}" for reason, count in at.drops.most_common(3)))
+    return "  ".join(parts)
+
+
+def time_left(at: runner.Progress) -> str:
+    """Return how long the rest will take at the rate so far, in words; nothing before the first item.
+
+    >>> time_left(runner.Progress(1, "responses", 10, done=4, seconds=2.0))
+    ', 3 s left'
+    """
+    fresh = at.done - at.already
+    if not fresh or at.done >= at.total:
+        return ""
+    return f", {at.seconds / fresh * (at.total - at.done):.0f} s left"

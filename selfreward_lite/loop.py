@@ -1,0 +1,101 @@
+"""The order of the steps, written once; and what a run is: a folder that can be gone on with at any time.
+
+Knows: which step follows which, when a run is new, unfinished or finished. Does not know: what a step does. Every step does
+only what is missing, so going on after a kill is the same as starting: all of them are called again, in order.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+
+from selfreward_lite import assess, config, steps
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import Settings
+from selfreward_lite.errors import ConfigError
+from selfreward_lite.runner import Watch
+from selfreward_lite.steps import Run
+from selfreward_lite.store import Store
+from selfreward_lite.tools import Tools
+
+Step = Callable[[Run, int], None]
+
+# base → M0: the judge learns from judgments that agree with ranked human data.
+SEED_STAGE: tuple[Step, ...] = (
+    steps.export_base,
+    steps.read_ranked,
+    assess.measure_base,
+    steps.judge_ranked,
+    steps.train_seed,
+    steps.export,
+    assess.measure,
+    assess.pass_gates,
+    assess.promote,
+)
+
+# M(t−1) → M(t): the model answers, judges its answers, judges its judgments, and learns from both.
+ITERATION: tuple[Step, ...] = (
+    steps.new_prompts,
+    steps.respond,
+    steps.judge,
+    steps.pair_responses,
+    steps.battle,
+    steps.rate,
+    steps.pair_judgments,
+    steps.train,
+    steps.export,
+    assess.measure,
+    assess.pass_gates,
+    assess.promote,
+)
+
+# What may change when a run is gone on with: nothing that has a part in what its records mean.
+_FREE = ("iterations", "engine", "gates")
+_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
+
+
+def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
+    """Do whatever is missing of the seed stage and of `settings.iterations` iterations.
+
+    Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
+    """
+    model_dir = settings.model.folder
+    work = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch)
+    try:
+        for iteration in range(settings.iterations + 1):
+            newest = store.newest()
+            if newest is not None and newest >= iteration:
+                continue
+            for step in ITERATION if iteration else SEED_STAGE:
+                step(work, iteration)
+    finally:
+        work.release_engine()
+
+
+def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings:
+    """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
+
+    `wanted` are dotted overrides. Raises ConfigError where they contradict what the run's records were made with.
+    """
+    begun = store.fact("settings")
+    if begun is None:
+        settings = config.load(preset or "tiny", wanted)
+        store.state("run", f"seed {settings.seed}")
+        store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
+        store.state("settings", settings.model_dump(mode="json"))
+        return settings
+    if preset not in (None, begun["preset"]):
+        raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
+    settings = config.override(begun, wanted)
+    for key, value in settings.model_dump(mode="json").items():
+        if key not in _FREE and value != begun[key]:
+            raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
+    store.state("settings", settings.model_dump(mode="json"))
+    return settings
+
+
+def finished(store: Store, settings: Settings) -> bool:
+    """Whether nothing is left to do."""
+    newest = store.newest()
+    return newest is not None and newest >= settings.iterations

@@ -1,0 +1,214 @@
+"""Ranked human data → who trains the judge (EFT), who measures it, who answers held-out prompts.
+
+Knows: OASST's schema (Köpf et al. 2023, arXiv 2304.07327), the selection of arXiv 2401.10020 section 3.1. Does not
+know: how judgments are made; those come from the engine, through the judgments stage. Split by message tree, evaluation
+first, so that no evaluation prompt is ever trained on or shown as an example. Every row left out is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.config import Settings
+from selfreward_lite.errors import DataError
+from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Record, Response, make_id, seed_for
+from selfreward_lite.stages.judgments import question
+from selfreward_lite.tiny import ranked as tiny_ranked
+from selfreward_lite.tiny import tasks as tiny_tasks
+
+HUMAN = "human"  # who wrote the ranked responses
+_NEEDED = ("message_id", "parent_id", "text", "role", "rank")
+_TINY_SPARE = 5  # ranked prompts made a wanted EFT prompt: most sets of judgments disagree with the ranking
+
+
+@dataclass(frozen=True)
+class RankedPrompt:
+    """A first-turn prompt with at least two ranked responses, best first."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One EFT example: the judge's question, and the judgment that agreed with the humans."""
+
+    question: str
+    judgment: Judgment
+
+
+def load_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Return the messages of the ranked data. Raises DataError with file and line for a row that cannot be read."""
+    source = settings.seed_stage.ranked
+    if source == "tiny":
+        wanted = settings.seed_stage.train_examples // tiny_ranked.ANSWERS
+        return list(tiny_ranked.rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted))
+    path = Path(source)
+    if not path.exists():
+        raise DataError(f"{path}: no such file; set seed_stage.ranked to a JSONL or Parquet file in OASST's schema")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return _checked(path, pyarrow.parquet.read_table(path).to_pylist())
+    return _checked(path, _json_lines(path))
+
+
+def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[RankedPrompt], Outcome]:
+    """Return the usable prompts in the order of the data, and as an outcome their records and what was left out."""
+    usable, drops = _usable(rows)
+    answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    firsts: list[Mapping[str, Any]] = []
+    for row in usable:
+        if row["parent_id"] is None:
+            firsts.append(row)
+        else:
+            answers[row["parent_id"]].append(row)
+    found: list[RankedPrompt] = []
+    seen: set[str] = set()
+    for row in firsts:
+        if row["text"].strip() in seen:  # else an evaluation prompt could stand among the training prompts
+            drops["same prompt again"] += 1
+            continue
+        seen.add(row["text"].strip())
+        ranked = sorted((a for a in answers[row["message_id"]] if a["rank"] is not None), key=lambda a: int(a["rank"]))
+        if len(ranked) < 2:
+            drops["fewer than two ranked answers"] += 1
+            continue
+        found.append(_as_records(len(found), row["text"], [answer["text"] for answer in ranked], run))
+    records: list[Record] = []
+    for one in found:
+        records += [one.prompt, *one.responses]
+    return found, Outcome(tuple(records), tuple(Drop(reason, count) for reason, count in drops.items()))
+
+
+def split(found: Sequence[RankedPrompt], settings: Settings) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
+    """Return (evaluation, training) prompts; evaluation is reserved first. Raises DataError if nothing is left."""
+    shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
+    held_out, rest = shuffled[: settings.seed_stage.eval_prompts], shuffled[settings.seed_stage.eval_prompts :]
+    if not rest:
+        raise DataError(
+            f"{len(found)} ranked prompts are too few for {settings.seed_stage.eval_prompts} evaluation prompts; "
+            "lower seed_stage.eval_prompts or give more data"
+        )
+    return held_out, rest
+
+
+def held_out_prompts(settings: Settings, run: str, ranked: Sequence[RankedPrompt]) -> list[Prompt]:
+    """Return the prompts that every model of the run answers for evaluation, and that none is trained on.
+
+    In the tiny world they are drawn from its evaluation part; elsewhere they are the held-out `ranked` prompts.
+    """
+    if settings.seed_stage.ranked != "tiny":
+        return [one.prompt for one in ranked[: settings.evaluation.prompts]]
+    rng = random.Random(settings.seed)
+    texts = dict.fromkeys(tiny_tasks.draw(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts))
+    chosen = list(texts)[: settings.evaluation.prompts]
+    return [
+        Prompt(make_id(run, Prompt, 0, "held_out", index), 0, "held_out", index, text) for index, text in enumerate(chosen)
+    ]
+
+
+def agreeing(one: RankedPrompt, judgments: Mapping[str, Sequence[Judgment]]) -> list[Judgment] | None:
+    """Return the first set of judgments, one a response, whose scores agree with the human ranking.
+
+    Try number i takes the i-th judgment of each response. A set agrees if no pair of scores is inverted and the best
+    response scores above the worst. None if no try does.
+    """
+    columns = [judgments.get(response.id, ()) for response in one.responses]
+    for tried in zip(*columns, strict=False):
+        scores = [judgment.score for judgment in tried]
+        read = [score for score in scores if score is not None]
+        if len(read) < len(scores) or read[0] <= read[-1]:
+            continue
+        if all(better >= worse for better, worse in combinations(read, 2)):
+            return list(tried)
+    return None
+
+
+def eft_examples(
+    prompts: Sequence[RankedPrompt], judgments: Mapping[str, Sequence[Judgment]], settings: Settings
+) -> tuple[list[Example], Outcome]:
+    """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out."""
+    examples: list[Example] = []
+    drops: Counter[str] = Counter()
+    for one in prompts:
+        agreed = agreeing(one, judgments)
+        if agreed is None:
+            drops["no set of judgments agrees with the ranking"] += len(one.responses)
+            continue
+        examples += [
+            Example(question(one.prompt, response, settings.model.templates), judgment)
+            for response, judgment in zip(one.responses, agreed, strict=True)
+        ]
+    if settings.seed_stage.cap_most_common:
+        examples, thinned = _thinned(examples)
+        drops["most common score"] += thinned
+    drops["above train_examples"] += max(0, len(examples) - settings.seed_stage.train_examples)
+    kept = examples[: settings.seed_stage.train_examples]
+    return kept, Outcome(drops=tuple(Drop(reason, count) for reason, count in drops.items() if count))
+
+
+def _thinned(examples: list[Example]) -> tuple[list[Example], int]:
+    """Leave out examples of the most common score until it is no more common than the second."""
+    counts = Counter(example.judgment.score for example in examples).most_common(2)
+    if len(counts) < 2:
+        return examples, 0
+    (common, count), (_, second) = counts
+    kept, seen = [], 0
+    for example in examples:
+        seen += example.judgment.score == common
+        if example.judgment.score != common or seen <= second:
+            kept.append(example)
+    return kept, count - second
+
+
+def _usable(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], Counter[str]]:
+    """The base filter of the seed data, with a count for every reason."""
+    kept, drops = [], Counter[str]()
+    for row in rows:
+        if row.get("lang", "en") != "en":
+            drops["not English"] += 1
+        elif row.get("deleted") or row.get("review_result") is False or row.get("synthetic"):
+            drops["deleted, rejected or synthetic"] += 1
+        elif row.get("tree_state", "ready_for_export") != "ready_for_export":
+            drops["tree not ready for export"] += 1
+        elif not str(row["text"] or "").strip():
+            drops["empty text"] += 1
+        else:
+            kept.append(row)
+    return kept, drops
+
+
+def _as_records(index: int, prompt_text: str, texts: Sequence[str], run: str) -> RankedPrompt:
+    prompt = Prompt(make_id(run, Prompt, 0, "ranked", index), 0, "ranked", index, prompt_text.strip())
+    responses = tuple(
+        Response(make_id(run, Response, 0, HUMAN, prompt.id, rank), 0, HUMAN, prompt.id, rank, text.strip(), "stop", 0, rank)
+        for rank, text in enumerate(texts)
+    )
+    return RankedPrompt(prompt, responses)
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not JSON ({error.msg}); mend or remove that line") from None
+
+
+def _checked(path: Path, rows: Iterable[Any]) -> list[dict[str, Any]]:
+    checked = []
+    for number, row in enumerate(rows, 1):
+        missing = [name for name in _NEEDED if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise DataError(f"{path}:{number}: no field {missing[0]!r}; ranked data must be in OASST's schema")
+        checked.append(row)
+    return checked

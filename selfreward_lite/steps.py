@@ -1,0 +1,360 @@
+"""Each step of a run, between the store and a stage: what it reads, what it asks or computes, what it commits.
+
+Knows: which records feed which stage, and which model speaks. Does not know: the order of the steps (that is `loop`), how
+an engine or a trainer works (those are `tools`). Every step can be called again: it does only what is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from selfreward_lite import seed
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import Draw, Settings
+from selfreward_lite.engines.base import Engine, Sampling
+from selfreward_lite.records import (
+    Battle,
+    Candidate,
+    Judgment,
+    JudgmentPair,
+    Outcome,
+    Prompt,
+    Rating,
+    Record,
+    Response,
+    ResponsePair,
+)
+from selfreward_lite.runner import Progress, Watch, run_stage
+from selfreward_lite.stages import battles, judgment_pairs, judgments, prompts, ratings, response_pairs, responses
+from selfreward_lite.stages.voice import Asking, Voice
+from selfreward_lite.store import WHOLE, Store, write_manifest
+from selfreward_lite.tools import Tools
+from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
+
+BASE = -1  # the number under which the untrained base is measured
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class Run:
+    """A run under way: its records, its settings, and the one engine that is open between two trainings."""
+
+    store: Store
+    settings: Settings
+    chat: ChatFormat
+    model_dir: Path
+    tools: Tools
+    watch: Watch
+    _engine: Engine | None = field(default=None, repr=False)
+
+    def engine(self) -> Engine:
+        """Return the engine, opened if need be."""
+        if self._engine is None:
+            self._engine = self.tools.open_engine(self.base_gguf, self.settings.engine)
+        return self._engine
+
+    def release_engine(self) -> None:
+        """Close the engine, so that a trainer has the memory to itself."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    @property
+    def base_gguf(self) -> Path:
+        """The base as llama.cpp reads it."""
+        return self.store.folder / "base" / "base.gguf"
+
+    def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
+        """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
+        return Voice(
+            model="base" if model == BASE else f"M{model}",
+            adapter=None if model == BASE else str(self.store.model_dir(model) / "adapter.gguf"),
+            chat=self.chat,
+            sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
+            templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,
+        )
+
+    def ask(self, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]]) -> None:
+        """Do an ask-stage, unless it is done."""
+        if not self.store.is_done(iteration, stage):
+            run_stage(self.store, self.engine(), iteration, stage, items, self.watch)
+
+    def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
+        """Do a step that is one piece, unless it is done, and commit what it comes to."""
+        if self.store.is_done(iteration, stage):
+            return
+        self.store.begin_stage(iteration, stage, 1)
+        progress = Progress(iteration, stage, 1)
+        self.watch(progress)
+        started = time.monotonic()
+        outcome = work()
+        self.store.commit(iteration, stage, WHOLE, outcome)
+        progress.done, progress.seconds = 1, time.monotonic() - started
+        progress.drops.update({drop.reason: drop.count for drop in outcome.drops})
+        self.store.spend(iteration, stage, progress.seconds)
+        self.store.end_stage(iteration, stage)
+        self.watch(progress)
+
+    def ranked(self) -> tuple[list[seed.RankedPrompt], list[seed.RankedPrompt]]:
+        """Return the ranked prompts (for evaluation, for training), as the first step stored them."""
+        by_prompt = grouped(self.store.records(Response, model=seed.HUMAN), lambda response: response.prompt_id)
+        found = [
+            seed.RankedPrompt(prompt, tuple(by_prompt[prompt.id])) for prompt in self.store.records(Prompt, origin="ranked")
+        ]
+        return seed.split(found, self.settings)
+
+    def held_out(self) -> list[Prompt]:
+        """Return the prompts that every model answers for evaluation."""
+        if self.settings.seed_stage.ranked != "tiny":
+            return [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
+        return self.store.records(Prompt, origin="held_out")
+
+
+# -- seed stage ----------------------------------------------------------------------------------------------------------
+
+
+def export_base(run: Run, _: int) -> None:
+    """Write the base as GGUF, in the numbers that the adapters are trained on."""
+    run.once(0, "base", lambda: run.tools.export_base(run.model_dir, run.base_gguf, run.settings.model) or Outcome())
+
+
+def read_ranked(run: Run, _: int) -> None:
+    """Read the ranked human data and draw the held-out prompts."""
+
+    def work() -> Outcome:
+        found, outcome = seed.ranked_prompts(seed.load_rows(run.settings), run.store.run)
+        held_out, _training = seed.split(found, run.settings)
+        own = seed.held_out_prompts(run.settings, run.store.run, held_out)
+        new = [prompt for prompt in own if prompt.origin == "held_out"]
+        return Outcome((*outcome.records, *new), outcome.drops)
+
+    run.once(0, "ranked", work)
+
+
+def judge_ranked(run: Run, _: int) -> None:
+    """Have the base judge the ranked training answers, several times each."""
+    attempts = run.settings.seed_stage.attempts
+    voice = run.voice(BASE, run.settings.judge.draw, 0)
+    run.ask(0, "eft_judgments", judging(run.ranked()[1], voice, attempts))
+
+
+def train_seed(run: Run, _: int) -> None:
+    """SFT on the judgments that agree with the humans (EFT) → M0."""
+
+    def work() -> Outcome:
+        drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
+        examples, left_out = seed.eft_examples(run.ranked()[1], drawn, run.settings)
+        settings = run.settings.sft
+        rows = sft_rows(((one.question, one.judgment.text) for one in examples), run.chat, settings.max_length)
+        _train(run, 0, "sft", rows)
+        return Outcome(drops=(*left_out.drops, *rows.drops))
+
+    run.once(0, "training", work)
+
+
+# -- one iteration -------------------------------------------------------------------------------------------------------
+
+
+def new_prompts(run: Run, iteration: int) -> None:
+    """Have new prompts written, in rounds, until enough are kept or the attempts are used up."""
+    settings, store = run.settings.prompts, run.store
+    if store.is_done(iteration, "prompts"):
+        return
+    speaker = BASE if settings.writer == "base" else iteration - 1
+    voice = run.voice(speaker, settings.draw, iteration)
+    ranked_eval, ranked_train = run.ranked()
+    human = [one.prompt.text for one in ranked_train]
+    own = [prompt.text for prompt in store.records(Prompt, origin="generated") if prompt.iteration < iteration]
+    secret = [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in ranked_eval]
+    examples = prompts.Examples(human, own)
+    wanted, limit = settings.count, int(settings.count * settings.attempts)
+    while True:
+        wanted = min(wanted, limit)
+        items = [(str(index), bind(prompts.ask, index, voice, settings, examples)) for index in range(wanted)]
+        run_stage(store, run.engine(), iteration, "candidates", items, run.watch)
+        candidates = sorted(store.records(Candidate, iteration=iteration), key=lambda one: one.index)
+        kept = prompts.keep(
+            candidates, settings, run=store.run, iteration=iteration, known=[*human, *own], held_out=secret
+        )
+        if len(kept.records) >= settings.count or wanted == limit:
+            break
+        wanted += max(8, 2 * (settings.count - len(kept.records)))
+    run.once(iteration, "prompts", lambda: kept)
+
+
+def respond(run: Run, iteration: int) -> None:
+    """M(t−1) as actor: K responses a prompt."""
+    settings = run.settings.responses
+    voice = run.voice(iteration - 1, settings.draw, iteration)
+    items = [(one.id, bind(responses.ask, one, voice, settings.count)) for one in _prompts(run, iteration)]
+    run.ask(iteration, "responses", items)
+
+
+def judge(run: Run, iteration: int) -> None:
+    """M(t−1) as judge: N judgments a response."""
+    settings = run.settings.judge
+    voice = run.voice(iteration - 1, settings.draw, iteration)
+    by_id = {prompt.id: prompt for prompt in _prompts(run, iteration)}
+    items = [
+        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, voice, settings.count))
+        for one in _responses(run, iteration)
+    ]
+    run.ask(iteration, "judgments", items)
+
+
+def pair_responses(run: Run, iteration: int) -> None:
+    """Best against worst response, with length control."""
+
+    def work() -> Outcome:
+        drawn = _judgments(run, iteration)
+        answers = _responses(run, iteration)
+        scores = {one.id: judgments.summarise(drawn.get(one.id, ()), run.settings.judge) for one in answers}
+        return response_pairs.build(
+            _prompts(run, iteration), grouped(answers, lambda one: one.prompt_id), scores,
+            run.settings.for_iteration(iteration), run=run.store.run, iteration=iteration,
+        )
+
+    run.once(iteration, "response_pairs", work)
+
+
+def battle(run: Run, iteration: int) -> None:
+    """M(t−1) as meta-judge: on each prompt's most contested response, every pair of judgments in both orders."""
+    if not run.settings.for_iteration(iteration).judgment_pairs:
+        return
+    voice = run.voice(iteration - 1, run.settings.meta_judge.draw, iteration)
+    drawn = _judgments(run, iteration)
+    answers = grouped(_responses(run, iteration), lambda one: one.prompt_id)
+    items = []
+    for prompt in _prompts(run, iteration):
+        candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
+        index = battles.contested([drawn[one.id] for one in candidates], run.settings.seed)
+        if index is not None:
+            response = candidates[index]
+            items.append((prompt.id, bind(battles.ask, prompt, response, drawn[response.id], voice)))
+    run.ask(iteration, "battles", items)
+
+
+def rate(run: Run, iteration: int) -> None:
+    """Fit a strength to every judgment that fought."""
+    if run.settings.for_iteration(iteration).judgment_pairs:
+        ridge = run.settings.meta_judge.ridge
+        fought = sorted(run.store.records(Battle, iteration=iteration), key=lambda one: one.id)
+        run.once(iteration, "ratings", lambda: ratings.rate(fought, ridge, run=run.store.run, iteration=iteration))
+
+
+def pair_judgments(run: Run, iteration: int) -> None:
+    """Strongest against weakest judgment."""
+    schedule = run.settings.for_iteration(iteration)
+    if schedule.judgment_pairs:
+        by_id = {one.id: one for one in run.store.records(Judgment, iteration=iteration)}
+        rated = run.store.records(Rating, iteration=iteration)
+        run.once(
+            iteration, "judgment_pairs",
+            lambda: judgment_pairs.build(rated, by_id, schedule, run=run.store.run, iteration=iteration),
+        )
+
+
+def train(run: Run, iteration: int) -> None:
+    """DPO on both kinds of pairs, from M(t−1) with M(t−1) as reference → M(t)."""
+
+    def work() -> Outcome:
+        texts = Texts(
+            {one.id: one for one in _prompts(run, iteration)},
+            {one.id: one for one in _responses(run, iteration)},
+            {one.id: one for one in run.store.records(Judgment, iteration=iteration)},
+            run.settings.model.templates,
+        )
+        rows = dpo_rows(
+            run.store.records(ResponsePair, iteration=iteration), run.store.records(JudgmentPair, iteration=iteration),
+            texts, run.chat, run.settings.dpo.max_length,
+        )
+        _train(run, iteration, "dpo", rows)
+        return Outcome(drops=tuple(rows.drops))
+
+    run.once(iteration, "training", work)
+
+
+def export(run: Run, iteration: int) -> None:
+    """Write the adapter as GGUF, measure that llama.cpp runs the model that was trained, and close the folder."""
+
+    def work() -> Outcome:
+        run.release_engine()
+        folder = run.store.model_dir(iteration)
+        probes = [run.chat.prompt_ids([{"role": "user", "content": prompt.text}]) for prompt in run.held_out()[:4]]
+        parity = run.tools.export_adapter(
+            run.model_dir, folder / "adapter", run.base_gguf, folder / "adapter.gguf", probes, run.settings.model
+        )
+        run.store.measure(iteration, logit_difference=parity["difference"], logit_change=parity["change"])
+        write_manifest(folder, {"iteration": iteration, "run": run.store.run, **parity})
+        return Outcome()
+
+    run.once(iteration, "export", work)
+
+
+# -- shared by the steps -------------------------------------------------------------------------------------------------
+
+
+def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
+    """Train in a child, alone on the machine's memory. What an earlier, killed attempt left is cleared first."""
+    run.release_engine()
+    folder = run.store.model_dir(iteration)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    work = run.store.folder / "training"
+    work.mkdir(exist_ok=True)
+    rows.save(work / "rows.jsonl")
+    settings = run.settings.sft if method == "sft" else run.settings.dpo
+    job = Job(
+        method="sft" if method == "sft" else "dpo", model_dir=str(run.model_dir), quantisation=run.settings.model.quantisation,
+        adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
+        adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
+        seed=run.settings.seed, settings=settings.model_dump(), lora=run.settings.lora.model_dump(),
+    )
+    progress = Progress(iteration, "training", 1)
+    started = time.monotonic()
+
+    def report(step: int, steps: int, values: dict[str, float]) -> None:
+        run.store.log_training(iteration, step, values)
+        progress.done, progress.total, progress.seconds = step, steps, time.monotonic() - started
+        progress.values = values
+        run.watch(progress)
+
+    facts = run.tools.train(job, work, report)
+    run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
+
+
+def judging(ranked: Sequence[seed.RankedPrompt], voice: Voice, count: int) -> list[tuple[str, Callable[[], Asking]]]:
+    return [
+        (response.id, bind(judgments.ask, one.prompt, response, voice, count)) for one in ranked for response in one.responses
+    ]
+
+
+def _prompts(run: Run, iteration: int) -> list[Prompt]:
+    return run.store.records(Prompt, iteration=iteration, origin="generated")
+
+
+def _responses(run: Run, iteration: int) -> list[Response]:
+    return run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+
+
+def _judgments(run: Run, iteration: int) -> Mapping[str, list[Judgment]]:
+    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+    return grouped(drawn, lambda judgment: judgment.response_id)
+
+
+def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
+    """Group by `key`; in each group, the order of sample numbers, whatever order they were committed in."""
+    groups: dict[str, list[R]] = defaultdict(list)
+    for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
+        groups[key(record)].append(record)
+    return dict(groups)
+
+
+def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]:
+    return lambda: ask(*arguments)
