@@ -48,7 +48,8 @@ def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice
     ]
     battles = [
         Battle(
-            record_id, voice.iteration, voice.model, response.id, first.id, second.id, _verdict(completion), completion.text.strip()
+            record_id, voice.iteration, voice.model, response.id, first.id, second.id, _verdict(completion),
+            completion.text.strip(),
         )
         for (first, second), record_id, (completion,) in zip(pairs, ids, replies, strict=True)
     ]

@@ -1,0 +1,391 @@
+"""Continuous batching: which token of which sequence is computed next.
+
+Knows: requests, cells, the few verbs of a `Device`. Does not know: llama.cpp, files, processes. One step computes one
+token of every sample under way and fills the rest of the batch with prompts. A prompt of L tokens is computed to L-1
+in a root sequence, once; every sample forks from there and computes the last prompt token itself, so that roots need no
+logits. A sample is let in only when all the cells it may ever need are free, so no decode runs out of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from selfreward_lite.engines.base import Completion, Finish, Request
+from selfreward_lite.engines.device import Device, Stats
+from selfreward_lite.engines.kv import Cells, Root, Roots, Run
+from selfreward_lite.errors import EngineError
+
+WORTH_WAITING = 16  # a prompt waits for a shared beginning under way if that saves at least so many tokens
+BURST = 8  # after so many batches' worth of samples for one adapter, others that wait get their turn
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An admitted request with samples still to start."""
+
+    request: Request
+    root: Root | None
+    started: int = 0
+
+    @property
+    def base(self) -> int:
+        return len(self.request.tokens) - 1
+
+    @property
+    def need(self) -> int:
+        return 1 + self.request.sampling.max_tokens
+
+    @property
+    def ready(self) -> bool:
+        return self.root is None or self.root.computed >= self.base
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A sample under way; `token` at `position` is what it computes next."""
+
+    sequence: int
+    request: Request
+    sample: int
+    sampler: Any
+    leaf: Run
+    token: int
+    position: int
+    stop: frozenset[int]
+    watched: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    probe: tuple[float, ...] | None = None
+
+
+class Batcher:
+    """Keeps up to `parallel` samples under way on one device. Roots stay warm from one `run` to the next."""
+
+    def __init__(self, device: Device, parallel: int, roots: int) -> None:
+        self.stats = Stats()
+        self.cancelled = False
+        self._device = device
+        self._parallel = parallel
+        self._cells = Cells(device.cells)
+        self._roots = Roots(self._cells, range(parallel, parallel + roots), device.drop)
+        self._spare = list(range(parallel))
+        self._slots: list[_Slot] = []
+        self._jobs: deque[_Job] = deque()
+        self._queue: deque[Request] = deque()
+        self._done: list[Completion] = []
+        self._adapter: str | None = None
+        self._burst = 0
+        self._running = False
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield completions as they finish; one run at a time."""
+        if self._running:
+            raise RuntimeError("this engine is already completing; close that iterator first")
+        self._running, self.cancelled = True, False
+        started = perf_counter()
+        try:
+            if not self._device.fresh(self._adapter):
+                self._switch(None)
+            feed = iter(requests)
+            more = True
+            while not self.cancelled:
+                more = more and self._pull(feed)
+                self._admit()
+                self._start()
+                if self._slots or self._jobs:
+                    self._step()
+                elif not self._queue and not self._done:
+                    return
+                paused = perf_counter()
+                yield from self._done
+                started += perf_counter() - paused  # the caller's own time is not ours
+                self._done.clear()
+        finally:
+            self._abandon()
+            self.stats.seconds_total += perf_counter() - started
+            self.stats.occupancy = self.stats.slot_steps / max(1, self.stats.steps * self._parallel)
+            self._running = False
+
+    def reset(self, adapter: str | None) -> None:
+        """Forget every root and switch to `adapter`, for a caller that uses the device for something else."""
+        if self._running:
+            raise RuntimeError("this engine is completing; close that iterator first")
+        self._switch(None)
+        self._roots.evict_idle()
+        self._switch(adapter)
+
+    # Letting requests in
+
+    def _pull(self, feed: Iterator[Request]) -> bool:
+        """Look ahead by at most two batches of samples. False once the feed has ended."""
+        waiting = sum(len(request.seeds) for request in self._queue) + self._unstarted()
+        while waiting < 2 * self._parallel:
+            request = next(feed, None)
+            if request is None:
+                return False
+            self._check(request)
+            if len(request.tokens) + request.sampling.max_tokens > self._device.limit:
+                self._refuse(request)
+            elif request.seeds:
+                self._queue.append(request)
+                waiting += len(request.seeds)
+        return True
+
+    def _check(self, request: Request) -> None:
+        if not request.tokens or request.sampling.max_tokens < 1:
+            raise EngineError(f"request {request.key}: give at least one prompt token and max_tokens of 1 or more")
+        if min(request.tokens) < 0 or max(request.tokens) >= self._device.vocab:
+            raise EngineError(
+                f"request {request.key}: a token id lies outside the model's {self._device.vocab}; "
+                "tokenize with the tokenizer this model was converted from"
+            )
+
+    def _refuse(self, request: Request) -> None:
+        for sample in range(len(request.seeds)):
+            self._done.append(Completion(request.key, sample, (), "", "refused", len(request.tokens)))
+
+    def _unstarted(self) -> int:
+        return sum(len(job.request.seeds) - job.started for job in self._jobs)
+
+    def _admit(self) -> None:
+        """Give roots to queued requests, a little ahead of the slots that will need them."""
+        ahead = len(self._spare) + max(4, self._parallel // 4)
+        unstarted = self._unstarted()
+        while unstarted < ahead:
+            request = self._next_request()
+            if request is None or not self._place(request):
+                return
+            self._queue.remove(request)
+            self._burst += len(request.seeds)
+            unstarted += len(request.seeds)
+
+    def _next_request(self) -> Request | None:
+        """The oldest request of the adapter in use; another adapter's once nothing is under way."""
+        if not self._queue:
+            return None
+        others = any(request.adapter != self._adapter for request in self._queue)
+        if not (others and self._burst >= BURST * self._parallel):
+            for request in self._queue:
+                if request.adapter == self._adapter:
+                    return request
+        if self._slots or self._jobs:
+            return None
+        self._switch(self._queue[0].adapter)
+        return self._queue[0]
+
+    def _switch(self, adapter: str | None) -> None:
+        """Cached keys and values belong to the old adapter, so everything computed is dropped."""
+        self._burst = 0
+        if adapter != self._adapter:
+            self._roots.evict_idle()
+            self._device.clear()
+            self._adapter = None
+            self._device.use(adapter)
+            self._adapter = adapter
+
+    def _place(self, request: Request) -> bool:
+        """Find or make the root of a request. False: wait, for cells, a sequence or a shared beginning under way."""
+        tokens = np.array(request.tokens[:-1], dtype=np.int32)
+        source, common = self._roots.best(tokens)
+        usable = min(common, source.computed) if source else 0
+        if source and common - usable >= WORTH_WAITING and not source.complete:
+            return False
+        job = _Job(request, None)
+        if not self._room(job, len(tokens) - usable, source):
+            if self._slots or self._jobs:
+                return False
+            source, usable = None, 0  # the source itself is in the way, and nothing else will ever leave
+            if not self._room(job, len(tokens), None):
+                raise RuntimeError(f"request {request.key} fits an empty memory but was not let in")
+        job.root = source if usable == len(tokens) else self._roots.add(tokens, source, usable)
+        if job.root:
+            self._pin(job.root, source, usable)
+        self._jobs.append(job)
+        self.stats.prompt_requested += len(request.tokens) * len(request.seeds)
+        return True
+
+    def _room(self, job: _Job, fresh: int, source: Root | None) -> bool:
+        """Room for `fresh` root cells and one sample of any admitted request, so that roots cannot lock each other."""
+        need = max([job.need, *(other.need for other in self._jobs)])
+        if source is None:
+            return self._roots.make_room(fresh + need, 1 if fresh else 0)
+        source.pins += 1  # the source must outlive the evictions
+        fits = self._roots.make_room(fresh + need, 1 if fresh else 0)
+        source.pins -= 1
+        return fits
+
+    def _pin(self, root: Root, source: Root | None, usable: int) -> None:
+        root.pins += 1
+        if source and root is not source and usable:
+            self._device.fork(source.sequence, root.sequence, usable)
+        if source:
+            self._roots.touch(source)
+        self._roots.touch(root)
+
+    def _start(self) -> None:
+        """Fill free slots with samples of computed prompts, oldest request first."""
+        for job in [job for job in self._jobs if job.ready]:
+            while self._spare and job.started < len(job.request.seeds):
+                if not self._roots.make_room(job.need):
+                    return
+                self._slots.append(self._open(job))
+                job.started += 1
+            if job.started < len(job.request.seeds):
+                return
+            self._jobs.remove(job)
+            if job.root:
+                job.root.pins -= 1
+
+    def _open(self, job: _Job) -> _Slot:
+        request, sequence = job.request, self._spare.pop()
+        if job.root:
+            self._device.fork(job.root.sequence, sequence, job.base)
+        return _Slot(
+            sequence=sequence,
+            request=request,
+            sample=job.started,
+            sampler=self._device.sampler(request.sampling, request.seeds[job.started]),
+            leaf=self._cells.branch(job.root.leaf if job.root else None, job.base, job.need),
+            token=request.tokens[-1],
+            position=job.base,
+            stop=frozenset(request.stop),
+            watched=frozenset(request.probe.tokens if request.probe else ()),
+        )
+
+    # Computing
+
+    def _step(self) -> None:
+        """One batch: a token of every sample, then prompts up to the size of the batch."""
+        slots = self._slots
+        tokens = [slot.token for slot in slots]
+        positions = [slot.position for slot in slots]
+        sequences = [slot.sequence for slot in slots]
+        parts: list[tuple[Root, int]] = []
+        for job in self._jobs:
+            root, room = job.root, self._device.rows - len(tokens)
+            if room <= 0:
+                break
+            if root is None or root.complete:
+                continue
+            count = min(room, len(root.tokens) - root.computed)
+            tokens.extend(root.tokens[root.computed : root.computed + count].tolist())
+            positions.extend(range(root.computed, root.computed + count))
+            sequences.extend([root.sequence] * count)
+            parts.append((root, count))
+        self._compute((tokens, positions, sequences), len(slots))
+        self.stats.prompt_computed += sum(count for _, count in parts) + sum(not slot.tokens for slot in slots)
+        for root, count in parts:
+            root.computed += count
+        self._settle()
+
+    def _compute(self, rows: tuple[list[int], list[int], list[int]], wanted: int) -> None:
+        """Compute rows, of which the first `wanted` belong to samples, halving the batch where it cannot be placed."""
+        pending = [(0, len(rows[0]))]
+        while pending:
+            first, last = pending.pop()
+            part = tuple(column[first:last] for column in rows)
+            sampled = max(0, min(wanted, last) - first)
+            if self._decode(part, sampled):
+                self._sample(self._slots[first : first + sampled])
+                continue
+            if last - first == 1 and not self._roots.evict_idle():
+                raise EngineError(
+                    f"{self._owner(part[2][0])}: not even one token could be computed; lower the context or the batch, "
+                    f"or free memory on the device ({self._device.complaint()})"
+                )
+            self._roots.evict_idle()
+            middle = (first + last + 1) // 2
+            pending.extend([(middle, last)] * (middle < last) + [(first, middle)])
+
+    def _decode(self, part: tuple[list[int], list[int], list[int]], sampled: int) -> bool:
+        started = perf_counter()
+        failed = self._device.decode(*part, sampled)
+        self.stats.seconds_decode += perf_counter() - started
+        self.stats.steps += 1
+        self.stats.slot_steps += sampled
+        if failed:  # what the call left behind must not stay
+            for sequence, position in zip(part[2], part[1], strict=True):
+                self._device.drop(sequence, position)
+        return not failed
+
+    def _owner(self, sequence: int) -> str:
+        for slot in self._slots:
+            if slot.sequence == sequence:
+                return f"request {slot.request.key}"
+        for job in self._jobs:
+            if job.root and job.root.sequence == sequence:
+                return f"request {job.request.key}"
+        raise RuntimeError(f"sequence {sequence} belongs to nobody")
+
+    def _sample(self, slots: list[_Slot]) -> None:
+        started = perf_counter()
+        sample = self._device.sample
+        for row, slot in enumerate(slots):
+            token = sample(slot.sampler, row)
+            if token in slot.watched:
+                self._look(slot, token, row)
+            slot.token = token
+            slot.position += 1
+        self.stats.seconds_sample += perf_counter() - started
+
+    def _look(self, slot: _Slot, token: int, row: int) -> None:
+        probe = slot.request.probe
+        said = self._text(slot).rstrip(" \t\r\n\f\v*").casefold()
+        if said.endswith(probe.after.rstrip(" \t\r\n\f\v*").casefold()):
+            slot.probe = probabilities(self._device.row_logits(row), probe.tokens)
+
+    def _settle(self) -> None:
+        """Book the sampled tokens; samples that ended make room at once."""
+        going = []
+        for slot in self._slots:
+            if slot.token in slot.stop:
+                self._finish(slot, "stop")
+                continue
+            slot.tokens.append(slot.token)
+            if len(slot.tokens) >= slot.request.sampling.max_tokens:
+                self._finish(slot, "length")
+            else:
+                going.append(slot)
+        self._slots = going
+
+    def _finish(self, slot: _Slot, finish: Finish) -> None:
+        self._close(slot)
+        self.stats.generated += len(slot.tokens)
+        key, prompt = slot.request.key, len(slot.request.tokens)
+        self._done.append(
+            Completion(key, slot.sample, tuple(slot.tokens), self._text(slot), finish, prompt, slot.probe)
+        )
+
+    def _text(self, slot: _Slot) -> str:
+        return b"".join(map(self._device.piece, slot.tokens)).decode("utf-8", errors="replace")
+
+    def _close(self, slot: _Slot) -> None:
+        self._device.free_sampler(slot.sampler)
+        self._device.drop(slot.sequence)
+        self._cells.release(slot.leaf)
+        self._spare.append(slot.sequence)
+
+    def _abandon(self) -> None:
+        """Give back everything under way; computed roots stay."""
+        for slot in self._slots:
+            self._close(slot)
+        for job in self._jobs:
+            if job.root:
+                job.root.pins -= 1
+                if not job.root.complete:
+                    self._roots.remove(job.root)
+        self._slots, self._done = [], []
+        self._jobs.clear()
+        self._queue.clear()
+
+
+def probabilities(logits: np.ndarray, tokens: tuple[int, ...]) -> tuple[float, ...]:
+    """Softmax at temperature 1 over `logits` [vocab], of the given tokens only."""
+    exact = logits.astype(np.float64)
+    top = exact.max()
+    return tuple((np.exp(exact[list(tokens)] - top) / np.exp(exact - top).sum()).tolist())

@@ -1,0 +1,82 @@
+"""The shipped double of an engine: answers come from a function. For tests, demonstrations and dry runs.
+
+Knows: the engine protocol. Does not know: models. Deterministic: the same requests bring the same completions in the
+same order, also where that order is shuffled.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from selfreward_lite.engines.base import Completion, Finish, Request
+
+WINDOW = 16  # completions that a shuffled engine holds back at most
+
+
+class Reply(NamedTuple):
+    """A scripted answer with an ending of its own and, where wanted, the probe's probabilities."""
+
+    text: str
+    finish: Finish = "stop"
+    probe: tuple[float, ...] | None = None
+
+
+class ScriptedEngine:
+    """`reply(request, sample)` gives the text (or a `Reply`), `encode(text)` its token ids.
+
+    With a `shuffle_seed` completions leave in a mixed order, as they do from a batch. `asked` keeps every request.
+    """
+
+    parallel = WINDOW
+
+    def __init__(
+        self,
+        reply: Callable[[Request, int], str | Reply],
+        encode: Callable[[str], list[int]],
+        *,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self._reply = reply
+        self._encode = encode
+        self._shuffle_seed = shuffle_seed
+        self._cancelled = False
+        self.asked: list[Request] = []
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """See `base.Engine`."""
+        self._cancelled = False
+        plain = self._plain(requests)
+        return plain if self._shuffle_seed is None else self._shuffled(plain, random.Random(self._shuffle_seed))
+
+    def cancel(self) -> None:
+        """End the running `complete` before its next completion."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _plain(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in requests:
+            self.asked.append(request)
+            for sample in range(len(request.seeds)):
+                if self._cancelled:
+                    return
+                yield self._answer(request, sample)
+
+    def _answer(self, request: Request, sample: int) -> Completion:
+        said = self._reply(request, sample)
+        reply = Reply(said) if isinstance(said, str) else said
+        tokens = tuple(self._encode(reply.text))
+        return Completion(request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe)
+
+    @staticmethod
+    def _shuffled(plain: Iterator[Completion], order: random.Random) -> Iterator[Completion]:
+        held: list[Completion] = []
+        for completion in plain:
+            held.append(completion)
+            if len(held) == WINDOW:
+                yield held.pop(order.randrange(WINDOW))
+        order.shuffle(held)
+        yield from held
