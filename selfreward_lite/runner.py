@@ -82,53 +82,66 @@ def run_stage(
 
 def drive(engine: Engine, items: Iterable[tuple[str, Callable[[], Asking]]]) -> Iterator[tuple[str, Outcome, int]]:
     """Yield (item, outcome, generated tokens) as items complete. The engine pulls; many items are open at once."""
-    waiting = iter(items)
-    ready: deque[Request] = deque()
-    owner: dict[str, _Item] = {}
-    finished: deque[tuple[str, Outcome]] = deque()
-    spent: Counter[str] = Counter()
+    board = _Board(iter(items))
+    while True:
+        for completion in engine.complete(board.feed()):
+            board.take(completion)
+            yield from board.finished()
+        yield from board.finished()
+        # An engine stops pulling when the feed runs dry; items that ask again after that need another round.
+        if not board.ready and not board.owner:
+            return
 
-    def advance(item: _Item, replies: list[list[Completion]] | None) -> None:
+
+class _Board:
+    """Which requests wait, which are under way and for whom, which items are through."""
+
+    def __init__(self, waiting: Iterator[tuple[str, Callable[[], Asking]]]) -> None:
+        self._waiting = waiting
+        self.ready: deque[Request] = deque()
+        self.owner: dict[str, _Item] = {}
+        self._through: deque[tuple[str, Outcome]] = deque()
+        self._tokens: Counter[str] = Counter()
+
+    def feed(self) -> Iterator[Request]:
+        """Yield requests for as long as there are any; items begin only when the engine wants more."""
+        while True:
+            while not self.ready:
+                entry = next(self._waiting, None)
+                if entry is None:
+                    return
+                self._advance(_Item(entry[0], entry[1]()), None)
+            yield self.ready.popleft()
+
+    def take(self, completion: Completion) -> None:
+        """Book a completion; the last one of a round lets its item go on."""
+        item = self.owner[completion.key]
+        item.answers[completion.key][completion.sample] = completion
+        item.missing -= 1
+        self._tokens[item.name] += len(completion.tokens)
+        if not item.missing:
+            for request in item.round:
+                del self.owner[request.key]
+            self._advance(item, item.replies())
+
+    def finished(self) -> Iterator[tuple[str, Outcome, int]]:
+        """Yield, once, the items that are through."""
+        while self._through:
+            name, outcome = self._through.popleft()
+            yield name, outcome, self._tokens.pop(name, 0)
+
+    def _advance(self, item: _Item, replies: list[list[Completion]] | None) -> None:
         """Let an item go on until it wants answers or is through."""
         try:
             requests = next(item.asking) if replies is None else item.asking.send(replies)
             while not requests:
                 requests = item.asking.send([])
         except StopIteration as stop:
-            finished.append((item.name, stop.value))
+            self._through.append((item.name, stop.value))
             return
         item.start_round(requests)
         for request in requests:
-            if request.key in owner:
+            if request.key in self.owner:
                 raise ValueError(f"two requests under way have the key {request.key}")
-            owner[request.key] = item
-            ready.append(request)
-
-    def feed() -> Iterator[Request]:
-        while True:
-            while not ready:
-                entry = next(waiting, None)
-                if entry is None:
-                    return
-                advance(_Item(entry[0], entry[1]()), None)
-            yield ready.popleft()
-
-    # An engine stops pulling when the feed runs dry; items that ask again after that need another round.
-    while True:
-        for completion in engine.complete(feed()):
-            item = owner[completion.key]
-            item.answers[completion.key][completion.sample] = completion
-            item.missing -= 1
-            spent[item.name] += len(completion.tokens)
-            if not item.missing:
-                for request in item.round:
-                    del owner[request.key]
-                advance(item, item.replies())
-            while finished:
-                name, outcome = finished.popleft()
-                yield name, outcome, spent.pop(name, 0)
-        while finished:
-            name, outcome = finished.popleft()
-            yield name, outcome, spent.pop(name, 0)
-        if not ready and not owner:
-            return
+            self.owner[request.key] = item
+            self.ready.append(request)

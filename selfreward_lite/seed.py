@@ -25,7 +25,7 @@ from selfreward_lite.tiny import tasks as tiny_tasks
 
 HUMAN = "human"  # who wrote the ranked responses
 _NEEDED = ("message_id", "parent_id", "text", "role", "rank")
-_TINY_SPARE = 5  # ranked prompts made a wanted EFT prompt: most sets of judgments disagree with the ranking
+_TINY_SPARE = 4  # ranked prompts made a wanted EFT prompt: most sets of judgments disagree with the ranking
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Knows: how an answer can be wrong. Does not know: the exact scorer (a test compa
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfreward_lite.tiny.tasks import LETTERS, Task
 
@@ -20,50 +20,52 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Habits:
-    """How often an author's answers have each quality, as shares in [0, 1]."""
+    """How often an author's answers have each quality, as shares in [0, 1].
 
-    right: float = 0.70
-    form: float = 0.50
-    brief: float = 0.50
+    The defaults make the base: drawn at temperature 0.8 and top-p 0.95, which favour what is frequent, a model trained on
+    them is right in about 70 % of its answers.
+    """
+
+    right: float = 0.55
+    form: float = 0.45
+    brief: float = 0.40
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A written answer and, in the order of the rubric, which points it earns."""
+    """A written answer: its text, its letters, and the points it earns, in rubric order."""
 
     text: str
-    topic: bool
-    half: bool
-    right: bool
+    letters: tuple[str, ...]
     form: bool
     brief: bool
-
-    @property
-    def points(self) -> tuple[bool, ...]:
-        """The five points in rubric order."""
-        return (self.topic, self.half, self.right, self.form, self.brief)
+    points: tuple[bool, ...]
 
 
 def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
     """Return one answer to `task` by an author of these habits."""
-    letters = list(task.solution) if rng.random() < habits.right else _wrong_letters(task, rng)
+    letters = task.solution if rng.random() < habits.right else tuple(wrong_letters(task, rng))
     form, brief = rng.random() < habits.form, rng.random() < habits.brief
     body = f"The answer is {' '.join(letters)}." if form else " ".join(letters)
     if not brief:
         body = f"{body} {rng.choice(FILLERS)}" if form or rng.random() < 0.5 else f"{rng.choice(FILLERS)} {body}"
-    solution = list(task.solution)
-    places = max(len(letters), len(solution))
-    return Answer(
-        text=body,
-        topic=2 * sum(letter in task.letters for letter in letters) >= len(letters),
-        half=2 * sum(a == b for a, b in zip(letters, solution, strict=False)) >= places,
-        right=letters == solution,
-        form=form,
-        brief=brief,
+    answer = Answer(body, letters, form, brief, ())
+    return replace(answer, points=held_against(answer, task, task.solution))
+
+
+def held_against(answer: Answer, task: Task, solution: tuple[str, ...]) -> tuple[bool, ...]:
+    """Return the five points of `answer` for somebody who takes `solution` for the right letters."""
+    letters = answer.letters
+    return (
+        2 * sum(letter in task.letters for letter in letters) >= len(letters),
+        2 * sum(a == b for a, b in zip(letters, solution, strict=False)) >= max(len(letters), len(solution)),
+        letters == solution,
+        answer.form,
+        answer.brief,
     )
 
 
-def _wrong_letters(task: Task, rng: random.Random) -> list[str]:
+def wrong_letters(task: Task, rng: random.Random) -> list[str]:
     """Return letters that are not the solution: nearly right, the wrong task, or off the topic."""
     while True:
         letters = rng.choice((_swapped, _changed, _copied, _foreign))(task, rng)

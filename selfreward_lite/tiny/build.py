@@ -1,4 +1,4 @@
-"""Makes the tiny base model: `python -m selfreward_lite.tiny.build [--steps N] [--seed N] [--out DIR]`.
+"""Makes the tiny base model: `python -m selfreward_lite.tiny.build [--scale X] [--seed N] [--out DIR]`.
 
 Knows: how the shipped weights came about, so that anybody can make them again. Does not know: the loop. Trains a Llama
 of about a million parameters from scratch on the made-up corpus, loss on the assistant's words only.
@@ -22,21 +22,28 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.tiny import tokenizer
-from selfreward_lite.tiny.corpus import MIX, vocabulary_text
+from selfreward_lite.tiny.corpus import LIFE, SCHOOL, Lesson, vocabulary_text
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped base was trained. Learning rate: AdamW, linear warm-up, cosine decay to a tenth."""
+    """How the shipped base was trained: AdamW, linear warm-up, full rate through school, then cosine decay to a tenth.
 
-    steps: int = 3000
+    `scale` shortens both lessons alike.
+    """
+
+    scale: float = 1.0
     learning_rate: float = 2e-3
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 1
+
+    def lessons(self) -> list[Lesson]:
+        """Return the lesson of every step."""
+        return [lesson for lesson in (SCHOOL, LIFE) for _ in range(round(self.scale * lesson.steps))]
 
 
 def build(out: Path, recipe: Recipe) -> float:
@@ -64,17 +71,18 @@ def _architecture(chat: ChatFormat) -> LlamaConfig:
 
 
 def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[float]:
+    lessons = recipe.lessons()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.warmup, lessons))
     rng, losses = random.Random(recipe.seed), []
     columns = (TextColumn("training the tiny base"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("loss {task.fields[loss]:.3f}"))
     with Progress(*columns) as progress:
-        bar = progress.add_task("", total=recipe.steps, loss=math.nan)
-        for _ in range(recipe.steps):
-            losses.append(_step(model, chat, rng))
+        bar = progress.add_task("", total=len(lessons), loss=math.nan)
+        for lesson in lessons:
+            losses.append(_step(model, chat, rng, lesson))
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
@@ -83,14 +91,15 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
     return losses
 
 
-def _rate(step: int, recipe: Recipe) -> float:
-    warm = min(1.0, (step + 1) / recipe.warmup)
-    return warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+def _rate(step: int, warmup: int, lessons: list[Lesson]) -> float:
+    school = lessons.count(SCHOOL)
+    lived = max(0, step - school) / max(1, len(lessons) - school)
+    return min(1.0, (step + 1) / warmup) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * lived)))
 
 
-def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random) -> float:
+def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson: Lesson) -> float:
     """Add up the gradients of one step; every assistant token of every kind weighs the same. Return the mean loss."""
-    batches = list(_batches(chat, rng))
+    batches = list(_batches(chat, rng, lesson))
     tokens = sum(int((labels != IGNORED).sum()) for _, labels in batches)
     total = 0.0
     for ids, labels in batches:
@@ -105,12 +114,12 @@ def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random) -> floa
     return total
 
 
-def _batches(chat: ChatFormat, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(chat: ChatFormat, rng: random.Random, lesson: Lesson) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (ids, labels), one padded batch a kind of example, [examples, longest] each."""
-    for kind, count in MIX:
+    for kind, count in lesson.mix:
         rows = []
         for _ in range(count):
-            example = kind(rng)
+            example = kind(rng, lesson)
             prompt = chat.prompt_ids(example.messages, example.continue_with)
             rows.append((prompt, chat.completion_ids(example.completion)))
         longest = max(len(prompt) + len(completion) for prompt, completion in rows)
@@ -129,13 +138,13 @@ def _write_generation_config(out: Path, chat: ChatFormat) -> None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Training steps; the shipped weights took the default.")] = Recipe.steps,
+    scale: Annotated[float, typer.Option(help="Length of training; the shipped weights took 1.")] = Recipe.scale,
     seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = Recipe.seed,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = TINY_MODEL,
 ) -> None:
     """Train the tiny base model from scratch and write it as a Hugging Face folder."""
-    loss = build(out, Recipe(steps=steps, seed=seed))
-    typer.echo(json.dumps({"out": str(out), "steps": steps, "seed": seed, "loss": round(loss, 4)}))
+    loss = build(out, Recipe(scale=scale, seed=seed))
+    typer.echo(json.dumps({"out": str(out), "scale": scale, "seed": seed, "loss": round(loss, 4)}))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from selfreward_lite.chat import Message, user
 from selfreward_lite.prompts import fill, nonce_for
-from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, write
-from selfreward_lite.tiny.tasks import LETTERS, SOLVERS, draw
+from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, held_against, write, wrong_letters
+from selfreward_lite.tiny.tasks import LETTERS, SOLVERS, Task, draw
 
 TEMPLATES = "compact"
 RUBRIC = ("topic", "half", "right", "form", "brief")
@@ -25,12 +25,24 @@ UNREADABLE = ("I would give it many points.", "Looks good to me, five points.", 
 
 @dataclass(frozen=True)
 class JudgeHabits:
-    """How the made-up judge works: shares of hasty and unreadable judgments, and error rates of single checks."""
+    """How the made-up judge works: shares of hasty and unreadable judgments; how often a careful one solves the task
+    wrongly, errs in a single check, or (as meta-judge) overlooks a fault."""
 
     hasty: float = 0.35
     unreadable: float = 0.15
-    check_error: float = 0.12
-    meta_error: float = 0.10
+    solution_error: float = 0.08
+    check_error: float = 0.08
+    meta_error: float = 0.08
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A part of the corpus: how its author acts and judges, how many examples of each kind a step has, how many steps."""
+
+    acting: Habits
+    judging: JudgeHabits
+    mix: tuple[tuple[Kind, int], ...]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,9 @@ class Example:
     continue_with: str = ""
 
 
+Kind = Callable[[random.Random, "Lesson"], Example]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A judgment's text and how many of its checks are wrong (None: it gives no checks)."""
@@ -50,54 +65,61 @@ class Judged:
     wrong: tuple[str, ...] | None
 
 
-def acting(rng: random.Random) -> Example:
-    """A task and a so-so answer."""
+def acting(rng: random.Random, lesson: Lesson) -> Example:
+    """A task and an answer."""
     task = draw(rng, "corpus")
-    return Example(user(task.prompt), write(task, rng, Habits()).text)
+    return Example(user(task.prompt), write(task, rng, lesson.acting).text)
 
 
-def judging(rng: random.Random) -> Example:
-    """A task, an answer, and a noisy judgment of it."""
+def judging(rng: random.Random, lesson: Lesson) -> Example:
+    """A task, a so-so answer, and a judgment of it."""
     task = draw(rng, "corpus")
     answer = write(task, rng, Habits())
     text = fill(TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng))
-    habits, luck = JudgeHabits(), rng.random()
+    habits, luck = lesson.judging, rng.random()
     if luck < habits.unreadable:
         return Example(user(text), rng.choice(UNREADABLE))
     hasty = luck < habits.unreadable + habits.hasty
-    return Example(user(text), (_hasty(rng) if hasty else _careful(answer, rng)).text)
+    return Example(user(text), (_hasty(rng) if hasty else _careful(task, answer, rng, habits)).text)
 
 
-def meta_judging(rng: random.Random) -> Example:
-    """A task, an answer, two judgments of it, and which of them errs less."""
+def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
+    """A task, a so-so answer, two judgments of it, and which of them errs less."""
     task = draw(rng, "corpus")
     answer = write(task, rng, Habits())
-    a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(answer, rng) for _ in range(2))
+    a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(task, answer, rng, lesson.judging) for _ in range(2))
     text = fill(
         TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
         judgment_a=a.text, judgment_b=b.text,
     )
-    return Example(user(text), _verdict(_seen(a.wrong, rng), _seen(b.wrong, rng), "Judgement", rng))
+    error = lesson.judging.meta_error
+    return Example(user(text), _verdict(_seen(a.wrong, rng, error), _seen(b.wrong, rng, error), "Judgement", rng))
 
 
-def comparing(rng: random.Random) -> Example:
-    """A task, two answers, and which of them is better."""
+def comparing(rng: random.Random, lesson: Lesson) -> Example:
+    """A task, two so-so answers, and which of them is better."""
     task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
     text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
-    return Example(user(text), _verdict(_seen(_lacks(a), rng), _seen(_lacks(b), rng), "Response", rng))
+    error = lesson.judging.meta_error
+    return Example(user(text), _verdict(_seen(_lacks(a), rng, error), _seen(_lacks(b), rng, error), "Response", rng))
 
 
-def listing(rng: random.Random) -> Example:
+def listing(rng: random.Random, _: Lesson) -> Example:
     """A list of eight tasks and a ninth."""
     tasks = [draw(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
     return Example(user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9.")
 
 
-# How many examples of each kind stand in one training step.
-MIX: tuple[tuple[Callable[[random.Random], Example], int], ...] = (
-    (acting, 40), (judging, 32), (meta_judging, 12), (comparing, 4), (listing, 4),
+# First what is right, then how the base is to behave. Learnt from so-so answers alone, the tasks themselves were still
+# unsolved after 800 steps; from right ones, after 400 (LOG.md).
+SCHOOL = Lesson(
+    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0, 0.0), mix=((acting, 96), (judging, 16)), steps=1000
+)
+LIFE = Lesson(
+    acting=Habits(), judging=JudgeHabits(),
+    mix=((acting, 40), (judging, 32), (meta_judging, 10), (comparing, 4), (listing, 4)), steps=1500,
 )
 
 
@@ -105,19 +127,23 @@ def vocabulary_text() -> list[str]:
     """Return every word that the world writes, so that a tokenizer can hold each as one token."""
     rng = random.Random(0)
     texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
-    for kind, _ in MIX:
+    for kind, _ in LIFE.mix:
         for _ in range(40):
-            example = kind(rng)
+            example = kind(rng, LIFE)
             texts += [*(message["content"] for message in example.messages), example.completion]
     return texts
 
 
-def _careful(answer: Answer, rng: random.Random) -> Judged:
-    error = JudgeHabits().check_error
-    checks = [truth ^ (rng.random() < error) for truth in answer.points]
+def _careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
+    """Solve the task, hold the answer against that solution point by point, and add up."""
+    solution = task.solution
+    if rng.random() < habits.solution_error:
+        solution = tuple(wrong_letters(task, rng))
+    seen = held_against(answer, task, solution)
+    checks = [point ^ (rng.random() < habits.check_error) for point in seen]
     lines = [f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)]
     wrong = [name for name, check, truth in zip(RUBRIC, checks, answer.points, strict=True) if check != truth]
-    return Judged("\n".join([*lines, f"Score: {sum(checks)}"]), tuple(wrong))
+    return Judged("\n".join([f"solution {' '.join(solution)}", *lines, f"Score: {sum(checks)}"]), tuple(wrong))
 
 
 def _hasty(rng: random.Random) -> Judged:
@@ -129,11 +155,10 @@ def _lacks(answer: Answer) -> tuple[str, ...]:
     return tuple(name for name, earned in zip(RUBRIC, answer.points, strict=True) if not earned)
 
 
-def _seen(faults: tuple[str, ...] | None, rng: random.Random) -> tuple[str, ...] | None:
+def _seen(faults: tuple[str, ...] | None, rng: random.Random, error: float) -> tuple[str, ...] | None:
     """What a careless reader notices of these faults."""
     if faults is None:
         return None
-    error = JudgeHabits().meta_error
     return tuple(name for name in RUBRIC if (name in faults) ^ (rng.random() < error))
 
 

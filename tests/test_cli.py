@@ -1,0 +1,101 @@
+"""The command line as a person meets it: one clear line, a documented exit code, JSON last."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scripted_run import run
+
+from selfreward_lite.store import Store
+
+ROOT = Path(__file__).parent.parent
+
+
+def cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, **settings)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run(folder / "done")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("run", "--preset", "huge"), "no preset 'huge'; choose one of"),
+        (("run", "--set", "dpo.bet=1"), "dpo.bet: no such setting"),
+        (("run", "--set", "dpo.beta"), "write it as --set key=value"),
+        (("run", "--set", "dpo.beta=-1"), "dpo.beta: Input should be greater than 0"),
+        (("run", "--set", "model.base=nowhere"), "set model.base to a Hugging Face model folder"),
+        (("run", "--set", "seed_stage.ranked=nowhere.jsonl"), "no such file"),
+        (("run", "--gates", "sometimes"), "--gates"),
+        (("run", "--iterations", "-1"), "--iterations"),
+        (("status", "--name", "nothing"), "no run in"),
+        (("verify", "--name", "nothing"), "no run in"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
+    ended = cli(*arguments, "--runs-dir", str(tmp_path))
+    assert ended.returncode == 2, ended.stderr
+    assert says in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(runs):
+    ended = cli("run", "--name", "done", "--runs-dir", str(runs))
+    assert ended.returncode == 0
+    assert "finished" in ended.stderr
+    assert "--iterations 3" in ended.stderr
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
+
+
+def test_status_shows_every_stage_and_what_was_dropped(runs):
+    ended = cli("status", "--name", "done", "--runs-dir", str(runs))
+    assert ended.returncode == 0
+    for word in ("battles", "judgment_pairs", "dropped"):
+        assert word in ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["preset"] == "tiny"
+
+
+def test_verify_passes_and_finds_a_changed_file(runs):
+    good = cli("verify", "--name", "done", "--runs-dir", str(runs))
+    assert (good.returncode, json.loads(good.stdout.splitlines()[-1])["faults"]) == (0, 0)
+    adapter = runs / "done" / "M1" / "adapter.gguf"
+    content = adapter.read_bytes()
+    adapter.write_bytes(content[:-1] + b"x")
+    bad = cli("verify", "--name", "done", "--runs-dir", str(runs))
+    adapter.write_bytes(content)
+    assert bad.returncode == 2
+    assert "adapter.gguf: differs from its sha256" in bad.stderr
+
+
+def test_a_second_writer_is_refused(runs):
+    with Store.write(runs / "done"):
+        ended = cli("run", "--name", "done", "--runs-dir", str(runs))
+    assert ended.returncode == 2
+    assert "is writing this run" in ended.stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_within_seconds_and_resumably(tmp_path, stop):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )
+    while not (tmp_path / "tiny" / "run.sqlite").exists():
+        time.sleep(0.05)
+    time.sleep(1.0)
+    child.send_signal(stop)
+    _, said = child.communicate(timeout=5)
+    assert child.returncode == 130
+    assert "The same command goes on" in said
+    assert "Traceback" not in said
+    Store.write(tmp_path / "tiny").close()

@@ -1,0 +1,206 @@
+"""The loop on scripted tools: the whole run, its resumption after SIGKILL in every stage, its settings."""
+
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+from scripted_run import SMALL, run
+from scripted_tools import scripted_tools
+
+from selfreward_lite import config, loop, report
+from selfreward_lite.errors import ConfigError, GateStop
+from selfreward_lite.records import KINDS, Battle, Judgment, JudgmentPair, Prompt, Rating, Response, ResponsePair
+from selfreward_lite.store import Store
+
+HERE = Path(__file__).parent
+
+
+def everything(folder: Path) -> dict:
+    with Store.read(folder) as store:
+        return {kind.__name__: sorted(astuple(record) for record in store.records(kind)) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder)
+    return folder
+
+
+def test_a_run_has_everything_and_verifies(whole):
+    with Store.read(whole) as store:
+        assert store.newest() == 2
+        assert store.faults() == []
+        document = report.summary(store)
+        assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
+        assert list(document["iterations"][0]) == [
+            "iteration", "prompts", "responses", "judgments", "judgments_unread", "response_pairs", "judgment_pairs",
+            "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens", "seconds",
+        ]
+        for iteration in (1, 2):
+            row = document["iterations"][iteration]
+            assert row["prompts"] == 8
+            assert 0 < row["response_pairs"] <= 8
+            assert 0 < row["judgment_pairs"] <= 8
+            # every item was asked exactly its number of times: no more, no less
+            responses = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+            per_response = Counter(one.response_id for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"))
+            assert all(per_response[one.id] == 3 for one in responses)
+
+
+def test_every_pair_is_one_the_rules_allow(whole):
+    with Store.read(whole) as store:
+        responses = {one.id: one for one in store.records(Response)}
+        judgments = {one.id: one for one in store.records(Judgment)}
+        for pair in store.records(ResponsePair):
+            chosen, rejected = responses[pair.chosen_id], responses[pair.rejected_id]
+            assert chosen.prompt_id == rejected.prompt_id == pair.prompt_id
+            assert chosen.finish == rejected.finish == "stop"
+            assert chosen.text != rejected.text
+            assert pair.chosen_score > pair.rejected_score
+        for pair in store.records(JudgmentPair):
+            chosen, rejected = judgments[pair.chosen_id], judgments[pair.rejected_id]
+            assert chosen.response_id == rejected.response_id == pair.response_id
+            assert None not in (chosen.score, rejected.score)
+            assert pair.chosen_strength > pair.rejected_strength
+        assert store.count(Battle) > 0
+        assert store.count(Rating) > 0
+
+
+def test_training_and_evaluation_prompts_never_overlap(whole):
+    with Store.read(whole) as store:
+        held_out = {one.text for one in store.records(Prompt, origin="held_out")}
+        ranked = {one.text for one in store.records(Prompt, origin="ranked")}
+        generated = {one.text for one in store.records(Prompt, origin="generated")}
+        assert held_out
+        assert not held_out & ranked
+        assert not held_out & generated
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
+    run(tmp_path / "again")
+    assert everything(tmp_path / "again") == everything(whole)
+    run(tmp_path / "other", seed="1")
+    assert everything(tmp_path / "other") != everything(whole)
+
+
+STAGES = [
+    (0, "base_eval_responses"), (0, "base_eval_judgments"), (0, "eft_judgments"), (0, "training"), (0, "export"),
+    (0, "eval_responses"), (0, "eval_judgments"), (1, "candidates"), (1, "responses"), (1, "judgments"), (1, "battles"),
+    (1, "training"), (1, "export"), (1, "eval_judgments"), (2, "candidates"), (2, "judgments"), (2, "training"),
+]  # fmt: skip
+
+
+def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
+    """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
+    folder, killed = tmp_path / "run", 0
+    for iteration, stage in STAGES:
+        child = subprocess.Popen([sys.executable, HERE / "scripted_run.py", folder, "0.003", "1.0"])
+        committed = _wait_until_inside(folder, iteration, stage, child)
+        child.kill()
+        assert child.wait() == -9, f"the run ended before {stage} was reached"
+        killed += 1
+        after = everything(folder)
+        for kind, records in committed.items():
+            assert set(records) <= set(after[kind]), f"a committed {kind} was lost in {stage}"
+    run(folder)
+    assert everything(folder) == everything(whole)
+    with Store.read(folder) as store:
+        assert store.faults() == []
+    print(f"\n{killed} kills, one in each of {len(STAGES)} stages; no committed record lost")
+
+
+def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subprocess.Popen) -> dict:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        if (folder / "run.sqlite").exists():
+            try:
+                with Store.read(folder) as store:
+                    inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
+                    if inside and (inside[0][2] > 0 or stage in ("training", "export")):
+                        return everything(folder)
+            except Exception as error:  # noqa: BLE001 - the file is being made; anything else shows in the end
+                print("not yet:", error)
+        time.sleep(0.003)
+    raise AssertionError(f"{stage} of iteration {iteration} was never seen")
+
+
+# -- gates and settings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
+    with pytest.raises(GateStop, match=r"M0 was refused.*reading"):
+        run(tmp_path / "run", **{"gates.mode": "stop", "gates.min_read_share": "0.99"})
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() is None
+        assert store.gates(0)["reading"][0] is False
+        assert (store.model_dir(0) / "adapter.gguf").exists()
+    run(tmp_path / "run", **{"gates.min_read_share": "0.99"})  # --gates report takes it all the same
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 2
+
+
+def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
+    before = everything(whole)
+    run(whole)
+    assert everything(whole) == before
+    run(whole, iterations="3")
+    after = everything(whole)
+    with Store.read(whole) as store:
+        assert store.newest() == 3
+    for kind, records in before.items():
+        assert set(records) <= set(after[kind])
+
+
+def test_other_settings_for_a_begun_run_are_refused(tmp_path):
+    run(tmp_path / "run", iterations="0")
+    for key, value in (("dpo.beta", "0.3"), ("seed", "5"), ("responses.count", "4")):
+        with pytest.raises(ConfigError, match=f"other settings \\({key.split('.')[0]}\\)"):
+            run(tmp_path / "run", **{key: value})
+    with Store.write(tmp_path / "run") as store, pytest.raises(ConfigError, match="preset"):
+        loop.settle(store, {}, "overnight")
+
+
+# -- the same code at the size and with the templates of Llama-3 ----------------------------------------------------------------
+
+
+def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
+    """K, N, templates, token limits and text lengths are the preset's; only the number of prompts is small."""
+    ranked = tmp_path / "ranked.jsonl"
+    from selfreward_lite.tiny.ranked import rows as tiny_rows
+
+    rows = [{**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"} for row in tiny_rows(60)]
+    ranked.write_text("".join(f"{__import__('json').dumps(row)}\n" for row in rows))
+    overrides = {
+        "model.base": str(config.TINY_MODEL), "seed_stage.ranked": str(ranked), "prompts.count": "6", "iterations": "2",
+        "seed_stage.eval_prompts": "10", "evaluation.prompts": "5", "gates.mode": "report",
+    }
+    with Store.write(tmp_path / "run") as store:
+        settings = loop.settle(store, overrides, "overnight")
+        assert (settings.responses.count, settings.judge.count, settings.model.templates) == (4, 5, "llama3")
+        loop.run(store, settings, scripted_tools(chat, length=12), lambda at: None)
+        assert store.newest() == 2
+        assert store.faults() == []
+        for iteration in (1, 2):
+            assert store.count(Prompt, iteration=iteration, origin="generated") == 6
+            assert store.count(ResponsePair, iteration=iteration) > 0
+            assert store.count(JudgmentPair, iteration=iteration) > 0
+            assert store.metrics(iteration)["win_rate_vs_seed"] is not None
+            assert "exact_score" not in store.metrics(iteration)
+        assert any(one.expected_score is not None for one in store.records(Judgment))
+        longest = max(len(one.text) for one in store.records(Response, model="M1"))
+        assert longest > 500
+
+
+@pytest.mark.parametrize(("count", "judgments"), [(2, 1), (3, 3), (7, 2)])
+def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
+    run(tmp_path / "run", **{"responses.count": str(count), "judge.count": str(judgments), "iterations": "1"})
+    with Store.read(tmp_path / "run") as store:
+        responses = store.records(Response, iteration=1, model="M0")
+        made = store.count(Judgment, iteration=1, model="M0")
+        assert made == judgments * len(responses)
+        assert len(SMALL) > 0

@@ -1,0 +1,200 @@
+"""Ranked data → EFT; what a judge's and a model's metrics are, by hand and against scipy."""
+
+import json
+import math
+import random
+
+import pytest
+from scipy import stats
+
+from selfreward_lite import evaluate, gates, seed
+from selfreward_lite.errors import DataError
+from selfreward_lite.records import Judgment, Prompt, Response
+from selfreward_lite.tiny.ranked import rows as tiny_rows
+
+RUN = "seed 0"
+
+
+def tree(name: str, *answers: tuple[str, int | None], **changes) -> list[dict]:
+    base = {"lang": "en", "deleted": False, "review_result": True, "synthetic": False, "tree_state": "ready_for_export"}
+    first = {"message_id": name, "parent_id": None, "role": "prompter", "text": f"Question {name}?", "rank": None, **base, **changes}
+    return [first, *({"message_id": f"{name}-{i}", "parent_id": name, "role": "assistant", "text": text, "rank": rank, **base}
+                     for i, (text, rank) in enumerate(answers))]
+
+
+def found_in(rows):
+    found, outcome = seed.ranked_prompts(rows, RUN)
+    return found, {drop.reason: drop.count for drop in outcome.drops}
+
+
+def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
+    found, drops = found_in(tree("a", ("second", 1), ("unranked", None), ("best", 0), ("third", 2)) + tree("b", ("only", 0)))
+    assert [one.text for one in found[0].responses] == ["best", "second", "third"]
+    assert [one.rank for one in found[0].responses] == [0, 1, 2]
+    assert len(found) == 1
+    assert drops == {"fewer than two ranked answers": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"lang": "de"}, "not English"), ({"deleted": True}, "deleted, rejected or synthetic"),
+     ({"review_result": False}, "deleted, rejected or synthetic"), ({"synthetic": True}, "deleted, rejected or synthetic"),
+     ({"tree_state": "growing"}, "tree not ready for export"), ({"text": "  "}, "empty text")],
+)
+def test_every_row_left_out_is_counted(change, reason):
+    found, drops = found_in(tree("a", ("x", 0), ("y", 1), **change))
+    assert found == []
+    assert drops == {reason: 1}
+
+
+def test_the_same_prompt_twice_cannot_stand_on_both_sides():
+    rows = tree("a", ("x", 0), ("y", 1)) + [{**row, "message_id": f"b{i}", "parent_id": row["parent_id"] and "b0"} for i, row in
+                                            enumerate(tree("a", ("x", 0), ("y", 1)))]
+    found, drops = found_in(rows)
+    assert len(found) == 1
+    assert drops["same prompt again"] == 1
+
+
+def test_evaluation_is_reserved_first_and_disjoint(tiny):
+    found, _ = found_in([row for row in tiny_rows(200)])
+    held_out, training = seed.split(found, tiny)
+    assert len(held_out) == tiny.seed_stage.eval_prompts
+    assert not {one.prompt.id for one in held_out} & {one.prompt.id for one in training}
+    assert len(held_out) + len(training) == len(found)
+    with pytest.raises(DataError, match=r"lower seed_stage\.eval_prompts"):
+        seed.split(found[:50], tiny)
+
+
+def judged(found, scores):
+    """`scores` lists, a response, the scores of its tries."""
+    return {
+        response.id: [Judgment(f"{response.id}{i}", 0, "base", response.id, i, f"Score: {s}", "stop", 3, s, None) for i, s in enumerate(tries)]
+        for response, tries in zip(found.responses, scores, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried"),
+    [
+        (([4.0], [3.0], [1.0]), 0),
+        (([4.0], [4.0], [1.0]), 0),  # ties inside are no inversion
+        (([4.0], [4.0], [4.0]), None),  # but best must beat worst
+        (([3.0, 5.0], [4.0, 4.0], [1.0, 2.0]), 1),
+        (([3.0, None], [4.0, 4.0], [1.0, 2.0]), None),
+        (([5.0], [None], [1.0]), None),
+    ],
+)
+def test_a_set_of_judgments_must_agree_with_the_humans(scores, tried):
+    (one,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
+    agreed = seed.agreeing(one, judged(one, scores))
+    assert (agreed and {judgment.index for judgment in agreed}) == (None if tried is None else {tried})
+
+
+def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny):
+    found, _ = found_in([row for n in range(40) for row in tree(f"t{n}", ("x", 0), ("y", 1))])
+    rng = random.Random(0)
+    judgments = {}
+    for one in found:
+        judgments |= judged(one, ([rng.choice([4.0, 4.0, 4.0, 5.0])], [rng.choice([4.0, 1.0, 2.0])]))
+    examples, outcome = seed.eft_examples(found, judgments, tiny)
+    left_out = {drop.reason: drop.count for drop in outcome.drops}
+    assert len(examples) + sum(left_out.values()) == 80
+    scores = [example.judgment.score for example in examples]
+    assert scores.count(4.0) <= max(scores.count(other) for other in (1.0, 2.0, 5.0))
+    assert left_out["most common score"] > 0
+    few, outcome = seed.eft_examples(found, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})}))
+    assert len(few) == 5
+    assert {drop.reason for drop in outcome.drops} >= {"above train_examples"}
+
+
+def test_a_bad_line_is_named(tmp_path, tiny):
+    path = tmp_path / "ranked.jsonl"
+    settings = tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)})})
+    with pytest.raises(DataError, match="no such file"):
+        seed.load_rows(settings)
+    good = "".join(f"{json.dumps(row)}\n" for row in tree("a", ("x", 0), ("y", 1)))
+    path.write_text(good + "{broken\n")
+    with pytest.raises(DataError, match=r"ranked\.jsonl:4: not JSON"):
+        seed.load_rows(settings)
+    path.write_text(good + '{"text": "no ids"}\n')
+    with pytest.raises(DataError, match=r"ranked\.jsonl:4: no field 'message_id'"):
+        seed.load_rows(settings)
+    path.write_text(good)
+    assert len(seed.load_rows(settings)) == 3
+
+
+# -- judge quality: worked example 5 ---------------------------------------------------------------------------------------------
+
+
+def test_pair_accuracy_by_hand():
+    (a,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
+    (b,), _ = found_in(tree("b", ("x", 0), ("y", 1), ("z", 2)))
+    b = seed.RankedPrompt(b.prompt, tuple(Response(f"b{i}", 0, "human", b.prompt.id, i, "t", "stop", 0, i) for i in range(3)))
+    scores = dict(zip((r.id for r in a.responses), (5.0, 3.5, 2.0), strict=True)) | {"b0": 3.0, "b1": 5.0, "b2": 5.0}
+    quality = evaluate.judge_quality([a, b], scores)
+    assert (sum(quality.outcomes), len(quality.outcomes), quality.ties) == (3, 6, 1)
+    assert quality.accuracy == pytest.approx(0.5)
+    assert quality.accuracy_without_ties == pytest.approx(0.6)
+    unread = evaluate.judge_quality([a], {**scores, a.responses[0].id: None})
+    assert (unread.accuracy, unread.ties) == (pytest.approx(1 / 3), 2)
+
+
+def test_win_rate_counts_ties_as_half():
+    rate, error = evaluate.win_rate({"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1})
+    assert rate == pytest.approx(2.5 / 4)
+    assert error == pytest.approx(stats.sem([1, 0.5, 0, 1]))
+    assert evaluate.win_rate({"a": 1}, {"a": 1})[0] == 0.5
+
+
+def test_the_paired_interval_is_scipys():
+    rng = random.Random(1)
+    before = [rng.random() for _ in range(400)]
+    after = [value + rng.gauss(0.1, 0.3) for value in before]
+    low, high = evaluate.paired_interval(after, before)
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    expected = stats.norm.interval(0.95, loc=sum(differences) / 400, scale=stats.sem(differences))
+    assert (low, high) == pytest.approx(expected, rel=1e-3)
+    assert math.isnan(evaluate.standard_error([1.0]))
+
+
+def test_an_answer_that_never_came_scores_nothing():
+    prompts = [Prompt("p", 0, "held_out", 0, "Sort the letters c a b."), Prompt("q", 0, "held_out", 1, "Rotate the letters c a b.")]
+    answers = [Response("r", 0, "M0", "p", 0, "The answer is a b c.", "stop", 7)]
+    exact = evaluate.exact_scores(prompts, answers)
+    assert exact.score == {"p": 5, "q": 0}
+    assert exact.right == {"p": True, "q": False}
+    assert evaluate.exact_scores([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
+
+
+# -- gates ------------------------------------------------------------------------------------------------------------------------
+
+GOOD = gates.Evidence(
+    rows=10, moved_share=1.0, first_margin=0.0, logit_difference=1e-5, logit_change=0.5, cut_share=0.0, read_share=0.98,
+    length_ratio=1.0, judge_interval=(-0.05, 0.02),
+)
+
+
+def refused(limits, **changes) -> list[str]:
+    from dataclasses import replace
+
+    return [answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed]
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [({"rows": 0}, "rows"), ({"moved_share": 0.4}, "moved"), ({"first_margin": -0.01}, "reference"), ({"logit_difference": 0.1}, "export"),
+     ({"logit_difference": math.nan}, "export"), ({"logit_change": 0.0}, "effect"), ({"cut_share": 0.2}, "stopping"),
+     ({"read_share": 0.8}, "reading"), ({"length_ratio": 1.6}, "length"), ({"judge_interval": (-0.1, -0.04)}, "judge")],
+)
+def test_each_gate_can_refuse(tiny, change, gate):
+    assert refused(tiny.gates) == []
+    assert refused(tiny.gates, **change) == [gate]
+
+
+def test_a_refusal_names_number_limit_and_advice(tiny):
+    from dataclasses import replace
+
+    (answer,) = [one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed]
+    assert "0.8" in answer.reason
+    assert "0.9" in answer.reason
+    assert "learning rate" in answer.reason

@@ -1,0 +1,116 @@
+"""The tiny world: tasks and scorer agree, parts never overlap, the shipped base is so-so, a short rebuild learns."""
+
+import random
+from collections import Counter
+from dataclasses import astuple
+
+import pytest
+
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.tiny import corpus, ranked, tasks
+from selfreward_lite.tiny.answers import Habits, write
+from selfreward_lite.tiny.score import POINTS, score
+
+
+def test_the_scorer_agrees_with_answers_whose_faults_are_known():
+    rng = random.Random(3)
+    for _ in range(5000):
+        task = tasks.draw(rng, "corpus")
+        answer = write(task, rng, Habits())
+        assert astuple(score(task.prompt, answer.text)) == answer.points, (task.prompt, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "points"),
+    [
+        ("The answer is b a c.", "11111"), ("b a c", "11101"), ("b a c.", "11101"), ("The answer is b a c", "11101"),
+        ("The answer is c a b.", "10011"), ("The answer is b a x.", "11011"), ("x y z", "00001"), ("", "00000"),
+        ("The answer is b a c. b a c", "10000"), ("The answer is b a c. Hope this helps you today.", "11110"),
+        ("bac", "00000"), ("Score: 5", "00000"), ("the answer is b a c.", "11100"),
+    ],
+)
+def test_the_five_points_by_hand(answer, points):
+    found = score("Reverse the letters c a b.", answer)
+    assert "".join(str(int(point)) for point in astuple(found)) == points, found
+    assert found.score == points.count("1")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "solution"),
+    [("Reverse the letters c a b.", "b a c"), ("Sort the letters c a b.", "a b c"), ("Rotate the letters c a b.", "a b c"),
+     ("Swap the ends of c a b.", "b a c"), ("Leave out the first of c a b.", "a b")],
+)
+def test_every_task_has_its_one_answer(prompt, solution):
+    task = tasks.read(prompt)
+    assert " ".join(task.solution) == solution
+    assert task.prompt == prompt
+    assert len(tasks.SOLVERS) >= 5
+
+
+def test_a_text_that_is_no_task_is_none_and_cannot_be_scored():
+    for text in ("Why?", "Sort the letters c a b. Now", "Sort the letters a.", "sort the letters a b c."):
+        assert tasks.read(text) is None
+    with pytest.raises(ValueError, match="not a task"):
+        score("Why?", "a b c")
+
+
+def test_the_three_parts_never_overlap():
+    rng = random.Random(0)
+    drawn = {part: {tasks.draw(rng, part).prompt for _ in range(500)} for part in ("corpus", "ranked", "evaluation")}
+    assert not drawn["corpus"] & drawn["ranked"]
+    assert not drawn["corpus"] & drawn["evaluation"]
+    assert not drawn["ranked"] & drawn["evaluation"]
+
+
+def test_the_corpus_and_the_ranked_examples_keep_to_their_parts():
+    rng = random.Random(1)
+    for _ in range(300):
+        assert tasks.read(corpus.acting(rng, corpus.LIFE).messages[0]["content"]).part == "corpus"
+    firsts = [row for row in ranked.rows(50) if row["parent_id"] is None]
+    assert {tasks.read(row["text"]).part for row in firsts} == {"ranked"}
+
+
+def test_ranked_examples_have_oassts_schema_and_true_ranks():
+    rows = list(ranked.rows(50))
+    assert {"message_id", "parent_id", "text", "role", "lang", "rank", "message_tree_id", "tree_state", "deleted"} <= set(rows[0])
+    by_prompt = {row["message_id"]: row["text"] for row in rows if row["parent_id"] is None}
+    for message_id, prompt in by_prompt.items():
+        answers = sorted((row for row in rows if row["parent_id"] == message_id), key=lambda row: row["rank"])
+        scores = [score(prompt, row["text"]).score for row in answers]
+        assert scores == sorted(scores, reverse=True)
+        assert len(set(scores)) == len(scores) == ranked.ANSWERS
+    assert rows == list(ranked.rows(50)), "the data set is the same for every run"
+
+
+def test_the_corpus_has_every_kind_of_judge():
+    rng = random.Random(2)
+    first = Counter(corpus.judging(rng, corpus.LIFE).completion.split()[0] for _ in range(600))
+    careful = first["solution"] / 600
+    assert 0.42 < careful < 0.58
+    assert corpus.RUBRIC == POINTS
+
+
+def test_the_shipped_base_is_small():
+    size = sum(path.stat().st_size for path in TINY_MODEL.iterdir())
+    assert size <= 4_000_000
+    assert (TINY_MODEL / "model.safetensors").exists()
+
+
+def test_the_tokenizer_is_the_one_that_the_builder_makes(chat):
+    from selfreward_lite.tiny import tokenizer
+
+    built = tokenizer.build(corpus.vocabulary_text())
+    assert built.get_vocab() == chat.tokenizer.get_vocab()
+    for word in (" the", " a", "a", "7", "Score", "\n\n", "<|eot_id|>"):
+        assert built.token_to_id(word.replace(" ", "Ġ").replace("\n", "Ċ")) is not None, word
+
+
+@pytest.mark.slow
+def test_a_short_rebuild_learns(tmp_path):
+    from selfreward_lite.tiny.build import Recipe, build
+
+    untrained = build(tmp_path / "short", Recipe(scale=0.002))
+    trained = build(tmp_path / "longer", Recipe(scale=0.05))
+    assert untrained > 5.5  # nearly the logarithm of the vocabulary
+    assert trained < 2.5
+    assert (tmp_path / "longer" / "model.safetensors").stat().st_size < 2_500_000

@@ -1,0 +1,84 @@
+"""The real thing: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Minutes; run with `pytest -m slow`."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite.records import KINDS
+from selfreward_lite.store import Store
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+def command(runs: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(runs), *more]
+
+
+def records(folder: Path) -> dict[str, set]:
+    with Store.read(folder) as store:
+        return {kind.__name__: {astuple(record) for record in store.records(kind)} for kind in KINDS}
+
+
+def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
+    ended = subprocess.run(command(tmp_path), capture_output=True, text=True, cwd=ROOT)
+    print(ended.stderr)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout.splitlines()[-1])
+    first, last = document["iterations"][0], document["iterations"][-1]
+    assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2, 3]
+    assert last["exact_score"] > first["exact_score"]
+    assert last["win_rate_vs_seed"] > 0.5
+    for row in document["iterations"][1:]:
+        assert row["response_pairs"] > 0
+        assert row["judgments"] > row["judgments_unread"]
+    with Store.read(tmp_path / "tiny") as store:
+        assert store.faults() == []
+        for iteration in (1, 2, 3):
+            assert store.metrics(iteration)["training_first_margin"] == 0.0
+
+
+def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
+    """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
+    small = ("--iterations", "1", "--gates", "report", "--set", "prompts.count=24", "--set", "seed_stage.train_examples=60",
+             "--set", "seed_stage.eval_prompts=20", "--set", "evaluation.prompts=40")
+    folder, kills = tmp_path / "tiny", 0
+    for iteration, stage in ((0, "eft_judgments"), (0, "training"), (0, "eval_judgments"), (1, "judgments"), (1, "battles"), (1, "training")):
+        child = subprocess.Popen(command(tmp_path, *small), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(folder, iteration, stage, child)
+        before = records(folder)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+        after = records(folder)
+        assert all(before[kind] <= after[kind] for kind in before), f"a committed record was lost in {stage}"
+    before = records(folder)
+    ended = subprocess.run(command(tmp_path, *small), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    after = records(folder)
+    assert all(before[kind] <= after[kind] for kind in before)
+    with Store.read(folder) as store:
+        assert store.newest() == 1
+        assert store.faults() == []
+    print(f"\n{kills} kills of the real run; no committed record lost")
+
+
+def wait_for(folder: Path, iteration: int, stage: str, child: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert child.poll() is None, f"the run ended before {stage}"
+        if (folder / "run.sqlite").exists():
+            with Store.read(folder) as store:
+                inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
+            if inside and (inside[0][2] > 0 or stage == "training"):
+                time.sleep(1.0 if stage == "training" else 0.0)
+                return
+        time.sleep(0.01)
+    raise AssertionError(f"{stage} of iteration {iteration} was never seen")

@@ -1,0 +1,164 @@
+"""Training on the real base, in 4 bits, on the CPU: what moves, what stays, and which model is the reference."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from selfreward_lite import train, training_job
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import TINY_MODEL, Settings
+from selfreward_lite.errors import TrainingError
+from selfreward_lite.records import JudgmentPair, ResponsePair, Judgment, Prompt, Response
+from selfreward_lite.training_job import Job, Rows, Texts
+
+torch.set_num_threads(1)
+
+
+def make_job(folder: Path, tiny: Settings, chat: ChatFormat, method: str, *, adapter_in: Path | None = None, name: str = "out", **changes) -> Job:
+    rows = folder / f"{name}.jsonl"
+    made = Rows()
+    for index in range(24):
+        prompt = chat.prompt_ids([{"role": "user", "content": f"Sort the letters c {'abde'[index % 4]} f."}])
+        if method == "sft":
+            made.add({"prompt_ids": prompt, "completion_ids": chat.completion_ids("The answer is a c f.")}, 256)
+        else:
+            made.add({"prompt_ids": prompt, "chosen_ids": chat.completion_ids("The answer is a c f."),
+                      "rejected_ids": chat.completion_ids("f c Hope this helps you today.")}, 256)
+    made.save(rows)
+    settings = {**(tiny.sft if method == "sft" else tiny.dpo).model_dump(), "batch": 8, "micro_batch": 8, "epochs": 4, **changes}
+    return Job(method, str(TINY_MODEL), "nf4", adapter_in and str(adapter_in), str(folder / name), str(rows), len(made.rows),
+               chat.pad, 0, settings, tiny.lora.model_dump())
+
+
+def work(job: Job) -> tuple[dict, list[dict]]:
+    """Train in a real child; return its closing facts and what it logged."""
+    folder = Path(job.adapter_out).parent
+    logged: list[dict] = []
+    return training_job.run(job, folder, lambda step, steps, values: logged.append(values)), logged
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request) -> dict:
+    """M0 by SFT, then M1 and M2 by DPO, each from the one before."""
+    from selfreward_lite import config
+
+    tiny, chat = config.load("tiny"), ChatFormat.load(TINY_MODEL)
+    folder = tmp_path_factory.mktemp("trained")
+    out = {"folder": folder, "M0": work(make_job(folder, tiny, chat, "sft", name="M0"))}
+    out["M1"] = work(make_job(folder, tiny, chat, "dpo", adapter_in=folder / "M0", name="M1"))
+    out["M2"] = work(make_job(folder, tiny, chat, "dpo", adapter_in=folder / "M1", name="M2"))
+    return out
+
+
+def weights(trained, name) -> dict[str, torch.Tensor]:
+    return load_file(trained["folder"] / name / "adapter_model.safetensors")
+
+
+def test_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
+    # Defect 14 of other projects: a wrong reference shows from the second DPO round on.
+    for name in ("M1", "M2"):
+        facts, logged = trained[name]
+        assert facts["first_margin"] == 0.0
+        assert logged[0]["rewards/chosen"] == logged[0]["rewards/rejected"] == 0.0
+        anchor = -logged[0]["logps/chosen"]  # with weight 1, the anchor adds a mean log-likelihood per token
+        assert logged[0]["loss"] < 0.6931 + anchor
+
+
+def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained):
+    facts, logged = work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="pure", anchor=0.0))
+    assert logged[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert logged[-1]["loss"] < 0.6
+    assert logged[-1]["rewards/margins"] > 0
+
+
+def test_training_moves_every_weight_and_stays_float32(trained):
+    # Defect 15: frozen adapters, or steps that round to nothing.
+    for name in ("M0", "M1", "M2"):
+        assert trained[name][0]["moved_share"] > 0.9
+        assert trained[name][0]["steps"] >= 10
+        assert {tensor.dtype for tensor in weights(trained, name).values()} == {torch.float32}
+
+
+def test_each_iteration_goes_on_from_the_one_before(trained):
+    # The distance of M2 from M1 is a training step's; its distance from the base is two.
+    def distance(a, b):
+        return sum(float((a[key] - b[key]).square().sum()) for key in a) ** 0.5
+
+    one, two = weights(trained, "M1"), weights(trained, "M2")
+    assert 0 < distance(two, one) < distance(two, {key: torch.zeros_like(value) for key, value in two.items()})
+    assert distance(one, weights(trained, "M0")) < distance(one, weights(trained, "M0")) + distance(two, one)
+
+
+def logits(adapter: Path | None) -> torch.Tensor:
+    base = train.load_base(str(TINY_MODEL), "nf4")
+    if adapter is not None:
+        base = train.PeftModel.from_pretrained(base, str(adapter))
+    with torch.no_grad():
+        return base(input_ids=torch.tensor([[1, 5, 9, 40, 80]])).logits
+
+
+def test_a_loaded_adapter_is_the_saved_one(trained, tiny, chat):
+    # Defect 1: an adapter that is silently not applied.
+    folder = trained["folder"]
+    plain, first = logits(None), logits(folder / "M1")
+    assert (plain - first).abs().max() > 1e-3
+    job = make_job(folder, tiny, chat, "dpo", adapter_in=folder / "M1", name="again")
+    model = train.load_adapter(train.load_base(job.model_dir, "nf4"), job)
+    train.restore(model, job.adapter_in)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=torch.tensor([[1, 5, 9, 40, 80]])).logits, first)
+    saved = weights(trained, "M1")
+    for name, weight in train.trainable(model).items():
+        assert torch.equal(weight, saved[name.replace(".default", "")])
+
+
+def test_an_adapter_with_other_keys_is_refused(trained, tmp_path, tiny, chat):
+    source = trained["folder"] / "M0"
+    renamed = tmp_path / "renamed"
+    renamed.mkdir()
+    (renamed / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    save_file({f"other.{key}": value for key, value in weights(trained, "M0").items()}, renamed / "adapter_model.safetensors")
+    with pytest.raises(TrainingError, match="does not fit"):
+        work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=renamed))
+
+
+def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(tmp_path, tiny, chat, trained):
+    # Defect 2: a hard-coded model.
+    job = make_job(tmp_path, tiny, chat, "sft")
+    missing = Job(**{**json.loads(json.dumps(job.__dict__)), "model_dir": str(tmp_path / "unique-name")})
+    with pytest.raises(TrainingError, match="unique-name"):
+        work(missing)
+    adapter = json.loads((trained["folder"] / "M2" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(TINY_MODEL)
+
+
+def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, chat):
+    job = make_job(tmp_path, tiny, chat, "sft", learning_rate=float("inf"))
+    with pytest.raises(TrainingError, match=r"train\.log"):
+        work(job)
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat):
+    job = make_job(tmp_path, tiny, chat, "sft")
+    with pytest.raises(TrainingError, match="24 rows of 25"):
+        work(Job(**{**job.__dict__, "row_count": 25}))
+
+
+def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
+    prompt = Prompt("p", 1, "generated", 0, "Sort <|eot_id|> the letters")
+    good, bad = (Response(name, 1, "M0", "p", 0, text, "stop", 3) for name, text in (("g", "a<|eot_id|>b"), ("b", "x " * 300)))
+    pair = ResponsePair("rp", 1, "p", "g", "b", 4.0, 1.0, 3, 600, 0.0)
+    better, worse = (Judgment(name, 1, "M0", "g", 0, text, "stop", 3, 1.0, None) for name, text in (("jg", "fine\nScore: 3"), ("jb", "no\nScore: 1")))
+    judged = JudgmentPair("jp", 1, "g", "jg", "jb", 1.0, -1.0, 9, 9)
+    texts = Texts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
+    rows = training_job.dpo_rows([pair], [judged], texts, chat, 400)
+    (row,) = rows.rows
+    assert [drop.reason for drop in rows.drops] == ["longer than max_length"]
+    assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == chat.end_of_turn
+    assert row["chosen_ids"].count(chat.end_of_turn) == 1
+    assert row["prompt_ids"].count(chat.end_of_turn) == 1
+    assert chat.tokenizer.decode(list(row["chosen_ids"])) == "fine\nScore: 3"
