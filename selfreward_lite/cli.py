@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -21,8 +20,11 @@ from selfreward_lite import report
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.store import Store
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="A language model that improves itself, on one card.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="A language model that improves itself, on one card."
+)
 console = Console(stderr=True)
+INTERRUPTED = 130
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
 Name = Annotated[str | None, typer.Option(help="The run's name; by default the preset's.")]
@@ -89,17 +91,15 @@ def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        sys.exit(2)
+        app()
     except SelfRewardError as error:
         console.print(str(error), style="red" if not isinstance(error, GateStop) else "yellow", highlight=False,
                       soft_wrap=True, markup=False)
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        console.print("Interrupted; nothing is lost. The same command goes on.", highlight=False)
-        sys.exit(130)
+    except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
+        if end.code == INTERRUPTED:
+            console.print("Interrupted; nothing is lost. The same command goes on.", highlight=False)
+        raise
 
 
 def _interrupt(*_: object) -> None:
@@ -120,7 +120,7 @@ def _print_iterations(store: Store) -> None:
     rows = report.summary(store)["iterations"]
     if not rows:
         return
-    table = Table(*(name.replace("_", " ") for name in rows[0]))
-    for row in rows:
-        table.add_row(*("–" if value is None else str(value) for value in row.values()))
+    table = Table("", *(f"M{row['iteration']}" for row in rows))
+    for name in [name for name in rows[0] if name != "iteration"]:
+        table.add_row(name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows))
     console.print(table)

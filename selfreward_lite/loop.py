@@ -23,8 +23,8 @@ Step = Callable[[Run, int], None]
 
 # base → M0: the judge learns from judgments that agree with ranked human data.
 SEED_STAGE: tuple[Step, ...] = (
-    steps.export_base,
     steps.read_ranked,
+    steps.export_base,
     assess.measure_base,
     steps.judge_ranked,
     steps.train_seed,
@@ -79,8 +79,9 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     `wanted` are dotted overrides. Raises ConfigError where they contradict what the run's records were made with.
     """
     begun = store.fact("settings")
-    if begun is None:
+    if begun is None or not store.has_items():
         settings = config.load(preset or "tiny", wanted)
+        _ = settings.model.folder  # a folder that is not there is better said now than after the first stage
         store.state("run", f"seed {settings.seed}")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
         store.state("settings", settings.model_dump(mode="json"))

@@ -125,6 +125,10 @@ class Store:
         rows = self._db.execute("SELECT item FROM items WHERE iteration = ? AND stage = ?", (iteration, stage))
         return {row[0] for row in rows}
 
+    def has_items(self) -> bool:
+        """Whether anything was committed at all."""
+        return self._db.execute("SELECT count(*) FROM items").fetchone()[0] > 0
+
     def records(self, kind: type[R], **where: Any) -> list[R]:
         """Return the records of a kind, in the order in which they were committed; `where` names columns' values."""
         columns = ", ".join(f'"{field.name}"' for field in fields(kind))

@@ -67,7 +67,7 @@ def scripted_tools(chat: ChatFormat, *, length: int = 1, pause: float = 0.0, tra
     script = Script(chat, length, pause)
 
     def open_engine(base: Path, settings: EngineSettings) -> Engine:
-        return ScriptedEngine(script.reply, chat.text_ids, shuffle_seed=5)
+        return ScriptedEngine(script.reply, chat.text_ids, shuffle_seed=None if pause else 5)
 
     def train(job: Job, folder: Path, report) -> dict[str, float]:
         rows = [json.loads(line) for line in Path(job.rows).read_text().splitlines()]

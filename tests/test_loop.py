@@ -1,5 +1,6 @@
 """The loop on scripted tools: the whole run, its resumption after SIGKILL in every stage, its settings."""
 
+import os
 import subprocess
 import sys
 import time
@@ -99,7 +100,8 @@ def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
     """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
     folder, killed = tmp_path / "run", 0
     for iteration, stage in STAGES:
-        child = subprocess.Popen([sys.executable, HERE / "scripted_run.py", folder, "0.003", "1.0"])
+        script = [sys.executable, HERE / "scripted_run.py", folder, "0.02", "1.0"]
+        child = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(HERE.parent)})
         committed = _wait_until_inside(folder, iteration, stage, child)
         child.kill()
         assert child.wait() == -9, f"the run ended before {stage} was reached"
@@ -125,7 +127,7 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
                         return everything(folder)
             except Exception as error:  # noqa: BLE001 - the file is being made; anything else shows in the end
                 print("not yet:", error)
-        time.sleep(0.003)
+        time.sleep(0.002)
     raise AssertionError(f"{stage} of iteration {iteration} was never seen")
 
 

@@ -74,7 +74,7 @@ def wait_for(folder: Path, iteration: int, stage: str, child: subprocess.Popen) 
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert child.poll() is None, f"the run ended before {stage}"
-        if (folder / "run.sqlite").exists():
+        if (folder / "base" / "base.gguf").exists():
             with Store.read(folder) as store:
                 inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
             if inside and (inside[0][2] > 0 or stage == "training"):

@@ -11,7 +11,7 @@ from selfreward_lite import train, training_job
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL, Settings
 from selfreward_lite.errors import TrainingError
-from selfreward_lite.records import JudgmentPair, ResponsePair, Judgment, Prompt, Response
+from selfreward_lite.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.training_job import Job, Rows, Texts
 
 torch.set_num_threads(1)
