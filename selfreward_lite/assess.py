@@ -12,15 +12,16 @@ from statistics import fmean
 
 from selfreward_lite import evaluate, gates
 from selfreward_lite.errors import GateStop
-from selfreward_lite.records import Comparison, Judgment, Outcome, Response
+from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Response
 from selfreward_lite.stages import judgments, responses
-from selfreward_lite.steps import BASE, Run, bind, grouped, judging
+from selfreward_lite.steps import Run, bind, grouped, judging
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model did on the held-out sets, in the order of those sets."""
+    """What a model did on the held-out sets. `asked` prompts were put to it; one it did not answer has no response."""
 
+    asked: int
     answers: list[Response]
     judged: list[Judgment]
     quality: evaluate.JudgeQuality
@@ -82,7 +83,7 @@ def _measured(run: Run, model: int) -> Measured:
     by_response = grouped(judged, lambda judgment: judgment.response_id)
     settings = run.settings.judge.model_copy(update={"count": run.settings.evaluation.judgments})
     scores = {response_id: judgments.summarise(drawn, settings) for response_id, drawn in by_response.items()}
-    return Measured(answers, judged, evaluate.judge_quality(ranked, scores))
+    return Measured(len(held_out), answers, judged, evaluate.judge_quality(ranked, scores))
 
 
 def _record(run: Run, model: int) -> Outcome:
@@ -94,9 +95,10 @@ def _record(run: Run, model: int) -> Outcome:
         "judge_pair_accuracy_without_ties": measured.quality.accuracy_without_ties,
         "judge_read_share": evaluate.share_read(measured.judged),
         "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
-        "cut_share": _cut_share(measured.answers),
+        "cut_share": _cut_share(measured),
     }
-    run.store.measure(model, **values, **_exact(run, model, measured.answers), **_compared(run, model))
+    exact = _exact(run, model, measured.answers)
+    run.store.measure(model, **values, **(exact or _compared(run, model)))
     return Outcome()
 
 
@@ -131,9 +133,14 @@ def _compare(run: Run, iteration: int) -> None:
 
 
 def _compared(run: Run, model: int) -> dict[str, float | None]:
-    results = [one.result for one in run.store.records(Comparison, iteration=model)]
-    if not results:
-        return {}
+    compared = {one.prompt_id: one.result for one in run.store.records(Comparison, iteration=model)}
+    if not compared:
+        return {"win_rate_vs_seed": 0.5} if model == 0 else {}
+    # An answer that never came loses to one that did.
+    answered = {one.prompt_id for one in run.store.records(Response, iteration=model, model=f"M{model}")}
+    seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
+    ids = [prompt.id for prompt in run.held_out()]
+    results = [compared.get(name, 0.5 + 0.5 * ((name in answered) - (name in seeds))) for name in ids]
     return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": evaluate.standard_error(results)}
 
 
@@ -143,18 +150,19 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
     return gates.Evidence(
         rows=int(known["training_rows"] or 0),
         moved_share=known["training_moved_share"] or 0.0,
-        first_margin=known["training_first_margin"] or 0.0,
+        first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
         logit_change=known["logit_change"] or 0.0,
-        cut_share=_cut_share(now.answers),
+        cut_share=_cut_share(now),
         read_share=evaluate.share_read(now.judged),
         length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
         judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
     )
 
 
-def _cut_share(answers: Sequence[Response]) -> float:
-    return fmean(one.finish == "length" for one in answers) if answers else 1.0
+def _cut_share(measured: Measured) -> float:
+    """The share of prompts without a finished answer: cut by the length limit, empty, or none at all."""
+    return 1 - sum(one.finish == "stop" for one in measured.answers) / measured.asked
 
 
 def _mean_length(answers: Sequence[Response]) -> float:

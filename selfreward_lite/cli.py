@@ -15,13 +15,15 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from selfreward_lite import report
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.store import Store
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="A language model that improves itself, on one card."
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="A language model that improves itself, on one card.",
 )
 console = Console(stderr=True)
 INTERRUPTED = 130
@@ -59,6 +61,7 @@ def run(
                 loop.run(store, settings, real_tools(), watch)
         finally:
             _print_iterations(store)
+            _print_examples(store)
             print(json.dumps(report.summary(store)), flush=True)
 
 
@@ -123,4 +126,14 @@ def _print_iterations(store: Store) -> None:
     table = Table("", *(f"M{row['iteration']}" for row in rows))
     for name in [name for name in rows[0] if name != "iteration"]:
         table.add_row(name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows))
+    console.print(table)
+
+
+def _print_examples(store: Store) -> None:
+    examples = report.before_after(store, 5)
+    if not examples:
+        return
+    table = Table("held-out prompt", "M0", f"M{store.newest()}", title="before and after", title_justify="left")
+    for one in examples:
+        table.add_row(*(Text(part) for part in (one.prompt, one.before, one.after)))
     console.print(table)

@@ -60,8 +60,8 @@ class Draw(Section):
 
 class Seed(Section):
     ranked: str = Field(description="ranked data in OASST's schema (JSONL or Parquet file), or 'tiny'")
-    train_examples: int = Field(description="EFT examples at most; SR: 1,630")
-    eval_prompts: int = Field(description="ranked prompts held out to measure the judge; SR: about 190")
+    train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
+    eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
     cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
 
@@ -94,7 +94,7 @@ class Judge(Section):
 
 class MetaJudge(Section):
     draw: Draw = Field(description="not stated in MR; as for the judge")
-    ridge: float = Field(0.01, gt=0, description="ridge of the Bradley–Terry fit; keeps one-sided battles finite")
+    ridge: float = Field(0.01, ge=1e-4, description="ridge of the Bradley–Terry fit; keeps one-sided battles finite")
 
 
 class Schedule(Section):
@@ -117,7 +117,7 @@ class Training(Section):
     epochs: float = Field(gt=0)
     batch: int = Field(32, ge=1, description="examples an optimizer step; MR: 32")
     micro_batch: int = Field(2, ge=1, description="examples on the device at once; divides batch")
-    max_length: int = Field(description="tokens of prompt and completion; longer examples are left out, and counted")
+    max_length: int = Field(ge=8, description="tokens of prompt and completion; longer examples are left out, and counted")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with rising rate; cosine decay after it")
 
     @model_validator(mode="after")
@@ -140,6 +140,7 @@ class Evaluation(Section):
 
 class Gates(Section):
     mode: Literal["stop", "report"] = Field("stop", description="whether a failed gate ends the run (exit code 3)")
+    min_rows: int = Field(1, ge=1, description="pairs (or EFT examples) that a model must be trained on")
     min_moved_share: float = Field(0.9, description="share of adapter weights that training must have changed")
     max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits")
     max_length_ratio: float = Field(1.5, description="mean response length against the model before")
@@ -212,6 +213,8 @@ def _set(tree: dict[str, Any], dotted: str, value: str) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
     for name in parents:
+        if not isinstance(node, dict | list):
+            break
         if isinstance(node, list):
             if not (name.isdigit() and int(name) < len(node)):
                 raise ConfigError(f"{dotted}: {name} is not an entry of that list (0 to {len(node) - 1})")

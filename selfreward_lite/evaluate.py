@@ -112,7 +112,7 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voic
         for order, (a, b) in enumerate(orders)
     ]
     (first,), (second,) = yield requests
-    verdicts = (parse_verdict(first.text, "Response"), parse_verdict(second.text, "Response"))
+    verdicts = tuple(parse_verdict(one.text, "Response") if one.finish == "stop" else None for one in (first, second))
     result = 1.0 if verdicts == ("A", "B") else 0.0 if verdicts == ("B", "A") else 0.5
     return Outcome((Comparison(
         record_id, voice.iteration, voice.model, prompt.id, mine.id, theirs.id, result, first.text.strip(), second.text.strip()

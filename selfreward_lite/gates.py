@@ -39,7 +39,7 @@ class Answer:
 
 def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     """Yield the answer of every gate."""
-    yield _at_least("rows", evidence.rows, 1, "rows to train on", "raise prompts.count or responses.count")
+    yield _at_least("rows", evidence.rows, limits.min_rows, "rows to train on", "raise prompts.count or responses.count")
     yield _at_least(
         "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
     )

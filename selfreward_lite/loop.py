@@ -36,6 +36,7 @@ SEED_STAGE: tuple[Step, ...] = (
 
 # M(t−1) → M(t): the model answers, judges its answers, judges its judgments, and learns from both.
 ITERATION: tuple[Step, ...] = (
+    steps.check_models,
     steps.new_prompts,
     steps.respond,
     steps.judge,
@@ -61,7 +62,10 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
     Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
     """
     model_dir = settings.model.folder
-    work = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch)
+    chat = ChatFormat.load(model_dir)
+    if settings.judge.score == "expected" and any(len(chat.text_ids(digit)) != 1 for digit in "012345"):
+        raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
+    work = Run(store, settings, chat, model_dir, tools, watch)
     try:
         for iteration in range(settings.iterations + 1):
             newest = store.newest()
@@ -92,7 +96,9 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != begun[key]:
             raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
-    store.state("settings", settings.model_dump(mode="json"))
+    # Taking a refused model is a decision about that model, not about all that follow: `gates.mode` is not kept.
+    kept = settings.model_copy(update={"gates": settings.gates.model_copy(update={"mode": begun["gates"]["mode"]})})
+    store.state("settings", kept.model_dump(mode="json"))
     return settings
 
 

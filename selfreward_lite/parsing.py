@@ -20,7 +20,7 @@ _SCORE_START = re.compile(rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}", re.IGNORECAS
 _SCORE_CLAIM = re.compile(r"score\W{0,4}[:=]\W{0,4}\d", re.IGNORECASE)
 _WINNER_START = re.compile(r"[\s*_]*winner[\s*_]*:", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s*", re.MULTILINE)
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 
 
 def parse_score(text: str) -> float | None:

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
+
+BASE = -1  # the number that stands for the untrained base where models are counted: base, M0, M1, …
 
 Origin = Literal["generated", "imported", "ranked", "held_out"]
 
@@ -199,3 +202,10 @@ class Outcome:
 
     records: tuple[Record, ...] = ()
     drops: tuple[Drop, ...] = ()
+
+    def dropped(self) -> Counter[str]:
+        """Return how much was left out, by reason."""
+        counts: Counter[str] = Counter()
+        for drop in self.drops:
+            counts[drop.reason] += drop.count
+        return counts

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from selfreward_lite.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
+from selfreward_lite.errors import UserError
+from selfreward_lite.records import BASE, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.seed import HUMAN
 from selfreward_lite.store import Store
 
-BASE = -1
 MEASURED = (
     "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens",
 )
@@ -22,6 +22,8 @@ MEASURED = (
 def summary(store: Store) -> dict[str, Any]:
     """Return the run as one JSON document; iteration 0 is M0, the model after the seed stage."""
     settings = store.fact("settings")
+    if settings is None:
+        raise UserError(f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`")
     newest = store.newest()
     rows = [iteration_row(store, iteration) for iteration in range((-1 if newest is None else newest) + 1)]
     return {

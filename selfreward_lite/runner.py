@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from selfreward_lite.engines.base import Completion, Engine, Request
+from selfreward_lite.errors import EngineError
 from selfreward_lite.records import Outcome
 from selfreward_lite.stages.voice import Asking
 from selfreward_lite.store import Store
@@ -70,7 +71,7 @@ def run_stage(
         store.commit(iteration, stage, name, outcome)
         progress.done += 1
         progress.tokens += tokens
-        progress.drops.update({drop.reason: drop.count for drop in outcome.drops})
+        progress.drops.update(outcome.dropped())
         progress.seconds = time.monotonic() - started
         watch(progress)
         if progress.seconds + started - last > 1:
@@ -84,13 +85,17 @@ def drive(engine: Engine, items: Iterable[tuple[str, Callable[[], Asking]]]) -> 
     """Yield (item, outcome, generated tokens) as items complete. The engine pulls; many items are open at once."""
     board = _Board(iter(items))
     while True:
+        answered = False
         for completion in engine.complete(board.feed()):
+            answered = True
             board.take(completion)
             yield from board.finished()
         yield from board.finished()
-        # An engine stops pulling when the feed runs dry; items that ask again after that need another round.
+        # An engine stops pulling when the feed runs dry; items that ask again after that need another call.
         if not board.ready and not board.owner:
             return
+        if not answered:
+            raise EngineError(f"the engine left {len(board.owner)} requests without an answer; start the run again")
 
 
 class _Board:

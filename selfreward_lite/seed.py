@@ -2,7 +2,8 @@
 
 Knows: OASST's schema (Köpf et al. 2023, arXiv 2304.07327), the selection of arXiv 2401.10020 section 3.1. Does not
 know: how judgments are made; those come from the engine, through the judgments stage. Split by message tree, evaluation
-first, so that no evaluation prompt is ever trained on or shown as an example. Every row left out is counted.
+first, so that no evaluation prompt is ever trained on or shown as an example. Prompts that are left out are counted by
+reason; deeper messages of a tree and unranked answers are not looked at.
 """
 
 from __future__ import annotations
@@ -196,12 +197,12 @@ def _as_records(index: int, prompt_text: str, texts: Sequence[str], run: str) ->
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg}); mend or remove that line") from None
+                yield json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # not UTF-8, or not JSON
+                raise DataError(f"{path}:{number}: not JSON in UTF-8 ({error}); mend or remove that line") from None
 
 
 def _checked(path: Path, rows: Iterable[Any]) -> list[dict[str, Any]]:

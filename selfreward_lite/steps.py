@@ -18,7 +18,9 @@ from selfreward_lite import seed
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Draw, Settings
 from selfreward_lite.engines.base import Engine, Sampling
+from selfreward_lite.errors import GateStop, UserError
 from selfreward_lite.records import (
+    BASE,
     Battle,
     Candidate,
     Judgment,
@@ -33,11 +35,10 @@ from selfreward_lite.records import (
 from selfreward_lite.runner import Progress, Watch, run_stage
 from selfreward_lite.stages import battles, judgment_pairs, judgments, prompts, ratings, response_pairs, responses
 from selfreward_lite.stages.voice import Asking, Voice
-from selfreward_lite.store import WHOLE, Store, write_manifest
+from selfreward_lite.store import WHOLE, Store, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.tools import Tools
 from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
 
-BASE = -1  # the number under which the untrained base is measured
 R = TypeVar("R", bound=Record)
 
 
@@ -90,13 +91,16 @@ class Run:
         if self.store.is_done(iteration, stage):
             return
         self.store.begin_stage(iteration, stage, 1)
+        if self.store.done_items(iteration, stage):  # killed between its commit and its end
+            self.store.end_stage(iteration, stage)
+            return
         progress = Progress(iteration, stage, 1)
         self.watch(progress)
         started = time.monotonic()
         outcome = work()
         self.store.commit(iteration, stage, WHOLE, outcome)
         progress.done, progress.seconds = 1, time.monotonic() - started
-        progress.drops.update({drop.reason: drop.count for drop in outcome.drops})
+        progress.drops.update(outcome.dropped())
         self.store.spend(iteration, stage, progress.seconds)
         self.store.end_stage(iteration, stage)
         self.watch(progress)
@@ -121,7 +125,23 @@ class Run:
 
 def export_base(run: Run, _: int) -> None:
     """Write the base as GGUF, in the numbers that the adapters are trained on."""
-    run.once(0, "base", lambda: run.tools.export_base(run.model_dir, run.base_gguf, run.settings.model) or Outcome())
+
+    def work() -> Outcome:
+        run.tools.export_base(run.model_dir, run.base_gguf, run.settings.model)
+        write_manifest(run.base_gguf.parent, {"base": run.settings.model.base, "source": folder_hash(run.model_dir)})
+        return Outcome()
+
+    run.once(0, "base", work)
+
+
+def check_models(run: Run, iteration: int) -> None:
+    """Refuse to go on from files that are not those that were written: a flipped bit in an adapter loads silently."""
+    base = run.base_gguf.parent
+    faults = manifest_faults(base) + manifest_faults(run.store.model_dir(iteration - 1))
+    if not faults and manifest_fact(base, "source") != folder_hash(run.model_dir):
+        faults = [f"{run.model_dir}: the base model was changed after the run began"]
+    if faults:
+        raise UserError(f"{faults[0]}; restore it from a copy, or start a new --name")
 
 
 def read_ranked(run: Run, _: int) -> None:
@@ -178,7 +198,10 @@ def new_prompts(run: Run, iteration: int) -> None:
         wanted = min(wanted, limit)
         items = [(str(index), bind(prompts.ask, index, voice, settings, examples)) for index in range(wanted)]
         run_stage(store, run.engine(), iteration, "candidates", items, run.watch)
-        candidates = sorted(store.records(Candidate, iteration=iteration), key=lambda one: one.index)
+        # A killed round may have left some of the next round's: only whole rounds are looked at, so that a resumed run
+        # keeps what an undisturbed one would.
+        made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
+        candidates = sorted(made, key=lambda one: one.index)
         kept = prompts.keep(
             candidates, settings, run=store.run, iteration=iteration, known=[*human, *own], held_out=secret
         )
@@ -302,6 +325,11 @@ def export(run: Run, iteration: int) -> None:
 
 def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
     """Train in a child, alone on the machine's memory. What an earlier, killed attempt left is cleared first."""
+    if not rows.rows:
+        raise GateStop(
+            f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and why. Start a new --name with "
+            "more prompts, responses or judgments, or with judge.score=expected against ties."
+        )
     run.release_engine()
     folder = run.store.model_dir(iteration)
     shutil.rmtree(folder, ignore_errors=True)

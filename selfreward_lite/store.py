@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
@@ -64,7 +63,7 @@ class Store:
         """Open a run for writing, made if it is new. Raises UserError where another process writes it."""
         folder.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(folder / "run.lock")
-        connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
         _migrate(connection, folder)
@@ -76,7 +75,7 @@ class Store:
         path = folder / "run.sqlite"
         if not path.exists():
             raise UserError(f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`")
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
         _check_version(connection, folder)
         return cls(folder, connection, None)
 
@@ -116,7 +115,7 @@ class Store:
         with self.transaction():
             for record in outcome.records:
                 self._insert(record)
-            for reason, count in _summed(outcome).items():
+            for reason, count in outcome.dropped().items():
                 self._db.execute("INSERT OR IGNORE INTO drops VALUES (?,?,?,?,?)", (iteration, stage, item, reason, count))
             self._db.execute("INSERT OR IGNORE INTO items VALUES (?,?,?)", (iteration, stage, item))
 
@@ -152,7 +151,7 @@ class Store:
         """Say how many items a stage has, so that others can show its progress."""
         self._db.execute(
             "INSERT INTO stages (iteration, stage, total) VALUES (?,?,?) "
-            "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total", (iteration, stage, total),
+            "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total, done = 0", (iteration, stage, total),
         )
 
     def spend(self, iteration: int, stage: str, seconds: float) -> None:
@@ -249,17 +248,19 @@ class Store:
                     found.append(f"{kind.__name__} {record.id}: its id does not follow from its key")
                 if hashes[record.id] != content_hash(record):
                     found.append(f"{kind.__name__} {record.id}: its content was changed after it was written")
-        for (iteration,) in self._db.execute("SELECT iteration FROM promoted"):
-            found += manifest_faults(self.model_dir(iteration))
-        return found
+        folders = [self.folder / "base"] if self.is_done(0, "base") else []
+        folders += [self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")]
+        return found + [fault for folder in folders for fault in manifest_faults(folder)]
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `manifest.json` with the sha256 of every file in `folder`, last of all and at once."""
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    files.pop(MANIFEST, None)
-    unfinished = folder / f"{MANIFEST}.new"
-    files.pop(unfinished.name, None)
+    """Write `manifest.json` with the sha256 of every file in `folder`, last of all and at once.
+
+    Half-written files that a killed exporter left (`*.part`) do not belong to it.
+    """
+    unfinished = folder / f"{MANIFEST}.part"
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part"]
+    files = {str(path.relative_to(folder)): sha256_of(path) for path in paths if path.name != MANIFEST}
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump({"files": files, **facts}, file, indent=2)
         file.flush()
@@ -282,6 +283,19 @@ def manifest_faults(folder: Path) -> list[str]:
     return faults
 
 
+def manifest_fact(folder: Path, name: str) -> Any:
+    """Return a fact that the manifest of a complete folder states."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[name]
+
+
+def folder_hash(folder: Path) -> str:
+    """Return one sha256 over the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
@@ -292,17 +306,10 @@ def _table(kind: type[Record]) -> str:
     return f"record_{kind.__name__.lower()}"
 
 
-def _summed(outcome: Outcome) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for drop in outcome.drops:
-        counts[drop.reason] += drop.count
-    return counts
-
-
 def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
     if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-        connection.executescript(_FIXED_TABLES + "".join(_record_tables()))
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        tables = _FIXED_TABLES + "".join(_record_tables())
+        connection.executescript(f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
     _check_version(connection, folder)
 
 
@@ -317,6 +324,8 @@ def _record_tables() -> Iterable[str]:
 
 def _check_version(connection: sqlite3.Connection, folder: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        raise UserError(f"{folder} is only just being made; try again in a moment")
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{folder} was written in store format {version}, this version reads {SCHEMA_VERSION}; "

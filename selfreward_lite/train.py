@@ -52,13 +52,13 @@ class Reporter(TrainerCallback):
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "loss" not in values:
             return
-        if not math.isfinite(values["loss"]) or values["loss"] == 0.0:
+        if not math.isfinite(values["loss"]):
             raise TrainingError(f"the loss became {values['loss']} at step {state.global_step}; lower the learning rate")
         if not self.first:
             self.first = values
-            margin = values.get("rewards/margins", 0.0)
-            if self.is_dpo and abs(margin) > FIRST_MARGIN_LIMIT:
-                raise TrainingError(f"reward margin {margin:.2g} at the first step: the reference is not M(t-1)")
+            rewards = [values[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")] if self.is_dpo else []
+            if not all(abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards):  # so that NaN is refused too
+                raise TrainingError(f"rewards {rewards} at the first step: the reference is not M(t-1)")
         self.steps = state.global_step
         say(self.out, {"step": state.global_step, "steps": state.max_steps, "values": values})
 
@@ -75,6 +75,8 @@ def main(job_path: str) -> None:
     trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job)
     if len(trainer.train_dataset) != job.row_count:
         raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {job.row_count}")
+    if job.method == "dpo" and "ref" not in trainer.model.peft_config:
+        raise TrainingError("the trainer made no copy of M(t-1) as reference; its reference would be the base")
     _as_float32(trainer.model)
     if job.adapter_in is not None:
         restore(trainer.model, job.adapter_in)
@@ -86,7 +88,8 @@ def main(job_path: str) -> None:
     facts = {
         "steps": reporter.steps, "rows": job.row_count, "moved_share": moved_share(before, trainer.model),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
-        "first_loss": reporter.first.get("loss", math.nan), "first_margin": reporter.first.get("rewards/margins", 0.0),
+        "first_loss": reporter.first.get("loss", math.nan),
+        "first_margin": reporter.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
     save_adapter(trainer.model, Path(job.adapter_out))
     say(out, {"done": facts})

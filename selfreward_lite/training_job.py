@@ -2,12 +2,13 @@
 
 Knows: which text is prompt and which completion, token ids, the child's report lines. Does not know: torch, trainers
 (those are in `train`, which runs as a child so that its memory really comes back). All ids come from `chat`, so a
-trainer sees exactly the tokens that the engine saw.
+prompt is the same tokens to a trainer as to the engine; a completion is its stripped text, encoded again.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import deque
@@ -124,7 +125,8 @@ def run(job: Job, folder: Path, report: Report) -> dict[str, float]:
     with (folder / "train.log").open("w", encoding="utf-8") as log:
         # Ctrl-C is ours to handle; and the child ends by itself when its input closes, however we die.
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+            env={"CUDA_VISIBLE_DEVICES": "0", **os.environ},  # with two cards in sight, TRL splits every batch
         )
         try:
             closing = _follow(child, report)

@@ -2,6 +2,7 @@
 
 Weights and B matrices are large enough that logits have a spread of about 1: a wrong export is far from the right one.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,15 +13,34 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from selfreward_lite.llama_folder import LLAMA3_SPLIT
 
-SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-           "<|finetune_right_pad_id|>"]
-TEMPLATE = ("{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-            "{{ message['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
-CORPUS = ["Sort the letters of the word and repeat the answer.", "Score: 4", "the response is correct and brief",
-          "I'll don't we've 1234 5678 99", "x = [1, 2, 3]\n\nfor y in x:\n    print(y)"] * 4
-LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|finetune_right_pad_id|>",
+]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CORPUS = [
+    "Sort the letters of the word and repeat the answer.",
+    "Score: 4",
+    "the response is correct and brief",
+    "I'll don't we've 1234 5678 99",
+    "x = [1, 2, 3]\n\nfor y in x:\n    print(y)",
+] * 4
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {"num_key_value_heads": 2, "tie_word_embeddings": False},
     "mha": {"num_key_value_heads": 4, "tie_word_embeddings": True, "head_dim": 32},
@@ -30,25 +50,35 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def make_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token="<|eot_id|>", pad_token=SPECIAL[-1],
-        chat_template=TEMPLATE)
+        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token="<|eot_id|>", pad_token=SPECIAL[-1], chat_template=TEMPLATE
+    )
 
 
 def make_model(folder: Path, **settings: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
+
     tokenizer = make_tokenizer()
     torch.manual_seed(1)
-    base = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "max_position_embeddings": 256, "initializer_range": 0.15, "vocab_size": len(tokenizer) + 5}
+    base = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "vocab_size": len(tokenizer) + 5,
+    }
     LlamaForCausalLM(LlamaConfig(**base | settings)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -58,6 +88,7 @@ def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
     """A LoRA folder whose B is random too, so that it changes the model as a trained one does."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
     torch.manual_seed(2)
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), LoraConfig(**defaults | settings))

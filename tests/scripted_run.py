@@ -11,8 +11,14 @@ from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.store import Store
 
 SMALL = {
-    "prompts.count": "8", "responses.count": "3", "judge.count": "3", "seed_stage.train_examples": "24",
-    "seed_stage.eval_prompts": "6", "evaluation.prompts": "8", "evaluation.judgments": "2", "iterations": "2",
+    "prompts.count": "8",
+    "responses.count": "3",
+    "judge.count": "3",
+    "seed_stage.train_examples": "24",
+    "seed_stage.eval_prompts": "6",
+    "evaluation.prompts": "8",
+    "evaluation.judgments": "2",
+    "iterations": "2",
     "gates.mode": "report",
 }
 

@@ -22,7 +22,18 @@ OPENINGS = {
     "new_prompts": ("Add one new task", "Below is a numbered list"),
 }
 WORDS = (
-    "river", "stone", "cloud", "amber", "violet", "harbour", "lantern", "meadow", "copper", "saffron", "winter", "orchard",
+    "river",
+    "stone",
+    "cloud",
+    "amber",
+    "violet",
+    "harbour",
+    "lantern",
+    "meadow",
+    "copper",
+    "saffron",
+    "winter",
+    "orchard",
 )
 
 

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, **settings)
+    return subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +89,11 @@ def test_a_second_writer_is_refused(runs):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_ends_within_seconds_and_resumably(tmp_path, stop):
     child = subprocess.Popen(
-        [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while not (tmp_path / "tiny" / "run.sqlite").exists():
         time.sleep(0.05)

@@ -47,9 +47,7 @@ def engine(model: Path) -> Iterator[LlamaEngine]:
     engine.close()
 
 
-def ask(
-    name: str, *, sampling: Sampling = GREEDY, seeds: tuple[int, ...] = (0,), adapter: str | None = None
-) -> Request:
+def ask(name: str, *, sampling: Sampling = GREEDY, seeds: tuple[int, ...] = (0,), adapter: str | None = None) -> Request:
     return Request(name, (*HEAD, *name.encode() * 3), seeds, sampling, (END,), adapter)
 
 

@@ -3,6 +3,7 @@
 Logits are compared at every position with the limit of the product (1e-3); the measured distances are printed (-s).
 A proof that cannot fail proves nothing: leaving out the row permutation or rsLoRA's √r must break parity.
 """
+
 from __future__ import annotations
 
 import json
@@ -43,8 +44,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def bases(folders: dict[str, Path]) -> dict[tuple[str, str], Path]:
-    return {(kind, weights): base_to_gguf(folder, folder / f"{weights}.gguf", weights=weights, dtype="f32")
-            for kind, folder in folders.items() for weights in ("original", "nf4")}
+    return {
+        (kind, weights): base_to_gguf(folder, folder / f"{weights}.gguf", weights=weights, dtype="f32")
+        for kind, folder in folders.items()
+        for weights in ("original", "nf4")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +88,9 @@ def test_without_the_permutation_parity_fails(kind: str, folders: Any, tmp_path:
 
 
 def test_without_rope_factors_parity_fails(folders: Any, tmp_path: Path) -> None:
-    plain = edited(folders["llama3"], tmp_path / "plain", "config.json",
-                   lambda c: c["rope_parameters"].update(rope_type="default"))
+    plain = edited(
+        folders["llama3"], tmp_path / "plain", "config.json", lambda c: c["rope_parameters"].update(rope_type="default")
+    )
     wrong = base_to_gguf(plain, tmp_path / "wrong.gguf", weights="original", dtype="f32")
     measured = parity(folders["llama3"], None, wrong, None, LISTS, weights="original")
     assert measured.max_abs_diff > 0.05
@@ -110,11 +115,13 @@ def test_nf4_base_of_the_original_is_another_model(folders: Any, bases: Any) -> 
 def test_nf4_weights_equal_the_loaded_model_bit_for_bit(load_dtype: str, folders: Any, tmp_path: Path) -> None:
     from bitsandbytes.functional import dequantize_4bit
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
     out = base_to_gguf(folders["gqa"], tmp_path / "b.gguf", weights="nf4", dtype="f32", load_dtype=load_dtype)
     stored = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in GGUFReader(out).tensors}
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     model = AutoModelForCausalLM.from_pretrained(
-        folders["gqa"], quantization_config=config, device_map={"": "cpu"}, dtype=getattr(torch, load_dtype))
+        folders["gqa"], quantization_config=config, device_map={"": "cpu"}, dtype=getattr(torch, load_dtype)
+    )
     quantised = 0
     for tensor in export.layout(export.read_config(folders["gqa"])):
         held = model.get_parameter(tensor.source)
@@ -160,6 +167,7 @@ def test_settings_and_vocabulary_are_those_of_the_folder(folders: Any, bases: An
 
 def test_shards_give_the_same_file(folders: Any, bases: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
+
     shards = tmp_path / "gqa"
     shutil.copytree(folders["gqa"], shards, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
     AutoModelForCausalLM.from_pretrained(folders["gqa"]).save_pretrained(shards, max_shard_size="100KB")
@@ -173,14 +181,17 @@ def test_shards_give_the_same_file(folders: Any, bases: Any, tmp_path: Path) -> 
 
 BASE_REFUSALS = {
     "architecture": {"architectures": ["MistralForCausalLM"]},
-    "attention_bias": {"attention_bias": True}, "mlp_bias": {"mlp_bias": True},
-    "sliding_window": {"sliding_window": 128}, "hidden_act": {"hidden_act": "gelu"},
+    "attention_bias": {"attention_bias": True},
+    "mlp_bias": {"mlp_bias": True},
+    "sliding_window": {"sliding_window": 128},
+    "hidden_act": {"hidden_act": "gelu"},
     "quantization_config": {"quantization_config": {"quant_method": "bitsandbytes"}},
     "rope scaling 'yarn'": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
     "rope scaling 'linear'": {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
     "partial_rotary_factor": {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
     "config.json says": {"intermediate_size": 256},
-    "not part of a Llama": {"num_hidden_layers": 1}, "are missing": {"num_hidden_layers": 3},
+    "not part of a Llama": {"num_hidden_layers": 1},
+    "are missing": {"num_hidden_layers": 3},
     "do not fit vocab_size": {"vocab_size": 100},
 }
 
@@ -234,12 +245,17 @@ def test_base_numbers_that_do_not_fit_are_refused(value: float, words: str, fold
 
 
 @pytest.mark.parametrize("weights", ["original", "nf4"])
-@pytest.mark.parametrize(("kind", "settings"), [
-    ("gqa", {"r": 4, "lora_alpha": 8}), ("gqa", {"r": 16, "lora_alpha": 16}), ("llama3", {"r": 16, "lora_alpha": 5}),
-    ("gqa", {"r": 16, "lora_alpha": 16, "use_rslora": True}),
-    ("mha", {"r": 16, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]})])
-def test_adapter_has_the_logits_of_peft(kind: str, settings: Any, weights: str, folders: Any, bases: Any,
-                                        tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gqa", {"r": 4, "lora_alpha": 8}),
+        ("gqa", {"r": 16, "lora_alpha": 16}),
+        ("llama3", {"r": 16, "lora_alpha": 5}),
+        ("gqa", {"r": 16, "lora_alpha": 16, "use_rslora": True}),
+        ("mha", {"r": 16, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]}),
+    ],
+)
+def test_adapter_has_the_logits_of_peft(kind: str, settings: Any, weights: str, folders: Any, bases: Any, tmp_path: Path) -> None:
     adapter_dir = make_adapter(folders[kind], tmp_path / "a", **settings)
     out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
     measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
@@ -259,13 +275,20 @@ def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path:
 
 
 ADAPTER_REFUSALS: dict[str, dict[str, Any]] = {
-    "use_dora": {"use_dora": True}, "modules_to_save": {"modules_to_save": ["lm_head"]},
-    "lora_bias": {"lora_bias": True}, "bias='all'": {"bias": "all"},
-    "alpha_pattern": {"alpha_pattern": {"q_proj": 3}}, "rank_pattern": {"rank_pattern": {"q_proj": 3}},
-    "layers_to_transform": {"layers_to_transform": [0]}, "layers_pattern": {"layers_pattern": "layers"},
-    "layer_replication": {"layer_replication": [[0, 2]]}, "fan_in_fan_out": {"fan_in_fan_out": True},
-    "peft_type LOHA": {"peft_type": "LOHA"}, "init_lora_weights='pissa'": {"init_lora_weights": "pissa"},
-    "trainable_token_indices": {"trainable_token_indices": [1]}, "some_new_method": {"some_new_method": 1},
+    "use_dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "lora_bias": {"lora_bias": True},
+    "bias='all'": {"bias": "all"},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 3}},
+    "rank_pattern": {"rank_pattern": {"q_proj": 3}},
+    "layers_to_transform": {"layers_to_transform": [0]},
+    "layers_pattern": {"layers_pattern": "layers"},
+    "layer_replication": {"layer_replication": [[0, 2]]},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "peft_type LOHA": {"peft_type": "LOHA"},
+    "init_lora_weights='pissa'": {"init_lora_weights": "pissa"},
+    "trainable_token_indices": {"trainable_token_indices": [1]},
+    "some_new_method": {"some_new_method": 1},
     "lora_alpha=0": {"lora_alpha": 0},
 }
 
@@ -284,10 +307,10 @@ TENSOR_REFUSALS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "infinity": lambda t: t[Q0].view(-1)[5:6].fill_(float("inf")),
     "lora_A.weight is missing": lambda t: t.pop(Q0),
     "lm_head.lora_A.weight has no place": lambda t: t.update({"base_model.model.lm_head.lora_A.weight": t[Q0].clone()}),
-    "embed_tokens.lora_embedding_A has no place":
-        lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": t[Q0].clone()}),
-    "magnitude_vector has no place":
-        lambda t: t.update({Q0.replace("lora_A.weight", "lora_magnitude_vector"): t[Q0].clone()}),
+    "embed_tokens.lora_embedding_A has no place": lambda t: t.update(
+        {"base_model.model.model.embed_tokens.lora_embedding_A": t[Q0].clone()}
+    ),
+    "magnitude_vector has no place": lambda t: t.update({Q0.replace("lora_A.weight", "lora_magnitude_vector"): t[Q0].clone()}),
     "layers.7": lambda t: t.update({Q0.replace("layers.0", "layers.7"): t[Q0].clone()}),
     "another base": lambda t: t.update({Q0: t[Q0][:, :32].contiguous()}),
     "no LoRA tensors": lambda t: t.clear(),
@@ -310,8 +333,10 @@ def test_truncated_safetensors_are_one_line(keep: int, adapter: Path, folders: A
         shutil.copytree(source, tmp_path / file)
         broken = tmp_path / file / file
         broken.write_bytes(broken.read_bytes()[:keep])
-    for run in (lambda: adapter_to_gguf(tmp_path / "adapter_model.safetensors", folders["gqa"], tmp_path / "o"),
-                lambda: base_to_gguf(tmp_path / "model.safetensors", tmp_path / "o", weights="nf4", dtype="f32")):
+    for run in (
+        lambda: adapter_to_gguf(tmp_path / "adapter_model.safetensors", folders["gqa"], tmp_path / "o"),
+        lambda: base_to_gguf(tmp_path / "model.safetensors", tmp_path / "o", weights="nf4", dtype="f32"),
+    ):
         with pytest.raises(ExportError, match="cannot be read") as caught:
             run()
         assert "\n" not in str(caught.value)
@@ -340,12 +365,15 @@ def test_an_interrupted_export_leaves_the_old_file(folders: Any, tmp_path: Path,
 
 
 def test_a_killed_export_leaves_no_target(adapter: Path, folders: Any, tmp_path: Path) -> None:
-    code = ("import os, signal, sys; from pathlib import Path; from selfreward_lite import export\n"
-            "export.os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "export.adapter_to_gguf(*map(Path, sys.argv[1:]))")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from selfreward_lite import export\n"
+        "export.os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export.adapter_to_gguf(*map(Path, sys.argv[1:]))"
+    )
     out = tmp_path / "a.gguf"
-    result = subprocess.run([sys.executable, "-c", code, adapter, folders["gqa"], out], check=False,
-                            cwd=Path(export.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "-c", code, adapter, folders["gqa"], out], check=False, cwd=Path(export.__file__).parents[1]
+    )
     assert result.returncode == -9
     assert not out.exists()
 
@@ -362,16 +390,29 @@ def test_a_broken_gguf_is_an_error_not_a_crash(folders: Any, bases: Any, adapter
 
 
 def test_token_ids_are_those_of_tokenizer_json(folders: Any, bases: Any) -> None:
-    texts = ["", " ", "Score: 4", "<|eot_id|>", "x<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ny",
-             "I'LL don't WE'VE 12345678", "  two  spaces \n\n\t tabs\r\n", "naïve café — “quotes”", "مرحبا بالعالم ١٢٣",
-             "日本語のテキスト", "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301", "\u200b\ufeff\u00a0\u2028",
-             "\x00\x01\x7f", "a" * 500, "नमस्ते १२३", *CORPUS[:5]]
+    texts = [
+        "",
+        " ",
+        "Score: 4",
+        "<|eot_id|>",
+        "x<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ny",
+        "I'LL don't WE'VE 12345678",
+        "  two  spaces \n\n\t tabs\r\n",
+        "naïve café — “quotes”",
+        "مرحبا بالعالم ١٢٣",
+        "日本語のテキスト",
+        "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301",
+        "\u200b\ufeff\u00a0\u2028",
+        "\x00\x01\x7f",
+        "a" * 500,
+        "नमस्ते १२३",
+        *CORPUS[:5],
+    ]
     assert token_parity(folders["gqa"], bases["gqa", "original"], texts) > 500
 
 
 def test_another_tokenizer_is_named(folders: Any, bases: Any, tmp_path: Path) -> None:
-    other = edited(folders["gqa"], tmp_path / "m", "tokenizer.json",
-                   lambda t: t["model"].update(merges=[], ignore_merges=False))
+    other = edited(folders["gqa"], tmp_path / "m", "tokenizer.json", lambda t: t["model"].update(merges=[], ignore_merges=False))
     with pytest.raises(ExportError, match="llama.cpp reads 'Score: 4' as"):
         token_parity(other, bases["gqa", "original"], ["q", "Score: 4", "the answer"])
 
@@ -396,6 +437,8 @@ def test_parity_refuses_half_a_question(folders: Any, bases: Any) -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = ("import sys, selfreward_lite.parity\n"
-            "assert not {'torch', 'gguf', 'numpy', 'llama_cpp', 'transformers'} & set(sys.modules)")
+    code = (
+        "import sys, selfreward_lite.parity\n"
+        "assert not {'torch', 'gguf', 'numpy', 'llama_cpp', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(export.__file__).parents[1])

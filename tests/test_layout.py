@@ -30,8 +30,20 @@ MAY_IMPORT = {
     "gradio": set(),
 }
 TOP_LEVEL = {
-    "README.md", "app.py", "requirements.txt", "requirements-gpu.txt", "pyproject.toml", "LICENSE", "LOG.md", "notebooks",
-    "selfreward_lite", "tests", ".ci", ".gitignore", ".gitattributes", ".github",
+    "README.md",
+    "app.py",
+    "requirements.txt",
+    "requirements-gpu.txt",
+    "pyproject.toml",
+    "LICENSE",
+    "LOG.md",
+    "notebooks",
+    "selfreward_lite",
+    "tests",
+    ".ci",
+    ".gitignore",
+    ".gitattributes",
+    ".github",
 }
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 6
 # Named exceptions, with their reason.
@@ -139,7 +151,9 @@ def test_budgets_of_files_and_functions():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path.name}: {node.name} is too long"
-                count = len(node.args.posonlyargs + node.args.args) - (bool(node.args.args) and node.args.args[0].arg in ("self", "cls"))
+                count = len(node.args.posonlyargs + node.args.args) - (
+                    bool(node.args.args) and node.args.args[0].arg in ("self", "cls")
+                )
                 assert count <= PARAMETERS or (path.name, node.name) in MANY_PARAMETERS, f"{path.name}: {node.name} takes {count}"
 
 

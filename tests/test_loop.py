@@ -39,8 +39,19 @@ def test_a_run_has_everything_and_verifies(whole):
         document = report.summary(store)
         assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
         assert list(document["iterations"][0]) == [
-            "iteration", "prompts", "responses", "judgments", "judgments_unread", "response_pairs", "judgment_pairs",
-            "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens", "seconds",
+            "iteration",
+            "prompts",
+            "responses",
+            "judgments",
+            "judgments_unread",
+            "response_pairs",
+            "judgment_pairs",
+            "exact_score",
+            "answer_right",
+            "win_rate_vs_seed",
+            "judge_pair_accuracy",
+            "mean_response_tokens",
+            "seconds",
         ]
         for iteration in (1, 2):
             row = document["iterations"][iteration]
@@ -49,7 +60,9 @@ def test_a_run_has_everything_and_verifies(whole):
             assert 0 < row["judgment_pairs"] <= 8
             # every item was asked exactly its number of times: no more, no less
             responses = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
-            per_response = Counter(one.response_id for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"))
+            per_response = Counter(
+                one.response_id for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+            )
             assert all(per_response[one.id] == 3 for one in responses)
 
 
@@ -131,7 +144,7 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
     raise AssertionError(f"{stage} of iteration {iteration} was never seen")
 
 
-# -- gates and settings -------------------------------------------------------------------------------------------------------
+# -- gates and settings ----------
 
 
 def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
@@ -167,7 +180,7 @@ def test_other_settings_for_a_begun_run_are_refused(tmp_path):
         loop.settle(store, {}, "overnight")
 
 
-# -- the same code at the size and with the templates of Llama-3 ----------------------------------------------------------------
+# -- the same code at the size and with the templates of Llama-3 ----------
 
 
 def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
@@ -178,8 +191,13 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
     rows = [{**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"} for row in tiny_rows(60)]
     ranked.write_text("".join(f"{__import__('json').dumps(row)}\n" for row in rows))
     overrides = {
-        "model.base": str(config.TINY_MODEL), "seed_stage.ranked": str(ranked), "prompts.count": "6", "iterations": "2",
-        "seed_stage.eval_prompts": "10", "evaluation.prompts": "5", "gates.mode": "report",
+        "model.base": str(config.TINY_MODEL),
+        "seed_stage.ranked": str(ranked),
+        "prompts.count": "6",
+        "iterations": "2",
+        "seed_stage.eval_prompts": "10",
+        "evaluation.prompts": "5",
+        "gates.mode": "report",
     }
     with Store.write(tmp_path / "run") as store:
         settings = loop.settle(store, overrides, "overnight")

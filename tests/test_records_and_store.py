@@ -65,7 +65,13 @@ def test_a_second_writer_is_refused_by_name(tmp_path):
 
 
 def test_a_killed_writer_leaves_no_lock(tmp_path):
-    code = f"from pathlib import Path; from selfreward_lite.store import Store; Store.write(Path({str(tmp_path)!r})); print('in', flush=True); input()"
+    code = textwrap.dedent(f"""
+        from pathlib import Path
+        from selfreward_lite.store import Store
+        Store.write(Path({str(tmp_path)!r}))
+        print('in', flush=True)
+        input()
+    """)
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     child.stdout.readline()
     with pytest.raises(UserError, match=str(child.pid)):
@@ -92,7 +98,8 @@ def test_sigkill_loses_no_committed_record(tmp_path):
         from selfreward_lite.store import Store
         store = Store.write(Path({str(tmp_path)!r})); store.state("run", "seed 0")
         for index in range(100000):
-            store.commit(1, "prompts", str(index), Outcome((Prompt(make_id("seed 0", Prompt, 1, "generated", index), 1, "generated", index, "t"),)))
+            key = (1, "generated", index)
+            store.commit(1, "prompts", str(index), Outcome((Prompt(make_id("seed 0", Prompt, *key), *key, "t"),)))
             print(index, flush=True)
     """)
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

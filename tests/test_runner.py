@@ -33,9 +33,7 @@ def test_every_item_gets_its_own_answers_in_order(shuffle_seed):
     done = [name for name, _, _ in drive(engine(shuffle_seed=shuffle_seed), items)]
     assert sorted(done) == sorted(str(n) for n in range(50))
     for n in range(50):
-        assert seen[str(n)] == [
-            [[f"{n}-{r}-a/0", f"{n}-{r}-a/1"], [f"{n}-{r}-b/0"]] for r in range(1 + n % 3)
-        ]
+        assert seen[str(n)] == [[[f"{n}-{r}-a/0", f"{n}-{r}-a/1"], [f"{n}-{r}-b/0"]] for r in range(1 + n % 3)]
 
 
 def test_an_item_that_asks_nothing_is_through_at_once():

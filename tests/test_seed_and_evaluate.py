@@ -17,9 +17,22 @@ RUN = "seed 0"
 
 def tree(name: str, *answers: tuple[str, int | None], **changes) -> list[dict]:
     base = {"lang": "en", "deleted": False, "review_result": True, "synthetic": False, "tree_state": "ready_for_export"}
-    first = {"message_id": name, "parent_id": None, "role": "prompter", "text": f"Question {name}?", "rank": None, **base, **changes}
-    return [first, *({"message_id": f"{name}-{i}", "parent_id": name, "role": "assistant", "text": text, "rank": rank, **base}
-                     for i, (text, rank) in enumerate(answers))]
+    first = {
+        "message_id": name,
+        "parent_id": None,
+        "role": "prompter",
+        "text": f"Question {name}?",
+        "rank": None,
+        **base,
+        **changes,
+    }
+    return [
+        first,
+        *(
+            {"message_id": f"{name}-{i}", "parent_id": name, "role": "assistant", "text": text, "rank": rank, **base}
+            for i, (text, rank) in enumerate(answers)
+        ),
+    ]
 
 
 def found_in(rows):
@@ -37,9 +50,14 @@ def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"lang": "de"}, "not English"), ({"deleted": True}, "deleted, rejected or synthetic"),
-     ({"review_result": False}, "deleted, rejected or synthetic"), ({"synthetic": True}, "deleted, rejected or synthetic"),
-     ({"tree_state": "growing"}, "tree not ready for export"), ({"text": "  "}, "empty text")],
+    [
+        ({"lang": "de"}, "not English"),
+        ({"deleted": True}, "deleted, rejected or synthetic"),
+        ({"review_result": False}, "deleted, rejected or synthetic"),
+        ({"synthetic": True}, "deleted, rejected or synthetic"),
+        ({"tree_state": "growing"}, "tree not ready for export"),
+        ({"text": "  "}, "empty text"),
+    ],
 )
 def test_every_row_left_out_is_counted(change, reason):
     found, drops = found_in(tree("a", ("x", 0), ("y", 1), **change))
@@ -48,15 +66,17 @@ def test_every_row_left_out_is_counted(change, reason):
 
 
 def test_the_same_prompt_twice_cannot_stand_on_both_sides():
-    rows = tree("a", ("x", 0), ("y", 1)) + [{**row, "message_id": f"b{i}", "parent_id": row["parent_id"] and "b0"} for i, row in
-                                            enumerate(tree("a", ("x", 0), ("y", 1)))]
+    rows = tree("a", ("x", 0), ("y", 1)) + [
+        {**row, "message_id": f"b{i}", "parent_id": row["parent_id"] and "b0"}
+        for i, row in enumerate(tree("a", ("x", 0), ("y", 1)))
+    ]
     found, drops = found_in(rows)
     assert len(found) == 1
     assert drops["same prompt again"] == 1
 
 
 def test_evaluation_is_reserved_first_and_disjoint(tiny):
-    found, _ = found_in([row for row in tiny_rows(200)])
+    found, _ = found_in(list(tiny_rows(200)))
     held_out, training = seed.split(found, tiny)
     assert len(held_out) == tiny.seed_stage.eval_prompts
     assert not {one.prompt.id for one in held_out} & {one.prompt.id for one in training}
@@ -68,7 +88,10 @@ def test_evaluation_is_reserved_first_and_disjoint(tiny):
 def judged(found, scores):
     """`scores` lists, a response, the scores of its tries."""
     return {
-        response.id: [Judgment(f"{response.id}{i}", 0, "base", response.id, i, f"Score: {s}", "stop", 3, s, None) for i, s in enumerate(tries)]
+        response.id: [
+            Judgment(f"{response.id}{i}", 0, "base", response.id, i, f"Score: {s}", "stop", 3, s, None)
+            for i, s in enumerate(tries)
+        ]
         for response, tries in zip(found.responses, scores, strict=True)
     }
 
@@ -102,7 +125,9 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
     scores = [example.judgment.score for example in examples]
     assert scores.count(4.0) <= max(scores.count(other) for other in (1.0, 2.0, 5.0))
     assert left_out["most common score"] > 0
-    few, outcome = seed.eft_examples(found, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})}))
+    few, outcome = seed.eft_examples(
+        found, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})})
+    )
     assert len(few) == 5
     assert {drop.reason for drop in outcome.drops} >= {"above train_examples"}
 
@@ -123,7 +148,7 @@ def test_a_bad_line_is_named(tmp_path, tiny):
     assert len(seed.load_rows(settings)) == 3
 
 
-# -- judge quality: worked example 5 ---------------------------------------------------------------------------------------------
+# -- judge quality: worked example 5 ----------
 
 
 def test_pair_accuracy_by_hand():
@@ -158,7 +183,10 @@ def test_the_paired_interval_is_scipys():
 
 
 def test_an_answer_that_never_came_scores_nothing():
-    prompts = [Prompt("p", 0, "held_out", 0, "Sort the letters c a b."), Prompt("q", 0, "held_out", 1, "Rotate the letters c a b.")]
+    prompts = [
+        Prompt("p", 0, "held_out", 0, "Sort the letters c a b."),
+        Prompt("q", 0, "held_out", 1, "Rotate the letters c a b."),
+    ]
     answers = [Response("r", 0, "M0", "p", 0, "The answer is a b c.", "stop", 7)]
     exact = evaluate.exact_scores(prompts, answers)
     assert exact.score == {"p": 5, "q": 0}
@@ -166,11 +194,18 @@ def test_an_answer_that_never_came_scores_nothing():
     assert evaluate.exact_scores([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
 
 
-# -- gates ------------------------------------------------------------------------------------------------------------------------
+# -- gates ----------
 
 GOOD = gates.Evidence(
-    rows=10, moved_share=1.0, first_margin=0.0, logit_difference=1e-5, logit_change=0.5, cut_share=0.0, read_share=0.98,
-    length_ratio=1.0, judge_interval=(-0.05, 0.02),
+    rows=10,
+    moved_share=1.0,
+    first_margin=0.0,
+    logit_difference=1e-5,
+    logit_change=0.5,
+    cut_share=0.0,
+    read_share=0.98,
+    length_ratio=1.0,
+    judge_interval=(-0.05, 0.02),
 )
 
 
@@ -182,9 +217,18 @@ def refused(limits, **changes) -> list[str]:
 
 @pytest.mark.parametrize(
     ("change", "gate"),
-    [({"rows": 0}, "rows"), ({"moved_share": 0.4}, "moved"), ({"first_margin": -0.01}, "reference"), ({"logit_difference": 0.1}, "export"),
-     ({"logit_difference": math.nan}, "export"), ({"logit_change": 0.0}, "effect"), ({"cut_share": 0.2}, "stopping"),
-     ({"read_share": 0.8}, "reading"), ({"length_ratio": 1.6}, "length"), ({"judge_interval": (-0.1, -0.04)}, "judge")],
+    [
+        ({"rows": 0}, "rows"),
+        ({"moved_share": 0.4}, "moved"),
+        ({"first_margin": -0.01}, "reference"),
+        ({"logit_difference": 0.1}, "export"),
+        ({"logit_difference": math.nan}, "export"),
+        ({"logit_change": 0.0}, "effect"),
+        ({"cut_share": 0.2}, "stopping"),
+        ({"read_share": 0.8}, "reading"),
+        ({"length_ratio": 1.6}, "length"),
+        ({"judge_interval": (-0.1, -0.04)}, "judge"),
+    ],
 )
 def test_each_gate_can_refuse(tiny, change, gate):
     assert refused(tiny.gates) == []

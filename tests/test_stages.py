@@ -52,14 +52,19 @@ def a_judgment(index, score, text=None, response="r", expected=None) -> Judgment
     return Judgment(make_id(RUN, Judgment, 1, "M0", response, index), 1, "M0", response, index, text, "stop", 5, score, expected)
 
 
-# -- length control: worked example 1 -------------------------------------------------------------------------------------
+# -- length control: worked example 1 ----------
 
 W1 = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
 
 
 @pytest.mark.parametrize(
     ("rho", "chosen", "rejected"),
-    [(0, (5.0, 1900), (2.0, 1800)), (0.1, (5.0, 1900), (2.0, 1800)), (0.32, (4.2, 1500), (2.5, 2400)), (0.4, (4.2, 1500), (2.5, 2400))],
+    [
+        (0, (5.0, 1900), (2.0, 1800)),
+        (0.1, (5.0, 1900), (2.0, 1800)),
+        (0.32, (4.2, 1500), (2.5, 2400)),
+        (0.4, (4.2, 1500), (2.5, 2400)),
+    ],
 )
 def test_length_tiers(rho, chosen, rejected):
     pair = choose([Scored(str(index), *one) for index, one in enumerate(W1)], rho)
@@ -91,9 +96,7 @@ def test_equal_scores_give_no_pair_and_a_third_of_a_point_does():
 
 def build_pairs(texts_scores, schedule=None, finishes=None):
     prompt = a_prompt()
-    made = [
-        a_response(text, prompt, index, (finishes or {}).get(index, "stop")) for index, (text, _) in enumerate(texts_scores)
-    ]
+    made = [a_response(text, prompt, index, (finishes or {}).get(index, "stop")) for index, (text, _) in enumerate(texts_scores)]
     scores = {one.id: score for one, (_, score) in zip(made, texts_scores, strict=True)}
     schedule = schedule or Schedule(rho=0, judgment_pairs=True)
     outcome = response_pairs.build([prompt], {prompt.id: made}, scores, schedule, run=RUN, iteration=1)
@@ -121,7 +124,7 @@ def test_a_chosen_response_above_the_limit_gives_no_pair():
     assert build_pairs([("longer", 5.0), ("bad", 1.0)], schedule) == ([], {"chosen response too long": 1})
 
 
-# -- scores: worked examples 2, 3 and 7 --------------------------------------------------------------------------------------
+# -- scores: worked examples 2, 3 and 7 ----------
 
 
 def test_the_mean_leaves_unread_judgments_out(tiny):
@@ -167,7 +170,7 @@ def test_ties_of_variance_are_drawn_but_always_the_same():
     assert len(set(picks)) > 1
 
 
-# -- ratings: worked example 4 -----------------------------------------------------------------------------------------------
+# -- ratings: worked example 4 ----------
 
 CYCLE = [(0, 1, 1), (1, 0, -1), (1, 2, 1), (2, 1, 1), (2, 0, 1), (0, 2, 0)]
 ONE_SIDED = [(0, 1, 1), (1, 0, -1), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 1)]
@@ -244,10 +247,12 @@ def test_judgment_pairs_take_the_ends_and_mind_the_length():
     (pair,) = judgment_pairs.build(rated, drawn, Schedule(rho=0, judgment_pairs=True), run=RUN, iteration=1).records
     assert (drawn[pair.chosen_id].text[0], drawn[pair.rejected_id].text[0]) == ("y", "z")
     limited = Schedule(rho=0, judgment_pairs=True, max_chosen_judgment=29)
-    assert [drop.reason for drop in judgment_pairs.build(rated, drawn, limited, run=RUN, iteration=1).drops] == ["chosen judgment too long"]
+    assert [drop.reason for drop in judgment_pairs.build(rated, drawn, limited, run=RUN, iteration=1).drops] == [
+        "chosen judgment too long"
+    ]
 
 
-# -- what is asked, and what is made of the answers ----------------------------------------------------------------------------
+# -- what is asked, and what is made of the answers ----------
 
 
 def test_responses_are_deduplicated_and_counted(voice):
@@ -308,7 +313,7 @@ def test_an_unreadable_verdict_decides_nothing(voice):
     assert outcome.drops[0].count == 1
 
 
-# -- new prompts ------------------------------------------------------------------------------------------------------------------
+# -- new prompts ----------
 
 
 def candidates(*texts, finish="stop"):
@@ -342,7 +347,11 @@ def test_prompt_filters(tiny, text, reason):
 
 
 def test_good_prompts_pass_and_later_twins_do_not(tiny):
-    texts = ["Explain why leaves turn red in autumn", "Explain why leaves turn red in autumn?", "Name three uses of old newspapers"]
+    texts = [
+        "Explain why leaves turn red in autumn",
+        "Explain why leaves turn red in autumn?",
+        "Name three uses of old newspapers",
+    ]
     kept, reasons = keep(candidates(*texts), tiny)
     assert kept == [texts[0], texts[2]]
     assert reasons == {"like a prompt before it"}
@@ -360,12 +369,17 @@ def test_a_cut_list_loses_its_last_task(tiny):
 
 
 def test_no_more_prompts_than_wanted(tiny):
-    texts = [f"{first} {second} and something else entirely {index}" for index, (first, second) in enumerate([("one", "two"), ("three", "four"), ("five", "six")])]
+    texts = [
+        f"{first} {second} and something else entirely {index}"
+        for index, (first, second) in enumerate([("one", "two"), ("three", "four"), ("five", "six")])
+    ]
     assert len(keep(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
 
 
 def test_the_hundredth_question_is_as_long_as_the_first(tiny, voice):
-    examples = prompts.Examples([f"Human task number {n} about rivers" for n in range(30)], [f"Own task {n} about stones" for n in range(30)])
+    examples = prompts.Examples(
+        [f"Human task number {n} about rivers" for n in range(30)], [f"Own task {n} about stones" for n in range(30)]
+    )
     lengths = []
     for index in range(100):
         asking = prompts.ask(index, voice, tiny.prompts, examples)

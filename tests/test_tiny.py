@@ -23,10 +23,19 @@ def test_the_scorer_agrees_with_answers_whose_faults_are_known():
 @pytest.mark.parametrize(
     ("answer", "points"),
     [
-        ("The answer is b a c.", "11111"), ("b a c", "11101"), ("b a c.", "11101"), ("The answer is b a c", "11101"),
-        ("The answer is c a b.", "10011"), ("The answer is b a x.", "11011"), ("x y z", "00001"), ("", "00000"),
-        ("The answer is b a c. b a c", "10000"), ("The answer is b a c. Hope this helps you today.", "11110"),
-        ("bac", "00000"), ("Score: 5", "00000"), ("the answer is b a c.", "11100"),
+        ("The answer is b a c.", "11111"),
+        ("b a c", "11101"),
+        ("b a c.", "11101"),
+        ("The answer is b a c", "11101"),
+        ("The answer is c a b.", "10011"),
+        ("The answer is b a x.", "11011"),
+        ("x y z", "00001"),
+        ("", "00000"),
+        ("The answer is b a c. b a c", "10000"),
+        ("The answer is b a c. Hope this helps you today.", "11110"),
+        ("bac", "00000"),
+        ("Score: 5", "00000"),
+        ("the answer is b a c.", "11100"),
     ],
 )
 def test_the_five_points_by_hand(answer, points):
@@ -37,8 +46,13 @@ def test_the_five_points_by_hand(answer, points):
 
 @pytest.mark.parametrize(
     ("prompt", "solution"),
-    [("Reverse the letters c a b.", "b a c"), ("Sort the letters c a b.", "a b c"), ("Rotate the letters c a b.", "a b c"),
-     ("Swap the ends of c a b.", "b a c"), ("Leave out the first of c a b.", "a b")],
+    [
+        ("Reverse the letters c a b.", "b a c"),
+        ("Sort the letters c a b.", "a b c"),
+        ("Rotate the letters c a b.", "a b c"),
+        ("Swap the ends of c a b.", "b a c"),
+        ("Leave out the first of c a b.", "a b"),
+    ],
 )
 def test_every_task_has_its_one_answer(prompt, solution):
     task = tasks.read(prompt)

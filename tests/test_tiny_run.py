@@ -47,10 +47,29 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
 
 def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
-    small = ("--iterations", "1", "--gates", "report", "--set", "prompts.count=24", "--set", "seed_stage.train_examples=60",
-             "--set", "seed_stage.eval_prompts=20", "--set", "evaluation.prompts=40")
+    small = (
+        "--iterations",
+        "1",
+        "--gates",
+        "report",
+        "--set",
+        "prompts.count=24",
+        "--set",
+        "seed_stage.train_examples=60",
+        "--set",
+        "seed_stage.eval_prompts=20",
+        "--set",
+        "evaluation.prompts=40",
+    )
     folder, kills = tmp_path / "tiny", 0
-    for iteration, stage in ((0, "eft_judgments"), (0, "training"), (0, "eval_judgments"), (1, "judgments"), (1, "battles"), (1, "training")):
+    for iteration, stage in (
+        (0, "eft_judgments"),
+        (0, "training"),
+        (0, "eval_judgments"),
+        (1, "judgments"),
+        (1, "battles"),
+        (1, "training"),
+    ):
         child = subprocess.Popen(command(tmp_path, *small), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(folder, iteration, stage, child)
         before = records(folder)

@@ -17,7 +17,9 @@ from selfreward_lite.training_job import Job, Rows, Texts
 torch.set_num_threads(1)
 
 
-def make_job(folder: Path, tiny: Settings, chat: ChatFormat, method: str, *, adapter_in: Path | None = None, name: str = "out", **changes) -> Job:
+def make_job(
+    folder: Path, tiny: Settings, chat: ChatFormat, method: str, *, adapter_in: Path | None = None, name: str = "out", **changes
+) -> Job:
     rows = folder / f"{name}.jsonl"
     made = Rows()
     for index in range(24):
@@ -25,12 +27,29 @@ def make_job(folder: Path, tiny: Settings, chat: ChatFormat, method: str, *, ada
         if method == "sft":
             made.add({"prompt_ids": prompt, "completion_ids": chat.completion_ids("The answer is a c f.")}, 256)
         else:
-            made.add({"prompt_ids": prompt, "chosen_ids": chat.completion_ids("The answer is a c f."),
-                      "rejected_ids": chat.completion_ids("f c Hope this helps you today.")}, 256)
+            made.add(
+                {
+                    "prompt_ids": prompt,
+                    "chosen_ids": chat.completion_ids("The answer is a c f."),
+                    "rejected_ids": chat.completion_ids("f c Hope this helps you today."),
+                },
+                256,
+            )
     made.save(rows)
     settings = {**(tiny.sft if method == "sft" else tiny.dpo).model_dump(), "batch": 8, "micro_batch": 8, "epochs": 4, **changes}
-    return Job(method, str(TINY_MODEL), "nf4", adapter_in and str(adapter_in), str(folder / name), str(rows), len(made.rows),
-               chat.pad, 0, settings, tiny.lora.model_dump())
+    return Job(
+        method,
+        str(TINY_MODEL),
+        "nf4",
+        adapter_in and str(adapter_in),
+        str(folder / name),
+        str(rows),
+        len(made.rows),
+        chat.pad,
+        0,
+        settings,
+        tiny.lora.model_dump(),
+    )
 
 
 def work(job: Job) -> tuple[dict, list[dict]]:
@@ -152,7 +171,10 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
     prompt = Prompt("p", 1, "generated", 0, "Sort <|eot_id|> the letters")
     good, bad = (Response(name, 1, "M0", "p", 0, text, "stop", 3) for name, text in (("g", "a<|eot_id|>b"), ("b", "x " * 300)))
     pair = ResponsePair("rp", 1, "p", "g", "b", 4.0, 1.0, 3, 600, 0.0)
-    better, worse = (Judgment(name, 1, "M0", "g", 0, text, "stop", 3, 1.0, None) for name, text in (("jg", "fine\nScore: 3"), ("jb", "no\nScore: 1")))
+    better, worse = (
+        Judgment(name, 1, "M0", "g", 0, text, "stop", 3, 1.0, None)
+        for name, text in (("jg", "fine\nScore: 3"), ("jb", "no\nScore: 1"))
+    )
     judged = JudgmentPair("jp", 1, "g", "jg", "jb", 1.0, -1.0, 9, 9)
     texts = Texts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
     rows = training_job.dpo_rows([pair], [judged], texts, chat, 400)

@@ -62,7 +62,8 @@ class Cells:
 
     def gain(self, leaf: Run) -> int:
         """How many cells `release(leaf)` would free."""
-        total, run = 0, leaf
+        run: Run | None = leaf
+        total = 0
         while run and run.holders == 1:
             total += run.length
             run = run.parent

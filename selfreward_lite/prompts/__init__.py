@@ -22,8 +22,8 @@ _HOLE = re.compile(r"\{\{(\w+)\}\}")
 _TAG = re.compile(r"<(?=/?\s*(?:request|response|judgement|a|b)\b)", re.IGNORECASE)
 # Characters that a reader does not see but a tokenizer does: controls, zero-width and direction marks.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-# Letters only: a byte-level vocabulary with merged digits or words never splits them in surprising ways.
-_NONCE_LETTERS = "bcdfghjkmnpqrtvwxz"
+# Of these letters the tiny world's words never hold three in a row; no text holds eight of them by chance.
+_NONCE_LETTERS = "bcdfjkmpqvwxz"
 _NONCE_LENGTH = {"llama3": 8, "compact": 3}
 
 
@@ -49,7 +49,7 @@ def neutralise(text: str, nonce: str = "") -> str:
     'fine‹/response id=>'
     """
     text = _INVISIBLE.sub("", text.replace("\r\n", "\n"))
-    if nonce:
+    while nonce and nonce in text:  # taking it out can put another one together
         text = text.replace(nonce, "")
     return _TAG.sub("‹", text).strip()
 

@@ -25,22 +25,25 @@ def contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
     """
     variances = []
     for index, of_response in enumerate(judgments):
-        read = fit(of_response)
-        if len(read) >= 2:
+        if len(readable(of_response)) >= 2:
             scores = [judgment.score for judgment in of_response if judgment.score is not None]
             tie_breaker = seed_for(seed, f"tie {of_response[0].response_id}")
             variances.append((round(pvariance(scores), 9), tie_breaker, index))
     return max(variances)[2] if variances else None
 
 
-def fit(judgments: Sequence[Judgment]) -> list[Judgment]:
-    """Return the readable judgments, each text once."""
-    return list({judgment.text: judgment for judgment in reversed(judgments) if judgment.score is not None}.values())[::-1]
+def readable(judgments: Sequence[Judgment]) -> list[Judgment]:
+    """Return the judgments that have a score, each text once."""
+    first: dict[str, Judgment] = {}
+    for judgment in judgments:
+        if judgment.score is not None:
+            first.setdefault(judgment.text, judgment)
+    return list(first.values())
 
 
 def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice: Voice) -> Asking:
     """Ask for every ordered pair of the readable judgments of `response`."""
-    pairs = list(permutations(fit(judgments), 2))
+    pairs = list(permutations(readable(judgments), 2))
     ids = [make_id(voice.run, Battle, voice.iteration, voice.model, first.id, second.id) for first, second in pairs]
     replies = yield [
         voice.ask(_question(prompt, response, first, second, voice.templates), record_id, [f"{first.id}:{second.id}"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from selfreward_lite.config import Judge
 from selfreward_lite.engines.base import Completion, Probe
@@ -66,10 +65,10 @@ def expected_score(probabilities: Sequence[float]) -> float | None:
     return math.fsum(score * share for score, share in enumerate(probabilities)) / total
 
 
-def summarise(judgments: Iterable[Judgment], settings: Judge, kind: Literal["mean", "expected"] | None = None) -> float | None:
+def summarise(judgments: Iterable[Judgment], settings: Judge) -> float | None:
     """Return a response's score: the unrounded mean over its readable judgments, None if too few are readable."""
-    kind = kind or settings.score
-    scores = (one.score if kind == "mean" else one.expected_score for one in judgments if one.score is not None)
+    by_mean = settings.score == "mean"
+    scores = (one.score if by_mean else one.expected_score for one in judgments if one.score is not None)
     read = [score for score in scores if score is not None]
     needed = max(math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count))
     return math.fsum(read) / len(read) if len(read) >= needed else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from selfreward_lite.config import Schedule
 from selfreward_lite.parsing import claims_score
+from selfreward_lite.prompts import neutralise
 from selfreward_lite.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
 
 TOLERANCE = 1e-9  # scores are means of decimals: edges of tiers are compared with this
@@ -75,7 +76,7 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
 
 def _scored(responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
     return [
-        Scored(response.id, score, len(response.text), may_win=not claims_score(response.text))
+        Scored(response.id, score, len(response.text), may_win=not claims_score(neutralise(response.text)))
         for response in responses
         if response.finish == "stop" and (score := scores.get(response.id)) is not None
     ]
