@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.errors import ExportError
 from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
+from selfreward_lite.orphans import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,8 +194,9 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
 # ---------------------------------------------------------------------------------------------- as a child process
 
 def main() -> None:
-    """Do the export that stands as JSON on stdin, prove it, and print what was measured as one JSON line."""
-    task = json.load(sys.stdin)
+    """Do the export that stands as one JSON line on stdin, prove it, and print what was measured as another."""
+    task = json.loads(sys.stdin.readline())
+    end_with_parent()
     model_dir, out, weights = Path(task["model_dir"]), Path(task["out"]), task["weights"]
     if task["what"] == "base":
         base_to_gguf(model_dir, out, weights=weights, dtype=task["dtype"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,22 @@ def _format(model: Model) -> dict[str, str]:
 def _in_child(task: dict[str, Any]) -> dict[str, Any]:
     """Run one export and return its answer; its last line of complaint becomes our error."""
     command = [sys.executable, "-m", "selfreward_lite.parity"]
-    ended = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, start_new_session=True)
-    if ended.returncode != 0:
-        words = [line for line in ended.stderr.splitlines() if line.strip()]
-        raise ExportError(words[-1] if words else f"the exporter ended with code {ended.returncode}")
-    return json.loads(ended.stdout.splitlines()[-1])
+    with tempfile.TemporaryFile("w+") as complaints:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, start_new_session=True
+        )
+        with child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                child.stdin.write(json.dumps(task) + "\n")
+                child.stdin.flush()
+                answer = child.stdout.read()
+                code = child.wait()
+            finally:
+                child.kill()
+        complaints.seek(0)
+        words = [line.strip() for line in complaints if line.strip()]
+    if code != 0:
+        raise ExportError(words[-1] if words else f"the exporter ended with code {code}")
+    return json.loads(answer.splitlines()[-1])

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward_lite.errors import TrainingError
+from selfreward_lite.orphans import end_with_parent
 from selfreward_lite.training_job import Job
 
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
@@ -65,7 +65,7 @@ class Reporter(TrainerCallback):
 
 def main(job_path: str) -> None:
     """Train the job in `job_path` and write its adapter."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
     started = time.monotonic()
@@ -164,12 +164,6 @@ def say(out: Any, value: dict[str, Any]) -> None:
     """Write one report line."""
     out.write(json.dumps(value) + "\n")
     out.flush()
-
-
-def _end_with_parent() -> None:
-    """Nobody uses what an orphan trains; it would only hold the card."""
-    sys.stdin.read()
-    os._exit(1)
 
 
 def _dpo_trainer(model: PeftModel, job: Job) -> DPOTrainer:

@@ -70,6 +70,8 @@ class Script:
         return Reply(f"{rng.choice(WORDS)}\nWinner: Response {rng.choice('AB')}")
 
     def _new_prompts(self, rng: random.Random, _: int) -> Reply:
+        if rng.random() < 0.3:
+            return Reply(" Hi.")  # dropped by the filters, so that a second round of candidates is asked for
         return Reply(" Tell me about " + " ".join(rng.sample(WORDS, 6)) + ".")
 
 

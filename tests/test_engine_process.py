@@ -47,7 +47,7 @@ def check(completions: list[Completion], count: int, samples: int = 3, refused: 
     assert len(found) == len(completions) == count * samples
     for (key, sample), completion in found.items():
         if key in refused:
-            assert completion.finish == "refused" and not completion.text
+            assert completion.finish == "failed" and not completion.text
         else:
             assert completion.text == f"{key[1:]}:{10 + sample}"
             assert completion.finish == "stop"

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "records", "config", "parsing", "prompts", "chat", "tiny", "store",
+    "errors", "orphans", "records", "config", "parsing", "prompts", "chat", "tiny", "store",
     "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",

@@ -285,7 +285,7 @@ def test_judgments_keep_the_text_and_read_only_what_they_may(voice):
     assert [one.score for one in outcome.records] == [2.0, None, None, 4.5]
     assert outcome.records[0].expected_score == 2.5
     assert outcome.records[1].expected_score is None
-    assert [(drop.reason, drop.count) for drop in outcome.drops] == [("could not be read", 2)]
+    assert outcome.dropped() == {"could not be read": 2}
 
 
 def test_a_judgment_cut_by_the_limit_has_no_score(voice):

@@ -31,7 +31,7 @@ def test_the_scorer_agrees_with_answers_whose_faults_are_known():
         ("The answer is b a x.", "11011"),
         ("x y z", "00001"),
         ("", "00000"),
-        ("The answer is b a c. b a c", "10000"),
+        ("The answer is b a c. b a c", "11000"),
         ("The answer is b a c. Hope this helps you today.", "11110"),
         ("bac", "00000"),
         ("Score: 5", "00000"),
@@ -99,7 +99,7 @@ def test_ranked_examples_have_oassts_schema_and_true_ranks():
 def test_the_corpus_has_every_kind_of_judge():
     rng = random.Random(2)
     first = Counter(corpus.judging(rng, corpus.LIFE).completion.split()[0] for _ in range(600))
-    careful = first["solution"] / 600
+    careful = first["check"] / 600
     assert 0.42 < careful < 0.58
     assert corpus.RUBRIC == POINTS
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Finish = Literal["stop", "length", "refused"]
+Finish = Literal["stop", "length", "refused", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,9 @@ class Request:
 class Completion:
     """One sample. `sample` indexes the request's seeds; `tokens` leave the stop token out; `text` shows no control token.
 
-    `finish` is "stop" (a stop token came), "length" (`max_tokens` reached) or "refused" (the prompt and its
-    `max_tokens` cannot fit the context; no token was made). `probe` answers the request's probe, None if its place
-    never came.
+    `finish` is "stop" (a stop token came), "length" (`max_tokens` reached), "refused" (the prompt and its `max_tokens`
+    cannot fit the context; no token was made) or "failed" (the engine died on it again and again). `probe` answers the
+    request's probe, None if its place never came.
     """
 
     key: str

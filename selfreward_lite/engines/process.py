@@ -5,7 +5,7 @@ the requests mean. Lines of JSON cross the pipes (`child.py` draws them); nothin
 
 A death is survived by starting again and asking only for the samples not yet delivered; new requests wait until those
 are settled. After three deaths without a completion in between, the requests under way are tried one at a time, and
-one that kills the child alone is answered with "refused". If everything kills it, that is an EngineError.
+one that kills the child alone is answered with "failed". If everything kills it, that is an EngineError.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Work:
 
     def refuse(self) -> Iterator[Completion]:
         for sample in self.missing:
-            yield Completion(self.request.key, sample, (), "", "refused", len(self.request.tokens))
+            yield Completion(self.request.key, sample, (), "", "failed", len(self.request.tokens))
 
 
 class _Child:

@@ -14,7 +14,7 @@ from selfreward_lite.engines.base import Completion, Probe
 from selfreward_lite.parsing import parse_score
 from selfreward_lite.prompts import fill, nonce_for
 from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Response, make_id
-from selfreward_lite.stages.voice import Asking, Voice
+from selfreward_lite.stages.voice import NO_TEXT, Asking, Voice
 
 SCORES = ("0", "1", "2", "3", "4", "5")
 
@@ -31,12 +31,11 @@ def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int
     kept = [
         _judgment(completion, record_id, response, voice, first + index, nonce)
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
-        if completion.finish != "refused"
+        if completion.finish not in NO_TEXT
     ]
-    refused = len(completions) - len(kept)
-    unread = sum(judgment.score is None for judgment in kept)
-    counted = (("could not be read", unread), ("does not fit the context", refused))
-    return Outcome(tuple(kept), tuple(Drop(reason, count) for reason, count in counted if count))
+    drops = [Drop(NO_TEXT[completion.finish]) for completion in completions if completion.finish in NO_TEXT]
+    drops += [Drop("could not be read") for judgment in kept if judgment.score is None]
+    return Outcome(tuple(kept), tuple(drops))
 
 
 def question(prompt: Prompt, response: Response, templates: str) -> str:

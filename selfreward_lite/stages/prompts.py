@@ -16,7 +16,7 @@ from selfreward_lite.config import Prompts
 from selfreward_lite.parsing import parse_prompts
 from selfreward_lite.prompts import fill
 from selfreward_lite.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
-from selfreward_lite.stages.voice import Asking, Voice
+from selfreward_lite.stages.voice import NO_TEXT, Asking, Voice
 
 # Tasks that need more than text, after Self-Instruct's list.
 OTHER_MEDIA = re.compile(
@@ -44,8 +44,8 @@ def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Aski
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill(voice.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")]
-    if completion.finish == "refused":
-        return Outcome(drops=(Drop("does not fit the context"),))
+    if completion.finish in NO_TEXT:
+        return Outcome(drops=(Drop(NO_TEXT[completion.finish]),))
     return Outcome((
         Candidate(record_id, voice.iteration, voice.model, index, completion.text.strip(), completion.finish),
     ))
@@ -117,7 +117,7 @@ def _read(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
     tasks = parse_prompts(candidate.text, cut=candidate.finish == "length")
     if not tasks:
         return "", "cut or empty"
-    text = tasks[0]
+    text = tasks[0]  # a writer that went on with the list has its later tasks left out
     words = len(text.split())
     if words < settings.min_words:
         return text, "too short"

@@ -6,7 +6,7 @@ Knows: how a prompt is asked, which responses are kept. Does not know: scores.
 from __future__ import annotations
 
 from selfreward_lite.records import Drop, Outcome, Prompt, Response, make_id
-from selfreward_lite.stages.voice import Asking, Voice
+from selfreward_lite.stages.voice import NO_TEXT, Asking, Voice
 
 
 def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
@@ -17,8 +17,8 @@ def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
     drops = []
     for index, completion in enumerate(completions):
         text = completion.text.strip()
-        if completion.finish == "refused":
-            drops.append(Drop("does not fit the context"))
+        if completion.finish in NO_TEXT:
+            drops.append(Drop(NO_TEXT[completion.finish]))
         elif not text:
             drops.append(Drop("empty"))
         elif text in kept:

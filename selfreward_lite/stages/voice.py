@@ -17,6 +17,10 @@ from selfreward_lite.records import Outcome, seed_for
 Asking = Generator[list[Request], list[list[Completion]], Outcome]
 
 
+# Why there is no text to a request, in words.
+NO_TEXT = {"refused": "does not fit the context", "failed": "the engine died on it"}
+
+
 @dataclass(frozen=True)
 class Voice:
     """A model in a role. `model` is its name (base, M0, M1, …), `adapter` the GGUF LoRA that makes it, `run` and `seed`

@@ -50,19 +50,14 @@ def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
     if not brief:
         body = f"{body} {rng.choice(FILLERS)}" if form or rng.random() < 0.5 else f"{rng.choice(FILLERS)} {body}"
     answer = Answer(body, letters, form, brief, ())
-    return replace(answer, points=held_against(answer, task, task.solution))
+    return replace(answer, points=held_against(answer, task.solution))
 
 
-def held_against(answer: Answer, task: Task, solution: tuple[str, ...]) -> tuple[bool, ...]:
+def held_against(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
     """Return the five points of `answer` for somebody who takes `solution` for the right letters."""
-    letters = answer.letters
-    return (
-        2 * sum(letter in task.letters for letter in letters) >= len(letters),
-        2 * sum(a == b for a, b in zip(letters, solution, strict=False)) >= max(len(letters), len(solution)),
-        letters == solution,
-        answer.form,
-        answer.brief,
-    )
+    hits = sum(a == b for a, b in zip(answer.letters, solution, strict=False))
+    places = max(len(answer.letters), len(solution))
+    return (hits > 0, 2 * hits >= places, hits == places, answer.form, answer.brief)
 
 
 def wrong_letters(task: Task, rng: random.Random) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from selfreward_lite.chat import Message, user
 from selfreward_lite.prompts import fill, nonce_for
@@ -18,7 +19,7 @@ from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, held_against, 
 from selfreward_lite.tiny.tasks import LETTERS, SOLVERS, Task, draw
 
 TEMPLATES = "compact"
-RUBRIC = ("topic", "half", "right", "form", "brief")
+RUBRIC = ("some", "half", "right", "form", "brief")
 HASTY = ("Looks good to me.", "This is fine.", "Nice work.")
 UNREADABLE = ("I would give it many points.", "Looks good to me, five points.", "This is fine, no more to say.")
 
@@ -135,15 +136,17 @@ def vocabulary_text() -> list[str]:
 
 
 def _careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
-    """Solve the task, hold the answer against that solution point by point, and add up."""
+    """Solve the task, hold the answer against that solution place by place, tick the points, and add up."""
     solution = task.solution
     if rng.random() < habits.solution_error:
         solution = tuple(wrong_letters(task, rng))
-    seen = held_against(answer, task, solution)
+    seen = held_against(answer, solution)
     checks = [point ^ (rng.random() < habits.check_error) for point in seen]
     lines = [f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)]
     wrong = [name for name, check, truth in zip(RUBRIC, checks, answer.points, strict=True) if check != truth]
-    return Judged("\n".join([f"solution {' '.join(solution)}", *lines, f"Score: {sum(checks)}"]), tuple(wrong))
+    places = zip_longest(solution, answer.letters, fillvalue="-")
+    held = " ".join(f"{mine} {theirs} {'ok' if mine == theirs else 'no'}" for mine, theirs in places)
+    return Judged("\n".join([f"check {held}", *lines, f"Score: {sum(checks)}"]), tuple(wrong))
 
 
 def _hasty(rng: random.Random) -> Judged:

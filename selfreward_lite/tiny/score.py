@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import astuple, dataclass
 
-from selfreward_lite.tiny.tasks import Task, read
+from selfreward_lite.tiny.tasks import read
 
-POINTS = ("topic", "half", "right", "form", "brief")
+POINTS = ("some", "half", "right", "form", "brief")
 
 _SENTENCE = re.compile(r"The answer is((?: [a-z])+)\.")
 _LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
@@ -21,12 +21,12 @@ _LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
 class Points:
     """What is true of an answer.
 
-    topic: at least half of its letters stand in the request. half: at least half of its places hold the right letter.
-    right: the letters are the right answer. form: it begins with the sentence "The answer is … .". brief: nothing
+    some: at least one place holds the right letter. half: at least half of the places do. right: all of them do, and there
+    are no more. form: it begins with the sentence "The answer is … .". brief: nothing
     stands beside the letters but that sentence.
     """
 
-    topic: bool
+    some: bool
     half: bool
     right: bool
     form: bool
@@ -44,17 +44,14 @@ def score(prompt: str, response: str) -> Points:
     if task is None:
         raise ValueError(f"not a task of the tiny world: {prompt!r}")
     letters = tuple(_LETTER.findall(response))
+    hits = sum(a == b for a, b in zip(letters, task.solution, strict=False))
+    places = max(len(letters), len(task.solution))
     sentence = _SENTENCE.match(response)
     bare = " ".join(letters)
     return Points(
-        topic=2 * sum(letter in task.letters for letter in letters) >= len(letters) > 0,
-        half=_half_right(letters, task),
+        some=hits > 0,
+        half=2 * hits >= places,
         right=letters == task.solution,
         form=sentence is not None and tuple(sentence.group(1).split()) == letters,
         brief=bool(letters) and response.strip() in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
     )
-
-
-def _half_right(letters: tuple[str, ...], task: Task) -> bool:
-    places = max(len(letters), len(task.solution))
-    return 2 * sum(a == b for a, b in zip(letters, task.solution, strict=False)) >= places
