@@ -21,7 +21,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars: dict[tuple[int, str], TaskID] = {}
-        self._spoke = 0.0
+        self._spoke = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal,

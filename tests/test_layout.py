@@ -1,6 +1,7 @@
 """The layout: who imports whom, how large a file and a function may be, what an import may cost."""
 
 import ast
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -108,11 +109,15 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
 
 
 def test_gates_are_handed_nothing_exact():
-    source = (PACKAGE / "gates.py").read_text()
-    assert "exact_score" not in source
-    assert "answer_right" not in source
-    evidence = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
-    assert "exact" not in evidence
+    from selfreward_lite.gates import Evidence
+
+    assert set(Evidence.__dataclass_fields__) == {
+        "rows", "moved_share", "first_margin", "logit_difference", "logit_change", "cut_share", "read_share",
+        "length_ratio", "judge_interval",
+    }  # fmt: skip
+    source = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
+    known = set(re.findall(r'known\["(\w+)"\]', source))
+    assert known == {"training_rows", "training_moved_share", "training_first_margin", "logit_difference", "logit_change"}
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
