@@ -101,7 +101,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:
-            console.print("Interrupted; nothing is lost. The same command goes on.", highlight=False)
+            console.print("Interrupted; what was committed is kept. The same command goes on.", highlight=False)
         raise
 
 

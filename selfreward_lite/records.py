@@ -4,6 +4,8 @@ Knows: what identifies a record. Does not know: files, models, how a record was 
 (run, kind, iteration, model, parent, index), never from its text: two equal texts are two records, and a resumed run finds the
 very records it made before. The content hash is there to notice a text that was changed afterwards.
 
+Scores, lengths and weights in pairs and ratings repeat what they were made with, so that a pair can be explained later.
+
     Candidate → Prompt → Response → Judgment → ResponsePair
                                        └→ Battle → Rating → JudgmentPair
 """

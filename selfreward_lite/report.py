@@ -1,7 +1,6 @@
 """Run folder → the numbers and words that people see. Pure: reads a store, writes nothing, decides nothing.
 
-Knows: which record or metric answers which question. Does not know: terminals, pages. The command line, the app and the notebooks
-show what this returns.
+Knows: which record or metric answers which question. Does not know: terminals, pages. The command line shows what this returns.
 """
 
 from __future__ import annotations
@@ -75,14 +74,6 @@ def before_after(store: Store, count: int) -> list[Example]:
         if prompt.id in answers[0] and prompt.id in answers[1] and answers[0][prompt.id] != answers[1][prompt.id]
     ]
     return examples[:count]
-
-
-def stage_seconds(store: Store) -> dict[str, float]:
-    """Return where the seconds of a run went, by stage, over all iterations."""
-    spent: dict[str, float] = {}
-    for _, stage, _, _, seconds, _ in store.stages():
-        spent[stage] = spent.get(stage, 0.0) + seconds
-    return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 def _judged(store: Store, iteration: int) -> list[Judgment]:

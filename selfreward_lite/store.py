@@ -5,9 +5,10 @@ Knows: tables, transactions, the lock, manifests. Does not know: stages' meaning
     runs/<name>/run.sqlite     every record, which items of which stage are done, what was dropped and why
     runs/<name>/run.lock       held by the one writer; names its process
     runs/<name>/base/          the base model as llama.cpp reads it
-    runs/<name>/M<t>/          one model: adapter, GGUF adapter, metrics; its manifest is written last
+    runs/<name>/M<t>/          one model: adapter, GGUF adapter; its manifest is written last
 
-A folder without its manifest does not exist. A killed run loses what was not yet committed, one item at most a stage.
+A folder without its manifest does not exist. A killed run loses what was under way, never what was committed; a power cut may
+also take the last commits, up to the last end of a stage, and leaves the file whole.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CREATE TABLE IF NOT EXISTS promoted (iteration INTEGER PRIMARY KEY, by TEXT);
 
 
 class Store:
-    """A run's records. Open it with `Store.create`, `Store.write` or `Store.read`; close it when done."""
+    """A run's records. Open it with `Store.write` or `Store.read`; close it when done."""
 
     def __init__(self, folder: Path, connection: sqlite3.Connection, lock: int | None) -> None:
         self.folder = folder

@@ -9,7 +9,7 @@ import pytest
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.tiny import corpus, ranked, tasks
 from selfreward_lite.tiny.answers import Habits, write
-from selfreward_lite.tiny.score import POINTS, score
+from selfreward_lite.tiny.score import Points, score
 
 
 def test_the_scorer_agrees_with_answers_whose_faults_are_known():
@@ -101,7 +101,7 @@ def test_the_corpus_has_every_kind_of_judge():
     first = Counter(corpus.judging(rng, corpus.LIFE).completion.split()[0] for _ in range(600))
     careful = first["check"] / 600
     assert 0.42 < careful < 0.58
-    assert corpus.RUBRIC == POINTS
+    assert tuple(Points.__dataclass_fields__) == corpus.RUBRIC
 
 
 def test_the_shipped_base_is_small():
