@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,6 +55,7 @@ MANY_PARAMETERS = {
 }
 
 
+@cache
 def modules() -> list[tuple[str, Path, ast.Module]]:
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -74,6 +76,7 @@ def imports(tree: ast.Module) -> set[str]:
     return names
 
 
+@cache
 def own(tree: ast.Module) -> set[str]:
     """The package's modules that a module imports, as names of the list."""
     known = {name for name, _, _ in modules()}

@@ -177,7 +177,7 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
     )
     judged = JudgmentPair("jp", 1, "g", "jg", "jb", 1.0, -1.0, 9, 9)
     texts = Texts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
-    rows = training_job.dpo_rows([pair], [judged], texts, chat, 400)
+    rows = training_job.dpo_rows([pair], [judged], texts, chat, 250)
     (row,) = rows.rows
     assert [drop.reason for drop in rows.drops] == ["longer than max_length"]
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == chat.end_of_turn

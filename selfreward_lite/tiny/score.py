@@ -1,7 +1,8 @@
 """The exact scorer of the tiny world: five yes-or-no points, computed, open to no flattery.
 
 Imported by `evaluate` and by the builder of the ranked examples alone (a test holds this): no stage, gate or trainer
-ever sees its values (the ranks of the ranked examples follow from them, as human ranks would from human taste). The points have the shape of the judge's additive rubric (arXiv 2401.10020, figure 2).
+ever sees its values. (The ranks of the ranked examples follow from them, as human ranks follow from human taste.) The
+points have the shape of the judge's additive rubric (arXiv 2401.10020, figure 2).
 """
 
 from __future__ import annotations
