@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfreward_lite import report
+from selfreward_lite import config, report
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.store import Store
 
@@ -51,6 +51,8 @@ def run(
     wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
     wanted |= {"gates.mode": gates} if gates else {}
     folder = runs_dir / (name or preset or "tiny")
+    if not folder.exists():
+        config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
     with Store.write(folder) as store:
         settings = loop.settle(store, wanted, preset)
         if loop.finished(store, settings):

@@ -48,6 +48,8 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
     assert ended.returncode == 2, ended.stderr
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
+    if "--preset" in arguments or "--set" in arguments and "nowhere" not in arguments[-1]:
+        assert list(tmp_path.iterdir()) == [], "a mistyped command leaves no folder behind"
 
 
 def test_a_finished_run_says_so_and_how_to_go_on(runs):

@@ -184,3 +184,19 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
     assert row["chosen_ids"].count(chat.end_of_turn) == 1
     assert row["prompt_ids"].count(chat.end_of_turn) == 1
     assert chat.tokenizer.decode(list(row["chosen_ids"])) == "fine\nScore: 3"
+
+
+def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
+    """The shipped base in NF4 and an adapter of three trainings: PEFT's logits and llama.cpp's, from a child each."""
+    from selfreward_lite.config import Model
+    from selfreward_lite.tools import real_tools
+
+    tools, model = real_tools(), Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
+    base = tmp_path / "base" / "base.gguf"
+    tools.export_base(TINY_MODEL, base, model)
+    texts = ["Sort the letters c a b.", "Score: 5 <|eot_id|> ünïcode"]
+    probes = [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
+    measured = tools.export_adapter(TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model)
+    print(f"\nPEFT against llama.cpp: {measured}")
+    assert measured["difference"] < 1e-3
+    assert measured["change"] > 0.1
