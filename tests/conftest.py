@@ -6,10 +6,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # on two busy cores, two threads 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from selfreward_lite import config
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
+
+# How long an example takes is the machine's affair, not the test's.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
