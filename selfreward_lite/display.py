@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from selfreward_lite import runner
 
@@ -16,15 +17,22 @@ _QUIET_SECONDS = 20.0  # into a pipe, a long stage says how far it is this often
 
 
 class Display:
-    """A watcher for `runner` that draws; use it as a context manager."""
+    """A watcher for `runner` that draws; use it as a context manager.
+
+    A stage under way is a bar at the bottom of the terminal; one that has ended is a line that stays.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars: dict[tuple[int, str], TaskID] = {}
         self._spoke = time.monotonic()
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal,
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=24, table_column=Column(min_width=10)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
+            console=console, disable=not console.is_terminal, expand=True,
         )
 
     def __enter__(self) -> Display:
@@ -36,22 +44,22 @@ class Display:
 
     def __call__(self, at: runner.Progress) -> None:
         """Show how far a stage is."""
-        if not self._console.is_terminal:
-            self._speak(at)
-            return
         key = (at.iteration, at.stage)
-        if key not in self._bars:
-            self._bars[key] = self._progress.add_task(f"M{at.iteration} {at.stage}", total=at.total, note="")
-        self._progress.update(self._bars[key], completed=at.done, total=at.total, note=note(at))
+        if at.done >= at.total:
+            if key in self._bars:
+                self._progress.remove_task(self._bars.pop(key))
+            self._say(at)
+        elif self._console.is_terminal:
+            if key not in self._bars:
+                self._bars[key] = self._progress.add_task(f"M{at.iteration} {at.stage}", total=at.total, note="")
+            self._progress.update(self._bars[key], completed=at.done, total=at.total, note=note(at))
+        elif time.monotonic() - self._spoke >= _QUIET_SECONDS:
+            self._say(at)
 
-    def _speak(self, at: runner.Progress) -> None:
-        if at.done < at.total and time.monotonic() - self._spoke < _QUIET_SECONDS:
-            return
+    def _say(self, at: runner.Progress) -> None:
         self._spoke = time.monotonic()
-        self._console.print(
-            f"M{at.iteration} {at.stage}: {at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}  {note(at)}".rstrip(),
-            highlight=False, soft_wrap=True, markup=False,
-        )
+        line = f"M{at.iteration} {at.stage}: {at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}  {note(at)}"
+        self._console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
 
 
 def note(at: runner.Progress) -> str:

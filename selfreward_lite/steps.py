@@ -349,7 +349,8 @@ def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
 
     def report(step: int, steps: int, values: dict[str, float]) -> None:
         run.store.log_training(iteration, step, values)
-        progress.done, progress.total, progress.seconds = step, steps, time.monotonic() - started
+        progress.done, progress.total = step, steps + 1  # one more: the adapter is checked and written
+        progress.seconds = time.monotonic() - started
         progress.values = values
         run.watch(progress)
 
