@@ -1,4 +1,4 @@
-"""The last steps of a round: measure the candidate M(t), let the gates decide, promote it or stop.
+"""The last steps of an iteration: measure the candidate M(t), let the gates decide, promote it or stop.
 
 Knows: which records measure which model. Does not know: how a metric is computed (`evaluate`) or a limit chosen
 (`gates`). The gates are handed only what needs no exact score.

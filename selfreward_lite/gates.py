@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from selfreward_lite.config import Gates
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     yield _at_least(
         "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
     )
-    yield _at_most("reference", abs(evidence.first_margin), 1e-4, "reward margin at the first step", "report this as a bug")
+    yield _at_most(
+        "reference", abs(evidence.first_margin), FIRST_MARGIN_LIMIT, "reward margin at the first step", "report this as a bug"
+    )
     yield _at_most(
         "export", evidence.logit_difference, limits.max_logit_difference, "largest logit difference between PEFT and llama.cpp",
         "use model.gguf f16 or f32",

@@ -115,9 +115,8 @@ class Run:
 
     def held_out(self) -> list[Prompt]:
         """Return the prompts that every model answers for evaluation."""
-        if self.settings.seed_stage.ranked != "tiny":
-            return [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
-        return self.store.records(Prompt, origin="held_out")
+        own = self.store.records(Prompt, origin="held_out")
+        return own or [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
 
 
 # -- seed stage ----------------------------------------------------------------------------------------------------------

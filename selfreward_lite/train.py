@@ -20,15 +20,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward_lite.errors import TrainingError
 from selfreward_lite.orphans import end_with_parent
-from selfreward_lite.training_job import Job
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, Job
 
-FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
 IGNORED = -100
 
 
@@ -104,7 +103,7 @@ def load_base(model_dir: str, quantisation: str) -> torch.nn.Module:
     )
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, quantization_config=nf4 if quantisation == "nf4" else None, dtype=dtype,
-        device_map={"": 0 if on_card else "cpu"}, use_safetensors=True, local_files_only=Path(model_dir).is_dir(),
+        device_map={"": 0 if on_card else "cpu"}, use_safetensors=True, local_files_only=True,
     )
     for module in model.modules():
         # On CPUs with AVX512-BF16, a 4-bit layer that ran without gradients repacks itself and then gives wrong ones.
@@ -129,8 +128,6 @@ def load_adapter(base: torch.nn.Module, job: Job) -> PeftModel:
 
 def restore(model: PeftModel, adapter_in: str) -> None:
     """Put the adapter's weights back as they were saved: TRL rounds those of a 4-bit model to bfloat16."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     weights = load_peft_weights(adapter_in, device="cpu")
     result = set_peft_model_state_dict(model, weights, adapter_name="default")
     if result.unexpected_keys or len(weights) != len(trainable(model)):

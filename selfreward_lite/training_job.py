@@ -22,6 +22,7 @@ from selfreward_lite.errors import TrainingError
 from selfreward_lite.records import Drop, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.stages.judgments import question
 
+FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
 Row = dict[str, Any]
 Report = Callable[[int, int, dict[str, float]], None]  # step, steps in all, what the trainer logged
 
