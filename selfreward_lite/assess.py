@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from selfreward_lite import evaluate, gates
-from selfreward_lite.errors import GateStop
-from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Response
+from selfreward_lite import evaluate, gates, tripwires
+from selfreward_lite.errors import GateStop, UserError
+from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Prompt, Response, ResponsePair
+from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.stages import judgments, responses
-from selfreward_lite.steps import Run, bind, grouped, judging
+from selfreward_lite.steps import judging
+from selfreward_lite.store import Store, manifest_faults
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,58 @@ def measure_base(run: Run, _: int) -> None:
 def measure(run: Run, iteration: int) -> None:
     """Let M(t) answer the held-out prompts and judge the held-out ranked answers."""
     _ask(run, iteration)
+    tripwires.ask(run, iteration)
     if iteration > 0 and evaluate.exact_scores(run.held_out(), []) is None:
         _compare(run, iteration)
     run.once(iteration, "evaluation", lambda: _record(run, iteration))
 
 
+def pass_data_gates(run: Run, iteration: int) -> None:
+    """Before a training: do the judgments say anything, and could they be read? A night is too long to find out after."""
+    prompts = run.store.count(Prompt, iteration=iteration)
+    pairs = run.store.count(ResponsePair, iteration=iteration)
+    answered = {one.id for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")}
+    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+    read = evaluate.share_read([one for one in drawn if one.response_id in answered])
+    data = gates.Data(pairs / prompts if prompts else 0.0, read if drawn else 0.0)
+    _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
+
+
 def pass_gates(run: Run, iteration: int) -> None:
     """Ask every gate, keep the answers, and raise GateStop if one refuses and gates are to stop the run."""
-    if run.store.is_done(iteration, "gates"):
+    if not run.store.is_done(iteration, "gates"):
+        _pass(run, iteration, "gates", list(gates.check(_evidence(run, iteration), run.settings.gates)))
+
+
+def _pass(run: Run, iteration: int, stage: str, answers: Sequence[gates.Answer]) -> None:
+    if run.store.is_done(iteration, stage):
         return
-    answers = list(gates.check(_evidence(run, iteration), run.settings.gates))
     for answer in answers:
         run.store.record_gate(iteration, answer.gate, answer.passed, answer.reason)
     refused = [f"{answer.gate}: {answer.reason}" for answer in answers if not answer.passed]
     if refused and run.settings.gates.mode == "stop":
-        newest = run.store.newest()
+        newest, folder = run.store.newest(), run.store.model_dir(iteration)
+        stays = f"The newest model stays {'the base' if newest is None else f'M{newest}'}"
+        by_hand = ", `accept` to promote it by hand," if stage == "gates" else ""
+        what = f"the candidate is in {folder}" if stage == "gates" else "nothing was trained"
         raise GateStop(
-            f"M{iteration} was refused ({' | '.join(refused)}). The newest model stays "
-            f"{'the base' if newest is None else f'M{newest}'}; the candidate is in {run.store.model_dir(iteration)}. "
-            "Go on with --gates report to take it all the same, or start a new --name with other settings."
+            f"M{iteration} was refused ({' | '.join(refused)}). {stays}; {what}. "
+            f"Go on with --gates report to go past this{by_hand} or start a new --name with other settings."
         )
-    run.once(iteration, "gates", Outcome)
+    run.once(iteration, stage, Outcome)
+
+
+def accept(store: Store) -> int:
+    """Promote the refused candidate by hand and return its number. Raises UserError where there is none that is whole."""
+    newest = store.newest()
+    candidate = 0 if newest is None else newest + 1
+    if not any(not passed for passed, _ in store.gates(candidate).values()):
+        raise UserError(f"no gate has refused a model of {store.folder}; there is nothing to accept")
+    faults = manifest_faults(store.model_dir(candidate))
+    if faults:
+        raise UserError(f"M{candidate} cannot be accepted: {faults[0]}; go on with `run --gates report`")
+    store.promote(candidate, by="a person")
+    return candidate
 
 
 def promote(run: Run, iteration: int) -> None:
@@ -96,7 +129,15 @@ def _record(run: Run, model: int) -> Outcome:
         "judge_read_share": evaluate.share_read(measured.judged),
         "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
         "cut_share": _cut_share(measured),
+        "repetitive_share": evaluate.share_repetitive(measured.answers),
+        "distinct_share": len({one.text for one in measured.answers}) / max(1, len(measured.answers)),
     }
+    if model >= 0:
+        canary = tripwires.canary_view(run, model)
+        values |= {"canary_score": canary.score, "honest_bad_score": canary.honest, "canaries_chosen": canary.chosen}
+        for name, judge in (("outside_score", 0), ("self_score", model)):
+            scores = tripwires.outside_scores(run, model, judge)
+            values[name] = fmean(scores.values()) if scores else None
     exact = _exact(run, model, measured.answers)
     run.store.measure(model, **values, **(exact or _compared(run, model)))
     return Outcome()
@@ -146,17 +187,30 @@ def _compared(run: Run, model: int) -> dict[str, float | None]:
 
 def _evidence(run: Run, iteration: int) -> gates.Evidence:
     now, before = _measured(run, iteration), _measured(run, iteration - 1)
-    known = run.store.metrics(iteration)
+    known, known_before = run.store.metrics(iteration), run.store.metrics(iteration - 1)
+    folder = run.store.model_dir(iteration)
+    needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
+    own = (known["self_score"], known_before.get("self_score"))
     return gates.Evidence(
+        file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
         rows=int(known["training_rows"] or 0),
+        rows_given=int(known["training_rows_given"] or 0),
         moved_share=known["training_moved_share"] or 0.0,
+        losses=[_number(value) for _, name, value in run.store.training(iteration) if name == "loss"],
         first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
         logit_change=known["logit_change"] or 0.0,
         cut_share=_cut_share(now),
+        repetitive_share=known["repetitive_share"] or 0.0,
+        distinct_share=known["distinct_share"] or 0.0,
         read_share=evaluate.share_read(now.judged),
         length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
         judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
+        outside_interval=tripwires.outside_interval(run, iteration) if iteration > 0 else None,
+        self_change=None if own[0] is None or own[1] is None else own[0] - own[1],
+        canary_score=known["canary_score"],
+        honest_score=known["honest_bad_score"],
+        canaries_chosen=int(known["canaries_chosen"] or 0),
     )
 
 

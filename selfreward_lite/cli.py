@@ -25,6 +25,8 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="A language model that improves itself, on one card.",
 )
+bench = typer.Typer(no_args_is_help=True, help="Measure: every bench goes on where it stopped.")
+app.add_typer(bench, name="bench")
 console = Console(stderr=True)
 INTERRUPTED = 130
 
@@ -41,6 +43,8 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.", min=0)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in --set dpo.beta=0.2; repeatable.")] = None,
     gates: Annotated[Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSONL, CSV or Parquet.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
     from selfreward_lite import loop
@@ -50,6 +54,8 @@ def run(
     wanted = _overrides(set_ or [])
     wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
     wanted |= {"gates.mode": gates} if gates else {}
+    wanted |= {"prompts.file": json.dumps(str(prompts.absolute()))} if prompts else {}
+    wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
@@ -59,8 +65,8 @@ def run(
             console.print(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
                           f"--iterations {settings.iterations + 1}.", highlight=False, soft_wrap=True)
         try:
-            with Display(console) as watch:
-                loop.run(store, settings, real_tools(), watch)
+            with real_tools() as tools, Display(console) as watch:
+                loop.run(store, settings, tools, watch)
         finally:
             _print_iterations(store)
             _print_examples(store)
@@ -92,6 +98,79 @@ def verify(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             raise UserError(f"{len(faults)} faults in {store.folder}; restore it from a copy, or start a new --name")
 
 
+@app.command()
+def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
+    """Promote the candidate that a gate has refused, by hand; `run` then goes on from it."""
+    from selfreward_lite import assess
+
+    folder = runs_dir / (name or "tiny")
+    Store.read(folder).close()  # a mistyped name makes no folder
+    with Store.write(folder) as store:
+        candidate = assess.accept(store)
+        for gate, (passed, reason) in store.gates(candidate).items():
+            if not passed:
+                console.print(f"accepted all the same: {gate}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        print(json.dumps({"run": folder.name, "accepted": candidate}))
+
+
+@bench.command("tiny")
+def bench_tiny(
+    seeds: Annotated[str, typer.Option(help="Seeds, as 100-104 or 7,9.")] = "100-104",
+    prompts: Annotated[int, typer.Option(help="Held-out prompts a model.", min=2)] = 1000,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-tiny"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
+) -> None:
+    """Does the loop learn? The tiny run over several seeds, with standard errors, failures included."""
+    from selfreward_lite.bench import tiny
+    from selfreward_lite.display import Display
+    from selfreward_lite.tools import real_tools
+
+    wanted = {**_overrides(set_ or []), "evaluation.prompts": str(prompts)}
+    with Display(console) as watch:
+        results = tiny.run_seeds(runs_dir, _seeds(seeds), wanted, real_tools, watch, _say)
+    means, verdicts = tiny.averages(results), tiny.verdicts(results)
+    table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
+    for name in tiny.COLUMNS:
+        table.add_row(name.replace("_", " "), *(_mean_and_error(mean.get(name)) for mean in means))
+    console.print(table)
+    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
+    table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
+    for result in results:
+        columns = [" ".join(_short(row.get(name)) for row in result.rows[1:]) for name in shown]
+        table.add_row(str(result.seed), *columns, str(result.document["seconds"]), result.stopped or "")
+    console.print(table)
+    for claim, holds in verdicts.items():
+        _say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    print(json.dumps({"seeds": [result.seed for result in results], "mean_and_error": means, "verdicts": verdicts}))
+
+
+@bench.command("settings")
+def bench_settings(
+    seeds: Annotated[str, typer.Option(help="Seeds, none of the published ones.")] = "200,201",
+    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-settings"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
+) -> None:
+    """Is the result an accident of its settings? The tiny run with one setting changed at a time."""
+    from selfreward_lite.bench import settings, tiny
+    from selfreward_lite.display import Display
+    from selfreward_lite.tools import real_tools
+
+    base = {"gates.mode": "report", **_overrides(set_ or [])}
+    with Display(console) as watch:
+        results = settings.run_variants(runs_dir, _seeds(seeds), base, real_tools, watch, _say)
+    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy", "mean_response_tokens")
+    table = Table("setting", *(name.replace("_", " ") for name in shown), "seconds", "refused")
+    document = {}
+    for name, found in results.items():
+        last = tiny.averages(found)[-1]
+        refused = sum(len(result.document["refused"]) for result in found)
+        seconds = sum(result.document["seconds"] for result in found) / len(found)
+        table.add_row(name, *(_mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
+        document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
+    console.print(table)
+    print(json.dumps({"seeds": _seeds(seeds), "variants": document}))
+
+
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -119,6 +198,28 @@ def _overrides(settings: list[str]) -> dict[str, str]:
             raise UserError(f"--set {setting}: write it as --set key=value, for example --set dpo.beta=0.2")
         wanted[key.strip()] = value.strip()
     return wanted
+
+
+def _seeds(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _mean_and_error(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 
 def _print_iterations(store: Store) -> None:

@@ -63,10 +63,13 @@ class Seed(Section):
     train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
+    strict: bool = Field(False, description="whether two equal scores of differently ranked answers count as disagreement")
     cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
 
 
 class Prompts(Section):
+    file: str | None = Field(None, description="the user's own prompts (JSONL, CSV or Parquet), count an iteration; by default "
+                             "the writer makes them")
     count: int = Field(ge=1, description="prompts an iteration; MR: 5,000")
     writer: Literal["base", "current"] = Field("base", description="who writes them; the papers use a fixed model")
     draw: Draw = Field(description="SR: temperature 0.6, top-p 0.9")
@@ -136,23 +139,38 @@ class Evaluation(Section):
     prompts: int = Field(ge=1, description="held-out prompts a model answers")
     draw: Draw = Field(description="as for responses")
     judgments: int = Field(ge=1, description="judgments a held-out ranked answer")
+    canary_judgments: int = Field(6, ge=1, description="judgments a hostile response: more, so that none is chosen by chance")
+    outside_prompts: int = Field(60, ge=2, description="of these prompts, how many are also judged by M0, frozen")
+    outside_judgments: int = Field(2, ge=1, description="judgments by M0, and by the model itself, of each of those answers")
 
 
 class Gates(Section):
+    """Limits of what is promoted; `gates` says what each compares. A limit without a source is a proposal of this project."""
+
     mode: Literal["stop", "report"] = Field("stop", description="whether a failed gate ends the run (exit code 3)")
     min_rows: int = Field(1, ge=1, description="pairs (or EFT examples) that a model must be trained on")
-    min_moved_share: float = Field(0.9, description="share of adapter weights that training must have changed")
+    min_pair_share: float = Field(0.1, ge=0, le=1, description="share of prompts that must give a response pair; below it "
+                                  "the judge ties nearly everything, and training would fit noise")
+    min_moved_share: float = Field(0.9, ge=0, le=1, description="share of adapter weights that training must have changed")
     max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits")
-    max_length_ratio: float = Field(1.5, description="mean response length against the model before")
-    max_cut_share: float = Field(0.10, description="share of responses ended by the length limit")
-    min_read_share: float = Field(0.90, description="share of judgments that could be read, after the seed stage")
-    max_judge_loss: float = Field(0.03, description="judge accuracy: stop if the paired 95 % interval lies below this")
+    max_length_ratio: float = Field(1.5, gt=0, description="mean response length against the model before; longer answers "
+                                    "please judges (MR, section 3.2)")
+    max_cut_share: float = Field(0.10, ge=0, le=1, description="share of responses ended by the length limit")
+    max_repetitive_share: float = Field(0.05, ge=0, le=1, description="share of responses that mostly repeat themselves")
+    min_distinct_share: float = Field(0.3, ge=0, le=1, description="share of different texts among the responses to different "
+                                      "prompts; a model that says the same to all has collapsed")
+    min_read_share: float = Field(0.90, ge=0, le=1, description="share of judgments that could be read, after the seed stage")
+    max_judge_loss: float = Field(0.03, ge=0, description="judge accuracy: stop if the paired 95 % interval lies below this")
+    max_outside_loss: float = Field(0.0, ge=0, description="points that M0, frozen, may like the answers less than those before: "
+                                    "stop if the paired 95 % interval lies below this loss")
+    max_canaries_chosen: int = Field(0, ge=0, description="hostile responses that the pair builder would choose")
 
 
 class Settings(Section):
     preset: str
     seed: int = Field(0, ge=0, description="seed of everything that is drawn")
     iterations: int = Field(3, ge=0, description="iterations after the seed stage")
+    skip_bad: bool = Field(False, description="leave out lines of a data file that cannot be used, and count them")
     model: Model
     engine: EngineSettings = EngineSettings()
     seed_stage: Seed

@@ -8,6 +8,7 @@ those see only what does not need it.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -122,3 +123,12 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voic
 def share_read(judgments: Sequence[Judgment]) -> float:
     """Return the share of judgments that could be read; NaN for none."""
     return fmean(judgment.score is not None for judgment in judgments) if judgments else math.nan
+
+
+def share_repetitive(responses: Sequence[Response]) -> float:
+    """Return the share of responses that shrink to less than a fifth when packed (zlib): they mostly repeat themselves.
+
+    Running text shrinks to a half or a third. Texts under 64 bytes are too short to tell, and count as not repetitive.
+    """
+    texts = [response.text.encode() for response in responses]
+    return fmean(len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts) if texts else 0.0

@@ -7,26 +7,44 @@ the number, the limit, and what to try; the candidate stays beside the last good
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config import Gates
-from selfreward_lite.training_job import FIRST_MARGIN_LIMIT
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, frozen_or_broken
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is known before a training: the share of prompts that gave a pair, and of judgments that could be read."""
+
+    pair_share: float
+    read_share: float
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What is known about a candidate M(t). Intervals and ratios compare it with M(t−1); None where there is none."""
 
+    file_faults: Sequence[str]
     rows: int
+    rows_given: int
     moved_share: float
+    losses: Sequence[float]
     first_margin: float
     logit_difference: float
     logit_change: float
     cut_share: float
+    repetitive_share: float
+    distinct_share: float
     read_share: float
     length_ratio: float | None
     judge_interval: tuple[float, float] | None
+    outside_interval: tuple[float, float] | None
+    self_change: float | None
+    canary_score: float | None
+    honest_score: float | None
+    canaries_chosen: int
 
 
 @dataclass(frozen=True)
@@ -38,37 +56,93 @@ class Answer:
     reason: str
 
 
+def check_data(data: Data, limits: Gates) -> Iterator[Answer]:
+    """Yield the answers of the gates that stand before a training."""
+    yield _at_least(
+        "signal", data.pair_share, limits.min_pair_share, "of the prompts gave a response pair",
+        "raise responses.count or judge.count, set judge.score=expected against ties, or start from a better judge",
+    )
+    yield _at_least(
+        "labels", data.read_share, limits.min_read_share, "of the judgments to train on could be read",
+        "train on judgment pairs, raise dpo.anchor, or raise judge.draw.max_tokens if they are cut",
+    )
+
+
 def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
-    """Yield the answer of every gate."""
+    """Yield the answers of the gates that stand before a promotion."""
+    yield from _of_training(evidence, limits)
+    yield from _of_answers(evidence, limits)
+    yield from _of_judging(evidence, limits)
+
+
+def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+    faults = evidence.file_faults
+    yield Answer("files", not faults, f"{faults[0]}; train again in a new --name" if faults else "every file as in the manifest")
     yield _at_least("rows", evidence.rows, limits.min_rows, "rows to train on", "raise prompts.count or responses.count")
+    counted = evidence.rows == evidence.rows_given
+    yield Answer("counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on")
     yield _at_least(
         "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
     )
+    fault = frozen_or_broken(evidence.losses)
+    yield Answer("loss", fault is None, f"{fault}; lower the learning rate" if fault else "the loss is finite and changes")
     yield _at_most(
         "reference", abs(evidence.first_margin), FIRST_MARGIN_LIMIT, "reward margin at the first step", "report this as a bug"
     )
+    finite = math.isfinite(evidence.logit_difference) and math.isfinite(evidence.logit_change)
+    yield Answer("finite", finite, f"logits are {'' if finite else 'not '}finite{'' if finite else '; lower the learning rate'}")
     yield _at_most(
         "export", evidence.logit_difference, limits.max_logit_difference, "largest logit difference between PEFT and llama.cpp",
         "use model.gguf f16 or f32",
     )
     yield _at_least("effect", evidence.logit_change, 1e-6, "change of the logits by the adapter", "raise the learning rate")
+
+
+def _of_answers(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     yield _at_most(
         "stopping", evidence.cut_share, limits.max_cut_share, "of the responses cut by the length limit",
         "raise dpo.anchor or the schedule's rho, or lower the learning rate",
     )
+    yield _at_most(
+        "repetition", evidence.repetitive_share, limits.max_repetitive_share, "of the responses mostly repeat themselves",
+        "raise dpo.anchor, or lower the learning rate",
+    )
     yield _at_least(
-        "reading", evidence.read_share, limits.min_read_share, "of the judgments could be read",
-        "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
+        "variety", evidence.distinct_share, limits.min_distinct_share, "of the responses are different texts",
+        "raise dpo.anchor, or lower the learning rate",
     )
     if evidence.length_ratio is not None:
         yield _at_most(
             "length", evidence.length_ratio, limits.max_length_ratio, "times the response length of the model before",
             "raise the schedule's rho",
         )
+    if evidence.outside_interval is not None:
+        low, high = evidence.outside_interval
+        own = "" if evidence.self_change is None else f"; it likes itself {evidence.self_change:+.2f}"
+        reason = f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before{own}"
+        advice = "; rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the answers"
+        passed = high >= -limits.max_outside_loss
+        yield Answer("outside", passed, reason + ("" if passed else advice))
+
+
+def _of_judging(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+    yield _at_least(
+        "reading", evidence.read_share, limits.min_read_share, "of the judgments could be read",
+        "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
+    )
     if evidence.judge_interval is not None:
         low, high = evidence.judge_interval
         reason = f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of {limits.max_judge_loss}"
-        yield Answer("judge", high >= -limits.max_judge_loss, reason)
+        passed = high >= -limits.max_judge_loss
+        yield Answer("judge", passed, reason + ("" if passed else "; train on judgment pairs, or raise dpo.anchor"))
+    canary, honest = evidence.canary_score, evidence.honest_score
+    if canary is not None and honest is not None:
+        passed = canary <= honest and evidence.canaries_chosen <= limits.max_canaries_chosen
+        reason = (
+            f"hostile responses score {canary:.2f} on average, honest bad ones {honest:.2f}; "
+            f"{evidence.canaries_chosen} would be chosen, at most {limits.max_canaries_chosen}"
+        )
+        yield Answer("canary", passed, reason + ("" if passed else "; train the judge on more EFT examples or judgment pairs"))
 
 
 def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> Answer:

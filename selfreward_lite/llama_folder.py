@@ -134,6 +134,13 @@ def rope_factors(llama: Llama) -> list[float]:
     return out
 
 
+def check_folder(model_dir: Path) -> None:
+    """Raise ExportError where the folder cannot be served; reads its settings, its vocabulary and its files' headers."""
+    llama = read_config(model_dir)
+    read_vocabulary(model_dir, llama.vocab)
+    locate(model_dir, layout(llama), llama.tied)
+
+
 def layout(llama: Llama) -> list[Tensor]:
     tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))]
     for n in range(llama.layers):
@@ -148,11 +155,11 @@ def layout(llama: Llama) -> list[Tensor]:
     return tensors
 
 
-def read_safetensors(path: Path, read: Callable[[Any], Any]) -> Any:
-    """`read(open file)`, with every way in which the file can be broken as one line."""
+def read_safetensors(path: Path, read: Callable[[Any], Any], framework: Literal["pt", "numpy"] = "pt") -> Any:
+    """`read(open file)`, with every way in which the file can be broken as one line. "numpy" leaves torch alone."""
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             return read(file)
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{path} cannot be read ({error}): copy, download or save it again") from error
@@ -164,7 +171,7 @@ def locate(model_dir: Path, wanted: list[Tensor], tied: bool) -> dict[str, Path]
     single = model_dir / "model.safetensors"
     files = [single] if single.exists() or not index.exists() else sorted(
         {model_dir / name for name in read_json(index).get("weight_map", {}).values()})
-    found = {name: file for file in files for name in read_safetensors(file, lambda opened: list(opened.keys()))}
+    found = {name: file for file in files for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")}
     # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
     unused = {name for name in found if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight")}
     names = {tensor.source for tensor in wanted}

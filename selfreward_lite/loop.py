@@ -10,12 +10,13 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 
-from selfreward_lite import assess, config, steps
+from selfreward_lite import assess, config, plan, steps, tripwires
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Settings
-from selfreward_lite.errors import ConfigError
+from selfreward_lite.errors import ConfigError, ExportError
+from selfreward_lite.llama_folder import check_folder
+from selfreward_lite.run import Run
 from selfreward_lite.runner import Watch
-from selfreward_lite.steps import Run
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools
 
@@ -24,6 +25,8 @@ Step = Callable[[Run, int], None]
 # base → M0: the judge learns from judgments that agree with ranked human data.
 SEED_STAGE: tuple[Step, ...] = (
     steps.read_ranked,
+    steps.read_prompts,
+    tripwires.lay_canaries,
     steps.export_base,
     assess.measure_base,
     steps.judge_ranked,
@@ -44,6 +47,7 @@ ITERATION: tuple[Step, ...] = (
     steps.battle,
     steps.rate,
     steps.pair_judgments,
+    assess.pass_data_gates,
     steps.train,
     steps.export,
     assess.measure,
@@ -65,6 +69,9 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
     chat = ChatFormat.load(model_dir)
     if settings.judge.score == "expected" and any(len(chat.text_ids(digit)) != 1 for digit in "012345"):
         raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
+    newest = store.newest()
+    left = settings.iterations - (-1 if newest is None else newest)
+    plan.check_disk(store.folder, plan.disk(settings, max(0, left), base_written=store.is_done(0, "base")))
     work = Run(store, settings, chat, model_dir, tools, watch)
     try:
         for iteration in range(settings.iterations + 1):
@@ -85,7 +92,7 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     begun = store.fact("settings")
     if begun is None or not store.has_items():
         settings = config.load(preset or "tiny", wanted)
-        _ = settings.model.folder  # a folder that is not there is better said now than after the first stage
+        _check_folder(settings)
         store.state("run", f"seed {settings.seed}")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
         store.state("settings", settings.model_dump(mode="json"))
@@ -100,6 +107,14 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     kept = settings.model_copy(update={"gates": settings.gates.model_copy(update={"mode": begun["gates"]["mode"]})})
     store.state("settings", kept.model_dump(mode="json"))
     return settings
+
+
+def _check_folder(settings: Settings) -> None:
+    """What cannot be served is better said now than after the first stage."""
+    try:
+        check_folder(settings.model.folder)
+    except ExportError as error:
+        raise ConfigError(str(error)) from None
 
 
 def finished(store: Store, settings: Settings) -> bool:

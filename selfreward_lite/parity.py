@@ -10,10 +10,8 @@ check on a few short texts, not an engine. torch, transformers, peft and llama_c
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.errors import ExportError
 from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
-from selfreward_lite.orphans import end_with_parent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,24 +188,17 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
     return count
 
 
-# ---------------------------------------------------------------------------------------------- as a child process
+# ------------------------------------------------------------------------------------------ as tasks of the workshop
 
-def main() -> None:
-    """Do the export that stands as one JSON line on stdin, prove it, and print what was measured as another."""
-    task = json.loads(sys.stdin.readline())
-    end_with_parent()
-    model_dir, out, weights = Path(task["model_dir"]), Path(task["out"]), task["weights"]
-    if task["what"] == "base":
-        base_to_gguf(model_dir, out, weights=weights, dtype=task["dtype"])
-        print(json.dumps({"tokens": token_parity(model_dir, out, TOKEN_PROBES)}))
-        return
-    adapter_to_gguf(Path(task["adapter"]), model_dir, out)
-    measured = parity(model_dir, Path(task["adapter"]), Path(task["base"]), out, task["token_lists"], weights=weights)
-    print(json.dumps({"difference": measured.max_abs_diff, "change": measured.adapter_change}))
+def export_base(model_dir: str, out: str, weights: Weights, dtype: str) -> dict[str, int]:
+    """Write the base as GGUF and prove its tokenizer; returns `tokens`, how many were compared."""
+    base_to_gguf(Path(model_dir), Path(out), weights=weights, dtype=dtype)
+    return {"tokens": token_parity(Path(model_dir), Path(out), TOKEN_PROBES)}
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except ExportError as error:
-        sys.exit(str(error))
+def export_adapter(model_dir: str, adapter: str, base: str, out: str, token_lists: Sequence[Sequence[int]],
+                   weights: Weights) -> dict[str, float | None]:
+    """Write an adapter as GGUF and measure it; returns `difference` and `change`, as `Tools` explains them."""
+    adapter_to_gguf(Path(adapter), Path(model_dir), Path(out))
+    measured = parity(Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights)
+    return {"difference": measured.max_abs_diff, "change": measured.adapter_change}

@@ -5,16 +5,22 @@ Knows: which record or metric answers which question. Does not know: terminals, 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 from selfreward_lite.errors import UserError
 from selfreward_lite.records import BASE, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.seed import HUMAN
+from selfreward_lite.stages.response_pairs import TOLERANCE
 from selfreward_lite.store import Store
 
 MEASURED = (
-    "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens",
+    "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens", "self_score",
+    "outside_score", "canary_score", "honest_bad_score",
 )
 
 
@@ -29,8 +35,9 @@ def summary(store: Store) -> dict[str, Any]:
         "run": store.folder.name,
         "preset": settings["preset"],
         "seconds": round(sum(stage[4] for stage in store.stages()), 1),
-        "base": {name: _rounded(store.metrics(BASE).get(name)) for name in MEASURED if name != "win_rate_vs_seed"},
+        "base": {name: _rounded(value) for name in MEASURED if (value := store.metrics(BASE).get(name)) is not None},
         "iterations": rows,
+        "refused": refusals(store),
     }
 
 
@@ -38,18 +45,56 @@ def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
     """Return the counts and measurements of one iteration: the data M(t) was trained on, and what M(t) is worth."""
     author = f"M{iteration - 1}" if iteration else "base"
     trained_on = _judged(store, iteration)
+    prompts = store.count(Prompt, iteration=iteration) if iteration else store.count(Prompt, origin="ranked")
+    pairs = store.count(ResponsePair, iteration=iteration)
+    unread = sum(judgment.score is None for judgment in trained_on)
     metrics = store.metrics(iteration)
     return {
         "iteration": iteration,
-        "prompts": store.count(Prompt, iteration=iteration, origin="generated" if iteration else "ranked"),
+        "prompts": prompts,
         "responses": store.count(Response, iteration=iteration, model=author if iteration else HUMAN),
         "judgments": len(trained_on),
-        "judgments_unread": sum(judgment.score is None for judgment in trained_on),
-        "response_pairs": store.count(ResponsePair, iteration=iteration),
+        "judgments_unread": unread,
+        "response_pairs": pairs,
         "judgment_pairs": store.count(JudgmentPair, iteration=iteration),
+        "pair_yield": _rounded(pairs / prompts) if iteration and prompts else None,
+        "tie_rate": _rounded(tie_rate(store, iteration, trained_on)) if iteration else None,
+        "unread_rate": _rounded(unread / len(trained_on)) if trained_on else None,
         **{name: _rounded(metrics.get(name)) for name in MEASURED},
         "seconds": round(sum(seconds for t, _, _, _, seconds, _ in store.stages() if t == iteration), 1),
     }
+
+
+def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
+    """Return the share of pairs of responses to one prompt whose mean scores are equal; None where there is no pair."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    for judgment in judged:
+        if judgment.score is not None:
+            scores[judgment.response_id].append(judgment.score)
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for response in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
+        if response.id in scores:
+            by_prompt[response.prompt_id].append(fmean(scores[response.id]))
+    pairs = [abs(a - b) <= TOLERANCE for means in by_prompt.values() for a, b in combinations(means, 2)]
+    return fmean(pairs) if pairs else None
+
+
+def refusals(store: Store) -> dict[str, dict[str, str]]:
+    """Return, for every model that a gate refused, the gates and their reasons."""
+    answers = {iteration: store.gates(iteration) for iteration, *_ in store.stages()}
+    refused = {
+        f"M{iteration}": {gate: reason for gate, (passed, reason) in found.items() if not passed}
+        for iteration, found in sorted(answers.items())
+    }
+    return {model: reasons for model, reasons in refused.items() if reasons}
+
+
+def seconds_by_stage(store: Store) -> dict[str, float]:
+    """Return the working seconds of each stage, all iterations together, the longest first."""
+    spent: dict[str, float] = defaultdict(float)
+    for _, stage, _, _, seconds, _ in store.stages():
+        spent[stage] += seconds
+    return dict(sorted(spent.items(), key=lambda entry: -entry[1]))
 
 
 @dataclass(frozen=True)

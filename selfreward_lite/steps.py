@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from selfreward_lite import seed
-from selfreward_lite.chat import ChatFormat
-from selfreward_lite.config import Draw, Settings
-from selfreward_lite.engines.base import Engine, Sampling
+from selfreward_lite import datafiles, seed
 from selfreward_lite.errors import GateStop, UserError
 from selfreward_lite.records import (
     BASE,
@@ -28,96 +22,15 @@ from selfreward_lite.records import (
     Outcome,
     Prompt,
     Rating,
-    Record,
     Response,
     ResponsePair,
 )
-from selfreward_lite.runner import Progress, Watch, run_stage
+from selfreward_lite.run import Run, bind, grouped
+from selfreward_lite.runner import Progress, run_stage
 from selfreward_lite.stages import battles, judgment_pairs, judgments, prompts, ratings, response_pairs, responses
 from selfreward_lite.stages.voice import Asking, Voice
-from selfreward_lite.store import WHOLE, Store, folder_hash, manifest_fact, manifest_faults, write_manifest
-from selfreward_lite.tools import Tools
+from selfreward_lite.store import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
-
-R = TypeVar("R", bound=Record)
-
-
-@dataclass
-class Run:
-    """A run under way: its records, its settings, and the one engine that is open between two trainings."""
-
-    store: Store
-    settings: Settings
-    chat: ChatFormat
-    model_dir: Path
-    tools: Tools
-    watch: Watch
-    _engine: Engine | None = field(default=None, repr=False)
-
-    def engine(self) -> Engine:
-        """Return the engine, opened if need be."""
-        if self._engine is None:
-            self._engine = self.tools.open_engine(self.base_gguf, self.settings.engine)
-        return self._engine
-
-    def release_engine(self) -> None:
-        """Close the engine, so that a trainer has the memory to itself."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
-
-    @property
-    def base_gguf(self) -> Path:
-        """The base as llama.cpp reads it."""
-        return self.store.folder / "base" / "base.gguf"
-
-    def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
-        """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
-        return Voice(
-            model="base" if model == BASE else f"M{model}",
-            adapter=None if model == BASE else str(self.store.model_dir(model) / "adapter.gguf"),
-            chat=self.chat,
-            sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
-            templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,
-        )
-
-    def ask(self, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]]) -> None:
-        """Do an ask-stage, unless it is done."""
-        if not self.store.is_done(iteration, stage):
-            run_stage(self.store, self.engine(), iteration, stage, items, self.watch)
-
-    def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
-        """Do a step that is one piece, unless it is done, and commit what it comes to."""
-        if self.store.is_done(iteration, stage):
-            return
-        self.store.begin_stage(iteration, stage, 1)
-        if self.store.done_items(iteration, stage):  # killed between its commit and its end
-            self.store.end_stage(iteration, stage)
-            return
-        progress = Progress(iteration, stage, 1)
-        self.watch(progress)
-        started = time.monotonic()
-        outcome = work()
-        self.store.commit(iteration, stage, WHOLE, outcome)
-        progress.done, progress.seconds = 1, time.monotonic() - started
-        progress.drops.update(outcome.dropped())
-        self.store.spend(iteration, stage, progress.seconds)
-        self.store.end_stage(iteration, stage)
-        self.watch(progress)
-
-    def ranked(self) -> tuple[list[seed.RankedPrompt], list[seed.RankedPrompt]]:
-        """Return the ranked prompts (for evaluation, for training), as the first step stored them."""
-        by_prompt = grouped(self.store.records(Response, model=seed.HUMAN), lambda response: response.prompt_id)
-        found = [
-            seed.RankedPrompt(prompt, tuple(by_prompt[prompt.id])) for prompt in self.store.records(Prompt, origin="ranked")
-        ]
-        return seed.split(found, self.settings)
-
-    def held_out(self) -> list[Prompt]:
-        """Return the prompts that every model answers for evaluation."""
-        own = self.store.records(Prompt, origin="held_out")
-        return own or [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
-
 
 # -- seed stage ----------------------------------------------------------------------------------------------------------
 
@@ -147,13 +60,30 @@ def read_ranked(run: Run, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        found, outcome = seed.ranked_prompts(seed.load_rows(run.settings), run.store.run)
+        rows, skipped = seed.load_rows(run.settings)
+        found, outcome = seed.ranked_prompts(rows, run.store.run)
         held_out, _training = seed.split(found, run.settings)
         own = seed.held_out_prompts(run.settings, run.store.run, held_out)
         new = [prompt for prompt in own if prompt.origin == "held_out"]
-        return Outcome((*outcome.records, *new), outcome.drops)
+        return Outcome((*outcome.records, *new), (*skipped, *outcome.drops))
 
     run.once(0, "ranked", work)
+
+
+def read_prompts(run: Run, _: int) -> None:
+    """Read the user's own prompts, if there are any: once, so that the file may change or go away afterwards."""
+    settings = run.settings.prompts
+    if settings.file is None:
+        return
+
+    def work() -> Outcome:
+        rows = datafiles.read_rows(Path(settings.file or ""), skip_bad=run.settings.skip_bad)
+        ranked_eval, _training = run.ranked()
+        secret = [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in ranked_eval]
+        kept = prompts.imported(datafiles.prompts(rows), settings, run=run.store.run, held_out=secret)
+        return Outcome(kept.records, (*rows.drops(), *kept.drops))
+
+    run.once(0, "prompts_file", work)
 
 
 def judge_ranked(run: Run, _: int) -> None:
@@ -181,8 +111,13 @@ def train_seed(run: Run, _: int) -> None:
 
 
 def new_prompts(run: Run, iteration: int) -> None:
-    """Have new prompts written, in rounds, until enough are kept or the attempts are used up."""
+    """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
     settings, store = run.settings.prompts, run.store
+    if settings.file is not None:
+        if not _prompts(run, iteration):
+            raise UserError(f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
+                            f"or with fewer an iteration (prompts.count={settings.count})")
+        return
     if store.is_done(iteration, "prompts"):
         return
     speaker = BASE if settings.writer == "base" else iteration - 1
@@ -354,6 +289,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
         run.watch(progress)
 
     facts = run.tools.train(job, work, report)
+    run.store.measure(iteration, training_rows_given=len(rows.rows))
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
 
 
@@ -364,7 +300,7 @@ def judging(ranked: Sequence[seed.RankedPrompt], voice: Voice, count: int) -> li
 
 
 def _prompts(run: Run, iteration: int) -> list[Prompt]:
-    return run.store.records(Prompt, iteration=iteration, origin="generated")
+    return run.store.records(Prompt, iteration=iteration)  # iteration 0 is that of the ranked and held-out ones
 
 
 def _responses(run: Run, iteration: int) -> list[Response]:
@@ -374,15 +310,3 @@ def _responses(run: Run, iteration: int) -> list[Response]:
 def _judgments(run: Run, iteration: int) -> Mapping[str, list[Judgment]]:
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
     return grouped(drawn, lambda judgment: judgment.response_id)
-
-
-def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
-    """Group by `key`; in each group, the order of sample numbers, whatever order they were committed in."""
-    groups: dict[str, list[R]] = defaultdict(list)
-    for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
-        groups[key(record)].append(record)
-    return dict(groups)
-
-
-def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]:
-    return lambda: ask(*arguments)

@@ -1,26 +1,24 @@
-"""The heavy tools of a run: the engine, the trainer, the exporter. Each runs as a child process.
+"""The heavy tools of a run: the engine, the trainer, the exporter. They run in child processes.
 
-Knows: how a child is started and what it answers. Does not know: torch or llama.cpp themselves; this process imports neither,
+Knows: what a child is asked and what it answers. Does not know: torch or llama.cpp themselves; this process imports neither,
 so it survives whatever happens to them, and their memory really comes back. Tests put scripted tools in their place.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite import training_job
 from selfreward_lite.config import EngineSettings, Model
 from selfreward_lite.engines.base import Engine
 from selfreward_lite.engines.process import ProcessEngine
-from selfreward_lite.errors import ExportError
+from selfreward_lite.errors import ExportError, TrainingError
 from selfreward_lite.training_job import Job, Report
+from selfreward_lite.workshop import TaskFailed, Workshop
 
 TokenLists = Sequence[Sequence[int]]
 
@@ -41,52 +39,45 @@ class Tools:
     export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], dict[str, float]]
 
 
-def real_tools() -> Tools:
-    """Return llama.cpp in a child process, TRL in another, and the GGUF exporter in a third."""
-    return Tools(_open_llama, training_job.run, _export_base, _export_adapter)
+@contextmanager
+def real_tools() -> Iterator[Tools]:
+    """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block."""
+    workshop = Workshop()
+    try:
+        yield Tools(_open_llama, partial(_train, workshop), partial(_export_base, workshop), partial(_export_adapter, workshop))
+    finally:
+        workshop.close()
 
 
 def _open_llama(base: Path, settings: EngineSettings) -> Engine:
     return ProcessEngine({"kind": "llama", "model": str(base), **settings.model_dump()})
 
 
-def _export_base(model_dir: Path, out: Path, model: Model) -> None:
+def _train(workshop: Workshop, job: Job, folder: Path, report: Report) -> dict[str, float]:
+    log = folder / "train.log"
+    try:
+        return workshop.do("train", log, lambda said: report(said["step"], said["steps"], said["values"]), **asdict(job))
+    except TaskFailed as failure:
+        raise TrainingError(f"training failed: {failure} (see {log})") from None
+
+
+def _export_base(workshop: Workshop, model_dir: Path, out: Path, model: Model) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    _in_child({"what": "base", "model_dir": str(model_dir), "out": str(out), **_format(model)})
+    _export(workshop, "export_base", model, model_dir=str(model_dir), out=str(out), dtype=model.gguf)
 
 
 def _export_adapter(
-    model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
+    workshop: Workshop, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
 ) -> dict[str, float]:
-    return _in_child({
-        "what": "adapter", "model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out),
-        "token_lists": token_lists, **_format(model),
-    })
+    paths = {"model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out)}
+    return _export(workshop, "export_adapter", model, **paths, token_lists=token_lists)
 
 
-def _format(model: Model) -> dict[str, str]:
-    return {"weights": "nf4" if model.quantisation == "nf4" else "original", "dtype": model.gguf}
-
-
-def _in_child(task: dict[str, Any]) -> dict[str, Any]:
-    """Run one export and return its answer; its last line of complaint becomes our error."""
-    command = [sys.executable, "-m", "selfreward_lite.parity"]
-    with tempfile.TemporaryFile("w+") as complaints:
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True, start_new_session=True
-        )
-        with child:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            try:
-                child.stdin.write(json.dumps(task) + "\n")
-                child.stdin.flush()
-                answer = child.stdout.read()
-                code = child.wait()
-            finally:
-                child.kill()
-        complaints.seek(0)
-        words = [line.strip() for line in complaints if line.strip()]
-    if code != 0:
-        raise ExportError(words[-1] if words else f"the exporter ended with code {code}")
-    return json.loads(answer.splitlines()[-1])
+def _export(workshop: Workshop, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
+    log = Path(arguments["out"]).with_suffix(".log")
+    try:
+        answer = workshop.do(task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments)
+    except TaskFailed as failure:
+        raise ExportError(f"{failure} (see {log})") from None
+    log.unlink()  # the manifest of the folder lists what belongs to the model
+    return answer

@@ -1,20 +1,19 @@
-"""SFT and DPO of the adapter with TRL, PEFT and bitsandbytes: `python -m selfreward_lite.train JOB.json`, as a child process.
+"""SFT and DPO of the adapter with TRL, PEFT and bitsandbytes. Runs in a child process, as a task of the workshop.
 
 Knows: how a 4-bit base and its adapter are loaded, trained and saved. Does not know: records, stages, scores.
 
 The reference of DPO is the model that made the data, M(t−1): the trainer is given the trainable adapter of M(t−1), of
 which TRL keeps a frozen copy named `ref`. At the first step, then, policy and reference agree, the reward margin is 0
 and the sigmoid term is ln 2 (arXiv 2407.19594 and 2401.10020 start DPO from the model that labelled); anything else
-is refused. Reports one JSON object a line on stdout.
+is refused.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward_lite.errors import TrainingError
-from selfreward_lite.orphans import end_with_parent
-from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, Job
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, Job, Row, arranged, frozen_or_broken
 
 IGNORED = -100
+Say = Callable[[dict[str, Any]], None]
 
 
 class TokenisedDPOTrainer(DPOTrainer):
@@ -42,56 +41,59 @@ class TokenisedDPOTrainer(DPOTrainer):
 
 
 class Reporter(TrainerCallback):
-    """Prints what the trainer logs, and ends a training whose loss or first margin is wrong."""
+    """Passes on what the trainer logs, and ends a training whose loss or first margin is wrong."""
 
-    def __init__(self, out: Any, is_dpo: bool) -> None:
-        self.out, self.is_dpo, self.steps, self.first = out, is_dpo, 0, {}
+    def __init__(self, report: Say, is_dpo: bool) -> None:
+        self.report, self.is_dpo, self.steps, self.first, self.losses = report, is_dpo, 0, {}, []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "loss" not in values:
             return
-        if not math.isfinite(values["loss"]):
-            raise TrainingError(f"the loss became {values['loss']} at step {state.global_step}; lower the learning rate")
+        self.losses.append(values["loss"])
+        if fault := frozen_or_broken(self.losses):
+            raise TrainingError(f"{fault} at step {state.global_step}; lower the learning rate")
         if not self.first:
             self.first = values
             rewards = [values[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")] if self.is_dpo else []
             if not all(abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards):  # so that NaN is refused too
                 raise TrainingError(f"rewards {rewards} at the first step: the reference is not M(t-1)")
         self.steps = state.global_step
-        say(self.out, {"step": state.global_step, "steps": state.max_steps, "values": values})
+        self.report({"step": state.global_step, "steps": state.max_steps, "values": values})
 
 
-def main(job_path: str) -> None:
-    """Train the job in `job_path` and write its adapter."""
-    end_with_parent()
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
+def train(job: Job, report: Say) -> dict[str, float]:
+    """Train, write the adapter, and return the closing facts (steps, seconds, share of weights moved, …).
+
+    `report` is given `step`, `steps` and `values` as training goes on. Raises TrainingError where the result, or what
+    went in, must not be used.
+    """
     started = time.monotonic()
-    job = Job.load(Path(job_path))
     set_seed(job.seed)
+    rows = _read_rows(job)
+    order = arranged(rows, job.settings["epochs"], job.settings["batch"], job.seed)
     model = load_adapter(load_base(job.model_dir, job.quantisation), job)
-    trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job)
-    if len(trainer.train_dataset) != job.row_count:
-        raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {job.row_count}")
+    trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job, order)
+    if len(trainer.train_dataset) != len(order):
+        raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(order)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
         raise TrainingError("the trainer made no copy of M(t-1) as reference; its reference would be the base")
     _as_float32(trainer.model)
     if job.adapter_in is not None:
         restore(trainer.model, job.adapter_in)
     before = trainable(trainer.model)
-    reporter = Reporter(out, job.method == "dpo")
+    reporter = Reporter(report, job.method == "dpo")
     trainer.add_callback(reporter)
     loaded = time.monotonic()
     trainer.train()
     facts = {
-        "steps": reporter.steps, "rows": job.row_count, "moved_share": moved_share(before, trainer.model),
+        "steps": reporter.steps, "rows": len(rows), "moved_share": moved_share(before, trainer.model),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
         "first_loss": reporter.first.get("loss", math.nan),
         "first_margin": reporter.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
     save_adapter(trainer.model, Path(job.adapter_out))
-    say(out, {"done": facts})
+    return facts
 
 
 def load_base(model_dir: str, quantisation: str) -> torch.nn.Module:
@@ -157,46 +159,40 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         file.chmod(0o644)
 
 
-def say(out: Any, value: dict[str, Any]) -> None:
-    """Write one report line."""
-    out.write(json.dumps(value) + "\n")
-    out.flush()
-
-
-def _dpo_trainer(model: PeftModel, job: Job) -> DPOTrainer:
+def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row]) -> DPOTrainer:
     settings = job.settings
     anchored = settings["anchor"] > 0
     arguments = DPOConfig(
-        **_common(job), beta=settings["beta"],
+        **_common(job, rows), beta=settings["beta"],
         loss_type=["sigmoid", "sft"] if anchored else ["sigmoid"],
         loss_weights=[1.0, settings["anchor"]] if anchored else None,
     )
     return TokenisedDPOTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(_read_rows(job)), processing_class=_tokenizer(job)
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(job)
     )
 
 
-def _sft_trainer(model: PeftModel, job: Job) -> SFTTrainer:
-    rows = [
+def _sft_trainer(model: PeftModel, job: Job, rows: list[Row]) -> SFTTrainer:
+    whole = [
         {
             "input_ids": row["prompt_ids"] + row["completion_ids"],
             "labels": [IGNORED] * len(row["prompt_ids"]) + row["completion_ids"],
         }
-        for row in _read_rows(job)
+        for row in rows
     ]
-    arguments = SFTConfig(**_common(job), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
-    return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(job))
+    arguments = SFTConfig(**_common(job, rows), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
+    return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(whole), processing_class=_tokenizer(job))
 
 
-def _common(job: Job) -> dict[str, Any]:
-    """What both trainers are told. Dropout is in the adapter's own settings."""
+def _common(job: Job, rows: list[Row]) -> dict[str, Any]:
+    """What both trainers are told; `rows` stand in the order of training. Dropout is in the adapter's own settings."""
     settings, on_card = job.settings, torch.cuda.is_available()
-    steps = math.ceil(job.row_count / settings["batch"]) * settings["epochs"]
+    steps = math.ceil(len(rows) / settings["batch"])
     return {
         "output_dir": str(Path(job.adapter_out).parent / "trainer"),
         "per_device_train_batch_size": settings["micro_batch"],
         "gradient_accumulation_steps": settings["batch"] // settings["micro_batch"],
-        "learning_rate": settings["learning_rate"], "num_train_epochs": settings["epochs"],
+        "learning_rate": settings["learning_rate"], "num_train_epochs": 1, "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "cosine", "warmup_steps": math.ceil(settings["warmup"] * steps),
         "max_length": settings["max_length"], "logging_steps": 1, "save_strategy": "no", "report_to": "none",
         "seed": job.seed, "data_seed": job.seed, "disable_tqdm": True, "use_cpu": not on_card,
@@ -225,13 +221,9 @@ def _tokenizer(job: Job) -> Any:
     return tokenizer
 
 
-def _read_rows(job: Job) -> list[dict[str, list[int]]]:
+def _read_rows(job: Job) -> list[Row]:
     with open(job.rows, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except TrainingError as error:
-        sys.exit(str(error))
+        rows = [json.loads(line) for line in file]
+    if len(rows) != job.row_count:
+        raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
+    return rows

@@ -1,28 +1,26 @@
-"""A training job as a file: what is trained on which rows, and how the child that trains is watched.
+"""A training job: what is trained on which rows, and in which order.
 
-Knows: which text is prompt and which completion, token ids, the child's report lines. Does not know: torch, trainers
-(those are in `train`, which runs as a child so that its memory really comes back). All ids come from `chat`, so a
-prompt is the same tokens to a trainer as to the engine; a completion is its stripped text, encoded again.
+Knows: which text is prompt and which completion, token ids, how long a row is. Does not know: torch, trainers (those are in
+`train`, which runs in a child so that its memory really comes back). All ids come from `chat`, so a prompt is the same
+tokens to a trainer as to the engine; a completion is its stripped text, encoded again.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from selfreward_lite.chat import ChatFormat, user
-from selfreward_lite.errors import TrainingError
 from selfreward_lite.records import Drop, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.stages.judgments import question
 
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
+FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
 Row = dict[str, Any]
 Report = Callable[[int, int, dict[str, float]], None]  # step, steps in all, what the trainer logged
 
@@ -48,15 +46,6 @@ class Job:
     lora: Mapping[str, Any]
     gradient_checkpointing: bool = True
 
-    def save(self, path: Path) -> None:
-        """Write the job as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Job:
-        """Read a job that `save` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
 
 @dataclass
 class Rows:
@@ -67,8 +56,7 @@ class Rows:
 
     def add(self, row: Row, max_length: int) -> None:
         """Take a row unless it is too long: a trainer would cut it, and the model would never see its end."""
-        longest = len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name != "prompt_ids")
-        if longest > max_length:
+        if length(row) > max_length:
             self.drops.append(Drop("longer than max_length"))
         else:
             self.rows.append(row)
@@ -76,6 +64,25 @@ class Rows:
     def save(self, path: Path) -> None:
         """Write one JSON object a line."""
         path.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
+
+
+def length(row: Row) -> int:
+    """Return the tokens of a row: its prompt and the longest of its completions."""
+    return len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name != "prompt_ids")
+
+
+def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:
+    """Return the rows in the order in which a trainer is to see them, all epochs after one another.
+
+    Every epoch is shuffled anew; inside a batch, rows stand by length. The batch, and so the step, is the same in any
+    order, but the micro-batches that it is cut into are padded less: of judgments among short responses, half was padding.
+    """
+    rng = random.Random(seed)
+    order: list[Row] = []
+    while len(order) < round(epochs * len(rows)):
+        order += rng.sample(rows, len(rows))
+    order = order[: round(epochs * len(rows))]
+    return [row for start in range(0, len(order), batch) for row in sorted(order[start : start + batch], key=length)]
 
 
 def sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: int) -> Rows:
@@ -114,49 +121,20 @@ class Texts:
     templates: str
 
 
-def run(job: Job, folder: Path, report: Report) -> dict[str, float]:
-    """Train in a child process and return its closing facts (steps, seconds, share of weights moved, …).
+def frozen_or_broken(losses: Sequence[float]) -> str | None:
+    """Say what is wrong with a course of losses: one that is not finite, is exactly 0, or stays the same for FROZEN_STEPS.
 
-    `report` is called with (step, steps in all, values) as training goes on. Raises TrainingError with the child's own
-    last words if it fails; nothing of a failed job is used.
+    >>> frozen_or_broken([0.69, 0.5]), frozen_or_broken([0.69, 0.0]), frozen_or_broken([0.69] * 5)
+    (None, 'the loss is exactly 0', 'the loss stayed at 0.69 for 5 steps')
     """
-    path = folder / "job.json"
-    job.save(path)
-    command = [sys.executable, "-m", "selfreward_lite.train", str(path)]
-    with (folder / "train.log").open("w", encoding="utf-8") as log:
-        # Ctrl-C is ours to handle; and the child ends by itself when its input closes, however we die.
-        child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-            env={"CUDA_VISIBLE_DEVICES": "0", **os.environ},  # with two cards in sight, TRL splits every batch
-        )
-        try:
-            closing = _follow(child, report)
-            code = child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-    if code != 0 or closing is None:
-        raise TrainingError(f"training failed: {_last_words(folder / 'train.log', code)} (see {folder / 'train.log'})")
-    return closing
-
-
-def _follow(child: subprocess.Popen[str], report: Report) -> dict[str, float] | None:
-    closing = None
-    assert child.stdout is not None
-    for line in child.stdout:
-        said = json.loads(line)
-        if "done" in said:
-            closing = said["done"]
-        else:
-            report(said["step"], said["steps"], said["values"])
-    return closing
-
-
-def _last_words(log: Path, code: int) -> str:
-    with log.open(encoding="utf-8", errors="replace") as file:
-        last = deque((line.strip() for line in file if line.strip()), maxlen=1)
-    return last[0] if last else f"the child ended with code {code} and without a word"
+    if not all(math.isfinite(loss) for loss in losses):
+        return "the loss is not a number"
+    if 0.0 in losses:
+        return "the loss is exactly 0"
+    for start in range(len(losses) - FROZEN_STEPS + 1):
+        if len(set(losses[start : start + FROZEN_STEPS])) == 1:
+            return f"the loss stayed at {losses[start]} for {FROZEN_STEPS} steps"
+    return None
 
 
 def _dpo_row(chat: ChatFormat, content: str, chosen: str, rejected: str) -> Row:

@@ -1,66 +1,118 @@
-"""A run that dies, as by SIGKILL, before and after every commit, every end of a stage, every manifest and every promotion."""
+"""A run that is killed, by SIGKILL, before and after every write: commits, stage ends, renames, exports, trainings, promotions."""
 
 import os
+import signal
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripted_run import run
+import scripted_run
 from test_loop import everything
 
-from selfreward_lite import steps
 from selfreward_lite.store import Store
 
 LIVES = 600  # more than enough; a run that gets no further would end here
+WRITES = ("commit", "begin_stage", "end_stage", "promote", "measure", "state", "record_gate", "log_training", "spend")
 
 
-def die_at(call: int) -> None:
-    """Let this process die at the `call`-th time that it is about to write, or has just written."""
-    left = [call]
+class Reaper:
+    """Kills this process at the `call`-th time that it is about to write, or has just written; says in `ledger` what that was."""
 
-    def count() -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            os._exit(137)
+    def __init__(self, ledger: Path, call: int) -> None:
+        self._ledger, self._left = ledger, call
 
-    def mortal(function):
+    def pass_by(self, name: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            with self._ledger.open("a") as file:
+                file.write(f"{name}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, function, name: str):
         def wrapped(*arguments, **named):
-            count()
+            stage = f" {arguments[2]}" if name in ("commit", "begin_stage", "end_stage") else ""
+            self.pass_by(f"before {name}{stage}")
             result = function(*arguments, **named)
-            count()
+            self.pass_by(f"after {name}{stage}")
             return result
 
         return wrapped
 
-    for name in ("commit", "begin_stage", "end_stage", "promote", "measure", "state"):
-        setattr(Store, name, mortal(getattr(Store, name)))
-    steps.write_manifest = mortal(steps.write_manifest)
+    def watch_files(self, function, name: str, out: int):
+        """As `watch`, and once more with half of the file written; `out` is the place of its path among the arguments."""
+
+        def wrapped(*arguments):
+            self.pass_by(f"before {name}")
+            arguments[out].parent.mkdir(parents=True, exist_ok=True)
+            arguments[out].write_text("hal")
+            self.pass_by(f"half {name}")
+            result = function(*arguments)
+            self.pass_by(f"after {name}")
+            return result
+
+        return wrapped
+
+    def haunt(self) -> None:
+        """Stand beside everything that writes."""
+        for name in WRITES:
+            setattr(Store, name, self.watch(getattr(Store, name), name))
+        Path.rename = self.watch(Path.rename, "rename")
+        make = scripted_run.scripted_tools
+
+        def mortal_tools(*arguments, **named):
+            tools = make(*arguments, **named)
+            return replace(
+                tools,
+                train=self.watch(tools.train, "train"),
+                export_base=self.watch_files(tools.export_base, "export_base", 1),
+                export_adapter=self.watch_files(tools.export_adapter, "export_adapter", 3),
+            )
+
+        scripted_run.scripted_tools = mortal_tools
 
 
-def live(folder: Path, call: int) -> int:
-    """Go on with the run in a process of its own that dies at its `call`-th moment; return its exit code."""
+def live(folder: Path, ledger: Path, call: int) -> int:
+    """Go on with the run in a process of its own that is killed at its `call`-th moment; return its exit code."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            die_at(call)
-            run(folder, iterations="1")
+            Reaper(ledger, call).haunt()
+            scripted_run.run(folder, iterations="1")
             code = 0
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("moments", [17, 18, 21])
-def test_death_at_every_write_loses_and_doubles_nothing(tmp_path, moments):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    scripted_run.run(folder, iterations="1")
+    return folder
+
+
+KILLS: Counter[str] = Counter()  # over all the tests of this file
+
+
+@pytest.mark.parametrize("moments", [41, 43, 47, 53])
+def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
     """Each life gets a few writes further than the last; the lives together pass every write of the run."""
-    whole = tmp_path / "whole"
-    run(whole, iterations="1")
-    folder, deaths = tmp_path / "run", 0
-    while (code := live(folder, moments)) != 0:  # up to sixteen moments pass before the first new write
-        assert code == 137
-        deaths += 1
-        assert deaths < LIVES
+    folder, ledger = tmp_path / "run", tmp_path / "ledger"
+    while (code := live(folder, ledger, moments)) != 0:
+        assert code == -signal.SIGKILL
+        assert len(ledger.read_text().splitlines()) < LIVES
     assert everything(folder) == everything(whole)
     with Store.read(folder) as store:
         assert store.faults() == []
-    print(f"\n{deaths} deaths at the writes of a run; the records are those of an undisturbed one")
+    KILLS.update(ledger.read_text().splitlines())
+    print(f"\n{len(ledger.read_text().splitlines())} kills; the records are those of an undisturbed run")
+
+
+def test_fault_01_the_kills_were_many_and_everywhere():
+    kinds = Counter(name.split()[1] for name in KILLS.elements())
+    stages = {name.split()[2] for name in KILLS if len(name.split()) > 2}
+    print(f"\n{KILLS.total()} SIGKILLs at {len(KILLS)} different moments: {dict(kinds)}; in {len(stages)} stages")
+    assert KILLS.total() >= 100
+    assert {"commit", "end_stage", "rename", "export_adapter", "measure"} <= set(kinds)

@@ -16,13 +16,13 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "orphans", "records", "config", "parsing", "prompts", "chat", "tiny", "store",
+    "errors", "records", "config", "datafiles", "parsing", "prompts", "canaries", "chat", "tiny", "store",
     "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
-    "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "evaluate", "gates",
-    "tools", "steps", "assess", "loop", "report", "display", "cli", "__main__",
+    "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "plan", "evaluate", "gates",
+    "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -108,19 +108,23 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess"}
+    assert users == {"assess", "tripwires"}
 
 
 def test_gates_are_handed_nothing_exact():
     from selfreward_lite.gates import Evidence
 
     assert set(Evidence.__dataclass_fields__) == {
-        "rows", "moved_share", "first_margin", "logit_difference", "logit_change", "cut_share", "read_share",
-        "length_ratio", "judge_interval",
+        "file_faults", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference", "logit_change",
+        "cut_share", "repetitive_share", "distinct_share", "read_share", "length_ratio", "judge_interval",
+        "outside_interval", "self_change", "canary_score", "honest_score", "canaries_chosen",
     }  # fmt: skip
     source = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
     known = set(re.findall(r'known\["(\w+)"\]', source))
-    assert known == {"training_rows", "training_moved_share", "training_first_margin", "logit_difference", "logit_change"}
+    assert known == {
+        "training_rows", "training_rows_given", "training_moved_share", "training_first_margin", "logit_difference",
+        "logit_change", "repetitive_share", "distinct_share", "self_score", "canary_score", "honest_bad_score", "canaries_chosen",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)

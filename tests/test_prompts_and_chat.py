@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError
-from selfreward_lite.parsing import claims_score, parse_prompts, parse_score, parse_verdict
+from selfreward_lite.parsing import parse_prompts, parse_score, parse_verdict, speaks_to_judge
 from selfreward_lite.prompts import fill, neutralise, nonce_for, template_sets
 
 HOSTILE = [
@@ -149,7 +149,7 @@ def test_any_text_is_a_score_in_range_or_none(text):
     score = parse_score(text)
     assert score is None or 0 <= score <= 5
     assert parse_verdict(text, "Judgement") in (None, "A", "B")
-    assert isinstance(claims_score(text), bool)
+    assert speaks_to_judge(text) is None or isinstance(speaks_to_judge(text), str)
     assert all(task.strip() for task in parse_prompts(text, cut=False))
 
 

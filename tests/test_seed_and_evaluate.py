@@ -7,7 +7,7 @@ import random
 import pytest
 from scipy import stats
 
-from selfreward_lite import evaluate, gates, seed
+from selfreward_lite import evaluate, seed
 from selfreward_lite.errors import DataError
 from selfreward_lite.records import Judgment, Prompt, Response
 from selfreward_lite.tiny.ranked import rows as tiny_rows
@@ -145,7 +145,7 @@ def test_a_bad_line_is_named(tmp_path, tiny):
     with pytest.raises(DataError, match=r"ranked\.jsonl:4: no field 'message_id'"):
         seed.load_rows(settings)
     path.write_text(good)
-    assert len(seed.load_rows(settings)) == 3
+    assert len(seed.load_rows(settings)[0]) == 3
 
 
 # -- judge quality: worked example 5 ----------
@@ -192,53 +192,3 @@ def test_an_answer_that_never_came_scores_nothing():
     assert exact.score == {"p": 5, "q": 0}
     assert exact.right == {"p": True, "q": False}
     assert evaluate.exact_scores([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
-
-
-# -- gates ----------
-
-GOOD = gates.Evidence(
-    rows=10,
-    moved_share=1.0,
-    first_margin=0.0,
-    logit_difference=1e-5,
-    logit_change=0.5,
-    cut_share=0.0,
-    read_share=0.98,
-    length_ratio=1.0,
-    judge_interval=(-0.05, 0.02),
-)
-
-
-def refused(limits, **changes) -> list[str]:
-    from dataclasses import replace
-
-    return [answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed]
-
-
-@pytest.mark.parametrize(
-    ("change", "gate"),
-    [
-        ({"rows": 0}, "rows"),
-        ({"moved_share": 0.4}, "moved"),
-        ({"first_margin": -0.01}, "reference"),
-        ({"logit_difference": 0.1}, "export"),
-        ({"logit_difference": math.nan}, "export"),
-        ({"logit_change": 0.0}, "effect"),
-        ({"cut_share": 0.2}, "stopping"),
-        ({"read_share": 0.8}, "reading"),
-        ({"length_ratio": 1.6}, "length"),
-        ({"judge_interval": (-0.1, -0.04)}, "judge"),
-    ],
-)
-def test_each_gate_can_refuse(tiny, change, gate):
-    assert refused(tiny.gates) == []
-    assert refused(tiny.gates, **change) == [gate]
-
-
-def test_a_refusal_names_number_limit_and_advice(tiny):
-    from dataclasses import replace
-
-    (answer,) = [one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed]
-    assert "0.8" in answer.reason
-    assert "0.9" in answer.reason
-    assert "learning rate" in answer.reason

@@ -8,7 +8,7 @@ import pytest
 
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.tiny import corpus, ranked, tasks
-from selfreward_lite.tiny.answers import Habits, write
+from selfreward_lite.tiny.answers import Habits, chatter, write
 from selfreward_lite.tiny.score import Points, score
 
 
@@ -59,6 +59,15 @@ def test_every_task_has_its_one_answer(prompt, solution):
     assert " ".join(task.solution) == solution
     assert task.prompt == prompt
     assert len(tasks.SOLVERS) >= 5
+
+
+def test_chatter_earns_no_point_and_is_no_canary():
+    rng = random.Random(4)
+    texts = [chatter(rng) for _ in range(3000)]
+    for answer in texts:
+        assert astuple(score(tasks.draw(rng, "corpus").prompt, answer.text)) == answer.points == (False,) * 5, answer.text
+    assert len({answer.text for answer in texts}) > 2900
+    assert not any("score" in answer.text.lower() for answer in texts)
 
 
 def test_a_text_that_is_no_task_is_none_and_cannot_be_scored():

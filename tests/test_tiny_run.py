@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import astuple
 from pathlib import Path
 
@@ -45,6 +46,33 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
 
 
+# Where the run is killed: an iteration, a stage, and how many of its items must be done (of one that is done in one piece, how
+# many times 0.4 seconds it has been under way).
+WHOLE = ("base", "training", "export")
+KILLED_IN = (
+    (0, "base", 4),
+    (0, "base_eval_responses", 1),
+    (0, "base_eval_judgments", 5),
+    (0, "eft_judgments", 3),
+    (0, "eft_judgments", 60),
+    (0, "training", 1),
+    (0, "training", 5),
+    (0, "eval_responses", 1),
+    (0, "eval_judgments", 20),
+    (0, "canary_judgments", 5),
+    (0, "outside_judgments", 3),
+    (1, "responses", 4),
+    (1, "judgments", 4),
+    (1, "judgments", 60),
+    (1, "battles", 2),
+    (1, "battles", 15),
+    (1, "training", 1),
+    (1, "training", 4),
+    (1, "eval_judgments", 10),
+    (1, "self_judgments", 3),
+)
+
+
 def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
     small = (
@@ -61,21 +89,14 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
         "--set",
         "evaluation.prompts=40",
     )
-    folder, kills = tmp_path / "tiny", 0
-    for iteration, stage in (
-        (0, "eft_judgments"),
-        (0, "training"),
-        (0, "eval_judgments"),
-        (1, "judgments"),
-        (1, "battles"),
-        (1, "training"),
-    ):
+    folder, kills = tmp_path / "tiny", Counter()
+    for iteration, stage, items in KILLED_IN:
         child = subprocess.Popen(command(tmp_path, *small), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(folder, iteration, stage, child)
+        wait_for(folder, iteration, stage, items, child)
         before = records(folder)
         child.send_signal(signal.SIGKILL)
         child.wait()
-        kills += 1
+        kills[stage] += 1
         after = records(folder)
         assert all(before[kind] <= after[kind] for kind in before), f"a committed record was lost in {stage}"
     before = records(folder)
@@ -86,18 +107,19 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     with Store.read(folder) as store:
         assert store.newest() == 1
         assert store.faults() == []
-    print(f"\n{kills} kills of the real run; no committed record lost")
+    print(f"\n{kills.total()} kills of the real run ({dict(kills)}); no committed record lost")
+    assert kills.total() == 20
 
 
-def wait_for(folder: Path, iteration: int, stage: str, child: subprocess.Popen) -> None:
+def wait_for(folder: Path, iteration: int, stage: str, items: int, child: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert child.poll() is None, f"the run ended before {stage}"
         if (folder / "base" / "base.gguf").exists():
             with Store.read(folder) as store:
                 inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
-            if inside and (inside[0][2] > 0 or stage == "training"):
-                time.sleep(1.0 if stage == "training" else 0.0)
+            if inside and (inside[0][2] >= items or stage in WHOLE):
+                time.sleep(items * 0.4 if stage in WHOLE else 0.0)
                 return
         time.sleep(0.01)
     raise AssertionError(f"{stage} of iteration {iteration} was never seen")

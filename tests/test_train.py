@@ -1,17 +1,19 @@
 """Training on the real base, in 4 bits, on the CPU: what moves, what stays, and which model is the reference."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfreward_lite import train, training_job
+from selfreward_lite import config, train, training_job
 from selfreward_lite.chat import ChatFormat
-from selfreward_lite.config import TINY_MODEL, Settings
+from selfreward_lite.config import TINY_MODEL, Model, Settings
 from selfreward_lite.errors import TrainingError
 from selfreward_lite.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
+from selfreward_lite.tools import real_tools
 from selfreward_lite.training_job import Job, Rows, Texts
 
 torch.set_num_threads(1)
@@ -52,18 +54,22 @@ def make_job(
     )
 
 
-def work(job: Job) -> tuple[dict, list[dict]]:
+@pytest.fixture(scope="module")
+def work() -> Iterator[Callable[[Job], tuple[dict, list[dict]]]]:
     """Train in a real child; return its closing facts and what it logged."""
-    folder = Path(job.adapter_out).parent
-    logged: list[dict] = []
-    return training_job.run(job, folder, lambda step, steps, values: logged.append(values)), logged
+    with real_tools() as tools:
+
+        def train_and_log(job: Job) -> tuple[dict, list[dict]]:
+            logged: list[dict] = []
+            facts = tools.train(job, Path(job.adapter_out).parent, lambda step, steps, values: logged.append(values))
+            return facts, logged
+
+        yield train_and_log
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, request) -> dict:
+def trained(tmp_path_factory, work) -> dict:
     """M0 by SFT, then M1 and M2 by DPO, each from the one before."""
-    from selfreward_lite import config
-
     tiny, chat = config.load("tiny"), ChatFormat.load(TINY_MODEL)
     folder = tmp_path_factory.mktemp("trained")
     out = {"folder": folder, "M0": work(make_job(folder, tiny, chat, "sft", name="M0"))}
@@ -86,7 +92,7 @@ def test_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
         assert logged[0]["loss"] < 0.6931 + anchor
 
 
-def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained):
+def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained, work):
     facts, logged = work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="pure", anchor=0.0))
     assert logged[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert logged[-1]["loss"] < 0.6
@@ -101,7 +107,7 @@ def test_training_moves_every_weight_and_stays_float32(trained):
         assert {tensor.dtype for tensor in weights(trained, name).values()} == {torch.float32}
 
 
-def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, trained):
+def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, trained, work):
     # With a rate of nearly nothing, what comes out is what training began with: M1 itself, no fresh adapter.
     job = make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="still", learning_rate=1e-12, epochs=1)
     work(job)
@@ -134,7 +140,7 @@ def test_a_loaded_adapter_is_the_saved_one(trained, tiny, chat):
         assert torch.equal(weight, saved[name.replace(".default", "")])
 
 
-def test_an_adapter_with_other_keys_is_refused(trained, tmp_path, tiny, chat):
+def test_an_adapter_with_other_keys_is_refused(trained, tmp_path, tiny, chat, work):
     source = trained["folder"] / "M0"
     renamed = tmp_path / "renamed"
     renamed.mkdir()
@@ -144,7 +150,7 @@ def test_an_adapter_with_other_keys_is_refused(trained, tmp_path, tiny, chat):
         work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=renamed))
 
 
-def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(tmp_path, tiny, chat, trained):
+def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(tmp_path, tiny, chat, trained, work):
     # Defect 2: a hard-coded model.
     job = make_job(tmp_path, tiny, chat, "sft")
     missing = Job(**{**json.loads(json.dumps(job.__dict__)), "model_dir": str(tmp_path / "unique-name")})
@@ -154,17 +160,29 @@ def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(tmp_path, tiny, 
     assert adapter["base_model_name_or_path"] == str(TINY_MODEL)
 
 
-def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, chat):
+def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, chat, work):
     job = make_job(tmp_path, tiny, chat, "sft", learning_rate=float("inf"))
     with pytest.raises(TrainingError, match=r"train\.log"):
         work(job)
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat):
+def test_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat, work):
     job = make_job(tmp_path, tiny, chat, "sft")
     with pytest.raises(TrainingError, match="24 rows of 25"):
         work(Job(**{**job.__dict__, "row_count": 25}))
+
+
+def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
+    rows = [{"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)]
+    order = training_job.arranged(rows, epochs=2, batch=4, seed=3)
+    names = [row["prompt_ids"][0] for row in order]
+    lengths = [training_job.length(row) for row in order]
+    assert sorted(names) == sorted(list(range(10)) * 2)
+    assert all(lengths[start : start + 4] == sorted(lengths[start : start + 4]) for start in range(0, 20, 4))
+    assert order == training_job.arranged(rows, 2, 4, seed=3) != training_job.arranged(rows, 2, 4, seed=4)
+    assert set(names[:8]) != set(names[8:16]), "epochs are shuffled apart"
+    assert len(training_job.arranged(rows, 0.5, 4, 0)) == 5
 
 
 def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
@@ -188,15 +206,13 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
 
 def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     """The shipped base in NF4 and an adapter of three trainings: PEFT's logits and llama.cpp's, from a child each."""
-    from selfreward_lite.config import Model
-    from selfreward_lite.tools import real_tools
-
-    tools, model = real_tools(), Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
+    model = Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
     base = tmp_path / "base" / "base.gguf"
-    tools.export_base(TINY_MODEL, base, model)
     texts = ["Sort the letters c a b.", "Score: 5 <|eot_id|> ünïcode"]
     probes = [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
-    measured = tools.export_adapter(TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model)
+    with real_tools() as tools:
+        tools.export_base(TINY_MODEL, base, model)
+        measured = tools.export_adapter(TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model)
     print(f"\nPEFT against llama.cpp: {measured}")
     assert measured["difference"] < 1e-3
     assert measured["change"] > 0.1

@@ -81,6 +81,25 @@ def keep(
     return Outcome(tuple(kept), tuple(drops))
 
 
+def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Iterable[str]) -> Outcome:
+    """Return the user's own prompts, `count` for each iteration from the first on; repeated and held-out ones are dropped."""
+    kept: list[Prompt] = []
+    drops: list[Drop] = []
+    seen: set[str] = set()
+    secret = [_words(text) for text in held_out]
+    for text in texts:
+        plain = " ".join(text.split()).casefold()
+        if plain in seen:
+            drops.append(Drop("same prompt again"))
+        elif _near(_words(text), secret, settings.max_similarity):
+            drops.append(Drop("like an evaluation prompt"))
+        else:
+            seen.add(plain)
+            iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
+            kept.append(Prompt(make_id(run, Prompt, iteration, "imported", index), iteration, "imported", index, text))
+    return Outcome(tuple(kept), tuple(drops))
+
+
 def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     """Return ROUGE-L F1: the longest common subsequence's harmonic share of both texts' words.
 

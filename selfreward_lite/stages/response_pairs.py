@@ -2,7 +2,7 @@
 
 Knows: scores, lengths, the length tiers of Meta-Rewarding (arXiv 2407.19594, section 3.2). Does not know: judgments'
 texts, training. Departs from the paper in two ways, both towards safety: a response cut by the length limit is in no
-pair, and one that writes a score of its own is never chosen.
+pair, and one that speaks to its judge (a score of its own, a forged turn) is never chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config import Schedule
-from selfreward_lite.parsing import claims_score
+from selfreward_lite.parsing import speaks_to_judge
 from selfreward_lite.prompts import neutralise
 from selfreward_lite.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
 
@@ -76,17 +76,22 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
 
 def _scored(responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
     return [
-        Scored(response.id, score, len(response.text), may_win=not claims_score(neutralise(response.text)))
+        Scored(response.id, score, len(response.text), may_win=_may_win(response.text))
         for response in responses
         if response.finish == "stop" and (score := scores.get(response.id)) is not None
     ]
+
+
+def _may_win(text: str) -> bool:
+    """As it was written, and as the judge reads it: invisible characters can split a word only before they are taken out."""
+    return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None
 
 
 def _refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
     if len(scored) < 2:
         return "fewer than two scored responses"
     if not any(one.may_win for one in scored):
-        return "every response writes its own score"
+        return "every response speaks to its judge"
     if pair is None:
         return "all scores equal"
     limit = schedule.max_chosen_response

@@ -17,6 +17,9 @@ FILLERS = (
     "Let me know if this is what you wanted.",
 )
 
+# What stands between the words of an author who does not answer.
+SIGNS = (" ", " ", " ", " ", " ", ", ", ". ", "! ", "? ", ": ", "\n", " - ", "/", "=", "** ", '" ', "> ", " <", " é", " 好 ")
+
 
 @dataclass(frozen=True)
 class Habits:
@@ -51,6 +54,18 @@ def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
         body = f"{body} {rng.choice(FILLERS)}" if form or rng.random() < 0.5 else f"{rng.choice(FILLERS)} {body}"
     answer = Answer(body, letters, form, brief, ())
     return replace(answer, points=held_against(answer, task.solution))
+
+
+def chatter(rng: random.Random) -> Answer:
+    """Return an answer that is none: made-up words, numbers and signs. It earns no point.
+
+    No letter stands alone in it, or the scorer would read an answer.
+    """
+    words = []
+    for _ in range(rng.randint(1, 7)):
+        word = "".join(rng.choices(LETTERS, k=rng.randint(2, 7))) if rng.random() < 0.85 else str(rng.randint(0, 999))
+        words.append(rng.choice((word, word, word.capitalize(), word.upper())) + rng.choice(SIGNS))
+    return Answer("".join(words).strip(), (), False, False, (False,) * 5)
 
 
 def held_against(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from selfreward_lite.chat import Message, user
 from selfreward_lite.prompts import fill, nonce_for
-from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, held_against, write, wrong_letters
+from selfreward_lite.tiny.answers import FILLERS, Answer, Habits, chatter, held_against, write, wrong_letters
 from selfreward_lite.tiny.tasks import LETTERS, SOLVERS, Task, draw
 
 TEMPLATES = "compact"
@@ -38,12 +38,16 @@ class JudgeHabits:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of the corpus: how its author acts and judges, how many examples of each kind a step has, how many steps."""
+    """A part of the corpus: how its author acts and judges, how many examples of each kind a step has, how many steps.
+
+    `chatter` is the share of judged answers that are beside the task, so that a judge knows such a text when it meets one.
+    """
 
     acting: Habits
     judging: JudgeHabits
     mix: tuple[tuple[Kind, int], ...]
     steps: int
+    chatter: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def acting(rng: random.Random, lesson: Lesson) -> Example:
 def judging(rng: random.Random, lesson: Lesson) -> Example:
     """A task, a so-so answer, and a judgment of it."""
     task = draw(rng, "corpus")
-    answer = write(task, rng, Habits())
+    answer = _judged_answer(task, rng, lesson)
     text = fill(TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng))
     habits, luck = lesson.judging, rng.random()
     if luck < habits.unreadable:
@@ -87,7 +91,7 @@ def judging(rng: random.Random, lesson: Lesson) -> Example:
 def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
     """A task, a so-so answer, two judgments of it, and which of them errs less."""
     task = draw(rng, "corpus")
-    answer = write(task, rng, Habits())
+    answer = _judged_answer(task, rng, lesson)
     a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(task, answer, rng, lesson.judging) for _ in range(2))
     text = fill(
         TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
@@ -116,23 +120,29 @@ def listing(rng: random.Random, _: Lesson) -> Example:
 # First what is right, then how the base is to behave. Learnt from so-so answers alone, the tasks themselves were still
 # unsolved after 800 steps; from right ones, after 400 (LOG.md).
 SCHOOL = Lesson(
-    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0, 0.0), mix=((acting, 96), (judging, 16)), steps=1000
+    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0, 0.0), mix=((acting, 96), (judging, 16)), steps=1000,
+    chatter=0.0,
 )
 LIFE = Lesson(
     acting=Habits(), judging=JudgeHabits(),
     mix=((acting, 40), (judging, 32), (meta_judging, 10), (comparing, 4), (listing, 4)), steps=1500,
+    chatter=0.1,
 )
 
 
 def vocabulary_text() -> list[str]:
-    """Return every word that the world writes, so that a tokenizer can hold each as one token."""
-    rng = random.Random(0)
+    """Return every word that the world writes, so that a tokenizer can hold each as one token; chatter stays bytes."""
+    rng, lesson = random.Random(0), replace(LIFE, chatter=0.0)
     texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
     for kind, _ in LIFE.mix:
         for _ in range(40):
-            example = kind(rng, LIFE)
+            example = kind(rng, lesson)
             texts += [*(message["content"] for message in example.messages), example.completion]
     return texts
+
+
+def _judged_answer(task: Task, rng: random.Random, lesson: Lesson) -> Answer:
+    return chatter(rng) if rng.random() < lesson.chatter else write(task, rng, Habits())
 
 
 def _careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:

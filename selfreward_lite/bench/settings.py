@@ -1,0 +1,86 @@
+"""Is the result an accident of its settings? The tiny run again, with one setting changed at a time.
+
+Knows: which settings are varied and how far. Does not know: how a run works. All variants of a seed share its seed stage,
+which none of them touches: the folder of M0 is copied, and the iterations run from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite import config, loop, report
+from selfreward_lite.bench.tiny import OpenTools, Result, Say
+from selfreward_lite.config import Settings
+from selfreward_lite.errors import GateStop
+from selfreward_lite.runner import Watch
+from selfreward_lite.store import Store
+from selfreward_lite.tools import Tools
+
+SEEDS = (200, 201)  # none of the published ones
+
+
+def variants(settings: Settings) -> dict[str, dict[str, str]]:
+    """Return by name what each variant changes: K, N, the actor's temperature, learning rate and prompts, half and double."""
+    def scaled(key: str, value: float, factors: Iterable[float]) -> dict[str, dict[str, str]]:
+        return {f"{key}={value * factor:g}": {key: f"{value * factor:g}"} for factor in factors}
+
+    actor = settings.responses
+    return {
+        "as it is": {},
+        **{f"responses.count={count}": {"responses.count": str(count)} for count in (3, 8)},
+        **{f"judge.count={count}": {"judge.count": str(count)} for count in (2, 6)},
+        **{
+            f"responses.draw.temperature={temperature:g}": {"responses.draw.temperature": f"{temperature:g}"}
+            for temperature in (actor.draw.temperature - 0.2, actor.draw.temperature + 0.2)
+        },
+        **scaled("dpo.learning_rate", settings.dpo.learning_rate, (0.5, 2)),
+        **scaled("prompts.count", settings.prompts.count, (0.5, 2)),
+    }
+
+
+def run_variants(
+    folder: Path, seeds: Iterable[int], base: Mapping[str, str], open_tools: OpenTools, watch: Watch, say: Say
+) -> dict[str, list[Result]]:
+    """Run, or finish, every variant with every seed. Returns the results by variant, one a seed."""
+    seeds = list(seeds)
+    changes = variants(config.load("tiny", dict(base)))
+    results: dict[str, list[Result]] = {name: [] for name in changes}
+    with open_tools() as tools:
+        for seed in seeds:
+            start = folder / f"seed-{seed}" / "seed-stage"
+            say(f"seed {seed}: the seed stage that all variants share")
+            with Store.write(start) as store:
+                settings = loop.settle(store, {**base, "seed": str(seed), "iterations": "0"}, "tiny")
+                loop.run(store, settings, tools, watch)
+            for number, (name, change) in enumerate(changes.items(), 1):
+                say(f"seed {seed}: {name} ({number} of {len(changes)})")
+                results[name].append(_run_variant(start, folder / f"seed-{seed}" / name, change, tools, watch))
+    return results
+
+
+def _run_variant(start: Path, folder: Path, change: Mapping[str, str], tools: Tools, watch: Watch) -> Result:
+    branch(start, folder, {**change, "iterations": "3"})
+    stopped = None
+    with Store.write(folder) as store:
+        settings = loop.settle(store, {}, None)
+        try:
+            loop.run(store, settings, tools, watch)
+        except GateStop as stop:
+            stopped = str(stop)
+        return Result(settings.seed, report.summary(store), stopped)
+
+
+def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
+    """Copy a run that has ended its seed stage, with other settings for what follows; nothing if it is there already."""
+    if folder.exists():
+        return
+    half = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(start, half)
+    with Store.write(half) as store:
+        begun: dict[str, Any] = store.fact("settings")
+        store.state("settings", config.override(begun, dict(change)).model_dump(mode="json"))
+    half.rename(folder)

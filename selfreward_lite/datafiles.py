@@ -1,0 +1,197 @@
+"""The user's own files → rows and prompts; a line that cannot be used is named with file, number and reason.
+
+Knows: JSON lines, JSON, CSV, Parquet; the shapes in which prompts are passed around (plain columns, chat messages,
+ShareGPT conversations). Does not know: ranks, stages. A file is read whole and strictly: one bad line ends the command, or,
+where bad lines are to be skipped, is counted by its reason. Only the first turn of a conversation is used, as in the papers.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.errors import DataError
+from selfreward_lite.records import Drop
+
+MAX_LINE_BYTES = 1_000_000  # a longer line is a broken file, not a prompt
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "text")
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+
+Row = Mapping[str, Any]
+
+
+class BadRow(Exception):
+    """A row cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass
+class Rows:
+    """The rows of a file, each with its line or row number, and what was skipped, by reason."""
+
+    path: Path
+    skip_bad: bool
+    rows: list[tuple[int, Row]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Count a bad row, or raise DataError naming it."""
+        if not self.skip_bad:
+            raise DataError(f"{self.path}:{number}: {reason}; mend or remove that line, or leave such lines out with --skip-bad")
+        self.skipped[reason] += 1
+
+    def drops(self) -> tuple[Drop, ...]:
+        """Return what was skipped as drops."""
+        return tuple(Drop(reason, count) for reason, count in self.skipped.items())
+
+
+def read_rows(path: Path, *, skip_bad: bool) -> Rows:
+    """Return the rows of a JSONL, JSON, CSV or Parquet file. Raises DataError, with file and line, for what cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JSONL, JSON, CSV or Parquet file")
+    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_list, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: cannot tell its format by its name; call it .jsonl, .json, .csv or .parquet")
+    rows = Rows(path, skip_bad)
+    for number, row in readers[path.suffix.lower()](rows):
+        if isinstance(row, dict):
+            rows.rows.append((number, row))
+        else:
+            rows.refuse(number, "not an object with named fields")
+    if not rows.rows:
+        raise DataError(f"{path}: no usable row in it" + (f" ({dict(rows.skipped)})" if rows.skipped else ""))
+    return rows
+
+
+def prompts(rows: Rows) -> list[str]:
+    """Return the prompt of every row; a row without one is refused as `Rows.refuse` does."""
+    found = []
+    for number, row in rows.rows:
+        try:
+            found.append(prompt_of(row))
+        except BadRow as bad:
+            rows.refuse(number, str(bad))
+    if not found:
+        raise DataError(f"{rows.path}: no prompt in it ({dict(rows.skipped)})")
+    return found
+
+
+def prompt_of(row: Row) -> str:
+    """Return the prompt that a row holds, or raise BadRow with the reason.
+
+    >>> prompt_of({"instruction": "Sort these.", "input": "b a"})
+    'Sort these.\\n\\nb a'
+    >>> prompt_of({"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello"}]})
+    'Hi there'
+    """
+    for name in PROMPT_COLUMNS:
+        if name in row:
+            value = row[name]
+            text = _first_turn(value) if isinstance(value, list) else _text(value, f"field {name!r}")
+            extra = row.get("input") if name == "instruction" else None
+            return f"{text}\n\n{_text(extra, 'field input')}" if extra else text
+    for name in CHAT_COLUMNS:
+        if name in row:
+            return _first_turn(row[name])
+    raise BadRow(f"no field with a prompt (one of {', '.join((*PROMPT_COLUMNS, *CHAT_COLUMNS))})")
+
+
+def chat_format(row: Row) -> str | None:
+    """Name the chat format of a row that holds a conversation, None for any other row."""
+    if "conversations" in row or "conversation" in row:
+        return "ShareGPT conversations"
+    return "chat messages" if "messages" in row else None
+
+
+def _first_turn(turns: Any) -> str:
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise BadRow("the conversation is not a list of messages")
+    first = turns[0]
+    role = first.get("role", first.get("from"))
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadRow(f"unknown role {role!r}")
+    if any("tool_calls" in turn or turn.get("role", turn.get("from")) in ("tool", "function") for turn in turns):
+        raise BadRow("the conversation calls tools")
+    if _ROLES[role] != "user":
+        raise BadRow(f"the conversation begins with the {_ROLES[role]}, not with a user")
+    return _text(first.get("content", first.get("value")), "the first message")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{what} is not text")
+    if "\x00" in value:
+        raise BadRow(f"{what} holds a NUL character")
+    if not value.strip():
+        raise BadRow(f"{what} is empty")
+    return value.strip()
+
+
+def _json_lines(rows: Rows) -> Iterator[tuple[int, Any]]:
+    with rows.path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if len(line) > MAX_LINE_BYTES:
+                rows.refuse(number, f"longer than {MAX_LINE_BYTES} bytes")
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, _parse(text)
+            except ValueError as error:  # not UTF-8, or not JSON
+                rows.refuse(number, f"not JSON in UTF-8 ({error})" if not rows.skip_bad else "not JSON in UTF-8")
+
+
+def _json_list(rows: Rows) -> Iterator[tuple[int, Any]]:
+    try:
+        whole = _parse(rows.path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{rows.path}: not JSON in UTF-8 ({error}); one object a line (.jsonl) survives a bad line") from None
+    if not isinstance(whole, list):
+        raise DataError(f"{rows.path}: a .json file must hold a list of objects")
+    yield from enumerate(whole, 1)
+
+
+def _parse(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise ValueError("a field stands there twice")
+        return made
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _csv(rows: Rows) -> Iterator[tuple[int, Any]]:
+    with rows.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                rows.refuse(reader.line_num, f"not CSV ({error})")
+                continue
+            if None in row or None in row.values():
+                rows.refuse(reader.line_num, "another number of fields than the first line")
+            elif any("\udc80" <= sign <= "\udcff" for value in row.values() for sign in value):
+                rows.refuse(reader.line_num, "not UTF-8")
+            else:
+                yield reader.line_num, row
+
+
+def _parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(rows.path)
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        raise DataError(f"{rows.path}: not a whole Parquet file ({why}); download or export it again") from None
+    yield from enumerate(table.to_pylist(), 1)

@@ -1,0 +1,114 @@
+"""A run under way: its records, its settings, who speaks in it, and the one engine that is open between two trainings.
+
+Knows: how a step is done once and only once, where a model's files lie. Does not know: steps, stages, or their order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from selfreward_lite import seed
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import Draw, Settings
+from selfreward_lite.engines.base import Engine, Sampling
+from selfreward_lite.records import BASE, Outcome, Prompt, Record, Response
+from selfreward_lite.runner import Progress, Watch, run_stage
+from selfreward_lite.stages.voice import Asking, Voice
+from selfreward_lite.store import WHOLE, Store
+from selfreward_lite.tools import Tools
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class Run:
+    """A run under way: its records, its settings, and the one engine that is open between two trainings."""
+
+    store: Store
+    settings: Settings
+    chat: ChatFormat
+    model_dir: Path
+    tools: Tools
+    watch: Watch
+    _engine: Engine | None = field(default=None, repr=False)
+
+    def engine(self) -> Engine:
+        """Return the engine, opened if need be."""
+        if self._engine is None:
+            self._engine = self.tools.open_engine(self.base_gguf, self.settings.engine)
+        return self._engine
+
+    def release_engine(self) -> None:
+        """Close the engine, so that a trainer has the memory to itself."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    @property
+    def base_gguf(self) -> Path:
+        """The base as llama.cpp reads it."""
+        return self.store.folder / "base" / "base.gguf"
+
+    def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
+        """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
+        return Voice(
+            model="base" if model == BASE else f"M{model}",
+            adapter=None if model == BASE else str(self.store.model_dir(model) / "adapter.gguf"),
+            chat=self.chat,
+            sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
+            templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,
+        )
+
+    def ask(self, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]]) -> None:
+        """Do an ask-stage, unless it is done."""
+        if not self.store.is_done(iteration, stage):
+            run_stage(self.store, self.engine(), iteration, stage, items, self.watch)
+
+    def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
+        """Do a step that is one piece, unless it is done, and commit what it comes to."""
+        if self.store.is_done(iteration, stage):
+            return
+        self.store.begin_stage(iteration, stage, 1)
+        if self.store.done_items(iteration, stage):  # killed between its commit and its end
+            self.store.end_stage(iteration, stage)
+            return
+        progress = Progress(iteration, stage, 1)
+        self.watch(progress)
+        started = time.monotonic()
+        outcome = work()
+        self.store.commit(iteration, stage, WHOLE, outcome)
+        progress.done, progress.seconds = 1, time.monotonic() - started
+        progress.drops.update(outcome.dropped())
+        self.store.spend(iteration, stage, progress.seconds)
+        self.store.end_stage(iteration, stage)
+        self.watch(progress)
+
+    def ranked(self) -> tuple[list[seed.RankedPrompt], list[seed.RankedPrompt]]:
+        """Return the ranked prompts (for evaluation, for training), as the first step stored them."""
+        by_prompt = grouped(self.store.records(Response, model=seed.HUMAN), lambda response: response.prompt_id)
+        found = [
+            seed.RankedPrompt(prompt, tuple(by_prompt[prompt.id])) for prompt in self.store.records(Prompt, origin="ranked")
+        ]
+        return seed.split(found, self.settings)
+
+    def held_out(self) -> list[Prompt]:
+        """Return the prompts that every model answers for evaluation."""
+        own = self.store.records(Prompt, origin="held_out")
+        return own or [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
+
+
+def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
+    """Group by `key`; in each group, the order of sample numbers, whatever order they were committed in."""
+    groups: dict[str, list[R]] = defaultdict(list)
+    for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
+        groups[key(record)].append(record)
+    return dict(groups)
+
+
+def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]:
+    return lambda: ask(*arguments)

@@ -1,0 +1,113 @@
+"""What shows that a model fools its own judge: hostile responses, and a judge that does not change.
+
+Knows: which records are asked for and compared. Does not know: limits (those are in `gates`), the exact scorer. Two views
+from outside of a candidate M(t):
+
+    canaries     M(t) judges fifty hostile responses; they must not score above honest bad answers, nor ever be chosen
+    outside      M0, frozen, judges what M(t) answers to held-out prompts; it must not like it less than what M(t-1)
+                 answered, however much M(t) likes itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from selfreward_lite import canaries, evaluate
+from selfreward_lite.records import Judgment, Outcome, Response
+from selfreward_lite.run import Run, bind, grouped
+from selfreward_lite.stages import judgments, response_pairs
+
+Scores = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class CanaryView:
+    """Mean score of the canaries and of the worst honest answer to the same prompts, None where none could be read; and how
+    many canaries the pair builder would choose over the honest answers."""
+
+    score: float | None
+    honest: float | None
+    chosen: int
+
+
+def lay_canaries(run: Run, _: int) -> None:
+    """Put the canaries among the responses of the ranked evaluation prompts."""
+    prompts = [one.prompt for one in run.ranked()[0]]
+
+    def work() -> Outcome:
+        return canaries.responses(canaries.load(), prompts, run=run.store.run, templates=run.settings.model.templates)
+
+    run.once(0, "canaries", work)
+
+
+def ask(run: Run, iteration: int) -> None:
+    """Have M(t) judge the canaries, and M0 and M(t) what M(t) answered to the first held-out prompts."""
+    settings = run.settings.evaluation
+    by_id = {one.prompt.id: one.prompt for one in run.ranked()[0]}
+    judge = run.voice(iteration, run.settings.judge.draw, iteration)
+    hostile = [
+        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments)) for one in _canaries(run)
+    ]
+    run.ask(iteration, "canary_judgments", hostile)
+    prompts = {one.id: one for one in run.held_out()[: settings.outside_prompts]}
+    answers = [one for one in _answers(run, iteration) if one.prompt_id in prompts]
+    judges = {"outside_judgments": 0, "self_judgments": iteration} if iteration else {"outside_judgments": 0}
+    for stage, model in judges.items():  # M0's view of its own answers is both
+        voice, count = run.voice(model, run.settings.judge.draw, iteration), settings.outside_judgments
+        items = [(one.id, bind(judgments.ask, prompts[one.prompt_id], one, voice, count)) for one in answers]
+        run.ask(iteration, stage, items)
+
+
+def canary_view(run: Run, iteration: int) -> CanaryView:
+    """Return how M(t) scored the canaries, and what the pair builder makes of those scores."""
+    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    scores = _scores(run, iteration, iteration, run.settings.evaluation.judgments)
+    laid = _canaries(run)
+    rho = run.settings.for_iteration(iteration + 1)
+    chosen = 0
+    for canary in laid:
+        one = ranked[canary.prompt_id]
+        pairs = response_pairs.build(
+            [one.prompt], {one.prompt.id: [canary, *one.responses]}, scores, rho, run=run.store.run, iteration=iteration
+        )
+        chosen += any(pair.chosen_id == canary.id for pair in pairs.records)
+    honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
+    return CanaryView(_mean(scores, [canary.id for canary in laid]), _mean(scores, honest), chosen)
+
+
+def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
+    """Return what M<judge> gives the answers of M(t) to the first held-out prompts, by prompt id; unread ones are left out."""
+    scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
+    named = ((one.prompt_id, scores.get(one.id)) for one in _answers(run, iteration))
+    return {prompt_id: score for prompt_id, score in named if score is not None}
+
+
+def outside_interval(run: Run, iteration: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of how much better M0 likes the answers of M(t) than those of M(t-1), in points."""
+    now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
+    both = [name for name in now if name in before]
+    if len(both) < 2:
+        return None
+    return evaluate.paired_interval([now[name] for name in both], [before[name] for name in both])
+
+
+def _canaries(run: Run) -> list[Response]:
+    return run.store.records(Response, iteration=0, model=canaries.AUTHOR)
+
+
+def _answers(run: Run, iteration: int) -> list[Response]:
+    held_out = {one.id for one in run.held_out()}
+    return [one for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}") if one.prompt_id in held_out]
+
+
+def _scores(run: Run, iteration: int, judge: int, count: int) -> Scores:
+    settings = run.settings.judge.model_copy(update={"count": count})
+    drawn = grouped(run.store.records(Judgment, iteration=iteration, model=f"M{judge}"), lambda one: one.response_id)
+    return {response_id: judgments.summarise(found, settings) for response_id, found in drawn.items()}
+
+
+def _mean(scores: Scores, names: Sequence[str]) -> float | None:
+    read = [score for name in names if (score := scores.get(name)) is not None]
+    return fmean(read) if read else None
