@@ -6,6 +6,7 @@ its traceback), 2 something the user can mend, 3 stopped by a gate, 130 interrup
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -44,6 +45,7 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in --set dpo.beta=0.2; repeatable.")] = None,
     gates: Annotated[Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSONL, CSV or Parquet.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
@@ -59,8 +61,12 @@ def run(
     folder = runs_dir / (name or preset or "tiny")
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
+    if hours is not None:
+        signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))
     with Store.write(folder) as store:
         settings = loop.settle(store, wanted, preset)
+        _say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
+             f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):
             console.print(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
                           f"--iterations {settings.iterations + 1}.", highlight=False, soft_wrap=True)
@@ -81,6 +87,11 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         for iteration, stage, done, total, seconds, ended in store.stages():
             drops = ", ".join(f"{count} {reason}" for reason, count in store.drops(iteration, stage).items())
             table.add_row(f"M{iteration}", stage, f"{done}/{total}" + ("" if ended else " …"), f"{seconds:.1f}", drops)
+        console.print(table)
+        spent = report.seconds_by_stage(store)
+        table = Table("where the seconds went", "seconds", "share", title_justify="left")
+        for stage, seconds in spent.items():
+            table.add_row(stage, f"{seconds:.1f}", f"{seconds / max(sum(spent.values()), 1e-9):.0%}")
         console.print(table)
         _print_iterations(store)
         print(json.dumps(report.summary(store)))
@@ -173,13 +184,19 @@ def bench_settings(
 
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for reason in (signal.SIGTERM, signal.SIGALRM):  # the second is the end of --hours
+        signal.signal(reason, _interrupt)
     try:
         app()
     except SelfRewardError as error:
         console.print(str(error), style="red" if not isinstance(error, GateStop) else "yellow", highlight=False,
                       soft_wrap=True, markup=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        _say(f"{error.filename}: {error.strerror}. What was committed is kept: free space and give the same command again.")
+        sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:
             console.print("Interrupted; what was committed is kept. The same command goes on.", highlight=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from selfreward_lite import datafiles, seed
-from selfreward_lite.errors import GateStop, UserError
+from selfreward_lite.errors import GateStop, TrainingError, UserError
 from selfreward_lite.records import (
     BASE,
     Battle,
@@ -277,6 +277,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
         adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
         adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
         seed=run.settings.seed, settings=settings.model_dump(), lora=run.settings.lora.model_dump(),
+        min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)
     started = time.monotonic()
@@ -289,6 +290,8 @@ def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
         run.watch(progress)
 
     facts = run.tools.train(job, work, report)
+    if not (folder / "adapter" / "adapter_model.safetensors").exists():
+        raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
     run.store.measure(iteration, training_rows_given=len(rows.rows))
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
 

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -51,10 +52,37 @@ CREATE TABLE IF NOT EXISTS promoted (iteration INTEGER PRIMARY KEY, by TEXT);
 """
 
 
+class _Database(sqlite3.Connection):
+    """A connection that says in words what a full, lost or write-protected disk means. Set `folder` before use."""
+
+    folder: Path
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        with self._in_words():
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        with self._in_words():
+            return super().executemany(*arguments)
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if not any(word in str(error) for word in ("full", "disk I/O", "readonly", "unable to open")):
+                raise
+            free = shutil.disk_usage(self.folder).free / 1e6 if self.folder.exists() else 0.0
+            raise UserError(
+                f"{self.folder}: cannot write ({error}; {free:.1f} MB are free there). What was committed is kept: free space, "
+                "or make the folder writable, and give the same command again"
+            ) from None
+
+
 class Store:
     """A run's records. Open it with `Store.write` or `Store.read`; close it when done."""
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+    def __init__(self, folder: Path, connection: _Database, lock: int | None) -> None:
         self.folder = folder
         self._db = connection
         self._lock = lock
@@ -62,9 +90,12 @@ class Store:
     @classmethod
     def write(cls, folder: Path) -> Store:
         """Open a run for writing, made if it is new. Raises UserError where another process writes it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(folder / "run.lock")
-        connection = sqlite3.connect(folder / "run.sqlite", isolation_level=None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _take_lock(folder / "run.lock")
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --runs-dir") from None
+        connection = _connect(str(folder / "run.sqlite"), folder)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
         _migrate(connection, folder)
@@ -76,7 +107,7 @@ class Store:
         path = folder / "run.sqlite"
         if not path.exists():
             raise UserError(f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`")
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        connection = _connect(f"{path.absolute().as_uri()}?mode=ro", folder)
         _check_version(connection, folder)
         return cls(folder, connection, None)
 
@@ -229,10 +260,11 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def _insert(self, record: Record) -> None:
         places = ",".join("?" * (len(fields(record)) + 1))
@@ -252,6 +284,15 @@ class Store:
         folders = [self.folder / "base"] if self.is_done(0, "base") else []
         folders += [self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")]
         return found + [fault for folder in folders for fault in manifest_faults(folder)]
+
+
+def _connect(name: str, folder: Path) -> _Database:
+    try:
+        connection = sqlite3.connect(name, uri=name.startswith("file:"), isolation_level=None, factory=_Database)
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{folder}: cannot open run.sqlite ({error}); give another --runs-dir") from None
+    connection.folder = folder
+    return connection
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:

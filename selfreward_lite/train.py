@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from selfreward_lite.errors import TrainingError
-from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, Job, Row, arranged, frozen_or_broken
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, Row, arranged, frozen_or_broken
 
 IGNORED = -100
 Say = Callable[[dict[str, Any]], None]
@@ -43,8 +43,18 @@ class TokenisedDPOTrainer(DPOTrainer):
 class Reporter(TrainerCallback):
     """Passes on what the trainer logs, and ends a training whose loss or first margin is wrong."""
 
-    def __init__(self, report: Say, is_dpo: bool) -> None:
-        self.report, self.is_dpo, self.steps, self.first, self.losses = report, is_dpo, 0, {}, []
+    def __init__(self, report: Say, job: Job, before: dict[str, torch.Tensor]) -> None:
+        self.report, self.job, self.before = report, job, before
+        self.is_dpo, self.steps, self.first, self.losses = job.method == "dpo", 0, {}, []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if state.global_step == PROBE_STEPS:
+            moved = moved_share(self.before, model)
+            if moved < self.job.min_moved_share:
+                raise TrainingError(
+                    f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least {self.job.min_moved_share:.0%} "
+                    "must; raise the learning rate"
+                )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -82,7 +92,7 @@ def train(job: Job, report: Say) -> dict[str, float]:
     if job.adapter_in is not None:
         restore(trainer.model, job.adapter_in)
     before = trainable(trainer.model)
-    reporter = Reporter(report, job.method == "dpo")
+    reporter = Reporter(report, job, before)
     trainer.add_callback(reporter)
     loaded = time.monotonic()
     trainer.train()

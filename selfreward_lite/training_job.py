@@ -20,6 +20,7 @@ from selfreward_lite.records import Drop, Judgment, JudgmentPair, Prompt, Respon
 from selfreward_lite.stages.judgments import question
 
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
+PROBE_STEPS = 5
 FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
 Row = dict[str, Any]
 Report = Callable[[int, int, dict[str, float]], None]  # step, steps in all, what the trainer logged
@@ -31,6 +32,7 @@ class Job:
 
     `adapter_in` is the adapter to go on from, None for a fresh one; for DPO it is the reference as well. `rows` is a
     JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
+    `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
     """
 
     method: Literal["sft", "dpo"]
@@ -45,6 +47,7 @@ class Job:
     settings: Mapping[str, Any]
     lora: Mapping[str, Any]
     gradient_checkpointing: bool = True
+    min_moved_share: float = 0.9
 
 
 @dataclass

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ class Workshop:
             code = child.wait()
             self._end()
         if code != 0 or answer is None:
-            raise TaskFailed(_last_words(log) or _last_words(Path(self._words)) or f"exit code {code}, without a word")
+            raise TaskFailed(_last_words(log) or _last_words(Path(self._words)) or _how_it_ended(code))
         return answer
 
     def close(self) -> None:
@@ -96,6 +97,13 @@ class Workshop:
             self._child.kill()
             with self._child:
                 self._child = None
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"it ended with code {code} and without a word"
+    name = signal.Signals(-code).name
+    return f"it was ended by {name}" + (", which is how a system short of memory ends processes" if name == "SIGKILL" else "")
 
 
 def _last_words(log: Path) -> str | None:

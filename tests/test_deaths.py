@@ -1,4 +1,4 @@
-"""A run that is killed, by SIGKILL, before and after every write: commits, stage ends, renames, exports, trainings, promotions."""
+"""A run killed by SIGKILL before and after every write: commits, stage ends, renames, exports, trainings, promotions."""
 
 import os
 import signal

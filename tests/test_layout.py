@@ -22,7 +22,8 @@ ORDER = [
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
     "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "plan", "evaluate", "gates",
-    "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display", "cli", "__main__",
+    "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "bench.tiny", "bench.settings", "bench",
+    "display", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -108,7 +109,7 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess", "tripwires"}
+    assert users == {"assess", "tripwires", "bench.tiny"}
 
 
 def test_gates_are_handed_nothing_exact():

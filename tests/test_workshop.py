@@ -33,7 +33,7 @@ def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp
 def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
     workshop = Workshop()
     os.kill(workshop._child.pid, signal.SIGKILL)
-    with pytest.raises(TaskFailed, match="exit code -9"):
+    with pytest.raises(TaskFailed, match="ended by SIGKILL"):
         workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
     with pytest.raises(TaskFailed, match="unique-name"):
         workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
