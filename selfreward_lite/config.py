@@ -104,7 +104,10 @@ class Schedule(Section):
     """What one iteration does; the last entry holds for all that follow (MR, section 3)."""
 
     rho: float = Field(ge=0, lt=0.5, description="strength of length control; 0 = best against worst")
+    min_gap: float = Field(0.0, ge=0, le=5, description="points between chosen and rejected at least; 0 = any difference, as in "
+                           "the papers")
     judgment_pairs: bool = Field(description="train on judgment pairs too")
+    rate: float = Field(1.0, gt=0, description="share of dpo.learning_rate in this iteration; the papers use the same in all")
     max_chosen_response: int | None = Field(None, description="characters of a chosen response at most")
     max_chosen_judgment: int | None = Field(None, description="characters of a chosen judgment at most")
 

@@ -231,7 +231,7 @@ def train(run: Run, iteration: int) -> None:
             run.store.records(ResponsePair, iteration=iteration), run.store.records(JudgmentPair, iteration=iteration),
             texts, run.chat, run.settings.dpo.max_length,
         )
-        _train(run, iteration, "dpo", rows)
+        _train(run, iteration, "dpo", rows, rate=run.settings.for_iteration(iteration).rate)
         return Outcome(drops=tuple(rows.drops))
 
     run.once(iteration, "training", work)
@@ -257,8 +257,11 @@ def export(run: Run, iteration: int) -> None:
 # -- shared by the steps -------------------------------------------------------------------------------------------------
 
 
-def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
-    """Train in a child, alone on the machine's memory. What an earlier, killed attempt left is cleared first."""
+def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0) -> None:
+    """Train in a child, alone on the machine's memory, at `rate` times the learning rate that is set.
+
+    What an earlier, killed attempt left is cleared first.
+    """
     if not rows.rows:
         raise GateStop(
             f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and why. Start a new --name with "
@@ -276,7 +279,8 @@ def _train(run: Run, iteration: int, method: str, rows: Rows) -> None:
         method="sft" if method == "sft" else "dpo", model_dir=str(run.model_dir), quantisation=run.settings.model.quantisation,
         adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
         adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
-        seed=run.settings.seed, settings=settings.model_dump(), lora=run.settings.lora.model_dump(),
+        seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
+        lora=run.settings.lora.model_dump(),
         min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)

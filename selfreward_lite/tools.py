@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def real_tools() -> Iterator[Tools]:
     """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block."""
     workshop = Workshop()
     try:
-        yield Tools(_open_llama, partial(_train, workshop), partial(_export_base, workshop), partial(_export_adapter, workshop))
+        torch = _Torch(workshop)
+        yield Tools(_open_llama, torch.train, torch.export_base, torch.export_adapter)
     finally:
         workshop.close()
 
@@ -53,31 +53,37 @@ def _open_llama(base: Path, settings: EngineSettings) -> Engine:
     return ProcessEngine({"kind": "llama", "model": str(base), **settings.model_dump()})
 
 
-def _train(workshop: Workshop, job: Job, folder: Path, report: Report) -> dict[str, float]:
-    log = folder / "train.log"
-    try:
-        return workshop.do("train", log, lambda said: report(said["step"], said["steps"], said["values"]), **asdict(job))
-    except TaskFailed as failure:
-        raise TrainingError(f"training failed: {failure} (see {log})") from None
+@dataclass(frozen=True)
+class _Torch:
+    """What is done with torch, as calls."""
 
+    workshop: Workshop
 
-def _export_base(workshop: Workshop, model_dir: Path, out: Path, model: Model) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _export(workshop, "export_base", model, model_dir=str(model_dir), out=str(out), dtype=model.gguf)
+    def train(self, job: Job, folder: Path, report: Report) -> dict[str, float]:
+        def passed_on(said: dict[str, Any]) -> None:
+            report(said["step"], said["steps"], said["values"])
 
+        log = folder / "train.log"
+        try:
+            return self.workshop.do("train", log, passed_on, **asdict(job))
+        except TaskFailed as failure:
+            raise TrainingError(f"training failed: {failure} (see {log})") from None
 
-def _export_adapter(
-    workshop: Workshop, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
-) -> dict[str, float]:
-    paths = {"model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out)}
-    return _export(workshop, "export_adapter", model, **paths, token_lists=token_lists)
+    def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._export("export_base", model, model_dir=str(model_dir), out=str(out), dtype=model.gguf)
 
+    def export_adapter(
+        self, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
+    ) -> dict[str, float]:
+        paths = {"model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out)}
+        return self._export("export_adapter", model, **paths, token_lists=token_lists)
 
-def _export(workshop: Workshop, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
-    log = Path(arguments["out"]).with_suffix(".log")
-    try:
-        answer = workshop.do(task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments)
-    except TaskFailed as failure:
-        raise ExportError(f"{failure} (see {log})") from None
-    log.unlink()  # the manifest of the folder lists what belongs to the model
-    return answer
+    def _export(self, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
+        log = Path(arguments["out"]).with_suffix(".log")
+        try:
+            answer = self.workshop.do(task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments)
+        except TaskFailed as failure:
+            raise ExportError(f"{failure} (see {log})") from None
+        log.unlink()  # the manifest of the folder lists what belongs to the model
+        return answer

@@ -203,7 +203,7 @@ def _common(job: Job, rows: list[Row]) -> dict[str, Any]:
         "per_device_train_batch_size": settings["micro_batch"],
         "gradient_accumulation_steps": settings["batch"] // settings["micro_batch"],
         "learning_rate": settings["learning_rate"], "num_train_epochs": 1, "train_sampling_strategy": "sequential",
-        "lr_scheduler_type": "cosine", "warmup_steps": math.ceil(settings["warmup"] * steps),
+        "lr_scheduler_type": "cosine", "warmup_steps": int(settings["warmup"] * steps),
         "max_length": settings["max_length"], "logging_steps": 1, "save_strategy": "no", "report_to": "none",
         "seed": job.seed, "data_seed": job.seed, "disable_tqdm": True, "use_cpu": not on_card,
         "bf16": on_card and _compute_dtype() == torch.bfloat16, "fp16": on_card and _compute_dtype() == torch.float16,

@@ -66,8 +66,8 @@ def test_fault_17_no_canary_changes_the_judges_question_outside_its_own_span(cha
     assert empty.startswith(head)
     assert empty.endswith(tail)
     assert asked.count(nonce) == empty.count(nonce), "the nonce is the wrapper's alone"
-    inside = asked[asked.index(nonce) + len(nonce) + 1 : asked.rindex(nonce)]
-    assert not re.search(r"<\s*/?\s*response", inside[: inside.rindex("<")], re.IGNORECASE)
+    inside = asked.split(f"<response id={nonce}>\n")[1].split(f"\n</response id={nonce}>")[0]
+    assert not re.search(r"<\s*/?\s*response", inside, re.IGNORECASE)
     if len(text) < 20_000:
         assert specials(chat, chat.prompt_ids(user(asked))) == specials(chat, chat.prompt_ids(user(empty)))
 

@@ -2,7 +2,7 @@
 
 Knows: scores, lengths, the length tiers of Meta-Rewarding (arXiv 2407.19594, section 3.2). Does not know: judgments'
 texts, training. Departs from the paper in two ways, both towards safety: a response cut by the length limit is in no
-pair, and one that speaks to its judge (a score of its own, a forged turn) is never chosen.
+pair, and one that speaks to its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build(
     pairs: list[ResponsePair] = []
     drops: list[Drop] = []
     for prompt in prompts:
-        scored = _scored(responses.get(prompt.id, ()), scores)
+        scored = _scored(prompt, responses.get(prompt.id, ()), scores)
         chosen_rejected = choose(scored, schedule.rho)
         reason = _refusal(scored, chosen_rejected, schedule)
         if reason is not None or chosen_rejected is None:
@@ -74,25 +74,31 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
     return min(high, key=lambda one: (one.length, -one.score)), max(low, key=lambda one: (one.length, -one.score))
 
 
-def _scored(responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+def _scored(prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
     return [
-        Scored(response.id, score, len(response.text), may_win=_may_win(response.text))
+        Scored(response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text))
         for response in responses
         if response.finish == "stop" and (score := scores.get(response.id)) is not None
     ]
 
 
-def _may_win(text: str) -> bool:
-    """As it was written, and as the judge reads it: invisible characters can split a word only before they are taken out."""
-    return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None
+def _may_win(prompt: str, text: str) -> bool:
+    """As it was written, and as the judge reads it: invisible characters can split a word only before they are taken out.
+
+    Nor may a response win that only repeats the prompt.
+    """
+    left = " ".join(text.split()).replace(" ".join(prompt.split()), "")
+    return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None and any(map(str.isalnum, left))
 
 
 def _refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
     if len(scored) < 2:
         return "fewer than two scored responses"
     if not any(one.may_win for one in scored):
-        return "every response speaks to its judge"
+        return "every response speaks to its judge, or repeats the prompt"
     if pair is None:
         return "all scores equal"
+    if pair[0].score - pair[1].score < schedule.min_gap - TOLERANCE:
+        return "scores too close"
     limit = schedule.max_chosen_response
     return "chosen response too long" if limit is not None and pair[0].length > limit else None
