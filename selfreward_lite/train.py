@@ -205,6 +205,7 @@ def _common(job: Job, rows: list[Row]) -> dict[str, Any]:
         "learning_rate": settings["learning_rate"], "num_train_epochs": 1, "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "cosine", "warmup_steps": int(settings["warmup"] * steps),
         "max_length": settings["max_length"], "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
         "seed": job.seed, "data_seed": job.seed, "disable_tqdm": True, "use_cpu": not on_card,
         "bf16": on_card and _compute_dtype() == torch.bfloat16, "fp16": on_card and _compute_dtype() == torch.float16,
         "gradient_checkpointing": on_card and job.gradient_checkpointing, "dataloader_pin_memory": on_card,

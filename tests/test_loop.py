@@ -46,11 +46,18 @@ def test_a_run_has_everything_and_verifies(whole):
             "judgments_unread",
             "response_pairs",
             "judgment_pairs",
+            "pair_yield",
+            "tie_rate",
+            "unread_rate",
             "exact_score",
             "answer_right",
             "win_rate_vs_seed",
             "judge_pair_accuracy",
             "mean_response_tokens",
+            "self_score",
+            "outside_score",
+            "canary_score",
+            "honest_bad_score",
             "seconds",
         ]
         for iteration in (1, 2):
@@ -221,5 +228,6 @@ def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
     run(tmp_path / "run", **{"responses.count": str(count), "judge.count": str(judgments), "iterations": "1"})
     with Store.read(tmp_path / "run") as store:
         responses = store.records(Response, iteration=1, model="M0")
-        made = store.count(Judgment, iteration=1, model="M0")
+        answered = {one.id for one in responses}
+        made = sum(one.response_id in answered for one in store.records(Judgment, iteration=1, model="M0"))
         assert made == judgments * len(responses)
