@@ -38,7 +38,8 @@ def make_job(
                 256,
             )
     made.save(rows)
-    settings = {**(tiny.sft if method == "sft" else tiny.dpo).model_dump(), "batch": 8, "micro_batch": 8, "epochs": 4, **changes}
+    settings = tiny.sft.model_dump() if method == "sft" else {**tiny.dpo.model_dump(), "anchor": 1.0}
+    settings |= {"batch": 8, "micro_batch": 8, "epochs": 4, **changes}
     return Job(
         method,
         str(TINY_MODEL),
