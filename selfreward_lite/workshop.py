@@ -95,8 +95,8 @@ class Workshop:
     def _end(self) -> None:
         if self._child is not None:
             self._child.kill()
-            with self._child:
-                self._child = None
+            self._child.communicate()  # closes both pipes, whatever could not be written any more
+            self._child = None
 
 
 def _how_it_ended(code: int) -> str:
