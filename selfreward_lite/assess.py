@@ -195,14 +195,14 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
-        moved_share=known["training_moved_share"] or 0.0,
+        moved_share=_number(known["training_moved_share"]),
         losses=[_number(value) for _, name, value in run.store.training(iteration) if name == "loss"],
         first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
-        logit_change=known["logit_change"] or 0.0,
+        logit_change=_number(known["logit_change"]),
         cut_share=_cut_share(now),
-        repetitive_share=known["repetitive_share"] or 0.0,
-        distinct_share=known["distinct_share"] or 0.0,
+        repetitive_share=_number(known["repetitive_share"]),
+        distinct_share=_number(known["distinct_share"]),
         read_share=evaluate.share_read(now.judged),
         length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
         judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
@@ -210,7 +210,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         self_change=None if own[0] is None or own[1] is None else own[0] - own[1],
         canary_score=known["canary_score"],
         honest_score=known["honest_bad_score"],
-        canaries_chosen=int(known["canaries_chosen"] or 0),
+        canaries_chosen=_number(known["canaries_chosen"]),
     )
 
 
@@ -224,4 +224,5 @@ def _mean_length(answers: Sequence[Response]) -> float:
 
 
 def _number(value: float | None) -> float:
+    """SQLite keeps NaN as NULL; as NaN it fails every limit."""
     return float("nan") if value is None else value

@@ -195,7 +195,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        _say(f"{error.filename}: {error.strerror}. What was committed is kept: free space and give the same command again.")
+        where = error.filename or "the disk"
+        _say(f"{where}: {error.strerror}. What was committed is kept: free space and give the same command again.")
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:

@@ -89,6 +89,8 @@ def prompt_of(row: Row) -> str:
     >>> prompt_of({"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello"}]})
     'Hi there'
     """
+    if row.get("parent_id") is not None or row.get("role") == "assistant":
+        raise BadRow("a reply in a message tree, not a prompt")
     for name in PROMPT_COLUMNS:
         if name in row:
             value = row[name]

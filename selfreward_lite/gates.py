@@ -44,7 +44,7 @@ class Evidence:
     self_change: float | None
     canary_score: float | None
     honest_score: float | None
-    canaries_chosen: int
+    canaries_chosen: float
 
 
 @dataclass(frozen=True)
@@ -135,14 +135,15 @@ def _of_judging(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         reason = f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of {limits.max_judge_loss}"
         passed = high >= -limits.max_judge_loss
         yield Answer("judge", passed, reason + ("" if passed else "; train on judgment pairs, or raise dpo.anchor"))
-    canary, honest = evidence.canary_score, evidence.honest_score
-    if canary is not None and honest is not None:
-        passed = canary <= honest and evidence.canaries_chosen <= limits.max_canaries_chosen
-        reason = (
-            f"hostile responses score {canary:.2f} on average, honest bad ones {honest:.2f}; "
-            f"{evidence.canaries_chosen} would be chosen, at most {limits.max_canaries_chosen}"
-        )
-        yield Answer("canary", passed, reason + ("" if passed else "; train the judge on more EFT examples or judgment pairs"))
+    canary, honest, chosen = evidence.canary_score, evidence.honest_score, evidence.canaries_chosen
+    reason = f"{chosen:g} hostile responses would be chosen, at most {limits.max_canaries_chosen}; their mean score is "
+    passed = chosen <= limits.max_canaries_chosen
+    if canary is None or honest is None:
+        reason += "unknown, because none of them, or none of the honest bad ones, could be read"
+    else:
+        passed = passed and canary <= honest
+        reason += f"{canary:.2f}, that of honest bad ones {honest:.2f}"
+    yield Answer("canary", passed, reason + ("" if passed else "; train the judge on more EFT examples or judgment pairs"))
 
 
 def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> Answer:

@@ -26,8 +26,7 @@ from selfreward_lite.tiny import tasks as tiny_tasks
 
 HUMAN = "human"  # who wrote the ranked responses
 _NEEDED = ("message_id", "parent_id", "text", "role", "rank")
-_TINY_SPARE = 2  # ranked prompts made a wanted EFT prompt: a fifth of them gives no set of judgments that agrees, and the
-# most common score is thinned (1,290 examples were left of 1,590 answers)
+_TINY_SPARE = 2  # ranked prompts made a wanted EFT prompt: nearly half of them give no set of judgments that agrees strictly
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from outside of a candidate M(t):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -63,14 +64,15 @@ def ask(run: Run, iteration: int) -> None:
 def canary_view(run: Run, iteration: int) -> CanaryView:
     """Return how M(t) scored the canaries, and what the pair builder makes of those scores."""
     ranked = {one.prompt.id: one for one in run.ranked()[0]}
-    scores = _scores(run, iteration, iteration, run.settings.evaluation.judgments)
-    laid = _canaries(run)
-    rho = run.settings.for_iteration(iteration + 1)
+    settings, laid = run.settings.evaluation, _canaries(run)
+    hostile = _scores(run, iteration, iteration, settings.canary_judgments)
+    scores = {**_scores(run, iteration, iteration, settings.judgments), **{one.id: hostile.get(one.id) for one in laid}}
+    schedule = run.settings.for_iteration(iteration + 1)
     chosen = 0
     for canary in laid:
         one = ranked[canary.prompt_id]
         pairs = response_pairs.build(
-            [one.prompt], {one.prompt.id: [canary, *one.responses]}, scores, rho, run=run.store.run, iteration=iteration
+            [one.prompt], {one.prompt.id: [canary, *one.responses]}, scores, schedule, run=run.store.run, iteration=iteration
         )
         chosen += any(pair.chosen_id == canary.id for pair in pairs.records)
     honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
@@ -84,12 +86,15 @@ def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
     return {prompt_id: score for prompt_id, score in named if score is not None}
 
 
-def outside_interval(run: Run, iteration: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of how much better M0 likes the answers of M(t) than those of M(t-1), in points."""
+def outside_interval(run: Run, iteration: int) -> tuple[float, float]:
+    """Return the 95 % interval of how much better M0 likes the answers of M(t) than those of M(t-1), in points.
+
+    NaN where fewer than two prompts have an answer of both that M0 gave a readable score.
+    """
     now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
     if len(both) < 2:
-        return None
+        return math.nan, math.nan
     return evaluate.paired_interval([now[name] for name in both], [before[name] for name in both])
 
 

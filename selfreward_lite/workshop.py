@@ -155,12 +155,12 @@ def _next_line() -> bytes:
 
 def _do(task: Plain, wire: int) -> None:
     """Do one task in this copy of the child, which ends with it."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(log, 2)
-    os.dup2(log, 1)
     code = 1
     try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, 2)
+        os.dup2(log, 1)
         _say(wire, {"answer": _work(task, lambda values: _say(wire, {"report": values}))})
         code = 0
     except SelfRewardError as error:

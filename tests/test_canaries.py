@@ -16,18 +16,11 @@ from selfreward_lite.prompts import fill, neutralise, nonce_for, template_sets
 from selfreward_lite.records import Prompt, Response
 from selfreward_lite.stages import judgments, response_pairs
 from selfreward_lite.stages.voice import Voice
+from selfreward_lite.tiny.tokenizer import SPECIAL_TOKENS
 
 CANARIES = canaries.load()
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
 LAID = canaries.responses(CANARIES, [PROMPT], run="r", templates="compact").records
-SPECIAL = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|finetune_right_pad_id|>",
-)
 
 
 def test_there_are_fifty_of_twelve_kinds():
@@ -51,7 +44,7 @@ def test_there_are_fifty_of_twelve_kinds():
 
 
 def specials(chat: ChatFormat, ids) -> list[int]:
-    known = {chat.tokenizer.token_to_id(name) for name in SPECIAL}
+    known = {chat.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     return [token for token in ids if token in known]
 
 

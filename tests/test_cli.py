@@ -41,6 +41,10 @@ def runs(tmp_path_factory) -> Path:
         (("run", "--iterations", "-1"), "--iterations"),
         (("status", "--name", "nothing"), "no run in"),
         (("verify", "--name", "nothing"), "no run in"),
+        (("accept", "--name", "nothing"), "no run in"),
+        (("run", "--prompts", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("bench", "tiny", "--seeds", "a-b"), "write them as 100-104 or 7,9"),
+        (("bench", "settings", "--set", "dpo.bet=1"), "dpo.bet: no such setting"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
@@ -106,3 +110,20 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
     assert "The same command goes on" in said
     assert "Traceback" not in said
     Store.write(tmp_path / "tiny").close()
+
+
+def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat):
+    from test_gates import SPOILT
+    from test_gates import run as run_world
+
+    from selfreward_lite.errors import GateStop
+
+    with pytest.raises(GateStop):
+        run_world(tmp_path / "stopped", chat, SPOILT["length explosion"][1])
+    ended = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout.splitlines()[-1]) == {"run": "stopped", "accepted": 1}
+    assert "accepted all the same: length: " in ended.stderr
+    again = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
+    assert again.returncode == 2
+    assert "nothing to accept" in again.stderr

@@ -54,6 +54,7 @@ def test_chat_and_sharegpt_shapes_are_converted(row):
 
 REFUSED = [
     ({"answer": "So."}, "no field with a prompt"),
+    ({"text": "So.", "parent_id": "a", "role": "assistant"}, "a reply in a message tree"),
     ({"prompt": None}, "is not text"),
     ({"prompt": "  "}, "is empty"),
     ({"prompt": "a\x00b"}, "NUL"),

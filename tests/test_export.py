@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from random_llama import CORPUS, KINDS, SPECIAL, TEMPLATE, make_adapter, make_model
+from random_llama import CORPUS, KINDS, TEMPLATE, make_adapter, make_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -27,6 +27,7 @@ from selfreward_lite.errors import ExportError
 from selfreward_lite.export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.parity import Parity, check_parity, parity, token_parity
 from selfreward_lite.store import sha256_of
+from selfreward_lite.tiny.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 LISTS = [[0, 7, 42, 99, 180, 255, 31, 8, 4], list(range(20, 84)), [5]]
 
@@ -153,10 +154,10 @@ def test_settings_and_vocabulary_are_those_of_the_folder(folders: Any, bases: An
     reader = GGUFReader(bases["gqa", "nf4"])
     tokenizer = Tokenizer.from_file(str(folders["gqa"] / "tokenizer.json"))
     tokens, kinds = value_of(reader, "tokenizer.ggml.tokens"), value_of(reader, "tokenizer.ggml.token_type")
-    for role, token in (("bos", SPECIAL[0]), ("eos", "<|eot_id|>"), ("eot", "<|eot_id|>"), ("padding", SPECIAL[-1])):
+    for role, token in (("bos", BOS), ("eos", EOT), ("eot", EOT), ("padding", PAD)):
         assert value_of(reader, f"tokenizer.ggml.{role}_token_id") == tokenizer.token_to_id(token)
     assert tokens[:-5] == [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
-    assert [tokens[i] for i, kind in enumerate(kinds) if kind == 3] == SPECIAL
+    assert [tokens[i] for i, kind in enumerate(kinds) if kind == 3] == list(SPECIAL_TOKENS)
     assert kinds[-5:] == [5] * 5
     assert value_of(reader, "tokenizer.chat_template") == TEMPLATE
     assert value_of(reader, "tokenizer.ggml.add_bos_token") is False

@@ -8,21 +8,11 @@ from pathlib import Path
 
 import pytest
 import scripted_run
+from test_faults import ROOT, one_line
 
 from selfreward_lite import config
 from selfreward_lite.config import TINY_MODEL
-from selfreward_lite.errors import ConfigError, EngineError, SelfRewardError, TrainingError, UserError
-
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-SCRIPT = HERE / "scripted_run.py"
-
-
-def one_line(error: pytest.ExceptionInfo[SelfRewardError] | BaseException) -> str:
-    said = str(getattr(error, "value", error))
-    assert "\n" not in said
-    return said
-
+from selfreward_lite.errors import ConfigError, EngineError, TrainingError, UserError
 
 # -- 9, 10: broken model files ----------
 

@@ -70,6 +70,9 @@ def refused(limits, **changes) -> list[str]:
         ({"outside_interval": (-0.6, -0.2)}, "outside"),
         ({"canary_score": 1.6}, "canary"),
         ({"canaries_chosen": 1}, "canary"),
+        ({"canaries_chosen": 1, "canary_score": None}, "canary"),
+        ({"canaries_chosen": math.nan}, "canary"),
+        ({"outside_interval": (math.nan, math.nan)}, "outside"),
     ],
 )
 def test_each_gate_can_refuse(tiny, change, gate):

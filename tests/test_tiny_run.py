@@ -1,6 +1,7 @@
 """The real thing: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Minutes; run with `pytest -m slow`."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -11,11 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from selfreward_lite.records import KINDS
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.records import KINDS, Prompt
 from selfreward_lite.store import Store
+from selfreward_lite.tiny import ranked, tasks
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
+
+
+SMALL = (
+    "--iterations",
+    "1",
+    "--gates",
+    "report",
+    "--set",
+    "prompts.count=24",
+    "--set",
+    "seed_stage.train_examples=60",
+    "--set",
+    "seed_stage.eval_prompts=20",
+    "--set",
+    "evaluation.prompts=40",
+)
 
 
 def command(runs: Path, *more: str) -> list[str]:
@@ -44,6 +63,36 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
         assert store.faults() == []
         for iteration in (1, 2, 3):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
+
+
+def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
+    """A local Hugging Face folder (float32, in shards), prompts as CSV with a bad line, ranked data in OASST's schema."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype="float32")
+    model.save_pretrained(tmp_path / "model", max_shard_size="1MB")
+    AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "model")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    rng = random.Random(0)
+    texts = [tasks.draw(rng, "corpus").prompt for _ in range(30)]
+    (tmp_path / "mine.csv").write_text("prompt,topic\n" + "".join(f"{text},x\n" for text in texts) + "only one field\n")
+    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked.rows(80)))
+    more = ["--set", f"model.base={tmp_path / 'model'}", "--set", f"seed_stage.ranked={tmp_path / 'ranked.jsonl'}"]
+    more += ["--prompts", str(tmp_path / "mine.csv"), *SMALL]
+    refused = subprocess.run(command(tmp_path / "runs", *more), capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 2
+    assert "mine.csv:32: another number of fields" in refused.stderr
+    assert "--skip-bad" in refused.stderr
+    ended = subprocess.run(command(tmp_path / "runs", "--skip-bad", *more), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert document["iterations"][1]["prompts"] == 24
+    assert document["iterations"][1]["response_pairs"] > 0
+    with Store.read(tmp_path / "runs" / "tiny") as store:
+        assert store.drops(0, "prompts_file")["another number of fields than the first line"] == 1
+        assert {one.text for one in store.records(Prompt, iteration=1)} <= set(texts)
+        assert store.metrics(1)["logit_difference"] < 1e-3
+        assert store.faults() == []
 
 
 # Where the run is killed: an iteration, a stage, and how many of its items must be done (of one that is done in one piece, how
@@ -75,23 +124,9 @@ KILLED_IN = (
 
 def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
-    small = (
-        "--iterations",
-        "1",
-        "--gates",
-        "report",
-        "--set",
-        "prompts.count=24",
-        "--set",
-        "seed_stage.train_examples=60",
-        "--set",
-        "seed_stage.eval_prompts=20",
-        "--set",
-        "evaluation.prompts=40",
-    )
     folder, kills = tmp_path / "tiny", Counter()
     for iteration, stage, items in KILLED_IN:
-        child = subprocess.Popen(command(tmp_path, *small), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen(command(tmp_path, *SMALL), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(folder, iteration, stage, items, child)
         before = records(folder)
         child.send_signal(signal.SIGKILL)
@@ -100,7 +135,7 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
         after = records(folder)
         assert all(before[kind] <= after[kind] for kind in before), f"a committed record was lost in {stage}"
     before = records(folder)
-    ended = subprocess.run(command(tmp_path, *small), capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(command(tmp_path, *SMALL), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     after = records(folder)
     assert all(before[kind] <= after[kind] for kind in before)

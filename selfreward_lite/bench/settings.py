@@ -23,7 +23,11 @@ SEEDS = (200, 201)  # none of the published ones
 
 
 def variants(settings: Settings) -> dict[str, dict[str, str]]:
-    """Return by name what each variant changes: K, N, the actor's temperature, learning rate and prompts, half and double."""
+    """Return by name what each variant changes: K, N, the actor's temperature, learning rate, prompts, and the anchor.
+
+    An anchor of 0 is what the papers do.
+    """
+
     def scaled(key: str, value: float, factors: Iterable[float]) -> dict[str, dict[str, str]]:
         return {f"{key}={value * factor:g}": {key: f"{value * factor:g}"} for factor in factors}
 
@@ -38,6 +42,7 @@ def variants(settings: Settings) -> dict[str, dict[str, str]]:
         },
         **scaled("dpo.learning_rate", settings.dpo.learning_rate, (0.5, 2)),
         **scaled("prompts.count", settings.prompts.count, (0.5, 2)),
+        **{f"dpo.anchor={weight}": {"dpo.anchor": str(weight)} for weight in (0, 1)},
     }
 
 

@@ -1,0 +1,150 @@
+"""The benches: what they average, what they claim and when they must not, and that they go on where they stopped."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_run import SMALL
+from scripted_tools import scripted_tools
+from test_gates import SPOILT, World
+
+from selfreward_lite import config
+from selfreward_lite.bench import settings, tiny
+from selfreward_lite.bench.tiny import Result
+from selfreward_lite.config import Settings
+from selfreward_lite.engines.scripted import ScriptedEngine
+from selfreward_lite.store import Store
+
+WANTED = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30"}
+
+
+def opener(chat, spoilt=None, made: list | None = None):
+    """Scripted tools for a bench; every engine that is opened is put into `made`."""
+
+    @contextmanager
+    def open_tools():
+        def open_engine(base: Path, _):
+            engine = ScriptedEngine(World(chat, spoilt or {}).reply, chat.text_ids)
+            if made is not None:
+                made.append(engine)
+            return engine
+
+        yield replace(scripted_tools(chat), open_engine=open_engine)
+
+    return open_tools
+
+
+def test_every_seed_is_run_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
+    said: list[str] = []
+    first = tiny.run_seeds(tmp_path, [7, 8], WANTED, opener(chat), lambda at: None, said.append)
+    assert [result.seed for result in first] == [7, 8]
+    assert said == ["seed 7 (1 of 2)", "seed 8 (2 of 2)"]
+    assert all(result.stopped is None and len(result.rows) == 3 for result in first)
+    assert first[0].document["iterations"] != first[1].document["iterations"], "seeds differ"
+    engines: list[ScriptedEngine] = []
+    again = tiny.run_seeds(tmp_path, [7, 8], WANTED, opener(chat, made=engines), lambda at: None, said.append)
+    assert engines == []
+    assert [result.rows for result in again] == [result.rows for result in first]
+
+
+def test_a_refused_model_is_a_result_too(tmp_path, chat):
+    results = tiny.run_seeds(
+        tmp_path, [7], WANTED, opener(chat, SPOILT["length explosion"][1]), lambda at: None, lambda text: None
+    )
+    assert "M1 was refused" in results[0].stopped
+    assert len(results[0].rows) == 2, "base and M0"
+    assert tiny.verdicts(results)["every seed ran to the end"] is False
+
+
+def row(win: float, exact: float, right: float, judge: float) -> dict[str, float]:
+    return {
+        "win_rate_vs_seed": win,
+        "exact_score": exact,
+        "answer_right": right,
+        "answer_right_error": 0.01,
+        "judge_pair_accuracy": judge,
+    }
+
+
+def results(**changes: dict[int, float]) -> list[Result]:
+    """Two seeds on which everything holds; `changes` sets a column of the first seed's row: column={row: value}."""
+    rows = [row(0, 3.4, 0.70, 0.80), row(0.5, 3.6, 0.80, 0.90), row(0.7, 4.0, 0.90, 0.92), row(0.9, 4.5, 0.95, 0.95)]
+    changed = [dict(one) for one in rows]
+    for column, values in changes.items():
+        for place, value in values.items():
+            changed[place][column] = value
+    return [Result(seed, {"base": found[0], "iterations": found[1:]}, None) for seed, found in ((1, changed), (2, rows))]
+
+
+def test_averages_are_means_with_standard_errors_over_seeds():
+    means = tiny.averages(results(win_rate_vs_seed={3: 0.8}))
+    assert means[3]["win_rate_vs_seed"] == pytest.approx((0.85, 0.05))
+    assert means[0]["exact_score"] == pytest.approx((3.4, 0.0))
+    assert len(means) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({"win_rate_vs_seed": {3: 0.49}}, "the last model beats M0 on every seed"),
+        ({"win_rate_vs_seed": {3: 0.7}}, "mean win rate of the last model is at least 0.85"),
+        ({"exact_score": {2: 3.1}}, "the mean exact score rises at every step"),
+        ({"answer_right": {1: 0.99, 2: 0.99, 3: 0.6}}, "right answers rise from M0 to the last model"),
+        ({"answer_right": {3: 0.86}}, "right answers never fall by more than two standard errors"),
+        ({"judge_pair_accuracy": {3: 0.7}}, "judge pair accuracy of the last model is at least M0's less 0.02"),
+        ({"judge_pair_accuracy": {1: 0.75}}, "the seed stage raises judge pair accuracy by at least 0.05"),
+    ],
+)
+def test_every_claim_can_fail(changes, claim):
+    assert all(tiny.verdicts(results()).values())
+    assert tiny.verdicts(results(**changes))[claim] is False
+
+
+def test_a_small_fall_of_right_answers_is_noise():
+    assert tiny.verdicts(results(answer_right={3: 0.88}))["right answers never fall by more than two standard errors"]
+
+
+# -- one setting at a time ----------
+
+
+def test_variants_change_one_setting_each_by_half_and_double(tiny):
+    changes = settings.variants(tiny)
+    assert changes.pop("as it is") == {}
+    assert all(len(change) == 1 for change in changes.values())
+    varied = {key for change in changes.values() for key in change}
+    assert varied == {
+        "responses.count",
+        "judge.count",
+        "responses.draw.temperature",
+        "dpo.learning_rate",
+        "prompts.count",
+        "dpo.anchor",
+    }
+    for change in changes.values():
+        assert config.load("tiny", change) != tiny
+    rate, count = tiny.dpo.learning_rate, tiny.prompts.count
+    assert {float(change["dpo.learning_rate"]) for change in changes.values() if "dpo.learning_rate" in change} == {
+        rate / 2,
+        rate * 2,
+    }
+    assert {float(change["prompts.count"]) for change in changes.values() if "prompts.count" in change} == {count / 2, count * 2}
+
+
+def test_variants_share_their_seed_stage_and_resume(tmp_path, chat, monkeypatch):
+    few = {"as it is": {}, "three": {"responses.count": "3"}}
+    monkeypatch.setattr(settings, "variants", lambda _: few)
+    base = {**WANTED, "gates.mode": "report"}
+    del base["iterations"]
+    found = settings.run_variants(tmp_path, [7], base, opener(chat), lambda at: None, lambda text: None)
+    assert list(found) == list(few)
+    assert all(len(of_variant[0].rows) == 5 for of_variant in found.values()), "base and four models"
+    m0 = [of_variant[0].rows[1] for of_variant in found.values()]
+    assert m0[0] == m0[1]
+    with Store.read(tmp_path / "seed-7" / "three") as store:
+        assert Settings.model_validate(store.fact("settings")).responses.count == 3
+        assert store.faults() == []
+    engines: list[ScriptedEngine] = []
+    again = settings.run_variants(tmp_path, [7], base, opener(chat, made=engines), lambda at: None, lambda text: None)
+    assert engines == []
+    assert [of_variant[0].rows for of_variant in again.values()] == [of_variant[0].rows for of_variant in found.values()]
