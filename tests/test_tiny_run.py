@@ -1,11 +1,10 @@
 """The real thing: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Minutes; run with `pytest -m slow`."""
 
 import json
+import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import astuple
 from pathlib import Path
@@ -95,17 +94,15 @@ def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
         assert store.faults() == []
 
 
-# Where the run is killed: an iteration, a stage, and how many of its items must be done (of one that is done in one piece, how
-# many times 0.4 seconds it has been under way).
-WHOLE = ("base", "training", "export")
+# Where the run is killed: an iteration, a stage, and how far it must be: items, or tenths of a second where it has no items.
 KILLED_IN = (
-    (0, "base", 4),
+    (0, "base", 15),
     (0, "base_eval_responses", 1),
     (0, "base_eval_judgments", 5),
     (0, "eft_judgments", 3),
     (0, "eft_judgments", 60),
-    (0, "training", 1),
-    (0, "training", 5),
+    (0, "training", 4),
+    (0, "training", 20),
     (0, "eval_responses", 1),
     (0, "eval_judgments", 20),
     (0, "canary_judgments", 5),
@@ -115,8 +112,8 @@ KILLED_IN = (
     (1, "judgments", 60),
     (1, "battles", 2),
     (1, "battles", 15),
-    (1, "training", 1),
     (1, "training", 4),
+    (1, "training", 16),
     (1, "eval_judgments", 10),
     (1, "self_judgments", 3),
 )
@@ -126,11 +123,7 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
     folder, kills = tmp_path / "tiny", Counter()
     for iteration, stage, items in KILLED_IN:
-        child = subprocess.Popen(command(tmp_path, *SMALL), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(folder, iteration, stage, items, child)
-        before = records(folder)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        before = killed(folder, iteration, stage, items)
         kills[stage] += 1
         after = records(folder)
         assert all(before[kind] <= after[kind] for kind in before), f"a committed record was lost in {stage}"
@@ -146,15 +139,13 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     assert kills.total() == 20
 
 
-def wait_for(folder: Path, iteration: int, stage: str, items: int, child: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert child.poll() is None, f"the run ended before {stage}"
-        if (folder / "base" / "base.gguf").exists():
-            with Store.read(folder) as store:
-                inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
-            if inside and (inside[0][2] >= items or stage in WHOLE):
-                time.sleep(items * 0.4 if stage in WHOLE else 0.0)
-                return
-        time.sleep(0.01)
-    raise AssertionError(f"{stage} of iteration {iteration} was never seen")
+def killed(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
+    """Go on with the run until it is that far, kill it there, and return the records that were committed just before."""
+    place = [str(iteration), stage, str(items)]
+    more = command(folder.parent, *SMALL)[3:]
+    with subprocess.Popen([sys.executable, "-m", "tests.halting_run", *place, *more], cwd=ROOT, stderr=subprocess.DEVNULL) as child:
+        _, status = os.waitpid(child.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"the run ended before {items} of {stage}"
+        before = records(folder)
+        child.kill()
+    return before
