@@ -37,6 +37,7 @@ class Parity:
     max_abs_diff: float
     adapter_change: float | None  # largest change the adapter makes inside llama.cpp; 0 means it does nothing
     tokens: int
+    agreement: float  # share of positions at which both would say the same token next
 
 
 def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adapter: Path | None,
@@ -59,8 +60,9 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
     def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
         return float(np.max([np.abs(a - b).max() for a, b in zip(left, right, strict=True)]))
 
+    same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(expected, found, strict=True)]
     return Parity(distance(expected, found), None if gguf_adapter is None else distance(plain, found),
-                  sum(len(tokens) for tokens in token_lists))
+                  sum(len(tokens) for tokens in token_lists), float(np.mean(np.concatenate(same))))
 
 
 def check_parity(measured: Parity, limit: float = 1e-3) -> None:
@@ -198,7 +200,7 @@ def export_base(model_dir: str, out: str, weights: Weights, dtype: str) -> dict[
 
 def export_adapter(model_dir: str, adapter: str, base: str, out: str, token_lists: Sequence[Sequence[int]],
                    weights: Weights) -> dict[str, float | None]:
-    """Write an adapter as GGUF and measure it; returns `difference` and `change`, as `Tools` explains them."""
+    """Write an adapter as GGUF and measure it; returns `difference`, `change` and `agreement`, as `Tools` explains them."""
     adapter_to_gguf(Path(adapter), Path(model_dir), Path(out))
     measured = parity(Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights)
-    return {"difference": measured.max_abs_diff, "change": measured.adapter_change}
+    return {"difference": measured.max_abs_diff, "change": measured.adapter_change, "agreement": measured.agreement}

@@ -20,7 +20,7 @@ from selfreward_lite.store import Store
 
 MEASURED = (
     "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens", "self_score",
-    "outside_score", "canary_score", "honest_bad_score",
+    "outside_score", "canary_score", "honest_bad_score", "greedy_agreement",
 )
 
 

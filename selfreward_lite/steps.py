@@ -244,14 +244,30 @@ def export(run: Run, iteration: int) -> None:
         run.release_engine()
         folder = run.store.model_dir(iteration)
         probes = [run.chat.prompt_ids([{"role": "user", "content": prompt.text}]) for prompt in run.held_out()[:4]]
+        probes += _judged_probes(run, 2)
         parity = run.tools.export_adapter(
             run.model_dir, folder / "adapter", run.base_gguf, folder / "adapter.gguf", probes, run.settings.model
         )
-        run.store.measure(iteration, logit_difference=parity["difference"], logit_change=parity["change"])
+        run.store.measure(
+            iteration, logit_difference=parity["difference"], logit_change=parity["change"], greedy_agreement=parity["agreement"]
+        )
         write_manifest(folder, {"iteration": iteration, "run": run.store.run, **parity})
         return Outcome()
 
     run.once(iteration, "export", work)
+
+
+def _judged_probes(run: Run, count: int) -> list[list[int]]:
+    """The token ids of whole judgments, question and all: the longest texts that the exported model will read."""
+    prompts = {one.id: one for one in run.store.records(Prompt, origin="ranked")}
+    responses = {one.id: one for one in run.store.records(Response, model=seed.HUMAN)}
+    judged = [one for one in run.store.records(Judgment, model="base") if one.response_id in responses]
+    probes = []
+    for judgment in judged[:count]:
+        response = responses[judgment.response_id]
+        asked = judgments.question(prompts[response.prompt_id], response, run.settings.model.templates)
+        probes.append([*run.chat.prompt_ids([{"role": "user", "content": asked}]), *run.chat.text_ids(judgment.text)])
+    return probes
 
 
 # -- shared by the steps -------------------------------------------------------------------------------------------------

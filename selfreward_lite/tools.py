@@ -29,7 +29,8 @@ class Tools:
     open_engine(base GGUF, settings); train(job, folder for its log, report) → facts;
     export_base(model folder, GGUF to write, settings);
     export_adapter(model folder, adapter folder, base GGUF, GGUF to write, token lists, settings) → `difference`, the
-    largest between PEFT's logits and llama.cpp's on these tokens, and `change`, the largest that the adapter makes.
+    largest between PEFT's logits and llama.cpp's on these tokens, `change`, the largest that the adapter makes, and
+    `agreement`, the share of positions at which both would say the same token next.
     """
 
     open_engine: Callable[[Path, EngineSettings], Engine]

@@ -159,12 +159,12 @@ def self_satisfied(rng: random.Random, asked: str) -> str:
 
 
 def export_without_effect(*_) -> dict:
-    return {"difference": 0.0, "change": 0.0}
+    return {"difference": 0.0, "change": 0.0, "agreement": 1.0}
 
 
 def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
     out.write_text("adapter")
-    return {"difference": math.nan, "change": math.nan}
+    return {"difference": math.nan, "change": math.nan, "agreement": 0.0}
 
 
 SPOILT = {

@@ -141,11 +141,12 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
 
 def killed(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
     """Go on with the run until it is that far, kill it there, and return the records that were committed just before."""
-    place = [str(iteration), stage, str(items)]
-    more = command(folder.parent, *SMALL)[3:]
-    with subprocess.Popen([sys.executable, "-m", "tests.halting_run", *place, *more], cwd=ROOT, stderr=subprocess.DEVNULL) as child:
+    halting = [sys.executable, "-m", "tests.halting_run", str(iteration), stage, str(items)]
+    child = subprocess.Popen([*halting, *command(folder.parent, *SMALL)[3:]], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
         _, status = os.waitpid(child.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"the run ended before {items} of {stage}"
-        before = records(folder)
+        return records(folder)
+    finally:
         child.kill()
-    return before
+        child.wait()

@@ -217,3 +217,4 @@ def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     print(f"\nPEFT against llama.cpp: {measured}")
     assert measured["difference"] < 1e-3
     assert measured["change"] > 0.1
+    assert measured["agreement"] == 1.0
