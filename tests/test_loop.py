@@ -58,6 +58,7 @@ def test_a_run_has_everything_and_verifies(whole):
             "outside_score",
             "canary_score",
             "honest_bad_score",
+            "greedy_agreement",
             "seconds",
         ]
         for iteration in (1, 2):
