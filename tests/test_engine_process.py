@@ -69,7 +69,7 @@ def test_requests_are_pulled_only_as_far_as_the_window(start: Start):
     running.close()
 
 
-def test_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
+def test_fault_43_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
     engine = start(pause=0.001)
     completions = []
     for completion in engine.complete(asks(100)):
@@ -88,7 +88,7 @@ def test_a_fault_that_does_not_come_back_refuses_nothing(start: Start, tmp_path:
     assert engine.deaths == 1
 
 
-def test_poison_is_refused_and_the_others_complete(start: Start):
+def test_fault_43_poison_is_refused_and_the_others_complete(start: Start):
     engine = start(poison="17,40")
     check(list(engine.complete(asks(60))), 60, refused=("r17", "r40"))
 

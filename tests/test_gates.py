@@ -183,7 +183,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
+def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
     gate, spoilt = SPOILT[name]
     with pytest.raises(GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"):
         run(tmp_path / "run", chat, spoilt)

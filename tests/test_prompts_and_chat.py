@@ -148,7 +148,7 @@ def test_any_text_is_a_score_in_range_or_none(text):
 @pytest.mark.parametrize(
     "shape", ["Score: {}", "**Score: {}**", "**Score:** {}", "score: {}/5", "Score: {}.0", "  Score:  {}  ", "*Score*: {}"]
 )
-def test_every_score_in_every_tolerated_shape(score, shape):
+def test_fault_15_every_score_in_every_tolerated_shape_is_read(score, shape):
     assert parse_score("reasons\n" + shape.format(score) + "\n\n") == score
 
 
@@ -174,7 +174,7 @@ def test_every_score_in_every_tolerated_shape(score, shape):
         "Score: NaN",
     ],
 )
-def test_anything_else_is_none(text):
+def test_fault_15_anything_else_is_no_score(text):
     assert parse_score(text) is None
 
 

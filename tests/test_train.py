@@ -83,7 +83,7 @@ def weights(trained, name) -> dict[str, torch.Tensor]:
     return load_file(trained["folder"] / name / "adapter_model.safetensors")
 
 
-def test_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
+def test_fault_42_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
     # Defect 14 of other projects: a wrong reference shows from the second DPO round on.
     for name in ("M1", "M2"):
         facts, logged = trained[name]
@@ -168,7 +168,7 @@ def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, ch
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat, work):
+def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat, work):
     job = make_job(tmp_path, tiny, chat, "sft")
     with pytest.raises(TrainingError, match="24 rows of 25"):
         work(Job(**{**job.__dict__, "row_count": 25}))
