@@ -19,7 +19,8 @@ from selfreward_lite.stages.response_pairs import TOLERANCE
 from selfreward_lite.store import Store
 
 MEASURED = (
-    "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "mean_response_tokens", "self_score",
+    "exact_score", "exact_score_error", "answer_right", "answer_right_error", "win_rate_vs_seed", "win_rate_vs_seed_error",
+    "judge_pair_accuracy", "judge_pair_accuracy_error", "mean_response_tokens", "self_score",
     "outside_score", "canary_score", "honest_bad_score", "greedy_agreement",
 )
 

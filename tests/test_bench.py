@@ -67,6 +67,14 @@ def row(win: float, exact: float, right: float, judge: float) -> dict[str, float
     }
 
 
+def test_claims_are_made_of_what_a_run_really_reports(tmp_path, chat):
+    found = tiny.run_seeds(tmp_path, [7], {**WANTED, "iterations": "2"}, opener(chat), lambda at: None, lambda text: None)
+    assert len(found[0].rows) == 4
+    assert tiny.verdicts(found)["every seed ran to the end"]
+    for name in row(0, 0, 0, 0):
+        assert [name for place in found[0].rows[1:] if place[name] is None] == []
+
+
 def results(**changes: dict[int, float]) -> list[Result]:
     """Two seeds on which everything holds; `changes` sets a column of the first seed's row: column={row: value}."""
     rows = [row(0, 3.4, 0.70, 0.80), row(0.5, 3.6, 0.80, 0.90), row(0.7, 4.0, 0.90, 0.92), row(0.9, 4.5, 0.95, 0.95)]
