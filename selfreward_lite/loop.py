@@ -9,8 +9,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
-from selfreward_lite import assess, config, plan, steps, tripwires
+from selfreward_lite import assess, config, datafiles, plan, steps, tripwires
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Settings
 from selfreward_lite.errors import ConfigError, ExportError
@@ -93,6 +94,7 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     if begun is None or not store.has_items():
         settings = config.load(preset or "tiny", wanted)
         _check_folder(settings)
+        _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
         store.state("settings", settings.model_dump(mode="json"))
@@ -115,6 +117,12 @@ def _check_folder(settings: Settings) -> None:
         check_folder(settings.model.folder)
     except ExportError as error:
         raise ConfigError(str(error)) from None
+
+
+def _check_prompts(settings: Settings) -> None:
+    """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
+    if settings.prompts.file is not None:
+        datafiles.prompts(datafiles.read_rows(Path(settings.prompts.file), skip_bad=settings.skip_bad))
 
 
 def finished(store: Store, settings: Settings) -> bool:

@@ -94,18 +94,22 @@ def test_a_second_writer_is_refused(runs):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_ends_the_run_resumably(tmp_path, stop):
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    while not (tmp_path / "tiny" / "run.sqlite").exists():
-        time.sleep(0.05)
-    time.sleep(1.0)
-    child.send_signal(stop)
-    _, said = child.communicate(timeout=60)
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are made to ignore it
+    ) as child:
+        try:
+            while not (tmp_path / "tiny" / "run.sqlite").exists():
+                time.sleep(0.05)
+            time.sleep(1.0)
+            child.send_signal(stop)
+            _, said = child.communicate(timeout=60)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert "The same command goes on" in said
     assert "Traceback" not in said

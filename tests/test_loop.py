@@ -236,3 +236,17 @@ def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
         answered = {one.id for one in responses}
         made = sum(one.response_id in answered for one in store.records(Judgment, iteration=1, model="M0"))
         assert made == judgments * len(responses)
+
+
+def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_file(tmp_path):
+    bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
+    good.write_text("prompt,topic\n" + "".join(f"Sort the letters {'abcdefgh'[n]} z y.,x\n" for n in range(8)))
+    bad.write_text(good.read_text() + "only one field\n")
+    for settings in ({"prompts.file": str(good)}, {"prompts.file": str(bad), "skip_bad": "true"}):
+        folder = tmp_path / f"run{len(settings)}"
+        with pytest.raises(UserError, match="bad.csv:10: another number of fields.*--skip-bad"):
+            run(folder, iterations="1", **{"prompts.file": str(bad)})
+        run(folder, iterations="1", **settings)
+        with Store.read(folder) as store:
+            assert store.newest() == 1
+            assert 0 < store.count(Prompt, iteration=1) <= 8
