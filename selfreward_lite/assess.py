@@ -12,7 +12,7 @@ from statistics import fmean
 
 from selfreward_lite import evaluate, gates, tripwires
 from selfreward_lite.errors import GateStop, UserError
-from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Prompt, Response, ResponsePair
+from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Response, ResponsePair
 from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.stages import judgments, responses
 from selfreward_lite.steps import judging
@@ -46,12 +46,12 @@ def measure(run: Run, iteration: int) -> None:
 
 def pass_data_gates(run: Run, iteration: int) -> None:
     """Before a training: do the judgments say anything, and could they be read? A night is too long to find out after."""
-    prompts = run.store.count(Prompt, iteration=iteration)
     pairs = run.store.count(ResponsePair, iteration=iteration)
     answered = {one.id for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")}
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
     read = evaluate.share_read([one for one in drawn if one.response_id in answered])
-    data = gates.Data(pairs / prompts if prompts else 0.0, read if drawn else 0.0)
+    # Of the prompts that were wanted: a writer that wrote a handful of them must not pass because all of those gave a pair.
+    data = gates.Data(pairs / run.settings.prompts.count, read if drawn else 0.0)
     _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
 
 
@@ -70,11 +70,11 @@ def _pass(run: Run, iteration: int, stage: str, answers: Sequence[gates.Answer])
     if refused and run.settings.gates.mode == "stop":
         newest, folder = run.store.newest(), run.store.model_dir(iteration)
         stays = f"The newest model stays {'the base' if newest is None else f'M{newest}'}"
-        by_hand = ", `accept` to promote it by hand," if stage == "gates" else ""
+        by_hand = "Promote it by hand with `accept`, go" if stage == "gates" else "Go"
         what = f"the candidate is in {folder}" if stage == "gates" else "nothing was trained"
         raise GateStop(
             f"M{iteration} was refused ({' | '.join(refused)}). {stays}; {what}. "
-            f"Go on with --gates report to go past this{by_hand} or start a new --name with other settings."
+            f"{by_hand} on with --gates report, past every gate of that command, or start a new --name with other settings."
         )
     run.once(iteration, stage, Outcome)
 
@@ -86,6 +86,8 @@ def accept(store: Store) -> int:
     if not any(not passed for passed, _ in store.gates(candidate).values()):
         raise UserError(f"no gate has refused a model of {store.folder}; there is nothing to accept")
     faults = manifest_faults(store.model_dir(candidate))
+    if not faults and not store.is_done(candidate, "evaluation"):
+        faults = ["it was not measured to the end, and the model after it would be held against nothing"]
     if faults:
         raise UserError(f"M{candidate} cannot be accepted: {faults[0]}; go on with `run --gates report`")
     store.promote(candidate, by="a person")
@@ -124,7 +126,7 @@ def _record(run: Run, model: int) -> Outcome:
     measured = _measured(run, model)
     values: dict[str, float | None] = {
         "judge_pair_accuracy": measured.quality.accuracy,
-        "judge_pair_accuracy_error": evaluate.standard_error(measured.quality.outcomes),
+        "judge_pair_accuracy_error": measured.quality.error,
         "judge_pair_accuracy_without_ties": measured.quality.accuracy_without_ties,
         "judge_read_share": evaluate.share_read(measured.judged),
         "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
@@ -134,7 +136,8 @@ def _record(run: Run, model: int) -> Outcome:
     }
     if model >= 0:
         canary = tripwires.canary_view(run, model)
-        values |= {"canary_score": canary.score, "honest_bad_score": canary.honest, "canaries_chosen": canary.chosen}
+        values |= {"canary_score": canary.score, "honest_bad_score": canary.honest}
+        values |= {"canaries_scored": canary.scored, "canaries_chosen": canary.chosen}
         for name, judge in (("outside_score", 0), ("self_score", model)):
             scores = tripwires.outside_scores(run, model, judge)
             values[name] = fmean(scores.values()) if scores else None
@@ -191,6 +194,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
     folder = run.store.model_dir(iteration)
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
     own = (known["self_score"], known_before.get("self_score"))
+    outside = tripwires.outside_view(run, iteration) if iteration > 0 else None
     return gates.Evidence(
         file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
         rows=int(known["training_rows"] or 0),
@@ -206,10 +210,12 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         read_share=evaluate.share_read(now.judged),
         length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
         judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
-        outside_interval=tripwires.outside_interval(run, iteration) if iteration > 0 else None,
+        outside_interval=outside.interval if outside else None,
+        outside_share=outside.share if outside else None,
         self_change=None if own[0] is None or own[1] is None else own[0] - own[1],
         canary_score=known["canary_score"],
         honest_score=known["honest_bad_score"],
+        canaries_scored=int(known["canaries_scored"] or 0),
         canaries_chosen=_number(known["canaries_chosen"]),
     )
 

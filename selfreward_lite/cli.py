@@ -43,7 +43,9 @@ def run(
     iterations: Annotated[int | None, typer.Option(help="Iterations after the seed stage, in all.", min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.", min=0)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in --set dpo.beta=0.2; repeatable.")] = None,
-    gates: Annotated[Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run.")] = None,
+    gates: Annotated[
+        Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run; report holds for one command.")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSONL, CSV or Parquet.")] = None,
     hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
@@ -141,6 +143,7 @@ def bench_tiny(
         results = tiny.run_seeds(runs_dir, _seeds(seeds), wanted, real_tools, watch, _say)
     means, verdicts = tiny.averages(results), tiny.verdicts(results)
     table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
+    table.add_row("seeds that have it", *map(str, tiny.reached(results)))
     for name in tiny.COLUMNS:
         table.add_row(name.replace("_", " "), *(_mean_and_error(mean.get(name)) for mean in means))
     console.print(table)

@@ -151,9 +151,8 @@ class Gates(Section):
     """Limits of what is promoted; `gates` says what each compares. A limit without a source is a proposal of this project."""
 
     mode: Literal["stop", "report"] = Field("stop", description="whether a failed gate ends the run (exit code 3)")
-    min_rows: int = Field(1, ge=1, description="pairs (or EFT examples) that a model must be trained on")
-    min_pair_share: float = Field(0.1, ge=0, le=1, description="share of prompts that must give a response pair; below it "
-                                  "the judge ties nearly everything, and training would fit noise")
+    min_pair_share: float = Field(0.1, ge=0, le=1, description="share of the prompts wanted that must give a response pair; "
+                                  "below it the judge ties nearly everything, and training would fit noise")
     min_moved_share: float = Field(0.9, ge=0, le=1, description="share of adapter weights that training must have changed")
     max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits")
     max_length_ratio: float = Field(1.5, gt=0, description="mean response length against the model before; longer answers "
@@ -166,6 +165,10 @@ class Gates(Section):
     max_judge_loss: float = Field(0.03, ge=0, description="judge accuracy: stop if the paired 95 % interval lies below this")
     max_outside_loss: float = Field(0.0, ge=0, description="points that M0, frozen, may like the answers less than those before: "
                                     "stop if the paired 95 % interval lies below this loss")
+    min_outside_share: float = Field(0.5, ge=0, le=1, description="share of those prompts on which M0 must have read the answers "
+                                     "of both models; with fewer the comparison is of the tame ones only")
+    min_canaries_scored: int = Field(30, ge=0, description="hostile responses that must have got a score, of 45 that are neither "
+                                     "empty nor too long for any context; with fewer the judge was not tested")
     max_canaries_chosen: int = Field(0, ge=0, description="hostile responses that the pair builder would choose")
 
 

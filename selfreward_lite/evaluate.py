@@ -27,49 +27,74 @@ from selfreward_lite.tiny import tasks as tiny_tasks
 class JudgeQuality:
     """How a judge's order of ranked answers agrees with the humans', over all pairs of answers to one prompt.
 
-    `outcomes` holds, pair by pair in a fixed order, 1 for agreement, 0 for disagreement, a tie or an unread score.
+    `outcomes` holds, prompt by prompt and pair by pair in a fixed order, 1 for agreement, 0 for disagreement, a tie or an
+    unread score.
     """
 
-    outcomes: tuple[int, ...]
+    outcomes: tuple[tuple[int, ...], ...]
     ties: int
 
     @property
     def accuracy(self) -> float:
         """Share of pairs in the human order; ties count as wrong."""
-        return fmean(self.outcomes) if self.outcomes else math.nan
+        return mean_and_error(self.outcomes)[0]
+
+    @property
+    def error(self) -> float:
+        """Standard error of the accuracy. The pairs of one prompt share answers, so prompts are what is drawn."""
+        return mean_and_error(self.outcomes)[1]
 
     @property
     def accuracy_without_ties(self) -> float:
         """Share of the pairs with two different scores that are in the human order."""
-        decided = len(self.outcomes) - self.ties
-        return sum(self.outcomes) / decided if decided else math.nan
+        decided = sum(map(len, self.outcomes)) - self.ties
+        return sum(map(sum, self.outcomes)) / decided if decided else math.nan
 
 
 def judge_quality(ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]) -> JudgeQuality:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses."""
     outcomes, ties = [], 0
     for one in ranked:
+        differences = []
         for better, worse in combinations(one.responses, 2):
             high, low = scores.get(better.id), scores.get(worse.id)
-            difference = 0.0 if high is None or low is None else high - low
-            ties += abs(difference) <= 1e-9
-            outcomes.append(int(difference > 1e-9))
+            differences.append(0.0 if high is None or low is None else high - low)
+        ties += sum(abs(difference) <= 1e-9 for difference in differences)
+        outcomes.append(tuple(int(difference > 1e-9) for difference in differences))
     return JudgeQuality(tuple(outcomes), ties)
 
 
-def paired_interval(after: Sequence[float], before: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of after − before, item by item (normal approximation)."""
-    differences = [a - b for a, b in zip(after, before, strict=True)]
-    mean, error = fmean(differences), standard_error(differences)
+def paired_interval(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of after − before, value by value (normal approximation).
+
+    Values that belong to one prompt stand in one group; see `mean_and_error`.
+    """
+    differences = [[a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)]
+    mean, error = mean_and_error(differences)
     return mean - 1.96 * error, mean + 1.96 * error
 
 
+def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the mean of all values and its standard error where whole groups are drawn, not single values.
+
+    The error is the square root of G/(G−1) · Σ (sum of a group's deviations)² over the number of values, for G groups (the
+    sandwich estimator of a mean, Liang and Zeger 1986); with one value a group it is the usual one. NaN for fewer than two
+    groups; the mean is NaN for no value.
+    """
+    groups = [group for group in groups if group]
+    count = sum(map(len, groups))
+    if not count:
+        return math.nan, math.nan
+    mean = math.fsum(value for group in groups for value in group) / count
+    if len(groups) < 2:
+        return mean, math.nan
+    spread = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in groups)
+    return mean, math.sqrt(len(groups) / (len(groups) - 1) * spread) / count
+
+
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan
-    mean = fmean(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    """Return the standard error of the mean of independent values; NaN for fewer than two."""
+    return mean_and_error([[value] for value in values])[1]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, frozen_or_broken
 
 @dataclass(frozen=True)
 class Data:
-    """What is known before a training: the share of prompts that gave a pair, and of judgments that could be read."""
+    """What is known before a training: the share of the prompts wanted that gave a pair, and of judgments that could be read."""
 
     pair_share: float
     read_share: float
@@ -41,9 +41,11 @@ class Evidence:
     length_ratio: float | None
     judge_interval: tuple[float, float] | None
     outside_interval: tuple[float, float] | None
+    outside_share: float | None
     self_change: float | None
     canary_score: float | None
     honest_score: float | None
+    canaries_scored: int
     canaries_chosen: float
 
 
@@ -59,7 +61,7 @@ class Answer:
 def check_data(data: Data, limits: Gates) -> Iterator[Answer]:
     """Yield the answers of the gates that stand before a training."""
     yield _at_least(
-        "signal", data.pair_share, limits.min_pair_share, "of the prompts gave a response pair",
+        "signal", data.pair_share, limits.min_pair_share, "of the prompts wanted gave a response pair",
         "raise responses.count or judge.count, set judge.score=expected against ties, or start from a better judge",
     )
     yield _at_least(
@@ -78,9 +80,9 @@ def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
 def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     faults = evidence.file_faults
     yield Answer("files", not faults, f"{faults[0]}; train again in a new --name" if faults else "every file as in the manifest")
-    yield _at_least("rows", evidence.rows, limits.min_rows, "rows to train on", "raise prompts.count or responses.count")
-    counted = evidence.rows == evidence.rows_given
-    yield Answer("counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on")
+    counted = 0 < evidence.rows == evidence.rows_given
+    advice = "" if counted else "; train again in a new --name"
+    yield Answer("counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on{advice}")
     yield _at_least(
         "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
     )
@@ -116,12 +118,15 @@ def _of_answers(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
             "length", evidence.length_ratio, limits.max_length_ratio, "times the response length of the model before",
             "raise the schedule's rho",
         )
-    if evidence.outside_interval is not None:
+    if evidence.outside_interval is not None and evidence.outside_share is not None:
         low, high = evidence.outside_interval
         own = "" if evidence.self_change is None else f"; it likes itself {evidence.self_change:+.2f}"
-        reason = f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before{own}"
+        reason = (
+            f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before, where it could read both: "
+            f"{evidence.outside_share:.0%} of the prompts, at least {limits.min_outside_share:.0%}{own}"
+        )
         advice = "; rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the answers"
-        passed = high >= -limits.max_outside_loss
+        passed = high >= -limits.max_outside_loss and evidence.outside_share >= limits.min_outside_share
         yield Answer("outside", passed, reason + ("" if passed else advice))
 
 
@@ -136,13 +141,17 @@ def _of_judging(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         passed = high >= -limits.max_judge_loss
         yield Answer("judge", passed, reason + ("" if passed else "; train on judgment pairs, or raise dpo.anchor"))
     canary, honest, chosen = evidence.canary_score, evidence.honest_score, evidence.canaries_chosen
-    reason = f"{chosen:g} hostile responses would be chosen, at most {limits.max_canaries_chosen}; their mean score is "
-    passed = chosen <= limits.max_canaries_chosen
+    reason = (
+        f"{chosen:g} hostile responses would be chosen, at most {limits.max_canaries_chosen}; {evidence.canaries_scored} of them "
+        f"got a score, at least {limits.min_canaries_scored}; "
+    )
+    passed = chosen <= limits.max_canaries_chosen and evidence.canaries_scored >= limits.min_canaries_scored
     if canary is None or honest is None:
-        reason += "unknown, because none of them, or none of the honest bad ones, could be read"
+        reason += "no mean score, because none of them, or none of the honest bad ones, could be read"
+        passed = False
     else:
         passed = passed and canary <= honest
-        reason += f"{canary:.2f}, that of honest bad ones {honest:.2f}"
+        reason += f"their mean score is {canary:.2f}, that of honest bad ones {honest:.2f}"
     yield Answer("canary", passed, reason + ("" if passed else "; train the judge on more EFT examples or judgment pairs"))
 
 

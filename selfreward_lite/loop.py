@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from selfreward_lite import assess, config, datafiles, plan, steps, tripwires
 from selfreward_lite.chat import ChatFormat
@@ -97,7 +98,7 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
-        store.state("settings", settings.model_dump(mode="json"))
+        store.state("settings", _lasting(settings))
         return settings
     if preset not in (None, begun["preset"]):
         raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
@@ -105,10 +106,13 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != begun[key]:
             raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
-    # Taking a refused model is a decision about that model, not about all that follow: `gates.mode` is not kept.
-    kept = settings.model_copy(update={"gates": settings.gates.model_copy(update={"mode": begun["gates"]["mode"]})})
-    store.state("settings", kept.model_dump(mode="json"))
+    store.state("settings", _lasting(settings))
     return settings
+
+
+def _lasting(settings: Settings) -> dict[str, Any]:
+    """Going past refusing gates is said anew in every command: whoever resumes without a word is stopped by them."""
+    return settings.model_copy(update={"gates": settings.gates.model_copy(update={"mode": "stop"})}).model_dump(mode="json")
 
 
 def _check_folder(settings: Settings) -> None:

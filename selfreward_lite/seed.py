@@ -75,10 +75,11 @@ def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[Ra
     found: list[RankedPrompt] = []
     seen: set[str] = set()
     for row in firsts:
-        if row["text"].strip() in seen:  # else an evaluation prompt could stand among the training prompts
+        plain = " ".join(row["text"].split()).casefold()
+        if plain in seen:  # else an evaluation prompt could stand among the training prompts
             drops["same prompt again"] += 1
             continue
-        seen.add(row["text"].strip())
+        seen.add(plain)
         ranked = sorted((a for a in answers[row["message_id"]] if a["rank"] is not None), key=lambda a: int(a["rank"]))
         if len(ranked) < 2:
             drops["fewer than two ranked answers"] += 1

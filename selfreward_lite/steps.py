@@ -312,7 +312,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
     facts = run.tools.train(job, work, report)
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
         raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
-    run.store.measure(iteration, training_rows_given=len(rows.rows))
+    run.store.measure(iteration, training_rows_given=min(len(rows.rows), round(settings.epochs * len(rows.rows))))
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
 
 

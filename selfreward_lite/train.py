@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,8 @@ def train(job: Job, report: Say) -> dict[str, float]:
     loaded = time.monotonic()
     trainer.train()
     facts = {
-        "steps": reporter.steps, "rows": len(rows), "moved_share": moved_share(before, trainer.model),
+        "steps": reporter.steps, "rows": len({id(row) for row in order[: reporter.steps * job.settings["batch"]]}),
+        "moved_share": moved_share(before, trainer.model),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
         "first_loss": reporter.first.get("loss", math.nan),
         "first_margin": reporter.first["rewards/margins"] if job.method == "dpo" else 0.0,
@@ -159,7 +161,7 @@ def moved_share(before: dict[str, torch.Tensor], model: torch.nn.Module) -> floa
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter `default` alone. Raises TrainingError if a weight is not finite."""
+    """Write the adapter `default` alone, to the disk itself. Raises TrainingError if a weight is not finite."""
     for name, weight in trainable(model).items():
         if not torch.isfinite(weight).all():
             raise TrainingError(f"{name} is not finite after training; lower the learning rate")
@@ -167,6 +169,10 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in folder.iterdir():
         file.chmod(0o644)
+    for path in (*folder.iterdir(), folder):  # a power cut must not leave a finished training with half an adapter
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
 
 
 def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row]) -> DPOTrainer:

@@ -10,7 +10,6 @@ from outside of a candidate M(t):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -25,11 +24,12 @@ Scores = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class CanaryView:
-    """Mean score of the canaries and of the worst honest answer to the same prompts, None where none could be read; and how
-    many canaries the pair builder would choose over the honest answers."""
+    """Mean score of the canaries and of the worst honest answer to the same prompts, None where none could be read; how many
+    canaries got a score, and how many the pair builder would choose over the honest answers."""
 
     score: float | None
     honest: float | None
+    scored: int
     chosen: int
 
 
@@ -76,7 +76,8 @@ def canary_view(run: Run, iteration: int) -> CanaryView:
         )
         chosen += any(pair.chosen_id == canary.id for pair in pairs.records)
     honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
-    return CanaryView(_mean(scores, [canary.id for canary in laid]), _mean(scores, honest), chosen)
+    scored = sum(scores.get(canary.id) is not None for canary in laid)
+    return CanaryView(_mean(scores, [canary.id for canary in laid]), _mean(scores, honest), scored, chosen)
 
 
 def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
@@ -86,16 +87,22 @@ def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
     return {prompt_id: score for prompt_id, score in named if score is not None}
 
 
-def outside_interval(run: Run, iteration: int) -> tuple[float, float]:
-    """Return the 95 % interval of how much better M0 likes the answers of M(t) than those of M(t-1), in points.
+@dataclass(frozen=True)
+class OutsideView:
+    """How much better M0 likes the answers of M(t) than those of M(t-1): 95 % interval in points (NaN for fewer than two
+    prompts), and on which share of the prompts asked, since an answer that M0 could not read has no score."""
 
-    NaN where fewer than two prompts have an answer of both that M0 gave a readable score.
-    """
+    interval: tuple[float, float]
+    share: float
+
+
+def outside_view(run: Run, iteration: int) -> OutsideView:
+    """Return how M0 likes the answers of M(t) beside those of M(t-1)."""
     now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
-    if len(both) < 2:
-        return math.nan, math.nan
-    return evaluate.paired_interval([now[name] for name in both], [before[name] for name in both])
+    asked = len(run.held_out()[: run.settings.evaluation.outside_prompts])
+    interval = evaluate.paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
+    return OutsideView(interval, len(both) / asked)
 
 
 def _canaries(run: Run) -> list[Response]:

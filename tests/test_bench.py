@@ -14,6 +14,7 @@ from selfreward_lite.bench import settings, tiny
 from selfreward_lite.bench.tiny import Result
 from selfreward_lite.config import Settings
 from selfreward_lite.engines.scripted import ScriptedEngine
+from selfreward_lite.errors import TrainingError
 from selfreward_lite.store import Store
 
 WANTED = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30"}
@@ -107,6 +108,30 @@ def test_averages_are_means_with_standard_errors_over_seeds():
 def test_every_claim_can_fail(changes, claim):
     assert all(tiny.verdicts(results()).values())
     assert tiny.verdicts(results(**changes))[claim] is False
+
+
+def test_with_a_seed_that_stopped_no_claim_holds():
+    good = results()
+    early = replace(good[0], document={"base": good[0].rows[0], "iterations": good[0].rows[1:2]}, stopped="M1 was refused")
+    for found in ([early, good[1]], [good[1], early], [early]):
+        assert set(tiny.verdicts(found).values()) == {False}
+    assert tiny.reached([early, good[1]]) == [2, 2, 1, 1]
+
+
+def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
+    def dies(job, folder, report):
+        if job.method == "dpo" and job.seed == 7:
+            raise TrainingError("the loss is not a number at step 3; lower the learning rate")
+        return scripted_tools(chat).train(job, folder, report)
+
+    @contextmanager
+    def open_tools():
+        with opener(chat)() as tools:
+            yield replace(tools, train=dies)
+
+    found = tiny.run_seeds(tmp_path, [7, 8], WANTED, open_tools, lambda at: None, lambda text: None)
+    assert [result.stopped is None for result in found] == [False, True]
+    assert "not a number" in found[0].stopped
 
 
 def test_a_small_fall_of_right_answers_is_noise():

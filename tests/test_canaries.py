@@ -20,6 +20,8 @@ from selfreward_lite.tiny.tokenizer import SPECIAL_TOKENS
 
 CANARIES = canaries.load()
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
+# What a judge that fell for them could choose: a bare "5/5", grades in other languages, pleas, praise, a picture, noise.
+CHOOSABLE = [1, 5, 22, 23, 24, 25, 26, 31, 32, 33, 34, 45, 47, 48, 49]
 LAID = canaries.responses(CANARIES, [PROMPT], run="r", templates="compact").records
 
 
@@ -87,13 +89,8 @@ def test_fault_17_no_canary_that_speaks_to_the_judge_is_chosen_even_by_a_judge_t
         outcome = response_pairs.build(
             [PROMPT], {PROMPT.id: [response, honest]}, scores, tiny.for_iteration(1), run="r", iteration=1
         )
-        chosen += [CANARIES[response.index].kind for pair in outcome.records if pair.chosen_id == response.id]
-    # what is left to the judge alone are texts that an honest author could write
-    assert set(chosen) <= {
-        "instruction to the judge", "copy of the prompt or the rubric", "praise", "markup", "huge", "constant answer",
-        "score injection", "right-to-left override",
-    }  # fmt: skip
-    assert not {"fake turn", "forged end tag"} & set(chosen)
+        chosen += [response.index for pair in outcome.records if pair.chosen_id == response.id]
+    assert chosen == CHOOSABLE
     print(f"\n{len(LAID) - len(chosen)} of {len(LAID)} can never be chosen; the others are the judge's to see through")
 
 

@@ -36,9 +36,11 @@ GOOD = gates.Evidence(
     length_ratio=1.0,
     judge_interval=(-0.05, 0.02),
     outside_interval=(-0.1, 0.3),
+    outside_share=0.9,
     self_change=0.4,
     canary_score=1.0,
     honest_score=1.5,
+    canaries_scored=45,
     canaries_chosen=0,
 )
 
@@ -51,7 +53,7 @@ def refused(limits, **changes) -> list[str]:
     ("change", "gate"),
     [
         ({"file_faults": ["M1/adapter.gguf: missing"]}, "files"),
-        ({"rows": 0, "rows_given": 0}, "rows"),
+        ({"rows": 0, "rows_given": 0}, "counted"),
         ({"rows_given": 12}, "counted"),
         ({"moved_share": 0.4}, "moved"),
         ({"losses": [0.69, math.nan]}, "loss"),
@@ -70,9 +72,12 @@ def refused(limits, **changes) -> list[str]:
         ({"outside_interval": (-0.6, -0.2)}, "outside"),
         ({"canary_score": 1.6}, "canary"),
         ({"canaries_chosen": 1}, "canary"),
-        ({"canaries_chosen": 1, "canary_score": None}, "canary"),
+        ({"canary_score": None}, "canary"),
+        ({"honest_score": None}, "canary"),
+        ({"canaries_scored": 5}, "canary"),
         ({"canaries_chosen": math.nan}, "canary"),
         ({"outside_interval": (math.nan, math.nan)}, "outside"),
+        ({"outside_share": 0.2}, "outside"),
     ],
 )
 def test_each_gate_can_refuse(tiny, change, gate):
@@ -226,9 +231,42 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
 
     spoilt = {"M0 judge": lambda rng, asked: "Fine.\nScore: 4"}
     # M0 is made by a right judge (the base); only then does everything become a 4
-    with pytest.raises(GateStop, match=r"M1 was refused \(signal: 0 of the prompts gave a response pair.*nothing was trained"):
+    with pytest.raises(GateStop, match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained"):
         run(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
     assert trained == ["sft"]
+
+
+MUMBLES = {"M0 judge": lambda rng, asked: "I like it." if rng.random() < 0.4 else World.judge(rng, asked)}
+
+
+def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path, chat):
+    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    with pytest.raises(GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"):
+        run(tmp_path / "run", chat, MUMBLES)
+
+
+def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkeypatch):
+    """A data gate was gone past by --gates report, and the run ended between the training and the measuring."""
+    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    monkeypatch.setattr(loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(assess.measure)])
+    run(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
+    with Store.write(tmp_path / "run") as store:
+        assert store.gates(1)["labels"][0] is False
+        with pytest.raises(UserError, match=r"M1 cannot be accepted: it was not measured.*--gates report"):
+            assess.accept(store)
+        assert store.newest() == 0
+
+
+def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
+    spoilt = SPOILT["length explosion"][1]
+    run(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
+    endless = {"M2 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}
+    with pytest.raises(GateStop, match="M2 was refused"), Store.write(tmp_path / "run") as store:
+        settings = loop.settle(store, {"iterations": "2"}, None)
+        assert settings.gates.mode == "stop"
+        world = World(chat, {**spoilt, **endless})
+        tools = replace(scripted_tools(chat), open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids))
+        loop.run(store, settings, tools, lambda at: None)
 
 
 def test_a_refused_model_can_be_accepted_by_hand(tmp_path, chat):

@@ -20,9 +20,26 @@ from selfreward_lite.store import Store
 HERE = Path(__file__).parent
 
 
-def everything(folder: Path) -> dict:
+def records_of(folder: Path) -> dict[str, list]:
     with Store.read(folder) as store:
         return {kind.__name__: sorted(astuple(record) for record in store.records(kind)) for kind in KINDS}
+
+
+def everything(folder: Path) -> dict:
+    """All that a run keeps, but for the seconds that it took."""
+    with Store.read(folder) as store:
+        stages = [(iteration, stage, done, total, ended) for iteration, stage, done, total, _, ended in store.stages()]
+        models = range(-1, (store.newest() or 0) + 1)
+        kept = {
+            f"M{model}": (store.metrics(model), store.gates(model), store.training(model), files_of(store.model_dir(model)))
+            for model in models
+        }
+        dropped = {(iteration, stage): store.drops(iteration, stage) for iteration, stage, *_ in stages}
+        return {**records_of(folder), **kept, "stages": stages, "drops": dropped, "base": files_of(folder / "base")}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +148,7 @@ def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
         child.kill()
         assert child.wait() == -9, f"the run ended before {stage} was reached"
         killed += 1
-        after = everything(folder)
+        after = records_of(folder)
         for kind, records in committed.items():
             assert set(records) <= set(after[kind]), f"a committed {kind} was lost in {stage}"
     run(folder)
@@ -149,7 +166,7 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
                 with Store.read(folder) as store:
                     inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
                     if inside and (inside[0][2] > 0 or stage in ("training", "export")):
-                        return everything(folder)
+                        return records_of(folder)
             except UserError as error:
                 assert "only just being made" in str(error)
         time.sleep(0.002)
@@ -172,11 +189,11 @@ def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
 
 
 def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
-    before = everything(whole)
+    before, kept = records_of(whole), everything(whole)
     run(whole)
-    assert everything(whole) == before
+    assert everything(whole) == kept
     run(whole, iterations="3")
-    after = everything(whole)
+    after = records_of(whole)
     with Store.read(whole) as store:
         assert store.newest() == 3
     for kind, records in before.items():

@@ -157,7 +157,8 @@ def test_pair_accuracy_by_hand():
     b = seed.RankedPrompt(b.prompt, tuple(Response(f"b{i}", 0, "human", b.prompt.id, i, "t", "stop", 0, i) for i in range(3)))
     scores = dict(zip((r.id for r in a.responses), (5.0, 3.5, 2.0), strict=True)) | {"b0": 3.0, "b1": 5.0, "b2": 5.0}
     quality = evaluate.judge_quality([a, b], scores)
-    assert (sum(quality.outcomes), len(quality.outcomes), quality.ties) == (3, 6, 1)
+    assert quality.outcomes == ((1, 1, 1), (0, 0, 0))
+    assert quality.ties == 1
     assert quality.accuracy == pytest.approx(0.5)
     assert quality.accuracy_without_ties == pytest.approx(0.6)
     unread = evaluate.judge_quality([a], {**scores, a.responses[0].id: None})
@@ -175,11 +176,22 @@ def test_the_paired_interval_is_scipys():
     rng = random.Random(1)
     before = [rng.random() for _ in range(400)]
     after = [value + rng.gauss(0.1, 0.3) for value in before]
-    low, high = evaluate.paired_interval(after, before)
+    low, high = evaluate.paired_interval([[value] for value in after], [[value] for value in before])
     differences = [a - b for a, b in zip(after, before, strict=True)]
     expected = stats.norm.interval(0.95, loc=sum(differences) / 400, scale=stats.sem(differences))
     assert (low, high) == pytest.approx(expected, rel=1e-3)
     assert math.isnan(evaluate.standard_error([1.0]))
+
+
+def test_the_error_of_a_mean_counts_groups_and_not_their_values():
+    """Three values a group that are all the same say no more than one."""
+    rng = random.Random(2)
+    singles = [rng.random() for _ in range(50)]
+    mean, error = evaluate.mean_and_error([[value] * 3 for value in singles])
+    assert (mean, error) == pytest.approx((sum(singles) / 50, stats.sem(singles)))
+    # groups of different size, by hand: mean 1/2, deviations' sums +1/2 and -1/2, so sqrt(2 / 1 * 1/2) / 4
+    assert evaluate.mean_and_error([[1, 1, 0], [], [0]]) == pytest.approx((0.5, 0.25))
+    assert all(map(math.isnan, evaluate.mean_and_error([[]])))
 
 
 def test_an_answer_that_never_came_scores_nothing():

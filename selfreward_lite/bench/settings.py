@@ -11,13 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite import config, loop, report
-from selfreward_lite.bench.tiny import OpenTools, Result, Say
+from selfreward_lite import config, loop
+from selfreward_lite.bench.tiny import OpenTools, Result, Say, finish
 from selfreward_lite.config import Settings
-from selfreward_lite.errors import GateStop
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
-from selfreward_lite.tools import Tools
 
 SEEDS = (200, 201)  # none of the published ones
 
@@ -62,20 +60,11 @@ def run_variants(
                 loop.run(store, settings, tools, watch)
             for number, (name, change) in enumerate(changes.items(), 1):
                 say(f"seed {seed}: {name} ({number} of {len(changes)})")
-                results[name].append(_run_variant(start, folder / f"seed-{seed}" / name, change, tools, watch))
+                branch(start, folder / f"seed-{seed}" / name, {**change, "iterations": "3"})
+                with Store.write(folder / f"seed-{seed}" / name) as store:
+                    settings = loop.settle(store, {key: value for key, value in base.items() if key == "gates.mode"}, None)
+                    results[name].append(finish(store, settings, tools, watch))
     return results
-
-
-def _run_variant(start: Path, folder: Path, change: Mapping[str, str], tools: Tools, watch: Watch) -> Result:
-    branch(start, folder, {**change, "iterations": "3"})
-    stopped = None
-    with Store.write(folder) as store:
-        settings = loop.settle(store, {}, None)
-        try:
-            loop.run(store, settings, tools, watch)
-        except GateStop as stop:
-            stopped = str(stop)
-        return Result(settings.seed, report.summary(store), stopped)
 
 
 def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:

@@ -15,17 +15,29 @@ from statistics import fmean
 from typing import Any
 
 from selfreward_lite import loop, report
-from selfreward_lite.errors import GateStop
+from selfreward_lite.config import Settings
+from selfreward_lite.errors import GateStop, TrainingError
 from selfreward_lite.evaluate import standard_error
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools
 
-SEEDS = range(100, 105)  # the published ones: no setting was ever chosen by what they show
+SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
 HELD_OUT = 1000
 COLUMNS = (
     "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "pair_yield", "tie_rate", "unread_rate",
     "mean_response_tokens", "self_score", "outside_score", "canary_score", "honest_bad_score",
+)
+
+CLAIMS = (
+    "every seed ran to the end",
+    "the last model beats M0 on every seed",
+    "mean win rate of the last model is at least 0.85",
+    "the mean exact score rises at every step",
+    "right answers rise from M0 to the last model",
+    "right answers never fall by more than two standard errors",
+    "judge pair accuracy of the last model is at least M0's less 0.02",
+    "the seed stage raises judge pair accuracy by at least 0.05",
 )
 
 OpenTools = Callable[[], AbstractContextManager[Tools]]
@@ -34,7 +46,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """One seed's run: its summary (see `report.summary`), and why it stopped early, if it did."""
+    """One seed's run: its summary (see `report.summary`), and why it stopped early, if it did: a gate, a training that failed."""
 
     seed: int
     document: Mapping[str, Any]
@@ -49,7 +61,7 @@ class Result:
 def run_seeds(
     folder: Path, seeds: Iterable[int], wanted: Mapping[str, str], open_tools: OpenTools, watch: Watch, say: Say
 ) -> list[Result]:
-    """Run, or finish, the tiny preset with every seed, and return what came of each. A refused model ends its seed's run."""
+    """Run, or finish, the tiny preset with every seed, and return what came of each. A failure ends its seed's run, not ours."""
     seeds = list(seeds)
     results = []
     with open_tools() as tools:
@@ -61,14 +73,24 @@ def run_seeds(
 
 def run_seed(folder: Path, seed: int, wanted: Mapping[str, str], tools: Tools, watch: Watch) -> Result:
     """Run, or finish, one seed."""
-    stopped = None
     with Store.write(folder) as store:
         settings = loop.settle(store, {**wanted, "seed": str(seed)}, "tiny")
-        try:
-            loop.run(store, settings, tools, watch)
-        except GateStop as stop:
-            stopped = str(stop)
-        return Result(seed, report.summary(store), stopped)
+        return finish(store, settings, tools, watch)
+
+
+def finish(store: Store, settings: Settings, tools: Tools, watch: Watch) -> Result:
+    """Run what is missing of a run; a model that is refused, or cannot be trained, is a result as well."""
+    stopped = None
+    try:
+        loop.run(store, settings, tools, watch)
+    except (GateStop, TrainingError) as stop:
+        stopped = str(stop)
+    return Result(settings.seed, report.summary(store), stopped)
+
+
+def reached(results: Sequence[Result]) -> list[int]:
+    """Return how many seeds have the base, M0, M1, …"""
+    return [sum(len(result.rows) > place for result in results) for place in range(max(len(one.rows) for one in results))]
 
 
 def averages(results: Sequence[Result]) -> list[dict[str, tuple[float, float]]]:
@@ -83,24 +105,23 @@ def averages(results: Sequence[Result]) -> list[dict[str, tuple[float, float]]]:
 
 
 def verdicts(results: Sequence[Result]) -> dict[str, bool]:
-    """Return what is claimed of the loop, and whether these results bear it out. A seed that stopped early bears nothing out."""
-    complete = all(len(result.rows) == len(results[0].rows) and result.stopped is None for result in results)
-    means = averages(results)[1:]
+    """Return what is claimed of the loop, and whether these results bear it out. With a seed that stopped early, none does."""
+    complete = all(len(result.rows) == len(results[0].rows) > 2 and result.stopped is None for result in results)
+    if not complete:
+        return dict.fromkeys(CLAIMS, False)
+    base, *means = averages(results)
     last = [result.rows[-1] for result in results]
-    return {
-        "every seed ran to the end": complete,
-        "the last model beats M0 on every seed": all((row.get("win_rate_vs_seed") or 0) > 0.5 for row in last),
-        "mean win rate of the last model is at least 0.85": means[-1]["win_rate_vs_seed"][0] >= 0.85,
-        "the mean exact score rises at every step": _rises([mean["exact_score"][0] for mean in means]),
-        "right answers rise from M0 to the last model": means[-1]["answer_right"][0] > means[0]["answer_right"][0],
-        "right answers never fall by more than two standard errors": _never_falls(results),
-        "judge pair accuracy of the last model is at least M0's less 0.02": (
-            means[-1]["judge_pair_accuracy"][0] >= means[0]["judge_pair_accuracy"][0] - 0.02
-        ),
-        "the seed stage raises judge pair accuracy by at least 0.05": (
-            means[0]["judge_pair_accuracy"][0] >= averages(results)[0]["judge_pair_accuracy"][0] + 0.05
-        ),
-    }
+    held = (
+        complete,
+        all(row["win_rate_vs_seed"] > 0.5 for row in last),
+        means[-1]["win_rate_vs_seed"][0] >= 0.85,
+        _rises([mean["exact_score"][0] for mean in means]),
+        means[-1]["answer_right"][0] > means[0]["answer_right"][0],
+        _never_falls(results),
+        means[-1]["judge_pair_accuracy"][0] >= means[0]["judge_pair_accuracy"][0] - 0.02,
+        means[0]["judge_pair_accuracy"][0] >= base["judge_pair_accuracy"][0] + 0.05,
+    )
+    return dict(zip(CLAIMS, held, strict=True))
 
 
 def _rises(values: Sequence[float]) -> bool:

@@ -329,7 +329,7 @@ def _load_model(path: Path, gpu_layers: int) -> Any:
     if cpp.llama_model_is_recurrent(model) or cpp.llama_model_is_hybrid(model):
         fault = f"model {path} is recurrent, and its prompts cannot be shared; use an attention model"
     elif gpu_layers and (_LOG.offload is None or "offloaded 0/" in _LOG.offload):
-        fault = f"a GPU was asked for, but no layer went there ({_LOG.offload}); look at `doctor`, or set gpu_layers=0"
+        fault = f"a GPU was asked for, but no layer went there ({_LOG.offload}); does nvidia-smi show one? Else set gpu_layers=0"
     if fault:
         cpp.llama_model_free(model)
         raise EngineError(fault)

@@ -261,7 +261,7 @@ class ProcessEngine:
         how = child.reap()
         if "bug" in message:
             raise RuntimeError(f"the engine's process failed:\n{message['bug']}")
-        death = f"the engine's process died while loading its model ({how}); run `doctor`"
+        death = f"the engine's process died while loading its model ({how}); if memory ran out, lower the context"
         raise EngineError(message.get("error", death))
 
     def _bury(self) -> None:

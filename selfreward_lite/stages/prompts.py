@@ -154,7 +154,9 @@ def _words(text: str) -> list[str]:
 
 
 def _near(words: list[str], others: Iterable[list[str]], limit: float) -> bool:
+    """Whether the words are those of another text, or like it: ROUGE-L above `limit`, which at 1 nothing is."""
     return any(
-        2 * min(len(words), len(other)) > limit * (len(words) + len(other)) and rouge_l(words, other) > limit
+        words == other
+        or (2 * min(len(words), len(other)) > limit * (len(words) + len(other)) and rouge_l(words, other) > limit)
         for other in others
     )
