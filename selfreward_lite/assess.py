@@ -12,11 +12,12 @@ from statistics import fmean
 
 from selfreward_lite import evaluate, gates, tripwires
 from selfreward_lite.errors import GateStop, UserError
-from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Response, ResponsePair
+from selfreward_lite.manifest import manifest_faults
+from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Prompt, Response, ResponsePair
 from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.stages import judgments, responses
 from selfreward_lite.steps import judging
-from selfreward_lite.store import Store, manifest_faults
+from selfreward_lite.store import Store
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ def pass_data_gates(run: Run, iteration: int) -> None:
     answered = {one.id for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")}
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
     read = evaluate.share_read([one for one in drawn if one.response_id in answered])
-    # Of the prompts that were wanted: a writer that wrote a handful of them must not pass because all of those gave a pair.
-    data = gates.Data(pairs / run.settings.prompts.count, read if drawn else 0.0)
+    # Of the prompts wanted: a writer that wrote a handful of them must not pass because all of those gave a pair. A file's
+    # last share is as short as it is.
+    own = run.settings.prompts.file is not None
+    wanted = run.store.count(Prompt, iteration=iteration) if own else run.settings.prompts.count
+    data = gates.Data(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
     _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
 
 

@@ -47,7 +47,7 @@ def run(
         Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run; report holds for one command.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSONL, CSV or Parquet.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0)] = None,
+    hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0, max=8760)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
@@ -196,10 +196,16 @@ def main() -> None:
                       soft_wrap=True, markup=False)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        full, shut = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+        wrong = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+        if error.errno not in (*full, *shut, *wrong):
             raise
-        where = error.filename or "the disk"
-        _say(f"{where}: {error.strerror}. What was committed is kept: free space and give the same command again.")
+        advice = (
+            "free space and give the same command again" if error.errno in full
+            else "make it writable and give the same command again" if error.errno in shut
+            else "move what is in the way, or give another --name or --runs-dir"
+        )
+        _say(f"{error.filename or 'the disk'}: {error.strerror}. What was committed is kept: {advice}.")
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:

@@ -11,9 +11,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from selfreward_lite.errors import ConfigError
+from selfreward_lite.prompts import template_sets
 
 PRESETS_DIR = Path(__file__).parent / "presets"
 TINY_MODEL = Path(__file__).parent / "tiny" / "model"
@@ -22,7 +23,7 @@ TINY_MODEL = Path(__file__).parent / "tiny" / "model"
 class Section(BaseModel):
     """Frozen, and strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
@@ -30,6 +31,13 @@ class Model(Section):
     templates: str = Field(description="template set in selfreward_lite/prompts")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
     gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")
+
+    @field_validator("templates")
+    @classmethod
+    def _ships(cls, name: str) -> str:
+        if name not in template_sets():
+            raise ValueError(f"choose one of {', '.join(template_sets())}")
+        return name
 
     @property
     def folder(self) -> Path:
@@ -48,6 +56,14 @@ class EngineSettings(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores, one for a tiny model")
     gpu_layers: int = Field(0, ge=-1, description="layers on the card; -1 = all")
 
+    @model_validator(mode="after")
+    def _fits(self) -> EngineSettings:
+        if self.parallel + self.roots > 256:
+            raise ValueError(f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's 256 sequences")
+        if self.parallel > self.batch:
+            raise ValueError(f"a batch of {self.batch} tokens has no room for one of each of {self.parallel} sequences")
+        return self
+
 
 class Draw(Section):
     """How tokens are drawn."""
@@ -59,7 +75,7 @@ class Draw(Section):
 
 
 class Seed(Section):
-    ranked: str = Field(description="ranked data in OASST's schema (JSONL or Parquet file), or 'tiny'")
+    ranked: str = Field(description="ranked data in OASST's schema (JSONL, JSON, CSV or Parquet file), or 'tiny'")
     train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
@@ -153,16 +169,22 @@ class Gates(Section):
     mode: Literal["stop", "report"] = Field("stop", description="whether a failed gate ends the run (exit code 3)")
     min_pair_share: float = Field(0.1, ge=0, le=1, description="share of the prompts wanted that must give a response pair; "
                                   "below it the judge ties nearly everything, and training would fit noise")
-    min_moved_share: float = Field(0.9, ge=0, le=1, description="share of adapter weights that training must have changed")
-    max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits")
+    min_moved_share: float = Field(0.9, ge=0, le=1, description="share of adapter weights that training must have changed; "
+                                   "in bfloat16 steps of a usual size moved 0.4 % of them")
+    max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits; in f32 they "
+                                        "agree to 1e-5, and a damaged base was off by 6.7 (LOG.md)")
     max_length_ratio: float = Field(1.5, gt=0, description="mean response length against the model before; longer answers "
                                     "please judges (MR, section 3.2)")
-    max_cut_share: float = Field(0.10, ge=0, le=1, description="share of responses ended by the length limit")
-    max_repetitive_share: float = Field(0.05, ge=0, le=1, description="share of responses that mostly repeat themselves")
+    max_cut_share: float = Field(0.10, ge=0, le=1, description="share of responses ended by the length limit; an answer that "
+                                 "was cut teaches nobody to stop")
+    max_repetitive_share: float = Field(0.05, ge=0, le=1, description="share of responses that mostly repeat themselves; "
+                                        "people hardly ever do, so one in twenty is a loop")
     min_distinct_share: float = Field(0.3, ge=0, le=1, description="share of different texts among the responses to different "
                                       "prompts; a model that says the same to all has collapsed")
-    min_read_share: float = Field(0.90, ge=0, le=1, description="share of judgments that could be read, after the seed stage")
-    max_judge_loss: float = Field(0.03, ge=0, description="judge accuracy: stop if the paired 95 % interval lies below this")
+    min_read_share: float = Field(0.90, ge=0, le=1, description="share of judgments that could be read, after the seed "
+                                  "stage; below it the scores are those of the easy answers only")
+    max_judge_loss: float = Field(0.03, ge=0, description="judge accuracy: stop if the paired 95 % interval lies below a loss "
+                                  "of this; some hundred pairs cannot tell smaller ones from noise")
     max_outside_loss: float = Field(0.0, ge=0, description="points that M0, frozen, may like the answers less than those before: "
                                     "stop if the paired 95 % interval lies below this loss")
     min_outside_share: float = Field(0.5, ge=0, le=1, description="share of those prompts on which M0 must have read the answers "
@@ -174,7 +196,7 @@ class Gates(Section):
 
 class Settings(Section):
     preset: str
-    seed: int = Field(0, ge=0, description="seed of everything that is drawn")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn; numpy takes 32 bits")
     iterations: int = Field(3, ge=0, description="iterations after the seed stage")
     skip_bad: bool = Field(False, description="leave out lines of a data file that cannot be used, and count them")
     model: Model

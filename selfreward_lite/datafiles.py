@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ from selfreward_lite.records import Drop
 MAX_LINE_BYTES = 1_000_000  # a longer line is a broken file, not a prompt
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "text")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+# Every field that anybody here, or the seed stage, looks at.
+COLUMNS = (
+    *PROMPT_COLUMNS, *CHAT_COLUMNS, "input", "message_id", "parent_id", "role", "rank", "lang", "deleted", "review_result",
+    "synthetic", "tree_state",
+)
 _ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 
 Row = Mapping[str, Any]
@@ -54,6 +60,8 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
     """Return the rows of a JSONL, JSON, CSV or Parquet file. Raises DataError, with file and line, for what cannot be read."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSONL, JSON, CSV or Parquet file")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: may not be read; change its permissions")
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_list, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: cannot tell its format by its name; call it .jsonl, .json, .csv or .parquet")
@@ -125,13 +133,22 @@ def _first_turn(turns: Any) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"{what} is not text")
-    if "\x00" in value:
-        raise BadRow(f"{what} holds a NUL character")
+    if reason := text_fault(value):
+        raise BadRow(f"{what} {reason}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
     return value.strip()
+
+
+def text_fault(value: Any) -> str | None:
+    """Say why a field holds no text that can be kept, if it does not."""
+    if not isinstance(value, str):
+        return "is empty" if value is None else "is not text"
+    if "\x00" in value:
+        return "holds a NUL character"
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        return "holds half a character (a lone surrogate)"
+    return None
 
 
 def _json_lines(rows: Rows) -> Iterator[tuple[int, Any]]:
@@ -165,26 +182,32 @@ def _parse(text: str) -> Any:
             raise ValueError("a field stands there twice")
         return made
 
-    return json.loads(text, object_pairs_hook=unique)
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _csv(rows: Rows) -> Iterator[tuple[int, Any]]:
     with rows.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         while True:
+            first = reader.reader.line_num + 1  # that of the row; one in quotes may go on for several
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                rows.refuse(reader.line_num, f"not CSV ({error})")
+                if reader.reader.line_num > first:  # nobody can count the rows that an open quote has swallowed
+                    raise DataError(f"{rows.path}:{first}: a quote that opens here is never closed, or too late") from None
+                rows.refuse(first, f"not CSV ({error})")
                 continue
             if None in row or None in row.values():
-                rows.refuse(reader.line_num, "another number of fields than the first line")
+                rows.refuse(first, "another number of fields than the first line")
             elif any("\udc80" <= sign <= "\udcff" for value in row.values() for sign in value):
-                rows.refuse(reader.line_num, "not UTF-8")
+                rows.refuse(first, "not UTF-8")
             else:
-                yield reader.line_num, row
+                yield first, {name: value or None for name, value in row.items()}  # CSV has no other nothing
 
 
 def _parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
@@ -192,8 +215,29 @@ def _parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(rows.path)
+        there = pyarrow.parquet.read_schema(rows.path).names
+        # what no reader asks for is left alone, with whatever is wrong in it
+        table = pyarrow.parquet.read_table(rows.path, columns=[name for name in there if name in COLUMNS] or there[:1])
     except (pyarrow.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
         raise DataError(f"{rows.path}: not a whole Parquet file ({why}); download or export it again") from None
-    yield from enumerate(table.to_pylist(), 1)
+    number = 0
+    for batch in table.to_batches(max_chunksize=1000):
+        try:
+            found = batch.to_pylist()
+        except (ValueError, OverflowError):  # a text that is no UTF-8, a date that Python has not: which row is it?
+            found = [_only(batch.slice(place, 1)) for place in range(batch.num_rows)]
+        for row in found:
+            number += 1
+            if row is None:
+                rows.refuse(number, "a value that cannot be read (not UTF-8, or a date out of range)")
+            else:
+                yield number, row
+
+
+def _only(batch: Any) -> Any:
+    """The one row of a Parquet batch, None where one of its values cannot be read."""
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError):
+        return None

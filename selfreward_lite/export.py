@@ -21,6 +21,7 @@ from selfreward_lite.errors import ExportError
 from selfreward_lite.llama_folder import (
     Llama,
     Tensor,
+    check_shape,
     layout,
     locate,
     read_config,
@@ -140,9 +141,7 @@ def _loaded(tensors: list[Tensor], files: dict[str, Path], weights: Weights,
     import torch
     for tensor in tensors:
         value = read_safetensors(files[tensor.source], lambda file, name=tensor.source: file.get_tensor(name))
-        if tuple(value.shape) != tensor.shape:
-            raise ExportError(f"{tensor.source} has shape {tuple(value.shape)}, config.json says {tensor.shape}: "
-                              "download the model again")
+        check_shape(tensor, tuple(value.shape))
         value = _finite(value.to(getattr(torch, load_dtype)), tensor.source)
         yield tensor, _nf4(value) if tensor.linear and weights == "nf4" else value
 

@@ -97,6 +97,9 @@ def read_config(model_dir: Path) -> Llama:
             theta=theta, rope=rope, tied=config.get("tie_word_embeddings", False))
     except KeyError as error:
         raise ExportError(f"{model_dir}/config.json lacks {error}: save it again with save_pretrained") from error
+    for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
+        if not isinstance(getattr(llama, name), int) or getattr(llama, name) < 1:
+            raise ExportError(f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: download it again")
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
         raise ExportError(f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json")
     return llama
@@ -138,7 +141,18 @@ def check_folder(model_dir: Path) -> None:
     """Raise ExportError where the folder cannot be served; reads its settings, its vocabulary and its files' headers."""
     llama = read_config(model_dir)
     read_vocabulary(model_dir, llama.vocab)
-    locate(model_dir, layout(llama), llama.tied)
+    tensors = layout(llama)
+    files = locate(model_dir, tensors, llama.tied)
+    for tensor in tensors:
+        shape = read_safetensors(
+            files[tensor.source], lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()), "numpy")
+        check_shape(tensor, shape)
+
+
+def check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ExportError unless a tensor in a file has the shape that config.json gives it."""
+    if shape != tensor.shape:
+        raise ExportError(f"{tensor.source} has shape {shape}, config.json says {tensor.shape}: download the model again")
 
 
 def layout(llama: Llama) -> list[Tensor]:

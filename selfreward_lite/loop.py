@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from selfreward_lite import assess, config, datafiles, plan, steps, tripwires
-from selfreward_lite.chat import ChatFormat
+from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import Settings
 from selfreward_lite.errors import ConfigError, ExportError
 from selfreward_lite.llama_folder import check_folder
@@ -30,6 +32,7 @@ SEED_STAGE: tuple[Step, ...] = (
     steps.read_prompts,
     tripwires.lay_canaries,
     steps.export_base,
+    steps.check_models,
     assess.measure_base,
     steps.judge_ranked,
     steps.train_seed,
@@ -72,8 +75,8 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
     if settings.judge.score == "expected" and any(len(chat.text_ids(digit)) != 1 for digit in "012345"):
         raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
     newest = store.newest()
-    left = settings.iterations - (-1 if newest is None else newest)
-    plan.check_disk(store.folder, plan.disk(settings, max(0, left), base_written=store.is_done(0, "base")))
+    left, whole = max(0, settings.iterations - (newest or 0)), newest is None
+    plan.check_disk(store.folder, plan.disk(settings, left, seed_stage=whole, base_written=store.is_done(0, "base")))
     work = Run(store, settings, chat, model_dir, tools, watch)
     try:
         for iteration in range(settings.iterations + 1):
@@ -117,16 +120,29 @@ def _lasting(settings: Settings) -> dict[str, Any]:
 
 def _check_folder(settings: Settings) -> None:
     """What cannot be served is better said now than after the first stage."""
+    folder = settings.model.folder
     try:
-        check_folder(settings.model.folder)
+        check_folder(folder)
+        ChatFormat.load(folder).prompt_ids(user("Hello."))
     except ExportError as error:
         raise ConfigError(str(error)) from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, TemplateError) as error:
+        # somebody else's JSON and Jinja: whatever is not where it belongs ends up here
+        raise ConfigError(
+            f"{folder}: its files are not those of a Llama with a chat template ({type(error).__name__}: {error}); "
+            "download it again"
+        ) from None
 
 
 def _check_prompts(settings: Settings) -> None:
     """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
     if settings.prompts.file is not None:
-        datafiles.prompts(datafiles.read_rows(Path(settings.prompts.file), skip_bad=settings.skip_bad))
+        found = datafiles.prompts(datafiles.read_rows(Path(settings.prompts.file), skip_bad=settings.skip_bad))
+        if len(found) <= (settings.iterations - 1) * settings.prompts.count:
+            raise ConfigError(
+                f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "
+                f"{settings.prompts.count}; set prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
+            )
 
 
 def finished(store: Store, settings: Settings) -> bool:

@@ -17,16 +17,29 @@ GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 k
 TOKEN_BYTES = 4.5  # bytes of text a token, on the long side for English
 RECORD_BYTES = 400  # ids, numbers and index entries of one record
 ADAPTER_BYTES = 8  # a weight in float32 in the PEFT folder, and in the GGUF
+ID_BYTES = 6  # of a token id in a trainer's rows
+LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and what trainers and exporters say
+CANARIES = 50
 MARGIN = 1.1
 
 
-def disk(settings: Settings, iterations: int, *, base_written: bool) -> dict[str, int]:
-    """Return the bytes that a run still needs, by what needs them: `base`, `adapters`, `records`."""
+def disk(settings: Settings, iterations: int, *, seed_stage: bool, base_written: bool) -> dict[str, int]:
+    """Return the bytes that a run still needs, by what needs them: `base`, `adapters`, `records`, `working files`.
+
+    `iterations` are those still to do; `seed_stage` says whether that is too.
+    """
     llama = read_config(settings.model.folder)
     base = 0.0 if base_written else weights(llama) * GGUF_BYTES[settings.model.gguf]
-    adapters = iterations * adapter_weights(llama, settings.lora.rank) * ADAPTER_BYTES
-    records = iterations * _records(settings)
-    return {"base": int(base), "adapters": int(adapters), "records": int(records)}
+    adapters = (iterations + seed_stage) * adapter_weights(llama, settings.lora.rank) * ADAPTER_BYTES
+    records = iterations * (_records(settings) + _evaluation(settings))
+    if seed_stage:
+        # twice the examples wanted are judged, since not all agree; the base and M0 are both measured
+        drawn = 2 * settings.seed_stage.train_examples * settings.seed_stage.attempts
+        records += drawn * _judgment(settings) + 2 * _evaluation(settings)
+    longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
+    rows = max(settings.seed_stage.train_examples * (iterations < 1), 2 * settings.prompts.count * (iterations > 0))
+    working = LOG_BYTES + rows * longest * ID_BYTES if iterations or seed_stage else 0
+    return {"base": int(base), "adapters": int(adapters), "records": int(records), "working files": int(working)}
 
 
 def check_disk(folder: Path, needs: dict[str, int]) -> None:
@@ -52,16 +65,26 @@ def adapter_weights(llama: Llama, rank: int) -> int:
 
 
 def _records(settings: Settings) -> float:
-    """Bytes of one iteration's records: every response and judgment at its longest, battles among all judgments."""
+    """Bytes of what one iteration trains on: every response and judgment at its longest, battles among all judgments."""
     responses = settings.prompts.count * settings.responses.count
-    judgments = responses * settings.judge.count
     battles = settings.prompts.count * settings.judge.count * (settings.judge.count - 1)
-    held_out = settings.evaluation.prompts + settings.seed_stage.eval_prompts * 4 * settings.evaluation.judgments
     return (
         responses * (RECORD_BYTES + TOKEN_BYTES * settings.responses.draw.max_tokens)
-        + (judgments + held_out) * (RECORD_BYTES + TOKEN_BYTES * settings.judge.draw.max_tokens)
+        + responses * settings.judge.count * _judgment(settings)
         + battles * (RECORD_BYTES + TOKEN_BYTES * settings.meta_judge.draw.max_tokens)
     )
+
+
+def _evaluation(settings: Settings) -> float:
+    """Bytes of what one model answers and judges to be measured; four ranked answers a prompt."""
+    asked = settings.evaluation
+    judged = settings.seed_stage.eval_prompts * 4 * asked.judgments + 2 * asked.outside_prompts * asked.outside_judgments
+    judged += CANARIES * asked.canary_judgments
+    return asked.prompts * (RECORD_BYTES + TOKEN_BYTES * asked.draw.max_tokens) + judged * _judgment(settings)
+
+
+def _judgment(settings: Settings) -> float:
+    return RECORD_BYTES + TOKEN_BYTES * settings.judge.draw.max_tokens
 
 
 def _size(count: float) -> str:

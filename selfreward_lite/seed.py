@@ -8,6 +8,7 @@ reason; deeper messages of a tree and unranked answers are not looked at.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,10 +54,11 @@ def load_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...
         return list(tiny_ranked.rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)), ()
     found = datafiles.read_rows(Path(source), skip_bad=settings.skip_bad)
     kept = []
-    for number, row in found.rows:
+    for number, raw in found.rows:
+        row = _typed(raw)
         reason = _unfit(row)
         if reason is None:
-            kept.append(dict(row))
+            kept.append(row)
         else:
             found.refuse(number, reason)
     return kept, found.drops()
@@ -80,7 +82,7 @@ def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[Ra
             drops["same prompt again"] += 1
             continue
         seen.add(plain)
-        ranked = sorted((a for a in answers[row["message_id"]] if a["rank"] is not None), key=lambda a: int(a["rank"]))
+        ranked = sorted((a for a in answers[row["message_id"]] if a["rank"] is not None), key=lambda a: a["rank"])
         if len(ranked) < 2:
             drops["fewer than two ranked answers"] += 1
             continue
@@ -200,6 +202,20 @@ def _as_records(index: int, prompt_text: str, texts: Sequence[str], run: str) ->
     return RankedPrompt(prompt, responses)
 
 
+def _typed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and truth values that a CSV file could only write as text."""
+    typed = dict(row)
+    if isinstance(row.get("rank"), str):
+        try:
+            typed["rank"] = float(row["rank"])
+        except ValueError:
+            return typed  # and it is refused as what it is
+    for name in ("deleted", "synthetic", "review_result"):
+        if isinstance(row.get(name), str):
+            typed[name] = {"true": True, "false": False}.get(row[name].casefold(), row[name])
+    return typed
+
+
 def _unfit(row: Mapping[str, Any]) -> str | None:
     """Say why a row is no message of ranked data."""
     if chat := datafiles.chat_format(row):
@@ -209,6 +225,10 @@ def _unfit(row: Mapping[str, Any]) -> str | None:
         return f"no field {missing[0]!r}; ranked data must be in OASST's schema"
     if row["role"] not in ("prompter", "assistant"):
         return f"role {row['role']!r} is neither prompter nor assistant"
-    if row["rank"] is not None and not isinstance(row["rank"], int | float):
+    if row["rank"] is not None and not (isinstance(row["rank"], int | float) and math.isfinite(row["rank"])):
         return f"rank {row['rank']!r} is not a number"
-    return None if isinstance(row["text"], str | None) else "text is not text"
+    for name in ("message_id", "parent_id"):
+        if not isinstance(row[name], str | int | None):
+            return f"{name} {row[name]!r} is not an id"
+    fault = datafiles.text_fault(row["text"])
+    return None if row["text"] is None or fault is None else f"text {fault}"  # an empty one is dropped, as OASST has them

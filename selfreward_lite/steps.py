@@ -13,6 +13,7 @@ from pathlib import Path
 
 from selfreward_lite import datafiles, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
+from selfreward_lite.manifest import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
     BASE,
     Battle,
@@ -29,7 +30,6 @@ from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.runner import Progress, run_stage
 from selfreward_lite.stages import battles, judgment_pairs, judgments, prompts, ratings, response_pairs, responses
 from selfreward_lite.stages.voice import Asking, Voice
-from selfreward_lite.store import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
 
 # -- seed stage ----------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def export_base(run: Run, _: int) -> None:
 def check_models(run: Run, iteration: int) -> None:
     """Refuse to go on from files that are not those that were written: a flipped bit in an adapter loads silently."""
     base = run.base_gguf.parent
-    faults = manifest_faults(base) + manifest_faults(run.store.model_dir(iteration - 1))
+    faults = manifest_faults(base) + (manifest_faults(run.store.model_dir(iteration - 1)) if iteration else [])
     if not faults and manifest_fact(base, "source") != folder_hash(run.model_dir):
         faults = [f"{run.model_dir}: the base model was changed after the run began"]
     if faults:

@@ -1,20 +1,19 @@
 """The run folder and its one SQLite file: keyed by item, resumable, readable while it is written.
 
-Knows: tables, transactions, the lock, manifests. Does not know: stages' meaning, models, clocks other than for durations.
+Knows: tables, transactions, the lock. Does not know: stages' meaning, models, clocks other than for durations.
 
     runs/<name>/run.sqlite     every record, which items of which stage are done, what was dropped and why
     runs/<name>/run.lock       held by the one writer; names its process
     runs/<name>/base/          the base model as llama.cpp reads it
     runs/<name>/M<t>/          one model: adapter, GGUF adapter; its manifest is written last
 
-A folder without its manifest does not exist. A killed run loses what was under way, never what was committed; a power cut may
+A killed run loses what was under way, never what was committed; a power cut may
 also take the last commits, up to the last end of a stage, and leaves the file whole.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,10 +25,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import manifest_faults
 from selfreward_lite.records import KINDS, Outcome, Record, content_hash, derive_id
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 WHOLE = "all"  # the item name of a stage that is done in one piece
 
 R = TypeVar("R", bound=Record)
@@ -65,6 +64,10 @@ class _Database(sqlite3.Connection):
         with self._in_words():
             return super().executemany(*arguments)
 
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        with self._in_words():
+            return super().executescript(script)
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
@@ -76,6 +79,12 @@ class _Database(sqlite3.Connection):
             raise UserError(
                 f"{self.folder}: cannot write ({error}; {free:.1f} MB are free there). What was committed is kept: free space, "
                 "or make the folder writable, and give the same command again"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            if not any(word in str(error) for word in ("malformed", "not a database", "corrupt")):
+                raise
+            raise UserError(
+                f"{self.folder}: run.sqlite is damaged ({error}); restore the folder from a copy, or start a new --name"
             ) from None
 
 
@@ -107,7 +116,9 @@ class Store:
         path = folder / "run.sqlite"
         if not path.exists():
             raise UserError(f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`")
-        connection = _connect(f"{path.absolute().as_uri()}?mode=ro", folder)
+        # SQLite's WAL wants a file of its own beside it; where none can be written, nobody can be writing the run either.
+        still = "" if os.access(folder, os.W_OK) else "&immutable=1"
+        connection = _connect(f"{path.absolute().as_uri()}?mode=ro{still}", folder)
         _check_version(connection, folder)
         return cls(folder, connection, None)
 
@@ -293,55 +304,6 @@ def _connect(name: str, folder: Path) -> _Database:
         raise UserError(f"{folder}: cannot open run.sqlite ({error}); give another --runs-dir") from None
     connection.folder = folder
     return connection
-
-
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `manifest.json` with the sha256 of every file in `folder`, last of all and at once.
-
-    Half-written files that a killed exporter left (`*.part`) do not belong to it.
-    """
-    unfinished = folder / f"{MANIFEST}.part"
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part"]
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in paths if path.name != MANIFEST}
-    with unfinished.open("w", encoding="utf-8") as file:
-        json.dump({"files": files, **facts}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(folder / MANIFEST)
-
-
-def manifest_faults(folder: Path) -> list[str]:
-    """Return what differs between a folder and its manifest, one line each."""
-    if not (folder / MANIFEST).exists():
-        return [f"{folder}: no manifest, so this folder is not complete"]
-    listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    faults = []
-    for name, digest in listed.items():
-        path = folder / name
-        if not path.exists():
-            faults.append(f"{path}: missing")
-        elif sha256_of(path) != digest:
-            faults.append(f"{path}: differs from its sha256 in the manifest")
-    return faults
-
-
-def manifest_fact(folder: Path, name: str) -> Any:
-    """Return a fact that the manifest of a complete folder states."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[name]
-
-
-def folder_hash(folder: Path) -> str:
-    """Return one sha256 over the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _table(kind: type[Record]) -> str:

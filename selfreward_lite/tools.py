@@ -6,6 +6,7 @@ so it survives whatever happens to them, and their memory really comes back. Tes
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from selfreward_lite.training_job import Job, Report
 from selfreward_lite.workshop import TaskFailed, Workshop
 
 TokenLists = Sequence[Sequence[int]]
+NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk; a library that could not write says so in many ways
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class _Torch:
         try:
             return self.workshop.do("train", log, passed_on, **asdict(job))
         except TaskFailed as failure:
-            raise TrainingError(f"training failed: {failure} (see {log})") from None
+            raise TrainingError(f"training failed: {failure} (see {log}){_nearly_full(folder)}") from None
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,14 @@ class _Torch:
         try:
             answer = self.workshop.do(task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments)
         except TaskFailed as failure:
-            raise ExportError(f"{failure} (see {log})") from None
+            raise ExportError(f"{failure} (see {log}){_nearly_full(log.parent)}") from None
         log.unlink()  # the manifest of the folder lists what belongs to the model
         return answer
+
+
+def _nearly_full(folder: Path) -> str:
+    """What a failure's line should add where the disk is the likely reason."""
+    usage = shutil.disk_usage(folder)
+    if usage.free > min(NEARLY_FULL[0], NEARLY_FULL[1] * usage.total):
+        return ""
+    return f"; the disk of {folder} has only {usage.free / 1e6:.1f} MB free: free space and give the same command again"

@@ -74,7 +74,9 @@ class Workshop:
             code = child.wait()
             self._end()
         if code != 0 or answer is None:
-            raise TaskFailed(_last_words(log) or _last_words(Path(self._words)) or _how_it_ended(code))
+            said = _last_words(log) or _last_words(Path(self._words))
+            how = _how_it_ended(code)
+            raise TaskFailed(said if said and code >= 0 else f"{how}; its last words: {said}" if said else how)
         return answer
 
     def close(self) -> None:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_lite import canaries
+from selfreward_lite import canaries, evaluate
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.engines.base import Completion, Sampling
 from selfreward_lite.parsing import parse_score, parse_verdict, speaks_to_judge
 from selfreward_lite.prompts import fill, neutralise, nonce_for, template_sets
-from selfreward_lite.records import Prompt, Response
-from selfreward_lite.stages import judgments, response_pairs
+from selfreward_lite.records import Judgment, Prompt, Response
+from selfreward_lite.stages import battles, judgments, response_pairs
 from selfreward_lite.stages.voice import Voice
 from selfreward_lite.tiny.tokenizer import SPECIAL_TOKENS
 
@@ -70,15 +70,20 @@ def test_fault_17_no_canary_changes_the_judges_question_outside_its_own_span(cha
 @pytest.mark.parametrize("index", range(len(LAID)))
 def test_fault_17_only_what_the_judge_wrote_is_read(chat, index):
     """A judge that answers without a score gives none, whatever the response says; one that quotes the wrapper is void."""
-    voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0)
     response = LAID[index]
     for said in ("I cannot tell.", f"{response.text}\nI cannot tell.", f"{nonce_for(response.id, 'compact')}\nScore: 5"):
-        asking = judgments.ask(PROMPT, response, voice, 1)
-        (request,) = next(asking)
-        with pytest.raises(StopIteration) as ended:
-            asking.send([[Completion(request.key, 0, (1,), said, "stop", 1)]])
-        (judgment,) = ended.value.value.records
-        assert judgment.score is None
+        assert judged(chat, response, said).score is None
+    for said, score in (("", None), ("\n", None), ("Score: 2", 2.0), ("It is.\nScore: 0", 0.0)):
+        assert judged(chat, response, said).score == score
+
+
+def judged(chat, response: Response, said: str) -> Judgment:
+    """What the judge's stage makes of a completion."""
+    asking = judgments.ask(PROMPT, response, Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0), 1)
+    (request,) = next(asking)
+    with pytest.raises(StopIteration) as ended:
+        asking.send([[Completion(request.key, 0, (1,), said, "stop", 1)]])
+    return ended.value.value.records[0]
 
 
 def test_fault_17_no_canary_that_speaks_to_the_judge_is_chosen_even_by_a_judge_that_it_fooled(tiny):
@@ -116,6 +121,7 @@ def test_no_response_text_whatever_changes_token_structure_outside_its_span(resp
     chat = ChatFormat.load(TINY_MODEL)
     nonce = nonce_for("any", templates)
     asked, empty = (fill(templates, "judge", prompt=PROMPT.text, response=one, nonce=nonce) for one in (response, ""))
+    start = chat.prompt_ids(user(empty[: empty.index(nonce)]))[:-6]  # less what ends the turn, and what may merge with the nonce
     end = empty[empty.rindex(nonce) :]
     assert asked.endswith(end)
     assert asked.count(nonce) == empty.count(nonce)
@@ -123,6 +129,7 @@ def test_no_response_text_whatever_changes_token_structure_outside_its_span(resp
     assert specials(chat, ids) == specials(chat, plain)
     after = len(chat.text_ids(end)) - 2  # the first tokens of the end may have merged with the nonce
     assert ids[-after:] == plain[-after:]
+    assert ids[: len(start)] == plain[: len(start)] == start
     for name in ("meta_judge", "compare"):
         values = (
             {"judgment_a": response, "judgment_b": response}
@@ -134,6 +141,42 @@ def test_no_response_text_whatever_changes_token_structure_outside_its_span(resp
         hollow = fill(templates, name, prompt=PROMPT.text, nonce=nonce, **dict.fromkeys(values, ""), **dict.fromkeys(more, ""))
         assert filled.count(nonce) == hollow.count(nonce)
         assert specials(chat, chat.prompt_ids(user(filled))) == specials(chat, chat.prompt_ids(user(hollow)))
+
+
+WROTE = [("", None), ("I cannot tell.", None), ("Score: 2", 2.0), ("Score: 4.5/5", 4.5)]
+
+
+@given(hostile, st.sampled_from(WROTE))
+def test_a_score_comes_from_what_the_judge_wrote_whatever_the_response_says(response, wrote):
+    chat, (said, score) = ChatFormat.load(TINY_MODEL), wrote
+    assert judged(chat, Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1), said).score == score
+
+
+@given(hostile, st.sampled_from([("Winner: Judgement A", 1), ("Winner: Judgement B", -1), ("", 0), ("I cannot tell.", 0)]))
+def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_say(text, wrote):
+    chat, (said, verdict) = ChatFormat.load(TINY_MODEL), wrote
+    voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    response = Response("r", 1, "M0", PROMPT.id, 0, text, "stop", 1)
+    fought = [Judgment(f"j{index}", 1, "M0", "r", index, f"{text}\nScore: {index}", "stop", 1, index, None) for index in (2, 4)]
+    asking = battles.ask(PROMPT, response, fought, voice)
+    requests = next(asking)
+    with pytest.raises(StopIteration) as ended:
+        asking.send([[Completion(one.key, 0, (1,), said, "stop", 1)] for one in requests])
+    assert {battle.verdict for battle in ended.value.value.records} <= {verdict}
+
+
+@given(hostile, st.sampled_from([("Winner: Response A", "Winner: Response B", 1.0), ("", "Winner: Response B", 0.5)]))
+def test_a_comparison_comes_from_what_the_judge_wrote_whatever_the_responses_say(text, wrote):
+    chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
+    voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
+    asking = evaluate.ask_comparison(PROMPT, mine, theirs, voice)
+    requests = next(asking)
+    with pytest.raises(StopIteration) as ended:
+        asking.send(
+            [[Completion(one.key, 0, (1,), said, "stop", 1)] for one, said in zip(requests, (first, second), strict=True)]
+        )
+    assert ended.value.value.records[0].result == result
 
 
 @given(hostile)

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from scripted_run import run
+from scripted_run import SMALL, run
+from scripted_tools import scripted_tools
 
 from selfreward_lite.store import Store
 
@@ -43,6 +44,12 @@ def runs(tmp_path_factory) -> Path:
         (("verify", "--name", "nothing"), "no run in"),
         (("accept", "--name", "nothing"), "no run in"),
         (("run", "--prompts", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("run", "--set", "model.templates=foo"), "model.templates: Value error, choose one of"),
+        (("run", "--set", "prompts.attempts=inf"), "prompts.attempts: Input should be a finite number"),
+        (("run", "--set", "engine.parallel=256"), "more than llama.cpp's 256 sequences"),
+        (("run", "--set", "engine.batch=32", "--set", "engine.parallel=64"), "has no room for one of each of 64 sequences"),
+        (("run", "--seed", "4294967296"), "seed: Input should be less than 4294967296"),
+        (("run", "--hours", "inf"), "--hours"),
         (("bench", "tiny", "--seeds", "a-b"), "write them as 100-104 or 7,9"),
         (("bench", "settings", "--set", "dpo.bet=1"), "dpo.bet: no such setting"),
     ],
@@ -114,6 +121,26 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
     assert "The same command goes on" in said
     assert "Traceback" not in said
     Store.write(tmp_path / "tiny").close()
+
+
+def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(tmp_path, chat, monkeypatch, capsys):
+    from contextlib import nullcontext
+
+    from selfreward_lite import cli as command
+    from selfreward_lite import tools
+
+    monkeypatch.setattr(tools, "real_tools", lambda: nullcontext(scripted_tools(chat)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    sets = [part for key, value in {**SMALL, "gates.min_read_share": "0.999"}.items() for part in ("--set", f"{key}={value}")]
+    monkeypatch.setattr(sys, "argv", ["selfreward_lite", "run", "--runs-dir", str(tmp_path), "--gates", "stop", *sets])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 3
+    said = capsys.readouterr()
+    assert "M0" in json.loads(said.out.splitlines()[-1])["refused"]
+    refusal = " ".join(said.err.split())
+    assert "M0 was refused (" in refusal
+    assert "accept" in refusal
 
 
 def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat):

@@ -1,5 +1,6 @@
 """The user's own files: every shape of a prompt, and every way in which a line can be broken, by file and line."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def test_chat_and_sharegpt_shapes_are_converted(row):
 REFUSED = [
     ({"answer": "So."}, "no field with a prompt"),
     ({"text": "So.", "parent_id": "a", "role": "assistant"}, "a reply in a message tree"),
-    ({"prompt": None}, "is not text"),
+    ({"prompt": None}, "is empty"),
+    ({"prompt": "a\ud800b"}, "half a character"),
     ({"prompt": "  "}, "is empty"),
     ({"prompt": "a\x00b"}, "NUL"),
     ({"prompt": {"nested": "Why?"}}, "is not text"),
@@ -88,6 +90,7 @@ BROKEN = {
     "duplicate keys": b'{"prompt": "a", "prompt": "b"}\n',
     "not an object": b"[1, 2]\n",
     "a number": b"7\n",
+    "nested without end": b'{"prompt": ' + b"[" * 100_000 + b"\n",
 }
 
 
@@ -117,6 +120,25 @@ def test_fault_07_a_bad_csv_line_is_named(tmp_path):
     rows = datafiles.read_rows(path, skip_bad=True)
     assert [row["prompt"] for _, row in rows.rows] == ["Why?", "How?"]
     assert rows.skipped == {"another number of fields than the first line": 2, "not UTF-8": 1}
+
+
+def test_fault_07_a_quote_that_is_never_closed_takes_no_rows_along_uncounted(tmp_path):
+    path = tmp_path / "mine.csv"
+    for skip_bad, rest in ((False, '"What?"\nWhen?\n'), (True, '"What?"\nWhen?\n'), (True, "What?\nWhen?\n")):
+        path.write_text('prompt\n"Why?"\n"How?\n' + rest)
+        with pytest.raises(DataError, match=r"mine\.csv:3: a quote that opens here"):
+            datafiles.read_rows(path, skip_bad=skip_bad)
+
+
+def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_do_not_matter(tmp_path):
+    broken = pa.array([b"Why?", b"\xff\xfe", b"How?"]).view(pa.string())
+    dates = pa.array([2**60] * 3, pa.timestamp("us"))
+    pa.parquet.write_table(pa.table({"prompt": broken, "when": dates}), tmp_path / "mine.parquet")
+    with pytest.raises(DataError, match=r"mine\.parquet:2: a value that cannot be read"):
+        datafiles.read_rows(tmp_path / "mine.parquet", skip_bad=False)
+    rows = datafiles.read_rows(tmp_path / "mine.parquet", skip_bad=True)
+    assert datafiles.prompts(rows) == ["Why?", "How?"]
+    assert rows.skipped.total() == 1
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.json", b"{"), ("a.jsonl", b"")])
@@ -156,14 +178,21 @@ def ranked_settings(tiny, path: Path, skip_bad: bool = False):
     return tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)}), "skip_bad": skip_bad})
 
 
-def test_ranked_data_is_read_from_jsonl_and_parquet_alike(tmp_path, tiny):
-    rows = list(ranked.rows(20))
+def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
+    rows = [{**row, "deleted": index % 9 == 8} for index, row in enumerate(ranked.rows(20))]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
     read = []
-    for name in ("a.jsonl", "a.parquet"):
-        loaded, skipped = seed.load_rows(ranked_settings(tiny, write(tmp_path / name, rows)))
+    for name in ("a.jsonl", "a.parquet", "a.csv"):
+        path = tmp_path / name if name.endswith("csv") else write(tmp_path / name, rows)
+        loaded, skipped = seed.load_rows(ranked_settings(tiny, path))
         assert skipped == ()
-        read.append([(row["message_id"], row["text"], row["rank"]) for row in loaded])
-    assert read[0] == read[1]
+        found, outcome = seed.ranked_prompts(loaded, "r")
+        read.append(([(one.prompt.text, [answer.text for answer in one.responses]) for one in found], outcome.dropped()))
+    assert read[0] == read[1] == read[2]
+    assert read[0][1]["deleted, rejected or synthetic"] == len(rows) // 9
 
 
 @pytest.mark.parametrize(
@@ -175,6 +204,11 @@ def test_ranked_data_is_read_from_jsonl_and_parquet_alike(tmp_path, tiny):
         ({"message_id": "x", "parent_id": None, "text": "a", "role": "narrator", "rank": None}, "role 'narrator'"),
         ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": "first"}, "rank 'first'"),
         ({"message_id": "x", "parent_id": None, "text": 7, "role": "assistant", "rank": 0}, "text is not text"),
+        ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": float("nan")}, "rank nan"),
+        ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": float("inf")}, "rank inf"),
+        ({"message_id": ["x"], "parent_id": None, "text": "a", "role": "assistant", "rank": 0}, r"message_id \['x'\] is not"),
+        ({"message_id": "x", "parent_id": {}, "text": "a", "role": "assistant", "rank": 0}, "parent_id {} is not an id"),
+        ({"message_id": "x", "parent_id": None, "text": "\ud800", "role": "assistant", "rank": 0}, "half a character"),
     ],
 )
 def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, reason):
@@ -196,3 +230,20 @@ def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_ou
         (2, 0, "Seven eight."),
     ]
     assert outcome.dropped() == {"same prompt again": 1, "like an evaluation prompt": 1}
+    # with no limit of likeness at all, a held-out prompt itself stays held out
+    unlimited = settings.model_copy(update={"max_similarity": 1.0})
+    again = prompt_stage.imported(texts, unlimited, run="r", held_out=["Secret words that are HELD out."])
+    assert again == outcome
+
+
+def test_ranked_prompts_that_differ_in_space_and_case_only_are_one():
+    def tree(name: str, text: str) -> list[dict]:
+        first = {"message_id": name, "parent_id": None, "text": text, "role": "prompter", "rank": None}
+        return [first] + [
+            {"message_id": f"{name}{rank}", "parent_id": name, "text": f"a{rank}", "role": "assistant", "rank": rank}
+            for rank in (0, 1)
+        ]
+
+    found, outcome = seed.ranked_prompts([*tree("a", "What is AI?"), *tree("b", "what  is ai? ")], "r")
+    assert [one.prompt.text for one in found] == ["What is AI?"]
+    assert outcome.dropped() == {"same prompt again": 1}

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 from selfreward_lite import export
 from selfreward_lite.errors import ExportError
 from selfreward_lite.export import adapter_to_gguf, base_to_gguf
+from selfreward_lite.manifest import sha256_of
 from selfreward_lite.parity import Parity, check_parity, parity, token_parity
-from selfreward_lite.store import sha256_of
 from selfreward_lite.tiny.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 LISTS = [[0, 7, 42, 99, 180, 255, 31, 8, 4], list(range(20, 84)), [5]]

@@ -17,12 +17,15 @@ from pathlib import Path
 
 import pytest
 import scripted_run
+from test_gates import World
 from test_gates import run as run_world
 from test_loop import everything, records_of
 
 from selfreward_lite import config, plan
 from selfreward_lite.config import TINY_MODEL
-from selfreward_lite.errors import GateStop, SelfRewardError, TrainingError, UserError
+from selfreward_lite.engines.scripted import Reply
+from selfreward_lite.errors import ConfigError, GateStop, SelfRewardError, TrainingError, UserError
+from selfreward_lite.records import Response
 from selfreward_lite.store import Store
 
 HERE = Path(__file__).parent
@@ -90,9 +93,10 @@ def test_fault_04_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
 
 def test_fault_05_a_run_that_cannot_fit_the_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
     tiny = config.load("tiny")
-    needs = plan.disk(tiny, 4, base_written=False)
+    needs = plan.disk(tiny, 3, seed_stage=True, base_written=False)
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
-    assert plan.disk(tiny, 4, base_written=True)["base"] == 0
+    assert plan.disk(tiny, 3, seed_stage=True, base_written=True)["base"] == 0
+    assert sum(plan.disk(tiny, 0, seed_stage=False, base_written=True).values()) == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(
         UserError, match=r"has 1\.0 MB free and this run needs \d+\.\d MB \(base .*adapters .*records .*--runs-dir"
@@ -117,6 +121,76 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
     llama = read_config(TINY_MODEL)
     assert plan.adapter_weights(llama, 16) == trained
     assert plan.weights(llama) == pytest.approx(total, rel=0.01)
+
+
+def test_fault_05_what_a_run_leaves_is_within_what_was_planned(tmp_path, monkeypatch):
+    planned: list[dict] = []
+    check = plan.check_disk
+    monkeypatch.setattr(plan, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs)))
+    scripted_run.run(tmp_path / "run")
+    (needs,) = planned
+    database = sum(path.stat().st_size for path in (tmp_path / "run").glob("run.sqlite*"))
+    assert 0 < database < needs["records"] + needs["working files"]
+
+
+def test_fault_04_a_disk_that_is_full_from_the_start_is_one_line(tmp_path):
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)]
+    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2, ended.stderr
+    assert "free space" in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_fault_06_a_damaged_database_or_manifest_is_one_line(tmp_path):
+    scripted_run.run(tmp_path / "run", iterations="0")
+    manifest = tmp_path / "run" / "M0" / "manifest.json"
+    whole = manifest.read_text()
+    for content in ("{", "{}", "[]", '{"files": 7}'):
+        manifest.write_text(content)
+        with Store.read(tmp_path / "run") as store:
+            assert [fault for fault in store.faults() if "manifest.json: is damaged" in fault]
+    manifest.write_text(whole)
+    database = tmp_path / "run" / "run.sqlite"
+    content = database.read_bytes()
+    for damaged in (b"no database at all" * 500, content[:2000]):
+        database.write_bytes(damaged)
+        for path in (tmp_path / "run").glob("run.sqlite-*"):
+            path.unlink()
+        for command in ("status", "verify", "run"):
+            line = [sys.executable, "-m", "selfreward_lite", command, "--name", "run", "--runs-dir", str(tmp_path)]
+            ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+            assert ended.returncode == 2, ended.stderr
+            assert "Traceback" not in ended.stderr
+            assert "damaged" in ended.stderr
+
+
+def test_fault_06_a_file_in_the_way_or_a_name_too_long_is_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "base").write_text("in the way")
+    for name in ("run", "n" * 300):
+        line = [sys.executable, "-m", "selfreward_lite", "run", "--name", name, "--runs-dir", str(tmp_path)]
+        ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+        assert ended.returncode == 2, ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert "give another" in " ".join(ended.stderr.split())
+
+
+def test_own_prompts_fewer_than_wanted_pass_the_signal_gate_and_too_few_are_refused_at_once(tmp_path, chat):
+    texts = [f"Sort the letters {a} {b} c." for a in "defgh" for b in "klm"]
+    (tmp_path / "mine.csv").write_text("prompt\n" + "\n".join(texts) + "\n")
+    settings = {"prompts.file": f'"{tmp_path / "mine.csv"}"', "prompts.count": "200"}
+    run_world(tmp_path / "run", chat, settings=settings)
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 1
+        assert store.gates(1)["signal"][0]
+    with pytest.raises(ConfigError, match=r"holds 15 prompts: too few for 2 iterations of 200; set prompts\.count=7"):
+        run_world(tmp_path / "more", chat, settings={**settings, "iterations": "2"})
+    with Store.write(tmp_path / "more") as store:
+        assert store.fact("settings") is None
 
 
 def test_fault_06_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -150,6 +224,17 @@ def test_fault_16_judgments_that_nobody_can_read_end_the_iteration(tmp_path, cha
     run_world(tmp_path / "run", chat, settings={"iterations": "0"})
     with pytest.raises(GateStop, match="signal: 0 of the prompts"):
         run_world(tmp_path / "run", chat, {"M0 judge": lambda rng, asked: "Nice."})
+
+
+def test_fault_43_a_response_on_which_the_engine_dies_is_a_counted_drop_and_the_stage_goes_on(tmp_path, chat):
+    def deadly(rng, asked):
+        return Reply("", "failed") if rng.random() < 0.3 else World.act(rng, asked)
+
+    run_world(tmp_path / "run", chat, {"M0 act": deadly}, {"gates.mode": "report"})
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 1
+        assert store.drops(1, "responses")["the engine died on it"] > 0
+        assert store.count(Response, iteration=1, model="M0") > 0
 
 
 def test_fault_45_a_training_without_an_adapter_or_rows_has_failed(tmp_path, chat):

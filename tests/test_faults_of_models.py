@@ -1,5 +1,6 @@
 """What must survive, fault by fault: broken model files, trainings that are none, templates, engines. See test_faults."""
 
+import json
 import math
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import pytest
 import scripted_run
 from test_faults import ROOT, one_line
 
-from selfreward_lite import config
+from selfreward_lite import config, loop, steps
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, EngineError, TrainingError, UserError
+from selfreward_lite.store import Store
 
 # -- 9, 10: broken model files ----------
 
@@ -45,6 +47,46 @@ def test_fault_09_a_flipped_byte_in_base_or_adapter_is_caught_by_its_hash(tmp_pa
         one_line(error)
         path.write_bytes(content)
     scripted_run.run(tmp_path / "run", **{"model.base": str(base), "iterations": "1"})
+
+
+MALFORMED = {
+    "config.json": ['{"architectures": ["LlamaForCausalLM"]}', "[]", None],
+    "tokenizer.json": ["{}", "[]", '{"model": {"type": "BPE"}}'],
+    "tokenizer_config.json": ["[]", '{"bos_token": 7}'],
+    "generation_config.json": ['{"eos_token_id"'],
+    "chat_template.jinja": ["{% for x", "{{ raise_exception('no') }}", "{{ messages.foo.bar }}", "no message in it"],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, one) for file, contents in MALFORMED.items() for one in contents])
+def test_fault_09_a_malformed_model_folder_is_one_line_before_the_run_begins(tmp_path, file, content):
+    base = copy_of_the_base(tmp_path)
+    if content is None:
+        config_json = json.loads((base / file).read_text())
+        content = json.dumps({**config_json, "hidden_size": None})
+    (base / file).write_text(content)
+    with pytest.raises(ConfigError) as error:
+        scripted_run.run(tmp_path / "run", **{"model.base": str(base)})
+    one_line(error)
+    with Store.write(tmp_path / "run") as store:
+        assert store.fact("settings") is None, "the name is still free"
+
+
+def test_fault_09_weights_of_another_shape_are_refused_before_the_run_begins(tmp_path):
+    base = copy_of_the_base(tmp_path)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "intermediate_size": 7}))
+    with pytest.raises(ConfigError, match=r"gate_proj.weight has shape .*config\.json says \(7, "):
+        scripted_run.run(tmp_path / "run", **{"model.base": str(base)})
+
+
+def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SEED_STAGE", loop.SEED_STAGE[: loop.SEED_STAGE.index(steps.judge_ranked)])
+    scripted_run.run(tmp_path / "run", iterations="0")
+    monkeypatch.undo()
+    (tmp_path / "run" / "base" / "base.gguf").write_text("garbled")
+    with pytest.raises(UserError, match=r"base\.gguf: differs from its sha256"):
+        scripted_run.run(tmp_path / "run", iterations="0")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF" + b"\xff" * 1000, None], ids=["empty", "garbage", "absent"])

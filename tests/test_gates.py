@@ -231,7 +231,9 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
 
     spoilt = {"M0 judge": lambda rng, asked: "Fine.\nScore: 4"}
     # M0 is made by a right judge (the base); only then does everything become a 4
-    with pytest.raises(GateStop, match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained"):
+    with pytest.raises(
+        GateStop, match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained"
+    ):
         run(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
     assert trained == ["sft"]
 

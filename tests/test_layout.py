@@ -16,7 +16,7 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "records", "config", "datafiles", "parsing", "prompts", "canaries", "chat", "tiny", "store",
+    "errors", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
     "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",

@@ -10,8 +10,9 @@ import textwrap
 import pytest
 
 from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import manifest_faults, write_manifest
 from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Response, derive_id, make_id, seed_for
-from selfreward_lite.store import Store, manifest_faults, write_manifest
+from selfreward_lite.store import Store
 
 
 def prompt(run: str, index: int, text: str = "same text") -> Prompt:

@@ -174,6 +174,56 @@ def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, 
         work(Job(**{**job.__dict__, "row_count": 25}))
 
 
+@pytest.fixture
+def dpo(tmp_path, tiny, chat, trained) -> Callable[[], dict[str, float]]:
+    """One DPO from M1, in this process, so that its parts can be spoilt."""
+    job = make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="spoilt", epochs=1)
+    return lambda: train.train(job, lambda said: None)
+
+
+def spoil_trainer(monkeypatch, spoil: Callable) -> None:
+    make = train._dpo_trainer
+
+    def spoilt(*arguments):
+        trainer = make(*arguments)
+        spoil(trainer)
+        return trainer
+
+    monkeypatch.setattr(train, "_dpo_trainer", spoilt)
+
+
+def test_fault_39_a_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
+    def drop_one(trainer):
+        trainer.train_dataset = trainer.train_dataset.select(range(23))
+
+    spoil_trainer(monkeypatch, drop_one)
+    with pytest.raises(TrainingError, match="the trainer holds 23 rows of 24"):
+        dpo()
+
+
+def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo, monkeypatch):
+    assert dpo()["rows"] == 24
+
+    def stop_early(trainer):
+        trainer.args.max_steps = 2
+
+    spoil_trainer(monkeypatch, stop_early)
+    assert dpo()["rows"] == 16
+
+
+def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
+    restore = train.restore
+    monkeypatch.setattr(train, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0")))
+    with pytest.raises(TrainingError, match=r"the reference is not M\(t-1\)"):
+        dpo()
+
+
+def test_fault_42_a_trainer_without_a_reference_is_refused(dpo, monkeypatch):
+    spoil_trainer(monkeypatch, lambda trainer: trainer.model.delete_adapter("ref"))
+    with pytest.raises(TrainingError, match="its reference would be the base"):
+        dpo()
+
+
 def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
     rows = [{"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)]
     order = training_job.arranged(rows, epochs=2, batch=4, seed=3)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -38,6 +39,28 @@ def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
     with pytest.raises(TaskFailed, match="unique-name"):
         workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
     workshop.close()
+
+
+def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(workshop, tmp_path):
+    """As the system kills what takes too much memory: in the middle of the work, after progress was logged."""
+    os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            tasks = descendants(workshop._child.pid)
+            if tasks and log.exists():
+                log.write_text("{'loss': '0.101'}\n")
+                os.kill(tasks[0], signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+    log = tmp_path / "log"
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TaskFailed, match=r"ended by SIGKILL, which is how a system short of memory.*last words: .*0\.101"):
+        workshop.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+    killer.join()
 
 
 def alive(pid: int) -> bool:
