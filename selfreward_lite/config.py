@@ -80,6 +80,8 @@ class Seed(Section):
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
     strict: bool = Field(False, description="whether two equal scores of differently ranked answers count as disagreement")
+    decoys: int = Field(2, ge=0, description="responses a ranked prompt that are no answers, for the judge to see through "
+                        "(LOG.md); the papers have none")
     cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
 
 

@@ -34,6 +34,7 @@ SEED_STAGE: tuple[Step, ...] = (
     steps.export_base,
     steps.check_models,
     assess.measure_base,
+    steps.lay_decoys,
     steps.judge_ranked,
     steps.train_seed,
     steps.export,

@@ -140,9 +140,14 @@ def agreeing(
 
 
 def eft_examples(
-    prompts: Sequence[RankedPrompt], judgments: Mapping[str, Sequence[Judgment]], settings: Settings
+    prompts: Sequence[RankedPrompt], decoys: Mapping[str, Sequence[Response]], judgments: Mapping[str, Sequence[Judgment]],
+    settings: Settings,
 ) -> tuple[list[Example], Outcome]:
-    """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out."""
+    """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out.
+
+    A prompt whose judgments agree with the humans brings those of its `decoys` along, each with the first that gives it no
+    more than the worst human answer got. The papers have no decoys; why there are some is in LOG.md.
+    """
     examples: list[Example] = []
     drops: Counter[str] = Counter()
     for one in prompts:
@@ -154,12 +159,24 @@ def eft_examples(
             Example(question(one.prompt, response, settings.model.templates), judgment)
             for response, judgment in zip(one.responses, agreed, strict=True)
         ]
+        for decoy in decoys.get(one.prompt.id, ()):
+            seen = _seen_through(judgments.get(decoy.id, ()), agreed)
+            drops["no judgment sees through the decoy"] += seen is None
+            if seen is not None:
+                examples.append(Example(question(one.prompt, decoy, settings.model.templates), seen))
     if settings.seed_stage.cap_most_common:
         examples, thinned = _thinned(examples)
         drops["most common score"] += thinned
     drops["above train_examples"] += max(0, len(examples) - settings.seed_stage.train_examples)
     kept = examples[: settings.seed_stage.train_examples]
     return kept, Outcome(drops=tuple(Drop(reason, count) for reason, count in drops.items() if count))
+
+
+def _seen_through(judgments: Sequence[Judgment], agreed: Sequence[Judgment]) -> Judgment | None:
+    """The first judgment of a decoy that gives it no more than the worst human answer got."""
+    limit = agreed[-1].score
+    assert limit is not None
+    return next((one for one in judgments if one.score is not None and one.score <= limit), None)
 
 
 def _thinned(examples: list[Example]) -> tuple[list[Example], int]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from selfreward_lite import datafiles, seed
+from selfreward_lite import canaries, datafiles, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
 from selfreward_lite.manifest import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
@@ -86,11 +86,22 @@ def read_prompts(run: Run, _: int) -> None:
     run.once(0, "prompts_file", work)
 
 
+def lay_decoys(run: Run, _: int) -> None:
+    """Put decoys among the responses of the ranked training prompts."""
+    prompts, count = [one.prompt for one in run.ranked()[1]], run.settings.seed_stage.decoys
+    run.once(0, "decoys", lambda: canaries.decoys(prompts, count, run=run.store.run, templates=run.settings.model.templates))
+
+
 def judge_ranked(run: Run, _: int) -> None:
-    """Have the base judge the ranked training answers, several times each."""
+    """Have the base judge the ranked training answers, several times each, and the decoys among them."""
     attempts = run.settings.seed_stage.attempts
     voice = run.voice(BASE, run.settings.judge.draw, 0)
-    run.ask(0, "eft_judgments", judging(run.ranked()[1], voice, attempts))
+    ranked, laid = run.ranked()[1], _decoys(run)
+    items = [
+        (decoy.id, bind(judgments.ask, one.prompt, decoy, voice, attempts))
+        for one in ranked for decoy in laid.get(one.prompt.id, ())
+    ]
+    run.ask(0, "eft_judgments", [*judging(ranked, voice, attempts), *items])
 
 
 def train_seed(run: Run, _: int) -> None:
@@ -98,7 +109,7 @@ def train_seed(run: Run, _: int) -> None:
 
     def work() -> Outcome:
         drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
-        examples, left_out = seed.eft_examples(run.ranked()[1], drawn, run.settings)
+        examples, left_out = seed.eft_examples(run.ranked()[1], _decoys(run), drawn, run.settings)
         settings = run.settings.sft
         rows = sft_rows(((one.question, one.judgment.text) for one in examples), run.chat, settings.max_length)
         _train(run, 0, "sft", rows)
@@ -320,6 +331,10 @@ def judging(ranked: Sequence[seed.RankedPrompt], voice: Voice, count: int) -> li
     return [
         (response.id, bind(judgments.ask, one.prompt, response, voice, count)) for one in ranked for response in one.responses
     ]
+
+
+def _decoys(run: Run) -> dict[str, list[Response]]:
+    return grouped(run.store.records(Response, iteration=0, model=canaries.DECOY), lambda one: one.prompt_id)
 
 
 def _prompts(run: Run, iteration: int) -> list[Prompt]:

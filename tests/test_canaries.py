@@ -45,6 +45,22 @@ def test_there_are_fifty_of_twelve_kinds():
     assert len({response.id for response in LAID}) == len(LAID) == 47
 
 
+def test_decoys_are_other_texts_than_canaries_and_come_in_turn_to_every_prompt():
+    def plain(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text.lower()))
+
+    prompts = [Prompt(f"p{index}", 0, "ranked", index, f"Sort the letters {letter} b.") for index, letter in enumerate("cdefg")]
+    laid = canaries.decoys(prompts, 16, run="r", templates="compact").records
+    assert [one.prompt_id for one in laid] == [prompt.id for prompt in prompts for _ in range(16)]
+    assert len({one.id for one in laid}) == 80
+    assert all(one.model == canaries.DECOY and one.text for one in laid)
+    hostile = {plain(canary.text) for canary in CANARIES if "{" not in canary.text} - {""}
+    mine = {plain(one.text) for one in laid} - {""}
+    assert len(mine) >= 39
+    assert not [text for text in mine if any(other in text or text in other for other in hostile if len(other) > 1)]
+    assert canaries.decoys(prompts, 0, run="r", templates="compact").records == ()
+
+
 def specials(chat: ChatFormat, ids) -> list[int]:
     known = {chat.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     return [token for token in ids if token in known]

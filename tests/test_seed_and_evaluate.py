@@ -119,17 +119,37 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
     judgments = {}
     for one in found:
         judgments |= judged(one, ([rng.choice([4.0, 4.0, 4.0, 5.0])], [rng.choice([4.0, 1.0, 2.0])]))
-    examples, outcome = seed.eft_examples(found, judgments, tiny)
+    examples, outcome = seed.eft_examples(found, {}, judgments, tiny)
     left_out = {drop.reason: drop.count for drop in outcome.drops}
     assert len(examples) + sum(left_out.values()) == 80
     scores = [example.judgment.score for example in examples]
     assert scores.count(4.0) <= max(scores.count(other) for other in (1.0, 2.0, 5.0))
     assert left_out["most common score"] > 0
     few, outcome = seed.eft_examples(
-        found, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})})
+        found, {}, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})})
     )
     assert len(few) == 5
     assert {drop.reason for drop in outcome.drops} >= {"above train_examples"}
+
+
+def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
+    """The first judgment that gives it no more than the worst human answer got; none where the humans were not agreed with."""
+    settings = tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"cap_most_common": False})})
+    found, _ = found_in([row for n in range(3) for row in tree(f"t{n}", ("x", 0), ("y", 1))])
+    decoys = {one.prompt.id: [Response(f"d{n}", 0, "decoy", one.prompt.id, n, "!", "stop", 0)] for n, one in enumerate(found)}
+    judgments = judged(found[0], ([4.0], [1.0])) | judged(found[1], ([4.0], [1.0])) | judged(found[2], ([1.0], [4.0]))
+    for (decoy,), scores in zip(decoys.values(), ((None, 2.0, 1.0, 0.0), (3.0, 2.0), (0.0,)), strict=True):
+        judgments[decoy.id] = [
+            Judgment(f"{decoy.id}:{n}", 0, "base", decoy.id, n, "So.", "stop", 1, score, None) for n, score in enumerate(scores)
+        ]
+    examples, outcome = seed.eft_examples(found, decoys, judgments, settings)
+    assert [(one.judgment.id, one.judgment.score) for one in examples if one.judgment.response_id in ("d0", "d1", "d2")] == [
+        ("d0:2", 1.0)
+    ]
+    assert len(examples) == 5
+    assert outcome.dropped() == {
+        "no set of judgments agrees with the ranking": 2, "no judgment sees through the decoy": 1,
+    }  # fmt: skip
 
 
 def test_a_bad_line_is_named(tmp_path, tiny):
