@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from selfreward_lite import config, report
+from selfreward_lite.bench.commands import bench
+from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.store import Store
 
@@ -26,9 +27,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="A language model that improves itself, on one card.",
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure: every bench goes on where it stopped.")
 app.add_typer(bench, name="bench")
-console = Console(stderr=True)
 INTERRUPTED = 130
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
@@ -52,10 +51,9 @@ def run(
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
     from selfreward_lite import loop
-    from selfreward_lite.display import Display
     from selfreward_lite.tools import real_tools
 
-    wanted = _overrides(set_ or [])
+    wanted = config.parse_overrides(set_ or [])
     wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
     wanted |= {"gates.mode": gates} if gates else {}
     wanted |= {"prompts.file": json.dumps(str(prompts.absolute()))} if prompts else {}
@@ -67,7 +65,7 @@ def run(
         signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))
     with Store.write(folder) as store:
         settings = loop.settle(store, wanted, preset)
-        _say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
+        say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
              f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):
             console.print(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
@@ -126,65 +124,6 @@ def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         print(json.dumps({"run": folder.name, "accepted": candidate}))
 
 
-@bench.command("tiny")
-def bench_tiny(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 100-104 or 7,9.")] = "100-104",
-    prompts: Annotated[int, typer.Option(help="Held-out prompts a model.", min=2)] = 1000,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-tiny"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
-) -> None:
-    """Does the loop learn? The tiny run over several seeds, with standard errors, failures included."""
-    from selfreward_lite.bench import tiny
-    from selfreward_lite.display import Display
-    from selfreward_lite.tools import real_tools
-
-    wanted = {**_overrides(set_ or []), "evaluation.prompts": str(prompts)}
-    with Display(console) as watch:
-        results = tiny.run_seeds(runs_dir, _seeds(seeds), wanted, real_tools, watch, _say)
-    means, verdicts = tiny.averages(results), tiny.verdicts(results)
-    table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
-    table.add_row("seeds that have it", *map(str, tiny.reached(results)))
-    for name in tiny.COLUMNS:
-        table.add_row(name.replace("_", " "), *(_mean_and_error(mean.get(name)) for mean in means))
-    console.print(table)
-    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
-    table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
-    for result in results:
-        columns = [" ".join(_short(row.get(name)) for row in result.rows[1:]) for name in shown]
-        table.add_row(str(result.seed), *columns, str(result.document["seconds"]), result.stopped or "")
-    console.print(table)
-    for claim, holds in verdicts.items():
-        _say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    print(json.dumps({"seeds": [result.seed for result in results], "mean_and_error": means, "verdicts": verdicts}))
-
-
-@bench.command("settings")
-def bench_settings(
-    seeds: Annotated[str, typer.Option(help="Seeds, none of the published ones.")] = "200,201",
-    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-settings"),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
-) -> None:
-    """Is the result an accident of its settings? The tiny run with one setting changed at a time."""
-    from selfreward_lite.bench import settings, tiny
-    from selfreward_lite.display import Display
-    from selfreward_lite.tools import real_tools
-
-    base = {"gates.mode": "report", **_overrides(set_ or [])}
-    with Display(console) as watch:
-        results = settings.run_variants(runs_dir, _seeds(seeds), base, real_tools, watch, _say)
-    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy", "mean_response_tokens")
-    table = Table("setting", *(name.replace("_", " ") for name in shown), "seconds", "refused")
-    document = {}
-    for name, found in results.items():
-        last = tiny.averages(found)[-1]
-        refused = sum(len(result.document["refused"]) for result in found)
-        seconds = sum(result.document["seconds"] for result in found) / len(found)
-        table.add_row(name, *(_mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
-        document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
-    console.print(table)
-    print(json.dumps({"seeds": _seeds(seeds), "variants": document}))
-
-
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     for reason in (signal.SIGTERM, signal.SIGALRM):  # the second is the end of --hours
@@ -205,7 +144,7 @@ def main() -> None:
             else "make it writable and give the same command again" if error.errno in shut
             else "move what is in the way, or give another --name or --runs-dir"
         )
-        _say(f"{error.filename or 'the disk'}: {error.strerror}. What was committed is kept: {advice}.")
+        say(f"{error.filename or 'the disk'}: {error.strerror}. What was committed is kept: {advice}.")
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:
@@ -215,38 +154,6 @@ def main() -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _overrides(settings: list[str]) -> dict[str, str]:
-    wanted = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write it as --set key=value, for example --set dpo.beta=0.2")
-        wanted[key.strip()] = value.strip()
-    return wanted
-
-
-def _seeds(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
-        found += range(int(first), int(last or first) + 1)
-    return found
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _mean_and_error(found: tuple[float, float] | None) -> str:
-    return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 
 def _print_iterations(store: Store) -> None:

@@ -240,6 +240,17 @@ def override(tree: dict[str, Any], overrides: dict[str, str]) -> Settings:
     return parse(tree)
 
 
+def parse_overrides(settings: list[str]) -> dict[str, str]:
+    """Return the overrides that `--set key=value` options ask for; raises ConfigError for one that is written otherwise."""
+    wanted = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting}: write it as --set key=value, for example --set dpo.beta=0.2")
+        wanted[key.strip()] = value.strip()
+    return wanted
+
+
 def parse(tree: dict[str, Any]) -> Settings:
     """Return checked settings, or raise ConfigError naming the first key that is wrong."""
     try:

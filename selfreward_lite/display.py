@@ -14,6 +14,12 @@ from rich.table import Column
 from selfreward_lite import runner
 
 _QUIET_SECONDS = 20.0  # into a pipe, a long stage says how far it is this often
+console = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, whatever brackets are in it."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class Display:

@@ -21,6 +21,7 @@ from selfreward_lite.errors import ExportError
 from selfreward_lite.llama_folder import (
     Llama,
     Tensor,
+    Vocabulary,
     check_shape,
     layout,
     locate,
@@ -53,7 +54,7 @@ LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lor
 # ---------------------------------------------------------------------------------------------- writing a file
 
 @contextmanager
-def _whole_file(out: Path) -> Iterator[Path]:
+def whole_file(out: Path) -> Iterator[Path]:
     """A temporary path beside `out`; it becomes `out`, synced to disk, only if the block ends well."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -70,7 +71,7 @@ def _whole_file(out: Path) -> Iterator[Path]:
         os.close(folder)
 
 
-def _write(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
+def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
     """Header, settings, tensor table, then the arrays in the order in which they were announced."""
     try:
         writer.write_header_to_file()
@@ -122,16 +123,16 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
     llama = read_config(model_dir)
     tensors = layout(llama)
     files = locate(model_dir, tensors, llama.tied)
-    with _whole_file(out) as part:
+    with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
-        _add_settings(writer, llama, dtype)
+        add_settings(writer, llama, dtype)
         writer.add_string("selfreward.weights", weights)
-        _add_vocabulary(writer, model_dir, llama.vocab)
+        add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
         rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))] if llama.rope else []
         for tensor in rope + tensors:
             _announce(writer, tensor, dtype)
         loaded = _loaded(tensors, files, weights, load_dtype)
-        _write(writer, _base_arrays(llama, loaded, dtype))
+        write_arrays(writer, _base_arrays(llama, loaded, dtype))
     return out
 
 
@@ -181,9 +182,11 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, kind)
 
 
-def _add_settings(writer: GGUFWriter, llama: Llama, dtype: Dtype) -> None:
+def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
+    """Enter the numbers of the architecture, and how most matrices are stored: f32, f16, q8_0 or q4_k."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
-    kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0,
+             "q4_k": LlamaFileType.MOSTLY_Q4_K_M}
     writer.add_type("model")
     writer.add_file_type(kinds[dtype])
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -201,9 +204,9 @@ def _add_settings(writer: GGUFWriter, llama: Llama, dtype: Dtype) -> None:
     writer.add_vocab_size(llama.vocab)
 
 
-def _add_vocabulary(writer: GGUFWriter, model_dir: Path, size: int) -> None:
+def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
+    """Enter the tokens, their kinds, the merges, the special roles and the chat template."""
     from gguf import TokenType
-    vocabulary = read_vocabulary(model_dir, size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(vocabulary.tokens)
@@ -232,14 +235,14 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
     _check_adapter(adapter_dir, config)
     rank, alpha = config["r"], float(config["lora_alpha"])
     arrays = _adapter_arrays(adapter_dir / "adapter_model.safetensors", llama, rank)
-    with _whole_file(out) as part:
+    with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)
         for name, array in arrays.items():
             writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-        _write(writer, arrays.values())
+        write_arrays(writer, arrays.values())
     return out
 
 

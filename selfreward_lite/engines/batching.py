@@ -81,6 +81,7 @@ class Batcher:
         self._adapter: str | None = None
         self._burst = 0
         self._running = False
+        self._busy = False  # whether samples wait for a slot
 
     def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions as they finish; one run at a time."""
@@ -97,6 +98,7 @@ class Batcher:
                 more = more and self._pull(feed)
                 self._admit()
                 self._start()
+                self._busy = bool(more or self._queue or self._jobs)
                 if self._slots or self._jobs:
                     self._step()
                 elif not self._queue and not self._done:
@@ -308,6 +310,8 @@ class Batcher:
         self.stats.seconds_decode += perf_counter() - started
         self.stats.steps += 1
         self.stats.slot_steps += sampled
+        self.stats.busy_steps += self._busy
+        self.stats.busy_slot_steps += sampled * self._busy
         if failed:  # what the call left behind must not stay
             for sequence, position in zip(part[2], part[1], strict=True):
                 self._device.drop(sequence, position)

@@ -37,7 +37,8 @@ class Device(Protocol):
 
 @dataclass(slots=True)
 class Stats:
-    """Counters since the engine was made. `prompt_requested` is what an engine that shares nothing would compute."""
+    """Counters since the engine was made. `prompt_requested` is what an engine that shares nothing would compute; the busy
+    steps are those during which samples were still waiting for a slot."""
 
     prompt_requested: int = 0
     prompt_computed: int = 0
@@ -45,6 +46,8 @@ class Stats:
     steps: int = 0
     slot_steps: int = 0
     occupancy: float = 0.0
+    busy_steps: int = 0
+    busy_slot_steps: int = 0
     seconds_decode: float = 0.0
     seconds_sample: float = 0.0
     seconds_total: float = 0.0

@@ -58,7 +58,7 @@ _LOG = _Log()
 _LOG_CALLBACK = cpp.llama_log_callback(_LOG.receive)  # llama.cpp keeps the bare pointer, so the name must live
 
 
-class _Rows:
+class Rows:
     """The arrays of one `llama_batch`, filled through numpy: 20 times cheaper than element by element in ctypes."""
 
     def __init__(self, size: int) -> None:
@@ -80,7 +80,7 @@ class _Rows:
         return self.batch
 
 
-class _LlamaDevice:
+class LlamaDevice:
     """A model, its context and its adapters: the verbs that `device.Device` asks for."""
 
     def __init__(self, model: Path, settings: dict[str, int | bool]) -> None:
@@ -95,7 +95,7 @@ class _LlamaDevice:
         self.limit = min(int(cpp.llama_n_ctx_seq(self._context)), int(cpp.llama_model_n_ctx_train(self._model)))
         self.rows = int(settings["batch"])
         self.outputs = int(settings["parallel"])
-        self._rows = _Rows(self.rows)
+        self._rows = Rows(self.rows)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
         self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
@@ -103,7 +103,11 @@ class _LlamaDevice:
 
     def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
         """0 when computed; the first `wanted` rows then have logits."""
-        code = cpp.llama_decode(self._context, self._rows.fill(tokens, positions, sequences, wanted))
+        return self.run(self._rows.fill(tokens, positions, sequences, wanted))
+
+    def run(self, batch: cpp.llama_batch) -> int:
+        """Compute a batch that was filled before; 0 when computed."""
+        code = cpp.llama_decode(self._context, batch)
         if not code:
             cpp.llama_synchronize(self._context)  # so that the time is booked here, not on the first sample
         return code
@@ -156,6 +160,12 @@ class _LlamaDevice:
 
     def complaint(self) -> str:
         return _LOG.take()
+
+    @property
+    def quantisation(self) -> str:
+        """The type of most matrices, in llama.cpp's words."""
+        size = cpp.llama_model_desc(self._model, self._buffer, len(self._buffer))
+        return self._buffer.raw[:size].decode().rsplit("B ", 1)[-1]  # of "llama 8B Q8_0"
 
     def use(self, adapter: str | None) -> None:
         """Switch to an adapter, loading and proving it the first time; None is the base. Clear the memory first."""
@@ -251,8 +261,8 @@ class LlamaEngine:
             )
         settings = {"parallel": parallel, "context": context, "batch": batch, "gpu_layers": gpu_layers, "roots": roots}
         settings |= {"unified": unified, "exact": exact, "threads": threads or 0}
-        self._device: _LlamaDevice | None = None
-        self._device = _LlamaDevice(Path(model), settings)
+        self._device: LlamaDevice | None = None
+        self._device = LlamaDevice(Path(model), settings)
         self._batcher = Batcher(self._device, parallel, roots)
         self.parallel = parallel
 
@@ -282,7 +292,7 @@ class LlamaEngine:
             self._device.close()
         self._device = None
 
-    def _open(self) -> _LlamaDevice:
+    def _open(self) -> LlamaDevice:
         if self._device is None:
             raise EngineError("this engine is closed; make a new one")
         return self._device
@@ -301,14 +311,19 @@ def _threads(model: Any) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
     """On CPUs with AMX the repacked weights of 0.3.36 fault at the first prompt of any quantised model (measured)."""
     info = Path("/proc/cpuinfo")
     return info.is_file() and " amx_" in info.read_text(encoding="utf-8", errors="replace")
 
 
-def _load_model(path: Path, gpu_layers: int) -> Any:
+def hush() -> None:
+    """Keep what llama.cpp says off the terminal; its errors are put into ours."""
     cpp.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+
+
+def _load_model(path: Path, gpu_layers: int) -> Any:
+    hush()
     _LOG.offload = None
     if gpu_layers and not cpp.llama_supports_gpu_offload():
         raise EngineError(
@@ -321,7 +336,7 @@ def _load_model(path: Path, gpu_layers: int) -> Any:
     cpp.llama_backend_init()
     params = cpp.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
-    params.use_extra_bufts = not _has_amx()
+    params.use_extra_bufts = not has_amx()
     model = cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise EngineError(f"model {path} cannot be loaded ({_LOG.take()}); is it a whole GGUF file?")
@@ -339,7 +354,8 @@ def _load_model(path: Path, gpu_layers: int) -> Any:
 def _make_context(model: Any, settings: dict[str, int | bool]) -> Any:
     params = cpp.llama_context_default_params()
     params.n_ctx = settings["context"]
-    params.n_batch = params.n_ubatch = settings["batch"]
+    params.n_batch = settings["batch"]
+    params.n_ubatch = settings.get("micro_batch") or settings["batch"]
     params.n_seq_max = settings["parallel"] + settings["roots"]
     # rows with logits: by default every row, 260 MB at Llama-3's vocabulary; fewer than n_seq_max aborts (measured)
     params.n_outputs_max = params.n_seq_max

@@ -1,0 +1,144 @@
+"""`python -m selfreward_lite bench …`: reads arguments, prints tables. What is measured, and how, is in the files beside.
+
+Tables go to stderr; the last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from selfreward_lite import config
+from selfreward_lite.display import Display, console, say
+from selfreward_lite.errors import UserError
+
+bench = typer.Typer(no_args_is_help=True, help="Measure: the tiny loop, its settings, the engine.")
+
+
+@bench.command("tiny")
+def bench_tiny(
+    seeds: Annotated[str, typer.Option(help="Seeds, as 100-104 or 7,9.")] = "100-104",
+    prompts: Annotated[int, typer.Option(help="Held-out prompts a model.", min=2)] = 1000,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-tiny"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
+) -> None:
+    """Does the loop learn? The tiny run over several seeds, with standard errors, failures included."""
+    from selfreward_lite.bench import tiny
+    from selfreward_lite.tools import real_tools
+
+    wanted = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
+    with Display(console) as watch:
+        results = tiny.run_seeds(runs_dir, _seeds(seeds), wanted, real_tools, watch, say)
+    means, verdicts = tiny.averages(results), tiny.verdicts(results)
+    table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
+    table.add_row("seeds that have it", *map(str, tiny.reached(results)))
+    for name in tiny.COLUMNS:
+        table.add_row(name.replace("_", " "), *(_mean_and_error(mean.get(name)) for mean in means))
+    console.print(table)
+    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
+    table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
+    for result in results:
+        columns = [" ".join(_short(row.get(name)) for row in result.rows[1:]) for name in shown]
+        table.add_row(str(result.seed), *columns, str(result.document["seconds"]), result.stopped or "")
+    console.print(table)
+    for claim, holds in verdicts.items():
+        say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    print(json.dumps({"seeds": [result.seed for result in results], "mean_and_error": means, "verdicts": verdicts}))
+
+
+@bench.command("settings")
+def bench_settings(
+    seeds: Annotated[str, typer.Option(help="Seeds, none of the published ones.")] = "200,201",
+    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path("runs/bench-settings"),
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
+) -> None:
+    """Is the result an accident of its settings? The tiny run with one setting changed at a time."""
+    from selfreward_lite.bench import settings, tiny
+    from selfreward_lite.tools import real_tools
+
+    base = {"gates.mode": "report", **config.parse_overrides(set_ or [])}
+    with Display(console) as watch:
+        results = settings.run_variants(runs_dir, _seeds(seeds), base, real_tools, watch, say)
+    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy", "mean_response_tokens")
+    table = Table("setting", *(name.replace("_", " ") for name in shown), "seconds", "refused")
+    document = {}
+    for name, found in results.items():
+        last = tiny.averages(found)[-1]
+        refused = sum(len(result.document["refused"]) for result in found)
+        seconds = sum(result.document["seconds"] for result in found) / len(found)
+        table.add_row(name, *(_mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
+        document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
+    console.print(table)
+    print(json.dumps({"seeds": _seeds(seeds), "variants": document}))
+
+
+@bench.command("engine")
+def bench_engine(
+    model: Annotated[Path | None, typer.Option(help="A GGUF model of the Llama family.")] = None,
+    synthetic: Annotated[str | None, typer.Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")] = None,
+    quantisation: Annotated[Literal["q8_0", "q4_k"], typer.Option(help="Type of the random model's matrices.")] = "q8_0",
+    adapter: Annotated[Path | None, typer.Option(help="A GGUF LoRA for it.")] = None,
+    load: Annotated[Literal["judge", "meta"], typer.Option(help="Judgments of responses, or battles of judgments.")] = "judge",
+    parallel: Annotated[int, typer.Option(help="Sequences decoded at once.", min=1, max=240)] = 16,
+    samples: Annotated[int, typer.Option(help="Judgments a response; both loads.", min=1)] = 8,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=8)] = 600,
+    new_tokens: Annotated[int, typer.Option(help="Tokens of a judgment at most; a quarter at least.", min=4)] = 160,
+    requests: Annotated[int, typer.Option(help="Responses that are judged.", min=1)] = 6,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.", min=1)] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the card; -1 = all.", min=-1)] = 0,
+    repeats: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 3,
+    folder: Annotated[Path, typer.Option(help="Where random models are kept.")] = Path("runs/bench-engine"),
+) -> None:
+    """How fast is the engine? Against llama-cpp-python as most use it, and against bare llama.cpp, in one run."""
+    from selfreward_lite.bench import engine, rivals
+    from selfreward_lite.bench import synthetic as shapes
+
+    if (model is None) == (synthetic is None):
+        raise UserError("name a --model or a --synthetic shape, one of them")
+    if model is None:
+        model = folder / f"{synthetic}-{quantisation}.gguf"
+        if not model.exists():
+            say(f"making {model}")
+            shapes.write_model(model, str(synthetic), quantisation)
+    vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
+    if load == "judge":
+        new = (max(1, new_tokens // 4), new_tokens)
+        asked = engine.judge_load(vocab, requests, samples=samples, tokens=prompt_tokens, new=new, adapter=name)
+    else:
+        asked = engine.meta_load(vocab, requests, judgments=samples, tokens=prompt_tokens, adapter=name)
+    settings = engine.settings_for(asked, parallel=parallel, threads=threads, gpu_layers=gpu_layers)
+    plan = engine.Plan(model, settings, asked, repeats)
+    found = engine.measure(plan, say)
+    document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
+    table = Table("", *(f"{number}" for number in range(1, repeats + 1)), "median tokens/s", title=f"{model.name}, {load} load")
+    for arm, rates in (("llama-cpp-python", found.naive), ("this engine", found.engine), ("bare llama.cpp", found.ceiling)):
+        table.add_row(arm, *(f"{rate:.1f}" for rate in rates), f"{median(rates):.1f}")
+    console.print(table)
+    say(f"{document['engine_over_naive']:.2f} times llama-cpp-python, {document['engine_over_ceiling']:.3f} of bare llama.cpp "
+        f"({found.shape}); {document['slot_occupancy']:.0%} of the slots busy until the queue ran dry; "
+        f"{document['prefill_tokens_computed']} prompt tokens computed, {document['prefill_tokens_unique']} different, "
+        f"{document['prefill_tokens_requested']} asked for; sampling took {document['sampling_share']:.1%}")
+    print(json.dumps(document))
+
+
+def _seeds(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _mean_and_error(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"

@@ -1,0 +1,219 @@
+"""How fast is the engine? Held against what most people use, and against what the machine can do, in one run.
+
+Knows: loads (which prompts, how many samples, how long), how the three are measured in turn, what is made of their seconds.
+Does not know: llama.cpp (that is `rivals` and the engine's own child). Prompts are random tokens: time does not depend on
+what they say, and a random model never ends a text by itself, so each sample is a request of its own with its own length.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+from os.path import commonprefix
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Literal
+
+from selfreward_lite.engines.base import Request, Sampling
+from selfreward_lite.engines.process import ProcessEngine
+from selfreward_lite.errors import ConfigError
+
+Tokens = tuple[int, ...]
+Say = Callable[[str], None]
+COMMON = 250  # tokens of every judge prompt: rubric and examples
+JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
+VERDICT = (8, 24)  # tokens of a meta-judge's verdict
+DRAW = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+ROOTS = 16  # the engine's default
+SWEEP_STEPS = 60  # of a trace, for each setting of bare llama.cpp that is tried
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests to be served, one a sample; those of one prompt stand together."""
+
+    name: Literal["judge", "meta"]
+    requests: tuple[Request, ...]
+    samples: int
+
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens that somebody who never computes the same beginning twice must compute: the nodes of the prompts' trie."""
+        prompts = sorted({request.tokens for request in self.requests})
+        shared = sum(len(commonprefix(pair)) for pair in zip(prompts, prompts[1:], strict=False))
+        return sum(map(len, prompts)) - shared
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request with all that it may generate."""
+        return max(len(request.tokens) + request.sampling.max_tokens for request in self.requests)
+
+    def sample_of(self, prompts: int) -> tuple[Request, ...]:
+        """The requests of the first prompts."""
+        return self.requests[: prompts * self.samples]
+
+
+def judge_load(
+    vocab: int, prompts: int, *, samples: int = 8, tokens: int = 600, new: tuple[int, int] = (40, 160),
+    adapter: str | None = None, seed: int = 0,
+) -> Load:
+    """N judgments of each of many responses: prompts of `tokens` with a common beginning, `samples` each, `new` tokens long."""
+    rng = random.Random(seed)
+    common = _some(rng, vocab, min(COMMON, tokens // 2))
+    requests = []
+    for number in range(prompts):
+        prompt = common + _some(rng, vocab, tokens - len(common))
+        requests += [_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter) for index in range(samples)]
+    return Load("judge", tuple(requests), samples)
+
+
+def meta_load(
+    vocab: int, responses: int, *, judgments: int = 4, tokens: int = 600, adapter: str | None = None, seed: int = 0
+) -> Load:
+    """Battles between the judgments of each response, all pairs in both orders; one short verdict each.
+
+    Of the `tokens` of a prompt the two judgments take 400, what all prompts begin with three quarters of the rest.
+    """
+    rest = tokens - 2 * JUDGMENT
+    if rest < 2:
+        raise ConfigError(f"a battle holds two judgments of {JUDGMENT} tokens; give --prompt-tokens above {2 * JUDGMENT + 1}")
+    rng = random.Random(seed)
+    common = _some(rng, vocab, rest * 3 // 4)
+    requests = []
+    for number in range(responses):
+        asked = common + _some(rng, vocab, rest - len(common))
+        written = [_some(rng, vocab, JUDGMENT) for _ in range(judgments)]
+        for first, second in permutations(range(judgments), 2):
+            prompt = asked + written[first] + written[second]
+            requests.append(_request(f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter))
+    return Load("meta", tuple(requests), 1)
+
+
+def _some(rng: random.Random, vocab: int, count: int) -> Tokens:
+    return tuple(rng.randrange(256, vocab - 8) for _ in range(count))
+
+
+def _request(key: str, prompt: Tokens, new: int, rng: random.Random, adapter: str | None) -> Request:
+    return Request(key, prompt, (rng.randrange(2**31),), Sampling(max_tokens=new, **DRAW), (), adapter)
+
+
+def settings_for(load: Load, *, parallel: int, threads: int | None, gpu_layers: int) -> dict[str, Any]:
+    """Return the engine's settings for a load: its defaults, and a context in which every sequence finds room."""
+    context = -(-load.longest * max(4, parallel // 2) // 256) * 256
+    return {
+        "parallel": parallel, "context": context, "batch": max(512, parallel), "gpu_layers": gpu_layers, "roots": ROOTS,
+        "threads": threads or len(os.sched_getaffinity(0)), "unified": True, "exact": False,
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: the model, the engine's settings, the load, and how often."""
+
+    model: Path
+    settings: dict[str, Any]
+    load: Load
+    repeats: int = 3
+    naive_prompts: int = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """Seconds and counters of one bench. Rates count generated tokens only, over all the time that was needed."""
+
+    naive: list[float]
+    engine: list[float]
+    ceiling: list[float]
+    stats: dict[str, Any]
+    quantisation: str
+    shape: str
+
+
+def measure(plan: Plan, say: Say) -> Found:
+    """Measure the three in turn, `repeats` times each, after a sweep that finds bare llama.cpp's best setting."""
+    from selfreward_lite.bench import rivals
+
+    say("writing down every step of one run")
+    trace = rivals.record(plan.model, plan.settings, plan.load.requests)
+    first = trace.steps[:SWEEP_STEPS]
+    sweep = {}
+    for shape in shapes(plan.settings):
+        seconds = rivals.replay(plan.model, plan.settings, first, rivals.Shape(**shape))
+        sweep[words(shape)] = seconds
+        say(f"bare llama.cpp, {words(shape)}: {len(first)} steps in {seconds:.2f} s")
+    best = min(shapes(plan.settings), key=lambda shape: sweep[words(shape)])
+    naive, engine, ceiling, stats = [], [], [], {}
+    for number in range(1, plan.repeats + 1):
+        naive.append(_naive(plan))
+        rate, stats = _engine(plan)
+        engine.append(rate)
+        ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, rivals.Shape(**best)))
+        say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
+    return Found(naive, engine, ceiling, stats, trace.quantisation, words(best))
+
+
+def shapes(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of bare llama.cpp that are tried: threads, micro-batch, one memory or one a sequence."""
+    threads = sorted({settings["threads"], max(1, settings["threads"] // 2)})
+    sizes = sorted({settings["batch"], max(settings["parallel"], settings["batch"] // 4)})
+    return [
+        {"threads": count, "micro_batch": size, "unified": unified}
+        for count in threads for size in sizes for unified in (True, False)
+    ]
+
+
+def words(shape: dict[str, Any]) -> str:
+    """Say a setting of bare llama.cpp in words."""
+    memory = "one memory" if shape["unified"] else "a memory each"
+    return f"{shape['threads']} threads, micro-batch {shape['micro_batch']}, {memory}"
+
+
+def document(plan: Plan, found: Found) -> dict[str, Any]:
+    """Return the result as one JSON document."""
+    naive, engine, ceiling = median(found.naive), median(found.engine), median(found.ceiling)
+    stats = found.stats
+    return {
+        "naive_tokens_per_s": round(naive, 1),
+        "engine_tokens_per_s": round(engine, 1),
+        "ceiling_tokens_per_s": round(ceiling, 1),
+        "engine_over_naive": round(engine / naive, 3),
+        "engine_over_ceiling": round(engine / ceiling, 3),
+        "prefill_tokens_requested": stats["prompt_requested"],
+        "prefill_tokens_computed": stats["prompt_computed"],
+        "prefill_tokens_unique": plan.load.unique_tokens,
+        "slot_occupancy": round(stats["busy_slot_steps"] / max(1, stats["busy_steps"] * plan.settings["parallel"]), 4),
+        "sampling_share": round(stats["seconds_sample"] / stats["seconds_total"], 4),
+        "model": plan.model.name,
+        "quantisation": found.quantisation,
+        "threads": plan.settings["threads"],
+        "ceiling_setting": found.shape,
+    }
+
+
+def _naive(plan: Plan) -> float:
+    """Tokens a second of the high-level binding, on the first prompts of the load."""
+    from selfreward_lite.bench import rivals
+
+    requests = plan.load.sample_of(plan.naive_prompts)
+    naive = rivals.Naive(plan.model, plan.load.longest, plan.settings["gpu_layers"], requests[0].adapter)
+    try:
+        naive.warm(commonprefix([request.tokens for request in plan.load.requests]))
+        generated, seconds = naive.run(requests)
+        return generated / seconds
+    finally:
+        naive.close()
+
+
+def _engine(plan: Plan) -> tuple[float, dict[str, Any]]:
+    """Tokens a second of the engine as a run uses it, in its child process, and the child's counters."""
+    engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
+    try:
+        started = perf_counter()
+        generated = sum(len(completion.tokens) for completion in engine.complete(plan.load.requests))
+        return generated / (perf_counter() - started), dict(engine.stats)
+    finally:
+        engine.close()

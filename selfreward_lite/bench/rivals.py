@@ -1,0 +1,201 @@
+"""What the engine is held against: llama-cpp-python as most people use it, and bare llama.cpp, which nobody can outrun.
+
+Knows: the high-level `Llama`; the calls that an engine makes of its device, so that they can be written down and made again
+with nothing in between. Does not know: loads, tables. Runs in its own process or a bench's, never in a run's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import llama_cpp as cpp
+import numpy as np
+
+from selfreward_lite.engines.base import Request
+from selfreward_lite.engines.batching import Batcher
+from selfreward_lite.engines.llama import LlamaDevice, Rows, has_amx, hush
+from selfreward_lite.errors import EngineError
+
+Call = tuple[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One `llama_decode` of a trace, and the calls on the memory that came before it."""
+
+    calls: tuple[Call, ...]
+    tokens: np.ndarray
+    positions: np.ndarray
+    sequences: np.ndarray
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every step of a run of the engine, how many tokens came out of it, and the type of the model's matrices."""
+
+    steps: list[Step]
+    generated: int
+    quantisation: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one memory for all sequences or one each."""
+
+    threads: int
+    micro_batch: int
+    unified: bool
+
+
+class Recorder:
+    """A device that writes down what is asked of it, and does it."""
+
+    def __init__(self, device: LlamaDevice) -> None:
+        self.steps: list[Step] = []
+        self._device = device
+        self._calls: list[Call] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
+        columns = (np.array(column, np.int32) for column in (tokens, positions, sequences))
+        self.steps.append(Step(tuple(self._calls), *columns, wanted))
+        self._calls.clear()
+        return self._device.decode(tokens, positions, sequences, wanted)
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        self._note("fork", source, target, length)
+
+    def drop(self, sequence: int, start: int = 0) -> None:
+        self._note("drop", sequence, start)
+
+    def clear(self) -> None:
+        self._note("clear")
+
+    def use(self, adapter: str | None) -> None:
+        self._note("use", adapter)
+
+    def _note(self, name: str, *arguments: Any) -> None:
+        self._calls.append((name, arguments))
+        getattr(self._device, name)(*arguments)
+
+
+def vocabulary(model: Path) -> int:
+    """Return how many tokens a model knows; raises EngineError for a file that is no model."""
+    hush()
+    params = cpp.llama_model_default_params()
+    params.vocab_only = True
+    loaded = cpp.llama_model_load_from_file(os.fsencode(model), params)
+    if not loaded:
+        raise EngineError(f"model {model} cannot be loaded; is it a whole GGUF file?")
+    try:
+        return int(cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(loaded)))
+    finally:
+        cpp.llama_model_free(loaded)
+
+
+def card() -> str | None:
+    """Return the name of the first card, as the driver says it; None without one."""
+    try:
+        said = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return said.stdout.splitlines()[0] if said.stdout.strip() else None
+
+
+def record(model: Path, settings: dict[str, Any], requests: Iterable[Request]) -> Trace:
+    """Serve the requests once, and return what it took."""
+    device = LlamaDevice(model, settings)
+    try:
+        recorder = Recorder(device)
+        batcher = Batcher(recorder, settings["parallel"], settings["roots"])
+        for _ in batcher.run(requests):
+            pass
+        return Trace(recorder.steps, batcher.stats.generated, device.quantisation)
+    finally:
+        device.close()
+
+
+def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: Shape) -> float:
+    """Make the calls of `steps` again, with no sampling and no bookkeeping between them; return the seconds they take."""
+    changed = {"threads": shape.threads, "micro_batch": shape.micro_batch, "unified": shape.unified}
+    if not shape.unified:  # memories of one size each, and all as long as the longest needs
+        longest = 1 + max(int(step.positions.max()) for step in steps)
+        changed["context"] = -(-longest // 256) * 256 * (settings["parallel"] + settings["roots"])
+    device = LlamaDevice(model, {**settings, **changed})
+    try:
+        batches = []
+        for step in steps:
+            rows = Rows(len(step.tokens))
+            batches.append((step.calls, rows, rows.fill(step.tokens, step.positions, step.sequences, step.wanted)))
+        warm = Rows(1)
+        device.run(warm.fill([0], [0], [0], 1))
+        device.drop(0)
+        started = perf_counter()
+        for calls, _, batch in batches:
+            for name, arguments in calls:
+                getattr(device, name)(*arguments)
+            if device.run(batch):
+                raise RuntimeError(f"a step that was recorded cannot be computed again ({device.complaint()})")
+        return perf_counter() - started
+    finally:
+        device.close()
+
+
+class Naive:
+    """llama-cpp-python's `Llama`: one call after another, its own cache of the last prompt kept, default parameters.
+
+    Where those parameters crash a quantised model (CPUs with AMX), the extra buffers are switched off and nothing else.
+    """
+
+    def __init__(self, model: Path, context: int, gpu_layers: int, adapter: str | None) -> None:
+        with _without_faulting_buffers():
+            self._llama = cpp.Llama(
+                str(model), n_ctx=context, n_gpu_layers=gpu_layers, lora_path=adapter, verbose=False
+            )
+
+    def warm(self, tokens: Sequence[int]) -> None:
+        """Compute a prompt's beginning, as the call before would have."""
+        self._llama.create_completion(list(tokens), max_tokens=1)
+
+    def run(self, requests: Iterable[Request]) -> tuple[int, float]:
+        """Return how many tokens were generated, and the seconds that it took."""
+        generated, started = 0, perf_counter()
+        for request in requests:
+            for seed in request.seeds:
+                sampling = request.sampling
+                ended = self._llama.create_completion(
+                    list(request.tokens), max_tokens=sampling.max_tokens, temperature=sampling.temperature,
+                    top_p=sampling.top_p, top_k=sampling.top_k, min_p=0.0, seed=seed,
+                )
+                generated += ended["usage"]["completion_tokens"]
+        return generated, perf_counter() - started
+
+    def close(self) -> None:
+        self._llama.close()
+
+
+@contextmanager
+def _without_faulting_buffers() -> Iterator[None]:
+    module = cpp.llama_cpp
+    make = module.llama_model_default_params
+
+    def changed() -> Any:
+        params = make()
+        params.use_extra_bufts = not has_amx()
+        return params
+
+    module.llama_model_default_params = changed
+    try:
+        yield
+    finally:
+        module.llama_model_default_params = make

@@ -1,0 +1,116 @@
+"""Llamas of random weights as GGUF files, for speed alone: how long a model takes does not depend on what it knows.
+
+Knows: a few shapes, how many bytes a block of a quantised type has and where its scales stand. Does not know: engines. Every
+matrix is made of random bytes in its quantised type, so that eight billion weights need no full-precision copy, neither on
+disk nor in memory; the scales keep activations near size 1 from layer to layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from selfreward_lite.errors import ConfigError
+from selfreward_lite.export import add_settings, add_vocabulary, whole_file, write_arrays
+from selfreward_lite.llama_folder import Llama, Vocabulary, layout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Quantisation = Literal["q8_0", "q4_k"]
+CONTEXT = 8192
+SPECIAL = ("<begin>", "<end>")
+# A weight's spread in units of the block's scale: int8 uniform; 4-bit values times 6-bit scales, less minima that centre them.
+_SPREAD = {"q8_0": 73.9, "q4_k": 250.0}
+
+
+def _llama(hidden: int, layers: int, ffn: int, heads: tuple[int, int], vocab: int, tied: bool = False) -> Llama:
+    return Llama(
+        hidden=hidden, layers=layers, ffn=ffn, heads=heads[0], kv_heads=heads[1], head_dim=hidden // heads[0], context=CONTEXT,
+        eps=1e-5, vocab=vocab, theta=500000.0, rope=None, tied=tied,
+    )
+
+
+SHAPES = {
+    "10m": _llama(256, 4, 768, (4, 2), 4096),  # for tests
+    "250m": _llama(1024, 16, 2816, (16, 4), 32000),
+    "1b": _llama(2048, 16, 8192, (32, 8), 128256, tied=True),  # Llama-3.2-1B
+    "llama-3-8b": _llama(4096, 32, 14336, (32, 8), 128256),
+}
+
+
+def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", seed: int = 0) -> Path:
+    """Write a random Llama of a named shape; returns `path`. Raises ConfigError for a shape or type that is not known."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+    if shape not in SHAPES or quantisation not in _SPREAD:
+        raise ConfigError(f"no synthetic {shape} in {quantisation}; choose of {', '.join(SHAPES)}, in {' or '.join(_SPREAD)}")
+    llama = SHAPES[shape]
+    kind = GGMLQuantizationType[quantisation.upper()]
+    weights, size = GGML_QUANT_SIZES[kind]
+    with whole_file(path) as part:
+        writer = GGUFWriter(part, "llama")
+        add_settings(writer, llama, quantisation)
+        add_vocabulary(writer, _vocabulary(llama.vocab))
+        for tensor in layout(llama):
+            if len(tensor.shape) == 1:
+                writer.add_tensor_info(tensor.name, tensor.shape, _float32(), 4 * tensor.shape[0])
+            else:
+                rows, columns = tensor.shape
+                writer.add_tensor_info(tensor.name, tensor.shape, _float32(), rows * columns // weights * size, kind)
+        write_arrays(writer, _arrays(llama, quantisation, seed))
+    return path
+
+
+def _arrays(llama: Llama, quantisation: Quantisation, seed: int) -> Iterator[np.ndarray]:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    for tensor in layout(llama):
+        if len(tensor.shape) == 1:
+            yield np.ones(tensor.shape, np.float32)
+        else:
+            blocks = _q8_0 if quantisation == "q8_0" else _q4_k
+            spread = 1.0 if tensor.name == "token_embd.weight" else tensor.shape[1] ** -0.5
+            yield blocks(rng, tensor.shape, spread / _SPREAD[quantisation])
+
+
+def _q8_0(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """Blocks of 32 weights: a float16 scale, 32 int8."""
+    import numpy as np
+
+    block = np.dtype([("scale", "<f2"), ("values", "u1", 32)])
+    made = np.empty(shape[0] * shape[1] // 32, block)
+    made["scale"] = scale
+    made["values"] = np.frombuffer(rng.bytes(32 * len(made)), np.uint8).reshape(-1, 32)
+    return made.view(np.uint8)
+
+
+def _q4_k(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """Super-blocks of 256 weights: float16 scales of scales and of minima, 12 bytes of 6-bit ones, 128 bytes of 4-bit weights."""
+    import numpy as np
+
+    block = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("rest", "u1", 140)])
+    made = np.empty(shape[0] * shape[1] // 256, block)
+    made["scale"], made["minimum"] = scale, 7.5 * scale
+    made["rest"] = np.frombuffer(rng.bytes(140 * len(made)), np.uint8).reshape(-1, 140)
+    return made.view(np.uint8)
+
+
+def _vocabulary(size: int) -> Vocabulary:
+    """Bytes, then words that mean nothing, then the two special tokens."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))  # GPT-2's printable stand-ins for the other bytes
+    letters = [chr(code) if code in plain else chr(next(spare)) for code in range(256)]
+    tokens = [*letters, *(f"w{number}" for number in range(size - 256 - len(SPECIAL))), *SPECIAL]
+    return Vocabulary(
+        tokens=tokens, kinds=["NORMAL"] * (size - len(SPECIAL)) + ["CONTROL"] * len(SPECIAL), merges=["w 1"],
+        roles={"bos": size - 2, "eos": size - 1}, add_bos=False, template=None,
+    )
+
+
+def _float32() -> np.dtype:
+    import numpy as np
+
+    return np.dtype(np.float32)

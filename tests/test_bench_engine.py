@@ -1,0 +1,119 @@
+"""The engine's bench on a small random model: its loads, what it counts, what it claims, and its command."""
+
+import json
+import subprocess
+import sys
+from os.path import commonprefix
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite.bench import engine, rivals, synthetic
+from selfreward_lite.engines.llama import LlamaEngine
+from selfreward_lite.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+VOCAB = synthetic.SHAPES["10m"].vocab
+
+
+@pytest.fixture(scope="module", params=["q8_0", "q4_k"])
+def model(request, tmp_path_factory) -> Path:
+    return synthetic.write_model(tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param)
+
+
+def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
+    """Every token another distribution, all finite, no matter how deep: the scales keep activations in range."""
+    made = LlamaEngine(model, parallel=4, context=512, batch=64, threads=1)
+    try:
+        logits = made.logits([VOCAB - 2, 300, 301, 302])
+    finally:
+        made.close()
+    assert logits.shape == (4, VOCAB)
+    assert 0.3 < logits.std() < 3
+    assert abs(logits[1] - logits[2]).max() > 0.1
+    assert rivals.vocabulary(model) == VOCAB
+    bits = {"q8_0": 8.5, "q4_k": 4.5}["q8_0" if model.stat().st_size > 5e6 else "q4_k"]
+    weights = sum(
+        rows * columns
+        for rows, columns in (t.shape for t in synthetic.layout(synthetic.SHAPES["10m"]) if t.heads + t.linear + len(t.shape) > 1)
+    )
+    assert model.stat().st_size == pytest.approx(weights * bits / 8, rel=0.05)
+
+
+def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, llama-3-8b, in q8_0 or q4_k"):
+        synthetic.write_model(tmp_path / "m.gguf", "7m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_judge_load_shares_a_beginning_and_each_prompt_with_all_its_samples():
+    load = engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20))
+    assert len(load.requests) == 12
+    prompts = list(dict.fromkeys(request.tokens for request in load.requests))
+    assert [len(prompt) for prompt in prompts] == [60] * 3
+    assert len(commonprefix(prompts)) == 30
+    assert load.unique_tokens == 30 + 3 * 30
+    assert all(5 <= request.sampling.max_tokens <= 20 for request in load.requests)
+    assert len({request.key for request in load.requests}) == 12
+    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20)), "the same at every call"
+
+
+def test_the_meta_load_has_every_pair_in_both_orders():
+    load = engine.meta_load(VOCAB, 2, judgments=3)
+    assert len(load.requests) == 2 * 6
+    assert {len(request.tokens) for request in load.requests} == {600}
+    # common 150; a response's six prompts: one question of 50, three judgments after it, two more after each of those
+    assert load.unique_tokens == 150 + 2 * (50 + 3 * 200 + 6 * 200)
+    with pytest.raises(ConfigError, match="--prompt-tokens above 401"):
+        engine.meta_load(VOCAB, 2, tokens=400)
+
+
+def test_unique_tokens_are_the_nodes_of_a_trie():
+    load = engine.meta_load(VOCAB, 1, judgments=3)
+    nodes = {request.tokens[: length + 1] for request in load.requests for length in range(len(request.tokens))}
+    assert load.unique_tokens == len(nodes)
+
+
+@pytest.mark.parametrize("kind", ["judge", "meta"])
+def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_again(model, kind):
+    load = (
+        engine.judge_load(VOCAB, 3, samples=4, tokens=120, new=(4, 12))
+        if kind == "judge"
+        else engine.meta_load(VOCAB, 1, judgments=3)
+    )
+    settings = engine.settings_for(load, parallel=6, threads=1, gpu_layers=0)
+    trace = rivals.record(model, settings, load.requests)
+    assert trace.quantisation in ("Q8_0", "Q4_K - Medium")
+    assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
+    computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
+    assert computed <= load.unique_tokens
+    for shape in engine.shapes(settings):
+        assert rivals.replay(model, settings, trace.steps, rivals.Shape(**shape)) > 0
+
+
+def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
+    command = [sys.executable, "-m", "selfreward_lite", "bench", "engine", "--synthetic", "10m", "--folder", str(tmp_path)]
+    small = {"--parallel": 4, "--samples": 3, "--prompt-tokens": 40, "--new-tokens": 16, "--requests": 3, "--repeats": 1}
+    options = [str(part) for pair in small.items() for part in pair]
+    ended = subprocess.run([*command, *options, "--threads", "1"], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert set(said) >= {
+        "naive_tokens_per_s", "engine_tokens_per_s", "ceiling_tokens_per_s", "engine_over_naive", "engine_over_ceiling",
+        "prefill_tokens_requested", "prefill_tokens_computed", "prefill_tokens_unique", "slot_occupancy", "sampling_share",
+        "model", "quantisation", "threads", "gpu",
+    }  # fmt: skip
+    assert said["prefill_tokens_unique"] == 20 + 3 * 20
+    assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
+    assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
+    assert 0 < said["slot_occupancy"] <= 1
+    assert "bare llama.cpp, 1 threads" in ended.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "nothing.gguf", "--synthetic", "10m")])
+def test_one_model_must_be_named(options):
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", "bench", "engine", *options], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == 2
+    assert "name a --model or a --synthetic shape" in " ".join(ended.stderr.split())
