@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ pytest.importorskip("llama_cpp")
 
 from engine_models import quantise, write_adapter, write_model
 
+from selfreward_lite.engines import llama
 from selfreward_lite.engines.base import Completion, Probe, Request, Sampling
 from selfreward_lite.engines.batching import probabilities
 from selfreward_lite.engines.llama import LlamaEngine
@@ -126,6 +128,26 @@ def test_seeds_differ_and_come_back_alone(engine: LlamaEngine):
     assert len(set(together.values())) == 8
     for sample in (0, 5):
         assert answers(engine, [replace(request, seeds=(sample,))])["draw", 0] == together["draw", sample]
+
+
+def test_threads_that_share_the_drawing_draw_the_same_tokens(model: Path, monkeypatch: pytest.MonkeyPatch):
+    requests = [ask(f"question {index}", sampling=WARM, seeds=(1, 2, 3)) for index in range(10)]
+    found = []
+    for worth in (10**9, 1):  # rows are never shared out; always
+        monkeypatch.setattr(llama, "THREAD_WORTH", worth)
+        drawing = LlamaEngine(model, parallel=8, context=2048, batch=64, threads=2, exact=True)
+        drawn: set[int] = set()
+        draw = drawing._device._draw
+
+        def watched(samplers, first, draw=draw, drawn=drawn):
+            drawn.add(threading.get_ident())
+            return draw(samplers, first)
+
+        drawing._device._draw = watched
+        found.append(answers(drawing, requests))
+        assert (len(drawn) > 1) == (worth == 1)
+        drawing.close()
+    assert found[0] == found[1]
 
 
 def test_adapter_changes_the_answer_and_mixed_requests_equal_separate_ones(engine: LlamaEngine, adapters: list[str]):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -62,6 +63,15 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
         assert store.faults() == []
         for iteration in (1, 2, 3):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
+    # then the README's lines for the engine alone, word for word, where that run is
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "runs").symlink_to(tmp_path)
+    said = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert said.returncode == 0, said.stderr
+    assert len(said.stdout.splitlines()) == 6
+    assert said.stdout.count("The answer is ") >= 3
 
 
 def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):

@@ -328,9 +328,8 @@ class Batcher:
 
     def _sample(self, slots: list[_Slot]) -> None:
         started = perf_counter()
-        sample = self._device.sample
-        for row, slot in enumerate(slots):
-            token = sample(slot.sampler, row)
+        drawn = self._device.sample([slot.sampler for slot in slots])
+        for row, (slot, token) in enumerate(zip(slots, drawn, strict=True)):
             if token in slot.watched:
                 self._look(slot, token, row)
             slot.token = token

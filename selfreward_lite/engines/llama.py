@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ MAX_SEQUENCES = 256  # a constant compiled into llama.cpp
 ROOTS = 16  # idle roots cost attention time on a CPU: 32 made a tiny model a third slower than 8 (measured)
 TINY_PARAMETERS = 20_000_000
 PROBE_TOKENS = 8
+MAX_HELPERS = 8  # threads that draw tokens
+THREAD_WORTH = 200_000  # logits to go through that are worth waking a thread for
 SAME_LOGITS = 1e-6  # relative to the largest logit: below, two runs differ by rounding only
 _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 5
 
@@ -96,6 +99,8 @@ class LlamaDevice:
         self.rows = int(settings["batch"])
         self.outputs = int(settings["parallel"])
         self._rows = Rows(self.rows)
+        self._helpers = min(MAX_HELPERS, int(settings["threads"]) or _threads(self._model))
+        self._pool = ThreadPoolExecutor(self._helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
         self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
@@ -127,8 +132,23 @@ class LlamaDevice:
         cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_dist(seed % 0xFFFFFFFF))
         return chain
 
-    def sample(self, sampler: Any, row: int) -> int:
-        return cpp.llama_sampler_sample(sampler, self._context, row)
+    def sample(self, samplers: list[Any]) -> list[int]:
+        """Draw a token for the first rows of the last batch, row i with sampler i.
+
+        With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call leaves Python's lock alone.
+        """
+        shares = min(self._helpers, len(samplers) * self.vocab // THREAD_WORTH)
+        if shares < 2:
+            return self._draw(samplers, 0)
+        cpp.llama_get_logits_ith(self._context, 0)  # puts the rows in order, once, before several threads read them
+        size = -(-len(samplers) // shares)
+        parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
+        drawn = self._pool.map(lambda part: self._draw(*part), parts)
+        return [token for part in drawn for token in part]
+
+    def _draw(self, samplers: list[Any], first: int) -> list[int]:
+        sample, context = cpp.llama_sampler_sample, self._context
+        return [sample(sampler, context, row) for row, sampler in enumerate(samplers, first)]
 
     def free_sampler(self, sampler: Any) -> None:
         cpp.llama_sampler_free(sampler)
@@ -191,6 +211,7 @@ class LlamaDevice:
         return np.concatenate(parts)
 
     def close(self) -> None:
+        self._pool.shutdown()
         if self._context:
             cpp.llama_free(self._context)
         if self._model:
