@@ -21,6 +21,7 @@ from selfreward_lite import config, report
 from selfreward_lite.bench.commands import bench
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
+from selfreward_lite.export_commands import export
 from selfreward_lite.store import Store
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="A language model that improves itself, on one card.",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(export, name="export")
 INTERRUPTED = 130
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]

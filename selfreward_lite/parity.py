@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.errors import ExportError
-from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
+from selfreward_lite.export import Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def _reference_logits(model_dir: Path, adapter_dir: Path | None, token_lists: Se
                 for tokens in token_lists]
 
 
-def _load_llama(stack: ExitStack, gguf: Path, *, vocab_only: bool) -> Any:
+def load_llama(stack: ExitStack, gguf: Path, *, vocab_only: bool) -> Any:
     """A llama.cpp model on the CPU, freed when `stack` closes."""
     import llama_cpp
     log = logging.getLogger("llama-cpp-python")  # by default it prints every setting of the file
@@ -119,7 +119,7 @@ def _llama_logits(gguf: Path, adapter: Path | None, token_lists: Sequence[Sequen
     import numpy as np
     longest = max(len(tokens) for tokens in token_lists)
     with ExitStack() as stack:
-        model = _load_llama(stack, gguf, vocab_only=False)
+        model = load_llama(stack, gguf, vocab_only=False)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
         settings.n_threads = settings.n_threads_batch = min(4, os.cpu_count() or 1)
@@ -177,7 +177,7 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
     tokenizer.encode_special_tokens = True
     count = 0
     with ExitStack() as stack:
-        vocab = llama_cpp.llama_model_get_vocab(_load_llama(stack, gguf, vocab_only=True))
+        vocab = llama_cpp.llama_model_get_vocab(load_llama(stack, gguf, vocab_only=True))
         for text in texts:
             data = text.encode()
             buffer = (llama_cpp.llama_token * (len(data) + 1))()  # a token holds at least one byte
@@ -188,19 +188,3 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
                                   "use the tokenizer.json this GGUF was made from")
             count += len(expected)
     return count
-
-
-# ------------------------------------------------------------------------------------------ as tasks of the workshop
-
-def export_base(model_dir: str, out: str, weights: Weights, dtype: str) -> dict[str, int]:
-    """Write the base as GGUF and prove its tokenizer; returns `tokens`, how many were compared."""
-    base_to_gguf(Path(model_dir), Path(out), weights=weights, dtype=dtype)
-    return {"tokens": token_parity(Path(model_dir), Path(out), TOKEN_PROBES)}
-
-
-def export_adapter(model_dir: str, adapter: str, base: str, out: str, token_lists: Sequence[Sequence[int]],
-                   weights: Weights) -> dict[str, float | None]:
-    """Write an adapter as GGUF and measure it; returns `difference`, `change` and `agreement`, as `Tools` explains them."""
-    adapter_to_gguf(Path(adapter), Path(model_dir), Path(out))
-    measured = parity(Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights)
-    return {"difference": measured.max_abs_diff, "change": measured.adapter_change, "agreement": measured.agreement}

@@ -122,7 +122,7 @@ def _last_words(log: Path) -> str | None:
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
     if not any(device.exists() for device in CARD_DEVICES):
-        from selfreward_lite import parity, train  # noqa: F401 - imported once, for all the copies
+        from selfreward_lite import equality, train  # noqa: F401 - imported once, for all the copies
     wire = os.dup(1)
     os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
     while line := _next_line():
@@ -182,9 +182,10 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         from selfreward_lite.training_job import Job
 
         return train(Job(**task), report)
-    from selfreward_lite import parity
+    from selfreward_lite import equality
 
-    return {"export_base": parity.export_base, "export_adapter": parity.export_adapter}[kind](**task)
+    tasks = {"export_base": equality.export_base, "export_adapter": equality.export_adapter, "check": equality.check}
+    return tasks[kind](**task)
 
 
 def _end_with_parent() -> None:

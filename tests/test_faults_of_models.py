@@ -203,14 +203,14 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
     from transformers import AutoTokenizer
 
     from selfreward_lite.export import base_to_gguf
-    from selfreward_lite.parity import _load_llama
+    from selfreward_lite.parity import load_llama
     from selfreward_lite.tiny.tasks import draw
 
     base_to_gguf(TINY_MODEL, tmp_path / "base.gguf", weights="original", dtype="f32")
     theirs = AutoTokenizer.from_pretrained(TINY_MODEL)
     rng = __import__("random").Random(0)
     with __import__("contextlib").ExitStack() as stack:
-        vocab = llama_cpp.llama_model_get_vocab(_load_llama(stack, tmp_path / "base.gguf", vocab_only=True))
+        vocab = llama_cpp.llama_model_get_vocab(load_llama(stack, tmp_path / "base.gguf", vocab_only=True))
         for number in range(20):
             messages = [{"role": "user", "content": draw(rng, "corpus").prompt}]
             messages += [{"role": "assistant", "content": "a b"}, {"role": "user", "content": f"Why {number}?"}] * (number % 3)

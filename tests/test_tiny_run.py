@@ -72,6 +72,14 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     assert said.returncode == 0, said.stderr
     assert len(said.stdout.splitlines()) == 6
     assert said.stdout.count("The answer is ") >= 3
+    # and what llama.cpp runs is what was trained
+    checked = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", "export", "check", "--runs-dir", str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    print(checked.stderr)
+    assert checked.returncode == 0, checked.stderr
+    assert json.loads(checked.stdout.splitlines()[-1])["adapter_difference"] < 1e-3
 
 
 def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):

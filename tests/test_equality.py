@@ -1,0 +1,99 @@
+"""`export check`: what it compares, what it says, and every way in which two models can be different ones."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from random_llama import make_adapter, make_model
+
+from selfreward_lite import equality
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.errors import ExportError
+from selfreward_lite.export import adapter_to_gguf, base_to_gguf
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A random Llama and a LoRA on it, as folders and as GGUF."""
+    folder = tmp_path_factory.mktemp("made")
+    make_model(folder / "model", max_position_embeddings=1024)
+    make_adapter(folder / "model", folder / "adapter")
+    base_to_gguf(folder / "model", folder / "base.gguf", weights="original", dtype="f32")
+    adapter_to_gguf(folder / "adapter", folder / "model", folder / "adapter.gguf")
+    return folder
+
+
+def check(made: Path, limit: float = 1e-3, **changed: Path) -> dict:
+    names = {"model_dir": "model", "base": "base.gguf", "adapter_dir": "adapter", "adapter": "adapter.gguf"}
+    paths = {name: str(changed.get(name, made / file)) for name, file in names.items()}
+    return equality.check(**paths, weights="original", limit=limit)
+
+
+def test_the_same_model_is_the_same(made):
+    found = check(made)
+    assert found["conversations"] == len(equality.CONVERSATIONS)
+    assert found["base_difference"] < 1e-3
+    assert found["adapter_difference"] < 1e-3
+    assert found["adapter_change"] > 0.05
+    assert found["agreement"] == 1.0
+
+
+def test_another_adapter_is_refused_with_the_number(made, tmp_path):
+    make_adapter(made / "model", tmp_path / "other", r=8)
+    with pytest.raises(ExportError, match=r"differs from transformers by \d.* in a logit, more than 0\.001, over \d+ tokens"):
+        check(made, adapter=adapter_to_gguf(tmp_path / "other", made / "model", tmp_path / "other.gguf"))
+
+
+def test_a_quantised_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path):
+    quantised = base_to_gguf(made / "model", tmp_path / "q8.gguf", weights="original", dtype="q8_0")
+    with pytest.raises(ExportError, match="differs from transformers"):
+        check(made, base=quantised)
+    assert 1e-3 < check(made, limit=5.0, base=quantised)["adapter_difference"] < 5.0
+
+
+def copy(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "model", tmp_path / "model"))
+
+
+def test_a_template_that_begins_twice_is_refused(made, tmp_path):
+    folder = copy(made, tmp_path)
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ bos_token }}" + template.read_text())
+    with pytest.raises(Exception, match="exactly one"):
+        equality.conversation_ids(folder, made / "base.gguf")
+
+
+def test_another_tokenizer_is_refused_by_conversation_and_place(made, tmp_path):
+    folder = copy(made, tmp_path)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    spec["model"]["merges"] = spec["model"]["merges"][:5]
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ExportError, match=r"llama\.cpp reads conversation \d otherwise, from token \d+ on"):
+        equality.conversation_ids(folder, made / "base.gguf")
+
+
+def test_another_end_of_turn_is_refused(made, monkeypatch):
+    load = ChatFormat.load.__func__
+
+    def stops_elsewhere(cls, folder):
+        found = load(cls, folder)
+        object.__setattr__(found, "stop", (1,))
+        return found
+
+    monkeypatch.setattr(ChatFormat, "load", classmethod(stops_elsewhere))
+    with pytest.raises(ExportError, match=r"ends a turn with \[.*\], the chat template with \(1,\)"):
+        equality.conversation_ids(made / "model", made / "base.gguf")
+
+
+def test_the_command_wants_a_run_with_that_model(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", "export", "check", "--runs-dir", str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "no run in" in " ".join(ended.stderr.split())
