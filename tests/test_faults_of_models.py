@@ -248,7 +248,7 @@ def test_fault_36_quantised_models_on_cpus_with_amx_are_loaded_without_the_fault
     from selfreward_lite.engines import llama
 
     seen = []
-    monkeypatch.setattr(llama, "_has_amx", lambda: True)
+    monkeypatch.setattr(llama, "has_amx", lambda: True)
     monkeypatch.setattr(llama.cpp, "llama_model_load_from_file", lambda path, params: seen.append(params.use_extra_bufts))
     with pytest.raises(EngineError):
         llama._load_model(TINY_MODEL / "config.json", 0)
