@@ -278,6 +278,7 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 """
 
 
+@pytest.mark.slow
 def test_fault_31_without_a_network_everything_but_downloads_works(tmp_path):
     """Real tools, in processes that cannot connect anywhere; a model that is not on this machine is one line."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
@@ -294,6 +295,7 @@ def test_fault_31_without_a_network_everything_but_downloads_works(tmp_path):
     assert "set model.base to a Hugging Face model folder on this machine" in " ".join(ended.stderr.split())
 
 
+@pytest.mark.slow
 def test_fault_33_a_token_in_the_environment_is_in_no_file_and_no_message(tmp_path):
     secret = "hf_" + "Secret" * 6
     environment = {**os.environ, "HF_TOKEN": secret, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

@@ -138,6 +138,7 @@ STAGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
     """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
     folder, killed = tmp_path / "run", 0
