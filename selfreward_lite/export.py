@@ -1,6 +1,6 @@
 """Hugging Face folders → GGUF: a Llama base, a PEFT LoRA adapter.
 
-    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, or as NF4 training held it)
+    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, as NF4 training held it, or merged)
     adapter_to_gguf    adapter_config.json, adapter_model.safetensors  →  adapter.gguf
 
 Works on folders only: no network, no run folder, no knowledge of stages; what may be exported at all is decided in
@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,18 +110,20 @@ def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- the base
 
 def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
-                 load_dtype: LoadDtype = "float32") -> Path:
+                 load_dtype: LoadDtype = "float32", adapter_dir: Path | None = None) -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
     makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on. `load_dtype` is the `dtype=` with
     which transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are
-    stored; norms are always f32. Raises ExportError where GGUF cannot express the model or a file is broken.
+    stored; norms are always f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A
+    (LoRA, arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
     """
     from gguf import GGUFWriter
     if weights not in ("original", "nf4") or dtype not in ("f32", "f16", "q8_0"):
         raise ExportError(f"weights={weights!r}, dtype={dtype!r}: choose original or nf4, and f32, f16 or q8_0")
     llama = read_config(model_dir)
+    lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     tensors = layout(llama)
     files = locate(model_dir, tensors, llama.tied)
     with whole_file(out) as part:
@@ -132,6 +135,8 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
         for tensor in rope + tensors:
             _announce(writer, tensor, dtype)
         loaded = _loaded(tensors, files, weights, load_dtype)
+        if lora:
+            loaded = ((tensor, _finite(lora.merged(tensor, value), tensor.source)) for tensor, value in loaded)
         write_arrays(writer, _base_arrays(llama, loaded, dtype))
     return out
 
@@ -223,6 +228,21 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 # ---------------------------------------------------------------------------------------------- the adapter
 
+@dataclass(frozen=True)
+class _Lora:
+    """A plain LoRA adapter: `pairs` of (A (rank, in), B (out, rank)) by block and HF module; alpha/r or alpha/√r is `scale`."""
+
+    pairs: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
+    rank: int
+    scale: float
+
+    def merged(self, tensor: Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The weight with the adapter's change added, in float32; as it is where the adapter changes nothing."""
+        place = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", tensor.source)
+        pair = self.pairs.get((int(place[1]), place[2])) if place else None
+        return value if pair is None else value.float() + self.scale * (pair[1].float() @ pair[0].float())
+
+
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
     """Write a PEFT LoRA folder as a GGUF LoRA in f32; returns `out`.
 
@@ -231,15 +251,13 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
     """
     from gguf import GGUFWriter, Keys
     llama = read_config(base_config_dir)
-    config = read_json(adapter_dir / "adapter_config.json")
-    _check_adapter(adapter_dir, config)
-    rank, alpha = config["r"], float(config["lora_alpha"])
-    arrays = _adapter_arrays(adapter_dir / "adapter_model.safetensors", llama, rank)
+    lora = _read_lora(adapter_dir, llama)
+    arrays = _adapter_arrays(lora, llama)
     with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")
-        writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha)
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, lora.scale * lora.rank)
         for name, array in arrays.items():
             writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
         write_arrays(writer, arrays.values())
@@ -262,24 +280,37 @@ def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
                           "train with both above 0")
 
 
-def _adapter_arrays(path: Path, llama: Llama, rank: int) -> dict[str, np.ndarray]:
-    """GGUF name → f32 array: lora_a (rank, in), lora_b (out, rank), the rows of B ordered as the base's rows are."""
+def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
+    """A PEFT folder that holds plain LoRA for this base, whole and finite, or ExportError."""
+    config = read_json(adapter_dir / "adapter_config.json")
+    _check_adapter(adapter_dir, config)
+    path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
     tensors = read_safetensors(path, lambda file: {name: file.get_tensor(name) for name in list(file.keys())})
-    projections, arrays = llama.projections(), {}
+    projections, pairs = llama.projections(), {}
     for key, tensor in sorted(tensors.items()):
         match = LORA_KEY.fullmatch(key)
         if not match or match[2] not in projections or int(match[1]) >= llama.layers:
             raise ExportError(f"{path}: {key} has no place in a GGUF LoRA: train LoRA on attention and MLP layers only")
-        name, (rows, columns), heads = projections[match[2]]
+        _, (rows, columns), _ = projections[match[2]]
         side, other = ("A", "B") if match[3] == "A" else ("B", "A")
         expected = (rank, columns) if side == "A" else (rows, rank)
         if tuple(tensor.shape) != expected:
             raise ExportError(f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: it is for another base")
         if (partner := key.replace(f".lora_{side}.", f".lora_{other}.")) not in tensors:
             raise ExportError(f"{path}: {partner} is missing: save the adapter again")
-        tensor = _finite(tensor, f"{path}: {key}")
-        tensor = _permute(tensor, heads) if heads and side == "B" else tensor
-        arrays[f"blk.{match[1]}.{name}.weight.lora_{side.lower()}"] = _encode(tensor, "f32", key)
-    if not arrays:
+        if side == "A":
+            pairs[int(match[1]), match[2]] = (_finite(tensor, f"{path}: {key}"), _finite(tensors[partner], f"{path}: {partner}"))
+    if not pairs:
         raise ExportError(f"{path} holds no LoRA tensors: save the adapter again")
+    return _Lora(pairs, rank, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _adapter_arrays(lora: _Lora, llama: Llama) -> dict[str, np.ndarray]:
+    """GGUF name → f32 array: lora_a (rank, in), lora_b (out, rank), the rows of B ordered as the base's rows are."""
+    projections, arrays = llama.projections(), {}
+    for (layer, module), (left, right) in lora.pairs.items():
+        name, _, heads = projections[module]
+        for side, tensor in (("a", left), ("b", _permute(right, heads) if heads else right)):
+            key = f"blk.{layer}.{name}.weight.lora_{side}"
+            arrays[key] = _encode(tensor, "f32", key)
     return arrays

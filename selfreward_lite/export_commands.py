@@ -1,4 +1,4 @@
-"""`python -m selfreward_lite export …`: reads arguments, prints answers. What is written or compared is in the modules beside.
+"""`python -m selfreward_lite export …`: reads arguments, prints answers. What is written or compared is in the modules above.
 
 The last line of stdout is one JSON document.
 """
@@ -7,58 +7,156 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from time import perf_counter
+from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from selfreward_lite import full_model
+from selfreward_lite import quantise as quantiser
 from selfreward_lite.config import Settings
-from selfreward_lite.display import say
+from selfreward_lite.display import console, say
 from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.store import Store
 from selfreward_lite.workshop import TaskFailed, Workshop
 
-export = typer.Typer(no_args_is_help=True, help="What llama.cpp runs: is it the model that was trained?")
+export = typer.Typer(no_args_is_help=True, help="Models out of a run: checked, merged, quantised.")
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
+RunName = Annotated[str, typer.Option(help="The run.")]
+Number = Annotated[int | None, typer.Option(help="Number of the model; by default the newest.", min=0)]
+Kind = Annotated[str, typer.Option("--type", help="Type of the matrices, as q4_k_m, q8_0 or f16.")]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model of a run: its number and folder, the run's base, its settings."""
+
+    number: int
+    folder: Path
+    base: Path
+    settings: Settings
 
 
 @export.callback()
 def _group() -> None:
-    """What llama.cpp runs: is it the model that was trained?"""
+    """Models out of a run: checked, merged, quantised."""
 
 
 @export.command("check")
 def check(
-    name: Annotated[str, typer.Option(help="The run.")] = "tiny",
+    name: RunName = "tiny",
     runs_dir: RunsDir = Path("runs"),
-    model: Annotated[int | None, typer.Option(help="Number of the model; by default the newest.", min=0)] = None,
+    model: Number = None,
     gguf: Annotated[Path | None, typer.Option(help="Another GGUF of the base, quantised otherwise.")] = None,
     limit: Annotated[float | None, typer.Option(help="Largest difference of a logit; by default 1e-3 for f32.")] = None,
 ) -> None:
     """Compare token ids and logits of llama.cpp with those of PEFT, on a set of conversations; fails with the numbers."""
-    with Store.read(runs_dir / name) as store:
-        settings = Settings.model_validate(store.fact("settings"))
-        number = store.newest() if model is None else model
-        folder, base = store.model_dir(number or 0), gguf or store.folder / "base" / "base.gguf"
-        if number is None or not (folder / "adapter.gguf").exists():
-            raise UserError(f"{store.folder} has no model M{number or 0}; `status --name {name}` shows what it has")
+    found_run = _model(runs_dir / name, model)
+    settings, number = found_run.settings, found_run.number
+    base = gguf or found_run.base
     f32 = gguf is None and settings.model.gguf == "f32"
     allowed = limit if limit is not None else 1e-3 if f32 else settings.gates.max_logit_difference
     weights = "nf4" if settings.model.quantisation == "nf4" else "original"
-    with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop()
-        try:
-            found = workshop.do(
-                "check", Path(scratch) / "check.log", model_dir=str(settings.model.folder), base=str(base),
-                adapter_dir=str(folder / "adapter"), adapter=str(folder / "adapter.gguf"), weights=weights, limit=allowed,
-            )
-        except TaskFailed as failure:
-            raise ExportError(str(failure)) from None
-        finally:
-            workshop.close()
+    found = _work(
+        "check", model_dir=str(settings.model.folder), base=str(base), adapter_dir=str(found_run.folder / "adapter"),
+        adapter=str(found_run.folder / "adapter.gguf"), weights=weights, limit=allowed,
+    )
     say(f"M{number}: the same token ids in {found['conversations']} conversations ({found['tokens']} tokens); largest difference "
         f"of a logit {found['base_difference']:.2g} without the adapter, {found['adapter_difference']:.2g} with it "
         f"(at most {allowed:g}); the adapter changes logits by up to {found['adapter_change']:.2g}; "
         f"{found['agreement']:.1%} same likeliest token")
     print(json.dumps({"run": name, "model": number, "limit": allowed, **found}))
+
+
+@export.command("merged")
+def merged(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    model: Number = None,
+    kind: Kind = "q8_0",
+    out: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path("exported"),
+    prove: Annotated[bool, typer.Option(help="Compare its logits with PEFT's: 4 bytes of memory a weight.")] = True,
+) -> None:
+    """Write a model of the run, base and adapter in one, as a GGUF with an Ollama Modelfile; says size, time and disk first."""
+    found_run = _model(runs_dir / name, model)
+    stem = f"{name}-M{found_run.number}-{kind}"
+    target = out / stem / f"{stem}.gguf"
+    between = 0 if kind in full_model.DIRECT else 2 * quantiser.weights(found_run.base)  # bytes in float16
+    _announce(found_run.base, target, kind, between)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    started = perf_counter()
+    weights = {"model_dir": str(found_run.settings.model.folder), "adapter_dir": str(found_run.folder / "adapter")}
+    with _tensors() as show:
+        task = {"out": str(target), "kind": kind, "prove": prove}
+        found = _work("full_model", lambda at: show(at["done"], at["total"]), **weights, **task)
+    seconds = round(perf_counter() - started, 1)
+    say(f"{target}: {target.stat().st_size / 1e6:.2f} MB in {seconds} s; {found['tokens']} token ids as they should be" + (
+        f"; a logit differs by {found['difference']:.2g} from the model's in full precision at most, "
+        f"{found['agreement']:.1%} same likeliest token" if prove else ""))
+    say(f"for Ollama: ollama create NAME -f {target.parent / 'Modelfile'}")
+    document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": str(target.parent / "Modelfile")}
+    print(json.dumps({**document, "bytes": target.stat().st_size, "seconds": seconds, **found}))
+
+
+@export.command("quantise")
+def quantise(
+    source: Annotated[Path, typer.Argument(help="A GGUF file in f32 or f16.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    kind: Kind = "q4_k_m",
+) -> None:
+    """Write a GGUF in a smaller type, by llama.cpp's quantiser; says size, time and disk first."""
+    if out.exists() and out.samefile(source):
+        raise UserError(f"{out} is the source itself: give another name")
+    wanted = _announce(source, out, kind)
+    started = perf_counter()
+    with _tensors() as show:
+        quantiser.quantise(source, out, kind, show)
+    seconds = round(perf_counter() - started, 1)
+    say(f"{out}: {out.stat().st_size / 1e6:.2f} MB in {seconds} s")
+    document = {"file": str(out), "bytes": out.stat().st_size, "seconds": seconds}
+    print(json.dumps({**document, "expected_bytes": wanted.size, "expected_seconds": round(wanted.seconds, 1)}))
+
+
+def _model(folder: Path, number: int | None) -> _Model:
+    """A model of a run; UserError where there is none."""
+    with Store.read(folder) as store:
+        number = store.newest() if number is None else number
+        found = store.model_dir(number or 0)
+        if number is None or not (found / "adapter.gguf").exists():
+            raise UserError(f"{folder} has no model M{number or 0}; `status --name {folder.name}` shows what it has")
+        settings = Settings.model_validate(store.fact("settings"))
+        return _Model(number, found, folder / "base" / "base.gguf", settings)
+
+
+def _announce(source: Path, out: Path, kind: str, besides: float = 0) -> quantiser.Before:
+    """Say what a file will take, before it is written."""
+    wanted = quantiser.before(source, out, kind, besides)
+    say(f"{out} in {kind}: {wanted}")
+    return wanted
+
+
+@contextmanager
+def _tensors() -> Iterator[Callable[[int, int], None]]:
+    """A bar of how many tensors are quantised; gone when it is over."""
+    with Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+                  transient=True, disable=not console.is_terminal) as bars:  # fmt: skip
+        bar = bars.add_task("tensors", total=None)
+        yield lambda done, total: bars.update(bar, completed=done, total=total)
+
+
+def _work(task: str, report: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Have a task of the workshop done in a child process; ExportError with its last words where it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop()
+        try:
+            return workshop.do(task, Path(scratch) / f"{task}.log", report, **arguments)
+        except TaskFailed as failure:
+            raise ExportError(str(failure)) from None
+        finally:
+            workshop.close()

@@ -44,11 +44,12 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
            token_lists: Sequence[Sequence[int]], *, weights: Weights) -> Parity:
     """Compare the logits of every position of every list; both sides compute in float32 with a float32 cache.
 
-    `weights="nf4"` loads the reference in 4 bits as training does. Raises ExportError if a file cannot be loaded.
+    `weights="nf4"` loads the reference in 4 bits as training does. An `adapter_dir` without a `gguf_adapter` says that it
+    is merged into `gguf_base`. Raises ExportError if a file cannot be loaded.
     """
     import numpy as np
-    if not token_lists or not all(token_lists) or (adapter_dir is None) != (gguf_adapter is None):
-        raise ExportError("parity needs non-empty token lists, and the adapter on both sides or on neither")
+    if not token_lists or not all(token_lists) or (adapter_dir is None and gguf_adapter is not None):
+        raise ExportError("parity needs non-empty token lists, and the folder of every GGUF adapter")
     expected = _reference_logits(model_dir, adapter_dir, token_lists, weights)
     plain = _llama_logits(gguf_base, None, token_lists)
     found = plain if gguf_adapter is None else _llama_logits(gguf_base, gguf_adapter, token_lists)

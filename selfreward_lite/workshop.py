@@ -182,8 +182,10 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         from selfreward_lite.training_job import Job
 
         return train(Job(**task), report)
-    from selfreward_lite import equality
+    from selfreward_lite import equality, full_model
 
+    if kind == "full_model":
+        return full_model.write(**task, report=report)
     tasks = {"export_base": equality.export_base, "export_adapter": equality.export_adapter, "check": equality.check}
     return tasks[kind](**task)
 

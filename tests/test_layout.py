@@ -21,7 +21,8 @@ ORDER = [
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
-    "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "equality", "plan", "evaluate", "gates",
+    "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "equality", "quantise", "ollama", "full_model",
+    "plan", "evaluate", "gates",
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.engine", "bench.tiny", "bench.settings", "bench.commands",
     "export_commands", "cli", "__main__",
@@ -30,7 +31,7 @@ TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "bui
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
     "torch": {"train", "export", "parity", "llama_folder", "tiny.build"},
-    "llama_cpp": {"engines.llama", "engines.batching", "engines.device", "parity", "equality", "export", "bench.rivals"},
+    "llama_cpp": {"engines.llama", "engines.batching", "engines.device", "parity", "equality", "quantise", "bench.rivals"},
     "gradio": set(),
 }
 TOP_LEVEL = {

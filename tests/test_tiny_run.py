@@ -80,6 +80,17 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     print(checked.stderr)
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout.splitlines()[-1])["adapter_difference"] < 1e-3
+    # and it can be taken elsewhere
+    merged = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", "export", "merged", "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out"),
+         "--type", "q4_k_m"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    print(merged.stderr)
+    assert merged.returncode == 0, merged.stderr
+    said = json.loads(merged.stdout.splitlines()[-1])
+    assert said["agreement"] > 0.8
+    assert Path(said["modelfile"]).read_text().startswith("FROM ./tiny-M3-q4_k_m.gguf\n")
 
 
 def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):

@@ -1,0 +1,157 @@
+"""A GGUF file in a smaller type, by llama.cpp's own quantiser; what it will take is known before it begins.
+
+    before       bytes it will have, seconds it may take, bytes that are free
+    quantise     the file, whole or not at all
+
+Works on files only. llama_cpp is imported inside functions: importing this file is cheap.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from selfreward_lite.errors import ExportError
+from selfreward_lite.export import whole_file
+
+KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
+PROBE_ROWS, PROBE_COLUMNS = 256, 4096  # of the matrix that is quantised to learn how fast this machine is
+DISK_MARGIN = 1.02
+_MIB = 2**20
+_SIZES = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
+_TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
+
+
+@dataclass(frozen=True)
+class Before:
+    """What quantising a file will take: its size in bytes, the seconds, and the bytes that are free where it will lie."""
+
+    size: int
+    seconds: float
+    free: int
+
+    def __str__(self) -> str:
+        return f"{_size(self.size)}, about {self.seconds:.0f} s; the disk has {_size(self.free)} free"
+
+
+def before(source: Path, out: Path, kind: str, besides: float = 0) -> Before:
+    """Ask llama.cpp for the size, and this machine for its speed. Raises ExportError where it cannot be done or will not fit.
+
+    `source` may be any GGUF with these tensors, quantised ones too; `besides` is what else must fit the disk, in bytes.
+    """
+    params = _params(kind)
+    params.dry_run = params.allow_requantize = True
+    with _listening() as said:
+        _run(source, out, params, said)
+    sizes = _SIZES.findall("".join(said))
+    if not sizes:
+        raise ExportError(f"llama.cpp did not say how large {source} would be in {kind}: use the pinned llama-cpp-python")
+    tensors = _tensors(source)
+    rest = source.stat().st_size - sum(int(tensor.n_bytes) for tensor in tensors)  # vocabulary and settings stay as they are
+    size, free = int(float(sizes[-1]) * _MIB + rest), shutil.disk_usage(_existing(out.parent)).free
+    if free < (size + besides) * DISK_MARGIN:
+        more = f", and {_size(besides)} while it is made" if besides else ""
+        raise ExportError(f"{out} would take {_size(size)}{more}; its disk has {_size(free)} free: free space")
+    return Before(size, weights(source) / _weights_per_second(kind), free)
+
+
+def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Write `source` as `out` in another type; returns `out`. `progress` hears of each tensor: how many, of how many.
+
+    Raises ExportError where llama.cpp refuses, as it does for a source that is quantised already: each time loses more.
+    """
+
+    def heard(line: str) -> None:
+        if place := _TENSOR.match(line):
+            progress(int(place[1]), int(place[2]))
+
+    with whole_file(out) as part, _listening(heard) as said:
+        _run(source, part, _params(kind), said)
+    return out
+
+
+def _params(kind: str) -> Any:
+    import llama_cpp
+
+    if kind not in KINDS:
+        raise ExportError(f"{kind}: choose of {', '.join(KINDS)}")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
+    params.nthread = os.cpu_count() or 1
+    return params
+
+
+def _run(source: Path, out: Path, params: Any, said: list[str]) -> None:
+    import llama_cpp
+
+    if not source.is_file():
+        raise ExportError(f"{source} does not exist: give a GGUF file in f32 or f16")
+    if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)):
+        last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
+        raise ExportError(f"llama.cpp cannot quantise {source} ({last}): give a whole GGUF file in f32 or f16")
+
+
+@contextmanager
+def _listening(heard: Callable[[str], None] = lambda line: None) -> Iterator[list[str]]:
+    """Collect what llama.cpp says, which is how it tells sizes and progress."""
+    import llama_cpp
+
+    said: list[str] = []
+
+    def receive(_level: int, text: bytes, _: Any) -> None:
+        said.append(text.decode("utf-8", errors="replace"))
+        heard(said[-1])
+
+    callback = llama_cpp.llama_log_callback(receive)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    try:
+        yield said
+    finally:
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+def weights(source: Path) -> int:
+    """Return how many weights a GGUF file holds."""
+    return sum(int(tensor.n_elements) for tensor in _tensors(source))
+
+
+def _tensors(source: Path) -> list[Any]:
+    from gguf import GGUFReader
+
+    return GGUFReader(source).tensors
+
+
+def _weights_per_second(kind: str) -> float:
+    """How many weights a second all cores turn into the main type of `kind`: a random matrix, timed on one core."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from llama_cpp._ggml import libggml
+
+    main = GGMLQuantizationType[kind.upper().removesuffix("_M").removesuffix("_S")]
+    block, size = GGML_QUANT_SIZES[main]
+    weights = np.random.default_rng(0).standard_normal((PROBE_ROWS, PROBE_COLUMNS)).astype(np.float32)
+    target = np.empty(weights.size // block * size, np.uint8)
+    libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    long = ctypes.c_int64
+    started = perf_counter()
+    libggml.ggml_quantize_chunk(
+        ctypes.c_int(int(main)), ctypes.c_void_p(weights.ctypes.data), ctypes.c_void_p(target.ctypes.data),
+        long(0), long(PROBE_ROWS), long(PROBE_COLUMNS), None,
+    )
+    return weights.size / (perf_counter() - started) * (os.cpu_count() or 1)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
