@@ -432,9 +432,10 @@ def test_another_vocabulary_is_named(bases: Any, tmp_path: Path) -> None:
 
 
 def test_parity_refuses_half_a_question(folders: Any, bases: Any) -> None:
-    for lists, adapter_dir in (([], None), ([[]], None), (LISTS, folders["gqa"])):
+    base = bases["gqa", "nf4"]
+    for lists, gguf_adapter in (([], None), ([[]], None), (LISTS, base)):
         with pytest.raises(ExportError, match="parity needs"):
-            parity(folders["gqa"], adapter_dir, bases["gqa", "nf4"], None, lists, weights="nf4")
+            parity(folders["gqa"], None, base, gguf_adapter, lists, weights="nf4")
 
 
 def test_importing_is_cheap() -> None:
