@@ -38,6 +38,7 @@ class Parity:
     adapter_change: float | None  # largest change the adapter makes inside llama.cpp; 0 means it does nothing
     tokens: int
     agreement: float  # share of positions at which both would say the same token next
+    divergence: float  # mean over positions of KL(transformers ‖ llama.cpp), in nats
 
 
 def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adapter: Path | None,
@@ -62,8 +63,23 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
         return float(np.max([np.abs(a - b).max() for a, b in zip(left, right, strict=True)]))
 
     same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(expected, found, strict=True)]
+    apart = [_divergence(a, b) for a, b in zip(expected, found, strict=True)]
     return Parity(distance(expected, found), None if gguf_adapter is None else distance(plain, found),
-                  sum(len(tokens) for tokens in token_lists), float(np.mean(np.concatenate(same))))
+                  sum(len(tokens) for tokens in token_lists), float(np.mean(np.concatenate(same))),
+                  float(np.mean(np.concatenate(apart))))
+
+
+def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """KL(p ‖ q) = Σ p·(log p − log q) of each row of two arrays of logits (rows, vocabulary), in nats."""
+    import numpy as np
+
+    def log_softmax(logits: np.ndarray) -> np.ndarray:
+        exact = logits.astype(np.float64)
+        exact -= exact.max(axis=1, keepdims=True)
+        return exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+
+    log_p, log_q = log_softmax(expected), log_softmax(found)
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
 def check_parity(measured: Parity, limit: float = 1e-3) -> None:

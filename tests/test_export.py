@@ -420,9 +420,9 @@ def test_another_tokenizer_is_named(folders: Any, bases: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("distance", [0.002, float("nan"), float("inf")])
 def test_check_parity_refuses(distance: float) -> None:
-    check_parity(Parity(0.0009, None, 3, 1.0))
+    check_parity(Parity(0.0009, None, 3, 1.0, 0.0))
     with pytest.raises(ExportError, match="over 3 tokens"):
-        check_parity(Parity(distance, None, 3, 1.0))
+        check_parity(Parity(distance, None, 3, 1.0, 0.0))
 
 
 def test_another_vocabulary_is_named(bases: Any, tmp_path: Path) -> None:

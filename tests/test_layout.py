@@ -24,13 +24,14 @@ ORDER = [
     "runner", "seed", "training_job", "train", "llama_folder", "export", "parity", "equality", "quantise", "ollama", "full_model",
     "plan", "evaluate", "gates",
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
-    "bench", "bench.synthetic", "bench.rivals", "bench.engine", "bench.tiny", "bench.settings", "bench.commands",
+    "bench", "bench.synthetic", "bench.rivals", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
+    "bench.commands",
     "export_commands", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
-    "torch": {"train", "export", "parity", "llama_folder", "tiny.build"},
+    "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases"},
     "llama_cpp": {"engines.llama", "engines.batching", "engines.device", "parity", "equality", "quantise", "bench.rivals"},
     "gradio": set(),
 }
@@ -113,7 +114,7 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess", "tripwires", "bench.tiny"}
+    assert users == {"assess", "tripwires", "bench.tiny", "bench.bases"}
 
 
 def test_gates_are_handed_nothing_exact():

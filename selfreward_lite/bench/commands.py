@@ -6,16 +6,23 @@ Tables go to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from selfreward_lite import config
+from selfreward_lite.chat import ChatFormat
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import UserError
+from selfreward_lite.run import Run
+from selfreward_lite.store import Store
+
+if TYPE_CHECKING:
+    from selfreward_lite.bench.bases import Distance
 
 bench = typer.Typer(no_args_is_help=True, help="Measure: the tiny loop, its settings, the engine.")
 
@@ -75,6 +82,48 @@ def bench_settings(
         document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
     console.print(table)
     print(json.dumps({"seeds": _seeds(seeds), "variants": document}))
+
+
+@bench.command("bases")
+def bench_bases(
+    name: Annotated[str, typer.Option(help="The run whose judge is measured.")] = "tiny",
+    runs_dir: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    model: Annotated[int | None, typer.Option(help="Number of the model; by default the newest.", min=0)] = None,
+    judgments: Annotated[int, typer.Option(help="Judgments of each ranked answer.", min=1)] = 9,
+    random: Annotated[bool, typer.Option(help="Measure a larger model with random weights too.")] = True,
+) -> None:
+    """Which GGUF base is nearest to the model that was trained? Each way to make one, by logits and by how it judges."""
+    from selfreward_lite.bench import bases
+    from selfreward_lite.tools import real_tools
+
+    documents = {}
+    with tempfile.TemporaryDirectory() as scratch, Store.read(runs_dir / name) as store, real_tools() as tools:
+        settings = config.Settings.model_validate(store.fact("settings"))
+        number = store.newest() if model is None else model
+        if number is None or not (store.model_dir(number) / "adapter").exists():
+            raise UserError(f"{store.folder} has no model M{number or 0}; `status --name {name}` shows what it has")
+        folder = settings.model.folder
+        run = Run(store, settings, ChatFormat.load(folder), folder, tools, lambda at: None)
+        judge = bases.judge_of(run, number, judgments)
+        asked = {f"M{number} of {name}": (folder, store.model_dir(number) / "adapter", judge)}
+        if random:
+            asked["random weights"] = (*bases.random_model(folder, Path(scratch)), None)
+        for title, (base, adapter, measure) in asked.items():
+            found = list(bases.compare(base, adapter, Path(scratch), measure, say))
+            console.print(_distances(title, found))
+            documents[title] = bases.document(found)
+    print(json.dumps(documents))
+
+
+def _distances(title: str, found: list[Distance]) -> Table:
+    columns = ("base", "MB", "largest difference", "divergence, nats", "same likeliest token", "judge pair accuracy")
+    table = Table(*columns, title=title)
+    for one in found:
+        accuracy = (one.judge_pair_accuracy, one.judge_pair_accuracy_error)
+        judged = "–" if accuracy[0] is None else f"{accuracy[0]:.3f} ± {accuracy[1]:.3f}"
+        numbers = (f"{one.size / 1e6:.2f}", f"{one.difference:.2g}", f"{one.divergence:.2g}", f"{one.agreement:.1%}", judged)
+        table.add_row(one.name, *numbers)
+    return table
 
 
 @bench.command("engine")

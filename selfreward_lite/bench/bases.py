@@ -1,0 +1,127 @@
+"""Which GGUF base is nearest to the model that an adapter was trained on? Logits, and how well the judge still judges.
+
+Knows: the ways to make a base (from 4-bit weights given back, or from the originals; in three types), and what is measured of
+each. Does not know: a run's stages; it reads a run's ranked answers and asks no others. Training sees NF4 weights, so NF4 with
+the adapter, computed by PEFT, is what every base is held against. Torch works in this process: only a bench's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from selfreward_lite import evaluate
+from selfreward_lite.equality import conversation_ids
+from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
+from selfreward_lite.parity import parity
+from selfreward_lite.quantise import quantise
+from selfreward_lite.records import Judgment
+from selfreward_lite.run import Run, bind, grouped
+from selfreward_lite.runner import drive
+from selfreward_lite.stages import judgments
+
+Say = Callable[[str], None]
+WAYS: tuple[tuple[Weights, str], ...] = (
+    ("nf4", "f32"), ("nf4", "q8_0"), ("nf4", "q4_k_m"), ("original", "f32"), ("original", "q8_0"), ("original", "q4_k_m"),
+)  # fmt: skip
+RANDOM = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
+          "num_key_value_heads": 4, "head_dim": 64}  # fmt: skip
+RANDOM_RANK = 16
+
+
+@dataclass(frozen=True)
+class Distance:
+    """One base with the adapter, held against NF4 with the adapter: its size in bytes, the largest difference of a logit, the
+    mean divergence in nats, the share of positions with the same likeliest token; judge pair accuracy and its error, of a run.
+    """
+
+    weights: str
+    kind: str
+    size: int
+    difference: float
+    divergence: float
+    agreement: float
+    judge_pair_accuracy: float | None = None
+    judge_pair_accuracy_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.kind} of {'the NF4 weights given back' if self.weights == 'nf4' else 'the original weights'}"
+
+
+def compare(
+    model_dir: Path, adapter_dir: Path, scratch: Path, judge: Callable[[Path, Path], tuple[float, float]] | None, say: Say
+) -> Iterator[Distance]:
+    """Make every base and yield how far it is; `judge(base, adapter)` gives pair accuracy and its error with two GGUF files."""
+    adapter = adapter_to_gguf(adapter_dir, model_dir, scratch / "adapter.gguf")
+    for weights, kind in WAYS:
+        say(f"{kind} of the {weights} weights")
+        base = _base(model_dir, scratch / f"{weights}-{kind}.gguf", weights, kind)
+        ids = conversation_ids(model_dir, base)
+        found = parity(model_dir, adapter_dir, base, adapter, ids, weights="nf4")
+        accuracy = judge(base, adapter) if judge else (None, None)
+        yield Distance(
+            weights, kind, base.stat().st_size, found.max_abs_diff, found.divergence, found.agreement, *accuracy
+        )
+        base.unlink()
+
+
+def _base(model_dir: Path, out: Path, weights: Weights, kind: str) -> Path:
+    if kind in ("f32", "q8_0"):
+        return base_to_gguf(model_dir, out, weights=weights, dtype=kind)  # type: ignore[arg-type]
+    between = base_to_gguf(model_dir, out.with_suffix(".f32"), weights=weights, dtype="f32")
+    quantise(between, out, kind)
+    between.unlink()
+    return out
+
+
+def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[float, float]]:
+    """Return what measures a base as the judge of a run: `count` judgments of each ranked answer that no model was trained on."""
+    ranked = run.ranked()[0]
+    answers = [(one.prompt, answer) for one in ranked for answer in one.responses]
+    settings = run.settings.judge.model_copy(update={"count": count})
+
+    def measure(base: Path, adapter: Path) -> tuple[float, float]:
+        engine = run.tools.open_engine(base, run.settings.engine)
+        voice = replace(run.voice(model, run.settings.judge.draw, model), adapter=str(adapter))
+        try:
+            items = [(answer.id, bind(judgments.ask, prompt, answer, voice, count)) for prompt, answer in answers]
+            records = (record for _, outcome, _ in drive(engine, items) for record in outcome.records)
+            drawn = [record for record in records if isinstance(record, Judgment)]
+        finally:
+            engine.close()
+        by_answer = grouped(drawn, lambda one: one.response_id)
+        scores = {name: judgments.summarise(found, settings) for name, found in by_answer.items()}
+        quality = evaluate.judge_quality(ranked, scores)
+        return quality.accuracy, quality.error
+
+    return measure
+
+
+def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
+    """Write a random Llama of 0.12 billion weights with another model's tokenizer, and a random LoRA; return both folders."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.copytree(tokenizer_of, folder / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    settings = json.loads((tokenizer_of / "config.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **RANDOM, "initializer_range": RANDOM["hidden_size"] ** -0.5}))
+    model.save_pretrained(folder / "model")
+    lora = LoraConfig(r=RANDOM_RANK, lora_alpha=2 * RANDOM_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, lora)
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1 * value.shape[0] ** -0.5)
+    adapted.save_pretrained(folder / "adapter")
+    return folder / "model", folder / "adapter"
+
+
+def document(found: list[Distance]) -> list[dict[str, object]]:
+    """Return the distances as plain values."""
+    return [asdict(one) for one in found]
