@@ -94,20 +94,21 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
 def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     command = [sys.executable, "-m", "selfreward_lite", "bench", "engine", "--synthetic", "10m", "--folder", str(tmp_path)]
     small = {"--parallel": 4, "--samples": 3, "--prompt-tokens": 40, "--new-tokens": 16, "--requests": 3, "--repeats": 1}
-    options = [str(part) for pair in small.items() for part in pair]
-    ended = subprocess.run([*command, *options, "--threads", "1"], capture_output=True, text=True, cwd=ROOT)
+    options = [*(str(part) for pair in small.items() for part in pair), "--threads", "1", "--adapter", "random"]
+    ended = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
     assert set(said) >= {
         "naive_tokens_per_s", "engine_tokens_per_s", "ceiling_tokens_per_s", "engine_over_naive", "engine_over_ceiling",
         "prefill_tokens_requested", "prefill_tokens_computed", "prefill_tokens_unique", "slot_occupancy", "sampling_share",
-        "model", "quantisation", "threads", "gpu",
+        "model", "quantisation", "threads", "gpu", "adapter_load_s", "adapter_switch_s",
     }  # fmt: skip
     assert said["prefill_tokens_unique"] == 20 + 3 * 20
     assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
     assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
     assert 0 < said["slot_occupancy"] <= 1
     assert "bare llama.cpp, 1 threads" in ended.stderr
+    assert said["adapter_load_s"] > said["adapter_switch_s"] >= 0
 
 
 @pytest.mark.parametrize("options", [(), ("--model", "nothing.gguf", "--synthetic", "10m")])

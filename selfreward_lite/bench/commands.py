@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -23,6 +23,7 @@ from selfreward_lite.store import Store
 
 if TYPE_CHECKING:
     from selfreward_lite.bench.bases import Distance
+    from selfreward_lite.bench.engine import Found, Plan
 
 bench = typer.Typer(no_args_is_help=True, help="Measure: the tiny loop, its settings, the engine.")
 
@@ -131,7 +132,7 @@ def bench_engine(
     model: Annotated[Path | None, typer.Option(help="A GGUF model of the Llama family.")] = None,
     synthetic: Annotated[str | None, typer.Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")] = None,
     quantisation: Annotated[Literal["q8_0", "q4_k"], typer.Option(help="Type of the random model's matrices.")] = "q8_0",
-    adapter: Annotated[Path | None, typer.Option(help="A GGUF LoRA for it.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A GGUF LoRA for it, or `random` for a random model.")] = None,
     load: Annotated[Literal["judge", "meta"], typer.Option(help="Judgments of responses, or battles of judgments.")] = "judge",
     parallel: Annotated[int, typer.Option(help="Sequences decoded at once.", min=1, max=240)] = 16,
     samples: Annotated[int, typer.Option(help="Judgments a response; both loads.", min=1)] = 8,
@@ -154,6 +155,8 @@ def bench_engine(
         if not model.exists():
             say(f"making {model}")
             shapes.write_model(model, str(synthetic), quantisation)
+        if adapter == Path("random"):
+            adapter = shapes.write_adapter(folder / f"{synthetic}-adapter.gguf", str(synthetic))
     vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
     if load == "judge":
         new = (max(1, new_tokens // 4), new_tokens)
@@ -164,7 +167,17 @@ def bench_engine(
     plan = engine.Plan(model, settings, asked, repeats)
     found = engine.measure(plan, say)
     document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
-    table = Table("", *(f"{number}" for number in range(1, repeats + 1)), "median tokens/s", title=f"{model.name}, {load} load")
+    _show_engine(plan, found, document)
+    if name is not None:
+        loaded, switched = rivals.switching(model, settings, name)
+        say(f"the adapter was loaded and proved in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
+        document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
+    print(json.dumps(document))
+
+
+def _show_engine(plan: Plan, found: Found, document: dict[str, Any]) -> None:
+    title = f"{plan.model.name}, {plan.load.name} load"
+    table = Table("", *(f"{number}" for number in range(1, plan.repeats + 1)), "median tokens/s", title=title)
     for arm, rates in (("llama-cpp-python", found.naive), ("this engine", found.engine), ("bare llama.cpp", found.ceiling)):
         table.add_row(arm, *(f"{rate:.1f}" for rate in rates), f"{median(rates):.1f}")
     console.print(table)
@@ -172,7 +185,6 @@ def bench_engine(
         f"({found.shape}); {document['slot_occupancy']:.0%} of the slots busy until the queue ran dry; "
         f"{document['prefill_tokens_computed']} prompt tokens computed, {document['prefill_tokens_unique']} different, "
         f"{document['prefill_tokens_requested']} asked for; sampling took {document['sampling_share']:.1%}")
-    print(json.dumps(document))
 
 
 def _seeds(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,7 @@ from selfreward_lite.engines.llama import LlamaDevice, Rows, has_amx, hush
 from selfreward_lite.errors import EngineError
 
 Call = tuple[str, tuple[Any, ...]]
+SWITCHES = 20
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,36 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: 
             if device.run(batch):
                 raise RuntimeError(f"a step that was recorded cannot be computed again ({device.complaint()})")
         return perf_counter() - started
+    finally:
+        device.close()
+
+
+def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[float, float]:
+    """Return the seconds that it takes to load and prove an adapter, and to switch to it or back once it is loaded.
+
+    llama.cpp plans its graph anew at the first step after a switch, so a switch is what such a step takes longer than others.
+    """
+    device = LlamaDevice(model, settings)
+    try:
+
+        def step() -> float:
+            started = perf_counter()
+            device.clear()
+            device.decode([0], [0], [0], 1)
+            return perf_counter() - started
+
+        step()
+        started = perf_counter()
+        device.use(adapter)
+        loaded = perf_counter() - started
+        switched, plain = [], []
+        for number in range(SWITCHES):
+            started = perf_counter()
+            device.use(None if number % 2 == 0 else adapter)
+            set_seconds = perf_counter() - started
+            switched.append(set_seconds + step())
+            plain.append(min(step(), step()))
+        return loaded, max(0.0, median(switched) - median(plain))
     finally:
         device.close()
 

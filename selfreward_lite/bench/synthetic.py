@@ -63,6 +63,29 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
     return path
 
 
+def write_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
+    """Write a random GGUF LoRA on all seven projections of a named shape; returns `path`."""
+    import numpy as np
+    from gguf import GGUFWriter, Keys
+
+    llama, rng = SHAPES[shape], np.random.default_rng(seed)
+    arrays = {}
+    for layer in range(llama.layers):
+        for name, (rows, columns), _ in llama.projections().values():
+            key = f"blk.{layer}.{name}.weight.lora"
+            arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
+            arrays[f"{key}_b"] = rng.standard_normal((rows, rank), np.float32) * 0.1 * rank**-0.5
+    with whole_file(path) as part:
+        writer = GGUFWriter(part, "llama")
+        writer.add_type("adapter")
+        writer.add_string(Keys.Adapter.TYPE, "lora")
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, float(rank))
+        for name, array in arrays.items():
+            writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
+        write_arrays(writer, arrays.values())
+    return path
+
+
 def _arrays(llama: Llama, quantisation: Quantisation, seed: int) -> Iterator[np.ndarray]:
     import numpy as np
 
