@@ -1,0 +1,144 @@
+"""The scheduler on a device that computes nothing: how often it switches adapters, who waits how long, what a step holds."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from selfreward_lite.engines.base import Probe, Request, Sampling
+from selfreward_lite.engines.batching import BURST, Batcher
+from selfreward_lite.errors import EngineError
+
+VOCAB = 50
+END = 49
+
+
+class Device:
+    """Says tokens at random and writes down what is asked of it."""
+
+    def __init__(self, cells: int = 4096, rows: int = 64, says: int | None = None) -> None:
+        self.cells, self.limit, self.rows, self.vocab = cells, cells, rows, VOCAB
+        self.switches: list[str | None] = []
+        self.batches: list[tuple[str | None, int, int]] = []
+        self._says, self._rng = says, random.Random(0)
+
+    def decode(self, tokens, positions, sequences, wanted):
+        self.batches.append((self.switches[-1] if self.switches else None, len(tokens), wanted))
+        return 0
+
+    def sampler(self, sampling, seed):
+        return seed
+
+    def sample(self, samplers):
+        return [self._rng.randrange(40) if self._says is None else self._says for _ in samplers]
+
+    def free_sampler(self, sampler): ...
+
+    def row_logits(self, row):
+        return np.arange(VOCAB, dtype=np.float32)
+
+    def fork(self, source, target, length): ...
+
+    def drop(self, sequence, start=0): ...
+
+    def clear(self): ...
+
+    def use(self, adapter):
+        self.switches.append(adapter)
+
+    def fresh(self, adapter):
+        return True
+
+    def piece(self, token):
+        return b"score: " if token == 7 else b"."
+
+    def complaint(self):
+        return "nothing"
+
+
+def ask(key: str, adapter: str | None = None, samples: int = 1, new: int = 8, probe: Probe | None = None) -> Request:
+    prompt = tuple(random.Random(key).randrange(40) for _ in range(12))
+    return Request(key, prompt, tuple(range(samples)), Sampling(1.0, 1.0, max_tokens=new), (END,), adapter, probe)
+
+
+@pytest.mark.parametrize("parallel", [4, 16])
+def test_requests_of_one_adapter_are_taken_together(parallel):
+    rng, device = random.Random(1), Device()
+    requests = [ask(str(number), rng.choice(["a", "b", "c"])) for number in range(600)]
+    done = list(Batcher(device, parallel, 8).run(requests))
+    assert Counter(one.key for one in done) == Counter(one.key for one in requests)
+    turns = sum(before != after for before, after in zip(requests, requests[1:], strict=False))
+    assert turns > 300, "in the order they came, more than every other request would be a switch"
+    assert len(device.switches) < turns / parallel, "what is looked ahead, two batches, is sorted by adapter"
+
+
+def test_nobody_starves_behind_another_adapter():
+    """Without an end of requests for `a` in sight, `b` has its turn after a burst."""
+    parallel, device = 4, Device()
+
+    def feed():
+        yield ask("first", "a")
+        yield ask("waits", "b")
+        for number in range(10_000):
+            yield ask(str(number), "a")
+
+    before = 0
+    for done in Batcher(device, parallel, 8).run(feed()):
+        if done.key == "waits":
+            break
+        before += 1
+    assert before <= (BURST + 3) * parallel
+
+
+def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
+    device = Device(rows=32)
+    batcher = Batcher(device, 8, 4)
+    list(batcher.run([ask(str(number), samples=4, new=20) for number in range(20)]))
+    assert max(wanted for _, _, wanted in device.batches) == 8
+    assert all(size <= 32 for _, size, _ in device.batches)
+    assert batcher.stats.busy_slot_steps / (batcher.stats.busy_steps * 8) > 0.9
+
+
+def test_the_expected_score_costs_no_step():
+    steps = []
+    for probe in (None, Probe((1, 2, 3), after="score:")):
+        device = Device(says=7)
+        done = list(Batcher(device, 4, 4).run([ask(str(number), samples=3, probe=probe) for number in range(9)]))
+        steps.append(device.batches)
+        assert all((one.probe is None) == (probe is None or 7 not in probe.tokens) for one in done)
+    assert steps[0] == steps[1]
+    device = Device(says=7)
+    (one,) = Batcher(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after="score:"))])
+    assert one.probe is not None
+    assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
+
+
+def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
+    device = Device(cells=64)
+    requests = [ask("small", new=8), ask("large", samples=2, new=64), ask("small too", new=8)]
+    done = {(one.key, one.sample): one.finish for one in Batcher(device, 4, 4).run(requests)}
+    assert done == {("small", 0): "length", ("large", 0): "refused", ("large", 1): "refused", ("small too", 0): "length"}
+    with pytest.raises(EngineError, match=r"request odd: a token id lies outside the model's 50"):
+        list(Batcher(device, 4, 4).run([Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]))
+
+
+@pytest.mark.parametrize("cells", [70, 100, 200])
+def test_memory_is_never_promised_twice(cells):
+    """However small it is, at every step the cells that samples under way may still need are there."""
+    device = Device(cells=cells)
+    held: Counter[int] = Counter()
+    device.drop = lambda sequence, start=0: held.pop(sequence, None) if start == 0 else None  # type: ignore[method-assign]
+    largest = 0
+    decode = device.decode
+
+    def counted(tokens, positions, sequences, wanted):
+        nonlocal largest
+        held.update(sequences)
+        largest = max(largest, sum(held.values()))
+        return decode(tokens, positions, sequences, wanted)
+
+    device.decode = counted  # type: ignore[method-assign]
+    requests = [ask(str(number), samples=3, new=20) for number in range(30)]
+    assert len(list(Batcher(device, 8, 4).run(requests))) == 90
+    assert 20 < largest <= cells
