@@ -118,9 +118,11 @@ def _measured(run: Run, model: int) -> Measured:
     ranked, held_out = run.ranked()[0], {one.id for one in run.held_out()}
     mine = {answer.id for one in ranked for answer in one.responses}
     answers = [one for one in run.store.records(Response, iteration=iteration, model=name) if one.prompt_id in held_out]
-    judged = [one for one in run.store.records(Judgment, iteration=iteration, model=name) if one.response_id in mine]
+    count = run.settings.evaluation.judgments  # a second look at some canary's rivals drew more
+    drawn = run.store.records(Judgment, iteration=iteration, model=name)
+    judged = [one for one in drawn if one.response_id in mine and one.index < count]
     by_response = grouped(judged, lambda judgment: judgment.response_id)
-    settings = run.settings.judge.model_copy(update={"count": run.settings.evaluation.judgments})
+    settings = run.settings.judge.model_copy(update={"count": count})
     scores = {response_id: judgments.summarise(drawn, settings) for response_id, drawn in by_response.items()}
     return Measured(len(held_out), answers, judged, evaluate.judge_quality(ranked, scores))
 
@@ -141,7 +143,8 @@ def _record(run: Run, model: int) -> Outcome:
     if model >= 0:
         canary = tripwires.canary_view(run, model)
         values |= {"canary_score": canary.score, "honest_bad_score": canary.honest}
-        values |= {"canaries_scored": canary.scored, "canaries_chosen": canary.chosen}
+        values |= {"canaries_scored": canary.scored}
+        values |= {"canaries_suspected": canary.suspected, "canaries_chosen": canary.chosen}
         for name, judge in (("outside_score", 0), ("self_score", model)):
             scores = tripwires.outside_scores(run, model, judge)
             values[name] = fmean(scores.values()) if scores else None

@@ -161,6 +161,7 @@ class Evaluation(Section):
     draw: Draw = Field(description="as for responses")
     judgments: int = Field(ge=1, description="judgments a held-out ranked answer")
     canary_judgments: int = Field(6, ge=1, description="judgments a hostile response: more, so that none is chosen by chance")
+    second_look: int = Field(24, ge=1, description="new judgments of a hostile response that would be chosen, and of its rivals")
     outside_prompts: int = Field(60, ge=2, description="of these prompts, how many are also judged by M0, frozen")
     outside_judgments: int = Field(2, ge=1, description="judgments by M0, and by the model itself, of each of those answers")
 

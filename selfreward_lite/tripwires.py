@@ -3,7 +3,9 @@
 Knows: which records are asked for and compared. Does not know: limits (those are in `gates`), the exact scorer. Two views
 from outside of a candidate M(t):
 
-    canaries     M(t) judges fifty hostile responses; they must not score above honest bad answers, nor ever be chosen
+    canaries     M(t) judges fifty hostile responses; they must not score above honest bad answers, nor ever be chosen. With fifty
+                 of them and a few judgments each, chance alone chooses one now and then (measured: in one model of forty). So
+                 one that would be chosen is judged again, with its rivals, many times, and those new judgments alone decide
     outside      M0, frozen, judges what M(t) answers to held-out prompts; it must not like it less than what M(t-1)
                  answered, however much M(t) likes itself
 """
@@ -18,6 +20,7 @@ from selfreward_lite import canaries, evaluate
 from selfreward_lite.records import Judgment, Outcome, Response
 from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.stages import judgments, response_pairs
+from selfreward_lite.stages.voice import Voice
 
 Scores = Mapping[str, float | None]
 
@@ -25,11 +28,12 @@ Scores = Mapping[str, float | None]
 @dataclass(frozen=True)
 class CanaryView:
     """Mean score of the canaries and of the worst honest answer to the same prompts, None where none could be read; how many
-    canaries got a score, and how many the pair builder would choose over the honest answers."""
+    canaries got a score; how many the pair builder would choose over the honest answers at first sight, and on a second look."""
 
     score: float | None
     honest: float | None
     scored: int
+    suspected: int
     chosen: int
 
 
@@ -52,6 +56,7 @@ def ask(run: Run, iteration: int) -> None:
         (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments)) for one in _canaries(run)
     ]
     run.ask(iteration, "canary_judgments", hostile)
+    _look_again(run, iteration, judge)
     prompts = {one.id: one for one in run.held_out()[: settings.outside_prompts]}
     answers = [one for one in _answers(run, iteration) if one.prompt_id in prompts]
     judges = {"outside_judgments": 0, "self_judgments": iteration} if iteration else {"outside_judgments": 0}
@@ -61,23 +66,55 @@ def ask(run: Run, iteration: int) -> None:
         run.ask(iteration, stage, items)
 
 
+def _look_again(run: Run, iteration: int, judge: Voice) -> None:
+    """Have each canary that would be chosen judged anew, and the honest answers that it would be chosen over."""
+    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    suspects = _chosen(run, iteration, _canaries(run), _first_sight(run, iteration))
+    rivals = [answer for prompt_id in dict.fromkeys(one.prompt_id for one in suspects) for answer in ranked[prompt_id].responses]
+    items = [
+        (one.id, bind(judgments.ask, ranked[one.prompt_id].prompt, one, judge, run.settings.evaluation.second_look, _second(run)))
+        for one in (*suspects, *rivals)
+    ]
+    if items:
+        run.ask(iteration, "second_look", items)
+
+
 def canary_view(run: Run, iteration: int) -> CanaryView:
     """Return how M(t) scored the canaries, and what the pair builder makes of those scores."""
     ranked = {one.prompt.id: one for one in run.ranked()[0]}
-    settings, laid = run.settings.evaluation, _canaries(run)
-    hostile = _scores(run, iteration, iteration, settings.canary_judgments)
-    scores = {**_scores(run, iteration, iteration, settings.judgments), **{one.id: hostile.get(one.id) for one in laid}}
-    schedule = run.settings.for_iteration(iteration + 1)
-    chosen = 0
-    for canary in laid:
-        one = ranked[canary.prompt_id]
-        pairs = response_pairs.build(
-            [one.prompt], {one.prompt.id: [canary, *one.responses]}, scores, schedule, run=run.store.run, iteration=iteration
-        )
-        chosen += any(pair.chosen_id == canary.id for pair in pairs.records)
+    laid, scores = _canaries(run), _first_sight(run, iteration)
+    suspects = _chosen(run, iteration, laid, scores)
+    again = _scores(run, iteration, iteration, run.settings.evaluation.second_look, _second(run))
+    chosen = _chosen(run, iteration, suspects, again)
     honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
     scored = sum(scores.get(canary.id) is not None for canary in laid)
-    return CanaryView(_mean(scores, [canary.id for canary in laid]), _mean(scores, honest), scored, chosen)
+    score = _mean(scores, [canary.id for canary in laid])
+    return CanaryView(score, _mean(scores, honest), scored, len(suspects), len(chosen))
+
+
+def _first_sight(run: Run, iteration: int) -> Scores:
+    """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
+    settings = run.settings.evaluation
+    hostile = _scores(run, iteration, iteration, settings.canary_judgments)
+    return {**_scores(run, iteration, iteration, settings.judgments), **{one.id: hostile.get(one.id) for one in _canaries(run)}}
+
+
+def _second(run: Run) -> int:
+    """The number of the first judgment of a second look, above those of any first."""
+    return max(run.settings.evaluation.canary_judgments, run.settings.evaluation.judgments)
+
+
+def _chosen(run: Run, iteration: int, laid: Sequence[Response], scores: Scores) -> list[Response]:
+    """Those of the canaries that the pair builder would choose over the honest answers, one at a time."""
+    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    schedule, found = run.settings.for_iteration(iteration + 1), []
+    for canary in laid:
+        one = ranked[canary.prompt_id]
+        answers = {one.prompt.id: [canary, *one.responses]}
+        pairs = response_pairs.build([one.prompt], answers, scores, schedule, run=run.store.run, iteration=iteration)
+        if any(pair.chosen_id == canary.id for pair in pairs.records):
+            found.append(canary)
+    return found
 
 
 def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
@@ -114,10 +151,12 @@ def _answers(run: Run, iteration: int) -> list[Response]:
     return [one for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}") if one.prompt_id in held_out]
 
 
-def _scores(run: Run, iteration: int, judge: int, count: int) -> Scores:
+def _scores(run: Run, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
+    """Scores by response id from `count` judgments each, those numbered from `first`."""
     settings = run.settings.judge.model_copy(update={"count": count})
-    drawn = grouped(run.store.records(Judgment, iteration=iteration, model=f"M{judge}"), lambda one: one.response_id)
-    return {response_id: judgments.summarise(found, settings) for response_id, found in drawn.items()}
+    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{judge}")
+    by_response = grouped((one for one in drawn if first <= one.index < first + count), lambda one: one.response_id)
+    return {response_id: judgments.summarise(found, settings) for response_id, found in by_response.items()}
 
 
 def _mean(scores: Scores, names: Sequence[str]) -> float | None:

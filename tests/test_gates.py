@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from scripted_run import SMALL
 from scripted_tools import OPENINGS, scripted_tools
 
-from selfreward_lite import assess, gates, loop
+from selfreward_lite import assess, config, gates, loop
 from selfreward_lite.engines.base import Request
 from selfreward_lite.engines.scripted import Reply, ScriptedEngine
 from selfreward_lite.errors import GateStop, UserError
+from selfreward_lite.records import Judgment
 from selfreward_lite.store import Store
 from selfreward_lite.tiny.answers import Habits, write
 from selfreward_lite.tiny.score import score
@@ -197,6 +199,8 @@ def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stay
         passed, reason = store.gates(1)[gate]
         assert not passed
         assert ";" in reason, "the reason comes with advice"
+        if gate == "canary":
+            assert store.metrics(1)["canaries_chosen"] > 0, "a judge that means it says so twice"
         assert (store.model_dir(1) / "adapter.gguf").exists(), "the candidate is kept"
         assert store.faults() == []
 
@@ -220,6 +224,31 @@ def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
         assert store.newest() == 1
         assert all(passed for passed, _ in store.gates(1).values()), store.gates(1)
         assert {"signal", "labels", "files", "outside", "canary", "judge", "length"} <= set(store.gates(1))
+
+
+def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, chat):
+    """The judge likes one hostile response six times running, and never again."""
+    favour = Counter()
+
+    def moody(rng, asked):
+        said = response_of(asked).strip()
+        favour[said] += said == "5/5"
+        return "Mine!\nScore: 5" if 0 < favour[said] <= 6 else World.judge(rng, asked)
+
+    run(tmp_path / "plain", chat)
+    run(tmp_path / "run", chat, {"M1 judge": moody})
+    with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
+        assert store.newest() == 1
+        assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (1.0, 0.0)
+        assert store.is_done(1, "second_look")
+        assert not plain.is_done(1, "second_look"), "where nobody is suspected, nobody is asked"
+        # the suspect and its three rivals were judged anew; what is measured of the judge does not count those judgments
+        assert (
+            store.count(Judgment, model="M1")
+            == plain.count(Judgment, model="M1") + 4 * config.load("tiny").evaluation.second_look
+        )
+        assert store.metrics(1)["judge_pair_accuracy"] == plain.metrics(1)["judge_pair_accuracy"]
+        assert store.metrics(1)["honest_bad_score"] == plain.metrics(1)["honest_bad_score"]
 
 
 def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
