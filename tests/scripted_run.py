@@ -11,6 +11,8 @@ from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.store import Store
 
 SMALL = {
+    "evaluation.canary_judgments": "2",
+    "evaluation.second_look": "3",
     "prompts.count": "8",
     "responses.count": "3",
     "judge.count": "3",

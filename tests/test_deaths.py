@@ -99,7 +99,10 @@ def whole(tmp_path_factory) -> Path:
 KILLS: Counter[str] = Counter()  # over all the tests of this file
 
 
-@pytest.mark.parametrize("moments", [41, 42, 45, 51])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("moments", [97, *(pytest.param(moments, marks=SLOW) for moments in (41, 42, 45, 51))])
 def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
     """Each life gets a few writes further than the last; the lives together pass every write of the run."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
@@ -119,7 +122,9 @@ POINTS = ("rename", "export_base", "export_adapter", "train", "promote", "end_st
 MOMENTS = [f"{when} {what}" for what in POINTS for when in ("before", "after")] + ["half export_base", "half export_adapter"]
 
 
-@pytest.mark.parametrize("point", MOMENTS)
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=SLOW) if number % 5 else point for number, point in enumerate(MOMENTS)]
+)
 def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path, whole, point):
     """Killed at the first and, going on, at the second time; then left in peace."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
@@ -133,6 +138,7 @@ def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path
     KILLS.update(ledger.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_fault_01_the_kills_were_many_and_everywhere():
     kinds = Counter(name.split()[1] for name in KILLS.elements())
     stages = {name.split()[2] for name in KILLS if len(name.split()) > 2}

@@ -12,7 +12,7 @@ import pytest
 from scripted_run import SMALL
 from scripted_tools import OPENINGS, scripted_tools
 
-from selfreward_lite import assess, config, gates, loop
+from selfreward_lite import assess, gates, loop
 from selfreward_lite.engines.base import Request
 from selfreward_lite.engines.scripted import Reply, ScriptedEngine
 from selfreward_lite.errors import GateStop, UserError
@@ -235,18 +235,16 @@ def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, ch
         favour[said] += said == "5/5"
         return "Mine!\nScore: 5" if 0 < favour[said] <= 6 else World.judge(rng, asked)
 
-    run(tmp_path / "plain", chat)
-    run(tmp_path / "run", chat, {"M1 judge": moody})
+    looks = {"evaluation.canary_judgments": "6", "evaluation.second_look": "24"}
+    run(tmp_path / "plain", chat, settings=looks)
+    run(tmp_path / "run", chat, {"M1 judge": moody}, looks)
     with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
         assert store.newest() == 1
         assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (1.0, 0.0)
         assert store.is_done(1, "second_look")
         assert not plain.is_done(1, "second_look"), "where nobody is suspected, nobody is asked"
         # the suspect and its three rivals were judged anew; what is measured of the judge does not count those judgments
-        assert (
-            store.count(Judgment, model="M1")
-            == plain.count(Judgment, model="M1") + 4 * config.load("tiny").evaluation.second_look
-        )
+        assert store.count(Judgment, model="M1") == plain.count(Judgment, model="M1") + 4 * 24
         assert store.metrics(1)["judge_pair_accuracy"] == plain.metrics(1)["judge_pair_accuracy"]
         assert store.metrics(1)["honest_bad_score"] == plain.metrics(1)["honest_bad_score"]
 
