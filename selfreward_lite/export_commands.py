@@ -87,8 +87,10 @@ def merged(
     found_run = _model(runs_dir / name, model)
     stem = f"{name}-M{found_run.number}-{kind}"
     target = out / stem / f"{stem}.gguf"
+    wanted = quantiser.before(found_run.base, target, kind)
     between = 0 if kind in full_model.DIRECT else 2 * quantiser.weights(found_run.base)  # bytes in float16
-    _announce(found_run.base, target, kind, between)
+    quantiser.check_room(target, wanted, between)
+    say(f"{target} in {kind}: {wanted}, for quantising alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
     weights = {"model_dir": str(found_run.settings.model.folder), "adapter_dir": str(found_run.folder / "adapter")}
@@ -99,8 +101,9 @@ def merged(
     say(f"{target}: {target.stat().st_size / 1e6:.2f} MB in {seconds} s; {found['tokens']} token ids as they should be" + (
         f"; a logit differs by {found['difference']:.2g} from the model's in full precision at most, "
         f"{found['agreement']:.1%} same likeliest token" if prove else ""))
-    say(f"for Ollama: ollama create NAME -f {target.parent / 'Modelfile'}")
-    document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": str(target.parent / "Modelfile")}
+    modelfile = None if found["no_modelfile"] else str(target.parent / "Modelfile")
+    say(f"for Ollama: ollama create NAME -f {modelfile}" if modelfile else f"no Modelfile: {found['no_modelfile']}")
+    document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": modelfile}
     print(json.dumps({**document, "bytes": target.stat().st_size, "seconds": seconds, **found}))
 
 
@@ -111,12 +114,17 @@ def quantise(
     kind: Kind = "q4_k_m",
 ) -> None:
     """Write a GGUF in a smaller type, by llama.cpp's quantiser; says size, time and disk first."""
-    if out.exists() and out.samefile(source):
-        raise UserError(f"{out} is the source itself: give another name")
-    wanted = _announce(source, out, kind)
+    if not source.is_file():
+        raise UserError(f"{source} does not exist: give a GGUF file in f32 or f16")
+    if out.is_dir() or (out.exists() and out.samefile(source)):
+        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'the source itself'}: give another name")
+    wanted = quantiser.before(source, out, kind)
+    quantiser.check_room(out, wanted)
+    say(f"{out} in {kind}: {wanted}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
     with _tensors() as show:
-        quantiser.quantise(source, out, kind, show)
+        _work("quantise", lambda at: show(at["done"], at["total"]), source=str(source), out=str(out), kind=kind)
     seconds = round(perf_counter() - started, 1)
     say(f"{out}: {out.stat().st_size / 1e6:.2f} MB in {seconds} s")
     document = {"file": str(out), "bytes": out.stat().st_size, "seconds": seconds}
@@ -132,13 +140,6 @@ def _model(folder: Path, number: int | None) -> _Model:
             raise UserError(f"{folder} has no model M{number or 0}; `status --name {folder.name}` shows what it has")
         settings = Settings.model_validate(store.fact("settings"))
         return _Model(number, found, folder / "base" / "base.gguf", settings)
-
-
-def _announce(source: Path, out: Path, kind: str, besides: float = 0) -> quantiser.Before:
-    """Say what a file will take, before it is written."""
-    wanted = quantiser.before(source, out, kind, besides)
-    say(f"{out} in {kind}: {wanted}")
-    return wanted
 
 
 @contextmanager

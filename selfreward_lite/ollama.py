@@ -1,7 +1,8 @@
 """An Ollama Modelfile for a full-model GGUF: the chat template in Ollama's language, and the tokens that end a turn.
 
 Knows: that a Llama-family chat template puts something before and after each message, by its role, and something before the
-assistant speaks; it finds those pieces by rendering, and proves that they make up the template. Does not know: weights, runs.
+assistant speaks; it finds those pieces by rendering, and proves that they make up the template. Templates that do more (Llama-3.1
+writes the date) are refused. What a message says is put there as it is; the templates trim it. Does not know: weights, runs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import jinja2
 
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.errors import ExportError
@@ -49,8 +52,8 @@ def pieces(chat: ChatFormat) -> Pieces:
         system = first.removeprefix(beginning), rest.removesuffix(user[0])
         turn = render("user", speak=True).removeprefix(before + MARK + after)
         found = Pieces(beginning, {"system": system, "user": user, "assistant": (assistant[0], assistant[1])}, turn)
-    except (ValueError, IndexError):
-        raise ExportError("the chat template leaves out or repeats a message: write the Modelfile by hand") from None
+    except (ValueError, IndexError, jinja2.TemplateError):
+        raise ExportError("the chat template leaves out, repeats or refuses a message: write the Modelfile by hand") from None
     for roles in PROOFS:
         if found.conversation(roles) != render(*roles, speak=True):
             said = ", ".join(roles)
@@ -73,9 +76,9 @@ def modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int) -> s
             after = f"{{{{ if not $last }}}}{after}{{{{ end }}}}"
         template += f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
     template += f'{{{{ end }}}}{{{{ if and $last (ne .Role "assistant") }}}}{_literal(found.turn)}{{{{ end }}}}{{{{ end }}}}'
-    stops = [chat.tokenizer.id_to_token(token) for token in chat.stop]
+    stops = [stop for token in chat.stop if (stop := chat.tokenizer.id_to_token(token)) is not None]
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f"PARAMETER num_ctx {min(context, LONGEST_CONTEXT)}"]
-    return "\n".join(lines + [f"PARAMETER stop {json.dumps(stop)}" for stop in stops]) + "\n"
+    return "\n".join(lines + [f'PARAMETER stop "{stop}"' for stop in stops]) + "\n"
 
 
 def _literal(text: str) -> str:

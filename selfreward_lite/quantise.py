@@ -9,6 +9,7 @@ Works on files only. llama_cpp is imported inside functions: importing this file
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from selfreward_lite.errors import ExportError
+from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import whole_file
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
@@ -39,13 +40,14 @@ class Before:
     free: int
 
     def __str__(self) -> str:
-        return f"{_size(self.size)}, about {self.seconds:.0f} s; the disk has {_size(self.free)} free"
+        return f"{size_in_words(self.size)}, about {self.seconds:.0f} s; the disk has {size_in_words(self.free)} free"
 
 
-def before(source: Path, out: Path, kind: str, besides: float = 0) -> Before:
-    """Ask llama.cpp for the size, and this machine for its speed. Raises ExportError where it cannot be done or will not fit.
+def before(source: Path, out: Path, kind: str) -> Before:
+    """Ask llama.cpp for the size, and this machine for its speed; nothing is written.
 
-    `source` may be any GGUF with these tensors, quantised ones too; `besides` is what else must fit the disk, in bytes.
+    `source` may be any GGUF with these tensors, quantised ones too. Raises UserError for a type or a source that does not exist,
+    ExportError for a file that cannot be read.
     """
     params = _params(kind)
     params.dry_run = params.allow_requantize = True
@@ -57,32 +59,53 @@ def before(source: Path, out: Path, kind: str, besides: float = 0) -> Before:
     tensors = _tensors(source)
     rest = source.stat().st_size - sum(int(tensor.n_bytes) for tensor in tensors)  # vocabulary and settings stay as they are
     size, free = int(float(sizes[-1]) * _MIB + rest), shutil.disk_usage(_existing(out.parent)).free
-    if free < (size + besides) * DISK_MARGIN:
-        more = f", and {_size(besides)} while it is made" if besides else ""
-        raise ExportError(f"{out} would take {_size(size)}{more}; its disk has {_size(free)} free: free space")
     return Before(size, weights(source) / _weights_per_second(kind), free)
+
+
+def check_room(out: Path, wanted: Before, besides: float = 0) -> None:
+    """Raise UserError, with the numbers, where the disk of `out` cannot hold it, and `besides` bytes while it is made."""
+    if wanted.free < (wanted.size + besides) * DISK_MARGIN:
+        more = f", and {size_in_words(besides)} while it is made" if besides else ""
+        raise UserError(
+            f"{out} would take {size_in_words(wanted.size)}{more}; its disk has {size_in_words(wanted.free)} free: free space"
+        )
 
 
 def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Write `source` as `out` in another type; returns `out`. `progress` hears of each tensor: how many, of how many.
 
-    Raises ExportError where llama.cpp refuses, as it does for a source that is quantised already: each time loses more.
+    Raises ExportError where llama.cpp refuses, as it does for a source that is quantised already: each time loses more. What an
+    attempt that was killed has left is removed. The work is native and hears no interrupt: do it in a process that can be killed.
     """
 
     def heard(line: str) -> None:
         if place := _TENSOR.match(line):
             progress(int(place[1]), int(place[2]))
 
+    sweep(out)
     with whole_file(out) as part, _listening(heard) as said:
+        part.touch()  # what cannot be written is an OSError, with its reason
         _run(source, part, _params(kind), said)
     return out
+
+
+def write(source: str, out: str, kind: str, report: Callable[[dict[str, int]], None]) -> dict[str, int]:
+    """Do `quantise` as a task of the workshop; returns `bytes`."""
+    made = quantise(Path(source), Path(out), kind, lambda done, total: report({"done": done, "total": total}))
+    return {"bytes": made.stat().st_size}
+
+
+def sweep(out: Path) -> None:
+    """Remove what attempts at `out` that were killed have left."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+        left.unlink()
 
 
 def _params(kind: str) -> Any:
     import llama_cpp
 
     if kind not in KINDS:
-        raise ExportError(f"{kind}: choose of {', '.join(KINDS)}")
+        raise UserError(f"{kind} is no type of a GGUF here: choose of {', '.join(KINDS)}")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     params.nthread = os.cpu_count() or 1
@@ -93,9 +116,12 @@ def _run(source: Path, out: Path, params: Any, said: list[str]) -> None:
     import llama_cpp
 
     if not source.is_file():
-        raise ExportError(f"{source} does not exist: give a GGUF file in f32 or f16")
+        raise UserError(f"{source} does not exist: give a GGUF file in f32 or f16")
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)):
         last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
+        if "iostream" in last:  # how it says that it could not write
+            free = size_in_words(shutil.disk_usage(out.parent).free)
+            raise ExportError(f"{out.parent} took no more ({last}; {free} free): free space and give the same command again")
         raise ExportError(f"llama.cpp cannot quantise {source} ({last}): give a whole GGUF file in f32 or f16")
 
 
@@ -126,7 +152,10 @@ def weights(source: Path) -> int:
 def _tensors(source: Path) -> list[Any]:
     from gguf import GGUFReader
 
-    return GGUFReader(source).tensors
+    try:
+        return GGUFReader(source).tensors
+    except (OSError, ValueError, KeyError, IndexError) as error:  # it has no error of its own
+        raise ExportError(f"{source} is no whole GGUF file ({error}): export or download it again") from None
 
 
 def _weights_per_second(kind: str) -> float:
@@ -153,5 +182,6 @@ def _existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
 
 
-def _size(count: float) -> str:
+def size_in_words(count: float) -> str:
+    """Return bytes in the unit that people read."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

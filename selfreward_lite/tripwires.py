@@ -85,11 +85,15 @@ def canary_view(run: Run, iteration: int) -> CanaryView:
     laid, scores = _canaries(run), _first_sight(run, iteration)
     suspects = _chosen(run, iteration, laid, scores)
     again = _scores(run, iteration, iteration, run.settings.evaluation.second_look, _second(run))
-    chosen = _chosen(run, iteration, suspects, again)
+    clear = [
+        one for one in suspects
+        if again.get(one.id) is not None and any(again.get(rival.id) is not None for rival in ranked[one.prompt_id].responses)
+    ]  # a second look that sees nothing takes no suspicion away
+    chosen = len(suspects) - len(clear) + len(_chosen(run, iteration, clear, again))
     honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
     scored = sum(scores.get(canary.id) is not None for canary in laid)
     score = _mean(scores, [canary.id for canary in laid])
-    return CanaryView(score, _mean(scores, honest), scored, len(suspects), len(chosen))
+    return CanaryView(score, _mean(scores, honest), scored, len(suspects), chosen)
 
 
 def _first_sight(run: Run, iteration: int) -> Scores:

@@ -182,10 +182,10 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         from selfreward_lite.training_job import Job
 
         return train(Job(**task), report)
-    from selfreward_lite import equality, full_model
+    from selfreward_lite import equality, full_model, quantise
 
-    if kind == "full_model":
-        return full_model.write(**task, report=report)
+    if kind in ("full_model", "quantise"):
+        return {"full_model": full_model.write, "quantise": quantise.write}[kind](**task, report=report)
     tasks = {"export_base": equality.export_base, "export_adapter": equality.export_adapter, "check": equality.check}
     return tasks[kind](**task)
 

@@ -108,7 +108,7 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
     assert 0 < said["slot_occupancy"] <= 1
     assert "bare llama.cpp, 1 threads" in ended.stderr
-    assert said["adapter_load_s"] > said["adapter_switch_s"] >= 0
+    assert said["adapter_load_s"] > said["adapter_switch_s"]
 
 
 @pytest.mark.parametrize("options", [(), ("--model", "nothing.gguf", "--synthetic", "10m")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selfreward_lite.engines.base import Probe, Request, Sampling
-from selfreward_lite.engines.batching import BURST, Batcher
+from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.errors import EngineError
 
 VOCAB = 50
@@ -88,7 +88,7 @@ def test_nobody_starves_behind_another_adapter():
         if done.key == "waits":
             break
         before += 1
-    assert before <= (BURST + 3) * parallel
+    assert before <= 11 * parallel
 
 
 def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
@@ -108,10 +108,11 @@ def test_the_expected_score_costs_no_step():
         steps.append(device.batches)
         assert all((one.probe is None) == (probe is None or 7 not in probe.tokens) for one in done)
     assert steps[0] == steps[1]
-    device = Device(says=7)
-    (one,) = Batcher(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after="score:"))])
-    assert one.probe is not None
-    assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
+    for after, probed in (("score:", True), ("something else:", False)):
+        device = Device(says=7)
+        (one,) = Batcher(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after=after))])
+        assert (one.probe is not None) == probed
+        assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
 
 
 def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():

@@ -1,8 +1,11 @@
 """Models out of a run: base and adapter merged into one GGUF, quantised by llama.cpp, with a Modelfile that Ollama can follow."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +15,15 @@ import pytest
 from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
 from selfreward_lite import full_model, ollama, quantise
+from selfreward_lite.bench import bases
 from selfreward_lite.bench.synthetic import write_model
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
-from selfreward_lite.errors import ExportError
+from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import base_to_gguf
+from selfreward_lite.parity import Parity
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,33 @@ def test_an_adapter_that_cannot_be_merged_is_refused_and_nothing_is_written(made
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_came_out_different_is_not_left_there(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(full_model, "parity", lambda *_, **__: Parity(0.5, None, 100, 0.9, 0.1))
+    with pytest.raises(ExportError, match=r"differs from transformers by 0\.5"):
+        write(made, tmp_path / "m.gguf", "f32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_attempt_left_is_removed(made, tmp_path):
+    for name in (".m.gguf.77.part", "m.f16.part", ".m.f16.part.77.part"):
+        (tmp_path / name).write_text("half")
+    write(made, tmp_path / "m.gguf", "q4_k_m", prove=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
+
+
+def test_a_template_that_no_modelfile_can_follow_costs_the_modelfile_only(made, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "model")
+    dated = "{{ bos_token }}{% if messages[0].role != 'system' %}Today is Monday.{% endif %}" + TEMPLATE.removeprefix(
+        "{{ bos_token }}"
+    )
+    for path in (tmp_path / "model").glob("chat_template.jinja"):
+        path.write_text(dated)
+    shutil.copytree(made / "adapter", tmp_path / "adapter")
+    found = write(tmp_path, tmp_path / "out" / "m.gguf", "f16")
+    assert "write the Modelfile by hand" in found["no_modelfile"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.gguf"]
+
+
 # -- quantising ----------
 
 
@@ -104,11 +138,13 @@ def test_size_is_known_before(wide, tmp_path, kind):
 def test_a_disk_that_is_too_small_is_refused_with_the_numbers(wide, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**6))
-    with pytest.raises(ExportError, match=r"would take [\d.]+ MB; its disk has 1\.00 MB free"):
-        quantise.before(wide, tmp_path / "out.gguf", "f16")
-    assert quantise.before(wide, tmp_path / "out.gguf", "q2_k").size < 10**6
-    with pytest.raises(ExportError, match=r"and 1\.00 MB while it is made"):
-        quantise.before(wide, tmp_path / "out.gguf", "q2_k", besides=10**6)
+    out = tmp_path / "out.gguf"
+    with pytest.raises(UserError, match=r"would take [\d.]+ MB; its disk has 1\.00 MB free"):
+        quantise.check_room(out, quantise.before(wide, out, "f16"))
+    small = quantise.before(wide, out, "q2_k")
+    quantise.check_room(out, small)
+    with pytest.raises(UserError, match=r"and 1\.00 MB while it is made"):
+        quantise.check_room(out, small, besides=10**6)
 
 
 def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path):
@@ -121,12 +157,65 @@ def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path)
         (tmp_path / "none.gguf", "does not exist"),
         (twice, "requantizing from type q8_0 is disabled"),
     ):
-        with pytest.raises(ExportError, match=reason) as caught:
+        with pytest.raises((ExportError, UserError), match=reason) as caught:
             quantise.quantise(source, tmp_path / "out.gguf", "q4_k_m")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ExportError, match="q9: choose of f16, q8_0"):
+    with pytest.raises(UserError, match="q9 is no type of a GGUF here: choose of f16, q8_0"):
         quantise.before(wide, tmp_path / "out.gguf", "q9")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf", "small.gguf", "words.gguf"]
+
+
+def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
+    """A file that may not grow beyond what the type needs: the reason is the disk, and nothing is left."""
+    code = (
+        "import resource, sys; from pathlib import Path; from selfreward_lite import quantise\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "try: quantise.quantise(Path(sys.argv[1]), Path(sys.argv[2]), 'q8_0')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, wide, tmp_path / "out.gguf"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
+    assert re.match(r"ExportError .* took no more \(.*GB free\): free space", said), said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["none.gguf", "out.gguf"], 2, "none.gguf does not exist"),
+        (["none.gguf", "f16.gguf"], 2, "none.gguf does not exist"),
+        (["f16.gguf", "f16.gguf"], 2, "f16.gguf is the source itself"),
+        (["f16.gguf", "folder"], 2, "folder is a folder"),
+        (["f16.gguf", "out.gguf", "--type", "q9"], 2, "q9 is no type of a GGUF here"),
+        (["words.gguf", "out.gguf"], 1, "cannot quantise words.gguf"),
+    ],
+)
+def test_mistakes_in_the_command_are_one_line(wide, tmp_path, arguments, code, says):
+    shutil.copy(wide, tmp_path / "f16.gguf")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "words.gguf").write_text("not a model")
+    ended = command(tmp_path, *arguments)
+    assert ended.returncode == code, ended.stderr
+    assert says in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f16.gguf", "folder", "words.gguf"]
+
+
+def test_the_command_says_what_it_will_take_and_what_it_took(wide, tmp_path):
+    (tmp_path / f".out.gguf.{10**7}.part").write_text("of an attempt that was killed")
+    ended = command(tmp_path, str(wide), "out.gguf", "--type", "q5_k_m")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"out\.gguf in q5_k_m: [\d.]+ MB, about \d+ s; the disk has", ended.stderr)
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert said["bytes"] == (tmp_path / "out.gguf").stat().st_size == pytest.approx(said["expected_bytes"], rel=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    called = [sys.executable, "-m", "selfreward_lite", "export", "quantise", *arguments]
+    return subprocess.run(called, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 # -- the Modelfile ----------
@@ -154,9 +243,9 @@ def test_a_file_that_begins_the_text_itself_has_no_second_beginning(chat):
 
 
 def test_every_token_that_ends_a_turn_is_a_stop(chat):
-    two = replace(chat, stop=(chat.stop[0], chat.tokenizer.token_to_id("<|begin_of_text|>")))
-    said = ollama.modelfile(two, "m.gguf", adds_bos=False, context=512)
-    assert said.count("PARAMETER stop") == 2
+    more = replace(chat, stop=(chat.stop[0], chat.tokenizer.token_to_id("<|begin_of_text|>"), 10**6))
+    said = ollama.modelfile(more, "m.gguf", adds_bos=False, context=512)
+    assert said.count("PARAMETER stop") == 2, "and none for an id that is no token"
 
 
 def templated(template: str) -> ChatFormat:
@@ -181,9 +270,32 @@ def test_pieces_of_a_template_make_up_the_template():
 @pytest.mark.parametrize("template", [
     "{{ messages[0]['content'] }}{{ messages[0]['content'] }}",
     "nothing of what is said",
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
     TEMPLATE.replace("{{ message['content'] | trim }}", "{{ loop.index }}{{ message['content'] }}"),
     TEMPLATE + "{% if messages | length > 2 %}And so on{% endif %}",
 ])  # fmt: skip
 def test_a_template_that_is_more_than_pieces_is_refused(template):
     with pytest.raises(ExportError, match="write the Modelfile by hand"):
         ollama.pieces(templated(template))
+
+
+# -- which base is nearest ----------
+
+
+def test_distances_of_bases_are_ordered_as_they_must_be(made, tmp_path):
+    """Nothing is lost from NF4 to f32; types lose more the smaller they are; the originals are not what training saw."""
+    measured = []
+
+    def judge(base: Path, adapter: Path) -> tuple[float, float]:
+        measured.append((base.stat().st_size, adapter.name))
+        return 0.9, 0.01
+
+    found = {one.name: one for one in bases.compare(made / "model", made / "adapter", tmp_path, judge, lambda text: None)}
+    assert len(found) == len(measured) == 6
+    nf4 = {one.kind: one for one in found.values() if one.weights == "nf4"}
+    assert nf4["f32"].difference < 1e-3
+    assert nf4["f32"].agreement == 1.0
+    assert nf4["f32"].divergence < 1e-6 < nf4["q8_0"].divergence < nf4["q4_k_m"].divergence
+    assert nf4["q8_0"].divergence < found["q8_0 of the original weights"].divergence
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.gguf"], "a base is removed when it was measured"
+    assert bases.document(list(found.values()))[0]["judge_pair_accuracy"] == 0.9

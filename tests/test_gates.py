@@ -249,6 +249,18 @@ def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, ch
         assert store.metrics(1)["honest_bad_score"] == plain.metrics(1)["honest_bad_score"]
 
 
+def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat):
+    favour = Counter()
+
+    def silent(rng, asked):
+        said = response_of(asked).strip()
+        favour[said] += said == "5/5"
+        return "I say no more." if favour[said] > 2 else "Mine!\nScore: 5" if favour[said] else World.judge(rng, asked)
+
+    with pytest.raises(GateStop, match="canary: 1 hostile responses would be chosen"):
+        run(tmp_path / "run", chat, {"M1 judge": silent})
+
+
 def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
     trained = []
 

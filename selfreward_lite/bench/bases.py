@@ -1,8 +1,8 @@
 """Which GGUF base is nearest to the model that an adapter was trained on? Logits, and how well the judge still judges.
 
 Knows: the ways to make a base (from 4-bit weights given back, or from the originals; in three types), and what is measured of
-each. Does not know: a run's stages; it reads a run's ranked answers and asks no others. Training sees NF4 weights, so NF4 with
-the adapter, computed by PEFT, is what every base is held against. Torch works in this process: only a bench's.
+each. Does not know: a run's stages; it reads a run's ranked answers and asks no others. QLoRA training sees NF4 weights, so NF4
+with the adapter, computed by PEFT, is what every base is held against. Torch works in this process: only a bench's.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ def bench_bases(
         number = store.newest() if model is None else model
         if number is None or not (store.model_dir(number) / "adapter").exists():
             raise UserError(f"{store.folder} has no model M{number or 0}; `status --name {name}` shows what it has")
+        if settings.model.quantisation != "nf4":
+            raise UserError(f"{name} was not trained on 4-bit weights: its own model.gguf is the nearest base there is")
         folder = settings.model.folder
         run = Run(store, settings, ChatFormat.load(folder), folder, tools, lambda at: None)
         judge = bases.judge_of(run, number, judgments)

@@ -177,7 +177,7 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
             device.use(None if number % 2 == 0 else adapter)
             set_seconds = perf_counter() - started
             switched.append(set_seconds + step())
-            plain.append(min(step(), step()))
+            plain += [step(), step()]
         return loaded, max(0.0, median(switched) - median(plain))
     finally:
         device.close()
