@@ -17,7 +17,7 @@ PACKAGE = ROOT / "selfreward_lite"
 # data flows.
 ORDER = [
     "errors", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
-    "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.llama",
+    "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",

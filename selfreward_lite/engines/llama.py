@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import llama_cpp as cpp
@@ -22,6 +23,7 @@ from selfreward_lite.engines.adapter_file import check_adapter
 from selfreward_lite.engines.base import Completion, Request, Sampling
 from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.engines.device import Stats
+from selfreward_lite.engines.pace import Pace, cores
 from selfreward_lite.errors import EngineError
 
 MAX_SEQUENCES = 256  # a constant compiled into llama.cpp
@@ -100,6 +102,8 @@ class LlamaDevice:
         self.outputs = int(settings["parallel"])
         self._rows = Rows(self.rows)
         self._helpers = min(MAX_HELPERS, int(settings["threads"]) or _threads(self._model))
+        tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
+        self._pace = Pace(cores()) if tiny and not settings["threads"] and not settings["gpu_layers"] else None
         self._pool = ThreadPoolExecutor(self._helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
@@ -112,9 +116,13 @@ class LlamaDevice:
 
     def run(self, batch: cpp.llama_batch) -> int:
         """Compute a batch that was filled before; 0 when computed."""
+        started = perf_counter()
         code = cpp.llama_decode(self._context, batch)
         if not code:
             cpp.llama_synchronize(self._context)  # so that the time is booked here, not on the first sample
+        if self._pace:
+            threads = self._pace.took(perf_counter() - started)
+            cpp.llama_set_n_threads(self._context, threads, threads)
         return code
 
     def sampler(self, sampling: Sampling, seed: int) -> Any:
@@ -254,7 +262,7 @@ class LlamaDevice:
 class LlamaEngine:
     """The batched llama.cpp engine. `context` counts key-value cells shared by all sequences.
 
-    `threads` None takes every core, or one for a tiny model. `gpu_layers` is 0 for the CPU or -1 for all layers.
+    `threads` None takes every core, or what proves faster for a tiny model. `gpu_layers` is 0 for the CPU or -1 for all layers.
     `unified` keeps one memory for all sequences: a shared prefix is stored once and a long prompt may take what others
     leave. False cuts the memory into equal parts, one a sequence (a fork then copies). `exact` keeps the cache in
     float32 and switches flash attention off, for parity checks: what else is in the batch then changes a logit by 1e-5
@@ -326,10 +334,8 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def _threads(model: Any) -> int:
-    """One for a tiny model: on a busy machine of 2 cores its second thread made it 2 to 18 times slower (measured)."""
-    if cpp.llama_model_n_params(model) < TINY_PARAMETERS:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """One for a tiny model to begin with, see `pace`; else every core."""
+    return 1 if cpp.llama_model_n_params(model) < TINY_PARAMETERS else cores()
 
 
 def has_amx() -> bool:
