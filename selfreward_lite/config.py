@@ -53,7 +53,7 @@ class EngineSettings(Section):
     context: int = Field(16384, ge=256, description="KV cells shared by all of them")
     batch: int = Field(512, ge=32, description="tokens a decode step")
     roots: int = Field(16, ge=1, description="finished prompts kept to share their beginnings")
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores, one for a tiny model")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores, or what is faster for a tiny model")
     gpu_layers: int = Field(0, ge=-1, description="layers on the card; -1 = all")
 
     @model_validator(mode="after")

@@ -19,9 +19,12 @@ from typing import Any
 
 from selfreward_lite import datafiles
 from selfreward_lite.config import Settings
+from selfreward_lite.engines.base import Completion
 from selfreward_lite.errors import DataError
 from selfreward_lite.records import Drop, Judgment, Outcome, Prompt, Record, Response, make_id, seed_for
+from selfreward_lite.stages import judgments as judgments_stage
 from selfreward_lite.stages.judgments import question
+from selfreward_lite.stages.voice import Asking, Voice
 from selfreward_lite.tiny import ranked as tiny_ranked
 from selfreward_lite.tiny import tasks as tiny_tasks
 
@@ -137,6 +140,38 @@ def agreeing(
         if all(better > worse or (better == worse and not strict) for better, worse in combinations(read, 2)):
             return list(tried)
     return None
+
+
+def ask(one: RankedPrompt, decoys: Sequence[Response], voice: Voice, attempts: int, strict: bool) -> Asking:
+    """Have a prompt's ranked answers judged, and its decoys where the judge agrees with the humans: others bring none along."""
+    judged = yield from _judged(one.prompt, one.responses, voice, attempts)
+    drawn = defaultdict(list)
+    for record in judged.records:
+        if isinstance(record, Judgment):
+            drawn[record.response_id].append(record)
+    if not decoys or agreeing(one, drawn, strict=strict) is None:
+        return judged
+    more = yield from _judged(one.prompt, decoys, voice, attempts)
+    return Outcome((*judged.records, *more.records), (*judged.drops, *more.drops))
+
+
+def _judged(prompt: Prompt, responses: Sequence[Response], voice: Voice, attempts: int) -> Asking:
+    """The judgments stage on several responses at once."""
+    askings = [judgments_stage.ask(prompt, response, voice, attempts) for response in responses]
+    replies = yield [request for asking in askings for request in next(asking)]
+    outcomes = [_end(asking, reply) for asking, reply in zip(askings, replies, strict=True)]
+    return Outcome(
+        tuple(record for outcome in outcomes for record in outcome.records),
+        tuple(drop for outcome in outcomes for drop in outcome.drops),
+    )
+
+
+def _end(asking: Asking, reply: list[Completion]) -> Outcome:
+    try:
+        asking.send([reply])
+    except StopIteration as stop:
+        return stop.value
+    raise RuntimeError("a judgment asks once")
 
 
 def eft_examples(

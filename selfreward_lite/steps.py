@@ -6,9 +6,10 @@ an engine or a trainer works (those are `tools`). Every step can be called again
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from selfreward_lite import canaries, datafiles, seed
@@ -93,27 +94,54 @@ def lay_decoys(run: Run, _: int) -> None:
 
 
 def judge_ranked(run: Run, _: int) -> None:
-    """Have the base judge the ranked training answers, several times each, and the decoys among them."""
-    attempts = run.settings.seed_stage.attempts
+    """Have the base judge ranked training answers, several times each, prompt by prompt until there are EFT examples enough."""
+    if run.store.is_done(0, "eft_examples"):
+        return
+    settings, ranked, laid = run.settings.seed_stage, run.ranked()[1], _decoys(run)
     voice = run.voice(BASE, run.settings.judge.draw, 0)
-    ranked, laid = run.ranked()[1], _decoys(run)
-    items = [
-        (decoy.id, bind(judgments.ask, one.prompt, decoy, voice, attempts))
-        for one in ranked for decoy in laid.get(one.prompt.id, ())
-    ]
-    run.ask(0, "eft_judgments", [*judging(ranked, voice, attempts), *items])
+    for count in _eft_rounds(run):
+        items = [
+            (one.prompt.id, bind(seed.ask, one, laid.get(one.prompt.id, ()), voice, settings.attempts, settings.strict))
+            for one in ranked[:count]
+        ]
+        run_stage(run.store, run.engine(), 0, "eft_judgments", items, run.watch)
+    run.once(0, "eft_examples", lambda: Outcome(drops=_eft(run, count)[1].drops))
+
+
+def _eft_rounds(run: Run) -> Iterator[int]:
+    """Yield how many prompts are to be judged by the end of each round; the judgments of a round decide whether it was the last.
+
+    Only whole rounds are looked at, so that a resumed run ends with the one that an undisturbed run does.
+    """
+    ranked, wanted = run.ranked()[1], run.settings.seed_stage.train_examples
+    most = len(ranked[0].responses) + run.settings.seed_stage.decoys if ranked else 1
+    count = math.ceil(wanted / most)  # if everything agreed
+    while True:
+        count = min(count, len(ranked))
+        yield count
+        found = len(_eft(run, count)[0])
+        if found >= wanted or count == len(ranked):
+            return
+        rate = max(found / count, 0.1 * most)
+        count += max(8, math.ceil((wanted - found) / rate))
+
+
+def _eft(run: Run, count: int) -> tuple[list[seed.Example], Outcome]:
+    """The EFT examples that the first prompts give."""
+    drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
+    return seed.eft_examples(run.ranked()[1][:count], _decoys(run), drawn, run.settings)
 
 
 def train_seed(run: Run, _: int) -> None:
     """SFT on the judgments that agree with the humans (EFT) → M0."""
 
     def work() -> Outcome:
-        drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
-        examples, left_out = seed.eft_examples(run.ranked()[1], _decoys(run), drawn, run.settings)
+        *_, count = _eft_rounds(run)
+        examples, _ = _eft(run, count)
         settings = run.settings.sft
         rows = sft_rows(((one.question, one.judgment.text) for one in examples), run.chat, settings.max_length)
         _train(run, 0, "sft", rows)
-        return Outcome(drops=(*left_out.drops, *rows.drops))
+        return Outcome(drops=rows.drops)
 
     run.once(0, "training", work)
 
