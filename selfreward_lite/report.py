@@ -125,7 +125,9 @@ def before_after(store: Store, count: int) -> list[Example]:
 def _judged(store: Store, iteration: int) -> list[Judgment]:
     """The judgments that training saw, those of the evaluation left out."""
     stage = "judgments" if iteration else "eft_judgments"
-    items = store.done_items(iteration, stage)
+    items = set(store.done_items(iteration, stage))
+    if not iteration:  # there an item is a prompt
+        items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
     author = f"M{iteration - 1}" if iteration else "base"
     return [one for one in store.records(Judgment, iteration=iteration, model=author) if one.response_id in items]
 

@@ -82,6 +82,7 @@ def test_a_run_has_everything_and_verifies(whole):
             "greedy_agreement",
             "seconds",
         ]
+        assert all(0 < row["unread_rate"] < 0.2 for row in document["iterations"]), "one judgment in twenty says nothing"
         for iteration in (1, 2):
             row = document["iterations"][iteration]
             assert row["prompts"] == 8
