@@ -245,11 +245,11 @@ def test_fault_38_a_misspelt_argument_is_an_error():
 
 
 def test_fault_36_quantised_models_on_cpus_with_amx_are_loaded_without_the_faulting_buffers(monkeypatch):
-    from selfreward_lite.engines import llama
+    from selfreward_lite.engines import loading
 
     seen = []
-    monkeypatch.setattr(llama, "has_amx", lambda: True)
-    monkeypatch.setattr(llama.cpp, "llama_model_load_from_file", lambda path, params: seen.append(params.use_extra_bufts))
+    monkeypatch.setattr(loading, "has_amx", lambda: True)
+    monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", lambda path, params: seen.append(params.use_extra_bufts))
     with pytest.raises(EngineError):
-        llama._load_model(TINY_MODEL / "config.json", 0)
+        loading.load_model(TINY_MODEL / "config.json", 0)
     assert seen == [False]

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "selfreward_lite"
 # data flows.
 ORDER = [
     "errors", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
-    "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.llama",
+    "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading",
+    "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
@@ -32,7 +33,7 @@ TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "bui
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
     "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases"},
-    "llama_cpp": {"engines.llama", "engines.batching", "engines.device", "parity", "equality", "quantise", "bench.rivals"},
+    "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals"},
     "gradio": set(),
 }
 TOP_LEVEL = {

@@ -7,20 +7,23 @@ what they say, and a random model never ends a text by itself, so each sample is
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from os.path import commonprefix
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfreward_lite.engines.base import Request, Sampling
+from selfreward_lite.engines.pace import cores
 from selfreward_lite.engines.process import ProcessEngine
 from selfreward_lite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from selfreward_lite.bench.rivals import Shape, Step
 
 Tokens = tuple[int, ...]
 Say = Callable[[str], None]
@@ -29,7 +32,8 @@ JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
 DRAW = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
 ROOTS = 16  # the engine's default
-SWEEP_STEPS = 60  # of a trace, for each setting of bare llama.cpp that is tried
+SWEEP_STEPS = 40  # of a trace, for each setting of bare llama.cpp that is tried
+NAIVE_REQUESTS = 8  # what is slowest is measured on a few
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,6 @@ class Load:
 
     name: Literal["judge", "meta"]
     requests: tuple[Request, ...]
-    samples: int
 
     @property
     def unique_tokens(self) -> int:
@@ -52,10 +55,6 @@ class Load:
         """Tokens of the longest request with all that it may generate."""
         return max(len(request.tokens) + request.sampling.max_tokens for request in self.requests)
 
-    def sample_of(self, prompts: int) -> tuple[Request, ...]:
-        """The requests of the first prompts."""
-        return self.requests[: prompts * self.samples]
-
 
 def judge_load(
     vocab: int, prompts: int, *, samples: int = 8, tokens: int = 600, new: tuple[int, int] = (40, 160),
@@ -68,7 +67,7 @@ def judge_load(
     for number in range(prompts):
         prompt = common + _some(rng, vocab, tokens - len(common))
         requests += [_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter) for index in range(samples)]
-    return Load("judge", tuple(requests), samples)
+    return Load("judge", tuple(requests))
 
 
 def meta_load(
@@ -90,7 +89,7 @@ def meta_load(
         for first, second in permutations(range(judgments), 2):
             prompt = asked + written[first] + written[second]
             requests.append(_request(f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter))
-    return Load("meta", tuple(requests), 1)
+    return Load("meta", tuple(requests))
 
 
 def _some(rng: random.Random, vocab: int, count: int) -> Tokens:
@@ -102,11 +101,12 @@ def _request(key: str, prompt: Tokens, new: int, rng: random.Random, adapter: st
 
 
 def settings_for(load: Load, *, parallel: int, threads: int | None, gpu_layers: int) -> dict[str, Any]:
-    """Return the engine's settings for a load: its defaults, and a context in which every sequence finds room."""
-    context = -(-load.longest * max(4, parallel // 2) // 256) * 256
+    """Return the engine's settings for a load: on a card one memory that half of the sequences could fill, else one each."""
+    longest = -(-load.longest // 256) * 256
+    cells = longest * (max(4, parallel // 2) if gpu_layers else parallel + ROOTS)
     return {
-        "parallel": parallel, "context": context, "batch": max(512, parallel), "gpu_layers": gpu_layers, "roots": ROOTS,
-        "threads": threads or len(os.sched_getaffinity(0)), "unified": True, "exact": False,
+        "parallel": parallel, "context": cells, "batch": max(512, parallel), "gpu_layers": gpu_layers, "roots": ROOTS,
+        "threads": threads or cores(), "unified": bool(gpu_layers), "exact": False,
     }
 
 
@@ -118,7 +118,6 @@ class Plan:
     settings: dict[str, Any]
     load: Load
     repeats: int = 3
-    naive_prompts: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,39 +136,42 @@ def measure(plan: Plan, say: Say) -> Found:
     """Measure the three in turn, `repeats` times each, after a sweep that finds bare llama.cpp's best setting."""
     from selfreward_lite.bench import rivals
 
-    say("writing down every step of one run")
     trace = rivals.record(plan.model, plan.settings, plan.load.requests)
-    first = trace.steps[:SWEEP_STEPS]
-    sweep = {}
-    for shape in shapes(plan.settings):
-        seconds = rivals.replay(plan.model, plan.settings, first, rivals.Shape(**shape))
-        sweep[words(shape)] = seconds
-        say(f"bare llama.cpp, {words(shape)}: {len(first)} steps in {seconds:.2f} s")
-    best = min(shapes(plan.settings), key=lambda shape: sweep[words(shape)])
+    best = _sweep(plan, trace.steps[:SWEEP_STEPS], say)
     naive, engine, ceiling, stats = [], [], [], {}
     for number in range(1, plan.repeats + 1):
         naive.append(_naive(plan))
         rate, stats = _engine(plan)
         engine.append(rate)
-        ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, rivals.Shape(**best)))
+        ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, best))
         say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
-    return Found(naive, engine, ceiling, stats, trace.quantisation, words(best))
+    return Found(naive, engine, ceiling, stats, trace.quantisation, str(best))
 
 
-def shapes(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of bare llama.cpp that are tried: threads, micro-batch, one memory or one a sequence."""
-    threads = sorted({settings["threads"], max(1, settings["threads"] // 2)})
-    sizes = sorted({settings["batch"], max(settings["parallel"], settings["batch"] // 4)})
+def _sweep(plan: Plan, steps: list[Step], say: Say) -> Shape:
+    """Find the fastest setting of bare llama.cpp: memory and attention first, which change each other, then one by one."""
+    from selfreward_lite.bench import rivals
+
+    seconds: dict[Shape, float] = {}
+    best = rivals.Shape(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
+    for tried in axes(plan.settings):
+        for changes in tried:
+            shape = replace(best, **changes)
+            if shape not in seconds:
+                seconds[shape] = rivals.replay(plan.model, plan.settings, steps, shape)
+                say(f"bare llama.cpp, {shape}: {len(steps)} steps in {seconds[shape]:.2f} s")
+        best = min(seconds, key=lambda shape: seconds[shape])
+    return best
+
+
+def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """What the sweep tries, group after group, keeping the best of each."""
+    threads, rows = settings["threads"], settings["batch"]
     return [
-        {"threads": count, "micro_batch": size, "unified": unified}
-        for count in threads for size in sizes for unified in (True, False)
+        [{"unified": unified, "flash": flash} for unified in (True, False) for flash in (True, False)],
+        [{"threads": count} for count in sorted({threads, max(1, threads // 2)})],
+        [{"micro_batch": size} for size in sorted({rows, max(settings["parallel"], rows // 4)})],
     ]
-
-
-def words(shape: dict[str, Any]) -> str:
-    """Say a setting of bare llama.cpp in words."""
-    memory = "one memory" if shape["unified"] else "a memory each"
-    return f"{shape['threads']} threads, micro-batch {shape['micro_batch']}, {memory}"
 
 
 def document(plan: Plan, found: Found) -> dict[str, Any]:
@@ -195,11 +197,11 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
 
 
 def _naive(plan: Plan) -> float:
-    """Tokens a second of the high-level binding, on the first prompts of the load."""
+    """Tokens a second of the high-level binding, on the first requests of the load."""
     from selfreward_lite.bench import rivals
 
-    requests = plan.load.sample_of(plan.naive_prompts)
-    naive = rivals.Naive(plan.model, plan.load.longest, plan.settings["gpu_layers"], requests[0].adapter)
+    requests = plan.load.requests[:NAIVE_REQUESTS]
+    naive = rivals.Naive(plan.model, plan.load.longest, plan.settings, requests[0].adapter)
     try:
         naive.warm(commonprefix([request.tokens for request in plan.load.requests]))
         generated, seconds = naive.run(requests)

@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,9 +19,10 @@ from typing import Any
 import llama_cpp as cpp
 import numpy as np
 
-from selfreward_lite.engines.base import Request
+from selfreward_lite.engines.base import Request, Sampling
 from selfreward_lite.engines.batching import Batcher
-from selfreward_lite.engines.llama import LlamaDevice, Rows, has_amx, hush
+from selfreward_lite.engines.llama import LlamaDevice, Rows
+from selfreward_lite.engines.loading import has_amx, hush
 from selfreward_lite.errors import EngineError
 
 Call = tuple[str, tuple[Any, ...]]
@@ -50,45 +51,64 @@ class Trace:
 
 @dataclass(frozen=True)
 class Shape:
-    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one memory for all sequences or one each."""
+    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one memory for all sequences or one each,
+    flash attention or plain matrix products."""
 
     threads: int
     micro_batch: int
     unified: bool
+    flash: bool
+
+    def __str__(self) -> str:
+        memory = "one memory" if self.unified else "a memory each"
+        attention = "flash attention" if self.flash else "plain attention"
+        return f"{memory}, {attention}, {self.threads} threads, micro-batch {self.micro_batch}"
 
 
 class Recorder:
-    """A device that writes down what is asked of it, and does it."""
+    """Stands in for a device: writes down what is asked of it, and computes nothing. Every token that it draws is 0."""
 
     def __init__(self, device: LlamaDevice) -> None:
+        self.cells, self.limit, self.rows, self.vocab = device.cells, device.limit, device.rows, device.vocab
         self.steps: list[Step] = []
-        self._device = device
         self._calls: list[Call] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._device, name)
 
     def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
         columns = (np.array(column, np.int32) for column in (tokens, positions, sequences))
         self.steps.append(Step(tuple(self._calls), *columns, wanted))
         self._calls.clear()
-        return self._device.decode(tokens, positions, sequences, wanted)
+        return 0
+
+    def sampler(self, sampling: Sampling, seed: int) -> None: ...
+
+    def sample(self, samplers: list[Any]) -> list[int]:
+        return [0] * len(samplers)
+
+    def free_sampler(self, sampler: Any) -> None: ...
+
+    def row_logits(self, row: int) -> np.ndarray:
+        return np.zeros(self.vocab, np.float32)
 
     def fork(self, source: int, target: int, length: int) -> None:
-        self._note("fork", source, target, length)
+        self._calls.append(("fork", (source, target, length)))
 
     def drop(self, sequence: int, start: int = 0) -> None:
-        self._note("drop", sequence, start)
+        self._calls.append(("drop", (sequence, start)))
 
     def clear(self) -> None:
-        self._note("clear")
+        self._calls.append(("clear", ()))
 
     def use(self, adapter: str | None) -> None:
-        self._note("use", adapter)
+        self._calls.append(("use", (adapter,)))
 
-    def _note(self, name: str, *arguments: Any) -> None:
-        self._calls.append((name, arguments))
-        getattr(self._device, name)(*arguments)
+    def fresh(self, adapter: str | None) -> bool:
+        return True
+
+    def piece(self, token: int) -> bytes:
+        return b""
+
+    def complaint(self) -> str:
+        return ""
 
 
 def vocabulary(model: Path) -> int:
@@ -115,7 +135,8 @@ def card() -> str | None:
 
 
 def record(model: Path, settings: dict[str, Any], requests: Iterable[Request]) -> Trace:
-    """Serve the requests once, and return what it took."""
+    """Return the steps in which the engine serves the requests. Which they are does not depend on what is drawn: nothing ends
+    these texts but their length. So nothing is computed."""
     device = LlamaDevice(model, settings)
     try:
         recorder = Recorder(device)
@@ -128,12 +149,12 @@ def record(model: Path, settings: dict[str, Any], requests: Iterable[Request]) -
 
 
 def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: Shape) -> float:
-    """Make the calls of `steps` again, with no sampling and no bookkeeping between them; return the seconds they take."""
-    changed = {"threads": shape.threads, "micro_batch": shape.micro_batch, "unified": shape.unified}
-    if not shape.unified:  # memories of one size each, and all as long as the longest needs
+    """Make the calls of `steps`, with no sampling and no bookkeeping between them; return the seconds they take."""
+    changed = asdict(shape)
+    if settings["unified"] and not shape.unified:  # memories of one size each, and all as long as the longest needs
         longest = 1 + max(int(step.positions.max()) for step in steps)
         changed["context"] = -(-longest // 256) * 256 * (settings["parallel"] + settings["roots"])
-    device = LlamaDevice(model, {**settings, **changed})
+    device = LlamaDevice(model, settings | changed)
     try:
         batches = []
         for step in steps:
@@ -147,7 +168,7 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: 
             for name, arguments in calls:
                 getattr(device, name)(*arguments)
             if device.run(batch):
-                raise RuntimeError(f"a step that was recorded cannot be computed again ({device.complaint()})")
+                raise RuntimeError(f"a step that was written down cannot be computed ({device.complaint()})")
         return perf_counter() - started
     finally:
         device.close()
@@ -178,7 +199,7 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
             set_seconds = perf_counter() - started
             switched.append(set_seconds + step())
             plain += [step(), step()]
-        return loaded, max(0.0, median(switched) - median(plain))
+        return loaded, median(switched) - median(plain)
     finally:
         device.close()
 
@@ -186,13 +207,15 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
 class Naive:
     """llama-cpp-python's `Llama`: one call after another, its own cache of the last prompt kept, default parameters.
 
-    Where those parameters crash a quantised model (CPUs with AMX), the extra buffers are switched off and nothing else.
+    Two are set: as many threads as the engine has, where its default would be half of the cores; and on CPUs with AMX the extra
+    buffers, which crash it there, are off.
     """
 
-    def __init__(self, model: Path, context: int, gpu_layers: int, adapter: str | None) -> None:
+    def __init__(self, model: Path, context: int, settings: dict[str, Any], adapter: str | None) -> None:
         with _without_faulting_buffers():
             self._llama = cpp.Llama(
-                str(model), n_ctx=context, n_gpu_layers=gpu_layers, lora_path=adapter, verbose=False
+                str(model), n_ctx=context, n_gpu_layers=settings["gpu_layers"], n_threads=settings["threads"],
+                lora_path=adapter, verbose=False,
             )
 
     def warm(self, tokens: Sequence[int]) -> None:

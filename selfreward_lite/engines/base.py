@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from selfreward_lite.errors import EngineError
+
 Finish = Literal["stop", "length", "refused", "failed"]
 
 
@@ -55,6 +57,16 @@ class Request:
     stop: tuple[int, ...]
     adapter: str | None = None
     probe: Probe | None = None
+
+    def check(self, vocab: int) -> None:
+        """Raise EngineError, by name, for a request that makes no sense to a model of `vocab` tokens."""
+        if not self.tokens or self.sampling.max_tokens < 1:
+            raise EngineError(f"request {self.key}: give at least one prompt token and max_tokens of 1 or more")
+        if min(self.tokens) < 0 or max(self.tokens) >= vocab:
+            raise EngineError(
+                f"request {self.key}: a token id lies outside the model's {vocab}; "
+                "tokenize with the tokenizer this model was converted from"
+            )
 
 
 @dataclass(frozen=True, slots=True)
