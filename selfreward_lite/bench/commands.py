@@ -140,7 +140,7 @@ def bench_engine(
     samples: Annotated[int, typer.Option(help="Judgments a response; both loads.", min=1)] = 8,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=8)] = 600,
     new_tokens: Annotated[int, typer.Option(help="Tokens of a judgment at most; a quarter at least.", min=4)] = 160,
-    requests: Annotated[int, typer.Option(help="Responses that are judged.", min=1)] = 6,
+    requests: Annotated[int | None, typer.Option(help="Responses that are judged; by default 4, meta-judged 1.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default all cores.", min=1)] = None,
     gpu_layers: Annotated[int, typer.Option(help="Layers on the card; -1 = all.", min=-1)] = 0,
     repeats: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 3,
@@ -160,6 +160,7 @@ def bench_engine(
         if adapter == Path("random"):
             adapter = shapes.write_adapter(folder / f"{synthetic}-adapter.gguf", str(synthetic))
     vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
+    requests = requests or (4 if load == "judge" else 1)
     if load == "judge":
         new = (max(1, new_tokens // 4), new_tokens)
         asked = engine.judge_load(vocab, requests, samples=samples, tokens=prompt_tokens, new=new, adapter=name)
