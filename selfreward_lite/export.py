@@ -249,15 +249,19 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
     llama.cpp multiplies by alpha/r. Rank-stabilised LoRA means alpha/√r, so alpha·√r is written for it.
     Raises ExportError, by name, for everything that is not plain LoRA on the seven projections of the blocks.
     """
-    from gguf import GGUFWriter, Keys
     llama = read_config(base_config_dir)
     lora = _read_lora(adapter_dir, llama)
-    arrays = _adapter_arrays(lora, llama)
+    return write_lora(out, lora.scale * lora.rank, _adapter_arrays(lora, llama))
+
+
+def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
+    """Write float32 arrays, by GGUF name, as the LoRA that llama.cpp scales by `alpha` / rank; returns `out`."""
+    from gguf import GGUFWriter, Keys
     with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")
-        writer.add_float32(Keys.Adapter.LORA_ALPHA, lora.scale * lora.rank)
+        writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
         for name, array in arrays.items():
             writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
         write_arrays(writer, arrays.values())

@@ -22,6 +22,7 @@ from selfreward_lite import quantise as quantiser
 from selfreward_lite.config import Settings
 from selfreward_lite.display import console, say
 from selfreward_lite.errors import ExportError, UserError
+from selfreward_lite.plan import check_disk
 from selfreward_lite.store import Store
 from selfreward_lite.workshop import TaskFailed, Workshop
 
@@ -89,7 +90,8 @@ def merged(
     target = out / stem / f"{stem}.gguf"
     wanted = quantiser.before(found_run.base, target, kind)
     between = 0 if kind in full_model.DIRECT else 2 * quantiser.weights(found_run.base)  # bytes in float16
-    quantiser.check_room(target, wanted, between)
+    needs = {"file": wanted.size, "float16 while it is made": between}
+    check_disk(target, needs, str(target), "free space, or give another --out")
     say(f"{target} in {kind}: {wanted}, for quantising alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
@@ -119,7 +121,7 @@ def quantise(
     if out.is_dir() or (out.exists() and out.samefile(source)):
         raise UserError(f"{out} is {'a folder' if out.is_dir() else 'the source itself'}: give another name")
     wanted = quantiser.before(source, out, kind)
-    quantiser.check_room(out, wanted)
+    check_disk(out, {"file": wanted.size}, str(out), "free space, or write it elsewhere")
     say(f"{out} in {kind}: {wanted}")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
@@ -134,12 +136,8 @@ def quantise(
 def _model(folder: Path, number: int | None) -> _Model:
     """A model of a run; UserError where there is none."""
     with Store.read(folder) as store:
-        number = store.newest() if number is None else number
-        found = store.model_dir(number or 0)
-        if number is None or not (found / "adapter.gguf").exists():
-            raise UserError(f"{folder} has no model M{number or 0}; `status --name {folder.name}` shows what it has")
-        settings = Settings.model_validate(store.fact("settings"))
-        return _Model(number, found, folder / "base" / "base.gguf", settings)
+        number, found = store.model(number)
+        return _Model(number, found, folder / "base" / "base.gguf", Settings.model_validate(store.fact("settings")))
 
 
 @contextmanager

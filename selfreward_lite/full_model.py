@@ -14,7 +14,7 @@ from typing import Any, get_args
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.equality import conversation_ids
 from selfreward_lite.errors import ExportError
-from selfreward_lite.export import Dtype, base_to_gguf
+from selfreward_lite.export import Dtype, Weights, base_to_gguf
 from selfreward_lite.llama_folder import read_config, read_vocabulary
 from selfreward_lite.ollama import modelfile
 from selfreward_lite.parity import check_parity, parity
@@ -37,7 +37,7 @@ def write(
     for left in target.parent.glob("*.part"):  # of an attempt that was killed; hidden ones too
         left.unlink()
     text, refused = _modelfile(folder, target)
-    _write(folder, Path(adapter_dir), target, kind, report)
+    write_base(folder, target, kind, adapter=Path(adapter_dir), report=report)
     try:
         ids = conversation_ids(folder, target)
         found = parity(folder, Path(adapter_dir), target, None, ids, weights="original") if prove else None
@@ -54,14 +54,17 @@ def write(
     }
 
 
-def _write(folder: Path, adapter: Path, target: Path, kind: str, report: Callable[[dict[str, Any]], None]) -> None:
+def write_base(
+    folder: Path, out: Path, kind: str, weights: Weights = "original", adapter: Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda at: None,
+) -> Path:
+    """Write a Hugging Face folder, with an adapter merged where one is given, as a GGUF of any type; returns `out`."""
     if kind in DIRECT:
-        base_to_gguf(folder, target, weights="original", dtype=kind, adapter_dir=adapter)  # type: ignore[arg-type]
-        return
-    between = target.with_name(f"{target.stem}.f16.part")
+        return base_to_gguf(folder, out, weights=weights, dtype=kind, adapter_dir=adapter)  # type: ignore[arg-type]
+    between = out.with_name(f"{out.stem}.f16.part")
     try:
-        base_to_gguf(folder, between, weights="original", dtype="f16", adapter_dir=adapter)
-        quantise(between, target, kind, lambda done, total: report({"done": done, "total": total}))
+        base_to_gguf(folder, between, weights=weights, dtype="f16", adapter_dir=adapter)
+        return quantise(between, out, kind, lambda done, total: report({"done": done, "total": total}))
     finally:
         between.unlink(missing_ok=True)
 

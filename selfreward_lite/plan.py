@@ -1,4 +1,4 @@
-"""What a run needs before it starts. So far: disk.
+"""What a run, or a file, needs before it is begun. So far: disk.
 
 Knows: sizes of models, adapters and records as arithmetic. Does not know: speed, cards. Records are counted at their longest,
 so that a run that passes does not fill the disk in its third night.
@@ -42,15 +42,22 @@ def disk(settings: Settings, iterations: int, *, seed_stage: bool, base_written:
     return {"base": int(base), "adapters": int(adapters), "records": int(records), "working files": int(working)}
 
 
-def check_disk(folder: Path, needs: dict[str, int]) -> None:
-    """Raise UserError, with the numbers, where the disk of `folder` cannot hold `needs`."""
-    free, needed = shutil.disk_usage(folder).free, sum(needs.values()) * MARGIN
+def check_disk(
+    path: Path, needs: dict[str, int], wanted_by: str = "this run", advice: str = "free space, or give another --runs-dir"
+) -> None:
+    """Raise UserError, with the numbers, where the disk on which `path` lies or will lie cannot hold `needs`."""
+    free, needed = free_bytes(path), sum(needs.values()) * MARGIN
     if free < needed:
-        parts = ", ".join(f"{what} {_size(size)}" for what, size in needs.items() if size)
+        parts = ", ".join(f"{what} {in_words(size)}" for what, size in needs.items() if size)
         raise UserError(
-            f"the disk of {folder} has {_size(free)} free and this run needs {_size(needed)} ({parts}, and a tenth to spare); "
-            "free space, or give another --runs-dir"
+            f"the disk of {path} has {in_words(free)} free and {wanted_by} needs {in_words(needed)} "
+            f"({parts}, and a tenth to spare); {advice}"
         )
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where `path` lies or, so far as it does not exist yet, will lie."""
+    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 def weights(llama: Llama) -> int:
@@ -87,5 +94,6 @@ def _judgment(settings: Settings) -> float:
     return RECORD_BYTES + TOKEN_BYTES * settings.judge.draw.max_tokens
 
 
-def _size(count: float) -> str:
+def in_words(count: float) -> str:
+    """Return bytes in the unit that people read."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

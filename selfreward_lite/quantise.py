@@ -12,7 +12,6 @@ import ctypes
 import glob
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from typing import Any
 
 from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import whole_file
+from selfreward_lite.plan import free_bytes, in_words
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 PROBE_ROWS, PROBE_COLUMNS = 256, 4096  # of the matrix that is quantised to learn how fast this machine is
-DISK_MARGIN = 1.02
 _MIB = 2**20
 _SIZES = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
@@ -40,7 +39,7 @@ class Before:
     free: int
 
     def __str__(self) -> str:
-        return f"{size_in_words(self.size)}, about {self.seconds:.0f} s; the disk has {size_in_words(self.free)} free"
+        return f"{in_words(self.size)}, about {self.seconds:.0f} s; the disk has {in_words(self.free)} free"
 
 
 def before(source: Path, out: Path, kind: str) -> Before:
@@ -58,17 +57,8 @@ def before(source: Path, out: Path, kind: str) -> Before:
         raise ExportError(f"llama.cpp did not say how large {source} would be in {kind}: use the pinned llama-cpp-python")
     tensors = _tensors(source)
     rest = source.stat().st_size - sum(int(tensor.n_bytes) for tensor in tensors)  # vocabulary and settings stay as they are
-    size, free = int(float(sizes[-1]) * _MIB + rest), shutil.disk_usage(_existing(out.parent)).free
+    size, free = int(float(sizes[-1]) * _MIB + rest), free_bytes(out)
     return Before(size, weights(source) / _weights_per_second(kind), free)
-
-
-def check_room(out: Path, wanted: Before, besides: float = 0) -> None:
-    """Raise UserError, with the numbers, where the disk of `out` cannot hold it, and `besides` bytes while it is made."""
-    if wanted.free < (wanted.size + besides) * DISK_MARGIN:
-        more = f", and {size_in_words(besides)} while it is made" if besides else ""
-        raise UserError(
-            f"{out} would take {size_in_words(wanted.size)}{more}; its disk has {size_in_words(wanted.free)} free: free space"
-        )
 
 
 def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
@@ -120,7 +110,7 @@ def _run(source: Path, out: Path, params: Any, said: list[str]) -> None:
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)):
         last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
         if "iostream" in last:  # how it says that it could not write
-            free = size_in_words(shutil.disk_usage(out.parent).free)
+            free = in_words(free_bytes(out))
             raise ExportError(f"{out.parent} took no more ({last}; {free} free): free space and give the same command again")
         raise ExportError(f"llama.cpp cannot quantise {source} ({last}): give a whole GGUF file in f32 or f16")
 
@@ -164,7 +154,7 @@ def _weights_per_second(kind: str) -> float:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from llama_cpp._ggml import libggml
 
-    main = GGMLQuantizationType[kind.upper().removesuffix("_M").removesuffix("_S")]
+    main = GGMLQuantizationType[kind.upper().removesuffix("_M")]
     block, size = GGML_QUANT_SIZES[main]
     weights = np.random.default_rng(0).standard_normal((PROBE_ROWS, PROBE_COLUMNS)).astype(np.float32)
     target = np.empty(weights.size // block * size, np.uint8)
@@ -176,12 +166,3 @@ def _weights_per_second(kind: str) -> float:
         long(0), long(PROBE_ROWS), long(PROBE_COLUMNS), None,
     )
     return weights.size / (perf_counter() - started) * (os.cpu_count() or 1)
-
-
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
-
-
-def size_in_words(count: float) -> str:
-    """Return bytes in the unit that people read."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -263,6 +263,13 @@ class Store:
         """Return the folder of M<iteration>, which need not exist."""
         return self.folder / f"M{iteration}"
 
+    def model(self, number: int | None) -> tuple[int, Path]:
+        """Return number and folder of a model, the newest for None; UserError where there is none."""
+        number = self.newest() if number is None else number
+        if number is None or not (self.model_dir(number) / "adapter.gguf").exists():
+            raise UserError(f"{self.folder} has no model M{number or 0}; `status --name {self.folder.name}` shows what it has")
+        return number, self.model_dir(number)
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -100,6 +100,42 @@ def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
     assert batcher.stats.busy_slot_steps / (batcher.stats.busy_steps * 8) > 0.9
 
 
+class Remembering(Device):
+    """Knows which tokens stand in which sequence, and refuses a row that does not continue its own."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.holds: dict[int, list[int]] = {}
+        self.sampled: list[list[int]] = []
+
+    def decode(self, tokens, positions, sequences, wanted):
+        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
+            held = self.holds.setdefault(sequence, [])
+            assert position == len(held), f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
+            held.append(token)
+        self.sampled.append(sequences[:wanted])
+        return super().decode(tokens, positions, sequences, wanted)
+
+    def fork(self, source, target, length):
+        assert not self.holds.get(target), "what is forked to is empty"
+        assert len(self.holds[source]) >= length
+        self.holds[target] = self.holds[source][:length]
+
+    def drop(self, sequence, start=0):
+        del self.holds.setdefault(sequence, [])[start:]
+
+
+def test_samples_sit_side_by_side_and_take_what_they_computed_with_them():
+    """Neighbours are computed in one go where every sequence has its own memory: so the first sequences are used, in order."""
+    rng, device = random.Random(2), Remembering(rows=48)
+    requests = [ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)]
+    done = list(Batcher(device, 8, 3).run(requests))
+    assert len(done) == sum(len(request.seeds) for request in requests)
+    assert all(sequences == list(range(len(sequences))) for sequences in device.sampled)
+    together = {len(sequences) for sequences in device.sampled}
+    assert max(together) == 8 and len(together) > 4, "at the end, fewer and fewer"
+
+
 def test_the_expected_score_costs_no_step():
     steps = []
     for probe in (None, Probe((1, 2, 3), after="score:")):

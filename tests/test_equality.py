@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from random_llama import make_adapter, make_model
+from random_llama import make_adapter
 
 from selfreward_lite import equality
 from selfreward_lite.chat import ChatFormat
@@ -15,17 +15,6 @@ from selfreward_lite.errors import ExportError
 from selfreward_lite.export import adapter_to_gguf, base_to_gguf
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A random Llama and a LoRA on it, as folders and as GGUF."""
-    folder = tmp_path_factory.mktemp("made")
-    make_model(folder / "model", max_position_embeddings=1024)
-    make_adapter(folder / "model", folder / "adapter")
-    base_to_gguf(folder / "model", folder / "base.gguf", weights="original", dtype="f32")
-    adapter_to_gguf(folder / "adapter", folder / "model", folder / "adapter.gguf")
-    return folder
 
 
 def check(made: Path, limit: float = 1e-3, **changed: Path) -> dict:

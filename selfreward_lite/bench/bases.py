@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfreward_lite import evaluate
 from selfreward_lite.equality import conversation_ids
-from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
+from selfreward_lite.export import Weights, adapter_to_gguf
+from selfreward_lite.full_model import write_base
 from selfreward_lite.parity import parity
-from selfreward_lite.quantise import quantise
 from selfreward_lite.records import Judgment
 from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.runner import drive
@@ -60,7 +60,7 @@ def compare(
     adapter = adapter_to_gguf(adapter_dir, model_dir, scratch / "adapter.gguf")
     for weights, kind in WAYS:
         say(f"{kind} of the {weights} weights")
-        base = _base(model_dir, scratch / f"{weights}-{kind}.gguf", weights, kind)
+        base = write_base(model_dir, scratch / f"{weights}-{kind}.gguf", kind, weights)
         ids = conversation_ids(model_dir, base)
         found = parity(model_dir, adapter_dir, base, adapter, ids, weights="nf4")
         accuracy = judge(base, adapter) if judge else (None, None)
@@ -68,15 +68,6 @@ def compare(
             weights, kind, base.stat().st_size, found.max_abs_diff, found.divergence, found.agreement, *accuracy
         )
         base.unlink()
-
-
-def _base(model_dir: Path, out: Path, weights: Weights, kind: str) -> Path:
-    if kind in ("f32", "q8_0"):
-        return base_to_gguf(model_dir, out, weights=weights, dtype=kind)  # type: ignore[arg-type]
-    between = base_to_gguf(model_dir, out.with_suffix(".f32"), weights=weights, dtype="f32")
-    quantise(between, out, kind)
-    between.unlink()
-    return out
 
 
 def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[float, float]]:
@@ -120,8 +111,3 @@ def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
             torch.nn.init.normal_(value, std=0.1 * value.shape[0] ** -0.5)
     adapted.save_pretrained(folder / "adapter")
     return folder / "model", folder / "adapter"
-
-
-def document(found: list[Distance]) -> list[dict[str, object]]:
-    """Return the distances as plain values."""
-    return [asdict(one) for one in found]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -100,21 +101,19 @@ def bench_bases(
     documents = {}
     with tempfile.TemporaryDirectory() as scratch, Store.read(runs_dir / name) as store, real_tools() as tools:
         settings = config.Settings.model_validate(store.fact("settings"))
-        number = store.newest() if model is None else model
-        if number is None or not (store.model_dir(number) / "adapter").exists():
-            raise UserError(f"{store.folder} has no model M{number or 0}; `status --name {name}` shows what it has")
+        number, made = store.model(model)
         if settings.model.quantisation != "nf4":
             raise UserError(f"{name} was not trained on 4-bit weights: its own model.gguf is the nearest base there is")
         folder = settings.model.folder
         run = Run(store, settings, ChatFormat.load(folder), folder, tools, lambda at: None)
         judge = bases.judge_of(run, number, judgments)
-        asked = {f"M{number} of {name}": (folder, store.model_dir(number) / "adapter", judge)}
+        asked = {f"M{number} of {name}": (folder, made / "adapter", judge)}
         if random:
             asked["random weights"] = (*bases.random_model(folder, Path(scratch)), None)
         for title, (base, adapter, measure) in asked.items():
             found = list(bases.compare(base, adapter, Path(scratch), measure, say))
             console.print(_distances(title, found))
-            documents[title] = bases.document(found)
+            documents[title] = [asdict(one) for one in found]
     print(json.dumps(documents))
 
 

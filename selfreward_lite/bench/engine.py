@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import accumulate, permutations
 from os.path import commonprefix
 from pathlib import Path
 from statistics import median
@@ -32,7 +32,7 @@ JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
 DRAW = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
 ROOTS = 16  # the engine's default
-SWEEP_STEPS = 40  # of a trace, for each setting of bare llama.cpp that is tried
+SWEEP_ROWS = 2500  # of a trace's tokens, for each setting of bare llama.cpp that is tried
 NAIVE_REQUESTS = 8  # what is slowest is measured on a few
 
 
@@ -137,7 +137,7 @@ def measure(plan: Plan, say: Say) -> Found:
     from selfreward_lite.bench import rivals
 
     trace = rivals.record(plan.model, plan.settings, plan.load.requests)
-    best = _sweep(plan, trace.steps[:SWEEP_STEPS], say)
+    best = _sweep(plan, _beginning(trace.steps), say)
     naive, engine, ceiling, stats = [], [], [], {}
     for number in range(1, plan.repeats + 1):
         naive.append(_naive(plan))
@@ -146,6 +146,12 @@ def measure(plan: Plan, say: Say) -> Found:
         ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, best))
         say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
     return Found(naive, engine, ceiling, stats, trace.quantisation, str(best))
+
+
+def _beginning(steps: list[Step]) -> list[Step]:
+    """The first steps of a trace, up to SWEEP_ROWS tokens."""
+    ends = accumulate(len(step.tokens) for step in steps)
+    return [step for step, end in zip(steps, ends, strict=True) if end <= SWEEP_ROWS] or steps[:1]
 
 
 def _sweep(plan: Plan, steps: list[Step], say: Say) -> Shape:

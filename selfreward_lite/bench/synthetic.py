@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfreward_lite.errors import ConfigError
-from selfreward_lite.export import add_settings, add_vocabulary, whole_file, write_arrays
+from selfreward_lite.export import add_settings, add_vocabulary, whole_file, write_arrays, write_lora
 from selfreward_lite.llama_folder import Llama, Vocabulary, layout
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
 def write_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
     """Write a random GGUF LoRA on all seven projections of a named shape; returns `path`."""
     import numpy as np
-    from gguf import GGUFWriter, Keys
 
     llama, rng = SHAPES[shape], np.random.default_rng(seed)
     arrays = {}
@@ -75,15 +74,7 @@ def write_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path
             key = f"blk.{layer}.{name}.weight.lora"
             arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
             arrays[f"{key}_b"] = rng.standard_normal((rows, rank), np.float32) * 0.1 * rank**-0.5
-    with whole_file(path) as part:
-        writer = GGUFWriter(part, "llama")
-        writer.add_type("adapter")
-        writer.add_string(Keys.Adapter.TYPE, "lora")
-        writer.add_float32(Keys.Adapter.LORA_ALPHA, float(rank))
-        for name, array in arrays.items():
-            writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-        write_arrays(writer, arrays.values())
-    return path
+    return write_lora(path, rank, arrays)
 
 
 def _arrays(llama: Llama, quantisation: Quantisation, seed: int) -> Iterator[np.ndarray]:

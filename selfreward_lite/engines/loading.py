@@ -18,7 +18,6 @@ from selfreward_lite.engines.pace import cores
 from selfreward_lite.errors import EngineError
 
 TINY_PARAMETERS = 20_000_000
-FLASH_ROWS = 64  # queries that llama.cpp's flash attention on a CPU takes at once; fewer are done one by one
 _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 5
 
 
@@ -119,11 +118,7 @@ def make_context(model: Any, settings: dict[str, int | bool]) -> Any:
 
 
 def flash(settings: dict[str, int | bool]) -> bool:
-    """Whether to use flash attention: where a bench does not say, on cards, and on CPUs that have queries enough for it.
-
-    Below FLASH_ROWS queries in one memory, plain matrix products made a step of a 250m model nearly twice as fast (measured).
+    """Whether to use flash attention. Not on a CPU where every sequence has a memory of its own: there plain matrix products are
+    nearly twice as fast a step. In one memory they would compute every other sequence's cells too (measured: LOG.md).
     """
-    if settings["exact"]:
-        return False
-    enough = settings["unified"] and settings["parallel"] >= FLASH_ROWS
-    return bool(settings.get("flash", settings["gpu_layers"] or enough))
+    return not settings["exact"] and bool(settings.get("flash", settings["gpu_layers"] or settings["unified"]))
