@@ -103,13 +103,14 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     assert set(said) >= {
         "naive_tokens_per_s", "engine_tokens_per_s", "ceiling_tokens_per_s", "engine_over_naive", "engine_over_ceiling",
         "prefill_tokens_requested", "prefill_tokens_computed", "prefill_tokens_unique", "slot_occupancy", "sampling_share",
-        "model", "quantisation", "threads", "gpu", "adapter_load_s", "adapter_switch_s",
+        "model", "quantisation", "threads", "gpu", "adapter_load_s", "adapter_switch_s", "step_s",
     }  # fmt: skip
     assert said["prefill_tokens_unique"] == 20 + 3 * 20
     assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
     assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
     assert 0 < said["slot_occupancy"] <= 1
     assert "bare llama.cpp, one memory, flash attention, 1 threads" in ended.stderr
+    assert set(said["step_s"]) == {"one_thread", "threads", "graph"}
     assert said["adapter_load_s"] > said["adapter_switch_s"]
 
 

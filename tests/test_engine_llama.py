@@ -15,7 +15,7 @@ pytest.importorskip("llama_cpp")
 
 from engine_models import quantise, write_adapter, write_model
 
-from selfreward_lite.engines import llama
+from selfreward_lite.engines import llama, loading
 from selfreward_lite.engines.base import Completion, Probe, Request, Sampling
 from selfreward_lite.engines.batching import probabilities
 from selfreward_lite.engines.llama import LlamaEngine
@@ -292,14 +292,19 @@ def test_closing_early_leaves_the_engine_usable(engine: LlamaEngine):
     assert answers(engine, requests) == whole
 
 
-def test_models_that_cannot_be_had(folder: Path, model: Path):
+def test_models_that_cannot_be_had(folder: Path, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(EngineError, match="does not exist"):
         LlamaEngine(folder / "nowhere.gguf")
     (folder / "half.gguf").write_bytes(model.read_bytes()[:5000])
     with pytest.raises(EngineError, match="cannot be loaded"):
         LlamaEngine(folder / "half.gguf")
+    with pytest.raises(EngineError, match="cannot be loaded"):
+        LlamaEngine(Path(adapters[0]))
     with pytest.raises(EngineError, match="parallel"):
         LlamaEngine(model, parallel=300)
+    monkeypatch.setattr(loading.cpp, "llama_model_is_recurrent", lambda model: True)
+    with pytest.raises(EngineError, match="use an attention model"):
+        LlamaEngine(model)
 
 
 def test_a_gpu_that_is_not_there_is_an_error(model: Path):
@@ -309,6 +314,31 @@ def test_a_gpu_that_is_not_there_is_an_error(model: Path):
         pytest.skip("this build can use a GPU")
     with pytest.raises(EngineError, match="gpu_layers=0"):
         LlamaEngine(model, gpu_layers=-1)
+
+
+@pytest.mark.parametrize(("said", "fault"), [
+    (None, r"no layer went there \(None\)"),
+    ("load_tensors: offloaded 0/5 layers to GPU", "no layer went there .*offloaded 0/5"),
+    ("load_tensors: offloaded 5/5 layers to GPU", None),
+])  # fmt: skip
+def test_a_gpu_that_is_there_and_not_used_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, fault):
+    """What a build for cards says is played to the engine: the machine of a test has none."""
+    load = loading.cpp.llama_model_load_from_file
+
+    def loads(path, params):
+        params.n_gpu_layers = 0
+        found = load(path, params)
+        if said:
+            loading.LOG.receive(2, said.encode(), None)
+        return found
+
+    monkeypatch.setattr(loading.cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", loads)
+    if fault is None:
+        LlamaEngine(model, parallel=2, context=256, batch=32, threads=1, gpu_layers=-1).close()
+    else:
+        with pytest.raises(EngineError, match=fault):
+            LlamaEngine(model, gpu_layers=-1)
 
 
 def test_closing_twice(model: Path):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from selfreward_lite.bench.bases import Distance
     from selfreward_lite.bench.engine import Found, Plan
 
+DRAWERS = {"one_thread": "one thread", "threads": "every thread", "graph": "llama.cpp's own graph"}
 bench = typer.Typer(no_args_is_help=True, help="Measure: the tiny loop, its settings, the engine.")
 
 
@@ -170,6 +171,10 @@ def bench_engine(
     found = engine.measure(plan, say)
     document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
     _show_engine(plan, found, document)
+    drawn = rivals.drawing(model, settings)
+    say("a step in which every sequence gets a token: " + ", ".join(
+        f"{seconds * 1000:.1f} ms where {DRAWERS[who]} draws" for who, seconds in drawn.items()))
+    document["step_s"] = {who: round(seconds, 5) for who, seconds in drawn.items()}
     if name is not None:
         loaded, switched = rivals.switching(model, settings, name)
         say(f"the adapter was loaded and proved in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")

@@ -32,7 +32,7 @@ JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
 DRAW = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
 ROOTS = 16  # the engine's default
-SWEEP_ROWS = 2500  # of a trace's tokens, for each setting of bare llama.cpp that is tried
+SWEEP_ROWS = 2000  # of a trace's tokens, for each setting of bare llama.cpp that is tried
 NAIVE_REQUESTS = 8  # what is slowest is measured on a few
 
 
@@ -220,8 +220,12 @@ def _engine(plan: Plan) -> tuple[float, dict[str, Any]]:
     """Tokens a second of the engine as a run uses it, in its child process, and the child's counters."""
     engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
     try:
+        first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))
+        list(engine.complete([first]))  # as a replay begins: every page touched, the adapter loaded
+        before = dict(engine.stats)
         started = perf_counter()
         generated = sum(len(completion.tokens) for completion in engine.complete(plan.load.requests))
-        return generated / (perf_counter() - started), dict(engine.stats)
+        seconds = perf_counter() - started
+        return generated / seconds, {name: value - before[name] for name, value in engine.stats.items()}
     finally:
         engine.close()

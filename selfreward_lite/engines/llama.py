@@ -60,22 +60,22 @@ class LlamaDevice:
     """A model, its context and its adapters: the verbs that `device.Device` asks for."""
 
     def __init__(self, model: Path, settings: dict[str, int | bool]) -> None:
-        self._model = self._context = None
+        self._model = self.context = None
         self._model = load_model(model, int(settings["gpu_layers"]))
-        self._context = make_context(self._model, settings)
-        self._memory = cpp.llama_get_memory(self._context)
+        self.context = make_context(self._model, settings)
+        self._memory = cpp.llama_get_memory(self.context)
         self._vocab = cpp.llama_model_get_vocab(self._model)
         self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
         self._unified = bool(settings["unified"])
-        self.cells = int(cpp.llama_n_ctx(self._context))
-        self.limit = min(int(cpp.llama_n_ctx_seq(self._context)), int(cpp.llama_model_n_ctx_train(self._model)))
+        self.cells = int(cpp.llama_n_ctx(self.context))
+        self.limit = min(int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model)))
         self.rows = int(settings["batch"])
         self.outputs = int(settings["parallel"])
         self._rows = Rows(self.rows)
-        self._helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
+        self.helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
         tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
         self._pace = Pace(cores()) if tiny and not settings["threads"] and not settings["gpu_layers"] else None
-        self._pool = ThreadPoolExecutor(self._helpers)
+        self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
         self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
@@ -88,12 +88,12 @@ class LlamaDevice:
     def run(self, batch: cpp.llama_batch) -> int:
         """Compute a batch that was filled before; 0 when computed."""
         started = perf_counter()
-        code = cpp.llama_decode(self._context, batch)
+        code = cpp.llama_decode(self.context, batch)
         if not code:
-            cpp.llama_synchronize(self._context)  # so that the time is booked here, not on the first sample
+            cpp.llama_synchronize(self.context)  # so that the time is booked here, not on the first sample
         if self._pace:
             threads = self._pace.took(perf_counter() - started)
-            cpp.llama_set_n_threads(self._context, threads, threads)
+            cpp.llama_set_n_threads(self.context, threads, threads)
         return code
 
     def sampler(self, sampling: Sampling, seed: int) -> Any:
@@ -116,17 +116,17 @@ class LlamaDevice:
 
         With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call leaves Python's lock alone.
         """
-        shares = min(self._helpers, len(samplers) * self.vocab // THREAD_WORTH)
+        shares = min(self.helpers, len(samplers) * self.vocab // THREAD_WORTH)
         if shares < 2:
             return self._draw(samplers, 0)
-        cpp.llama_get_logits_ith(self._context, 0)  # puts the rows in order, once, before several threads read them
+        cpp.llama_get_logits_ith(self.context, 0)  # puts the rows in order, once, before several threads read them
         size = -(-len(samplers) // shares)
         parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
         drawn = self._pool.map(lambda part: self._draw(*part), parts)
         return [token for part in drawn for token in part]
 
     def _draw(self, samplers: list[Any], first: int) -> list[int]:
-        sample, context = cpp.llama_sampler_sample, self._context
+        sample, context = cpp.llama_sampler_sample, self.context
         return [sample(sampler, context, row) for row, sampler in enumerate(samplers, first)]
 
     def free_sampler(self, sampler: Any) -> None:
@@ -134,7 +134,7 @@ class LlamaDevice:
 
     def row_logits(self, row: int) -> np.ndarray:
         """Logits [vocab] of one row of the last batch, a view that the next decode overwrites."""
-        return np.ctypeslib.as_array(cpp.llama_get_logits_ith(self._context, row), (self.vocab,))
+        return np.ctypeslib.as_array(cpp.llama_get_logits_ith(self.context, row), (self.vocab,))
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Give an empty sequence the first `length` positions of another."""
@@ -191,16 +191,16 @@ class LlamaDevice:
 
     def close(self) -> None:
         self._pool.shutdown()
-        if self._context:
-            cpp.llama_free(self._context)
+        if self.context:
+            cpp.llama_free(self.context)
         if self._model:
             cpp.llama_model_free(self._model)  # frees its adapters too
-        self._context = self._model = None
+        self.context = self._model = None
 
     def _set(self, pointer: Any) -> None:
         count = 0 if pointer is None else 1
         adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(pointer)
-        if cpp.llama_set_adapters_lora(self._context, adapters, count, (ctypes.c_float * 1)(1.0)):
+        if cpp.llama_set_adapters_lora(self.context, adapters, count, (ctypes.c_float * 1)(1.0)):
             raise EngineError(f"llama.cpp refused to switch adapters ({self.complaint()})")
 
     def _adapter(self, name: str) -> Any:

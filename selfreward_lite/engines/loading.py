@@ -18,6 +18,7 @@ from selfreward_lite.engines.pace import cores
 from selfreward_lite.errors import EngineError
 
 TINY_PARAMETERS = 20_000_000
+PLAIN_ROWS = 256  # of plain attention's scores, rows × cells × heads: 512 no longer fit the cache, and prompts took 5 % longer
 _LEVEL_ERROR, _LEVEL_CONTINUE = 3, 5
 
 
@@ -99,7 +100,8 @@ def make_context(model: Any, settings: dict[str, int | bool]) -> Any:
     params = cpp.llama_context_default_params()
     params.n_ctx = settings["context"]
     params.n_batch = settings["batch"]
-    params.n_ubatch = settings.get("micro_batch") or settings["batch"]
+    most = settings["batch"] if flash(settings) else min(settings["batch"], PLAIN_ROWS)
+    params.n_ubatch = settings.get("micro_batch") or most
     params.n_seq_max = settings["parallel"] + settings["roots"]
     # rows with logits: by default every row, 260 MB at Llama-3's vocabulary; fewer than n_seq_max aborts (measured)
     params.n_outputs_max = params.n_seq_max
