@@ -55,11 +55,14 @@ class EngineSettings(Section):
     roots: int = Field(16, ge=1, description="finished prompts kept to share their beginnings")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores, or what is faster for a tiny model")
     gpu_layers: int = Field(0, ge=-1, description="layers on the card; -1 = all")
+    unified: bool = Field(True, description="false: a memory of context / (parallel + roots) cells each, faster on a CPU")
 
     @model_validator(mode="after")
     def _fits(self) -> EngineSettings:
         if self.parallel + self.roots > 256:
             raise ValueError(f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's 256 sequences")
+        if not self.unified and self.context < 256 * (self.parallel + self.roots):
+            raise ValueError(f"{self.context} cells are fewer than 256 for each of {self.parallel} + {self.roots} sequences")
         if self.parallel > self.batch:
             raise ValueError(f"a batch of {self.batch} tokens has no room for one of each of {self.parallel} sequences")
         return self

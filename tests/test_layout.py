@@ -25,7 +25,7 @@ ORDER = [
     "runner", "seed", "training_job", "train", "llama_folder", "plan", "export", "parity", "equality", "quantise", "ollama",
     "full_model", "evaluate", "gates",
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
-    "bench", "bench.synthetic", "bench.rivals", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
+    "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
     "export_commands", "cli", "__main__",
 ]  # fmt: skip
@@ -33,7 +33,7 @@ TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "bui
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
     "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases"},
-    "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals"},
+    "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs"},
     "gradio": set(),
 }
 TOP_LEVEL = {

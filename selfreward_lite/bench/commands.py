@@ -147,7 +147,7 @@ def bench_engine(
     folder: Annotated[Path, typer.Option(help="Where random models are kept.")] = Path("runs/bench-engine"),
 ) -> None:
     """How fast is the engine? Against llama-cpp-python as most use it, and against bare llama.cpp, in one run."""
-    from selfreward_lite.bench import engine, rivals
+    from selfreward_lite.bench import costs, engine, rivals
     from selfreward_lite.bench import synthetic as shapes
 
     if (model is None) == (synthetic is None):
@@ -171,12 +171,12 @@ def bench_engine(
     found = engine.measure(plan, say)
     document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
     _show_engine(plan, found, document)
-    drawn = rivals.drawing(model, settings)
+    drawn = costs.drawing(model, settings)
     say("a step in which every sequence gets a token: " + ", ".join(
         f"{seconds * 1000:.1f} ms where {DRAWERS[who]} draws" for who, seconds in drawn.items()))
     document["step_s"] = {who: round(seconds, 5) for who, seconds in drawn.items()}
     if name is not None:
-        loaded, switched = rivals.switching(model, settings, name)
+        loaded, switched = costs.switching(model, settings, name)
         say(f"the adapter was loaded and proved in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
         document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
     print(json.dumps(document))

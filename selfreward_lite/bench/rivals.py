@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -26,9 +25,6 @@ from selfreward_lite.engines.loading import has_amx, hush
 from selfreward_lite.errors import EngineError
 
 Call = tuple[str, tuple[Any, ...]]
-SWITCHES = 20
-DRAWN = 6  # steps, of which the first is not counted
-CHAIN = Sampling(temperature=1.0, top_p=0.95, max_tokens=DRAWN, top_k=64)
 
 
 @dataclass(frozen=True)
@@ -176,76 +172,6 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: 
                 raise RuntimeError(f"a step that was written down cannot be computed ({device.complaint()})")
         return perf_counter() - started
     finally:
-        device.close()
-
-
-def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[float, float]:
-    """Return the seconds that it takes to load and prove an adapter, and to switch to it or back once it is loaded.
-
-    llama.cpp plans its graph anew at the first step after a switch, so a switch is what such a step takes longer than others.
-    """
-    device = LlamaDevice(model, settings)
-    try:
-
-        def step() -> float:
-            started = perf_counter()
-            device.clear()
-            device.decode([0], [0], [0], 1)
-            return perf_counter() - started
-
-        step()
-        started = perf_counter()
-        device.use(adapter)
-        loaded = perf_counter() - started
-        switched, plain = [], []
-        for number in range(SWITCHES):
-            started = perf_counter()
-            device.use(None if number % 2 == 0 else adapter)
-            set_seconds = perf_counter() - started
-            switched.append(set_seconds + step())
-            plain += [step(), step()]
-        return loaded, median(switched) - median(plain)
-    finally:
-        device.close()
-
-
-def drawing(model: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of a step in which every sequence gets a token, by who draws it: `one_thread` reads all logits; `threads` share
-    them, as in the engine; `graph` is llama.cpp itself, on the card where there is one (`llama_set_sampler`).
-    """
-    device = LlamaDevice(model, settings)
-    count = settings["parallel"]
-    samplers = [device.sampler(CHAIN, seed) for seed in range(count)]
-    several = device.helpers
-
-    def in_graph(_: list[Any]) -> list[int]:
-        return [cpp.llama_get_sampled_token_ith(device.context, row) for row in range(count)]
-
-    def steps(draw: Callable[[list[Any]], list[int]]) -> float:
-        device.clear()
-        tokens, taken = [0] * count, []
-        for position in range(DRAWN):
-            started = perf_counter()
-            if device.decode(tokens, [position] * count, list(range(count)), count):
-                raise RuntimeError(f"a step of {count} tokens cannot be computed ({device.complaint()})")
-            tokens = draw(samplers)
-            taken.append(perf_counter() - started)
-        return median(taken[1:])
-
-    try:
-        found = {"threads": steps(device.sample)}
-        device.helpers = 1
-        found["one_thread"] = steps(device.sample)
-        device.helpers = several
-        accepted = [cpp.llama_set_sampler(device.context, row, sampler) for row, sampler in enumerate(samplers)]
-        if all(accepted):
-            found["graph"] = steps(in_graph)
-        return found
-    finally:
-        for row in range(count):
-            cpp.llama_set_sampler(device.context, row, None)
-        for sampler in samplers:
-            device.free_sampler(sampler)
         device.close()
 
 
