@@ -173,10 +173,11 @@ def _sweep(plan: Plan, steps: list[Step], say: Say) -> Shape:
 def _final(plan: Plan, steps: list[Step], best: Shape, say: Say) -> Shape:
     """The best of the beginning, or the engine's own memory and attention where they win over the whole, once cells are full."""
     from selfreward_lite.bench import rivals
-    from selfreward_lite.engines.loading import flash
+    from selfreward_lite.engines.loading import flash, micro_batch
 
-    own = replace(best, unified=plan.settings["unified"], flash=flash(plan.settings))
-    if own == best:
+    settings = plan.settings
+    own = rivals.Shape(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
+    if (own.unified, own.flash) == (best.unified, best.flash):
         return best
     seconds = {shape: rivals.replay(plan.model, plan.settings, steps, shape) for shape in (best, own)}
     for shape, taken in seconds.items():

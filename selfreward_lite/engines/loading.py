@@ -100,8 +100,7 @@ def make_context(model: Any, settings: dict[str, int | bool]) -> Any:
     params = cpp.llama_context_default_params()
     params.n_ctx = settings["context"]
     params.n_batch = settings["batch"]
-    most = settings["batch"] if flash(settings) else min(settings["batch"], PLAIN_ROWS)
-    params.n_ubatch = settings.get("micro_batch") or most
+    params.n_ubatch = micro_batch(settings)
     params.n_seq_max = settings["parallel"] + settings["roots"]
     # rows with logits: by default every row, 260 MB at Llama-3's vocabulary; fewer than n_seq_max aborts (measured)
     params.n_outputs_max = params.n_seq_max
@@ -124,3 +123,8 @@ def flash(settings: dict[str, int | bool]) -> bool:
     nearly twice as fast a step. In one memory they would compute every other sequence's cells too (measured: LOG.md).
     """
     return not settings["exact"] and bool(settings.get("flash", settings["gpu_layers"] or settings["unified"]))
+
+
+def micro_batch(settings: dict[str, int | bool]) -> int:
+    """How many tokens are computed at once, where a bench does not say: a batch, and with plain attention PLAIN_ROWS at most."""
+    return settings.get("micro_batch") or min(settings["batch"], settings["batch"] if flash(settings) else PLAIN_ROWS)
