@@ -152,7 +152,7 @@ def _tensors() -> Iterator[Callable[[int, int], None]]:
 def _work(task: str, report: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> dict[str, Any]:
     """Have a task of the workshop done in a child process; ExportError with its last words where it fails."""
     with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop()
+        workshop = Workshop(bare=task == "quantise")
         try:
             return workshop.do(task, Path(scratch) / f"{task}.log", report, **arguments)
         except TaskFailed as failure:

@@ -31,6 +31,7 @@ from typing import Any
 from selfreward_lite.errors import SelfRewardError
 
 Plain = dict[str, Any]
+BARE = "--bare"
 CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
 
 
@@ -39,9 +40,11 @@ class TaskFailed(Exception):
 
 
 class Workshop:
-    """The parent's side. The child starts at once, so that it imports while the parent reads its data."""
+    """The parent's side. The child starts at once, so that it imports while the parent reads its data; `bare` without that, for
+    tasks that need no torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, bare: bool = False) -> None:
+        self._command = [sys.executable, "-m", "selfreward_lite.workshop", *([BARE] if bare else [])]
         self._child: subprocess.Popen[str] | None = None
         descriptor, self._words = tempfile.mkstemp(suffix=".log")  # what the child says outside of tasks
         os.close(descriptor)
@@ -88,7 +91,7 @@ class Workshop:
         if self._child is None:
             with open(self._words, "w", encoding="utf-8") as words:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", "selfreward_lite.workshop"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=words, text=True, start_new_session=True,  # Ctrl-C is the parent's to handle
                     env={"CUDA_VISIBLE_DEVICES": "0", **os.environ},  # with two cards in sight, TRL splits every batch
                 )
@@ -121,7 +124,7 @@ def _last_words(log: Path) -> str | None:
 
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
-    if not any(device.exists() for device in CARD_DEVICES):
+    if BARE not in sys.argv and not any(device.exists() for device in CARD_DEVICES):
         from selfreward_lite import equality, train  # noqa: F401 - imported once, for all the copies
     wire = os.dup(1)
     os.dup2(2, 1)  # libraries print; only reports may go where the parent reads

@@ -273,6 +273,6 @@ def test_distances_of_bases_are_ordered_as_they_must_be(made, tmp_path):
     assert nf4["f32"].difference < 1e-3
     assert nf4["f32"].agreement == 1.0
     assert nf4["f32"].divergence < 1e-6 < nf4["q8_0"].divergence < nf4["q4_k_m"].divergence
-    assert nf4["q8_0"].divergence < found["q8_0 of the original weights"].divergence
+    assert nf4["q8_0"].divergence < found["q8_0 of the original"].divergence
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.gguf"], "a base is removed when it was measured"
     assert {one.judge_pair_accuracy for one in found.values()} == {0.9}

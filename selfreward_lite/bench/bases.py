@@ -50,13 +50,16 @@ class Distance:
     @property
     def name(self) -> str:
         """In words."""
-        return f"{self.kind} of {'the NF4 weights given back' if self.weights == 'nf4' else 'the original weights'}"
+        return f"{self.kind} of {'NF4' if self.weights == 'nf4' else 'the original'}"
 
 
 def compare(
     model_dir: Path, adapter_dir: Path, scratch: Path, judge: Callable[[Path, Path], tuple[float, float]] | None, say: Say
 ) -> Iterator[Distance]:
     """Make every base and yield how far it is; `judge(base, adapter)` gives pair accuracy and its error with two GGUF files."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one for each of PEFT's models, between our own lines
     adapter = adapter_to_gguf(adapter_dir, model_dir, scratch / "adapter.gguf")
     for weights, kind in WAYS:
         say(f"{kind} of the {weights} weights")
