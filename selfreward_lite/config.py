@@ -55,14 +55,12 @@ class EngineSettings(Section):
     roots: int = Field(16, ge=1, description="finished prompts kept to share their beginnings")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores, or what is faster for a tiny model")
     gpu_layers: int = Field(0, ge=-1, description="layers on the card; -1 = all")
-    unified: bool = Field(True, description="false: a memory of context / (parallel + roots) cells each, faster on a CPU")
+    unified: bool = Field(True, description="false: a sequence has its own context / (parallel + roots) cells; faster on a CPU")
 
     @model_validator(mode="after")
     def _fits(self) -> EngineSettings:
         if self.parallel + self.roots > 256:
             raise ValueError(f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's 256 sequences")
-        if not self.unified and self.context < 256 * (self.parallel + self.roots):
-            raise ValueError(f"{self.context} cells are fewer than 256 for each of {self.parallel} + {self.roots} sequences")
         if self.parallel > self.batch:
             raise ValueError(f"a batch of {self.batch} tokens has no room for one of each of {self.parallel} sequences")
         return self
@@ -218,6 +216,17 @@ class Settings(Section):
     dpo: Dpo
     evaluation: Evaluation
     gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _own_cells(self) -> Settings:
+        """What is trained on was asked first: where sequences have their own cells, the longest conversation must fit one's."""
+        sequences, longest = self.engine.parallel + self.engine.roots, max(self.sft.max_length, self.dpo.max_length)
+        if not self.engine.unified and self.engine.context < sequences * longest:
+            raise ValueError(
+                f"engine.unified=false shares engine.context among {sequences} sequences, and conversations have up to {longest} "
+                f"tokens; set engine.context={sequences * longest}, or leave engine.unified as it is"
+            )
+        return self
 
     def for_iteration(self, iteration: int) -> Schedule:
         """Return what iteration 1, 2, … is to do."""

@@ -91,7 +91,7 @@ def merged(
     wanted = quantiser.before(found_run.base, target, kind)
     between = 0 if kind in full_model.DIRECT else 2 * quantiser.weights(found_run.base)  # bytes in float16
     needs = {"file": wanted.size, "float16 while it is made": between}
-    check_disk(target, needs, str(target), "free space, or give another --out")
+    check_disk(target, needs, "the new file", "free space, or give another --out")
     say(f"{target} in {kind}: {wanted}, for quantising alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
@@ -116,12 +116,13 @@ def quantise(
     kind: Kind = "q4_k_m",
 ) -> None:
     """Write a GGUF in a smaller type, by llama.cpp's quantiser; says size, time and disk first."""
-    if not source.is_file():
-        raise UserError(f"{source} does not exist: give a GGUF file in f32 or f16")
-    if out.is_dir() or (out.exists() and out.samefile(source)):
-        raise UserError(f"{out} is {'a folder' if out.is_dir() else 'the source itself'}: give another name")
+    quantiser.check_source(source)
+    if out.exists() and (not out.is_file() or out.samefile(source)):
+        raise UserError(f"{out} is {'the source itself' if out.is_file() else 'not a file'}: give another name")
+    if blocked := next((folder for folder in out.absolute().parents if folder.exists() and not folder.is_dir()), None):
+        raise UserError(f"{blocked} is not a folder, so {out} cannot be made: give another name")
     wanted = quantiser.before(source, out, kind)
-    check_disk(out, {"file": wanted.size}, str(out), "free space, or write it elsewhere")
+    check_disk(out, {"file": wanted.size}, "the new file", "free space, or write it elsewhere")
     say(f"{out} in {kind}: {wanted}")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()

@@ -61,6 +61,15 @@ def before(source: Path, out: Path, kind: str) -> Before:
     return Before(size, weights(source) / _weights_per_second(kind), free)
 
 
+def check_source(source: Path) -> None:
+    """Raise UserError for a source that is no file, or is quantised already; ExportError for one that is no whole GGUF."""
+    if not source.is_file():
+        raise UserError(f"{source} is no file: give a GGUF file in f32 or f16")
+    types = {tensor.tensor_type.name for tensor in _tensors(source)} - {"F32", "F16", "BF16"}
+    if types:
+        raise UserError(f"{source} is quantised already ({', '.join(sorted(types))}): give a file in f32 or f16")
+
+
 def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Write `source` as `out` in another type; returns `out`. `progress` hears of each tensor: how many, of how many.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfreward_lite.bench import engine, rivals, synthetic
+from selfreward_lite.engines import loading
 from selfreward_lite.engines.llama import LlamaEngine
 from selfreward_lite.errors import ConfigError
 
@@ -89,8 +90,38 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
     computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
     assert computed <= load.unique_tokens
     for changes in (change for group in engine.axes(settings) for change in group):
-        shape = replace(rivals.Shape(threads=1, micro_batch=512, unified=False, flash=False), **changes)
-        assert rivals.replay(model, settings, trace.steps, shape) > 0
+        layout = replace(rivals.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes)
+        assert rivals.replay(model, settings, trace.steps, layout) > 0
+    on_card = settings | {"unified": True, "context": 1024}  # as on a card: what is cut into parts must hold the longest
+    apart = rivals.Layout(threads=1, micro_batch=512, unified=False, flash=True)
+    assert rivals.replay(model, on_card, rivals.record(model, on_card, load.requests).steps, apart) > 0
+
+
+def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
+    settings = {"batch": 512, "unified": False, "gpu_layers": 0, "exact": False}
+    assert not loading.flash(settings)
+    assert loading.flash(settings | {"unified": True})
+    assert loading.flash(settings | {"gpu_layers": -1})
+    assert not loading.flash(settings | {"gpu_layers": -1, "exact": True})
+    assert loading.flash(settings | {"flash": True})
+    assert [loading.micro_batch(settings | more) for more in ({}, {"unified": True}, {"batch": 64}, {"micro_batch": 7})] == [
+        256, 512, 64, 7,
+    ]  # fmt: skip
+
+
+def test_the_ceiling_is_the_faster_of_the_sweeps_best_and_the_engines_own(monkeypatch):
+    load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
+    settings = engine.settings_for(load, parallel=2, threads=1, gpu_layers=0)
+    own = rivals.Layout(threads=1, micro_batch=256, unified=False, flash=False)
+    other = replace(own, unified=True)
+    plan, seconds, said = engine.Plan(Path("m.gguf"), settings, load), {own: 2.0, other: 1.0}, []
+    monkeypatch.setattr(rivals, "replay", lambda model, settings, steps, layout: seconds[layout])
+    assert engine._final(plan, [], own, said.append) == own
+    assert said == [], "nothing to compare"
+    assert engine._final(plan, [], other, said.append) == other
+    seconds[own] = 0.5
+    assert engine._final(plan, [], other, said.append) == own
+    assert len(said) == 4
 
 
 def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
@@ -109,15 +140,24 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
     assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
     assert 0 < said["slot_occupancy"] <= 1
-    assert "bare llama.cpp, one memory, flash attention, 1 threads" in ended.stderr
-    assert set(said["step_s"]) == {"one_thread", "threads", "graph"}
+    assert "bare llama.cpp, unified KV cache, flash attention, 1 threads" in ended.stderr
+    assert set(said["step_s"]) == {"one_thread", "graph"}, "with so few tokens a second thread is not woken"
     assert said["adapter_load_s"] > said["adapter_switch_s"]
 
 
-@pytest.mark.parametrize("options", [(), ("--model", "nothing.gguf", "--synthetic", "10m")])
-def test_one_model_must_be_named(options):
+@pytest.mark.parametrize(("options", "says"), [
+    ((), "name a --model or a --synthetic shape"),
+    (("--model", "nothing.gguf", "--synthetic", "10m"), "name a --model or a --synthetic shape"),
+    (("--model", "nothing.gguf"), "model nothing.gguf does not exist; give another --model"),
+    (("--model", "nothing.gguf", "--adapter", "random"), "a random adapter is made for a --synthetic shape"),
+    (("--synthetic", "10m", "--prompt-tokens", "9000"), "lower --prompt-tokens"),
+    (("--synthetic", "10m", "--load", "meta", "--samples", "1"), "give --samples 2 or more"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_one_line(tmp_path, options, says):
     ended = subprocess.run(
-        [sys.executable, "-m", "selfreward_lite", "bench", "engine", *options], capture_output=True, text=True, cwd=ROOT
-    )
-    assert ended.returncode == 2
-    assert "name a --model or a --synthetic shape" in " ".join(ended.stderr.split())
+        [sys.executable, "-m", "selfreward_lite", "bench", "engine", "--folder", str(tmp_path), *options],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert ended.returncode in (1, 2)
+    assert says in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr

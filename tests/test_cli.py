@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> Path:
         (("run", "--set", "model.templates=foo"), "model.templates: Value error, choose one of"),
         (("run", "--set", "prompts.attempts=inf"), "prompts.attempts: Input should be a finite number"),
         (("run", "--set", "engine.parallel=256"), "more than llama.cpp's 256 sequences"),
-        (("run", "--set", "engine.unified=false"), "4096 cells are fewer than 256 for each of 32 + 4 sequences"),
+        (("run", "--set", "engine.unified=false"), "set engine.context="),
         (("run", "--set", "engine.batch=32", "--set", "engine.parallel=64"), "has no room for one of each of 64 sequences"),
         (("run", "--seed", "4294967296"), "seed: Input should be less than 4294967296"),
         (("run", "--hours", "inf"), "--hours"),

@@ -97,6 +97,23 @@ def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
     parts.close()
 
 
+def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_decode(
+    engine: LlamaEngine, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    parts = LlamaEngine(model, parallel=4, context=256 * 8, batch=64, threads=1, roots=4, unified=False, exact=True)
+    requests = [ask(f"question {index}", seeds=(1, 2, 3), adapter=[None, *adapters][index % 3]) for index in range(18)]
+    whole = answers(engine, requests)
+    running = parts.complete(requests)
+    for _ in range(5):
+        next(running)
+    running.close()
+    assert answers(parts, requests) == whole
+    decode, count = parts._device.decode, iter(range(1000))
+    monkeypatch.setattr(parts._device, "decode", lambda *rows: decode(*rows) if next(count) % 7 or len(rows[0]) == 1 else 1)
+    assert answers(parts, requests) == whole
+    parts.close()
+
+
 def test_greedy_follows_the_logits_and_shared_prefixes_are_computed_once(model: Path):
     engine = LlamaEngine(model, parallel=8, context=2048, batch=64, threads=1, exact=True)
     requests = [ask(f"question {index}", seeds=(1, 2, 3)) for index in range(10)]
@@ -296,8 +313,11 @@ def test_models_that_cannot_be_had(folder: Path, model: Path, adapters: list[str
     with pytest.raises(EngineError, match="does not exist"):
         LlamaEngine(folder / "nowhere.gguf")
     (folder / "half.gguf").write_bytes(model.read_bytes()[:5000])
-    with pytest.raises(EngineError, match="cannot be loaded"):
+    with pytest.raises(EngineError, match=r"cannot be loaded \(.*(read|load|tensor|data)"):
         LlamaEngine(folder / "half.gguf")
+    (folder / "words.gguf").write_text("not a model at all")
+    with pytest.raises(EngineError, match=r"cannot be loaded \(.*magic"):
+        LlamaEngine(folder / "words.gguf")
     with pytest.raises(EngineError, match="cannot be loaded"):
         LlamaEngine(Path(adapters[0]))
     with pytest.raises(EngineError, match="parallel"):

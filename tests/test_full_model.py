@@ -13,7 +13,7 @@ import jinja2
 import pytest
 from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
-from selfreward_lite import full_model, ollama, quantise
+from selfreward_lite import config, export_commands, full_model, ollama, quantise
 from selfreward_lite.bench import bases
 from selfreward_lite.bench.synthetic import write_model
 from selfreward_lite.chat import ChatFormat
@@ -124,6 +124,32 @@ def test_size_is_known_before(wide, tmp_path, kind):
     assert re.fullmatch(r"[\d.]+ MB, about \d+ s; the disk has [\d.]+ [MG]B free", str(wanted))
 
 
+def test_a_disk_that_is_too_small_is_refused_with_the_numbers_before_anything_is_written(wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(UserError, match=r"has 0\.1 MB free and the new file needs [\d.]+ MB \(file [\d.]+ MB, and a tenth") as e:
+        export_commands.quantise(wide, tmp_path / "new" / "out.gguf", "q8_0")
+    assert "write it elsewhere" in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, wide):
+    needed = []
+
+    def refuse(path: Path, needs: dict, *_: str) -> None:
+        needed.append(needs)
+        raise UserError("no room")
+
+    found = export_commands._Model(3, tmp_path / "M3", wide, config.load("tiny"))
+    monkeypatch.setattr(export_commands, "_model", lambda folder, number: found)
+    monkeypatch.setattr(export_commands, "check_disk", refuse)
+    for kind in ("q4_k_m", "f16"):
+        with pytest.raises(UserError, match="no room"):
+            export_commands.merged("tiny", tmp_path, None, kind, tmp_path / "exported", True)
+    assert needed[0]["float16 while it is made"] == 2 * quantise.weights(wide) > needed[0]["file"] > 0
+    assert needed[1]["float16 while it is made"] == 0
+    assert not (tmp_path / "exported").exists()
+
+
 def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(wide.read_bytes()[:100_000])
     (tmp_path / "words.gguf").write_text("not a model")
@@ -161,23 +187,29 @@ def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["none.gguf", "out.gguf"], 2, "none.gguf does not exist"),
-        (["none.gguf", "f16.gguf"], 2, "none.gguf does not exist"),
+        (["none.gguf", "out.gguf"], 2, "none.gguf is no file"),
+        (["none.gguf", "f16.gguf"], 2, "none.gguf is no file"),
+        (["folder", "out.gguf"], 2, "folder is no file"),
+        (["f16.gguf", "words.gguf/out.gguf"], 2, "words.gguf is not a folder"),
+        (["f16.gguf", "pipe"], 2, "pipe is not a file"),
+        (["small.gguf", "new/out.gguf"], 2, "small.gguf is quantised already (Q8_0)"),
         (["f16.gguf", "f16.gguf"], 2, "f16.gguf is the source itself"),
-        (["f16.gguf", "folder"], 2, "folder is a folder"),
+        (["f16.gguf", "folder"], 2, "folder is not a file"),
         (["f16.gguf", "out.gguf", "--type", "q9"], 2, "q9 is no type of a GGUF here"),
-        (["words.gguf", "out.gguf"], 1, "cannot quantise words.gguf"),
+        (["words.gguf", "out.gguf"], 1, "words.gguf is no whole GGUF file"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(wide, tmp_path, arguments, code, says):
     shutil.copy(wide, tmp_path / "f16.gguf")
     (tmp_path / "folder").mkdir()
     (tmp_path / "words.gguf").write_text("not a model")
+    os.mkfifo(tmp_path / "pipe")
+    quantise.quantise(wide, tmp_path / "small.gguf", "q8_0")
     ended = command(tmp_path, *arguments)
     assert ended.returncode == code, ended.stderr
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f16.gguf", "folder", "words.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f16.gguf", "folder", "pipe", "small.gguf", "words.gguf"]
 
 
 def test_the_command_says_what_it_will_take_and_what_it_took(wide, tmp_path):

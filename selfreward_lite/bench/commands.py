@@ -148,17 +148,8 @@ def bench_engine(
 ) -> None:
     """How fast is the engine? Against llama-cpp-python as most use it, and against bare llama.cpp, in one run."""
     from selfreward_lite.bench import costs, engine, rivals
-    from selfreward_lite.bench import synthetic as shapes
 
-    if (model is None) == (synthetic is None):
-        raise UserError("name a --model or a --synthetic shape, one of them")
-    if model is None:
-        model = folder / f"{synthetic}-{quantisation}.gguf"
-        if not model.exists():
-            say(f"making {model}")
-            shapes.write_model(model, str(synthetic), quantisation)
-        if adapter == Path("random"):
-            adapter = shapes.write_adapter(folder / f"{synthetic}-adapter.gguf", str(synthetic))
+    model, adapter = _subject(model, synthetic, quantisation, adapter, folder)
     vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
     requests = requests or (4 if load == "judge" else 1)
     if load == "judge":
@@ -182,6 +173,26 @@ def bench_engine(
     print(json.dumps(document))
 
 
+def _subject(
+    model: Path | None, synthetic: str | None, quantisation: str, adapter: Path | None, folder: Path
+) -> tuple[Path, Path | None]:
+    """The model and adapter that are measured, made where they are random."""
+    from selfreward_lite.bench import synthetic as shapes
+
+    if (model is None) == (synthetic is None):
+        raise UserError("name a --model or a --synthetic shape, one of them")
+    if model is not None and adapter == Path("random"):
+        raise UserError("a random adapter is made for a --synthetic shape; give the adapter's file with --model")
+    if model is None:
+        model = folder / f"{synthetic}-{quantisation}.gguf"
+        if not model.exists():
+            say(f"making {model}")
+            shapes.write_model(model, str(synthetic), quantisation)
+        if adapter == Path("random"):
+            adapter = shapes.write_adapter(folder / f"{synthetic}-adapter.gguf", str(synthetic))
+    return model, adapter
+
+
 def _show_engine(plan: Plan, found: Found, document: dict[str, Any]) -> None:
     title = f"{plan.model.name}, {plan.load.name} load"
     table = Table("", *(f"{number}" for number in range(1, plan.repeats + 1)), "median tokens/s", title=title)
@@ -189,7 +200,7 @@ def _show_engine(plan: Plan, found: Found, document: dict[str, Any]) -> None:
         table.add_row(arm, *(f"{rate:.1f}" for rate in rates), f"{median(rates):.1f}")
     console.print(table)
     say(f"{document['engine_over_naive']:.2f} times llama-cpp-python, {document['engine_over_ceiling']:.3f} of bare llama.cpp "
-        f"({found.shape}); {document['slot_occupancy']:.0%} of the slots busy until the queue ran dry; "
+        f"({found.layout}); {document['slot_occupancy']:.0%} of the slots busy until the queue ran dry; "
         f"{document['prefill_tokens_computed']} prompt tokens computed, {document['prefill_tokens_unique']} different, "
         f"{document['prefill_tokens_requested']} asked for; sampling took {document['sampling_share']:.1%}")
 

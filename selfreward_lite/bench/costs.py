@@ -17,7 +17,7 @@ from selfreward_lite.engines.base import Sampling
 from selfreward_lite.engines.llama import LlamaDevice
 
 SWITCHES = 20
-DRAWN = 6  # steps, of which the first is not counted
+DRAWN = 9  # steps of each way, of which the first is not counted
 CHAIN = Sampling(temperature=1.0, top_p=0.95, max_tokens=DRAWN, top_k=64)
 
 
@@ -52,39 +52,43 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
 
 
 def drawing(model: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of a step in which every sequence gets a token, by who draws it.
+    """Return the seconds of a step in which every sequence gets a token, by who draws it; the first two in turn.
 
-    `one_thread` reads all logits; `threads` share them, as in the engine; `graph` is llama.cpp itself, on the card where there is
-    one (`llama_set_sampler`), and missing where it refuses.
+    `one_thread` reads all logits; `threads` share them, as in the engine, where the vocabulary is worth it; `graph` is llama.cpp
+    itself, on the card where there is one (`llama_set_sampler`). Who cannot is missing.
     """
     device = LlamaDevice(model, settings)
     count = settings["parallel"]
     samplers = [device.sampler(CHAIN, seed) for seed in range(count)]
-    several = device.helpers
 
-    def in_graph(_: list[Any]) -> list[int]:
-        return [cpp.llama_get_sampled_token_ith(device.context, row) for row in range(count)]
+    def step(draw: Callable[[], object], position: int) -> float:
+        started = perf_counter()
+        if device.decode([0] * count, [position] * count, list(range(count)), count):
+            raise RuntimeError(f"a step of {count} tokens cannot be computed ({device.complaint()})")
+        draw()
+        return perf_counter() - started
 
-    def steps(draw: Callable[[list[Any]], list[int]]) -> float:
-        device.clear()
-        tokens, taken = [0] * count, []
-        for position in range(DRAWN):
-            started = perf_counter()
-            if device.decode(tokens, [position] * count, list(range(count)), count):
-                raise RuntimeError(f"a step of {count} tokens cannot be computed ({device.complaint()})")
-            tokens = draw(samplers)
-            taken.append(perf_counter() - started)
-        return median(taken[1:])
+    def on_host(threads: int) -> Callable[[], object]:
+        def draw() -> None:
+            device.helpers = threads
+            device.sample(samplers)
 
+        return draw
+
+    def in_graph() -> None:
+        for row in range(count):
+            cpp.llama_get_sampled_token_ith(device.context, row)
+
+    ways = {"one_thread": on_host(1)} | ({"threads": on_host(device.helpers)} if device.shares(count) > 1 else {})
+    taken: dict[str, list[float]] = {name: [] for name in (*ways, "graph")}
     try:
-        found = {"threads": steps(device.sample)}
-        device.helpers = 1
-        found["one_thread"] = steps(device.sample)
-        device.helpers = several
+        for position in range(DRAWN * len(ways)):
+            name = list(ways)[position % len(ways)]
+            taken[name].append(step(ways[name], position))
         accepted = [cpp.llama_set_sampler(device.context, row, sampler) for row, sampler in enumerate(samplers)]
-        if all(accepted):
-            found["graph"] = steps(in_graph)
-        return found
+        device.clear()
+        taken["graph"] = [step(in_graph, position) for position in range(DRAWN)] if all(accepted) else []
+        return {name: median(seconds[1:]) for name, seconds in taken.items() if seconds}
     finally:
         for row in range(count):
             cpp.llama_set_sampler(device.context, row, None)

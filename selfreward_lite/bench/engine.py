@@ -23,7 +23,7 @@ from selfreward_lite.engines.process import ProcessEngine
 from selfreward_lite.errors import ConfigError
 
 if TYPE_CHECKING:
-    from selfreward_lite.bench.rivals import Shape, Step
+    from selfreward_lite.bench.rivals import Layout, Step
 
 Tokens = tuple[int, ...]
 Say = Callable[[str], None]
@@ -38,10 +38,11 @@ NAIVE_REQUESTS = 8  # what is slowest is measured on a few
 
 @dataclass(frozen=True)
 class Load:
-    """Requests to be served, one a sample; those of one prompt stand together."""
+    """Requests to be served, one a sample; those of one prompt stand together. All begin with the same `common` tokens."""
 
     name: Literal["judge", "meta"]
     requests: tuple[Request, ...]
+    common: int
 
     @property
     def unique_tokens(self) -> int:
@@ -67,7 +68,7 @@ def judge_load(
     for number in range(prompts):
         prompt = common + _some(rng, vocab, tokens - len(common))
         requests += [_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter) for index in range(samples)]
-    return Load("judge", tuple(requests))
+    return Load("judge", tuple(requests), len(common))
 
 
 def meta_load(
@@ -80,6 +81,8 @@ def meta_load(
     rest = tokens - 2 * JUDGMENT
     if rest < 2:
         raise ConfigError(f"a battle holds two judgments of {JUDGMENT} tokens; give --prompt-tokens above {2 * JUDGMENT + 1}")
+    if judgments < 2:
+        raise ConfigError("a battle needs two judgments of a response; give --samples 2 or more")
     rng = random.Random(seed)
     common = _some(rng, vocab, rest * 3 // 4)
     requests = []
@@ -89,7 +92,7 @@ def meta_load(
         for first, second in permutations(range(judgments), 2):
             prompt = asked + written[first] + written[second]
             requests.append(_request(f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter))
-    return Load("meta", tuple(requests))
+    return Load("meta", tuple(requests), len(common))
 
 
 def _some(rng: random.Random, vocab: int, count: int) -> Tokens:
@@ -101,7 +104,7 @@ def _request(key: str, prompt: Tokens, new: int, rng: random.Random, adapter: st
 
 
 def settings_for(load: Load, *, parallel: int, threads: int | None, gpu_layers: int) -> dict[str, Any]:
-    """Return the engine's settings for a load: on a card one memory that half of the sequences could fill, else one each."""
+    """Return the engine's settings for a load: on a card a KV cache that half of the sequences could fill, else one each."""
     longest = -(-load.longest // 256) * 256
     cells = longest * (max(4, parallel // 2) if gpu_layers else parallel + ROOTS)
     return {
@@ -129,7 +132,7 @@ class Found:
     ceiling: list[float]
     stats: dict[str, Any]
     quantisation: str
-    shape: str
+    layout: str
 
 
 def measure(plan: Plan, say: Say) -> Found:
@@ -154,35 +157,40 @@ def _beginning(steps: list[Step]) -> list[Step]:
     return [step for step, end in zip(steps, ends, strict=True) if end <= SWEEP_ROWS] or steps[:1]
 
 
-def _sweep(plan: Plan, steps: list[Step], say: Say) -> Shape:
-    """Find the fastest setting of bare llama.cpp: memory and attention first, which change each other, then one by one."""
+def _sweep(plan: Plan, steps: list[Step], say: Say) -> Layout:
+    """Find the fastest setting of bare llama.cpp: KV cache and attention first, which change each other, then one by one."""
     from selfreward_lite.bench import rivals
 
-    seconds: dict[Shape, float] = {}
-    best = rivals.Shape(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
+    seconds: dict[Layout, float] = {}
+    best = rivals.Layout(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
     for tried in axes(plan.settings):
         for changes in tried:
-            shape = replace(best, **changes)
-            if shape not in seconds:
-                seconds[shape] = rivals.replay(plan.model, plan.settings, steps, shape)
-                say(f"bare llama.cpp, {shape}: {len(steps)} steps in {seconds[shape]:.2f} s")
-        best = min(seconds, key=lambda shape: seconds[shape])
+            layout = replace(best, **changes)
+            if layout not in seconds:
+                seconds[layout] = rivals.replay(plan.model, plan.settings, steps, layout)
+                say(f"bare llama.cpp, {layout}: {len(steps)} steps in {seconds[layout]:.2f} s")
+        best = min(seconds, key=lambda layout: seconds[layout])
     return best
 
 
-def _final(plan: Plan, steps: list[Step], best: Shape, say: Say) -> Shape:
-    """The best of the beginning, or the engine's own memory and attention where they win over the whole, once cells are full."""
+def _final(plan: Plan, steps: list[Step], best: Layout, say: Say) -> Layout:
+    """The best of the beginning, or what the engine itself has, where that wins over the whole, once caches are full."""
+    own = _own(plan.settings)
+    if own == best:
+        return best
+    from selfreward_lite.bench import rivals
+
+    seconds = {layout: rivals.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)}
+    for layout, taken in seconds.items():
+        say(f"bare llama.cpp, {layout}: all {len(steps)} steps in {taken:.2f} s")
+    return min(seconds, key=lambda layout: seconds[layout])
+
+
+def _own(settings: dict[str, Any]) -> Layout:
     from selfreward_lite.bench import rivals
     from selfreward_lite.engines.loading import flash, micro_batch
 
-    settings = plan.settings
-    own = rivals.Shape(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
-    if (own.unified, own.flash) == (best.unified, best.flash):
-        return best
-    seconds = {shape: rivals.replay(plan.model, plan.settings, steps, shape) for shape in (best, own)}
-    for shape, taken in seconds.items():
-        say(f"bare llama.cpp, {shape}: all {len(steps)} steps in {taken:.2f} s")
-    return min(seconds, key=lambda shape: seconds[shape])
+    return rivals.Layout(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
 
 
 def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -191,7 +199,7 @@ def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return [
         [{"unified": unified, "flash": flash} for unified in (True, False) for flash in (True, False)],
         [{"threads": count} for count in sorted({threads, max(1, threads // 2)})],
-        [{"micro_batch": size} for size in sorted({rows, max(settings["parallel"], rows // 4)})],
+        [{"micro_batch": size} for size in sorted({rows, max(settings["parallel"], rows // 2)})],
     ]
 
 
@@ -213,7 +221,7 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
         "model": plan.model.name,
         "quantisation": found.quantisation,
         "threads": plan.settings["threads"],
-        "ceiling_setting": found.shape,
+        "ceiling_setting": found.layout,
     }
 
 
@@ -224,7 +232,7 @@ def _naive(plan: Plan) -> float:
     requests = plan.load.requests[:NAIVE_REQUESTS]
     naive = rivals.Naive(plan.model, plan.load.longest, plan.settings, requests[0].adapter)
     try:
-        naive.warm(commonprefix([request.tokens for request in plan.load.requests]))
+        naive.warm(requests[0].tokens[: plan.load.common])
         generated, seconds = naive.run(requests)
         return generated / seconds
     finally:
@@ -232,7 +240,7 @@ def _naive(plan: Plan) -> float:
 
 
 def _engine(plan: Plan) -> tuple[float, dict[str, Any]]:
-    """Tokens a second of the engine as a run uses it, in its child process, and the child's counters."""
+    """Tokens a second of the engine in its child process, where a run has it too, and the child's counters."""
     engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
     try:
         first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))

@@ -22,7 +22,7 @@ from selfreward_lite.engines.base import Request, Sampling
 from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.engines.llama import LlamaDevice, Rows
 from selfreward_lite.engines.loading import has_amx, hush
-from selfreward_lite.errors import EngineError
+from selfreward_lite.errors import ConfigError, EngineError
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -48,9 +48,9 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one memory for all sequences or one each,
-    flash attention or plain matrix products."""
+class Layout:
+    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one KV cache for all sequences or one each,
+    flash attention or not."""
 
     threads: int
     micro_batch: int
@@ -58,9 +58,9 @@ class Shape:
     flash: bool
 
     def __str__(self) -> str:
-        memory = "one memory" if self.unified else "a memory each"
-        attention = "flash attention" if self.flash else "plain attention"
-        return f"{memory}, {attention}, {self.threads} threads, micro-batch {self.micro_batch}"
+        cache = "unified KV cache" if self.unified else "a KV cache each"
+        attention = "flash attention" if self.flash else "no flash attention"
+        return f"{cache}, {attention}, {self.threads} threads, micro-batch {self.micro_batch}"
 
 
 class Recorder:
@@ -111,6 +111,8 @@ class Recorder:
 
 def vocabulary(model: Path) -> int:
     """Return how many tokens a model knows; raises EngineError for a file that is no model."""
+    if not model.is_file():
+        raise EngineError(f"model {model} does not exist; give another --model")
     hush()
     params = cpp.llama_model_default_params()
     params.vocab_only = True
@@ -132,11 +134,16 @@ def card() -> str | None:
     return said.stdout.splitlines()[0] if said.stdout.strip() else None
 
 
-def record(model: Path, settings: dict[str, Any], requests: Iterable[Request]) -> Trace:
+def record(model: Path, settings: dict[str, Any], requests: Sequence[Request]) -> Trace:
     """Return the steps in which the engine serves the requests. Which they are does not depend on what is drawn: nothing ends
-    these texts but their length. So nothing is computed."""
+    these texts but their length. So nothing is computed. Raises ConfigError for requests that are longer than the model reads."""
+    longest = max(len(request.tokens) + request.sampling.max_tokens for request in requests)
     device = LlamaDevice(model, settings)
     try:
+        if longest > device.limit:
+            raise ConfigError(
+                f"a prompt with its answer has {longest} tokens, and {model} reads {device.limit}: lower --prompt-tokens"
+            )
         recorder = Recorder(device)
         batcher = Batcher(recorder, settings["parallel"], settings["roots"])
         for _ in batcher.run(requests):
@@ -146,10 +153,10 @@ def record(model: Path, settings: dict[str, Any], requests: Iterable[Request]) -
         device.close()
 
 
-def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], shape: Shape) -> float:
+def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout: Layout) -> float:
     """Make the calls of `steps`, with no sampling and no bookkeeping between them; return the seconds they take."""
-    changed = asdict(shape)
-    if settings["unified"] and not shape.unified:  # memories of one size each, and all as long as the longest needs
+    changed = asdict(layout)
+    if settings["unified"] and not layout.unified:  # of one size each, and all as long as the longest needs
         longest = 1 + max(int(step.positions.max()) for step in steps)
         changed["context"] = -(-longest // 256) * 256 * (settings["parallel"] + settings["roots"])
     device = LlamaDevice(model, settings | changed)

@@ -18,8 +18,8 @@ from selfreward_lite.engines.pace import cores
 from selfreward_lite.errors import EngineError
 
 TINY_PARAMETERS = 20_000_000
-PLAIN_ROWS = 256  # of plain attention's scores, rows × cells × heads: 512 no longer fit the cache, and prompts took 5 % longer
-_LEVEL_ERROR, _LEVEL_CONTINUE = 3, 5
+SCORE_ROWS = 256  # rows of attention scores that are kept without flash attention: with 512, prompts took 2 to 5 % longer
+_LEVEL_ERROR, _LEVEL_CONTINUE = 4, 5
 
 
 class Said:
@@ -69,6 +69,7 @@ def load_model(path: Path, gpu_layers: int) -> Any:
     """Return the model of a GGUF file; EngineError where it cannot be had, or a card that was asked for is not used."""
     hush()
     LOG.offload = None
+    LOG.errors.clear()  # of whatever was loaded before
     if gpu_layers and not cpp.llama_supports_gpu_offload():
         raise EngineError(
             "a GPU was asked for, but this llama-cpp-python is built for the CPU only; run "
@@ -119,12 +120,12 @@ def make_context(model: Any, settings: dict[str, int | bool]) -> Any:
 
 
 def flash(settings: dict[str, int | bool]) -> bool:
-    """Whether to use flash attention. Not on a CPU where every sequence has a memory of its own: there plain matrix products are
-    nearly twice as fast a step. In one memory they would compute every other sequence's cells too (measured: LOG.md).
+    """Whether to use flash attention. Not on a CPU where every sequence has its own cells: matrix products over all of them
+    are nearly twice as fast a step. In a unified cache they would go over every other sequence's cells too (measured: LOG.md).
     """
     return not settings["exact"] and bool(settings.get("flash", settings["gpu_layers"] or settings["unified"]))
 
 
 def micro_batch(settings: dict[str, int | bool]) -> int:
-    """How many tokens are computed at once, where a bench does not say: a batch, and with plain attention PLAIN_ROWS at most."""
-    return settings.get("micro_batch") or min(settings["batch"], settings["batch"] if flash(settings) else PLAIN_ROWS)
+    """How many tokens are computed at once, where a bench does not say: a batch, without flash attention SCORE_ROWS at most."""
+    return settings.get("micro_batch") or min(settings["batch"], settings["batch"] if flash(settings) else SCORE_ROWS)
