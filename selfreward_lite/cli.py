@@ -126,6 +126,26 @@ def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         print(json.dumps({"run": folder.name, "accepted": candidate}))
 
 
+@app.command()
+def doctor(runs_dir: RunsDir = Path("runs")) -> None:
+    """Say what this machine can do, and the command that mends what it cannot; exit code 2 where a run would fail."""
+    from dataclasses import asdict
+
+    from selfreward_lite import doctor as surgery
+
+    say("asking packages, card, torch and llama.cpp …")
+    found = surgery.findings(surgery.examine(runs_dir))
+    colours = {"good": "green", "note": "yellow", "bad": "red"}
+    for one in found:
+        console.print(Text(f"{one.what:<10} ", style=colours[one.state]) + Text(one.words), soft_wrap=True)
+        if one.mend:
+            console.print(Text(f"{'':<10} → {one.mend}"), soft_wrap=True)
+    print(json.dumps([asdict(one) for one in found]))
+    bad = [one.what for one in found if one.state == "bad"]
+    if bad:
+        raise UserError(f"not ready: {', '.join(bad)}; give the commands above, then `python -m selfreward_lite doctor` again")
+
+
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
     for reason in (signal.SIGTERM, signal.SIGALRM):  # the second is the end of --hours

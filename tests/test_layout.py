@@ -27,13 +27,13 @@ ORDER = [
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
-    "export_commands", "cli", "__main__",
+    "export_commands", "probes", "doctor", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
-    "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases"},
-    "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs"},
+    "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases", "probes"},
+    "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
     "gradio": set(),
 }
 TOP_LEVEL = {

@@ -1,0 +1,162 @@
+"""`doctor`: machines that are played, and this one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite import doctor
+from selfreward_lite.doctor import Card, Machine
+
+ROOT = Path(__file__).parent.parent
+GB = 2**30
+PINS = doctor.pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+
+
+def machine(card: Card | None = None, **changed) -> Machine:
+    """A machine on which everything is as it should be, with a card or without."""
+    seen = [{"name": card.name, "capability": list(card.capability), "free": card.free, "total": card.total}] if card else []
+    offloaded = "load_tensors: offloaded 5/5 layers to GPU" if card else None
+    whole = Machine(
+        python=(3, 11, 7),
+        system="Linux",
+        wsl=False,
+        wanted=PINS,
+        installed=dict(PINS),
+        cards=(card,) if card else (),
+        torch={"version": "2.13.0", "cuda": "13.0" if card else None, "kernels": [], "cards": seen},
+        llama={"version": "0.3.36", "can_offload": bool(card), "amx": False, "error": None, "offloaded": offloaded},
+        free=500 * GB,
+        hub=True,
+    )
+    return replace(whole, **changed)
+
+
+RTX = Card("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * GB, 24 * GB)
+T4 = Card("Tesla T4", "580.1", (7, 5), 15 * GB, 15 * GB)
+P100 = Card("Tesla P100", "580.1", (6, 0), 16 * GB, 16 * GB)
+
+
+def said(found: Machine) -> dict[str, doctor.Finding]:
+    return {one.what: one for one in doctor.findings(found)}
+
+
+@pytest.mark.parametrize("card", [None, RTX, T4])
+def test_a_machine_as_it_should_be_needs_no_mending(card):
+    found = doctor.findings(machine(card))
+    assert {one.state for one in found} <= {"good", "note"}
+    assert [one.mend for one in found] == [None] * len(found)
+    assert len({one.what for one in found}) == len(found)
+
+
+def test_bf16_follows_the_capability_and_not_what_torch_says():
+    assert "trains in bf16" in said(machine(RTX))["torch"].words
+    assert "trains in fp16" in said(machine(T4))["torch"].words
+
+
+def test_a_card_that_is_too_old_cannot_be_mended():
+    found = said(machine(P100))["card"]
+    assert found.state == "bad"
+    assert "6.0 is below 7.5" in found.words
+
+
+def test_a_desktop_on_the_card_is_said_with_what_it_holds():
+    found = said(machine(replace(RTX, free=20 * GB)))["card"]
+    assert found.state == "note"
+    assert "holds 4.3 GB" in found.words
+    assert "the first of 2 is used" in said(machine(RTX, cards=(RTX, RTX)))["card"].words
+
+
+@pytest.mark.parametrize("llama", [
+    {"error": "a GPU was asked for, but this llama-cpp-python is built for the CPU only", "can_offload": False},
+    {"error": None, "offloaded": "load_tensors: offloaded 0/5 layers to GPU"},
+    {"error": None, "offloaded": "load_tensors: offloaded 3/5 layers to GPU"},
+    {"error": None, "offloaded": None},
+    {"error": "its process was ended by signal 11"},
+])  # fmt: skip
+def test_llama_cpp_beside_a_card_has_to_prove_that_it_uses_it(llama):
+    whole = machine(RTX)
+    found = said(replace(whole, llama={**whole.llama, **llama}))["llama.cpp"]
+    assert found.state == "bad"
+    assert found.words.startswith("does not use the card: ")
+    assert found.mend == (
+        'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
+        f"pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=={PINS['llama-cpp-python']}"
+    )
+
+
+def test_torch_without_cuda_beside_a_card():
+    whole = machine(RTX)
+    found = said(replace(whole, torch={**whole.torch, "cuda": None, "cards": []}))["torch"]
+    assert (found.state, found.mend) == ("bad", f"pip install --force-reinstall torch=={PINS['torch']}")
+    assert "built without CUDA" in found.words
+
+
+def test_packages_missing_or_of_another_version():
+    found = said(machine(installed={**PINS, "llama-cpp-python": None}))["packages"]
+    assert (found.state, found.mend) == ("bad", "pip install -r requirements.txt")
+    assert "missing: llama-cpp-python (" in found.words
+    assert "a C++ compiler is needed" in found.words
+    found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))["packages"]
+    assert (found.state, found.words) == (
+        "note", f"not the versions that were proved together: trl 1.16.0 instead of {PINS['trl']}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "what", "state", "words"), [
+    ({"python": (3, 10, 2)}, "Python", "bad", "3.10.2 is too old"),
+    ({"system": "Windows"}, "system", "bad", "WSL2"),
+    ({"wsl": True}, "system", "note", "not under /mnt"),
+    ({"torch": {"error": "No module named 'torch'"}}, "torch", "bad", "No module named 'torch'"),
+    ({"llama": {"error": "it died"}}, "llama.cpp", "bad", "cannot decode: it died"),
+    ({"free": 5 * 10**8}, "disk", "note", "500.0 MB free"),
+    ({"hub": None}, "model hub", "note", "HF_HUB_OFFLINE=1"),
+    ({"hub": False}, "model hub", "note", "cannot be reached"),
+])  # fmt: skip
+def test_every_other_fault_is_said(changed, what, state, words):
+    found = said(machine(**changed))[what]
+    assert found.state == state
+    assert words in found.words
+
+
+def test_what_the_driver_prints_is_read_line_by_line():
+    found = doctor.cards("Tesla T4, 535.1, 7.5, 14900, 15360\nTesla T4, 535.1, 7.5, 15000, 15360\n")
+    assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
+    assert found[0].name == "Tesla T4"
+
+
+@pytest.mark.parametrize(("script", "words"), [
+    ("kill -11 $$", "ended by signal 11"),
+    ("echo first >&2; echo last words >&2; exit 3", "last words"),
+])  # fmt: skip
+def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, script, words):
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert words in doctor._probe("llama", "0")["error"]
+
+
+def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):
+    command = [sys.executable, "-m", "selfreward_lite", "doctor", "--runs-dir", str(tmp_path / "runs")]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    found = {one["what"]: one for one in json.loads(ended.stdout.splitlines()[-1])}
+    assert ended.returncode == (2 if any(one["state"] == "bad" for one in found.values()) else 0), ended.stderr
+    assert found["llama.cpp"]["state"] == "good"
+    assert found["model hub"]["state"] == "note"
+    assert not (tmp_path / "runs").exists(), "asking leaves nothing behind"
+
+
+@pytest.mark.parametrize(("before", "words"), [
+    ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
+    ("import sys; sys.modules['typer'] = None", "the package typer is missing: run `pip install -r requirements.txt`"),
+])  # fmt: skip
+def test_what_cannot_even_begin_is_one_line(before, words):
+    code = f"{before}; import runpy; runpy.run_module('selfreward_lite', run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
