@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfreward_lite import nf4
 from selfreward_lite.errors import ExportError
 from selfreward_lite.llama_folder import (
+    PACKED_PARTS,
+    STATE,
     Llama,
     Tensor,
     Vocabulary,
@@ -114,7 +117,8 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
-    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on. `load_dtype` is the `dtype=` with
+    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on; a folder that holds NF4 already is unpacked
+    either way. `load_dtype` is the `dtype=` with
     which transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are
     stored; norms are always f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A
     (LoRA, arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
@@ -125,31 +129,47 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     tensors = layout(llama)
-    files = locate(model_dir, tensors, llama.tied)
+    files = locate(model_dir, llama)
     with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, dtype)
-        writer.add_string("selfreward.weights", weights)
+        writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
         add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
         rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))] if llama.rope else []
         for tensor in rope + tensors:
             _announce(writer, tensor, dtype)
-        loaded = _loaded(tensors, files, weights, load_dtype)
+        loaded = _loaded(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
         if lora:
             loaded = ((tensor, _finite(lora.merged(tensor, value), tensor.source)) for tensor, value in loaded)
         write_arrays(writer, _base_arrays(llama, loaded, dtype))
     return out
 
 
-def _loaded(tensors: list[Tensor], files: dict[str, Path], weights: Weights,
+def _loaded(tensors: list[Tensor], files: dict[str, Path], pack: bool,
             load_dtype: LoadDtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """Each tensor with its values as the loaded model would hold them."""
+    """Each tensor with its values as the loaded model would hold them; `pack` says that loading makes NF4 of the linear ones."""
     import torch
     for tensor in tensors:
-        value = read_safetensors(files[tensor.source], lambda file, name=tensor.source: file.get_tensor(name))
-        check_shape(tensor, tuple(value.shape))
-        value = _finite(value.to(getattr(torch, load_dtype)), tensor.source)
-        yield tensor, _nf4(value) if tensor.linear and weights == "nf4" else value
+        value = _finite(_stored(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
+        yield tensor, nf4.rounded(value) if tensor.linear and pack else value
+
+
+def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
+    """A tensor as its file holds it, unpacked if it is NF4."""
+    def read(name: str) -> torch.Tensor:
+        return read_safetensors(files[name], lambda file: file.get_tensor(name))
+
+    value = read(tensor.source)
+    parts = {part: read(f"{tensor.source}.{part}") for part in PACKED_PARTS if f"{tensor.source}.{part}" in files}
+    check_shape(tensor, tuple(value.shape), packed=STATE in parts)
+    if not parts:
+        return value
+    try:
+        value = nf4.unpacked(value, parts)
+    except ValueError as error:
+        raise ExportError(f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): download it again") from None
+    check_shape(tensor, tuple(value.shape))
+    return value
 
 
 def _base_arrays(llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dtype: Dtype) -> Iterator[np.ndarray]:
@@ -159,16 +179,6 @@ def _base_arrays(llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dt
     for tensor, value in loaded:
         value = _permute(value, tensor.heads) if tensor.heads else value
         yield _encode(value, _stored_as(tensor, dtype), tensor.source)
-
-
-def _nf4(weight: torch.Tensor) -> torch.Tensor:
-    """What is left of a linear weight in a 4-bit model: quantised to NF4 with double quantisation, and back."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-    # On the device where training would quantise, since a card's rounding need not be the CPU's.
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(weight.to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).cpu()
 
 
 def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:

@@ -18,14 +18,20 @@ from selfreward_lite.errors import ExportError
 
 LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window", "quantization_config")
+MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
+# What stands beside a weight that bitsandbytes has packed, after its name and a dot; the last says how it was packed.
+STATE = "quant_state.bitsandbytes__nf4"
+PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 
 TokenKind = Literal["NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"]
 
 
 @dataclass(frozen=True)
 class Llama:
-    """The numbers of config.json that GGUF needs; `rope` is None or the llama3 scaling settings."""
+    """The numbers of config.json that GGUF needs; `rope` is None or the llama3 scaling settings.
+
+    `packed` says that weights lie in the folder as NF4, such as in those whose names end in -bnb-4bit.
+    """
 
     hidden: int
     layers: int
@@ -39,6 +45,7 @@ class Llama:
     theta: float
     rope: dict[str, float] | None
     tied: bool
+    packed: bool = False
 
     def projections(self) -> dict[str, tuple[str, tuple[int, int], int]]:
         """HF module → (GGUF name, shape (out, in), heads whose rows llama.cpp orders differently, 0 for none)."""
@@ -94,7 +101,7 @@ def read_config(model_dir: Path) -> Llama:
             hidden=hidden, layers=config["num_hidden_layers"], ffn=config["intermediate_size"], heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads, head_dim=config.get("head_dim") or hidden // heads,
             context=config["max_position_embeddings"], eps=config["rms_norm_eps"], vocab=config["vocab_size"],
-            theta=theta, rope=rope, tied=config.get("tie_word_embeddings", False))
+            theta=theta, rope=rope, tied=config.get("tie_word_embeddings", False), packed=_is_packed(model_dir, config))
     except KeyError as error:
         raise ExportError(f"{model_dir}/config.json lacks {error}: save it again with save_pretrained") from error
     for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
@@ -103,6 +110,18 @@ def read_config(model_dir: Path) -> Llama:
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
         raise ExportError(f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json")
     return llama
+
+
+def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether the weights are NF4; ExportError for every other quantisation."""
+    found = config.get("quantization_config")
+    if not found:
+        return False
+    kind = (found.get("quant_method"), found.get("load_in_4bit"), found.get("bnb_4bit_quant_type"))
+    if kind != ("bitsandbytes", True, "nf4") or found.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+        raise ExportError(f"{model_dir}: its weights are quantised in a way that cannot be read ({found.get('quant_method')}): "
+                          "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)")
+    return True
 
 
 def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str, float] | None]:
@@ -141,18 +160,18 @@ def check_folder(model_dir: Path) -> None:
     """Raise ExportError where the folder cannot be served; reads its settings, its vocabulary and its files' headers."""
     llama = read_config(model_dir)
     read_vocabulary(model_dir, llama.vocab)
-    tensors = layout(llama)
-    files = locate(model_dir, tensors, llama.tied)
-    for tensor in tensors:
+    files = locate(model_dir, llama)
+    for tensor in layout(llama):
         shape = read_safetensors(
             files[tensor.source], lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()), "numpy")
-        check_shape(tensor, shape)
+        check_shape(tensor, shape, packed=f"{tensor.source}.{STATE}" in files)
 
 
-def check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise ExportError unless a tensor in a file has the shape that config.json gives it."""
-    if shape != tensor.shape:
-        raise ExportError(f"{tensor.source} has shape {shape}, config.json says {tensor.shape}: download the model again")
+def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) -> None:
+    """Raise ExportError unless a tensor in a file has the shape that config.json gives it; packed, two weights are a byte."""
+    expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
+    if shape != expected:
+        raise ExportError(f"{tensor.source} has shape {shape}, by config.json {expected}: download the model again")
 
 
 def layout(llama: Llama) -> list[Tensor]:
@@ -179,19 +198,21 @@ def read_safetensors(path: Path, read: Callable[[Any], Any], framework: Literal[
         raise ExportError(f"{path} cannot be read ({error}): copy, download or save it again") from error
 
 
-def locate(model_dir: Path, wanted: list[Tensor], tied: bool) -> dict[str, Path]:
-    """Tensor name → safetensors file; every wanted one is there and none is left over."""
+def locate(model_dir: Path, llama: Llama) -> dict[str, Path]:
+    """Tensor name → safetensors file; every tensor of the layout is there and none is left over."""
     index = model_dir / "model.safetensors.index.json"
     single = model_dir / "model.safetensors"
     files = [single] if single.exists() or not index.exists() else sorted(
         {model_dir / name for name in read_json(index).get("weight_map", {}).values()})
     found = {name: file for file in files for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")}
-    # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
-    unused = {name for name in found if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight")}
+    wanted = layout(llama)
     names = {tensor.source for tensor in wanted}
+    beside = {f"{tensor.source}.{part}" for tensor in wanted if tensor.linear and llama.packed for part in PACKED_PARTS}
+    # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
+    unused = {name for name in found if name.endswith(".rotary_emb.inv_freq") or (llama.tied and name == "lm_head.weight")}
     if missing := sorted(names - found.keys()):
         raise ExportError(f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: download it again")
-    if extra := sorted(found.keys() - names - unused):
+    if extra := sorted(found.keys() - names - beside - unused):
         raise ExportError(f"{model_dir}: tensor {extra[0]} is not part of a Llama: choose the plain model")
     return found
 

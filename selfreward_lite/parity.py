@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfreward_lite import nf4
 from selfreward_lite.errors import ExportError
 from selfreward_lite.export import Weights
 
@@ -93,17 +94,8 @@ def _reference_logits(model_dir: Path, adapter_dir: Path | None, token_lists: Se
                       weights: Weights) -> list[np.ndarray]:
     """Per list an array (tokens, vocabulary) from transformers, with PEFT's adapter if one is given."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-    if weights == "nf4":
-        settings["device_map"] = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, **settings)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # else the first forward repacks the weights and rounds to bf16
+    packed = weights == "nf4"
+    model = nf4.load(model_dir, "nf4" if packed else "none", torch.float32, on_card=packed and torch.cuda.is_available())
     if adapter_dir is not None:
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter_dir)

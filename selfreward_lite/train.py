@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback, set_seed
+from transformers import AutoTokenizer, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from selfreward_lite import nf4
 from selfreward_lite.errors import TrainingError
 from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, Row, arranged, frozen_or_broken
 
@@ -110,20 +111,7 @@ def train(job: Job, report: Say) -> dict[str, float]:
 
 def load_base(model_dir: str, quantisation: str) -> torch.nn.Module:
     """Load the base, on the card if there is one; `quantisation` is "nf4" or "none"."""
-    on_card = torch.cuda.is_available()
-    dtype = _compute_dtype()
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, quantization_config=nf4 if quantisation == "nf4" else None, dtype=dtype,
-        device_map={"": 0 if on_card else "cpu"}, use_safetensors=True, local_files_only=True,
-    )
-    for module in model.modules():
-        # On CPUs with AVX512-BF16, a 4-bit layer that ran without gradients repacks itself and then gives wrong ones.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
+    return nf4.load(model_dir, quantisation, _compute_dtype(), on_card=torch.cuda.is_available())
 
 
 def load_adapter(base: torch.nn.Module, job: Job) -> PeftModel:

@@ -22,7 +22,7 @@ ORDER = [
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
-    "runner", "seed", "training_job", "train", "llama_folder", "plan", "export", "parity", "equality", "quantise", "ollama",
+    "runner", "seed", "training_job", "llama_folder", "nf4", "train", "plan", "export", "parity", "equality", "quantise", "ollama",
     "full_model", "evaluate", "gates",
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
@@ -32,7 +32,7 @@ ORDER = [
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
-    "torch": {"train", "export", "parity", "llama_folder", "tiny.build", "bench.bases", "probes"},
+    "torch": {"nf4", "train", "export", "parity", "llama_folder", "tiny.build", "bench.bases", "probes"},
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
     "gradio": set(),
 }
