@@ -1,4 +1,4 @@
-"""What many tests share: the tiny model's chat format and settings."""
+"""What many tests share: the tiny model's chat format and settings; random Llamas, made once."""
 
 import os
 
@@ -42,3 +42,36 @@ def made(tmp_path_factory) -> Path:
     base_to_gguf(folder / "model", folder / "base.gguf", weights="original", dtype="f32")
     adapter_to_gguf(folder / "adapter", folder / "model", folder / "adapter.gguf")
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from random_llama import KINDS, make_model
+
+    root = tmp_path_factory.mktemp("models")
+    return {kind: make_model(root / kind, **settings) for kind, settings in KINDS.items()}
+
+
+@pytest.fixture(scope="session")
+def bases(folders: dict[str, Path]) -> dict[tuple[str, str], Path]:
+    from selfreward_lite.export import base_to_gguf
+
+    return {
+        (kind, weights): base_to_gguf(folder, folder / f"{weights}.gguf", weights=weights, dtype="f32")
+        for kind, folder in folders.items()
+        for weights in ("original", "nf4")
+    }
+
+
+@pytest.fixture(scope="session")
+def adapter(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from random_llama import make_adapter
+
+    return make_adapter(folders["gqa"], tmp_path_factory.mktemp("adapter"))

@@ -5,10 +5,14 @@ Weights and B matrices are large enough that logits have a spread of about 1: a 
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from selfreward_lite.llama_folder import LLAMA3_SPLIT
@@ -26,6 +30,7 @@ CORPUS = [
     "I'll don't we've 1234 5678 99",
     "x = [1, 2, 3]\n\nfor y in x:\n    print(y)",
 ] * 4
+LISTS = [[0, 7, 42, 99, 180, 255, 31, 8, 4], list(range(20, 84)), [5]]  # token ids to compare logits on
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -90,3 +95,16 @@ def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
             torch.nn.init.normal_(value, std=0.05)
     model.save_pretrained(folder)
     return folder
+
+
+def edited(folder: Path, target: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of a folder with one JSON file changed."""
+    shutil.copytree(folder, target)
+    data = json.loads((target / name).read_text())
+    edit(data)
+    (target / name).write_text(json.dumps(data))
+    return target
+
+
+def value_of(reader: GGUFReader, key: str) -> Any:
+    return reader.fields[key].contents()

@@ -1,9 +1,9 @@
 """What must survive, fault by fault: one clear line with the next step, a documented exit code, nothing lost.
 
 Rows of other files: 1 and 2 deaths and kills (test_deaths, test_loop, test_tiny_run), 7 and 8 data files (test_datafiles), 11 and
-12 exported adapters (test_export, test_engine_llama), 15 parsing (test_prompts_and_chat), 17 canaries (test_canaries), 19 and
-20 degenerate models (test_gates), 39 and 42 training rows and reference (test_train), 43 a child that dies
-(test_engine_process, test_workshop), broken models and trainings (test_faults_of_models).
+12 exported adapters (test_export_adapter, test_export_files, test_engine_llama), 15 parsing (test_prompts_and_chat), 17 canaries
+(test_canaries), 19 and 20 degenerate models (test_gates), 39 and 42 training rows and reference (test_train), 43 a child that
+dies (test_engine_process, test_workshop), broken models and trainings (test_faults_of_models).
 """
 
 import os

@@ -54,7 +54,6 @@ TOP_LEVEL = {
 }
 FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 6
 # Named exceptions, with their reason.
-LONG_FILES = {"test_export.py": "one set of models, made once, serves all its cases"}
 MANY_PARAMETERS = {
     ("cli.py", "run"): "one parameter an option: typer reads the signature",
     ("commands.py", "bench_engine"): "one parameter an option: typer reads the signature",
@@ -167,7 +166,7 @@ def test_no_import_cycles():
 def test_budgets_of_files_and_functions():
     for _, path, tree in modules():
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= FILE_LINES or path.name in LONG_FILES, f"{path.name}: {lines} lines"
+        assert lines <= FILE_LINES, f"{path.name}: {lines} lines"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{path.name}: {node.name} is too long"
@@ -179,7 +178,7 @@ def test_budgets_of_files_and_functions():
 
 def test_budget_of_test_files():
     for path in (ROOT / "tests").glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES or path.name in LONG_FILES, path.name
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES, path.name
 
 
 def test_every_module_says_what_it_knows():

@@ -1,0 +1,102 @@
+"""Exported adapters have PEFT's logits within 1e-3 (-s prints how near), not without rsLoRA's √r; others are refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFReader
+from random_llama import LISTS, edited, make_adapter, value_of
+from safetensors.torch import load_file, save_file
+
+from selfreward_lite.errors import ExportError
+from selfreward_lite.export import adapter_to_gguf
+from selfreward_lite.parity import check_parity, parity
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("weights", ["original", "nf4"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gqa", {"r": 4, "lora_alpha": 8}),
+        ("gqa", {"r": 16, "lora_alpha": 16}),
+        ("llama3", {"r": 16, "lora_alpha": 5}),
+        ("gqa", {"r": 16, "lora_alpha": 16, "use_rslora": True}),
+        ("mha", {"r": 16, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]}),
+    ],
+)
+def test_adapter_has_the_logits_of_peft(kind: str, settings: Any, weights: str, folders: Any, bases: Any, tmp_path: Path) -> None:
+    adapter_dir = make_adapter(folders[kind], tmp_path / "a", **settings)
+    out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
+    measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
+    print(f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, adapter moves {measured.adapter_change:.2f}")
+    check_parity(measured)
+    assert measured.adapter_change > 0.05
+
+
+def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path: Path) -> None:
+    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16, use_rslora=True)
+    right = adapter_to_gguf(adapter_dir, folders["gqa"], tmp_path / "right.gguf")
+    assert value_of(GGUFReader(right), "adapter.lora.alpha") == 16 * 4
+    plain = edited(adapter_dir, tmp_path / "b", "adapter_config.json", lambda c: c.update(use_rslora=False))
+    wrong = adapter_to_gguf(plain, folders["gqa"], tmp_path / "wrong.gguf")
+    with pytest.raises(ExportError, match="differs from transformers"):
+        check_parity(parity(folders["gqa"], adapter_dir, bases["gqa", "original"], wrong, LISTS, weights="original"))
+
+
+ADAPTER_REFUSALS: dict[str, dict[str, Any]] = {
+    "use_dora": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "lora_bias": {"lora_bias": True},
+    "bias='all'": {"bias": "all"},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 3}},
+    "rank_pattern": {"rank_pattern": {"q_proj": 3}},
+    "layers_to_transform": {"layers_to_transform": [0]},
+    "layers_pattern": {"layers_pattern": "layers"},
+    "layer_replication": {"layer_replication": [[0, 2]]},
+    "fan_in_fan_out": {"fan_in_fan_out": True},
+    "peft_type LOHA": {"peft_type": "LOHA"},
+    "init_lora_weights='pissa'": {"init_lora_weights": "pissa"},
+    "trainable_token_indices": {"trainable_token_indices": [1]},
+    "some_new_method": {"some_new_method": 1},
+    "lora_alpha=0": {"lora_alpha": 0},
+}
+
+
+@pytest.mark.parametrize("words", ADAPTER_REFUSALS)
+def test_adapter_refuses_by_name(words: str, adapter: Path, folders: Any, tmp_path: Path) -> None:
+    folder = edited(adapter, tmp_path / "a", "adapter_config.json", lambda c: c.update(ADAPTER_REFUSALS[words]))
+    with pytest.raises(ExportError, match=words) as caught:
+        adapter_to_gguf(folder, folders["gqa"], tmp_path / "out.gguf")
+    assert "\n" not in str(caught.value)
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+TENSOR_REFUSALS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "NaN": lambda t: t[Q0].view(-1)[5:6].fill_(float("nan")),
+    "infinity": lambda t: t[Q0].view(-1)[5:6].fill_(float("inf")),
+    "lora_A.weight is missing": lambda t: t.pop(Q0),
+    "lm_head.lora_A.weight has no place": lambda t: t.update({"base_model.model.lm_head.lora_A.weight": t[Q0].clone()}),
+    "embed_tokens.lora_embedding_A has no place": lambda t: t.update(
+        {"base_model.model.model.embed_tokens.lora_embedding_A": t[Q0].clone()}
+    ),
+    "magnitude_vector has no place": lambda t: t.update({Q0.replace("lora_A.weight", "lora_magnitude_vector"): t[Q0].clone()}),
+    "layers.7": lambda t: t.update({Q0.replace("layers.0", "layers.7"): t[Q0].clone()}),
+    "another base": lambda t: t.update({Q0: t[Q0][:, :32].contiguous()}),
+    "no LoRA tensors": lambda t: t.clear(),
+}
+
+
+@pytest.mark.parametrize("words", TENSOR_REFUSALS)
+def test_adapter_tensors_refused_by_name(words: str, adapter: Path, folders: Any, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    TENSOR_REFUSALS[words](tensors)
+    save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(ExportError, match=words):
+        adapter_to_gguf(tmp_path / "a", folders["gqa"], tmp_path / "out.gguf")
