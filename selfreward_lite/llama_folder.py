@@ -119,7 +119,7 @@ def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
         return False
     kind = (found.get("quant_method"), found.get("load_in_4bit"), found.get("bnb_4bit_quant_type"))
     if kind != ("bitsandbytes", True, "nf4") or found.get("bnb_4bit_quant_storage", "uint8") != "uint8":
-        raise ExportError(f"{model_dir}: its weights are quantised in a way that cannot be read ({found.get('quant_method')}): "
+        raise ExportError(f"{model_dir}: quantization_config names {found.get('quant_method')}, which cannot be read: "
                           "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)")
     return True
 
@@ -171,7 +171,7 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
     """Raise ExportError unless a tensor in a file has the shape that config.json gives it; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:
-        raise ExportError(f"{tensor.source} has shape {shape}, by config.json {expected}: download the model again")
+        raise ExportError(f"{tensor.source} has shape {shape}, config.json says {expected}: download the model again")
 
 
 def layout(llama: Llama) -> list[Tensor]:
