@@ -73,7 +73,7 @@ def run(
             console.print(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
                           f"--iterations {settings.iterations + 1}.", highlight=False, soft_wrap=True)
         try:
-            with real_tools() as tools, Display(console) as watch:
+            with real_tools(settings.backend) as tools, Display(console) as watch:
                 loop.run(store, settings, tools, watch)
         finally:
             _print_iterations(store)

@@ -216,6 +216,9 @@ class Settings(Section):
     dpo: Dpo
     evaluation: Evaluation
     gates: Gates = Gates()
+    backend: Literal["auto", "unsloth", "transformers"] = Field("auto", description="which library trains; auto: unsloth where "
+                                                                "there is a card and it can be imported, else transformers")
+    checkpoint_minutes: float = Field(10.0, ge=0, description="minutes of training that an interruption may cost")
 
     @model_validator(mode="after")
     def _own_cells(self) -> Settings:

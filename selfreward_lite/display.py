@@ -51,6 +51,9 @@ class Display:
     def __call__(self, at: runner.Progress) -> None:
         """Show how far a stage is."""
         key = (at.iteration, at.stage)
+        if at.words:
+            self._console.print(f"M{at.iteration} {at.stage}: {at.words}", highlight=False, soft_wrap=True, markup=False)
+            at.words = ""
         if at.done >= at.total:
             if key in self._bars:
                 self._progress.remove_task(self._bars.pop(key))

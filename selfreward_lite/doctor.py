@@ -20,26 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from selfreward_lite.cards import BF16, OLDEST, Card, cards
 from selfreward_lite.plan import free_bytes, in_words
 
 State = Literal["good", "note", "bad"]
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 HUB = "huggingface.co"
-OLDEST = (7, 5)  # Turing: torch 2.13 brings no kernels for anything older
-BF16 = (8, 0)  # what torch says of a T4 is not to be trusted (unslothai/unsloth#504)
 PATIENCE = 180  # seconds for a probe; importing torch from a cold disk is most of it
 _LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers")
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card as the driver describes it; memory in bytes."""
-
-    name: str
-    driver: str
-    capability: tuple[int, int]
-    free: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -71,16 +59,16 @@ class Finding:
 def examine(folder: Path) -> Machine:
     """Ask this machine; `folder` is where runs will lie. Takes as long as importing torch."""
     wanted = pins(REQUIREMENTS.read_text(encoding="utf-8"))
-    cards = tuple(_cards())
+    there = tuple(cards())
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
         wsl="microsoft" in platform.release().casefold(),
         wanted=wanted,
         installed={name: _version(name) for name in wanted},
-        cards=cards,
+        cards=there,
         torch=_probe("torch"),
-        llama=_probe("llama", "-1" if cards else "0"),
+        llama=_probe("llama", "-1" if there else "0"),
         free=free_bytes(folder),
         hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _reachable(HUB),
     )
@@ -205,30 +193,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cards() -> list[Card]:
-    asked = "name,driver_version,compute_cap,memory.free,memory.total"
-    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return []
-    return cards(said.stdout) if said.returncode == 0 else []
-
-
-def cards(said: str) -> list[Card]:
-    """Read what nvidia-smi printed: name, driver, compute capability, free and all memory in MiB, a line a card.
-
-    >>> cards("NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
-    (8, 9)
-    """
-    found = []
-    for line in said.splitlines():
-        name, driver, capability, free, total = (part.strip() for part in line.split(","))
-        major, minor = capability.split(".")
-        found.append(Card(name, driver, (int(major), int(minor)), int(free) * 2**20, int(total) * 2**20))
-    return found
 
 
 def _probe(*arguments: str) -> dict[str, Any]:

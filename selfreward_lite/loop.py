@@ -62,7 +62,7 @@ ITERATION: tuple[Step, ...] = (
 )
 
 # What may change when a run is gone on with: nothing that has a part in what its records mean.
-_FREE = ("iterations", "engine", "gates")
+_FREE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 

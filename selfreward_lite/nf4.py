@@ -63,7 +63,8 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
 def unpacked(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return a weight (out, in) in float32 from its packed bytes and the tensors beside it.
 
-    bitsandbytes makes of them the type that it computes in, whatever type they were packed from. `parts` are named by what follows the weight's name and a dot. Raises ValueError where they do not belong together.
+    bitsandbytes makes of them the type that it computes in, whatever type they were packed from. `parts` are named by what
+    follows the weight's name and a dot. Raises ValueError where they do not belong together.
     """
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit

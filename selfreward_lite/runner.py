@@ -31,6 +31,7 @@ class Progress:
     seconds: float = 0.0
     drops: Counter[str] = field(default_factory=Counter)
     values: dict[str, float] = field(default_factory=dict)  # what a trainer last logged
+    words: str = ""  # something to be told once: what trains, that it goes on, that memory was short
 
 
 Watch = Callable[[Progress], None]

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from selfreward_lite import canaries, datafiles, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
@@ -335,17 +336,21 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
         adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
         seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
-        lora=run.settings.lora.model_dump(),
+        lora=run.settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
+        checkpoint_minutes=run.settings.checkpoint_minutes, backend=run.settings.backend,
         min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)
     started = time.monotonic()
 
-    def report(step: int, steps: int, values: dict[str, float]) -> None:
-        run.store.log_training(iteration, step, values)
-        progress.done, progress.total = step, steps + 1  # one more: the adapter is checked and written
+    def report(said: Mapping[str, Any]) -> None:
+        if "words" in said:
+            progress.words = said["words"]
+        else:
+            run.store.log_training(iteration, said["step"], said["values"])
+            progress.done, progress.total = said["step"], said["steps"] + 1  # one more: the adapter is checked and written
+            progress.values = said["values"]
         progress.seconds = time.monotonic() - started
-        progress.values = values
         run.watch(progress)
 
     facts = run.tools.train(job, work, report)
@@ -353,6 +358,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
     run.store.measure(iteration, training_rows_given=min(len(rows.rows), round(settings.epochs * len(rows.rows))))
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
+    shutil.rmtree(work / "checkpoints", ignore_errors=True)
 
 
 def judging(ranked: Sequence[seed.RankedPrompt], voice: Voice, count: int) -> list[tuple[str, Callable[[], Asking]]]:

@@ -42,9 +42,12 @@ class Tools:
 
 
 @contextmanager
-def real_tools() -> Iterator[Tools]:
-    """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block."""
-    workshop = Workshop()
+def real_tools(backend: str = "auto") -> Iterator[Tools]:
+    """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block.
+
+    With backend "unsloth" the latter imports nothing beforehand: unsloth must come before what it rewrites.
+    """
+    workshop = Workshop(bare=backend == "unsloth")
     try:
         torch = _Torch(workshop)
         yield Tools(_open_llama, torch.train, torch.export_base, torch.export_adapter)
@@ -63,12 +66,9 @@ class _Torch:
     workshop: Workshop
 
     def train(self, job: Job, folder: Path, report: Report) -> dict[str, float]:
-        def passed_on(said: dict[str, Any]) -> None:
-            report(said["step"], said["steps"], said["values"])
-
         log = folder / "train.log"
         try:
-            return self.workshop.do("train", log, passed_on, **asdict(job))
+            return self.workshop.do("train", log, report, **asdict(job))
         except TaskFailed as failure:
             raise TrainingError(f"training failed: {failure} (see {log}){_nearly_full(folder)}") from None
 

@@ -1,15 +1,20 @@
-"""SFT and DPO of the adapter with TRL, PEFT and bitsandbytes. Runs in a child process, as a task of the workshop.
+"""SFT and DPO of the adapter with TRL. Runs in a child process, as a task of the workshop.
 
-Knows: how a 4-bit base and its adapter are loaded, trained and saved. Does not know: records, stages, scores.
+Knows: how a trainer is told, watched, interrupted, and given less at once where memory is short. Does not know: which library
+holds the model (`backends`), records, stages, scores.
 
 The reference of DPO is the model that made the data, M(t−1): the trainer is given the trainable adapter of M(t−1), of
 which TRL keeps a frozen copy named `ref`. At the first step, then, policy and reference agree, the reward margin is 0
 and the sigmoid term is ln 2 (arXiv 2407.19594 and 2401.10020 start DPO from the model that labelled); anything else
 is refused.
+
+A training that was interrupted goes on from its newest checkpoint and ends with the weights that it would have ended with:
+rows stand in their order beforehand, nothing is drawn in a step, and the learning rate depends on the step's number alone.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -20,16 +25,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from peft import PeftModel
+from transformers import AutoTokenizer, TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from selfreward_lite import nf4
+from selfreward_lite import backends, checkpoints
+from selfreward_lite.backends import Backend
+from selfreward_lite.cards import BF16, OLDEST
+from selfreward_lite.checkpoints import Checkpoint, State
 from selfreward_lite.errors import TrainingError
-from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, Row, arranged, frozen_or_broken
+from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, Row, arranged, frozen_or_broken, micro_batches
 
 IGNORED = -100
 Say = Callable[[dict[str, Any]], None]
+Weights = dict[str, torch.Tensor]
 
 
 class TokenisedDPOTrainer(DPOTrainer):
@@ -42,16 +51,28 @@ class TokenisedDPOTrainer(DPOTrainer):
         return dataset
 
 
-class Reporter(TrainerCallback):
-    """Passes on what the trainer logs, and ends a training whose loss or first margin is wrong."""
+class Watcher(TrainerCallback):
+    """Tries the longest rows first, passes on what the trainer logs, keeps checkpoints, and ends a training that went wrong."""
 
-    def __init__(self, report: Say, job: Job, before: dict[str, torch.Tensor]) -> None:
-        self.report, self.job, self.before = report, job, before
-        self.is_dpo, self.steps, self.first, self.losses = job.method == "dpo", 0, {}, []
+    def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
+        self.trainer, self.job, self.state, self.report = trainer, job, state, report
+        self.begun_at = state.step
+        self.before = trainable(trainer.model)
+        self.saved = time.monotonic()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if state.global_step == PROBE_STEPS:
-            moved = moved_share(self.before, model)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One forward and backward over the longest rows: memory that is short is better short now than in an hour."""
+        rows = self.trainer.train_dataset
+        longest = sorted(range(len(rows)), key=lambda place: sum(len(part) for part in rows[place].values()))
+        batch = self.trainer.data_collator([rows[place] for place in longest[-args.per_device_train_batch_size :]])
+        self.trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by the loop, a little later
+        self.trainer.training_step(self.trainer.model_wrapped, batch)
+        self.trainer.model.zero_grad()
+        self.trainer._metrics["train"].clear()  # what it measured belongs to no step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.begun_at + state.global_step == PROBE_STEPS:
+            moved = moved_share(self.before, self.trainer.model)
             if moved < self.job.min_moved_share:
                 raise TrainingError(
                     f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least {self.job.min_moved_share:.0%} "
@@ -62,86 +83,92 @@ class Reporter(TrainerCallback):
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
         if "loss" not in values:
             return
-        self.losses.append(values["loss"])
-        if fault := frozen_or_broken(self.losses):
-            raise TrainingError(f"{fault} at step {state.global_step}; lower the learning rate")
-        if not self.first:
-            self.first = values
-            rewards = [values[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")] if self.is_dpo else []
+        step, known = self.begun_at + state.global_step, self.state
+        losses, first = [*known.losses, values["loss"]], known.first or values
+        if fault := frozen_or_broken(losses):
+            raise TrainingError(f"{fault} at step {step}; lower the learning rate")
+        if not known.first:
+            rewards = [first[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")] if self.job.method == "dpo" else []
             if not all(abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards):  # so that NaN is refused too
                 raise TrainingError(f"rewards {rewards} at the first step: the reference is not M(t-1)")
-        self.steps = state.global_step
-        self.report({"step": state.global_step, "steps": state.max_steps, "values": values})
+        self.state = State(known.job, step, losses, first, {})
+        self.report({"step": step, "steps": self.begun_at + state.max_steps, "values": values})
+        if time.monotonic() - self.saved >= 60 * self.job.checkpoint_minutes and state.global_step < state.max_steps:
+            self._save()
+
+    def _save(self) -> None:
+        scaler = self.trainer.accelerator.scaler
+        state = State(**{**vars(self.state), "scaler": scaler.state_dict() if scaler else {}})
+        moments = _moments(self.trainer.optimizer, self.trainer.model)
+        checkpoints.save(Path(self.job.checkpoints), Checkpoint(state, trainable(self.trainer.model), moments))
+        self.saved = time.monotonic()
 
 
-def train(job: Job, report: Say) -> dict[str, float]:
+def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
     """Train, write the adapter, and return the closing facts (steps, seconds, share of weights moved, …).
 
-    `report` is given `step`, `steps` and `values` as training goes on. Raises TrainingError where the result, or what
-    went in, must not be used.
+    `report` is given `step`, `steps` and `values` as training goes on, or `words`. Where the memory does not hold
+    `micro_batch` rows at once, fewer are put there, and the batch stays what it is. Raises TrainingError where the result, or
+    what went in, must not be used.
     """
+    report({"words": f"{backend.words}, in {str(_compute_dtype()).removeprefix('torch.')}"})
+    for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
+        try:
+            return _train(job, size, report, backend)
+        except torch.OutOfMemoryError:
+            report({"words": f"no memory for {size} of the longest rows at once"})
+        gc.collect()  # what an exception's frames held
+        torch.cuda.empty_cache()
+    raise TrainingError(
+        f"not even one row of up to {job.settings['max_length']} tokens fits the memory; lower {job.method}.max_length, free "
+        "memory of the card, or take a smaller model"
+    )
+
+
+def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[str, float]:
+    """`train`, with so many rows on the device at once."""
     started = time.monotonic()
     set_seed(job.seed)
     rows = _read_rows(job)
     order = arranged(rows, job.settings["epochs"], job.settings["batch"], job.seed)
-    model = load_adapter(load_base(job.model_dir, job.quantisation), job)
-    trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job, order)
-    if len(trainer.train_dataset) != len(order):
-        raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(order)}")
+    kept = checkpoints.newest(Path(job.checkpoints), job.digest())
+    state = kept.state if kept else State(job.digest(), 0, [], {}, {})
+    model = backends.load(backend, job, _compute_dtype())
+    left = order[state.step * job.settings["batch"] :]
+    trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job, left, micro_batch)
+    if len(trainer.train_dataset) != len(left):
+        raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(left)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
         raise TrainingError("the trainer made no copy of M(t-1) as reference; its reference would be the base")
     _as_float32(trainer.model)
     if job.adapter_in is not None:
-        restore(trainer.model, job.adapter_in)
-    before = trainable(trainer.model)
-    reporter = Reporter(report, job, before)
-    trainer.add_callback(reporter)
+        backends.restore(trainer.model, job.adapter_in)
+    watcher = Watcher(trainer, job, state, report)
+    _give_optimizer(trainer, job, math.ceil(len(order) / job.settings["batch"]), state.step)
+    if kept:
+        _go_on(trainer, kept)
+        report({"words": f"goes on from step {state.step}"})
+    trainer.add_callback(watcher)
     loaded = time.monotonic()
     trainer.train()
+    done = watcher.state
     facts = {
-        "steps": reporter.steps, "rows": len({id(row) for row in order[: reporter.steps * job.settings["batch"]]}),
-        "moved_share": moved_share(before, trainer.model),
+        "steps": done.step, "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
+        "moved_share": moved_share(watcher.before, trainer.model), "micro_batch": micro_batch, "begun_at": state.step,
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
-        "first_loss": reporter.first.get("loss", math.nan),
-        "first_margin": reporter.first["rewards/margins"] if job.method == "dpo" else 0.0,
+        "first_loss": done.first.get("loss", math.nan),
+        "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
     save_adapter(trainer.model, Path(job.adapter_out))
     return facts
 
 
-def load_base(model_dir: str, quantisation: str) -> torch.nn.Module:
-    """Load the base, on the card if there is one; `quantisation` is "nf4" or "none"."""
-    return nf4.load(model_dir, quantisation, _compute_dtype(), on_card=torch.cuda.is_available())
-
-
-def load_adapter(base: torch.nn.Module, job: Job) -> PeftModel:
-    """Return the base with the trainable adapter `default`: that of `job.adapter_in`, or a fresh one."""
-    if job.adapter_in is not None:
-        model = PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
-    else:
-        model = get_peft_model(base, LoraConfig(
-            r=job.lora["rank"], lora_alpha=job.lora["alpha"], lora_dropout=job.lora["dropout"],
-            target_modules="all-linear", task_type="CAUSAL_LM",
-        ))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError("no weight of the adapter is trainable")
-    return model
-
-
-def restore(model: PeftModel, adapter_in: str) -> None:
-    """Put the adapter's weights back as they were saved: TRL rounds those of a 4-bit model to bfloat16."""
-    weights = load_peft_weights(adapter_in, device="cpu")
-    result = set_peft_model_state_dict(model, weights, adapter_name="default")
-    if result.unexpected_keys or len(weights) != len(trainable(model)):
-        raise TrainingError(f"{adapter_in} does not fit the model: {result.unexpected_keys or 'other layers'}")
-
-
-def trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def trainable(model: torch.nn.Module) -> Weights:
     """Return copies of the trainable weights by name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def moved_share(before: dict[str, torch.Tensor], model: torch.nn.Module) -> float:
+def moved_share(before: Weights, model: torch.nn.Module) -> float:
     """Return the share of trainable weights, in [0, 1], that differ from `before`."""
     after = trainable(model)
     moved = sum(int((after[name] != weight).sum()) for name, weight in before.items())
@@ -163,11 +190,40 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         os.close(opened)
 
 
-def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row]) -> DPOTrainer:
+def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
+    """AdamW as TRL would make it, and a cosine over all `steps`, begun where `done` of them left it."""
+    rate, settings = job.settings["learning_rate"], job.settings
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    for group in trainer.optimizer.param_groups:
+        group["initial_lr"] = rate
+    trainer.lr_scheduler = get_cosine_schedule_with_warmup(
+        trainer.optimizer, int(settings["warmup"] * steps), steps, last_epoch=done - 1
+    )
+
+
+def _moments(optimizer: Any, model: torch.nn.Module) -> Weights:
+    """AdamW's two moments and step count of every trainable weight, named after it."""
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    return {f"{name}.{part}": value for name, weight in named for part, value in optimizer.state[weight].items()}
+
+
+def _go_on(trainer: Any, kept: Checkpoint) -> None:
+    """Put adapter, optimizer and gradient scale back where a checkpoint left them."""
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            weight.data.copy_(kept.adapter[name])
+            parts = ("step", "exp_avg", "exp_avg_sq")
+            trainer.optimizer.state[weight] = {part: kept.optimizer[f"{name}.{part}"].to(weight.device) for part in parts}
+    if trainer.accelerator.scaler and kept.state.scaler:
+        trainer.accelerator.scaler.load_state_dict(kept.state.scaler)
+
+
+def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> DPOTrainer:
     settings = job.settings
     anchored = settings["anchor"] > 0
     arguments = DPOConfig(
-        **_common(job, rows), beta=settings["beta"],
+        **_common(job, micro_batch), beta=settings["beta"],
         loss_type=["sigmoid", "sft"] if anchored else ["sigmoid"],
         loss_weights=[1.0, settings["anchor"]] if anchored else None,
     )
@@ -176,7 +232,7 @@ def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row]) -> DPOTrainer:
     )
 
 
-def _sft_trainer(model: PeftModel, job: Job, rows: list[Row]) -> SFTTrainer:
+def _sft_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> SFTTrainer:
     whole = [
         {
             "input_ids": row["prompt_ids"] + row["completion_ids"],
@@ -184,25 +240,22 @@ def _sft_trainer(model: PeftModel, job: Job, rows: list[Row]) -> SFTTrainer:
         }
         for row in rows
     ]
-    arguments = SFTConfig(**_common(job, rows), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
+    arguments = SFTConfig(**_common(job, micro_batch), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
     return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(whole), processing_class=_tokenizer(job))
 
 
-def _common(job: Job, rows: list[Row]) -> dict[str, Any]:
-    """What both trainers are told; `rows` stand in the order of training. Dropout is in the adapter's own settings."""
-    settings, on_card = job.settings, torch.cuda.is_available()
-    steps = math.ceil(len(rows) / settings["batch"])
+def _common(job: Job, micro_batch: int) -> dict[str, Any]:
+    """What both trainers are told. Dropout is in the adapter's own settings; optimizer and learning rate are given apart."""
+    settings, on_card, dtype = job.settings, torch.cuda.is_available(), _compute_dtype()
     return {
         "output_dir": str(Path(job.adapter_out).parent / "trainer"),
-        "per_device_train_batch_size": settings["micro_batch"],
-        "gradient_accumulation_steps": settings["batch"] // settings["micro_batch"],
-        "learning_rate": settings["learning_rate"], "num_train_epochs": 1, "train_sampling_strategy": "sequential",
-        "lr_scheduler_type": "cosine", "warmup_steps": int(settings["warmup"] * steps),
-        "max_length": settings["max_length"], "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": settings["batch"] // micro_batch,
+        "num_train_epochs": 1, "train_sampling_strategy": "sequential", "max_length": settings["max_length"],
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none",
         "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
         "seed": job.seed, "data_seed": job.seed, "disable_tqdm": True, "use_cpu": not on_card,
-        "bf16": on_card and _compute_dtype() == torch.bfloat16, "fp16": on_card and _compute_dtype() == torch.float16,
-        "gradient_checkpointing": on_card and job.gradient_checkpointing, "dataloader_pin_memory": on_card,
+        "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
+        "gradient_checkpointing": on_card, "dataloader_pin_memory": on_card,
     }
 
 
@@ -210,7 +263,10 @@ def _compute_dtype() -> torch.dtype:
     """float32 on a CPU; bfloat16 from compute capability 8, float16 below (a T4 claims bfloat16 but is slow and wrong)."""
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        raise TrainingError(f"compute capability {capability} is too old: {OLDEST} is needed; take another card")
+    return torch.bfloat16 if capability >= BF16 else torch.float16
 
 
 def _as_float32(model: torch.nn.Module) -> None:

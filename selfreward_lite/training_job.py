@@ -7,15 +7,17 @@ tokens to a trainer as to the engine; a completion is its stripped text, encoded
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from selfreward_lite.chat import ChatFormat, user
+from selfreward_lite.manifest import sha256_of
 from selfreward_lite.records import Drop, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.stages.judgments import question
 
@@ -23,7 +25,7 @@ FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that 
 PROBE_STEPS = 5
 FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
 Row = dict[str, Any]
-Report = Callable[[int, int, dict[str, float]], None]  # step, steps in all, what the trainer logged
+Report = Callable[[Mapping[str, Any]], None]  # `step`, `steps` in all and the `values` that the trainer logged; or `words`
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Job:
     `adapter_in` is the adapter to go on from, None for a fresh one; for DPO it is the reference as well. `rows` is a
     JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
     `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
+    A checkpoint is written to `checkpoints` every `checkpoint_minutes`, and gone on from if one of this very job is there.
     """
 
     method: Literal["sft", "dpo"]
@@ -46,8 +49,17 @@ class Job:
     seed: int
     settings: Mapping[str, Any]
     lora: Mapping[str, Any]
-    gradient_checkpointing: bool = True
+    checkpoints: str
+    checkpoint_minutes: float = 10.0
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
     min_moved_share: float = 0.9
+
+    def digest(self) -> str:
+        """Return what tells this job from any other: what it begins with, its rows, and all that its steps depend on."""
+        weights = Path(self.adapter_in) / "adapter_model.safetensors" if self.adapter_in else None
+        steps = {name: value for name, value in self.settings.items() if name != "micro_batch"}  # it pads otherwise, and no more
+        known = [self.method, self.quantisation, sha256_of(Path(self.rows)), weights and sha256_of(weights), self.seed, steps]
+        return hashlib.sha256(json.dumps([*known, dict(self.lora)], sort_keys=True).encode()).hexdigest()
 
 
 @dataclass
@@ -86,6 +98,21 @@ def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[
         order += rng.sample(rows, len(rows))
     order = order[: round(epochs * len(rows))]
     return [row for start in range(0, len(order), batch) for row in sorted(order[start : start + batch], key=length)]
+
+
+def micro_batches(batch: int, wanted: int) -> Iterator[int]:
+    """Yield how many examples to put on the device at once: as many as wanted, then fewer each time, always a divisor of batch.
+
+    >>> list(micro_batches(32, 6)), list(micro_batches(6, 4))
+    ([4, 2, 1], [3, 1])
+    """
+    size = wanted
+    while size >= 1:
+        if batch % size == 0:
+            yield size
+            size //= 2
+        else:
+            size -= 1
 
 
 def sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: int) -> Rows:

@@ -32,6 +32,10 @@ from selfreward_lite.errors import SelfRewardError
 
 Plain = dict[str, Any]
 BARE = "--bare"
+CHILD = {
+    "CUDA_VISIBLE_DEVICES": "0",  # with two cards in sight, TRL splits every batch
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths, one after the other, leave holes
+}
 CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
 
 
@@ -93,7 +97,7 @@ class Workshop:
                 self._child = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=words, text=True, start_new_session=True,  # Ctrl-C is the parent's to handle
-                    env={"CUDA_VISIBLE_DEVICES": "0", **os.environ},  # with two cards in sight, TRL splits every batch
+                    env={**CHILD, **os.environ},
                 )
         return self._child
 
@@ -181,10 +185,14 @@ def _do(task: Plain, wire: int) -> None:
 def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
     kind = task.pop("task")
     if kind == "train":
-        from selfreward_lite.train import train
+        from selfreward_lite import backends
         from selfreward_lite.training_job import Job
 
-        return train(Job(**task), report)
+        job = Job(**task)
+        backend = backends.ready(job.backend, Path(job.rows).parent)  # before anything imports transformers
+        from selfreward_lite.train import train
+
+        return train(job, report, backend)
     from selfreward_lite import equality, full_model, quantise
 
     if kind in ("full_model", "quantise"):

@@ -87,7 +87,7 @@ def scripted_tools(chat: ChatFormat, *, length: int = 1, pause: float = 0.0, tra
         assert len(rows) == job.row_count
         for step in range(3):
             time.sleep(train_seconds / 3)
-            report(step + 1, 3, {"loss": 0.693 - step / 10})
+            report({"step": step + 1, "steps": 3, "values": {"loss": 0.693 - step / 10}})
         adapter = Path(job.adapter_out)
         adapter.mkdir(parents=True)
         (adapter / "adapter_model.safetensors").write_text(json.dumps(rows))

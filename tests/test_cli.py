@@ -130,7 +130,7 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(tmp_path
     from selfreward_lite import cli as command
     from selfreward_lite import tools
 
-    monkeypatch.setattr(tools, "real_tools", lambda: nullcontext(scripted_tools(chat)))
+    monkeypatch.setattr(tools, "real_tools", lambda backend: nullcontext(scripted_tools(chat)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     sets = [part for key, value in {**SMALL, "gates.min_read_share": "0.999"}.items() for part in ("--set", f"{key}={value}")]
     monkeypatch.setattr(sys, "argv", ["selfreward_lite", "run", "--runs-dir", str(tmp_path), "--gates", "stop", *sets])

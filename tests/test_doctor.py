@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selfreward_lite import doctor
+from selfreward_lite import cards, doctor
 from selfreward_lite.doctor import Card, Machine
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def test_every_other_fault_is_said(changed, what, state, words):
 
 
 def test_what_the_driver_prints_is_read_line_by_line():
-    found = doctor.cards("Tesla T4, 535.1, 7.5, 14900, 15360\nTesla T4, 535.1, 7.5, 15000, 15360\n")
+    found = cards.read("Tesla T4, 535.1, 7.5, 14900, 15360\nTesla T4, 535.1, 7.5, 15000, 15360\n")
     assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
     assert found[0].name == "Tesla T4"
 

@@ -152,25 +152,29 @@ def test_fault_14_a_nan_in_an_adapter_stops_the_training_and_no_adapter_is_saved
 def test_fault_14_a_dead_loss_ends_the_training(losses, says):
     from types import SimpleNamespace
 
-    from selfreward_lite.train import Reporter
+    import torch
 
-    reporter = Reporter(lambda _: None, SimpleNamespace(method="sft"), {})
+    from selfreward_lite.checkpoints import State
+    from selfreward_lite.train import Watcher
+
+    trainer = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    watcher = Watcher(trainer, SimpleNamespace(method="sft", checkpoint_minutes=9), State("job", 0, [], {}, {}), lambda _: None)
     with pytest.raises(TrainingError, match=f"{says}.*lower the learning rate"):
         for step, loss in enumerate(losses, 1):
-            reporter.on_log(None, SimpleNamespace(global_step=step, max_steps=9), None, {"loss": loss})
+            watcher.on_log(None, SimpleNamespace(global_step=step, max_steps=9), None, {"loss": loss})
 
 
 def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
     import torch
     from test_train import make_job
 
-    from selfreward_lite import train
+    from selfreward_lite import backends
     from selfreward_lite.chat import ChatFormat
 
     folder, _ = trainer
     job = make_job(folder, config.load("tiny"), ChatFormat.load(TINY_MODEL), "dpo", adapter_in=folder / "M0", name="grad")
-    model = train.load_adapter(train.load_base(job.model_dir, "nf4"), job)
-    train.restore(model, job.adapter_in)
+    model = backends.load(backends.Backend("transformers", ""), job, torch.float32)
+    backends.restore(model, job.adapter_in)
     ids = torch.tensor([[1, 5, 9, 40, 80]])
 
     def gradients() -> torch.Tensor:

@@ -16,14 +16,14 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
+    "errors", "cards", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
     "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading",
     "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
     "stages.ratings", "stages.judgment_pairs", "stages",
-    "runner", "seed", "training_job", "llama_folder", "nf4", "train", "plan", "export", "parity", "equality", "quantise", "ollama",
-    "full_model", "evaluate", "gates",
+    "runner", "seed", "training_job", "checkpoints", "llama_folder", "nf4", "backends", "train", "plan", "export", "parity",
+    "equality", "quantise", "ollama", "full_model", "evaluate", "gates",
     "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
@@ -32,7 +32,18 @@ ORDER = [
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
 MAY_IMPORT = {
-    "torch": {"nf4", "train", "export", "parity", "llama_folder", "tiny.build", "bench.bases", "probes"},
+    "torch": {
+        "checkpoints",
+        "nf4",
+        "backends",
+        "train",
+        "export",
+        "parity",
+        "llama_folder",
+        "tiny.build",
+        "bench.bases",
+        "probes",
+    },
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
     "gradio": set(),
 }

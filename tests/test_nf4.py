@@ -109,7 +109,11 @@ def test_layers_that_the_packer_skipped_stay_as_they_are(folders: Path, tmp_path
 
 
 def test_another_quantisation_is_refused_by_name(folders: Path, tmp_path: Path) -> None:
-    for change, word in (({"quant_method": "gptq"}, "gptq"), ({"bnb_4bit_quant_type": "fp4"}, "NF4"), ({"load_in_4bit": False}, "NF4")):
+    for change, word in (
+        ({"quant_method": "gptq"}, "gptq"),
+        ({"bnb_4bit_quant_type": "fp4"}, "NF4"),
+        ({"load_in_4bit": False}, "NF4"),
+    ):
         copy = tmp_path / word
         shutil.copytree(folders / "packed", copy, dirs_exist_ok=True)
         config = json.loads((folders / "packed" / "config.json").read_text())

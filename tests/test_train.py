@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfreward_lite import config, train, training_job
+from selfreward_lite import backends, config, nf4, train, training_job
+from selfreward_lite.backends import Backend
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL, Model, Settings
 from selfreward_lite.errors import TrainingError
@@ -17,6 +18,7 @@ from selfreward_lite.tools import real_tools
 from selfreward_lite.training_job import Job, Rows, Texts
 
 torch.set_num_threads(1)
+BY_TRANSFORMERS = Backend("transformers", "transformers")
 
 
 def make_job(
@@ -52,6 +54,7 @@ def make_job(
         0,
         settings,
         tiny.lora.model_dump(),
+        str(folder / f"{name}-checkpoints"),
     )
 
 
@@ -62,7 +65,12 @@ def work() -> Iterator[Callable[[Job], tuple[dict, list[dict]]]]:
 
         def train_and_log(job: Job) -> tuple[dict, list[dict]]:
             logged: list[dict] = []
-            facts = tools.train(job, Path(job.adapter_out).parent, lambda step, steps, values: logged.append(values))
+
+            def report(said):
+                if "values" in said:
+                    logged.append(said["values"])
+
+            facts = tools.train(job, Path(job.adapter_out).parent, report)
             return facts, logged
 
         yield train_and_log
@@ -119,7 +127,7 @@ def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, traine
 
 
 def logits(adapter: Path | None) -> torch.Tensor:
-    base = train.load_base(str(TINY_MODEL), "nf4")
+    base = nf4.load(TINY_MODEL, "nf4", torch.float32, on_card=False)
     if adapter is not None:
         base = train.PeftModel.from_pretrained(base, str(adapter))
     with torch.no_grad():
@@ -132,8 +140,8 @@ def test_a_loaded_adapter_is_the_saved_one(trained, tiny, chat):
     plain, first = logits(None), logits(folder / "M1")
     assert (plain - first).abs().max() > 1e-3
     job = make_job(folder, tiny, chat, "dpo", adapter_in=folder / "M1", name="again")
-    model = train.load_adapter(train.load_base(job.model_dir, "nf4"), job)
-    train.restore(model, job.adapter_in)
+    model = backends.load(BY_TRANSFORMERS, job, torch.float32)
+    backends.restore(model, job.adapter_in)
     with torch.no_grad():
         assert torch.equal(model(input_ids=torch.tensor([[1, 5, 9, 40, 80]])).logits, first)
     saved = weights(trained, "M1")
@@ -178,7 +186,7 @@ def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, 
 def dpo(tmp_path, tiny, chat, trained) -> Callable[[], dict[str, float]]:
     """One DPO from M1, in this process, so that its parts can be spoilt."""
     job = make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="spoilt", epochs=1)
-    return lambda: train.train(job, lambda said: None)
+    return lambda: train.train(job, lambda said: None, BY_TRANSFORMERS)
 
 
 def spoil_trainer(monkeypatch, spoil: Callable) -> None:
@@ -212,8 +220,8 @@ def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo
 
 
 def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
-    restore = train.restore
-    monkeypatch.setattr(train, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0")))
+    restore = backends.restore
+    monkeypatch.setattr(backends, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0")))
     with pytest.raises(TrainingError, match=r"the reference is not M\(t-1\)"):
         dpo()
 

@@ -1,0 +1,48 @@
+"""The cards of this machine, as their driver describes them, and what a compute capability means.
+
+Knows: nvidia-smi. Does not know: torch, llama.cpp; asking costs milliseconds, and no memory of the card.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+
+OLDEST = (7, 5)  # Turing: torch 2.13 brings no kernels for anything older
+BF16 = (8, 0)  # what torch says of a T4 is not to be trusted (unslothai/unsloth#504)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card as the driver describes it; memory in bytes."""
+
+    name: str
+    driver: str
+    capability: tuple[int, int]
+    free: int
+    total: int
+
+
+def cards() -> list[Card]:
+    """Return the cards that the driver names; none where there is no driver."""
+    asked = "name,driver_version,compute_cap,memory.free,memory.total"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return []
+    return read(said.stdout) if said.returncode == 0 else []
+
+
+def read(said: str) -> list[Card]:
+    """Read what nvidia-smi printed: name, driver, compute capability, free and all memory in MiB, a line a card.
+
+    >>> read("NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
+    (8, 9)
+    """
+    found = []
+    for line in said.splitlines():
+        name, driver, capability, free, total = (part.strip() for part in line.split(","))
+        major, minor = capability.split(".")
+        found.append(Card(name, driver, (int(major), int(minor)), int(free) * 2**20, int(total) * 2**20))
+    return found
