@@ -17,9 +17,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from selfreward_lite import config, report
+from selfreward_lite import config, hub, report
 from selfreward_lite.bench.commands import bench
-from selfreward_lite.display import Display, console, say
+from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.export_commands import export
 from selfreward_lite.store import Store
@@ -47,7 +47,7 @@ def run(
     gates: Annotated[
         Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run; report holds for one command.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Your own prompts: JSONL, CSV or Parquet.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub.")] = None,
     hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0, max=8760)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
@@ -58,7 +58,8 @@ def run(
     wanted = config.parse_overrides(set_ or [])
     wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
     wanted |= {"gates.mode": gates} if gates else {}
-    wanted |= {"prompts.file": json.dumps(str(prompts.absolute()))} if prompts else {}
+    if prompts:
+        wanted["prompts.file"] = json.dumps(prompts if hub.named(prompts) else str(Path(prompts).absolute()))
     wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
     if not folder.exists():
@@ -66,7 +67,8 @@ def run(
     if hours is not None:
         signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))
     with Store.write(folder) as store:
-        settings = loop.settle(store, wanted, preset)
+        with downloads() as show:
+            settings = loop.settle(store, wanted, preset, show)
         say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
              f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):

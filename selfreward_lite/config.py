@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    base: str = Field(description="Hugging Face folder of the base model, or 'tiny' for the one that ships")
+    base: str = Field(description="base model: owner/name[@revision] on the hub, a Hugging Face folder, or 'tiny'")
     templates: str = Field(description="template set in selfreward_lite/prompts")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
     gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")
@@ -38,14 +38,6 @@ class Model(Section):
         if name not in template_sets():
             raise ValueError(f"choose one of {', '.join(template_sets())}")
         return name
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the base model. Raises ConfigError where there is none."""
-        folder = TINY_MODEL if self.base == "tiny" else Path(self.base)
-        if not (folder / "config.json").exists():
-            raise ConfigError(f"{folder}: no model there; set model.base to a Hugging Face model folder on this machine")
-        return folder
 
 
 class EngineSettings(Section):
@@ -76,7 +68,7 @@ class Draw(Section):
 
 
 class Seed(Section):
-    ranked: str = Field(description="ranked data in OASST's schema (JSONL, JSON, CSV or Parquet file), or 'tiny'")
+    ranked: str = Field(description="ranked data in OASST's schema: owner/name[@revision] on the hub, file, folder, or 'tiny'")
     train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
@@ -87,8 +79,8 @@ class Seed(Section):
 
 
 class Prompts(Section):
-    file: str | None = Field(None, description="the user's own prompts (JSONL, CSV or Parquet), count an iteration; by default "
-                             "the writer makes them")
+    file: str | None = Field(None, description="the user's own prompts, count an iteration: a file or folder, or owner/name on "
+                             "the hub; by default the writer makes them")
     count: int = Field(ge=1, description="prompts an iteration; MR: 5,000")
     writer: Literal["base", "current"] = Field("base", description="who writes them; the papers use a fixed model")
     draw: Draw = Field(description="SR: temperature 0.6, top-p 0.9")

@@ -1,8 +1,9 @@
-"""The user's own files → rows and prompts; a line that cannot be used is named with file, number and reason.
+"""Files and data sets → rows and prompts; a line that cannot be used is named with file, number and reason.
 
-Knows: JSON lines, JSON, CSV, Parquet; the shapes in which prompts are passed around (plain columns, chat messages,
-ShareGPT conversations). Does not know: ranks, stages. A file is read whole and strictly: one bad line ends the command, or,
-where bad lines are to be skipped, is counted by its reason. Only the first turn of a conversation is used, as in the papers.
+Knows: JSON lines, JSON, CSV, Parquet, folders of them as the hub has them; the shapes in which prompts are passed around (plain
+columns, chat messages, ShareGPT conversations). Does not know: ranks, stages. A file is read whole and strictly: one bad line
+ends the command, or, where bad lines are to be skipped, is counted by its reason. Only the first turn of a conversation is
+used, as in the papers.
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ class BadRow(Exception):
 
 @dataclass
 class Rows:
-    """The rows of a file, each with its line or row number, and what was skipped, by reason."""
+    """The rows of a file or folder, each with its place (file and number), and what was skipped, by reason."""
 
     path: Path
     skip_bad: bool
-    rows: list[tuple[int, Row]] = field(default_factory=list)
+    rows: list[tuple[str, Row]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def refuse(self, number: int, reason: str) -> None:
-        """Count a bad row, or raise DataError naming it."""
+    def refuse(self, place: str | int, reason: str) -> None:
+        """Count a bad row, or raise DataError naming it; a number alone is a line of the one file."""
         if not self.skip_bad:
-            raise DataError(f"{self.path}:{number}: {reason}; mend or remove that line, or leave such lines out with --skip-bad")
+            where = place if isinstance(place, str) else f"{self.path}:{place}"
+            raise DataError(f"{where}: {reason}; mend or remove that line, or leave such lines out with --skip-bad")
         self.skipped[reason] += 1
 
     def drops(self) -> tuple[Drop, ...]:
@@ -57,7 +59,12 @@ class Rows:
 
 
 def read_rows(path: Path, *, skip_bad: bool) -> Rows:
-    """Return the rows of a JSONL, JSON, CSV or Parquet file. Raises DataError, with file and line, for what cannot be read."""
+    """Return the rows of a JSONL, JSON, CSV or Parquet file, or of a folder of them.
+
+    Raises DataError, with file and line, for what cannot be read.
+    """
+    if path.is_dir():
+        return _read_folder(path, skip_bad)
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a JSONL, JSON, CSV or Parquet file")
     if not os.access(path, os.R_OK):
@@ -68,7 +75,7 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
     rows = Rows(path, skip_bad)
     for number, row in readers[path.suffix.lower()](rows):
         if isinstance(row, dict):
-            rows.rows.append((number, row))
+            rows.rows.append((f"{path}:{number}", row))
         else:
             rows.refuse(number, "not an object with named fields")
     if not rows.rows:
@@ -76,14 +83,45 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
     return rows
 
 
+def _read_folder(folder: Path, skip_bad: bool) -> Rows:
+    """A data set as the hub has it: its Parquet files, all splits one after the other, or else its other tables."""
+    tables = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".parquet", ".jsonl", ".csv")]
+    if not tables:
+        raise DataError(f"{folder}: no table in it; give a folder with .parquet, .jsonl or .csv files")
+    whole = Rows(folder, skip_bad)
+    if any(path.suffix.lower() == ".parquet" for path in tables):
+        whole.rows = list(_splits(folder))
+    else:  # `datasets` would guess a schema from the first rows, and refuse the others
+        for path in tables:
+            part = read_rows(path, skip_bad=skip_bad)
+            whole.rows += part.rows
+            whole.skipped += part.skipped
+    if not whole.rows:
+        raise DataError(f"{folder}: no usable row in it")
+    return whole
+
+
+def _splits(folder: Path) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    try:
+        for name, split in datasets.load_dataset(str(folder), streaming=True).items():
+            names = split.column_names or []
+            known = split.select_columns([column for column in names if column in COLUMNS] or names[:1])
+            for number, row in enumerate(known, 1):
+                yield f"{folder} {name}:{number}", row
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{folder}: its Parquet files cannot be read ({str(error).splitlines()[0]}); download it again") from None
+
+
 def prompts(rows: Rows) -> list[str]:
     """Return the prompt of every row; a row without one is refused as `Rows.refuse` does."""
     found = []
-    for number, row in rows.rows:
+    for place, row in rows.rows:
         try:
             found.append(prompt_of(row))
         except BadRow as bad:
-            rows.refuse(number, str(bad))
+            rows.refuse(place, str(bad))
     if not found:
         raise DataError(f"{rows.path}: no prompt in it ({dict(rows.skipped)})")
     return found

@@ -6,9 +6,20 @@ Knows: rich, terminals and pipes. Does not know: stages' meaning.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Column
 
 from selfreward_lite import runner
@@ -69,6 +80,26 @@ class Display:
         self._spoke = time.monotonic()
         line = f"M{at.iteration} {at.stage}: {at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}  {note(at)}"
         self._console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def downloads() -> Iterator[Callable[[str, int, int], None]]:
+    """Give what is to be told of every file under way: its name, the bytes that are there and those of the whole.
+
+    On a terminal that is a bar a file, elsewhere a line when it is whole.
+    """
+    bars: dict[str, TaskID] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def show(file: str, done: int, total: int) -> None:
+            if file not in bars:
+                bars[file] = progress.add_task(file, total=total)
+            progress.update(bars[file], completed=done)
+            if done >= total and not console.is_terminal:
+                say(f"{file}: {total / 1e6:.1f} MB downloaded")
+
+        yield show
 
 
 def note(at: runner.Progress) -> str:

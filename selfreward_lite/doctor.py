@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfreward_lite.cards import BF16, OLDEST, Card, cards
-from selfreward_lite.plan import free_bytes, in_words
+from selfreward_lite.disk import free_bytes, in_words
 
 State = Literal["good", "note", "bad"]
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"

@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from selfreward_lite import full_model
+from selfreward_lite import full_model, hub
 from selfreward_lite import quantise as quantiser
 from selfreward_lite.config import Settings
+from selfreward_lite.disk import check_disk
 from selfreward_lite.display import console, say
 from selfreward_lite.errors import ExportError, UserError
-from selfreward_lite.plan import check_disk
 from selfreward_lite.store import Store
 from selfreward_lite.workshop import TaskFailed, Workshop
 
@@ -65,8 +65,9 @@ def check(
     allowed = limit if limit is not None else 1e-3 if f32 else settings.gates.max_logit_difference
     weights = "nf4" if settings.model.quantisation == "nf4" else "original"
     found = _work(
-        "check", model_dir=str(settings.model.folder), base=str(base), adapter_dir=str(found_run.folder / "adapter"),
-        adapter=str(found_run.folder / "adapter.gguf"), weights=weights, limit=allowed,
+        "check", model_dir=str(hub.model_folder(settings.model.base)), base=str(base),
+        adapter_dir=str(found_run.folder / "adapter"), adapter=str(found_run.folder / "adapter.gguf"), weights=weights,
+        limit=allowed,
     )
     say(f"M{number}: the same token ids in {found['conversations']} conversations ({found['tokens']} tokens); largest difference "
         f"of a logit {found['base_difference']:.2g} without the adapter, {found['adapter_difference']:.2g} with it "
@@ -95,7 +96,8 @@ def merged(
     say(f"{target} in {kind}: {wanted}, for quantising alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    weights = {"model_dir": str(found_run.settings.model.folder), "adapter_dir": str(found_run.folder / "adapter")}
+    original = hub.model_folder(found_run.settings.model.base)
+    weights = {"model_dir": str(original), "adapter_dir": str(found_run.folder / "adapter")}
     with _tensors() as show:
         task = {"out": str(target), "kind": kind, "prove": prove}
         found = _work("full_model", lambda at: show(at["done"], at["total"]), **weights, **task)

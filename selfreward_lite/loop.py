@@ -9,16 +9,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
-from selfreward_lite import assess, config, datafiles, plan, steps, tripwires
+from selfreward_lite import assess, config, datafiles, hub, plan, steps, tripwires
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import Settings
+from selfreward_lite.disk import check_disk
 from selfreward_lite.errors import ConfigError, ExportError
-from selfreward_lite.llama_folder import check_folder
+from selfreward_lite.llama_folder import check_folder, read_config
 from selfreward_lite.run import Run
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
@@ -71,13 +71,14 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
 
     Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
     """
-    model_dir = settings.model.folder
+    model_dir = hub.model_folder(settings.model.base)
     chat = ChatFormat.load(model_dir)
     if settings.judge.score == "expected" and any(len(chat.text_ids(digit)) != 1 for digit in "012345"):
         raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
     newest = store.newest()
     left, whole = max(0, settings.iterations - (newest or 0)), newest is None
-    plan.check_disk(store.folder, plan.disk(settings, left, seed_stage=whole, base_written=store.is_done(0, "base")))
+    base_written = store.is_done(0, "base")
+    check_disk(store.folder, plan.disk(settings, read_config(model_dir), left, seed_stage=whole, base_written=base_written))
     work = Run(store, settings, chat, model_dir, tools, watch)
     try:
         for iteration in range(settings.iterations + 1):
@@ -90,14 +91,15 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
         work.release_engine()
 
 
-def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings:
+def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.Show = hub.quiet) -> Settings:
     """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
 
-    `wanted` are dotted overrides. Raises ConfigError where they contradict what the run's records were made with.
+    `wanted` are dotted overrides. What the settings name on the hub is downloaded, with `show` told how far it is, and from then
+    on named by its commit. Raises ConfigError where they contradict what the run's records were made with.
     """
     begun = store.fact("settings")
     if begun is None or not store.has_items():
-        settings = config.load(preset or "tiny", wanted)
+        settings = _downloaded(config.load(preset or "tiny", wanted), show)
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
@@ -106,12 +108,24 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None) -> Settings
         return settings
     if preset not in (None, begun["preset"]):
         raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
-    settings = config.override(begun, wanted)
+    settings = _downloaded(config.override(begun, wanted), show)
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != begun[key]:
             raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
     store.state("settings", _lasting(settings))
     return settings
+
+
+def _downloaded(settings: Settings, show: hub.Show) -> Settings:
+    """The settings with every repository at the commit that lies on this machine now."""
+    found: dict[str, dict[str, str]] = {"model": {}, "seed_stage": {}, "prompts": {}}
+    for section, name, kind in (("model", "base", "model"), ("seed_stage", "ranked", "dataset"), ("prompts", "file", "dataset")):
+        text = getattr(getattr(settings, section), name)
+        repository = hub.named(text) if text else None
+        if repository is not None:
+            found[section][name] = str(hub.fetch(repository, kind, show)[1])  # type: ignore[arg-type]
+    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in found.items()}
+    return settings.model_copy(update=changed)
 
 
 def _lasting(settings: Settings) -> dict[str, Any]:
@@ -121,7 +135,7 @@ def _lasting(settings: Settings) -> dict[str, Any]:
 
 def _check_folder(settings: Settings) -> None:
     """What cannot be served is better said now than after the first stage."""
-    folder = settings.model.folder
+    folder = hub.model_folder(settings.model.base)
     try:
         check_folder(folder)
         ChatFormat.load(folder).prompt_ids(user("Hello."))
@@ -138,7 +152,7 @@ def _check_folder(settings: Settings) -> None:
 def _check_prompts(settings: Settings) -> None:
     """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
     if settings.prompts.file is not None:
-        found = datafiles.prompts(datafiles.read_rows(Path(settings.prompts.file), skip_bad=settings.skip_bad))
+        found = datafiles.prompts(datafiles.read_rows(hub.local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad))
         if len(found) <= (settings.iterations - 1) * settings.prompts.count:
             raise ConfigError(
                 f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "

@@ -6,12 +6,8 @@ so that a run that passes does not fill the disk in its third night.
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from selfreward_lite.config import Settings
-from selfreward_lite.errors import UserError
-from selfreward_lite.llama_folder import Llama, read_config
+from selfreward_lite.llama_folder import Llama
 
 GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
 TOKEN_BYTES = 4.5  # bytes of text a token, on the long side for English
@@ -20,15 +16,13 @@ ADAPTER_BYTES = 8  # a weight in float32 in the PEFT folder, and in the GGUF
 ID_BYTES = 6  # of a token id in a trainer's rows
 LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and what trainers and exporters say
 CANARIES = 50
-MARGIN = 1.1
 
 
-def disk(settings: Settings, iterations: int, *, seed_stage: bool, base_written: bool) -> dict[str, int]:
+def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool, base_written: bool) -> dict[str, int]:
     """Return the bytes that a run still needs, by what needs them: `base`, `adapters`, `records`, `working files`.
 
     `iterations` are those still to do; `seed_stage` says whether that is too.
     """
-    llama = read_config(settings.model.folder)
     base = 0.0 if base_written else weights(llama) * GGUF_BYTES[settings.model.gguf]
     adapters = (iterations + seed_stage) * adapter_weights(llama, settings.lora.rank) * ADAPTER_BYTES
     records = iterations * (_records(settings) + _evaluation(settings))
@@ -40,24 +34,6 @@ def disk(settings: Settings, iterations: int, *, seed_stage: bool, base_written:
     rows = max(settings.seed_stage.train_examples * (iterations < 1), 2 * settings.prompts.count * (iterations > 0))
     working = LOG_BYTES + rows * longest * ID_BYTES if iterations or seed_stage else 0
     return {"base": int(base), "adapters": int(adapters), "records": int(records), "working files": int(working)}
-
-
-def check_disk(
-    path: Path, needs: dict[str, int], wanted_by: str = "this run", advice: str = "free space, or give another --runs-dir"
-) -> None:
-    """Raise UserError, with the numbers, where the disk on which `path` lies or will lie cannot hold `needs`."""
-    free, needed = free_bytes(path), sum(needs.values()) * MARGIN
-    if free < needed:
-        parts = ", ".join(f"{what} {in_words(size)}" for what, size in needs.items() if size)
-        raise UserError(
-            f"the disk of {path} has {in_words(free)} free and {wanted_by} needs {in_words(needed)} "
-            f"({parts}, and a tenth to spare); {advice}"
-        )
-
-
-def free_bytes(path: Path) -> int:
-    """Return the bytes that are free where `path` lies or, so far as it does not exist yet, will lie."""
-    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 def weights(llama: Llama) -> int:
@@ -92,8 +68,3 @@ def _evaluation(settings: Settings) -> float:
 
 def _judgment(settings: Settings) -> float:
     return RECORD_BYTES + TOKEN_BYTES * settings.judge.draw.max_tokens
-
-
-def in_words(count: float) -> str:
-    """Return bytes in the unit that people read."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

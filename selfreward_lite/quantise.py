@@ -19,9 +19,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from selfreward_lite.disk import free_bytes, in_words
 from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import whole_file
-from selfreward_lite.plan import free_bytes, in_words
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 PROBE_ROWS, PROBE_COLUMNS = 256, 4096  # of the matrix that is quantised to learn how fast this machine is

@@ -14,10 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
-from selfreward_lite import datafiles
+from selfreward_lite import datafiles, hub
 from selfreward_lite.config import Settings
 from selfreward_lite.engines.base import Completion
 from selfreward_lite.errors import DataError
@@ -55,15 +54,15 @@ def load_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // tiny_ranked.ANSWERS
         return list(tiny_ranked.rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)), ()
-    found = datafiles.read_rows(Path(source), skip_bad=settings.skip_bad)
+    found = datafiles.read_rows(hub.local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []
-    for number, raw in found.rows:
+    for place, raw in found.rows:
         row = _typed(raw)
         reason = _unfit(row)
         if reason is None:
             kept.append(row)
         else:
-            found.refuse(number, reason)
+            found.refuse(place, reason)
     return kept, found.drops()
 
 

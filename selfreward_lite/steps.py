@@ -10,10 +10,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from selfreward_lite import canaries, datafiles, seed
+from selfreward_lite import canaries, datafiles, hub, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
 from selfreward_lite.manifest import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
@@ -79,7 +78,7 @@ def read_prompts(run: Run, _: int) -> None:
         return
 
     def work() -> Outcome:
-        rows = datafiles.read_rows(Path(settings.file or ""), skip_bad=run.settings.skip_bad)
+        rows = datafiles.read_rows(hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad)
         ranked_eval, _training = run.ranked()
         secret = [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in ranked_eval]
         kept = prompts.imported(datafiles.prompts(rows), settings, run=run.store.run, held_out=secret)

@@ -21,10 +21,11 @@ from test_gates import World
 from test_gates import run as run_world
 from test_loop import everything, records_of
 
-from selfreward_lite import config, plan
+from selfreward_lite import config, loop, plan
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.engines.scripted import Reply
 from selfreward_lite.errors import ConfigError, GateStop, SelfRewardError, TrainingError, UserError
+from selfreward_lite.llama_folder import read_config
 from selfreward_lite.records import Response
 from selfreward_lite.store import Store
 
@@ -92,11 +93,11 @@ def test_fault_04_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
 
 
 def test_fault_05_a_run_that_cannot_fit_the_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
-    tiny = config.load("tiny")
-    needs = plan.disk(tiny, 3, seed_stage=True, base_written=False)
+    tiny, llama = config.load("tiny"), read_config(TINY_MODEL)
+    needs = plan.disk(tiny, llama, 3, seed_stage=True, base_written=False)
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
-    assert plan.disk(tiny, 3, seed_stage=True, base_written=True)["base"] == 0
-    assert sum(plan.disk(tiny, 0, seed_stage=False, base_written=True).values()) == 0
+    assert plan.disk(tiny, llama, 3, seed_stage=True, base_written=True)["base"] == 0
+    assert sum(plan.disk(tiny, llama, 0, seed_stage=False, base_written=True).values()) == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(
         UserError, match=r"has 1\.0 MB free and this run needs \d+\.\d MB \(base .*adapters .*records .*--runs-dir"
@@ -112,8 +113,6 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from selfreward_lite.llama_folder import read_config
-
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     total = sum(weight.numel() for weight in model.parameters())
     made = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -125,8 +124,8 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
 
 def test_fault_05_what_a_run_leaves_is_within_what_was_planned(tmp_path, monkeypatch):
     planned: list[dict] = []
-    check = plan.check_disk
-    monkeypatch.setattr(plan, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs)))
+    check = loop.check_disk
+    monkeypatch.setattr(loop, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs)))
     scripted_run.run(tmp_path / "run")
     (needs,) = planned
     database = sum(path.stat().st_size for path in (tmp_path / "run").glob("run.sqlite*"))

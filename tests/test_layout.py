@@ -16,7 +16,8 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "cards", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest", "store",
+    "errors", "cards", "disk", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest",
+    "hub", "store",
     "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading",
     "engines.llama",
     "engines.child", "engines.process", "engines.scripted", "engines",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from selfreward_lite import config
+from selfreward_lite import config, hub
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import UserError
@@ -105,7 +105,7 @@ def bench_bases(
         number, made = store.model(model)
         if settings.model.quantisation != "nf4":
             raise UserError(f"{name} was not trained on 4-bit weights: its own model.gguf is the nearest base there is")
-        folder = settings.model.folder
+        folder = hub.model_folder(settings.model.base)
         run = Run(store, settings, ChatFormat.load(folder), folder, tools, lambda at: None)
         judge = bases.judge_of(run, number, judgments)
         asked = {f"M{number} of {name}": (folder, made / "adapter", judge)}

@@ -1,0 +1,273 @@
+"""Models and data sets of the Hugging Face hub: fetched once, and the very same files ever after.
+
+    owner/name              the newest revision at the first download, which is then kept to
+    owner/name@revision     that one
+
+What was downloaded lies in $HF_HOME/selfreward_lite, with a list of the sha256 of every file; what the hub's own cache holds
+already is linked to and not fetched. Later calls take the files from there, and refuse them where a digest has changed. Knows:
+names, revisions, digests. Does not know: what is in a file. A token for a closed repository is taken from the environment,
+and never kept. The hub's own download begins every file anew in every process (huggingface_hub 1.33), so it is done here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.disk import check_disk
+from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import sha256_of
+
+Kind = Literal["model", "dataset"]
+Show = Callable[[str, int, int], None]
+LEDGER = "downloads.json"
+ATTEMPTS = 5  # at a line that breaks, as long as each brings something
+# Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
+# the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
+WANTED = {"model": (r"[^/]+\.(json|safetensors|jinja)",), "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv")}
+_NAME = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# sha256 of what is in OASST1's two Parquet files, from the hub's own page of the commit that wrote them:
+# https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
+CITED = {
+    "OpenAssistant/oasst1": {
+        "data/train-00000-of-00001-b42a775f407cee45.parquet":
+            "bbfadf5ed1278ba2208c837fdcad865adf65f5df55d80abadab2745db13fcb5e",
+        "data/validation-00000-of-00001-134b8fd0c89408b6.parquet":
+            "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416",
+    },
+}
+
+
+def quiet(file: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub, at a revision (a branch, a tag or a commit); None is its newest."""
+
+    id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.revision}" if self.revision else self.id
+
+
+def named(text: str) -> Repository | None:
+    """Return the repository that a setting names; None for everything else, a path that exists first of all.
+
+    >>> named("unsloth/llama-3-8b-Instruct-bnb-4bit"), named("a/b@main")
+    (Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None), Repository(id='a/b', revision='main'))
+    >>> named("tiny"), named("./models/llama"), named("/models/llama")
+    (None, None, None)
+    """
+    match = None if Path(text).exists() else _NAME.fullmatch(text)
+    return Repository(match["id"], match["revision"]) if match else None
+
+
+def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Repository]:
+    """Return the folder of a repository's files, downloaded if need be, and the repository at its commit.
+
+    An interrupted download goes on where it stopped. `show` is told a file, the bytes that are there and those of the whole.
+    Raises UserError, in one line with what to do next, where it cannot be had, does not fit the disk, or is not what was
+    downloaded before.
+    """
+    known = _known(repository, kind)
+    if known is None:
+        with _in_words(repository):
+            known = _download(repository, kind, show)
+    else:
+        _confirm(known)
+    return known.folder, Repository(repository.id, known.commit)
+
+
+def local(text: str, kind: Kind) -> Path:
+    """Return the place on this machine that a setting names: a path as it is, a repository's folder if it was downloaded.
+
+    Raises UserError where it was not.
+    """
+    repository = named(text)
+    if repository is None:
+        return Path(text)
+    known = _known(repository, kind)
+    if known is None:
+        raise UserError(f"{repository} is not on this machine; `run` downloads it, or give a folder or file")
+    return known.folder
+
+
+def model_folder(base: str) -> Path:
+    """Return the folder of a base model: the one that ships, one on this machine, or one downloaded before.
+
+    Raises UserError where there is none.
+    """
+    found = TINY_MODEL if base == "tiny" else local(base, "model")
+    if not (found / "config.json").exists():
+        raise UserError(f"{found}: no model there; set model.base to a Hugging Face model folder, or to owner/name on the hub")
+    return found
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A download: its folder, its commit, and the sha256 of every file by its path."""
+
+    folder: Path
+    commit: str
+    files: dict[str, str]
+
+
+def _known(repository: Repository, kind: Kind) -> _Known | None:
+    """What the list says of a repository: of the commit asked for, else of the one that its branch stood at the first time."""
+    for entry in _read_ledger():
+        asked = (repository.revision or "main") in (entry["commit"], *entry["asked"])
+        if asked and (entry["kind"], entry["id"]) == (kind, repository.id):
+            where = Path(entry["folder"])
+            if all((where / name).exists() for name in entry["files"]):
+                return _Known(where, entry["commit"], entry["files"])
+    return None
+
+
+def _confirm(known: _Known) -> None:
+    for name, digest in known.files.items():
+        if sha256_of(known.folder / name) != digest:
+            raise UserError(
+                f"{known.folder / name} is not what was downloaded (its sha256 has changed); delete {known.folder} and give the "
+                "same command again"
+            )
+
+
+def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
+    from huggingface_hub import HfApi
+
+    asked = repository.revision or "main"
+    info = HfApi().repo_info(repository.id, repo_type=kind, revision=asked, files_metadata=True)
+    wanted = _wanted(info.siblings or [], kind)
+    if not wanted:
+        raise UserError(f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another")
+    at = Repository(repository.id, info.sha)
+    place = _home() / kind / str(at).replace("/", "--")
+    missing = [one for one in wanted if not (place / one.rfilename).exists()]
+    needs = {"download": sum(one.size or 0 for one in missing)}
+    check_disk(place, needs, str(repository), "free space, or set HF_HOME elsewhere")
+    files = {}
+    for one in wanted:
+        path = place / one.rfilename
+        if not path.exists():
+            _fetch_file(at, kind, one, path, show)
+        files[one.rfilename] = sha256_of(path)
+        expected = {CITED.get(repository.id, {}).get(one.rfilename), one.lfs.sha256 if one.lfs else None} - {None}
+        if expected - {files[one.rfilename]}:
+            path.unlink()
+            raise UserError(f"{path} is not what {repository} announces (sha256); give the same command again")
+    entry = {"kind": kind, "id": repository.id, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
+    _write_ledger([*_read_ledger(), entry])
+    return _Known(place, info.sha, files)
+
+
+def _wanted(files: list[Any], kind: Kind) -> list[Any]:
+    """Of a repository's files, those of the first kind that there is."""
+    for pattern in WANTED[kind]:
+        if found := [one for one in files if re.fullmatch(pattern, one.rfilename)]:
+            return found
+    return []
+
+
+def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -> None:
+    """Put one file in its place: a link to the hub's own cache where it is there, else its bytes, from where they stopped."""
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
+    if isinstance(cached, str):
+        path.symlink_to(Path(cached).resolve())
+        return
+    part = path.with_name(f"{path.name}.part")
+    url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)
+    for attempt in range(ATTEMPTS):
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _stream(url, part, file, show)
+            break
+        except httpx.TransportError:
+            if attempt + 1 == ATTEMPTS or part.stat().st_size == before:
+                raise
+    part.rename(path)
+
+
+def _stream(url: str, part: Path, file: Any, show: Show) -> None:
+    """Append what is still missing of a file."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    with part.open("ab") as out:
+        done = out.tell()
+        if file.size is not None and done >= file.size:
+            return
+        headers = build_hf_headers() | ({"Range": f"bytes={done}-"} if done else {}) | {"Accept-Encoding": "identity"}
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            if done and response.status_code == 200:  # it sends all of it, whatever was asked
+                out.truncate(0)
+                done = 0
+            for piece in response.iter_bytes(2**20):
+                out.write(piece)
+                done += len(piece)
+                show(file.rfilename, done, file.size or done)
+
+
+@contextmanager
+def _in_words(repository: Repository) -> Iterator[None]:
+    """Every way in which the hub can fail, as one line with what to do next."""
+    from huggingface_hub import errors
+
+    offline = f"{repository} was not downloaded before, and the hub cannot be reached"
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(f"{repository} is closed: accept its licence on its page, and set HF_TOKEN to a token of yours") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{repository}: neither a path here nor a repository of the hub that all may see; mend it, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{repository}: the hub has no such revision; name another after the @, or none") from None
+    except errors.OfflineModeIsEnabled:
+        raise UserError(f"{offline} (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine") from None
+    except (httpx.HTTPError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(
+            f"{offline} ({why}): connect, and give the same command again; what was downloaded is kept. Or give a folder on "
+            "this machine"
+        ) from None
+
+
+def _home() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "selfreward_lite"
+
+
+def _read_ledger() -> list[dict[str, Any]]:
+    path = _home() / LEDGER
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return [entry for entry in entries if entry["kind"] and entry["id"] and entry["commit"] and entry["folder"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it, and what it listed is looked at anew") from None
+
+
+def _write_ledger(entries: list[dict[str, Any]]) -> None:
+    path = _home() / LEDGER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    unfinished.rename(path)

@@ -1,0 +1,124 @@
+"""A hub on this machine: the few answers that a download needs, with files that a test gives; ranges, revisions, closed doors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlparse
+
+
+@dataclass
+class Hub:
+    """`files` by (repository, path); `commit` of every branch; `closed` ones; the line is dead after `left` bytes of files."""
+
+    address: str = ""
+    files: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    commit: str = "a" * 40
+    closed: set[str] = field(default_factory=set)
+    announced: dict[tuple[str, str], str] = field(default_factory=dict)  # another sha256 than the file's
+    left: int | None = None
+    breaks: list[int] = field(default_factory=list)  # how much each of the next answers brings before its line breaks
+    asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+
+    def info(self, name: str) -> dict:
+        siblings = [
+            {"rfilename": path, "size": len(data), "blobId": "b" * 40, "lfs": self._lfs(repo, path, data)}
+            for (repo, path), data in self.files.items()
+            if repo == name
+        ]
+        return {"id": name, "sha": self.commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0}
+
+    def _lfs(self, repo: str, path: str, data: bytes) -> dict | None:
+        if path.endswith(".json"):
+            return None
+        return {"sha256": self.digest(repo, path), "size": len(data), "pointerSize": 130}
+
+    def digest(self, repo: str, path: str) -> str:
+        return self.announced.get((repo, path)) or hashlib.sha256(self.files[repo, path]).hexdigest()
+
+
+@contextmanager
+def hub() -> Iterator[Hub]:
+    """Serve on a port of the loopback for as long as the block lasts."""
+    found = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": found}))
+    server.daemon_threads = True
+    found.address = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield found
+    finally:
+        server.shutdown()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = unquote(urlparse(self.path).path)
+        self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
+        parts = path.strip("/").split("/")
+        if parts[0] == "api":
+            self._info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+        else:
+            parts = parts[1:] if parts[0] == "datasets" else parts
+            self._file("/".join(parts[:2]), "/".join(parts[4:]), body)
+
+    def _refused(self, name: str, revision: str = "main") -> bool:
+        if name in self.hub.closed:
+            self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "closed"})
+        elif not any(repo == name for repo, _ in self.hub.files):
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "none"})
+        elif revision not in ("main", self.hub.commit):
+            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "none"})
+        else:
+            return False
+        return True
+
+    def _info(self, name: str, revision: str) -> None:
+        if not self._refused(name, revision):
+            self._send(200, json.dumps(self.hub.info(name)).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name: str, path: str, body: bool) -> None:
+        if self._refused(name):
+            return
+        data = self.hub.files[name, path]
+        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{self.hub.digest(name, path)}"', "Accept-Ranges": "bytes"}
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        rest = data[start:]
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        cut = self.hub.left if body and self.hub.left is not None and self.hub.left < len(rest) else None
+        if body and cut is None and self.hub.breaks and not path.endswith(".json"):
+            cut = self.hub.breaks.pop(0)
+        if body and self.hub.left is not None:
+            self.hub.left = max(0, self.hub.left - len(rest))
+        self._send(206 if start else 200, rest, headers, body, cut)
+
+    def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool = True, cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body and self.command == "GET":
+            self.wfile.write(data if cut is None else data[:cut])
+        if cut is not None:
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.close()
