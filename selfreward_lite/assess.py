@@ -110,12 +110,12 @@ def _ask(run: Run, model: int) -> None:
     actor = run.voice(model, settings.draw, iteration)
     run.ask(iteration, f"{prefix}eval_responses", [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()])
     judge = run.voice(model, run.settings.judge.draw, iteration)
-    run.ask(iteration, f"{prefix}eval_judgments", judging(run.ranked()[0], judge, settings.judgments))
+    run.ask(iteration, f"{prefix}eval_judgments", judging(run.ranked().evaluation, judge, settings.judgments))
 
 
 def _measured(run: Run, model: int) -> Measured:
     name, iteration = run.voice(model, run.settings.judge.draw, 0).model, max(model, 0)
-    ranked, held_out = run.ranked()[0], {one.id for one in run.held_out()}
+    ranked, held_out = run.ranked().evaluation, {one.id for one in run.held_out()}
     mine = {answer.id for one in ranked for answer in one.responses}
     answers = [one for one in run.store.records(Response, iteration=iteration, model=name) if one.prompt_id in held_out]
     count = run.settings.evaluation.judgments  # a second look at some canary's rivals drew more

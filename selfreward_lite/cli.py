@@ -92,6 +92,10 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             drops = ", ".join(f"{count} {reason}" for reason, count in store.drops(iteration, stage).items())
             table.add_row(f"M{iteration}", stage, f"{done}/{total}" + ("" if ended else " …"), f"{seconds:.1f}", drops)
         console.print(table)
+        table = Table("seed data", "here", "arXiv 2401.10020", title_justify="left")
+        for count in report.seed_counts(store):
+            table.add_row(count.what, f"{count.here:,}", count.paper or "–")
+        console.print(table)
         spent = report.seconds_by_stage(store)
         table = Table("where the seconds went", "seconds", "share", title_justify="left")
         for stage, seconds in spent.items():

@@ -70,6 +70,8 @@ class Draw(Section):
 class Seed(Section):
     ranked: str = Field(description="ranked data in OASST's schema: owner/name[@revision] on the hub, file, folder, or 'tiny'")
     train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
+    ift_examples: int = Field(0, ge=0, description="best human answers to train on too; SR: 3,200, since it begins with a model "
+                              "that cannot answer yet; MR: none")
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
     strict: bool = Field(False, description="whether two equal scores of differently ranked answers count as disagreement")
@@ -88,6 +90,8 @@ class Prompts(Section):
     own_demonstrations: int = Field(2, ge=0, description="tasks of earlier iterations shown; SR: 2")
     attempts: float = Field(3.0, ge=1, description="candidates asked for at most, as a multiple of count")
     max_similarity: float = Field(0.7, gt=0, le=1, description="ROUGE-L F above which a candidate is a duplicate; SR")
+    max_overlap: float = Field(0.7, gt=0, le=1, description="share of word triples from which on a candidate is a duplicate; "
+                               "finds what only changed its order (a proposal; neither paper has it)")
     min_words: int = Field(4, ge=1, description="shorter candidates are dropped (Self-Instruct)")
     max_words: int = Field(150, description="longer candidates are dropped (Self-Instruct)")
 

@@ -5,16 +5,17 @@ Knows: which record or metric answers which question. Does not know: terminals, 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from selfreward_lite.config import parse
 from selfreward_lite.errors import UserError
 from selfreward_lite.records import BASE, Judgment, JudgmentPair, Prompt, Response, ResponsePair
-from selfreward_lite.seed import HUMAN
+from selfreward_lite.seed import HUMAN, RankedPrompt, split
 from selfreward_lite.stages.response_pairs import TOLERANCE
 from selfreward_lite.store import Store
 
@@ -78,6 +79,31 @@ def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float 
             by_prompt[response.prompt_id].append(fmean(scores[response.id]))
     pairs = [abs(a - b) <= TOLERANCE for means in by_prompt.values() for a, b in combinations(means, 2)]
     return fmean(pairs) if pairs else None
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many of something the seed stage has, and how many the papers had (None where they do not say)."""
+
+    what: str
+    here: int
+    paper: str | None
+
+
+def seed_counts(store: Store) -> list[Count]:
+    """Return the sizes of the seed data beside those of arXiv 2401.10020 (its third version, section 3.1)."""
+    if not store.is_done(0, "ranked"):
+        return []
+    settings, metrics = parse(store.fact("settings")), store.metrics(0)
+    by_prompt = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
+    evaluation = split([RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")], settings).evaluation
+    return [
+        Count("first-turn prompts with two ranked answers", len(by_prompt), None),
+        Count("evaluation prompts", len(evaluation), "about 190"),
+        Count("ranked answers to them", sum(by_prompt[one.prompt.id] for one in evaluation), "541"),
+        Count("EFT examples", int(metrics.get("eft_examples") or 0), "1,630"),
+        Count("IFT examples", int(metrics.get("ift_examples") or 0), "3,200"),
+    ]
 
 
 def refusals(store: Store) -> dict[str, dict[str, str]]:

@@ -88,8 +88,8 @@ class Run:
         self.store.end_stage(iteration, stage)
         self.watch(progress)
 
-    def ranked(self) -> tuple[list[seed.RankedPrompt], list[seed.RankedPrompt]]:
-        """Return the ranked prompts (for evaluation, for training), as the first step stored them."""
+    def ranked(self) -> seed.Split:
+        """Return the ranked prompts by what they are for, as the first step stored them."""
         by_prompt = grouped(self.store.records(Response, model=seed.HUMAN), lambda response: response.prompt_id)
         found = [
             seed.RankedPrompt(prompt, tuple(by_prompt[prompt.id])) for prompt in self.store.records(Prompt, origin="ranked")
@@ -99,7 +99,7 @@ class Run:
     def held_out(self) -> list[Prompt]:
         """Return the prompts that every model answers for evaluation."""
         own = self.store.records(Prompt, origin="held_out")
-        return own or [one.prompt for one in self.ranked()[0]][: self.settings.evaluation.prompts]
+        return own or [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
 
 
 def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:

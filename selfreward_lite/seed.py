@@ -2,8 +2,8 @@
 
 Knows: OASST's schema (Köpf et al. 2023, arXiv 2304.07327), the selection of arXiv 2401.10020 section 3.1. Does not
 know: how judgments are made; those come from the engine, through the judgments stage. Split by message tree, evaluation
-first, so that no evaluation prompt is ever trained on or shown as an example. Prompts that are left out are counted by
-reason; deeper messages of a tree and unranked answers are not looked at.
+first, so that no evaluation prompt is ever trained on or shown as an example. What is left out is counted by reason; deeper
+messages of a tree are not looked at.
 """
 
 from __future__ import annotations
@@ -84,7 +84,13 @@ def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[Ra
             drops["same prompt again"] += 1
             continue
         seen.add(plain)
-        ranked = sorted((a for a in answers[row["message_id"]] if a["rank"] is not None), key=lambda a: a["rank"])
+        by_rank: dict[float, Mapping[str, Any]] = {}
+        for answer in answers[row["message_id"]]:
+            if answer["rank"] is None:
+                drops["answer without a rank"] += 1
+            elif by_rank.setdefault(answer["rank"], answer) is not answer:
+                drops["answer of the same rank as another"] += 1  # the humans did not tell them apart
+        ranked = [by_rank[rank] for rank in sorted(by_rank)]
         if len(ranked) < 2:
             drops["fewer than two ranked answers"] += 1
             continue
@@ -95,16 +101,28 @@ def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[Ra
     return found, Outcome(tuple(records), tuple(Drop(reason, count) for reason, count in drops.items()))
 
 
-def split(found: Sequence[RankedPrompt], settings: Settings) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
-    """Return (evaluation, training) prompts; evaluation is reserved first. Raises DataError if nothing is left."""
+@dataclass(frozen=True)
+class Split:
+    """Ranked prompts by what they are for: to measure judges, to teach judging (EFT), to teach answering (IFT)."""
+
+    evaluation: list[RankedPrompt]
+    eft: list[RankedPrompt]
+    ift: list[RankedPrompt]
+
+
+def split(found: Sequence[RankedPrompt], settings: Settings) -> Split:
+    """Share the prompts out: evaluation is reserved first, IFT last. Raises DataError if nothing is left to teach judging."""
     shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
-    held_out, rest = shuffled[: settings.seed_stage.eval_prompts], shuffled[settings.seed_stage.eval_prompts :]
-    if not rest:
+    wanted = settings.seed_stage
+    left = len(shuffled) - wanted.eval_prompts - wanted.ift_examples
+    if left < 1:
+        also = f" and {wanted.ift_examples} IFT prompts" if wanted.ift_examples else ""
         raise DataError(
-            f"{len(found)} ranked prompts are too few for {settings.seed_stage.eval_prompts} evaluation prompts; "
-            "lower seed_stage.eval_prompts or give more data"
+            f"{len(found)} ranked prompts are too few for {wanted.eval_prompts} evaluation prompts{also}; "
+            f"lower seed_stage.eval_prompts{' or seed_stage.ift_examples' if also else ''}, or give more data"
         )
-    return held_out, rest
+    rest = shuffled[wanted.eval_prompts :]
+    return Split(shuffled[: wanted.eval_prompts], rest[:left], rest[left:])
 
 
 def held_out_prompts(settings: Settings, run: str, ranked: Sequence[RankedPrompt]) -> list[Prompt]:

@@ -63,8 +63,8 @@ def read_ranked(run: Run, _: int) -> None:
     def work() -> Outcome:
         rows, skipped = seed.load_rows(run.settings)
         found, outcome = seed.ranked_prompts(rows, run.store.run)
-        held_out, _training = seed.split(found, run.settings)
-        own = seed.held_out_prompts(run.settings, run.store.run, held_out)
+        parts = seed.split(found, run.settings)
+        own = seed.held_out_prompts(run.settings, run.store.run, parts.evaluation)
         new = [prompt for prompt in own if prompt.origin == "held_out"]
         return Outcome((*outcome.records, *new), (*skipped, *outcome.drops))
 
@@ -79,8 +79,7 @@ def read_prompts(run: Run, _: int) -> None:
 
     def work() -> Outcome:
         rows = datafiles.read_rows(hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad)
-        ranked_eval, _training = run.ranked()
-        secret = [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in ranked_eval]
+        secret = _secret(run)
         kept = prompts.imported(datafiles.prompts(rows), settings, run=run.store.run, held_out=secret)
         return Outcome(kept.records, (*rows.drops(), *kept.drops))
 
@@ -89,7 +88,7 @@ def read_prompts(run: Run, _: int) -> None:
 
 def lay_decoys(run: Run, _: int) -> None:
     """Put decoys among the responses of the ranked training prompts."""
-    prompts, count = [one.prompt for one in run.ranked()[1]], run.settings.seed_stage.decoys
+    prompts, count = [one.prompt for one in run.ranked().eft], run.settings.seed_stage.decoys
     run.once(0, "decoys", lambda: canaries.decoys(prompts, count, run=run.store.run, templates=run.settings.model.templates))
 
 
@@ -97,7 +96,7 @@ def judge_ranked(run: Run, _: int) -> None:
     """Have the base judge ranked training answers, several times each, prompt by prompt until there are EFT examples enough."""
     if run.store.is_done(0, "eft_examples"):
         return
-    settings, ranked, laid = run.settings.seed_stage, run.ranked()[1], _decoys(run)
+    settings, ranked, laid = run.settings.seed_stage, run.ranked().eft, _decoys(run)
     voice = run.voice(BASE, run.settings.judge.draw, 0)
     for count in _eft_rounds(run):
         items = [
@@ -113,7 +112,7 @@ def _eft_rounds(run: Run) -> Iterator[int]:
 
     Only whole rounds are looked at, so that a resumed run ends with the one that an undisturbed run does.
     """
-    ranked, wanted = run.ranked()[1], run.settings.seed_stage.train_examples
+    ranked, wanted = run.ranked().eft, run.settings.seed_stage.train_examples
     most = len(ranked[0].responses) + run.settings.seed_stage.decoys if ranked else 1
     count = math.ceil(wanted / most)  # if everything agreed
     while True:
@@ -129,17 +128,18 @@ def _eft_rounds(run: Run) -> Iterator[int]:
 def _eft(run: Run, count: int) -> tuple[list[seed.Example], Outcome]:
     """The EFT examples that the first prompts give."""
     drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
-    return seed.eft_examples(run.ranked()[1][:count], _decoys(run), drawn, run.settings)
+    return seed.eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
 def train_seed(run: Run, _: int) -> None:
-    """SFT on the judgments that agree with the humans (EFT) → M0."""
+    """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
 
     def work() -> Outcome:
         *_, count = _eft_rounds(run)
-        examples, _ = _eft(run, count)
-        settings = run.settings.sft
-        rows = sft_rows(((one.question, one.judgment.text) for one in examples), run.chat, settings.max_length)
+        judged = [(one.question, one.judgment.text) for one in _eft(run, count)[0]]
+        answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
+        run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
+        rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
         _train(run, 0, "sft", rows)
         return Outcome(drops=rows.drops)
 
@@ -161,10 +161,10 @@ def new_prompts(run: Run, iteration: int) -> None:
         return
     speaker = BASE if settings.writer == "base" else iteration - 1
     voice = run.voice(speaker, settings.draw, iteration)
-    ranked_eval, ranked_train = run.ranked()
-    human = [one.prompt.text for one in ranked_train]
+    ranked = run.ranked()
+    human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [prompt.text for prompt in store.records(Prompt, origin="generated") if prompt.iteration < iteration]
-    secret = [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in ranked_eval]
+    secret = _secret(run)
     examples = prompts.Examples(human, own)
     wanted, limit = settings.count, int(settings.count * settings.attempts)
     while True:
@@ -372,6 +372,11 @@ def _decoys(run: Run) -> dict[str, list[Response]]:
 
 def _prompts(run: Run, iteration: int) -> list[Prompt]:
     return run.store.records(Prompt, iteration=iteration)  # iteration 0 is that of the ranked and held-out ones
+
+
+def _secret(run: Run) -> list[str]:
+    """The texts of all prompts that measure: none may be trained on, nor anything like it."""
+    return [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in run.ranked().evaluation]
 
 
 def _responses(run: Run, iteration: int) -> list[Response]:

@@ -39,7 +39,7 @@ class CanaryView:
 
 def lay_canaries(run: Run, _: int) -> None:
     """Put the canaries among the responses of the ranked evaluation prompts."""
-    prompts = [one.prompt for one in run.ranked()[0]]
+    prompts = [one.prompt for one in run.ranked().evaluation]
 
     def work() -> Outcome:
         return canaries.responses(canaries.load(), prompts, run=run.store.run, templates=run.settings.model.templates)
@@ -50,7 +50,7 @@ def lay_canaries(run: Run, _: int) -> None:
 def ask(run: Run, iteration: int) -> None:
     """Have M(t) judge the canaries, and M0 and M(t) what M(t) answered to the first held-out prompts."""
     settings = run.settings.evaluation
-    by_id = {one.prompt.id: one.prompt for one in run.ranked()[0]}
+    by_id = {one.prompt.id: one.prompt for one in run.ranked().evaluation}
     judge = run.voice(iteration, run.settings.judge.draw, iteration)
     hostile = [
         (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments)) for one in _canaries(run)
@@ -68,7 +68,7 @@ def ask(run: Run, iteration: int) -> None:
 
 def _look_again(run: Run, iteration: int, judge: Voice) -> None:
     """Have each canary that would be chosen judged anew, and the honest answers that it would be chosen over."""
-    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     suspects = _chosen(run, iteration, _canaries(run), _first_sight(run, iteration))
     rivals = [answer for prompt_id in dict.fromkeys(one.prompt_id for one in suspects) for answer in ranked[prompt_id].responses]
     items = [
@@ -81,7 +81,7 @@ def _look_again(run: Run, iteration: int, judge: Voice) -> None:
 
 def canary_view(run: Run, iteration: int) -> CanaryView:
     """Return how M(t) scored the canaries, and what the pair builder makes of those scores."""
-    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     laid, scores = _canaries(run), _first_sight(run, iteration)
     suspects = _chosen(run, iteration, laid, scores)
     again = _scores(run, iteration, iteration, run.settings.evaluation.second_look, _second(run))
@@ -110,7 +110,7 @@ def _second(run: Run) -> int:
 
 def _chosen(run: Run, iteration: int, laid: Sequence[Response], scores: Scores) -> list[Response]:
     """Those of the canaries that the pair builder would choose over the honest answers, one at a time."""
-    ranked = {one.prompt.id: one for one in run.ranked()[0]}
+    ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     schedule, found = run.settings.for_iteration(iteration + 1), []
     for canary in laid:
         one = ranked[canary.prompt_id]

@@ -1,5 +1,7 @@
 """New prompts: which candidates are kept, and what the writer is shown."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from selfreward_lite.engines.base import Sampling
 from selfreward_lite.records import Candidate, make_id
-from selfreward_lite.stages import prompts
+from selfreward_lite.stages import likeness, prompts
 from selfreward_lite.stages.voice import Voice
 
 RUN = "seed 0"
@@ -102,4 +104,44 @@ def test_the_longest_common_subsequence_is_right(a, b):
         for j, y in enumerate(b):
             table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
     expected = 2 * table[-1, -1] / (len(a) + len(b)) if a and b else 0.0
-    assert prompts.rouge_l(a, b) == pytest.approx(expected)
+    assert likeness.rouge_l(a, b) == pytest.approx(expected)
+
+
+SENTENCES = (
+    "Write a short story about a lighthouse keeper who finds a letter.",
+    "The letter should be from his past and change what he believes.",
+    "End with the keeper deciding whether to leave the island or stay.",
+)
+
+
+def test_a_change_of_order_is_found_by_what_is_shared_and_not_by_rouge():
+    first, turned = " ".join(SENTENCES), " ".join(reversed(SENTENCES))
+    words = [likeness._words(text) for text in (first, turned)]
+    assert likeness.rouge_l(*words) < 0.7
+    assert likeness.overlap(*map(likeness.triples, words)) >= 0.7
+    assert likeness.Collection([first], 0.7, 0.7).holds_alike(turned)
+    assert not likeness.Collection([first], 0.7, 1.0).holds_alike(turned)
+
+
+def test_a_large_collection_finds_every_near_copy_and_nothing_else():
+    """MinHash only proposes; what it proposes is counted exactly. Of 200 near copies it may miss hardly any."""
+    rng = random.Random(0)
+    vocabulary = [f"word{number}" for number in range(400)]
+    texts = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(400)]
+    collection = likeness.Collection(texts, 1.0, 0.7)
+    copies = []
+    for text in texts[:200]:
+        words = text.split()
+        words[rng.randrange(40)] = "another"  # three of 38 triples change: an overlap of at least 35 of 41
+        copies.append(" ".join(words))
+    found = sum(collection.holds_alike(copy) for copy in copies)
+    assert found >= 198
+    fresh = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(200)]
+    assert not any(collection.holds_alike(text) for text in fresh)
+
+
+@pytest.mark.parametrize("text", ["", "two words", "one"])
+def test_texts_without_three_words_are_compared_too(text):
+    collection = likeness.Collection([text], 0.7, 0.7)
+    assert collection.holds_alike(text)
+    assert not collection.holds_alike("something else entirely, and longer")

@@ -45,7 +45,7 @@ def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
     assert [one.text for one in found[0].responses] == ["best", "second", "third"]
     assert [one.rank for one in found[0].responses] == [0, 1, 2]
     assert len(found) == 1
-    assert drops == {"fewer than two ranked answers": 1}
+    assert drops == {"answer without a rank": 1, "fewer than two ranked answers": 1}
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,15 @@ def test_the_same_prompt_twice_cannot_stand_on_both_sides():
 
 def test_evaluation_is_reserved_first_and_disjoint(tiny):
     found, _ = found_in(list(tiny_rows(200)))
-    held_out, training = seed.split(found, tiny)
-    assert len(held_out) == tiny.seed_stage.eval_prompts
-    assert not {one.prompt.id for one in held_out} & {one.prompt.id for one in training}
-    assert len(held_out) + len(training) == len(found)
+    parts = seed.split(found, tiny)
+    assert len(parts.evaluation) == tiny.seed_stage.eval_prompts
+    assert parts.ift == []
+    with_ift = seed.split(found, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ift_examples": 30})}))
+    assert with_ift.evaluation == parts.evaluation, "what measures stays, whatever else is wanted"
+    assert len(with_ift.ift) == 30
+    for one in (parts, with_ift):
+        shares = [{ranked.prompt.id for ranked in share} for share in (one.evaluation, one.eft, one.ift)]
+        assert sum(map(len, shares)) == len(set().union(*shares)) == len(found)
     with pytest.raises(DataError, match=r"lower seed_stage\.eval_prompts"):
         seed.split(found[:50], tiny)
 

@@ -75,7 +75,7 @@ def compare(
 
 def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[float, float]]:
     """Return what measures a base as the judge of a run: `count` judgments of each ranked answer that no model was trained on."""
-    ranked = run.ranked()[0]
+    ranked = run.ranked().evaluation
     answers = [(one.prompt, answer) for one in ranked for answer in one.responses]
     settings = run.settings.judge.model_copy(update={"count": count})
 

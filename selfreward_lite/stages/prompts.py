@@ -1,8 +1,8 @@
 """New prompts: the model continues a list of tasks, and filters keep what is new and can be answered in text.
 
 Knows: Self-Instruct's few-shot form and its filters (arXiv 2401.10020, section 2.2 and appendix; method of arXiv
-2212.10560). Does not know: answers, scores. Generated demonstrations come from earlier iterations only, so that every
-candidate's question is fixed before the stage starts and a resumed run asks the same.
+2212.10560). Does not know: answers, scores, what makes two texts alike (`likeness`). Generated demonstrations come from earlier
+iterations only, so that every candidate's question is fixed before the stage starts and a resumed run asks the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from selfreward_lite.config import Prompts
 from selfreward_lite.parsing import parse_prompts
 from selfreward_lite.prompts import fill
 from selfreward_lite.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
+from selfreward_lite.stages.likeness import Collection
 from selfreward_lite.stages.voice import NO_TEXT, Asking, Voice
 
 # Tasks that need more than text, after Self-Instruct's list.
@@ -26,7 +27,6 @@ OTHER_MEDIA = re.compile(
 _PROGRAM = re.compile(
     r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.IGNORECASE
 )
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,22 @@ def keep(
     """
     kept: list[Prompt] = []
     drops: list[Drop] = []
-    seen = [_words(text) for text in known]
-    secret = [_words(text) for text in held_out]
+    seen = Collection(known, settings.max_similarity, settings.max_overlap)
+    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
     for candidate in candidates:
         if len(kept) == settings.count:
             break
         text, reason = _read(candidate, settings)
-        words = _words(text)
-        if reason is None and _near(words, secret, settings.max_similarity):
+        if reason is None and secret.holds_alike(text):
             reason = "like an evaluation prompt"
-        if reason is None and _near(words, seen, settings.max_similarity):
+        if reason is None and seen.holds_alike(text):
             reason = "like a prompt before it"
         if reason is not None:
             drops.append(Drop(reason))
             continue
         index = len(kept)
         kept.append(Prompt(make_id(run, Prompt, iteration, "generated", index), iteration, "generated", index, text))
-        seen.append(words)
+        seen.add(text)
     return Outcome(tuple(kept), tuple(drops))
 
 
@@ -86,41 +85,18 @@ def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Ite
     kept: list[Prompt] = []
     drops: list[Drop] = []
     seen: set[str] = set()
-    secret = [_words(text) for text in held_out]
+    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
     for text in texts:
         plain = " ".join(text.split()).casefold()
         if plain in seen:
             drops.append(Drop("same prompt again"))
-        elif _near(_words(text), secret, settings.max_similarity):
+        elif secret.holds_alike(text):
             drops.append(Drop("like an evaluation prompt"))
         else:
             seen.add(plain)
             iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
             kept.append(Prompt(make_id(run, Prompt, iteration, "imported", index), iteration, "imported", index, text))
     return Outcome(tuple(kept), tuple(drops))
-
-
-def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
-    """Return ROUGE-L F1: the longest common subsequence's harmonic share of both texts' words.
-
-    >>> round(rouge_l("name a river in france".split(), "name a city in france".split()), 3)
-    0.8
-    """
-    if not a or not b:
-        return 0.0
-    return 2 * _longest_common_subsequence(a, b) / (len(a) + len(b))
-
-
-def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Bit-parallel: one big-integer row (Hyyrö 2004), so that comparing with thousands of prompts stays cheap."""
-    places: dict[str, int] = {}
-    for position, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << position
-    row = full = (1 << len(a)) - 1
-    for word in b:
-        matches = row & places.get(word, 0)
-        row = ((row + matches) | (row - matches)) & full
-    return len(a) - row.bit_count()
 
 
 def _demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
@@ -147,16 +123,3 @@ def _read(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
     if OTHER_MEDIA.search(text):
         return text, "needs more than text"
     return text, "asks for a program" if _PROGRAM.search(text) else None
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _near(words: list[str], others: Iterable[list[str]], limit: float) -> bool:
-    """Whether the words are those of another text, or like it: ROUGE-L above `limit`, which at 1 nothing is."""
-    return any(
-        words == other
-        or (2 * min(len(words), len(other)) > limit * (len(words) + len(other)) and rouge_l(words, other) > limit)
-        for other in others
-    )
