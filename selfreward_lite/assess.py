@@ -15,6 +15,7 @@ from selfreward_lite.errors import GateStop, UserError
 from selfreward_lite.manifest import manifest_faults
 from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Prompt, Response, ResponsePair
 from selfreward_lite.run import Run, bind, grouped
+from selfreward_lite.runner import NO_TIME
 from selfreward_lite.stages import judgments, responses
 from selfreward_lite.steps import judging
 from selfreward_lite.store import Store
@@ -54,7 +55,11 @@ def pass_data_gates(run: Run, iteration: int) -> None:
     # Of the prompts wanted: a writer that wrote a handful of them must not pass because all of those gave a pair. A file's
     # last share is as short as it is.
     own = run.settings.prompts.file is not None
-    wanted = run.store.count(Prompt, iteration=iteration) if own else run.settings.prompts.count
+    wanted = run.store.count(Prompt, iteration=iteration) if own else run.prompts_wanted(iteration)
+    if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
+        judged = {one.response_id for one in drawn}
+        answers = run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+        wanted = len({one.prompt_id for one in answers if one.id in judged})
     data = gates.Data(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
     _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +19,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from selfreward_lite import config, hub, report
+from selfreward_lite import config, hub, plan_command, report
 from selfreward_lite.bench.commands import bench
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
+app.command("plan")(plan_command.show)
 INTERRUPTED = 130
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
@@ -48,7 +51,7 @@ def run(
         Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run; report holds for one command.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Stop after so many hours, resumably.", min=0, max=8760)] = None,
+    hours: Annotated[float | None, typer.Option(help="Be done within so many hours: fewer prompts.", min=0, max=8760)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
@@ -64,8 +67,9 @@ def run(
     folder = runs_dir / (name or preset or "tiny")
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
+    deadline = math.inf if hours is None else time.monotonic() + hours * 3600
     if hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))
+        signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))  # what is fitted to the hours should never need it
     with Store.write(folder) as store:
         with downloads() as show:
             settings = loop.settle(store, wanted, preset, show)
@@ -76,7 +80,7 @@ def run(
                           f"--iterations {settings.iterations + 1}.", highlight=False, soft_wrap=True)
         try:
             with real_tools(settings.backend) as tools, Display(console) as watch:
-                loop.run(store, settings, tools, watch)
+                loop.run(store, settings, tools, watch, deadline)
         finally:
             _print_iterations(store)
             _print_examples(store)
@@ -101,6 +105,11 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         for stage, seconds in spent.items():
             table.add_row(stage, f"{seconds:.1f}", f"{seconds / max(sum(spent.values()), 1e-9):.0%}")
         console.print(table)
+        if compared := report.predictions(store):
+            table = Table("predicted before it began", "hours", "spent", "spent / predicted", title_justify="left")
+            for stage, expected, seconds in compared:
+                table.add_row(stage, f"{expected / 3600:.2f}", f"{seconds / 3600:.2f}", f"{seconds / max(expected, 1e-9):.2f}")
+            console.print(table)
         _print_iterations(store)
         print(json.dumps(report.summary(store)))
 

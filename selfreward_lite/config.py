@@ -28,6 +28,7 @@ class Section(BaseModel):
 
 class Model(Section):
     base: str = Field(description="base model: owner/name[@revision] on the hub, a Hugging Face folder, or 'tiny'")
+    origin: str | None = Field(None, description="the same model in 16 bits, where base holds it in 4: for `export merged` alone")
     templates: str = Field(description="template set in selfreward_lite/prompts")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
     gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")

@@ -7,7 +7,8 @@
     ├── EngineError            exit code 1: the model could not be loaded or asked
     │   └── ExportError        an adapter or base that GGUF cannot express, or that came out different
     ├── TrainingError          exit code 1: the training child failed; the last good adapter stands
-    └── GateStop               exit code 3: a gate refused the new model; the run is whole and resumable
+    ├── GateStop               exit code 3: a gate refused the new model; the run is whole and resumable
+    └── OutOfTime              exit code 130: the hours given are used up; the run is whole and resumable
 
 Anything that is not in this tree is a bug of ours and keeps its traceback.
 """
@@ -49,3 +50,9 @@ class GateStop(SelfRewardError):
     """A new model was refused; the previous one stays the newest."""
 
     exit_code = 3
+
+
+class OutOfTime(SelfRewardError):
+    """The hours that the command was given do not pay for what comes next."""
+
+    exit_code = 130

@@ -104,6 +104,11 @@ def local(text: str, kind: Kind) -> Path:
     return known.folder
 
 
+def is_here(repository: Repository, kind: Kind) -> bool:
+    """Whether a repository was downloaded."""
+    return _known(repository, kind) is not None
+
+
 def model_folder(base: str) -> Path:
     """Return the folder of a base model: the one that ships, one on this machine, or one downloaded before.
 

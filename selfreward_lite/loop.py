@@ -6,6 +6,7 @@ only what is missing, so going on after a kill is the same as starting: all of t
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from selfreward_lite import assess, config, datafiles, hub, plan, steps, tripwires
+from selfreward_lite import assess, budget, config, datafiles, hub, plan, steps, tripwires
+from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import check_disk
@@ -46,6 +48,7 @@ SEED_STAGE: tuple[Step, ...] = (
 # M(t−1) → M(t): the model answers, judges its answers, judges its judgments, and learns from both.
 ITERATION: tuple[Step, ...] = (
     steps.check_models,
+    budget.fit,
     steps.new_prompts,
     steps.respond,
     steps.judge,
@@ -66,8 +69,9 @@ _FREE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 
-def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
-    """Do whatever is missing of the seed stage and of `settings.iterations` iterations.
+def run(store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: float = math.inf) -> None:
+    """Do whatever is missing of the seed stage and of `settings.iterations` iterations, those so large that they are done by
+    `deadline` (on the clock of time.monotonic).
 
     Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
     """
@@ -77,9 +81,12 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch) -> None:
         raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
     newest = store.newest()
     left, whole = max(0, settings.iterations - (newest or 0)), newest is None
-    base_written = store.is_done(0, "base")
-    check_disk(store.folder, plan.disk(settings, read_config(model_dir), left, seed_stage=whole, base_written=base_written))
-    work = Run(store, settings, chat, model_dir, tools, watch)
+    base_written, llama = store.is_done(0, "base"), read_config(model_dir)
+    check_disk(store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written))
+    if store.fact("plan") is None:
+        there = cards()
+        store.state("plan", plan.predicted(settings, llama, there[0].name if there else None))
+    work = Run(store, settings, chat, model_dir, tools, watch, deadline)
     try:
         for iteration in range(settings.iterations + 1):
             newest = store.newest()

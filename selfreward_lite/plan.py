@@ -1,21 +1,191 @@
-"""What a run, or a file, needs before it is begun. So far: disk.
+"""What a run needs before it is begun: hours a stage, disk; and how many prompts fit the hours that there are.
 
-Knows: sizes of models, adapters and records as arithmetic. Does not know: speed, cards. Records are counted at their longest,
-so that a run that passes does not fill the disk in its third night.
+    counts      settings → how often each stage asks, and how much is trained on
+    Costs       seconds a piece: estimated from a card's figures, or measured in the run's own stages
+    seconds     counts × costs, stage by stage, named as in the store, so that what was predicted stands beside what came
+
+Knows: the arithmetic. Does not know: clocks, cards that are there. Disk counts every record at its longest, so that a run that
+passes does not fill the disk in its third night; hours count texts at the lengths that are assumed of them.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
 from selfreward_lite.config import Settings
 from selfreward_lite.llama_folder import Llama
+from selfreward_lite.memory import GGUF_BYTES, adapter_weights, linear_weights, peaks, weights
 
-GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
+if TYPE_CHECKING:
+    from selfreward_lite.store import Store
+
 TOKEN_BYTES = 4.5  # bytes of text a token, on the long side for English
 RECORD_BYTES = 400  # ids, numbers and index entries of one record
 ADAPTER_BYTES = 8  # a weight in float32 in the PEFT folder, and in the GGUF
+CHECKPOINT_BYTES = 24  # a weight with AdamW's moments, in the checkpoint that is written and the one before it
 ID_BYTES = 6  # of a token id in a trainer's rows
 LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and what trainers and exporters say
 CANARIES = 50
+
+# What is assumed of texts, until a run has shown what they are. Shares of the length limits; tokens.
+RESPONSE_SHARE = 0.4  # Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens
+JUDGMENT_SHARE = 0.5  # a hundred words and a score
+BATTLE_SHARE = 0.5
+PROMPT_TOKENS = 60
+JUDGE_TOKENS = {"judge": 400, "meta_judge": 400, "compare": 150, "new_prompts": 400}  # of a question, apart from what it is about
+PAIR_SHARE = 0.6  # of the prompts give a response pair: half of them tie (a peer's published judge logs)
+JUDGMENT_PAIR_SHARE = 0.8
+ANSWERS = 2.85  # ranked answers a prompt of OASST1 (arXiv 2401.10020)
+EFT_DRAWN = 2.0  # ranked answers judged for every EFT example that is kept
+CANDIDATES = 1.5  # asked for, for every prompt that is kept
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often a stage asks (`items`, each answered `samples` times), or how many tokens are trained on."""
+
+    iteration: int
+    stage: str
+    kind: str  # candidate, response, judgment, battle, sft, dpo, base or export
+    amount: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one candidate, response, judgment, battle, token trained on by SFT or DPO, export of the base or an adapter."""
+
+    candidate: float
+    response: float
+    judgment: float
+    battle: float
+    sft: float
+    dpo: float
+    base: float
+    export: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a card is said to do: bytes of memory, bytes a second from it, 16-bit operations a second of its matrix units."""
+
+    memory: float
+    bandwidth: float
+    operations: float
+
+
+# By what is in the card's name; the vendor's figures (dense, 16 bits in, 32 bits summed; a T4 sums in 16 bits).
+KNOWN = {
+    "T4": Speeds(15e9, 320e9, 65e12),
+    "RTX 3060": Speeds(12e9, 360e9, 25.6e12),
+    "RTX 3090": Speeds(24e9, 936e9, 71e12),
+    "RTX 4090": Speeds(24e9, 1008e9, 165e12),
+    "A100": Speeds(40e9, 1555e9, 312e12),
+    "H100": Speeds(80e9, 3350e9, 989e12),
+}
+# Shares of those figures that are reached: guesses, of the size that public measurements of llama.cpp and QLoRA show.
+READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
+BASE_SECONDS = 40e-9  # a weight of the base, on two CPU cores: reading, unpacking, writing (30 measured, LOG.md)
+# An adapter's export is checked: both sides read these tokens in float32, llama.cpp on the CPU at so many operations a second.
+CHECKED_TOKENS, CPU_OPERATIONS = 1500, 60e9
+# Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen weights), 2 forward again
+# (checkpointing); DPO's reference goes forward too.
+SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
+
+
+def counts(settings: Settings, iterations: range, *, seed_stage: bool) -> list[Counts]:
+    """Return what the seed stage and these iterations do, in their order, for the stages that take time."""
+    found = _seed_counts(settings) if seed_stage else []
+    for iteration in iterations:
+        found += _iteration_counts(settings, iteration, settings.prompts.count)
+    return found
+
+
+def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Costs:
+    """Return costs on a card, from its figures: a step reads weights and cache once and computes for every sequence."""
+    texts = _lengths(settings)
+    size, parallel = weights(llama), settings.engine.parallel
+    cells = min(settings.engine.context, parallel * (PROMPT_TOKENS + JUDGE_TOKENS["judge"] + texts["response"]))
+    cell = llama.layers * llama.kv_heads * llama.head_dim * 4
+    step = max(
+        (size * GGUF_BYTES[settings.model.gguf] + cells * cell) / (READ_SHARE * speeds.bandwidth),
+        2 * size * parallel / (STEP_SHARE * speeds.operations),
+    )
+    token, read = step / parallel, 2 * size / (PREFILL_SHARE * speeds.operations)
+    trained = linear_weights(llama) / (TRAIN_SHARE * speeds.operations)
+    shared = texts["response"] + PROMPT_TOKENS
+    return Costs(
+        candidate=texts["candidate"] * token + JUDGE_TOKENS["new_prompts"] * read,
+        response=texts["response"] * token + PROMPT_TOKENS / settings.responses.count * read,
+        judgment=texts["judgment"] * token + (JUDGE_TOKENS["judge"] + shared) / settings.judge.count * read,
+        battle=texts["battle"] * token + (2 * texts["judgment"] + shared / settings.judge.count) * read,
+        sft=SFT_OPERATIONS * trained, dpo=DPO_OPERATIONS * trained, base=BASE_SECONDS * size,
+        export=CHECKED_TOKENS * 2 * size / CPU_OPERATIONS, source=f"estimate for {name}",
+    )
+
+
+def known(name: str) -> str | None:
+    """Return which of the cards of the table a card's name means.
+
+    >>> known("NVIDIA GeForce RTX 3090 Ti"), known("Radeon VII")
+    ('RTX 3090', None)
+    """
+    return next((key for key in KNOWN if key in name), None)
+
+
+def predicted(settings: Settings, llama: Llama, card: str | None) -> dict[str, Any]:
+    """Return what is to be expected of a whole run on a card: seconds a stage (none for a card without figures, or no card), and
+    bytes of its memory a stage. Kept with the run before it begins, and not touched afterwards."""
+    name = known(card) if card else None
+    found = counts(settings, range(1, settings.iterations + 1), seed_stage=True)
+    peak = {stage: sum(parts.values()) for stage, parts in peaks(settings, llama).items()}
+    if name is None:
+        return {"card": card, "source": None, "seconds": {}, "memory": peak if card else {}}
+    costs = estimated(settings, llama, KNOWN[name], name)
+    return {"card": card, "source": costs.source, "seconds": seconds(found, costs), "memory": peak}
+
+
+def measured(store: Store, settings: Settings) -> Costs | None:
+    """Return costs from the stages that a run has done, None before its seed stage is over.
+
+    What it has not done yet follows from what is nearest to it, by the lengths that are assumed of both.
+    """
+    seconds = {(t, stage): spent / items for t, stage, items, _, spent, ended in store.stages() if ended and items and spent}
+    trained = {t: store.metrics(t).get("training_train_seconds") for t in range((store.newest() or 0) + 1)}
+    if not trained.get(0) or (0, "eval_judgments") not in seconds:
+        return None
+    texts = _lengths(settings)
+    newest = max(t for t, _ in seconds)
+
+    def latest(stage: str, per: float = 1.0) -> float | None:
+        return next((seconds[t, stage] / per for t in range(newest, -1, -1) if (t, stage) in seconds), None)
+
+    response = latest("responses", settings.responses.count) or latest("eval_responses") or 0.0
+    judgment = latest("judgments", settings.judge.count) or latest("eval_judgments", settings.evaluation.judgments) or 0.0
+    battles = settings.judge.count * (settings.judge.count - 1)
+    sft = (trained[0] or 0.0) / max(1.0, _tokens(store, 0, settings))
+    last = max(t for t, value in trained.items() if value)
+    dpo = (trained[last] or 0.0) / max(1.0, _tokens(store, last, settings)) if last else sft * DPO_OPERATIONS / SFT_OPERATIONS
+    return Costs(
+        candidate=latest("candidates") or response * texts["candidate"] / texts["response"],
+        response=response, judgment=judgment,
+        battle=latest("battles", battles) or judgment * texts["battle"] / texts["judgment"],
+        sft=sft, dpo=dpo, base=seconds.get((0, "base"), 0.0), export=latest("export") or 0.0, source="measured in this run",
+    )
+
+
+def seconds(found: list[Counts], costs: Costs) -> dict[str, float]:
+    """Return the seconds of every stage, named "M<t> <stage>"."""
+    prices = asdict(costs)
+    return {f"M{one.iteration} {one.stage}": one.amount * prices[one.kind] for one in found}
+
+
+def affordable(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:
+    """Return how many prompts an iteration can have so that all of it is done in `budget` seconds; at most those wanted."""
+    fixed, one = (sum(seconds(_iteration_counts(settings, iteration, count), costs).values()) for count in (0, 1))
+    return max(0, min(settings.prompts.count, math.floor((budget - fixed) / (one - fixed))))
 
 
 def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool, base_written: bool) -> dict[str, int]:
@@ -24,27 +194,102 @@ def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool,
     `iterations` are those still to do; `seed_stage` says whether that is too.
     """
     base = 0.0 if base_written else weights(llama) * GGUF_BYTES[settings.model.gguf]
-    adapters = (iterations + seed_stage) * adapter_weights(llama, settings.lora.rank) * ADAPTER_BYTES
+    adapter = adapter_weights(llama, settings.lora.rank)
+    adapters = (iterations + seed_stage) * adapter * ADAPTER_BYTES
     records = iterations * (_records(settings) + _evaluation(settings))
     if seed_stage:
         # twice the examples wanted are judged, since not all agree; the base and M0 are both measured
-        drawn = 2 * settings.seed_stage.train_examples * settings.seed_stage.attempts
+        drawn = EFT_DRAWN * settings.seed_stage.train_examples * settings.seed_stage.attempts
         records += drawn * _judgment(settings) + 2 * _evaluation(settings)
     longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
     rows = max(settings.seed_stage.train_examples * (iterations < 1), 2 * settings.prompts.count * (iterations > 0))
-    working = LOG_BYTES + rows * longest * ID_BYTES if iterations or seed_stage else 0
+    working = LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES if iterations or seed_stage else 0
     return {"base": int(base), "adapters": int(adapters), "records": int(records), "working files": int(working)}
 
 
-def weights(llama: Llama) -> int:
-    """Return the weights of a model's matrices; its norms are lost beside them."""
-    block = sum(rows * columns for _, (rows, columns), _ in llama.projections().values())
-    return llama.layers * block + llama.vocab * llama.hidden * (1 if llama.tied else 2)
+# -- how often ------------------------------------------------------------------------------------------------------------
 
 
-def adapter_weights(llama: Llama, rank: int) -> int:
-    """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
-    return llama.layers * rank * sum(rows + columns for _, (rows, columns), _ in llama.projections().values())
+def _seed_counts(settings: Settings) -> list[Counts]:
+    wanted, judged = settings.seed_stage, _judge_row(settings)
+    drawn = EFT_DRAWN * wanted.train_examples * wanted.attempts
+    answered = PROMPT_TOKENS + _lengths(settings)["response"]
+    trained = settings.sft.epochs * (wanted.train_examples * judged + wanted.ift_examples * answered)
+    return [
+        Counts(0, "base", "base", 1),
+        *_asked_of(settings, 0, "base_"),
+        Counts(0, "eft_judgments", "judgment", drawn),
+        Counts(0, "training", "sft", trained),
+        *_measuring(settings, 0),
+    ]
+
+
+def _iteration_counts(settings: Settings, iteration: int, prompts: int) -> list[Counts]:
+    responses = prompts * settings.responses.count
+    judges = settings.for_iteration(iteration).judgment_pairs
+    battles = prompts * settings.judge.count * (settings.judge.count - 1) if judges else 0
+    candidates = 0.0 if settings.prompts.file else CANDIDATES * prompts
+    pairs = PAIR_SHARE * 2 * (PROMPT_TOKENS + _lengths(settings)["response"])
+    if judges:
+        pairs += JUDGMENT_PAIR_SHARE * 2 * _judge_row(settings)
+    return [
+        Counts(iteration, "candidates", "candidate", candidates),
+        Counts(iteration, "responses", "response", responses),
+        Counts(iteration, "judgments", "judgment", responses * settings.judge.count),
+        Counts(iteration, "battles", "battle", battles),
+        Counts(iteration, "training", "dpo", settings.dpo.epochs * prompts * pairs),
+        *_measuring(settings, iteration),
+    ]
+
+
+def _measuring(settings: Settings, iteration: int) -> list[Counts]:
+    """A new model's adapter is exported, and the model measured."""
+    asked = settings.evaluation
+    outside = asked.outside_prompts * asked.outside_judgments
+    found = [
+        Counts(iteration, "export", "export", 1),
+        *_asked_of(settings, iteration, ""),
+        Counts(iteration, "canary_judgments", "judgment", CANARIES * asked.canary_judgments),
+        Counts(iteration, "outside_judgments", "judgment", outside),
+    ]
+    if iteration:
+        found.append(Counts(iteration, "self_judgments", "judgment", outside))
+        found.append(Counts(iteration, "comparisons", "battle", 2 * asked.prompts))
+    return found
+
+
+def _asked_of(settings: Settings, iteration: int, prefix: str) -> list[Counts]:
+    judged = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments
+    return [
+        Counts(iteration, f"{prefix}eval_responses", "response", settings.evaluation.prompts),
+        Counts(iteration, f"{prefix}eval_judgments", "judgment", judged),
+    ]
+
+
+def _lengths(settings: Settings) -> dict[str, float]:
+    """Tokens that are assumed of each kind of text."""
+    return {
+        "candidate": 0.2 * settings.prompts.draw.max_tokens,
+        "response": RESPONSE_SHARE * settings.responses.draw.max_tokens,
+        "judgment": JUDGMENT_SHARE * settings.judge.draw.max_tokens,
+        "battle": BATTLE_SHARE * settings.meta_judge.draw.max_tokens,
+    }
+
+
+def _judge_row(settings: Settings) -> float:
+    """Tokens of a judgment with its question."""
+    texts = _lengths(settings)
+    return JUDGE_TOKENS["judge"] + PROMPT_TOKENS + texts["response"] + texts["judgment"]
+
+
+def _tokens(store: Store, iteration: int, settings: Settings) -> float:
+    """Tokens that were trained on: those that were counted, or else those that are assumed."""
+    known = store.metrics(iteration).get("training_tokens")
+    rows = store.metrics(iteration).get("training_rows_given") or 0.0
+    return known or rows * (_judge_row(settings) if not iteration else 2 * _judge_row(settings))
+
+
+# -- disk -----------------------------------------------------------------------------------------------------------------
 
 
 def _records(settings: Settings) -> float:

@@ -124,6 +124,13 @@ def seconds_by_stage(store: Store) -> dict[str, float]:
     return dict(sorted(spent.items(), key=lambda entry: -entry[1]))
 
 
+def predictions(store: Store) -> list[tuple[str, float, float]]:
+    """Return (stage, predicted, spent), in seconds, of every stage that is done and was predicted before the run began."""
+    expected = (store.fact("plan") or {}).get("seconds", {})
+    spent = {f"M{iteration} {stage}": seconds for iteration, stage, _, _, seconds, ended in store.stages() if ended}
+    return [(name, expected[name], seconds) for name, seconds in spent.items() if name in expected]
+
+
 @dataclass(frozen=True)
 class Example:
     """One held-out prompt and what two models answered."""

@@ -5,6 +5,7 @@ Knows: how a step is done once and only once, where a model's files lie. Does no
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Draw, Settings
 from selfreward_lite.engines.base import Engine, Sampling
 from selfreward_lite.records import BASE, Outcome, Prompt, Record, Response
-from selfreward_lite.runner import Progress, Watch, run_stage
+from selfreward_lite.runner import Item, Progress, Watch, run_stage
 from selfreward_lite.stages.voice import Asking, Voice
 from selfreward_lite.store import WHOLE, Store
 from selfreward_lite.tools import Tools
@@ -35,6 +36,7 @@ class Run:
     model_dir: Path
     tools: Tools
     watch: Watch
+    deadline: float = math.inf  # on the clock of time.monotonic
     _engine: Engine | None = field(default=None, repr=False)
 
     def engine(self) -> Engine:
@@ -64,10 +66,16 @@ class Run:
             templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,
         )
 
-    def ask(self, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]]) -> None:
-        """Do an ask-stage, unless it is done."""
+    def ask(
+        self, iteration: int, stage: str, items: Iterable[Item], go_on: Callable[[float], bool] = lambda share: True
+    ) -> None:
+        """Do an ask-stage, unless it is done; see `run_stage` for `go_on`."""
         if not self.store.is_done(iteration, stage):
-            run_stage(self.store, self.engine(), iteration, stage, items, self.watch)
+            run_stage(self.store, self.engine(), (iteration, stage), items, self.watch, go_on)
+
+    def prompts_wanted(self, iteration: int) -> int:
+        """Return how many prompts an iteration is to have: as many as are set, or as few as its hours pay for (`budget`)."""
+        return self.store.fact(f"prompts M{iteration}") or self.settings.prompts.count
 
     def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
         """Do a step that is one piece, unless it is done, and commit what it comes to."""

@@ -6,6 +6,7 @@ item: it yields requests, is sent their completions, and returns an Outcome.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 from selfreward_lite.engines.base import Completion, Engine, Request
 from selfreward_lite.errors import EngineError
-from selfreward_lite.records import Outcome
+from selfreward_lite.records import Drop, Outcome
 from selfreward_lite.stages.voice import Asking
 from selfreward_lite.store import Store
 
@@ -35,10 +36,12 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+Item = tuple[str, Callable[[], Asking]]  # its name, and how it begins
+REST, NO_TIME = "the rest", "no time left"
 
 
 @dataclass
-class _Item:
+class _Open:
     name: str
     asking: Asking
     round: list[Request] = field(default_factory=list)
@@ -55,20 +58,23 @@ class _Item:
 
 
 def run_stage(
-    store: Store, engine: Engine, iteration: int, stage: str, items: Iterable[tuple[str, Callable[[], Asking]]], watch: Watch
+    store: Store, engine: Engine, where: tuple[int, str], items: Iterable[Item], watch: Watch,
+    go_on: Callable[[float], bool] = lambda share: True,
 ) -> None:
-    """Ask for every item that is not committed yet, commit each as it completes, and mark the stage done.
+    """Ask for every item of a stage, `where` = (iteration, name), that is not committed yet; commit each as it completes, and
+    mark the stage done. Called again after a kill, it asks only what is missing.
 
-    `items` are (name, how to begin). Called again after a kill, it asks only what is missing.
+    Before each item `go_on` is asked, with the share of all that are begun; once it says no, the others are left out and counted.
     """
-    items = list(items)
+    (iteration, stage), items = where, list(items)
     done = store.done_items(iteration, stage)
     todo = [(name, begin) for name, begin in items if name not in done]
     store.begin_stage(iteration, stage, len(items))
     progress = Progress(iteration, stage, len(items), done=len(items) - len(todo), already=len(items) - len(todo))
     watch(progress)
     started = last = time.monotonic()
-    for name, outcome, tokens in drive(engine, todo):
+    begun = itertools.takewhile(lambda entry: go_on((progress.already + entry[0]) / len(items)), enumerate(todo))
+    for name, outcome, tokens in drive(engine, (item for _, item in begun)):
         store.commit(iteration, stage, name, outcome)
         progress.done += 1
         progress.tokens += tokens
@@ -79,10 +85,14 @@ def run_stage(
             store.spend(iteration, stage, progress.seconds + started - last)
             last = progress.seconds + started
     store.spend(iteration, stage, time.monotonic() - last)
+    if left_out := progress.total - progress.done:
+        store.commit(iteration, stage, REST, Outcome(drops=(Drop(NO_TIME, left_out),)))
+        progress.drops[NO_TIME], progress.total = left_out, progress.done
+        watch(progress)
     store.end_stage(iteration, stage)
 
 
-def drive(engine: Engine, items: Iterable[tuple[str, Callable[[], Asking]]]) -> Iterator[tuple[str, Outcome, int]]:
+def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome, int]]:
     """Yield (item, outcome, generated tokens) as items complete. The engine pulls; many items are open at once."""
     board = _Board(iter(items))
     while True:
@@ -102,10 +112,10 @@ def drive(engine: Engine, items: Iterable[tuple[str, Callable[[], Asking]]]) -> 
 class _Board:
     """Which requests wait, which are under way and for whom, which items are through."""
 
-    def __init__(self, waiting: Iterator[tuple[str, Callable[[], Asking]]]) -> None:
+    def __init__(self, waiting: Iterator[Item]) -> None:
         self._waiting = waiting
         self.ready: deque[Request] = deque()
-        self.owner: dict[str, _Item] = {}
+        self.owner: dict[str, _Open] = {}
         self._through: deque[tuple[str, Outcome]] = deque()
         self._tokens: Counter[str] = Counter()
 
@@ -116,7 +126,7 @@ class _Board:
                 entry = next(self._waiting, None)
                 if entry is None:
                     return
-                self._advance(_Item(entry[0], entry[1]()), None)
+                self._advance(_Open(entry[0], entry[1]()), None)
             yield self.ready.popleft()
 
     def take(self, completion: Completion) -> None:
@@ -136,7 +146,7 @@ class _Board:
             name, outcome = self._through.popleft()
             yield name, outcome, self._tokens.pop(name, 0)
 
-    def _advance(self, item: _Item, replies: list[list[Completion]] | None) -> None:
+    def _advance(self, item: _Open, replies: list[list[Completion]] | None) -> None:
         """Let an item go on until it wants answers or is through."""
         try:
             requests = next(item.asking) if replies is None else item.asking.send(replies)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from selfreward_lite import canaries, datafiles, hub, seed
+from selfreward_lite import budget, canaries, datafiles, hub, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
 from selfreward_lite.manifest import folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
@@ -103,7 +103,7 @@ def judge_ranked(run: Run, _: int) -> None:
             (one.prompt.id, bind(seed.ask, one, laid.get(one.prompt.id, ()), voice, settings.attempts, settings.strict))
             for one in ranked[:count]
         ]
-        run_stage(run.store, run.engine(), 0, "eft_judgments", items, run.watch)
+        run_stage(run.store, run.engine(), (0, "eft_judgments"), items, run.watch)
     run.once(0, "eft_examples", lambda: Outcome(drops=_eft(run, count)[1].drops))
 
 
@@ -151,11 +151,11 @@ def train_seed(run: Run, _: int) -> None:
 
 def new_prompts(run: Run, iteration: int) -> None:
     """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
-    settings, store = run.settings.prompts, run.store
+    store, settings = run.store, run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)})
     if settings.file is not None:
         if not _prompts(run, iteration):
             raise UserError(f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
-                            f"or with fewer an iteration (prompts.count={settings.count})")
+                            f"or with fewer an iteration (prompts.count={run.settings.prompts.count})")
         return
     if store.is_done(iteration, "prompts"):
         return
@@ -170,7 +170,7 @@ def new_prompts(run: Run, iteration: int) -> None:
     while True:
         wanted = min(wanted, limit)
         items = [(str(index), bind(prompts.ask, index, voice, settings, examples)) for index in range(wanted)]
-        run_stage(store, run.engine(), iteration, "candidates", items, run.watch)
+        run_stage(store, run.engine(), (iteration, "candidates"), items, run.watch)
         # A killed round may have left some of the next round's: only whole rounds are looked at, so that a resumed run
         # keeps what an undisturbed one would.
         made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
@@ -189,7 +189,7 @@ def respond(run: Run, iteration: int) -> None:
     settings = run.settings.responses
     voice = run.voice(iteration - 1, settings.draw, iteration)
     items = [(one.id, bind(responses.ask, one, voice, settings.count)) for one in _prompts(run, iteration)]
-    run.ask(iteration, "responses", items)
+    run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
 
 
 def judge(run: Run, iteration: int) -> None:
@@ -201,7 +201,7 @@ def judge(run: Run, iteration: int) -> None:
         (one.id, bind(judgments.ask, by_id[one.prompt_id], one, voice, settings.count))
         for one in _responses(run, iteration)
     ]
-    run.ask(iteration, "judgments", items)
+    run.ask(iteration, "judgments", items, budget.going_on(run, iteration, "judgments"))
 
 
 def pair_responses(run: Run, iteration: int) -> None:
@@ -233,7 +233,7 @@ def battle(run: Run, iteration: int) -> None:
         if index is not None:
             response = candidates[index]
             items.append((prompt.id, bind(battles.ask, prompt, response, drawn[response.id], voice)))
-    run.ask(iteration, "battles", items)
+    run.ask(iteration, "battles", items, budget.going_on(run, iteration, "battles"))
 
 
 def rate(run: Run, iteration: int) -> None:
@@ -337,6 +337,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
         lora=run.settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
         checkpoint_minutes=run.settings.checkpoint_minutes, backend=run.settings.backend,
+        until=budget.until(run, iteration) if iteration else None,
         min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)
@@ -355,7 +356,9 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
     facts = run.tools.train(job, work, report)
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
         raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
-    run.store.measure(iteration, training_rows_given=min(len(rows.rows), round(settings.epochs * len(rows.rows))))
+    given = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    # Ended by the hours that were given, it has seen fewer; that is no fault of the trainer's.
+    run.store.measure(iteration, training_rows_given=facts["rows"] if facts.get("ended_early") else given)
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
 
@@ -371,7 +374,8 @@ def _decoys(run: Run) -> dict[str, list[Response]]:
 
 
 def _prompts(run: Run, iteration: int) -> list[Prompt]:
-    return run.store.records(Prompt, iteration=iteration)  # iteration 0 is that of the ranked and held-out ones
+    found = run.store.records(Prompt, iteration=iteration)  # iteration 0 is that of the ranked and held-out ones
+    return found[: run.prompts_wanted(iteration)]  # of the user's own there may be more
 
 
 def _secret(run: Run) -> list[str]:

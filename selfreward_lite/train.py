@@ -34,7 +34,16 @@ from selfreward_lite.backends import Backend
 from selfreward_lite.cards import BF16, OLDEST
 from selfreward_lite.checkpoints import Checkpoint, State
 from selfreward_lite.errors import TrainingError
-from selfreward_lite.training_job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, Row, arranged, frozen_or_broken, micro_batches
+from selfreward_lite.training_job import (
+    FIRST_MARGIN_LIMIT,
+    PROBE_STEPS,
+    Job,
+    Row,
+    arranged,
+    frozen_or_broken,
+    micro_batches,
+    tokens,
+)
 
 IGNORED = -100
 Say = Callable[[dict[str, Any]], None]
@@ -78,6 +87,8 @@ class Watcher(TrainerCallback):
                     f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least {self.job.min_moved_share:.0%} "
                     "must; raise the learning rate"
                 )
+        if self.job.until is not None and time.time() > self.job.until:
+            control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -155,6 +166,8 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     facts = {
         "steps": done.step, "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
         "moved_share": moved_share(watcher.before, trainer.model), "micro_batch": micro_batch, "begun_at": state.step,
+        "tokens": sum(map(tokens, order[state.step * job.settings["batch"] : done.step * job.settings["batch"]])),
+        "ended_early": float(done.step * job.settings["batch"] < len(order)),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
         "first_loss": done.first.get("loss", math.nan),
         "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,

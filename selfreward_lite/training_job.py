@@ -35,7 +35,8 @@ class Job:
     `adapter_in` is the adapter to go on from, None for a fresh one; for DPO it is the reference as well. `rows` is a
     JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
     `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
-    A checkpoint is written to `checkpoints` every `checkpoint_minutes`, and gone on from if one of this very job is there.
+    The training ends at the time of day `until` (seconds since 1970), wherever it is. A checkpoint is written to `checkpoints`
+    every `checkpoint_minutes`, and gone on from if one of this very job is there.
     """
 
     method: Literal["sft", "dpo"]
@@ -53,6 +54,7 @@ class Job:
     checkpoint_minutes: float = 10.0
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     min_moved_share: float = 0.9
+    until: float | None = None
 
     def digest(self) -> str:
         """Return what tells this job from any other: what it begins with, its rows, and all that its steps depend on."""
@@ -84,6 +86,12 @@ class Rows:
 def length(row: Row) -> int:
     """Return the tokens of a row: its prompt and the longest of its completions."""
     return len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name != "prompt_ids")
+
+
+def tokens(row: Row) -> int:
+    """Return the tokens that a row is trained on: its prompt with each of its completions."""
+    completions = [ids for name, ids in row.items() if name != "prompt_ids"]
+    return len(completions) * len(row["prompt_ids"]) + sum(map(len, completions))
 
 
 def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:

@@ -45,7 +45,7 @@ def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
 
 
 def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, llama-3-8b, in q8_0 or q4_k"):
+    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k"):
         synthetic.write_model(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
 

@@ -23,12 +23,12 @@ ORDER = [
     "engines.child", "engines.process", "engines.scripted", "engines",
     "stages.voice", "stages.likeness", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs",
     "stages.battles", "stages.ratings", "stages.judgment_pairs", "stages",
-    "runner", "seed", "training_job", "checkpoints", "llama_folder", "nf4", "backends", "train", "plan", "export", "parity",
-    "equality", "quantise", "ollama", "full_model", "evaluate", "gates",
-    "workshop", "tools", "run", "steps", "tripwires", "assess", "loop", "report", "display",
+    "runner", "seed", "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory", "plan",
+    "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates",
+    "workshop", "tools", "run", "budget", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
-    "export_commands", "probes", "doctor", "cli", "__main__",
+    "export_commands", "plan_command", "probes", "doctor", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.

@@ -1,6 +1,6 @@
 """Llamas of random weights as GGUF files, for speed alone: how long a model takes does not depend on what it knows.
 
-Knows: a few shapes, how many bytes a block of a quantised type has and where its scales stand. Does not know: engines. Every
+Knows: how many bytes a block of a quantised type has and where its scales stand. Does not know: engines. Every
 matrix is made of random bytes in its quantised type, so that eight billion weights need no full-precision copy, neither on
 disk nor in memory; the scales keep activations near size 1 from layer to layer.
 """
@@ -14,30 +14,15 @@ from typing import TYPE_CHECKING, Literal
 from selfreward_lite.errors import ConfigError
 from selfreward_lite.export import add_settings, add_vocabulary, whole_file, write_arrays, write_lora
 from selfreward_lite.llama_folder import Llama, Vocabulary, layout
+from selfreward_lite.shapes import SHAPES
 
 if TYPE_CHECKING:
     import numpy as np
 
 Quantisation = Literal["q8_0", "q4_k"]
-CONTEXT = 8192
 SPECIAL = ("<begin>", "<end>")
 # A weight's spread in units of the block's scale: int8 uniform; 4-bit values times 6-bit scales, less minima that centre them.
 _SPREAD = {"q8_0": 73.9, "q4_k": 250.0}
-
-
-def _llama(hidden: int, layers: int, ffn: int, heads: tuple[int, int], vocab: int, tied: bool = False) -> Llama:
-    return Llama(
-        hidden=hidden, layers=layers, ffn=ffn, heads=heads[0], kv_heads=heads[1], head_dim=hidden // heads[0], context=CONTEXT,
-        eps=1e-5, vocab=vocab, theta=500000.0, rope=None, tied=tied,
-    )
-
-
-SHAPES = {
-    "10m": _llama(256, 4, 768, (4, 2), 4096),  # for tests
-    "250m": _llama(1024, 16, 2816, (16, 4), 32000),
-    "1b": _llama(2048, 16, 8192, (32, 8), 128256, tied=True),  # Llama-3.2-1B
-    "llama-3-8b": _llama(4096, 32, 14336, (32, 8), 128256),
-}
 
 
 def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", seed: int = 0) -> Path:
