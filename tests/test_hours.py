@@ -121,8 +121,6 @@ def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded)
 
 
 def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, seeded, tmp_path):
-    import shutil
-
     counts = []
     for hours in (2.0, 4.0, 500.0):
         folder = tmp_path / f"{hours}"
