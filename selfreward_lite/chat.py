@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -26,7 +27,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two are the same if they are one: so results can be kept by it
 class ChatFormat:
     """A tokenizer together with its chat template.
 
@@ -94,6 +95,7 @@ class ChatFormat:
             ids += self._template_ids(before) + self.text_ids(message["content"].strip())
         return ids + self._template_ids(text)
 
+    @lru_cache(maxsize=256)  # noqa: B019 - a process has one or two of these
     def _template_ids(self, text: str) -> list[int]:
         self.tokenizer.encode_special_tokens = False
         try:

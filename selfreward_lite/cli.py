@@ -34,6 +34,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
 app.command("plan")(plan_command.show)
 INTERRUPTED = 130
+SHOWN = 300  # characters of an example
 
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
 Name = Annotated[str | None, typer.Option(help="The run's name; by default the preset's.")]
@@ -209,5 +210,6 @@ def _print_examples(store: Store) -> None:
         return
     table = Table("held-out prompt", "M0", f"M{store.newest()}", title="before and after", title_justify="left")
     for one in examples:
-        table.add_row(*(Text(part) for part in (one.prompt, one.before, one.after)))
+        texts = (one.prompt, one.before, one.after)
+        table.add_row(*(Text(text if len(text) <= SHOWN else f"{text[:SHOWN]} …") for text in texts))
     console.print(table)

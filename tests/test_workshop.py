@@ -13,7 +13,7 @@ from selfreward_lite.workshop import TaskFailed, Workshop
 
 @pytest.fixture(scope="module")
 def workshop():
-    made = Workshop()
+    made = Workshop(bare=True)
     yield made
     made.close()
 
@@ -32,7 +32,7 @@ def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp
 
 
 def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
-    workshop = Workshop()
+    workshop = Workshop(bare=True)
     os.kill(workshop._child.pid, signal.SIGKILL)
     with pytest.raises(TaskFailed, match="ended by SIGKILL"):
         workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
@@ -76,7 +76,7 @@ def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
     if parent == 0:
         os.setsid()
         os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
-        Workshop().do("export_base", tmp_path / "log", **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+        Workshop(bare=True).do("export_base", tmp_path / "log", **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
         os._exit(0)
     deadline = time.monotonic() + 60
     family: list[int] = []

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
+from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Judge
 from selfreward_lite.engines.base import Completion, Probe
 from selfreward_lite.parsing import parse_score
@@ -27,7 +29,7 @@ def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int
     nonce = nonce_for(response.id, voice.templates)
     seats = [f"{response.id}:{first + index}" for index in range(count)]
     asked = question(prompt, response, voice.templates)
-    (completions,) = yield [voice.ask(asked, ids[0], seats, probe=score_probe(voice))]
+    (completions,) = yield [voice.ask(asked, ids[0], seats, probe=score_probe(voice.chat))]
     kept = [
         _judgment(completion, record_id, response, voice, first + index, nonce)
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
@@ -44,9 +46,10 @@ def question(prompt: Prompt, response: Response, templates: str) -> str:
     return fill(templates, "judge", prompt=prompt.text, response=response.text, nonce=nonce)
 
 
-def score_probe(voice: Voice) -> Probe | None:
+@lru_cache(maxsize=8)
+def score_probe(chat: ChatFormat) -> Probe | None:
     """Return the probe for the six digits after "Score:", None where a digit is not a single token."""
-    digits = [voice.chat.text_ids(score) for score in SCORES]
+    digits = [chat.text_ids(score) for score in SCORES]
     if any(len(ids) != 1 for ids in digits):
         return None
     return Probe(tuple(ids[0] for ids in digits), after="score:")
