@@ -24,6 +24,7 @@ from selfreward_lite.bench.commands import bench
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.export_commands import export
+from selfreward_lite.mirror import Mirror, restore
 from selfreward_lite.store import Store
 
 app = typer.Typer(
@@ -53,12 +54,11 @@ def run(
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub.")] = None,
     hours: Annotated[float | None, typer.Option(help="Be done within so many hours: fewer prompts.", min=0, max=8760)] = None,
+    mirror: Annotated[Path | None, typer.Option(help="Keep a copy of the run in this folder, as on a mounted drive.")] = None,
+    restore_from: Annotated[Path | None, typer.Option(help="Go on from the copy in this folder, if the run is not here.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
-    from selfreward_lite import loop
-    from selfreward_lite.tools import real_tools
-
     wanted = config.parse_overrides(set_ or [])
     wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
     wanted |= {"gates.mode": gates} if gates else {}
@@ -66,8 +66,17 @@ def run(
         wanted["prompts.file"] = json.dumps(prompts if hub.named(prompts) else str(Path(prompts).absolute()))
     wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
+    if restore_from is not None:
+        say(f"{folder}: " + ("put back from its copy" if restore(restore_from, folder) else "is here already, so not put back"))
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
+    _run(folder, wanted, preset, hours, mirror)
+
+
+def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float | None, mirror: Path | None) -> None:
+    from selfreward_lite import loop
+    from selfreward_lite.tools import real_tools
+
     deadline = math.inf if hours is None else time.monotonic() + hours * 3600
     if hours is not None:
         signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))  # what is fitted to the hours should never need it
@@ -75,14 +84,17 @@ def run(
         with downloads() as show:
             settings = loop.settle(store, wanted, preset, show)
         say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
-             f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
+            f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):
-            console.print(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
-                          f"--iterations {settings.iterations + 1}.", highlight=False, soft_wrap=True)
+            say(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
+                f"--iterations {settings.iterations + 1}.")
+        copies = Mirror(store, mirror, say) if mirror else None
         try:
             with real_tools(settings.backend) as tools, Display(console) as watch:
-                loop.run(store, settings, tools, watch, deadline)
+                loop.run(store, settings, tools, copies.watching(watch) if copies else watch, deadline)
         finally:
+            if copies:
+                copies.copy()
             _print_iterations(store)
             _print_examples(store)
             print(json.dumps(report.summary(store)), flush=True)

@@ -47,6 +47,7 @@ SEED_STAGE: tuple[Step, ...] = (
 
 # M(t−1) → M(t): the model answers, judges its answers, judges its judgments, and learns from both.
 ITERATION: tuple[Step, ...] = (
+    steps.export_base,
     steps.check_models,
     budget.fit,
     steps.new_prompts,

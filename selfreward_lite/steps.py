@@ -14,7 +14,7 @@ from typing import Any
 
 from selfreward_lite import budget, canaries, datafiles, hub, seed
 from selfreward_lite.errors import GateStop, TrainingError, UserError
-from selfreward_lite.manifest import folder_hash, manifest_fact, manifest_faults, write_manifest
+from selfreward_lite.manifest import MANIFEST, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
     BASE,
     Battle,
@@ -44,6 +44,8 @@ def export_base(run: Run, _: int) -> None:
         write_manifest(run.base_gguf.parent, {"base": run.settings.model.base, "source": folder_hash(run.model_dir)})
         return Outcome()
 
+    if run.store.is_done(0, "base") and not (run.base_gguf.parent / MANIFEST).exists():
+        work()  # pruned, or left behind on another machine: the same base, made again
     run.once(0, "base", work)
 
 

@@ -19,7 +19,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,13 @@ class Store:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def backup(self, path: Path) -> None:
+        """Write a copy of the file, whole as of now, to `path`."""
+        path.unlink(missing_ok=True)
+        target = sqlite3.connect(path)
+        with closing(target):
+            self._db.backup(target)
 
     def __enter__(self) -> Store:
         return self

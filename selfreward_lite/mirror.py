@@ -1,0 +1,116 @@
+"""A second copy of a run in another folder (a mounted drive, another disk): what a machine that vanishes must not take along.
+
+    <root>/<run>/run.sqlite                          a snapshot by SQLite's own backup, whole at any moment
+    <root>/<run>/M<t>/                               every model that was exported
+    <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
+
+The live run never lies there: SQLite's locks and its log do not work on such folders. The base in GGUF is not copied, since it is
+made again from the model. Knows: how a copy becomes whole (written beside its place, then renamed). Does not know: what a run
+does. A copy that fails is said once and tried again; the run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import MANIFEST
+from selfreward_lite.runner import Progress, Watch
+from selfreward_lite.store import Store
+
+MINUTES = 5.0  # between two copies while a stage goes on
+
+
+class Mirror:
+    """Copies a run to `root` at the end of every stage, and every few minutes."""
+
+    def __init__(self, store: Store, root: Path, say: Callable[[str], None]) -> None:
+        self._store, self._place, self._say = store, root / store.folder.name, say
+        self._last = time.monotonic()
+        self._failing = False
+
+    def watching(self, watch: Watch) -> Watch:
+        """Return a watcher that passes everything on to `watch`, and copies when it is time to."""
+
+        def watched(at: Progress) -> None:
+            watch(at)
+            if at.done >= at.total or time.monotonic() - self._last > 60 * MINUTES:
+                self.copy()
+
+        return watched
+
+    def copy(self) -> None:
+        """Bring the copy up to date; a failure is said, and the next copy makes up for it."""
+        self._last = time.monotonic()
+        try:
+            self._copy()
+        except OSError as error:
+            if not self._failing:
+                self._say(f"{self._place}: not copied there ({error.strerror or error}); the run goes on, and tries again")
+            self._failing = True
+            return
+        if self._failing:
+            self._say(f"{self._place}: copied there again, with all that was missing")
+        self._failing = False
+
+    def _copy(self) -> None:
+        self._place.mkdir(parents=True, exist_ok=True)
+        for model in sorted(self._store.folder.glob("M*")):
+            _copy_folder(model, self._place / model.name)
+        checkpoints = Path("training", "checkpoints")
+        for step in sorted((self._store.folder / checkpoints).glob("step-*")):
+            _copy_folder(step, self._place / checkpoints / step.name)
+        for step in (self._place / checkpoints).glob("step-*"):
+            if not (self._store.folder / checkpoints / step.name).exists():
+                shutil.rmtree(step)
+        # Last, so that no snapshot speaks of a model that is not there; through a file here, since SQLite writes in many places.
+        here = self._store.folder / "snapshot.sqlite"
+        self._store.backup(here)
+        _copy_file(here, self._place / "run.sqlite")
+        here.unlink()
+
+
+def restore(root: Path, folder: Path) -> bool:
+    """Put a run back from its copy in `root`, unless it is here already; returns whether it was put back.
+
+    Raises UserError where there is no copy.
+    """
+    if (folder / "run.sqlite").exists():
+        return False
+    source = root / folder.name
+    if not (source / "run.sqlite").exists():
+        raise UserError(f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out")
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    part.rename(folder)
+    return True
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder that its manifest says is whole, unless that very folder is there."""
+    manifest = source / MANIFEST
+    if not manifest.exists():
+        return
+    there = target / MANIFEST
+    if there.exists() and there.read_bytes() == manifest.read_bytes():
+        return
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    part = target.with_name(f"{target.name}.part")
+    shutil.copyfile(source, part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    if part.stat().st_size != source.stat().st_size:
+        raise OSError(None, "only a part of it arrived")
+    part.rename(target)

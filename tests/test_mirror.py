@@ -1,0 +1,177 @@
+"""A machine that vanishes: the copy on the drive is whole at any moment, and another machine goes on from it."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import scripted_run
+from scripted_tools import scripted_tools
+from test_loop import everything
+
+from selfreward_lite import loop, mirror
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import write_manifest
+from selfreward_lite.mirror import Mirror, restore
+from selfreward_lite.runner import Progress
+from selfreward_lite.store import Store
+
+
+class Vanished(BaseException):
+    pass
+
+
+def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
+    """A scripted run with a mirror; after so many of its events the machine is gone. Returns what the mirror said."""
+    said: list[str] = []
+    events = 0
+
+    def watch(at: Progress) -> None:
+        nonlocal events
+        events += 1
+        if events == vanish_after:
+            raise Vanished
+
+    with Store.write(folder) as store:
+        settings = loop.settle(store, scripted_run.SMALL, "tiny")
+        copies = Mirror(store, root, said.append)
+        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+        copies.copy()
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    scripted_run.run(folder)
+    return everything(folder)
+
+
+@pytest.mark.parametrize("events", [3, 60, 250, 420])
+def test_another_machine_goes_on_from_the_copy_and_ends_the_same(tmp_path, whole, events):
+    drive = tmp_path / "drive"
+    with pytest.raises(Vanished):
+        run(tmp_path / "first" / "run", drive, vanish_after=events)
+    shutil.rmtree(tmp_path / "first")  # with the base, and all that was not copied
+    second = tmp_path / "second" / "run"
+    if not (drive / "run" / "run.sqlite").exists():
+        assert events == 3, "gone before the first stage was over"
+        return
+    assert restore(drive, second)
+    with Store.read(second) as store:
+        committed = sum(len(store.done_items(t, stage)) for t, stage, *_ in store.stages())
+    assert committed > 0
+    run(second, drive)
+    assert everything(second) == whole
+    assert records(second) == records(drive / "run"), "and the copy is up to date"
+
+
+def records(folder: Path) -> dict:
+    """All that there is of a run, but for its base."""
+    return {name: value for name, value in everything(folder).items() if name != "base"}
+
+
+def test_what_is_here_already_is_gone_on_with(tmp_path):
+    run(tmp_path / "runs" / "run", tmp_path / "drive")
+    assert not restore(tmp_path / "drive", tmp_path / "runs" / "run")
+    there = {path.name for path in (tmp_path / "drive" / "run").iterdir()}
+    assert there == {"run.sqlite", "M0", "M1", "M2"}, "no base, no logs, no halves"
+
+
+def test_without_a_copy_nothing_is_made(tmp_path):
+    with pytest.raises(UserError, match="no copy of a run there; mend --restore-from"):
+        restore(tmp_path / "drive", tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
+    """At each event: the copy opens, is intact, and speaks of no model that is not beside it."""
+    drive, seen = tmp_path / "drive", 0
+
+    def watch(at: Progress) -> None:
+        nonlocal seen
+        path = drive / "run" / "run.sqlite"
+        if path.exists():
+            seen += 1
+            with sqlite3.connect(path) as there:
+                assert there.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                promoted = [row[0] for row in there.execute("SELECT iteration FROM promoted")]
+            assert all((drive / "run" / f"M{number}" / "manifest.json").exists() for number in promoted)
+
+    with Store.write(tmp_path / "runs" / "run") as store:
+        settings = loop.settle(store, scripted_run.SMALL, "tiny")
+        copies = Mirror(store, drive, print)
+        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+    assert seen > 100
+
+
+def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_for(tmp_path, monkeypatch, whole):
+    copied, failing = mirror._copy_file, {"now": False}
+
+    def copy(source: Path, target: Path) -> None:
+        if failing["now"]:
+            raise OSError(107, "Transport endpoint is not connected")
+        copied(source, target)
+
+    monkeypatch.setattr(mirror, "_copy_file", copy)
+    said: list[str] = []
+
+    def watch(at: Progress) -> None:
+        failing["now"] = at.iteration == 1
+
+    with Store.write(tmp_path / "runs" / "run") as store:
+        settings = loop.settle(store, scripted_run.SMALL, "tiny")
+        copies = Mirror(store, tmp_path / "drive", said.append)
+        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+        copies.copy()
+    assert len(said) == 2
+    assert "not copied there (Transport endpoint is not connected); the run goes on" in said[0]
+    assert "copied there again, with all that was missing" in said[1]
+    assert records(tmp_path / "drive" / "run") == {name: value for name, value in whole.items() if name != "base"}
+
+
+def test_a_half_written_model_or_checkpoint_is_not_copied(tmp_path):
+    with Store.write(tmp_path / "runs" / "run") as store:
+        for name in ("M0", "training/checkpoints/step-4", "training/checkpoints/step-8"):
+            (store.folder / name).mkdir(parents=True)
+            (store.folder / name / "weights").write_text(name)
+        write_manifest(store.folder / "training" / "checkpoints" / "step-4", {})
+        copies = Mirror(store, tmp_path / "drive", print)
+        copies.copy()
+        there = tmp_path / "drive" / "run"
+        assert {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()} == {
+            "run.sqlite", "training/checkpoints/step-4/weights", "training/checkpoints/step-4/manifest.json"
+        }  # fmt: skip
+        shutil.rmtree(store.folder / "training" / "checkpoints" / "step-4")
+        write_manifest(store.folder / "training" / "checkpoints" / "step-8", {})
+        copies.copy()
+        assert [path.name for path in (there / "training" / "checkpoints").iterdir()] == ["step-8"]
+
+
+def test_a_model_that_was_trained_anew_is_copied_anew(tmp_path):
+    with Store.write(tmp_path / "runs" / "run") as store:
+        folder = store.folder / "M1"
+        folder.mkdir()
+        copies = Mirror(store, tmp_path / "drive", print)
+        for text in ("first", "second"):
+            (folder / "adapter.gguf").write_text(text)
+            write_manifest(folder, {})
+            copies.copy()
+            assert (tmp_path / "drive" / "run" / "M1" / "adapter.gguf").read_text() == text
+
+
+def test_copies_come_every_few_minutes_while_a_stage_goes_on(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Store.write(tmp_path / "runs" / "run") as store:
+        copies, count = Mirror(store, tmp_path / "drive", print), [0]
+        monkeypatch.setattr(copies, "_copy", lambda: count.__setitem__(0, count[0] + 1))
+        watch = copies.watching(lambda at: None)
+        for minute in range(21):
+            now[0] = 60.0 * minute
+            watch(Progress(1, "responses", 100, done=minute))
+        assert count[0] == 3
+        watch(Progress(1, "responses", 100, done=100))
+        assert count[0] == 4
