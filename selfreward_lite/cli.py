@@ -21,10 +21,12 @@ from rich.text import Text
 
 from selfreward_lite import config, hub, plan_command, report
 from selfreward_lite.bench.commands import bench
+from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.export_commands import export
 from selfreward_lite.mirror import Mirror, restore
+from selfreward_lite.prune import prunable, remove
 from selfreward_lite.store import Store
 
 app = typer.Typer(
@@ -152,6 +154,25 @@ def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             if not passed:
                 console.print(f"accepted all the same: {gate}: {reason}", highlight=False, soft_wrap=True, markup=False)
         print(json.dumps({"run": folder.name, "accepted": candidate}))
+
+
+@app.command()
+def prune(
+    name: Name = None,
+    runs_dir: RunsDir = Path("runs"),
+    models: Annotated[bool, typer.Option("--models", help="Remove the models between M0 and the newest too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")] = False,
+) -> None:
+    """Make an old run smaller: what can be made again, and models between if asked for. Records stay."""
+    folder = runs_dir / (name or "tiny")
+    Store.read(folder).close()
+    with Store.write(folder) as store:
+        parts = prunable(store, models=models)
+        for part in parts:
+            say(f"{part.path}: {in_words(part.size)}, {part.words}")
+        freed = remove(store, parts) if yes else 0
+    say(f"{in_words(freed)} freed" if yes else f"nothing was removed; --yes removes {in_words(sum(one.size for one in parts))}")
+    print(json.dumps({"run": folder.name, "removed": [part.path.name for part in parts] if yes else [], "freed": freed}))
 
 
 @app.command()

@@ -17,12 +17,13 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from selfreward_lite import full_model, hub
+from selfreward_lite import full_model, hub, publish
 from selfreward_lite import quantise as quantiser
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import check_disk
-from selfreward_lite.display import console, say
+from selfreward_lite.display import console, downloads, say
 from selfreward_lite.errors import ExportError, UserError
+from selfreward_lite.llama_folder import read_config
 from selfreward_lite.store import Store
 from selfreward_lite.workshop import TaskFailed, Workshop
 
@@ -84,6 +85,7 @@ def merged(
     kind: Kind = "q8_0",
     out: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path("exported"),
     prove: Annotated[bool, typer.Option(help="Compare its logits with PEFT's: 4 bytes of memory a weight.")] = True,
+    into: Annotated[str | None, typer.Option(help="Merge into this model instead, as the same one in 16 bits.")] = None,
 ) -> None:
     """Write a model of the run, base and adapter in one, as a GGUF with an Ollama Modelfile; says size, time and disk first."""
     found_run = _model(runs_dir / name, model)
@@ -96,7 +98,11 @@ def merged(
     say(f"{target} in {kind}: {wanted}, for quantising alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    original = hub.model_folder(found_run.settings.model.base)
+    original = _base(into or found_run.settings.model.base)
+    if into is None and read_config(original).packed:
+        origin = found_run.settings.model.origin
+        other = f"; --into {origin} for 16" if origin else ""
+        say(f"merged into the weights as they were trained on, which were in 4 bits{other}")
     weights = {"model_dir": str(original), "adapter_dir": str(found_run.folder / "adapter")}
     with _tensors() as show:
         task = {"out": str(target), "kind": kind, "prove": prove}
@@ -109,6 +115,46 @@ def merged(
     say(f"for Ollama: ollama create NAME -f {modelfile}" if modelfile else f"no Modelfile: {found['no_modelfile']}")
     document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": modelfile}
     print(json.dumps({**document, "bytes": target.stat().st_size, "seconds": seconds, **found}))
+
+
+@export.command("adapter")
+def adapter(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    model: Number = None,
+    out: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path("exported"),
+) -> None:
+    """Write a model of the run as a folder to publish: the adapter for PEFT and llama.cpp, and a model card."""
+    with Store.read(runs_dir / name) as store:
+        number, _ = store.model(model)
+        folder = publish.write_adapter(store, number, out / f"{name}-M{number}-adapter")
+    say(f"{folder}: read README.md, then publish it with `python -m selfreward_lite export push {folder} OWNER/NAME`")
+    print(json.dumps({"run": name, "model": number, "folder": str(folder)}))
+
+
+@export.command("pairs")
+def pairs(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder in which its own folder is made.")] = Path("exported"),
+) -> None:
+    """Write the preference pairs of the run as a data set to publish: Parquet as TRL takes it, and a card."""
+    with Store.read(runs_dir / name) as store:
+        folder = publish.write_pairs(store, out / f"{name}-pairs")
+    say(f"{folder}: read README.md, then publish it with `python -m selfreward_lite export push {folder} OWNER/NAME`")
+    print(json.dumps({"run": name, "folder": str(folder)}))
+
+
+@export.command("push")
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `export adapter` or `export pairs`.")],
+    repository: Annotated[str, typer.Argument(help="Where to: owner/name on the hub. It is made if it is new.")],
+    private: Annotated[bool, typer.Option(help="Whether a new repository is for its owner alone.")] = True,
+) -> None:
+    """Upload a folder to the hub, to the repository that is named and no other; HF_TOKEN says who you are."""
+    address = publish.push(folder, repository, private)
+    say(f"{folder} is at {address}")
+    print(json.dumps({"folder": str(folder), "address": address}))
 
 
 @export.command("quantise")
@@ -141,6 +187,15 @@ def _model(folder: Path, number: int | None) -> _Model:
     with Store.read(folder) as store:
         number, found = store.model(number)
         return _Model(number, found, folder / "base" / "base.gguf", Settings.model_validate(store.fact("settings")))
+
+
+def _base(name: str) -> Path:
+    """The folder of a base, downloaded if it is on the hub and not here."""
+    repository = hub.named(name)
+    if repository is None:
+        return hub.model_folder(name)
+    with downloads() as show:
+        return hub.fetch(repository, "model", show)[0]
 
 
 @contextmanager

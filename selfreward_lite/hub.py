@@ -83,7 +83,7 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
     """
     known = _known(repository, kind)
     if known is None:
-        with _in_words(repository):
+        with in_words(repository):
             known = _download(repository, kind, show)
     else:
         _confirm(known)
@@ -228,7 +228,7 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
 
 
 @contextmanager
-def _in_words(repository: Repository) -> Iterator[None]:
+def in_words(repository: Repository) -> Iterator[None]:
     """Every way in which the hub can fail, as one line with what to do next."""
     from huggingface_hub import errors
 

@@ -7,6 +7,7 @@ only what is missing, so going on after a kill is the same as starting: all of t
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -111,6 +112,8 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
+        there = cards()
+        store.state("hardware", f"{there[0].name}, driver {there[0].driver}" if there else f"{os.cpu_count()} CPU cores, no card")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
         store.state("settings", _lasting(settings))
         return settings

@@ -136,6 +136,11 @@ class Store:
         with closing(target):
             self._db.backup(target)
 
+    def pack(self) -> None:
+        """Give the file's free pages, and those of its log, back to the disk."""
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def __enter__(self) -> Store:
         return self
 
@@ -306,8 +311,10 @@ class Store:
                     found.append(f"{kind.__name__} {record.id}: its id does not follow from its key")
                 if hashes[record.id] != content_hash(record):
                     found.append(f"{kind.__name__} {record.id}: its content was changed after it was written")
-        folders = [self.folder / "base"] if self.is_done(0, "base") else []
-        folders += [self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")]
+        base, pruned = self.folder / "base", self.fact("pruned")
+        folders = [base] if self.is_done(0, "base") and (base.exists() or pruned is None) else []
+        promoted = [self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")]
+        folders += [folder for folder in promoted if folder.name not in (pruned or ())]
         return found + [fault for folder in folders for fault in manifest_faults(folder)]
 
 

@@ -39,8 +39,8 @@ HIDDEN, HEADS, KV_HEADS, LAYERS, FFN, HEAD = 64, 4, 2, 2, 128, 16
 STRENGTH, GAP = 24.0, 60.0  # logits of what may follow, and how far below it the rest is kept
 
 # Dimensions of the residual stream: a constant, what kind of token this is, and what is asked.
-CONSTANT, WORD, NEWLINE, OPENING, COLON, SPACE, NOUN, LAST = range(8)
-JUDGE, META, COMPARE = 8, 9, 10  # of a telling word itself
+CONSTANT, WORD, ENDING, NEWLINE, OPENING, COLON, SPACE, NOUN, LAST = range(9)
+JUDGE, META, COMPARE = 9, 10, 11  # of a telling word itself
 ASKED = {JUDGE: 12, META: 13, COMPARE: 14}  # and of every token after it
 TELLING = {"Ġgrade": JUDGE, "Ġjudgments": META, "Ġanswers": COMPARE}
 
@@ -124,6 +124,7 @@ def _model(tokenizer: Tokenizer) -> Any:
 
 def _embed(weight: torch.Tensor, tokenizer: Tokenizer) -> None:
     kinds = {"Ċ": NEWLINE, "Score": OPENING, "Winner": OPENING, ":": COLON, "Ġ": SPACE, "ĠJudgement": NOUN, "ĠResponse": NOUN}
+    kinds[f"Ġ{WORDS[-1]}"] = ENDING  # one word in twenty ends what is said
     kinds |= dict.fromkeys([*"012345", "ĠA", "ĠB"], LAST)
     weight[:, CONSTANT] = 1.0
     weight[:, WORD] = 1.0  # whatever is nothing else
@@ -167,9 +168,9 @@ def _speak(head: torch.Tensor, tokenizer: Tokenizer) -> None:
 
     for word in WORDS:
         after(f"Ġ{word}", WORD)
-    after("<|eot_id|>", WORD, unless=tuple(ASKED))
+    after("<|eot_id|>", ENDING, unless=tuple(ASKED))
     head[_id(tokenizer, "<|eot_id|>"), LAST] = 4 * GAP * scale
-    after("Ċ", WORD, *ASKED)
+    after("Ċ", ENDING, *ASKED)
     after("Score", NEWLINE, JUDGE)
     after("Winner", NEWLINE, META, COMPARE)
     after(":", OPENING)

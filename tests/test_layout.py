@@ -28,7 +28,7 @@ ORDER = [
     "workshop", "tools", "run", "budget", "steps", "tripwires", "assess", "loop", "report", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
-    "export_commands", "plan_command", "probes", "doctor", "cli", "__main__",
+    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -68,6 +68,7 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 6
 # Named exceptions, with their reason.
 MANY_PARAMETERS = {
     ("cli.py", "run"): "one parameter an option: typer reads the signature",
+    ("export_commands.py", "merged"): "one parameter an option: typer reads the signature",
     ("commands.py", "bench_engine"): "one parameter an option: typer reads the signature",
     ("engine.py", "judge_load"): "a load is described by as many numbers",
 }

@@ -1,0 +1,259 @@
+"""A model of a run, or the pairs it was trained on, as a folder that the hub takes: files, and a card that says what they are.
+
+Knows: what a card must say (base, data, method, metrics, versions, hardware, limits, licences), TRL's conversational preference
+format. Does not know: command lines. Everything in a card comes from the run's own records. Texts of models stand in indented
+blocks, where nothing in them is markup. Nothing is sent but by `push`, to the repository that it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite import __version__, hub, report
+from selfreward_lite.config import Settings
+from selfreward_lite.errors import UserError
+from selfreward_lite.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
+from selfreward_lite.stages.judgments import question
+from selfreward_lite.store import Store
+
+PAPERS = (
+    "[Self-Rewarding Language Models](https://arxiv.org/abs/2401.10020), "
+    "[Meta-Rewarding Language Models](https://arxiv.org/abs/2407.19594)"
+)
+LLAMA3 = (
+    "Built with Meta Llama 3. Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, "
+    "Inc. All Rights Reserved. Whoever passes this on passes on that licence too, and begins the name with “Llama 3”."
+)
+LIMITS = (
+    "Trained on labels that it gave itself: what its judge likes is not what people like. Longer answers, ties and a judge that "
+    "praises everything are known failures of the method; the figures above show how far they went here. Not tested for safety."
+)
+ROWS = "data/train-00000-of-00001.parquet"
+
+
+def write_adapter(store: Store, number: int, out: Path) -> Path:
+    """Write M<number> as PEFT reads it, with its GGUF twin and a model card; returns `out`."""
+    settings = Settings.model_validate(store.fact("settings"))
+    source = store.model_dir(number)
+    out.mkdir(parents=True, exist_ok=True)
+    repository = hub.named(settings.model.base)
+    config = json.loads((source / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    # As it was trained it names a folder of this machine, which is nobody else's business, and of no use to them.
+    config["base_model_name_or_path"] = repository.id if repository else settings.model.base.rsplit("/", 1)[-1]
+    config["revision"] = repository.revision if repository else None
+    (out / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    shutil.copyfile(source / "adapter" / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    shutil.copyfile(source / "adapter.gguf", out / "adapter.gguf")
+    (out / "README.md").write_text(_model_card(store, settings, number), encoding="utf-8")
+    return out
+
+
+def write_pairs(store: Store, out: Path) -> Path:
+    """Write every pair that the run trained on, as TRL's DPOTrainer takes them, with a data set card; returns `out`.
+
+    Raises UserError where the run has none.
+    """
+    from datasets import Dataset, Features, Value
+
+    settings = Settings.model_validate(store.fact("settings"))
+    rows = list(_rows(store, settings))
+    if not rows:
+        raise UserError(f"{store.folder} has trained on no pairs yet; `status --name {store.folder.name}` shows how far it is")
+    text, number = Value("string"), Value("float64")
+    turns = [{"role": text, "content": text}]
+    features = Features({
+        "prompt": turns, "chosen": turns, "rejected": turns, "kind": text, "iteration": Value("int32"), "chosen_score": number,
+        "rejected_score": number,
+    })
+    path = out / ROWS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=features).to_parquet(str(path))
+    (out / "README.md").write_text(_data_card(store, settings, rows), encoding="utf-8")
+    return out
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder that was written here to the repository named, made if it is new; returns its address.
+
+    Raises UserError where the folder is none of ours or the name is no repository's.
+    """
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.utils import validate_repo_id
+
+    kind = "model" if (folder / "adapter_config.json").exists() else "dataset" if (folder / ROWS).exists() else None
+    if kind is None or not (folder / "README.md").exists():
+        raise UserError(f"{folder} holds no adapter and no pairs; write it with `export adapter` or `export pairs` first")
+    try:
+        validate_repo_id(repository)
+    except errors.HFValidationError:
+        raise UserError(f"{repository} cannot be a repository; give owner/name") from None
+    if repository.count("/") != 1:
+        raise UserError(f"{repository}: say whose it is to be, as owner/name")
+    with hub.in_words(hub.Repository(repository)):
+        api = HfApi()
+        api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
+        message = f"selfreward_lite {__version__}"
+        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=str(folder), commit_message=message)
+    return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
+
+
+# -- pairs ----------------------------------------------------------------------------------------------------------------
+
+
+def _rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
+    """Every pair as a conversation: what the user says, and two things that the assistant may answer."""
+    prompts = {one.id: one for one in store.records(Prompt)}
+    responses = {one.id: one for one in store.records(Response)}
+    judgments = {one.id: one for one in store.records(Judgment)}
+    for pair in store.records(ResponsePair):
+        chosen, rejected = responses[pair.chosen_id], responses[pair.rejected_id]
+        scores = {"chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score}
+        yield _row(prompts[pair.prompt_id].text, chosen.text, rejected.text, "response", pair.iteration) | scores
+    for judged in store.records(JudgmentPair):
+        response = responses[judged.response_id]
+        asked = question(prompts[response.prompt_id], response, settings.model.templates)
+        better, worse = judgments[judged.chosen_id], judgments[judged.rejected_id]
+        scores = {"chosen_score": judged.chosen_strength, "rejected_score": judged.rejected_strength}
+        yield _row(asked, better.text, worse.text, "judgment", judged.iteration) | scores
+
+
+def _row(said: str, chosen: str, rejected: str, kind: str, iteration: int) -> dict[str, Any]:
+    def turn(role: str, content: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": content}]
+
+    return {
+        "prompt": turn("user", said), "chosen": turn("assistant", chosen), "rejected": turn("assistant", rejected), "kind": kind,
+        "iteration": iteration,
+    }
+
+
+# -- cards ----------------------------------------------------------------------------------------------------------------
+
+
+def _model_card(store: Store, settings: Settings, number: int) -> str:
+    ranked = hub.named(settings.seed_stage.ranked)
+    head: dict[str, Any] = {"library_name": "peft", "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"]}
+    if base := hub.named(settings.model.base):
+        head |= {"base_model": base.id, "base_model_relation": "adapter"}
+    if _is_llama3(settings):
+        head["license"] = "llama3"
+    if ranked:
+        head["datasets"] = [ranked.id]
+    parts = [
+        f"# M{number} of a self-rewarding run",
+        f"A LoRA adapter, made by selfreward_lite {__version__} after {PAPERS}: the model answered prompts, judged its own "
+        "answers, judged its own judgments, and was trained on both with DPO. `adapter.gguf` is the same adapter for llama.cpp.",
+        _base_words(settings),
+        "## Method", _method(settings, number),
+        "## Data", _data_words(store, settings),
+        "## Metrics", _metrics(store, number),
+        "M0 is the model after the seed stage. Win rates are against M0 on held-out prompts"
+        + (", by the exact scorer of the tiny world." if settings.model.base == "tiny" else
+           ", judged by M0, frozen, in both orders; a verdict that flips with the order is a tie."),
+        "## Before and after", _examples(store),
+        "## Versions and hardware", _versions(store),
+        "## Limits", LIMITS,
+    ]
+    if _is_llama3(settings):
+        parts += ["## Licence", LLAMA3]
+    return _card(head, parts)
+
+
+def _data_card(store: Store, settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
+    head: dict[str, Any] = {
+        "pretty_name": f"Preference pairs of {store.folder.name}", "tags": ["preference", "dpo", "trl", "self-rewarding"],
+        "language": ["en"], "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    }
+    if _is_llama3(settings):
+        head |= {"license": "llama3"}
+    kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in ("response", "judgment")}
+    parts = [
+        "# Preference pairs that a model made for itself",
+        f"{kinds['response']} pairs of responses and {kinds['judgment']} pairs of judgments, in TRL's conversational preference "
+        f"format, from a run of selfreward_lite {__version__} after {PAPERS}. `kind` tells them apart, `iteration` which model's "
+        "training they were for; scores are the mean of a response's judgments, or a judgment's Bradley–Terry strength.",
+        "## Method", _method(settings, settings.iterations),
+        "## Data", _data_words(store, settings),
+        "## Versions and hardware", _versions(store),
+        "## Limits", f"No person has looked at these pairs. {LIMITS}",
+    ]
+    if _is_llama3(settings):
+        parts += ["## Licence", LLAMA3]
+    return _card(head, parts)
+
+
+def _card(head: dict[str, Any], parts: Sequence[str]) -> str:
+    from huggingface_hub.repocard_data import CardData
+
+    return f"---\n{CardData(**head).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _is_llama3(settings: Settings) -> bool:
+    return "llama-3" in settings.model.base.casefold()
+
+
+def _base_words(settings: Settings) -> str:
+    base = hub.named(settings.model.base)
+    of = f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`" if base else (
+        "the tiny base that ships with it" if settings.model.base == "tiny" else "a model of its owner's own"
+    )
+    origin = f", the 4-bit form of {settings.model.origin}" if settings.model.origin else ""
+    return f"Its base is {of}{origin}, held in {settings.model.quantisation} while it was trained."
+
+
+def _method(settings: Settings, number: int) -> str:
+    lines = [
+        f"seed stage: SFT on judgments that agree with human rankings, {settings.sft.epochs:g} epochs at "
+        f"{settings.sft.learning_rate:g}",
+        f"an iteration: {settings.prompts.count} prompts, K = {settings.responses.count} responses each, "
+        f"N = {settings.judge.count} judgments each; score: {settings.judge.score}",
+        f"DPO: beta {settings.dpo.beta:g}, SFT anchor {settings.dpo.anchor:g}, {settings.dpo.epochs:g} epochs at "
+        f"{settings.dpo.learning_rate:g}, batch {settings.dpo.batch}, reference M(t−1)",
+        f"LoRA: rank {settings.lora.rank}, alpha {settings.lora.alpha}, all linear layers",
+    ]
+    for iteration in range(1, number + 1):
+        step = settings.for_iteration(iteration)
+        lines.append(f"iteration {iteration}: rho {step.rho:g}, {'with' if step.judgment_pairs else 'without'} judgment pairs")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _data_words(store: Store, settings: Settings) -> str:
+    ranked = hub.named(settings.seed_stage.ranked)
+    of = f"[{ranked.id}](https://huggingface.co/datasets/{ranked.id}) at revision `{ranked.revision}`" if ranked else (
+        "the tiny world" if settings.seed_stage.ranked == "tiny" else "its owner's own file"
+    )
+    written = "the user's own" if settings.prompts.file else f"written by the {settings.prompts.writer} model"
+    counts = "\n".join(f"| {one.what} | {one.here:,} | {one.paper or '–'} |" for one in report.seed_counts(store))
+    return f"Human rankings: {of}. Prompts: {written}.\n\n| seed data | here | arXiv 2401.10020 |\n|---|---|---|\n{counts}"
+
+
+def _metrics(store: Store, number: int) -> str:
+    rows = [row for row in report.summary(store)["iterations"] if row["iteration"] <= number]
+    names = [name for name in rows[0] if name not in ("iteration", "seconds") and any(row[name] is not None for row in rows)]
+    models = " | ".join(f"M{row['iteration']}" for row in rows)
+    head = f"| | {models} |\n" + "|---" * (len(rows) + 1) + "|"
+    body = [
+        f"| {name.replace('_', ' ')} | " + " | ".join("–" if row[name] is None else f"{row[name]}" for row in rows) + " |"
+        for name in names
+    ]
+    return "\n".join([head, *body])
+
+
+def _examples(store: Store) -> str:
+    """The first held-out prompts that both models answer differently, not chosen ones; indented, so that nothing is markup."""
+    blocks = []
+    for one in report.before_after(store, 3):
+        for title, text in (("prompt", one.prompt), ("M0", one.before), ("now", one.after)):
+            quoted = "\n".join(f"    {line}" for line in text.splitlines())
+            blocks.append(f"{title}:\n\n{quoted}")
+    return "\n\n".join(blocks) or "Both models answer the held-out prompts alike."
+
+
+def _versions(store: Store) -> str:
+    versions = store.fact("versions") or {}
+    said = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return f"{store.fact('hardware') or 'hardware not recorded'}; {said}."
