@@ -19,6 +19,10 @@ from tokenizers import Tokenizer
 
 from selfreward_lite.errors import ConfigError
 
+# Llama-3.1's and 3.2's templates write a day into the system's turn: this one where none is given, and today's where transformers
+# renders. A run must ask the same on every day, so it is given everywhere.
+DATE = "26 Jul 2024"
+
 
 class Message(TypedDict):
     """One turn: `role` is system, user or assistant."""
@@ -86,7 +90,7 @@ class ChatFormat:
         """Render with placeholders for the contents, so that only what the template wrote is parsed as special."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         hollow = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
-        text = self.template.render(messages=hollow, bos_token=self.bos_token, add_generation_prompt=True)
+        text = self.template.render(messages=hollow, bos_token=self.bos_token, add_generation_prompt=True, date_string=DATE)
         ids: list[int] = []
         for message, mark in zip(messages, marks, strict=True):
             if text.count(mark) != 1:

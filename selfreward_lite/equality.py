@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.chat import ChatFormat, Message
+from selfreward_lite.chat import DATE, ChatFormat, Message
 from selfreward_lite.errors import ExportError
 from selfreward_lite.export import Weights, adapter_to_gguf, base_to_gguf
 from selfreward_lite.parity import TOKEN_PROBES, check_parity, load_llama, parity, token_parity
@@ -97,10 +97,11 @@ def conversation_ids(model_dir: Path, base: Path) -> list[list[int]]:
             raise ExportError(f"{base} ends a turn with {sorted(ends)}, the chat template with {chat.stop}: export it again")
         for number, messages in enumerate(conversations(), 1):
             ours = list(chat.prompt_ids(messages))
+            told: dict[str, Any] = {"add_generation_prompt": True, "date_string": DATE}
             said: Any = list(messages)
             others = {
-                "transformers": theirs.apply_chat_template(said, add_generation_prompt=True, return_dict=True)["input_ids"],
-                "llama.cpp": _tokenised(vocab, theirs.apply_chat_template(said, add_generation_prompt=True, tokenize=False)),
+                "transformers": theirs.apply_chat_template(said, return_dict=True, **told)["input_ids"],
+                "llama.cpp": _tokenised(vocab, theirs.apply_chat_template(said, tokenize=False, **told)),
             }
             for who, ids in others.items():
                 if ids != ours:
