@@ -31,6 +31,8 @@ class Model(Section):
     origin: str | None = Field(None, description="the same model in 16 bits, where base holds it in 4: for `export merged` alone")
     templates: str = Field(description="template set in selfreward_lite/prompts")
     quantisation: Literal["nf4", "none"] = Field("nf4", description="how the training base is held; nf4 is QLoRA's")
+    gguf_file: str | None = Field(None, description="a GGUF of the same model to ask, instead of one made here: a file, or "
+                                  "owner/name/file.gguf[@revision] on the hub; Q4_K_M is for cards that hold no Q8_0")
     gguf: Literal["f32", "f16", "q8_0"] = Field("q8_0", description="number format of the base that llama.cpp reads")
 
     @field_validator("templates")

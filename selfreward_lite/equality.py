@@ -7,6 +7,8 @@ it does are tasks of the workshop.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +37,28 @@ def export_base(model_dir: str, out: str, weights: Weights, dtype: str) -> dict[
     base_to_gguf(Path(model_dir), Path(out), weights=weights, dtype=dtype)  # type: ignore[arg-type]
     plain = token_parity(Path(model_dir), Path(out), TOKEN_PROBES)
     return {"tokens": plain + sum(map(len, conversation_ids(Path(model_dir), Path(out))))}
+
+
+def adopt_base(model_dir: str, gguf: str, out: str, weights: Weights) -> dict[str, int]:
+    """Put a GGUF that somebody else made in the base's place, and prove its token ids; returns `tokens`, how many were compared.
+
+    It is linked where the disk allows, else copied. Raises ExportError, and leaves no file, where it is no GGUF of this model.
+    How far its logits are from what is trained (`weights`) is measured with the first adapter, as for every base.
+    """
+    source, target = Path(gguf), Path(out)
+    if not source.is_file():
+        raise ExportError(f"{source}: no such file; mend model.gguf_file")
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
+    try:
+        plain = token_parity(Path(model_dir), target, TOKEN_PROBES)
+        return {"tokens": plain + sum(map(len, conversation_ids(Path(model_dir), target)))}
+    except ExportError:
+        target.unlink()
+        raise
 
 
 def export_adapter(

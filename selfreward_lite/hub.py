@@ -1,7 +1,8 @@
 """Models and data sets of the Hugging Face hub: fetched once, and the very same files ever after.
 
-    owner/name              the newest revision at the first download, which is then kept to
-    owner/name@revision     that one
+    owner/name                          the newest revision at the first download, which is then kept to
+    owner/name@revision                 that one
+    owner/name/file.gguf[@revision]     one file of a repository
 
 What was downloaded lies in $HF_HOME/selfreward_lite, with a list of the sha256 of every file; what the hub's own cache holds
 already is linked to and not fetched. Later calls take the files from there, and refuse them where a digest has changed. Knows:
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,9 @@ ATTEMPTS = 5  # at a line that breaks, as long as each brings something
 # Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
 # the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
 WANTED = {"model": (r"[^/]+\.(json|safetensors|jinja)",), "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv")}
-_NAME = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_NAME = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>[\w.-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # sha256 of what is in OASST1's two Parquet files, from the hub's own page of the commit that wrote them:
 # https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
@@ -53,25 +56,29 @@ def quiet(file: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub, at a revision (a branch, a tag or a commit); None is its newest."""
+    """A repository of the hub, or one file of it, at a revision (a branch, a tag or a commit); None is its newest."""
 
     id: str
     revision: str | None = None
+    file: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.id}@{self.revision}" if self.revision else self.id
+        name = f"{self.id}/{self.file}" if self.file else self.id
+        return f"{name}@{self.revision}" if self.revision else name
 
 
 def named(text: str) -> Repository | None:
     """Return the repository that a setting names; None for everything else, a path that exists first of all.
 
-    >>> named("unsloth/llama-3-8b-Instruct-bnb-4bit"), named("a/b@main")
-    (Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None), Repository(id='a/b', revision='main'))
+    >>> named("unsloth/llama-3-8b-Instruct-bnb-4bit")
+    Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None, file=None)
+    >>> named("a/b/c.Q4_K_M.gguf@main")
+    Repository(id='a/b', revision='main', file='c.Q4_K_M.gguf')
     >>> named("tiny"), named("./models/llama"), named("/models/llama")
     (None, None, None)
     """
     match = None if Path(text).exists() else _NAME.fullmatch(text)
-    return Repository(match["id"], match["revision"]) if match else None
+    return Repository(match["id"], match["revision"], match["file"]) if match else None
 
 
 def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Repository]:
@@ -87,7 +94,7 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
             known = _download(repository, kind, show)
     else:
         _confirm(known)
-    return known.folder, Repository(repository.id, known.commit)
+    return known.folder, replace(repository, revision=known.commit)
 
 
 def local(text: str, kind: Kind) -> Path:
@@ -101,7 +108,7 @@ def local(text: str, kind: Kind) -> Path:
     known = _known(repository, kind)
     if known is None:
         raise UserError(f"{repository} is not on this machine; `run` downloads it, or give a folder or file")
-    return known.folder
+    return known.folder / repository.file if repository.file else known.folder
 
 
 def is_here(repository: Repository, kind: Kind) -> bool:
@@ -133,7 +140,7 @@ def _known(repository: Repository, kind: Kind) -> _Known | None:
     """What the list says of a repository: of the commit asked for, else of the one that its branch stood at the first time."""
     for entry in _read_ledger():
         asked = (repository.revision or "main") in (entry["commit"], *entry["asked"])
-        if asked and (entry["kind"], entry["id"]) == (kind, repository.id):
+        if asked and (entry["kind"], entry["id"], entry.get("file")) == (kind, repository.id, repository.file):
             where = Path(entry["folder"])
             if all((where / name).exists() for name in entry["files"]):
                 return _Known(where, entry["commit"], entry["files"])
@@ -154,10 +161,10 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
 
     asked = repository.revision or "main"
     info = HfApi().repo_info(repository.id, repo_type=kind, revision=asked, files_metadata=True)
-    wanted = _wanted(info.siblings or [], kind)
+    wanted = _wanted(info.siblings or [], kind, repository.file)
     if not wanted:
         raise UserError(f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another")
-    at = Repository(repository.id, info.sha)
+    at = Repository(repository.id, info.sha)  # its folder is the same, whichever of its files are wanted
     place = _home() / kind / str(at).replace("/", "--")
     missing = [one for one in wanted if not (place / one.rfilename).exists()]
     needs = {"download": sum(one.size or 0 for one in missing)}
@@ -172,13 +179,16 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
         if expected - {files[one.rfilename]}:
             path.unlink()
             raise UserError(f"{path} is not what {repository} announces (sha256); give the same command again")
-    entry = {"kind": kind, "id": repository.id, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
+    named_as = {"kind": kind, "id": repository.id, "file": repository.file}
+    entry = {**named_as, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
     _write_ledger([*_read_ledger(), entry])
     return _Known(place, info.sha, files)
 
 
-def _wanted(files: list[Any], kind: Kind) -> list[Any]:
-    """Of a repository's files, those of the first kind that there is."""
+def _wanted(files: list[Any], kind: Kind, only: str | None) -> list[Any]:
+    """Of a repository's files, the one that is named, or those of the first kind that there is."""
+    if only is not None:
+        return [one for one in files if one.rfilename == only]
     for pattern in WANTED[kind]:
         if found := [one for one in files if re.fullmatch(pattern, one.rfilename)]:
             return found

@@ -127,14 +127,21 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
     return settings
 
 
+# Settings that may name a repository of the hub, with what they expect there.
+NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
+    ("model", "base", "model"), ("model", "gguf_file", "model"), ("seed_stage", "ranked", "dataset"),
+    ("prompts", "file", "dataset"),
+)
+
+
 def _downloaded(settings: Settings, show: hub.Show) -> Settings:
     """The settings with every repository at the commit that lies on this machine now."""
-    found: dict[str, dict[str, str]] = {"model": {}, "seed_stage": {}, "prompts": {}}
-    for section, name, kind in (("model", "base", "model"), ("seed_stage", "ranked", "dataset"), ("prompts", "file", "dataset")):
+    found: dict[str, dict[str, str]] = {section: {} for section, _, _ in NAMED}
+    for section, name, kind in NAMED:
         text = getattr(getattr(settings, section), name)
         repository = hub.named(text) if text else None
         if repository is not None:
-            found[section][name] = str(hub.fetch(repository, kind, show)[1])  # type: ignore[arg-type]
+            found[section][name] = str(hub.fetch(repository, kind, show)[1])
     changed = {section: getattr(settings, section).model_copy(update=values) for section, values in found.items()}
     return settings.model_copy(update=changed)
 

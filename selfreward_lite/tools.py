@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from selfreward_lite import hub
 from selfreward_lite.config import EngineSettings, Model
 from selfreward_lite.engines.base import Engine
 from selfreward_lite.engines.process import ProcessEngine
@@ -74,7 +75,11 @@ class _Torch:
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._export("export_base", model, model_dir=str(model_dir), out=str(out), dtype=model.gguf)
+        paths = {"model_dir": str(model_dir), "out": str(out)}
+        if model.gguf_file is None:
+            self._export("export_base", model, dtype=model.gguf, **paths)
+        else:
+            self._export("adopt_base", model, gguf=str(hub.local(model.gguf_file, "model")), **paths)
 
     def export_adapter(
         self, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model

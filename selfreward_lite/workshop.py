@@ -197,7 +197,10 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
 
     if kind in ("full_model", "quantise"):
         return {"full_model": full_model.write, "quantise": quantise.write}[kind](**task, report=report)
-    tasks = {"export_base": equality.export_base, "export_adapter": equality.export_adapter, "check": equality.check}
+    tasks = {
+        "export_base": equality.export_base, "adopt_base": equality.adopt_base, "export_adapter": equality.export_adapter,
+        "check": equality.check,
+    }
     return tasks[kind](**task)
 
 

@@ -118,3 +118,27 @@ def test_the_command_wants_a_run_with_that_model(tmp_path):
     )  # fmt: skip
     assert ended.returncode == 2
     assert "no run in" in " ".join(ended.stderr.split())
+
+
+def test_a_base_that_somebody_else_made_is_taken_if_it_reads_the_same_tokens(made, tmp_path):
+    out = tmp_path / "run" / "base.gguf"
+    out.parent.mkdir()
+    found = equality.adopt_base(str(made / "model"), str(made / "base.gguf"), str(out), "original")
+    assert found["tokens"] > 100
+    assert out.read_bytes() == (made / "base.gguf").read_bytes()
+    assert check(made, base=out)["base_difference"] < 1e-3
+
+
+def test_a_base_of_another_model_is_refused_and_not_left_there(made, tmp_path):
+    out = tmp_path / "base.gguf"
+    with pytest.raises(ExportError, match="no such file; mend model.gguf_file"):
+        equality.adopt_base(str(made / "model"), str(tmp_path / "none.gguf"), str(out), "original")
+    other = copy(made, tmp_path)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ExportError):
+        equality.adopt_base(str(other), str(made / "base.gguf"), str(out), "original")
+    assert not out.exists()
+    assert (made / "base.gguf").exists(), "what was linked is still there"

@@ -203,3 +203,14 @@ def test_a_damaged_list_is_said(there, tmp_path):
     asked(there, tmp_path)
     (tmp_path / "selfreward_lite" / "downloads.json").write_text("{")
     assert "is damaged; delete it" in asked(there, tmp_path)["error"]
+
+
+def test_one_file_of_a_repository_is_fetched_alone(there, tmp_path):
+    name = "maker/ggufs"
+    for path in ("a.Q4_K_M.gguf", "a.Q8_0.gguf", "config.json"):
+        there.files[name, path] = path.encode()
+    found = asked(there, tmp_path, name=f"{name}/a.Q4_K_M.gguf")
+    assert files(found["folder"]) == {"a.Q4_K_M.gguf"}
+    assert found["at"] == f"{name}/a.Q4_K_M.gguf@{'a' * 40}"
+    assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q4_K_M.gguf", "a.Q8_0.gguf"}
+    assert "holds no file" in asked(there, tmp_path, name=f"{name}/b.gguf")["error"]

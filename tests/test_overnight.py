@@ -108,9 +108,9 @@ def test_what_llama_cpp_runs_is_what_was_trained(night):
 
 
 def test_the_merged_model_is_made_of_the_packed_base(night):
-    made = command("export", "merged", *night["runs"], "--type", "f32", "--out", str(night["folder"] / "out"))
+    made = command("export", "merged", *night["runs"], "--type", "f16", "--out", str(night["folder"] / "out"))
     assert made.returncode == 0, made.stderr
     found = json.loads(made.stdout.splitlines()[-1])
     assert Path(found["file"]).stat().st_size == found["bytes"]
-    assert found["difference"] < 1e-3
+    assert found["difference"] < 0.25, "float16 rounds logits of up to 60; a merge gone wrong is off by whole ones"
     assert "FROM" in Path(found["modelfile"]).read_text()
