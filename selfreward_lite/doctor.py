@@ -44,6 +44,8 @@ class Machine:
     llama: dict[str, Any]
     free: int
     hub: bool | None
+    unsloth: str | None = None
+    token: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,15 @@ def examine(folder: Path) -> Machine:
         llama=_probe("llama", "-1" if there else "0"),
         free=free_bytes(folder),
         hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _reachable(HUB),
+        unsloth=_version("unsloth"),
+        token=bool(os.environ.get("HF_TOKEN")),
     )
 
 
 def findings(machine: Machine) -> list[Finding]:
     """Say what the machine can do, in the order in which one thing needs another."""
     found = [_python(machine), _packages(machine), _system(machine), _card(machine), _torch(machine), _llama(machine)]
+    found += [_unsloth(machine)] if machine.cards else []
     return [*found, _disk(machine), _hub(machine)]
 
 
@@ -160,6 +165,13 @@ def _llama(machine: Machine) -> Finding:
     return Finding("llama.cpp", "good", f"{said['version']} puts every layer on the card ({layers[0]})")
 
 
+def _unsloth(machine: Machine) -> Finding:
+    if machine.unsloth is None:
+        words = "not installed: transformers and bitsandbytes train, in more memory and time"
+        return Finding("unsloth", "note", words, "pip install -r requirements-gpu.txt")
+    return Finding("unsloth", "good", f"{machine.unsloth} trains")
+
+
 def cuda_build(card: Card, wanted: dict[str, str]) -> str:
     """Return the command that makes llama.cpp use this card. A CPU build that is installed satisfies pip, hence the force."""
     architecture = "".join(map(str, card.capability))
@@ -178,7 +190,8 @@ def _hub(machine: Machine) -> Finding:
         return Finding("model hub", "note", "switched off (HF_HUB_OFFLINE=1): models and data must lie on this machine")
     if not machine.hub:
         return Finding("model hub", "note", f"{HUB} cannot be reached: models and data must lie on this machine")
-    return Finding("model hub", "good", f"{HUB} answers")
+    whose = "with the token in HF_TOKEN" if machine.token else "without a token (HF_TOKEN), which open models do not need"
+    return Finding("model hub", "good", f"{HUB} answers, {whose}")
 
 
 def _dotted(capability: tuple[int, int]) -> str:

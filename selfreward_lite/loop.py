@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -108,7 +108,7 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
     """
     begun = store.fact("settings")
     if begun is None or not store.has_items():
-        settings = _downloaded(config.load(preset or "tiny", wanted), show)
+        settings = _downloaded(config.load(preset or "tiny", wanted), NAMED, show)
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
@@ -119,9 +119,11 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
         return settings
     if preset not in (None, begun["preset"]):
         raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
-    settings = _downloaded(config.override(begun, wanted), show)
+    # What was read is in the records; of what the settings name, a run that goes on needs the model alone.
+    needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
+    settings, before = _downloaded(config.override(begun, wanted), needed, show), config.parse(begun).model_dump(mode="json")
     for key, value in settings.model_dump(mode="json").items():
-        if key not in _FREE and value != begun[key]:
+        if key not in _FREE and value != before[key]:
             raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
     store.state("settings", _lasting(settings))
     return settings
@@ -134,10 +136,10 @@ NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
 )
 
 
-def _downloaded(settings: Settings, show: hub.Show) -> Settings:
-    """The settings with every repository at the commit that lies on this machine now."""
-    found: dict[str, dict[str, str]] = {section: {} for section, _, _ in NAMED}
-    for section, name, kind in NAMED:
+def _downloaded(settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show) -> Settings:
+    """The settings with every repository that is needed at the commit that lies on this machine now."""
+    found: dict[str, dict[str, str]] = {section: {} for section, _, _ in needed}
+    for section, name, kind in needed:
         text = getattr(getattr(settings, section), name)
         repository = hub.named(text) if text else None
         if repository is not None:

@@ -28,6 +28,7 @@ def machine(card: Card | None = None, **changed) -> Machine:
         wanted=PINS,
         installed=dict(PINS),
         cards=(card,) if card else (),
+        unsloth="2026.10.7" if card else None,
         torch={"version": "2.13.0", "cuda": "13.0" if card else None, "kernels": [], "cards": seen},
         llama={"version": "0.3.36", "can_offload": bool(card), "amx": False, "error": None, "offloaded": offloaded},
         free=500 * GB,
@@ -160,3 +161,16 @@ def test_what_cannot_even_begin_is_one_line(before, words):
     assert ended.returncode == 2
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_unsloth_is_named_where_there_is_a_card_to_train_on():
+    assert "unsloth" not in said(machine())
+    missing = said(machine(RTX, unsloth=None))["unsloth"]
+    assert (missing.state, missing.mend) == ("note", "pip install -r requirements-gpu.txt")
+    assert said(machine(RTX))["unsloth"].words == "2026.10.7 trains"
+
+
+def test_a_token_is_named_and_never_shown(monkeypatch, tmp_path):
+    assert "HF_TOKEN" in said(machine(hub=True))["model hub"].words
+    assert "with the token in HF_TOKEN" in said(machine(hub=True, token=True))["model hub"].words
+    assert not [value for value in vars(machine(token=True)).values() if "hf_" in str(value)]

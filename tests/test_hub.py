@@ -214,3 +214,27 @@ def test_one_file_of_a_repository_is_fetched_alone(there, tmp_path):
     assert found["at"] == f"{name}/a.Q4_K_M.gguf@{'a' * 40}"
     assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q4_K_M.gguf", "a.Q8_0.gguf"}
     assert "holds no file" in asked(there, tmp_path, name=f"{name}/b.gguf")["error"]
+
+
+@pytest.mark.slow
+def test_a_run_is_begun_from_the_hub_and_gone_on_with_offline(there, tmp_path):
+    from selfreward_lite.config import TINY_MODEL
+
+    for path in TINY_MODEL.iterdir():
+        there.files["maker/tiny", path.name] = path.read_bytes()
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": there.address}
+    environment.pop("HF_HUB_OFFLINE", None)
+    sizes = ("seed_stage.train_examples=40", "seed_stage.eval_prompts=10", "evaluation.prompts=10", "model.base=maker/tiny")
+    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path / "runs")]
+    settings = [part for setting in sizes for part in ("--set", setting)]
+    first = [*command, *settings, "--iterations", "0", "--gates", "report"]
+    begun = subprocess.run(first, capture_output=True, text=True, env=environment)
+    assert begun.returncode == 0, begun.stderr
+    assert f"maker/tiny@{'a' * 40} in nf4" in begun.stderr
+    assert "model.safetensors: 1.7 MB downloaded" in begun.stderr
+    there.asked.clear()
+    there.commit = "c" * 40  # the branch moves on, and the network goes
+    again = subprocess.run(command, capture_output=True, text=True, env={**environment, "HF_HUB_OFFLINE": "1"})
+    assert again.returncode == 0, again.stderr
+    assert "is finished: M0" in again.stderr
+    assert not there.asked
