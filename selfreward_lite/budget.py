@@ -26,10 +26,13 @@ ASKED = ("candidates", "responses", "judgments", "battles")
 def fit(run: Run, iteration: int) -> None:
     """Decide how many prompts the iteration has. Raises OutOfTime where not even one batch of pairs would come of them."""
     fact = f"prompts M{iteration}"
-    if run.deadline == math.inf or run.store.fact(fact) is not None:
+    if run.deadline == math.inf or run.store.is_done(iteration, "training"):
         return
     costs = plan.measured(run.store, run.settings)
     left = run.deadline - time.monotonic()
+    if run.store.fact(fact) is not None:
+        _refuse_too_little(run, iteration, costs, left)
+        return
     count = plan.affordable(run.settings, iteration, costs, KEPT * left) if costs else run.settings.prompts.count
     least = math.ceil(run.settings.dpo.batch / (2 * plan.PAIR_SHARE))
     if count < min(least, run.settings.prompts.count):
@@ -42,6 +45,19 @@ def fit(run: Run, iteration: int) -> None:
         words = f"{count} of {run.settings.prompts.count} prompts, so that M{iteration} is trained and measured in the " \
                 f"{left / 3600:.2f} hours left, at the speed of this run so far"
         run.watch(Progress(iteration, "prompts", 1, words=words))
+
+
+def _refuse_too_little(run: Run, iteration: int, costs: plan.Costs | None, left: float) -> None:
+    """An iteration that is under way is not cut down to what a short command pays for: better to stop than to waste its night."""
+    if costs is None:
+        return
+    later = _later(run, iteration, costs, ASKED[-1])
+    needed = (sum(later.values()) - later["training"] / 2) / KEPT
+    if left < needed:
+        raise OutOfTime(
+            f"{left / 3600:.2f} hours are left, and M{iteration} needs {needed / 3600:.2f} to be trained and measured; the same "
+            "command goes on with it"
+        )
 
 
 def going_on(run: Run, iteration: int, stage: str) -> Callable[[float], bool]:

@@ -68,7 +68,8 @@ def run(
         wanted["prompts.file"] = json.dumps(prompts if hub.named(prompts) else str(Path(prompts).absolute()))
     wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
-    if restore_from is not None:
+    if restore_from is not None and not (restore_from == mirror and not (restore_from / folder.name).exists()):
+        # The same folder for both is how a run is begun and gone on with by one command: the first time there is no copy.
         say(f"{folder}: " + ("put back from its copy" if restore(restore_from, folder) else "is here already, so not put back"))
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind

@@ -30,6 +30,7 @@ from selfreward_lite.manifest import sha256_of
 Kind = Literal["model", "dataset"]
 Show = Callable[[str, int, int], None]
 LEDGER = "downloads.json"
+SILENCE = httpx.Timeout(60.0)  # seconds without a byte; a line that hangs is a line that broke
 ATTEMPTS = 5  # at a line that breaks, as long as each brings something
 # Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
 # the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
@@ -226,7 +227,7 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
         if file.size is not None and done >= file.size:
             return
         headers = build_hf_headers() | ({"Range": f"bytes={done}-"} if done else {}) | {"Accept-Encoding": "identity"}
-        with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=SILENCE) as response:
             hf_raise_for_status(response)
             if done and response.status_code == 200:  # it sends all of it, whatever was asked
                 out.truncate(0)

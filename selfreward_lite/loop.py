@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import uuid
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -22,6 +23,7 @@ from selfreward_lite.config import Settings
 from selfreward_lite.disk import check_disk
 from selfreward_lite.errors import ConfigError, ExportError
 from selfreward_lite.llama_folder import check_folder, read_config
+from selfreward_lite.manifest import MANIFEST
 from selfreward_lite.run import Run
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
@@ -83,7 +85,7 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: 
         raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
     newest = store.newest()
     left, whole = max(0, settings.iterations - (newest or 0)), newest is None
-    base_written, llama = store.is_done(0, "base"), read_config(model_dir)
+    base_written, llama = (store.folder / "base" / MANIFEST).exists(), read_config(model_dir)
     check_disk(store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written))
     if store.fact("plan") is None:
         there = cards()
@@ -112,6 +114,7 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
+        store.state("birth", uuid.uuid4().hex)  # tells this run from every other of its name, wherever copies of it lie
         there = cards()
         store.state("hardware", f"{there[0].name}, driver {there[0].driver}" if there else f"{os.cpu_count()} CPU cores, no card")
         store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
@@ -121,7 +124,8 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
         raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
     # What was read is in the records; of what the settings name, a run that goes on needs the model alone.
     needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
-    settings, before = _downloaded(config.override(begun, wanted), needed, show), config.parse(begun).model_dump(mode="json")
+    settings = _downloaded(_as_begun(config.override(begun, wanted), begun), needed, show)
+    before = config.parse(begun).model_dump(mode="json")
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != before[key]:
             raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
@@ -146,6 +150,19 @@ def _downloaded(settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]],
             found[section][name] = str(hub.fetch(repository, kind, show)[1])
     changed = {section: getattr(settings, section).model_copy(update=values) for section, values in found.items()}
     return settings.model_copy(update=changed)
+
+
+def _as_begun(settings: Settings, begun: dict[str, Any]) -> Settings:
+    """The settings with every repository that is named as it was when the run began at the commit that it had then."""
+    changed: dict[str, dict[str, str]] = {}
+    for section, name, _ in NAMED:
+        text, before = getattr(getattr(settings, section), name), begun[section].get(name)
+        asked, had = (hub.named(one) if one else None for one in (text, before))
+        if asked and had and (asked.id, asked.file) == (had.id, had.file) and asked.revision is None:
+            changed.setdefault(section, {})[name] = before
+    return settings.model_copy(
+        update={section: getattr(settings, section).model_copy(update=values) for section, values in changed.items()}
+    )
 
 
 def _lasting(settings: Settings) -> dict[str, Any]:

@@ -11,10 +11,13 @@ does. A copy that fails is said once and tried again; the run goes on.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from selfreward_lite.errors import UserError
@@ -30,8 +33,27 @@ class Mirror:
 
     def __init__(self, store: Store, root: Path, say: Callable[[str], None]) -> None:
         self._store, self._place, self._say = store, root / store.folder.name, say
+        here, there = store.folder.resolve(), self._place.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise UserError(f"{root} is where the run itself lies; give another folder to --mirror, best on another disk")
+        self._check()
         self._last = time.monotonic()
         self._failing = False
+
+    def _check(self) -> None:
+        """Refuse to write over the copy of another run, or of one that is further than this."""
+        there = self._place / "run.sqlite"
+        if not there.exists():
+            return
+        with closing(sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+            facts = dict(copy.execute("SELECT name, value FROM facts"))
+            items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
+        known = sum(len(self._store.done_items(iteration, stage)) for iteration, stage, *_ in self._store.stages())
+        if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
+            raise UserError(
+                f"{self._place} holds a copy of another run, or of this one when it was further; go on from that with "
+                "--restore-from where there is no run of this name, or give another --mirror or --name"
+            )
 
     def watching(self, watch: Watch) -> Watch:
         """Return a watcher that passes everything on to `watch`, and copies when it is time to."""
@@ -48,9 +70,10 @@ class Mirror:
         self._last = time.monotonic()
         try:
             self._copy()
-        except OSError as error:
+        except (OSError, sqlite3.Error, UserError) as error:
             if not self._failing:
-                self._say(f"{self._place}: not copied there ({error.strerror or error}); the run goes on, and tries again")
+                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                self._say(f"{self._place}: not copied there ({why}); the run goes on, and tries again")
             self._failing = True
             return
         if self._failing:
@@ -69,9 +92,11 @@ class Mirror:
                 shutil.rmtree(step)
         # Last, so that no snapshot speaks of a model that is not there; through a file here, since SQLite writes in many places.
         here = self._store.folder / "snapshot.sqlite"
-        self._store.backup(here)
-        _copy_file(here, self._place / "run.sqlite")
-        here.unlink()
+        try:
+            self._store.backup(here)
+            _copy_file(here, self._place / "run.sqlite")
+        finally:
+            here.unlink(missing_ok=True)
 
 
 def restore(root: Path, folder: Path) -> bool:

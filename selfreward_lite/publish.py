@@ -8,6 +8,7 @@ blocks, where nothing in them is markup. Nothing is sent but by `push`, to the r
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,10 +24,6 @@ from selfreward_lite.store import Store
 PAPERS = (
     "[Self-Rewarding Language Models](https://arxiv.org/abs/2401.10020), "
     "[Meta-Rewarding Language Models](https://arxiv.org/abs/2407.19594)"
-)
-LLAMA3 = (
-    "Built with Meta Llama 3. Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, "
-    "Inc. All Rights Reserved. Whoever passes this on passes on that licence too, and begins the name with “Llama 3”."
 )
 LIMITS = (
     "Trained on labels that it gave itself: what its judge likes is not what people like. Longer answers, ties and a judge that "
@@ -139,8 +136,8 @@ def _model_card(store: Store, settings: Settings, number: int) -> str:
     head: dict[str, Any] = {"library_name": "peft", "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"]}
     if base := hub.named(settings.model.base):
         head |= {"base_model": base.id, "base_model_relation": "adapter"}
-    if _is_llama3(settings):
-        head["license"] = "llama3"
+    if licence := _licence(settings):
+        head["license"] = licence
     if ranked:
         head["datasets"] = [ranked.id]
     parts = [
@@ -158,8 +155,8 @@ def _model_card(store: Store, settings: Settings, number: int) -> str:
         "## Versions and hardware", _versions(store),
         "## Limits", LIMITS,
     ]
-    if _is_llama3(settings):
-        parts += ["## Licence", LLAMA3]
+    if licence:
+        parts += ["## Licence", _licence_words(licence)]
     return _card(head, parts)
 
 
@@ -168,8 +165,8 @@ def _data_card(store: Store, settings: Settings, rows: Sequence[dict[str, Any]])
         "pretty_name": f"Preference pairs of {store.folder.name}", "tags": ["preference", "dpo", "trl", "self-rewarding"],
         "language": ["en"], "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
     }
-    if _is_llama3(settings):
-        head |= {"license": "llama3"}
+    if licence := _licence(settings):
+        head["license"] = licence
     kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in ("response", "judgment")}
     parts = [
         "# Preference pairs that a model made for itself",
@@ -181,8 +178,8 @@ def _data_card(store: Store, settings: Settings, rows: Sequence[dict[str, Any]])
         "## Versions and hardware", _versions(store),
         "## Limits", f"No person has looked at these pairs. {LIMITS}",
     ]
-    if _is_llama3(settings):
-        parts += ["## Licence", LLAMA3]
+    if licence:
+        parts += ["## Licence", _licence_words(licence)]
     return _card(head, parts)
 
 
@@ -192,8 +189,20 @@ def _card(head: dict[str, Any], parts: Sequence[str]) -> str:
     return f"---\n{CardData(**head).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _is_llama3(settings: Settings) -> bool:
-    return "llama-3" in settings.model.base.casefold()
+def _licence(settings: Settings) -> str | None:
+    """The hub's name of the licence of the base, where that is one of the Llama 3 family."""
+    found = re.search(r"llama-(3(?:\.[1-3])?)(?![.\d])", settings.model.base.casefold())
+    return f"llama{found[1]}" if found else None
+
+
+def _licence_words(licence: str) -> str:
+    """What has to be said beside a model that is built with a Llama 3 (its licence, section 1.b)."""
+    name = f"Llama {licence.removeprefix('llama')}"
+    return (
+        f"Built with {'Meta Llama 3' if name == 'Llama 3' else 'Llama'}. {name} is licensed under the {name} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved. Whoever passes this on passes on that licence too, and begins the "
+        "name with “Llama”."
+    )
 
 
 def _base_words(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward_lite import budget, canaries, datafiles, hub, seed
-from selfreward_lite.errors import GateStop, TrainingError, UserError
+from selfreward_lite.errors import GateStop, OutOfTime, TrainingError, UserError
 from selfreward_lite.manifest import MANIFEST, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
     BASE,
@@ -339,8 +339,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
         lora=run.settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
         checkpoint_minutes=run.settings.checkpoint_minutes, backend=run.settings.backend,
-        until=budget.until(run, iteration) if iteration else None,
-        min_moved_share=run.settings.gates.min_moved_share,
+        until=budget.until(run, iteration) if iteration else None, min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)
     started = time.monotonic()
@@ -356,11 +355,13 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         run.watch(progress)
 
     facts = run.tools.train(job, work, report)
+    if facts.get("out_of_time"):
+        raise OutOfTime(f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint")
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
         raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
-    given = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
     # Ended by the hours that were given, it has seen fewer; that is no fault of the trainer's.
-    run.store.measure(iteration, training_rows_given=facts["rows"] if facts.get("ended_early") else given)
+    given = facts["rows"] if facts.get("ended_early") else min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    run.store.measure(iteration, training_rows_given=given)
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
 

@@ -41,6 +41,7 @@ from selfreward_lite.training_job import (
     Row,
     arranged,
     frozen_or_broken,
+    length,
     micro_batches,
     tokens,
 )
@@ -65,14 +66,14 @@ class Watcher(TrainerCallback):
 
     def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
         self.trainer, self.job, self.state, self.report = trainer, job, state, report
-        self.begun_at = state.step
+        self.begun_at, self.out_of_time = state.step, False
         self.before = trainable(trainer.model)
         self.saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One forward and backward over the longest rows: memory that is short is better short now than in an hour."""
         rows = self.trainer.train_dataset
-        longest = sorted(range(len(rows)), key=lambda place: sum(len(part) for part in rows[place].values()))
+        longest = sorted(range(len(rows)), key=lambda place: _padded(rows[place]))
         batch = self.trainer.data_collator([rows[place] for place in longest[-args.per_device_train_batch_size :]])
         self.trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by the loop, a little later
         self.trainer.training_step(self.trainer.model_wrapped, batch)
@@ -89,6 +90,11 @@ class Watcher(TrainerCallback):
                 )
         if self.job.until is not None and time.time() > self.job.until:
             control.should_training_stop = True
+            self.out_of_time = 2 * (self.begun_at + state.global_step) < self.begun_at + state.max_steps
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.out_of_time:  # less than half a training is no model; it is gone on with another time
+            self._save()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
@@ -167,13 +173,19 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
         "steps": done.step, "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
         "moved_share": moved_share(watcher.before, trainer.model), "micro_batch": micro_batch, "begun_at": state.step,
         "tokens": sum(map(tokens, order[state.step * job.settings["batch"] : done.step * job.settings["batch"]])),
-        "ended_early": float(done.step * job.settings["batch"] < len(order)),
+        "out_of_time": float(watcher.out_of_time), "ended_early": float(done.step * job.settings["batch"] < len(order)),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
         "first_loss": done.first.get("loss", math.nan),
         "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
-    save_adapter(trainer.model, Path(job.adapter_out))
+    if not watcher.out_of_time:
+        save_adapter(trainer.model, Path(job.adapter_out))
     return facts
+
+
+def _padded(row: Row) -> int:
+    """Tokens that a row is padded to, alone in its batch: with DPO, prompt and the longer completion."""
+    return length(row) if "prompt_ids" in row else len(row["input_ids"])
 
 
 def trainable(model: torch.nn.Module) -> Weights:

@@ -35,7 +35,8 @@ class Job:
     `adapter_in` is the adapter to go on from, None for a fresh one; for DPO it is the reference as well. `rows` is a
     JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
     `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
-    The training ends at the time of day `until` (seconds since 1970), wherever it is. A checkpoint is written to `checkpoints`
+    At the time of day `until` (seconds since 1970) the training ends: with a model if half of it is done, else with a checkpoint
+    and no model. A checkpoint is written to `checkpoints`
     every `checkpoint_minutes`, and gone on from if one of this very job is there.
     """
 

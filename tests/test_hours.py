@@ -120,6 +120,7 @@ def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded)
         assert all(passed for gate, (passed, _) in store.gates(1).items() if gate in ("signal", "counted"))
 
 
+@pytest.mark.slow
 def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, seeded, tmp_path):
     counts = []
     for hours in (2.0, 4.0, 500.0):
@@ -203,9 +204,28 @@ def test_an_interruption_keeps_what_was_decided_and_goes_on(clock, seeded, monke
         assert store.count(Response, iteration=1, model="M0") >= 3 * prompts
 
 
+@pytest.mark.slow
 def test_without_hours_nothing_is_fitted(clock, seeded):
     run(clock, seeded, math.inf, **BIG)
     assert facts_of(seeded) == (200, None, 1)
+
+
+def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded):
+    with Store.write(seeded) as store:
+        chosen = loop.settle(store, {**scripted_run.SMALL, **BIG}, "tiny")
+
+        def interrupt(at):
+            if at.stage == "responses" and at.done > 3:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            loop.run(store, chosen, slow_tools(clock), interrupt, clock.now + 4 * 3600)
+    with pytest.raises(OutOfTime, match=r"0\.05 hours are left, and M1 needs \d\.\d\d to be trained and measured"):
+        run(clock, seeded, 0.05, **BIG)
+    with Store.read(seeded) as store:
+        assert not store.is_done(1, "responses"), "nothing was ended for want of time"
+    run(clock, seeded, 4.0, **BIG)
+    assert facts_of(seeded)[2] == 1
 
 
 def test_costs_are_those_that_were_spent(clock, seeded):

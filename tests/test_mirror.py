@@ -49,7 +49,7 @@ def whole(tmp_path_factory) -> dict:
     return everything(folder)
 
 
-@pytest.mark.parametrize("events", [3, 60, 250, 420])
+@pytest.mark.parametrize("events", [3, 250, *(pytest.param(events, marks=pytest.mark.slow) for events in (60, 420))])
 def test_another_machine_goes_on_from_the_copy_and_ends_the_same(tmp_path, whole, events):
     drive = tmp_path / "drive"
     with pytest.raises(Vanished):
@@ -130,6 +130,33 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
     assert "not copied there (Transport endpoint is not connected); the run goes on" in said[0]
     assert "copied there again, with all that was missing" in said[1]
     assert records(tmp_path / "drive" / "run") == {name: value for name, value in whole.items() if name != "base"}
+
+
+def test_the_copy_of_another_run_or_of_a_further_one_is_never_written_over(tmp_path):
+    """As when somebody begins anew on a fresh machine, and forgets to say from where to go on."""
+    run(tmp_path / "first" / "run", tmp_path / "drive")
+    before = records(tmp_path / "drive" / "run")
+    with pytest.raises(UserError, match="holds a copy of another run.*--restore-from"):
+        run(tmp_path / "second" / "run", tmp_path / "drive")
+    assert records(tmp_path / "drive" / "run") == before
+
+
+@pytest.mark.parametrize("root", ["runs", "runs/run", "runs/run/copies"])
+def test_a_run_is_not_copied_into_itself(tmp_path, root):
+    with Store.write(tmp_path / "runs" / "run") as store:
+        with pytest.raises(UserError, match="is where the run itself lies"):
+            Mirror(store, tmp_path / root, print)
+        Mirror(store, tmp_path / "elsewhere", print)
+
+
+def test_a_snapshot_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
+    said: list[str] = []
+    with Store.write(tmp_path / "runs" / "run") as store:
+        copies = Mirror(store, tmp_path / "drive", said.append)
+        monkeypatch.setattr(store, "backup", lambda path: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")))
+        copies.copy()
+        assert "not copied there (disk is full); the run goes on" in said[0]
+        assert not (store.folder / "snapshot.sqlite").exists()
 
 
 def test_a_half_written_model_or_checkpoint_is_not_copied(tmp_path):

@@ -75,6 +75,13 @@ def test_a_run_under_way_is_left_alone(run):
     assert (run / "base").exists()
 
 
+def test_the_checkpoints_of_a_training_that_was_interrupted_stay(run):
+    with Store.write(run) as store:
+        store.begin_stage(4, "training", 1)
+    assert json.loads(prune(run, "--yes").stdout.splitlines()[-1])["removed"] == ["base"]
+    assert (run / "training").exists()
+
+
 def test_a_mistyped_name_makes_no_folder(tmp_path):
     said = prune(tmp_path / "nothing", "--yes")
     assert "no run in" in str(said.exception)

@@ -113,6 +113,7 @@ def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
     assert f"{len([row for row in rows if row['kind'] == 'response'])} pairs of responses" in card.text
 
 
+@pytest.mark.slow
 def test_a_trainer_takes_the_pairs_as_they_are(run, tmp_path):
     """TRL's own trainer, on the tiny base, reads the columns without a word about them."""
     import torch
@@ -144,6 +145,24 @@ def test_the_tiny_base_claims_no_licence_that_is_not_its_own(run, tmp_path):
     assert card.data.license is None
     assert "Llama 3" not in card.text
     assert "the tiny base that ships with it" in card.text
+
+
+@pytest.mark.parametrize(
+    ("base", "licence", "says"),
+    [
+        ("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "llama3.2", "Llama 3.2 Community License"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct", "llama3.1", "Llama 3.1 Community License"),
+        ("unsloth/llama-3-8b-Instruct-bnb-4bit", "llama3", "Built with Meta Llama 3."),
+    ],
+)
+def test_the_licence_is_that_of_the_base(of_llama, tmp_path, base, licence, says):
+    with Store.write(of_llama) as store:
+        settings = store.fact("settings")
+        settings["model"]["base"] = f"{base}@{'a' * 40}"
+        store.state("settings", settings)
+    card = ModelCard.load(adapter(of_llama, tmp_path / "out") / "README.md")
+    assert card.data.license == licence
+    assert says in card.text
 
 
 class Api:

@@ -263,6 +263,7 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
     assert chat.tokenizer.decode(list(row["chosen_ids"])) == "fine\nScore: 3"
 
 
+@pytest.mark.slow
 def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     """The shipped base in NF4 and an adapter of three trainings: PEFT's logits and llama.cpp's, from a child each."""
     model = Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")

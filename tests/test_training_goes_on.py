@@ -176,6 +176,25 @@ def test_checkpoints_come_by_time(begun, chat):
     assert not Path(job.checkpoints).exists()
 
 
+@pytest.mark.parametrize(("share", "model"), [(0.25, False), (0.75, True)])
+def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(begun, chat, monkeypatch, share, model):
+    job = make(begun, chat, "sft", f"hours-{model}")
+    now = [1000.0]
+    monkeypatch.setattr(train.time, "time", lambda: now[0])
+
+    def report(said):
+        now[0] += "step" in said
+
+    facts = done(Job(**{**vars(job), "until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}), report)
+    assert facts["ended_early"]
+    assert bool(facts["out_of_time"]) is not model
+    assert (begun / job.adapter_out / "adapter_model.safetensors").exists() is model
+    if not model:
+        whole = done(job)
+        assert whole["begun_at"] == facts["steps"] > 0
+        assert furthest(begun, "whole-sft", f"hours-{model}") == 0.0
+
+
 # -- memory --------------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +235,7 @@ def test_fault_13_less_at_once_where_memory_is_short(begun, chat, memory, method
     assert furthest(begun, f"whole-{method}", f"short-{method}") < 1e-4, "the same model, but for rounding"
 
 
+@SLOW
 def test_fault_13_a_row_that_never_fits_ends_with_advice(begun, chat, memory):
     memory(limit=0)
     with pytest.raises(TrainingError, match=r"not even one row of up to 256 tokens.*lower dpo\.max_length"):
