@@ -273,13 +273,14 @@ class ProcessEngine:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this package importable, and two settings of llama.cpp that whoever starts us may overrule.
+    """Ours, with this package importable, one card in sight, and two settings of llama.cpp; whoever starts us may overrule them.
 
     Its aborts start a debugger unless told not to (seconds), and its threads spin for long while they wait, which on
     a busy machine starves others. A short spin keeps the speed: a tiny model with an adapter, 2 threads, made 1,680
     tokens/s without spinning, 5,290 with 1,000 turns, 5,780 with 10,000, 5,850 with the default (measured, idle machine).
     """
-    environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **os.environ}
+    one_card = {"CUDA_VISIBLE_DEVICES": "0"}  # as for training; over two, llama.cpp would split the layers
+    environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **one_card, **os.environ}
     package = str(Path(__file__).resolve().parents[2])
     known = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([package, known] if known else [package])
