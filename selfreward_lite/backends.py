@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfreward_lite.cards import cards
 from selfreward_lite.errors import TrainingError
+from selfreward_lite.llama_folder import read_config
 from selfreward_lite.training_job import Job
 
 if TYPE_CHECKING:
     import torch
-
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def _by_unsloth(job: Job, dtype: torch.dtype) -> Any:
 
     from selfreward_lite import nf4
 
+    modules = [name.rsplit(".", 1)[-1] for name in read_config(Path(job.model_dir)).projections()]
     longest, checkpointing = job.settings["max_length"], "unsloth" if torch.cuda.is_available() else False
     base, _ = FastLanguageModel.from_pretrained(
         job.model_dir, max_seq_length=longest, dtype=dtype, load_in_4bit=job.quantisation == "nf4", use_exact_model_name=True,
@@ -92,7 +92,7 @@ def _by_unsloth(job: Job, dtype: torch.dtype) -> Any:
     )
     model = FastLanguageModel.get_peft_model(
         nf4.settled(base, dtype), r=job.lora["rank"], lora_alpha=job.lora["alpha"], lora_dropout=job.lora["dropout"],
-        target_modules=PROJECTIONS, use_gradient_checkpointing=checkpointing, random_state=job.seed,
+        target_modules=modules, use_gradient_checkpointing=checkpointing, random_state=job.seed,
     )
     if job.adapter_in is not None:
         restore(model, job.adapter_in)

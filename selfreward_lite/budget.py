@@ -33,7 +33,7 @@ def fit(run: Run, iteration: int) -> None:
     if run.store.fact(fact) is not None:
         _refuse_too_little(run, iteration, costs, left)
         return
-    count = plan.affordable(run.settings, iteration, costs, KEPT * left) if costs else run.settings.prompts.count
+    count = plan.affordable(run.settings, iteration, costs, KEPT * left)
     least = math.ceil(run.settings.dpo.batch / (2 * plan.PAIR_SHARE))
     if count < min(least, run.settings.prompts.count):
         raise OutOfTime(
@@ -47,10 +47,8 @@ def fit(run: Run, iteration: int) -> None:
         run.watch(Progress(iteration, "prompts", 1, words=words))
 
 
-def _refuse_too_little(run: Run, iteration: int, costs: plan.Costs | None, left: float) -> None:
+def _refuse_too_little(run: Run, iteration: int, costs: plan.Costs, left: float) -> None:
     """An iteration that is under way is not cut down to what a short command pays for: better to stop than to waste its night."""
-    if costs is None:
-        return
     later = _later(run, iteration, costs, ASKED[-1])
     needed = (sum(later.values()) - later["training"] / 2) / KEPT
     if left < needed:
@@ -65,9 +63,9 @@ def going_on(run: Run, iteration: int, stage: str) -> Callable[[float], bool]:
 
     It does not if what follows for that share, and the measuring after it, would take all the time that is left.
     """
-    costs = plan.measured(run.store, run.settings) if run.deadline < math.inf else None
-    if costs is None:
+    if run.deadline == math.inf:
         return lambda share: True
+    costs = plan.measured(run.store, run.settings)
     later = _later(run, iteration, costs, stage)
     measuring = sum(spent for name, spent in later.items() if name not in (*ASKED, "training"))
     following = sum(later.values()) - measuring
@@ -76,10 +74,9 @@ def going_on(run: Run, iteration: int, stage: str) -> Callable[[float], bool]:
 
 def until(run: Run, iteration: int) -> float | None:
     """Return the time of day (seconds since 1970) at which a training must end, None for never."""
-    costs = plan.measured(run.store, run.settings) if run.deadline < math.inf else None
-    if costs is None:
+    if run.deadline == math.inf:
         return None
-    measuring = sum(_later(run, iteration, costs, "training").values())
+    measuring = sum(_later(run, iteration, plan.measured(run.store, run.settings), "training").values())
     return time.time() + run.deadline - time.monotonic() - measuring / KEPT
 
 

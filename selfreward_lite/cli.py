@@ -12,6 +12,7 @@ import math
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,10 +113,11 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             drops = ", ".join(f"{count} {reason}" for reason, count in store.drops(iteration, stage).items())
             table.add_row(f"M{iteration}", stage, f"{done}/{total}" + ("" if ended else " …"), f"{seconds:.1f}", drops)
         console.print(table)
-        table = Table("seed data", "here", "arXiv 2401.10020", title_justify="left")
-        for count in report.seed_counts(store):
-            table.add_row(count.what, f"{count.here:,}", count.paper or "–")
-        console.print(table)
+        if counts := report.seed_counts(store):
+            table = Table("seed data", "here", "arXiv 2401.10020", title_justify="left")
+            for count in counts:
+                table.add_row(count.what, f"{count.here:,}", count.paper or "–")
+            console.print(table)
         spent = report.seconds_by_stage(store)
         table = Table("where the seconds went", "seconds", "share", title_justify="left")
         for stage, seconds in spent.items():
@@ -179,8 +181,6 @@ def prune(
 @app.command()
 def doctor(runs_dir: RunsDir = Path("runs")) -> None:
     """Say what this machine can do, and the command that mends what it cannot; exit code 2 where a run would fail."""
-    from dataclasses import asdict
-
     from selfreward_lite import doctor as surgery
 
     say("asking packages, card, torch and llama.cpp …")

@@ -38,7 +38,6 @@ WANTED = {"model": (r"[^/]+\.(json|safetensors|jinja)",), "dataset": (r".*\.parq
 _NAME = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>[\w.-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # sha256 of what is in OASST1's two Parquet files, from the hub's own page of the commit that wrote them:
 # https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
 CITED = {

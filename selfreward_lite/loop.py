@@ -175,6 +175,8 @@ def _check_folder(settings: Settings) -> None:
     folder = hub.model_folder(settings.model.base)
     try:
         check_folder(folder)
+        if settings.model.quantisation == "none" and read_config(folder).packed:
+            raise ConfigError(f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a folder in 16 bits")
         ChatFormat.load(folder).prompt_ids(user("Hello."))
     except ExportError as error:
         raise ConfigError(str(error)) from None

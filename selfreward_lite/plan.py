@@ -44,11 +44,11 @@ CANDIDATES = 1.5  # asked for, for every prompt that is kept
 
 @dataclass(frozen=True)
 class Counts:
-    """How often a stage asks (`items`, each answered `samples` times), or how many tokens are trained on."""
+    """How much a stage does: so many candidates, responses, judgments, battles, files, or tokens that are trained on."""
 
     iteration: int
     stage: str
-    kind: str  # candidate, response, judgment, battle, sft, dpo, base or export
+    kind: str  # a field of Costs
     amount: float
 
 
@@ -147,32 +147,37 @@ def predicted(settings: Settings, llama: Llama, card: str | None) -> dict[str, A
     return {"card": card, "source": costs.source, "seconds": seconds(found, costs), "memory": peak}
 
 
-def measured(store: Store, settings: Settings) -> Costs | None:
-    """Return costs from the stages that a run has done, None before its seed stage is over.
+def measured(store: Store, settings: Settings) -> Costs:
+    """Return costs from the stages that a run has done.
 
-    What it has not done yet follows from what is nearest to it, by the lengths that are assumed of both.
+    What it has not done yet follows from what is nearest to it, by the lengths that are assumed of both. Raises LookupError
+    where its seed stage is not over: there is nothing to go by.
     """
-    seconds = {(t, stage): spent / items for t, stage, items, _, spent, ended in store.stages() if ended and items and spent}
-    trained = {t: store.metrics(t).get("training_train_seconds") for t in range((store.newest() or 0) + 1)}
-    if not trained.get(0) or (0, "eval_judgments") not in seconds:
-        return None
+    spent = {(t, stage): seconds / items for t, stage, items, _, seconds, ended in store.stages() if ended and items}
+    newest = store.newest()
+    if newest is None:
+        raise LookupError(f"{store.folder} has measured nothing yet")
+
+    def latest(*stages: tuple[str, float]) -> float:
+        """Seconds of a piece: the first of these stages that there is, where it was done last; with the pieces in an item."""
+        for stage, pieces in stages:
+            for t in range(newest + 1, -1, -1):
+                if (t, stage) in spent:
+                    return spent[t, stage] / pieces
+        raise LookupError(f"{store.folder} has none of {stages}")
+
+    responses, judges = settings.responses.count, settings.judge.count
     texts = _lengths(settings)
-    newest = max(t for t, _ in seconds)
-
-    def latest(stage: str, per: float = 1.0) -> float | None:
-        return next((seconds[t, stage] / per for t in range(newest, -1, -1) if (t, stage) in seconds), None)
-
-    response = latest("responses", settings.responses.count) or latest("eval_responses") or 0.0
-    judgment = latest("judgments", settings.judge.count) or latest("eval_judgments", settings.evaluation.judgments) or 0.0
-    battles = settings.judge.count * (settings.judge.count - 1)
-    sft = (trained[0] or 0.0) / max(1.0, _tokens(store, 0, settings))
-    last = max(t for t, value in trained.items() if value)
-    dpo = (trained[last] or 0.0) / max(1.0, _tokens(store, last, settings)) if last else sft * DPO_OPERATIONS / SFT_OPERATIONS
+    shorter, quicker = texts["response"] / texts["candidate"], texts["judgment"] / texts["battle"]
+    trained = {t: store.metrics(t)["training_train_seconds"] / max(1.0, _tokens(store, t, settings)) for t in range(newest + 1)}
+    judged = settings.evaluation.judgments
     return Costs(
-        candidate=latest("candidates") or response * texts["candidate"] / texts["response"],
-        response=response, judgment=judgment,
-        battle=latest("battles", battles) or judgment * texts["battle"] / texts["judgment"],
-        sft=sft, dpo=dpo, base=seconds.get((0, "base"), 0.0), export=latest("export") or 0.0, source="measured in this run",
+        candidate=latest(("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)),
+        response=latest(("responses", responses), ("eval_responses", 1)),
+        judgment=latest(("judgments", judges), ("eval_judgments", judged)),
+        battle=latest(("battles", judges * (judges - 1)), ("judgments", judges * quicker), ("eval_judgments", judged * quicker)),
+        sft=trained[0], dpo=trained[newest] if newest else trained[0] * DPO_OPERATIONS / SFT_OPERATIONS,
+        base=latest(("base", 1)), export=latest(("export", 1)), source="measured in this run",
     )
 
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from selfreward_lite import __version__, hub, report
 from selfreward_lite.config import Settings
 from selfreward_lite.errors import UserError
 from selfreward_lite.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
-from selfreward_lite.stages.judgments import question
 from selfreward_lite.store import Store
+from selfreward_lite.training_job import TOO_LONG, Texts
 
 PAPERS = (
     "[Self-Rewarding Language Models](https://arxiv.org/abs/2401.10020), "
@@ -29,6 +32,7 @@ LIMITS = (
     "Trained on labels that it gave itself: what its judge likes is not what people like. Longer answers, ties and a judge that "
     "praises everything are known failures of the method; the figures above show how far they went here. Not tested for safety."
 )
+SCORES = {"mean": "the mean of a response's judgments", "expected": "the mean of the expected scores of a response's judgments"}
 ROWS = "data/train-00000-of-00001.parquet"
 
 
@@ -50,7 +54,7 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
 
 
 def write_pairs(store: Store, out: Path) -> Path:
-    """Write every pair that the run trained on, as TRL's DPOTrainer takes them, with a data set card; returns `out`.
+    """Write every pair that the run made, as TRL's DPOTrainer takes them, with a data set card; returns `out`.
 
     Raises UserError where the run has none.
     """
@@ -59,7 +63,7 @@ def write_pairs(store: Store, out: Path) -> Path:
     settings = Settings.model_validate(store.fact("settings"))
     rows = list(_rows(store, settings))
     if not rows:
-        raise UserError(f"{store.folder} has trained on no pairs yet; `status --name {store.folder.name}` shows how far it is")
+        raise UserError(f"{store.folder} has made no pairs yet; `status --name {store.folder.name}` shows how far it is")
     text, number = Value("string"), Value("float64")
     turns = [{"role": text, "content": text}]
     features = Features({
@@ -90,7 +94,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{repository} cannot be a repository; give owner/name") from None
     if repository.count("/") != 1:
         raise UserError(f"{repository}: say whose it is to be, as owner/name")
-    with hub.in_words(hub.Repository(repository)):
+    with _upload_in_words(repository):
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         message = f"selfreward_lite {__version__}"
@@ -98,24 +102,41 @@ def push(folder: Path, repository: str, private: bool) -> str:
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
+@contextmanager
+def _upload_in_words(repository: str) -> Iterator[None]:
+    """Every way in which the hub can refuse, as one line with what to do next."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+        if status in (401, 403, 404):
+            raise UserError(
+                f"the hub does not let you write to {repository} ({status}): set HF_TOKEN to a token that may write there, or "
+                "name a repository of your own"
+            ) from None
+        why = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(
+            f"{repository}: not all was sent ({type(error).__name__}: {why}); give the same command again"
+        ) from None
+
+
 # -- pairs ----------------------------------------------------------------------------------------------------------------
 
 
 def _rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two things that the assistant may answer."""
-    prompts = {one.id: one for one in store.records(Prompt)}
-    responses = {one.id: one for one in store.records(Response)}
-    judgments = {one.id: one for one in store.records(Judgment)}
+    texts = Texts(
+        {one.id: one for one in store.records(Prompt)}, {one.id: one for one in store.records(Response)},
+        {one.id: one for one in store.records(Judgment)}, settings.model.templates,
+    )
     for pair in store.records(ResponsePair):
-        chosen, rejected = responses[pair.chosen_id], responses[pair.rejected_id]
         scores = {"chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score}
-        yield _row(prompts[pair.prompt_id].text, chosen.text, rejected.text, "response", pair.iteration) | scores
+        yield _row(*texts.of_responses(pair), "response", pair.iteration) | scores
     for judged in store.records(JudgmentPair):
-        response = responses[judged.response_id]
-        asked = question(prompts[response.prompt_id], response, settings.model.templates)
-        better, worse = judgments[judged.chosen_id], judgments[judged.rejected_id]
-        scores = {"chosen_score": judged.chosen_strength, "rejected_score": judged.rejected_strength}
-        yield _row(asked, better.text, worse.text, "judgment", judged.iteration) | scores
+        strengths = {"chosen_score": judged.chosen_strength, "rejected_score": judged.rejected_strength}
+        yield _row(*texts.of_judgments(judged), "judgment", judged.iteration) | strengths
 
 
 def _row(said: str, chosen: str, rejected: str, kind: str, iteration: int) -> dict[str, Any]:
@@ -145,7 +166,7 @@ def _model_card(store: Store, settings: Settings, number: int) -> str:
         f"A LoRA adapter, made by selfreward_lite {__version__} after {PAPERS}: the model answered prompts, judged its own "
         "answers, judged its own judgments, and was trained on both with DPO. `adapter.gguf` is the same adapter for llama.cpp.",
         _base_words(settings),
-        "## Method", _method(settings, number),
+        "## Method", _method(store, settings, number),
         "## Data", _data_words(store, settings),
         "## Metrics", _metrics(store, number),
         "M0 is the model after the seed stage. Win rates are against M0 on held-out prompts"
@@ -168,12 +189,14 @@ def _data_card(store: Store, settings: Settings, rows: Sequence[dict[str, Any]])
     if licence := _licence(settings):
         head["license"] = licence
     kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in ("response", "judgment")}
+    long = sum(store.drops(iteration, "training").get(TOO_LONG, 0) for iteration in {row["iteration"] for row in rows})
     parts = [
         "# Preference pairs that a model made for itself",
         f"{kinds['response']} pairs of responses and {kinds['judgment']} pairs of judgments, in TRL's conversational preference "
         f"format, from a run of selfreward_lite {__version__} after {PAPERS}. `kind` tells them apart, `iteration` which model's "
-        "training they were for; scores are the mean of a response's judgments, or a judgment's Bradley–Terry strength.",
-        "## Method", _method(settings, settings.iterations),
+        f"training they were for; scores are {SCORES[settings.judge.score]}, or a judgment's Bradley–Terry strength. "
+        f"{long:,} of them were not trained on, because they are longer than {settings.dpo.max_length} tokens.",
+        "## Method", _method(store, settings, max(row["iteration"] for row in rows)),
         "## Data", _data_words(store, settings),
         "## Versions and hardware", _versions(store),
         "## Limits", f"No person has looked at these pairs. {LIMITS}",
@@ -214,19 +237,21 @@ def _base_words(settings: Settings) -> str:
     return f"Its base is {of}{origin}, held in {settings.model.quantisation} while it was trained."
 
 
-def _method(settings: Settings, number: int) -> str:
+def _method(store: Store, settings: Settings, number: int) -> str:
     lines = [
         f"seed stage: SFT on judgments that agree with human rankings, {settings.sft.epochs:g} epochs at "
         f"{settings.sft.learning_rate:g}",
-        f"an iteration: {settings.prompts.count} prompts, K = {settings.responses.count} responses each, "
-        f"N = {settings.judge.count} judgments each; score: {settings.judge.score}",
+        f"K = {settings.responses.count} responses a prompt, N = {settings.judge.count} judgments a response; score: "
+        f"{settings.judge.score}",
         f"DPO: beta {settings.dpo.beta:g}, SFT anchor {settings.dpo.anchor:g}, {settings.dpo.epochs:g} epochs at "
         f"{settings.dpo.learning_rate:g}, batch {settings.dpo.batch}, reference M(t−1)",
         f"LoRA: rank {settings.lora.rank}, alpha {settings.lora.alpha}, all linear layers",
     ]
     for iteration in range(1, number + 1):
         step = settings.for_iteration(iteration)
-        lines.append(f"iteration {iteration}: rho {step.rho:g}, {'with' if step.judgment_pairs else 'without'} judgment pairs")
+        answered = len({one.prompt_id for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}")})
+        judges = "with" if step.judgment_pairs else "without"
+        lines.append(f"iteration {iteration}: {answered:,} prompts, rho {step.rho:g}, {judges} judgment pairs")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -22,5 +22,9 @@ SHAPES = {
     "3b": _llama(3072, 28, 8192, (24, 8), 128256, tied=True),  # Llama-3.2-3B
     "llama-3-8b": _llama(4096, 32, 14336, (32, 8), 128256),
 }
-# Repositories that presets name.
-BASES = {"unsloth/llama-3-8b-Instruct-bnb-4bit": "llama-3-8b", "unsloth/Llama-3.2-3B-Instruct-bnb-4bit": "3b"}
+# Repositories that presets and their headers name.
+BASES = {
+    "unsloth/llama-3-8b-Instruct-bnb-4bit": "llama-3-8b",
+    "unsloth/Llama-3.2-3B-Instruct-bnb-4bit": "3b",
+    "unsloth/Llama-3.2-1B-Instruct-bnb-4bit": "1b",
+}

@@ -23,6 +23,7 @@ from selfreward_lite.stages.judgments import question
 
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
 PROBE_STEPS = 5
+TOO_LONG = "longer than max_length"
 FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
 Row = dict[str, Any]
 Report = Callable[[Mapping[str, Any]], None]  # `step`, `steps` in all and the `values` that the trainer logged; or `words`
@@ -75,7 +76,7 @@ class Rows:
     def add(self, row: Row, max_length: int) -> None:
         """Take a row unless it is too long: a trainer would cut it, and the model would never see its end."""
         if length(row) > max_length:
-            self.drops.append(Drop("longer than max_length"))
+            self.drops.append(Drop(TOO_LONG))
         else:
             self.rows.append(row)
 
@@ -139,25 +140,36 @@ def dpo_rows(
 ) -> Rows:
     """Return both kinds of pairs as rows: a prompt with two responses, or a judge's question with two judgments."""
     rows = Rows()
-    for pair in response_pairs:
-        chosen, rejected = texts.responses[pair.chosen_id], texts.responses[pair.rejected_id]
-        rows.add(_dpo_row(chat, texts.prompts[pair.prompt_id].text, chosen.text, rejected.text), max_length)
-    for judged in judgment_pairs:
-        response = texts.responses[judged.response_id]
-        asked = question(texts.prompts[response.prompt_id], response, texts.templates)
-        better, worse = texts.judgments[judged.chosen_id], texts.judgments[judged.rejected_id]
-        rows.add(_dpo_row(chat, asked, better.text, worse.text), max_length)
+    for said, chosen, rejected in (*map(texts.of_responses, response_pairs), *map(texts.of_judgments, judgment_pairs)):
+        rows.add({
+            "prompt_ids": chat.prompt_ids(user(said)), "chosen_ids": chat.completion_ids(chosen),
+            "rejected_ids": chat.completion_ids(rejected),
+        }, max_length)
     return rows
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The records that pairs point to, by id, and the template set that the judge was asked with."""
+    """The records that pairs point to, by id, and the template set that the judge was asked with.
+
+    A pair in texts is what the user says, the chosen answer and the rejected one.
+    """
 
     prompts: Mapping[str, Prompt]
     responses: Mapping[str, Response]
     judgments: Mapping[str, Judgment]
     templates: str
+
+    def of_responses(self, pair: ResponsePair) -> tuple[str, str, str]:
+        """Return a pair of responses in texts."""
+        chosen, rejected = self.responses[pair.chosen_id], self.responses[pair.rejected_id]
+        return self.prompts[pair.prompt_id].text, chosen.text, rejected.text
+
+    def of_judgments(self, pair: JudgmentPair) -> tuple[str, str, str]:
+        """Return a pair of judgments in texts: the user's part is the judge's question."""
+        response = self.responses[pair.response_id]
+        asked = question(self.prompts[response.prompt_id], response, self.templates)
+        return asked, self.judgments[pair.chosen_id].text, self.judgments[pair.rejected_id].text
 
 
 def frozen_or_broken(losses: Sequence[float]) -> str | None:
@@ -174,11 +186,3 @@ def frozen_or_broken(losses: Sequence[float]) -> str | None:
         if len(set(losses[start : start + FROZEN_STEPS])) == 1:
             return f"the loss stayed at {losses[start]} for {FROZEN_STEPS} steps"
     return None
-
-
-def _dpo_row(chat: ChatFormat, content: str, chosen: str, rejected: str) -> Row:
-    return {
-        "prompt_ids": chat.prompt_ids(user(content)),
-        "chosen_ids": chat.completion_ids(chosen),
-        "rejected_ids": chat.completion_ids(rejected),
-    }

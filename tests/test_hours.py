@@ -232,7 +232,6 @@ def test_costs_are_those_that_were_spent(clock, seeded):
     with Store.read(seeded) as store:
         settings = loop.config.parse(store.fact("settings"))
         costs = plan.measured(store, settings)
-    assert costs is not None
     assert costs.response == pytest.approx(ANSWER, rel=0.05)
     assert costs.judgment == pytest.approx(ANSWER, rel=0.05)
     assert costs.export == pytest.approx(EXPORT)

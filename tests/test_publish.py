@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from selfreward_lite import cli, publish
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import UserError
-from selfreward_lite.records import JudgmentPair, ResponsePair
+from selfreward_lite.records import JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.store import Store
+from selfreward_lite.training_job import TOO_LONG
 
 LLAMA = "unsloth/llama-3-8b-Instruct-bnb-4bit@" + "a" * 40
 OASST = "OpenAssistant/oasst1@" + "b" * 40
@@ -111,6 +112,33 @@ def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
     assert card.data.license == "llama3"
     assert card.data.configs[0]["data_files"][0]["path"] == "data/train-*"
     assert f"{len([row for row in rows if row['kind'] == 'response'])} pairs of responses" in card.text
+    assert "0 of them were not trained on" in card.text
+
+
+def test_a_card_says_what_was_done_and_not_what_was_set(run, tmp_path):
+    """Two of three iterations are over, the second with fewer prompts and one row that was too long; the score is another."""
+    folder = tmp_path / "night"
+    shutil.copytree(run, folder)
+    with Store.write(folder) as store:
+        settings = store.fact("settings")
+        settings |= {"iterations": 3, "judge": {**settings["judge"], "score": "expected"}}
+        store.state("settings", settings)
+        asked = sorted({one.prompt_id for one in store.records(Response, iteration=2, model="M1")})
+        for other in asked[2:]:
+            store._db.execute("DELETE FROM record_response WHERE prompt_id = ? AND iteration = 2", (other,))
+        for kind in ("responsepair", "judgmentpair"):
+            store._db.execute(f"DELETE FROM record_{kind} WHERE iteration = 2")
+        store._db.execute("INSERT INTO drops VALUES (1, 'training', 'whole', ?, 1)", (TOO_LONG,))
+        first = store.count(Prompt, iteration=1)
+    model, data = (
+        folder_.joinpath("README.md").read_text() for folder_ in (adapter(folder, tmp_path / "a"), pairs(folder, tmp_path / "p"))
+    )
+    assert f"iteration 1: {first} prompts" in model
+    assert "iteration 2: 2 prompts" in model
+    assert "iteration 3" not in model
+    assert "iteration 2" not in data
+    assert "the mean of the expected scores of a response's judgments" in data
+    assert "1 of them were not trained on, because they are longer than" in data
 
 
 @pytest.mark.slow
@@ -136,7 +164,7 @@ def test_a_trainer_takes_the_pairs_as_they_are(run, tmp_path):
 
 def test_a_run_without_pairs_has_none_to_publish(tmp_path):
     scripted_run.run(tmp_path / "run", iterations="0")
-    with pytest.raises(UserError, match="trained on no pairs yet"):
+    with pytest.raises(UserError, match="made no pairs yet"):
         pairs(tmp_path / "run", tmp_path / "out")
 
 
@@ -205,6 +233,30 @@ def test_a_name_that_is_no_repository_sends_nothing(of_llama, tmp_path, hub, nam
     with pytest.raises(UserError, match="owner/name"):
         publish.push(out, name, True)
     assert not hub
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (401, "set HF_TOKEN to a token that may write there"),
+        (403, "name a repository of your own"),
+        (502, "give the same command again"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(of_llama, tmp_path, monkeypatch, status, says):
+    import httpx
+    from huggingface_hub import errors
+
+    def refuse(self, repo_id, **_):
+        answer = httpx.Response(status, request=httpx.Request("POST", "https://hub.test/api/repos/create"))
+        raise errors.HfHubHTTPError(f"{status} for url", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    out = adapter(of_llama, tmp_path / "a")
+    with pytest.raises(UserError, match=says) as caught:
+        publish.push(out, "me/mine", True)
+    assert "download" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_folder_is_not_sent(tmp_path, hub):
