@@ -176,6 +176,10 @@ class Gates(Section):
                                    "in bfloat16 steps of a usual size moved 0.4 % of them")
     max_logit_difference: float = Field(1e-2, gt=0, description="PEFT against llama.cpp, largest over all logits; in f32 they "
                                         "agree to 1e-5, and a damaged base was off by 6.7 (LOG.md)")
+    min_agreement: float = Field(0.85, ge=0, le=1, description="share of positions at which PEFT and llama.cpp hold the same "
+                                 "token likeliest; 0.96 to 0.99 in quantised bases of a trained model (LOG.md)")
+    max_share_error: float = Field(0.25, gt=0, description="of the adapter's effect in PEFT, how much more or less may arrive in "
+                                   "llama.cpp; small models were off by 0.02 at most where all of it did (LOG.md)")
     max_length_ratio: float = Field(1.5, gt=0, description="mean response length against the model before; longer answers "
                                     "please judges (MR, section 3.2)")
     max_cut_share: float = Field(0.10, ge=0, le=1, description="share of responses ended by the length limit; an answer that "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,13 @@ def adopt_base(model_dir: str, gguf: str, out: str, weights: Weights) -> dict[st
 def export_adapter(
     model_dir: str, adapter: str, base: str, out: str, token_lists: Sequence[Sequence[int]], weights: Weights
 ) -> dict[str, float | None]:
-    """Write an adapter as GGUF and measure it; returns `difference`, `change` and `agreement`, as `Tools` explains them."""
+    """Write an adapter as GGUF and measure it; returns `difference`, `change`, `share`, `agreement`, as `Tools` explains them."""
     adapter_to_gguf(Path(adapter), Path(model_dir), Path(out))
     measured = parity(Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights)
-    return {"difference": measured.max_abs_diff, "change": measured.adapter_change, "agreement": measured.agreement}
+    return {
+        "difference": measured.max_abs_diff, "change": measured.adapter_change, "share": measured.adapter_share,
+        "agreement": measured.agreement,
+    }
 
 
 def conversations() -> list[list[Message]]:
@@ -79,26 +82,27 @@ def conversations() -> list[list[Message]]:
 
 
 def check(
-    model_dir: str, base: str, adapter_dir: str | None, adapter: str | None, weights: Weights, limit: float
+    model_dir: str, base: str, adapter_dir: str | None, adapter: str | None, weights: Weights, limits: Mapping[str, float]
 ) -> dict[str, float | None]:
     """Compare a base GGUF, and an adapter on it, with the folders that they stand for.
 
     Returns how many conversations and tokens were compared, the largest difference of a logit without and with the adapter,
-    the largest change that the adapter makes, and the share of positions with the same likeliest token. Raises ExportError,
-    with the numbers, where token ids differ or a logit differs by more than `limit`.
+    the largest change that the adapter makes and the share of it that arrives, and the share of positions with the same
+    likeliest token. Raises ExportError, with the numbers, where token ids differ or the models by more than the `limits` of
+    `check_parity`.
     """
     ids = conversation_ids(Path(model_dir), Path(base))
     plain = parity(Path(model_dir), None, Path(base), None, ids, weights=weights)
-    check_parity(plain, limit)
+    check_parity(plain, **limits)
     found: dict[str, float | None] = {
         "conversations": len(ids), "tokens": plain.tokens, "base_difference": plain.max_abs_diff, "adapter_difference": None,
-        "adapter_change": None, "agreement": plain.agreement,
+        "adapter_change": None, "adapter_share": None, "agreement": plain.agreement,
     }
     if adapter_dir is not None and adapter is not None:
         adapted = parity(Path(model_dir), Path(adapter_dir), Path(base), Path(adapter), ids, weights=weights)
-        check_parity(adapted, limit)
+        check_parity(adapted, **limits)
         found |= {"adapter_difference": adapted.max_abs_diff, "adapter_change": adapted.adapter_change}
-        found["agreement"] = adapted.agreement
+        found |= {"adapter_share": adapted.adapter_share, "agreement": adapted.agreement}
     return found
 
 

@@ -68,11 +68,15 @@ def check(
     found = _work(
         "check", model_dir=str(hub.model_folder(settings.model.base)), base=str(base),
         adapter_dir=str(found_run.folder / "adapter"), adapter=str(found_run.folder / "adapter.gguf"), weights=weights,
-        limit=allowed,
+        limits={
+            "limit": allowed, "agreement": settings.gates.min_agreement, "share_error": settings.gates.max_share_error
+        },
     )
+    share = found["adapter_share"]
+    arrived = "less than the base is off by" if share is None else f"{share:.1%} of what it does in PEFT"
     say(f"M{number}: the same token ids in {found['conversations']} conversations ({found['tokens']} tokens); largest difference "
         f"of a logit {found['base_difference']:.2g} without the adapter, {found['adapter_difference']:.2g} with it "
-        f"(at most {allowed:g}); the adapter changes logits by up to {found['adapter_change']:.2g}; "
+        f"(at most {allowed:g}); the adapter changes logits by up to {found['adapter_change']:.2g}, {arrived}; "
         f"{found['agreement']:.1%} same likeliest token")
     print(json.dumps({"run": name, "model": number, "limit": allowed, **found}))
 

@@ -34,6 +34,8 @@ class Evidence:
     first_margin: float
     logit_difference: float
     logit_change: float
+    agreement: float
+    adapter_share: float | None
     cut_share: float
     repetitive_share: float
     distinct_share: float
@@ -97,6 +99,16 @@ def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         "export", evidence.logit_difference, limits.max_logit_difference, "largest logit difference between PEFT and llama.cpp",
         "use model.gguf f16 or f32",
     )
+    yield _at_least(
+        "agreement", evidence.agreement, limits.min_agreement,
+        "of the positions with the same likeliest token in PEFT and llama.cpp",
+        "leave model.gguf_file out, or use model.gguf q8_0, f16 or f32",
+    )
+    share, allowed = evidence.adapter_share, limits.max_share_error
+    if share is not None:
+        arrived = abs(share - 1) <= allowed
+        reason = f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, allowed is 100 ± {100 * allowed:.0f} %"
+        yield Answer("arrival", arrived, reason + ("" if arrived else "; use model.gguf f16 or f32, or report this as a bug"))
     yield _at_least("effect", evidence.logit_change, 1e-6, "change of the logits by the adapter", "raise the learning rate")
 
 

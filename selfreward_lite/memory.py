@@ -6,7 +6,9 @@ Knows: what weights, caches, adapters, activations and logits weigh. Does not kn
 
 from __future__ import annotations
 
-from selfreward_lite.config import EngineSettings, Settings, Training
+from selfreward_lite import hub
+from selfreward_lite.config import EngineSettings, Model, Settings, Training
+from selfreward_lite.errors import UserError
 from selfreward_lite.llama_folder import Llama
 
 GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
@@ -15,17 +17,17 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16  # a weight in training: itself, its gradient and AdamW's two moments, all in float32
 REFERENCE_BYTES = 4  # its frozen copy, with which DPO compares
 # A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so many tokens at once. Both
-# measured with TRL 1.8 on a CPU in bfloat16: `python -m pytest -m slow tests/test_plan.py -k logit -s`.
+# measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow tests/test_plan.py -k logit -s`.
 LOGIT_BYTES, SFT_CHUNK = 16, 256
 DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
 
 
-def engine(settings: EngineSettings, llama: Llama, gguf: str, rank: int) -> dict[str, int]:
-    """Return what llama.cpp holds with every layer on the card, by what it is."""
+def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> dict[str, int]:
+    """Return what llama.cpp holds with every layer on the card, by what it is; `base` is the bytes of its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
     batch = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden) + 4 * settings.parallel * llama.vocab
     parts = {
-        "weights": weights(llama) * GGUF_BYTES[gguf],
+        "weights": base,
         "KV cache": settings.context * cell,
         "a step": batch,
         "two adapters": 2 * 4 * adapter_weights(llama, rank),
@@ -55,10 +57,24 @@ def peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
     """Return what each stage of a run that uses the card holds at its peak, by what it is."""
     quantised, rank = settings.model.quantisation == "nf4", settings.lora.rank
     return {
-        "asking (llama.cpp)": engine(settings.engine, llama, settings.model.gguf, rank),
+        "asking (llama.cpp)": engine(settings.engine, llama, base_size(settings.model, llama), rank),
         "SFT": training(settings.sft, llama, rank, quantised=quantised, pairs=False),
         "DPO": training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
     }
+
+
+def base_size(model: Model, llama: Llama) -> float:
+    """Return the bytes of the base as GGUF: of the file that is set, if it is here, else of the weights in the type that is set.
+
+    Raises UserError where the file that is set cannot be.
+    """
+    repository = hub.named(model.gguf_file) if model.gguf_file else None
+    if model.gguf_file is None or (repository is not None and not hub.is_here(repository, "model")):
+        return weights(llama) * GGUF_BYTES[model.gguf]
+    file = hub.local(model.gguf_file, "model")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; mend model.gguf_file")
+    return file.stat().st_size
 
 
 def linear_weights(llama: Llama) -> int:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from selfreward_lite.export import Weights
 if TYPE_CHECKING:
     import numpy as np
 
+BLOCK = 64  # rows of logits that are looked at together
 # Texts on which tokenizers disagree if they disagree: special tokens typed as text, digits, accents, other scripts, spaces.
 TOKEN_PROBES = (
     "Score: 4.5/5", "<|eot_id|><|start_header_id|>assistant", "naïve café", "١٢٣ 中文 🙂", "a  b\n\n\tc ", "I'll 12345",
@@ -36,7 +38,10 @@ class Parity:
     """How far llama.cpp is from transformers on the same token ids, in logits."""
 
     max_abs_diff: float
-    adapter_change: float | None  # largest change the adapter makes inside llama.cpp; 0 means it does nothing
+    # Of a GGUF adapter, None without one: the largest change that it makes inside llama.cpp, 0 where it does nothing …
+    adapter_change: float | None
+    # … and how much of PEFT's change arrives there; None too where that is no larger than what the base alone is off by.
+    adapter_share: float | None
     tokens: int
     agreement: float  # share of positions at which both would say the same token next
     divergence: float  # mean over positions of KL(transformers ‖ llama.cpp), in nats
@@ -49,25 +54,64 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
     `weights="nf4"` loads the reference in 4 bits as training does. An `adapter_dir` without a `gguf_adapter` says that it
     is merged into `gguf_base`. Raises ExportError if a file cannot be loaded.
     """
-    import numpy as np
     if not token_lists or not all(token_lists) or (adapter_dir is None and gguf_adapter is not None):
         raise ExportError("parity needs non-empty token lists, and the folder of every GGUF adapter")
-    expected = _reference_logits(model_dir, adapter_dir, token_lists, weights)
-    plain = _llama_logits(gguf_base, None, token_lists)
-    found = plain if gguf_adapter is None else _llama_logits(gguf_base, gguf_adapter, token_lists)
+    seen = _Comparison()
+    with ExitStack() as stack:
+        theirs = _Reference(model_dir, adapter_dir, weights)
+        ours = _Llama(stack, gguf_base, gguf_adapter, max(map(len, token_lists)))
+        for tokens in token_lists:
+            expected, found = theirs.logits(tokens), ours.logits(tokens)
+            if expected.shape != found.shape:
+                raise ExportError(f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: export it again")
+            seen.models(expected, found)
+            if gguf_adapter is not None:
+                seen.adapters(expected, found, theirs.logits(tokens, adapted=False), ours.logits(tokens, adapted=False))
+    return seen.result()
 
-    if expected[0].shape != plain[0].shape:
-        raise ExportError(f"{gguf_base} has {plain[0].shape[1]} tokens, {model_dir} {expected[0].shape[1]}: "
-                          "export it again")
 
-    def distance(left: list[np.ndarray], right: list[np.ndarray]) -> float:
-        return float(np.max([np.abs(a - b).max() for a, b in zip(left, right, strict=True)]))
+@dataclass
+class _Comparison:
+    """What has been seen so far; the logits themselves, 0.5 GB for a thousand tokens of Llama-3, are not kept."""
 
-    same = [a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(expected, found, strict=True)]
-    apart = [_divergence(a, b) for a, b in zip(expected, found, strict=True)]
-    return Parity(distance(expected, found), None if gguf_adapter is None else distance(plain, found),
-                  sum(len(tokens) for tokens in token_lists), float(np.mean(np.concatenate(same))),
-                  float(np.mean(np.concatenate(apart))))
+    apart: list[float] = field(default_factory=list)
+    same: list[np.ndarray] = field(default_factory=list)
+    divergence: list[np.ndarray] = field(default_factory=list)
+    changes: list[tuple[float, float, float]] = field(default_factory=list)  # of llama.cpp, of PEFT, of the base alone
+    shared: float = 0.0
+    whole: float = 0.0
+
+    def models(self, expected: np.ndarray, found: np.ndarray) -> None:
+        """Compare two arrays of logits (tokens, vocabulary)."""
+        import numpy as np
+        self.apart.append(float(np.abs(expected - found).max()))
+        self.same.append(expected.argmax(axis=1) == found.argmax(axis=1))
+        self.divergence.append(_divergence(expected, found))
+
+    def adapters(self, expected: np.ndarray, found: np.ndarray, before: np.ndarray, found_before: np.ndarray) -> None:
+        """Compare what the adapter adds on either side to the logits `before`."""
+        import numpy as np
+        base = float(np.abs(before - found_before).max())
+        for rows in _blocks(len(expected)):
+            change, arrived = (expected[rows] - before[rows]).astype(np.float64), found[rows] - found_before[rows]
+            self.changes.append((float(np.abs(arrived).max()), float(np.abs(change).max()), base))
+            self.shared += float((change * arrived).sum())
+            self.whole += float((change * change).sum())
+
+    def result(self) -> Parity:
+        """Return what all of it comes to.
+
+        The share of an adapter that arrives is the slope of llama.cpp's change on PEFT's, by least squares through 0: what a
+        quantised base is off by, with and without the adapter, mostly averages out over so many logits.
+        """
+        import numpy as np
+        same = np.concatenate(self.same)
+        change, reference, base = map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0, 0.0)
+        return Parity(
+            max_abs_diff=float(np.max(self.apart)), adapter_change=change,
+            adapter_share=None if reference <= base else self.shared / self.whole, tokens=len(same),
+            agreement=float(np.mean(same)), divergence=float(np.mean(np.concatenate(self.divergence))),
+        )
 
 
 def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -79,30 +123,54 @@ def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
         exact -= exact.max(axis=1, keepdims=True)
         return exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
 
-    log_p, log_q = log_softmax(expected), log_softmax(found)
-    return (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    out = np.empty(len(expected))
+    for rows in _blocks(len(expected)):
+        log_p, log_q = log_softmax(expected[rows]), log_softmax(found[rows])
+        out[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return out
 
 
-def check_parity(measured: Parity, limit: float = 1e-3) -> None:
-    """Raise ExportError with the numbers unless the largest difference is a number within `limit`."""
+def _blocks(rows: int) -> Iterator[slice]:
+    """A few rows at a time: in float64, with all that is between, a thousand of Llama-3's would take 5 GB."""
+    return (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
+
+
+def check_parity(measured: Parity, limit: float = 1e-3, *, agreement: float = 0.0, share_error: float = math.inf) -> None:
+    """Raise ExportError with the numbers unless the largest difference is a number within `limit`, at least a share
+    `agreement` of the positions has the same likeliest token, and all of the adapter arrives but for `share_error`.
+    """
+    share = measured.adapter_share
     if not measured.max_abs_diff <= limit:  # written so that NaN fails
-        raise ExportError(f"llama.cpp differs from transformers by {measured.max_abs_diff:.3g} in a logit, more than "
-                          f"{limit:g}, over {measured.tokens} tokens: do not use this GGUF, export again")
+        why = f"differs from transformers by {measured.max_abs_diff:.3g} in a logit, more than {limit:g}"
+    elif not measured.agreement >= agreement:
+        why = f"has the same likeliest token as transformers at {measured.agreement:.1%} of the positions, not {agreement:.0%}"
+    elif share is not None and not abs(share - 1) <= share_error:
+        why = f"shows {share:.0%} of the adapter's effect in PEFT, not 100 ± {100 * share_error:.0f} %"
+    else:
+        return
+    raise ExportError(f"llama.cpp {why}, over {measured.tokens} tokens: do not use this GGUF, export again")
 
 
-def _reference_logits(model_dir: Path, adapter_dir: Path | None, token_lists: Sequence[Sequence[int]],
-                      weights: Weights) -> list[np.ndarray]:
-    """Per list an array (tokens, vocabulary) from transformers, with PEFT's adapter if one is given."""
-    import torch
-    packed = weights == "nf4"
-    model = nf4.load(model_dir, "nf4" if packed else "none", torch.float32, on_card=packed and torch.cuda.is_available())
-    if adapter_dir is not None:
-        from peft import PeftModel
-        model = PeftModel.from_pretrained(model, adapter_dir)
-    model.eval()
-    with torch.inference_mode():
-        return [model(torch.tensor([list(tokens)], device=model.device)).logits[0].float().cpu().numpy()
-                for tokens in token_lists]
+class _Reference:
+    """transformers, with PEFT's adapter if one is given."""
+
+    def __init__(self, model_dir: Path, adapter_dir: Path | None, weights: Weights) -> None:
+        import torch
+        packed = weights == "nf4"
+        self._model = nf4.load(
+            model_dir, "nf4" if packed else "none", torch.float32, on_card=packed and torch.cuda.is_available()
+        )
+        if adapter_dir is not None:
+            from peft import PeftModel
+            self._model = PeftModel.from_pretrained(self._model, adapter_dir)
+        self._model.eval()
+
+    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> np.ndarray:
+        """Return an array (tokens, vocabulary), with the adapter or without."""
+        import torch
+        ids = torch.tensor([list(tokens)], device=self._model.device)
+        with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
+            return self._model(ids).logits[0].float().cpu().numpy()
 
 
 def load_llama(stack: ExitStack, gguf: Path, *, vocab_only: bool) -> Any:
@@ -122,57 +190,54 @@ def load_llama(stack: ExitStack, gguf: Path, *, vocab_only: bool) -> Any:
     return model
 
 
-def _llama_logits(gguf: Path, adapter: Path | None, token_lists: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Per list an array (tokens, vocabulary) from llama.cpp, exact arithmetic before speed."""
-    import llama_cpp
-    import numpy as np
-    longest = max(len(tokens) for tokens in token_lists)
-    with ExitStack() as stack:
+class _Llama:
+    """llama.cpp with a GGUF base and LoRA, exact arithmetic before speed; freed when `stack` closes."""
+
+    def __init__(self, stack: ExitStack, gguf: Path, adapter: Path | None, longest: int) -> None:
+        import llama_cpp
         model = load_llama(stack, gguf, vocab_only=False)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
-        settings.n_threads = settings.n_threads_batch = min(4, os.cpu_count() or 1)
+        settings.n_threads = settings.n_threads_batch = min(8, os.cpu_count() or 1)
         settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
         settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.offload_kqv = settings.op_offload = False
-        context = llama_cpp.llama_init_from_model(model, settings)
-        if not context:
+        self._context = llama_cpp.llama_init_from_model(model, settings)
+        if not self._context:
             raise ExportError(f"llama.cpp has no memory for {longest} tokens of {gguf}: use shorter token lists")
-        stack.callback(llama_cpp.llama_free, context)
-        if adapter is not None:
-            _set_adapter(model, context, adapter)
-        width = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        batch = llama_cpp.llama_batch_init(longest, 0, 1)
-        stack.callback(llama_cpp.llama_batch_free, batch)
-        out = []
-        for tokens in token_lists:
-            _decode(context, batch, tokens)
-            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape=(len(tokens), width))
-            out.append(logits.copy())
-        return out
+        stack.callback(llama_cpp.llama_free, self._context)
+        self._adapter_file, self._adapter = adapter, _load_adapter(model, adapter) if adapter is not None else None
+        self._width = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self._batch = llama_cpp.llama_batch_init(longest, 0, 1)
+        stack.callback(llama_cpp.llama_batch_free, self._batch)
+
+    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> np.ndarray:
+        """Return an array (tokens, vocabulary), with the adapter or without: one sequence from an empty cache."""
+        import llama_cpp
+        import numpy as np
+        if self._adapter is not None:
+            loras = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            if llama_cpp.llama_set_adapters_lora(self._context, loras, int(adapted), (ctypes.c_float * 1)(1.0)):
+                raise ExportError(f"llama.cpp cannot use {self._adapter_file}: export the adapter again")
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+        if status := llama_cpp.llama_decode(self._context, batch):
+            raise ExportError(f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use this model's ids")
+        found = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(len(tokens), self._width))
+        return found.copy()
 
 
-def _set_adapter(model: Any, context: Any, adapter: Path) -> None:
-    """Switch a GGUF LoRA on at scale 1; llama.cpp frees it with the model."""
+def _load_adapter(model: Any, adapter: Path) -> Any:
+    """A GGUF LoRA for a model, which frees it."""
     import llama_cpp
     lora = llama_cpp.llama_adapter_lora_init(model, str(adapter).encode())
     if not lora:
         raise ExportError(f"llama.cpp cannot load {adapter} on this base: export the adapter again")
-    loras = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
-    if llama_cpp.llama_set_adapters_lora(context, loras, 1, (ctypes.c_float * 1)(1.0)):
-        raise ExportError(f"llama.cpp cannot use {adapter}: export the adapter again")
-
-
-def _decode(context: Any, batch: Any, tokens: Sequence[int]) -> None:
-    """One sequence from an empty cache, logits wanted at every position."""
-    import llama_cpp
-    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-    batch.n_tokens = len(tokens)
-    for i, token in enumerate(tokens):
-        batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
-        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-    if status := llama_cpp.llama_decode(context, batch):
-        raise ExportError(f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use this model's ids")
+    return lora
 
 
 def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:

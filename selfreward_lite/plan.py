@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.config import Settings
 from selfreward_lite.llama_folder import Llama
-from selfreward_lite.memory import GGUF_BYTES, adapter_weights, linear_weights, peaks, weights
+from selfreward_lite.memory import adapter_weights, base_size, linear_weights, peaks, weights
 
 if TYPE_CHECKING:
     from selfreward_lite.store import Store
@@ -88,8 +88,8 @@ KNOWN = {
 # Shares of those figures that are reached: guesses, of the size that public measurements of llama.cpp and QLoRA show.
 READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
 BASE_SECONDS = 40e-9  # a weight of the base, on two CPU cores: reading, unpacking, writing (30 measured, LOG.md)
-# An adapter's export is checked: both sides read these tokens in float32, llama.cpp on the CPU at so many operations a second.
-CHECKED_TOKENS, CPU_OPERATIONS = 1500, 60e9
+# An adapter's export is checked on a few prompts and judgments, with it and without, by llama.cpp on two CPU cores, a guess.
+CHECKED_PROMPTS, CHECKED_JUDGMENTS, CPU_OPERATIONS = 4, 1, 60e9  # the last a second
 # Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen weights), 2 forward again
 # (checkpointing); DPO's reference goes forward too.
 SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
@@ -110,19 +110,20 @@ def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Co
     cells = min(settings.engine.context, parallel * (PROMPT_TOKENS + JUDGE_TOKENS["judge"] + texts["response"]))
     cell = llama.layers * llama.kv_heads * llama.head_dim * 4
     step = max(
-        (size * GGUF_BYTES[settings.model.gguf] + cells * cell) / (READ_SHARE * speeds.bandwidth),
+        (base_size(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
         2 * size * parallel / (STEP_SHARE * speeds.operations),
     )
     token, read = step / parallel, 2 * size / (PREFILL_SHARE * speeds.operations)
     trained = linear_weights(llama) / (TRAIN_SHARE * speeds.operations)
     shared = texts["response"] + PROMPT_TOKENS
+    checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * _judge_row(settings))
     return Costs(
         candidate=texts["candidate"] * token + JUDGE_TOKENS["new_prompts"] * read,
         response=texts["response"] * token + PROMPT_TOKENS / settings.responses.count * read,
         judgment=texts["judgment"] * token + (JUDGE_TOKENS["judge"] + shared) / settings.judge.count * read,
         battle=texts["battle"] * token + (2 * texts["judgment"] + shared / settings.judge.count) * read,
         sft=SFT_OPERATIONS * trained, dpo=DPO_OPERATIONS * trained, base=BASE_SECONDS * size,
-        export=CHECKED_TOKENS * 2 * size / CPU_OPERATIONS, source=f"estimate for {name}",
+        export=checked * 2 * size / CPU_OPERATIONS, source=f"estimate for {name}",
     )
 
 
@@ -198,7 +199,7 @@ def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool,
 
     `iterations` are those still to do; `seed_stage` says whether that is too.
     """
-    base = 0.0 if base_written else weights(llama) * GGUF_BYTES[settings.model.gguf]
+    base = 0.0 if base_written else base_size(settings.model, llama)
     adapter = adapter_weights(llama, settings.lora.rank)
     adapters = (iterations + seed_stage) * adapter * ADAPTER_BYTES
     records = iterations * (_records(settings) + _evaluation(settings))

@@ -49,6 +49,9 @@ def show(
     say(f"disk: {in_words(sum(needs.values()))} ({', '.join(f'{what} {in_words(size)}' for what, size in needs.items())}), "
         f"{in_words(free)} free; download: {in_words(download) if download else 'nothing'}")
     _print_cards(settings, llama)
+    file = hub.named(settings.model.gguf_file) if settings.model.gguf_file else None
+    if file and not hub.is_here(file, "model"):
+        say(f"{file} is not on this machine: counted as if it were {settings.model.gguf}, and not in the download")
     say(ASSUMED)
     print(json.dumps({"preset": preset, **expected, "disk": needs, "download": download}))
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from selfreward_lite import budget, canaries, datafiles, hub, seed
+from selfreward_lite import budget, canaries, datafiles, hub, plan, seed
 from selfreward_lite.errors import GateStop, OutOfTime, TrainingError, UserError
 from selfreward_lite.manifest import MANIFEST, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
@@ -284,13 +284,14 @@ def export(run: Run, iteration: int) -> None:
     def work() -> Outcome:
         run.release_engine()
         folder = run.store.model_dir(iteration)
-        probes = [run.chat.prompt_ids([{"role": "user", "content": prompt.text}]) for prompt in run.held_out()[:4]]
-        probes += _judged_probes(run, 2)
+        probes = [run.chat.prompt_ids([{"role": "user", "content": prompt.text}]) for prompt in run.held_out()[: plan.CHECKED_PROMPTS]]
+        probes += _judged_probes(run, plan.CHECKED_JUDGMENTS)
         parity = run.tools.export_adapter(
             run.model_dir, folder / "adapter", run.base_gguf, folder / "adapter.gguf", probes, run.settings.model
         )
         run.store.measure(
-            iteration, logit_difference=parity["difference"], logit_change=parity["change"], greedy_agreement=parity["agreement"]
+            iteration, logit_difference=parity["difference"], logit_change=parity["change"],
+            greedy_agreement=parity["agreement"], adapter_share=parity["share"],
         )
         write_manifest(folder, {"iteration": iteration, "run": run.store.run, **parity})
         return Outcome()

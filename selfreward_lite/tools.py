@@ -32,14 +32,15 @@ class Tools:
     open_engine(base GGUF, settings); train(job, folder for its log, report) → facts;
     export_base(model folder, GGUF to write, settings);
     export_adapter(model folder, adapter folder, base GGUF, GGUF to write, token lists, settings) → `difference`, the
-    largest between PEFT's logits and llama.cpp's on these tokens, `change`, the largest that the adapter makes, and
-    `agreement`, the share of positions at which both would say the same token next.
+    largest between PEFT's logits and llama.cpp's on these tokens, `change`, the largest that the adapter makes, `share`, how
+    much of it arrives (None where the base's rounding hides it), `agreement`, the share of positions at which both would say the
+    same token next.
     """
 
     open_engine: Callable[[Path, EngineSettings], Engine]
     train: Callable[[Job, Path, Report], dict[str, float]]
     export_base: Callable[[Path, Path, Model], None]
-    export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], dict[str, float]]
+    export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], dict[str, float | None]]
 
 
 @contextmanager
@@ -83,7 +84,7 @@ class _Torch:
 
     def export_adapter(
         self, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
-    ) -> dict[str, float]:
+    ) -> dict[str, float | None]:
         paths = {"model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out)}
         return self._export("export_adapter", model, **paths, token_lists=token_lists)
 

@@ -100,6 +100,6 @@ def scripted_tools(chat: ChatFormat, *, length: int = 1, pause: float = 0.0, tra
     def export_adapter(model_dir, adapter, base, out, token_lists, model) -> dict[str, float]:
         time.sleep(train_seconds / 3)
         out.write_text("adapter")
-        return {"difference": 0.0, "change": 1.0, "agreement": 1.0}
+        return {"difference": 0.0, "change": 1.0, "share": 1.0, "agreement": 1.0}
 
     return Tools(open_engine, train, export_base, export_adapter)

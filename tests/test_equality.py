@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def check(made: Path, limit: float = 1e-3, **changed: Path) -> dict:
     names = {"model_dir": "model", "base": "base.gguf", "adapter_dir": "adapter", "adapter": "adapter.gguf"}
     paths = {name: str(changed.get(name, made / file)) for name, file in names.items()}
-    return equality.check(**paths, weights="original", limit=limit)
+    return equality.check(**paths, weights="original", limits={"limit": limit, "share_error": 0.25})
 
 
 def test_the_same_model_is_the_same(made):
@@ -29,6 +29,7 @@ def test_the_same_model_is_the_same(made):
     assert found["base_difference"] < 1e-3
     assert found["adapter_difference"] < 1e-3
     assert found["adapter_change"] > 0.05
+    assert found["adapter_share"] == pytest.approx(1.0, abs=1e-3)
     assert found["agreement"] == 1.0
 
 

@@ -13,7 +13,7 @@ from random_llama import LISTS, edited, make_adapter, value_of
 from safetensors.torch import load_file, save_file
 
 from selfreward_lite.errors import ExportError
-from selfreward_lite.export import adapter_to_gguf
+from selfreward_lite.export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.parity import check_parity, parity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,8 +35,9 @@ def test_adapter_has_the_logits_of_peft(kind: str, settings: Any, weights: str, 
     out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
     measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
     print(f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, adapter moves {measured.adapter_change:.2f}")
-    check_parity(measured)
+    check_parity(measured, share_error=1e-3)
     assert measured.adapter_change > 0.05
+    assert measured.adapter_share == pytest.approx(1.0, abs=1e-3)
 
 
 def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path: Path) -> None:
@@ -47,6 +48,43 @@ def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path:
     wrong = adapter_to_gguf(plain, folders["gqa"], tmp_path / "wrong.gguf")
     with pytest.raises(ExportError, match="differs from transformers"):
         check_parity(parity(folders["gqa"], adapter_dir, bases["gqa", "original"], wrong, LISTS, weights="original"))
+
+
+def test_how_much_of_an_adapter_arrives_is_seen_through_the_rounding_of_the_base(
+    folders: Any, bases: Any, tmp_path: Path
+) -> None:
+    """Of one that is scaled, lacks a layer, or does nothing, it is another share: on a quantised base as on a whole one."""
+    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
+    rounded = base_to_gguf(folders["gqa"], tmp_path / "q8.gguf", weights="original", dtype="q8_0")
+
+    def share(name: str, change: Callable[[str, Any], Any], base: Path) -> float:
+        folder = tmp_path / name
+        if not folder.exists():
+            shutil.copytree(adapter_dir, folder)
+            tensors = load_file(folder / "adapter_model.safetensors")
+            save_file({key: change(key, value) for key, value in tensors.items()}, folder / "adapter_model.safetensors")
+        out = adapter_to_gguf(folder, folders["gqa"], tmp_path / f"{name}.gguf")
+        found = parity(folders["gqa"], adapter_dir, base, out, LISTS, weights="original").adapter_share
+        assert found is not None
+        print(f"\n{name} on {base.name}: {found:.3f}")
+        return found
+
+    for base in (bases["gqa", "original"], rounded):
+        assert share("whole", lambda key, value: value, base) == pytest.approx(1.0, abs=0.03)
+        assert share("twice", lambda key, value: value * 2 if "lora_B" in key else value, base) > 1.3
+        assert share("nothing", lambda key, value: value * 0 if "lora_B" in key else value, base) == pytest.approx(0.0, abs=0.03)
+        assert share("lacking", lambda key, value: value * 0 if "layers.0." in key and "lora_B" in key else value, base) < 0.75
+
+
+def test_what_rounding_hides_is_not_judged(folders: Any, bases: Any, tmp_path: Path) -> None:
+    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
+    tensors = load_file(adapter_dir / "adapter_model.safetensors")
+    faint = {key: value * 1e-4 if "lora_B" in key else value for key, value in tensors.items()}
+    save_file(faint, adapter_dir / "adapter_model.safetensors")
+    out = adapter_to_gguf(adapter_dir, folders["gqa"], tmp_path / "a.gguf")
+    rounded = base_to_gguf(folders["gqa"], tmp_path / "q8.gguf", weights="original", dtype="q8_0")
+    assert parity(folders["gqa"], adapter_dir, rounded, out, LISTS, weights="original").adapter_share is None
+    assert parity(folders["gqa"], adapter_dir, bases["gqa", "original"], out, LISTS, weights="original").adapter_share
 
 
 ADAPTER_REFUSALS: dict[str, dict[str, Any]] = {

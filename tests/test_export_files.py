@@ -112,9 +112,20 @@ def test_another_tokenizer_is_named(folders: Any, bases: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("distance", [0.002, float("nan"), float("inf")])
 def test_check_parity_refuses(distance: float) -> None:
-    check_parity(Parity(0.0009, None, 3, 1.0, 0.0))
+    check_parity(Parity(0.0009, None, None, 3, 1.0, 0.0))
     with pytest.raises(ExportError, match="over 3 tokens"):
-        check_parity(Parity(distance, None, 3, 1.0, 0.0))
+        check_parity(Parity(distance, None, None, 3, 1.0, 0.0))
+
+
+def test_a_quantised_base_is_held_to_agreement_and_to_what_arrives_of_the_adapter() -> None:
+    limits = {"limit": 5.0, "agreement": 0.85, "share_error": 0.25}
+    check_parity(Parity(0.7, 6.0, 1.2, 3, 0.9, 0.0), **limits)
+    check_parity(Parity(0.7, 0.5, None, 3, 0.9, 0.0), **limits)  # an adapter that changes less than rounding does
+    with pytest.raises(ExportError, match=r"same likeliest token as transformers at 80.0% of the positions, not 85%"):
+        check_parity(Parity(0.7, 6.0, 1.0, 3, 0.8, 0.0), **limits)
+    for share in (0.66, 1.3, 0.0, -1.0, float("nan")):
+        with pytest.raises(ExportError, match="of the adapter's effect in PEFT, not 100 ± 25 %"):
+            check_parity(Parity(0.7, 6.0, share, 3, 0.9, 0.0), **limits)
 
 
 def test_another_vocabulary_is_named(bases: Any, tmp_path: Path) -> None:

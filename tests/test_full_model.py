@@ -77,7 +77,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused_and_nothing_is_written(made
 
 
 def test_a_model_that_came_out_different_is_not_left_there(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(full_model, "parity", lambda *_, **__: Parity(0.5, None, 100, 0.9, 0.1))
+    monkeypatch.setattr(full_model, "parity", lambda *_, **__: Parity(0.5, None, None, 100, 0.9, 0.1))
     with pytest.raises(ExportError, match=r"differs from transformers by 0\.5"):
         write(made, tmp_path / "m.gguf", "f32")
     assert list(tmp_path.iterdir()) == []

@@ -31,6 +31,8 @@ GOOD = gates.Evidence(
     first_margin=0.0,
     logit_difference=1e-5,
     logit_change=0.5,
+    agreement=0.99,
+    adapter_share=1.01,
     cut_share=0.0,
     repetitive_share=0.0,
     distinct_share=1.0,
@@ -65,6 +67,12 @@ def refused(limits, **changes) -> list[str]:
         ({"logit_change": math.nan, "logit_difference": math.nan}, "finite"),
         ({"logit_difference": 0.1}, "export"),
         ({"logit_change": 0.0}, "effect"),
+        ({"agreement": 0.8}, "agreement"),
+        ({"agreement": math.nan}, "agreement"),
+        ({"adapter_share": 0.66}, "arrival"),
+        ({"adapter_share": 2.0}, "arrival"),
+        ({"adapter_share": -0.1}, "arrival"),
+        ({"adapter_share": math.nan}, "arrival"),
         ({"cut_share": 0.2}, "stopping"),
         ({"repetitive_share": 0.2}, "repetition"),
         ({"distinct_share": 0.1}, "variety"),
@@ -87,6 +95,10 @@ def test_each_gate_can_refuse(tiny, change, gate):
     assert gate in refused(tiny.gates, **change)
     if gate != "finite":
         assert refused(tiny.gates, **change) == [gate]
+
+
+def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
+    assert refused(tiny.gates, adapter_share=None) == []
 
 
 def test_a_refusal_names_number_limit_and_advice(tiny):

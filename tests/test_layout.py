@@ -135,14 +135,16 @@ def test_gates_are_handed_nothing_exact():
 
     assert set(Evidence.__dataclass_fields__) == {
         "file_faults", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference", "logit_change",
-        "cut_share", "repetitive_share", "distinct_share", "read_share", "length_ratio", "judge_interval",
+        "agreement",
+        "adapter_share", "cut_share", "repetitive_share", "distinct_share", "read_share", "length_ratio", "judge_interval",
         "outside_interval", "outside_share", "self_change", "canary_score", "honest_score", "canaries_scored", "canaries_chosen",
     }  # fmt: skip
     source = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
     known = set(re.findall(r'known\["(\w+)"\]', source))
     assert known == {
         "training_rows", "training_rows_given", "training_moved_share", "training_first_margin", "logit_difference",
-        "logit_change", "repetitive_share", "distinct_share", "self_score", "canary_score", "honest_bad_score", "canaries_scored",
+        "logit_change", "greedy_agreement", "adapter_share", "repetitive_share",
+        "distinct_share", "self_score", "canary_score", "honest_bad_score", "canaries_scored",
         "canaries_chosen",
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 import scripted_run
 
 from selfreward_lite import config, hub, memory, plan, report
+from selfreward_lite.errors import UserError
 from selfreward_lite.shapes import BASES, SHAPES
 from selfreward_lite.store import Store
 
@@ -30,7 +31,7 @@ def test_the_weights_of_llama_3_8b():
 
 def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.engine.model_copy(update={"parallel": 64, "context": 49152, "batch": 2048})
-    parts = memory.engine(settings, LLAMA, "q8_0", 16)
+    parts = memory.engine(settings, LLAMA, memory.weights(LLAMA) * 34 / 32, 16)
     assert parts["weights"] == pytest.approx(8_029_995_008 * 34 / 32)  # 8.53 GB
     assert parts["KV cache"] == 49152 * 32 * 8 * 128 * 2 * 2 == 6_442_450_944  # 131,072 bytes a cell
     assert parts["a step"] == 4 * 2048 * (2 * 14336 + 8 * 4096) + 4 * 64 * 128256
@@ -88,6 +89,24 @@ def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     llama = SHAPES[BASES[repository.id]]
     for stage, parts in memory.peaks(settings, llama).items():
         assert sum(parts.values()) < gigabytes * 1e9, stage
+
+
+def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
+    given = tmp_path / "llama.Q4_K_M.gguf"
+    given.write_bytes(bytes(5000))
+    settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
+    assert memory.peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
+    assert plan.disk(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
+    alone = {"engine": settings.engine.model_copy(update={"parallel": 1})}  # a step is as fast as the weights are read
+    seconds = [
+        plan.estimated(one.model_copy(update=alone), LLAMA, plan.KNOWN["T4"], "T4").response for one in (settings, OVERNIGHT)
+    ]
+    assert seconds[0] < seconds[1] / 5
+    given.unlink()
+    with pytest.raises(UserError, match="mend model.gguf_file"):
+        memory.peaks(settings, LLAMA)
+    named = config.load("overnight", {"model.gguf_file": '"a/b/llama.Q4_K_M.gguf"'})
+    assert memory.peaks(named, LLAMA) == memory.peaks(OVERNIGHT, LLAMA), "it is not here yet"
 
 
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
@@ -206,13 +225,13 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
         "M1, all of it",
         "KV cache 6.4",
         "download: 5.7 GB",
-        "Tesla" if 0 else "T4",
+        "T4",
         "too small",
     ):
         assert words in ended.stderr, words
     document = json.loads(ended.stdout.splitlines()[-1])
     assert document["seconds"]["M1 training"] > 0
-    assert document["memory"]["DPO"] == pytest.approx(15.6e9, rel=0.01)
+    assert document["memory"]["DPO"] == pytest.approx(18.8e9, rel=0.01)
 
 
 def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
