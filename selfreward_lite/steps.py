@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward_lite import budget, canaries, datafiles, hub, plan, seed
+from selfreward_lite.chat import user
 from selfreward_lite.errors import GateStop, OutOfTime, TrainingError, UserError
 from selfreward_lite.manifest import MANIFEST, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
@@ -284,7 +285,7 @@ def export(run: Run, iteration: int) -> None:
     def work() -> Outcome:
         run.release_engine()
         folder = run.store.model_dir(iteration)
-        probes = [run.chat.prompt_ids([{"role": "user", "content": prompt.text}]) for prompt in run.held_out()[: plan.CHECKED_PROMPTS]]
+        probes = [run.chat.prompt_ids(user(prompt.text)) for prompt in run.held_out()[: plan.CHECKED_PROMPTS]]
         probes += _judged_probes(run, plan.CHECKED_JUDGMENTS)
         parity = run.tools.export_adapter(
             run.model_dir, folder / "adapter", run.base_gguf, folder / "adapter.gguf", probes, run.settings.model
@@ -308,7 +309,7 @@ def _judged_probes(run: Run, count: int) -> list[list[int]]:
     for judgment in judged[:count]:
         response = responses[judgment.response_id]
         asked = judgments.question(prompts[response.prompt_id], response, run.settings.model.templates)
-        probes.append([*run.chat.prompt_ids([{"role": "user", "content": asked}]), *run.chat.text_ids(judgment.text)])
+        probes.append([*run.chat.prompt_ids(user(asked)), *run.chat.text_ids(judgment.text)])
     return probes
 
 
