@@ -12,8 +12,10 @@ and never kept. The hub's own download begins every file anew in every process (
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +33,9 @@ Kind = Literal["model", "dataset"]
 Show = Callable[[str, int, int], None]
 LEDGER = "downloads.json"
 SILENCE = httpx.Timeout(60.0)  # seconds without a byte; a line that hangs is a line that broke
-ATTEMPTS = 5  # at a line that breaks, as long as each brings something
+ATTEMPTS, PAUSE = 5, 0.5  # that bring nothing, one after the other; seconds, doubled each time
+BUSY = (429, 500, 502, 503, 504)  # answers after which it may be tried again
+PATIENCE = 2.0  # seconds for another command to let go of a lock
 # Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
 # the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
 WANTED = {"model": (r"[^/]+\.(json|safetensors|jinja)",), "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv")}
@@ -164,25 +168,36 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
     wanted = _wanted(info.siblings or [], kind, repository.file)
     if not wanted:
         raise UserError(f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another")
-    at = Repository(repository.id, info.sha)  # its folder is the same, whichever of its files are wanted
+    at = replace(repository, revision=info.sha)
     place = _home() / kind / str(at).replace("/", "--")
-    missing = [one for one in wanted if not (place / one.rfilename).exists()]
-    needs = {"download": sum(one.size or 0 for one in missing)}
-    check_disk(place, needs, str(repository), "free space, or set HF_HOME elsewhere")
-    files = {}
-    for one in wanted:
-        path = place / one.rfilename
-        if not path.exists():
-            _fetch_file(at, kind, one, path, show)
-        files[one.rfilename] = sha256_of(path)
-        expected = {CITED.get(repository.id, {}).get(one.rfilename), one.lfs.sha256 if one.lfs else None} - {None}
-        if expected - {files[one.rfilename]}:
-            path.unlink()
-            raise UserError(f"{path} is not what {repository} announces (sha256); give the same command again")
+    with _alone(place, f"another command is downloading {repository}"):
+        missing = [one for one in wanted if not (place / one.rfilename).exists()]
+        needs = {"download": sum(one.size or 0 for one in missing)}
+        check_disk(place, needs, str(repository), "free space, or set HF_HOME elsewhere")
+        files = {one.rfilename: _fetch_file(at, kind, one, place / one.rfilename, show) for one in wanted}
     named_as = {"kind": kind, "id": repository.id, "file": repository.file}
     entry = {**named_as, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
-    _write_ledger([*_read_ledger(), entry])
+    with _alone(_home() / LEDGER, f"another command is writing {_home() / LEDGER}"):
+        _write_ledger([*_read_ledger(), entry])
     return _Known(place, info.sha, files)
+
+
+@contextmanager
+def _alone(path: Path, words: str) -> Iterator[None]:
+    """Hold the lock that stands beside a path; UserError where another process has it."""
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE)
+    try:
+        lock.__enter__()
+    except Timeout:
+        raise UserError(f"{words}; wait until it is done, and give the same command again") from None
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _wanted(files: list[Any], kind: Kind, only: str | None) -> list[Any]:
@@ -195,26 +210,63 @@ def _wanted(files: list[Any], kind: Kind, only: str | None) -> list[Any]:
     return []
 
 
-def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -> None:
-    """Put one file in its place: a link to the hub's own cache where it is there, else its bytes, from where they stopped."""
-    from huggingface_hub import hf_hub_url, try_to_load_from_cache
+def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -> str:
+    """Put one file in its place and return its sha256: what is there already, a link to the hub's own cache, or its bytes.
+
+    Raises UserError where what the hub sends is not what it announces.
+    """
+    from huggingface_hub import try_to_load_from_cache
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _fault(at, file, path) is None:
+        return sha256_of(path)
+    path.unlink(missing_ok=True)  # a link to what is gone, too
     cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
-    if isinstance(cached, str):
+    if isinstance(cached, str) and _fault(at, file, Path(cached)) is None:
         path.symlink_to(Path(cached).resolve())
-        return
+        return sha256_of(path)
     part = path.with_name(f"{path.name}.part")
+    _receive(at, kind, file, part, show)
+    if fault := _fault(at, file, part):
+        part.unlink()
+        raise UserError(f"{path} is not what {at.id} announces ({fault}); give the same command again")
+    digest = sha256_of(part)
+    part.rename(path)
+    return digest
+
+
+def _fault(at: Repository, file: Any, path: Path) -> str | None:
+    """What tells a file from the one that was announced: its size, its sha256 (of what is in LFS, or cited), its git hash."""
+    if file.size is not None and path.stat().st_size != file.size:
+        return f"{path.stat().st_size} bytes of {file.size}"
+    cited = CITED.get(at.id, {}).get(file.rfilename)
+    digests = {cited, file.lfs.sha256 if file.lfs else None} - {None}
+    if digests and digests != {sha256_of(path)}:
+        return "sha256"
+    if not file.lfs and file.blob_id:
+        data = path.read_bytes()
+        if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != file.blob_id:
+            return "git's hash"
+    return None
+
+
+def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> None:
+    """Get what is missing of a file, over a line that may break and a hub that may be busy, as long as there is progress."""
+    from huggingface_hub import errors, hf_hub_url
+
     url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)
-    for attempt in range(ATTEMPTS):
+    failures = 0
+    while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _stream(url, part, file, show)
-            break
-        except httpx.TransportError:
-            if attempt + 1 == ATTEMPTS or part.stat().st_size == before:
+            return _stream(url, part, file, show)
+        except (httpx.TransportError, errors.HfHubHTTPError) as error:
+            if isinstance(error, errors.HfHubHTTPError) and error.response.status_code not in BUSY:
                 raise
-    part.rename(path)
+            failures = 1 if part.stat().st_size > before else failures + 1
+            if failures == ATTEMPTS:
+                raise
+            time.sleep(PAUSE * 2**failures)
 
 
 def _stream(url: str, part: Path, file: Any, show: Show) -> None:
@@ -224,7 +276,7 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
     with part.open("ab") as out:
         done = out.tell()
         if file.size is not None and done >= file.size:
-            return
+            return  # whole, or more than that: its digest will say
         headers = build_hf_headers() | ({"Range": f"bytes={done}-"} if done else {}) | {"Accept-Encoding": "identity"}
         with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=SILENCE) as response:
             hf_raise_for_status(response)

@@ -20,18 +20,26 @@ class Hub:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     commit: str = "a" * 40
     closed: set[str] = field(default_factory=set)
-    announced: dict[tuple[str, str], str] = field(default_factory=dict)  # another sha256 than the file's
+    announced: dict[tuple[str, str], str] = field(default_factory=dict)  # another digest than the file's
     left: int | None = None
     breaks: list[int] = field(default_factory=list)  # how much each of the next answers brings before its line breaks
+    refusals: list[int] = field(default_factory=list)  # what the next requests for files are answered, before any is served
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    elsewhere: str = ""  # the address of the store to which the hub sends whoever asks for a large file
+    silent: int = 0  # how many of the next large files come to a halt halfway
+    over: threading.Event = field(default_factory=threading.Event)
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)  # which server was shown which token
 
     def info(self, name: str) -> dict:
         siblings = [
-            {"rfilename": path, "size": len(data), "blobId": "b" * 40, "lfs": self._lfs(repo, path, data)}
+            {"rfilename": path, "size": len(data), "blobId": self._blob(repo, path, data), "lfs": self._lfs(repo, path, data)}
             for (repo, path), data in self.files.items()
             if repo == name
         ]
         return {"id": name, "sha": self.commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0}
+
+    def _blob(self, repo: str, path: str, data: bytes) -> str:
+        return self.announced.get((repo, path)) or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     def _lfs(self, repo: str, path: str, data: bytes) -> dict | None:
         if path.endswith(".json"):
@@ -46,18 +54,25 @@ class Hub:
 def hub() -> Iterator[Hub]:
     """Serve on a port of the loopback for as long as the block lasts."""
     found = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": found}))
-    server.daemon_threads = True
-    found.address = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    servers = []
+    for name in ("hub", "store"):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": found, "name": name}))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+    found.address, found.elsewhere = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
     try:
         yield found
     finally:
-        server.shutdown()
+        found.over.set()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
+    name: str
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -71,7 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlparse(self.path).path)
-        self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
+        store = "/store" if self.name == "store" else ""
+        self.hub.asked.append((self.command, store + path, self.headers.get("Range", "")))
+        self.hub.tokens.append((self.name, self.headers.get("Authorization")))
         parts = path.strip("/").split("/")
         if parts[0] == "api":
             self._info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
@@ -97,20 +114,30 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, name: str, path: str, body: bool) -> None:
         if self._refused(name):
             return
+        if body and self.hub.refusals:
+            self._send(self.hub.refusals.pop(0), b"busy", {})
+            return
+        if body and self.name == "hub" and not path.endswith(".json"):
+            self._send(302, b"", {"Location": self.hub.elsewhere + self.path})
+            return
         data = self.hub.files[name, path]
         headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{self.hub.digest(name, path)}"', "Accept-Ranges": "bytes"}
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
         rest = data[start:]
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        halt = False
         cut = self.hub.left if body and self.hub.left is not None and self.hub.left < len(rest) else None
         if body and cut is None and self.hub.breaks and not path.endswith(".json"):
             cut = self.hub.breaks.pop(0)
+        if body and self.hub.silent and not path.endswith(".json"):
+            self.hub.silent -= 1
+            cut, halt = len(rest) // 2, True
         if body and self.hub.left is not None:
             self.hub.left = max(0, self.hub.left - len(rest))
-        self._send(206 if start else 200, rest, headers, body, cut)
+        self._send(206 if start else 200, rest, headers, body, cut, halt)
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool = True, cut: int | None = None) -> None:
+    def _send(self, status: int, data: bytes, headers: dict[str, str], body=True, cut: int | None = None, halt=False) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -120,5 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
             self.wfile.flush()
+            if halt:
+                self.hub.over.wait(60)
             self.close_connection = True
             self.connection.close()

@@ -14,8 +14,11 @@ from selfreward_lite.hub import CITED, Repository, named
 MODEL = "maker/model"
 SAYS = """
 import json, sys
+import httpx
+from selfreward_lite import hub
 from selfreward_lite.errors import UserError
 from selfreward_lite.hub import fetch, named
+hub.PAUSE, hub.PATIENCE, hub.SILENCE = 0.0, 0.1, httpx.Timeout(2.0)
 said = []
 try:
     where, at = fetch(named(sys.argv[1]), sys.argv[2], lambda *file: said.append(file))
@@ -94,7 +97,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(there, tmp_path):
     there.asked.clear()
     found = asked(there, tmp_path)
     assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
-    ranges = [asked_range for method, path, asked_range in there.asked if method == "GET" and path.endswith("safetensors")]
+    ranges = [asked_range for method, path, asked_range in there.asked if path.startswith("/store")]
     assert len(ranges) == 1
     assert int(ranges[0].removeprefix("bytes=").rstrip("-")) >= 14_000_000, ranges
     assert found["said"][0][1] > 14_000_000
@@ -105,7 +108,50 @@ def test_a_line_that_breaks_now_and_then_is_gone_on_with(there, tmp_path):
     there.breaks = [2_000_000, 1_500_000]
     found = asked(there, tmp_path)
     assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
-    assert len([path for method, path, _ in there.asked if method == "GET" and path.endswith("safetensors")]) == 3
+    assert len([path for _, path, _ in there.asked if path.startswith("/store")]) == 3
+
+
+def test_a_line_that_falls_silent_is_a_line_that_broke(there, tmp_path):
+    there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 20_000
+    there.silent = 1
+    found = asked(there, tmp_path)
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
+    ranges = [asked_range for _, path, asked_range in there.asked if path.startswith("/store")]
+    assert len(ranges) == 2
+    assert int(ranges[1].removeprefix("bytes=").rstrip("-")) > 1_000_000
+
+
+def test_a_busy_hub_is_asked_again_and_not_for_ever(there, tmp_path):
+    there.refusals = [503, 429, 500, 502]
+    assert "folder" in asked(there, tmp_path)
+    there.refusals = [503] * 50
+    failed = asked(there, tmp_path / "other")
+    assert "503" in failed["error"]
+    assert "give the same command again; what was downloaded is kept" in failed["error"]
+    assert len(there.refusals) == 45
+    there.refusals = [410]
+    assert "410" in asked(there, tmp_path / "other")["error"]
+    assert not there.refusals, "what is gone is not asked for again"
+
+
+def test_the_token_is_for_the_hub_and_not_for_where_it_sends_us(there, tmp_path):
+    asked(there, tmp_path, HF_TOKEN="hf_secretsecretsecret")
+    files_asked = [shown for shown, (_, path, _) in zip(there.tokens, there.asked, strict=True) if "resolve" in path]
+    shown = {name: {token for server, token in files_asked if server == name} for name in ("hub", "store")}
+    assert shown == {"hub": {"Bearer hf_secretsecretsecret"}, "store": {None}}
+
+
+def test_two_commands_do_not_write_the_same_download(there, tmp_path):
+    from filelock import FileLock
+
+    folder = Path(asked(there, tmp_path)["folder"])
+    (tmp_path / "selfreward_lite" / "downloads.json").unlink()
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        refused = asked(there, tmp_path)
+    assert refused["error"] == f"another command is downloading {MODEL}; wait until it is done, and give the same command again"
+    there.asked.clear()
+    assert asked(there, tmp_path)["folder"] == str(folder)
+    assert not [path for _, path, _ in there.asked if "resolve" in path], "what lies there is right, and is kept"
 
 
 def test_what_the_hubs_own_cache_holds_is_not_fetched_again(there, tmp_path):
@@ -119,7 +165,18 @@ def test_what_the_hubs_own_cache_holds_is_not_fetched_again(there, tmp_path):
     there.asked.clear()
     found = asked(there, tmp_path)
     assert not [path for _, path, _ in there.asked if "resolve" in path]
-    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
+    weights = Path(found["folder"]) / "model.safetensors"
+    assert weights.read_bytes() == there.files[MODEL, "model.safetensors"]
+    assert weights.is_symlink()
+    cached = weights.resolve()
+    for what in ("damaged", "gone"):  # that copy is, so that the file is fetched
+        (tmp_path / "selfreward_lite" / "downloads.json").unlink()
+        cached.write_bytes(b"x" * cached.stat().st_size) if what == "damaged" else cached.unlink()
+        assert asked(there, tmp_path)["folder"] == found["folder"]
+        assert weights.read_bytes() == there.files[MODEL, "model.safetensors"]
+        assert not weights.is_symlink()
+        weights.unlink()
+        weights.symlink_to(cached)
 
 
 def test_a_file_that_changed_afterwards_is_refused(there, tmp_path):
@@ -135,6 +192,13 @@ def test_a_file_that_is_not_what_the_hub_announces_is_refused_and_removed(there,
     there.announced[MODEL, "model.safetensors"] = "d" * 64
     assert "is not what maker/model announces (sha256)" in asked(there, tmp_path)["error"]
     del there.announced[MODEL, "model.safetensors"]
+    assert "folder" in asked(there, tmp_path)
+
+
+def test_a_small_file_is_held_against_git_s_own_hash(there, tmp_path):
+    there.announced[MODEL, "config.json"] = "d" * 40
+    assert "is not what maker/model announces (git's hash)" in asked(there, tmp_path)["error"]
+    del there.announced[MODEL, "config.json"]
     assert "folder" in asked(there, tmp_path)
 
 
@@ -212,7 +276,7 @@ def test_one_file_of_a_repository_is_fetched_alone(there, tmp_path):
     found = asked(there, tmp_path, name=f"{name}/a.Q4_K_M.gguf")
     assert files(found["folder"]) == {"a.Q4_K_M.gguf"}
     assert found["at"] == f"{name}/a.Q4_K_M.gguf@{'a' * 40}"
-    assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q4_K_M.gguf", "a.Q8_0.gguf"}
+    assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q8_0.gguf"}, "each alone"
     assert "holds no file" in asked(there, tmp_path, name=f"{name}/b.gguf")["error"]
 
 
