@@ -45,9 +45,15 @@ class Mirror:
         there = self._place / "run.sqlite"
         if not there.exists():
             return
-        with closing(sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
-            facts = dict(copy.execute("SELECT name, value FROM facts"))
-            items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
+        try:
+            with closing(sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+                facts = dict(copy.execute("SELECT name, value FROM facts"))
+                items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{there} cannot be read ({error}), so it is not known whose it is; move {self._place} away, or give another "
+                "--mirror"
+            ) from None
         known = sum(len(self._store.done_items(iteration, stage)) for iteration, stage, *_ in self._store.stages())
         if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
             raise UserError(
@@ -102,7 +108,7 @@ class Mirror:
 def restore(root: Path, folder: Path) -> bool:
     """Put a run back from its copy in `root`, unless it is here already; returns whether it was put back.
 
-    Raises UserError where there is no copy.
+    Raises UserError where there is no copy, or it is damaged.
     """
     if (folder / "run.sqlite").exists():
         return False
@@ -112,6 +118,14 @@ def restore(root: Path, folder: Path) -> bool:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
+    try:
+        with closing(sqlite3.connect(part / "run.sqlite")) as copy:
+            found = copy.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        shutil.rmtree(part)
+        raise UserError(f"{source / 'run.sqlite'} is damaged ({found}); mend --restore-from, or leave it out to begin anew")
     part.rename(folder)
     return True
 

@@ -5,14 +5,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
-from scripted_run import run
+from scripted_run import SMALL, run
 from scripted_tools import scripted_tools
 
 from selfreward_lite import config, loop, report
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, GateStop, UserError
 from selfreward_lite.records import KINDS, Battle, Judgment, JudgmentPair, Prompt, Rating, Response, ResponsePair
 from selfreward_lite.store import Store
@@ -269,3 +271,28 @@ def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_fil
         with Store.read(folder) as store:
             assert store.newest() == 1
             assert 0 < store.count(Prompt, iteration=1) <= 8
+
+
+def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(tmp_path, monkeypatch):
+    """A branch moves on between two nights; nobody changes the command."""
+    newest, fetched = ["a" * 40], []
+
+    def fetch(repository, kind, show):
+        fetched.append(str(repository))
+        return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
+
+    monkeypatch.setattr(loop.hub, "fetch", fetch)
+    monkeypatch.setattr(loop.hub, "model_folder", lambda base: TINY_MODEL)
+    wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
+    with Store.write(tmp_path / "run") as store:
+        settings = loop.settle(store, wanted, "tiny")
+        assert settings.model.base == f"maker/llama@{'a' * 40}"
+        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), lambda at: None)
+        newest[0] = "b" * 40
+        fetched.clear()
+        again = loop.settle(store, {**wanted, "iterations": "1"}, "tiny")
+        assert again.model.base == settings.model.base
+        assert fetched == [settings.model.base], "not the branch's newest"
+        for other in ("maker/other", f"maker/llama@{'c' * 40}"):
+            with pytest.raises(ConfigError, match="was begun with other settings"):
+                loop.settle(store, {**wanted, "model.base": other}, "tiny")

@@ -2,14 +2,17 @@
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import scripted_run
 from scripted_tools import scripted_tools
 from test_loop import everything
+from typer.testing import CliRunner
 
-from selfreward_lite import loop, mirror
+from selfreward_lite import cli, loop, mirror
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import UserError
@@ -17,6 +20,7 @@ from selfreward_lite.manifest import write_manifest
 from selfreward_lite.mirror import Mirror, restore
 from selfreward_lite.runner import Progress
 from selfreward_lite.store import Store
+from selfreward_lite.tools import Tools
 
 
 class Vanished(BaseException):
@@ -139,6 +143,54 @@ def test_the_copy_of_another_run_or_of_a_further_one_is_never_written_over(tmp_p
     with pytest.raises(UserError, match="holds a copy of another run.*--restore-from"):
         run(tmp_path / "second" / "run", tmp_path / "drive")
     assert records(tmp_path / "drive" / "run") == before
+
+
+def test_a_copy_that_cannot_be_read_is_not_written_over(tmp_path):
+    place = tmp_path / "drive" / "run"
+    place.mkdir(parents=True)
+    (place / "run.sqlite").write_bytes(b"half of something" * 100)
+    with Store.write(tmp_path / "runs" / "run") as store, pytest.raises(UserError, match=r"cannot be read .*; move .* away"):
+        Mirror(store, tmp_path / "drive", print)
+    assert (place / "run.sqlite").read_bytes() == b"half of something" * 100
+
+
+def test_a_damaged_copy_is_said_where_it_is_put_back(tmp_path):
+    place = tmp_path / "drive" / "run"
+    place.mkdir(parents=True)
+    (place / "run.sqlite").write_bytes(b"half of something" * 100)
+    with pytest.raises(UserError, match="run.sqlite"):
+        restore(tmp_path / "drive", tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs" / "run").exists(), "so that nothing stands in the way of a better copy"
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_path, monkeypatch):
+    """As in a notebook, where nobody changes the cell between the first time and the next."""
+
+    @contextmanager
+    def tools(backend: str) -> Iterator[Tools]:
+        yield scripted_tools(ChatFormat.load(TINY_MODEL))
+
+    monkeypatch.setattr("selfreward_lite.tools.real_tools", tools)
+    settings = [part for key, value in scripted_run.SMALL.items() if key != "gates.mode" for part in ("--set", f"{key}={value}")]
+    drive = str(tmp_path / "drive")
+    same = ["run", "--mirror", drive, "--restore-from", drive, "--gates", "report", *settings]
+    machines = [str(tmp_path / "first"), str(tmp_path / "second")]
+    begun = CliRunner().invoke(cli.app, [*same, "--runs-dir", machines[0], "--iterations", "1"])
+    assert begun.exit_code == 0, begun.output
+    assert "put back" not in begun.output
+    before = records(tmp_path / "drive" / "tiny")
+    shutil.rmtree(machines[0])
+    gone_on = CliRunner().invoke(cli.app, [*same, "--runs-dir", machines[1], "--iterations", "2"])
+    assert gone_on.exit_code == 0, gone_on.output
+    assert "put back from its copy" in gone_on.output
+    with Store.read(tmp_path / "second" / "tiny") as store:
+        assert store.newest() == 2
+    after = records(tmp_path / "drive" / "tiny")
+    assert after != before
+    assert {name: after[name] for name in ("M0", "M1")} == {name: before[name] for name in ("M0", "M1")}, "nothing is made twice"
+    again = CliRunner().invoke(cli.app, [*same, "--runs-dir", machines[1], "--iterations", "2"])
+    assert "is here already, so not put back" in again.output
+    assert again.exit_code == 0
 
 
 @pytest.mark.parametrize("root", ["runs", "runs/run", "runs/run/copies"])
