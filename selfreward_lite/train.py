@@ -9,7 +9,8 @@ and the sigmoid term is ln 2 (arXiv 2407.19594 and 2401.10020 start DPO from the
 is refused.
 
 A training that was interrupted goes on from its newest checkpoint and ends with the weights that it would have ended with:
-rows stand in their order beforehand, nothing is drawn in a step, and the learning rate depends on the step's number alone.
+rows stand in their order beforehand, and the learning rate depends on the step's number alone. To the last bit that holds on a
+CPU, without dropout, with as many rows at once as before; a card may add up in another order.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ from selfreward_lite.training_job import (
 )
 
 IGNORED = -100
+NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+# Where float16 begins to scale losses: at torch's 2^16 the first steps overflow, and are left out. It grows by itself.
+FIRST_SCALE = 2.0**12
 Say = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
 
@@ -67,6 +71,7 @@ class Watcher(TrainerCallback):
     def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
         self.trainer, self.job, self.state, self.report = trainer, job, state, report
         self.begun_at, self.out_of_time = state.step, False
+        self.skipped = 0  # steps that float16 had no numbers for, which changed nothing
         self.before = trainable(trainer.model)
         self.saved = time.monotonic()
 
@@ -81,7 +86,9 @@ class Watcher(TrainerCallback):
         self.trainer._metrics["train"].clear()  # what it measured belongs to no step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.begun_at + state.global_step == PROBE_STEPS:
+        if self.trainer.accelerator.optimizer_step_was_skipped:
+            self.skipped += 1
+        elif self.begun_at + state.global_step - self.skipped == PROBE_STEPS:
             moved = moved_share(self.before, self.trainer.model)
             if moved < self.job.min_moved_share:
                 raise TrainingError(
@@ -132,7 +139,9 @@ def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
     for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
         try:
             return _train(job, size, report, backend)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; cuBLAS, bitsandbytes and CUDA itself have others
+            if not any(words in str(error).casefold() for words in NO_MEMORY):
+                raise
             report({"words": f"no memory for {size} of the longest rows at once"})
         gc.collect()  # what an exception's frames held
         torch.cuda.empty_cache()
@@ -165,6 +174,8 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     if kept:
         _go_on(trainer, kept)
         report({"words": f"goes on from step {state.step}"})
+    elif scaler := trainer.accelerator.scaler:
+        scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
     trainer.add_callback(watcher)
     loaded = time.monotonic()
     trainer.train()
@@ -175,7 +186,7 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
         "tokens": sum(map(tokens, order[state.step * job.settings["batch"] : done.step * job.settings["batch"]])),
         "out_of_time": float(watcher.out_of_time), "ended_early": float(done.step * job.settings["batch"] < len(order)),
         "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
-        "first_loss": done.first.get("loss", math.nan),
+        "skipped": float(watcher.skipped), "first_loss": done.first.get("loss", math.nan),
         "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
     if not watcher.out_of_time:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -251,6 +252,55 @@ def test_fault_13_memory_that_runs_out_on_the_way_costs_no_step(begun, chat, mem
     assert facts["begun_at"] == 6
     assert facts["steps"] == 12
     assert furthest(begun, "whole-dpo", "way") < 1e-4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:113] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_fault_13_memory_is_short_in_many_words(begun, chat, monkeypatch, words):
+    tried = []
+
+    def short(job, size, report, backend):
+        tried.append(size)
+        if size > 2:
+            raise RuntimeError(words)
+        return {"micro_batch": size}
+
+    monkeypatch.setattr(train, "_train", short)
+    assert done(make(begun, chat, "sft", "words")) == {"micro_batch": 2}
+    assert tried == [8, 4, 2]
+
+
+def test_another_error_is_not_taken_for_short_memory(begun, chat, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(train, "_train", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        done(make(begun, chat, "sft", "broken"))
+
+
+def test_steps_that_float16_left_out_are_not_counted_as_tried():
+    """On a T4 the first steps may overflow: weights that did not move then say nothing of the learning rate."""
+    layer = torch.nn.Linear(2, 2)
+    accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
+    trainer = SimpleNamespace(model=layer, accelerator=accelerator)
+    job = SimpleNamespace(method="sft", checkpoint_minutes=9, min_moved_share=0.9, until=None)
+    watcher = train.Watcher(trainer, job, checkpoints.State("job", 0, [], {}, {}), lambda said: None)
+    for step in range(1, 8):
+        watcher.on_step_end(None, SimpleNamespace(global_step=step, max_steps=40), None)
+    assert watcher.skipped == 7
+    accelerator.optimizer_step_was_skipped = False
+    for step in range(8, 12):
+        watcher.on_step_end(None, SimpleNamespace(global_step=step, max_steps=40), None)
+    with pytest.raises(TrainingError, match="of the adapter's weights moved in 5 steps"):
+        watcher.on_step_end(None, SimpleNamespace(global_step=12, max_steps=40), None)
 
 
 def test_the_longest_rows_are_tried_before_the_first_step(begun, chat, memory):
