@@ -98,7 +98,7 @@ def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float 
                 loop.run(store, settings, tools, copies.watching(watch) if copies else watch, deadline)
         finally:
             if copies:
-                copies.copy()
+                copies.copy(last=True)
             _print_iterations(store)
             _print_examples(store)
             print(json.dumps(report.summary(store)), flush=True)

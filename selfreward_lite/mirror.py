@@ -12,6 +12,7 @@ does. A copy that fails is said once and tried again; the run goes on.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -26,6 +27,8 @@ from selfreward_lite.runner import Progress, Watch
 from selfreward_lite.store import Store
 
 MINUTES = 5.0  # between two copies while a stage goes on
+# … and between two of checkpoints, half a gigabyte each for an 8B: a drive may keep what was replaced, and count it.
+CHECKPOINT_MINUTES = 30.0
 
 
 class Mirror:
@@ -38,6 +41,7 @@ class Mirror:
             raise UserError(f"{root} is where the run itself lies; give another folder to --mirror, best on another disk")
         self._check()
         self._last = time.monotonic()
+        self._checkpoint = -math.inf  # when the last was copied
         self._failing = False
 
     def _check(self) -> None:
@@ -71,11 +75,11 @@ class Mirror:
 
         return watched
 
-    def copy(self) -> None:
-        """Bring the copy up to date; a failure is said, and the next copy makes up for it."""
+    def copy(self, *, last: bool = False) -> None:
+        """Bring the copy up to date; a failure is said, and the next copy makes up for it. The `last` leaves nothing out."""
         self._last = time.monotonic()
         try:
-            self._copy()
+            self._copy(last)
         except (OSError, sqlite3.Error, UserError) as error:
             if not self._failing:
                 why = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -86,16 +90,12 @@ class Mirror:
             self._say(f"{self._place}: copied there again, with all that was missing")
         self._failing = False
 
-    def _copy(self) -> None:
+    def _copy(self, last: bool) -> None:
         self._place.mkdir(parents=True, exist_ok=True)
         for model in sorted(self._store.folder.glob("M*")):
             _copy_folder(model, self._place / model.name)
-        checkpoints = Path("training", "checkpoints")
-        for step in sorted((self._store.folder / checkpoints).glob("step-*")):
-            _copy_folder(step, self._place / checkpoints / step.name)
-        for step in (self._place / checkpoints).glob("step-*"):
-            if not (self._store.folder / checkpoints / step.name).exists():
-                shutil.rmtree(step)
+        if last or time.monotonic() - self._checkpoint > 60 * CHECKPOINT_MINUTES:
+            self._copy_checkpoint()
         # Last, so that no snapshot speaks of a model that is not there; through a file here, since SQLite writes in many places.
         here = self._store.folder / "snapshot.sqlite"
         try:
@@ -103,6 +103,18 @@ class Mirror:
             _copy_file(here, self._place / "run.sqlite")
         finally:
             here.unlink(missing_ok=True)
+
+    def _copy_checkpoint(self) -> None:
+        """Copy the newest checkpoint, and remove those before it."""
+        here, there = (folder / "training" / "checkpoints" for folder in (self._store.folder, self._place))
+        whole = [step for step in here.glob("step-*") if (step / MANIFEST).exists()]
+        newest = max(whole, key=lambda step: int(step.name.removeprefix("step-")), default=None)
+        if newest is not None:
+            _copy_folder(newest, there / newest.name)
+            self._checkpoint = time.monotonic()
+        for step in there.glob("step-*"):
+            if newest is None or step.name != newest.name:
+                shutil.rmtree(step)
 
 
 def restore(root: Path, folder: Path) -> bool:

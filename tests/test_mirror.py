@@ -42,7 +42,7 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
         settings = loop.settle(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, root, said.append)
         loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
-        copies.copy()
+        copies.copy(last=True)
     return said
 
 
@@ -225,7 +225,7 @@ def test_a_half_written_model_or_checkpoint_is_not_copied(tmp_path):
         }  # fmt: skip
         shutil.rmtree(store.folder / "training" / "checkpoints" / "step-4")
         write_manifest(store.folder / "training" / "checkpoints" / "step-8", {})
-        copies.copy()
+        copies.copy(last=True)
         assert [path.name for path in (there / "training" / "checkpoints").iterdir()] == ["step-8"]
 
 
@@ -246,7 +246,7 @@ def test_copies_come_every_few_minutes_while_a_stage_goes_on(tmp_path, monkeypat
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with Store.write(tmp_path / "runs" / "run") as store:
         copies, count = Mirror(store, tmp_path / "drive", print), [0]
-        monkeypatch.setattr(copies, "_copy", lambda: count.__setitem__(0, count[0] + 1))
+        monkeypatch.setattr(copies, "_copy", lambda last: count.__setitem__(0, count[0] + 1))
         watch = copies.watching(lambda at: None)
         for minute in range(21):
             now[0] = 60.0 * minute
@@ -254,3 +254,27 @@ def test_copies_come_every_few_minutes_while_a_stage_goes_on(tmp_path, monkeypat
         assert count[0] == 3
         watch(Progress(1, "responses", 100, done=100))
         assert count[0] == 4
+
+
+def test_checkpoints_are_copied_every_half_hour_and_at_the_end(tmp_path, monkeypatch):
+    """Each is half a gigabyte for an 8B, and a drive counts what was replaced."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Store.write(tmp_path / "runs" / "run") as store:
+        copies = Mirror(store, tmp_path / "drive", print)
+        kept = tmp_path / "drive" / "run" / "training" / "checkpoints"
+        seen = []
+        for minute in range(0, 100, 10):
+            now[0] = 60.0 * minute
+            step = store.folder / "training" / "checkpoints" / f"step-{minute}"
+            step.mkdir(parents=True)
+            write_manifest(step, {})
+            copies.copy()
+            (there,) = kept.iterdir()
+            seen.append(there.name)
+        assert seen == [f"step-{minute}" for minute in (0, 0, 0, 0, 40, 40, 40, 40, 80, 80)]
+        copies.copy(last=True)
+        assert [path.name for path in kept.iterdir()] == ["step-90"]
+        shutil.rmtree(store.folder / "training" / "checkpoints")
+        copies.copy(last=True)
+        assert not list(kept.iterdir()), "the training is over"
