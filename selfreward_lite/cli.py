@@ -128,6 +128,11 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             for stage, expected, seconds in compared:
                 table.add_row(stage, f"{expected / 3600:.2f}", f"{seconds / 3600:.2f}", f"{seconds / max(expected, 1e-9):.2f}")
             console.print(table)
+        if memory := report.memory(store):
+            table = Table("card memory", "predicted", "at its peak", title_justify="left")
+            for what, size, peak in memory:
+                table.add_row(what, in_words(size), "–" if peak is None else in_words(peak))
+            console.print(table)
         _print_iterations(store)
         print(json.dumps(report.summary(store)))
 
@@ -179,12 +184,15 @@ def prune(
 
 
 @app.command()
-def doctor(runs_dir: RunsDir = Path("runs")) -> None:
+def doctor(
+    runs_dir: RunsDir = Path("runs"),
+    card: Annotated[bool, typer.Option("--card", help="A card is needed: exit code 2 without one.")] = False,
+) -> None:
     """Say what this machine can do, and the command that mends what it cannot; exit code 2 where a run would fail."""
     from selfreward_lite import doctor as surgery
 
     say("asking packages, card, torch and llama.cpp …")
-    found = surgery.findings(surgery.examine(runs_dir))
+    found = surgery.findings(surgery.examine(runs_dir), card_needed=card)
     colours = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
         console.print(Text(f"{one.what:<10} ", style=colours[one.state]) + Text(one.words), soft_wrap=True)
@@ -194,6 +202,22 @@ def doctor(runs_dir: RunsDir = Path("runs")) -> None:
     bad = [one.what for one in found if one.state == "bad"]
     if bad:
         raise UserError(f"not ready: {', '.join(bad)}; give the commands above, then `python -m selfreward_lite doctor` again")
+
+
+@app.command()
+def llama(
+    wheels: Annotated[
+        list[Path] | None, typer.Option(help="A folder to take a wheel that fits from; the last one given keeps what is made.")
+    ] = None,
+) -> None:
+    """Make llama.cpp use the card of this machine: from a kept wheel, else compiled; on the CPU where there is no card."""
+    from selfreward_lite import llama_build
+
+    found = llama_build.install(wheels or [], say)
+    if found.state == "bad":
+        raise UserError(f"llama.cpp {found.words}" + (f"; by hand: {found.mend}" if found.mend else ""))
+    say(f"llama.cpp {found.words}")
+    print(json.dumps(asdict(found)))
 
 
 def main() -> None:

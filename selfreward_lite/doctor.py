@@ -15,6 +15,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -70,7 +71,7 @@ def examine(folder: Path) -> Machine:
         installed={name: _version(name) for name in wanted},
         cards=there,
         torch=_probe("torch"),
-        llama=_probe("llama", "-1" if there else "0"),
+        llama=_llama_probe(there),
         free=free_bytes(folder),
         hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _reachable(HUB),
         unsloth=_version("unsloth"),
@@ -78,20 +79,27 @@ def examine(folder: Path) -> Machine:
     )
 
 
-def findings(machine: Machine) -> list[Finding]:
-    """Say what the machine can do, in the order in which one thing needs another."""
-    found = [_python(machine), _packages(machine), _system(machine), _card(machine), _torch(machine), _llama(machine)]
+def findings(machine: Machine, *, card_needed: bool = False) -> list[Finding]:
+    """Say what the machine can do, in the order in which one thing needs another; `card_needed` makes it bad to have none."""
+    found = [_python(machine), _packages(machine), _system(machine), _card(machine, card_needed), _torch(machine)]
+    found.append(_llama(machine.cards, machine.llama, machine.wanted))
     found += [_unsloth(machine)] if machine.cards else []
     return [*found, _disk(machine), _hub(machine)]
 
 
-def pins(text: str) -> dict[str, str]:
-    """Return name → version of every line `name==version`.
+def llama_finding(wanted: dict[str, str], there: Sequence[Card]) -> Finding:
+    """Say what llama.cpp does on this machine, with these cards."""
+    return _llama(there, _llama_probe(there), wanted)
 
-    >>> pins("# a card\\n-r other.txt\\ntorch==2.13.0\\n")
+
+def pins(text: str) -> dict[str, str]:
+    """Return name → version of every line `name==version`, apart from what only the tests need.
+
+    >>> pins("# a card\\n-r other.txt\\ntorch==2.13.0\\n# tests\\npytest==9.2.0\\n")
     {'torch': '2.13.0'}
     """
-    return dict(line.strip().split("==") for line in text.splitlines() if "==" in line and not line.startswith("#"))
+    lines = text.partition("\n# tests\n")[0].splitlines()
+    return dict(line.strip().split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
 def _python(machine: Machine) -> Finding:
@@ -122,7 +130,10 @@ def _system(machine: Machine) -> Finding:
     return Finding("system", "good", machine.system)
 
 
-def _card(machine: Machine) -> Finding:
+def _card(machine: Machine, needed: bool) -> Finding:
+    if not machine.cards and needed:
+        advice = "Colab: Runtime, Change runtime type, T4 GPU. Kaggle: Settings, Accelerator, GPU T4 x2"
+        return Finding("card", "bad", f"none, or no driver (nvidia-smi), and one is needed. {advice}")
     if not machine.cards:
         return Finding("card", "note", "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days")
     card = machine.cards[0]
@@ -151,9 +162,8 @@ def _torch(machine: Machine) -> Finding:
     return Finding("torch", "good", f"{said['version']} with CUDA {said['cuda']}; trains in {number}")
 
 
-def _llama(machine: Machine) -> Finding:
-    said = machine.llama
-    if not machine.cards:
+def _llama(there: Sequence[Card], said: dict[str, Any], wanted: dict[str, str]) -> Finding:
+    if not there:
         if said.get("error"):
             return Finding("llama.cpp", "bad", f"cannot decode: {said['error']}", "pip install -r requirements.txt")
         return Finding("llama.cpp", "good", f"{said['version']} decodes on the CPU" + (
@@ -161,7 +171,7 @@ def _llama(machine: Machine) -> Finding:
     layers = _LAYERS.search(said.get("offloaded") or "")
     if said.get("error") or not layers or layers[1] != layers[2]:
         why = said.get("error") or f"it said {said.get('offloaded')!r} of the layers"
-        return Finding("llama.cpp", "bad", f"does not use the card: {why}", cuda_build(machine.cards[0], machine.wanted))
+        return Finding("llama.cpp", "bad", f"does not use the card: {why}", cuda_build(there[0], wanted))
     return Finding("llama.cpp", "good", f"{said['version']} puts every layer on the card ({layers[0]})")
 
 
@@ -206,6 +216,10 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _llama_probe(there: Sequence[Card]) -> dict[str, Any]:
+    return _probe("llama", "-1" if there else "0")
 
 
 def _probe(*arguments: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def summary(store: Store) -> dict[str, Any]:
 def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
     """Return the counts and measurements of one iteration: the data M(t) was trained on, and what M(t) is worth."""
     author = f"M{iteration - 1}" if iteration else "base"
-    trained_on = _judged(store, iteration)
+    trained_on = training_judgments(store, iteration)
     prompts = store.count(Prompt, iteration=iteration) if iteration else store.count(Prompt, origin="ranked")
     pairs = store.count(ResponsePair, iteration=iteration)
     unread = sum(judgment.score is None for judgment in trained_on)
@@ -134,6 +134,17 @@ def predictions(store: Store) -> list[tuple[str, float, float]]:
     return [(name, expected[name], seconds) for name, seconds in spent.items() if name in expected]
 
 
+def memory(store: Store) -> list[tuple[str, int, int | None]]:
+    """Return (stage, predicted, largest so far), in bytes of the card, of every stage that was predicted to use it.
+
+    Only trainings say what they took; nothing is returned of a run that was begun without a card.
+    """
+    expected = (store.fact("plan") or {}).get("memory", {})
+    peaks = {t: store.metrics(t).get("training_peak_bytes") for t in range((store.newest() or 0) + 2)}
+    taken = {"SFT": peaks.get(0), "DPO": max((peak for t, peak in peaks.items() if t and peak), default=None)}
+    return [(stage, size, int(peak) if (peak := taken.get(stage)) else None) for stage, size in expected.items()]
+
+
 @dataclass(frozen=True)
 class Example:
     """One held-out prompt and what two models answered."""
@@ -158,8 +169,8 @@ def before_after(store: Store, count: int) -> list[Example]:
     return examples[:count]
 
 
-def _judged(store: Store, iteration: int) -> list[Judgment]:
-    """The judgments that training saw, those of the evaluation left out."""
+def training_judgments(store: Store, iteration: int) -> list[Judgment]:
+    """Return the judgments that training saw, those of the evaluation left out."""
     stage = "judgments" if iteration else "eft_judgments"
     items = set(store.done_items(iteration, stage))
     if not iteration:  # there an item is a prompt

@@ -189,6 +189,8 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
         "skipped": float(watcher.skipped), "first_loss": done.first.get("loss", math.nan),
         "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
+    if torch.cuda.is_available():
+        facts["peak_bytes"] = float(torch.cuda.max_memory_reserved())
     if not watcher.out_of_time:
         save_adapter(trainer.model, Path(job.adapter_out))
     return facts
