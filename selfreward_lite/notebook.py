@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 120  # characters a line, since a cell is no terminal that could say
+TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE")  # kernels set them; a progress bar would be drawn anew on every line
 
 
 class Stopped(Exception):
@@ -39,7 +40,8 @@ def command(*arguments: str) -> Any:
 
     Raises Stopped where it fails. Interrupting the cell interrupts the command, which then keeps what it did.
     """
-    environment = os.environ | {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in TERMINAL}
+    environment |= {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", "selfreward_lite", *arguments]
     with tempfile.TemporaryFile("w+") as answer:
         with subprocess.Popen(line, stdout=answer, stderr=subprocess.PIPE, text=True, env=environment) as process:

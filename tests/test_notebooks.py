@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,18 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path, project, offline):
+    repository = tmp_path / "repository"  # to be cloned; the other notebook takes a folder as it is
+    shutil.copytree(project, repository)
+    for git in (("init", "-q"), ("add", "-A"), ("-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qm", "all")):
+        subprocess.run(["git", *git], cwd=repository, check=True)
     settings: dict[str, Any] = {
-        "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
+        "PROJECT": str(repository), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
         "DRIVE": False, "KEEP": str(tmp_path / "drive"), "UNSLOTH": False,
     }  # fmt: skip
     first = execute(NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs"))
     assert "M1 training" in first
+    assert "\x1b" not in first, "a cell is no terminal"
+    assert first.count("M1 judgments:") == 1
     assert "win_rate_vs_seed" in first
     assert first.count("image/png") == 4
     assert (tmp_path / "drive" / "exported" / "mine-M1-adapter" / "adapter.gguf").exists()
