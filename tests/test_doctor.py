@@ -65,6 +65,13 @@ def test_a_card_that_is_too_old_cannot_be_mended():
     assert "6.0 is below 7.5" in found.words
 
 
+def test_a_card_that_is_needed_and_not_there_is_said_with_where_to_choose_one():
+    found = {one.what: one for one in doctor.findings(machine(), card_needed=True)}
+    assert found["card"].state == "bad"
+    assert "Change runtime type, T4 GPU" in found["card"].words
+    assert {one.state for one in doctor.findings(machine(T4), card_needed=True)} <= {"good", "note"}
+
+
 def test_a_desktop_on_the_card_is_said_with_what_it_holds():
     found = said(machine(replace(RTX, free=20 * GB)))["card"]
     assert found.state == "note"

@@ -25,10 +25,10 @@ ORDER = [
     "stages.battles", "stages.ratings", "stages.judgment_pairs", "stages",
     "runner", "mirror", "seed", "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory",
     "plan", "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates",
-    "workshop", "tools", "run", "budget", "steps", "tripwires", "assess", "loop", "report", "display",
+    "workshop", "tools", "run", "budget", "steps", "tripwires", "assess", "loop", "report", "figures", "notebook", "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
-    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "cli", "__main__",
+    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -47,6 +47,9 @@ MAY_IMPORT = {
     },
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
     "gradio": set(),
+    "matplotlib": {"figures", "notebook"},
+    "IPython": {"notebook"},
+    "pandas": {"notebook"},
 }
 TOP_LEVEL = {
     "README.md",
