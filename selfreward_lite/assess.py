@@ -217,7 +217,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         logit_difference=_number(known["logit_difference"]),
         logit_change=_number(known["logit_change"]),
         agreement=_number(known["greedy_agreement"]),
-        adapter_share=known["adapter_share"],
+        adapter_share=known.get("adapter_share"),
         cut_share=_cut_share(now),
         repetitive_share=_number(known["repetitive_share"]),
         distinct_share=_number(known["distinct_share"]),

@@ -184,15 +184,12 @@ def prune(
 
 
 @app.command()
-def doctor(
-    runs_dir: RunsDir = Path("runs"),
-    card: Annotated[bool, typer.Option("--card", help="A card is needed: exit code 2 without one.")] = False,
-) -> None:
+def doctor(runs_dir: RunsDir = Path("runs")) -> None:
     """Say what this machine can do, and the command that mends what it cannot; exit code 2 where a run would fail."""
     from selfreward_lite import doctor as surgery
 
     say("asking packages, card, torch and llama.cpp …")
-    found = surgery.findings(surgery.examine(runs_dir), card_needed=card)
+    found = surgery.findings(surgery.examine(runs_dir))
     colours = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
         console.print(Text(f"{one.what:<10} ", style=colours[one.state]) + Text(one.words), soft_wrap=True)

@@ -248,6 +248,8 @@ def load(preset: str, overrides: dict[str, str] | None = None) -> Settings:
     if not path.exists():
         raise ConfigError(f"no preset {preset!r}; choose one of {', '.join(presets())}")
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "model.base" in (overrides or {}):
+        tree["model"].pop("origin", None)  # that of the preset's own base
     return override({**tree, "preset": preset}, overrides or {})
 
 

@@ -79,9 +79,9 @@ def examine(folder: Path) -> Machine:
     )
 
 
-def findings(machine: Machine, *, card_needed: bool = False) -> list[Finding]:
-    """Say what the machine can do, in the order in which one thing needs another; `card_needed` makes it bad to have none."""
-    found = [_python(machine), _packages(machine), _system(machine), _card(machine, card_needed), _torch(machine)]
+def findings(machine: Machine) -> list[Finding]:
+    """Say what the machine can do, in the order in which one thing needs another."""
+    found = [_python(machine), _packages(machine), _system(machine), _card(machine), _torch(machine)]
     found.append(_llama(machine.cards, machine.llama, machine.wanted))
     found += [_unsloth(machine)] if machine.cards else []
     return [*found, _disk(machine), _hub(machine)]
@@ -111,14 +111,18 @@ def _python(machine: Machine) -> Finding:
 
 def _packages(machine: Machine) -> Finding:
     missing = [name for name, version in machine.installed.items() if version is None]
-    others = [f"{name} {version} instead of {machine.wanted[name]}" for name, version in machine.installed.items()
-              if version is not None and version.split("+")[0] != machine.wanted[name]]
-    mend = "pip install -r requirements.txt"
+    others = {name: version for name, version in machine.installed.items()
+              if version is not None and version.split("+")[0] != machine.wanted[name]}
     if missing:
         compiler = " (llama-cpp-python is compiled: a C++ compiler is needed)" if "llama-cpp-python" in missing else ""
-        return Finding("packages", "bad", f"missing: {', '.join(missing)}{compiler}", mend)
+        return Finding("packages", "bad", f"missing: {', '.join(missing)}{compiler}", "pip install -r requirements.txt")
     if others:
-        return Finding("packages", "note", f"not the versions that were proved together: {', '.join(others)}", mend)
+        words = ", ".join(f"{name} {version} instead of {machine.wanted[name]}" for name, version in others.items())
+        # A torch that came with the machine fits its driver, and torchvision's wheel fits that torch alone.
+        mend = " ".join(f"{name}=={machine.wanted[name]}" for name in others if name != "torch")
+        return Finding(
+            "packages", "note", f"not the versions that were proved together: {words}", f"pip install {mend}" if mend else None
+        )
     return Finding("packages", "good", f"all {len(machine.wanted)} as pinned")
 
 
@@ -130,10 +134,7 @@ def _system(machine: Machine) -> Finding:
     return Finding("system", "good", machine.system)
 
 
-def _card(machine: Machine, needed: bool) -> Finding:
-    if not machine.cards and needed:
-        advice = "Colab: Runtime, Change runtime type, T4 GPU. Kaggle: Settings, Accelerator, GPU T4 x2"
-        return Finding("card", "bad", f"none, or no driver (nvidia-smi), and one is needed. {advice}")
+def _card(machine: Machine) -> Finding:
     if not machine.cards:
         return Finding("card", "note", "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days")
     card = machine.cards[0]

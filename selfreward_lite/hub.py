@@ -35,6 +35,7 @@ LEDGER = "downloads.json"
 SILENCE = httpx.Timeout(60.0)  # seconds without a byte; a line that hangs is a line that broke
 ATTEMPTS, PAUSE = 5, 0.5  # that bring nothing, one after the other; seconds, doubled each time
 BUSY = (429, 500, 502, 503, 504)  # answers after which it may be tried again
+LONGEST_WAIT = 300.0  # seconds, if the hub asks for more
 PATIENCE = 2.0  # seconds for another command to let go of a lock
 # Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
 # the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
@@ -113,6 +114,14 @@ def local(text: str, kind: Kind) -> Path:
     if known is None:
         raise UserError(f"{repository} is not on this machine; `run` downloads it, or give a folder or file")
     return known.folder / repository.file if repository.file else known.folder
+
+
+def config_folder(repository: Repository) -> Path:
+    """Return a folder with the config.json of a model, a kilobyte, and nothing else of it; raises UserError as `fetch` does."""
+    from huggingface_hub import hf_hub_download
+
+    with in_words(repository):
+        return Path(hf_hub_download(repository.id, "config.json", revision=repository.revision)).parent
 
 
 def is_here(repository: Repository, kind: Kind) -> bool:
@@ -266,7 +275,13 @@ def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> N
             failures = 1 if part.stat().st_size > before else failures + 1
             if failures == ATTEMPTS:
                 raise
-            time.sleep(PAUSE * 2**failures)
+            time.sleep(max(PAUSE * 2**failures, _asked_to_wait(error)))
+
+
+def _asked_to_wait(error: Exception) -> float:
+    """Seconds that a busy hub asks for, some minutes at most."""
+    said = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+    return min(float(said), LONGEST_WAIT) if said.isdecimal() else 0.0
 
 
 def _stream(url: str, part: Path, file: Any, show: Show) -> None:

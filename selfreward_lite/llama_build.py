@@ -21,14 +21,16 @@ from selfreward_lite.errors import UserError
 
 TOOLKIT = Path("/usr/local/cuda/bin/nvcc")  # where the toolkit lies if it is not on the path
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
+# What a compiler, CMake or pip's resolver says; pip itself says "error" of every package that could not be built.
+_CAUSE = re.compile(r"CMake Error|fatal error|error: [^s]|No matching distribution|Could not find a version", re.IGNORECASE)
 _RELEASE = re.compile(r"release (\d+)\.")
 
 
 def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Finding:
     """Bring llama.cpp to use the card, or to run on the CPU where there is none; returns what it does now.
 
-    A wheel that fits is taken from one of the folders, and one that is made is kept in the last of them, in a folder named after
-    card and CUDA. Raises UserError where there is no compiler for the card, or pip fails.
+    A wheel that serves is taken from one of the folders, or from what is named after card and CUDA in it; one that is made is
+    kept in the last of them, under that name. Raises UserError where there is no compiler for the card, or pip fails.
     """
     wanted, there = doctor.pins(doctor.REQUIREMENTS.read_text(encoding="utf-8")), cards()
     pin = f"llama-cpp-python=={wanted['llama-cpp-python']}"
@@ -40,15 +42,18 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
         _pip("install", pin)
         return doctor.llama_finding(wanted, there)
     compiler, release = _toolkit()
-    folders = [wheel / f"sm{_architecture(there[0])}-cuda{release}" for wheel in wheels]
-    for kept in (file for folder in folders for file in sorted(folder.glob(f"{pin.replace('-', '_').replace('==', '-')}-*.whl"))):
+    own = f"sm{_architecture(there[0])}-cuda{release}"
+    keep = wheels[-1] / own if wheels else None
+    name = f"{pin.replace('-', '_').replace('==', '-')}-*.whl"
+    for kept in (file for wheel in wheels for folder in (wheel / own, wheel) for file in sorted(folder.glob(name))):
         say(f"installing {kept}")
         _pip("install", "--force-reinstall", "--no-deps", str(kept))
         found = doctor.llama_finding(wanted, there)
         if found.state == "good":
+            _keep(kept, keep)
             return found
         say(f"that wheel does not serve here ({found.words}); compiling another")
-    return _compile(pin, there, wanted, (compiler, folders[-1] if folders else None), say)
+    return _compile(pin, there, wanted, (compiler, keep), say)
 
 
 def _compile(
@@ -64,12 +69,18 @@ def _compile(
         _pip("install", "--force-reinstall", "--no-deps", str(wheel))
         found = doctor.llama_finding(wanted, there)
         if folder is not None and found.state == "good":
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{wheel.name}.part"
-            shutil.copyfile(wheel, part)
-            part.rename(folder / wheel.name)
-            say(f"kept as {folder / wheel.name}")
+            _keep(wheel, folder)
+            say(f"kept in {folder}")
     return found
+
+
+def _keep(wheel: Path, folder: Path | None) -> None:
+    """Put a wheel that serves where the next machine finds it."""
+    if folder is not None and wheel.parent != folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{wheel.name}.part"
+        shutil.copyfile(wheel, part)
+        part.rename(folder / wheel.name)
 
 
 def _toolkit() -> tuple[str, str]:
@@ -96,5 +107,5 @@ def _pip(*arguments: str, **environment: str) -> None:
         ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
     if ended.returncode:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        why = next((line for line in lines if "error" in line.casefold()), lines[-1] if lines else "it said nothing")
+        why = next((line for line in lines if _CAUSE.search(line)), lines[-1] if lines else "it said nothing")
         raise UserError(f"pip {arguments[0]} failed: {why} (all of it in {log}); mend that, and try again")

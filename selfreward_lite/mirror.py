@@ -112,9 +112,9 @@ class Mirror:
         if newest is not None:
             _copy_folder(newest, there / newest.name)
             self._checkpoint = time.monotonic()
-        for step in there.glob("step-*"):
-            if newest is None or step.name != newest.name:
-                shutil.rmtree(step)
+        for other in there.iterdir() if there.exists() else ():
+            if newest is None or other.name != newest.name:
+                shutil.rmtree(other)
 
 
 def restore(root: Path, folder: Path) -> bool:
@@ -129,7 +129,7 @@ def restore(root: Path, folder: Path) -> bool:
         raise UserError(f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out")
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.part"))  # what a machine left that vanished as it copied
     try:
         with closing(sqlite3.connect(part / "run.sqlite")) as copy:
             found = copy.execute("PRAGMA quick_check").fetchone()[0]
@@ -150,7 +150,7 @@ def _copy_folder(source: Path, target: Path) -> None:
     there = target / MANIFEST
     if there.exists() and there.read_bytes() == manifest.read_bytes():
         return
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
     shutil.rmtree(target, ignore_errors=True)

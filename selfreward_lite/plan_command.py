@@ -57,15 +57,13 @@ def show(
 
 
 def _shape(base: str) -> Llama:
-    """The shape of a base that is here, or whose shape is known."""
+    """The shape of a base that is here, or is known by name, or can be asked for."""
     repository = hub.named(base)
-    known = BASES.get(repository.id) if repository else None
-    try:
+    if repository is None or hub.is_here(repository, "model"):
         return read_config(hub.model_folder(base))
-    except UserError:
-        if known is None:
-            raise UserError(f"{base} is not on this machine, and its shape is not known; give a folder that is here") from None
-    return SHAPES[known]
+    if repository.id in BASES:
+        return SHAPES[BASES[repository.id]]
+    return read_config(hub.config_folder(repository))
 
 
 def _card(asked: str | None) -> str | None:
@@ -82,7 +80,8 @@ def _print_hours(settings: Settings, expected: dict[str, Any], name: str | None)
         why = f"no figures of {name}" if name else "no card here"
         say(f"hours: {why}, so nothing is said of them; --card names one, `run --hours` fits a run to its own speed")
         return
-    table = Table("stage", "hours", title=f"{expected['source']}: {name}", title_justify="left")
+    whose = "" if name in plan.KNOWN else f": {name}"
+    table = Table("stage", "hours", title=f"{expected['source']}{whose}", title_justify="left")
     for iteration in range(settings.iterations + 1):
         mine = {stage: spent for stage, spent in expected["seconds"].items() if stage.startswith(f"M{iteration} ") and spent}
         for stage, spent in mine.items():

@@ -213,8 +213,9 @@ def _card(head: dict[str, Any], parts: Sequence[str]) -> str:
 
 
 def _licence(settings: Settings) -> str | None:
-    """The hub's name of the licence of the base, where that is one of the Llama 3 family."""
-    found = re.search(r"llama-(3(?:\.[1-3])?)(?![.\d])", settings.model.base.casefold())
+    """The hub's name of the licence of the base, where that, or what it was made from, is one of the Llama 3 family."""
+    names = f"{settings.model.base} {settings.model.origin or ''}".casefold()
+    found = re.search(r"llama-(3(?:\.[1-3])?)(?![.\d])", names)
     return f"llama{found[1]}" if found else None
 
 

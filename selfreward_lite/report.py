@@ -14,6 +14,7 @@ from typing import Any
 
 from selfreward_lite.config import parse
 from selfreward_lite.errors import UserError
+from selfreward_lite.memory import DRIVER
 from selfreward_lite.records import BASE, Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.seed import HUMAN, RankedPrompt, split
 from selfreward_lite.stages.response_pairs import TOLERANCE
@@ -137,9 +138,11 @@ def predictions(store: Store) -> list[tuple[str, float, float]]:
 def memory(store: Store) -> list[tuple[str, int, int | None]]:
     """Return (stage, predicted, largest so far), in bytes of the card, of every stage that was predicted to use it.
 
-    Only trainings say what they took; nothing is returned of a run that was begun without a card.
+    Without what the driver holds, which torch does not count. Only trainings say what they took; nothing is returned of a run
+    that was begun without a card.
     """
-    expected = (store.fact("plan") or {}).get("memory", {})
+    held = {"SFT": DRIVER["training"], "DPO": DRIVER["training"], "asking (llama.cpp)": DRIVER["engine"]}
+    expected = {stage: size - int(held[stage]) for stage, size in (store.fact("plan") or {}).get("memory", {}).items()}
     peaks = {t: store.metrics(t).get("training_peak_bytes") for t in range((store.newest() or 0) + 2)}
     taken = {"SFT": peaks.get(0), "DPO": max((peak for t, peak in peaks.items() if t and peak), default=None)}
     return [(stage, size, int(peak) if (peak := taken.get(stage)) else None) for stage, size in expected.items()]

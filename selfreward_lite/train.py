@@ -154,6 +154,8 @@ def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
 def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[str, float]:
     """`train`, with so many rows on the device at once."""
     started = time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the card
     set_seed(job.seed)
     rows = _read_rows(job)
     order = arranged(rows, job.settings["epochs"], job.settings["batch"], job.seed)
@@ -232,7 +234,9 @@ def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     """AdamW as TRL would make it, and a cosine over all `steps`, begun where `done` of them left it."""
     rate, settings = job.settings["learning_rate"], job.settings
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    # A fused step decides by itself whether float16 overflowed, and nobody hears of it (accelerate 1.15).
+    heard = trainer.accelerator.scaler is None
+    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=heard)
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = rate
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(

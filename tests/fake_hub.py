@@ -25,6 +25,7 @@ class Hub:
     breaks: list[int] = field(default_factory=list)  # how much each of the next answers brings before its line breaks
     refusals: list[int] = field(default_factory=list)  # what the next requests for files are answered, before any is served
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    wait: int = 0  # seconds that a refusal asks to wait
     elsewhere: str = ""  # the address of the store to which the hub sends whoever asks for a large file
     silent: int = 0  # how many of the next large files come to a halt halfway
     over: threading.Event = field(default_factory=threading.Event)
@@ -115,7 +116,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused(name):
             return
         if body and self.hub.refusals:
-            self._send(self.hub.refusals.pop(0), b"busy", {})
+            wait = {"Retry-After": str(self.hub.wait)} if self.hub.wait else {}
+            self._send(self.hub.refusals.pop(0), b"busy", wait)
             return
         if body and self.name == "hub" and not path.endswith(".json"):
             self._send(302, b"", {"Location": self.hub.elsewhere + self.path})

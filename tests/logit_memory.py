@@ -4,7 +4,6 @@ python logit_memory.py {sft,dpo} TOKENS FOLDER    → bytes, the process's peak 
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -17,6 +16,12 @@ from selfreward_lite.backends import Backend
 from selfreward_lite.training_job import Job
 
 VOCABULARY = 128_256
+
+
+def kilobytes(name: str) -> int:
+    """Of this process: VmRSS, what it holds, or VmHWM, the most that it held."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])
 
 
 def main(method: str, tokens: int, folder: Path) -> None:
@@ -42,9 +47,10 @@ def main(method: str, tokens: int, folder: Path) -> None:
     longest_first = train.Watcher.on_train_begin
 
     def measured(self, *arguments, **named):
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        peaks.append(kilobytes("VmRSS"))
         longest_first(self, *arguments, **named)
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        peaks.append(kilobytes("VmHWM"))
 
     train.Watcher.on_train_begin = measured
     train._compute_dtype = lambda: torch.bfloat16  # as on a card; a CPU is given float32 otherwise

@@ -65,13 +65,6 @@ def test_a_card_that_is_too_old_cannot_be_mended():
     assert "6.0 is below 7.5" in found.words
 
 
-def test_a_card_that_is_needed_and_not_there_is_said_with_where_to_choose_one():
-    found = {one.what: one for one in doctor.findings(machine(), card_needed=True)}
-    assert found["card"].state == "bad"
-    assert "Change runtime type, T4 GPU" in found["card"].words
-    assert {one.state for one in doctor.findings(machine(T4), card_needed=True)} <= {"good", "note"}
-
-
 def test_a_desktop_on_the_card_is_said_with_what_it_holds():
     found = said(machine(replace(RTX, free=20 * GB)))["card"]
     assert found.state == "note"
@@ -110,9 +103,16 @@ def test_packages_missing_or_of_another_version():
     assert "missing: llama-cpp-python (" in found.words
     assert "a C++ compiler is needed" in found.words
     found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))["packages"]
-    assert (found.state, found.words) == (
+    assert (found.state, found.words, found.mend) == (
         "note", f"not the versions that were proved together: trl 1.16.0 instead of {PINS['trl']}",
+        f"pip install trl=={PINS['trl']}",
     )  # fmt: skip
+
+
+def test_a_torch_that_came_with_the_machine_is_named_and_left_alone():
+    found = said(machine(T4, installed={**PINS, "torch": "2.11.0+cu128"}))["packages"]
+    assert "torch 2.11.0+cu128 instead of" in found.words
+    assert (found.state, found.mend) == ("note", None)
 
 
 @pytest.mark.parametrize(("changed", "what", "state", "words"), [

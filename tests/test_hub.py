@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,10 @@ def test_a_busy_hub_is_asked_again_and_not_for_ever(there, tmp_path):
     assert "503" in failed["error"]
     assert "give the same command again; what was downloaded is kept" in failed["error"]
     assert len(there.refusals) == 45
+    began = time.monotonic()
+    there.refusals, there.wait = [429], 2
+    assert "folder" in asked(there, tmp_path / "third")
+    assert time.monotonic() - began > 2, "as long as it asks for"
     there.refusals = [410]
     assert "410" in asked(there, tmp_path / "other")["error"]
     assert not there.refusals, "what is gone is not asked for again"
@@ -302,3 +307,16 @@ def test_a_run_is_begun_from_the_hub_and_gone_on_with_offline(there, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "is finished: M0" in again.stderr
     assert not there.asked
+
+
+def test_a_base_whose_shape_nobody_knows_is_planned_by_its_config_alone(there, tmp_path):
+    from selfreward_lite.config import TINY_MODEL
+
+    there.files = {("maker/other", path.name): path.read_bytes() for path in TINY_MODEL.iterdir()}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": there.address}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "selfreward_lite", "plan", "--set", "model.base=maker/other", "--runs-dir", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.rsplit("/", 1)[-1] for _, path, _ in there.asked if "resolve" in path} == {"config.json"}
+    assert not (tmp_path / "home" / "selfreward_lite").exists(), "nothing counts as downloaded"

@@ -143,7 +143,7 @@ def test_gates_are_handed_nothing_exact():
         "outside_interval", "outside_share", "self_change", "canary_score", "honest_score", "canaries_scored", "canaries_chosen",
     }  # fmt: skip
     source = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
-    known = set(re.findall(r'known\["(\w+)"\]', source))
+    known = set(re.findall(r'known(?:\[|\.get\()"(\w+)"', source))
     assert known == {
         "training_rows", "training_rows_given", "training_moved_share", "training_first_margin", "logit_difference",
         "logit_change", "greedy_agreement", "adapter_share", "repetitive_share",

@@ -16,6 +16,20 @@ GOOD = doctor.Finding("llama.cpp", "good", "puts every layer on the card")
 BAD = doctor.Finding("llama.cpp", "bad", "does not use the card", "by hand")
 
 
+# As pip 23.2 writes it of a build that fails.
+FAILURE = """Collecting llama-cpp-python==0.3.36
+  Building wheel for llama-cpp-python (pyproject.toml): finished with status 'error'
+  error: subprocess-exited-with-error
+  × Building wheel for llama-cpp-python (pyproject.toml) did not run successfully.
+      -- Configuring done
+      CMake Error at vendor/llama.cpp/ggml/src/ggml-cuda/CMakeLists.txt:178 (target_link_libraries):
+      *** CMake configuration failed
+  note: This error originates from a subprocess, and is likely not a problem with pip.
+  ERROR: Failed building wheel for llama-cpp-python
+ERROR: Failed to build one or more wheels
+"""
+
+
 class Pip:
     """Stands for every process that is started: nvcc says its version, pip makes a wheel; `fails` names what does not work."""
 
@@ -35,7 +49,7 @@ class Pip:
         self.asked.append(command[3:-1])
         self.environments.append(named["env"])
         if command[3] in self.fails:
-            named["stdout"].write("collecting\nCMake Error: no cuBLAS\nFailed building wheel\n")
+            named["stdout"].write(FAILURE)
             return subprocess.CompletedProcess(command, 1)
         if command[3] == "wheel":
             (Path(command[command.index("-w") + 1]) / WHEEL).write_text("compiled")
@@ -69,6 +83,19 @@ def test_a_wheel_that_was_kept_is_installed(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [BAD, GOOD])
     assert llama_build.install([tmp_path / "other", tmp_path / "kept"], print) == GOOD
     assert pip.asked == [["install", "--force-reinstall", "--no-deps", str(folder / WHEEL)]]
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_wheel_from_an_input_is_kept_for_the_next_night_too(monkeypatch, tmp_path):
+    """A flat folder, as pip wants it, or one that was kept; the last folder then holds it as well."""
+    for number, place in enumerate(("", "sm75-cuda12")):
+        folder, kept = tmp_path / f"input{number}" / place, tmp_path / f"kept{number}"
+        folder.mkdir(parents=True)
+        (folder / WHEEL).write_text("input")
+        pip = Pip(monkeypatch, [BAD, GOOD])
+        assert llama_build.install([tmp_path / f"input{number}", kept], print) == GOOD
+        assert [asked[0] for asked in pip.asked] == ["install"]
+        assert (kept / "sm75-cuda12" / WHEEL).read_text() == "input"
 
 
 @pytest.mark.parametrize("place", [f"sm89-cuda12/{WHEEL}", f"sm75-cuda13/{WHEEL}", "sm75-cuda12/llama_cpp_python-0.1.0-any.whl"])
@@ -107,7 +134,7 @@ def test_without_a_card_pips_own_build_is_installed_if_there_is_none(monkeypatch
 def test_failures_are_one_line(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [BAD, BAD], there=(RTX,))
     pip.fails = {"wheel"}
-    with pytest.raises(UserError, match=r"pip wheel failed: CMake Error: no cuBLAS \(all of it in .*selfreward_lite-pip.log\)"):
+    with pytest.raises(UserError, match=r"pip wheel failed: CMake Error at .*:178 .*\(all of it in .*-pip.log\)"):
         llama_build.install([tmp_path], print)
     pip.fails = {"nvcc"}
     with pytest.raises(UserError, match="no CUDA compiler .nvcc. here"):

@@ -12,7 +12,7 @@ from scripted_tools import scripted_tools
 from test_loop import everything
 from typer.testing import CliRunner
 
-from selfreward_lite import cli, loop, mirror
+from selfreward_lite import checkpoints, cli, loop, mirror
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import UserError
@@ -278,3 +278,40 @@ def test_checkpoints_are_copied_every_half_hour_and_at_the_end(tmp_path, monkeyp
         shutil.rmtree(store.folder / "training" / "checkpoints")
         copies.copy(last=True)
         assert not list(kept.iterdir()), "the training is over"
+
+
+@pytest.mark.parametrize("what", ["M1", "training/checkpoints/step-8"])
+def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(tmp_path, monkeypatch, what):
+    """Half a copy on the drive is neither put back nor taken for a checkpoint, and the next copy clears it away."""
+    folder = tmp_path / "runs" / "run"
+    with Store.write(folder) as store:
+        copies = Mirror(store, tmp_path / "drive", print)
+        copies.copy()
+        (folder / what).mkdir(parents=True)
+        (folder / what / "weights").write_text("weights")
+        write_manifest(folder / what, {})
+        rename = Path.rename
+
+        def vanish(self, target):
+            if self.is_dir():
+                raise Vanished
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", vanish)
+        with pytest.raises(Vanished):
+            copies.copy()
+        monkeypatch.undo()
+    left = [path for path in (tmp_path / "drive").rglob("*.part") if path.is_dir()]
+    assert left, "the copy was under way"
+    shutil.rmtree(tmp_path / "runs")
+    assert restore(tmp_path / "drive", folder)
+    assert not list(folder.rglob("*.part"))
+    assert checkpoints.newest(folder / "training" / "checkpoints", "job") is None
+    with Store.write(folder) as store:
+        copies = Mirror(store, tmp_path / "drive", print)
+        copies.copy()
+        (folder / what).mkdir(parents=True)
+        write_manifest(folder / what, {})
+        copies.copy(last=True)
+        assert (tmp_path / "drive" / "run" / what / "manifest.json").exists()
+        assert not [path for path in (tmp_path / "drive").rglob("*.part") if path.is_dir()]

@@ -14,9 +14,10 @@ import pytest
 from nbclient import NotebookClient
 from scripted_run import run
 
-from selfreward_lite import config
+from selfreward_lite import config, doctor
 from selfreward_lite.notebook import Stopped, command
 from selfreward_lite.store import Store
+from selfreward_lite.tiny import ranked
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -85,11 +86,11 @@ def test_forms_can_be_read_and_their_defaults_are_among_the_choices(path):
 def test_nothing_in_a_notebook_is_public_pinned_or_knows_of_tests(path):
     text = "\n".join(cell.source for cell in source(path))
     assert "==" not in re.sub(r'PRESET == "tiny"', "", text), "pins stand in requirements.txt alone"
-    for word in ("share=True", "ngrok", "--listen", "pytest", "CI", "http"):
-        assert not re.search(rf"\b{re.escape(word)}\b", text), word
+    for word in ("share=True", "ngrok", "--listen", "pytest", "http:", "https:"):
+        assert word not in text, word
     for cell in source(path):
         if "Install" in cell.source:
-            assert len(cell.source.splitlines()) <= 8
+            assert len([line for line in cell.source.splitlines() if line]) <= 8
 
 
 def test_presets_that_a_form_offers_exist():
@@ -98,14 +99,16 @@ def test_presets_that_a_form_offers_exist():
         assert set(json.loads(line.split("# @param ")[1])) <= set(config.presets())
 
 
-def execute(path: Path, folder: Path, **parameters: Any) -> str:
-    """Run a notebook in `folder` with other parameters; returns all that its cells printed and showed."""
+def execute(path: Path, folder: Path, *, twice: bool = False, **parameters: Any) -> str:
+    """Run a notebook in `folder` with other parameters, `twice` in one kernel; returns all that its cells printed and showed."""
     book = nbformat.read(path, 4)
     place = next(place for place, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
     given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     assert all(f"{name} = " in book.cells[place].source for name in parameters)
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
     folder.mkdir(parents=True, exist_ok=True)
+    if twice:
+        book.cells += [nbformat.from_dict({**cell, "id": f"{cell['id']}-again"}) for cell in book.cells]
     NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
@@ -163,12 +166,17 @@ def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path,
 
 
 @pytest.mark.slow
-def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp_path, project, offline):
+def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp_path, project, offline, monkeypatch):
     inputs = tmp_path / "input"
     shutil.copytree(config.TINY_MODEL, inputs / "model")
+    rows = [json.dumps(row) for row in ranked.rows(400)]
+    (inputs / "data").mkdir()
+    (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
+    (inputs / "wheels").mkdir()  # all pins are met on this machine, so that nothing is taken from it
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # nobody says so, the network is just not there
     settings: dict[str, Any] = {
         "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
-        "UNSLOTH": False,
+        "UNSLOTH": False, "MODEL": str(inputs / "model"), "DATA": str(inputs / "data"), "WHEELS": str(inputs / "wheels"),
     }  # fmt: skip
     places = {"OUT": str(tmp_path / "out"), "SCRATCH": str(tmp_path / "temp")}
     first = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=0)
@@ -183,7 +191,9 @@ def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp
     assert "M1 training" in again
     with Store.read(tmp_path / "out" / "runs" / "mine") as store:
         assert store.newest() == 1
-    assert not offline.exists(), offline.read_text()
+    assert set(offline.read_text().split()) == {doctor.HUB}, (
+        "`doctor` asks whether the hub is there, and nothing else asks anything"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +207,8 @@ def scripted(tmp_path_factory) -> Path:
 def test_fault_32_a_run_is_read_twice_and_not_changed(tmp_path, scripted, offline):
     before = (scripted / "run.sqlite").read_bytes()
     for _ in range(2):
-        shown = execute(NOTEBOOKS[2], ROOT / "notebooks", RUN=str(scripted), PROJECT=str(ROOT))
-        assert shown.count("image/png") == 4
+        shown = execute(NOTEBOOKS[2], ROOT / "notebooks", twice=True, RUN=str(scripted))
+        assert shown.count("image/png") == 2 * 4
         assert "M2" in shown
     assert (scripted / "run.sqlite").read_bytes() == before
     assert not offline.exists()

@@ -17,6 +17,8 @@ from selfreward_lite.store import Store
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SIZES = {
+    # words are drawn by chance, from logits that are nearly equal: which is the likeliest, rounding decides
+    "gates.min_agreement": 0,
     "seed_stage.train_examples": 8, "seed_stage.eval_prompts": 6, "prompts.count": 4, "responses.count": 3, "judge.count": 3,
     "responses.draw.max_tokens": 240, "judge.draw.max_tokens": 80, "meta_judge.draw.max_tokens": 80,
     "evaluation.draw.max_tokens": 240, "evaluation.prompts": 6, "evaluation.judgments": 2, "evaluation.canary_judgments": 2,

@@ -109,6 +109,12 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     assert memory.peaks(named, LLAMA) == memory.peaks(OVERNIGHT, LLAMA), "it is not here yet"
 
 
+def test_another_base_has_no_origin_but_its_own():
+    assert config.load("small", {"model.base": "someone/llama"}).model.origin is None
+    assert config.load("small", ONE_B).model.origin == ONE_B["model.origin"]
+    assert config.load("small").model.origin == "unsloth/Llama-3.2-3B-Instruct"
+
+
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
     # method: full scale is 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
     counts = {one.stage: one.amount for one in plan.counts(config.load("paper"), range(1, 2), seed_stage=False)}
@@ -245,7 +251,7 @@ def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
     ("arguments", "says"),
     [
         (["--preset", "overnight", "--card", "Voodoo 2"], "no figures of it; choose one of T4"),
-        (["--preset", "overnight", "--set", "model.base=some/body"], "its shape is not known"),
+        (["--preset", "overnight", "--set", "model.base=some/body"], "some/body was not downloaded before, and the hub cannot"),
         (["--preset", "nightly"], "no preset"),
     ],
 )

@@ -181,12 +181,14 @@ def test_the_tiny_base_claims_no_licence_that_is_not_its_own(run, tmp_path):
         ("unsloth/Llama-3.2-3B-Instruct-bnb-4bit", "llama3.2", "Llama 3.2 Community License"),
         ("unsloth/Meta-Llama-3.1-8B-Instruct", "llama3.1", "Llama 3.1 Community License"),
         ("unsloth/llama-3-8b-Instruct-bnb-4bit", "llama3", "Built with Meta Llama 3."),
+        ("/input/a-folder-of-mine", "llama3", "Built with Meta Llama 3."),  # by its origin
     ],
 )
 def test_the_licence_is_that_of_the_base(of_llama, tmp_path, base, licence, says):
     with Store.write(of_llama) as store:
         settings = store.fact("settings")
-        settings["model"]["base"] = f"{base}@{'a' * 40}"
+        settings["model"]["base"] = base if base.startswith("/") else f"{base}@{'a' * 40}"
+        settings["model"]["origin"] = "unsloth/llama-3-8b-Instruct" if base.startswith("/") else None
         store.state("settings", settings)
     card = ModelCard.load(adapter(of_llama, tmp_path / "out") / "README.md")
     assert card.data.license == licence

@@ -303,6 +303,25 @@ def test_steps_that_float16_left_out_are_not_counted_as_tried():
         watcher.on_step_end(None, SimpleNamespace(global_step=12, max_steps=40), None)
 
 
+def test_a_step_that_float16_left_out_is_heard_of():
+    """With the optimizer as it is made here: of a fused one accelerate never hears that it left a step out."""
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    Accelerator(cpu=True)
+    layer, scaler = torch.nn.Linear(2, 2), torch.amp.GradScaler("cpu")
+    trainer = SimpleNamespace(model=layer, accelerator=SimpleNamespace(scaler=scaler))
+    train._give_optimizer(trainer, SimpleNamespace(settings={"learning_rate": 0.1, "warmup": 0.0}), 10, 0)
+    optimizer = AcceleratedOptimizer(trainer.optimizer, device_placement=False, scaler=scaler)
+    for worst, left_out in ((torch.inf, True), (1.0, False)):
+        before = layer.weight.detach().clone()
+        scaler.scale(layer(torch.ones(1, 2)).sum() * worst).backward()
+        optimizer.step()
+        assert optimizer.step_was_skipped is left_out
+        assert torch.equal(before, layer.weight) is left_out
+        optimizer.zero_grad()
+
+
 def test_the_longest_rows_are_tried_before_the_first_step(begun, chat, memory):
     seen = memory(limit=99)
     job = make(begun, chat, "sft", "longest", micro_batch=4)
