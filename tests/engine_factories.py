@@ -44,3 +44,16 @@ def broken() -> ScriptedEngine:
 
 def unloadable() -> ScriptedEngine:
     raise EngineError("no such model; download it")
+
+
+def words(*, pause: float = 0.0, poison: str = "") -> ScriptedEngine:
+    """Says its prompt and its seed, after a pause; dies on a poisoned prompt."""
+
+    def reply(request: Request, sample: int) -> str:
+        name = bytes(request.tokens).decode()
+        if name == poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(pause)
+        return f"{name}:{request.seeds[sample]}"
+
+    return ScriptedEngine(reply, lambda text: list(text.encode()))

@@ -18,9 +18,10 @@ PACKAGE = ROOT / "selfreward_lite"
 ORDER = [
     "errors", "cards", "disk", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat", "tiny", "manifest",
     "hub", "store",
-    "engines.base", "engines.kv", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading",
+    "engines.base", "engines.kv", "engines.samples", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace",
+    "engines.loading",
     "engines.llama",
-    "engines.child", "engines.process", "engines.scripted", "engines",
+    "engines.child", "engines.process", "engines.live", "engines.scripted", "engines",
     "stages.voice", "stages.likeness", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs",
     "stages.battles", "stages.ratings", "stages.judgment_pairs", "stages",
     "runner", "mirror", "seed", "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory",

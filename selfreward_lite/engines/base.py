@@ -47,7 +47,7 @@ class Request:
 
     `key` is the caller's name for it, unique among requests under way. `tokens` is the whole prompt, the beginning-of-text
     token included. One completion comes back per seed. `stop` are token ids that end a completion. `adapter` is the
-    path of a GGUF LoRA file, or None for the base alone.
+    path of a GGUF LoRA file, or None for the base alone. With `stream` the text comes in pieces too, as it is drawn.
     """
 
     key: str
@@ -57,6 +57,7 @@ class Request:
     stop: tuple[int, ...]
     adapter: str | None = None
     probe: Probe | None = None
+    stream: bool = False
 
     def check(self, vocab: int) -> None:
         """Raise EngineError, by name, for a request that makes no sense to a model of `vocab` tokens."""
@@ -67,6 +68,26 @@ class Request:
                 f"request {self.key}: a token id lies outside the model's {vocab}; "
                 "tokenize with the tokenizer this model was converted from"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """In a feed of requests: the one of this key is no longer wanted. Nothing more comes of it, not even a completion."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next bit of a streamed sample's text. All of them, joined, are its completion's text."""
+
+    key: str
+    sample: int
+    text: str
+
+
+# What comes in while an engine serves at any time: None says that there is nothing at the moment.
+Fed = Request | Drop | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,61 +8,25 @@ logits. A sample is let in only when all the cells it may ever need are free, so
 
 from __future__ import annotations
 
+import codecs
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from operator import attrgetter
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from selfreward_lite.engines.base import Completion, Finish, Request
+from selfreward_lite.engines.base import Completion, Drop, Fed, Finish, Piece, Request
 from selfreward_lite.engines.device import Device, Stats
-from selfreward_lite.engines.kv import Cells, Root, Roots, Run
+from selfreward_lite.engines.kv import Cells, Root, Roots
+from selfreward_lite.engines.samples import Job, Slot
 from selfreward_lite.errors import EngineError
 
 WORTH_WAITING = 16  # a prompt waits for a shared beginning under way if that saves at least so many tokens
+END = object()  # of a feed
+utf8 = codecs.getincrementaldecoder("utf-8")
 BURST = 8  # after so many batches' worth of samples for one adapter, others that wait get their turn
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """An admitted request with samples still to start."""
-
-    request: Request
-    root: Root | None
-    started: int = 0
-
-    @property
-    def base(self) -> int:
-        return len(self.request.tokens) - 1
-
-    @property
-    def need(self) -> int:
-        return 1 + self.request.sampling.max_tokens
-
-    @property
-    def ready(self) -> bool:
-        return self.root is None or self.root.computed >= self.base
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """A sample under way; `token` at `position` is what it computes next."""
-
-    sequence: int
-    request: Request
-    sample: int
-    sampler: Any
-    leaf: Run
-    token: int
-    position: int
-    stop: frozenset[int]
-    watched: frozenset[int]
-    tokens: list[int] = field(default_factory=list)
-    probe: tuple[float, ...] | None = None
 
 
 class Batcher:
@@ -76,17 +40,25 @@ class Batcher:
         self._cells = Cells(device.cells)
         self._roots = Roots(self._cells, range(parallel, parallel + roots), device.drop)
         self._spare = list(range(parallel))  # a heap
-        self._slots: list[_Slot] = []
-        self._jobs: deque[_Job] = deque()
+        self._slots: list[Slot] = []
+        self._jobs: deque[Job] = deque()
         self._queue: deque[Request] = deque()
-        self._done: list[Completion] = []
+        self._done: list[Completion | Piece] = []
         self._adapter: str | None = None
         self._burst = 0
         self._running = False
         self._busy = False  # whether samples wait for a slot
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield completions as they finish; one run at a time."""
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute: a feed may then wait for its next request."""
+        return not (self._slots or self._jobs or self._queue or self._done)
+
+    def run(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
+        """Yield completions as they finish, and pieces of those that are streamed; one run at a time.
+
+        A feed may say None, for nothing at the moment, and is then asked again after the next step.
+        """
         if self._running:
             raise RuntimeError("this engine is already completing; close that iterator first")
         self._running, self.cancelled = True, False
@@ -104,7 +76,7 @@ class Batcher:
                 self._busy = bool(more or self._queue or self._jobs)
                 if self._slots or self._jobs:
                     self._step()
-                elif not self._queue and not self._done:
+                elif self.idle and not more:
                     return
                 paused = perf_counter()
                 yield from self._done
@@ -126,13 +98,16 @@ class Batcher:
 
     # Letting requests in
 
-    def _pull(self, feed: Iterator[Request]) -> bool:
+    def _pull(self, feed: Iterator[Fed]) -> bool:
         """Look ahead by at most two batches of samples. False once the feed has ended."""
         waiting = sum(len(request.seeds) for request in self._queue) + self._unstarted()
         while waiting < 2 * self._parallel:
-            request = next(feed, None)
-            if request is None:
-                return False
+            request = next(feed, END)
+            if request is None or request is END:
+                return request is None
+            if isinstance(request, Drop):
+                self._abandon(request.key)
+                continue
             request.check(self._device.vocab)
             if len(request.tokens) + request.sampling.max_tokens > self._device.limit:
                 self._refuse(request)
@@ -191,7 +166,7 @@ class Batcher:
         usable = min(common, source.computed) if source else 0
         if source and common - usable >= WORTH_WAITING and not source.complete:
             return False
-        job = _Job(request, None)
+        job = Job(request, None)
         if not self._room(job, len(tokens) - usable, source):
             if self._slots or self._jobs:
                 return False
@@ -205,7 +180,7 @@ class Batcher:
         self.stats.prompt_requested += len(request.tokens) * len(request.seeds)
         return True
 
-    def _room(self, job: _Job, fresh: int, source: Root | None) -> bool:
+    def _room(self, job: Job, fresh: int, source: Root | None) -> bool:
         """Room for `fresh` root cells and one sample of any admitted request, so that roots cannot lock each other."""
         need = max([job.need, *(other.need for other in self._jobs)])
         if source is None:
@@ -237,11 +212,11 @@ class Batcher:
             if job.root:
                 job.root.pins -= 1
 
-    def _open(self, job: _Job) -> _Slot:
+    def _open(self, job: Job) -> Slot:
         request, sequence = job.request, heappop(self._spare)
         if job.root:
             self._device.fork(job.root.sequence, sequence, job.base)
-        return _Slot(
+        return Slot(
             sequence=sequence,
             request=request,
             sample=job.started,
@@ -251,6 +226,7 @@ class Batcher:
             position=job.base,
             stop=frozenset(request.stop),
             watched=frozenset(request.probe.tokens if request.probe else ()),
+            decoder=utf8(errors="replace") if request.stream else None,
         )
 
     def _close_ranks(self) -> None:
@@ -333,7 +309,7 @@ class Batcher:
                 return f"request {job.request.key}"
         raise RuntimeError(f"sequence {sequence} belongs to nobody")
 
-    def _sample(self, slots: list[_Slot]) -> None:
+    def _sample(self, slots: list[Slot]) -> None:
         started = perf_counter()
         drawn = self._device.sample([slot.sampler for slot in slots])
         for row, (slot, token) in enumerate(zip(slots, drawn, strict=True)):
@@ -343,7 +319,7 @@ class Batcher:
             slot.position += 1
         self.stats.seconds_sample += perf_counter() - started
 
-    def _look(self, slot: _Slot, token: int, row: int) -> None:
+    def _look(self, slot: Slot, token: int, row: int) -> None:
         probe = slot.request.probe
         said = self._text(slot).rstrip(" \t\r\n\f\v*").casefold()
         if said.endswith(probe.after.rstrip(" \t\r\n\f\v*").casefold()):
@@ -357,39 +333,46 @@ class Batcher:
                 self._finish(slot, "stop")
                 continue
             slot.tokens.append(slot.token)
+            self._say(slot, self._device.piece(slot.token))
             if len(slot.tokens) >= slot.request.sampling.max_tokens:
                 self._finish(slot, "length")
             else:
                 going.append(slot)
         self._slots = going
 
-    def _finish(self, slot: _Slot, finish: Finish) -> None:
+    def _say(self, slot: Slot, said: bytes, final: bool = False) -> None:
+        if slot.decoder is not None and (text := slot.decoder.decode(said, final)):
+            self._done.append(Piece(slot.request.key, slot.sample, text))
+
+    def _finish(self, slot: Slot, finish: Finish) -> None:
         self._close(slot)
+        self._say(slot, b"", final=True)
         self.stats.generated += len(slot.tokens)
         key, prompt = slot.request.key, len(slot.request.tokens)
         self._done.append(Completion(key, slot.sample, tuple(slot.tokens), self._text(slot), finish, prompt, slot.probe))
 
-    def _text(self, slot: _Slot) -> str:
+    def _text(self, slot: Slot) -> str:
         return b"".join(map(self._device.piece, slot.tokens)).decode("utf-8", errors="replace")
 
-    def _close(self, slot: _Slot) -> None:
+    def _close(self, slot: Slot) -> None:
         self._device.free_sampler(slot.sampler)
         self._device.drop(slot.sequence)
         self._cells.release(slot.leaf)
         heappush(self._spare, slot.sequence)
 
-    def _abandon(self) -> None:
-        """Give back everything under way; computed roots stay."""
-        for slot in self._slots:
+    def _abandon(self, key: str | None = None) -> None:
+        """Give back what is under way of one request, or of all; computed roots stay."""
+        for slot in [slot for slot in self._slots if key in (None, slot.request.key)]:
             self._close(slot)
-        for job in self._jobs:
+            self._slots.remove(slot)
+        for job in [job for job in self._jobs if key in (None, job.request.key)]:
+            self._jobs.remove(job)
             if job.root:
                 job.root.pins -= 1
-                if not job.root.complete:
+                if not job.root.complete and not job.root.pins:
                     self._roots.remove(job.root)
-        self._slots, self._done = [], []
-        self._jobs.clear()
-        self._queue.clear()
+        self._queue = deque(request for request in self._queue if key not in (None, request.key))
+        self._done = [] if key is None else [said for said in self._done if said.key != key]
 
 
 def probabilities(logits: np.ndarray, tokens: tuple[int, ...]) -> tuple[float, ...]:

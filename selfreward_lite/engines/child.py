@@ -8,6 +8,9 @@ Knows: the lines that cross the pipe, which engine a spec means. Does not know: 
     {"request": {...}}          any number       {"round": 1, "error": line}
     {"end": 1} or {"cancel": 1}                  {"round": 1, "finished": {counters}}
 
+A round that begins with {"begin": 1, "live": true} takes requests whenever they come, and {"drop": key}; of those that are to be
+streamed it answers {"round": 1, "piece": {...}} too.
+
 The end of standard input ends the child at once, whatever it is computing: no parent, no child.
 """
 
@@ -21,10 +24,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from selfreward_lite.engines.base import Completion, Probe, Request, Sampling
+from selfreward_lite.engines.base import Completion, Drop, Fed, Piece, Probe, Request, Sampling
 from selfreward_lite.errors import EngineError
 
 Message = dict[str, Any]
@@ -76,11 +79,12 @@ class _Inbox:
             self._messages.put(message)
         os._exit(0)  # at once, even while native code computes
 
-    def next_round(self) -> int:
+    def next_round(self) -> tuple[int, bool]:
+        """The number of the next round, and whether it is a live one."""
         while True:
             message = self._messages.get()
             if "begin" in message:
-                return message["begin"]
+                return message["begin"], message.get("live", False)
 
     def requests(self) -> Iterator[Request]:
         while True:
@@ -89,16 +93,31 @@ class _Inbox:
                 return
             yield request_from_plain(message["request"])
 
+    def live_requests(self, engine: Any) -> Iterator[Fed]:
+        """What comes, as it comes; None where nothing has come and the engine has something to do."""
+        while True:
+            try:
+                message = self._messages.get(block=engine.idle)
+            except Empty:
+                yield None
+                continue
+            if "drop" in message:
+                yield Drop(message["drop"])
+            elif "request" in message:
+                yield request_from_plain(message["request"])
+            else:
+                return
+
 
 def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
     """Run rounds for ever; an EngineError ends its round only."""
     inbox.on_cancel = engine.cancel
     send({"ready": {"parallel": engine.parallel}})
     while True:
-        number = inbox.next_round()
+        number, live = inbox.next_round()
         try:
-            for completion in engine.complete(inbox.requests()):
-                send({"round": number, "completion": asdict(completion)})
+            for said in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
+                send({"round": number, "piece" if isinstance(said, Piece) else "completion": asdict(said)})
             stats = getattr(engine, "stats", None)
             send({"round": number, "finished": asdict(stats) if is_dataclass(stats) else {}})
         except EngineError as error:

@@ -19,7 +19,7 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engines.adapter_file import check_adapter
-from selfreward_lite.engines.base import Completion, Request, Sampling
+from selfreward_lite.engines.base import Completion, Fed, Piece, Sampling
 from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.engines.device import Stats
 from selfreward_lite.engines.loading import LOG, TINY_PARAMETERS, load_model, make_context, threads_for
@@ -275,7 +275,12 @@ class LlamaEngine:
     def stats(self) -> Stats:
         return self._batcher.stats
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute at the moment."""
+        return self._batcher.idle
+
+    def complete(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
         """See `base.Engine`. One iterator at a time; computed prompts stay warm for the next one."""
         self._open()
         return self._batcher.run(requests)

@@ -60,7 +60,7 @@ class _Work:
             yield Completion(self.request.key, sample, (), "", "failed", len(self.request.tokens))
 
 
-class _Child:
+class Child:
     """One life of the child: a process, a thread that reads its lines, a thread that keeps its last words."""
 
     def __init__(self, spec: Message) -> None:
@@ -131,6 +131,22 @@ class _Child:
                 self._words.append(line.strip())
 
 
+def start(spec: Message) -> tuple[Child, int]:
+    """Return a child that has loaded its model, and how many samples it keeps under way.
+
+    Raises EngineError with the child's own line where it cannot load.
+    """
+    child = Child({name: str(value) if isinstance(value, Path) else value for name, value in spec.items()})
+    message = child.messages.get()
+    if "ready" in message:
+        return child, message["ready"]["parallel"]
+    how = child.reap()
+    if "bug" in message:
+        raise RuntimeError(f"the engine's process failed:\n{message['bug']}")
+    death = f"the engine's process died while loading its model ({how}); if memory ran out, lower the context"
+    raise EngineError(message.get("error", death))
+
+
 class ProcessEngine:
     """An engine in a child process. `spec` is plain JSON: {"kind": "llama", "model": path, ...LlamaEngine settings}.
 
@@ -139,8 +155,8 @@ class ProcessEngine:
     """
 
     def __init__(self, spec: Message) -> None:
-        self._spec = {name: str(value) if isinstance(value, Path) else value for name, value in spec.items()}
-        self._child: _Child | None = None
+        self._spec = spec
+        self._child: Child | None = None
         self._closed = self._running = False
         self._last_death = ""
         self._rounds = itertools.count(1)
@@ -214,7 +230,7 @@ class ProcessEngine:
             if not over:
                 child.send({"cancel": number})
 
-    def _feed(self, child: _Child, number: int, works: Iterator[_Work], pending: dict[str, _Work]) -> bool:
+    def _feed(self, child: Child, number: int, works: Iterator[_Work], pending: dict[str, _Work]) -> bool:
         """Send works while the window has room. False once there are no more."""
         owed = sum(len(work.missing) for work in pending.values())
         while owed < WINDOW * self.parallel:
@@ -245,7 +261,7 @@ class ProcessEngine:
             raise RuntimeError(f"the engine ended its round and still owes {len(pending)} requests")
         self.stats = message["finished"]
 
-    def _started(self) -> _Child:
+    def _started(self) -> Child:
         """The living child, started and loaded if need be."""
         if self._closed:
             raise EngineError("this engine is closed; make a new one")
@@ -253,16 +269,8 @@ class ProcessEngine:
             return self._child
         if self._child:
             self._bury()
-        child = _Child(self._spec)
-        message = child.messages.get()
-        if "ready" in message:
-            self._child, self.parallel = child, message["ready"]["parallel"]
-            return child
-        how = child.reap()
-        if "bug" in message:
-            raise RuntimeError(f"the engine's process failed:\n{message['bug']}")
-        death = f"the engine's process died while loading its model ({how}); if memory ran out, lower the context"
-        raise EngineError(message.get("error", death))
+        self._child, self.parallel = start(self._spec)
+        return self._child
 
     def _bury(self) -> None:
         child, self._child = self._child, None

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from selfreward_lite.engines.base import Completion, Finish, Request
+from selfreward_lite.engines.base import Completion, Fed, Finish, Piece, Request
 
 WINDOW = 16  # completions that a shuffled engine holds back at most
 
@@ -30,6 +30,7 @@ class ScriptedEngine:
     """
 
     parallel = WINDOW
+    idle = True  # an answer takes no time
 
     def __init__(
         self,
@@ -44,8 +45,8 @@ class ScriptedEngine:
         self._cancelled = False
         self.asked: list[Request] = []
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """See `base.Engine`."""
+    def complete(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
+        """See `base.Engine`; the text of a request that is streamed comes in one piece."""
         self._cancelled = False
         plain = self._plain(requests)
         return plain if self._shuffle_seed is None else self._shuffled(plain, random.Random(self._shuffle_seed))
@@ -57,13 +58,18 @@ class ScriptedEngine:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _plain(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def _plain(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
         for request in requests:
+            if not isinstance(request, Request):
+                continue  # what is dropped was answered long ago
             self.asked.append(request)
             for sample in range(len(request.seeds)):
                 if self._cancelled:
                     return
-                yield self._answer(request, sample)
+                said = self._answer(request, sample)
+                if request.stream:
+                    yield Piece(request.key, sample, said.text)
+                yield said
 
     def _answer(self, request: Request, sample: int) -> Completion:
         said = self._reply(request, sample)
@@ -72,8 +78,8 @@ class ScriptedEngine:
         return Completion(request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe)
 
     @staticmethod
-    def _shuffled(plain: Iterator[Completion], order: random.Random) -> Iterator[Completion]:
-        held: list[Completion] = []
+    def _shuffled(plain: Iterator[Completion | Piece], order: random.Random) -> Iterator[Completion | Piece]:
+        held: list[Completion | Piece] = []
         for completion in plain:
             held.append(completion)
             if len(held) == WINDOW:
