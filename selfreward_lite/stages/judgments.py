@@ -26,12 +26,11 @@ def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int
     ids = [
         make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index) for index in range(count)
     ]
-    nonce = nonce_for(response.id, voice.templates)
     seats = [f"{response.id}:{first + index}" for index in range(count)]
     asked = question(prompt, response, voice.templates)
     (completions,) = yield [voice.ask(asked, ids[0], seats, probe=score_probe(voice.chat))]
     kept = [
-        _judgment(completion, record_id, response, voice, first + index, nonce)
+        read(completion, record_id, response, voice, first + index)
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
         if completion.finish not in NO_TEXT
     ]
@@ -71,14 +70,17 @@ def summarise(judgments: Iterable[Judgment], settings: Judge) -> float | None:
     """Return a response's score: the unrounded mean over its readable judgments, None if too few are readable."""
     by_mean = settings.score == "mean"
     scores = (one.score if by_mean else one.expected_score for one in judgments if one.score is not None)
-    read = [score for score in scores if score is not None]
+    known = [score for score in scores if score is not None]
     needed = max(math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count))
-    return math.fsum(read) / len(read) if len(read) >= needed else None
+    return math.fsum(known) / len(known) if len(known) >= needed else None
 
 
-def _judgment(completion: Completion, record_id: str, response: Response, voice: Voice, index: int, nonce: str) -> Judgment:
-    """A judgment that quotes the nonce of its wrapper, or was cut, is void: its text stays, its score is none."""
-    void = nonce in completion.text or completion.finish != "stop"
+def read(completion: Completion, record_id: str, response: Response, voice: Voice, index: int) -> Judgment:
+    """Return what was said as a judgment, with its score if it can be read.
+
+    One that quotes the nonce of its wrapper, or was cut, is void: its text stays, its score is none.
+    """
+    void = nonce_for(response.id, voice.templates) in completion.text or completion.finish != "stop"
     score = None if void else parse_score(completion.text)
     expected = expected_score(completion.probe) if score is not None and completion.probe else None
     return Judgment(

@@ -1,0 +1,230 @@
+"""Talking to the models of a run: who there is, what a conversation becomes, what a judge says of a reply.
+
+    House       the runs of a folder, and the one engine for everybody who talks to their models
+    reply       a conversation → text as it is drawn
+    score       a conversation and a reply → judgments as they arrive, and the score that they come to
+
+Knows: runs' folders and settings, the judge's question. Does not know: pages. What is said here belongs to no run: nothing is
+written to a store. A reply to several turns is judged as a reply to all of them: the conversation, written out, stands where the
+judge reads the request. For a single turn that is the very question that judgments are made with in a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean, pstdev
+
+from selfreward_lite import hub
+from selfreward_lite.chat import ChatFormat, Message
+from selfreward_lite.config import Draw, Settings, load, parse
+from selfreward_lite.engines.base import Completion, Piece, Sampling
+from selfreward_lite.engines.live import Live
+from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import MANIFEST, write_manifest
+from selfreward_lite.records import Judgment, Prompt, Response
+from selfreward_lite.stages import judgments
+from selfreward_lite.stages.voice import NO_TEXT, Voice
+from selfreward_lite.store import Store
+from selfreward_lite.tools import real_tools
+
+TINY = "the tiny model"  # stands for a run where there is none
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the models of a run are, and what they were made with."""
+
+    run: str
+    base: Path
+    settings: Settings
+    adapters: dict[str, str | None]  # by name: base, M0, M1, …
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as far as it is drawn. `finish` is None until it ends; `seconds` run from the question on."""
+
+    text: str
+    tokens: int = 0
+    finish: str | None = None
+    first: float | None = None  # seconds until its first piece
+    seconds: float = 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second since its first piece; None where there is nothing to divide."""
+        spent = self.seconds - (self.first or 0.0)
+        return self.tokens / spent if self.tokens > 1 and spent > 0 else None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a judge said of a reply so far: its judgments, of `wanted`."""
+
+    wanted: int
+    judgments: tuple[Judgment, ...] = field(default_factory=tuple)
+    lost: int = 0  # that never came: too long for the context, or the engine died
+
+    @property
+    def read(self) -> list[float]:
+        """The scores that could be read."""
+        return [one.score for one in self.judgments if one.score is not None]
+
+    @property
+    def mean(self) -> float | None:
+        return fmean(self.read) if self.read else None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation of the scores among themselves."""
+        return pstdev(self.read) if self.read else None
+
+    @property
+    def expected(self) -> float | None:
+        """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
+        found = [one.expected_score for one in self.judgments if one.score is not None and one.expected_score is not None]
+        return fmean(found) if found else None
+
+
+class House:
+    """The runs of a folder, and one engine, which loads the base of whatever run is talked to."""
+
+    def __init__(self, runs_dir: Path, most: int = 64) -> None:
+        self.runs_dir, self._most = runs_dir, most
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._base: Path | None = None
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs, the one that was written last first."""
+        found = {path.parent: max(one.stat().st_mtime for one in path.parent.glob("run.sqlite*"))
+                 for path in self.runs_dir.glob("*/run.sqlite")}
+        return [folder.name for folder in sorted(found, key=lambda folder: -found[folder])]
+
+    def place(self, run: str) -> Place:
+        """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
+        if run == TINY:
+            return Place(TINY, self._tiny_base(), load("tiny"), {BASE: None})
+        if run not in self.runs():
+            raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
+        with Store.read(self.runs_dir / run) as store:
+            if store.fact("settings") is None:
+                raise UserError(f"{run} has only just begun; try again in a moment")
+            settings, newest = parse(store.fact("settings")), store.newest()
+            folders = {f"M{number}": store.model_dir(number) for number in range((-1 if newest is None else newest) + 1)}
+        base = self.runs_dir / run / "base" / "base.gguf"
+        if not (base.parent / MANIFEST).exists():
+            raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
+        adapters = {name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()}
+        return Place(run, base, settings, {BASE: None, **adapters})
+
+    def live(self, place: Place) -> Live:
+        """Return the engine with a run's base in it. Talking to a run with another base ends what was said to the one before."""
+        with self._lock:
+            if self._live is None or self._base != place.base:
+                if self._live is not None:
+                    self._live.close()
+                spec = {"kind": "llama", "model": str(place.base), **place.settings.engine.model_dump()}
+                self._live, self._base = Live(spec, self._most), place.base
+            return self._live
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        with self._lock:
+            if self._live is not None:
+                self._live.close()
+            self._live = self._base = None
+
+    def reply(
+        self, place: Place, speaker: str, messages: Sequence[Message], draw: Draw, seed: int, caller: str
+    ) -> Iterator[Reply]:
+        """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
+
+        At least four a second, so that closing the iterator stops it. Raises UserError for a model that there is not.
+        """
+        chat = _chat(place)
+        voice = self._voice(place, speaker, draw)
+        asked = replace(
+            voice.ask("", "reply", ["reply"]), key=uuid.uuid4().hex, tokens=chat.prompt_ids(messages), seeds=(seed,), stream=True
+        )
+        said, began = Reply(""), time.monotonic()
+        with closing(self.live(place).ask(asked, caller)) as heard:
+            for one in heard:
+                spent = time.monotonic() - began
+                if isinstance(one, Piece):
+                    first = spent if said.first is None else said.first
+                    said = replace(said, text=said.text + one.text, tokens=said.tokens + 1, first=first)
+                elif isinstance(one, Completion):
+                    said = replace(said, text=one.text, tokens=len(one.tokens), finish=one.finish)
+                said = replace(said, seconds=spent)
+                yield said
+
+    def score(self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str) -> Iterator[Score]:
+        """Yield what a model says of a reply as judge, judgment by judgment, with the run's own number of them and draw."""
+        settings = place.settings
+        voice = self._voice(place, judge, settings.judge.draw)
+        prompt = Prompt("prompt", 0, "generated", 0, written_out(messages))
+        # The same reply to the same words is judged with the same luck, so that two models, or two looks, can be compared.
+        known = hashlib.blake2b(f"{prompt.text}\0{text}".encode(), digest_size=16).hexdigest()
+        response = Response(known, 0, judge, prompt.id, 0, text, "stop", 0)
+        (asked,) = next(judgments.ask(prompt, response, voice, settings.judge.count))
+        found = Score(settings.judge.count)
+        with closing(self.live(place).ask(replace(asked, key=uuid.uuid4().hex), caller)) as heard:
+            for one in heard:
+                if isinstance(one, Completion) and one.finish in NO_TEXT:
+                    found = replace(found, lost=found.lost + 1)
+                elif isinstance(one, Completion):
+                    read = judgments.read(one, f"{one.sample}", response, voice, one.sample)
+                    found = replace(found, judgments=(*found.judgments, read))
+                yield found
+
+    def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
+        if speaker not in place.adapters:
+            raise UserError(f"{place.run} has no model {speaker!r}; it has {', '.join(place.adapters)}")
+        sampling = Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k)
+        settings = place.settings
+        return Voice(
+            speaker, place.adapters[speaker], _chat(place), sampling, settings.model.templates, "talk", settings.seed, 0
+        )
+
+    def _tiny_base(self) -> Path:
+        """The tiny base as llama.cpp reads it, made once beside the runs: a few seconds."""
+        out = self.runs_dir / ".tiny" / "base.gguf"
+        with self._lock:
+            if not (out.parent / MANIFEST).exists():
+                with real_tools() as tools:
+                    tools.export_base(hub.model_folder("tiny"), out, load("tiny").model)
+                write_manifest(out.parent, {"base": "tiny"})
+        return out
+
+
+def written_out(messages: Sequence[Message]) -> str:
+    """Return a conversation as a judge reads it: a single turn as it is, several with who says what.
+
+    >>> written_out([{"role": "user", "content": "Hi."}])
+    'Hi.'
+    >>> written_out([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"},
+    ...              {"role": "user", "content": "Bye."}])
+    'User: Hi.\\n\\nAssistant: Yes?\\n\\nUser: Bye.'
+    """
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+@lru_cache(maxsize=8)
+def _format(folder: Path) -> ChatFormat:
+    return ChatFormat.load(folder)
+
+
+def _chat(place: Place) -> ChatFormat:
+    return _format(hub.model_folder(place.settings.model.base))
