@@ -12,6 +12,7 @@ judge reads the request. For a single turn that is the very question that judgme
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 import uuid
@@ -23,6 +24,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from selfreward_lite import hub
+from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, Message
 from selfreward_lite.config import Draw, Settings, load, parse
 from selfreward_lite.engines.base import Completion, Piece, Sampling
@@ -136,6 +138,15 @@ class House:
                 spec = {"kind": "llama", "model": str(place.base), **place.settings.engine.model_dump()}
                 self._live, self._base = Live(spec, self._most), place.base
             return self._live
+
+    def words(self) -> str:
+        """Return what talking runs on, in words."""
+        live, there = self._live, cards()
+        where = f"{there[0].name}" if there else f"the CPU ({os.cpu_count()} cores)"
+        unloaded = live is None or live.state == "not started"
+        state = "not loaded yet, the first reply takes a moment longer" if unloaded else live.state
+        again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live and live.deaths else ""
+        return f"llama.cpp on {where}: {state}{again}"
 
     def close(self) -> None:
         """Give the engine's memory back."""

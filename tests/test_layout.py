@@ -30,7 +30,8 @@ ORDER = [
     "display",
     "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases",
     "bench.commands",
-    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build", "cli", "__main__",
+    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build",
+    "ui.safe", "ui.conversation", "ui.chat", "ui.page", "ui", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -48,7 +49,7 @@ MAY_IMPORT = {
         "probes",
     },
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
-    "gradio": set(),
+    "gradio": {"ui.page", "ui.chat"},
     "matplotlib": {"figures", "notebook"},
     "IPython": {"notebook"},
     "pandas": {"notebook"},

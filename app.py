@@ -1,0 +1,33 @@
+"""The app in a browser: talk to every iteration of a model, and see what it thinks of itself.
+
+python app.py [--runs-dir DIR] [--port N] [--listen --auth USER:PASSWORD]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from selfreward_lite.errors import SelfRewardError
+
+
+def main() -> None:
+    """Read the arguments and show the page."""
+    parser = argparse.ArgumentParser(description="Talk to the models of your runs, in a browser.")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder that holds all runs")
+    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--listen", action="store_true", help="let others on the network in; needs --auth")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="whom to let in")
+    given = parser.parse_args()
+    from selfreward_lite.ui.page import serve  # gradio takes seconds; a mistake in the arguments is said at once
+
+    try:
+        serve(given.runs_dir, given.port, given.listen, given.auth)
+    except SelfRewardError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

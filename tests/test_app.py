@@ -1,0 +1,238 @@
+"""The app without a browser: conversations as they look, handlers as functions, how the page is served."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_lite.config import Draw
+from selfreward_lite.errors import UserError
+from selfreward_lite.records import Judgment
+from selfreward_lite.talk import TINY, Reply, Score
+from selfreward_lite.ui import chat, conversation, page
+from selfreward_lite.ui.conversation import Turn, headline, shown
+from selfreward_lite.ui.safe import markdown
+
+ROOT = Path(__file__).parent.parent
+DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
+HOSTILE = "<script>alert(1)</script> ![x](http://evil/x.png) <form action=http://evil><img src=x onerror=alert(1)>"
+
+
+def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
+    return Judgment("i", 0, "M1", "r", 0, text, "stop", 3, score, score)
+
+
+def turn(said: str = "Hello.", **more) -> Turn:
+    reply = Reply("Hi.", tokens=3, finish="stop", first=0.1, seconds=0.4)
+    score = Score(2, (judgment(4.0), judgment(3.0)))
+    return Turn(**{"said": said, "speaker": "M1", "reply": reply, "judge": "M1", "score": score, **more})
+
+
+def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
+    user, reply, under = shown([turn()])
+    assert (user["role"], user["content"]) == ("user", "Hello.")
+    assert (reply["role"], reply["content"]) == ("assistant", "Hi.")
+    assert under["metadata"]["title"] == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
+    assert under["metadata"]["log"] == "3 tokens · 10 a second"
+    assert under["metadata"]["status"] == "done"
+    assert under["content"].count("Score: 4") == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"score": None}, "M1 · not judged"),
+        ({"judge": "M0"}, "M1, scored by M0: 3.5 of 5"),
+        ({"score": Score(3, (judgment(4.0),))}, "M1 scores itself … 1 of 3 judgments"),
+        ({"score": Score(1, (judgment(None),))}, "M1: no score, since none of 1 judgments by M1 could be read"),
+        ({"score": Score(2, (judgment(5.0),), lost=1)}, "1 of 2 judgments"),
+    ],
+)
+def test_the_score_is_said_as_far_as_it_is_known(changed, says):
+    assert says in headline(turn(**changed))
+
+
+@pytest.mark.parametrize(
+    ("finish", "says"),
+    [
+        ("length", "cut at the length limit"),
+        ("refused", "shorten the conversation"),
+        ("failed", "started again"),
+        ("stopped", "stopped"),
+    ],
+)
+def test_a_reply_that_did_not_end_by_itself_says_why(finish, says):
+    assert says in shown([turn(reply=Reply("x", 1, finish))])[2]["metadata"]["log"]
+
+
+def test_the_model_reads_what_was_said_and_never_what_was_shown():
+    turns = [turn("<b>first</b> & second"), turn("And now?", reply=None, score=None)]
+    assert conversation.messages(turns, "Be brief.") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<b>first</b> & second"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert shown(turns)[0]["content"] == "&lt;b>first&lt;/b> &amp; second"
+
+
+@given(st.text(alphabet=st.sampled_from('<>&!`[]()\n ax/="'), max_size=60))
+def test_no_text_opens_a_tag_or_a_picture_outside_code(text):
+    import re
+
+    safe = markdown(text)
+    outside = re.sub(r"```.*?```|`[^`\n]*`", "", safe, flags=re.DOTALL)
+    assert "<" not in outside
+    assert "![" not in outside
+
+
+def test_hostile_text_is_letters_wherever_it_is_shown():
+    looks = shown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))])
+    page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
+    for text in [*(one["content"] for one in looks), page_of]:
+        assert "alert(1)" in text
+        for part in ("<script", "<form", "<img", "!["):
+            assert part not in text
+
+
+def test_a_conversation_can_be_taken_away_whole():
+    turns = [turn("naïve 中文"), turn("And?", reply=None, score=None)]
+    rows = [json.loads(line) for line in conversation.as_jsonl(turns).splitlines()]
+    assert [row["user"] for row in rows] == ["naïve 中文", "And?"]
+    assert (rows[0]["assistant"], rows[0]["score"], len(rows[0]["judgments"])) == ("Hi.", 3.5, 2)
+    assert (rows[1]["assistant"], rows[1]["score"]) == (None, None)
+
+
+# -- what happens at a click ----------------------------------------------------------------------------------------------------
+
+
+def wish(**more) -> chat.Wish:
+    asked = {"run": "mine", "speaker": "M1", "judge": chat.SELF, "system": "", "draw": DRAW, "seed": 5, "caller": "me"}
+    return chat.Wish(**{**asked, **more})
+
+
+class House:
+    """Replies with what it was asked, and likes it."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.asked, self.fails, self.closed = [], fails, 0
+
+    def place(self, run):
+        if self.fails:
+            raise UserError(f"no run {run!r} here")
+        return SimpleNamespace(run=run)
+
+    def reply(self, place, speaker, messages, draw, seed, caller):
+        self.asked.append((place.run, speaker, messages, seed, caller))
+        try:
+            for count in (1, 2, 3):
+                yield Reply("word " * count, count)
+            yield Reply("word word word", 3, "stop")
+        finally:
+            self.closed += 1
+
+    def score(self, place, judge, messages, text, caller):
+        self.asked.append((judge, text))
+        try:
+            yield Score(2, (judgment(4.0),))
+            yield Score(2, (judgment(4.0), judgment(5.0)))
+        finally:
+            self.closed += 1
+
+
+def test_a_question_is_answered_then_judged_step_by_step():
+    house = House()
+    turns, box = chat.ask([], "  Hello. ", "M1")
+    assert (turns, box) == ([Turn("Hello.", "M1")], "")
+    said = list(chat.talk(house, turns, wish()))
+    assert [now[0][0].reply.text for now in said[:4]] == ["word ", "word word ", "word word word ", "word word word"]
+    assert said[-1][0][0].score.mean == 4.5
+    assert said[-1][1] == shown(said[-1][0])
+    assert house.asked == [("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"), ("M1", "word word word")]
+
+
+def test_another_model_may_judge():
+    house = House()
+    (*_, (turns, _)) = chat.talk(house, [Turn("Hello.", "M1")], wish(judge="M0"))
+    assert house.asked[1][0] == "M0"
+    assert turns[0].judge == "M0"
+
+
+def test_whoever_stops_or_leaves_frees_the_engine():
+    house = House()
+    said = chat.talk(house, [Turn("Hello.", "M1")], wish())
+    turns, _ = next(said)
+    said.close()
+    assert house.closed == 1
+    assert conversation.stopped(turns)[0].reply.finish == "stopped"
+    assert conversation.stopped([turn()]) == [turn()], "what had ended, had ended"
+
+
+def test_a_mistake_is_one_line_on_the_page():
+    with pytest.raises(gr.Error, match="no run 'gone' here"):
+        list(chat.talk(House(fails=True), [Turn("Hello.", "M1")], wish(run="gone")))
+
+
+def test_asking_again_editing_and_taking_back():
+    turns = [turn("one"), turn("two"), turn("three")]
+    assert [one.said for one in chat.from_here(turns, 4)] == ["one", "two"]
+    assert chat.from_here(turns, 4)[-1].reply is None
+    assert [one.said for one in chat.from_here(turns, 3, "other")] == ["one", "other"]
+    left, said = chat.without(turns, 7)
+    assert ([one.said for one in left], said) == (["one", "two"], "three")
+    assert chat.ask(turns, "   ", "M1")[0] == turns
+
+
+# -- how it is served -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--listen"], "--listen lets others on the network in: give --auth USER:PASSWORD with it"),
+        (["--listen", "--auth", "me"], "--auth: write it as USER:PASSWORD"),
+        (["--auth", ":x"], "--auth: write it as USER:PASSWORD"),
+    ],
+)
+def test_it_is_open_to_nobody_without_a_password(arguments, says):
+    ended = subprocess.run([sys.executable, ROOT / "app.py", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stderr.strip()) == (2, says)
+
+
+def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_path):
+    told = {}
+
+    def launch(self, **settings):
+        told.update(settings, here=Path.cwd())
+        self.local_url = "http://127.0.0.1:1"
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
+    monkeypatch.chdir(tmp_path)
+    page.serve(tmp_path / "runs", None, False, None)
+    assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
+    assert (told["allowed_paths"], told["run_history"], told["enable_monitoring"], told["mcp_server"]) == (
+        [],
+        False,
+        False,
+        False,
+    )
+    assert "form-action 'none'" in told["head"]
+    assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
+    assert not told["here"].exists()
+    page.serve(tmp_path / "runs", 7999, True, "me:secret")
+    assert (told["server_name"], told["auth"], told["share"]) == ("0.0.0.0", ("me", "secret"), False)
+
+
+def test_the_page_can_be_built_without_a_run(tmp_path):
+    from selfreward_lite.talk import House as RealHouse
+
+    blocks = page.build(RealHouse(tmp_path))
+    assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}
+    assert chat.EXAMPLES[TINY]
