@@ -29,7 +29,7 @@ from selfreward_lite.chat import ChatFormat, Message
 from selfreward_lite.config import Draw, Settings, load, parse
 from selfreward_lite.engines.base import Completion, Piece, Sampling
 from selfreward_lite.engines.live import Live
-from selfreward_lite.errors import UserError
+from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.manifest import MANIFEST, write_manifest
 from selfreward_lite.records import Judgment, Prompt, Response
 from selfreward_lite.stages import judgments
@@ -105,6 +105,7 @@ class House:
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._base: Path | None = None
+        self._trouble = ""
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the one that was written last first."""
@@ -139,6 +140,14 @@ class House:
                 self._live, self._base = Live(spec, self._most), place.base
             return self._live
 
+    def prepare(self) -> None:
+        """Have the tiny model ready before anybody asks for it, where there is no run. What goes wrong is in `words`."""
+        if not self.runs():
+            try:
+                self._tiny_base()
+            except SelfRewardError as error:
+                self._trouble = str(error)
+
     def words(self) -> str:
         """Return what talking runs on, in words."""
         live, there = self._live, cards()
@@ -146,7 +155,7 @@ class House:
         unloaded = live is None or live.state == "not started"
         state = "not loaded yet, the first reply takes a moment longer" if unloaded else live.state
         again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live and live.deaths else ""
-        return f"llama.cpp on {where}: {state}{again}"
+        return f"llama.cpp on {where}: {state}{again}{self._trouble and f'; {self._trouble}'}"
 
     def close(self) -> None:
         """Give the engine's memory back."""

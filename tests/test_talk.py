@@ -176,6 +176,22 @@ def test_who_is_not_there_is_said(house, run, speaker, says):
         last(house.reply(house.place(run), speaker, ASKED, DRAW, 1, "me"))
 
 
+def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(house, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(House, "_tiny_base", lambda self: asked.append(self.runs_dir))
+    house.prepare()
+    House(tmp_path).prepare()
+    assert asked == [tmp_path]
+
+    def fails(self):
+        raise UserError("no room for it")
+
+    monkeypatch.setattr(House, "_tiny_base", fails)
+    broken = House(tmp_path)
+    broken.prepare()
+    assert "no room for it" in broken.words()
+
+
 def test_a_run_that_was_pruned_says_so(house, tmp_path):
     shutil.copytree(house.runs_dir / "mine", tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine" / "base")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read as gradio is imported
@@ -52,7 +53,10 @@ def serve(runs_dir: Path, port: int | None, listen: bool, auth: str | None) -> N
         raise UserError("--auth: write it as USER:PASSWORD")
     house = House(runs_dir.absolute())
     with tempfile.TemporaryDirectory() as empty:
+        package = str(Path(__file__).resolve().parents[2])  # which children find in the folder they start in, usually
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         os.chdir(empty)  # gradio hands out files of the folder it runs in
+        threading.Thread(target=house.prepare, daemon=True).start()
         page = build(house)
         page.queue(max_size=64, default_concurrency_limit=8)
         try:
