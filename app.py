@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from selfreward_lite.errors import SelfRewardError
+from selfreward_lite.ui.safe import door
 
 
 def main() -> None:
@@ -20,10 +21,11 @@ def main() -> None:
     parser.add_argument("--listen", action="store_true", help="let others on the network in; needs --auth")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="whom to let in")
     given = parser.parse_args()
-    from selfreward_lite.ui.page import serve  # gradio takes seconds; a mistake in the arguments is said at once
-
     try:
-        serve(given.runs_dir, given.port, given.listen, given.auth)
+        auth = door(given.listen, given.auth)
+        from selfreward_lite.ui.page import serve  # gradio takes seconds, and a mistake is said at once
+
+        serve(given.runs_dir, given.port, given.listen, auth)
     except SelfRewardError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -214,6 +214,8 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
 
     monkeypatch.setattr(gr.Blocks, "launch", launch)
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
+    monkeypatch.setattr(page.House, "prepare", lambda self: told.update(prepared=True))
+    monkeypatch.setenv("PYTHONPATH", "before")
     monkeypatch.chdir(tmp_path)
     page.serve(tmp_path / "runs", None, False, None)
     assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
@@ -226,7 +228,8 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     assert "form-action 'none'" in told["head"]
     assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
     assert not told["here"].exists()
-    page.serve(tmp_path / "runs", 7999, True, "me:secret")
+    assert told["prepared"]
+    page.serve(tmp_path / "runs", 7999, True, ("me", "secret"))
     assert (told["server_name"], told["auth"], told["share"]) == ("0.0.0.0", ("me", "secret"), False)
 
 

@@ -63,7 +63,7 @@ def test_many_callers_at_once_hear_their_own_answers_only(scripted):
 
 
 def test_beyond_the_queue_it_says_so_and_serves_the_others(scripted):
-    live = scripted(most=3, pause=0.05)
+    live = scripted(most=3, pause=0.02)
     outcomes: list[str] = []
 
     def talk(number: int) -> None:
@@ -205,7 +205,8 @@ def test_what_is_taken_back_is_no_longer_computed(tiny, chat):
         assert isinstance(first, Piece)
         heard.close()
     assert len(answers(tiny, spoken(chat, "Swap the ends of a b c.", seeds=8), "b")) == 8
-    assert tiny.counts["completions"] == before + 8
+    assert tiny.counts["completions"] - before < 20 * 8 / 2 + 8, "most of the 160 were never finished"
+    assert (tiny.waiting, tiny._under_way) == (0, {})
     assert tiny.deaths == 0
 
 

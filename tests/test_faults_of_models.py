@@ -231,6 +231,7 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
 # -- 36, 37, 38: the engine ----------
 
 
+@pytest.mark.slow
 def test_fault_37_a_card_that_was_asked_for_and_is_not_there_is_a_failure(tmp_path):
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path), "--set", "engine.gpu_layers=-1"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

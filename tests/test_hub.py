@@ -112,6 +112,7 @@ def test_a_line_that_breaks_now_and_then_is_gone_on_with(there, tmp_path):
     assert len([path for _, path, _ in there.asked if path.startswith("/store")]) == 3
 
 
+@pytest.mark.slow
 def test_a_line_that_falls_silent_is_a_line_that_broke(there, tmp_path):
     there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 20_000
     there.silent = 1
@@ -122,6 +123,7 @@ def test_a_line_that_falls_silent_is_a_line_that_broke(there, tmp_path):
     assert int(ranges[1].removeprefix("bytes=").rstrip("-")) > 1_000_000
 
 
+@pytest.mark.slow
 def test_a_busy_hub_is_asked_again_and_not_for_ever(there, tmp_path):
     there.refusals = [503, 429, 500, 502]
     assert "folder" in asked(there, tmp_path)

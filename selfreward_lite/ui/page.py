@@ -44,13 +44,11 @@ def build(house: House) -> gr.Blocks:
     return page
 
 
-def serve(runs_dir: Path, port: int | None, listen: bool, auth: str | None) -> None:
-    """Show the page until it is interrupted. Raises UserError where it would be open to others without a password."""
-    if listen and not auth:
-        raise UserError("--listen lets others on the network in: give --auth USER:PASSWORD with it")
-    name, colon, password = (auth or "").partition(":")
-    if auth and not (name and colon and password):
-        raise UserError("--auth: write it as USER:PASSWORD")
+def serve(runs_dir: Path, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
+    """Show the page until it is interrupted, to the network only if it is to `listen`; `auth` is user and password.
+
+    Raises UserError where the port is taken.
+    """
     house = House(runs_dir.absolute())
     with tempfile.TemporaryDirectory() as empty:
         package = str(Path(__file__).resolve().parents[2])  # which children find in the folder they start in, usually
@@ -63,7 +61,7 @@ def serve(runs_dir: Path, port: int | None, listen: bool, auth: str | None) -> N
             # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
             page.launch(
                 server_name="0.0.0.0" if listen else "127.0.0.1", server_port=port, share=False,
-                auth=(name, password) if auth else None, allowed_paths=[], max_file_size="5mb", show_error=False, quiet=True,
+                auth=auth, allowed_paths=[], max_file_size="5mb", show_error=False, quiet=True,
                 head=HEAD, css=CSS, theme=gr.themes.Soft(), footer_links=[], run_history=False, enable_monitoring=False,
                 ssr_mode=False, mcp_server=False, prevent_thread_lock=True,
             )
