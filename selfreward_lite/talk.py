@@ -46,6 +46,7 @@ class Place:
     """Where the models of a run are, and what they were made with."""
 
     run: str
+    model: Path
     base: Path
     settings: Settings
     adapters: dict[str, str | None]  # by name: base, M0, M1, …
@@ -106,6 +107,7 @@ class House:
         self._live: Live | None = None
         self._base: Path | None = None
         self._trouble = ""
+        self._started = Path.cwd()
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the one that was written last first."""
@@ -116,7 +118,7 @@ class House:
     def place(self, run: str) -> Place:
         """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
         if run == TINY:
-            return Place(TINY, self._tiny_base(), load("tiny"), {BASE: None})
+            return Place(TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None})
         if run not in self.runs():
             raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
         with Store.read(self.runs_dir / run) as store:
@@ -128,7 +130,9 @@ class House:
         if not (base.parent / MANIFEST).exists():
             raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
         adapters = {name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()}
-        return Place(run, base, settings, {BASE: None, **adapters})
+        named = self._started / settings.model.base  # a folder is named as from where `run` was given, which is here too
+        model = hub.model_folder(str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base)
+        return Place(run, model, base, settings, {BASE: None, **adapters})
 
     def live(self, place: Place) -> Live:
         """Return the engine with a run's base in it. Talking to a run with another base ends what was said to the one before."""
@@ -184,7 +188,8 @@ class House:
                     first = spent if said.first is None else said.first
                     said = replace(said, text=said.text + one.text, tokens=said.tokens + 1, first=first)
                 elif isinstance(one, Completion):
-                    said = replace(said, text=one.text, tokens=len(one.tokens), finish=one.finish)
+                    text = said.text if one.finish in NO_TEXT else one.text
+                    said = replace(said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish)
                 said = replace(said, seconds=spent)
                 yield said
 
@@ -247,4 +252,4 @@ def _format(folder: Path) -> ChatFormat:
 
 
 def _chat(place: Place) -> ChatFormat:
-    return _format(hub.model_folder(place.settings.model.base))
+    return _format(place.model)

@@ -46,8 +46,9 @@ def unloadable() -> ScriptedEngine:
     raise EngineError("no such model; download it")
 
 
-def words(*, pause: float = 0.0, poison: str = "") -> ScriptedEngine:
-    """Says its prompt and its seed, after a pause; dies on a poisoned prompt."""
+def words(*, pause: float = 0.0, poison: str = "", load: float = 0.0) -> ScriptedEngine:
+    """Says its prompt and its seed, after a pause; dies on a poisoned prompt; takes its time to load."""
+    time.sleep(load)
 
     def reply(request: Request, sample: int) -> str:
         name = bytes(request.tokens).decode()

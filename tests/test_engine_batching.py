@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from selfreward_lite.engines.base import Probe, Request, Sampling
+from selfreward_lite.engines.base import Drop, Probe, Request, Sampling
 from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.errors import EngineError
 
@@ -179,3 +179,59 @@ def test_memory_is_never_promised_twice(cells):
     requests = [ask(str(number), samples=3, new=20) for number in range(30)]
     assert len(list(Batcher(device, 8, 4).run(requests))) == 90
     assert 20 < largest <= cells
+
+
+class Watchful(Device):
+    """Sees to it that nothing is computed twice in one batch."""
+
+    def decode(self, tokens, positions, sequences, wanted):
+        places = list(zip(sequences, positions, strict=True))
+        assert len(set(places)) == len(places), "a cell is computed twice"
+        return super().decode(tokens, positions, sequences, wanted)
+
+
+def test_what_is_taken_back_is_computed_no_further():
+    device = Device(says=1)
+    batcher = Batcher(device, 4, 4)
+
+    def feed():
+        yield Request("unwanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=1000), (END,))
+        for _ in range(5):
+            yield None
+        yield Drop("unwanted")
+        yield Request("wanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))
+
+    assert [said.key for said in batcher.run(feed())] == ["wanted"]
+    assert len(device.batches) < 30
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
+    """Requests that share beginnings, some taken back: all others complete, and every cell, sequence and pin is given back."""
+    rng = random.Random(seed)
+    device = Watchful(cells=600, rows=16)
+    batcher = Batcher(device, 4, 4)
+    long = tuple(rng.randrange(40) for _ in range(120))
+    wanted: set[str] = set()
+
+    def feed():
+        known: list[str] = []
+        for number in range(40):
+            key = str(number)
+            tokens = (*long[: rng.randrange(1, 120)], *(rng.randrange(40) for _ in range(rng.randrange(3))))
+            wanted.add(key)
+            known.append(key)
+            yield Request(key, tokens, tuple(range(rng.randrange(1, 4))), Sampling(1.0, 1.0, rng.randrange(1, 9)), (END,))
+            for _ in range(rng.randrange(4)):
+                yield None
+            if rng.random() < 0.4:
+                gone = rng.choice(known)
+                wanted.discard(gone)
+                yield Drop(gone)
+
+    whole = Counter(said.key for said in batcher.run(feed()))
+    assert wanted <= set(whole)
+    assert len(device.batches) < 2000
+    assert batcher.idle
+    assert sorted(batcher._spare) == [0, 1, 2, 3]
+    assert all(root.pins == 0 and root.complete for root in batcher._roots._live.values())

@@ -155,7 +155,46 @@ def test_what_cannot_load_says_why_to_everybody(monkeypatch):
         with pytest.raises(EngineError, match="no such model; download it"):
             answers(live, request("hello"))
     live.close()
-    with pytest.raises(EngineError, match="this engine is closed"):
+    with pytest.raises(EngineError, match="this engine was closed; ask again"):
+        answers(live, request("hello"))
+
+
+def test_whoever_waits_when_it_is_closed_is_told(scripted):
+    live = scripted(pause=0.05)
+    live.load()
+    with ThreadPoolExecutor(3) as pool:
+        heard = [pool.submit(answers, live, request(str(number), seeds=16), str(number)) for number in range(3)]
+        time.sleep(0.3)
+        live.close()
+        outcomes = [one.exception(timeout=20) or one.result()[-1].finish for one in heard]
+    assert [str(one) for one in outcomes].count("this engine was closed; ask again") == 2
+    assert outcomes.count("failed") == 1
+
+
+def test_closing_it_while_it_loads_leaves_no_child(scripted):
+    live = scripted(load=1.0)
+    loading = threading.Thread(target=lambda: pytest.raises(EngineError, live.load))
+    loading.start()
+    time.sleep(0.3)
+    live.close()
+    loading.join()
+    assert (live.state, live.pid) == ("closed", None)
+    with pytest.raises(EngineError, match="was closed"):
+        live.load()
+
+
+def test_whoever_waits_for_its_loading_can_stop(scripted):
+    heard = scripted(load=2.0).ask(request("hello"))
+    began = time.monotonic()
+    assert next(heard) is None
+    heard.close()
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_bug_in_loading_is_told_to_those_who_wait(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    live = Live({"kind": "scripted", "factory": "engine_factories:no_such_function"})
+    with pytest.raises(EngineError, match="AttributeError"):
         answers(live, request("hello"))
 
 

@@ -209,8 +209,14 @@ class Batcher:
             if job.started < len(job.request.seeds):
                 return
             self._jobs.remove(job)
-            if job.root:
-                job.root.pins -= 1
+            self._unpin(job.root)
+
+    def _unpin(self, root: Root | None) -> None:
+        """A job is done with its root. One that nobody will complete is in the way of all that begin as it does."""
+        if root is not None:
+            root.pins -= 1
+            if not root.pins and not root.complete:
+                self._roots.remove(root)
 
     def _open(self, job: Job) -> Slot:
         request, sequence = job.request, heappop(self._spare)
@@ -255,8 +261,8 @@ class Batcher:
             root, room = job.root, self._device.rows - len(tokens)
             if room <= 0:
                 break
-            if root is None or root.complete:
-                continue
+            if root is None or root.complete or any(root is other for other, _ in parts):
+                continue  # two jobs may wait for one root, which is computed once
             count = min(room, len(root.tokens) - root.computed)
             tokens.extend(root.tokens[root.computed : root.computed + count].tolist())
             positions.extend(range(root.computed, root.computed + count))
@@ -367,10 +373,7 @@ class Batcher:
             self._slots.remove(slot)
         for job in [job for job in self._jobs if key in (None, job.request.key)]:
             self._jobs.remove(job)
-            if job.root:
-                job.root.pins -= 1
-                if not job.root.complete and not job.root.pins:
-                    self._roots.remove(job.root)
+            self._unpin(job.root)
         self._queue = deque(request for request in self._queue if key not in (None, request.key))
         self._done = [] if key is None else [said for said in self._done if said.key != key]
 

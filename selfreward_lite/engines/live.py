@@ -20,6 +20,7 @@ from selfreward_lite.engines.child import Message, completion_from_plain, reques
 from selfreward_lite.engines.process import Child, start
 from selfreward_lite.errors import EngineError
 
+CLOSED = "this engine was closed; ask again"
 HEARTBEAT = 0.25  # seconds; so often may a caller be stopped while nothing is said to it
 State = Literal["not started", "loading", "ready", "closed"]
 
@@ -58,7 +59,8 @@ class Live:
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""
-        return sum(map(len, self._waiting.values()))
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
 
     @property
     def pid(self) -> int | None:
@@ -70,16 +72,20 @@ class Live:
         with self._loading:
             with self._lock:
                 if self.state == "closed":
-                    raise EngineError("this engine is closed; make a new one")
+                    raise EngineError(CLOSED)
                 if self._child is not None:
                     return
                 self.state = "loading"
             try:
                 child, room = start(self._spec)
             except BaseException:
-                self.state = "not started"
+                with self._lock:
+                    self.state = "closed" if self.state == "closed" else "not started"
                 raise
             with self._lock:
+                if self.state == "closed":  # meanwhile
+                    child.close()
+                    raise EngineError(CLOSED)
                 self._child, self._room, self.state = child, room, "ready"
                 child.send({"begin": 1, "live": True})
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
@@ -91,12 +97,15 @@ class Live:
         that dies on the way answers with completions that "failed".
         """
         with self._lock:
+            if self.state == "closed":
+                raise EngineError(CLOSED)
             if self.waiting >= self._most:
                 raise EngineError(f"{self.waiting} requests wait already; try again in a moment")
             asked = _Asked(request, caller, set(range(len(request.seeds))))
             self._waiting.setdefault(caller, deque()).append(asked)
         try:
-            self.load()
+            if self._child is None:
+                threading.Thread(target=self._begin, daemon=True).start()
             self._send_on()
             left = len(request.seeds)
             while left:
@@ -116,8 +125,17 @@ class Live:
         """End the child; what is under way fails. Closing twice is allowed."""
         with self._lock:
             child, self._child, self.state = self._child, None, "closed"
+        self._refuse_waiting(EngineError(CLOSED))
         if child is not None:
             child.close()
+
+    def _begin(self) -> None:
+        """Load and serve whoever waits; where that cannot be, they are told why."""
+        try:
+            self.load()
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
+            self._refuse_waiting(error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}"))
+        self._send_on()
 
     def _send_on(self) -> None:
         """Give the child whatever it has room for, caller by caller."""
@@ -172,11 +190,10 @@ class Live:
         said = Piece(**message["piece"]) if "piece" in message else completion_from_plain(message["completion"])
         with self._lock:
             asked = self._under_way.get(said.key)
+            self.counts["completions"] += isinstance(said, Completion)
             if asked is None:
                 return  # taken back meanwhile
             if isinstance(said, Completion):
-                self.counts["completions"] += 1
-                self.counts["tokens"] += len(said.tokens)
                 asked.owed.discard(said.sample)
                 if not asked.owed:
                     del self._under_way[said.key]
@@ -208,11 +225,7 @@ class Live:
             for sample in sorted(asked.owed):
                 asked.answers.put(Completion(asked.key, sample, (), "", "failed", len(asked.request.tokens)))
         if wanted and self.waiting:
-            try:
-                self.load()
-            except EngineError as error:
-                self._refuse_waiting(error)
-            self._send_on()
+            self._begin()
 
     def _refuse_waiting(self, error: EngineError) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.conversation import Turn, as_jsonl, as_markdown, messages, shown, stopped, turn_of
+from selfreward_lite.ui.safe import said
 
 SELF = "the same model"
 EXAMPLES = {TINY: ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]}
@@ -49,10 +50,10 @@ class Wish:
 def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
     """Have the last turn answered, then judged; yields the turns and how they look, again and again."""
     judge = wish.speaker if wish.judge == SELF else wish.judge
+    last = replace(turns[-1], speaker=wish.speaker, judge=judge, reply=None, score=None)
     try:
         place = house.place(wish.run)
         asked = messages(turns, wish.system)
-        last = replace(turns[-1], speaker=wish.speaker, judge=judge, reply=None, score=None)
         with closing(house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)) as growing:
             for reply in growing:
                 last = replace(last, reply=reply)
@@ -64,6 +65,7 @@ def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
                 last = replace(last, score=score)
                 yield _now(turns, last)
     except SelfRewardError as error:
+        yield _now(turns, stopped([last])[0])
         raise gr.Error(str(error), print_exception=False) from None
 
 
@@ -145,26 +147,27 @@ def tab(house: House, run: gr.Dropdown, words: gr.Markdown) -> None:
 def _wire(house: House, run: gr.Dropdown, words: gr.Markdown, parts: _Parts) -> None:
     """Say what every click does."""
     turns, caller = gr.State([]), gr.State(lambda: uuid.uuid4().hex)
-    chatbot, box, buttons = parts.chatbot, parts.box, [parts.stop, parts.send]
+    chatbot, box, buttons = parts.chatbot, parts.box, [parts.stop, parts.send, parts.box]
+    files = [parts.jsonl, parts.page]
 
     def answer(turns: list[Turn], caller: str, *chosen: Any) -> Iterator[Shown]:
         run, speaker, judge, system, temperature, top_p, length, seed = chosen
         if turns and turns[-1].reply is None:
             draw = Draw(temperature=temperature, top_p=top_p, max_tokens=length)
-            yield from talk(house, turns, Wish(run, speaker, judge, system, draw, int(seed), caller))
+            yield from talk(house, turns, Wish(run, speaker, judge, system, draw, int(seed or 0), caller))
 
     def then_answer(event: Any) -> Any:
         begun = event.then(shown, turns, chatbot).then(lambda: _buttons(speaking=True), None, buttons)
         given = [turns, caller, run, parts.speaker, parts.judge, *parts.draw]
         speaking = begun.then(answer, given, [turns, chatbot], concurrency_limit=None)
-        speaking.then(lambda: _buttons(speaking=False), None, buttons).then(house.words, None, words)
+        speaking.then(lambda: _buttons(speaking=False), None, buttons).then(house.words, None, words).then(_files, turns, files)
         return speaking
 
     def again(turns: list[Turn], event: gr.RetryData) -> list[Turn]:
         return from_here(turns, _place(event.index))
 
     def edited(turns: list[Turn], event: gr.EditData) -> list[Turn]:
-        return from_here(turns, _place(event.index), event.value)
+        return from_here(turns, _place(event.index), said(event.value))
 
     def undone(turns: list[Turn], event: gr.UndoData) -> tuple[list[Turn], str]:
         return without(turns, _place(event.index))
@@ -174,15 +177,13 @@ def _wire(house: House, run: gr.Dropdown, words: gr.Markdown, parts: _Parts) -> 
         then_answer(chatbot.retry(again, turns, turns)),
         then_answer(chatbot.edit(edited, turns, turns)),
     ]
-    chatbot.undo(undone, turns, [turns, box]).then(shown, turns, chatbot)
+    chatbot.undo(undone, turns, [turns, box]).then(shown, turns, chatbot).then(_files, turns, files)
     ended = [
         parts.stop.click(stopped, turns, turns, cancels=started).then(shown, turns, chatbot),
         gr.on([parts.clear.click, chatbot.clear], lambda: ([], []), None, [turns, chatbot], cancels=started),
     ]
     for event in ended:
-        event.then(lambda: _buttons(speaking=False), None, buttons)
-    parts.jsonl.click(lambda turns: _file("conversation.jsonl", as_jsonl(turns)), turns, parts.jsonl)
-    parts.page.click(lambda turns: _file("conversation.md", as_markdown(turns)), turns, parts.page)
+        event.then(lambda: _buttons(speaking=False), None, buttons).then(_files, turns, files)
 
 
 def _offer(house: House, run: str, chosen: str | None) -> tuple[Any, Any]:
@@ -196,16 +197,20 @@ def _offer(house: House, run: str, chosen: str | None) -> tuple[Any, Any]:
     return gr.update(choices=names, value=kept), gr.update(choices=[SELF, *names], value=SELF)
 
 
-def _buttons(*, speaking: bool) -> tuple[Any, Any]:
-    return gr.update(visible=speaking), gr.update(visible=not speaking)
+def _buttons(*, speaking: bool) -> tuple[Any, Any, Any]:
+    """Stop while it speaks, else Send; what is typed meanwhile would be lost, so nothing can be."""
+    return gr.update(visible=speaking), gr.update(visible=not speaking), gr.update(interactive=not speaking)
 
 
 def _place(index: Any) -> int:
     return index[0] if isinstance(index, list | tuple) else index
 
 
-def _file(name: str, text: str) -> str:
-    """A file to take away, in a folder of its own, under a name that is ours."""
-    path = Path(tempfile.mkdtemp()) / name
-    path.write_text(text, encoding="utf-8")
-    return str(path)
+def _files(turns: list[Turn]) -> tuple[str | None, str | None]:
+    """The conversation as files to take away, under names that are ours, in a folder that goes when the app does."""
+    if not turns:
+        return None, None
+    folder = Path(tempfile.mkdtemp(dir=Path.cwd()))
+    (folder / "conversation.jsonl").write_text(as_jsonl(turns), encoding="utf-8")
+    (folder / "conversation.md").write_text(as_markdown(turns), encoding="utf-8")
+    return str(folder / "conversation.jsonl"), str(folder / "conversation.md")

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfreward_lite.chat import Message
 from selfreward_lite.talk import Reply, Score
-from selfreward_lite.ui.safe import markdown
+from selfreward_lite.ui.safe import letters, markdown
 
 ENDS = {
     "stop": "", "length": "cut at the length limit", "refused": "does not fit the context: shorten the conversation",
@@ -37,7 +37,7 @@ def messages(turns: Sequence[Turn], system: str = "") -> list[Message]:
     found: list[Message] = [Message(role="system", content=system)] if system.strip() else []
     for turn in turns[:-1]:
         found.append(Message(role="user", content=turn.said))
-        if turn.reply is not None:
+        if turn.reply is not None and turn.reply.text:
             found.append(Message(role="assistant", content=turn.reply.text))
     return [*found, *(Message(role="user", content=turn.said) for turn in turns[-1:])]
 
@@ -46,7 +46,7 @@ def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return the turns as a chatbot shows them: what was said, the reply, and its score to unfold."""
     found: list[dict[str, Any]] = []
     for turn in turns:
-        found.append({"role": "user", "content": markdown(turn.said)})
+        found.append({"role": "user", "content": letters(turn.said)})
         if turn.reply is not None:
             found.append({"role": "assistant", "content": markdown(turn.reply.text) or "…"})
             found.append(_under(turn, turn.reply))
@@ -62,10 +62,15 @@ def turn_of(turns: Sequence[Turn], place: int) -> int:
 
 
 def stopped(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns with a reply that was under way marked as stopped."""
-    if not turns or turns[-1].reply is None or turns[-1].reply.finish is not None:
+    """Return the turns with whatever was under way in the last one, its reply or its judging, ended as it is."""
+    if not turns or turns[-1].reply is None:
         return list(turns)
-    return [*turns[:-1], replace(turns[-1], reply=replace(turns[-1].reply, finish="stopped"))]
+    last = turns[-1]
+    if last.reply is not None and last.reply.finish is None:
+        last = replace(last, reply=replace(last.reply, finish="stopped"))
+    if last.score is not None:
+        last = replace(last, score=replace(last.score, wanted=len(last.score.judgments) + last.score.lost))
+    return [*turns[:-1], last]
 
 
 def as_jsonl(turns: Sequence[Turn]) -> str:
@@ -82,19 +87,19 @@ def as_jsonl(turns: Sequence[Turn]) -> str:
 
 
 def as_markdown(turns: Sequence[Turn]) -> str:
-    """Return the conversation as a page of Markdown, in which no text of anybody's is markup."""
+    """Return the conversation as a page of Markdown. Texts stand in indented blocks, where nothing in them is markup."""
     parts = []
     for turn in turns:
-        parts += ["**You**", markdown(turn.said)]
+        parts += ["**You**", _indented(turn.said)]
         if turn.reply is not None:
-            parts += [f"**{turn.speaker}**", markdown(turn.reply.text), f"*{headline(turn)}*"]
+            parts += [f"**{turn.speaker}**", _indented(turn.reply.text), f"*{headline(turn)}*"]
     return "\n\n".join(parts) + "\n"
 
 
 def headline(turn: Turn) -> str:
     """Return the score of a turn's reply in a line."""
     score = turn.score
-    if score is None:
+    if score is None or not score.wanted:
         return f"{turn.speaker} · not judged"
     who = f"{turn.speaker} scores itself" if turn.judge == turn.speaker else f"{turn.speaker}, scored by {turn.judge}:"
     count = len(score.judgments) + score.lost
@@ -106,6 +111,10 @@ def headline(turn: Turn) -> str:
     return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {len(score.read)} of {score.wanted} judgments)"
 
 
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     """What unfolds under a reply: how it was drawn, and its judgments in full."""
     numbers = [f"{reply.tokens} tokens"]
@@ -115,7 +124,7 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
         numbers.append(ENDS[reply.finish])
     judged = turn.score.judgments if turn.score else ()
     texts = [
-        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{markdown(one.text)}" for one in judged
+        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{letters(one.text)}" for one in judged
     ]
     pending = reply.finish is None or (turn.score is not None and len(judged) + turn.score.lost < turn.score.wanted)
     return {

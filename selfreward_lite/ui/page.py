@@ -20,7 +20,7 @@ from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.chat import tab as chat_tab
 
 TITLE = "selfreward_lite"
-SHUT = "img-src 'self' data: blob:; form-action 'none'; frame-src 'none'; object-src 'none'"
+SHUT = "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; object-src 'none'"
 HEAD = f'<meta http-equiv="Content-Security-Policy" content="{SHUT}">'
 CSS = "footer {display: none !important} .gradio-container {max-width: 1200px !important; margin: auto}"
 

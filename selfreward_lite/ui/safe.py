@@ -5,26 +5,47 @@ Knows: which characters begin a tag, what needs a password. Does not know: pages
 
 from __future__ import annotations
 
+import html
 import re
 
 from selfreward_lite.errors import UserError
 
+# What looks like code, though a Markdown parser may see it otherwise: so a tag cannot begin there either.
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")  # nothing else begins a tag
 _PICTURE = re.compile(r"!(?=\[)")
 
 
-def markdown(text: str) -> str:
-    """Return a text whose tags are letters and whose pictures are links, outside code, where everything is letters anyway.
+def letters(text: str) -> str:
+    """Return a text as Markdown shows it letter by letter; `said` undoes it.
 
-    >>> markdown("<b>bold</b> & `<b>`")
-    '&lt;b>bold&lt;/b> &amp; `<b>`'
-    >>> markdown("![x](http://evil/x.png)")
-    '&#33;[x](http://evil/x.png)'
+    >>> letters("a < b & ![c](d)")
+    'a &lt; b &amp; &#33;[c](d)'
+    """
+    return _PICTURE.sub("&#33;", text.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def said(shown: str) -> str:
+    """Return the text that `letters` made what is shown of.
+
+    >>> said(letters("a &lt; b < c ![d]"))
+    'a &lt; b < c ![d]'
+    """
+    return html.unescape(shown)
+
+
+def markdown(text: str) -> str:
+    """Return a text as Markdown with its lists, its emphasis and its code, and without tags and pictures.
+
+    In code a tag shows its `&lt;`; whatever else stands there is left as it is.
+
+    >>> markdown("<b>bold</b> & `a < b` `<b>`")
+    '&lt;b>bold&lt;/b> &amp; `a < b` `&lt;b>`'
     """
     parts = _CODE.split(text)
-    for place in range(0, len(parts), 2):  # the odd parts are code
-        parts[place] = _PICTURE.sub("&#33;", parts[place].replace("&", "&amp;").replace("<", "&lt;"))
-    return "".join(parts)
+    for place, part in enumerate(parts):
+        parts[place] = _TAG.sub("&lt;", part) if place % 2 else letters(part)  # the odd ones are code
+    return _TAG.sub("&lt;", "".join(parts))  # one that the parts make together
 
 
 def door(listen: bool, auth: str | None) -> tuple[str, str] | None:
