@@ -22,6 +22,15 @@ class Card:
     free: int
     total: int
 
+    @property
+    def architecture(self) -> str:
+        """The compute capability as compilers name it.
+
+        >>> Card("Tesla T4", "580.1", (7, 5), 0, 0).architecture
+        '75'
+        """
+        return "".join(map(str, self.capability))
+
 
 def cards() -> list[Card]:
     """Return the cards that the driver names; none where there is no driver."""

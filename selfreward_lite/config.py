@@ -179,7 +179,7 @@ class Gates(Section):
     min_agreement: float = Field(0.85, ge=0, le=1, description="share of positions at which PEFT and llama.cpp hold the same "
                                  "token likeliest; 0.96 to 0.99 in quantised bases of a trained model (LOG.md)")
     max_share_error: float = Field(0.25, gt=0, description="of the adapter's effect in PEFT, how much more or less may arrive in "
-                                   "llama.cpp; small models were off by 0.02 at most where all of it did (LOG.md)")
+                                   "llama.cpp; a small model was off by 0.005 in Q8_0 (LOG.md)")
     max_length_ratio: float = Field(1.5, gt=0, description="mean response length against the model before; longer answers "
                                     "please judges (MR, section 3.2)")
     max_cut_share: float = Field(0.10, ge=0, le=1, description="share of responses ended by the length limit; an answer that "

@@ -185,10 +185,13 @@ def _unsloth(machine: Machine) -> Finding:
 
 def cuda_build(card: Card, wanted: dict[str, str]) -> str:
     """Return the command that makes llama.cpp use this card. A CPU build that is installed satisfies pip, hence the force."""
-    architecture = "".join(map(str, card.capability))
     pin = f"llama-cpp-python=={wanted['llama-cpp-python']}" if "llama-cpp-python" in wanted else "llama-cpp-python"
-    return (f'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={architecture}" '
-            f"pip install --force-reinstall --no-deps --no-cache-dir {pin}")
+    return f'CMAKE_ARGS="{cuda_flags(card)}" pip install --force-reinstall --no-deps --no-cache-dir {pin}'
+
+
+def cuda_flags(card: Card) -> str:
+    """Return what CMake must be told for llama.cpp to use this card."""
+    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={card.architecture}"
 
 
 def _disk(machine: Machine) -> Finding:

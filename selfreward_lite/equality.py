@@ -35,8 +35,7 @@ CONVERSATIONS = (
 def export_base(model_dir: str, out: str, weights: Weights, dtype: str) -> dict[str, int]:
     """Write the base as GGUF and prove its token ids; returns `tokens`, how many were compared."""
     base_to_gguf(Path(model_dir), Path(out), weights=weights, dtype=dtype)  # type: ignore[arg-type]
-    plain = token_parity(Path(model_dir), Path(out), TOKEN_PROBES)
-    return {"tokens": plain + sum(map(len, conversation_ids(Path(model_dir), Path(out))))}
+    return _same_tokens(Path(model_dir), Path(out))
 
 
 def adopt_base(model_dir: str, gguf: str, out: str, weights: Weights) -> dict[str, int]:
@@ -54,8 +53,7 @@ def adopt_base(model_dir: str, gguf: str, out: str, weights: Weights) -> dict[st
     except OSError:  # another disk
         shutil.copyfile(source, target)
     try:
-        plain = token_parity(Path(model_dir), target, TOKEN_PROBES)
-        return {"tokens": plain + sum(map(len, conversation_ids(Path(model_dir), target)))}
+        return _same_tokens(Path(model_dir), target)
     except ExportError:
         target.unlink()
         raise
@@ -92,18 +90,16 @@ def check(
     `check_parity`.
     """
     ids = conversation_ids(Path(model_dir), Path(base))
-    plain = parity(Path(model_dir), None, Path(base), None, ids, weights=weights)
+    folder, lora = (Path(one) if one is not None else None for one in (adapter_dir, adapter))
+    found = parity(Path(model_dir), folder, Path(base), lora, ids, weights=weights)
+    plain = found.base or found
     check_parity(plain, **limits)
-    found: dict[str, float | None] = {
-        "conversations": len(ids), "tokens": plain.tokens, "base_difference": plain.max_abs_diff, "adapter_difference": None,
-        "adapter_change": None, "adapter_share": None, "agreement": plain.agreement,
+    check_parity(found, **limits)
+    return {
+        "conversations": len(ids), "tokens": found.tokens, "base_difference": plain.max_abs_diff,
+        "adapter_difference": None if found.base is None else found.max_abs_diff, "adapter_change": found.adapter_change,
+        "adapter_share": found.adapter_share, "agreement": found.agreement,
     }
-    if adapter_dir is not None and adapter is not None:
-        adapted = parity(Path(model_dir), Path(adapter_dir), Path(base), Path(adapter), ids, weights=weights)
-        check_parity(adapted, **limits)
-        found |= {"adapter_difference": adapted.max_abs_diff, "adapter_change": adapted.adapter_change}
-        found |= {"adapter_share": adapted.adapter_share, "agreement": adapted.agreement}
-    return found
 
 
 def conversation_ids(model_dir: Path, base: Path) -> list[list[int]]:
@@ -139,6 +135,12 @@ def conversation_ids(model_dir: Path, base: Path) -> list[list[int]]:
                 raise ExportError(f"{model_dir}: conversation {number} has not one beginning of text: mend the chat template")
             found.append(ours)
     return found
+
+
+def _same_tokens(model_dir: Path, base: Path) -> dict[str, int]:
+    """Prove a base's token ids; how many were compared."""
+    plain = token_parity(model_dir, base, TOKEN_PROBES)
+    return {"tokens": plain + sum(map(len, conversation_ids(model_dir, base)))}
 
 
 def _tokenised(vocab: Any, text: str) -> list[int]:

@@ -17,7 +17,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -198,15 +198,12 @@ def _alone(path: Path, words: str) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE)
-    try:
-        lock.__enter__()
-    except Timeout:
-        raise UserError(f"{words}; wait until it is done, and give the same command again") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE))
+        except Timeout:
+            raise UserError(f"{words}; wait until it is done, and give the same command again") from None
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _wanted(files: list[Any], kind: Kind, only: str | None) -> list[Any]:
@@ -227,36 +224,41 @@ def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -
     from huggingface_hub import try_to_load_from_cache
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and _fault(at, file, path) is None:
-        return sha256_of(path)
+    if path.exists():
+        digest, fault = _look_at(at, file, path)
+        if fault is None:
+            return digest
     path.unlink(missing_ok=True)  # a link to what is gone, too
     cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
-    if isinstance(cached, str) and _fault(at, file, Path(cached)) is None:
-        path.symlink_to(Path(cached).resolve())
-        return sha256_of(path)
+    if isinstance(cached, str):
+        digest, fault = _look_at(at, file, Path(cached))
+        if fault is None:
+            path.symlink_to(Path(cached).resolve())
+            return digest
     part = path.with_name(f"{path.name}.part")
     _receive(at, kind, file, part, show)
-    if fault := _fault(at, file, part):
+    digest, fault = _look_at(at, file, part)
+    if fault is not None:
         part.unlink()
         raise UserError(f"{path} is not what {at.id} announces ({fault}); give the same command again")
-    digest = sha256_of(part)
     part.rename(path)
     return digest
 
 
-def _fault(at: Repository, file: Any, path: Path) -> str | None:
-    """What tells a file from the one that was announced: its size, its sha256 (of what is in LFS, or cited), its git hash."""
+def _look_at(at: Repository, file: Any, path: Path) -> tuple[str, str | None]:
+    """A file's sha256, and what tells it from the one that was announced: its size, its sha256 (where it lies in LFS, or is
+    cited), its git hash; None where nothing does."""
     if file.size is not None and path.stat().st_size != file.size:
-        return f"{path.stat().st_size} bytes of {file.size}"
+        return "", f"{path.stat().st_size} bytes of {file.size}"
+    digest = sha256_of(path)
     cited = CITED.get(at.id, {}).get(file.rfilename)
-    digests = {cited, file.lfs.sha256 if file.lfs else None} - {None}
-    if digests and digests != {sha256_of(path)}:
-        return "sha256"
+    if {cited, file.lfs.sha256 if file.lfs else None} - {None, digest}:
+        return digest, "sha256"
     if not file.lfs and file.blob_id:
         data = path.read_bytes()
         if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != file.blob_id:
-            return "git's hash"
-    return None
+            return digest, "git's hash"
+    return digest, None
 
 
 def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> None:
@@ -270,18 +272,15 @@ def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> N
         try:
             return _stream(url, part, file, show)
         except (httpx.TransportError, errors.HfHubHTTPError) as error:
-            if isinstance(error, errors.HfHubHTTPError) and error.response.status_code not in BUSY:
-                raise
+            asked = ""  # by a busy hub: so many seconds
+            if isinstance(error, errors.HfHubHTTPError):
+                if error.response.status_code not in BUSY:
+                    raise
+                asked = error.response.headers.get("Retry-After", "")
             failures = 1 if part.stat().st_size > before else failures + 1
             if failures == ATTEMPTS:
                 raise
-            time.sleep(max(PAUSE * 2**failures, _asked_to_wait(error)))
-
-
-def _asked_to_wait(error: Exception) -> float:
-    """Seconds that a busy hub asks for, some minutes at most."""
-    said = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-    return min(float(said), LONGEST_WAIT) if said.isdecimal() else 0.0
+            time.sleep(max(PAUSE * 2**failures, min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0))
 
 
 def _stream(url: str, part: Path, file: Any, show: Show) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from selfreward_lite import doctor
 from selfreward_lite.cards import Card, cards
 from selfreward_lite.errors import UserError
+from selfreward_lite.mirror import copy_file
 
 TOOLKIT = Path("/usr/local/cuda/bin/nvcc")  # where the toolkit lies if it is not on the path
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
@@ -42,7 +43,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
         _pip("install", pin)
         return doctor.llama_finding(wanted, there)
     compiler, release = _toolkit()
-    own = f"sm{_architecture(there[0])}-cuda{release}"
+    own = f"sm{there[0].architecture}-cuda{release}"
     keep = wheels[-1] / own if wheels else None
     name = f"{pin.replace('-', '_').replace('==', '-')}-*.whl"
     for kept in (file for wheel in wheels for folder in (wheel / own, wheel) for file in sorted(folder.glob(name))):
@@ -52,7 +53,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
         if found.state == "good":
             _keep(kept, keep)
             return found
-        say(f"that wheel does not serve here ({found.words}); compiling another")
+        say(f"that wheel does not serve here ({found.words})")
     return _compile(pin, there, wanted, (compiler, keep), say)
 
 
@@ -62,7 +63,7 @@ def _compile(
     compiler, folder = where
     say(f"compiling {pin} for {there[0].name}: a quarter of an hour and more on two cores")
     # Not for this machine's CPU alone: the next one that is lent may be older.
-    flags = f"-DGGML_CUDA=on -DGGML_NATIVE=off -DCMAKE_CUDA_ARCHITECTURES={_architecture(there[0])}"
+    flags = f"{doctor.cuda_flags(there[0])} -DGGML_NATIVE=off"
     with tempfile.TemporaryDirectory() as scratch:
         _pip("wheel", "--no-deps", "--no-cache-dir", "-w", scratch, pin, CMAKE_ARGS=flags, CUDACXX=compiler)
         (wheel,) = Path(scratch).glob("*.whl")
@@ -78,9 +79,7 @@ def _keep(wheel: Path, folder: Path | None) -> None:
     """Put a wheel that serves where the next machine finds it."""
     if folder is not None and wheel.parent != folder:
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{wheel.name}.part"
-        shutil.copyfile(wheel, part)
-        part.rename(folder / wheel.name)
+        copy_file(wheel, folder / wheel.name)
 
 
 def _toolkit() -> tuple[str, str]:
@@ -94,10 +93,6 @@ def _toolkit() -> tuple[str, str]:
     if release is None:
         raise UserError("no CUDA compiler (nvcc) here, which makes llama.cpp use the card; install the CUDA toolkit")
     return compiler, release[1]
-
-
-def _architecture(card: Card) -> str:
-    return "".join(map(str, card.capability))
 
 
 def _pip(*arguments: str, **environment: str) -> None:

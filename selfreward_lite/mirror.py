@@ -100,7 +100,7 @@ class Mirror:
         here = self._store.folder / "snapshot.sqlite"
         try:
             self._store.backup(here)
-            _copy_file(here, self._place / "run.sqlite")
+            copy_file(here, self._place / "run.sqlite")
         finally:
             here.unlink(missing_ok=True)
 
@@ -157,7 +157,8 @@ def _copy_folder(source: Path, target: Path) -> None:
     part.rename(target)
 
 
-def _copy_file(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file so that it is there whole or not at all; raises OSError where only a part of it arrives."""
     part = target.with_name(f"{target.name}.part")
     shutil.copyfile(source, part)
     with part.open("rb") as file:

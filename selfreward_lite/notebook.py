@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from selfreward_lite import report
+from selfreward_lite.disk import in_words
 from selfreward_lite.records import Prompt, Response, ResponsePair
 from selfreward_lite.store import Store
 
@@ -104,7 +105,7 @@ def memory(store: Store) -> pd.DataFrame:
     """Return the card memory that each stage was predicted to take, and what the trainings took; empty without a card."""
     return _shown(pd.DataFrame(
         [
-            (stage, f"{predicted / 1e9:.1f} GB", "–" if peak is None else f"{peak / 1e9:.1f} GB")
+            (stage, in_words(predicted), "–" if peak is None else in_words(peak))
             for stage, predicted, peak in report.memory(store)
         ],
         columns=["card memory", "predicted", "at its peak"],

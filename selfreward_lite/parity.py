@@ -45,6 +45,7 @@ class Parity:
     tokens: int
     agreement: float  # share of positions at which both would say the same token next
     divergence: float  # mean over positions of KL(transformers ‖ llama.cpp), in nats
+    base: Parity | None = None  # beside a GGUF adapter: the same of the base alone
 
 
 def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adapter: Path | None,
@@ -56,7 +57,7 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
     """
     if not token_lists or not all(token_lists) or (adapter_dir is None and gguf_adapter is not None):
         raise ExportError("parity needs non-empty token lists, and the folder of every GGUF adapter")
-    seen = _Comparison()
+    whole, base = _Comparison(), _Comparison()
     with ExitStack() as stack:
         theirs = _Reference(model_dir, adapter_dir, weights)
         ours = _Llama(stack, gguf_base, gguf_adapter, max(map(len, token_lists)))
@@ -64,10 +65,12 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
             expected, found = theirs.logits(tokens), ours.logits(tokens)
             if expected.shape != found.shape:
                 raise ExportError(f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: export it again")
-            seen.models(expected, found)
+            whole.models(expected, found)
             if gguf_adapter is not None:
-                seen.adapters(expected, found, theirs.logits(tokens, adapted=False), ours.logits(tokens, adapted=False))
-    return seen.result()
+                before, found_before = theirs.logits(tokens, adapted=False), ours.logits(tokens, adapted=False)
+                base.models(before, found_before)
+                whole.adapters(expected, found, before, found_before)
+    return whole.result(base.result() if gguf_adapter is not None else None)
 
 
 @dataclass
@@ -77,7 +80,7 @@ class _Comparison:
     apart: list[float] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
     divergence: list[np.ndarray] = field(default_factory=list)
-    changes: list[tuple[float, float, float]] = field(default_factory=list)  # of llama.cpp, of PEFT, of the base alone
+    changes: list[tuple[float, float]] = field(default_factory=list)  # by the adapter, of llama.cpp and of PEFT
     shared: float = 0.0
     whole: float = 0.0
 
@@ -91,26 +94,26 @@ class _Comparison:
     def adapters(self, expected: np.ndarray, found: np.ndarray, before: np.ndarray, found_before: np.ndarray) -> None:
         """Compare what the adapter adds on either side to the logits `before`."""
         import numpy as np
-        base = float(np.abs(before - found_before).max())
         for rows in _blocks(len(expected)):
             change, arrived = (expected[rows] - before[rows]).astype(np.float64), found[rows] - found_before[rows]
-            self.changes.append((float(np.abs(arrived).max()), float(np.abs(change).max()), base))
+            self.changes.append((float(np.abs(arrived).max()), float(np.abs(change).max())))
             self.shared += float((change * arrived).sum())
             self.whole += float((change * change).sum())
 
-    def result(self) -> Parity:
-        """Return what all of it comes to.
+    def result(self, base: Parity | None = None) -> Parity:
+        """Return what all of it comes to, beside the `base` alone where there is an adapter.
 
         The share of an adapter that arrives is the slope of llama.cpp's change on PEFT's, by least squares through 0: what a
         quantised base is off by, with and without the adapter, mostly averages out over so many logits.
         """
         import numpy as np
         same = np.concatenate(self.same)
-        change, reference, base = map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0, 0.0)
+        change, reference = map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
+        hidden = base is None or reference <= base.max_abs_diff
         return Parity(
             max_abs_diff=float(np.max(self.apart)), adapter_change=change,
-            adapter_share=None if reference <= base else self.shared / self.whole, tokens=len(same),
-            agreement=float(np.mean(same)), divergence=float(np.mean(np.concatenate(self.divergence))),
+            adapter_share=None if hidden else self.shared / self.whole, tokens=len(same), agreement=float(np.mean(same)),
+            divergence=float(np.mean(np.concatenate(self.divergence))), base=base,
         )
 
 

@@ -87,7 +87,7 @@ KNOWN = {
 }
 # Shares of those figures that are reached: guesses, of the size that public measurements of llama.cpp and QLoRA show.
 READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
-BASE_SECONDS = 40e-9  # a weight of the base, on two CPU cores: reading, unpacking, writing (30 measured, LOG.md)
+BASE_SECONDS = 40e-9  # a weight of the base, on two CPU cores: reading, unpacking, writing (30 here, a lead: LOG.md)
 # An adapter's export is checked on a few prompts and judgments, with it and without, by llama.cpp on two CPU cores, a guess.
 CHECKED_PROMPTS, CHECKED_JUDGMENTS, CPU_OPERATIONS = 4, 1, 60e9  # the last a second
 # Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen weights), 2 forward again

@@ -283,8 +283,7 @@ def _examples(store: Store) -> str:
     blocks = []
     for one in report.before_after(store, 3):
         for title, text in (("prompt", one.prompt), ("M0", one.before), ("now", one.after)):
-            quoted = "\n".join(f"    {line}" for line in text.splitlines())
-            blocks.append(f"{title}:\n\n{quoted}")
+            blocks.append(f"{title}:\n\n{report.quoted(text)}")
     return "\n\n".join(blocks) or "Both models answer the held-out prompts alike."
 
 

@@ -148,6 +148,11 @@ def memory(store: Store) -> list[tuple[str, int, int | None]]:
     return [(stage, size, int(peak) if (peak := taken.get(stage)) else None) for stage, size in expected.items()]
 
 
+def quoted(text: str) -> str:
+    """Return a text of anybody's as an indented block of Markdown, in which nothing is markup."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 @dataclass(frozen=True)
 class Example:
     """One held-out prompt and what two models answered."""

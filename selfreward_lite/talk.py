@@ -76,6 +76,12 @@ class Score:
     wanted: int
     judgments: tuple[Judgment, ...] = field(default_factory=tuple)
     lost: int = 0  # that never came: too long for the context, or the engine died
+    ended: bool = False  # before all of them were there
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.ended or len(self.judgments) + self.lost >= self.wanted
 
     @property
     def read(self) -> list[float]:
@@ -154,12 +160,13 @@ class House:
 
     def words(self) -> str:
         """Return what talking runs on, in words."""
-        live, there = self._live, cards()
-        where = f"{there[0].name}" if there else f"the CPU ({os.cpu_count()} cores)"
-        unloaded = live is None or live.state == "not started"
-        state = "not loaded yet, the first reply takes a moment longer" if unloaded else live.state
-        again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live and live.deaths else ""
-        return f"llama.cpp on {where}: {state}{again}{self._trouble and f'; {self._trouble}'}"
+        live, trouble = self._live, self._trouble and f"; {self._trouble}"
+        if live is None or live.state == "not started":
+            return f"llama.cpp is not loaded yet: the first reply takes a moment longer{trouble}"
+        there = cards() if live.spec["gpu_layers"] else []
+        where = there[0].name if there else f"the CPU ({os.cpu_count()} cores)"
+        again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live.deaths else ""
+        return f"llama.cpp on {where}: {live.state}{again}{trouble}"
 
     def close(self) -> None:
         """Give the engine's memory back."""

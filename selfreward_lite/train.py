@@ -235,8 +235,8 @@ def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     rate, settings = job.settings["learning_rate"], job.settings
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     # A fused step decides by itself whether float16 overflowed, and nobody hears of it (accelerate 1.15).
-    heard = trainer.accelerator.scaler is None
-    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=heard)
+    fused = trainer.accelerator.scaler is None
+    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused)
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = rate
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(

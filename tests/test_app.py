@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from selfreward_lite.config import Draw
 from selfreward_lite.errors import UserError
 from selfreward_lite.records import Judgment
-from selfreward_lite.talk import TINY, Reply, Score
+from selfreward_lite.talk import Reply, Score
 from selfreward_lite.ui import chat, conversation, page
 from selfreward_lite.ui.conversation import Turn, headline, shown
 from selfreward_lite.ui.safe import letters, markdown, said
@@ -209,6 +209,7 @@ def test_a_judging_that_was_stopped_is_over():
     under = shown(conversation.stopped([half]))[2]
     assert under["metadata"]["status"] == "done"
     assert "4.0 of 5" in under["metadata"]["title"]
+    assert "1 of 5 judgments" in under["metadata"]["title"]
     nothing = shown(conversation.stopped([turn(score=Score(5))]))[2]
     assert (nothing["metadata"]["status"], nothing["metadata"]["title"]) == ("done", "M1 · not judged")
 
@@ -218,7 +219,7 @@ def test_a_reply_that_is_empty_is_not_read_by_the_model():
     assert [message["content"] for message in conversation.messages(turns)] == ["one", "two"]
 
 
-def test_what_is_edited_is_what_was_said(monkeypatch):
+def test_what_is_edited_is_what_was_said():
     text = "is a < b & c? ![x](y)"
     before = shown([turn(text)])[0]["content"]
     assert said(before) == text
@@ -299,4 +300,3 @@ def test_the_page_can_be_built_without_a_run(tmp_path):
 
     blocks = page.build(RealHouse(tmp_path))
     assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}
-    assert chat.EXAMPLES[TINY]

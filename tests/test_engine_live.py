@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,13 @@ def answers(live: Live, asked: Request, caller: str = "") -> list[Completion]:
     return [said for said in live.ask(asked, caller) if isinstance(said, Completion)]
 
 
+def crowd(pool: ThreadPoolExecutor, live: Live, count: int) -> list[Future[list[Completion]]]:
+    """So many callers at once, of whom one is served and the others wait."""
+    heard = [pool.submit(answers, live, request(str(number), seeds=16), str(number)) for number in range(count)]
+    time.sleep(0.3)
+    return heard
+
+
 def test_an_answer_comes_in_pieces_and_then_whole(scripted):
     said = [one for one in scripted().ask(request("hello", stream=True)) if one is not None]
     assert [type(one) for one in said] == [Piece, Completion]
@@ -58,7 +65,7 @@ def test_many_callers_at_once_hear_their_own_answers_only(scripted):
     with ThreadPoolExecutor(50) as pool:
         heard = list(pool.map(talk, range(50)))
     assert heard == [[f"{caller} {turn}:{seed}" for turn in range(2) for seed in range(3)] for caller in range(50)]
-    assert live.counts["completions"] == 300
+    assert live.completions == 300
     assert (live.waiting, live.deaths, live.state) == (0, 0, "ready")
 
 
@@ -116,7 +123,7 @@ def test_a_request_that_is_taken_back_while_it_waits_is_never_asked(scripted):
     assert live.waiting == 0
     busy.join()
     assert answers(live, request("wanted"), "c")[0].text == "wanted:0"
-    assert live.counts["completions"] == 17
+    assert live.completions == 17
 
 
 def test_silence_is_broken_so_that_a_caller_can_stop(scripted):
@@ -140,8 +147,7 @@ def test_those_who_wait_when_it_dies_are_served_by_the_next(scripted):
     live = scripted(pause=0.03)
     live.load()
     with ThreadPoolExecutor(4) as pool:
-        heard = [pool.submit(answers, live, request(str(number), seeds=16), str(number)) for number in range(4)]
-        time.sleep(0.3)
+        heard = crowd(pool, live, 4)
         os.kill(live.pid, signal.SIGKILL)
         finishes = sorted({one.finish for said in heard for one in said.result()})
     assert finishes == ["failed", "stop"]
@@ -163,8 +169,7 @@ def test_whoever_waits_when_it_is_closed_is_told(scripted):
     live = scripted(pause=0.05)
     live.load()
     with ThreadPoolExecutor(3) as pool:
-        heard = [pool.submit(answers, live, request(str(number), seeds=16), str(number)) for number in range(3)]
-        time.sleep(0.3)
+        heard = crowd(pool, live, 3)
         live.close()
         outcomes = [one.exception(timeout=20) or one.result()[-1].finish for one in heard]
     assert [str(one) for one in outcomes].count("this engine was closed; ask again") == 2
@@ -227,7 +232,7 @@ def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny,
             whole[said.sample] = said.text
     assert pieces == whole
     assert all(len(text) > 5 for text in whole.values())
-    plain = ProcessEngine(tiny._spec)
+    plain = ProcessEngine(tiny.spec)
     try:
         again = {said.sample: said.text for said in plain.complete([spoken(chat, "Sort the letters c a b.", seeds=4)])}
     finally:
@@ -237,14 +242,14 @@ def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny,
 
 def test_what_is_taken_back_is_no_longer_computed(tiny, chat):
     """The others go on, and the memory that it held serves the next."""
-    before = tiny.counts["completions"]
+    before = tiny.completions
     for _ in range(20):
         heard = tiny.ask(spoken(chat, "Reverse the letters a b c d.", seeds=8, tokens=200, stream=True), "a")
         first = next(said for said in heard if said is not None)
         assert isinstance(first, Piece)
         heard.close()
     assert len(answers(tiny, spoken(chat, "Swap the ends of a b c.", seeds=8), "b")) == 8
-    assert tiny.counts["completions"] - before < 20 * 8 / 2 + 8, "most of the 160 were never finished"
+    assert tiny.completions - before < 20 * 8 / 2 + 8, "most of the 160 were never finished"
     assert (tiny.waiting, tiny._under_way) == (0, {})
     assert tiny.deaths == 0
 

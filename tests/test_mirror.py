@@ -112,14 +112,14 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
 
 
 def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_for(tmp_path, monkeypatch, whole):
-    copied, failing = mirror._copy_file, {"now": False}
+    copied, failing = mirror.copy_file, {"now": False}
 
     def copy(source: Path, target: Path) -> None:
         if failing["now"]:
             raise OSError(107, "Transport endpoint is not connected")
         copied(source, target)
 
-    monkeypatch.setattr(mirror, "_copy_file", copy)
+    monkeypatch.setattr(mirror, "copy_file", copy)
     said: list[str] = []
 
     def watch(at: Progress) -> None:

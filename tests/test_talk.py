@@ -1,5 +1,6 @@
 """Talking to models: the tiny one where there is no run, a run's own otherwise; replies that grow, scores that arrive."""
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -51,6 +52,12 @@ def test_without_a_run_there_is_the_tiny_model(house):
     assert list(place.adapters) == ["base"]
     assert place.base.exists()
     assert TINY not in house.runs(), "and it is no run"
+
+
+def test_it_says_what_it_runs_on_once_it_does(house, tmp_path):
+    assert House(tmp_path).words() == "llama.cpp is not loaded yet: the first reply takes a moment longer"
+    last(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
+    assert re.fullmatch(r"llama.cpp on the CPU \(\d+ cores\): ready", house.words())
 
 
 def test_a_reply_grows_and_ends(house):

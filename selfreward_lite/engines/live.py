@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -43,7 +43,7 @@ class Live:
     """
 
     def __init__(self, spec: dict[str, Any], most: int = 64) -> None:
-        self._spec, self._most = spec, most
+        self.spec, self._most = spec, most
         self._lock = threading.RLock()
         self._loading = threading.Lock()
         self._child: Child | None = None
@@ -54,7 +54,7 @@ class Live:
         self.state: State = "not started"
         self.deaths = 0
         self.last_death = ""
-        self.counts: Counter[str] = Counter()
+        self.completions = 0  # that the child made, those of requests taken back among them
 
     @property
     def waiting(self) -> int:
@@ -77,7 +77,7 @@ class Live:
                     return
                 self.state = "loading"
             try:
-                child, room = start(self._spec)
+                child, room = start(self.spec)
             except BaseException:
                 with self._lock:
                     self.state = "closed" if self.state == "closed" else "not started"
@@ -190,7 +190,7 @@ class Live:
         said = Piece(**message["piece"]) if "piece" in message else completion_from_plain(message["completion"])
         with self._lock:
             asked = self._under_way.get(said.key)
-            self.counts["completions"] += isinstance(said, Completion)
+            self.completions += isinstance(said, Completion)
             if asked is None:
                 return  # taken back meanwhile
             if isinstance(said, Completion):

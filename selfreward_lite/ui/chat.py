@@ -18,12 +18,12 @@ import gradio as gr
 
 from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError
-from selfreward_lite.talk import TINY, House
+from selfreward_lite.talk import House
 from selfreward_lite.ui.conversation import Turn, as_jsonl, as_markdown, messages, shown, stopped, turn_of
 from selfreward_lite.ui.safe import said
 
 SELF = "the same model"
-EXAMPLES = {TINY: ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]}
+EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
 HOW_JUDGED = (
     "A reply is judged with the run's own question, number of judgments and draw. In a conversation of several turns the judge "
     "reads all of them, written out, as the request."
@@ -135,13 +135,13 @@ def tab(house: House, run: gr.Dropdown, words: gr.Markdown) -> None:
                 box = gr.Textbox(show_label=False, placeholder="Say something", scale=8, autofocus=True, container=False)
                 stop = gr.Button("Stop", scale=1, min_width=80, visible=False)
                 send = gr.Button("Send", variant="primary", scale=1, min_width=80)
-            gr.Examples(EXAMPLES[TINY], box, label="For the tiny model")
+            gr.Examples(EXAMPLES, box, label="For the tiny model")
             with gr.Row():
                 clear = gr.Button("New conversation", size="sm")
                 jsonl, page = gr.DownloadButton("JSON lines", size="sm"), gr.DownloadButton("Markdown", size="sm")
     parts = _Parts(speaker, judge, draw, chatbot, box, stop, send, clear, jsonl, page)
     _wire(house, run, words, parts)
-    gr.on([run.change], lambda run, chosen: _offer(house, run, chosen), [run, speaker], [speaker, judge])
+    run.change(lambda run, chosen: _offer(house, run, chosen), [run, speaker], [speaker, judge])
 
 
 def _wire(house: House, run: gr.Dropdown, words: gr.Markdown, parts: _Parts) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfreward_lite.chat import Message
+from selfreward_lite.report import quoted
 from selfreward_lite.talk import Reply, Score
 from selfreward_lite.ui.safe import letters, markdown
 
@@ -68,8 +69,8 @@ def stopped(turns: Sequence[Turn]) -> list[Turn]:
     last = turns[-1]
     if last.reply is not None and last.reply.finish is None:
         last = replace(last, reply=replace(last.reply, finish="stopped"))
-    if last.score is not None:
-        last = replace(last, score=replace(last.score, wanted=len(last.score.judgments) + last.score.lost))
+    if last.score is not None and not last.score.over:
+        last = replace(last, score=replace(last.score, ended=True))
     return [*turns[:-1], last]
 
 
@@ -90,29 +91,24 @@ def as_markdown(turns: Sequence[Turn]) -> str:
     """Return the conversation as a page of Markdown. Texts stand in indented blocks, where nothing in them is markup."""
     parts = []
     for turn in turns:
-        parts += ["**You**", _indented(turn.said)]
+        parts += ["**You**", quoted(turn.said)]
         if turn.reply is not None:
-            parts += [f"**{turn.speaker}**", _indented(turn.reply.text), f"*{headline(turn)}*"]
+            parts += [f"**{turn.speaker}**", quoted(turn.reply.text), f"*{headline(turn)}*"]
     return "\n\n".join(parts) + "\n"
 
 
 def headline(turn: Turn) -> str:
     """Return the score of a turn's reply in a line."""
     score = turn.score
-    if score is None or not score.wanted:
+    if score is None or (score.ended and not score.judgments):
         return f"{turn.speaker} · not judged"
     who = f"{turn.speaker} scores itself" if turn.judge == turn.speaker else f"{turn.speaker}, scored by {turn.judge}:"
-    count = len(score.judgments) + score.lost
-    if count < score.wanted:
-        return f"{who} … {count} of {score.wanted} judgments"
+    if not score.over:
+        return f"{who} … {len(score.judgments) + score.lost} of {score.wanted} judgments"
     if score.mean is None:
         return f"{turn.speaker}: no score, since none of {score.wanted} judgments by {turn.judge} could be read"
     expected = "" if score.expected is None else f", expected {score.expected:.1f}"
     return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {len(score.read)} of {score.wanted} judgments)"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
@@ -126,7 +122,7 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     texts = [
         f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{letters(one.text)}" for one in judged
     ]
-    pending = reply.finish is None or (turn.score is not None and len(judged) + turn.score.lost < turn.score.wanted)
+    pending = reply.finish is None or (turn.score is not None and not turn.score.over)
     return {
         "role": "assistant", "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
         "metadata": {"title": headline(turn), "log": " · ".join(numbers), "status": "pending" if pending else "done"},

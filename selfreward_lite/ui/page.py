@@ -58,17 +58,21 @@ def serve(runs_dir: Path, port: int | None, listen: bool, auth: tuple[str, str] 
         page = build(house)
         page.queue(max_size=64, default_concurrency_limit=8)
         try:
-            # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
-            page.launch(
-                server_name="0.0.0.0" if listen else "127.0.0.1", server_port=port, share=False,
-                auth=auth, allowed_paths=[], max_file_size="5mb", show_error=False, quiet=True,
-                head=HEAD, css=CSS, theme=gr.themes.Soft(), footer_links=[], run_history=False, enable_monitoring=False,
-                ssr_mode=False, mcp_server=False, prevent_thread_lock=True,
-            )
+            _open(page, port, listen, auth)
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
             page.block_thread()
-        except OSError as error:
-            raise UserError(f"no page could be opened ({error}); give another --port") from None
         finally:
             house.close()
             os.chdir("/")
+
+
+def _open(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
+    try:
+        # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
+        page.launch(
+            server_name="0.0.0.0" if listen else "127.0.0.1", server_port=port, share=False, auth=auth, allowed_paths=[],
+            max_file_size="5mb", show_error=False, quiet=True, head=HEAD, css=CSS, theme=gr.themes.Soft(), footer_links=[],
+            run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise UserError(f"no page could be opened ({error}); give another --port") from None
