@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +22,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from selfreward_lite import config, hub, plan_command, report
+from selfreward_lite import config, hub, plan_command, report, tenancy
 from selfreward_lite.bench.commands import bench
+from selfreward_lite.cards import cards
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
@@ -94,7 +97,7 @@ def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float 
                 f"--iterations {settings.iterations + 1}.")
         copies = Mirror(store, mirror, say) if mirror else None
         try:
-            with real_tools(settings.backend) as tools, Display(console) as watch:
+            with _card(folder.name), real_tools(settings.backend) as tools, Display(console) as watch:
                 loop.run(store, settings, tools, copies.watching(watch) if copies else watch, deadline)
         finally:
             if copies:
@@ -102,6 +105,11 @@ def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float 
             _print_iterations(store)
             _print_examples(store)
             print(json.dumps(report.summary(store)), flush=True)
+
+
+def _card(name: str) -> AbstractContextManager[None]:
+    """The card, where there is one, for this run alone: an app that chats on it gives it up."""
+    return tenancy.held(f"run {name}, process {os.getpid()}", say) if cards() else nullcontext()
 
 
 @app.command()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from selfreward_lite import full_model, hub, publish
 from selfreward_lite import quantise as quantiser
+from selfreward_lite import votes as ballots
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import check_disk
 from selfreward_lite.display import console, downloads, say
@@ -147,6 +149,25 @@ def pairs(
         folder = publish.write_pairs(store, out / f"{name}-pairs")
     say(f"{folder}: read README.md, then publish it with `python -m selfreward_lite export push {folder} OWNER/NAME`")
     print(json.dumps({"run": name, "folder": str(folder)}))
+
+
+@export.command("votes")
+def votes(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("votes.jsonl"),
+) -> None:
+    """Write the votes given in the app as ranked data in OASST's schema: JSON lines, for `seed_stage.ranked` and judge quality."""
+    Store.read(runs_dir / name).close()
+    found = ballots.all_votes(runs_dir / name)
+    rows, drops = ballots.as_ranked(found)
+    if not rows:
+        raise UserError(f"{name} has no decided votes; compare two models in the app (`python app.py`) and vote")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    left_out = Counter(drop.reason for drop in drops)
+    say(f"{out}: {len(rows) // 3} of {len(found)} votes" + "".join(f"; {count} left out: {why}" for why, count in left_out.items()))
+    print(json.dumps({"run": name, "file": str(out), "prompts": len(rows) // 3, "left_out": left_out}))
 
 
 @export.command("push")

@@ -1,6 +1,7 @@
 """A second copy of a run in another folder (a mounted drive, another disk): what a machine that vanishes must not take along.
 
     <root>/<run>/run.sqlite                          a snapshot by SQLite's own backup, whole at any moment
+    <root>/<run>/votes.sqlite                        the votes given in the app, likewise
     <root>/<run>/M<t>/                               every model that was exported
     <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
 
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from selfreward_lite import votes
 from selfreward_lite.errors import UserError
 from selfreward_lite.manifest import MANIFEST
 from selfreward_lite.runner import Progress, Watch
@@ -96,11 +98,17 @@ class Mirror:
             _copy_folder(model, self._place / model.name)
         if last or time.monotonic() - self._checkpoint > 60 * CHECKPOINT_MINUTES:
             self._copy_checkpoint()
-        # Last, so that no snapshot speaks of a model that is not there; through a file here, since SQLite writes in many places.
+        if (self._store.folder / votes.FILE).exists():
+            self._through(lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE)
+        # Last, so that no snapshot speaks of a model that is not there.
+        self._through(self._store.backup, self._place / "run.sqlite")
+
+    def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:
+        """Copy a database through a file here, since SQLite writes in many places."""
         here = self._store.folder / "snapshot.sqlite"
         try:
-            self._store.backup(here)
-            copy_file(here, self._place / "run.sqlite")
+            snapshot(here)
+            copy_file(here, target)
         finally:
             here.unlink(missing_ok=True)
 

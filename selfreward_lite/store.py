@@ -13,7 +13,6 @@ also take the last commits, up to the last end of a stage, and leaves the file w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -24,11 +23,13 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfreward_lite import locks
 from selfreward_lite.errors import UserError
 from selfreward_lite.manifest import manifest_faults
 from selfreward_lite.records import KINDS, Outcome, Record, content_hash, derive_id
 
 SCHEMA_VERSION = 1
+LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
 
 R = TypeVar("R", bound=Record)
@@ -101,9 +102,13 @@ class Store:
         """Open a run for writing, made if it is new. Raises UserError where another process writes it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(folder / "run.lock")
+            lock = locks.take(folder / LOCK, f"{os.getpid()}")
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --runs-dir") from None
+        if lock is None:
+            raise UserError(
+                f"process {locks.holder(folder / LOCK)} is writing this run; wait for it, or stop it first ({folder / LOCK})"
+            )
         connection = _connect(str(folder / "run.sqlite"), folder)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
@@ -126,8 +131,18 @@ class Store:
         """Close the file and give the lock back. Closing twice is allowed."""
         self._db.close()
         if self._lock is not None:
-            os.close(self._lock)
+            locks.release(self._lock)
             self._lock = None
+
+    @staticmethod
+    def writer(folder: Path) -> int | None:
+        """Return the process that writes a run, None where none does."""
+        said = locks.holder(folder / LOCK)
+        return int(said) if said and said.isdigit() else None
+
+    def select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, for views over more records than one wants to hold; a kind's table is `record_<kind>`."""
+        return self._db.execute(query, values).fetchall()
 
     def backup(self, path: Path) -> None:
         """Write a copy of the file, whole as of now, to `path`."""
@@ -356,17 +371,3 @@ def _check_version(connection: sqlite3.Connection, folder: Path) -> None:
             f"{folder} was written in store format {version}, this version reads {SCHEMA_VERSION}; "
             "use the version that made it, or a new --name"
         )
-
-
-def _take_lock(path: Path) -> int:
-    """The kernel frees a lock when its holder dies, however it dies, so a stale file never stands in the way."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(handle, 32).decode(errors="replace").strip()
-        os.close(handle)
-        raise UserError(f"process {holder} is writing this run; wait for it, or stop it first ({path})") from None
-    os.truncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode())
-    return handle

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, pstdev
 
-from selfreward_lite import hub
+from selfreward_lite import evaluate, hub, votes
 from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, Message
 from selfreward_lite.config import Draw, Settings, load, parse
@@ -102,6 +102,17 @@ class Score:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
         found = [one.expected_score for one in self.judgments if one.score is not None and one.expected_score is not None]
         return fmean(found) if found else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge said of two replies: "a", "b", or "tie", which is also what a verdict is that flips with the order or could
+    not be read; None where it could not be asked. With its words in both orders."""
+
+    judge: str
+    result: votes.Side | None
+    judged_ab: str
+    judged_ba: str
 
 
 class House:
@@ -218,6 +229,35 @@ class House:
                     read = judgments.read(one, f"{one.sample}", response, voice, one.sample)
                     found = replace(found, judgments=(*found.judgments, read))
                 yield found
+
+    def verdict(self, place: Place, judge: str, prompt: str, texts: tuple[str, str], caller: str) -> Iterator[Verdict | None]:
+        """Yield what a model says of two replies to a prompt, as judge, once it has said it of both orders; until then None.
+
+        The same question, draw and reading as a frozen judge has in a run's evaluation (arXiv 2401.10020, section 3.2).
+        """
+        voice = self._voice(place, judge, place.settings.judge.draw)
+        asked = Prompt("prompt", 0, "generated", 0, prompt)
+        # As with scores: the same texts have the same luck, whoever wrote them.
+        a, b = (
+            Response(hashlib.blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest(), 0, "", asked.id, 0, text, "stop", 0)
+            for text in texts
+        )
+        asking = evaluate.ask_comparison(asked, a, b, voice)
+        said: list[Completion] = []
+        for request in next(asking):
+            with closing(self.live(place).ask(replace(request, key=uuid.uuid4().hex), caller)) as heard:
+                for one in heard:
+                    if isinstance(one, Completion):
+                        said.append(one)
+                    yield None
+        try:
+            asking.send([[one] for one in said])
+        except StopIteration as end:
+            (found,) = end.value.records
+            result: votes.Side | None = "a" if found.result == 1 else "b" if found.result == 0 else "tie"
+            if any(one.finish in NO_TEXT for one in said):
+                result = None
+            yield Verdict(judge, result, found.mine_first_text, found.theirs_first_text)
 
     def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
         if speaker not in place.adapters:

@@ -1,0 +1,207 @@
+"""Runs as processes of their own: begun, watched, stopped, and never part of whoever did that.
+
+    begin      `python -m selfreward_lite run …` in a process that goes on when its starter ends, by whatever means
+    stop       ask the process that writes a run to end; what is committed stays, `begin` goes on from there
+    view       how far a run is, from its folder alone: whoever looks, however often, sees the same
+
+Knows: the command line of `run`, the lock that names its process, its log. Does not know: pages, what a stage does. The log of a
+run that was begun here lies beside its folder, as NAME.log; one that was begun in a terminal speaks there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from selfreward_lite import config
+from selfreward_lite.errors import UserError
+from selfreward_lite.manifest import MANIFEST
+from selfreward_lite.store import Store
+
+State = Literal["new", "beginning", "running", "finished", "refused", "stopped"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
+# What would have this machine read a file, or fetch one: whoever can open the page could then read it too.
+_FILES = ("model.base", "model.origin", "model.gguf_file", "seed_stage.ranked", "prompts.file")
+_PATIENCE = 20.0  # seconds until a run that was begun has said that it is there
+_TAIL = 8000  # bytes of a log that are read
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be run. None means: as the preset, or the run that is gone on with, has it."""
+
+    name: str
+    preset: str | None = None
+    iterations: int | None = None
+    seed: int | None = None
+    hours: float | None = None
+    settings: tuple[str, ...] = ()  # "dpo.beta=0.2"
+    past_gates: bool = False
+
+    def overrides(self) -> dict[str, str]:
+        """Return the settings that are laid over the preset. Raises ConfigError for one that cannot be given here."""
+        found = config.parse_overrides(list(self.settings))
+        if files := [key for key in found if key in _FILES or key == "model" or not re.fullmatch(r"[a-z_.0-9]+", key)]:
+            raise UserError(f"{files[0]} names files, and can be given on the command line only: `run --set {files[0]}=…`")
+        given = {"iterations": self.iterations, "seed": self.seed}
+        return found | {key: str(value) for key, value in given.items() if value is not None}
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of the command line that say the same."""
+        found = ["--name", self.name]
+        for option, value in (
+            ("--preset", self.preset), ("--iterations", self.iterations), ("--seed", self.seed), ("--hours", self.hours),
+        ):
+            found += [option, f"{value}"] if value is not None else []
+        for setting in self.settings:
+            found += ["--set", setting]
+        return [*found, "--gates", "report"] if self.past_gates else found
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: items done, of how many, what was dropped; seconds it took so far."""
+
+    model: str
+    name: str
+    done: int
+    total: int
+    seconds: float
+    ended: bool
+    drops: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float | None:
+        """Items a second; None before the first."""
+        return self.done / self.seconds if self.done and self.seconds > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until its end at the rate so far; None where there is none yet."""
+        return None if self.ended or self.rate is None else max(0, self.total - self.done) / self.rate
+
+
+@dataclass(frozen=True)
+class View:
+    """A run as it stands now. `refused` are the gates that said no to its candidate, with their reasons."""
+
+    name: str
+    state: State
+    process: int | None = None
+    preset: str = ""
+    newest: int | None = None
+    iterations: int = 0
+    stages: tuple[Stage, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    may_accept: bool = False
+
+    @property
+    def candidate(self) -> str:
+        """The model that comes next."""
+        return f"M{0 if self.newest is None else self.newest + 1}"
+
+    @property
+    def now(self) -> Stage | None:
+        """The stage that is under way, or was when it was stopped."""
+        return next((stage for stage in reversed(self.stages) if not stage.ended), None)
+
+
+def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
+    """Start a run, or go on with it, as a process in the folder `here`, which is where relative paths in its settings begin.
+
+    Raises UserError where that cannot be: a bad name, a mistyped setting, a process that writes this run already.
+    """
+    if not NAME.fullmatch(wanted.name):
+        raise UserError(f"{wanted.name!r} is no name for a run: letters, digits, - _ . and no more than 60 of them")
+    folder = runs_dir / wanted.name
+    overrides = wanted.overrides()
+    if not (folder / "run.sqlite").exists():
+        config.load(wanted.preset or "tiny", overrides)  # a mistake is said here, not in a log
+    elif (process := Store.writer(folder)) is not None:
+        raise UserError(f"process {process} is at {wanted.name} already; watch it, or stop it first")
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(runs_dir), *wanted.arguments()]
+    with _log(folder).open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=here, start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
+        )
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
+    deadline = time.monotonic() + _PATIENCE
+    while Store.writer(folder) is None and time.monotonic() < deadline:
+        if process.poll() is not None:
+            if process.returncode:
+                raise UserError(" ".join(last_words(folder, 1)) or f"the run ended with code {process.returncode} and no word")
+            return
+        time.sleep(0.05)
+
+
+def stop(folder: Path) -> bool:
+    """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one."""
+    process = Store.writer(folder)
+    if process is None:
+        return False
+    try:
+        os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:
+        return False  # it has ended meanwhile
+    except PermissionError:
+        raise UserError(f"process {process} belongs to somebody else; end it where it was started") from None
+    return True
+
+
+def view(folder: Path) -> View:
+    """Return how a run stands. A folder without a run is a new one, not an error."""
+    process = Store.writer(folder)
+    if not (folder / "run.sqlite").exists():
+        return View(folder.name, "beginning" if process else "new", process)
+    try:
+        with Store.read(folder) as store:
+            return _view(store, process)
+    except UserError:
+        if process is None:
+            raise
+        return View(folder.name, "beginning", process)  # its file is only just being made
+
+
+def _view(store: Store, process: int | None) -> View:
+    settings = store.fact("settings")
+    if settings is None:
+        return View(store.folder.name, "beginning" if process else "new", process)
+    newest, iterations = store.newest(), settings["iterations"]
+    candidate = 0 if newest is None else newest + 1
+    refused = {gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed}
+    state: State = "running" if process else "finished" if newest is not None and newest >= iterations else "stopped"
+    if state == "stopped" and refused:
+        state = "refused"
+    whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(candidate, "evaluation")
+    stages = tuple(
+        Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
+        for iteration, name, done, total, seconds, ended in store.stages()
+    )
+    return View(
+        store.folder.name, state, process, settings["preset"], newest, iterations, stages, refused, state == "refused" and whole
+    )
+
+
+def last_words(folder: Path, lines: int = 12) -> Sequence[str]:
+    """Return the last lines of what a run that was begun here said; nothing where it was begun elsewhere."""
+    log = _log(folder)
+    if not log.exists():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        return file.read().decode("utf-8", errors="replace").splitlines()[-lines:]
+
+
+def _log(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")

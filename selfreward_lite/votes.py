@@ -1,0 +1,161 @@
+"""What people thought of two models' answers, beside what a model thought of them as judge.
+
+    add, all_votes     votes.sqlite in the run's folder: a file of its own, so that no vote ever waits for, or holds up, a night's run
+    tally              how often one model was preferred to another, and how often the judge agreed with the people
+    as_ranked          votes as ranked data in OASST's schema, which `seed_stage.ranked` and the evaluation of judges read
+
+Knows: what a vote is. Does not know: pages, engines. A voter sees no verdict before the vote, so agreement is not agreement with
+what was shown.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from selfreward_lite.errors import UserError
+from selfreward_lite.records import Drop
+
+FILE = "votes.sqlite"
+Z = 1.959963984540054  # of the normal distribution's 95 %
+Side = Literal["a", "b", "tie"]
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Two answers to one prompt, and which was preferred. `verdict` is the judge's of both orders, None where it gave none.
+
+    `at` is the time as ISO 8601, `blind` whether the models' names were hidden.
+    """
+
+    id: str
+    at: str
+    prompt: str
+    seed: int
+    model_a: str
+    model_b: str
+    text_a: str
+    text_b: str
+    choice: Side
+    blind: bool
+    judge: str
+    verdict: Side | None
+    judged_ab: str
+    judged_ba: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `count`, with its 95 % interval by Wilson's score (1927); NaN for none."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, points: float, count: int) -> Share:
+        """Return the share that `points` of `count` are; half points count for ties."""
+        if not count:
+            return cls(math.nan, math.nan, math.nan, 0)
+        share, weight = points / count, Z * Z / count
+        middle = (share + weight / 2) / (1 + weight)
+        reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+        return cls(share, max(0.0, middle - reach), min(1.0, middle + reach), count)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How one model fared against another: won, tied, lost by the people's votes; the share won, a tie as half; and in which
+    share of the votes that a judge decided too it decided as they did."""
+
+    model: str
+    rival: str
+    won: int
+    tied: int
+    lost: int
+    win_rate: Share
+    agreement: Share
+
+
+def add(folder: Path, vote: Vote) -> None:
+    """Keep a vote; the same id a second time changes nothing. Raises UserError where it cannot be written."""
+    try:
+        with closing(sqlite3.connect(folder / FILE)) as book, book:
+            columns = ", ".join(f"{one.name} {_AFFINITY.get(one.name, 'TEXT')}" for one in fields(Vote))
+            book.execute(f"CREATE TABLE IF NOT EXISTS votes ({columns}, PRIMARY KEY (id))")
+            book.execute(f"INSERT OR IGNORE INTO votes VALUES ({','.join('?' * len(fields(Vote)))})", astuple(vote))
+    except sqlite3.Error as error:
+        raise UserError(f"{folder / FILE}: the vote could not be kept ({error}); make room or make it writable") from None
+
+
+def all_votes(folder: Path) -> list[Vote]:
+    """Return the votes of a run, in the order in which they were given."""
+    if not (folder / FILE).exists():
+        return []
+    names = ", ".join(one.name for one in fields(Vote))
+    try:
+        with closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True)) as book:
+            rows = book.execute(f"SELECT {names} FROM votes ORDER BY rowid").fetchall()
+    except sqlite3.Error as error:
+        raise UserError(f"{folder / FILE} cannot be read ({error}); move it away, or put a copy back") from None
+    blind = [one.name for one in fields(Vote)].index("blind")
+    return [Vote(*(bool(value) if place == blind else value for place, value in enumerate(row))) for row in rows]
+
+
+def backup(folder: Path, path: Path) -> None:
+    """Write a copy of a run's votes, whole as of now, to `path`."""
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(folder / FILE)) as book, closing(sqlite3.connect(path)) as copy:
+        book.backup(copy)
+
+
+def tally(votes: Sequence[Vote], model: str, rival: str) -> Tally:
+    """Return how `model` fared against `rival`, whichever stood on which side."""
+    points, agreed, judged = [], 0, 0
+    for vote in votes:
+        if {vote.model_a, vote.model_b} != {model, rival} or model == rival:
+            continue
+        mine = "a" if vote.model_a == model else "b"
+        points.append(0.5 if vote.choice == "tie" else float(vote.choice == mine))
+        if vote.choice != "tie" and vote.verdict in ("a", "b"):
+            judged += 1
+            agreed += vote.verdict == vote.choice
+    counts = [points.count(value) for value in (1.0, 0.5, 0.0)]
+    return Tally(model, rival, *counts, Share.of(sum(points), len(points)), Share.of(agreed, judged))
+
+
+def as_ranked(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
+    """Return decided votes as messages in OASST's schema, the preferred answer of rank 0; and what was left out, by reason.
+
+    A prompt that was voted on again keeps its last vote.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
+    drops: list[Drop] = []
+    for vote in votes:
+        if vote.choice == "tie":
+            drops.append(Drop("tie"))
+            continue
+        if vote.text_a == vote.text_b:
+            drops.append(Drop("the same answer twice"))
+            continue
+        plain = " ".join(vote.prompt.split()).casefold()
+        if plain in rows:
+            drops.append(Drop("same prompt again"))
+        texts = (vote.text_a, vote.text_b) if vote.choice == "a" else (vote.text_b, vote.text_a)
+        rows[plain] = [
+            {"message_id": vote.id, "parent_id": None, "text": vote.prompt, "role": "prompter", "rank": None},
+            *(
+                {"message_id": f"{vote.id}-{rank}", "parent_id": vote.id, "text": text, "role": "assistant", "rank": rank}
+                for rank, text in enumerate(texts)
+            ),
+        ]
+    return [row for found in rows.values() for row in found], drops
+
+
+_AFFINITY = {"seed": "INTEGER", "blind": "INTEGER"}
