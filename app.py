@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from pathlib import Path
 
 from selfreward_lite.errors import SelfRewardError
+from selfreward_lite.jobs import let_children_import
+from selfreward_lite.talk import House
 from selfreward_lite.ui.safe import door
 
 
@@ -23,9 +26,12 @@ def main() -> None:
     given = parser.parse_args()
     try:
         auth = door(given.listen, given.auth)
-        from selfreward_lite.ui.page import serve  # gradio takes seconds, and a mistake is said at once
+        let_children_import()
+        house = House(given.runs_dir.absolute())
+        threading.Thread(target=house.prepare, daemon=True).start()  # while gradio is imported, which takes as long
+        from selfreward_lite.ui.page import serve
 
-        serve(given.runs_dir, given.port, given.listen, auth)
+        serve(house, given.port, given.listen, auth)
     except SelfRewardError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

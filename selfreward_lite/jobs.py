@@ -81,8 +81,8 @@ class Stage:
 
     @property
     def rate(self) -> float | None:
-        """Items a second; None before the first."""
-        return self.done / self.seconds if self.done and self.seconds > 0 else None
+        """Items a second; None before the first, and for a stage that is one piece."""
+        return self.done / self.seconds if self.done and self.seconds > 0 and self.total > 1 else None
 
     @property
     def left(self) -> float | None:
@@ -113,6 +113,12 @@ class View:
     def now(self) -> Stage | None:
         """The stage that is under way, or was when it was stopped."""
         return next((stage for stage in reversed(self.stages) if not stage.ended), None)
+
+
+def let_children_import() -> None:
+    """Let every process that is started from here find this package, whatever folder it is started in."""
+    package = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
 
 
 def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:

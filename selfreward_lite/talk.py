@@ -27,8 +27,9 @@ from selfreward_lite import evaluate, hub, votes
 from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, Message
 from selfreward_lite.config import Draw, Settings, load, parse
-from selfreward_lite.engines.base import Completion, Piece, Sampling
+from selfreward_lite.engines.base import Completion, Piece, Request, Sampling
 from selfreward_lite.engines.live import Live
+from selfreward_lite.engines.shared import Shared
 from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.manifest import MANIFEST, write_manifest
 from selfreward_lite.records import Judgment, Prompt, Response
@@ -54,19 +55,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as far as it is drawn. `finish` is None until it ends; `seconds` run from the question on."""
+    """A reply as far as it is drawn. `finish` is None until it ends; `seconds` run from the question to its newest piece, `first`
+    to its first, as the engine drew them: however slowly they are listened to."""
 
     text: str
     tokens: int = 0
     finish: str | None = None
-    first: float | None = None  # seconds until its first piece
+    first: float | None = None
     seconds: float = 0.0
+    waits: str = ""  # for what, in words, before anything can be drawn
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second since its first piece; None where there is nothing to divide."""
+        """Tokens a second from its first piece on; None where there is nothing to divide."""
         spent = self.seconds - (self.first or 0.0)
-        return self.tokens / spent if self.tokens > 1 and spent > 0 else None
+        return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else None
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,13 @@ class House:
     """The runs of a folder, and one engine, which loads the base of whatever run is talked to."""
 
     def __init__(self, runs_dir: Path, most: int = 64) -> None:
-        self.runs_dir, self._most = runs_dir, most
+        self.runs_dir, self.started = runs_dir, Path.cwd()
+        self.cards = cards()
+        self.on_cpu = False  # whether to leave a card alone that is there
+        self.engine = Shared(bool(self.cards), most)
         self._lock = threading.Lock()
-        self._live: Live | None = None
-        self._base: Path | None = None
         self._trouble = ""
-        self._started = Path.cwd()
+        self._last = ""
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the one that was written last first."""
@@ -147,51 +151,39 @@ class House:
         if not (base.parent / MANIFEST).exists():
             raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
         adapters = {name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()}
-        named = self._started / settings.model.base  # a folder is named as from where `run` was given, which is here too
+        named = self.started / settings.model.base  # a folder is named as from where `run` was given, which is here too
         model = hub.model_folder(str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base)
         return Place(run, model, base, settings, {BASE: None, **adapters})
 
-    def live(self, place: Place) -> Live:
-        """Return the engine with a run's base in it. Talking to a run with another base ends what was said to the one before."""
-        with self._lock:
-            if self._live is None or self._base != place.base:
-                if self._live is not None:
-                    self._live.close()
-                spec = {"kind": "llama", "model": str(place.base), **place.settings.engine.model_dump()}
-                self._live, self._base = Live(spec, self._most), place.base
-            return self._live
-
     def prepare(self) -> None:
-        """Have the tiny model ready before anybody asks for it, where there is no run. What goes wrong is in `words`."""
+        """Have the tiny model loaded before anybody asks for it, where there is no run. What goes wrong is in `words`."""
         if not self.runs():
             try:
-                self._tiny_base()
+                with closing(self._seat(self.place(TINY))) as seat:
+                    next(one for one in seat if not isinstance(one, str)).load()
             except SelfRewardError as error:
                 self._trouble = str(error)
 
     def words(self) -> str:
         """Return what talking runs on, in words."""
-        live, trouble = self._live, self._trouble and f"; {self._trouble}"
+        live, trouble = self.engine.live, self._trouble and f"; {self._trouble}"
         if live is None or live.state == "not started":
             return f"llama.cpp is not loaded yet: the first reply takes a moment longer{trouble}"
-        there = cards() if live.spec["gpu_layers"] else []
+        there = self.cards if live.spec["gpu_layers"] else []
         where = there[0].name if there else f"the CPU ({os.cpu_count()} cores)"
         again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live.deaths else ""
-        return f"llama.cpp on {where}: {live.state}{again}{trouble}"
+        return f"llama.cpp on {where}: {live.state}{self._last}{again}{trouble}"
 
     def close(self) -> None:
         """Give the engine's memory back."""
-        with self._lock:
-            if self._live is not None:
-                self._live.close()
-            self._live = self._base = None
+        self.engine.close()
 
     def reply(
         self, place: Place, speaker: str, messages: Sequence[Message], draw: Draw, seed: int, caller: str
     ) -> Iterator[Reply]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
-        At least four a second, so that closing the iterator stops it. Raises UserError for a model that there is not.
+        At least four a second, so that closing the iterator stops it; `waits` says for what, before it begins. Raises UserError for a model that there is not.
         """
         chat = _chat(place)
         voice = self._voice(place, speaker, draw)
@@ -199,16 +191,18 @@ class House:
             voice.ask("", "reply", ["reply"]), key=uuid.uuid4().hex, tokens=chat.prompt_ids(messages), seeds=(seed,), stream=True
         )
         said, began = Reply(""), time.monotonic()
-        with closing(self.live(place).ask(asked, caller)) as heard:
+        with closing(self._ask(place, asked, caller)) as heard:
             for one in heard:
-                spent = time.monotonic() - began
+                said = replace(said, waits=one if isinstance(one, str) else "")
                 if isinstance(one, Piece):
+                    spent = (one.at or time.monotonic()) - began
                     first = spent if said.first is None else said.first
-                    said = replace(said, text=said.text + one.text, tokens=said.tokens + 1, first=first)
+                    said = replace(said, text=said.text + one.text, tokens=said.tokens + 1, first=first, seconds=spent)
                 elif isinstance(one, Completion):
                     text = said.text if one.finish in NO_TEXT else one.text
                     said = replace(said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish)
-                said = replace(said, seconds=spent)
+                if said.finish and said.speed:
+                    self._last = f"; {speaker} of {place.run} just spoke, {said.speed:,.0f} tokens a second"
                 yield said
 
     def score(self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str) -> Iterator[Score]:
@@ -221,7 +215,7 @@ class House:
         response = Response(known, 0, judge, prompt.id, 0, text, "stop", 0)
         (asked,) = next(judgments.ask(prompt, response, voice, settings.judge.count))
         found = Score(settings.judge.count)
-        with closing(self.live(place).ask(replace(asked, key=uuid.uuid4().hex), caller)) as heard:
+        with closing(self._ask(place, replace(asked, key=uuid.uuid4().hex), caller)) as heard:
             for one in heard:
                 if isinstance(one, Completion) and one.finish in NO_TEXT:
                     found = replace(found, lost=found.lost + 1)
@@ -245,7 +239,7 @@ class House:
         asking = evaluate.ask_comparison(asked, a, b, voice)
         said: list[Completion] = []
         for request in next(asking):
-            with closing(self.live(place).ask(replace(request, key=uuid.uuid4().hex), caller)) as heard:
+            with closing(self._ask(place, replace(request, key=uuid.uuid4().hex), caller)) as heard:
                 for one in heard:
                     if isinstance(one, Completion):
                         said.append(one)
@@ -258,6 +252,21 @@ class House:
             if any(one.finish in NO_TEXT for one in said):
                 result = None
             yield Verdict(judge, result, found.mine_first_text, found.theirs_first_text)
+
+    def _ask(self, place: Place, request: Request, caller: str) -> Iterator[Piece | Completion | str | None]:
+        """What is said to a request, and before that, in words, what it waits for."""
+        with closing(self._seat(place)) as seat:
+            for found in seat:
+                if not isinstance(found, str):
+                    with closing(found.ask(request, caller)) as heard:
+                        yield from heard
+                    return
+                yield found
+
+    def _seat(self, place: Place) -> Iterator[str | Live]:
+        """The engine with a run's base in it, and before that, in words, what it waits for."""
+        settings = place.settings.engine.model_dump() | ({"gpu_layers": 0} if self.on_cpu else {})
+        return self.engine.using({"kind": "llama", "model": str(place.base), **settings})
 
     def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
         if speaker not in place.adapters:

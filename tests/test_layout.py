@@ -21,7 +21,7 @@ ORDER = [
     "engines.base", "engines.kv", "engines.samples", "engines.device", "engines.adapter_file", "engines.batching", "engines.pace",
     "engines.loading",
     "engines.llama",
-    "engines.child", "engines.process", "engines.live", "engines.scripted", "engines",
+    "engines.child", "engines.process", "engines.live", "engines.shared", "engines.scripted", "engines",
     "stages.voice", "stages.likeness", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs",
     "stages.battles", "stages.ratings", "stages.judgment_pairs", "stages",
     "runner", "votes", "mirror", "seed", "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory",

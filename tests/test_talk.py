@@ -57,7 +57,9 @@ def test_without_a_run_there_is_the_tiny_model(house):
 def test_it_says_what_it_runs_on_once_it_does(house, tmp_path):
     assert House(tmp_path).words() == "llama.cpp is not loaded yet: the first reply takes a moment longer"
     last(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
-    assert re.fullmatch(r"llama.cpp on the CPU \(\d+ cores\): ready", house.words())
+    assert re.fullmatch(
+        r"llama.cpp on the CPU \(\d+ cores\): ready; base of the tiny model just spoke, [\d,]+ tokens a second", house.words()
+    )
 
 
 def test_a_reply_grows_and_ends(house):
@@ -148,7 +150,7 @@ def test_whoever_stops_frees_the_engine(house):
         next(one for one in said if one.text)
         said.close()
     assert last(house.reply(place, "base", ASKED, DRAW, 7, "me")).finish == "stop"
-    assert house.live(place).waiting == 0
+    assert house.engine.live.waiting == 0
 
 
 def test_what_does_not_fit_the_context_is_refused_and_says_so(house):

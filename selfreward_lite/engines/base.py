@@ -79,11 +79,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next bit of a streamed sample's text. All of them, joined, are its completion's text."""
+    """The next bit of a streamed sample's text. All of them, joined, are its completion's text. `at` is when it came, on the clock
+    of time.monotonic, where somebody noted it."""
 
     key: str
     sample: int
     text: str
+    at: float | None = None
 
 
 # What comes in while an engine serves at any time: None says that there is nothing at the moment.

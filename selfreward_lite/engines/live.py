@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -187,7 +188,8 @@ class Live:
                 self._fail(EngineError(message.get("error") or f"the engine's process failed:\n{message['bug']}"))
 
     def _hand_on(self, message: Message) -> None:
-        said = Piece(**message["piece"]) if "piece" in message else completion_from_plain(message["completion"])
+        piece, now = message.get("piece"), time.monotonic()
+        said = Piece(**{**piece, "at": now}) if piece else completion_from_plain(message["completion"])
         with self._lock:
             asked = self._under_way.get(said.key)
             self.completions += isinstance(said, Completion)

@@ -39,9 +39,9 @@ def build(
     pairs: list[ResponsePair] = []
     drops: list[Drop] = []
     for prompt in prompts:
-        scored = _scored(prompt, responses.get(prompt.id, ()), scores)
+        scored = scored_of(prompt, responses.get(prompt.id, ()), scores)
         chosen_rejected = choose(scored, schedule.rho)
-        reason = _refusal(scored, chosen_rejected, schedule)
+        reason = refusal(scored, chosen_rejected, schedule)
         if reason is not None or chosen_rejected is None:
             drops.append(Drop(reason or "no pair"))
             continue
@@ -64,17 +64,33 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
     ['b', 'c']
     """
     winners = [one for one in scored if one.may_win]
-    if not winners:
+    limits = edges(scored, rho)
+    if limits is None:
         return None
-    best, worst = max(one.score for one in winners), min(one.score for one in scored)
-    if best - worst <= TOLERANCE:
-        return None
-    high = [one for one in winners if one.score >= (1 - rho) * best + rho * worst - TOLERANCE]
-    low = [one for one in scored if one.score <= (1 - rho) * worst + rho * best + TOLERANCE]
+    high = [one for one in winners if one.score >= limits[0] - TOLERANCE]
+    low = [one for one in scored if one.score <= limits[1] + TOLERANCE]
     return min(high, key=lambda one: (one.length, -one.score)), max(low, key=lambda one: (one.length, -one.score))
 
 
-def _scored(prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
+    """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
+    winners = [one.score for one in scored if one.may_win]
+    if not winners or (best := max(winners)) - (worst := min(one.score for one in scored)) <= TOLERANCE:
+        return None
+    return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
+
+
+def hindrance(prompt: Prompt, response: Response, score: float | None) -> str | None:
+    """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None where nothing was wrong."""
+    if response.finish != "stop":
+        return "cut by the length limit: in no pair"
+    if score is None:
+        return "too few judgments could be read: in no pair"
+    return None if _may_win(prompt.text, response.text) else "speaks to its judge, or repeats the prompt: never chosen"
+
+
+def scored_of(prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+    """Return the responses that can be in a pair at all."""
     return [
         Scored(response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text))
         for response in responses
@@ -91,7 +107,8 @@ def _may_win(prompt: str, text: str) -> bool:
     return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None and any(map(str.isalnum, left))
 
 
-def _refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
+def refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
+    """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""
     if len(scored) < 2:
         return "fewer than two scored responses"
     if not any(one.may_win for one in scored):

@@ -7,7 +7,7 @@ Handlers are plain functions of what stands on the page, so that tests call them
 from __future__ import annotations
 
 import tempfile
-import uuid
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,16 +18,22 @@ import gradio as gr
 
 from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError
-from selfreward_lite.talk import House
+from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.conversation import Turn, as_jsonl, as_markdown, messages, shown, stopped, turn_of
 from selfreward_lite.ui.safe import said
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, draw_controls, draw_of
 
 SELF = "the same model"
-EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
+TINY_EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
+EXAMPLES = [
+    "Explain to a ten-year-old why the sky is blue.", "Write three titles for a talk about bees.",
+    "My bread does not rise. What should I check first?",
+]
 HOW_JUDGED = (
     "A reply is judged with the run's own question, number of judgments and draw. In a conversation of several turns the judge "
     "reads all of them, written out, as the request."
 )
+FRAME = 0.04  # seconds between two pictures of a reply that grows
 Shown = tuple[list[Turn], list[dict[str, Any]]]
 
 
@@ -51,13 +57,16 @@ def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
     """Have the last turn answered, then judged; yields the turns and how they look, again and again."""
     judge = wish.speaker if wish.judge == SELF else wish.judge
     last = replace(turns[-1], speaker=wish.speaker, judge=judge, reply=None, score=None)
+    seen = 0.0
     try:
         place = house.place(wish.run)
         asked = messages(turns, wish.system)
         with closing(house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)) as growing:
             for reply in growing:
                 last = replace(last, reply=reply)
-                yield _now(turns, last)
+                if reply.finish or time.monotonic() - seen >= FRAME:
+                    seen = time.monotonic()
+                    yield _now(turns, last)
         if last.reply is None or not last.reply.text:
             return
         with closing(house.score(place, judge, asked, last.reply.text, wish.caller)) as arriving:
@@ -107,24 +116,19 @@ class _Parts:
     stop: gr.Button
     send: gr.Button
     clear: gr.Button
-    jsonl: gr.DownloadButton
-    page: gr.DownloadButton
+    files: list[Any]
+    tiny: gr.Column
+    other: gr.Column
 
 
-def tab(house: House, run: gr.Dropdown, words: gr.Markdown) -> None:
-    """Lay the tab out. `run` is the page's choice of a run, `words` where it says what it runs on."""
+def tab(house: House, shell: Shell) -> None:
+    """Lay the tab out."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            speaker = gr.Dropdown(label="Model", info="base, then M0 after the seed stage, then one each iteration")
-            judge = gr.Dropdown(label="Judged by", choices=[SELF], value=SELF)
+            speaker = gr.Dropdown(allow_custom_value=True, label="Model", info="base, then M0 after the seed stage, then one each iteration")
+            judge = gr.Dropdown(allow_custom_value=True, label="Judged by", choices=[SELF], value=SELF)
             with gr.Accordion("More", open=False):
-                draw = [
-                    gr.Textbox("", label="System prompt", lines=2),
-                    gr.Slider(0, 2, 0.7, step=0.05, label="Temperature"),
-                    gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
-                    gr.Slider(16, 2048, 256, step=16, label="Tokens at most"),
-                    gr.Number(0, label="Seed", precision=0),
-                ]
+                draw = [gr.Textbox("", label="System prompt", lines=2), *draw_controls()]
                 gr.Markdown(HOW_JUDGED)
         with gr.Column(scale=3):
             chatbot = gr.Chatbot(
@@ -135,71 +139,105 @@ def tab(house: House, run: gr.Dropdown, words: gr.Markdown) -> None:
                 box = gr.Textbox(show_label=False, placeholder="Say something", scale=8, autofocus=True, container=False)
                 stop = gr.Button("Stop", scale=1, min_width=80, visible=False)
                 send = gr.Button("Send", variant="primary", scale=1, min_width=80)
-            gr.Examples(EXAMPLES, box, label="For the tiny model")
+            with gr.Column(visible=False) as tiny:
+                gr.Examples(TINY_EXAMPLES, box, label="What the tiny model knows", api_visibility="private")
+            with gr.Column(visible=False) as other:
+                gr.Examples(EXAMPLES, box, label="For a start", api_visibility="private")
             with gr.Row():
                 clear = gr.Button("New conversation", size="sm")
-                jsonl, page = gr.DownloadButton("JSON lines", size="sm"), gr.DownloadButton("Markdown", size="sm")
-    parts = _Parts(speaker, judge, draw, chatbot, box, stop, send, clear, jsonl, page)
-    _wire(house, run, words, parts)
-    run.change(lambda run, chosen: _offer(house, run, chosen), [run, speaker], [speaker, judge])
+                files = [gr.DownloadButton("JSON lines", size="sm"), gr.DownloadButton("Markdown", size="sm")]
+    parts = _Parts(speaker, judge, draw, chatbot, box, stop, send, clear, files, tiny, other)
+    _wire(house, shell, parts)
+    known = gr.State([])
+    gr.on(
+        [shell.run.change, shell.pulse.change], lambda run, *chosen: offer(house, run, *chosen),
+        [shell.run, speaker, judge, known], [speaker, judge, known, tiny, other], **NEWS,
+    )
 
 
-def _wire(house: House, run: gr.Dropdown, words: gr.Markdown, parts: _Parts) -> None:
+def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     """Say what every click does."""
-    turns, caller = gr.State([]), gr.State(lambda: uuid.uuid4().hex)
-    chatbot, box, buttons = parts.chatbot, parts.box, [parts.stop, parts.send, parts.box]
-    files = [parts.jsonl, parts.page]
+    turns = gr.State([])
+    chatbot, box = parts.chatbot, parts.box
+    looks = [turns, chatbot, box, parts.stop, parts.send]
+    given = [turns, box, shell.run, parts.speaker, parts.judge, *parts.draw]
 
-    def answer(turns: list[Turn], caller: str, *chosen: Any) -> Iterator[Shown]:
+    def answer(turns: list[Turn], request: gr.Request, *chosen: Any) -> Iterator[tuple[Any, ...]]:
         run, speaker, judge, system, temperature, top_p, length, seed = chosen
-        if turns and turns[-1].reply is None:
-            draw = Draw(temperature=temperature, top_p=top_p, max_tokens=length)
-            yield from talk(house, turns, Wish(run, speaker, judge, system, draw, int(seed or 0), caller))
+        yield turns, shown(turns), *_buttons(speaking=True)
+        wish = Wish(run, speaker, judge, system, draw_of(temperature, top_p, length), int(seed or 0), request.session_hash or "")
+        for now, looks in talk(house, turns, wish):
+            yield now, looks, gr.skip(), gr.skip(), gr.skip()
 
-    def then_answer(event: Any) -> Any:
-        begun = event.then(shown, turns, chatbot).then(lambda: _buttons(speaking=True), None, buttons)
-        given = [turns, caller, run, parts.speaker, parts.judge, *parts.draw]
-        speaking = begun.then(answer, given, [turns, chatbot], concurrency_limit=None)
-        speaking.then(lambda: _buttons(speaking=False), None, buttons).then(house.words, None, words).then(_files, turns, files)
-        return speaking
+    def said_now(request: gr.Request, turns: list[Turn], text: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+        now, _ = ask(turns, text, chosen[1])
+        if now != turns:
+            yield from answer(now, request, *chosen)
 
-    def again(turns: list[Turn], event: gr.RetryData) -> list[Turn]:
-        return from_here(turns, _place(event.index))
+    def again(event: gr.RetryData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+        yield from answer(from_here(turns, _place(event.index)), request, *chosen)
 
-    def edited(turns: list[Turn], event: gr.EditData) -> list[Turn]:
-        return from_here(turns, _place(event.index), said(event.value))
+    def edited(event: gr.EditData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+        yield from answer(from_here(turns, _place(event.index), said(event.value)), request, *chosen)
 
-    def undone(turns: list[Turn], event: gr.UndoData) -> tuple[list[Turn], str]:
-        return without(turns, _place(event.index))
+    def undone(turns: list[Turn], event: gr.UndoData) -> tuple[Any, ...]:
+        left, text = without(turns, _place(event.index))
+        return left, shown(left), text
 
+    asked = {**QUIET, "concurrency_limit": None}
     started = [
-        then_answer(gr.on([box.submit, parts.send.click], ask, [turns, box, parts.speaker], [turns, box])),
-        then_answer(chatbot.retry(again, turns, turns)),
-        then_answer(chatbot.edit(edited, turns, turns)),
+        gr.on([box.submit, parts.send.click], said_now, given, looks, **asked),
+        chatbot.retry(again, given, looks, **asked),
+        chatbot.edit(edited, given, looks, **asked),
     ]
-    chatbot.undo(undone, turns, [turns, box]).then(shown, turns, chatbot).then(_files, turns, files)
     ended = [
-        parts.stop.click(stopped, turns, turns, cancels=started).then(shown, turns, chatbot),
-        gr.on([parts.clear.click, chatbot.clear], lambda: ([], []), None, [turns, chatbot], cancels=started),
+        *started,
+        parts.stop.click(_stopped, turns, [turns, chatbot], cancels=started, **QUIET),
+        gr.on([parts.clear.click, chatbot.clear], lambda: ([], []), None, [turns, chatbot], cancels=started, **QUIET),
+        chatbot.undo(undone, turns, [turns, chatbot, box], **QUIET),
     ]
     for event in ended:
-        event.then(lambda: _buttons(speaking=False), None, buttons).then(_files, turns, files)
+        event.then(lambda turns: (*_buttons(speaking=False)[1:], gr.update(interactive=True), house.words(), *_files(turns)),
+                   turns, [parts.stop, parts.send, box, shell.words, *parts.files], **QUIET)
 
 
-def _offer(house: House, run: str, chosen: str | None) -> tuple[Any, Any]:
-    """The models of a run to choose from, the newest first chosen."""
+def offer(house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]) -> tuple[Any, ...]:
+    """Return the models of a run to choose from, what is `known` from now on, and examples that suit it.
+
+    Whoever had chosen the newest gets the newest when there is a newer one; any other choice stays. Nothing is said twice: a page
+    that is told what it shows takes it for a change.
+    """
+    names, suits_tiny = models(house, run)
+    if [run, *names] == known:
+        return tuple(gr.skip() for _ in range(5))
+    stays = chosen in names and chosen != (known[-1] if known else None)
+    return (
+        gr.update(choices=names, value=chosen if stays else names[-1] if names else None),
+        gr.update(choices=[SELF, *names], value=judge if judge in names else SELF),
+        [run, *names], gr.update(visible=suits_tiny), gr.update(visible=bool(names) and not suits_tiny),
+    )
+
+
+def models(house: House, run: str | None) -> tuple[list[str], bool]:
+    """Return the models of a run that can be talked to, the newest last, and whether they are of the tiny world."""
+    if run is None:
+        return [], False
     try:
-        names = list(house.place(run).adapters)
-    except SelfRewardError as error:
-        gr.Warning(str(error))
-        names = []
-    kept = chosen if chosen in names else names[-1] if names else None
-    return gr.update(choices=names, value=kept), gr.update(choices=[SELF, *names], value=SELF)
+        place = house.place(run)
+    except SelfRewardError:
+        return [], False  # not yet: the Run tab says how far it is
+    return list(place.adapters), run == TINY or place.settings.model.base == "tiny"
+
+
+def _stopped(turns: list[Turn]) -> Shown:
+    now = stopped(turns)
+    return now, shown(now)
 
 
 def _buttons(*, speaking: bool) -> tuple[Any, Any, Any]:
-    """Stop while it speaks, else Send; what is typed meanwhile would be lost, so nothing can be."""
-    return gr.update(visible=speaking), gr.update(visible=not speaking), gr.update(interactive=not speaking)
+    """The box, Stop and Send: what is typed while it speaks would be lost, so nothing can be."""
+    box = gr.update(value="", interactive=False) if speaking else gr.update(interactive=True)
+    return box, gr.update(visible=speaking), gr.update(visible=not speaking)
 
 
 def _place(index: Any) -> int:

@@ -100,6 +100,8 @@ def as_markdown(turns: Sequence[Turn]) -> str:
 def headline(turn: Turn) -> str:
     """Return the score of a turn's reply in a line."""
     score = turn.score
+    if turn.reply is not None and turn.reply.waits:
+        return f"{turn.speaker} waits: {turn.reply.waits}"
     if score is None or (score.ended and not score.judgments):
         return f"{turn.speaker} · not judged"
     who = f"{turn.speaker} scores itself" if turn.judge == turn.speaker else f"{turn.speaker}, scored by {turn.judge}:"
@@ -111,13 +113,18 @@ def headline(turn: Turn) -> str:
     return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {len(score.read)} of {score.wanted} judgments)"
 
 
+def numbers(reply: Reply) -> str:
+    """Return how a reply was drawn: tokens, tokens a second, and why it ended if it did not end by itself."""
+    found = [f"{reply.tokens} tokens"]
+    if reply.speed is not None:
+        found.append(f"{reply.speed:,.0f} a second")
+    if reply.finish is not None and ENDS[reply.finish]:
+        found.append(ENDS[reply.finish])
+    return " · ".join(found)
+
+
 def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     """What unfolds under a reply: how it was drawn, and its judgments in full."""
-    numbers = [f"{reply.tokens} tokens"]
-    if reply.speed is not None:
-        numbers.append(f"{reply.speed:,.0f} a second")
-    if reply.finish is not None and ENDS[reply.finish]:
-        numbers.append(ENDS[reply.finish])
     judged = turn.score.judgments if turn.score else ()
     texts = [
         f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{letters(one.text)}" for one in judged
@@ -125,5 +132,5 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     pending = reply.finish is None or (turn.score is not None and not turn.score.over)
     return {
         "role": "assistant", "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
-        "metadata": {"title": headline(turn), "log": " · ".join(numbers), "status": "pending" if pending else "done"},
+        "metadata": {"title": headline(turn), "log": numbers(reply), "status": "pending" if pending else "done"},
     }

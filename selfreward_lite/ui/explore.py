@@ -1,0 +1,188 @@
+"""The tab in which one looks into a run: a prompt, its responses, what was said of them, and why there is a pair or none.
+
+Knows: gradio's parts, what happens at a click. Does not know: tables of a store: `explore` does. Texts of models stand in cells and
+boxes that show letters, never in Markdown.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from selfreward_lite import explore
+from selfreward_lite.errors import SelfRewardError
+from selfreward_lite.explore import PAGE, Look
+from selfreward_lite.store import Store
+from selfreward_lite.talk import TINY, House
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell
+
+NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
+HITS = ["prompt", "chosen", "rejected", "judgments too"]
+ANSWERS = ["part", "score", "expected", "judgments", "response", "by", "tokens", "ended"]
+JUDGMENTS = ["score", "expected", "by", "judgment"]
+FIGHTS = ["winner", "shown first", "strength", "shown second", "strength ", "the meta-judge's words"]
+OUTCOMES = ["all", "gave a pair", "gave none"]
+
+
+def hits(house: House, run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
+    """Return the ids of a page of prompts, their rows, and which page it is of how many."""
+    if not run or run == TINY or not group:
+        return [], [], "", 0
+    with Store.read(house.runs_dir / run) as store:
+        if group not in explore.groups(store):
+            return [], [], "", 0
+        found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
+    pages = max(1, -(-total // PAGE))
+    rows = [
+        [one.text, _number(one.chosen), _number(one.rejected), "a pair" if one.judgment_pair else ""] for one in found
+    ]
+    return [one.id for one in found], rows, f"{total:,} prompts, page {min(page, pages - 1) + 1} of {pages}", min(page, pages - 1)
+
+
+def whole(house: House, run: str, prompt_id: str) -> Look:
+    """Return a prompt with everything that became of it."""
+    with Store.read(house.runs_dir / run) as store:
+        return explore.look(store, prompt_id)
+
+
+def answers(look: Look) -> list[list[Any]]:
+    """Return a row a response."""
+    return [
+        [
+            one.part, _number(one.score), _number(one.expected), len(one.judgments), one.response.text, one.response.model,
+            one.response.tokens or "", {"stop": "by itself", "length": "cut"}.get(one.response.finish, one.response.finish),
+        ]
+        for one in look.answers
+    ]
+
+
+def judged(look: Look | None, place: int) -> list[list[Any]]:
+    """Return a row a judgment of one of the responses."""
+    if look is None or not 0 <= place < len(look.answers):
+        return []
+    return [
+        ["not read" if one.score is None else f"{one.score:g}", _number(one.expected_score), one.model, one.text]
+        for one in look.answers[place].judgments
+    ]
+
+
+def fights(look: Look) -> list[list[Any]]:
+    """Return a row a battle between two judgments."""
+    won = {1: "the first", -1: "the second", 0: "undecided"}
+    return [
+        [
+            won[one.battle.verdict], one.first.text, _number(one.first_strength), one.second.text, _number(one.second_strength),
+            one.battle.text,
+        ]
+        for one in look.fights
+    ]
+
+
+def battles_said(look: Look) -> str:
+    """Return in words what the battles came to."""
+    if not look.fights:
+        return "No battles: judgments of a response fight where they disagree, in iterations that train on judgment pairs."
+    pair = look.judgment_pair
+    if pair is None:
+        return f"{len(look.fights)} battles, and no judgment pair: the strongest and the weakest did not differ, or were too long."
+    return (
+        f"{len(look.fights)} battles. Trained on: the judgment of strength {pair.chosen_strength:.2f} chosen over that of "
+        f"{pair.rejected_strength:.2f}."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+# -- how it is laid out -----------------------------------------------------------------------------------------------------
+
+
+def tab(house: House, shell: Shell) -> None:
+    """Lay the tab out."""
+    empty = gr.Markdown(NOTHING)
+    with gr.Column(visible=False) as body:
+        with gr.Row():
+            group = gr.Dropdown(allow_custom_value=True, label="Prompts", info="of what a model was trained on", min_width=140)
+            words = gr.Textbox("", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140)
+            outcome = gr.Radio(OUTCOMES, value="all", label="That", min_width=220)
+        with gr.Row():
+            count = gr.Markdown("", elem_id="count")
+            back = gr.Button("Earlier", size="sm", min_width=80, scale=0)
+            forth = gr.Button("Later", size="sm", min_width=80, scale=0)
+        table = gr.Dataframe(
+            headers=HITS, datatype="str", interactive=False, max_height=300, wrap=True, show_label=False, elem_id="hits",
+            column_widths=["64%", "12%", "12%", "12%"],
+        )
+        prompt = gr.Textbox(label="Prompt", lines=1, max_lines=12, interactive=False, visible=False, elem_id="prompt")
+        why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
+        with gr.Column(visible=False) as inside:
+            replies = gr.Dataframe(
+                headers=ANSWERS, datatype="str", interactive=False, max_height=360, wrap=True, label="Responses", elem_id="answers",
+                column_widths=["14%", "7%", "9%", "10%", "38%", "7%", "7%", "8%"],
+            )
+            said = gr.Dataframe(
+                headers=JUDGMENTS, datatype="str", interactive=False, max_height=400, wrap=True, elem_id="judgments",
+                label="Judgments of the response that is chosen above", column_widths=["9%", "10%", "9%", "72%"],
+            )
+            fought = gr.Markdown("")
+            with gr.Accordion("Battles between judgments", open=False):
+                battles = gr.Dataframe(headers=FIGHTS, datatype="str", interactive=False, max_height=400, wrap=True, show_label=False)
+    ids, page, look, known = gr.State([]), gr.State(0), gr.State(None), gr.State([])
+    filters = [shell.run, group, words, outcome]
+    listed = [ids, table, count, page]
+
+    def listing(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
+        return hits(house, run, group, words, outcome, page)
+
+    def offered(run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
+        found = _groups(house, run)
+        if [run, *found] == known:
+            return tuple(gr.skip() for _ in range(4))
+        return (
+            [run, *found], gr.update(choices=found, value=chosen if chosen in found else found[0] if found else None),
+            gr.update(visible=not found), gr.update(visible=bool(found)),
+        )
+
+    def opened(event: gr.SelectData, run: str, ids: list[str]) -> tuple[Any, ...]:
+        row = event.index[0]
+        if not 0 <= row < len(ids):
+            return tuple(gr.skip() for _ in range(8))
+        try:
+            found = whole(house, run, ids[row])
+        except SelfRewardError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return (
+            found, gr.update(value=found.prompt.text, visible=True), html.escape(found.why), gr.update(visible=True), answers(found),
+            judged(found, 0), battles_said(found), fights(found),
+        )
+
+    gr.on([one.change for one in filters[1:]], lambda *chosen: listing(*chosen, 0), filters, listed, **QUIET)
+    back.click(lambda *chosen: listing(*chosen[:4], chosen[4] - 1), [*filters, page], listed, **QUIET)
+    forth.click(lambda *chosen: listing(*chosen[:4], chosen[4] + 1), [*filters, page], listed, **QUIET)
+    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], [known, group, empty, body], **NEWS).then(
+        listing, [*filters, page], listed, **QUIET
+    )
+    table.select(opened, [shell.run, ids], [look, prompt, why, inside, replies, said, fought, battles], **OWN)
+    _selects(replies, look, said)
+
+
+def _selects(replies: gr.Dataframe, look: gr.State, said: gr.Dataframe) -> None:
+    """Show the judgments of the response that is chosen."""
+
+    def chosen(event: gr.SelectData, look: Look | None) -> list[list[Any]]:
+        return judged(look, event.index[0])
+
+    replies.select(chosen, look, said, **QUIET)
+
+
+def _groups(house: House, run: str | None) -> list[str]:
+    if not run or run == TINY:
+        return []
+    try:
+        with Store.read(house.runs_dir / run) as store:
+            return explore.groups(store) if store.fact("settings") else []
+    except SelfRewardError:
+        return []  # only just begun

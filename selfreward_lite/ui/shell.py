@@ -1,0 +1,46 @@
+"""What all tabs share: the choice of a run, what the page says of the machine, and the pulse by which tabs learn of news.
+
+Knows: gradio's parts that stand above the tabs. Does not know: tabs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from selfreward_lite.config import Draw
+
+# Of every event that is the page's own: no part of the API that others may call.
+OWN: dict[str, Any] = {"api_visibility": "private"}
+QUIET: dict[str, Any] = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
+TICK: dict[str, Any] = {**QUIET, "queue": False}  # … and never in anybody's way
+# … of something that changed: where two things change at once, gradio's own way ("always_last") goes round for ever.
+NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The run that is chosen, what the machine does in words, and what changes when there is something new in the run: a box that is
+    not seen, since gradio takes a state for changed whenever it is set."""
+
+    run: gr.Dropdown
+    words: gr.Markdown
+    pulse: gr.Textbox
+    timer: gr.Timer
+
+
+def draw_controls(seed: str = "Seed") -> list[Any]:
+    """Lay out how tokens are to be drawn: temperature, top-p, tokens at most, seed."""
+    return [
+        gr.Slider(0, 2, 0.7, step=0.05, label="Temperature"),
+        gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
+        gr.Slider(16, 2048, 256, step=16, label="Tokens at most"),
+        gr.Number(0, label=seed, precision=0, minimum=0),
+    ]
+
+
+def draw_of(temperature: float, top_p: float, length: float) -> Draw:
+    """Return what the controls say."""
+    return Draw(temperature=temperature, top_p=top_p, max_tokens=int(length))
