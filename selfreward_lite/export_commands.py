@@ -157,7 +157,7 @@ def votes(
     runs_dir: RunsDir = Path("runs"),
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("votes.jsonl"),
 ) -> None:
-    """Write the votes given in the app as ranked data in OASST's schema: JSON lines, for `seed_stage.ranked` and judge quality."""
+    """Write the votes given in the app as ranked data in OASST's schema (JSON lines), which `seed_stage.ranked` reads."""
     Store.read(runs_dir / name).close()
     found = ballots.all_votes(runs_dir / name)
     rows, drops = ballots.as_ranked(found)
@@ -166,7 +166,8 @@ def votes(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     left_out = Counter(drop.reason for drop in drops)
-    say(f"{out}: {len(rows) // 3} of {len(found)} votes" + "".join(f"; {count} left out: {why}" for why, count in left_out.items()))
+    why = "".join(f"; {count} left out: {reason}" for reason, count in left_out.items())
+    say(f"{out}: {len(rows) // 3} of {len(found)} votes{why}")
     print(json.dumps({"run": name, "file": str(out), "prompts": len(rows) // 3, "left_out": left_out}))
 
 

@@ -1,7 +1,7 @@
 """What a run will need on this machine, before anything starts, as one value: hours, card memory, disk, download.
 
-Knows: which shape a base has, which card is there, what is on this disk. Does not know: the arithmetic (`plan`, `memory`), or how it
-is shown.
+Knows: which shape a base has, which card is there, what is on this disk. Does not know: the arithmetic (`plan`, `memory`), or how
+it is shown.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ def show(
     found = forecast(settings, card, runs_dir)
     _print_hours(settings, found)
     _print_memory(found)
-    say(f"disk: {in_words(sum(found.disk.values()))} ({', '.join(f'{what} {in_words(size)}' for what, size in found.disk.items())}), "
-        f"{in_words(found.free)} free; download: {in_words(found.download) if found.download else 'nothing'}")
+    parts = ", ".join(f"{what} {in_words(size)}" for what, size in found.disk.items())
+    say(f"disk: {in_words(sum(found.disk.values()))} ({parts}), {in_words(found.free)} free; "
+        f"download: {in_words(found.download) if found.download else 'nothing'}")
     _print_cards(settings, found)
     file = hub.named(settings.model.gguf_file) if settings.model.gguf_file else None
     if file and not hub.is_here(file, "model"):

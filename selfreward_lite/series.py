@@ -92,8 +92,8 @@ def gaps(store: Store) -> Rows:
 def biases(store: Store) -> Rows:
     """Return what the meta-judge's decided verdicts lean to (arXiv 2407.19594, section 4): rows of meta-judge, what, value.
 
-    The share for the judgment shown first, over all battles and over those of equal scores, where ½ is unbiased; and the share for
-    the higher score.
+    The share for the judgment shown first, over all battles and over those of equal scores, where ½ is unbiased; and the share
+    for the higher score.
     """
     found: Rows = []
     verdicts = (

@@ -183,7 +183,8 @@ class House:
     ) -> Iterator[Reply]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
-        At least four a second, so that closing the iterator stops it; `waits` says for what, before it begins. Raises UserError for a model that there is not.
+        At least four a second, so that closing the iterator stops it; `waits` says for what, before it begins. Raises UserError
+        for a model that there is not.
         """
         chat = _chat(place)
         voice = self._voice(place, speaker, draw)
@@ -211,8 +212,7 @@ class House:
         voice = self._voice(place, judge, settings.judge.draw)
         prompt = Prompt("prompt", 0, "generated", 0, written_out(messages))
         # The same reply to the same words is judged with the same luck, so that two models, or two looks, can be compared.
-        known = hashlib.blake2b(f"{prompt.text}\0{text}".encode(), digest_size=16).hexdigest()
-        response = Response(known, 0, judge, prompt.id, 0, text, "stop", 0)
+        response = Response(_known(prompt.text, text), 0, judge, prompt.id, 0, text, "stop", 0)
         (asked,) = next(judgments.ask(prompt, response, voice, settings.judge.count))
         found = Score(settings.judge.count)
         with closing(self._ask(place, replace(asked, key=uuid.uuid4().hex), caller)) as heard:
@@ -233,8 +233,7 @@ class House:
         asked = Prompt("prompt", 0, "generated", 0, prompt)
         # As with scores: the same texts have the same luck, whoever wrote them.
         a, b = (
-            Response(hashlib.blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest(), 0, "", asked.id, 0, text, "stop", 0)
-            for text in texts
+            Response(_known(prompt, text), 0, "", asked.id, 0, text, "stop", 0) for text in texts
         )
         asking = evaluate.ask_comparison(asked, a, b, voice)
         said: list[Completion] = []
@@ -282,10 +281,15 @@ class House:
         out = self.runs_dir / ".tiny" / "base.gguf"
         with self._lock:
             if not (out.parent / MANIFEST).exists():
-                with real_tools() as tools:
+                with real_tools(bare=True) as tools:
                     tools.export_base(hub.model_folder("tiny"), out, load("tiny").model)
                 write_manifest(out.parent, {"base": "tiny"})
         return out
+
+
+def _known(prompt: str, text: str) -> str:
+    """What an answer's luck derives from, where it has no key: what it says, and to what."""
+    return hashlib.blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()
 
 
 def written_out(messages: Sequence[Message]) -> str:

@@ -44,12 +44,13 @@ class Tools:
 
 
 @contextmanager
-def real_tools(backend: str = "auto") -> Iterator[Tools]:
+def real_tools(backend: str = "auto", *, bare: bool = False) -> Iterator[Tools]:
     """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block.
 
-    With backend "unsloth" the latter imports nothing beforehand: unsloth must come before what it rewrites.
+    With backend "unsloth" the latter imports nothing beforehand: unsloth must come before what it rewrites. Nor with `bare`,
+    which is for a single task.
     """
-    workshop = Workshop(bare=backend == "unsloth")
+    workshop = Workshop(bare=bare or backend == "unsloth")
     try:
         torch = _Torch(workshop)
         yield Tools(_open_llama, torch.train, torch.export_base, torch.export_adapter)

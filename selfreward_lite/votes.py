@@ -1,6 +1,6 @@
 """What people thought of two models' answers, beside what a model thought of them as judge.
 
-    add, all_votes     votes.sqlite in the run's folder: a file of its own, so that no vote ever waits for, or holds up, a night's run
+    add, all_votes     votes.sqlite in the run's folder: a file of its own, so that no vote waits for a run, or holds it up
     tally              how often one model was preferred to another, and how often the judge agreed with the people
     as_ranked          votes as ranked data in OASST's schema, which `seed_stage.ranked` and the evaluation of judges read
 

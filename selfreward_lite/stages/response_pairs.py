@@ -81,7 +81,7 @@ def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
 
 
 def hindrance(prompt: Prompt, response: Response, score: float | None) -> str | None:
-    """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None where nothing was wrong."""
+    """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None if it could."""
     if response.finish != "stop":
         return "cut by the length limit: in no pair"
     if score is None:

@@ -21,7 +21,7 @@ from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.conversation import Turn, as_jsonl, as_markdown, messages, shown, stopped, turn_of
 from selfreward_lite.ui.safe import said
-from selfreward_lite.ui.shell import NEWS, QUIET, Shell, draw_controls, draw_of
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of
 
 SELF = "the same model"
 TINY_EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
@@ -125,8 +125,8 @@ def tab(house: House, shell: Shell) -> None:
     """Lay the tab out."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            speaker = gr.Dropdown(allow_custom_value=True, label="Model", info="base, then M0 after the seed stage, then one each iteration")
-            judge = gr.Dropdown(allow_custom_value=True, label="Judged by", choices=[SELF], value=SELF)
+            speaker = choice("Model", info="base, then M0 after the seed stage, then one each iteration")
+            judge = choice("Judged by", choices=[SELF], value=SELF)
             with gr.Accordion("More", open=False):
                 draw = [gr.Textbox("", label="System prompt", lines=2), *draw_controls()]
                 gr.Markdown(HOW_JUDGED)

@@ -1,7 +1,7 @@
 """The tab in which two models answer the same prompt with the same seed, and one says which answer is better.
 
-Knows: gradio's parts, what happens at a click. Does not know: engines, stores. Nobody sees a verdict of the judge before the vote: an
-agreement with what was shown would say nothing. A vote is kept even if its voter leaves while the judge still reads.
+Knows: gradio's parts, what happens at a click. Does not know: engines, stores. No judge is heard before the vote:
+an agreement with what was shown would say nothing. A vote is kept even if its voter leaves while the judge still reads.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from selfreward_lite.talk import House, Reply, Verdict
 from selfreward_lite.ui.chat import EXAMPLES, FRAME, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
 from selfreward_lite.ui.safe import markdown
-from selfreward_lite.ui.shell import NEWS, QUIET, Shell, draw_controls, draw_of
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of
 
 CHOICES: dict[str, votes.Side | None] = {
     "Left is better": "a", "As good as each other": "tie", "Right is better": "b", "Skip": None,
 }
 HOW = (
-    "Both models are the same base with another adapter. They read the same prompt and draw with the same seed, so what differs is "
-    "what they learnt. The judge reads both answers in both orders; a verdict that flips with the order is a tie."
+    "Both models are the same base with another adapter. They read the same prompt and draw with the same seed, so what differs "
+    "is what they learnt. The judge reads both answers in both orders; a verdict that flips with the order is a tie."
 )
 NOTHING = "There is only one model here: two are needed. **Start a run on the Run tab**; M0 appears after the seed stage."
 READY = "Ask something; then vote. Votes are kept in the run's folder."
@@ -78,7 +78,7 @@ def answer(house: House, bout: Bout) -> Iterator[Bout]:
 
 
 def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Iterator[Bout]:
-    """Take a vote (None is none), then have the judge compare; the vote is kept with the verdict, or without if that never comes."""
+    """Take a vote (None is none), then have the judge compare; the vote is kept with the verdict, or without if none comes."""
     if bout.voted or not bout.over:
         raise UserError("there is nothing to vote on: ask both models first")
     left, right = (reply.text for reply in bout.replies if reply is not None)
@@ -97,9 +97,10 @@ def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Ite
 
 def _vote(bout: Bout, choice: votes.Side, left: str, right: str) -> votes.Vote:
     said = bout.verdict or Verdict(bout.judge, None, "", "")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     return votes.Vote(
-        uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds"), bout.prompt, bout.seed, *bout.models, left, right, choice,
-        bout.blind, bout.judge, said.result, said.judged_ab, said.judged_ba,
+        uuid.uuid4().hex, now, bout.prompt, bout.seed, *bout.models, left, right, choice, bout.blind, bout.judge, said.result,
+        said.judged_ab, said.judged_ba,
     )
 
 
@@ -186,8 +187,8 @@ def tab(house: House, shell: Shell) -> None:
     empty = gr.Markdown(NOTHING, visible=False)
     with gr.Column() as body:
         with gr.Row():
-            pair = [gr.Dropdown(allow_custom_value=True, label="One model", min_width=120), gr.Dropdown(allow_custom_value=True, filterable=False, label="The other", min_width=120)]
-            judge = gr.Dropdown(allow_custom_value=True, label="Judged by", min_width=120)
+            pair = [choice("One model", min_width=120), choice("The other", min_width=120)]
+            judge = choice("Judged by", min_width=120)
             blind = gr.Checkbox(True, label="Blind", info="names hidden until you vote", min_width=120)
         with gr.Row():
             box = gr.Textbox(show_label=False, placeholder="What both are asked", scale=8, container=False)
@@ -287,7 +288,9 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     )
 
 
-def _offer(house: House, run: str | None, one: str | None, two: str | None, judge: str | None, known: list[str | None]) -> tuple[Any, ...]:
+def _offer(
+    house: House, run: str | None, one: str | None, two: str | None, judge: str | None, known: list[str | None]
+) -> tuple[Any, ...]:
     """The models to choose from: at first M0 and the newest, judged by the newest; a choice that can stay stays."""
     names, suits_tiny = models(house, run)
     if [run, *names] == known:

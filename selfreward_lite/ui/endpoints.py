@@ -1,14 +1,14 @@
 """What other programs may ask of the app, with `gradio_client`: `runs`, `chat`, `judge`, `compare`.
 
-Knows: plain values in, plain values out; one engine serves these and the page alike. Does not know: the page. An error of a caller's
-comes back as its one line.
+Knows: plain values in, plain values out; one engine serves these and the page alike. Does not know: the page. An error of a
+caller's comes back as its one line.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import gradio as gr
@@ -47,24 +47,19 @@ def define(house: House) -> None:
         """Return what a model gives a response, as judge: score (mean), spread, expected, read, wanted, judgments."""
         with _told():
             place, model = _asked(house, run, model, prompt, response)
-            found = Score(0)
-            with closing(house.score(place, model, user(prompt), response, uuid.uuid4().hex)) as arriving:
-                for found in arriving:
-                    pass
+            (*_, found) = house.score(place, model, user(prompt), response, uuid.uuid4().hex)
             return _score(found)
 
     def compare(
         prompt: str, run: str, model_a: str, model_b: str, judge: str = "", temperature: float = 0.7, top_p: float = 0.95,
         max_tokens: int = 256, seed: int = 0,
     ) -> dict[str, Any]:
-        """Return what two models reply to a prompt with one seed, and a judge's verdict in both orders: "a", "b", "tie" or None."""
+        """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
         with _told():
             place, judge = _asked(house, run, judge, prompt)
             draw, caller, texts, said = draw_of(temperature, top_p, min(max_tokens, MOST)), uuid.uuid4().hex, [], {}
             for name, model in (("a", model_a), ("b", model_b)):
-                reply = Reply("")
-                for reply in house.reply(place, model, user(prompt), draw, seed, caller):
-                    pass
+                (*_, reply) = house.reply(place, model, user(prompt), draw, seed, caller)
                 texts.append(reply.text)
                 said[name] = {"model": model, **_reply(reply)}
             (*_, verdict) = house.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
@@ -82,10 +77,8 @@ def _described(house: House, name: str) -> dict[str, Any]:
     try:
         view = jobs.view(house.runs_dir / name)
         models: list[str] = []
-        try:
+        with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
             models = list(house.place(name).adapters)
-        except UserError:
-            pass  # nothing to talk to yet, or pruned; its state says more
         return {"run": name, "state": view.state, "preset": view.preset, "models": models}
     except SelfRewardError as error:
         return {"run": name, "state": str(error), "preset": "", "models": []}
@@ -123,12 +116,10 @@ def _score(score: Score) -> dict[str, Any]:
     }
 
 
-class _told:
+@contextmanager
+def _told() -> Iterator[None]:
     """Hand an error of ours to the caller as its one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, SelfRewardError):
-            raise gr.Error(str(error), print_exception=False) from None
+    try:
+        yield
+    except SelfRewardError as error:
+        raise gr.Error(str(error), print_exception=False) from None

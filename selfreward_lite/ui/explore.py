@@ -1,7 +1,7 @@
 """The tab in which one looks into a run: a prompt, its responses, what was said of them, and why there is a pair or none.
 
-Knows: gradio's parts, what happens at a click. Does not know: tables of a store: `explore` does. Texts of models stand in cells and
-boxes that show letters, never in Markdown.
+Knows: gradio's parts, what happens at a click. Does not know: tables of a store: `explore` does. Texts of models stand in cells
+and boxes that show letters, never in Markdown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.explore import PAGE, Look
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice
 
 NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
 HITS = ["prompt", "chosen", "rejected", "judgments too"]
@@ -86,7 +86,7 @@ def battles_said(look: Look) -> str:
         return "No battles: judgments of a response fight where they disagree, in iterations that train on judgment pairs."
     pair = look.judgment_pair
     if pair is None:
-        return f"{len(look.fights)} battles, and no judgment pair: the strongest and the weakest did not differ, or were too long."
+        return f"{len(look.fights)} battles and no judgment pair: the strongest and the weakest did not differ, or were too long."
     return (
         f"{len(look.fights)} battles. Trained on: the judgment of strength {pair.chosen_strength:.2f} chosen over that of "
         f"{pair.rejected_strength:.2f}."
@@ -105,7 +105,7 @@ def tab(house: House, shell: Shell) -> None:
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
         with gr.Row():
-            group = gr.Dropdown(allow_custom_value=True, label="Prompts", info="of what a model was trained on", min_width=140)
+            group = choice("Prompts", info="of what a model was trained on", min_width=140)
             words = gr.Textbox("", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140)
             outcome = gr.Radio(OUTCOMES, value="all", label="That", min_width=220)
         with gr.Row():
@@ -120,8 +120,8 @@ def tab(house: House, shell: Shell) -> None:
         why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
         with gr.Column(visible=False) as inside:
             replies = gr.Dataframe(
-                headers=ANSWERS, datatype="str", interactive=False, max_height=360, wrap=True, label="Responses", elem_id="answers",
-                column_widths=["14%", "7%", "9%", "10%", "38%", "7%", "7%", "8%"],
+                headers=ANSWERS, datatype="str", interactive=False, max_height=360, wrap=True, label="Responses",
+                elem_id="answers", column_widths=["14%", "7%", "9%", "10%", "38%", "7%", "7%", "8%"],
             )
             said = gr.Dataframe(
                 headers=JUDGMENTS, datatype="str", interactive=False, max_height=400, wrap=True, elem_id="judgments",
@@ -129,7 +129,9 @@ def tab(house: House, shell: Shell) -> None:
             )
             fought = gr.Markdown("")
             with gr.Accordion("Battles between judgments", open=False):
-                battles = gr.Dataframe(headers=FIGHTS, datatype="str", interactive=False, max_height=400, wrap=True, show_label=False)
+                battles = gr.Dataframe(
+                    headers=FIGHTS, datatype="str", interactive=False, max_height=400, wrap=True, show_label=False,
+                )
     ids, page, look, known = gr.State([]), gr.State(0), gr.State(None), gr.State([])
     filters = [shell.run, group, words, outcome]
     listed = [ids, table, count, page]
@@ -155,8 +157,8 @@ def tab(house: House, shell: Shell) -> None:
         except SelfRewardError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return (
-            found, gr.update(value=found.prompt.text, visible=True), html.escape(found.why), gr.update(visible=True), answers(found),
-            judged(found, 0), battles_said(found), fights(found),
+            found, gr.update(value=found.prompt.text, visible=True), html.escape(found.why), gr.update(visible=True),
+            answers(found), judged(found, 0), battles_said(found), fights(found),
         )
 
     gr.on([one.change for one in filters[1:]], lambda *chosen: listing(*chosen, 0), filters, listed, **QUIET)

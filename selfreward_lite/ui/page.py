@@ -18,7 +18,7 @@ from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui import chat, compare, endpoints, explore, progress
 from selfreward_lite.ui import run as run_tab
-from selfreward_lite.ui.shell import QUIET, TICK, Shell
+from selfreward_lite.ui.shell import QUIET, TICK, Shell, choice
 
 TITLE = "selfreward_lite"
 SHUT = "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; object-src 'none'"
@@ -40,8 +40,8 @@ PULSE = 2.0  # seconds between two looks at the runs
 QUEUE = 64  # events that wait, and requests of the engine: beyond that the page says so
 THREADS = 200  # a reply under way has one for as long as nothing is said, a quarter of a second
 WELCOME = (
-    "**No run yet.** You can talk to the tiny model at once. A tiny run shows the whole loop: the model answers, judges its answers, "
-    "judges its judgments, and is trained on both, three times; some minutes on a CPU, no download."
+    "**No run yet.** You can talk to the tiny model at once. A tiny run shows the whole loop: the model answers, judges its "
+    "answers, judges its judgments, and is trained on both, three times; some minutes on a CPU, no download."
 )
 
 
@@ -51,7 +51,7 @@ def build(house: House) -> gr.Blocks:
         with gr.Row(elem_id="head"):
             gr.Markdown("# selfreward_lite\nA language model that judges its own answers, and learns from it.")
             with gr.Column(min_width=260):
-                run = gr.Dropdown(allow_custom_value=True, label="Run", container=False, elem_id="run", interactive=True)
+                run = choice("Run", container=False, elem_id="run")
                 words = gr.Markdown(elem_id="machine")
         with gr.Row(visible=False, elem_id="first") as welcome:
             gr.Markdown(WELCOME)
@@ -122,8 +122,9 @@ def _open(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str]
         # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
         page.launch(
             server_name="0.0.0.0" if listen else "127.0.0.1", server_port=port, share=False, auth=auth, allowed_paths=[],
-            max_file_size="5mb", show_error=False, quiet=True, head=HEAD, css=CSS, theme=gr.themes.Soft(**FONTS), footer_links=[],
-            run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, prevent_thread_lock=True, max_threads=THREADS,
+            max_file_size="5mb", show_error=False, quiet=True, head=HEAD, css=CSS, theme=gr.themes.Soft(**FONTS),
+            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False,
+            prevent_thread_lock=True, max_threads=THREADS,
         )
     except OSError as error:
         raise UserError(f"no page could be opened ({error}); give another --port") from None

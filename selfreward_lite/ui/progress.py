@@ -1,6 +1,6 @@
 """The tab that shows whether a run gets better: what each model was measured to be, how it was trained, what its judge does.
 
-Knows: gradio's plots, which belong to the page's own light and dark. Does not know: where numbers come from: `series` and `report` do.
+Knows: gradio's plots, which follow the page's light and dark. Does not know: where numbers come from (`series`, `report`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SEVERAL = ("points, 0 to 5", "shares of what was trained on")  # panels with mor
 # Of each panel: what it is for, in words a newcomer reads once.
 NOTES = {
     "win rate against M0": "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
-    "points, 0 to 5": "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the tiny world, "
-                      "the truth.",
+    "points, 0 to 5": "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the tiny "
+                      "world, the truth.",
     "judge: agreement with human rankings": "Share of ranked pairs that the model, as judge, puts in the people's order.",
     "tokens of a response": "Judges like long answers: if this climbs with the scores, length is what was learnt.",
-    "shares of what was trained on": "Prompts that gave a pair; pairs of responses that scored the same; judgments that could not be "
-                                     "read.",
+    "shares of what was trained on":
+        "Prompts that gave a pair; pairs of responses that scored the same; judgments that could not be read.",
 }
 
 
@@ -42,8 +42,8 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         return {
             "worth": series.worth(store), "training": series.training(store), "scores": series.scores(store),
             "lengths": series.lengths(store, latest) if latest else [], "latest": latest, "gaps": series.gaps(store),
-            "biases": series.biases(store), "table": measured(store), "gates": gates(store),
-            "answers": [[one.prompt, one.before, one.after] for one in report.before_after(store, BOTH_ANSWERS)], "newest": newest,
+            "biases": series.biases(store), "table": measured(store), "gates": gates(store), "newest": newest,
+            "answers": [[one.prompt, one.before, one.after] for one in report.before_after(store, BOTH_ANSWERS)],
         }
 
 
@@ -97,17 +97,17 @@ def tab(house: House, shell: Shell) -> None:
             title, note = notes[4]
             panels[title] = _plot(title, note, "model", "value", "what")
             spread = _plot(
-                "scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the judge "
-                "no longer tells answers apart.", "score", "share", "judge",
+                "scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the "
+                "judge no longer tells answers apart.", "score", "share", "judge",
             )
         with gr.Row():
             dots = _plot(
-                "length against score", "Responses that the newest pairs were made of: characters, and the mean of their judgments.",
-                "characters", "score", None, gr.ScatterPlot,
+                "length against score", "Responses that the newest pairs were made of: characters, and the mean of their "
+                "judgments.", "characters", "score", None, gr.ScatterPlot,
             )
             gap = _plot(
-                "mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is left "
-                "to learn.", "model", "score", "which",
+                "mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is "
+                "left to learn.", "model", "score", "which",
             )
         with gr.Row():
             lean = _plot(
@@ -139,7 +139,8 @@ def tab(house: House, shell: Shell) -> None:
         worth = [frame(found["worth"].get(title, []), ("model", "value", "what")) for title in panels]
         head, rows = found["table"]
         return (
-            news, gr.update(visible=False), gr.update(visible=True), *worth, frame(found["scores"], ("score", "share", "judge")).astype({"score": str}),
+            news, gr.update(visible=False), gr.update(visible=True), *worth,
+            frame(found["scores"], ("score", "share", "judge")).astype({"score": str}),
             frame(found["lengths"], ("characters", "score")), frame(found["gaps"], ("model", "score", "which")),
             frame(found["biases"], ("judge", "value", "what")), frame(found["training"][curve], ("step", "value", "model")),
             {"headers": head, "data": rows},

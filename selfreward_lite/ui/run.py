@@ -1,7 +1,7 @@
 """The tab in which a run is planned, begun, watched, stopped and gone on with.
 
-Knows: gradio's parts, what happens at a click. Does not know: stages. A run is a process of its own (`jobs`): this tab only reads its
-folder, so that every browser sees the same, and closing them all changes nothing.
+Knows: gradio's parts, what happens at a click. Does not know: stages. A run is a process of its own (`jobs`): this tab only reads
+its folder, so that every browser sees the same, and closing them all changes nothing.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def _hours(settings: config.Settings, found: Forecast) -> str:
     if settings.preset == "tiny" and not found.seconds:
         return f"time: {TINY_TOOK}"
     if not found.seconds:
-        return f"time: nothing is known of {found.card}" if found.card else "time: there is no card here, so nothing is said of it"
+        return f"time: nothing is known of {found.card}" if found.card else "time: nothing is said of it, since there is no card"
     seed, one = (found.hours(iteration) or 0.0 for iteration in (0, 1))
-    return f"time: {seed:.1f} hours for the seed stage, {one:.1f} for an iteration, {settings.iterations} of them ({found.source})"
+    each = f"{one:.1f} for an iteration, {settings.iterations} of them"
+    return f"time: {seed:.1f} hours for the seed stage, {each} ({found.source})"
 
 
 def _memory(found: Forecast) -> str:
@@ -77,8 +78,8 @@ def headline(view: View) -> str:
         reasons = "".join(f"\n- {gate}: {_inert(reason)}" for gate, reason in view.refused.items())
         advice = "accept it all the same, or go past the gates" if view.may_accept else "go past the gates"
         return (
-            f"{said}: {view.candidate} is not good enough, and {newest} stays the newest.{reasons}\n\nLook at its pairs and scores "
-            f"(Explore, Progress). Then {advice}, or begin a new run with other settings."
+            f"{said}: {view.candidate} is not good enough, and {newest} stays the newest.{reasons}\n\nLook at its pairs and "
+            f"scores (Explore, Progress). Then {advice}, or begin a new run with other settings."
         )
     if view.state in ("running", "beginning"):
         return f"{said} (process {view.process}): {view.candidate} is being made, of M{view.iterations}."

@@ -22,13 +22,19 @@ NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 
 @dataclass(frozen=True)
 class Shell:
-    """The run that is chosen, what the machine does in words, and what changes when there is something new in the run: a box that is
-    not seen, since gradio takes a state for changed whenever it is set."""
+    """The run that is chosen, what the machine does in words, and what changes when there is something new in the run: a box
+    that nobody sees."""
 
     run: gr.Dropdown
     words: gr.Markdown
     pulse: gr.Textbox
     timer: gr.Timer
+
+
+def choice(label: str, **more: Any) -> gr.Dropdown:
+    """Lay out a choice among names that come and go. gradio refuses a value it has not heard of yet, so it is told to take any;
+    whoever is asked for something that is not there says so."""
+    return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
 
 
 def draw_controls(seed: str = "Seed") -> list[Any]:
