@@ -104,9 +104,9 @@ def biases(store: Store) -> Rows:
         decided = store.select(verdicts, iteration)
         read = [row for row in decided if None not in row]
         kinds = {
-            "the one shown first, all battles": [row[0] > 0 for row in decided],
-            "the one shown first, equal scores": [row[0] > 0 for row in read if row[1] == row[2]],
-            "the higher score": [row[0] * (row[1] - row[2]) > 0 for row in read if row[1] != row[2]],
+            "shown first": [row[0] > 0 for row in decided],
+            "shown first, equal scores": [row[0] > 0 for row in read if row[1] == row[2]],
+            "higher score": [row[0] * (row[1] - row[2]) > 0 for row in read if row[1] != row[2]],
         }
         found += [
             {"judge": f"M{iteration - 1}", "what": what, "value": sum(chosen) / len(chosen), "count": len(chosen)}

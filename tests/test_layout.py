@@ -16,18 +16,19 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "cards", "disk", "locks", "tenancy", "records", "prompts", "config", "datafiles", "parsing", "canaries", "chat",
-    "tiny", "manifest", "hub", "store", "engines.base", "engines.kv", "engines.samples", "engines.device",
+    "errors", "cards", "disk", "locks", "tenancy", "records", "prompts", "config", "datafiles", "parsing", "canaries",
+    "chat", "tiny", "manifest", "hub", "store", "engines.base", "engines.kv", "engines.samples", "engines.device",
     "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading", "engines.llama", "engines.child",
     "engines.process", "engines.live", "engines.shared", "engines.scripted", "engines", "stages.voice", "stages.likeness",
     "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles", "stages.ratings",
     "stages.judgment_pairs", "stages", "runner", "votes", "mirror", "seed", "training_job", "checkpoints", "llama_folder",
     "shapes", "nf4", "backends", "train", "memory", "plan", "forecast", "jobs", "export", "parity", "equality", "quantise",
-    "ollama", "full_model", "evaluate", "gates", "workshop", "tools", "run", "budget", "steps", "tripwires", "assess", "loop",
-    "report", "series", "explore", "figures", "notebook", "talk", "display", "bench", "bench.synthetic", "bench.rivals",
-    "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases", "bench.commands", "publish", "prune",
-    "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui.safe", "ui.conversation", "ui.shell", "ui.chat",
-    "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints", "ui.page", "ui", "cli", "__main__",
+    "ollama", "full_model", "evaluate", "gates", "workshop", "tools", "run", "budget", "steps", "tripwires", "assess",
+    "loop", "report", "series", "explore", "figures", "notebook", "talk", "display", "bench", "bench.synthetic",
+    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases", "bench.commands",
+    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui", "ui.safe",
+    "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints",
+    "ui.page", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -45,7 +46,16 @@ MAY_IMPORT = {
         "probes",
     },
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},
-    "gradio": {"ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints", "ui.page"},
+    "gradio": {
+        "ui.shell",
+        "ui.chat",
+        "ui.compare",
+        "ui.run",
+        "ui.explore",
+        "ui.progress",
+        "ui.endpoints",
+        "ui.page",
+    },
     "matplotlib": {"figures", "notebook"},
     "IPython": {"notebook"},
     "pandas": {"notebook", "ui.progress"},

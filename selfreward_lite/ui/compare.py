@@ -225,13 +225,12 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     looks = [bout, *parts.heads, *parts.texts, *parts.numbers, *parts.buttons, parts.words, *parts.judged, parts.standing,
              parts.ask, parts.stop]
 
-    def ask(
-        request: gr.Request, run: str, text: str, one: str, two: str, judge: str, blind: bool, *draw: Any
-    ) -> Iterator[tuple[Any, ...]]:
+    def ask(request: gr.Request, run: str, text: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+        one, two, judge, blind, *draw, seed = chosen
         if not text.strip():
             return
         sides = (two, one) if blind and random.random() < 0.5 else (one, two)
-        now = Bout(run, text.strip(), int(draw[3] or 0), draw_of(*draw[:3]), sides, judge, blind, request.session_hash or "")
+        now = Bout(run, text.strip(), int(seed or 0), draw_of(*draw), sides, judge, blind, request.session_hash or "")
         yield _looks(house, now)
         yield from _told(house, answer(house, now))
 

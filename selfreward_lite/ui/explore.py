@@ -16,7 +16,7 @@ from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.explore import PAGE, Look
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice, table
 
 NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
 HITS = ["prompt", "chosen", "rejected", "judgments too"]
@@ -112,31 +112,22 @@ def tab(house: House, shell: Shell) -> None:
             count = gr.Markdown("", elem_id="count")
             back = gr.Button("Earlier", size="sm", min_width=80, scale=0)
             forth = gr.Button("Later", size="sm", min_width=80, scale=0)
-        table = gr.Dataframe(
-            headers=HITS, datatype="str", interactive=False, max_height=300, wrap=True, show_label=False, elem_id="hits",
-            column_widths=["64%", "12%", "12%", "12%"],
-        )
+        listing = table(HITS, "60 12 12 16", height=300, elem_id="hits")
         prompt = gr.Textbox(label="Prompt", lines=1, max_lines=12, interactive=False, visible=False, elem_id="prompt")
         why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
         with gr.Column(visible=False) as inside:
-            replies = gr.Dataframe(
-                headers=ANSWERS, datatype="str", interactive=False, max_height=360, wrap=True, label="Responses",
-                elem_id="answers", column_widths=["14%", "7%", "9%", "10%", "38%", "7%", "7%", "8%"],
-            )
-            said = gr.Dataframe(
-                headers=JUDGMENTS, datatype="str", interactive=False, max_height=400, wrap=True, elem_id="judgments",
-                label="Judgments of the response that is chosen above", column_widths=["9%", "10%", "9%", "72%"],
+            replies = table(ANSWERS, "14 7 10 11 34 7 7 10", "Responses", height=360, elem_id="answers")
+            said = table(
+                JUDGMENTS, "10 10 8 72", "Judgments of the response that is chosen above", elem_id="judgments",
             )
             fought = gr.Markdown("")
             with gr.Accordion("Battles between judgments", open=False):
-                battles = gr.Dataframe(
-                    headers=FIGHTS, datatype="str", interactive=False, max_height=400, wrap=True, show_label=False,
-                )
+                battles = table(FIGHTS, "9 24 9 24 9 25")
     ids, page, look, known = gr.State([]), gr.State(0), gr.State(None), gr.State([])
     filters = [shell.run, group, words, outcome]
-    listed = [ids, table, count, page]
+    listed = [ids, listing, count, page]
 
-    def listing(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
+    def found_by(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
         return hits(house, run, group, words, outcome, page)
 
     def offered(run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
@@ -161,13 +152,13 @@ def tab(house: House, shell: Shell) -> None:
             answers(found), judged(found, 0), battles_said(found), fights(found),
         )
 
-    gr.on([one.change for one in filters[1:]], lambda *chosen: listing(*chosen, 0), filters, listed, **QUIET)
-    back.click(lambda *chosen: listing(*chosen[:4], chosen[4] - 1), [*filters, page], listed, **QUIET)
-    forth.click(lambda *chosen: listing(*chosen[:4], chosen[4] + 1), [*filters, page], listed, **QUIET)
+    gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **QUIET)
+    back.click(lambda *chosen: found_by(*chosen[:4], chosen[4] - 1), [*filters, page], listed, **QUIET)
+    forth.click(lambda *chosen: found_by(*chosen[:4], chosen[4] + 1), [*filters, page], listed, **QUIET)
     gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], [known, group, empty, body], **NEWS).then(
-        listing, [*filters, page], listed, **QUIET
+        found_by, [*filters, page], listed, **QUIET
     )
-    table.select(opened, [shell.run, ids], [look, prompt, why, inside, replies, said, fought, battles], **OWN)
+    listing.select(opened, [shell.run, ids], [look, prompt, why, inside, replies, said, fought, battles], **OWN)
     _selects(replies, look, said)
 
 

@@ -31,11 +31,14 @@ footer {display: none !important}
 #first {align-items: center; padding: var(--spacing-lg); border-radius: var(--radius-lg); background: var(--color-accent-soft)}
 .stage progress {display: block; width: 100%; height: 10px; accent-color: var(--color-accent)}
 .answer {overflow-wrap: anywhere}
+.wide {max-width: calc(100vw - 4rem); overflow-x: auto !important}
+.wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # of the machine: nothing is fetched
 # Stages after which there is something to see; small ones end many times a second.
 LANDMARKS = ("ranked", "prompts", "judgments", "response_pairs", "judgment_pairs", "training", "evaluation", "gates")
+ON_CPU = "Talk on the CPU: slower, and the card is left to a run"
 PULSE = 2.0  # seconds between two looks at the runs
 QUEUE = 64  # events that wait, and requests of the engine: beyond that the page says so
 THREADS = 200  # a reply under way has one for as long as nothing is said, a quarter of a second
@@ -49,10 +52,12 @@ def build(house: House) -> gr.Blocks:
     """Return the page for a folder of runs."""
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
-            gr.Markdown("# selfreward_lite\nA language model that judges its own answers, and learns from it.")
-            with gr.Column(min_width=260):
+            with gr.Column(min_width=300):
+                gr.Markdown("# selfreward_lite\nA language model that judges its own answers, and learns from it.")
+            with gr.Column(min_width=300):
                 run = choice("Run", container=False, elem_id="run")
                 words = gr.Markdown(elem_id="machine")
+                on_cpu = gr.Checkbox(label=ON_CPU, visible=bool(house.cards), container=False)
         with gr.Row(visible=False, elem_id="first") as welcome:
             gr.Markdown(WELCOME)
             first = gr.Button("Start a tiny run", variant="primary", scale=0, min_width=180)
@@ -68,6 +73,7 @@ def build(house: House) -> gr.Blocks:
                 explore.tab(house, shell)
             with gr.Tab("Progress", id="progress"):
                 progress.tab(house, shell)
+        on_cpu.change(lambda wanted: setattr(house, "on_cpu", wanted), on_cpu, None, **QUIET)
         first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
         endpoints.define(house)
 

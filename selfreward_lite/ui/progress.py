@@ -16,7 +16,7 @@ from selfreward_lite import report, series
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, QUIET, Shell
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, table
 
 NOTHING = "Nothing is measured yet. **Begin a run on the Run tab**: this page fills as its models are measured."
 BOTH_ANSWERS, HEIGHT = 12, 250  # rows; pixels
@@ -117,18 +117,15 @@ def tab(house: House, shell: Shell) -> None:
             with gr.Column(min_width=320):
                 trained = gr.LinePlot(x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" ")
                 curve = gr.Radio(list(series.CURVES.values()), value="loss", show_label=False, container=False)
-        table = gr.Dataframe(datatype="str", interactive=False, wrap=True, label="Every measurement, with its standard error",
-                             max_height=420, elem_id="measured")
-        answers = gr.Dataframe(
-            datatype="str", interactive=False, wrap=True, max_height=420, elem_id="answers-before-after",
-            label="Before and after: the first held-out prompts that M0 and the newest model answer differently",
+        rows = table(None, "", "Every measurement, with its standard error", height=420, elem_id="measured")
+        answers = table(
+            None, "32 34 34", "Before and after: the first held-out prompts that M0 and the newest model answer differently",
+            elem_id="before-after",
         )
-        passed = gr.Dataframe(
-            headers=["model", "gate", "", "reason"], datatype="str", interactive=False, wrap=True, label="Gates", max_height=320,
-        )
+        passed = table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
     plots = [*panels.values(), spread, dots, gap, lean, trained]
     known = gr.State(None)
-    outputs = [known, empty, body, *plots, table, answers, passed]
+    outputs = [known, empty, body, *plots, rows, answers, passed]
 
     def look(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
@@ -137,13 +134,13 @@ def tab(house: House, shell: Shell) -> None:
         if not found or not (found["worth"] or found["scores"]):
             return news, gr.update(visible=True), gr.update(visible=False), *(gr.skip() for _ in outputs[3:])
         worth = [frame(found["worth"].get(title, []), ("model", "value", "what")) for title in panels]
-        head, rows = found["table"]
+        head, cells = found["table"]
         return (
             news, gr.update(visible=False), gr.update(visible=True), *worth,
             frame(found["scores"], ("score", "share", "judge")).astype({"score": str}),
             frame(found["lengths"], ("characters", "score")), frame(found["gaps"], ("model", "score", "which")),
             frame(found["biases"], ("judge", "value", "what")), frame(found["training"][curve], ("step", "value", "model")),
-            {"headers": head, "data": rows},
+            {"headers": head, "data": cells},
             {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]}, found["gates"],
         )
 

@@ -19,7 +19,7 @@ from selfreward_lite.forecast import Forecast, forecast
 from selfreward_lite.jobs import View, Wanted
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, OWN, QUIET, TICK, Shell
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, TICK, Shell, table
 
 ABOUT = {
     "tiny": "a model of a million parameters in a world where every answer can be scored exactly; no download, any computer",
@@ -178,11 +178,8 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
                     for words in ("Stop", "Go on", "One more iteration", "Accept anyway", "Go past the gates")
                 ]
             log = gr.Textbox(label="The last it said", lines=8, max_lines=8, interactive=False, visible=False, elem_id="log")
-    table = gr.Dataframe(
-        headers=COLUMNS, datatype="str", interactive=False, max_height=420, label="Stages, the newest first", wrap=True,
-        column_widths=["8%", "18%", "16%", "10%", "10%", "38%"], visible=False, elem_id="stages",
-    )
-    form, looks = [name, preset, iterations, seed, hours, more], [said, bar, *buttons, table, log]
+    rows = table(COLUMNS, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False, elem_id="stages")
+    form, looks = [name, preset, iterations, seed, hours, more], [said, bar, *buttons, rows, log]
 
     def seen(run: str | None, known: Any) -> tuple[Any, ...]:
         now = _now(house, run)
