@@ -25,7 +25,7 @@ ORDER = [
     "shapes", "nf4", "backends", "train", "memory", "plan", "forecast", "jobs", "export", "parity", "equality", "quantise",
     "ollama", "full_model", "evaluate", "gates", "workshop", "tools", "run", "budget", "steps", "tripwires", "assess",
     "loop", "report", "series", "explore", "figures", "notebook", "talk", "display", "bench", "bench.synthetic",
-    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases", "bench.commands",
+    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases", "bench.app", "bench.commands",
     "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui", "ui.safe",
     "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints",
     "ui.page", "cli", "__main__",

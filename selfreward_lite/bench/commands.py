@@ -17,6 +17,7 @@ from rich.table import Table
 
 from selfreward_lite import config, hub
 from selfreward_lite.chat import ChatFormat
+from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import UserError
 from selfreward_lite.run import Run
@@ -221,3 +222,26 @@ def _short(value: float | None) -> str:
 
 def _mean_and_error(found: tuple[float, float] | None) -> str:
     return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
+
+
+@bench.command("app")
+def bench_app() -> None:
+    """How fast is the app? Its start, a first token alone and among fifty users, a stop, an overload, a large run to explore."""
+    from selfreward_lite.bench import app
+
+    with tempfile.TemporaryDirectory() as scratch:
+        found = app.measure(Path(scratch), say)
+    table = Table("", "", "", title="the app, on the tiny model", title_justify="left")
+    for group, figures in found.items():
+        for place, (name, value) in enumerate(figures.items()):
+            table.add_row("" if place else group, name, _figure(group, name, value))
+    console.print(table)
+    print(json.dumps(found))
+
+
+def _figure(group: str, name: str, value: float) -> str:
+    if group == "memory":
+        return in_words(value)
+    if isinstance(value, int) or name == "tokens/s":
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if "times" in name else f"{1000 * value:,.1f} ms" if value < 1 else f"{value:.2f} s"

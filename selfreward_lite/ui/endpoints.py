@@ -34,7 +34,7 @@ def define(house: House) -> None:
         message: str, run: str, model: str = "", system: str = "", history: list[dict[str, str]] | None = None,
         temperature: float = 0.7, top_p: float = 0.95, max_tokens: int = 256, seed: int = 0,
     ) -> Iterator[dict[str, Any]]:
-        """Yield a model's reply as it grows: text, tokens, finish (None until it ends), seconds, tokens_per_second."""
+        """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
         with _told():
             place, model = _asked(house, run, model, message, system)
             messages = [*([Message(role="system", content=system)] if system.strip() else []), *_history(history), *user(message)]
@@ -104,7 +104,7 @@ def _history(turns: list[dict[str, str]] | None) -> list[Message]:
 
 def _reply(reply: Reply) -> dict[str, Any]:
     return {
-        "text": reply.text, "tokens": reply.tokens, "finish": reply.finish, "seconds": round(reply.seconds, 3),
+        "text": reply.text, "tokens": reply.tokens, "finish": reply.finish, "first": reply.first,
         "tokens_per_second": None if reply.speed is None else round(reply.speed, 1),
     }
 
