@@ -77,10 +77,15 @@ def groups(store: Store) -> list[str]:
 
 
 def find(store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0) -> tuple[list[Hit], int]:
-    """Return a page of the prompts of a group that hold all the `words`, in their order, and how many there are in all."""
-    iteration, origin = _iteration(group), _ORIGINS.get(group)
-    conditions, values = ["p.iteration = ?"], [iteration or 0]
-    given: list[object] = [*values]
+    """Return a page of the prompts of a group that hold all the `words`, in their order, and how many there are in all.
+
+    Raises UserError for a group that the run does not have.
+    """
+    origin = _ORIGINS.get(group)
+    if group not in groups(store):
+        raise UserError(f"{store.folder.name} has no prompts of {group!r}; choose one of the list")
+    conditions = ["p.iteration = ?"]
+    given: list[object] = [0 if origin else int(group[1:])]
     if origin:
         conditions.append("p.origin = ?")
         given.append(origin)
@@ -192,10 +197,6 @@ def _fights(
 def _mean(judged: Sequence[Judgment], name: str) -> float | None:
     found = [value for one in judged if one.score is not None and (value := getattr(one, name)) is not None]
     return sum(found) / len(found) if found else None
-
-
-def _iteration(group: str) -> int | None:
-    return int(group[1:]) if group[:1] == "M" and group[1:].isdigit() else None
 
 
 _ORIGINS = {RANKED: "ranked", HELD_OUT: "held_out"}

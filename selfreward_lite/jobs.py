@@ -50,7 +50,8 @@ class Wanted:
     def overrides(self) -> dict[str, str]:
         """Return the settings that are laid over the preset. Raises ConfigError for one that cannot be given here."""
         found = config.parse_overrides(list(self.settings))
-        if files := [key for key in found if key in _FILES or key == "model" or not re.fullmatch(r"[a-z_.0-9]+", key)]:
+        whole = {name.split(".")[0] for name in _FILES}
+        if files := [key for key in found if key in (*_FILES, *whole) or not re.fullmatch(r"[a-z_.0-9]+", key)]:
             raise UserError(f"{files[0]} names files, and can be given on the command line only: `run --set {files[0]}=…`")
         given = {"iterations": self.iterations, "seed": self.seed}
         return found | {key: str(value) for key, value in given.items() if value is not None}

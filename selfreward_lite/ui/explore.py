@@ -31,7 +31,7 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
     if not run or run == TINY or not group:
         return [], [], "", 0
     with Store.read(house.runs_dir / run) as store:
-        if group not in explore.groups(store):
+        if group not in explore.groups(store):  # of the run that was chosen before
             return [], [], "", 0
         found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
     pages = max(1, -(-total // PAGE))

@@ -1,0 +1,225 @@
+"""Locks between processes, and the card's one tenant: a run waits for it, an app gives it up."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite import locks, tenancy
+from selfreward_lite.engines import shared
+from selfreward_lite.engines.live import Live
+from selfreward_lite.engines.shared import OTHERS, Shared
+from selfreward_lite.errors import UserError
+from selfreward_lite.store import Store
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    monkeypatch.setattr(tenancy, "FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(tenancy, "POLL", 0.02)
+    monkeypatch.setattr(shared, "LOOK", 0.02)
+    monkeypatch.setattr(shared, "HEARTBEAT", 0.02)
+
+
+def test_a_lock_has_one_holder_who_says_who_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    path = tmp_path / "x.lock"
+    assert locks.holder(path) is None
+    mine = locks.take(path, "me")
+    assert mine is not None
+    assert (locks.take(path, "you"), locks.holder(path)) == (None, "me")
+    locks.release(mine)
+    assert locks.holder(path) is None
+    again = locks.take(path, "you")
+    assert locks.holder(path) == "you"
+    locks.release(again)
+
+
+def test_whoever_only_looks_is_in_nobodys_way(tmp_path):
+    path, stop = tmp_path / "x.lock", threading.Event()
+    path.touch()
+
+    def look() -> None:
+        while not stop.is_set():
+            locks.holder(path)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            mine = locks.take(path, "me")
+            assert mine is not None
+            locks.release(mine)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from selfreward_lite import locks; "
+        "locks.take(Path(sys.argv[1]), 'child'); print('there', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.lock"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "there\n"
+    assert locks.holder(tmp_path / "x.lock") == "child"
+    child.kill()
+    child.wait()
+    assert locks.holder(tmp_path / "x.lock") is None
+
+
+def test_a_run_says_which_process_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    assert Store.writer(tmp_path / "run") is None
+    with Store.write(tmp_path / "run"):
+        import os
+
+        assert Store.writer(tmp_path / "run") == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} is writing this run"):
+            Store.write(tmp_path / "run")
+    assert Store.writer(tmp_path / "run") is None
+
+
+def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    theirs, said, had = tenancy.take("the app"), [], threading.Event()
+
+    def run() -> None:
+        with tenancy.held("run mine", said.append):
+            had.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not tenancy.wanted():
+        time.sleep(0.01)
+    assert tenancy.holder() == "the app"
+    assert not had.is_set()
+    assert tenancy.take("another app") is None, "nobody gets in before a run that waits"
+    tenancy.release(theirs)
+    thread.join(10)
+    assert had.is_set()
+    assert said == ["the card is held by the app: waiting for it; end that process, or interrupt this one"]
+    assert (tenancy.holder(), tenancy.wanted()) == (None, False)
+
+
+def seat(engine: Shared, **spec) -> tuple[object, object]:
+    """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
+    using = engine.using({"kind": "scripted", **spec})
+    return using, next(using)
+
+
+def test_those_who_want_the_same_engine_share_it():
+    engine = Shared(on_card=False)
+    (one, first), (two, second) = seat(engine), seat(engine)
+    assert isinstance(first, Live)
+    assert first is second
+    one.close()
+    two.close()
+    engine.close()
+    assert first.state == "closed"
+
+
+def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_before():
+    engine = Shared(on_card=False)
+    one, first = seat(engine, model="a")
+    two, said = seat(engine, model="b")
+    three, later = seat(engine, model="a")
+    assert (said, later) == (OTHERS, OTHERS)
+    one.close()
+    second = next(found for found in two if not isinstance(found, str))
+    assert (first.state, second.spec["model"]) == ("closed", "b")
+    assert next(three) == OTHERS
+    two.close()
+    assert next(found for found in three if not isinstance(found, str)).spec["model"] == "a"
+    three.close()
+
+
+def test_whoever_leaves_the_queue_holds_nobody_up():
+    engine = Shared(on_card=False)
+    one, _ = seat(engine, model="a")
+    two, _ = seat(engine, model="b")
+    three, _ = seat(engine, model="a")
+    two.close()
+    assert isinstance(next(found for found in three if not isinstance(found, str)), Live)
+    one.close()
+    three.close()
+
+
+def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
+    engine = Shared(on_card=True)
+    one, _ = seat(engine, gpu_layers=-1)
+    assert tenancy.holder() == "the app"
+    one.close()
+    assert tenancy.holder() == "the app", "the next reply needs it again"
+    engine.close()
+    assert tenancy.holder() is None
+    two, found = seat(engine, gpu_layers=0)
+    assert isinstance(found, Live), "on the CPU it needs nobody's leave"
+    assert tenancy.holder() is None
+    two.close()
+
+
+def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine = Shared(on_card=True)
+    with tenancy.held("run night, process 7", print):
+        one, said = seat(engine, gpu_layers=-1)
+        assert said == "the card is held by run night, process 7"
+        assert engine.live is None
+    assert isinstance(next(found for found in one if not isinstance(found, str)), Live)
+    one.close()
+    engine.close()
+
+
+def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine, had = Shared(on_card=True), threading.Event()
+    one, live = seat(engine, gpu_layers=-1)
+
+    def run() -> None:
+        with tenancy.held("run night", lambda words: None):
+            had.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not tenancy.wanted():
+        time.sleep(0.01)
+    two, said = seat(engine, gpu_layers=-1)
+    assert said.endswith("wants the card"), "nobody new is served"
+    time.sleep(0.1)
+    assert (had.is_set(), live.state) == (False, "not started"), "a reply under way may end"
+    one.close()
+    assert had.wait(10)
+    assert live.state == "closed"
+    assert isinstance(next(found for found in two if not isinstance(found, str)), Live), "afterwards all is as before"
+    thread.join()
+    two.close()
+    engine.close()
+
+
+def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    monkeypatch.setattr(shared, "GRACE", 0.2)
+    engine = Shared(on_card=True)
+    one, live = seat(engine, gpu_layers=-1)
+    with tenancy.held("run night", lambda words: None):
+        assert live.state == "closed"
+    one.close()
+
+
+def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
+    from selfreward_lite import cli
+
+    monkeypatch.setattr(cli, "cards", list)
+    with cli._card("mine"):
+        assert tenancy.holder() is None
+    monkeypatch.setattr(cli, "cards", lambda: ["a card"])
+    with cli._card("mine"):
+        assert tenancy.holder().startswith("run mine, process ")
+    assert not list(Path(tmp_path).glob("*.sqlite"))
