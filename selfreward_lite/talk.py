@@ -40,6 +40,7 @@ from selfreward_lite.tools import real_tools
 
 TINY = "the tiny model"  # stands for a run where there is none
 BASE = "base"
+FRAME = 0.04  # seconds between two looks at a reply that grows, for one or two who talk
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class House:
     ) -> Iterator[Reply]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
-        At least four a second, so that closing the iterator stops it; `waits` says for what, before it begins. Raises UserError
+        At least once a second, so that closing the iterator stops it; `waits` says for what, before it begins. Raises UserError
         for a model that there is not.
         """
         chat = _chat(place)
@@ -191,7 +192,7 @@ class House:
         asked = replace(
             voice.ask("", "reply", ["reply"]), key=uuid.uuid4().hex, tokens=chat.prompt_ids(messages), seeds=(seed,), stream=True
         )
-        said, began = Reply(""), time.monotonic()
+        said, began, told = Reply(""), time.monotonic(), 0.0
         with closing(self._ask(place, asked, caller)) as heard:
             for one in heard:
                 said = replace(said, waits=one if isinstance(one, str) else "")
@@ -204,7 +205,9 @@ class House:
                     said = replace(said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish)
                 if said.finish and said.speed:
                     self._last = f"; {speaker} of {place.run} just spoke, {said.speed:,.0f} tokens a second"
-                yield said
+                if said.finish or said.tokens == 1 or time.monotonic() - told >= self._pace():
+                    told = time.monotonic()
+                    yield said
 
     def score(self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str) -> Iterator[Score]:
         """Yield what a model says of a reply as judge, judgment by judgment, with the run's own number of them and draw."""
@@ -214,7 +217,7 @@ class House:
         # The same reply to the same words is judged with the same luck, so that two models, or two looks, can be compared.
         response = Response(_known(prompt.text, text), 0, judge, prompt.id, 0, text, "stop", 0)
         (asked,) = next(judgments.ask(prompt, response, voice, settings.judge.count))
-        found = Score(settings.judge.count)
+        found, told = Score(settings.judge.count), 0.0
         with closing(self._ask(place, replace(asked, key=uuid.uuid4().hex), caller)) as heard:
             for one in heard:
                 if isinstance(one, Completion) and one.finish in NO_TEXT:
@@ -222,7 +225,9 @@ class House:
                 elif isinstance(one, Completion):
                     read = judgments.read(one, f"{one.sample}", response, voice, one.sample)
                     found = replace(found, judgments=(*found.judgments, read))
-                yield found
+                if found.over or time.monotonic() - told >= self._pace():
+                    told = time.monotonic()
+                    yield found
 
     def verdict(self, place: Place, judge: str, prompt: str, texts: tuple[str, str], caller: str) -> Iterator[Verdict | None]:
         """Yield what a model says of two replies to a prompt, as judge, once it has said it of both orders; until then None.
@@ -261,6 +266,10 @@ class House:
                         yield from heard
                     return
                 yield found
+
+    def _pace(self) -> float:
+        """Seconds between two looks at what grows: a page costs its server some milliseconds each, however many talk at once."""
+        return min(1.0, FRAME * max(1, self.engine.users / 2))
 
     def _seat(self, place: Place) -> Iterator[str | Live]:
         """The engine with a run's base in it, and before that, in words, what it waits for."""

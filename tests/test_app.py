@@ -41,7 +41,7 @@ def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
     assert (user["role"], user["content"]) == ("user", "Hello.")
     assert (reply["role"], reply["content"]) == ("assistant", "Hi.")
     assert under["metadata"]["title"] == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
-    assert under["metadata"]["log"] == "3 tokens · 10 a second"
+    assert under["metadata"]["log"] == "3 tokens · 7 a second"
     assert under["metadata"]["status"] == "done"
     assert under["content"].count("Score: 4") == 2
 
@@ -276,10 +276,8 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
 
     monkeypatch.setattr(gr.Blocks, "launch", launch)
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
-    monkeypatch.setattr(page.House, "prepare", lambda self: told.update(prepared=True))
-    monkeypatch.setenv("PYTHONPATH", "before")
     monkeypatch.chdir(tmp_path)
-    page.serve(tmp_path / "runs", None, False, None)
+    page.serve(page.House(tmp_path / "runs"), None, False, None)
     assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
     assert (told["allowed_paths"], told["run_history"], told["enable_monitoring"], told["mcp_server"]) == (
         [],
@@ -290,8 +288,7 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     assert "form-action 'none'" in told["head"]
     assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
     assert not told["here"].exists()
-    assert told["prepared"]
-    page.serve(tmp_path / "runs", 7999, True, ("me", "secret"))
+    page.serve(page.House(tmp_path / "runs"), 7999, True, ("me", "secret"))
     assert (told["server_name"], told["auth"], told["share"]) == ("0.0.0.0", ("me", "secret"), False)
 
 

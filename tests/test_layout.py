@@ -82,6 +82,8 @@ MANY_PARAMETERS = {
     ("cli.py", "run"): "one parameter an option: typer reads the signature",
     ("export_commands.py", "merged"): "one parameter an option: typer reads the signature",
     ("commands.py", "bench_engine"): "one parameter an option: typer reads the signature",
+    ("endpoints.py", "chat"): "one parameter an argument of the endpoint: gradio reads the signature",
+    ("endpoints.py", "compare"): "one parameter an argument of the endpoint: gradio reads the signature",
     ("engine.py", "judge_load"): "a load is described by as many numbers",
 }
 

@@ -66,7 +66,7 @@ def test_a_reply_grows_and_ends(house):
     said = list(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
     texts = [one.text for one in said]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
-    assert len(set(texts)) > 5
+    assert 1 < len(set(texts)) < said[-1].tokens, "a page is not told of every token"
     assert [one.finish for one in said[:-1]] == [None] * (len(said) - 1)
     assert said[-1].finish == "stop"
     assert said[-1].tokens > 5
@@ -94,7 +94,9 @@ def test_the_models_of_a_run_are_different_speakers(house):
 def test_a_score_arrives_judgment_by_judgment(house):
     place = house.place(TINY)
     found = list(house.score(place, "base", ASKED, "The answer is a b c.", "me"))
-    assert [len(one.judgments) for one in found if one.judgments] == [1, 2, 3]
+    counts = [len(one.judgments) for one in found]
+    assert counts == sorted(counts)
+    assert counts[-1] == 3
     end = found[-1]
     assert end.wanted == place.settings.judge.count == 3
     assert all(one.text for one in end.judgments)

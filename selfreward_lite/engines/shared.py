@@ -61,6 +61,11 @@ class Shared:
                     self._waiting.remove(me)
                 self._change.notify_all()
 
+    @property
+    def users(self) -> int:
+        """How many use the engine, or wait for it."""
+        return self._users + len(self._waiting)
+
     def close(self) -> None:
         """End the engine, whoever uses it, and give the card back."""
         with self._change:

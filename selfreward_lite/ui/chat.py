@@ -7,7 +7,6 @@ Handlers are plain functions of what stands on the page, so that tests call them
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -33,7 +32,6 @@ HOW_JUDGED = (
     "A reply is judged with the run's own question, number of judgments and draw. In a conversation of several turns the judge "
     "reads all of them, written out, as the request."
 )
-FRAME = 0.04  # seconds between two pictures of a reply that grows
 Shown = tuple[list[Turn], list[dict[str, Any]]]
 
 
@@ -57,16 +55,13 @@ def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
     """Have the last turn answered, then judged; yields the turns and how they look, again and again."""
     judge = wish.speaker if wish.judge == SELF else wish.judge
     last = replace(turns[-1], speaker=wish.speaker, judge=judge, reply=None, score=None)
-    seen = 0.0
     try:
         place = house.place(wish.run)
         asked = messages(turns, wish.system)
         with closing(house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)) as growing:
             for reply in growing:
                 last = replace(last, reply=reply)
-                if reply.finish or time.monotonic() - seen >= FRAME:
-                    seen = time.monotonic()
-                    yield _now(turns, last)
+                yield _now(turns, last)
         if last.reply is None or not last.reply.text:
             return
         with closing(house.score(place, judge, asked, last.reply.text, wish.caller)) as arriving:

@@ -7,7 +7,6 @@ an agreement with what was shown would say nothing. A vote is kept even if its v
 from __future__ import annotations
 
 import random
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,7 +22,7 @@ from selfreward_lite.chat import user
 from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.talk import House, Reply, Verdict
-from selfreward_lite.ui.chat import EXAMPLES, FRAME, TINY_EXAMPLES, models
+from selfreward_lite.ui.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
 from selfreward_lite.ui.safe import markdown
 from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of
@@ -66,15 +65,12 @@ def answer(house: House, bout: Bout) -> Iterator[Bout]:
     """Have both models answer, the left one first; yields the bout as it grows."""
     place = house.place(bout.run)
     for side in (0, 1):
-        seen = 0.0
         with closing(house.reply(
             place, bout.models[side], user(bout.prompt), bout.draw, bout.seed, bout.caller
         )) as growing:
             for reply in growing:
                 bout = replace(bout, replies=(reply, None) if side == 0 else (bout.replies[0], reply))
-                if reply.finish or time.monotonic() - seen >= FRAME:
-                    seen = time.monotonic()
-                    yield bout
+                yield bout
 
 
 def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Iterator[Bout]:

@@ -152,7 +152,7 @@ def tab(house: House, shell: Shell) -> None:
             answers(found), judged(found, 0), battles_said(found), fights(found),
         )
 
-    gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **QUIET)
+    gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **NEWS)
     back.click(lambda *chosen: found_by(*chosen[:4], chosen[4] - 1), [*filters, page], listed, **QUIET)
     forth.click(lambda *chosen: found_by(*chosen[:4], chosen[4] + 1), [*filters, page], listed, **QUIET)
     gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], [known, group, empty, body], **NEWS).then(

@@ -1,0 +1,344 @@
+"""The tabs beside the chat, without a browser: what happens at a click, what is said, and that nobody's text becomes markup."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+import scripted_run
+from test_app import HOSTILE, tags
+
+from selfreward_lite import jobs, votes
+from selfreward_lite.config import Draw
+from selfreward_lite.errors import EngineError, UserError
+from selfreward_lite.jobs import Stage, View, Wanted
+from selfreward_lite.records import Prompt
+from selfreward_lite.store import Store
+from selfreward_lite.talk import TINY, House, Reply, Verdict
+from selfreward_lite.ui import chat, compare, explore, page, progress
+from selfreward_lite.ui import run as run_tab
+
+DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    scripted_run.run(folder / "mine", **{"prompts.count": "30"})
+    return folder
+
+
+@pytest.fixture
+def house(runs, monkeypatch) -> House:
+    found = House(runs)
+    models = {"base": None, "M0": "a", "M1": "b", "M2": "c"}
+    settings = SimpleNamespace(model=SimpleNamespace(base="tiny"))
+    monkeypatch.setattr(found, "place", lambda run: SimpleNamespace(run=run, adapters=models, settings=settings))
+    return found
+
+
+class Talker:
+    """A house in which the left model says less than the right, and the judge prefers the longer."""
+
+    def __init__(self, folder: Path, breaks: bool = False) -> None:
+        self.runs_dir, self.breaks, self.asked = folder, breaks, []
+
+    def place(self, run):
+        return SimpleNamespace(run=run)
+
+    def reply(self, place, speaker, messages, draw, seed, caller):
+        self.asked.append((speaker, messages[0]["content"], seed))
+        yield Reply("", waits="another base is in use")
+        yield Reply(f"{speaker} says {HOSTILE}", 3, "stop", 0.1, 0.3)
+
+    def verdict(self, place, judge, prompt, texts, caller):
+        yield None
+        if self.breaks:
+            raise EngineError("the engine died")
+        yield Verdict(judge, "b", f"one {HOSTILE}", "two")
+
+
+def bout(**more) -> compare.Bout:
+    given = {"run": "mine", "prompt": "Hello?", "seed": 4, "draw": DRAW, "models": ("M0", "M2"), "judge": "M2", "blind": True}
+    return compare.Bout(**{**given, "caller": "me", **more})
+
+
+def last(growing):
+    *_, end = growing
+    return end
+
+
+# -- compare ----------------------------------------------------------------------------------------------------------------
+
+
+def test_both_answer_the_same_prompt_with_the_same_seed(tmp_path):
+    house = Talker(tmp_path)
+    done = last(compare.answer(house, bout()))
+    assert house.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
+    assert done.over
+    assert not bout().over
+    assert compare.reply_of(next(compare.answer(house, bout())), 0)[0] == "waits: another base is in use"
+
+
+def test_names_and_verdict_are_told_after_the_vote_only(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = last(compare.answer(Talker(tmp_path), bout()))
+    assert [compare.heading(done, side) for side in (0, 1)] == ["#### Left", "#### Right"]
+    assert compare.verdict_of(done)[0] == "Which is better? What the judge thinks is told after your vote."
+    begun, *_, end = compare.vote(Talker(tmp_path), done, "a", "M2")
+    assert compare.heading(begun, 1) == "#### Right: M2"
+    assert compare.verdict_of(begun)[0] == "M2 reads both answers …"
+    assert compare.verdict_of(end)[0] == "You: M0 is better. M2 says: M2 is better."
+    assert [one.choice for one in votes.all_votes(tmp_path / "mine")] == ["a"]
+
+
+def test_a_vote_is_kept_with_everything_it_was_about(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = last(compare.answer(Talker(tmp_path), bout(models=("M2", "M0"))))
+    last(compare.vote(Talker(tmp_path), done, "tie", "M2"))
+    (kept,) = votes.all_votes(tmp_path / "mine")
+    assert (kept.prompt, kept.seed, kept.model_a, kept.model_b, kept.blind) == ("Hello?", 4, "M2", "M0", True)
+    assert (kept.choice, kept.verdict, kept.judge, kept.judged_ba) == ("tie", "b", "M2", "two")
+    assert kept.text_a.startswith("M2 says <script>")
+    assert "0 won, 1 tied, 0 lost; win rate 50%" in compare.standing(tmp_path / "mine", "M2", "M0")
+
+
+def test_whoever_leaves_while_the_judge_reads_has_voted(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = last(compare.answer(Talker(tmp_path), bout()))
+    voting = compare.vote(Talker(tmp_path), done, "b", "M2")
+    next(voting)
+    voting.close()
+    (kept,) = votes.all_votes(tmp_path / "mine")
+    assert (kept.choice, kept.verdict) == ("b", None)
+
+
+def test_a_judge_that_fails_loses_no_vote(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = last(compare.answer(Talker(tmp_path), bout()))
+    with pytest.raises(EngineError, match="the engine died"):
+        last(compare.vote(Talker(tmp_path, breaks=True), done, "b", "M2"))
+    assert [one.choice for one in votes.all_votes(tmp_path / "mine")] == ["b"]
+
+
+def test_skipping_keeps_nothing_and_nobody_votes_twice(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = last(compare.answer(Talker(tmp_path), bout()))
+    end = last(compare.vote(Talker(tmp_path), done, None, "M2"))
+    assert compare.verdict_of(end)[0] == "You skipped it. M2 says: M2 is better."
+    assert votes.all_votes(tmp_path / "mine") == []
+    with pytest.raises(UserError, match="ask both models first"):
+        next(compare.vote(Talker(tmp_path), end, "a", "M2"))
+    with pytest.raises(UserError, match="ask both models first"):
+        next(compare.vote(Talker(tmp_path), bout(), "a", "M2"))
+
+
+def test_hostile_answers_are_letters(tmp_path):
+    done = last(compare.answer(Talker(tmp_path), bout()))
+    for side in (0, 1):
+        text = compare.reply_of(done, side)[0]
+        assert "alert(1)" in text
+        assert tags(text) == []
+        assert "![" not in text
+
+
+def offered(house, *chosen):
+    return [one.get("value") if isinstance(one, dict) else one for one in compare._offer(house, "mine", *chosen)]
+
+
+def test_at_first_m0_stands_against_the_newest_which_judges(house):
+    one, two, judge, known, *_ = offered(house, None, None, None, [])
+    assert (one, two, judge) == ("M0", "M2", "M2")
+    assert known == ["mine", "base", "M0", "M1", "M2"]
+    again = compare._offer(house, "mine", one, two, judge, known)
+    assert again == tuple(gr.skip() for _ in range(8)), "nothing is said twice"
+    older = ["mine", "base", "M0", "M1"]
+    assert offered(house, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], "whoever had the newest has the newer"
+
+
+def test_whoever_talks_to_the_newest_goes_on_with_the_newer(house):
+    def value(*given):
+        return chat.offer(house, "mine", *given)[0]["value"]
+
+    older = ["mine", "base", "M0", "M1"]
+    assert value(None, chat.SELF, []) == "M2"
+    assert value("M1", chat.SELF, older) == "M2"
+    assert value("M0", chat.SELF, older) == "M0"
+    assert value("M9", chat.SELF, older) == "M2"
+
+
+# -- run --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_is_needed_before_anything_starts(house):
+    said = run_tab.plan(house, Wanted("x", "tiny"))
+    for part in ("time: took", "card memory:", "disk:", "download: nothing"):
+        assert part in said
+    assert re.search(r"download: \d+\.\d GB", run_tab.plan(house, Wanted("x", "overnight")))
+    assert run_tab.plan(house, Wanted("x", "tiny", settings=("dpo.betta=<b>",))).startswith("⚠ dpo.betta: no such setting")
+    assert "<b>" not in run_tab.plan(house, Wanted("x", "<b>nothing"))
+
+
+def test_every_preset_is_described():
+    from selfreward_lite import config
+
+    assert set(run_tab.ABOUT) == set(config.presets())
+
+
+def test_an_empty_form_means_the_preset():
+    assert run_tab.wanted_of("", "tiny", None, None, None, "") == Wanted("tiny", "tiny")
+    assert run_tab.wanted_of(" mine ", "t4", 2.0, 7.0, 0.5, "dpo.beta=0.2\n\n a.b=1 ") == Wanted(
+        "mine", "t4", 2, 7, 0.5, ("dpo.beta=0.2", "a.b=1")
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "says"),
+    [
+        (View("mine", "finished", newest=3, iterations=3), "**mine** is finished: M3 is its newest model"),
+        (View("mine", "running", 77, newest=None, iterations=3), "is running (process 77): M0 is being made, of M3"),
+        (View("mine", "stopped", newest=1), "Go on with it: it resumes where it was"),
+        (View("mine", "refused", newest=1, refused={"length": "1.9 <b>times</b>"}, may_accept=True), "accept it all the same"),
+        (View("mine", "refused", newest=1, refused={"length": "1.9 times"}), "Then go past the gates"),
+    ],
+)
+def test_how_a_run_stands_is_said_with_what_to_do(view, says):
+    said = run_tab.headline(view)
+    assert says in said
+    assert tags(said) == []
+
+
+def test_the_bar_shows_the_stage_with_rate_and_time_left():
+    view = View("mine", "running", 7, stages=(Stage("M1", "judgments", 30, 120, 10.0, ended=False),))
+    bar = run_tab.progress(view)
+    assert "M1 judgments: 30 of 120, 3.0 a second, about 30 s left of this stage" in bar
+    assert '<progress max="120" value="30">' in bar
+    assert run_tab.progress(View("mine", "finished")) == ""
+    hostile = View("mine", "running", 7, stages=(Stage("M1", "<img src=x>", 1, 2, 1.0, ended=False),))
+    assert "<img" not in run_tab.progress(hostile)
+
+
+def test_the_tab_shows_a_run_as_it_stands(house):
+    said, bar, *buttons, table, log = run_tab.look(house, "mine")
+    assert said.startswith("**mine** is finished")
+    assert [one["visible"] for one in buttons] == [False, False, True, False, False]
+    assert len(table["value"]) == len(jobs.view(house.runs_dir / "mine").stages)
+    assert (bar, log["visible"]) == ("", False)
+    assert run_tab.look(house, TINY)[0] == run_tab.NO_RUN
+    assert run_tab._now(house, "mine") == run_tab._now(house, "mine")
+
+
+def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
+    from selfreward_lite.manifest import write_manifest
+
+    scripted_run.run(tmp_path / "mine", iterations="1")
+    with Store.write(tmp_path / "mine") as store:
+        store._db.execute("DELETE FROM promoted WHERE iteration = 1")
+        store.record_gate(1, "length", False, "1.9 times as long")
+    write_manifest(tmp_path / "mine" / "M1", {})
+    house = House(tmp_path)
+    assert run_tab.look(house, "mine")[5]["visible"], "the button is there"
+    assert run_tab.accept(house, "mine") == 1
+    assert jobs.view(tmp_path / "mine").state == "finished"
+
+
+def test_going_on_asks_for_what_is_missing_or_one_more(house, monkeypatch):
+    begun = []
+    monkeypatch.setattr(jobs, "begin", lambda runs, wanted, here: begun.append(wanted))
+    run_tab.go_on(house, "mine")
+    run_tab.go_on(house, "mine", one_more=True)
+    run_tab.go_on(house, "mine", past_gates=True)
+    assert begun == [Wanted("mine"), Wanted("mine", iterations=3), Wanted("mine", past_gates=True)]
+
+
+def test_news_change_when_there_is_something_new(house, tmp_path):
+    before = page.news(house, "mine")
+    assert page.news(house, "mine") == before
+    with Store.write(house.runs_dir / "mine"):
+        assert page.news(house, "mine") != before
+    assert page.news(house, TINY) == TINY
+    assert "no run" in page.news(House(tmp_path), "gone") or page.news(House(tmp_path), "gone").startswith("gone: new")
+
+
+# -- explore ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_list_holds_what_was_found_and_says_how_much(house):
+    ids, rows, count, number = explore.hits(house, "mine", "M1", "", "all", 0)
+    with Store.read(house.runs_dir / "mine") as store:
+        total = store.count(Prompt, iteration=1)
+    assert (len(ids), len(rows), number) == (total, total, 0)
+    assert count == f"{total} prompts, page 1 of 1"
+    assert explore.hits(house, "mine", "M1", "", "all", 99)[3] == 0, "no page beyond the last"
+    assert explore.hits(house, "mine", "M7", "", "all", 0) == ([], [], "", 0)
+    assert explore.hits(house, TINY, None, "", "all", 0) == ([], [], "", 0)
+
+
+def test_one_prompt_is_shown_with_its_responses_and_their_judgments(house):
+    ids, *_ = explore.hits(house, "mine", "M1", "", "gave a pair", 0)
+    look = explore.whole(house, "mine", ids[0])
+    rows = explore.answers(look)
+    assert {row[0] for row in rows} >= {"chosen", "rejected"}
+    first = explore.judged(look, 0)
+    assert len(first) == len(look.answers[0].judgments) == int(rows[0][3])
+    assert explore.judged(look, 99) == explore.judged(None, 0) == []
+    assert explore.battles_said(look)
+    assert len(explore.fights(look)) == len(look.fights)
+
+
+def test_all_tables_show_letters(runs):
+    """Cells of any other type would show a response as markup; there is one way to lay a table out."""
+    found = [one for one in page.build(House(runs)).blocks.values() if isinstance(one, gr.Dataframe)]
+    assert len(found) >= 7
+    assert {one.datatype for one in found} == {"str"}
+    parts = page.build(House(runs)).blocks.values()
+    assert not [one for one in parts if isinstance(one, gr.HTML) and one.elem_id != "bar"]
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_measured_stands_in_the_table_with_its_error(runs):
+    found = progress.gathered(runs / "mine", "now")
+    head, rows = found["table"]
+    assert head == ["", "base", "M0", "M1", "M2"]
+    assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
+    row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
+    assert [progress._cell(row, name) for name in ("rate", "tokens", "none")] == ["0.500 ± 0.012", "1,234", "–"]
+    assert {row[1] for row in found["gates"]} >= {"length", "canary"}
+
+
+def test_it_is_computed_once_for_all_browsers(runs, monkeypatch):
+    first = progress.gathered(runs / "mine", "once")
+    monkeypatch.setattr(progress.series, "worth", lambda store: 1 / 0)
+    assert progress.gathered(runs / "mine", "once") is first
+    with pytest.raises(ZeroDivisionError):
+        progress.gathered(runs / "mine", "anew")
+
+
+def test_a_plot_has_its_columns_without_any_row():
+    assert list(progress.frame([], ("model", "value")).columns) == ["model", "value"]
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_its_tabs_and_offers_four_endpoints_and_no_more(tmp_path):
+    blocks = page.build(House(tmp_path))
+    assert [one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)] == [
+        "Chat",
+        "Compare",
+        "Run",
+        "Explore",
+        "Progress",
+    ]
+    public = [one.api_name for one in blocks.fns.values() if one.api_visibility == "public"]
+    assert public == ["runs", "chat", "judge", "compare"]
+
+
+def test_nothing_that_changes_goes_round_for_ever(tmp_path):
+    """gradio runs a handler of two changes again after itself, for ever, in its own way of doing that ("always_last")."""
+    for one in page.build(House(tmp_path)).fns.values():
+        if len([target for target in one.targets if target[1] == "change"]) > 1:
+            assert one.trigger_mode == "multiple", one.fn
