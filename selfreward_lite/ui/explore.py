@@ -38,7 +38,7 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
     rows = [
         [one.text, _number(one.chosen), _number(one.rejected), "a pair" if one.judgment_pair else ""] for one in found
     ]
-    return [one.id for one in found], rows, f"{total:,} prompts, page {min(page, pages - 1) + 1} of {pages}", min(page, pages - 1)
+    return [one.id for one in found], rows, f"{total:,} prompt{'s' if total != 1 else ''}, page {min(page, pages - 1) + 1} of {pages}", min(page, pages - 1)
 
 
 def whole(house: House, run: str, prompt_id: str) -> Look:
