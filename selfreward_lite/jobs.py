@@ -192,12 +192,21 @@ def _view(store: Store, process: int | None) -> View:
         state = "refused"
     whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(candidate, "evaluation")
     stages = tuple(
-        Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
+        _training(store, iteration) if name == "training" and not ended
+        else Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
         for iteration, name, done, total, seconds, ended in store.stages()
     )
     return View(
         store.folder.name, state, process, settings["preset"], newest, iterations, stages, refused, state == "refused" and whole
     )
+
+
+def _training(store: Store, iteration: int) -> Stage:
+    """A training under way, which to the store is one piece: its steps, and one more in which the adapter is checked."""
+    ((step,),) = store.select("SELECT max(step) FROM training WHERE iteration = ?", iteration)
+    known = store.metrics(iteration)
+    steps, seconds = int(known.get("training_steps") or 0), known.get("training_elapsed") or 0.0
+    return Stage(f"M{iteration}", "training", step or 0, steps + 1, seconds, ended=False)
 
 
 def last_words(folder: Path, lines: int = 12) -> Sequence[str]:

@@ -351,6 +351,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
             progress.words = said["words"]
         else:
             run.store.log_training(iteration, said["step"], said["values"])
+            run.store.measure(iteration, training_steps=said["steps"], training_elapsed=time.monotonic() - started)
             progress.done, progress.total = said["step"], said["steps"] + 1  # one more: the adapter is checked and written
             progress.values = said["values"]
         progress.seconds = time.monotonic() - started

@@ -155,6 +155,7 @@ def test_at_first_m0_stands_against_the_newest_which_judges(house):
     assert again == tuple(gr.skip() for _ in range(8)), "nothing is said twice"
     older = ["mine", "base", "M0", "M1"]
     assert offered(house, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], "whoever had the newest has the newer"
+    assert offered(house, "base", "M0", "M0", ["mine", "base", "M0"])[:3] == ["M0", "M2", "M2"], "nobody had chosen the base"
 
 
 def test_whoever_talks_to_the_newest_goes_on_with_the_newer(house):

@@ -130,6 +130,17 @@ def test_a_view_says_how_far_a_run_is(tmp_path):
         assert jobs.view(tmp_path / "mine").state == "running"
 
 
+def test_a_training_under_way_is_told_by_its_steps(tmp_path):
+    scripted_run.run(tmp_path / "mine", iterations="0")
+    with Store.write(tmp_path / "mine") as store:
+        store.begin_stage(1, "training", 1)
+        assert jobs.view(tmp_path / "mine").now == Stage("M1", "training", 0, 1, 0.0, ended=False)
+        store.log_training(1, 5, {"loss": 0.6})
+        store.measure(1, training_steps=20, training_elapsed=10.0)
+        now = jobs.view(tmp_path / "mine").now
+    assert (now.done, now.total, now.left) == (5, 21, 32.0)
+
+
 def test_a_refused_model_is_told_with_its_reasons(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:

@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from random_llama import make_adapter
 
 from selfreward_lite.chat import user
 from selfreward_lite.config import TINY_MODEL, Draw
-from selfreward_lite.errors import UserError
+from selfreward_lite.errors import EngineError, UserError
 from selfreward_lite.export import adapter_to_gguf
 from selfreward_lite.manifest import write_manifest
 from selfreward_lite.records import Judgment
@@ -185,6 +186,33 @@ def test_two_talk_at_once(house):
 def test_who_is_not_there_is_said(house, run, speaker, says):
     with pytest.raises(UserError, match=says):
         last(house.reply(house.place(run), speaker, ASKED, DRAW, 1, "me"))
+
+
+def test_a_broken_model_leaves_the_others_usable(house, tmp_path):
+    place = house.place("mine")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 1000)
+    broken = replace(place, adapters={**place.adapters, "M1": str(tmp_path / "broken.gguf")})
+    for _ in range(2):
+        with pytest.raises(EngineError, match="broken.gguf"):
+            last(house.reply(broken, "M1", ASKED, DRAW, 1, "me"))
+    assert last(house.reply(broken, "M0", ASKED, DRAW, 1, "me")).finish in ("stop", "length")
+
+
+def test_a_verdict_is_of_both_orders_and_the_same_every_time(house):
+    place = house.place(TINY)
+
+    def verdict(a: str, b: str):
+        (*waits, found) = house.verdict(place, "base", ASKED[0]["content"], (a, b), "me")
+        assert set(waits) <= {None}
+        return found
+
+    good, bad = "The answer is a b c.", "q q q q Please ask me again if you need more help."
+    found = verdict(good, bad)
+    assert found == verdict(good, bad)
+    assert found.result in ("a", "b", "tie")
+    assert found.judged_ab
+    assert found.judged_ba
+    assert verdict("x " * 3000, good).result is None, "what does not fit cannot be asked"
 
 
 def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(house, tmp_path, monkeypatch):

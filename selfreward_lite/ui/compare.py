@@ -286,23 +286,26 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
 def _offer(
     house: House, run: str | None, one: str | None, two: str | None, judge: str | None, known: list[str | None]
 ) -> tuple[Any, ...]:
-    """The models to choose from: at first M0 and the newest, judged by the newest; a choice that can stay stays."""
+    """The models to choose from: M0 and the newest, judged by the newest, until somebody chooses otherwise."""
     names, suits_tiny = models(house, run)
     if [run, *names] == known:
         return tuple(gr.skip() for _ in range(8))
-    first = "M0" if "M0" in names[:-1] else names[0] if names else None
-    newest = names[-1] if names else None
+    now, before = _defaults(names), _defaults(known[1:])
 
-    def kept(chosen: str | None, otherwise: str | None) -> str | None:
-        stays = chosen in names and not (otherwise == newest and known and chosen == known[-1])
-        return chosen if stays else otherwise
+    def kept(chosen: str | None, place: int) -> str | None:
+        return chosen if chosen in names and chosen != before[place] else now[place]
 
     return (
-        gr.update(choices=names, value=kept(one, first)), gr.update(choices=names, value=kept(two, newest)),
-        gr.update(choices=names, value=kept(judge, newest)), [run, *names],
+        gr.update(choices=names, value=kept(one, 0)), gr.update(choices=names, value=kept(two, 1)),
+        gr.update(choices=names, value=kept(judge, 1)), [run, *names],
         gr.update(visible=len(names) < 2), gr.update(visible=len(names) >= 2),
         gr.update(visible=suits_tiny), gr.update(visible=not suits_tiny),
     )
+
+
+def _defaults(names: list[str | None]) -> tuple[str | None, str | None]:
+    """Who stands against whom: what came of the seed stage, or of nothing while there is no more, against the newest."""
+    return ("M0" if "M0" in names[:-1] else names[0], names[-1]) if names else (None, None)
 
 
 def _newer_first(one: str | None, two: str | None) -> tuple[str | None, str | None]:

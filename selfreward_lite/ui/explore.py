@@ -38,7 +38,9 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
     rows = [
         [one.text, _number(one.chosen), _number(one.rejected), "a pair" if one.judgment_pair else ""] for one in found
     ]
-    return [one.id for one in found], rows, f"{total:,} prompt{'s' if total != 1 else ''}, page {min(page, pages - 1) + 1} of {pages}", min(page, pages - 1)
+    number = min(page, pages - 1)
+    count = f"{total:,} prompt{'' if total == 1 else 's'}, page {number + 1} of {pages}"
+    return [one.id for one in found], rows, count, number
 
 
 def whole(house: House, run: str, prompt_id: str) -> Look:
