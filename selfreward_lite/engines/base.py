@@ -79,8 +79,8 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next bit of a streamed sample's text. All of them, joined, are its completion's text. `at` is when it came, on the
-    clock of time.monotonic, where somebody noted it."""
+    """The next bit of a streamed sample's text. All of them, joined, are its completion's text. `at` is when it was drawn, on
+    the clock of time.monotonic, where somebody noted it."""
 
     key: str
     sample: int

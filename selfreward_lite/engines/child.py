@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
@@ -117,7 +118,10 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
         number, live = inbox.next_round()
         try:
             for said in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
-                send({"round": number, "piece" if isinstance(said, Piece) else "completion": asdict(said)})
+                if isinstance(said, Piece):  # the clock is the machine's: the parent reads the same, if later
+                    send({"round": number, "piece": {**asdict(said), "at": time.monotonic()}})
+                else:
+                    send({"round": number, "completion": asdict(said)})
             stats = getattr(engine, "stats", None)
             send({"round": number, "finished": asdict(stats) if is_dataclass(stats) else {}})
         except EngineError as error:

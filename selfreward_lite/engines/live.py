@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -188,8 +187,7 @@ class Live:
                 self._fail(EngineError(message.get("error") or f"the engine's process failed:\n{message['bug']}"))
 
     def _hand_on(self, message: Message) -> None:
-        piece, now = message.get("piece"), time.monotonic()
-        said = Piece(**{**piece, "at": now}) if piece else completion_from_plain(message["completion"])
+        said = Piece(**message["piece"]) if "piece" in message else completion_from_plain(message["completion"])
         with self._lock:
             asked = self._under_way.get(said.key)
             self.completions += isinstance(said, Completion)

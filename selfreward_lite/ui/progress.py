@@ -20,6 +20,11 @@ from selfreward_lite.ui.shell import NEWS, QUIET, Shell, table
 
 NOTHING = "Nothing is measured yet. **Begin a run on the Run tab**: this page fills as its models are measured."
 BOTH_ANSWERS, HEIGHT = 12, 250  # rows; pixels
+# Where each panel ends above: from a fixed zero on, a small change looks small.
+LIMITS = {
+    "win rate against M0": 1.0, "points, 0 to 5": 5.0, "judge: agreement with human rankings": 1.0, "tokens of a response": None,
+    "shares of what was trained on": 1.0,
+}
 SEVERAL = ("points, 0 to 5", "shares of what was trained on")  # panels with more than one series
 # Of each panel: what it is for, in words a newcomer reads once.
 NOTES = {
@@ -89,13 +94,13 @@ def tab(house: House, shell: Shell) -> None:
         panels, notes = {}, list(NOTES.items())
         with gr.Row():
             for title, note in notes[:2]:
-                panels[title] = _plot(title, note, "model", "value", "what" if title in SEVERAL else None)
+                panels[title] = _plot(title, note, "model", "value", "what" if title in SEVERAL else None, most=LIMITS[title])
         with gr.Row():
             for title, note in notes[2:4]:
-                panels[title] = _plot(title, note, "model", "value", None)
+                panels[title] = _plot(title, note, "model", "value", None, most=LIMITS[title])
         with gr.Row():
             title, note = notes[4]
-            panels[title] = _plot(title, note, "model", "value", "what")
+            panels[title] = _plot(title, note, "model", "value", "what", most=LIMITS[title])
             spread = _plot(
                 "scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the "
                 "judge no longer tells answers apart.", "score", "share", "judge",
@@ -103,16 +108,16 @@ def tab(house: House, shell: Shell) -> None:
         with gr.Row():
             dots = _plot(
                 "length against score", "Responses that the newest pairs were made of: characters, and the mean of their "
-                "judgments.", "characters", "score", None, gr.ScatterPlot,
+                "judgments.", "characters", "score", None, scatter=True, most=5.0,
             )
             gap = _plot(
                 "mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is "
-                "left to learn.", "model", "score", "which",
+                "left to learn.", "model", "score", "which", most=5.0,
             )
         with gr.Row():
             lean = _plot(
                 "what the meta-judge prefers", "Share of decided battles. For what is shown first, ½ is unbiased; for the higher "
-                "score, the more the better the two judges agree.", "judge", "value", "what",
+                "score, the more the better the two judges agree.", "judge", "value", "what", most=1.0,
             )
             with gr.Column(min_width=320):
                 trained = gr.LinePlot(x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" ")
@@ -162,11 +167,14 @@ def _found(house: House, run: str | None, news: str) -> dict[str, Any] | None:
 
 
 def _plot(
-    title: str, note: str, x: str, y: str, color: str | None, kind: type[gr.LinePlot | gr.ScatterPlot] = gr.LinePlot
+    title: str, note: str, x: str, y: str, color: str | None, *, scatter: bool = False, most: float | None = None
 ) -> gr.LinePlot | gr.ScatterPlot:
     """A plot with what it is for under it."""
     with gr.Column(min_width=320):
         names = {"x_title": x if x in ("characters", "score") else " ", "y_title": " "}
-        plot = kind(x=x, y=y, color=color, color_title=" ", title=title, height=HEIGHT, tooltip="all", **names)
+        kind = gr.ScatterPlot if scatter else gr.LinePlot
+        plot = kind(
+            x=x, y=y, color=color, color_title=" ", title=title, height=HEIGHT, tooltip="all", y_lim=[0.0, most], **names
+        )
         gr.Markdown(note, elem_classes="fine")
     return plot
