@@ -192,7 +192,7 @@ def _view(store: Store, process: int | None) -> View:
         state = "refused"
     whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(candidate, "evaluation")
     stages = tuple(
-        _training(store, iteration) if name == "training" and not ended
+        _training(store, iteration, seconds) if name == "training" and not ended
         else Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
         for iteration, name, done, total, seconds, ended in store.stages()
     )
@@ -201,11 +201,10 @@ def _view(store: Store, process: int | None) -> View:
     )
 
 
-def _training(store: Store, iteration: int) -> Stage:
+def _training(store: Store, iteration: int, seconds: float) -> Stage:
     """A training under way, which to the store is one piece: its steps, and one more in which the adapter is checked."""
     ((step,),) = store.select("SELECT max(step) FROM training WHERE iteration = ?", iteration)
-    known = store.metrics(iteration)
-    steps, seconds = int(known.get("training_steps") or 0), known.get("training_elapsed") or 0.0
+    steps = int(store.metrics(iteration).get("training_steps") or 0)
     return Stage(f"M{iteration}", "training", step or 0, steps + 1, seconds, ended=False)
 
 

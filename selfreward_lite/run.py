@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from selfreward_lite import seed
 from selfreward_lite.chat import ChatFormat
@@ -85,16 +85,23 @@ class Run:
         if self.store.done_items(iteration, stage):  # killed between its commit and its end
             self.store.end_stage(iteration, stage)
             return
-        progress = Progress(iteration, stage, 1)
+        progress, before = Progress(iteration, stage, 1), self.store.seconds(iteration, stage)
         self.watch(progress)
         started = time.monotonic()
         outcome = work()
         self.store.commit(iteration, stage, WHOLE, outcome)
         progress.done, progress.seconds = 1, time.monotonic() - started
         progress.drops.update(outcome.dropped())
-        self.store.spend(iteration, stage, progress.seconds)
+        told = self.store.seconds(iteration, stage) - before  # a training says on the way what it spends
+        self.store.spend(iteration, stage, progress.seconds - told)
         self.store.end_stage(iteration, stage)
         self.watch(progress)
+
+    def log_training(self, iteration: int, said: Mapping[str, Any], seconds: float) -> None:
+        """Keep what a trainer says of a step (`step` of `steps`, `values`), and the seconds since it last did."""
+        self.store.log_training(iteration, said["step"], said["values"])
+        self.store.measure(iteration, training_steps=said["steps"])
+        self.store.spend(iteration, "training", seconds)
 
     def ranked(self) -> seed.Split:
         """Return the ranked prompts by what they are for, as the first step stored them."""

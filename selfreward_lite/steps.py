@@ -350,8 +350,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         if "words" in said:
             progress.words = said["words"]
         else:
-            run.store.log_training(iteration, said["step"], said["values"])
-            run.store.measure(iteration, training_steps=said["steps"], training_elapsed=time.monotonic() - started)
+            run.log_training(iteration, said, time.monotonic() - started - progress.seconds)
             progress.done, progress.total = said["step"], said["steps"] + 1  # one more: the adapter is checked and written
             progress.values = said["values"]
         progress.seconds = time.monotonic() - started

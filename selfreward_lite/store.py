@@ -228,6 +228,11 @@ class Store:
         """Add working time to a stage; a resumed stage keeps what it spent before."""
         self._db.execute("UPDATE stages SET seconds = seconds + ? WHERE iteration = ? AND stage = ?", (seconds, iteration, stage))
 
+    def seconds(self, iteration: int, stage: str) -> float:
+        """Return the working time of a stage so far."""
+        rows = self.select("SELECT seconds FROM stages WHERE iteration = ? AND stage = ?", iteration, stage)
+        return rows[0][0] if rows else 0.0
+
     def end_stage(self, iteration: int, stage: str) -> None:
         """Mark a stage done, durably."""
         self._db.execute("UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage))

@@ -136,7 +136,8 @@ def test_a_training_under_way_is_told_by_its_steps(tmp_path):
         store.begin_stage(1, "training", 1)
         assert jobs.view(tmp_path / "mine").now == Stage("M1", "training", 0, 1, 0.0, ended=False)
         store.log_training(1, 5, {"loss": 0.6})
-        store.measure(1, training_steps=20, training_elapsed=10.0)
+        store.measure(1, training_steps=20)
+        store.spend(1, "training", 10.0)
         now = jobs.view(tmp_path / "mine").now
     assert (now.done, now.total, now.left) == (5, 21, 32.0)
 
