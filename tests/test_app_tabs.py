@@ -318,6 +318,12 @@ def test_it_is_computed_once_for_all_browsers(runs, monkeypatch):
         progress.gathered(runs / "mine", "anew")
 
 
+def test_every_measurement_has_its_plot():
+    from selfreward_lite import series
+
+    assert [plot.title for plot in progress.PLOTS if plot.of == "worth"] == [title for title, _ in series.PANELS]
+
+
 def test_a_plot_has_its_columns_without_any_row():
     assert list(progress.frame([], ("model", "value")).columns) == ["model", "value"]
 

@@ -72,6 +72,9 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
         "run", "--runs-dir", str(runs), "--name", "mine", "--preset", "tiny", "--iterations", "2", "--hours", "0.5",
         "--set", "dpo.beta=0.2",
     ]  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not jobs.last_words(runs / "mine") and time.monotonic() < deadline:
+        time.sleep(0.02)
     view = jobs.view(runs / "mine")
     assert (view.state, view.process, view.candidate) == ("running", Store.writer(runs / "mine"), "M0")
     assert os.getsid(view.process) != os.getsid(0), "Ctrl-C in the app's terminal is not for it"

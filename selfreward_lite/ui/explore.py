@@ -7,6 +7,7 @@ and boxes that show letters, never in Markdown.
 from __future__ import annotations
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -102,6 +103,18 @@ def _number(value: float | None) -> str:
 # -- how it is laid out -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What stands on the tab."""
+
+    filters: list[Any]  # the run, which group of prompts, words, what they gave
+    listed: list[Any]  # the ids of the page that is shown, its rows, their count, which page it is
+    turn: list[gr.Button]
+    opened: list[Any]  # the prompt that is looked at, its text, why, its frame, responses, judgments, battles in words and rows
+    empty: gr.Markdown
+    body: gr.Column
+
+
 def tab(house: House, shell: Shell) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
@@ -112,8 +125,7 @@ def tab(house: House, shell: Shell) -> None:
             outcome = gr.Radio(OUTCOMES, value="all", label="That", min_width=220)
         with gr.Row():
             count = gr.Markdown("", elem_id="count")
-            back = gr.Button("Earlier", size="sm", min_width=80, scale=0)
-            forth = gr.Button("Later", size="sm", min_width=80, scale=0)
+            turn = [gr.Button(words, size="sm", min_width=80, scale=0) for words in ("Earlier", "Later")]
         listing = table(HITS, "60 12 12 16", height=300, elem_id="hits")
         prompt = gr.Textbox(label="Prompt", lines=1, max_lines=12, interactive=False, visible=False, elem_id="prompt")
         why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
@@ -125,9 +137,16 @@ def tab(house: House, shell: Shell) -> None:
             fought = gr.Markdown("")
             with gr.Accordion("Battles between judgments", open=False):
                 battles = table(FIGHTS, "9 24 9 24 9 25")
-    ids, page, look, known = gr.State([]), gr.State(0), gr.State(None), gr.State([])
-    filters = [shell.run, group, words, outcome]
-    listed = [ids, listing, count, page]
+    filters, listed = [shell.run, group, words, outcome], [gr.State([]), listing, count, gr.State(0)]
+    opened = [gr.State(None), prompt, why, inside, replies, said, fought, battles]
+    _wire(house, shell, _Parts(filters, listed, turn, opened, empty, body))
+
+
+def _wire(house: House, shell: Shell, parts: _Parts) -> None:
+    """Say what every click does."""
+    filters, listed, group, known = parts.filters, parts.listed, parts.filters[1], gr.State([])
+    ids, listing, _, page = listed
+    look, _, _, _, replies, said, *_ = parts.opened
 
     def found_by(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
         return hits(house, run, group, words, outcome, page)
@@ -155,12 +174,13 @@ def tab(house: House, shell: Shell) -> None:
         )
 
     gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **NEWS)
-    back.click(lambda *chosen: found_by(*chosen[:4], chosen[4] - 1), [*filters, page], listed, **QUIET)
-    forth.click(lambda *chosen: found_by(*chosen[:4], chosen[4] + 1), [*filters, page], listed, **QUIET)
-    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], [known, group, empty, body], **NEWS).then(
+    for button, way in zip(parts.turn, (-1, 1), strict=True):
+        button.click(lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way), [*filters, page], listed, **QUIET)
+    told = [known, group, parts.empty, parts.body]
+    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], told, **NEWS).then(
         found_by, [*filters, page], listed, **QUIET
     )
-    listing.select(opened, [shell.run, ids], [look, prompt, why, inside, replies, said, fought, battles], **OWN)
+    listing.select(opened, [shell.run, ids], parts.opened, **OWN)
     _selects(replies, look, said)
 
 

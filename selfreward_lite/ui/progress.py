@@ -5,6 +5,7 @@ Knows: gradio's plots, which follow the page's light and dark. Does not know: wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,45 @@ from selfreward_lite.ui.shell import NEWS, QUIET, Shell, table
 
 NOTHING = "Nothing is measured yet. **Begin a run on the Run tab**: this page fills as its models are measured."
 BOTH_ANSWERS, HEIGHT = 12, 250  # rows; pixels
-# Where each panel ends above: from a fixed zero on, a small change looks small.
-LIMITS = {
-    "win rate against M0": 1.0, "points, 0 to 5": 5.0, "judge: agreement with human rankings": 1.0, "tokens of a response": None,
-    "shares of what was trained on": 1.0,
-}
-SEVERAL = ("points, 0 to 5", "shares of what was trained on")  # panels with more than one series
-# Of each panel: what it is for, in words a newcomer reads once.
-NOTES = {
-    "win rate against M0": "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
-    "points, 0 to 5": "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the tiny "
-                      "world, the truth.",
-    "judge: agreement with human rankings": "Share of ranked pairs that the model, as judge, puts in the people's order.",
-    "tokens of a response": "Judges like long answers: if this climbs with the scores, length is what was learnt.",
-    "shares of what was trained on":
-        "Prompts that gave a pair; pairs of responses that scored the same; judgments that could not be read.",
-}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot: its title, what it is for, where its rows come from (of `gathered`), and what of them is drawn.
+
+    It begins at zero and ends at `most`, so that a small change looks small.
+    """
+
+    title: str
+    note: str
+    of: str
+    x: str
+    y: str
+    color: str | None = None
+    most: float | None = None
+    scatter: bool = False
+
+
+PLOTS = (
+    Plot("win rate against M0", "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
+         "worth", "model", "value", None, 1.0),
+    Plot("points, 0 to 5", "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the "
+         "tiny world, the truth.", "worth", "model", "value", "what", 5.0),
+    Plot("judge: agreement with human rankings", "Share of ranked pairs that the model, as judge, puts in the people's order.",
+         "worth", "model", "value", None, 1.0),
+    Plot("tokens of a response", "Judges like long answers: if this climbs with the scores, length is what was learnt.",
+         "worth", "model", "value"),
+    Plot("shares of what was trained on", "Prompts that gave a pair; pairs of responses that scored the same; judgments that "
+         "could not be read.", "worth", "model", "value", "what", 1.0),
+    Plot("scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the judge no "
+         "longer tells answers apart.", "scores", "score", "share", "judge"),
+    Plot("length against score", "Responses that the newest pairs were made of: characters, and the mean of their judgments.",
+         "lengths", "characters", "score", None, 5.0, scatter=True),
+    Plot("mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is left to "
+         "learn.", "gaps", "model", "score", "which", 5.0),
+    Plot("what the meta-judge prefers", "Share of decided battles. For what is shown first, ½ is unbiased; for the higher score, "
+         "the more the better the two judges agree.", "biases", "judge", "value", "what", 1.0),
+)
 
 
 @lru_cache(maxsize=8)
@@ -91,46 +115,20 @@ def tab(house: House, shell: Shell) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
-        panels, notes = {}, list(NOTES.items())
-        with gr.Row():
-            for title, note in notes[:2]:
-                panels[title] = _plot(title, note, "model", "value", "what" if title in SEVERAL else None, most=LIMITS[title])
-        with gr.Row():
-            for title, note in notes[2:4]:
-                panels[title] = _plot(title, note, "model", "value", None, most=LIMITS[title])
-        with gr.Row():
-            title, note = notes[4]
-            panels[title] = _plot(title, note, "model", "value", "what", most=LIMITS[title])
-            spread = _plot(
-                "scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the "
-                "judge no longer tells answers apart.", "score", "share", "judge",
-            )
-        with gr.Row():
-            dots = _plot(
-                "length against score", "Responses that the newest pairs were made of: characters, and the mean of their "
-                "judgments.", "characters", "score", None, scatter=True, most=5.0,
-            )
-            gap = _plot(
-                "mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is "
-                "left to learn.", "model", "score", "which", most=5.0,
-            )
-        with gr.Row():
-            lean = _plot(
-                "what the meta-judge prefers", "Share of decided battles. For what is shown first, ½ is unbiased; for the higher "
-                "score, the more the better the two judges agree.", "judge", "value", "what", most=1.0,
-            )
-            with gr.Column(min_width=320):
-                trained = gr.LinePlot(x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" ")
-                curve = gr.Radio(list(series.CURVES.values()), value="loss", show_label=False, container=False)
+        plots = []
+        for start in range(0, len(PLOTS), 2):
+            with gr.Row():
+                plots += [_laid_out(plot) for plot in PLOTS[start : start + 2]]
+        curve = gr.Radio(list(series.CURVES.values()), value="loss", show_label=False, container=False)
+        trained = gr.LinePlot(x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" ")
         rows = table(None, "", "Every measurement, with its standard error", height=420, elem_id="measured")
         answers = table(
             None, "32 34 34", "Before and after: the first held-out prompts that M0 and the newest model answer differently",
             elem_id="before-after",
         )
         passed = table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
-    plots = [*panels.values(), spread, dots, gap, lean, trained]
     known = gr.State(None)
-    outputs = [known, empty, body, *plots, rows, answers, passed]
+    outputs = [known, empty, body, *plots, trained, rows, answers, passed]
 
     def look(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
@@ -138,23 +136,40 @@ def tab(house: House, shell: Shell) -> None:
         found = _found(house, run, news)
         if not found or not (found["worth"] or found["scores"]):
             return news, gr.update(visible=True), gr.update(visible=False), *(gr.skip() for _ in outputs[3:])
-        worth = [frame(found["worth"].get(title, []), ("model", "value", "what")) for title in panels]
-        head, cells = found["table"]
-        return (
-            news, gr.update(visible=False), gr.update(visible=True), *worth,
-            frame(found["scores"], ("score", "share", "judge")).astype({"score": str}),
-            frame(found["lengths"], ("characters", "score")), frame(found["gaps"], ("model", "score", "which")),
-            frame(found["biases"], ("judge", "value", "what")), frame(found["training"][curve], ("step", "value", "model")),
-            {"headers": head, "data": cells},
-            {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]}, found["gates"],
-        )
+        return news, gr.update(visible=False), gr.update(visible=True), *shown(found, curve)
+
+    def curved(run: str | None, news: str, curve: str) -> pd.DataFrame:
+        found = _found(house, run, news)
+        return frame(found["training"][curve] if found else [], ("step", "value", "model"))
 
     gr.on([shell.run.change, shell.pulse.change], look, [shell.run, shell.pulse, curve, known], outputs, **NEWS)
-    curve.change(
-        lambda run, news, curve: frame((_found(house, run, news) or {"training": {}})["training"].get(curve, []),
-                                       ("step", "value", "model")),
-        [shell.run, shell.pulse, curve], trained, **QUIET,
-    )
+    curve.change(curved, [shell.run, shell.pulse, curve], trained, **QUIET)
+
+
+def shown(found: dict[str, Any], curve: str) -> list[Any]:
+    """Return what the plots and tables of the tab show, in their order."""
+    plots = []
+    for plot in PLOTS:
+        rows = found["worth"].get(plot.title, []) if plot.of == "worth" else found[plot.of]
+        cells = frame(rows, tuple(filter(None, (plot.x, plot.y, plot.color))))
+        plots.append(cells.astype({"score": str}) if plot.of == "scores" else cells)  # scores are places there, not numbers
+    head, rows = found["table"]
+    return [
+        *plots, frame(found["training"][curve], ("step", "value", "model")), {"headers": head, "data": rows},
+        {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]}, found["gates"],
+    ]
+
+
+def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
+    """A plot with what it is for under it."""
+    with gr.Column(min_width=320):
+        kind = gr.ScatterPlot if plot.scatter else gr.LinePlot
+        drawn = kind(
+            x=plot.x, y=plot.y, color=plot.color, color_title=" ", title=plot.title, height=HEIGHT, tooltip="all",
+            y_lim=[0.0, plot.most], x_title=plot.x if plot.x in ("characters", "score") else " ", y_title=" ",
+        )
+        gr.Markdown(plot.note, elem_classes="fine")
+    return drawn
 
 
 def _found(house: House, run: str | None, news: str) -> dict[str, Any] | None:
@@ -164,17 +179,3 @@ def _found(house: House, run: str | None, news: str) -> dict[str, Any] | None:
         return gathered(house.runs_dir / run, news)
     except SelfRewardError:
         return None  # only just begun: the Run tab says how far it is
-
-
-def _plot(
-    title: str, note: str, x: str, y: str, color: str | None, *, scatter: bool = False, most: float | None = None
-) -> gr.LinePlot | gr.ScatterPlot:
-    """A plot with what it is for under it."""
-    with gr.Column(min_width=320):
-        names = {"x_title": x if x in ("characters", "score") else " ", "y_title": " "}
-        kind = gr.ScatterPlot if scatter else gr.LinePlot
-        plot = kind(
-            x=x, y=y, color=color, color_title=" ", title=title, height=HEIGHT, tooltip="all", y_lim=[0.0, most], **names
-        )
-        gr.Markdown(note, elem_classes="fine")
-    return plot

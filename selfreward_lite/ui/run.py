@@ -180,7 +180,14 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
             log = gr.Textbox(label="The last it said", lines=8, max_lines=8, interactive=False, visible=False, elem_id="log")
     rows = table(COLUMNS, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False, elem_id="stages")
     form, looks = [name, preset, iterations, seed, hours, more], [said, bar, *buttons, rows, log]
+    needs.value = plan(house, Wanted("tiny", "tiny"))
+    for one in form:
+        one.change(lambda *fields: plan(house, wanted_of(*fields)), form, needs, **QUIET)
+    _wire(house, shell, form, looks, (start, first))
 
+
+def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts: tuple[gr.Button, gr.Button]) -> None:
+    """Say what every click does."""
     def seen(run: str | None, known: Any) -> tuple[Any, ...]:
         now = _now(house, run)
         return (known, *(gr.skip() for _ in looks)) if now == known else (now, *look(house, run))
@@ -198,11 +205,9 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
         shown = tried(lambda: begin(house, wanted), wanted.name)
         return gr.update(choices=[*house.runs(), TINY], value=wanted.name), *shown
 
-    for one in form:
-        one.change(lambda *fields: plan(house, wanted_of(*fields)), form, needs, **QUIET)
-    outputs = [shell.run, *looks]
-    start.click(started, form, outputs, **OWN)
-    first.click(lambda: started("tiny", "tiny", None, None, None, ""), None, outputs, **OWN)
+    outputs, buttons = [shell.run, *looks], looks[2:7]
+    starts[0].click(started, form, outputs, **OWN)
+    starts[1].click(lambda: started("tiny", "tiny", None, None, None, ""), None, outputs, **OWN)
     acts = (
         lambda run: jobs.stop(house.runs_dir / run), lambda run: go_on(house, run), lambda run: go_on(house, run, one_more=True),
         lambda run: accept(house, run), lambda run: go_on(house, run, past_gates=True),
@@ -212,7 +217,6 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
     known = gr.State(None)
     shell.run.change(seen, [shell.run, known], [known, *looks], **NEWS)
     shell.timer.tick(seen, [shell.run, known], [known, *looks], **TICK)
-    needs.value = plan(house, Wanted("tiny", "tiny"))
 
 
 def _now(house: House, run: str | None) -> Any:
