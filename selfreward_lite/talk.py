@@ -137,13 +137,19 @@ class House:
                  for path in self.runs_dir.glob("*/run.sqlite")}
         return [folder.name for folder in sorted(found, key=lambda folder: -found[folder])]
 
+    def folder(self, run: str) -> Path:
+        """Return the folder of a run, which need not exist. Raises UserError for a name that would lead anywhere else."""
+        if not run or run != Path(run).name or run.startswith("."):
+            raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
+        return self.runs_dir / run
+
     def place(self, run: str) -> Place:
         """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
         if run == TINY:
             return Place(TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None})
         if run not in self.runs():
             raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
-        with Store.read(self.runs_dir / run) as store:
+        with Store.read(self.folder(run)) as store:
             if store.fact("settings") is None:
                 raise UserError(f"{run} has only just begun; try again in a moment")
             settings, newest = parse(store.fact("settings")), store.newest()

@@ -14,6 +14,8 @@ from selfreward_lite import config
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
 
+collect_ignore = ["browser.py", "screenshots.py"]  # no tests in them, and they need playwright
+
 # How long an example takes is the machine's affair, not the test's.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

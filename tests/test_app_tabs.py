@@ -42,7 +42,7 @@ class Talker:
     """A house in which the left model says less than the right, and the judge prefers the longer."""
 
     def __init__(self, folder: Path, breaks: bool = False) -> None:
-        self.runs_dir, self.breaks, self.asked = folder, breaks, []
+        self.folder, self.breaks, self.asked = folder.joinpath, breaks, []
 
     def place(self, run):
         return SimpleNamespace(run=run)
@@ -251,6 +251,30 @@ def test_going_on_asks_for_what_is_missing_or_one_more(house, monkeypatch):
     run_tab.go_on(house, "mine", one_more=True)
     run_tab.go_on(house, "mine", past_gates=True)
     assert begun == [Wanted("mine"), Wanted("mine", iterations=3), Wanted("mine", past_gates=True)]
+
+
+@pytest.mark.parametrize("run", ["../outside", "/etc", "..", ".tiny", "a/b", ""])
+def test_a_name_that_leads_elsewhere_is_no_run(tmp_path, run):
+    house = House(tmp_path / "runs")
+    scripted_run.run(tmp_path / "outside", iterations="0")
+    for act in (
+        lambda: house.folder(run),
+        lambda: run_tab.accept(house, run),
+        lambda: explore.whole(house, run, "x"),
+        lambda: house.place(run),
+    ):
+        with pytest.raises(UserError, match="no run"):
+            act()
+    with pytest.raises(UserError, match="no run|no name for a run"):
+        run_tab.go_on(house, run)
+    assert "no run" in run_tab.look(house, run)[0] or not run
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"], "and nothing was made"
+
+
+def test_accepting_where_there_is_no_run_makes_none(tmp_path):
+    with pytest.raises(UserError, match="no run"):
+        run_tab.accept(House(tmp_path), "gone")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_news_change_when_there_is_something_new(house, tmp_path):

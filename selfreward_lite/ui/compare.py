@@ -20,12 +20,12 @@ import gradio as gr
 from selfreward_lite import votes
 from selfreward_lite.chat import user
 from selfreward_lite.config import Draw
-from selfreward_lite.errors import SelfRewardError, UserError
+from selfreward_lite.errors import UserError
 from selfreward_lite.talk import House, Reply, Verdict
 from selfreward_lite.ui.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
 from selfreward_lite.ui.safe import markdown
-from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of, told
 
 CHOICES: dict[str, votes.Side | None] = {
     "Left is better": "a", "As good as each other": "tie", "Right is better": "b", "Skip": None,
@@ -87,7 +87,7 @@ def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Ite
                     bout = replace(bout, verdict=found)
     finally:
         if choice is not None:
-            votes.add(house.runs_dir / bout.run, _vote(bout, choice, left, right))
+            votes.add(house.folder(bout.run), _vote(bout, choice, left, right))
     yield bout
 
 
@@ -254,19 +254,20 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         [shell.run, *parts.pair, parts.judge, known],
         [*parts.pair, parts.judge, known, parts.empty, parts.body, parts.tiny, parts.other], **NEWS,
     )
+
+    def so_far(run: str | None, one: str | None, two: str | None) -> str:
+        with told():
+            return standing(house.folder(run), *_newer_first(one, two)) if run else ""
+
     gr.on(
-        [shell.run.change, *(one.change for one in parts.pair)],
-        lambda run, one, two: standing(house.runs_dir / run, *_newer_first(one, two)) if run else "",
-        [shell.run, *parts.pair], parts.standing, **NEWS,
+        [shell.run.change, *(one.change for one in parts.pair)], so_far, [shell.run, *parts.pair], parts.standing, **NEWS,
     )
 
 
 def _told(house: House, growing: Iterator[Bout]) -> Iterator[tuple[Any, ...]]:
-    try:
+    with told():
         for now in growing:
             yield _looks(house, now)
-    except SelfRewardError as error:
-        raise gr.Error(str(error), print_exception=False) from None
 
 
 def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
@@ -275,7 +276,7 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     texts, figures = zip(*(reply_of(bout, side) for side in (0, 1)), strict=True)
     may_vote = bout is not None and bout.over and not bout.voted
     words, *judged = verdict_of(bout)
-    told = standing(house.runs_dir / bout.run, *_newer_first(*bout.models)) if bout is not None and bout.voted else gr.skip()
+    told = standing(house.folder(bout.run), *_newer_first(*bout.models)) if bout is not None and bout.voted else gr.skip()
     return (
         bout, *(heading(bout, side) for side in (0, 1)), *texts, *figures,
         *(gr.update(interactive=may_vote) for _ in CHOICES), words, *judged, told,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import gradio as gr
@@ -17,7 +17,7 @@ from selfreward_lite import jobs
 from selfreward_lite.chat import Message, user
 from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.talk import TINY, House, Place, Reply, Score
-from selfreward_lite.ui.shell import draw_of
+from selfreward_lite.ui.shell import draw_of, told
 
 LONGEST, MOST = 100_000, 4096  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
 
@@ -35,7 +35,7 @@ def define(house: House) -> None:
         temperature: float = 0.7, top_p: float = 0.95, max_tokens: int = 256, seed: int = 0,
     ) -> Iterator[dict[str, Any]]:
         """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
-        with _told():
+        with told():
             place, model = _asked(house, run, model, message, system)
             messages = [*([Message(role="system", content=system)] if system.strip() else []), *_history(history), *user(message)]
             draw = draw_of(temperature, top_p, min(max_tokens, MOST))
@@ -45,7 +45,7 @@ def define(house: House) -> None:
 
     def judge(prompt: str, response: str, run: str, model: str = "") -> dict[str, Any]:
         """Return what a model gives a response, as judge: score (mean), spread, expected, read, wanted, judgments."""
-        with _told():
+        with told():
             place, model = _asked(house, run, model, prompt, response)
             (*_, found) = house.score(place, model, user(prompt), response, uuid.uuid4().hex)
             return _score(found)
@@ -55,7 +55,7 @@ def define(house: House) -> None:
         max_tokens: int = 256, seed: int = 0,
     ) -> dict[str, Any]:
         """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
-        with _told():
+        with told():
             place, judge = _asked(house, run, judge, prompt)
             draw, caller, texts, said = draw_of(temperature, top_p, min(max_tokens, MOST)), uuid.uuid4().hex, [], {}
             for name, model in (("a", model_a), ("b", model_b)):
@@ -75,7 +75,7 @@ def define(house: House) -> None:
 def _described(house: House, name: str) -> dict[str, Any]:
     """A run that cannot be read is in the list all the same, and says why."""
     try:
-        view = jobs.view(house.runs_dir / name)
+        view = jobs.view(house.folder(name))
         models: list[str] = []
         with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
             models = list(house.place(name).adapters)
@@ -114,12 +114,3 @@ def _score(score: Score) -> dict[str, Any]:
         "score": score.mean, "spread": score.spread, "expected": score.expected, "read": len(score.read), "wanted": score.wanted,
         "judgments": [one.text for one in score.judgments],
     }
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Hand an error of ours to the caller as its one line."""
-    try:
-        yield
-    except SelfRewardError as error:
-        raise gr.Error(str(error), print_exception=False) from None

@@ -31,7 +31,7 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
     """Return the ids of a page of prompts, their rows, and which page it is of how many."""
     if not run or run == TINY or not group:
         return [], [], "", 0
-    with Store.read(house.runs_dir / run) as store:
+    with Store.read(house.folder(run)) as store:
         if group not in explore.groups(store):  # of the run that was chosen before
             return [], [], "", 0
         found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
 
 def whole(house: House, run: str, prompt_id: str) -> Look:
     """Return a prompt with everything that became of it."""
-    with Store.read(house.runs_dir / run) as store:
+    with Store.read(house.folder(run)) as store:
         return explore.look(store, prompt_id)
 
 
@@ -149,7 +149,8 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     look, _, _, _, replies, said, *_ = parts.opened
 
     def found_by(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
-        return hits(house, run, group, words, outcome, page)
+        with told():
+            return hits(house, run, group, words, outcome, page)
 
     def offered(run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
         found = _groups(house, run)
@@ -164,10 +165,8 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         row = event.index[0]
         if not 0 <= row < len(ids):
             return tuple(gr.skip() for _ in range(8))
-        try:
+        with told():
             found = whole(house, run, ids[row])
-        except SelfRewardError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return (
             found, gr.update(value=found.prompt.text, visible=True), html.escape(found.why), gr.update(visible=True),
             answers(found), judged(found, 0), battles_said(found), fights(found),
@@ -197,7 +196,7 @@ def _groups(house: House, run: str | None) -> list[str]:
     if not run or run == TINY:
         return []
     try:
-        with Store.read(house.runs_dir / run) as store:
+        with Store.read(house.folder(run)) as store:
             return explore.groups(store) if store.fact("settings") else []
     except SelfRewardError:
         return []  # only just begun

@@ -98,7 +98,7 @@ def news(house: House, run: str) -> str:
     if run == TINY:
         return run
     try:
-        view = jobs.view(house.runs_dir / run)
+        view = jobs.view(house.folder(run))
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [f"{stage.model} {stage.name}" for stage in view.stages if stage.ended and stage.name in LANDMARKS]

@@ -176,6 +176,6 @@ def _found(house: House, run: str | None, news: str) -> dict[str, Any] | None:
     if not run or run == TINY:
         return None
     try:
-        return gathered(house.runs_dir / run, news)
+        return gathered(house.folder(run), news)
     except SelfRewardError:
         return None  # only just begun: the Run tab says how far it is

@@ -19,7 +19,7 @@ from selfreward_lite.forecast import Forecast, forecast
 from selfreward_lite.jobs import View, Wanted
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, OWN, QUIET, TICK, Shell, table
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, TICK, Shell, table, told
 
 ABOUT = {
     "tiny": "a model of a million parameters in a world where every answer can be scored exactly; no download, any computer",
@@ -142,13 +142,14 @@ def begin(house: House, wanted: Wanted) -> str:
 
 def go_on(house: House, run: str, *, one_more: bool = False, past_gates: bool = False) -> None:
     """Go on with a run as it was begun: what is missing of it, or one iteration more."""
-    more = jobs.view(house.runs_dir / run).iterations + 1 if one_more else None
+    more = jobs.view(house.folder(run)).iterations + 1 if one_more else None
     jobs.begin(house.runs_dir, Wanted(run, iterations=more, past_gates=past_gates), house.started)
 
 
 def accept(house: House, run: str) -> int:
     """Promote the candidate that a gate refused, as the command `accept` does; returns its number."""
-    with Store.write(house.runs_dir / run) as store:
+    Store.read(house.folder(run)).close()  # a name that is none makes no folder
+    with Store.write(house.folder(run)) as store:
         return assess.accept(store)
 
 
@@ -194,10 +195,8 @@ def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts:
 
     def tried(work: Callable[[], Any], run: str | None) -> tuple[Any, ...]:
         """Do something to a run, say it if it cannot be, and show how it stands."""
-        try:
+        with told():
             work()
-        except SelfRewardError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return look(house, run)
 
     def started(*fields: Any) -> tuple[Any, ...]:
@@ -209,7 +208,7 @@ def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts:
     starts[0].click(started, form, outputs, **OWN)
     starts[1].click(lambda: started("tiny", "tiny", None, None, None, ""), None, outputs, **OWN)
     acts = (
-        lambda run: jobs.stop(house.runs_dir / run), lambda run: go_on(house, run), lambda run: go_on(house, run, one_more=True),
+        lambda run: jobs.stop(house.folder(run)), lambda run: go_on(house, run), lambda run: go_on(house, run, one_more=True),
         lambda run: accept(house, run), lambda run: go_on(house, run, past_gates=True),
     )
     for button, act in zip(buttons, acts, strict=True):
@@ -222,7 +221,7 @@ def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts:
 def _now(house: House, run: str | None) -> Any:
     """What is told about a run, to be compared with what was told before."""
     try:
-        folder = house.runs_dir / (run or TINY)
+        folder = house.folder(run or TINY)
         return jobs.view(folder), list(jobs.last_words(folder))
     except SelfRewardError as error:
         return str(error)
@@ -233,10 +232,10 @@ def look(house: House, run: str | None) -> tuple[Any, ...]:
     if not run or run == TINY:
         return NO_RUN, "", *(gr.update(visible=False) for _ in range(5)), gr.update(visible=False), gr.update(visible=False)
     try:
-        view = jobs.view(house.runs_dir / run)
+        view = jobs.view(house.folder(run))
     except SelfRewardError as error:
         return f"⚠ {_inert(str(error))}", "", *(gr.update(visible=False) for _ in range(5)), gr.skip(), gr.skip()
-    words = jobs.last_words(house.runs_dir / run)
+    words = jobs.last_words(house.folder(run))
     visible = (
         view.state in ("running", "beginning"), view.state == "stopped", view.state == "finished", view.may_accept,
         view.state == "refused",

@@ -5,12 +5,15 @@ Knows: gradio's parts that stand above the tabs. Does not know: tabs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from selfreward_lite.config import Draw
+from selfreward_lite.errors import SelfRewardError
 
 # Of every event that is the page's own: no part of the API that others may call.
 OWN: dict[str, Any] = {"api_visibility": "private"}
@@ -29,6 +32,15 @@ class Shell:
     words: gr.Markdown
     pulse: gr.Textbox
     timer: gr.Timer
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show an error of ours as its one line, to a person or to a program."""
+    try:
+        yield
+    except SelfRewardError as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def choice(label: str, **more: Any) -> gr.Dropdown:
