@@ -19,8 +19,8 @@ from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.conversation import Turn, as_jsonl, as_markdown, messages, shown, stopped, turn_of
-from selfreward_lite.ui.safe import said
-from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of
+from selfreward_lite.ui.safe import letters, said
+from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of, in_a_line
 
 SELF = "the same model"
 TINY_EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
@@ -70,7 +70,7 @@ def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
                 yield _now(turns, last)
     except SelfRewardError as error:
         yield _now(turns, stopped([last])[0])
-        raise gr.Error(str(error), print_exception=False) from None
+        raise in_a_line(error) from None
 
 
 def _now(turns: list[Turn], last: Turn) -> Shown:
@@ -191,9 +191,9 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         gr.on([parts.clear.click, chatbot.clear], lambda: ([], []), None, [turns, chatbot], cancels=started, **QUIET),
         chatbot.undo(undone, turns, [turns, chatbot, box], **QUIET),
     ]
+    rest = [parts.stop, parts.send, box, shell.words, *parts.files]
     for event in ended:
-        event.then(lambda turns: (*_buttons(speaking=False)[1:], gr.update(interactive=True), house.words(), *_files(turns)),
-                   turns, [parts.stop, parts.send, box, shell.words, *parts.files], **QUIET)
+        event.then(lambda turns: _at_rest(house, turns), turns, rest, **QUIET)
 
 
 def offer(house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]) -> tuple[Any, ...]:
@@ -233,6 +233,12 @@ def _buttons(*, speaking: bool) -> tuple[Any, Any, Any]:
     """The box, Stop and Send: what is typed while it speaks would be lost, so nothing can be."""
     box = gr.update(value="", interactive=False) if speaking else gr.update(interactive=True)
     return box, gr.update(visible=speaking), gr.update(visible=not speaking)
+
+
+def _at_rest(house: House, turns: list[Turn]) -> tuple[Any, ...]:
+    """How everything beside the conversation looks while nobody speaks."""
+    box, *buttons = _buttons(speaking=False)
+    return (*buttons, box, letters(house.words()), *_files(turns))
 
 
 def _place(index: Any) -> int:

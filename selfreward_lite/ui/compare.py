@@ -24,7 +24,7 @@ from selfreward_lite.errors import UserError
 from selfreward_lite.talk import House, Reply, Verdict
 from selfreward_lite.ui.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
-from selfreward_lite.ui.safe import markdown
+from selfreward_lite.ui.safe import letters, markdown
 from selfreward_lite.ui.shell import NEWS, QUIET, Shell, choice, draw_controls, draw_of, told
 
 CHOICES: dict[str, votes.Side | None] = {
@@ -104,7 +104,7 @@ def heading(bout: Bout | None, side: int) -> str:
     """Return the name over an answer; which side it stands on while that is hidden."""
     if bout is None or (bout.blind and not bout.voted):
         return f"#### {('Left', 'Right')[side]}"
-    return f"#### {('Left', 'Right')[side]}: {bout.models[side]}"
+    return f"#### {('Left', 'Right')[side]}: {letters(bout.models[side])}"
 
 
 def reply_of(bout: Bout | None, side: int) -> tuple[str, str]:
@@ -122,10 +122,10 @@ def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
     if not bout.voted:
         return "Which is better? What the judge thinks is told after your vote.", "", ""
     if bout.verdict is None:
-        return f"{bout.judge} reads both answers …", "", ""
-    names = dict(zip(("a", "b"), bout.models, strict=True))
-    said = {None: f"{bout.judge} could not be asked", "tie": f"{bout.judge} says: a tie (or its verdict flipped with the order)"}
-    judged = said.get(bout.verdict.result) or f"{bout.judge} says: {names[bout.verdict.result or 'a']} is better"
+        return f"{letters(bout.judge)} reads both answers …", "", ""
+    names, judge = dict(zip(("a", "b"), map(letters, bout.models), strict=True)), letters(bout.judge)
+    said = {None: f"{judge} could not be asked", "tie": f"{judge} says: a tie (or its verdict flipped with the order)"}
+    judged = said.get(bout.verdict.result) or f"{judge} says: {names[bout.verdict.result or 'a']} is better"
     mine = {None: "You skipped it", "tie": "You: as good as each other"}.get(bout.choice) or (
         f"You: {names[bout.choice or 'a']} is better"
     )
@@ -137,6 +137,7 @@ def standing(folder: Path, model: str | None, rival: str | None) -> str:
     if not model or not rival or model == rival:
         return ""
     found = votes.tally(votes.all_votes(folder), model, rival)
+    model, rival = letters(model), letters(rival)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."
     words = (

@@ -18,6 +18,7 @@ from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui import chat, compare, endpoints, explore, progress
 from selfreward_lite.ui import run as run_tab
+from selfreward_lite.ui.safe import letters
 from selfreward_lite.ui.shell import QUIET, TICK, Shell, choice
 
 TITLE = "selfreward_lite"
@@ -80,7 +81,7 @@ def build(house: House) -> gr.Blocks:
         def look(chosen: str | None, known: list[str]) -> tuple[object, ...]:
             runs = house.runs()
             now = chosen if chosen in (*runs, TINY) else runs[0] if runs else TINY
-            told = [*runs, now, house.words(), news(house, now)]
+            told = [*runs, now, letters(house.words()), news(house, now)]
             if told == known:  # a page that is told what it shows takes it for a change
                 return tuple(gr.skip() for _ in seen)
             value = {} if now == chosen else {"value": now}  # else a choice made meanwhile would be undone

@@ -71,7 +71,7 @@ def _memory(found: Forecast) -> str:
 def headline(view: View) -> str:
     """Return in a few words how a run stands, and what to do next."""
     newest = "the base" if view.newest is None else f"M{view.newest}"
-    said = f"**{view.name}** {STATES[view.state]}"
+    said = f"**{_inert(view.name)}** {STATES[view.state]}"
     if view.state == "finished":
         return f"{said}: {newest} is its newest model. Talk to it, compare it with M0, or go on for another iteration."
     if view.state == "refused":

@@ -34,13 +34,18 @@ class Shell:
     timer: gr.Timer
 
 
+def in_a_line(error: SelfRewardError) -> gr.Error:
+    """Return an error of ours as its one line. gradio shows such a line as HTML, and it may quote anybody's words."""
+    return gr.Error(str(error).replace("<", "&lt;"), print_exception=False)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Show an error of ours as its one line, to a person or to a program."""
     try:
         yield
     except SelfRewardError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        raise in_a_line(error) from None
 
 
 def choice(label: str, **more: Any) -> gr.Dropdown:
