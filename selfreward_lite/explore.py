@@ -114,14 +114,14 @@ def look(store: Store, prompt_id: str) -> Look:
         raise UserError(f"{store.folder.name} has no prompt {prompt_id}; choose one of the list")
     (prompt,), settings = found, parse(store.fact("settings"))
     drawn = _drawn(store, prompt)
-    trained = prompt.iteration > 0
+    trained, paired = prompt.iteration > 0, store.is_done(prompt.iteration, "response_pairs")
     scores = {response.id: judgments.summarise(judged, settings.judge) for response, judged in drawn}
     schedule = settings.for_iteration(max(1, prompt.iteration))
     pair = next(iter(store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id)), None)
     answers = tuple(
         Answer(
             response, judged, _mean(judged, "score"), _mean(judged, "expected_score"),
-            _part(prompt, response, scores[response.id], pair) if trained else _author(response),
+            (_part(prompt, response, scores[response.id], pair) if paired else "") if trained else _author(response),
         )
         for response, judged in drawn
     )

@@ -104,6 +104,7 @@ class View:
     stages: tuple[Stage, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     may_accept: bool = False
+    birth: str = ""  # tells it from another run of its name
 
     @property
     def candidate(self) -> str:
@@ -127,17 +128,20 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
 
     Raises UserError where that cannot be: a bad name, a mistyped setting, a process that writes this run already.
     """
-    if not NAME.fullmatch(wanted.name):
+    if not NAME.fullmatch(wanted.name) or wanted.name.endswith(".log"):
         raise UserError(f"{wanted.name!r} is no name for a run: letters, digits, - _ . and no more than 60 of them")
     folder = runs_dir / wanted.name
     overrides = wanted.overrides()
+    if wanted.hours is not None and not 0 < wanted.hours <= 8760:
+        raise UserError("hours: more than 0, and at most a year (8760)")
     if not (folder / "run.sqlite").exists():
         config.load(wanted.preset or "tiny", overrides)  # a mistake is said here, not in a log
     elif (process := Store.writer(folder)) is not None:
         raise UserError(f"process {process} is at {wanted.name} already; watch it, or stop it first")
     runs_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(runs_dir), *wanted.arguments()]
-    with _log(folder).open("wb") as log:
+    _log(folder).write_bytes(b"")
+    with _log(folder).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=here, start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
@@ -155,7 +159,7 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
 def stop(folder: Path) -> bool:
     """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one."""
     process = Store.writer(folder)
-    if process is None:
+    if process in (None, os.getpid()):
         return False
     try:
         os.kill(process, signal.SIGTERM)
@@ -188,8 +192,8 @@ def _view(store: Store, process: int | None) -> View:
     candidate = 0 if newest is None else newest + 1
     refused = {gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed}
     state: State = "running" if process else "finished" if newest is not None and newest >= iterations else "stopped"
-    if state == "stopped" and refused:
-        state = "refused"
+    if state == "stopped" and refused and all(ended for *_, ended in store.stages()):
+        state = "refused"  # else somebody went past the gates, and it was stopped in a later stage
     whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(candidate, "evaluation")
     stages = tuple(
         _training(store, iteration, seconds) if name == "training" and not ended
@@ -197,7 +201,8 @@ def _view(store: Store, process: int | None) -> View:
         for iteration, name, done, total, seconds, ended in store.stages()
     )
     return View(
-        store.folder.name, state, process, settings["preset"], newest, iterations, stages, refused, state == "refused" and whole
+        store.folder.name, state, process, settings["preset"], newest, iterations, stages, refused, state == "refused" and whole,
+        store.fact("birth") or "",
     )
 
 
@@ -211,7 +216,7 @@ def _training(store: Store, iteration: int, seconds: float) -> Stage:
 def last_words(folder: Path, lines: int = 12) -> Sequence[str]:
     """Return the last lines of what a run that was begun here said; nothing where it was begun elsewhere."""
     log = _log(folder)
-    if not log.exists():
+    if not log.is_file():
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))

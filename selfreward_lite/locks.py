@@ -23,8 +23,12 @@ def take(path: Path, who: str) -> int | None:
             os.close(handle)
             return None
         time.sleep(0.02)
-    os.truncate(handle, 0)
-    os.write(handle, f"{who}\n".encode())
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, f"{who}\n".encode())
+    except OSError:
+        os.close(handle)  # else it would stay locked
+        raise
     return handle
 
 

@@ -109,10 +109,14 @@ class Store:
             raise UserError(
                 f"process {locks.holder(folder / LOCK)} is writing this run; wait for it, or stop it first ({folder / LOCK})"
             )
-        connection = _connect(str(folder / "run.sqlite"), folder)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
-        _migrate(connection, folder)
+        try:
+            connection = _connect(str(folder / "run.sqlite"), folder)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
+            _migrate(connection, folder)
+        except BaseException:
+            locks.release(lock)
+            raise
         return cls(folder, connection, lock)
 
     @classmethod

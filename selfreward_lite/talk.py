@@ -17,11 +17,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 from selfreward_lite import evaluate, hub, votes
 from selfreward_lite.cards import cards
@@ -133,9 +134,13 @@ class House:
 
     def runs(self) -> list[str]:
         """Return the names of all runs, the one that was written last first."""
-        found = {path.parent: max(one.stat().st_mtime for one in path.parent.glob("run.sqlite*"))
-                 for path in self.runs_dir.glob("*/run.sqlite")}
-        return [folder.name for folder in sorted(found, key=lambda folder: -found[folder])]
+        found: dict[str, float] = {}
+        for path in self.runs_dir.glob("*/run.sqlite"):
+            for written in (path, path.with_name("run.sqlite-wal")):  # the third of SQLite's files changes by looking
+                with suppress(OSError):  # gone since it was listed
+                    if written.stat().st_size:
+                        found[path.parent.name] = max(found.get(path.parent.name, 0.0), written.stat().st_mtime)
+        return sorted(found, key=lambda name: -found[name])
 
     def folder(self, run: str) -> Path:
         """Return the folder of a run, which need not exist. Raises UserError for a name that would lead anywhere else."""
@@ -235,13 +240,16 @@ class House:
                     told = time.monotonic()
                     yield found
 
-    def verdict(self, place: Place, judge: str, prompt: str, texts: tuple[str, str], caller: str) -> Iterator[Verdict | None]:
-        """Yield what a model says of two replies to a prompt, as judge, once it has said it of both orders; until then None.
+    def verdict(
+        self, place: Place, judge: str, prompt: str, texts: tuple[str, str], caller: str
+    ) -> Iterator[Verdict | str | None]:
+        """Yield what a model says of two replies to a prompt, as judge, once it has said it of both orders; until then what it
+        waits for, or None.
 
         The same question, draw and reading as a frozen judge has in a run's evaluation (arXiv 2401.10020, section 3.2).
         """
         voice = self._voice(place, judge, place.settings.judge.draw)
-        asked = Prompt("prompt", 0, "generated", 0, prompt)
+        asked = Prompt(_known(prompt, "\0".join(texts)), 0, "generated", 0, prompt)
         # As with scores: the same texts have the same luck, whoever wrote them.
         a, b = (
             Response(_known(prompt, text), 0, "", asked.id, 0, text, "stop", 0) for text in texts
@@ -253,7 +261,7 @@ class House:
                 for one in heard:
                     if isinstance(one, Completion):
                         said.append(one)
-                    yield None
+                    yield one if isinstance(one, str) else None
         try:
             asking.send([[one] for one in said])
         except StopIteration as end:
@@ -279,8 +287,11 @@ class House:
 
     def _seat(self, place: Place) -> Iterator[str | Live]:
         """The engine with a run's base in it, and before that, in words, what it waits for."""
-        settings = place.settings.engine.model_dump() | ({"gpu_layers": 0} if self.on_cpu else {})
-        return self.engine.using({"kind": "llama", "model": str(place.base), **settings})
+        def spec() -> dict[str, Any]:
+            settings = place.settings.engine.model_dump() | ({"gpu_layers": 0} if self.on_cpu else {})
+            return {"kind": "llama", "model": str(place.base), **settings}
+
+        return self.engine.using(spec)
 
     def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
         if speaker not in place.adapters:

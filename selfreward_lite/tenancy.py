@@ -32,8 +32,8 @@ def release(handle: int) -> None:
 
 
 def holder() -> str | None:
-    """Return who has the card, in words, or who waits for it; None for nobody."""
-    return locks.holder(_file("card")) or locks.holder(_file("card.wanted"))
+    """Return who waits for the card, in words, or else who has it; None for nobody."""
+    return locks.holder(_file("card.wanted")) or locks.holder(_file("card"))
 
 
 def wanted() -> bool:

@@ -94,6 +94,16 @@ def add(folder: Path, vote: Vote) -> None:
         raise UserError(f"{folder / FILE}: the vote could not be kept ({error}); make room or make it writable") from None
 
 
+def decide(folder: Path, vote: Vote) -> None:
+    """Add to a vote that is kept what the judge said of it meanwhile. Raises UserError where it cannot be written."""
+    try:
+        with closing(sqlite3.connect(folder / FILE)) as book, book:
+            values = (vote.verdict, vote.judged_ab, vote.judged_ba, vote.id)
+            book.execute("UPDATE votes SET verdict = ?, judged_ab = ?, judged_ba = ? WHERE id = ?", values)
+    except sqlite3.Error as error:
+        raise UserError(f"{folder / FILE}: the verdict could not be kept ({error}); the vote is") from None
+
+
 def all_votes(folder: Path) -> list[Vote]:
     """Return the votes of a run, in the order in which they were given."""
     if not (folder / FILE).exists():

@@ -12,7 +12,7 @@ from selfreward_lite import locks, tenancy
 from selfreward_lite.engines import shared
 from selfreward_lite.engines.live import Live
 from selfreward_lite.engines.shared import OTHERS, Shared
-from selfreward_lite.errors import UserError
+from selfreward_lite.errors import EngineError, UserError
 from selfreward_lite.store import Store
 
 
@@ -97,7 +97,7 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     thread.start()
     while not tenancy.wanted():
         time.sleep(0.01)
-    assert tenancy.holder() == "the app"
+    assert tenancy.holder() == "run mine"
     assert not had.is_set()
     assert tenancy.take("another app") is None, "nobody gets in before a run that waits"
     tenancy.release(theirs)
@@ -109,7 +109,7 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
 
 def seat(engine: Shared, **spec) -> tuple[object, object]:
     """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
-    using = engine.using({"kind": "scripted", **spec})
+    using = engine.using(lambda: {"kind": "scripted", **spec})
     return using, next(using)
 
 
@@ -169,11 +169,38 @@ def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
     engine = Shared(on_card=True)
     with tenancy.held("run night, process 7", print):
         one, said = seat(engine, gpu_layers=-1)
-        assert said == "the card is held by run night, process 7"
+        assert said == "the card is held, or wanted, by run night, process 7"
         assert engine.live is None
     assert isinstance(next(found for found in one if not isinstance(found, str)), Live)
     one.close()
     engine.close()
+
+
+def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine, layers = Shared(on_card=True), {"gpu_layers": -1}
+    with tenancy.held("run night", print):
+        waits = engine.using(lambda: {"kind": "scripted", **layers})
+        assert next(waits) == "the card is held, or wanted, by run night"
+        passes, found = seat(engine, gpu_layers=0)
+        assert isinstance(found, Live)
+        passes.close()
+        layers["gpu_layers"] = 0
+        assert isinstance(next(one for one in waits if not isinstance(one, str)), Live), (
+            "who changes their mind need not ask again"
+        )
+        waits.close()
+    engine.close()
+
+
+def test_more_than_may_wait_are_told():
+    engine = Shared(on_card=False, most=1)
+    one, _ = seat(engine, model="a")
+    two, _ = seat(engine, model="b")
+    with pytest.raises(EngineError, match="1 wait already"):
+        seat(engine, model="b")
+    two.close()
+    one.close()
 
 
 def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
@@ -191,7 +218,7 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     while not tenancy.wanted():
         time.sleep(0.01)
     two, said = seat(engine, gpu_layers=-1)
-    assert said.endswith("wants the card"), "nobody new is served"
+    assert said == "the card is held, or wanted, by run night", "nobody new is served"
     time.sleep(0.1)
     assert (had.is_set(), live.state) == (False, "not started"), "a reply under way may end"
     one.close()

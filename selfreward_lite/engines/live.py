@@ -47,6 +47,7 @@ class Live:
         self._lock = threading.RLock()
         self._loading = threading.Lock()
         self._child: Child | None = None
+        self._loads: Child | None = None
         self._room = 1
         self._serials = itertools.count(1)
         self._under_way: dict[str, _Asked] = {}
@@ -77,7 +78,7 @@ class Live:
                     return
                 self.state = "loading"
             try:
-                child, room = start(self.spec)
+                child, room = start(self.spec, self._born)
             except BaseException:
                 with self._lock:
                     self.state = "closed" if self.state == "closed" else "not started"
@@ -86,7 +87,7 @@ class Live:
                 if self.state == "closed":  # meanwhile
                     child.close()
                     raise EngineError(CLOSED)
-                self._child, self._room, self.state = child, room, "ready"
+                self._child, self._loads, self._room, self.state = child, None, room, "ready"
                 child.send({"begin": 1, "live": True})
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
 
@@ -124,9 +125,18 @@ class Live:
     def close(self) -> None:
         """End the child; what is under way fails. Closing twice is allowed."""
         with self._lock:
-            child, self._child, self.state = self._child, None, "closed"
+            children = [child for child in (self._child, self._loads) if child is not None]
+            self._child, self._loads, self.state = None, None, "closed"
         self._refuse_waiting(EngineError(CLOSED))
-        if child is not None:
+        for child in children:
+            child.close()
+
+    def _born(self, child: Child) -> None:
+        """Remember a child that loads, so that its memory comes back at once when it is not wanted any more."""
+        with self._lock:
+            self._loads = child
+            closed = self.state == "closed"
+        if closed:
             child.close()
 
     def _begin(self) -> None:

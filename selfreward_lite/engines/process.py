@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -67,7 +67,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "selfreward_lite.engines.child"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, encoding="utf-8", errors="replace", env=_environment(),
+            text=True, encoding="utf-8", errors="replace", env=_environment(spec),
         )  # fmt: skip
         self.messages: SimpleQueue[Message] = SimpleQueue()
         self._words: deque[str] = deque(maxlen=12)
@@ -131,12 +131,14 @@ class Child:
                 self._words.append(line.strip())
 
 
-def start(spec: Message) -> tuple[Child, int]:
+def start(spec: Message, born: Callable[[Child], None] = lambda child: None) -> tuple[Child, int]:
     """Return a child that has loaded its model, and how many samples it keeps under way.
 
-    Raises EngineError with the child's own line where it cannot load.
+    `born` is handed the child before it loads: closing it ends that. Raises EngineError with the child's own line where it cannot
+    load.
     """
     child = Child({name: str(value) if isinstance(value, Path) else value for name, value in spec.items()})
+    born(child)
     message = child.messages.get()
     if "ready" in message:
         return child, message["ready"]["parallel"]
@@ -280,7 +282,7 @@ class ProcessEngine:
         _log.warning("the engine's process died (%s); starting it again", self._last_death)
 
 
-def _environment() -> dict[str, str]:
+def _environment(spec: Message) -> dict[str, str]:
     """Ours, with this package importable, one card in sight, and two settings of llama.cpp; whoever starts us may overrule them.
 
     Its aborts start a debugger unless told not to (seconds), and its threads spin for long while they wait, which on
@@ -289,6 +291,8 @@ def _environment() -> dict[str, str]:
     """
     one_card = {"CUDA_VISIBLE_DEVICES": "0"}  # as for training; over two, llama.cpp would split the layers
     environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **one_card, **os.environ}
+    if not spec.get("gpu_layers"):
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA build would take some of a card's memory even without a layer on it
     package = str(Path(__file__).resolve().parents[2])
     known = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([package, known] if known else [package])

@@ -1,7 +1,8 @@
 """The tab in which two models answer the same prompt with the same seed, and one says which answer is better.
 
 Knows: gradio's parts, what happens at a click. Does not know: engines, stores. No judge is heard before the vote:
-an agreement with what was shown would say nothing. A vote is kept even if its voter leaves while the judge still reads.
+an agreement with what was shown would say nothing. A vote is kept before
+the judge reads anything.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import gradio as gr
 from selfreward_lite import votes
 from selfreward_lite.chat import user
 from selfreward_lite.config import Draw
-from selfreward_lite.errors import UserError
+from selfreward_lite.errors import SelfRewardError, UserError
 from selfreward_lite.talk import House, Reply, Verdict
 from selfreward_lite.ui.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
@@ -54,6 +55,14 @@ class Bout:
     voted: bool = False
     choice: votes.Side | None = None
     verdict: Verdict | None = None
+    waits: str = ""  # for what the judge does
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody still has to say something."""
+        return not self.over or (self.voted and self.verdict is None)
 
     @property
     def over(self) -> bool:
@@ -74,28 +83,32 @@ def answer(house: House, bout: Bout) -> Iterator[Bout]:
 
 
 def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Iterator[Bout]:
-    """Take a vote (None is none), then have the judge compare; the vote is kept with the verdict, or without if none comes."""
+    """Take a vote (None is none) and keep it at once; then have the judge compare, and keep what it says beside the vote."""
     if bout.voted or not bout.over:
         raise UserError("there is nothing to vote on: ask both models first")
     left, right = (reply.text for reply in bout.replies if reply is not None)
     bout = replace(bout, voted=True, choice=choice, judge=judge)
+    folder = house.folder(bout.run)
+    if choice is not None:
+        votes.add(folder, _vote(bout, choice, left, right))
+    yield bout
     try:
-        yield bout
         with closing(house.verdict(house.place(bout.run), judge, bout.prompt, (left, right), bout.caller)) as reading:
             for found in reading:
-                if found is not None:
-                    bout = replace(bout, verdict=found)
-    finally:
-        if choice is not None:
-            votes.add(house.folder(bout.run), _vote(bout, choice, left, right))
-    yield bout
+                bout = replace(bout, waits=found if isinstance(found, str) else "")
+                bout = replace(bout, verdict=found) if isinstance(found, Verdict) else bout
+                if choice is not None and bout.verdict is not None:
+                    votes.decide(folder, _vote(bout, choice, left, right))
+                yield bout
+    except SelfRewardError:
+        yield replace(bout, verdict=Verdict(judge, None, "", ""))
+        raise
 
 
 def _vote(bout: Bout, choice: votes.Side, left: str, right: str) -> votes.Vote:
     said = bout.verdict or Verdict(bout.judge, None, "", "")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
     return votes.Vote(
-        uuid.uuid4().hex, now, bout.prompt, bout.seed, *bout.models, left, right, choice, bout.blind, bout.judge, said.result,
+        bout.id, bout.at, bout.prompt, bout.seed, *bout.models, left, right, choice, bout.blind, bout.judge, said.result,
         said.judged_ab, said.judged_ba,
     )
 
@@ -122,7 +135,8 @@ def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
     if not bout.voted:
         return "Which is better? What the judge thinks is told after your vote.", "", ""
     if bout.verdict is None:
-        return f"{letters(bout.judge)} reads both answers …", "", ""
+        said = f"waits: {bout.waits}" if bout.waits else "reads both answers …"
+        return letters(f"{bout.judge} {said}"), "", ""
     names, judge = dict(zip(("a", "b"), map(letters, bout.models), strict=True)), letters(bout.judge)
     said = {None: f"{judge} could not be asked", "tie": f"{judge} says: a tie (or its verdict flipped with the order)"}
     judged = said.get(bout.verdict.result) or f"{judge} says: {names[bout.verdict.result or 'a']} is better"
@@ -244,12 +258,14 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         concurrency_limit=None, **QUIET,
     )
     begun.failure(halted, bout, looks, **QUIET)
-    parts.stop.click(halted, bout, looks, cancels=[begun], **QUIET)
-    for button, side in zip(parts.buttons, CHOICES.values(), strict=True):
+    voting = [
         button.click(
             lambda now, judge, side=side: (yield from voted(now, judge, side)), [bout, parts.judge], looks,
             concurrency_limit=None, **QUIET,
         )
+        for button, side in zip(parts.buttons, CHOICES.values(), strict=True)
+    ]
+    parts.stop.click(halted, bout, looks, cancels=[begun, *voting], **QUIET)
     gr.on(
         [shell.run.change, shell.pulse.change], lambda run, *chosen: _offer(house, run, *chosen),
         [shell.run, *parts.pair, parts.judge, known],
@@ -273,7 +289,7 @@ def _told(house: House, growing: Iterator[Bout]) -> Iterator[tuple[Any, ...]]:
 
 def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     """The bout, and everything on the tab as it looks now."""
-    speaking = bout is not None and not bout.over
+    speaking = bout is not None and bout.busy
     texts, figures = zip(*(reply_of(bout, side) for side in (0, 1)), strict=True)
     may_vote = bout is not None and bout.over and not bout.voted
     words, *judged = verdict_of(bout)

@@ -16,7 +16,7 @@ import gradio as gr
 from selfreward_lite import jobs
 from selfreward_lite.chat import Message, user
 from selfreward_lite.errors import SelfRewardError, UserError
-from selfreward_lite.talk import TINY, House, Place, Reply, Score
+from selfreward_lite.talk import TINY, House, Place, Reply, Score, Verdict
 from selfreward_lite.ui.shell import draw_of, told
 
 LONGEST, MOST = 100_000, 4096  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
@@ -63,7 +63,7 @@ def define(house: House) -> None:
                 texts.append(reply.text)
                 said[name] = {"model": model, **_reply(reply)}
             (*_, verdict) = house.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
-            assert verdict is not None
+            assert isinstance(verdict, Verdict)
             return {
                 **said, "judge": judge, "verdict": verdict.result, "judged_ab": verdict.judged_ab, "judged_ba": verdict.judged_ba,
             }
@@ -95,10 +95,12 @@ def _asked(house: House, run: str, model: str, *texts: str) -> tuple[Place, str]
 def _history(turns: list[dict[str, str]] | None) -> list[Message]:
     found = []
     for turn in turns or []:
-        role, content = turn.get("role"), turn.get("content")
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if role not in ("user", "assistant") or not isinstance(content, str):
             raise UserError("history: a list of {\"role\": \"user\" or \"assistant\", \"content\": text}")
         found.append(Message(role=role, content=content))
+    if sum(len(message["content"]) for message in found) > LONGEST:
+        raise UserError(f"history has more than {LONGEST:,} characters: shorten it")
     return found
 
 

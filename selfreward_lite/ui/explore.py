@@ -17,7 +17,7 @@ from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.explore import PAGE, Look
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
-from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice, table
+from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice, table, told
 
 NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
 HITS = ["prompt", "chosen", "rejected", "judgments too"]
@@ -35,11 +35,13 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
         if group not in explore.groups(store):  # of the run that was chosen before
             return [], [], "", 0
         found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
-    pages = max(1, -(-total // PAGE))
+        pages = max(1, -(-total // PAGE))
+        if page >= pages:
+            found, _ = explore.find(store, group, words or "", outcome, pages - 1)  # type: ignore[arg-type]
     rows = [
         [one.text, _number(one.chosen), _number(one.rejected), "a pair" if one.judgment_pair else ""] for one in found
     ]
-    number = min(page, pages - 1)
+    number = max(0, min(page, pages - 1))
     count = f"{total:,} prompt{'' if total == 1 else 's'}, page {number + 1} of {pages}"
     return [one.id for one in found], rows, count, number
 
@@ -175,8 +177,8 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **NEWS)
     for button, way in zip(parts.turn, (-1, 1), strict=True):
         button.click(lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way), [*filters, page], listed, **QUIET)
-    told = [known, group, parts.empty, parts.body]
-    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], told, **NEWS).then(
+    offers = [known, group, parts.empty, parts.body]
+    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], offers, **NEWS).then(
         found_by, [*filters, page], listed, **QUIET
     )
     listing.select(opened, [shell.run, ids], parts.opened, **OWN)

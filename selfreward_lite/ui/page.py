@@ -74,21 +74,21 @@ def build(house: House) -> gr.Blocks:
                 explore.tab(house, shell)
             with gr.Tab("Progress", id="progress"):
                 progress.tab(house, shell)
-        on_cpu.change(lambda wanted: setattr(house, "on_cpu", wanted), on_cpu, None, **QUIET)
+        on_cpu.input(lambda wanted: setattr(house, "on_cpu", wanted), on_cpu, None, **QUIET)
         first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
         endpoints.define(house)
 
         def look(chosen: str | None, known: list[str]) -> tuple[object, ...]:
             runs = house.runs()
             now = chosen if chosen in (*runs, TINY) else runs[0] if runs else TINY
-            told = [*runs, now, letters(house.words()), news(house, now)]
+            told = [*runs, now, house.on_cpu, letters(house.words()), news(house, now)]
             if told == known:  # a page that is told what it shows takes it for a change
                 return tuple(gr.skip() for _ in seen)
             value = {} if now == chosen else {"value": now}  # else a choice made meanwhile would be undone
-            return gr.update(choices=[*runs, TINY], **value), told, gr.update(visible=not runs), *told[-2:]
+            return gr.update(choices=[*runs, TINY], **value), told, gr.update(visible=not runs), *told[-3:]
 
         known = gr.State([])
-        parts, seen = [run, known], [run, known, welcome, words, shell.pulse]
+        parts, seen = [run, known], [run, known, welcome, on_cpu, words, shell.pulse]
         page.load(look, parts, seen, **QUIET)
         shell.timer.tick(look, parts, seen, **TICK)
     return page
@@ -103,7 +103,7 @@ def news(house: House, run: str) -> str:
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [f"{stage.model} {stage.name}" for stage in view.stages if stage.ended and stage.name in LANDMARKS]
-    return f"{run}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
+    return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
 
 
 def serve(house: House, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from pydantic import ValidationError
 
 from selfreward_lite.config import Draw
-from selfreward_lite.errors import SelfRewardError
+from selfreward_lite.errors import ConfigError, SelfRewardError
 
 # Of every event that is the page's own: no part of the API that others may call.
 OWN: dict[str, Any] = {"api_visibility": "private"}
@@ -74,5 +75,9 @@ def draw_controls(seed: str = "Seed") -> list[Any]:
 
 
 def draw_of(temperature: float, top_p: float, length: float) -> Draw:
-    """Return what the controls say."""
-    return Draw(temperature=temperature, top_p=top_p, max_tokens=int(length))
+    """Return what the controls say. Raises ConfigError where a program says what no control could."""
+    try:
+        return Draw(temperature=temperature, top_p=top_p, max_tokens=int(length))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
