@@ -16,6 +16,8 @@ from selfreward_lite.engines import loading
 from selfreward_lite.engines.llama import LlamaEngine
 from selfreward_lite.errors import ConfigError, SelfRewardError
 
+pytestmark = pytest.mark.slow  # real engines of several kinds, a quarter of a minute
+
 ROOT = Path(__file__).parent.parent
 VOCAB = synthetic.SHAPES["10m"].vocab
 

@@ -22,6 +22,8 @@ from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import base_to_gguf
 from selfreward_lite.parity import Parity
 
+pytestmark = pytest.mark.slow  # models written and loaded again, a quarter of a minute
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -17,6 +17,8 @@ from selfreward_lite.runner import NO_TIME
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools
 
+pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
+
 ANSWER, STEP, EXPORT = 2.0, 30.0, 60.0  # seconds, on the fake clock, of a completion, a training step, an export
 
 

@@ -19,6 +19,8 @@ import httpx
 from selfreward_lite import hub
 from selfreward_lite.errors import UserError
 from selfreward_lite.hub import fetch, named
+
+pytestmark = pytest.mark.slow  # a fake hub and real commands, half a minute
 hub.PAUSE, hub.PATIENCE, hub.SILENCE = 0.0, 0.1, httpx.Timeout(2.0)
 said = []
 try:

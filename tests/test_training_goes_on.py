@@ -16,6 +16,8 @@ from selfreward_lite.errors import TrainingError
 from selfreward_lite.tools import real_tools
 from selfreward_lite.training_job import Job
 
+pytestmark = pytest.mark.slow  # real trainings, most of a minute
+
 torch.set_num_threads(1)
 
 
