@@ -12,6 +12,7 @@ from fake_hub import Hub, hub
 
 from selfreward_lite.hub import CITED, Repository, named
 
+pytestmark = pytest.mark.slow  # a fake hub and real commands, half a minute
 MODEL = "maker/model"
 SAYS = """
 import json, sys
@@ -19,8 +20,6 @@ import httpx
 from selfreward_lite import hub
 from selfreward_lite.errors import UserError
 from selfreward_lite.hub import fetch, named
-
-pytestmark = pytest.mark.slow  # a fake hub and real commands, half a minute
 hub.PAUSE, hub.PATIENCE, hub.SILENCE = 0.0, 0.1, httpx.Timeout(2.0)
 said = []
 try:

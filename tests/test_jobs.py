@@ -192,7 +192,8 @@ def test_the_last_words_are_the_last_lines_of_a_log_of_any_size(tmp_path):
 @pytest.mark.slow
 def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from selfreward_lite import jobs; runs = Path(sys.argv[1]); "
+        "import sys, time; from pathlib import Path; from selfreward_lite import jobs; jobs.let_children_import(); "
+        "runs = Path(sys.argv[1]); "
         "jobs.begin(runs, jobs.Wanted('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
         "print(jobs.view(runs / 'mine').process, flush=True); time.sleep(99)"
