@@ -1,7 +1,7 @@
 """A second copy of a run in another folder (a mounted drive, another disk): what a machine that vanishes must not take along.
 
     <root>/<run>/run.sqlite                          a snapshot by SQLite's own backup, whole at any moment
-    <root>/<run>/votes.sqlite                        the votes given in the app, likewise
+    <root>/<run>/votes.sqlite                        the votes given in the app while it ran
     <root>/<run>/M<t>/                               every model that was exported
     <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
 
@@ -98,10 +98,10 @@ class Mirror:
             _copy_folder(model, self._place / model.name)
         if last or time.monotonic() - self._checkpoint > 60 * CHECKPOINT_MINUTES:
             self._copy_checkpoint()
-        if (self._store.folder / votes.FILE).exists():
-            self._through(lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE)
-        # Last, so that no snapshot speaks of a model that is not there.
+        # After the models, so that no snapshot speaks of one that is not there.
         self._through(self._store.backup, self._place / "run.sqlite")
+        if (self._store.folder / votes.FILE).exists():  # last: nothing of the run waits for it
+            self._through(lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE)
 
     def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:
         """Copy a database through a file here, since SQLite writes in many places."""
