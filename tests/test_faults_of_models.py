@@ -16,6 +16,8 @@ from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, EngineError, TrainingError, UserError
 from selfreward_lite.store import Store
 
+pytestmark = pytest.mark.slow  # real trainings that go wrong
+
 # -- 9, 10: broken model files ----------
 
 

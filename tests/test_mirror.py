@@ -22,6 +22,8 @@ from selfreward_lite.runner import Progress
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools
 
+pytestmark = pytest.mark.slow  # runs that vanish and come back, a third of a minute
+
 
 class Vanished(BaseException):
     pass
