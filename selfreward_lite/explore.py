@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from selfreward_lite.config import Schedule, parse
@@ -38,13 +39,20 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response with its judgments, what they come to, and its part: chosen, rejected, or what hindered it."""
+    """A response with its judgments, and its part: chosen, rejected, or what hindered it."""
 
     response: Response
     judgments: tuple[Judgment, ...]
-    score: float | None
-    expected: float | None
     part: str
+
+    def means(self, of: Literal["score", "expected_score"]) -> dict[str, float]:
+        """Return the mean of what each judge gave it, by the judge's name; without those that could not be read."""
+        found: dict[str, list[float]] = {}
+        for one in self.judgments:
+            value = getattr(one, of)
+            if one.score is not None and value is not None:
+                found.setdefault(one.model, []).append(value)
+        return {judge: fmean(values) for judge, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ def look(store: Store, prompt_id: str) -> Look:
     pair = next(iter(store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id)), None)
     answers = tuple(
         Answer(
-            response, judged, _mean(judged, "score"), _mean(judged, "expected_score"),
+            response, judged,
             (_part(prompt, response, scores[response.id], pair) if paired else "") if trained else _author(response),
         )
         for response, judged in drawn
@@ -192,11 +200,6 @@ def _fights(
             )
             return fights, next(iter(store.records(JudgmentPair, iteration=t, response_id=response.id)), None)
     return (), None
-
-
-def _mean(judged: Sequence[Judgment], name: str) -> float | None:
-    found = [value for one in judged if one.score is not None and (value := getattr(one, name)) is not None]
-    return sum(found) / len(found) if found else None
 
 
 _ORIGINS = {RANKED: "ranked", HELD_OUT: "held_out"}

@@ -1,11 +1,12 @@
 """Runs as processes of their own: begun, watched, stopped, and never part of whoever did that.
 
     begin      `python -m selfreward_lite run …` in a process that goes on when its starter ends, by whatever means
+    accept     `python -m selfreward_lite accept …`, which promotes what a gate refused
     stop       ask the process that writes a run to end; what is committed stays, `begin` goes on from there
     view       how far a run is, from its folder alone: whoever looks, however often, sees the same
 
-Knows: the command line of `run`, the lock that names its process, its log. Does not know: pages, what a stage does. The log of a
-run that was begun here lies beside its folder, as NAME.log; one that was begun in a terminal speaks there.
+Knows: the command line of `run` and `accept`, the lock that names its process, its log. Does not know: pages, what a stage does.
+The log of a run that was begun here lies beside its folder, as NAME.log; one that was begun in a terminal speaks there.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
         raise UserError(f"process {process} is at {wanted.name} already; watch it, or stop it first")
     runs_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(runs_dir), *wanted.arguments()]
-    _log(folder).write_bytes(b"")
+    _log(folder).write_bytes(b"")  # what it said before is over; to append keeps lines whole where two begin at once
     with _log(folder).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=here, start_new_session=True,
@@ -156,10 +157,21 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
         time.sleep(0.05)
 
 
+def accept(runs_dir: Path, run: str) -> None:
+    """Promote the candidate of a run that a gate refused; reading a large model's files to see that they are whole takes a while.
+
+    Raises UserError, with the command's own words, where that cannot be.
+    """
+    command = [sys.executable, "-m", "selfreward_lite", "accept", "--runs-dir", str(runs_dir), "--name", run]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if ended.returncode:
+        raise UserError(" ".join(ended.stderr.splitlines()[-1:]) or f"accept ended with code {ended.returncode} and no word")
+
+
 def stop(folder: Path) -> bool:
     """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one."""
     process = Store.writer(folder)
-    if process in (None, os.getpid()):
+    if process is None:
         return False
     try:
         os.kill(process, signal.SIGTERM)

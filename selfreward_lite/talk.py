@@ -161,6 +161,8 @@ class House:
             folders = {f"M{number}": store.model_dir(number) for number in range((-1 if newest is None else newest) + 1)}
         base = self.runs_dir / run / "base" / "base.gguf"
         if not (base.parent / MANIFEST).exists():
+            if Store.writer(self.folder(run)) is not None:
+                raise UserError(f"{run} has no base yet: it is being made; try again in a moment")
             raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
         adapters = {name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()}
         named = self.started / settings.model.base  # a folder is named as from where `run` was given, which is here too

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfreward_lite import locks
+from selfreward_lite.errors import UserError
 
 FOLDER = Path.home() / ".cache" / "selfreward_lite"
 POLL = 0.5  # seconds between two looks
@@ -69,5 +70,8 @@ def _wait(path: Path, who: str, say: Callable[[str], None]) -> int:
 
 
 def _file(name: str) -> Path:
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{FOLDER}: {error.strerror}; it says who has the card: make it writable, or set HOME") from None
     return FOLDER / f"{name}.lock"

@@ -71,8 +71,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Tally:
-    """How one model fared against another: won, tied, lost by the people's votes; the share won, a tie as half; and in which
-    share of the votes that a judge decided too it decided as they did."""
+    """How one model fared against another: won, tied, lost by the people's votes; the share won, a tie as half; how many of
+    them were `open`, given with the names shown; and in which share of those that `judge` decided too it decided as they did."""
 
     model: str
     rival: str
@@ -80,6 +80,8 @@ class Tally:
     tied: int
     lost: int
     win_rate: Share
+    open: int
+    judge: str
     agreement: Share
 
 
@@ -125,19 +127,20 @@ def backup(folder: Path, path: Path) -> None:
         book.backup(copy)
 
 
-def tally(votes: Sequence[Vote], model: str, rival: str) -> Tally:
-    """Return how `model` fared against `rival`, whichever stood on which side."""
-    points, agreed, judged = [], 0, 0
+def tally(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Tally:
+    """Return how `model` fared against `rival`, whichever stood on which side, and how often `judge` agreed."""
+    points, agreed, judged, shown = [], 0, 0, 0
     for vote in votes:
         if {vote.model_a, vote.model_b} != {model, rival} or model == rival:
             continue
         mine = "a" if vote.model_a == model else "b"
         points.append(0.5 if vote.choice == "tie" else float(vote.choice == mine))
-        if vote.choice != "tie" and vote.verdict in ("a", "b"):
+        shown += not vote.blind
+        if vote.judge == judge and vote.choice != "tie" and vote.verdict in ("a", "b"):
             judged += 1
             agreed += vote.verdict == vote.choice
     counts = [points.count(value) for value in (1.0, 0.5, 0.0)]
-    return Tally(model, rival, *counts, Share.of(sum(points), len(points)), Share.of(agreed, judged))
+    return Tally(model, rival, *counts, Share.of(sum(points), len(points)), shown, judge, Share.of(agreed, judged))
 
 
 def as_ranked(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:

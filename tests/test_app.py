@@ -19,7 +19,7 @@ from selfreward_lite.records import Judgment
 from selfreward_lite.talk import Reply, Score
 from selfreward_lite.ui import chat, conversation, page
 from selfreward_lite.ui.conversation import Turn, headline, shown
-from selfreward_lite.ui.safe import letters, markdown, said
+from selfreward_lite.ui.safe import letters, markdown, said, tagless
 
 ROOT = Path(__file__).parent.parent
 DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
@@ -104,9 +104,10 @@ ESCAPES = ("x ```\n\n<div style='position:fixed'>y</div>\n\n```", "\\`<div>\\`",
 @example(ESCAPES[2])
 @example(ESCAPES[3])
 def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
-    for shown_as in (markdown(text), letters(text), conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])):
+    page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
+    for shown_as in (markdown(text), letters(text), tagless(text), page_of):
         assert tags(shown_as) == []
-    assert said(letters(text)) == text
+    assert said(letters(text)) == said(tagless(text)) == text
     assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
 
 

@@ -165,15 +165,14 @@ def test_what_cannot_load_says_why_to_everybody(monkeypatch):
         answers(live, request("hello"))
 
 
-def test_whoever_waits_when_it_is_closed_is_told(scripted):
+def test_everybody_is_told_when_it_is_closed(scripted):
     live = scripted(pause=0.05)
     live.load()
     with ThreadPoolExecutor(3) as pool:
         heard = crowd(pool, live, 3)
-        live.close()
-        outcomes = [one.exception(timeout=20) or one.result()[-1].finish for one in heard]
-    assert [str(one) for one in outcomes].count("this engine was closed; ask again") == 2
-    assert outcomes.count("failed") == 1
+        live.close("it makes room")
+        assert [str(one.exception(timeout=20)) for one in heard] == ["it makes room"] * 3, "one was under way, two waited"
+    assert live.deaths == 0
 
 
 def test_closing_it_while_it_loads_leaves_no_child(scripted):

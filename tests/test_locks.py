@@ -233,11 +233,20 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
 def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     monkeypatch.setattr(shared, "GRACE", 0.2)
-    engine = Shared(on_card=True)
+    engine, why = Shared(on_card=True), []
     one, live = seat(engine, gpu_layers=-1)
+    monkeypatch.setattr(live, "close", lambda words, close=live.close: (why.append(words), close(words)))
     with tenancy.held("run night", lambda words: None):
         assert live.state == "closed"
     one.close()
+    assert why == ["a run has taken the card: ask again when it is done, or talk on the CPU"], "and is told why"
+
+
+def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setattr(tenancy, "FOLDER", tmp_path / "home" / "locks")
+    with pytest.raises(UserError, match="it says who has the card: make it writable, or set HOME"):
+        tenancy.holder()
 
 
 def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):

@@ -122,12 +122,15 @@ class Live:
         finally:
             self._take_back(asked)
 
-    def close(self) -> None:
-        """End the child; what is under way fails. Closing twice is allowed."""
+    def close(self, why: str = CLOSED) -> None:
+        """End the child; whoever is under way or waits is told `why`. Closing twice is allowed."""
         with self._lock:
             children = [child for child in (self._child, self._loads) if child is not None]
             self._child, self._loads, self.state = None, None, "closed"
-        self._refuse_waiting(EngineError(CLOSED))
+            for asked in self._under_way.values():
+                asked.answers.put(EngineError(why))
+            self._under_way.clear()
+        self._refuse_waiting(EngineError(why))
         for child in children:
             child.close()
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfreward_lite import tenancy
-from selfreward_lite.engines.live import HEARTBEAT, Live
+from selfreward_lite.engines.live import CLOSED, HEARTBEAT, Live
 from selfreward_lite.errors import EngineError
 
 GRACE = 20.0  # seconds that replies under way may take to end once a run waits for the card
 LOOK = 1.0  # seconds between two looks whether one does
 APP = "the app"
+GAVE_WAY = "a run has taken the card: ask again when it is done, or talk on the CPU"
 OTHERS = "another base is in use: yours is loaded as soon as it is free"
 
 
@@ -124,11 +125,11 @@ class Shared:
             while self._tenancy is mine and self._users and time.monotonic() < deadline:
                 self._change.wait(LOOK)
             if self._tenancy is mine:
-                self._close()
+                self._close(GAVE_WAY)
 
-    def _close(self) -> None:
+    def _close(self, why: str = CLOSED) -> None:
         if self.live is not None:
-            self.live.close()
+            self.live.close(why)
         self.live = None
         if self._tenancy is not None:
             tenancy.release(self._tenancy.handle)

@@ -122,6 +122,7 @@ def tab(house: House, shell: Shell) -> None:
         with gr.Column(scale=1, min_width=240):
             speaker = choice("Model", info="base, then M0 after the seed stage, then one each iteration")
             judge = choice("Judged by", choices=[SELF], value=SELF)
+            why = gr.Markdown("", visible=False, elem_id="why-none")
             with gr.Accordion("More", open=False):
                 draw = [gr.Textbox("", label="System prompt", lines=2), *draw_controls()]
                 gr.Markdown(HOW_JUDGED)
@@ -146,7 +147,7 @@ def tab(house: House, shell: Shell) -> None:
     known = gr.State([])
     gr.on(
         [shell.run.change, shell.pulse.change], lambda run, *chosen: offer(house, run, *chosen),
-        [shell.run, speaker, judge, known], [speaker, judge, known, tiny, other], **NEWS,
+        [shell.run, speaker, judge, known], [speaker, judge, known, tiny, other, why], **NEWS,
     )
 
 
@@ -197,31 +198,32 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
 
 
 def offer(house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]) -> tuple[Any, ...]:
-    """Return the models of a run to choose from, what is `known` from now on, and examples that suit it.
+    """Return the models of a run to choose from, what is `known` from now on, examples that suit it, and why there are no models.
 
     Whoever had chosen the newest gets the newest when there is a newer one; any other choice stays. Nothing is said twice: a page
     that is told what it shows takes it for a change.
     """
-    names, suits_tiny = models(house, run)
-    if [run, *names] == known:
-        return tuple(gr.skip() for _ in range(5))
-    stays = chosen in names and chosen != (known[-1] if known else None)
+    names, suits_tiny, why = models(house, run)
+    if [run, why, *names] == known:
+        return tuple(gr.skip() for _ in range(6))
+    stays = chosen in names and chosen != (known[-1] if known[2:] else None)
     return (
         gr.update(choices=names, value=chosen if stays else names[-1] if names else None),
         gr.update(choices=[SELF, *names], value=judge if judge in names else SELF),
-        [run, *names], gr.update(visible=suits_tiny), gr.update(visible=bool(names) and not suits_tiny),
+        [run, why, *names], gr.update(visible=suits_tiny), gr.update(visible=bool(names) and not suits_tiny),
+        gr.update(value=why, visible=bool(why)),
     )
 
 
-def models(house: House, run: str | None) -> tuple[list[str], bool]:
-    """Return the models of a run that can be talked to, the newest last, and whether they are of the tiny world."""
+def models(house: House, run: str | None) -> tuple[list[str], bool, str]:
+    """Return the models of a run, the newest last; whether they are of the tiny world; why they cannot be talked to."""
     if run is None:
-        return [], False
+        return [], False, ""
     try:
         place = house.place(run)
-    except SelfRewardError:
-        return [], False  # not yet: the Run tab says how far it is
-    return list(place.adapters), run == TINY or place.settings.model.base == "tiny"
+    except SelfRewardError as error:
+        return [], False, f"⚠ {letters(str(error))}"
+    return list(place.adapters), run == TINY or place.settings.model.base == "tiny", ""
 
 
 def _stopped(turns: list[Turn]) -> Shown:

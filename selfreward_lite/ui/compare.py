@@ -1,8 +1,7 @@
 """The tab in which two models answer the same prompt with the same seed, and one says which answer is better.
 
-Knows: gradio's parts, what happens at a click. Does not know: engines, stores. No judge is heard before the vote:
-an agreement with what was shown would say nothing. A vote is kept before
-the judge reads anything.
+Knows: gradio's parts, what happens at a click. Does not know: engines, stores. No judge is heard before the vote: an agreement
+with what was shown would say nothing. A vote is kept before the judge reads anything.
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ def reply_of(bout: Bout | None, side: int) -> tuple[str, str]:
     reply = bout.replies[side] if bout is not None else None
     if reply is None:
         return "…" if bout is not None else "", ""
-    return markdown(reply.text) or (f"waits: {reply.waits}" if reply.waits else "…"), numbers(reply)
+    return markdown(reply.text) or (letters(f"waits: {reply.waits}") if reply.waits else "…"), numbers(reply)
 
 
 def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
@@ -137,29 +136,34 @@ def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
     if bout.verdict is None:
         said = f"waits: {bout.waits}" if bout.waits else "reads both answers …"
         return letters(f"{bout.judge} {said}"), "", ""
-    names, judge = dict(zip(("a", "b"), map(letters, bout.models), strict=True)), letters(bout.judge)
-    said = {None: f"{judge} could not be asked", "tie": f"{judge} says: a tie (or its verdict flipped with the order)"}
-    judged = said.get(bout.verdict.result) or f"{judge} says: {names[bout.verdict.result or 'a']} is better"
-    mine = {None: "You skipped it", "tie": "You: as good as each other"}.get(bout.choice) or (
-        f"You: {names[bout.choice or 'a']} is better"
-    )
-    return f"{mine}. {judged}.", bout.verdict.judged_ab, bout.verdict.judged_ba
+    left, right, judge = map(letters, (*bout.models, bout.judge))
+    mine = {
+        None: "You skipped it", "tie": "You: as good as each other", "a": f"You: {left} is better",
+        "b": f"You: {right} is better",
+    }
+    judged = {
+        None: "could not be asked", "tie": "says: a tie (or its verdict flipped with the order)", "a": f"says: {left} is better",
+        "b": f"says: {right} is better",
+    }
+    return f"{mine[bout.choice]}. {judge} {judged[bout.verdict.result]}.", bout.verdict.judged_ab, bout.verdict.judged_ba
 
 
-def standing(folder: Path, model: str | None, rival: str | None) -> str:
-    """Return how two models fared so far, by the people's votes, and how often the judge agreed with them."""
-    if not model or not rival or model == rival:
+def standing(folder: Path, model: str | None, rival: str | None, judge: str | None) -> str:
+    """Return how two models fared so far, by the people's votes, and how often a judge agreed with them."""
+    if not model or not rival or not judge or model == rival:
         return ""
-    found = votes.tally(votes.all_votes(folder), model, rival)
-    model, rival = letters(model), letters(rival)
+    found = votes.tally(votes.all_votes(folder), model, rival, judge)
+    model, rival, judge = letters(model), letters(rival), letters(judge)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."
     words = (
         f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; win rate {_share(found.win_rate)}. "
     )
+    if found.open:
+        words += f"{found.open} of these were given with the names shown. "
     if not found.agreement.count:
-        return words + "No vote yet that both you and the judge decided."
-    return words + f"You and the judge agree in {_share(found.agreement)} of the votes that both decided."
+        return words + f"No vote yet that both you and {judge} decided."
+    return words + f"You and {judge} agree in {_share(found.agreement)} of the votes that both decided."
 
 
 def _share(share: votes.Share) -> str:
@@ -249,7 +253,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         if now is not None:
             yield from _told(house, vote(house, now, side, judge))
 
-    def halted(now: Bout | None) -> tuple[Any, ...]:
+    def halted() -> tuple[Any, ...]:
         return _looks(house, None)
 
     begun = gr.on(
@@ -257,7 +261,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         [shell.run, parts.box, *parts.pair, parts.judge, parts.blind, *parts.draw], looks,
         concurrency_limit=None, **QUIET,
     )
-    begun.failure(halted, bout, looks, **QUIET)
+    begun.failure(halted, None, looks, **QUIET)
     voting = [
         button.click(
             lambda now, judge, side=side: (yield from voted(now, judge, side)), [bout, parts.judge], looks,
@@ -265,20 +269,19 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         )
         for button, side in zip(parts.buttons, CHOICES.values(), strict=True)
     ]
-    parts.stop.click(halted, bout, looks, cancels=[begun, *voting], **QUIET)
+    parts.stop.click(halted, None, looks, cancels=[begun, *voting], **QUIET)
     gr.on(
         [shell.run.change, shell.pulse.change], lambda run, *chosen: _offer(house, run, *chosen),
         [shell.run, *parts.pair, parts.judge, known],
         [*parts.pair, parts.judge, known, parts.empty, parts.body, parts.tiny, parts.other], **NEWS,
     )
 
-    def so_far(run: str | None, one: str | None, two: str | None) -> str:
+    def so_far(run: str | None, one: str | None, two: str | None, judge: str | None) -> str:
         with told():
-            return standing(house.folder(run), *_newer_first(one, two)) if run else ""
+            return standing(house.folder(run), *_newer_first(one, two), judge) if run else ""
 
-    gr.on(
-        [shell.run.change, *(one.change for one in parts.pair)], so_far, [shell.run, *parts.pair], parts.standing, **NEWS,
-    )
+    shown = [*parts.pair, parts.judge]
+    gr.on([one.change for one in (shell.run, *shown)], so_far, [shell.run, *shown], parts.standing, **NEWS)
 
 
 def _told(house: House, growing: Iterator[Bout]) -> Iterator[tuple[Any, ...]]:
@@ -293,10 +296,12 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     texts, figures = zip(*(reply_of(bout, side) for side in (0, 1)), strict=True)
     may_vote = bout is not None and bout.over and not bout.voted
     words, *judged = verdict_of(bout)
-    told = standing(house.folder(bout.run), *_newer_first(*bout.models)) if bout is not None and bout.voted else gr.skip()
+    score = gr.skip()
+    if bout is not None and bout.voted:
+        score = standing(house.folder(bout.run), *_newer_first(*bout.models), bout.judge)
     return (
         bout, *(heading(bout, side) for side in (0, 1)), *texts, *figures,
-        *(gr.update(interactive=may_vote) for _ in CHOICES), words, *judged, told,
+        *(gr.update(interactive=may_vote) for _ in CHOICES), words, *judged, score,
         gr.update(visible=not speaking), gr.update(visible=speaking),
     )
 
@@ -305,18 +310,18 @@ def _offer(
     house: House, run: str | None, one: str | None, two: str | None, judge: str | None, known: list[str | None]
 ) -> tuple[Any, ...]:
     """The models to choose from: M0 and the newest, judged by the newest, until somebody chooses otherwise."""
-    names, suits_tiny = models(house, run)
-    if [run, *names] == known:
+    names, suits_tiny, why = models(house, run)
+    if [run, why, *names] == known:
         return tuple(gr.skip() for _ in range(8))
-    now, before = _defaults(names), _defaults(known[1:])
+    now, before = _defaults(names), _defaults(known[2:])
 
     def kept(chosen: str | None, place: int) -> str | None:
         return chosen if chosen in names and chosen != before[place] else now[place]
 
     return (
         gr.update(choices=names, value=kept(one, 0)), gr.update(choices=names, value=kept(two, 1)),
-        gr.update(choices=names, value=kept(judge, 1)), [run, *names],
-        gr.update(visible=len(names) < 2), gr.update(visible=len(names) >= 2),
+        gr.update(choices=names, value=kept(judge, 1)), [run, why, *names],
+        gr.update(value=why or NOTHING, visible=len(names) < 2), gr.update(visible=len(names) >= 2),
         gr.update(visible=suits_tiny), gr.update(visible=not suits_tiny),
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from selfreward_lite.chat import Message
 from selfreward_lite.report import quoted
 from selfreward_lite.talk import Reply, Score
-from selfreward_lite.ui.safe import letters, markdown
+from selfreward_lite.ui.safe import letters, markdown, tagless
 
 ENDS = {
     "stop": "", "length": "cut at the length limit", "refused": "does not fit the context: shorten the conversation",
@@ -47,7 +47,7 @@ def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return the turns as a chatbot shows them: what was said, the reply, and its score to unfold."""
     found: list[dict[str, Any]] = []
     for turn in turns:
-        found.append({"role": "user", "content": letters(turn.said)})
+        found.append({"role": "user", "content": tagless(turn.said)})
         if turn.reply is not None:
             found.append({"role": "assistant", "content": markdown(turn.reply.text) or "…"})
             found.append(_under(turn, turn.reply))
@@ -127,10 +127,10 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     """What unfolds under a reply: how it was drawn, and its judgments in full."""
     judged = turn.score.judgments if turn.score else ()
     texts = [
-        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{letters(one.text)}" for one in judged
+        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{tagless(one.text)}" for one in judged
     ]
     pending = reply.finish is None or (turn.score is not None and not turn.score.over)
     return {
         "role": "assistant", "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
-        "metadata": {"title": headline(turn), "log": numbers(reply), "status": "pending" if pending else "done"},
+        "metadata": {"title": letters(headline(turn)), "log": numbers(reply), "status": "pending" if pending else "done"},
     }

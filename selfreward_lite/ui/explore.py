@@ -6,17 +6,17 @@ and boxes that show letters, never in Markdown.
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
 from selfreward_lite import explore
 from selfreward_lite.errors import SelfRewardError
-from selfreward_lite.explore import PAGE, Look
+from selfreward_lite.explore import PAGE, Answer, Look
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
+from selfreward_lite.ui.safe import letters
 from selfreward_lite.ui.shell import NEWS, OWN, QUIET, Shell, choice, table, told
 
 NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
@@ -56,8 +56,9 @@ def answers(look: Look) -> list[list[Any]]:
     """Return a row a response."""
     return [
         [
-            one.part, _number(one.score), _number(one.expected), len(one.judgments), one.response.text, one.response.model,
-            one.response.tokens or "", {"stop": "by itself", "length": "cut"}.get(one.response.finish, one.response.finish),
+            one.part, _means(one, "score"), _means(one, "expected_score"), len(one.judgments), one.response.text,
+            one.response.model, one.response.tokens or "",
+            {"stop": "by itself", "length": "cut"}.get(one.response.finish, one.response.finish),
         ]
         for one in look.answers
     ]
@@ -96,6 +97,14 @@ def battles_said(look: Look) -> str:
         f"{len(look.fights)} battles. Trained on: the judgment of strength {pair.chosen_strength:.2f} chosen over that of "
         f"{pair.rejected_strength:.2f}."
     )
+
+
+def _means(answer: Answer, of: Literal["score", "expected_score"]) -> str:
+    """What one judge gave, or what each did where there were several."""
+    found = answer.means(of)
+    if len(found) == 1:
+        return _number(*found.values())
+    return ", ".join(f"{judge} {_number(value)}" for judge, value in found.items())
 
 
 def _number(value: float | None) -> str:
@@ -155,12 +164,12 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
             return hits(house, run, group, words, outcome, page)
 
     def offered(run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
-        found = _groups(house, run)
-        if [run, *found] == known:
+        found, why = _groups(house, run)
+        if [run, *found, why] == known:
             return tuple(gr.skip() for _ in range(4))
         return (
-            [run, *found], gr.update(choices=found, value=chosen if chosen in found else found[0] if found else None),
-            gr.update(visible=not found), gr.update(visible=bool(found)),
+            [run, *found, why], gr.update(choices=found, value=chosen if chosen in found else found[0] if found else None),
+            gr.update(value=why or NOTHING, visible=not found), gr.update(visible=bool(found)),
         )
 
     def opened(event: gr.SelectData, run: str, ids: list[str]) -> tuple[Any, ...]:
@@ -170,7 +179,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         with told():
             found = whole(house, run, ids[row])
         return (
-            found, gr.update(value=found.prompt.text, visible=True), html.escape(found.why), gr.update(visible=True),
+            found, gr.update(value=found.prompt.text, visible=True), letters(found.why), gr.update(visible=True),
             answers(found), judged(found, 0), battles_said(found), fights(found),
         )
 
@@ -194,11 +203,12 @@ def _selects(replies: gr.Dataframe, look: gr.State, said: gr.Dataframe) -> None:
     replies.select(chosen, look, said, **QUIET)
 
 
-def _groups(house: House, run: str | None) -> list[str]:
+def _groups(house: House, run: str | None) -> tuple[list[str], str]:
+    """The groups of a run's prompts, and why they cannot be had."""
     if not run or run == TINY:
-        return []
+        return [], ""
     try:
         with Store.read(house.folder(run)) as store:
-            return explore.groups(store) if store.fact("settings") else []
-    except SelfRewardError:
-        return []  # only just begun
+            return explore.groups(store) if store.fact("settings") else [], ""
+    except SelfRewardError as error:
+        return [], f"⚠ {letters(str(error))}"

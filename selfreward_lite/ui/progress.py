@@ -17,6 +17,7 @@ from selfreward_lite import report, series
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
+from selfreward_lite.ui.safe import letters
 from selfreward_lite.ui.shell import NEWS, QUIET, Shell, table
 
 NOTHING = "Nothing is measured yet. **Begin a run on the Run tab**: this page fills as its models are measured."
@@ -134,13 +135,14 @@ def tab(house: House, shell: Shell) -> None:
         if news == known:
             return tuple(gr.skip() for _ in outputs)
         found = _found(house, run, news)
-        if not found or not (found["worth"] or found["scores"]):
-            return news, gr.update(visible=True), gr.update(visible=False), *(gr.skip() for _ in outputs[3:])
+        if isinstance(found, str) or not (found["worth"] or found["scores"]):
+            why = found if isinstance(found, str) else NOTHING
+            return news, gr.update(value=why, visible=True), gr.update(visible=False), *(gr.skip() for _ in outputs[3:])
         return news, gr.update(visible=False), gr.update(visible=True), *shown(found, curve)
 
     def curved(run: str | None, news: str, curve: str) -> pd.DataFrame:
         found = _found(house, run, news)
-        return frame(found["training"][curve] if found else [], ("step", "value", "model"))
+        return frame([] if isinstance(found, str) else found["training"][curve], ("step", "value", "model"))
 
     gr.on([shell.run.change, shell.pulse.change], look, [shell.run, shell.pulse, curve, known], outputs, **NEWS)
     curve.change(curved, [shell.run, shell.pulse, curve], trained, **QUIET)
@@ -172,10 +174,11 @@ def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
     return drawn
 
 
-def _found(house: House, run: str | None, news: str) -> dict[str, Any] | None:
+def _found(house: House, run: str | None, news: str) -> dict[str, Any] | str:
+    """What the tab shows of a run, or why there is nothing to show."""
     if not run or run == TINY:
-        return None
+        return NOTHING
     try:
         return gathered(house.folder(run), news)
-    except SelfRewardError:
-        return None  # only just begun: the Run tab says how far it is
+    except SelfRewardError as error:
+        return f"⚠ {letters(str(error))}"

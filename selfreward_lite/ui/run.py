@@ -12,13 +12,13 @@ from typing import Any
 
 import gradio as gr
 
-from selfreward_lite import assess, config, jobs
-from selfreward_lite.disk import in_words
+from selfreward_lite import config, jobs
+from selfreward_lite.disk import MARGIN, in_words
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.forecast import Forecast, forecast
 from selfreward_lite.jobs import View, Wanted
-from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
+from selfreward_lite.ui.safe import letters
 from selfreward_lite.ui.shell import NEWS, OWN, QUIET, TICK, Shell, table, told
 
 ABOUT = {
@@ -43,10 +43,10 @@ def plan(house: House, wanted: Wanted) -> str:
         settings = config.load(wanted.preset or "tiny", wanted.overrides())
         found = forecast(settings, None, house.runs_dir)
     except SelfRewardError as error:
-        return f"⚠ {_inert(str(error))}"
+        return f"⚠ {letters(str(error))}"
     lines = [f"**{settings.preset}**: {ABOUT.get(settings.preset, '')}.", f"- {_hours(settings, found)}", f"- {_memory(found)}"]
     needs, room = sum(found.disk.values()), f"{in_words(found.free)} are free"
-    lines.append(f"- disk: {in_words(needs)}; {room}" + (" ⚠ **too little**" if needs * 1.1 > found.free else ""))
+    lines.append(f"- disk: {in_words(needs)}; {room}" + (" ⚠ **too little**" if needs * MARGIN > found.free else ""))
     lines.append(f"- download: {in_words(found.download) if found.download else 'nothing'}")
     return "\n".join(lines)
 
@@ -71,11 +71,11 @@ def _memory(found: Forecast) -> str:
 def headline(view: View) -> str:
     """Return in a few words how a run stands, and what to do next."""
     newest = "the base" if view.newest is None else f"M{view.newest}"
-    said = f"**{_inert(view.name)}** {STATES[view.state]}"
+    said = f"**{letters(view.name)}** {STATES[view.state]}"
     if view.state == "finished":
         return f"{said}: {newest} is its newest model. Talk to it, compare it with M0, or go on for another iteration."
     if view.state == "refused":
-        reasons = "".join(f"\n- {gate}: {_inert(reason)}" for gate, reason in view.refused.items())
+        reasons = "".join(f"\n- {gate}: {letters(reason)}" for gate, reason in view.refused.items())
         advice = "accept it all the same, or go past the gates" if view.may_accept else "go past the gates"
         return (
             f"{said}: {view.candidate} is not good enough, and {newest} stays the newest.{reasons}\n\nLook at its pairs and "
@@ -118,11 +118,6 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _inert(text: str) -> str:
-    """Words of ours that may quote a file's name, so that nothing in them is markup."""
-    return html.escape(text).replace("[", "&#91;").replace("`", "&#96;").replace("*", "&#42;").replace("_", "&#95;")
-
-
 # -- what happens at a click ------------------------------------------------------------------------------------------------
 
 
@@ -146,11 +141,9 @@ def go_on(house: House, run: str, *, one_more: bool = False, past_gates: bool = 
     jobs.begin(house.runs_dir, Wanted(run, iterations=more, past_gates=past_gates), house.started)
 
 
-def accept(house: House, run: str) -> int:
-    """Promote the candidate that a gate refused, as the command `accept` does; returns its number."""
-    Store.read(house.folder(run)).close()  # a name that is none makes no folder
-    with Store.write(house.folder(run)) as store:
-        return assess.accept(store)
+def accept(house: House, run: str) -> None:
+    """Promote the candidate that a gate refused."""
+    jobs.accept(house.runs_dir, house.folder(run).name)
 
 
 # -- how it is laid out -----------------------------------------------------------------------------------------------------
@@ -234,7 +227,7 @@ def look(house: House, run: str | None) -> tuple[Any, ...]:
     try:
         view = jobs.view(house.folder(run))
     except SelfRewardError as error:
-        return f"⚠ {_inert(str(error))}", "", *(gr.update(visible=False) for _ in range(5)), gr.skip(), gr.skip()
+        return f"⚠ {letters(str(error))}", "", *(gr.update(visible=False) for _ in range(5)), gr.skip(), gr.skip()
     words = jobs.last_words(house.folder(run))
     visible = (
         view.state in ("running", "beginning"), view.state == "stopped", view.state == "finished", view.may_accept,

@@ -14,21 +14,31 @@ from selfreward_lite.errors import UserError
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")  # nothing else begins a tag
 _PICTURE = re.compile(r"!(?=\[)")
+_MARKUP = re.compile(r"[&<>!*_\[\]`#~|\\$]")
 
 
 def letters(text: str) -> str:
-    """Return a text as Markdown shows it letter by letter; `said` undoes it.
+    """Return a text as Markdown shows it letter by letter: names, and lines that may quote anybody's.
 
-    >>> letters("a < b & ![c](d)")
+    >>> letters("<b> *a_b* [c](d)")
+    '&#60;b&#62; &#42;a&#95;b&#42; &#91;c&#93;(d)'
+    """
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
+
+
+def tagless(text: str) -> str:
+    """Return a text as Markdown without tags and pictures; `said` undoes it.
+
+    >>> tagless("a < b & ![c](d)")
     'a &lt; b &amp; &#33;[c](d)'
     """
     return _PICTURE.sub("&#33;", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def said(shown: str) -> str:
-    """Return the text that `letters` made what is shown of.
+    """Return the text that `tagless` made what is shown of.
 
-    >>> said(letters("a &lt; b < c ![d]"))
+    >>> said(tagless("a &lt; b < c ![d]"))
     'a &lt; b < c ![d]'
     """
     return html.unescape(shown)
@@ -44,7 +54,7 @@ def markdown(text: str) -> str:
     """
     parts = _CODE.split(text)
     for place, part in enumerate(parts):
-        parts[place] = _TAG.sub("&lt;", part) if place % 2 else letters(part)  # the odd ones are code
+        parts[place] = _TAG.sub("&lt;", part) if place % 2 else tagless(part)  # the odd ones are code
     return _TAG.sub("&lt;", "".join(parts))  # one that the parts make together
 
 
