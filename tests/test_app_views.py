@@ -41,6 +41,18 @@ def test_the_list_holds_what_was_found_and_says_how_much(house):
     assert explore.hits(house, TINY, None, "", "all", 0) == ([], [], "", 0)
 
 
+def test_the_first_pairs_take_the_place_of_what_all_models_share(house):
+    def value(chosen, *known):
+        return explore.offer(house, "mine", chosen, list(known))[1]["value"]
+
+    assert value(None) == value("gone") == "M2"
+    assert value("ranked by people", "mine", "", "ranked by people", "held out") == "M2"
+    assert value("held out", "mine", "", "ranked by people", "held out") == "held out", "it was chosen"
+    assert value("M1", "mine", "", "M1", "ranked by people", "held out") == "M1", "somebody reads it"
+    known = ["mine", "", *explore._groups(house, "mine")[0]]
+    assert explore.offer(house, "mine", "M1", known) == tuple(gr.skip() for _ in range(4)), "nothing is said twice"
+
+
 def test_one_prompt_is_shown_with_its_responses_and_their_judgments(house):
     ids, *_ = explore.hits(house, "mine", "M1", "", "gave a pair", 0)
     look = explore.whole(house, "mine", ids[0])

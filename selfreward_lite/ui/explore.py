@@ -13,7 +13,7 @@ import gradio as gr
 
 from selfreward_lite import explore
 from selfreward_lite.errors import SelfRewardError
-from selfreward_lite.explore import PAGE, Answer, Look
+from selfreward_lite.explore import HELD_OUT, PAGE, RANKED, Answer, Look
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
 from selfreward_lite.ui.safe import letters
@@ -25,6 +25,21 @@ ANSWERS = ["part", "score", "expected", "judgments", "response", "by", "tokens",
 JUDGMENTS = ["score", "expected", "by", "judgment"]
 FIGHTS = ["winner", "shown first", "strength", "shown second", "strength ", "the meta-judge's words"]
 OUTCOMES = ["all", "gave a pair", "gave none"]
+
+
+def offer(house: House, run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
+    """Return what is `known` from now on, the groups of prompts to choose from, and why there are none.
+
+    What somebody reads stays. Only where there was nothing yet but what all models share, the first pairs take its place.
+    """
+    found, why = _groups(house, run)
+    if [run, why, *found] == known:
+        return tuple(gr.skip() for _ in range(4))
+    stays = chosen in found and not (chosen in (RANKED, HELD_OUT) and known[:1] == [run] and chosen == known[2])
+    return (
+        [run, why, *found], gr.update(choices=found, value=chosen if stays else found[0] if found else None),
+        gr.update(value=why or NOTHING, visible=not found), gr.update(visible=bool(found)),
+    )
 
 
 def hits(house: House, run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
@@ -163,15 +178,6 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         with told():
             return hits(house, run, group, words, outcome, page)
 
-    def offered(run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
-        found, why = _groups(house, run)
-        if [run, *found, why] == known:
-            return tuple(gr.skip() for _ in range(4))
-        return (
-            [run, *found, why], gr.update(choices=found, value=chosen if chosen in found else found[0] if found else None),
-            gr.update(value=why or NOTHING, visible=not found), gr.update(visible=bool(found)),
-        )
-
     def opened(event: gr.SelectData, run: str, ids: list[str]) -> tuple[Any, ...]:
         row = event.index[0]
         if not 0 <= row < len(ids):
@@ -187,9 +193,9 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     for button, way in zip(parts.turn, (-1, 1), strict=True):
         button.click(lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way), [*filters, page], listed, **QUIET)
     offers = [known, group, parts.empty, parts.body]
-    gr.on([shell.run.change, shell.pulse.change], offered, [shell.run, group, known], offers, **NEWS).then(
-        found_by, [*filters, page], listed, **QUIET
-    )
+    gr.on(
+        [shell.run.change, shell.pulse.change], lambda *chosen: offer(house, *chosen), [shell.run, group, known], offers, **NEWS
+    ).then(found_by, [*filters, page], listed, **QUIET)
     listing.select(opened, [shell.run, ids], parts.opened, **OWN)
     _selects(replies, look, said)
 
