@@ -173,8 +173,10 @@ def _do(task: Plain, wire: int) -> None:
         _say(wire, {"answer": _work(task, lambda values: _say(wire, {"report": values}))})
         code = 0
     except SelfRewardError as error:
+        sys.stdout.flush()  # what a trainer printed comes before the reason, which is the log's last line
         sys.stderr.write(f"{error}\n")
     except BaseException:  # noqa: BLE001 - whatever it is: a copy must not go on as if it were the child itself
+        sys.stdout.flush()
         traceback.print_exc()
     finally:
         sys.stdout.flush()

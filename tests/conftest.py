@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on two busy cores, two threads a small model are slower than one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("PYTHONUNBUFFERED", None)  # as in a user's shell: it once hid that a reason was not the last line of a log
 
 from pathlib import Path
 
