@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from selfreward_lite import evaluate, gates, tripwires
+from selfreward_lite import evaluate, gates, pairwise, tripwires
 from selfreward_lite.errors import GateStop, UserError
+from selfreward_lite.intervals import paired_interval, standard_error
+from selfreward_lite.judge_quality import JudgeQuality, judge_quality
 from selfreward_lite.manifest import manifest_faults
 from selfreward_lite.records import BASE, Comparison, Judgment, Outcome, Prompt, Response, ResponsePair
 from selfreward_lite.run import Run, bind, grouped
@@ -28,7 +30,7 @@ class Measured:
     asked: int
     answers: list[Response]
     judged: list[Judgment]
-    quality: evaluate.JudgeQuality
+    quality: JudgeQuality
 
 
 def measure_base(run: Run, _: int) -> None:
@@ -129,7 +131,7 @@ def _measured(run: Run, model: int) -> Measured:
     by_response = grouped(judged, lambda judgment: judgment.response_id)
     settings = run.settings.judge.model_copy(update={"count": count})
     scores = {response_id: judgments.summarise(drawn, settings) for response_id, drawn in by_response.items()}
-    return Measured(len(held_out), answers, judged, evaluate.judge_quality(ranked, scores))
+    return Measured(len(held_out), answers, judged, judge_quality(ranked, scores))
 
 
 def _record(run: Run, model: int) -> Outcome:
@@ -169,9 +171,9 @@ def _exact(run: Run, model: int, answers: Sequence[Response]) -> dict[str, float
     rate, error = evaluate.win_rate(exact.score, rival.score)
     return {
         "exact_score": fmean(exact.score.values()),
-        "exact_score_error": evaluate.standard_error(list(exact.score.values())),
+        "exact_score_error": standard_error(list(exact.score.values())),
         "answer_right": fmean(exact.right.values()),
-        "answer_right_error": evaluate.standard_error([float(right) for right in exact.right.values()]),
+        "answer_right_error": standard_error([float(right) for right in exact.right.values()]),
         "win_rate_vs_seed": rate if model >= 0 else None,
         "win_rate_vs_seed_error": error if model > 0 else None,
     }
@@ -184,7 +186,7 @@ def _compare(run: Run, iteration: int) -> None:
     seeds = {one.prompt_id: one for one in run.store.records(Response, iteration=0, model="M0")}
     both = [one for one in held_out.values() if one.id in mine and one.id in seeds]
     voice = run.voice(0, run.settings.judge.draw, iteration)
-    items = [(one.id, bind(evaluate.ask_comparison, one, mine[one.id], seeds[one.id], voice)) for one in both]
+    items = [(one.id, bind(pairwise.ask_comparison, one, mine[one.id], seeds[one.id], voice)) for one in both]
     run.ask(iteration, "comparisons", items)
 
 
@@ -197,7 +199,7 @@ def _compared(run: Run, model: int) -> dict[str, float | None]:
     seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
     ids = [prompt.id for prompt in run.held_out()]
     results = [compared.get(name, 0.5 + 0.5 * ((name in answered) - (name in seeds))) for name in ids]
-    return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": evaluate.standard_error(results)}
+    return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": standard_error(results)}
 
 
 def _evidence(run: Run, iteration: int) -> gates.Evidence:
@@ -223,7 +225,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         distinct_share=_number(known["distinct_share"]),
         read_share=evaluate.share_read(now.judged),
         length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
-        judge_interval=evaluate.paired_interval(now.quality.outcomes, before.quality.outcomes),
+        judge_interval=paired_interval(now.quality.outcomes, before.quality.outcomes),
         outside_interval=outside.interval if outside else None,
         outside_share=outside.share if outside else None,
         self_change=None if own[0] is None or own[1] is None else own[0] - own[1],

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from selfreward_lite import evaluate, hub, votes
+from selfreward_lite import hub, pairwise, votes
 from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, Message
 from selfreward_lite.config import Draw, Settings, load, parse
@@ -256,7 +256,7 @@ class House:
         a, b = (
             Response(_known(prompt, text), 0, "", asked.id, 0, text, "stop", 0) for text in texts
         )
-        asking = evaluate.ask_comparison(asked, a, b, voice)
+        asking = pairwise.ask_comparison(asked, a, b, voice)
         said: list[Completion] = []
         for request in next(asking):
             with closing(self._ask(place, replace(request, key=uuid.uuid4().hex), caller)) as heard:

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from selfreward_lite import canaries, evaluate
+from selfreward_lite import canaries
+from selfreward_lite.intervals import paired_interval
 from selfreward_lite.records import Judgment, Outcome, Response
 from selfreward_lite.run import Run, bind, grouped
 from selfreward_lite.stages import judgments, response_pairs
@@ -142,7 +143,7 @@ def outside_view(run: Run, iteration: int) -> OutsideView:
     now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
     asked = len(run.held_out()[: run.settings.evaluation.outside_prompts])
-    interval = evaluate.paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
+    interval = paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
     return OutsideView(interval, len(both) / asked)
 
 

@@ -10,7 +10,6 @@ what was shown.
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfreward_lite.errors import UserError
+from selfreward_lite.intervals import Share
 from selfreward_lite.records import Drop
 
 FILE = "votes.sqlite"
-Z = 1.959963984540054  # of the normal distribution's 95 %
 Side = Literal["a", "b", "tie"]
 
 
@@ -47,26 +46,6 @@ class Vote:
     verdict: Side | None
     judged_ab: str
     judged_ba: str
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of `count`, with its 95 % interval by Wilson's score (1927); NaN for none."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, points: float, count: int) -> Share:
-        """Return the share that `points` of `count` are; half points count for ties."""
-        if not count:
-            return cls(math.nan, math.nan, math.nan, 0)
-        share, weight = points / count, Z * Z / count
-        middle = (share + weight / 2) / (1 + weight)
-        reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-        return cls(share, max(0.0, middle - reach), min(1.0, middle + reach), count)
 
 
 @dataclass(frozen=True)

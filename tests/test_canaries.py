@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_lite import canaries, evaluate
+from selfreward_lite import canaries, pairwise
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.engines.base import Completion, Sampling
@@ -186,7 +186,7 @@ def test_a_comparison_comes_from_what_the_judge_wrote_whatever_the_responses_say
     chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
     voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
-    asking = evaluate.ask_comparison(PROMPT, mine, theirs, voice)
+    asking = pairwise.ask_comparison(PROMPT, mine, theirs, voice)
     requests = next(asking)
     with pytest.raises(StopIteration) as ended:
         asking.send(

@@ -16,19 +16,19 @@ PACKAGE = ROOT / "selfreward_lite"
 # Bottom to top: a module imports only from modules above it in this list. It is the reading order, and the order in which
 # data flows.
 ORDER = [
-    "errors", "cards", "disk", "locks", "tenancy", "records", "prompts", "config", "datafiles", "parsing", "canaries",
-    "chat", "tiny", "manifest", "hub", "store", "engines.base", "engines.kv", "engines.samples", "engines.device",
-    "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading", "engines.llama", "engines.child",
-    "engines.process", "engines.live", "engines.shared", "engines.scripted", "engines", "stages.voice", "stages.likeness",
-    "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles", "stages.ratings",
-    "stages.judgment_pairs", "stages", "runner", "votes", "mirror", "seed", "training_job", "checkpoints", "llama_folder",
-    "shapes", "nf4", "backends", "train", "memory", "plan", "forecast", "jobs", "export", "parity", "equality", "quantise",
-    "ollama", "full_model", "evaluate", "gates", "workshop", "tools", "run", "budget", "steps", "tripwires", "assess",
-    "loop", "report", "series", "explore", "figures", "notebook", "talk", "display", "bench", "bench.synthetic",
-    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.bases", "bench.app", "bench.commands",
-    "publish", "prune", "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui", "ui.safe",
-    "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints",
-    "ui.page", "cli", "__main__",
+    "errors", "intervals", "cards", "disk", "locks", "tenancy", "records", "prompts", "config", "datafiles", "parsing",
+    "canaries", "chat", "tiny", "manifest", "hub", "store", "engines.base", "engines.kv", "engines.samples",
+    "engines.device", "engines.adapter_file", "engines.batching", "engines.pace", "engines.loading", "engines.llama",
+    "engines.child", "engines.process", "engines.live", "engines.shared", "engines.scripted", "engines", "stages.voice",
+    "stages.likeness", "stages.prompts", "stages.responses", "stages.judgments", "stages.response_pairs", "stages.battles",
+    "stages.ratings", "stages.judgment_pairs", "stages", "pairwise", "runner", "votes", "mirror", "seed", "judge_quality",
+    "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory", "plan", "forecast",
+    "jobs", "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates", "workshop", "tools",
+    "run", "budget", "steps", "tripwires", "assess", "loop", "report", "series", "explore", "figures", "notebook", "talk",
+    "display", "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings",
+    "bench.bases", "bench.app", "bench.commands", "publish", "prune", "export_commands", "plan_command", "probes", "doctor",
+    "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore",
+    "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -141,7 +141,7 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess", "tripwires", "talk", "bench.tiny", "bench.bases"}
+    assert users == {"assess"}
 
 
 def test_gates_are_handed_nothing_exact():

@@ -1,11 +1,9 @@
 """Ranked data → EFT; what a judge's and a model's metrics are, by hand and against scipy."""
 
 import json
-import math
 import random
 
 import pytest
-from scipy import stats
 
 from selfreward_lite import evaluate, seed
 from selfreward_lite.errors import DataError
@@ -171,52 +169,6 @@ def test_a_bad_line_is_named(tmp_path, tiny):
         seed.load_rows(settings)
     path.write_text(good)
     assert len(seed.load_rows(settings)[0]) == 3
-
-
-# -- judge quality: worked example 5 ----------
-
-
-def test_pair_accuracy_by_hand():
-    (a,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
-    (b,), _ = found_in(tree("b", ("x", 0), ("y", 1), ("z", 2)))
-    b = seed.RankedPrompt(b.prompt, tuple(Response(f"b{i}", 0, "human", b.prompt.id, i, "t", "stop", 0, i) for i in range(3)))
-    scores = dict(zip((r.id for r in a.responses), (5.0, 3.5, 2.0), strict=True)) | {"b0": 3.0, "b1": 5.0, "b2": 5.0}
-    quality = evaluate.judge_quality([a, b], scores)
-    assert quality.outcomes == ((1, 1, 1), (0, 0, 0))
-    assert quality.ties == 1
-    assert quality.accuracy == pytest.approx(0.5)
-    assert quality.accuracy_without_ties == pytest.approx(0.6)
-    unread = evaluate.judge_quality([a], {**scores, a.responses[0].id: None})
-    assert (unread.accuracy, unread.ties) == (pytest.approx(1 / 3), 2)
-
-
-def test_win_rate_counts_ties_as_half():
-    rate, error = evaluate.win_rate({"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1})
-    assert rate == pytest.approx(2.5 / 4)
-    assert error == pytest.approx(stats.sem([1, 0.5, 0, 1]))
-    assert evaluate.win_rate({"a": 1}, {"a": 1})[0] == 0.5
-
-
-def test_the_paired_interval_is_scipys():
-    rng = random.Random(1)
-    before = [rng.random() for _ in range(400)]
-    after = [value + rng.gauss(0.1, 0.3) for value in before]
-    low, high = evaluate.paired_interval([[value] for value in after], [[value] for value in before])
-    differences = [a - b for a, b in zip(after, before, strict=True)]
-    expected = stats.norm.interval(0.95, loc=sum(differences) / 400, scale=stats.sem(differences))
-    assert (low, high) == pytest.approx(expected, rel=1e-3)
-    assert math.isnan(evaluate.standard_error([1.0]))
-
-
-def test_the_error_of_a_mean_counts_groups_and_not_their_values():
-    """Three values a group that are all the same say no more than one."""
-    rng = random.Random(2)
-    singles = [rng.random() for _ in range(50)]
-    mean, error = evaluate.mean_and_error([[value] * 3 for value in singles])
-    assert (mean, error) == pytest.approx((sum(singles) / 50, stats.sem(singles)))
-    # groups of different size, by hand: mean 1/2, deviations' sums +1/2 and -1/2, so sqrt(2 / 1 * 1/2) / 4
-    assert evaluate.mean_and_error([[1, 1, 0], [], [0]]) == pytest.approx((0.5, 0.25))
-    assert all(map(math.isnan, evaluate.mean_and_error([[]])))
 
 
 def test_an_answer_that_never_came_scores_nothing():

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from selfreward_lite import seed, votes
 from selfreward_lite.errors import UserError
 from selfreward_lite.mirror import Mirror, restore
 from selfreward_lite.store import Store
-from selfreward_lite.votes import Share, Vote
+from selfreward_lite.votes import Vote
 
 
 def vote(number: int = 0, choice: str = "a", verdict: str | None = "a", **more) -> Vote:
@@ -65,15 +62,6 @@ def test_a_vote_that_cannot_be_kept_is_said(tmp_path):
     (tmp_path / votes.FILE).write_text("no database, but long enough to be taken for a broken one" * 40)
     with pytest.raises(UserError, match="cannot be read"):
         votes.all_votes(tmp_path)
-
-
-@given(st.integers(0, 200), st.integers(1, 200))
-def test_the_interval_is_wilsons(points, count):
-    points = min(points, count)
-    share, other = Share.of(points, count), binomtest(points, count).proportion_ci(method="wilson")
-    assert (share.value, share.count) == (points / count, count)
-    assert share.low == pytest.approx(other.low, abs=1e-12)
-    assert share.high == pytest.approx(other.high, abs=1e-12)
 
 
 def test_a_tally_counts_sides_not_places_and_agreement_only_where_both_decided():

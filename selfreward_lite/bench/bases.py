@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfreward_lite import evaluate
 from selfreward_lite.equality import conversation_ids
 from selfreward_lite.export import Weights, adapter_to_gguf
 from selfreward_lite.full_model import write_base
+from selfreward_lite.judge_quality import judge_quality
 from selfreward_lite.parity import parity
 from selfreward_lite.records import Judgment
 from selfreward_lite.run import Run, bind, grouped
@@ -90,7 +90,7 @@ def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[f
             engine.close()
         by_answer = grouped(drawn, lambda one: one.response_id)
         scores = {name: judgments.summarise(found, settings) for name, found in by_answer.items()}
-        quality = evaluate.judge_quality(ranked, scores)
+        quality = judge_quality(ranked, scores)
         return quality.accuracy, quality.error
 
     return measure

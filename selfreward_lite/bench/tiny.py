@@ -17,7 +17,7 @@ from typing import Any
 from selfreward_lite import loop, report
 from selfreward_lite.config import Settings
 from selfreward_lite.errors import GateStop, TrainingError
-from selfreward_lite.evaluate import standard_error
+from selfreward_lite.intervals import standard_error
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools

@@ -21,6 +21,7 @@ from selfreward_lite import votes
 from selfreward_lite.chat import user
 from selfreward_lite.config import Draw
 from selfreward_lite.errors import SelfRewardError, UserError
+from selfreward_lite.intervals import Share
 from selfreward_lite.talk import House, Reply, Verdict
 from selfreward_lite.ui.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.ui.conversation import numbers
@@ -166,7 +167,7 @@ def standing(folder: Path, model: str | None, rival: str | None, judge: str | No
     return words + f"You and {judge} agree in {_share(found.agreement)} of the votes that both decided."
 
 
-def _share(share: votes.Share) -> str:
+def _share(share: Share) -> str:
     return f"{share.value:.0%} (95 % interval {share.low:.0%} to {share.high:.0%}, n = {share.count})"
 
 

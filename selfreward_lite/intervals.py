@@ -1,0 +1,82 @@
+"""Means with their errors and intervals: how far a figure that was measured on a sample can be trusted.
+
+Knows: statistics of means, shares and differences, and the bootstrap. Does not know: what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z = 1.959963984540054  # of the normal distribution's 95 %
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `count`, with its 95 % interval by Wilson's score (1927); NaN for none."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, points: float, count: int) -> Share:
+        """Return the share that `points` of `count` are; half points count for ties."""
+        if not count:
+            return cls(math.nan, math.nan, math.nan, 0)
+        share, weight = points / count, Z * Z / count
+        middle = (share + weight / 2) / (1 + weight)
+        reach = Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+        return cls(share, max(0.0, middle - reach), min(1.0, middle + reach), count)
+
+
+def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the mean of all values and its standard error where whole groups are drawn, not single values.
+
+    The error is the square root of G/(G−1) · Σ (sum of a group's deviations)² over the number of values, for G groups (the
+    sandwich estimator of a mean, Liang and Zeger 1986); with one value a group it is the usual one. NaN for fewer than two
+    groups; the mean is NaN for no value.
+    """
+    groups = [group for group in groups if group]
+    count = sum(map(len, groups))
+    if not count:
+        return math.nan, math.nan
+    mean = math.fsum(value for group in groups for value in group) / count
+    if len(groups) < 2:
+        return mean, math.nan
+    spread = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in groups)
+    return mean, math.sqrt(len(groups) / (len(groups) - 1) * spread) / count
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of independent values; NaN for fewer than two."""
+    return mean_and_error([[value] for value in values])[1]
+
+
+def paired_interval(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of after − before, value by value (normal approximation).
+
+    Values that belong to one prompt stand in one group; see `mean_and_error`.
+    """
+    differences = [[a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)]
+    mean, error = mean_and_error(differences)
+    return mean - Z * error, mean + Z * error
+
+
+def bootstrap(count: int, statistic: Callable[[np.ndarray], float], draws: int = DRAWS) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic of `count` independent things (Efron 1979), the same at every call.
+
+    `statistic` is given the numbers, 0 to count − 1, of the things that were drawn, with repetition [count]. NaN for fewer than
+    two things.
+    """
+    if count < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(0)
+    found = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
