@@ -138,9 +138,7 @@ def _record(run: Run, model: int) -> Outcome:
     """Compute the metrics of a model and keep them under its number."""
     measured = _measured(run, model)
     values: dict[str, float | None] = {
-        "judge_pair_accuracy": measured.quality.accuracy,
-        "judge_pair_accuracy_error": measured.quality.error,
-        "judge_pair_accuracy_without_ties": measured.quality.accuracy_without_ties,
+        **{f"judge_{name}": value for name, value in measured.quality.metrics().items()},
         "judge_read_share": evaluate.share_read(measured.judged),
         "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
         "cut_share": _cut_share(measured),
@@ -211,6 +209,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
     outside = tripwires.outside_view(run, iteration) if iteration > 0 else None
     return gates.Evidence(
         file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
+        trained=bool(iteration) or run.settings.seed_stage.eft or bool(run.settings.seed_stage.ift_examples),
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),

@@ -15,13 +15,24 @@ from pathlib import Path
 from typing import TypedDict
 
 import jinja2.sandbox
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from selfreward_lite.errors import ConfigError
 
 # Llama-3.1's and 3.2's templates write a day into the system's turn: this one where none is given, and today's where transformers
 # renders. A run must ask the same on every day, so it is given everywhere.
 DATE = "26 Jul 2024"
+_OF_GGUF = (
+    "tokenizer.chat_template", "tokenizer.ggml.pre",
+    *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
+)
+# How a text is cut into words before they become tokens, by the name that GGUF has for it: Llama-3's way, and Qwen's.
+_WORDS = {
+    name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
+}
+_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")  # of Llama-3, ChatML, Gemma, Phi
 
 
 class Message(TypedDict):
@@ -61,6 +72,43 @@ class ChatFormat:
             bos_token=_token_text(settings.get("bos_token")) or "",
             stop=stop,
             pad=_pad_id(settings, tokenizer, stop, model_dir),
+        )
+
+    @classmethod
+    def of_gguf(cls, path: Path) -> ChatFormat:
+        """Read tokenizer and chat template from a GGUF file, as transformers understands them.
+
+        Raises ConfigError where the file has none, or they are of a kind that transformers does not know.
+        """
+        from gguf import GGUFReader
+        from transformers import AutoTokenizer
+
+        try:
+            fields = GGUFReader(path).fields
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
+        except (ValueError, KeyError, IndexError, OSError, NotImplementedError, AttributeError) as error:
+            raise ConfigError(f"{path}: no tokenizer could be read from it ({error}); take a GGUF of a chat model") from None
+        known = {name: fields[name].contents() for name in _OF_GGUF if name in fields}
+        kind = known.get("tokenizer.ggml.pre")
+        if kind not in _WORDS:
+            raise ConfigError(f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(_WORDS)}")
+        # transformers cuts words as GPT-2 does, whatever the file says, and does not know which look words up whole first.
+        words = pre_tokenizers.Split(Regex(_WORDS[kind]), "isolated")
+        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
+        tokenizer.model.ignore_merges = kind == "llama-bpe"
+        tokenizer.encode_special_tokens = True
+        template = known.get("tokenizer.chat_template")
+        if not isinstance(template, str):
+            raise ConfigError(f"{path} has no chat template; take a GGUF of an instruct (chat) model")
+        named = [tokenizer.token_to_id(token) for token in _ENDS_OF_TURN]
+        ends = [*named, *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos"))]
+        bos = known.get("tokenizer.ggml.bos_token_id")
+        begins = "bos_token" in template and bos is not None
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        return cls(
+            tokenizer, environment.from_string(template), tokenizer.id_to_token(bos) if begins else "",
+            tuple(dict.fromkeys(token for token in ends if token is not None)), known.get("tokenizer.ggml.padding_token_id", 0),
         )
 
     def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:

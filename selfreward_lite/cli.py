@@ -22,12 +22,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from selfreward_lite import config, hub, plan_command, report, tenancy
+from selfreward_lite import config, hub, plan_command, report, tenancy, warning_signs
 from selfreward_lite.bench.commands import bench
 from selfreward_lite.cards import cards
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
+from selfreward_lite.evaluate_command import evaluate
 from selfreward_lite.export_commands import export
 from selfreward_lite.mirror import Mirror, restore
 from selfreward_lite.prune import prunable, remove
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(export, name="export")
+app.add_typer(evaluate, name="evaluate")
 app.command("plan")(plan_command.show)
 INTERRUPTED = 130
 SHOWN = 300  # characters of an example
@@ -142,7 +144,34 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
                 table.add_row(what, in_words(size), "–" if peak is None else in_words(peak))
             console.print(table)
         _print_iterations(store)
-        print(json.dumps(report.summary(store)))
+        if readings := warning_signs.early_warnings(store):
+            head, rows = warning_signs.by_sign(readings)
+            table = Table(*head, title="early warnings", title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+            for words in warning_signs.advice(readings):
+                say(words)
+        warned = [{"model": one.model, "sign": one.sign.name, "value": one.value} for one in readings if one.warns]
+        print(json.dumps(report.summary(store) | {"early_warnings": warned}))
+
+
+@app.command("report")
+def write_report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")],
+    runs_dir: RunsDir = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN.html, here.")] = None,
+) -> None:
+    """Write a run as one page that opens anywhere: tables, plots, examples, pairs, gates, settings."""
+    from selfreward_lite import report_page
+
+    out = out or Path(f"{name}.html")
+    with Store.read(runs_dir / name) as store:
+        page = report_page.page(store)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    say(f"{out}: open it in a browser; it needs no network")
+    print(json.dumps({"run": name, "out": str(out), "bytes": out.stat().st_size}))
 
 
 @app.command()

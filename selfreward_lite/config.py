@@ -77,6 +77,8 @@ class Seed(Section):
                               "that cannot answer yet; MR: none")
     eval_prompts: int = Field(ge=2, description="ranked prompts held out to measure the judge; SR: about 190")
     attempts: int = Field(4, ge=1, description="judgments drawn per ranked answer at most")
+    eft: bool = Field(True, description="whether M0 is trained on judgments that agree with people (EFT); without it M0 is the "
+                      "base (a control; SR, section 2.1)")
     strict: bool = Field(False, description="whether two equal scores of differently ranked answers count as disagreement")
     decoys: int = Field(2, ge=0, description="responses a ranked prompt that are no answers, for the judge to see through "
                         "(LOG.md); the papers have none")
@@ -125,6 +127,8 @@ class Schedule(Section):
     min_gap: float = Field(0.0, ge=0, le=5, description="points between chosen and rejected at least; 0 = any difference, as in "
                            "the papers")
     judgment_pairs: bool = Field(description="train on judgment pairs too")
+    train_on: Literal["pairs", "positive"] = Field("pairs", description="pairs: DPO; positive: SFT on responses of a perfect "
+                                                   "score, without pairs (a control; SR, section 2.3)")
     rate: float = Field(1.0, gt=0, description="share of dpo.learning_rate in this iteration; the papers use the same in all")
     max_chosen_response: int | None = Field(None, description="characters of a chosen response at most")
     max_chosen_judgment: int | None = Field(None, description="characters of a chosen judgment at most")

@@ -6,6 +6,7 @@ figure shows it. Reads the store through `report` and its own tables, and decide
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 from selfreward_lite import report, series
@@ -68,6 +69,16 @@ def seconds(store: Store) -> Figure:
     one.barh(list(spent), [value / 60 for value in spent.values()])
     one.set_xlabel("minutes")
     return figure
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG for a page: its text as text, the same at every call."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "selfreward_lite"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
 
 
 def _by(rows: series.Rows, name: str) -> dict[str, series.Rows]:

@@ -24,9 +24,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a candidate M(t). Intervals and ratios compare it with M(t−1); None where there is none."""
+    """What is known about a candidate M(t). Intervals and ratios compare it with M(t−1); None where there is none.
+
+    `trained` is false of an M0 without EFT, which is the base.
+    """
 
     file_faults: Sequence[str]
+    trained: bool
     rows: int
     rows_given: int
     moved_share: float
@@ -82,17 +86,8 @@ def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
 def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     faults = evidence.file_faults
     yield Answer("files", not faults, f"{faults[0]}; train again in a new --name" if faults else "every file as in the manifest")
-    counted = 0 < evidence.rows == evidence.rows_given
-    advice = "" if counted else "; train again in a new --name"
-    yield Answer("counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on{advice}")
-    yield _at_least(
-        "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
-    )
-    fault = frozen_or_broken(evidence.losses)
-    yield Answer("loss", fault is None, f"{fault}; lower the learning rate" if fault else "the loss is finite and changes")
-    yield _at_most(
-        "reference", abs(evidence.first_margin), FIRST_MARGIN_LIMIT, "reward margin at the first step", "report this as a bug"
-    )
+    if evidence.trained:
+        yield from _of_steps(evidence, limits)
     finite = math.isfinite(evidence.logit_difference) and math.isfinite(evidence.logit_change)
     yield Answer("finite", finite, f"logits are {'' if finite else 'not '}finite{'' if finite else '; lower the learning rate'}")
     yield _at_most(
@@ -109,7 +104,22 @@ def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         arrived = abs(share - 1) <= allowed
         reason = f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, allowed is 100 ± {100 * allowed:.0f} %"
         yield Answer("arrival", arrived, reason + ("" if arrived else "; use model.gguf f16 or f32, or report this as a bug"))
-    yield _at_least("effect", evidence.logit_change, 1e-6, "change of the logits by the adapter", "raise the learning rate")
+    if evidence.trained:
+        yield _at_least("effect", evidence.logit_change, 1e-6, "change of the logits by the adapter", "raise the learning rate")
+
+
+def _of_steps(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+    counted = 0 < evidence.rows == evidence.rows_given
+    advice = "" if counted else "; train again in a new --name"
+    yield Answer("counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on{advice}")
+    yield _at_least(
+        "moved", evidence.moved_share, limits.min_moved_share, "of the adapter's weights moved", "raise the learning rate"
+    )
+    fault = frozen_or_broken(evidence.losses)
+    yield Answer("loss", fault is None, f"{fault}; lower the learning rate" if fault else "the loss is finite and changes")
+    yield _at_most(
+        "reference", abs(evidence.first_margin), FIRST_MARGIN_LIMIT, "reward margin at the first step", "report this as a bug"
+    )
 
 
 def _of_answers(evidence: Evidence, limits: Gates) -> Iterator[Answer]:

@@ -129,6 +129,14 @@ def is_here(repository: Repository, kind: Kind) -> bool:
     return _known(repository, kind) is not None
 
 
+def fetched(text: str, kind: Kind, show: Show) -> Path:
+    """Return the place on this machine of what is named, downloaded if need be; raises as `fetch` does."""
+    repository = named(text)
+    if repository is not None:
+        fetch(repository, kind, show)
+    return local(text, kind)
+
+
 def model_folder(base: str) -> Path:
     """Return the folder of a base model: the one that ships, one on this machine, or one downloaded before.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from selfreward_lite import assess, budget, config, datafiles, hub, plan, steps, tripwires
+from selfreward_lite import assess, budget, config, datafiles, hub, plan, steps, training_steps, tripwires
 from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import Settings
@@ -41,7 +41,7 @@ SEED_STAGE: tuple[Step, ...] = (
     assess.measure_base,
     steps.lay_decoys,
     steps.judge_ranked,
-    steps.train_seed,
+    training_steps.train_seed,
     steps.export,
     assess.measure,
     assess.pass_gates,
@@ -61,7 +61,7 @@ ITERATION: tuple[Step, ...] = (
     steps.rate,
     steps.pair_judgments,
     assess.pass_data_gates,
-    steps.train,
+    training_steps.train,
     steps.export,
     assess.measure,
     assess.pass_gates,

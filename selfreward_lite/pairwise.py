@@ -110,7 +110,7 @@ def length_controlled(results: np.ndarray, gaps: np.ndarray) -> float:
     """
     from scipy import optimize, special  # half a second that a chat need not wait for
 
-    spread = gaps.std()
+    spread = gaps.std(ddof=1) if len(gaps) > 1 else 0.0
     length = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
     features = np.stack([np.ones_like(length), length])
 

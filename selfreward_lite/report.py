@@ -26,6 +26,13 @@ MEASURED = (
     "outside_score", "canary_score", "honest_bad_score", "greedy_agreement",
 )
 
+# … and, where there is room: the other metrics of a judge (arXiv 2401.10020, section 3.2), and of the data.
+MORE = (
+    "judge_pair_accuracy_without_ties", "judge_five_best", "judge_exact_match", "judge_spearman", "judge_kendall",
+    "judge_tie_rate", "judge_top_share", "judge_read_share",
+)
+OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
+
 
 def summary(store: Store) -> dict[str, Any]:
     """Return the run as one JSON document; iteration 0 is M0, the model after the seed stage."""
@@ -66,6 +73,37 @@ def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
         **{name: _rounded(metrics.get(name)) for name in MEASURED},
         "seconds": round(sum(seconds for t, _, _, _, seconds, _ in store.stages() if t == iteration), 1),
     }
+
+
+def measured(store: Store) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of what every model was measured to be, with standard errors."""
+    found = summary(store)
+    columns = [("base", found["base"] | _more(store, BASE))] if found["base"] else []
+    columns += [(f"M{row['iteration']}", row | _more(store, row["iteration"])) for row in found["iterations"]]
+    names = [name for name in (*MEASURED, *MORE, *OF_DATA)
+             if not name.endswith("_error") and any(row.get(name) is not None for _, row in columns)]
+    rows = [[name.replace("_", " "), *(_cell(row, name) for _, row in columns)] for name in names]
+    return ["", *(name for name, _ in columns)], rows
+
+
+def gates(store: Store) -> list[list[str]]:
+    """Return what every gate said of every model."""
+    iterations = sorted({iteration for iteration, *_ in store.stages()})
+    return [
+        [f"M{iteration}", gate.replace("_", " "), "passed" if passed else "refused", reason]
+        for iteration in iterations for gate, (passed, reason) in store.gates(iteration).items()
+    ]
+
+
+def _more(store: Store, model: int) -> dict[str, Any]:
+    return {name: value for name, value in store.metrics(model).items() if name in MORE}
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value, error = row.get(name), row.get(f"{name}_error")
+    if value is None:
+        return "–"
+    return f"{value:.3f} ± {error:.3f}" if error else f"{value:,.3f}".rstrip("0").rstrip(".")
 
 
 def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:

@@ -1,38 +1,32 @@
 """Each step of a run, between the store and a stage: what it reads, what it asks or computes, what it commits.
 
 Knows: which records feed which stage, and which model speaks. Does not know: the order of the steps (that is `loop`), how
-an engine or a trainer works (those are `tools`). Every step can be called again: it does only what is missing.
+an engine works (`tools`), the two trainings (`training_steps`). Every step can be called again: it does only what is missing.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from selfreward_lite import budget, canaries, datafiles, hub, plan, seed
 from selfreward_lite.chat import user
-from selfreward_lite.errors import GateStop, OutOfTime, TrainingError, UserError
+from selfreward_lite.errors import UserError
 from selfreward_lite.manifest import MANIFEST, folder_hash, manifest_fact, manifest_faults, write_manifest
 from selfreward_lite.records import (
     BASE,
     Battle,
     Candidate,
     Judgment,
-    JudgmentPair,
     Outcome,
     Prompt,
     Rating,
     Response,
-    ResponsePair,
 )
 from selfreward_lite.run import Run, bind, grouped
-from selfreward_lite.runner import Progress, run_stage
+from selfreward_lite.runner import run_stage
 from selfreward_lite.stages import battles, judgment_pairs, judgments, prompts, ratings, response_pairs, responses
 from selfreward_lite.stages.voice import Asking, Voice
-from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
 
 # -- seed stage ----------------------------------------------------------------------------------------------------------
 
@@ -97,7 +91,7 @@ def lay_decoys(run: Run, _: int) -> None:
 
 def judge_ranked(run: Run, _: int) -> None:
     """Have the base judge ranked training answers, several times each, prompt by prompt until there are EFT examples enough."""
-    if run.store.is_done(0, "eft_examples"):
+    if run.store.is_done(0, "eft_examples") or not run.settings.seed_stage.eft:
         return
     settings, ranked, laid = run.settings.seed_stage, run.ranked().eft, _decoys(run)
     voice = run.voice(BASE, run.settings.judge.draw, 0)
@@ -128,25 +122,18 @@ def _eft_rounds(run: Run) -> Iterator[int]:
         count += max(8, math.ceil((wanted - found) / rate))
 
 
+def eft_examples(run: Run) -> list[seed.Example]:
+    """Return the EFT examples that M0 is trained on."""
+    if not run.settings.seed_stage.eft:
+        return []
+    *_, count = _eft_rounds(run)
+    return _eft(run, count)[0]
+
+
 def _eft(run: Run, count: int) -> tuple[list[seed.Example], Outcome]:
     """The EFT examples that the first prompts give."""
     drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
     return seed.eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
-
-
-def train_seed(run: Run, _: int) -> None:
-    """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
-
-    def work() -> Outcome:
-        *_, count = _eft_rounds(run)
-        judged = [(one.question, one.judgment.text) for one in _eft(run, count)[0]]
-        answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
-        run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
-        rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
-        _train(run, 0, "sft", rows)
-        return Outcome(drops=rows.drops)
-
-    run.once(0, "training", work)
 
 
 # -- one iteration -------------------------------------------------------------------------------------------------------
@@ -156,7 +143,7 @@ def new_prompts(run: Run, iteration: int) -> None:
     """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
     store, settings = run.store, run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)})
     if settings.file is not None:
-        if not _prompts(run, iteration):
+        if not prompts_of(run, iteration):
             raise UserError(f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
                             f"or with fewer an iteration (prompts.count={run.settings.prompts.count})")
         return
@@ -191,7 +178,7 @@ def respond(run: Run, iteration: int) -> None:
     """M(t−1) as actor: K responses a prompt."""
     settings = run.settings.responses
     voice = run.voice(iteration - 1, settings.draw, iteration)
-    items = [(one.id, bind(responses.ask, one, voice, settings.count)) for one in _prompts(run, iteration)]
+    items = [(one.id, bind(responses.ask, one, voice, settings.count)) for one in prompts_of(run, iteration)]
     run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
 
 
@@ -199,10 +186,10 @@ def judge(run: Run, iteration: int) -> None:
     """M(t−1) as judge: N judgments a response."""
     settings = run.settings.judge
     voice = run.voice(iteration - 1, settings.draw, iteration)
-    by_id = {prompt.id: prompt for prompt in _prompts(run, iteration)}
+    by_id = {prompt.id: prompt for prompt in prompts_of(run, iteration)}
     items = [
         (one.id, bind(judgments.ask, by_id[one.prompt_id], one, voice, settings.count))
-        for one in _responses(run, iteration)
+        for one in responses_of(run, iteration)
     ]
     run.ask(iteration, "judgments", items, budget.going_on(run, iteration, "judgments"))
 
@@ -211,11 +198,11 @@ def pair_responses(run: Run, iteration: int) -> None:
     """Best against worst response, with length control."""
 
     def work() -> Outcome:
-        drawn = _judgments(run, iteration)
-        answers = _responses(run, iteration)
+        drawn = judgments_of(run, iteration)
+        answers = responses_of(run, iteration)
         scores = {one.id: judgments.summarise(drawn.get(one.id, ()), run.settings.judge) for one in answers}
         return response_pairs.build(
-            _prompts(run, iteration), grouped(answers, lambda one: one.prompt_id), scores,
+            prompts_of(run, iteration), grouped(answers, lambda one: one.prompt_id), scores,
             run.settings.for_iteration(iteration), run=run.store.run, iteration=iteration,
         )
 
@@ -227,10 +214,10 @@ def battle(run: Run, iteration: int) -> None:
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     voice = run.voice(iteration - 1, run.settings.meta_judge.draw, iteration)
-    drawn = _judgments(run, iteration)
-    answers = grouped(_responses(run, iteration), lambda one: one.prompt_id)
+    drawn = judgments_of(run, iteration)
+    answers = grouped(responses_of(run, iteration), lambda one: one.prompt_id)
     items = []
-    for prompt in _prompts(run, iteration):
+    for prompt in prompts_of(run, iteration):
         candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
         index = battles.contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
@@ -257,26 +244,6 @@ def pair_judgments(run: Run, iteration: int) -> None:
             iteration, "judgment_pairs",
             lambda: judgment_pairs.build(rated, by_id, schedule, run=run.store.run, iteration=iteration),
         )
-
-
-def train(run: Run, iteration: int) -> None:
-    """DPO on both kinds of pairs, from M(t−1) with M(t−1) as reference → M(t)."""
-
-    def work() -> Outcome:
-        texts = Texts(
-            {one.id: one for one in _prompts(run, iteration)},
-            {one.id: one for one in _responses(run, iteration)},
-            {one.id: one for one in run.store.records(Judgment, iteration=iteration)},
-            run.settings.model.templates,
-        )
-        rows = dpo_rows(
-            run.store.records(ResponsePair, iteration=iteration), run.store.records(JudgmentPair, iteration=iteration),
-            texts, run.chat, run.settings.dpo.max_length,
-        )
-        _train(run, iteration, "dpo", rows, rate=run.settings.for_iteration(iteration).rate)
-        return Outcome(drops=tuple(rows.drops))
-
-    run.once(iteration, "training", work)
 
 
 def export(run: Run, iteration: int) -> None:
@@ -316,58 +283,6 @@ def _judged_probes(run: Run, count: int) -> list[list[int]]:
 # -- shared by the steps -------------------------------------------------------------------------------------------------
 
 
-def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0) -> None:
-    """Train in a child, alone on the machine's memory, at `rate` times the learning rate that is set.
-
-    What an earlier, killed attempt left is cleared first.
-    """
-    if not rows.rows:
-        raise GateStop(
-            f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and why. Start a new --name with "
-            "more prompts, responses or judgments, or with judge.score=expected against ties."
-        )
-    run.release_engine()
-    folder = run.store.model_dir(iteration)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    work = run.store.folder / "training"
-    work.mkdir(exist_ok=True)
-    rows.save(work / "rows.jsonl")
-    settings = run.settings.sft if method == "sft" else run.settings.dpo
-    job = Job(
-        method="sft" if method == "sft" else "dpo", model_dir=str(run.model_dir), quantisation=run.settings.model.quantisation,
-        adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
-        adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
-        seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
-        lora=run.settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
-        checkpoint_minutes=run.settings.checkpoint_minutes, backend=run.settings.backend,
-        until=budget.until(run, iteration) if iteration else None, min_moved_share=run.settings.gates.min_moved_share,
-    )
-    progress = Progress(iteration, "training", 1)
-    started = time.monotonic()
-
-    def report(said: Mapping[str, Any]) -> None:
-        if "words" in said:
-            progress.words = said["words"]
-        else:
-            run.log_training(iteration, said, time.monotonic() - started - progress.seconds)
-            progress.done, progress.total = said["step"], said["steps"] + 1  # one more: the adapter is checked and written
-            progress.values = said["values"]
-        progress.seconds = time.monotonic() - started
-        run.watch(progress)
-
-    facts = run.tools.train(job, work, report)
-    if facts.get("out_of_time"):
-        raise OutOfTime(f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint")
-    if not (folder / "adapter" / "adapter_model.safetensors").exists():
-        raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
-    # Ended by the hours that were given, it has seen fewer; that is no fault of the trainer's.
-    given = facts["rows"] if facts.get("ended_early") else min(len(rows.rows), round(settings.epochs * len(rows.rows)))
-    run.store.measure(iteration, training_rows_given=given)
-    run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
-    shutil.rmtree(work / "checkpoints", ignore_errors=True)
-
-
 def judging(ranked: Sequence[seed.RankedPrompt], voice: Voice, count: int) -> list[tuple[str, Callable[[], Asking]]]:
     return [
         (response.id, bind(judgments.ask, one.prompt, response, voice, count)) for one in ranked for response in one.responses
@@ -378,8 +293,9 @@ def _decoys(run: Run) -> dict[str, list[Response]]:
     return grouped(run.store.records(Response, iteration=0, model=canaries.DECOY), lambda one: one.prompt_id)
 
 
-def _prompts(run: Run, iteration: int) -> list[Prompt]:
-    found = run.store.records(Prompt, iteration=iteration)  # iteration 0 is that of the ranked and held-out ones
+def prompts_of(run: Run, iteration: int) -> list[Prompt]:
+    """Return the prompts of an iteration; iteration 0 is that of the ranked and held-out ones."""
+    found = run.store.records(Prompt, iteration=iteration)
     return found[: run.prompts_wanted(iteration)]  # of the user's own there may be more
 
 
@@ -388,10 +304,12 @@ def _secret(run: Run) -> list[str]:
     return [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in run.ranked().evaluation]
 
 
-def _responses(run: Run, iteration: int) -> list[Response]:
+def responses_of(run: Run, iteration: int) -> list[Response]:
+    """Return what M(t−1) answered to the prompts of iteration t."""
     return run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
 
 
-def _judgments(run: Run, iteration: int) -> Mapping[str, list[Judgment]]:
+def judgments_of(run: Run, iteration: int) -> Mapping[str, list[Judgment]]:
+    """Return, by response, what M(t−1) judged of them."""
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
     return grouped(drawn, lambda judgment: judgment.response_id)

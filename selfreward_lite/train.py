@@ -131,11 +131,17 @@ class Watcher(TrainerCallback):
 def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
     """Train, write the adapter, and return the closing facts (steps, seconds, share of weights moved, …).
 
+    Without any row the adapter is a fresh one, and the model the base.
+
     `report` is given `step`, `steps` and `values` as training goes on, or `words`. Where the memory does not hold
     `micro_batch` rows at once, fewer are put there, and the batch stays what it is. Raises TrainingError where the result, or
     what went in, must not be used.
     """
     report({"words": f"{backend.words}, in {str(_compute_dtype()).removeprefix('torch.')}"})
+    if not job.row_count:
+        set_seed(job.seed)
+        save_adapter(backends.load(backend, job, _compute_dtype()), Path(job.adapter_out))  # a fresh one changes nothing
+        return dict.fromkeys(("steps", "rows", "moved_share", "first_margin"), 0.0)
     for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
         try:
             return _train(job, size, report, backend)

@@ -8,6 +8,7 @@ import gradio as gr
 import pytest
 import scripted_run
 
+from selfreward_lite import report
 from selfreward_lite.records import Prompt
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
@@ -106,7 +107,7 @@ def test_what_is_measured_stands_in_the_table_with_its_error(runs):
     assert head == ["", "base", "M0", "M1", "M2"]
     assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
     row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
-    assert [progress._cell(row, name) for name in ("rate", "tokens", "none")] == ["0.500 ± 0.012", "1,234", "–"]
+    assert [report._cell(row, name) for name in ("rate", "tokens", "none")] == ["0.500 ± 0.012", "1,234", "–"]
     assert {row[1] for row in found["gates"]} >= {"length", "canary"}
 
 

@@ -24,6 +24,7 @@ from selfreward_lite.tiny.tasks import draw, read
 
 GOOD = gates.Evidence(
     file_faults=[],
+    trained=True,
     rows=10,
     rows_given=10,
     moved_share=1.0,

@@ -24,11 +24,12 @@ ORDER = [
     "stages.ratings", "stages.judgment_pairs", "stages", "pairwise", "runner", "votes", "mirror", "seed", "judge_quality",
     "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory", "plan", "forecast",
     "jobs", "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates", "workshop", "tools",
-    "run", "budget", "steps", "tripwires", "assess", "loop", "report", "series", "explore", "figures", "notebook", "talk",
-    "display", "bench", "bench.synthetic", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings",
-    "bench.bases", "bench.app", "bench.commands", "publish", "prune", "export_commands", "plan_command", "probes", "doctor",
-    "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run", "ui.explore",
-    "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
+    "run", "budget", "steps", "training_steps", "tripwires", "assess", "loop", "examine", "report", "series",
+    "warning_signs", "explore", "figures", "report_page", "notebook", "talk", "display", "bench", "bench.synthetic",
+    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.bases",
+    "bench.app", "bench.commands", "publish", "prune", "evaluate_command", "export_commands", "plan_command", "probes",
+    "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run",
+    "ui.explore", "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -81,6 +82,8 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS = 400, 50, 6
 MANY_PARAMETERS = {
     ("cli.py", "run"): "one parameter an option: typer reads the signature",
     ("export_commands.py", "merged"): "one parameter an option: typer reads the signature",
+    ("evaluate_command.py", "compare"): "one parameter an option: typer reads the signature",
+    ("evaluate_command.py", "judge_quality"): "one parameter an option: typer reads the signature",
     ("commands.py", "bench_engine"): "one parameter an option: typer reads the signature",
     ("endpoints.py", "chat"): "one parameter an argument of the endpoint: gradio reads the signature",
     ("endpoints.py", "compare"): "one parameter an argument of the endpoint: gradio reads the signature",
@@ -141,17 +144,17 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess"}
+    assert users == {"assess", "examine", "bench.papers"}
 
 
 def test_gates_are_handed_nothing_exact():
     from selfreward_lite.gates import Evidence
 
     assert set(Evidence.__dataclass_fields__) == {
-        "file_faults", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference", "logit_change",
-        "agreement",
-        "adapter_share", "cut_share", "repetitive_share", "distinct_share", "read_share", "length_ratio", "judge_interval",
-        "outside_interval", "outside_share", "self_change", "canary_score", "honest_score", "canaries_scored", "canaries_chosen",
+        "file_faults", "trained", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference",
+        "logit_change", "agreement", "adapter_share", "cut_share", "repetitive_share", "distinct_share", "read_share",
+        "length_ratio", "judge_interval", "outside_interval", "outside_share", "self_change", "canary_score",
+        "honest_score", "canaries_scored", "canaries_chosen",
     }  # fmt: skip
     source = (PACKAGE / "assess.py").read_text().split("def _evidence")[1].split("\ndef ")[0]
     known = set(re.findall(r'known(?:\[|\.get\()"(\w+)"', source))

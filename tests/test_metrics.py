@@ -166,7 +166,7 @@ def test_without_a_judge_nothing_is_said_of_one():
 
 def by_scikit_learn(results: np.ndarray, gaps: np.ndarray) -> float:
     """Half a win is one of each, at half the weight."""
-    length = np.tanh(gaps / gaps.std())
+    length = np.tanh(gaps / gaps.std(ddof=1))
     rows = np.concatenate([np.stack([np.ones_like(length), length], 1)] * 2)
     weights = np.concatenate([results, 1 - results])
     labels = np.concatenate([np.ones(len(results)), np.zeros(len(results))])

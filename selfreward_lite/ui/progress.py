@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from selfreward_lite import report, series
+from selfreward_lite import report, series, warning_signs
 from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.store import Store
 from selfreward_lite.talk import TINY, House
@@ -69,39 +69,14 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
     with Store.read(folder) as store:
         newest = store.newest() or 0
         latest = max((t for t in range(1, newest + 2) if store.is_done(t, "judgments")), default=0)
+        signs = warning_signs.early_warnings(store)
         return {
             "worth": series.worth(store), "training": series.training(store), "scores": series.scores(store),
             "lengths": series.lengths(store, latest) if latest else [], "latest": latest, "gaps": series.gaps(store),
-            "biases": series.biases(store), "table": measured(store), "gates": gates(store), "newest": newest,
+            "biases": series.biases(store), "table": report.measured(store), "gates": report.gates(store), "newest": newest,
+            "signs": warning_signs.by_sign(signs), "advice": warning_signs.advice(signs),
             "answers": [[one.prompt, one.before, one.after] for one in report.before_after(store, BOTH_ANSWERS)],
         }
-
-
-def measured(store: Store) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of what every model was measured to be, with standard errors."""
-    summary = report.summary(store)
-    columns = [("base", summary["base"])] if summary["base"] else []
-    columns += [(f"M{row['iteration']}", row) for row in summary["iterations"]]
-    names = [name for name in (*report.MEASURED, "pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
-             if not name.endswith("_error") and any(row.get(name) is not None for _, row in columns)]
-    rows = [[name.replace("_", " "), *(_cell(row, name) for _, row in columns)] for name in names]
-    return ["", *(name for name, _ in columns)], rows
-
-
-def gates(store: Store) -> list[list[str]]:
-    """Return what every gate said of every model."""
-    iterations = sorted({iteration for iteration, *_ in store.stages()})
-    return [
-        [f"M{iteration}", gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for iteration in iterations for gate, (passed, reason) in store.gates(iteration).items()
-    ]
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value, error = row.get(name), row.get(f"{name}_error")
-    if value is None:
-        return "–"
-    return f"{value:.3f} ± {error:.3f}" if error else f"{value:,.3f}".rstrip("0").rstrip(".")
 
 
 def frame(rows: series.Rows, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -127,9 +102,11 @@ def tab(house: House, shell: Shell) -> None:
             None, "32 34 34", "Before and after: the first held-out prompts that M0 and the newest model answer differently",
             elem_id="before-after",
         )
+        warned = gr.Markdown("", elem_id="advice")
+        signs = table(None, "", "Early warnings: where self-rewarding is known to go wrong", height=420, elem_id="signs")
         passed = table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
     known = gr.State(None)
-    outputs = [known, empty, body, *plots, trained, rows, answers, passed]
+    outputs = [known, empty, body, *plots, trained, rows, answers, warned, signs, passed]
 
     def look(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
@@ -155,10 +132,12 @@ def shown(found: dict[str, Any], curve: str) -> list[Any]:
         rows = found["worth"].get(plot.title, []) if plot.of == "worth" else found[plot.of]
         cells = frame(rows, tuple(filter(None, (plot.x, plot.y, plot.color))))
         plots.append(cells.astype({"score": str}) if plot.of == "scores" else cells)  # scores are places there, not numbers
-    head, rows = found["table"]
+    tables = [{"headers": head, "data": rows} for head, rows in (found["table"], found["signs"])]
     return [
-        *plots, frame(found["training"][curve], ("step", "value", "model")), {"headers": head, "data": rows},
-        {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]}, found["gates"],
+        *plots, frame(found["training"][curve], ("step", "value", "model")), tables[0],
+        {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]},
+        "\n".join(f"- ⚠ {letters(words)}" for words in found["advice"]) or "No early warning of the newest model.", tables[1],
+        found["gates"],
     ]
 
 

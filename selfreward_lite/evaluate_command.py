@@ -1,0 +1,196 @@
+"""`python -m selfreward_lite evaluate …`: reads arguments, prints tables. What is asked and computed is in the modules above.
+
+Tables go to stderr; the last line of stdout is one JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from selfreward_lite import config, datafiles, hub, pairwise, seed, tenancy, votes
+from selfreward_lite.cards import cards
+from selfreward_lite.config import Settings
+from selfreward_lite.display import Display, console, downloads, say
+from selfreward_lite.errors import UserError
+from selfreward_lite.examine import EXACT, Examination, examined
+from selfreward_lite.records import Response
+from selfreward_lite.seed import RankedPrompt
+from selfreward_lite.store import Store
+
+evaluate = typer.Typer(invoke_without_command=True, help="Hold models of a run against each other, or a judge against people.")
+
+RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
+RunName = Annotated[str, typer.Option(help="The run.")]
+Model = Annotated[str | None, typer.Option(help="A model of the run: base, M0, M1, …; by default the newest.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of evaluation, judge or engine, as for run.")]
+FREE = ("evaluation", "engine", "judge")
+
+
+@evaluate.callback()
+def compare(
+    context: typer.Context,
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    model: Model = None,
+    against: Annotated[str, typer.Option(help="Another model of the run.")] = "M0",
+    judge: Annotated[str | None, typer.Option(
+        help="exact (of the tiny world), a model of the run, or a GGUF file; by default exact where it can be, else M0.",
+    )] = None,
+    export: Annotated[Literal["alpaca_eval"] | None, typer.Option(help="Write answers as that tool reads them instead.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="With --export: the prompts, as for run; else the held-out ones.")] = None,
+    out: Annotated[Path, typer.Option(help="With --export: the folder to write to.")] = Path("exported"),
+    set_: Set = None,
+) -> None:
+    """Hold two models' answers to the held-out prompts against each other, in both orders; or export answers."""
+    if context.invoked_subcommand is not None:
+        return
+    with _examination(name, runs_dir, set_) as work:
+        mine = model or _newest(work)
+        if export is not None:
+            _export(work, (mine, against), prompts, out)
+            return
+        known = work.exact()
+        met = work.against(mine, against, judge or (EXACT if known else "M0"))
+    found = pairwise.head_to_head(met)
+    decided = judge or (EXACT if known else "M0")
+    table = Table("", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left")
+    for title, words in _head_to_head(found):
+        table.add_row(title, words)
+    console.print(table)
+    print(json.dumps({"run": name, "model": mine, "against": against, "judge": decided, **_plain(found)}))
+
+
+def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
+    yield "prompts: won, tied, lost", f"{found['prompts']}: {found['won']}, {found['tied']}, {found['lost']}"
+    yield "win rate, a tie as half", (
+        f"{found['win_rate']:.3f} ± {found['win_rate_error']:.3f}, 95 %: {found['win_rate_low']:.3f} to "
+        f"{found['win_rate_high']:.3f}"
+    )
+    yield "win rate at equal length (not AlpacaEval's)", (
+        f"{found['length_controlled_win_rate']:.3f}, 95 %: {found['length_controlled_low']:.3f} to "
+        f"{found['length_controlled_high']:.3f}"
+    )
+    yield "characters, its and theirs", f"{found['mine_length']:.1f}, {found['their_length']:.1f}"
+    if not math.isnan(found["flip_rate"]):
+        yield "verdicts that flip with the order", f"{found['flip_rate']:.1%}"
+        yield "verdicts for the answer shown first", f"{found['first_share']:.1%} (50 % is unbiased)"
+        yield "verdicts that could not be read", f"{found['unread_share']:.1%}"
+
+
+def _export(work: Examination, models: Sequence[str], prompts: str | None, out: Path) -> None:
+    """Write the answers of the models, the rival's too if the prompts are our own: AlpacaEval has answers to its own only."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    texts = None
+    if prompts is not None:
+        with downloads() as show:
+            place = hub.fetched(prompts, "dataset", show)
+        texts = datafiles.prompts(datafiles.read_rows(place, skip_bad=False))
+    for model in dict.fromkeys(models):
+        answered = (
+            work.held_out_answers(model) if texts is None else list(zip(texts, work.answers(model, texts), strict=True))
+        )
+        rows[model] = [_row(work, model, one if isinstance(one, str) else one.text, answer) for one, answer in answered]
+    common = set.intersection(*({row["instruction"] for row in found} for found in rows.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for model, found in rows.items():
+        files[model] = out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json"
+        kept = [row for row in found if row["instruction"] in common]
+        files[model].write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    mine, theirs = (files[model] for model in models)
+    reference = f" --reference_outputs {theirs}" if mine != theirs else ""
+    say(f"{len(common)} answers a model. pip install alpaca_eval, set its judge's key, and give:")
+    say(f"alpaca_eval --model_outputs {mine}{reference}")
+    if reference:
+        say("Of AlpacaEval's own 805 prompts, leave --reference_outputs out: then they are held against its own reference.")
+    print(json.dumps({"answers": len(common), "files": [str(path) for path in files.values()]}))
+
+
+def _row(work: Examination, model: str, prompt: str, answer: Response) -> dict[str, str]:
+    """What AlpacaEval reads: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model"."""
+    return {"instruction": prompt, "output": answer.text, "generator": f"{work.run.store.folder.name}-{model}"}
+
+
+@evaluate.command("judge")
+def judge_quality(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = Path("runs"),
+    model: Model = None,
+    ranked: Annotated[str | None, typer.Option(
+        help="Ranked data in OASST's schema: a file, a folder, owner/name on the hub, tiny, or votes (of the app); by default "
+             "the run's own evaluation prompts.",
+    )] = None,
+    judgments: Annotated[int | None, typer.Option(help="Judgments an answer; by default as in the run.", min=1)] = None,
+    most: Annotated[int, typer.Option(help="Prompts at most.", min=1)] = 1000,
+    set_: Set = None,
+) -> None:
+    """Hold a model's scores of ranked answers against the ranks: the five metrics of arXiv 2401.10020, section 3.2, and more."""
+    with _examination(name, runs_dir, set_) as work:
+        mine = model or _newest(work)
+        found = _ranked(work, ranked)[:most]
+        if not found:
+            raise UserError(f"{ranked or name}: no prompt with two ranked answers in it; give other --ranked data")
+        quality = work.judged(mine, found, judgments or work.run.settings.evaluation.judgments)
+    known = quality.metrics()
+    table = Table("", "", title=f"{mine} as judge of {quality.answers} answers to {len(found)} prompts", title_justify="left")
+    for title, value in known.items():
+        if not title.endswith("_error"):
+            error = known.get(f"{title}_error")
+            table.add_row(title.replace("_", " "), f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else ""))
+    console.print(table)
+    print(json.dumps({"run": name, "model": mine, "prompts": len(found), "answers": quality.answers, **_plain(known)}))
+
+
+def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
+    run = work.run
+    if source is None:
+        return run.ranked().evaluation
+    if source == "votes":
+        rows, _ = votes.as_ranked(votes.all_votes(run.store.folder))
+    else:
+        with downloads() as show:
+            place = source if source == "tiny" else str(hub.fetched(source, "dataset", show))
+        stage = run.settings.seed_stage.model_copy(update={"ranked": place})
+        rows, _ = seed.load_rows(run.settings.model_copy(update={"seed_stage": stage}))
+    found, outcome = seed.ranked_prompts(rows, f"{run.store.run}, {source}")
+    for reason, count in outcome.dropped().items():
+        say(f"left out: {count} {reason}")
+    return found
+
+
+def _newest(work: Examination) -> str:
+    newest = work.run.store.newest()
+    if newest is None:
+        raise UserError(f"{work.run.store.folder.name} has no model yet; go on with `run`")
+    return f"M{newest}"
+
+
+@contextmanager
+def _examination(name: str, runs_dir: Path, set_: list[str] | None) -> Iterator[Examination]:
+    from selfreward_lite.tools import real_tools
+
+    wanted = config.parse_overrides(set_ or [])
+    if other := [key for key in wanted if key.split(".")[0] not in FREE]:
+        raise UserError(f"--set {other[0]}: the run was made with its own; only {', '.join(FREE)} can be set here")
+    with Store.read(runs_dir / name) as store:
+        begun: dict[str, Any] | None = store.fact("settings")
+        if begun is None:
+            raise UserError(f"{name} has only just begun; try again in a moment")
+        settings: Settings = config.override(begun, wanted)
+        card = tenancy.held(f"evaluate {name}, process {os.getpid()}", say) if cards() else nullcontext()
+        with card, real_tools(bare=True) as tools, Display(console) as watch, examined(store, settings, tools, watch) as work:
+            yield work
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}

@@ -1,0 +1,221 @@
+"""Models of a run asked again: against each other, as judges of ranked data, for AlpacaEval; the run stays as it is."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import scripted_run
+from scripted_tools import scripted_tools
+from typer.testing import CliRunner
+
+from selfreward_lite import tools, votes
+from selfreward_lite.chat import ChatFormat, user
+from selfreward_lite.cli import app
+from selfreward_lite.config import TINY_MODEL, parse
+from selfreward_lite.errors import ConfigError, UserError
+from selfreward_lite.examine import EXACT, examined
+from selfreward_lite.parity import TOKEN_PROBES
+from selfreward_lite.records import Comparison, Judgment, Prompt, Response
+from selfreward_lite.store import Store
+from selfreward_lite.tiny.ranked import rows as ranked_rows
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    scripted_run.run(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
+    return folder
+
+
+@contextmanager
+def opened(runs: Path, asked: list | None = None):
+    chat = ChatFormat.load(TINY_MODEL)
+    plain = scripted_tools(chat)
+
+    def open_engine(base, settings):
+        if asked is not None:
+            asked.append(base)
+        return plain.open_engine(base, settings)
+
+    with Store.read(runs / "mine") as store:
+        given = tools.Tools(open_engine, plain.train, plain.export_base, plain.export_adapter)
+        with examined(store, parse(store.fact("settings")), given, lambda at: None) as work:
+            yield work
+
+
+def test_two_models_are_held_against_each_other_in_both_orders(runs):
+    with opened(runs) as work:
+        met = work.against("M1", "M0", "M0")
+        assert len(met) == len(work.run.held_out())
+        assert {one.result for one in met} == {0.0, 0.5, 1.0}
+        assert all(one.orders in {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")} for one in met)
+        for one in met:
+            assert one.result == {("A", "B"): 1.0, ("B", "A"): 0.0}.get(one.orders, 0.5)
+        lengths = {one.prompt_id: len(one.text) for one in work.run.store.records(Response, iteration=1, model="M1")}
+        assert [one.mine_length for one in met] == [lengths[one.id] for one in work.run.held_out()]
+
+
+def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
+    with Store.read(runs / "mine") as store:
+        before = (store.count(Comparison), store.count(Judgment), store.stages())
+    asked: list = []
+    with opened(runs, asked) as work:
+        first = work.against("M1", "base", "M1")
+        assert work.against("M1", "base", "M1") == first
+        other = work.against("base", "M1", "M1")
+        assert [one.mine_length for one in other] == [one.their_length for one in first]
+        assert work.notes.count(Comparison) >= len(first) + len(other)
+    with opened(runs) as work:
+        assert work.against("M1", "base", "M1") == first
+    with Store.read(runs / "mine") as store:
+        assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
+
+
+def test_the_exact_scorer_needs_no_engine(runs):
+    asked: list = []
+    with opened(runs, asked) as work:
+        assert work.exact()
+        met = work.against("M1", "M0", EXACT)
+        assert len(met) == len(work.run.held_out())
+        assert {one.orders for one in met} == {None}
+    assert asked == []
+
+
+def test_an_answer_that_never_came_loses(tmp_path):
+    scripted_run.run(tmp_path / "mine", **{"prompts.count": "10", "iterations": "1"})
+    with Store.write(tmp_path / "mine") as store:
+        (gone, *_) = store.records(Prompt, origin="held_out")
+        store._db.execute("DELETE FROM record_response WHERE prompt_id = ? AND model = 'M1'", (gone.id,))
+    with opened(tmp_path) as work:
+        met = work.against("M1", "M0", "M0")
+        place = [one.id for one in work.run.held_out()].index(gone.id)
+        assert (met[place].result, met[place].orders, met[place].mine_length) == (0.0, None, 0)
+
+
+def test_what_is_not_there_is_said(runs):
+    with opened(runs) as work:
+        with pytest.raises(UserError, match="mine has no model 'M7'; it has base, M0, M1"):
+            work.against("M7", "M0", "M0")
+        with pytest.raises(UserError, match=r"gone\.gguf is not there"):
+            work.against("M1", "M0", "gone.gguf")
+
+
+def test_a_judge_of_ranked_data_is_measured(runs):
+    with opened(runs) as work:
+        found = work.judged("M1", work.run.ranked().evaluation, 2)
+        assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
+        assert 0 < found.scored <= found.answers
+        assert work.judged("M1", work.run.ranked().evaluation, 2) == found
+
+
+def test_every_prompt_gets_one_answer_in_order(runs):
+    texts = ["Tell me of rivers.", "And of stones?", "Tell me of rivers."]
+    with opened(runs) as work:
+        found = work.answers("M1", texts)
+        assert len(found) == 3
+        assert [one.text for one in work.answers("M1", texts)] == [one.text for one in found]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(runs, monkeypatch):
+    @contextmanager
+    def scripted(*_, **__):
+        yield scripted_tools(ChatFormat.load(TINY_MODEL))
+
+    monkeypatch.setattr(tools, "real_tools", scripted)
+
+    def give(*arguments: str):
+        ended = CliRunner().invoke(app, ["evaluate", *arguments, "--name", "mine", "--runs-dir", str(runs)])
+        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+            raise ended.exception
+        return ended, json.loads(ended.stdout.splitlines()[-1])
+
+    return give
+
+
+def test_the_command_holds_the_newest_against_m0(command):
+    _, said = command()
+    assert (said["model"], said["against"], said["judge"]) == ("M1", "M0", "exact")
+    assert said["won"] + said["tied"] + said["lost"] == said["prompts"] == 8
+    assert said["win_rate_low"] <= said["win_rate"] <= said["win_rate_high"]
+    assert said["flip_rate"] is None, "nobody was asked"
+    _, said = command("--judge", "M0")
+    assert 0 <= said["flip_rate"] <= 1
+    assert 0 <= said["length_controlled_win_rate"] <= 1
+
+
+def test_alpaca_eval_reads_what_is_exported(command, runs, tmp_path):
+    """Its keys: instruction and output of every answer, and the one generator that is named on its board."""
+    ended, said = command("--export", "alpaca_eval", "--out", str(tmp_path))
+    mine, theirs = (json.loads(Path(path).read_text()) for path in said["files"])
+    assert [row["instruction"] for row in mine] == [row["instruction"] for row in theirs]
+    with Store.read(runs / "mine") as store:
+        given = {one.prompt_id: one.text for one in store.records(Response, iteration=1, model="M1")}
+        texts = {one.text: given.get(one.id) for one in store.records(Prompt, origin="held_out")}
+    assert all(row["output"] == texts[row["instruction"]] for row in mine)
+    assert {row["generator"] for row in mine} == {"mine-M1"}
+    assert {frozenset(row) for row in mine} == {frozenset({"instruction", "output", "generator"})}
+    assert f"alpaca_eval --model_outputs {said['files'][0]} --reference_outputs {said['files'][1]}" in ended.stderr
+
+
+def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([{"instruction": f"Question {n}?", "output": "x", "dataset": "koala"} for n in range(5)]))
+    _, said = command("--export", "alpaca_eval", "--prompts", str(file), "--against", "base", "--out", str(tmp_path / "out"))
+    for path in said["files"]:
+        rows = json.loads(Path(path).read_text())
+        assert [row["instruction"] for row in rows] == [f"Question {n}?" for n in range(5)]
+        assert all(row["output"] for row in rows)
+
+
+def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
+    _, own = command("judge")
+    assert (own["prompts"], own["model"]) == (6, "M1")
+    file = tmp_path / "ranked.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ranked_rows(4)))
+    _, other = command("judge", "--ranked", str(file), "--judgments", "2")
+    assert (other["prompts"], other["answers"]) == (4, 12)
+    with pytest.raises(UserError, match="votes: no prompt with two ranked answers in it"):
+        command("judge", "--ranked", "votes")
+    for number in range(3):
+        answers = (f"first {number}", f"second {number}")
+        votes.add(runs / "mine", votes.Vote(
+            f"v{number}", "2026-01-01", f"Prompt {number}?", 1, "M0", "M1", *answers, "a", True, "M1", None, "", "",
+        ))  # fmt: skip
+    _, voted = command("judge", "--ranked", "votes")
+    assert (voted["prompts"], voted["answers"]) == (3, 6)
+
+
+def test_only_what_is_asked_now_can_be_set(command):
+    with pytest.raises(UserError, match=r"--set dpo.beta: the run was made with its own"):
+        command("--set", "dpo.beta=0.2")
+
+
+# -- a judge in a file of its own -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    from selfreward_lite.export import base_to_gguf
+
+    out = tmp_path_factory.mktemp("gguf") / "judge.gguf"
+    base_to_gguf(TINY_MODEL, out, dtype="f16", weights="original")
+    return out
+
+
+def test_a_ggufs_chat_is_that_of_its_folder(gguf):
+    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.of_gguf(gguf)
+    for text in (*TOKEN_PROBES, "Sort the letters c a b.\n <|eot_id|> é 12", "I'LL pay 12345.\n\n\nNo?"):
+        assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
+    assert (file.stop, file.bos_token) == (folder.stop, folder.bos_token)
+
+
+def test_a_file_that_is_no_chat_model_is_refused_in_a_line(gguf, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ConfigError, match=r"broken\.gguf"):
+        ChatFormat.of_gguf(broken)
