@@ -1,5 +1,6 @@
 """The loop on scripted tools: the whole run, its resumption after SIGKILL in every stage, its settings."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from scripted_run import SMALL, run
 from scripted_tools import scripted_tools
 
 from selfreward_lite import config, loop, report
-from selfreward_lite.chat import ChatFormat
+from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, GateStop, UserError
 from selfreward_lite.records import KINDS, Battle, Judgment, JudgmentPair, Prompt, Rating, Response, ResponsePair
@@ -296,3 +297,36 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
         for other in ("maker/other", f"maker/llama@{'c' * 40}"):
             with pytest.raises(ConfigError, match="was begun with other settings"):
                 loop.settle(store, {**wanted, "model.base": other}, "tiny")
+
+
+# -- the controls that the papers have ----------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, iteration: int) -> list[dict]:
+    """The scripted trainer keeps the rows that it was given in place of weights."""
+    return json.loads((folder / f"M{iteration}" / "adapter" / "adapter_model.safetensors").read_text())
+
+
+def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
+    run(tmp_path / "bare", iterations="1", **{"seed_stage.eft": "false", "gates.mode": "stop", "gates.max_canaries_chosen": "50"})
+    assert rows_of(tmp_path / "bare", 0) == []
+    with Store.read(tmp_path / "bare") as store:
+        assert store.gates(0)
+        assert all(passed for passed, _ in store.gates(0).values())
+        assert "moved" not in store.gates(0)
+        assert not store.is_done(0, "eft_judgments")
+        assert store.metrics(0)["training_rows"] == 0
+
+
+def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):
+    run(tmp_path / "r", iterations="1", **{"schedule.0.train_on": "positive", "judge.count": "1", "prompts.count": "20"})
+    with Store.read(tmp_path / "r") as store:
+        score = {one.response_id: one.score for one in store.records(Judgment, iteration=1, model="M0")}
+        asked = {one.id: one.text for one in store.records(Prompt, iteration=1)}
+        perfect = [
+            (list(chat.prompt_ids(user(asked[one.prompt_id]))), list(chat.completion_ids(one.text)))
+            for one in store.records(Response, iteration=1, model="M0")
+            if score.get(one.id) == 5.0 and one.finish == "stop"
+        ]
+    assert perfect
+    assert [(row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)] == perfect

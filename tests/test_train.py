@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,11 @@ def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     assert measured["difference"] < 1e-3
     assert measured["change"] > 0.1
     assert measured["agreement"] == 1.0
+
+
+def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, chat, work):
+    job = replace(make_job(tmp_path, tiny, chat, "sft", name="bare"), row_count=0)
+    Path(job.rows).write_text("")
+    facts, logged = work(job)
+    assert (facts["rows"], facts["moved_share"], logged) == (0.0, 0.0, [])
+    assert torch.equal(logits(tmp_path / "bare"), logits(None))
