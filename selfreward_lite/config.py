@@ -82,7 +82,15 @@ class Seed(Section):
     strict: bool = Field(False, description="whether two equal scores of differently ranked answers count as disagreement")
     decoys: int = Field(2, ge=0, description="responses a ranked prompt that are no answers, for the judge to see through "
                         "(LOG.md); the papers have none")
+    length_bias: float = Field(0.0, ge=0, le=1, description="share of the EFT judgments that are made to hold brevity against an "
+                               "answer; in the tiny world only, for experiments on length")
     cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
+
+    @model_validator(mode="after")
+    def _can_be_biased(self) -> Seed:
+        if self.length_bias and self.ranked != "tiny":
+            raise ValueError("length_bias rewrites judgments of the tiny world; leave it out elsewhere")
+        return self
 
 
 class Prompts(Section):

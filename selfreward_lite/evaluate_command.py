@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from selfreward_lite import config, datafiles, hub, pairwise, seed, tenancy, votes
+from selfreward_lite import config, datafiles, figures, hub, pairwise, seed, tenancy, votes
 from selfreward_lite.cards import cards
 from selfreward_lite.config import Settings
 from selfreward_lite.display import Display, console, downloads, say
@@ -148,6 +148,34 @@ def judge_quality(
             table.add_row(title.replace("_", " "), f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else ""))
     console.print(table)
     print(json.dumps({"run": name, "model": mine, "prompts": len(found), "answers": quality.answers, **_plain(known)}))
+
+
+@evaluate.command("paper-table")
+def paper_table(
+    seeds: Annotated[str, typer.Option(help="Seeds, as 400-407 or 7,9.")] = "400-407",
+    runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
+    out: Annotated[Path, typer.Option(help="Folder for the table as JSON and its figure.")] = Path("."),
+) -> None:
+    """The papers' comparisons in miniature: every method from the same M0 with the same budget, in the tiny world; hours."""
+    from selfreward_lite.bench import claims, papers
+    from selfreward_lite.bench.commands import mean_and_error, seeds_of
+    from selfreward_lite.tools import real_tools
+
+    with Display(console) as watch:
+        rows = papers.run_table(runs_dir, papers.Table(seeds_of(seeds)), real_tools, watch, say)
+    table = Table("", *(name.replace("_", " ") for name in claims.COLUMNS))
+    for arm, means in claims.table(rows).items():
+        table.add_row(arm, *(mean_and_error(means.get(name)) for name in claims.COLUMNS))
+    console.print(table)
+    document = claims.document(rows)
+    for one in document["claims"]:
+        say(f"{one['verdict']}: {one['name']} {one['words']}")
+        for found in one["differences"]:
+            say(f"    {claims.in_words(found)}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "paper-table.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    figures.curves(claims.panels(rows)).savefig(out / "paper-table.png", dpi=110)
+    print(json.dumps({"seeds": document["seeds"], "verdicts": {one["name"]: one["verdict"] for one in document["claims"]}}))
 
 
 def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:

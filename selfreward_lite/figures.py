@@ -71,6 +71,20 @@ def seconds(store: Store) -> Figure:
     return figure
 
 
+def curves(panels: dict[str, dict[str, list[tuple[int, float, float]]]]) -> Figure:
+    """Return lines over the models M0, M1, …: by panel and label, (model, value, error)."""
+    figure, axes = _panels(len(panels), height=1.5 * HEIGHT)
+    for one, (title, lines) in zip(axes, panels.items(), strict=True):
+        for label, points in lines.items():
+            models, values, errors = zip(*points, strict=True)
+            one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label)
+        models = sorted({model for points in lines.values() for model, *_ in points})
+        one.set_title(title)
+        one.set_xticks(models, [f"M{model}" for model in models])
+        one.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    return figure
+
+
 def svg(figure: Figure) -> str:
     """Return a figure as SVG for a page: its text as text, the same at every call."""
     from matplotlib import rc_context

@@ -80,3 +80,12 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float], draws: int =
     found = [statistic(rng.integers(0, count, count)) for _ in range(draws)]
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of independent values and its 95 % interval by Student's t; for fewer than two, no interval (NaN)."""
+    from scipy import stats  # a second that is not to be spent at every start
+
+    mean, error = mean_and_error([[value] for value in values])
+    reach = error * float(stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
+    return mean, mean - reach, mean + reach

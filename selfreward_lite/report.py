@@ -107,11 +107,13 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
-    """Return the share of pairs of responses to one prompt whose mean scores are equal; None where there is no pair."""
+    """Return the share of pairs of responses to one prompt whose scores are equal, as this run scores; None for no pair."""
+    expected = parse(store.fact("settings")).judge.score == "expected"
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:
-        if judgment.score is not None:
-            scores[judgment.response_id].append(judgment.score)
+        value = judgment.expected_score if expected else judgment.score
+        if judgment.score is not None and value is not None:
+            scores[judgment.response_id].append(value)
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for response in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
         if response.id in scores:

@@ -12,10 +12,11 @@ from typing import Any
 
 from selfreward_lite import budget, steps
 from selfreward_lite.errors import GateStop, OutOfTime, TrainingError
-from selfreward_lite.records import Judgment, JudgmentPair, Outcome, ResponsePair
+from selfreward_lite.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
 from selfreward_lite.run import Run
 from selfreward_lite.runner import Progress
 from selfreward_lite.stages import judgments
+from selfreward_lite.tiny.bias import against_brevity
 from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
 
 PERFECT = 5.0
@@ -25,7 +26,7 @@ def train_seed(run: Run, _: int) -> None:
     """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
 
     def work() -> Outcome:
-        judged = [(one.question, one.judgment.text) for one in steps.eft_examples(run)]
+        judged = [(one.question, _declared(run, one.judgment)) for one in steps.eft_examples(run)]
         answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
         rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
@@ -33,6 +34,12 @@ def train_seed(run: Run, _: int) -> None:
         return Outcome(drops=rows.drops)
 
     run.once(0, "training", work)
+
+
+def _declared(run: Run, judgment: Judgment) -> str:
+    """What a judgment says, with the bias that this run declares."""
+    luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
+    return against_brevity(judgment.text) if luck < run.settings.seed_stage.length_bias else judgment.text
 
 
 def train(run: Run, iteration: int) -> None:

@@ -330,3 +330,12 @@ def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, 
         ]
     assert perfect
     assert [(row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)] == perfect
+
+
+def test_ties_are_counted_in_the_scores_that_the_run_uses(whole, tmp_path):
+    run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
+    with Store.read(tmp_path / "expected") as store:
+        assert report.tie_rate(store, 1, report.training_judgments(store, 1)) == 0.0, "no two scripted ones are equal"
+    with Store.read(whole) as store:
+        rows = [one.score for one in report.training_judgments(store, 1)]
+        assert len(set(rows)) < len(rows)

@@ -44,12 +44,12 @@ def bench_tiny(
 
     wanted = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
     with Display(console) as watch:
-        results = tiny.run_seeds(runs_dir, _seeds(seeds), wanted, real_tools, watch, say)
+        results = tiny.run_seeds(runs_dir, seeds_of(seeds), wanted, real_tools, watch, say)
     means, verdicts = tiny.averages(results), tiny.verdicts(results)
     table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
     table.add_row("seeds that have it", *map(str, tiny.reached(results)))
     for name in tiny.COLUMNS:
-        table.add_row(name.replace("_", " "), *(_mean_and_error(mean.get(name)) for mean in means))
+        table.add_row(name.replace("_", " "), *(mean_and_error(mean.get(name)) for mean in means))
     console.print(table)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
     table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
@@ -74,7 +74,7 @@ def bench_settings(
 
     base = {"gates.mode": "report", **config.parse_overrides(set_ or [])}
     with Display(console) as watch:
-        results = settings.run_variants(runs_dir, _seeds(seeds), base, real_tools, watch, say)
+        results = settings.run_variants(runs_dir, seeds_of(seeds), base, real_tools, watch, say)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy", "mean_response_tokens")
     table = Table("setting", *(name.replace("_", " ") for name in shown), "seconds", "refused")
     document = {}
@@ -82,10 +82,10 @@ def bench_settings(
         last = tiny.averages(found)[-1]
         refused = sum(len(result.document["refused"]) for result in found)
         seconds = sum(result.document["seconds"] for result in found) / len(found)
-        table.add_row(name, *(_mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
+        table.add_row(name, *(mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
         document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
     console.print(table)
-    print(json.dumps({"seeds": _seeds(seeds), "variants": document}))
+    print(json.dumps({"seeds": seeds_of(seeds), "variants": document}))
 
 
 @bench.command("bases")
@@ -206,7 +206,8 @@ def _show_engine(plan: Plan, found: Found, document: dict[str, Any]) -> None:
         f"{document['prefill_tokens_requested']} asked for; sampling took {document['sampling_share']:.1%}")
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds that an option names; raises UserError for one that is written otherwise."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -220,7 +221,8 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _mean_and_error(found: tuple[float, float] | None) -> str:
+def mean_and_error(found: tuple[float, float] | None) -> str:
+    """Return a mean with its standard error as a cell."""
     return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 

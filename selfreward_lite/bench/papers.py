@@ -7,8 +7,10 @@ run is a folder of its own; all arms of a seed go on from a copy of one seed sta
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
@@ -18,14 +20,18 @@ from selfreward_lite import evaluate, loop, pairwise, report, series
 from selfreward_lite.bench.settings import branch
 from selfreward_lite.bench.tiny import OpenTools, Say, finish
 from selfreward_lite.config import parse
-from selfreward_lite.records import Prompt, Response
+from selfreward_lite.records import BASE, Judgment, Prompt, Response
+from selfreward_lite.run import grouped
 from selfreward_lite.runner import Watch
+from selfreward_lite.stages.response_pairs import TOLERANCE
 from selfreward_lite.store import Store
+from selfreward_lite.tiny import tasks
+from selfreward_lite.tiny.tasks import MAX_LETTERS
 from selfreward_lite.tools import Tools
 
 SEEDS = range(400, 408)  # fresh ones: no setting was chosen by what they show
 ITERATIONS = 3
-BASE = {"gates.mode": "report", "prompts.count": "150", "evaluation.prompts": "500"}
+SIZES = {"gates.mode": "report", "prompts.count": "150", "evaluation.prompts": "500"}
 
 
 def _all(**wanted: str) -> dict[str, str]:
@@ -35,24 +41,33 @@ def _all(**wanted: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Arm:
-    """A method: what it changes of the tiny preset, in the seed stage (which makes it one of its own) and after it."""
+    """A method: what it changes of the tiny preset after the seed stage, and in it (which makes it one of its own); `own_rival`
+    says that it is held against the M0 of that, and not of the plain one."""
 
     name: str
     change: Mapping[str, str]
-    seed_stage: Mapping[str, str]
+    seed_stage: Mapping[str, str] = field(default_factory=dict)
+    own_rival: bool = False
 
 
-SELF = _all(judgment_pairs="false")
+SELF, NO_CONTROL = _all(judgment_pairs="false"), _all(rho="0")
+# In a world whose judge data holds brevity against an answer, with the paper's strength of length control (MR, section 3).
+BIASED = {"seed_stage.length_bias": "0.8"}
+CONTROL = {"schedule.0.rho": "0", "schedule.1.rho": "0.32", "schedule.2.rho": "0.32"}
 ARMS = (
-    Arm("Self-Rewarding", SELF | _all(rho="0"), {}),
-    Arm("Self-Rewarding + length control", SELF, {}),
-    Arm("Meta-Rewarding", {}, {}),
-    Arm("Meta-Rewarding, no length control", _all(rho="0"), {}),
-    Arm("Meta-Rewarding, judgment pairs always", _all(judgment_pairs="true"), {}),
-    Arm("Meta-Rewarding, no SFT anchor", {"dpo.anchor": "0"}, {}),
-    Arm("Meta-Rewarding, expected score", {"judge.score": "expected"}, {}),
-    Arm("positive examples only", SELF | _all(train_on="positive"), {}),
+    Arm("Self-Rewarding", SELF | NO_CONTROL),
+    Arm("Self-Rewarding + length control", SELF),
+    Arm("Meta-Rewarding", {}),
+    Arm("Meta-Rewarding, no length control", NO_CONTROL),
+    Arm("Meta-Rewarding, judgment pairs always", _all(judgment_pairs="true")),
+    Arm("Meta-Rewarding, no SFT anchor", {"dpo.anchor": "0"}),
+    Arm("Meta-Rewarding, expected score", {"judge.score": "expected"}),
+    Arm("positive examples only", SELF | _all(train_on="positive")),
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
+    Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
+    Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
+    Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_rival=True),
+    Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_rival=True),
 )
 
 
@@ -72,7 +87,7 @@ class Table:
 
     seeds: Sequence[int] = SEEDS
     arms: Sequence[Arm] = ARMS
-    base: Mapping[str, str] = field(default_factory=lambda: BASE)
+    base: Mapping[str, str] = field(default_factory=lambda: SIZES)
 
 
 def run_table(folder: Path, table: Table, open_tools: OpenTools, watch: Watch, say: Say) -> list[Row]:
@@ -83,52 +98,87 @@ def run_table(folder: Path, table: Table, open_tools: OpenTools, watch: Watch, s
     with open_tools() as tools:
         for number, (seed, arm) in enumerate(work, 1):
             stage = {"seed": str(seed), "iterations": "0", **table.base}
-            start, shared = (_seed_stage(folder / f"seed-{seed}", stage, one, tools, watch) for one in (arm, table.arms[0]))
+            start = _seed_stage(folder / f"seed-{seed}", stage, arm.seed_stage, tools, watch)
+            rival = start if arm.own_rival else _seed_stage(folder / f"seed-{seed}", stage, {}, tools, watch)
             left = f", about {fmean(spent) * (len(work) - number + 1) / 3600:.1f} h left" if spent else ""
             say(f"seed {seed}: {arm.name} ({number} of {len(work)}{left})")
             run, began = folder / f"seed-{seed}" / arm.name, time.monotonic()
             branch(start, run, {**arm.change, "iterations": str(ITERATIONS)})
-            with Store.write(run) as store, Store.read(shared) as rival:
+            with Store.write(run) as store, Store.read(rival) as opponent:
                 if not loop.finished(store, parse(store.fact("settings"))):
                     settings = loop.settle(store, {"gates.mode": "report"}, None)
                     stopped = finish(store, settings, tools, watch).stopped
                     spent.append(time.monotonic() - began)
                     if stopped:
                         say(f"seed {seed}: {arm.name} stopped: {stopped}")
-                rows += measured(store, rival, arm.name, seed)
+                rows += measured(store, opponent, arm.name, seed)
     return rows
 
 
-def _seed_stage(folder: Path, wanted: Mapping[str, str], arm: Arm, tools: Tools, watch: Watch) -> Path:
-    """The folder of a finished seed stage, which all arms have in common that change nothing in it."""
-    name = " ".join(["seed-stage", *(f"{key}={value}" for key, value in arm.seed_stage.items())])
-    with Store.write(folder / name) as store:
+def _seed_stage(
+    folder: Path, wanted: Mapping[str, str], change: Mapping[str, str], tools: Tools, watch: Watch
+) -> Path:
+    """The folder of a finished seed stage, which all arms have in common that change the same in it."""
+    place = folder / " ".join(["seed-stage", *(f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items())])
+    with Store.write(place) as store:
         if store.newest() is None:
-            settings = loop.settle(store, {**wanted, **arm.seed_stage}, "tiny")
-            loop.run(store, settings, tools, watch)
-    return folder / name
+            loop.run(store, loop.settle(store, {**wanted, **change}, "tiny"), tools, watch)
+    return place
 
 
 def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
-    """Yield what every model of a run is, M0 first; `rival` holds the M0 that all arms are held against."""
+    """Yield what every model of a run is, the base and M0 first; `rival` holds the M0 that it is held against."""
     prompts = store.records(Prompt, origin="held_out")
-    opponent = _answers(prompts, rival, 0)
+    hard = {one.id for one in prompts if len(_letters(one)) == MAX_LETTERS}
     biases = {(row["judge"], row["what"]): row["value"] for row in series.biases(store)}
-    before = opponent
+    opponent = before = _answers(prompts, rival, 0)
+    yield Row(arm, seed, BASE, _judging(store, BASE))
     for row in report.summary(store)["iterations"]:
-        iteration, known = row["iteration"], store.metrics(row["iteration"])
+        iteration = row["iteration"]
         mine = _answers(prompts, store, iteration)
         rate, without_length = _against(mine, opponent)
         values = {
             "win_rate": rate, "length_controlled_win_rate": without_length, "win_rate_vs_previous": _against(mine, before)[0],
-            "length": fmean(length for _, length in mine.values()),
+            "length": fmean(length for _, length in mine.values()), "hard_score": fmean(mine[name][0] for name in hard),
             "first_share": biases.get((f"M{iteration - 1}", "shown first")),
             "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
+            "tie_accuracy": _tie_accuracy(store, iteration) if iteration else None,
             **{name: row[name] for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs")},
-            **{name: value for name, value in known.items() if name.startswith("judge_")},
+            **_judging(store, iteration),
         }
         yield Row(arm, seed, iteration, {name: value for name, value in values.items() if value is not None})
         before = mine
+
+
+def _judging(store: Store, model: int) -> dict[str, float]:
+    return {name: value for name, value in store.metrics(model).items() if name.startswith("judge_") and value is not None}
+
+
+def _letters(prompt: Prompt) -> tuple[str, ...]:
+    task = tasks.read(prompt.text)
+    assert task is not None
+    return task.letters
+
+
+def _tie_accuracy(store: Store, iteration: int) -> float | None:
+    """Of pairs of responses that the mean of the sampled scores ties, the share that the expected score puts in their true order.
+
+    Pairs of the same true worth, or the same expected score, say nothing and are left out.
+    """
+    texts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
+    judged = grouped(store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"), lambda one: one.response_id)
+    found = defaultdict(list)
+    for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
+        read = [each for each in judged.get(one.id, ()) if each.score is not None and each.expected_score is not None]
+        exact = evaluate.exact_scores([Prompt("", 0, "held_out", 0, texts[one.prompt_id])], [replace(one, prompt_id="")])
+        if read and exact is not None:
+            means = (fmean(each.score or 0.0 for each in read), fmean(each.expected_score or 0.0 for each in read))
+            found[one.prompt_id].append((*means, exact.score[""]))
+    right = [
+        (a[1] > b[1]) == (a[2] > b[2]) for scored in found.values() for a, b in combinations(scored, 2)
+        if abs(a[0] - b[0]) <= TOLERANCE and a[2] != b[2] and a[1] != b[1]
+    ]
+    return fmean(right) if right else None
 
 
 def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,258 @@
+"""What the papers claim, as differences between rows of the table, and whether these results bear it out.
+
+Knows: the claims of arXiv 2401.10020 and 2407.19594 that a small world can test, and what would bear each out. Does not know:
+how rows are made (`papers`). A difference is taken seed by seed; a claim is held only where the 95 % interval of every
+difference that it needs lies on the claimed side of zero. Whatever comes out is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfreward_lite.bench.papers import ITERATIONS, Row
+from selfreward_lite.intervals import standard_error, t_interval
+from selfreward_lite.records import BASE
+
+LAST = ITERATIONS
+SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
+Verdict = Literal["held", "not held: no difference seen", "not held: the opposite", "not measured"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A column of an arm's model; where `arm` is None, the number `constant`."""
+
+    column: str
+    arm: str | None
+    iteration: int = LAST
+    constant: float = 0.0
+
+    def of(self, rows: Mapping[tuple[str, int], Mapping[str, float]]) -> float | None:
+        """Return the value in the rows of one seed, by arm and iteration; None where it was not measured."""
+        return self.constant if self.arm is None else rows.get((self.arm, self.iteration), {}).get(self.column)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`more` less `less`, which is claimed to be above zero."""
+
+    words: str
+    more: Place
+    less: Place
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim: where it stands, what it says, and the differences that must all be above zero for it to hold."""
+
+    name: str
+    source: str
+    words: str
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A difference as it was found: mean and 95 % interval over seeds."""
+
+    words: str
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def verdict(self) -> Verdict:
+        if math.isnan(self.low):
+            return "not measured"
+        return "held" if self.low > 0 else "not held: the opposite" if self.high < 0 else "not held: no difference seen"
+
+
+def _between(column: str, more: str, less: str, words: str = "") -> Difference:
+    """The last models of two arms."""
+    return Difference(words or f"{column.replace('_', ' ')}: {more} less {less}", Place(column, more), Place(column, less))
+
+
+def _over(column: str, arm: str, after: int, before: int) -> Difference:
+    """Two models of one arm."""
+    names = ["the base" if number == BASE else f"M{number}" for number in (after, before)]
+    words = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
+    return Difference(words, Place(column, arm, after), Place(column, arm, before))
+
+
+def _above_half(column: str, arm: str, iteration: int, words: str) -> Difference:
+    return Difference(words, Place(column, arm, iteration), Place("", None, constant=0.5))
+
+
+JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
+SR_PAPER, MR_PAPER = "arXiv 2401.10020", "arXiv 2407.19594"
+CLAIMS = (
+    Claim("C6", SR_PAPER, "EFT improves all five metrics of the judge", tuple(
+        _over(f"judge_{one}", SR, 0, BASE) for one in JUDGE
+    )),
+    Claim("C7", SR_PAPER, "one round improves the answers and the judge of the next round", (
+        _above_half("win_rate", SR, 1, f"win rate, {SR}: M1 against M0, less ½"), _over("judge_pair_accuracy", SR, 1, 0),
+    )),
+    Claim("C8", SR_PAPER, "each iteration beats the one before", tuple(
+        _above_half("win_rate_vs_previous", SR, number, f"win rate, {SR}: M{number} against M{number - 1}, less ½")
+        for number in range(1, LAST + 1)
+    )),
+    Claim("C9", SR_PAPER, "preference pairs beat positive examples only", (_between("win_rate", SR, "positive examples only"),)),
+    Claim("C10", SR_PAPER, "the gain of an iteration shrinks (saturation)", (Difference(
+        f"win rate against the model before, {SR}: M1 less M{LAST}", Place("win_rate_vs_previous", SR, 1),
+        Place("win_rate_vs_previous", SR),
+    ),)),
+    Claim("C15", MR_PAPER, "Meta-Rewarding beats Self-Rewarding with length control, which beats its seed", (
+        _between("win_rate", MR, SR_LC), _above_half("win_rate", SR_LC, LAST, f"win rate, {SR_LC}: M{LAST} against M0, less ½"),
+    )),
+    Claim("C16", MR_PAPER, "harder prompts improve too (tasks of the most letters)", (_over("hard_score", MR, LAST, 0),)),
+    Claim("C17", MR_PAPER, "length control keeps answers short where the judge is biased against brevity", (
+        _between("length", "biased: Self-Rewarding", "biased: Self-Rewarding + length control"),
+        _between("length", "biased: Meta-Rewarding, no length control", "biased: Meta-Rewarding"),
+    )),
+    Claim("C18", MR_PAPER, "the judge agrees more with people after the iterations that train it", (
+        _over("judge_pair_accuracy", MR, 2, 0),
+    )),
+    Claim("C19", MR_PAPER, "judging gains more where judgments are trained on", (_between("judge_pair_accuracy", MR, SR_LC),)),
+    Claim("C20", MR_PAPER, "small differences tie on a scale of five; expected scores tie less", (
+        _between("tie_rate", MR, "Meta-Rewarding, expected score"),
+    )),
+)
+# What no paper claims of this, and a user wants to know before choosing a setting.
+QUESTIONS = (
+    Claim("Q1", "arXiv 2503.03064", "on pairs that the sampled mean ties, the expected score finds the better one", (
+        _above_half("tie_accuracy", SR, 1, "accuracy on tied pairs, first iteration, less ½"),
+    )),
+    Claim("Q2", "", "expected scores make a better model than sampled ones", (
+        _between("win_rate", "Meta-Rewarding, expected score", MR),
+    )),
+    Claim("Q3", "", "the SFT anchor makes a better model", (_between("win_rate", MR, "Meta-Rewarding, no SFT anchor"),)),
+    Claim("Q4", "", "judgment pairs in the first iterations only are better than in all of them", (
+        _between("win_rate", MR, "Meta-Rewarding, judgment pairs always"),
+    )),
+    Claim("Q5", "", "EFT makes a better model", (_between("win_rate", MR, "Meta-Rewarding, no EFT"),)),
+    Claim("Q6", "", "length control makes a better model where the judge is biased against brevity", (
+        _between("exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"),
+    )),
+)
+
+
+def judge(claim: Claim, rows: Sequence[Row]) -> tuple[Verdict, list[Found]]:
+    """Return whether a claim is held, and each of its differences as it was found."""
+    found = [_found(one, rows) for one in claim.differences]
+    verdicts = [one.verdict for one in found]
+    order: tuple[Verdict, ...] = ("not measured", "not held: the opposite", "not held: no difference seen", "held")
+    return min(verdicts, key=order.index), found
+
+
+def _found(difference: Difference, rows: Sequence[Row]) -> Found:
+    values = []
+    for known in _by_seed(rows).values():
+        more, less = difference.more.of(known), difference.less.of(known)
+        if more is not None and less is not None:
+            values.append(more - less)
+    return Found(difference.words, *t_interval(values), len(values))
+
+
+def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str, float]]]:
+    found: dict[int, dict[tuple[str, int], Mapping[str, float]]] = {}
+    for row in rows:
+        found.setdefault(row.seed, {})[row.arm, row.iteration] = row.values
+    return found
+
+
+COLUMNS = (
+    "win_rate", "length_controlled_win_rate", "exact_score", "answer_right", "length", "judge_pair_accuracy", "pair_yield",
+    "tie_rate", "first_share",
+)
+OF_DATA = ("pair_yield", "tie_rate", "first_share")  # of what models were trained on: the mean over all iterations that have it
+Means = dict[str, tuple[float, float]]
+
+
+def averages(rows: Sequence[Row]) -> dict[str, dict[int, Means]]:
+    """Return, by arm and iteration, each column's mean and standard error over seeds; M0 first, without the base."""
+    found: dict[str, dict[int, Means]] = {}
+    for arm, iteration in dict.fromkeys((row.arm, row.iteration) for row in rows if row.iteration != BASE):
+        means: Means = {}
+        for name in COLUMNS:
+            values = [row.values.get(name) for row in rows if (row.arm, row.iteration) == (arm, iteration)]
+            if read := [value for value in values if value is not None]:
+                means[name] = math.fsum(read) / len(read), standard_error(read)
+        found.setdefault(arm, {})[iteration] = means
+    return found
+
+
+def table(rows: Sequence[Row]) -> dict[str, Means]:
+    """Return the row of each arm: its last model, and its data over all iterations; before them, M0 alone."""
+    found: dict[str, Means] = {}
+    for arm, by_iteration in averages(rows).items():
+        if arm == SR:
+            found["M0 only"] = by_iteration[0]
+        found[arm] = dict(by_iteration[max(by_iteration)])
+        for name in OF_DATA:
+            seeds: dict[int, list[float]] = {}
+            for row in rows:
+                if row.arm == arm and name in row.values:
+                    seeds.setdefault(row.seed, []).append(row.values[name])
+            if values := [math.fsum(one) / len(one) for one in seeds.values()]:
+                found[arm][name] = math.fsum(values) / len(values), standard_error(values)
+    return found
+
+
+# What the figure shows, and of which arms.
+PANELS = (
+    ("win rate against M0", "win_rate", (SR, SR_LC, MR, "positive examples only", "Meta-Rewarding, no EFT")),
+    ("judge: agreement with the ranks", "judge_pair_accuracy", (SR_LC, MR, "Meta-Rewarding, no EFT")),
+    ("characters of an answer, judge biased against brevity", "length", (
+        "biased: Self-Rewarding", "biased: Self-Rewarding + length control", "biased: Meta-Rewarding, no length control",
+        "biased: Meta-Rewarding",
+    )),
+)
+
+
+def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
+    """Return the figure's lines: by panel and arm, (model, mean, standard error)."""
+    known = averages(rows)
+    found = {
+        title: {
+            arm: [(number, *means[column]) for number, means in known[arm].items() if column in means]
+            for arm in arms if arm in known
+        }
+        for title, column, arms in PANELS
+    }
+    return {title: lines for title, lines in found.items() if lines}
+
+
+def document(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return everything as JSON: the table, each claim with its differences, and the rows themselves."""
+    judged = [(one, *judge(one, rows)) for one in (*CLAIMS, *QUESTIONS)]
+    return {
+        "seeds": sorted({row.seed for row in rows}),
+        "table": {
+            arm: {name: [_short(value) for value in pair] for name, pair in means.items()} for arm, means in table(rows).items()
+        },
+        "claims": [
+            {"name": one.name, "source": one.source, "words": one.words, "verdict": verdict, "differences": [
+                {"words": each.words, "mean": _short(each.mean), "low": _short(each.low), "high": _short(each.high),
+                 "seeds": each.seeds} for each in found
+            ]}
+            for one, verdict, found in judged
+        ],
+        "rows": [
+            [row.arm, row.seed, row.iteration, {name: _short(value) for name, value in row.values.items()}] for row in rows
+        ],
+    }
+
+
+def in_words(difference: Mapping[str, Any]) -> str:
+    """Return a difference of the document in a line."""
+    mean, low, high = (f"{value:+.3f}" if (value := difference[name]) is not None else "–" for name in ("mean", "low", "high"))
+    return f"{difference['words']}: {mean} (95 %: {low} to {high}, {difference['seeds']} seeds)"
+
+
+def _short(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else round(value, 4)

@@ -1,0 +1,27 @@
+"""A judge's declared bias, for experiments on length: judgments that hold brevity against an answer.
+
+Knows: how a judgment of the tiny world is written. Does not know: answers, the exact scorer, who learns from it.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BRIEF = re.compile(r"^brief (yes|no)$", re.MULTILINE)
+_SCORE = re.compile(r"^Score: (\d)$", re.MULTILINE)
+
+
+def against_brevity(judgment: str) -> str:
+    """Return a judgment with its check of brevity the other way round, and the score that this makes; one without is as it was.
+
+    >>> against_brevity("check a a ok\\nright yes\\nbrief yes\\nScore: 4")
+    'check a a ok\\nright yes\\nbrief no\\nScore: 3'
+    >>> against_brevity("Looks good to me.\\nScore: 4")
+    'Looks good to me.\\nScore: 4'
+    """
+    brief, score = _BRIEF.search(judgment), _SCORE.search(judgment)
+    if brief is None or score is None:
+        return judgment
+    was = brief.group(1) == "yes"
+    text = _BRIEF.sub(f"brief {'no' if was else 'yes'}", judgment)
+    return _SCORE.sub(f"Score: {int(score.group(1)) + (-1 if was else 1)}", text)

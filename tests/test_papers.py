@@ -1,0 +1,153 @@
+"""The papers' comparisons: arms that share what they should, claims that follow from rows, a table that goes on where it was."""
+
+import json
+import random
+from contextlib import contextmanager
+
+import pytest
+from scipy import stats
+from scripted_run import SMALL
+from scripted_tools import scripted_tools
+
+from selfreward_lite import config, figures, intervals
+from selfreward_lite.bench import claims, papers
+from selfreward_lite.bench.claims import CLAIMS, QUESTIONS, Claim, Difference, Place
+from selfreward_lite.bench.papers import ARMS, Arm, Row, Table
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.records import Candidate, Prompt
+from selfreward_lite.store import Store
+from selfreward_lite.tiny.bias import against_brevity
+
+FEW = Table(
+    (7, 8),
+    (Arm("Self-Rewarding", papers.SELF), Arm("Meta-Rewarding", {}), Arm("no EFT", {}, {"seed_stage.eft": "false"})),
+    {**SMALL, "prompts.count": "5"},
+)
+
+
+@contextmanager
+def scripted():
+    yield scripted_tools(ChatFormat.load(TINY_MODEL))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    said: list[str] = []
+    return folder, papers.run_table(folder, FEW, scripted, lambda at: None, said.append), said
+
+
+def test_every_arm_has_a_row_for_the_base_and_every_model(made):
+    _, rows, said = made
+    assert {(row.arm, row.seed, row.iteration) for row in rows} == {
+        (arm.name, seed, iteration) for arm in FEW.arms for seed in FEW.seeds for iteration in (-1, 0, 1, 2, 3)
+    }
+    assert said[0] == "seed 7: Self-Rewarding (1 of 6)"
+    assert "h left" in said[-1]
+
+
+def test_arms_share_their_seed_stage_and_their_prompts(made):
+    folder, rows, _ = made
+    runs = [folder / "seed-7" / arm.name for arm in FEW.arms]
+    texts = []
+    for run in runs:
+        with Store.read(run) as store:
+            texts.append([[one.text for one in store.records(Prompt, iteration=t)] for t in (1, 2, 3)])
+            assert store.count(Candidate)
+    assert texts[0] == texts[1]
+    assert [len(one) for one in texts[0]] == [5, 5, 5]
+    first = {(row.arm, row.iteration): row.values for row in rows if row.seed == 7}
+    assert first["Self-Rewarding", 0] == first["Meta-Rewarding", 0]
+    assert first["Self-Rewarding", 0]["win_rate"] == 0.5, "against itself"
+    assert (folder / "seed-7" / "seed-stage eft=false").is_dir()
+
+
+def test_it_goes_on_where_it_was_and_asks_nothing_twice(made):
+    folder, rows, _ = made
+
+    @contextmanager
+    def none():
+        yield None
+
+    assert papers.run_table(folder, FEW, none, lambda at: None, lambda words: None) == rows
+
+
+def test_every_arm_is_a_setting_that_there_is():
+    for arm in ARMS:
+        config.load("tiny", {**papers.SIZES, **arm.change, **arm.seed_stage})
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+
+
+def test_every_claim_is_about_arms_and_columns_that_there_are(made):
+    _, rows, _ = made
+    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy"}
+    for claim in (*CLAIMS, *QUESTIONS):
+        for place in (one for each in claim.differences for one in (each.more, each.less) if one.arm is not None):
+            assert place.arm in {arm.name for arm in ARMS}, place
+            assert place.column in columns, place
+
+
+# -- claims -----------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(*seeds: tuple[float, float]) -> list[Row]:
+    return [Row(arm, seed, 3, {"x": value}) for seed, pair in enumerate(seeds) for arm, value in zip("AB", pair, strict=True)]
+
+
+CLAIM = Claim("C", "", "A beats B", (Difference("A less B", Place("x", "A"), Place("x", "B")),))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"),
+    [
+        (((1.0, 0.5), (1.1, 0.5), (0.9, 0.5)), "held"),
+        (((0.5, 1.0), (0.5, 1.1), (0.5, 0.9)), "not held: the opposite"),
+        (((1.0, 0.5), (0.5, 1.0), (1.0, 0.9)), "not held: no difference seen"),
+        (((1.0, 0.5),), "not measured"),
+        ((), "not measured"),
+    ],
+)
+def test_a_claim_is_held_where_its_interval_is_above_zero(seeds, verdict):
+    assert claims.judge(CLAIM, rows_of(*seeds))[0] == verdict
+
+
+def test_a_claim_of_several_parts_is_as_good_as_its_worst():
+    other = Difference("B less A", Place("x", "B"), Place("x", "A"))
+    both = Claim("C", "", "", (*CLAIM.differences, other))
+    assert claims.judge(both, rows_of((1.0, 0.5), (1.1, 0.5), (0.9, 0.5)))[0] == "not held: the opposite"
+
+
+def test_differences_are_taken_seed_by_seed_with_students_interval():
+    rng = random.Random(4)
+    seeds = [(base + 0.1 + rng.gauss(0, 0.01), base) for base in (rng.random() for _ in range(8))]
+    ((found,),) = [claims.judge(CLAIM, rows_of(*seeds))[1]]
+    gaps = [a - b for a, b in seeds]
+    expected = stats.t.interval(0.95, 7, loc=sum(gaps) / 8, scale=stats.sem(gaps))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.seeds == 8
+    assert intervals.t_interval([1.0])[0] == 1.0
+
+
+def test_the_document_is_json_and_holds_table_claims_and_rows(made):
+    _, rows, _ = made
+    document = json.loads(json.dumps(claims.document(rows), allow_nan=False))
+    assert document["seeds"] == [7, 8]
+    assert list(document["table"]) == ["M0 only", "Self-Rewarding", "Meta-Rewarding", "no EFT"]
+    assert len(document["rows"]) == len(rows)
+    assert {one["verdict"] for one in document["claims"]} >= {"not measured"}
+    for one in document["claims"]:
+        assert all(claims.in_words(found) for found in one["differences"])
+    assert figures.svg(figures.curves(claims.panels(rows)))
+
+
+def test_data_columns_are_means_over_the_iterations():
+    rows = [Row("A", seed, t, {"tie_rate": t / 10 + seed}) for seed in (0, 1) for t in (1, 2, 3)]
+    assert claims.table(rows)["A"]["tie_rate"] == pytest.approx((0.7, 0.5))
+
+
+def test_a_judgment_turned_against_brevity_is_still_a_judgment():
+    brief = "check a a ok\nsome yes\nhalf yes\nright yes\nform no\nbrief yes\nScore: 4"
+    assert against_brevity(brief).splitlines()[-2:] == ["brief no", "Score: 3"]
+    assert against_brevity(against_brevity(brief)) == brief
+    assert against_brevity("I would give it many points.") == "I would give it many points."
