@@ -209,7 +209,7 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
     outside = tripwires.outside_view(run, iteration) if iteration > 0 else None
     return gates.Evidence(
         file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
-        trained=bool(iteration) or run.settings.seed_stage.eft or bool(run.settings.seed_stage.ift_examples),
+        trained=iteration > 0 or run.settings.seed_stage.trains,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),

@@ -86,6 +86,11 @@ class Seed(Section):
                                "answer; in the tiny world only, for experiments on length")
     cap_most_common: bool = Field(True, description="thin the most common score to the size of the second (SR 3.1)")
 
+    @property
+    def trains(self) -> bool:
+        """Whether M0 is another model than the base."""
+        return self.eft or self.ift_examples > 0
+
     @model_validator(mode="after")
     def _can_be_biased(self) -> Seed:
         if self.length_bias and self.ranked != "tiny":

@@ -154,7 +154,7 @@ def judge_quality(
 def paper_table(
     seeds: Annotated[str, typer.Option(help="Seeds, as 400-407 or 7,9.")] = "400-407",
     runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
-    out: Annotated[Path, typer.Option(help="Folder for the table as JSON and its figure.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
 ) -> None:
     """The papers' comparisons in miniature: every method from the same M0 with the same budget, in the tiny world; hours."""
     from selfreward_lite.bench import claims, papers
@@ -174,6 +174,7 @@ def paper_table(
             say(f"    {claims.in_words(found)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper-table.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "paper-table.md").write_text(claims.markdown(document), encoding="utf-8")
     figures.curves(claims.panels(rows)).savefig(out / "paper-table.png", dpi=110)
     print(json.dumps({"seeds": document["seeds"], "verdicts": {one["name"]: one["verdict"] for one in document["claims"]}}))
 

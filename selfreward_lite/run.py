@@ -58,9 +58,10 @@ class Run:
 
     def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
         """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
+        bare = model == BASE or (model == 0 and not self.settings.seed_stage.trains)  # an adapter that does nothing is refused
         return Voice(
             model="base" if model == BASE else f"M{model}",
-            adapter=None if model == BASE else str(self.store.model_dir(model) / "adapter.gguf"),
+            adapter=None if bare else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
             templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,

@@ -164,7 +164,11 @@ class House:
             if Store.writer(self.folder(run)) is not None:
                 raise UserError(f"{run} has no base yet: it is being made; try again in a moment")
             raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
-        adapters = {name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()}
+        adapters: dict[str, str | None] = {
+            name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()
+        }
+        if "M0" in adapters and not settings.seed_stage.trains:
+            adapters["M0"] = None  # the base itself
         named = self.started / settings.model.base  # a folder is named as from where `run` was given, which is here too
         model = hub.model_folder(str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base)
         return Place(run, model, base, settings, {BASE: None, **adapters})

@@ -83,7 +83,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
 
     What an earlier, killed attempt left is cleared first.
     """
-    if not rows.rows and (iteration or run.settings.seed_stage.eft):
+    if not rows.rows and (iteration or run.settings.seed_stage.trains):
         raise GateStop(
             f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and why. Start a new --name with "
             "more prompts, responses or judgments, or with judge.score=expected against ties."

@@ -18,6 +18,7 @@ from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, GateStop, UserError
 from selfreward_lite.records import KINDS, Battle, Judgment, JudgmentPair, Prompt, Rating, Response, ResponsePair
+from selfreward_lite.run import Run
 from selfreward_lite.store import Store
 
 HERE = Path(__file__).parent
@@ -316,6 +317,10 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
         assert "moved" not in store.gates(0)
         assert not store.is_done(0, "eft_judgments")
         assert store.metrics(0)["training_rows"] == 0
+        settings = config.parse(store.fact("settings"))
+        bare = Run(store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None)
+        assert bare.voice(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
+        assert bare.voice(1, settings.judge.draw, 1).adapter is not None
 
 
 def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):

@@ -8,12 +8,14 @@ import pytest
 from scipy import stats
 from scripted_run import SMALL
 from scripted_tools import scripted_tools
+from typer.testing import CliRunner
 
 from selfreward_lite import config, figures, intervals
 from selfreward_lite.bench import claims, papers
 from selfreward_lite.bench.claims import CLAIMS, QUESTIONS, Claim, Difference, Place
 from selfreward_lite.bench.papers import ARMS, Arm, Row, Table
 from selfreward_lite.chat import ChatFormat
+from selfreward_lite.cli import app
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.records import Candidate, Prompt
 from selfreward_lite.store import Store
@@ -139,6 +141,9 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     for one in document["claims"]:
         assert all(claims.in_words(found) for found in one["differences"])
     assert figures.svg(figures.curves(claims.panels(rows)))
+    page = claims.markdown(document)
+    assert page.count("\n| ") == 2 + len(document["table"]) + len(document["claims"]) - 1
+    assert "| C6 | EFT improves all five metrics of the judge | " in page
 
 
 def test_data_columns_are_means_over_the_iterations():
@@ -151,3 +156,15 @@ def test_a_judgment_turned_against_brevity_is_still_a_judgment():
     assert against_brevity(brief).splitlines()[-2:] == ["brief no", "Score: 3"]
     assert against_brevity(against_brevity(brief)) == brief
     assert against_brevity("I would give it many points.") == "I would give it many points."
+
+
+def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
+    _, rows, _ = made
+    monkeypatch.setattr(papers, "run_table", lambda folder, table, *_: [row for row in rows if row.seed in table.seeds])
+    ended = CliRunner().invoke(app, ["evaluate", "paper-table", "--seeds", "7-8", "--out", str(tmp_path / "out")])
+    assert ended.exception is None, ended.exception
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert set(said["verdicts"]) == {claim.name for claim in (*CLAIMS, *QUESTIONS)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"paper-table.json", "paper-table.md", "paper-table.png"}
+    document = json.loads((tmp_path / "out" / "paper-table.json").read_text())
+    assert (tmp_path / "out" / "paper-table.md").read_text() == claims.markdown(document)

@@ -247,6 +247,20 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return table and claims as Markdown, as the README has them."""
+    columns = [name for name in COLUMNS if any(name in means for means in document["table"].values())]
+    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in columns)} |", f"|---|{'---|' * len(columns)}"]
+    for arm, means in document["table"].items():
+        cells = [f"{means[name][0]:.3f} ± {means[name][1] or 0:.3f}" if name in means else "–" for name in columns]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines += ["", "| | claim | here | differences, mean and 95 % interval |", "|---|---|---|---|"]
+    for one in document["claims"]:
+        differences = "; ".join(in_words(found).replace(f", {found['seeds']} seeds", "") for found in one["differences"])
+        lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
+    return "\n".join(lines) + "\n"
+
+
 def in_words(difference: Mapping[str, Any]) -> str:
     """Return a difference of the document in a line."""
     mean, low, high = (f"{value:+.3f}" if (value := difference[name]) is not None else "–" for name in ("mean", "low", "high"))
