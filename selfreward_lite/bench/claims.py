@@ -137,6 +137,9 @@ QUESTIONS = (
     Claim("Q6", "", "length control makes a better model where the judge is biased against brevity", (
         _between("exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"),
     )),
+    Claim("Q7", "", "it is not only that judgment pairs are more to train on", (
+        _between("win_rate", MR, "Self-Rewarding + length control, 1.5 epochs"),
+    )),
 )
 
 

@@ -57,6 +57,7 @@ CONTROL = {"schedule.0.rho": "0", "schedule.1.rho": "0.32", "schedule.2.rho": "0
 ARMS = (
     Arm("Self-Rewarding", SELF | NO_CONTROL),
     Arm("Self-Rewarding + length control", SELF),
+    Arm("Self-Rewarding + length control, 1.5 epochs", SELF | {"dpo.epochs": "1.5"}),  # as many steps as with judgment pairs
     Arm("Meta-Rewarding", {}),
     Arm("Meta-Rewarding, no length control", NO_CONTROL),
     Arm("Meta-Rewarding, judgment pairs always", _all(judgment_pairs="true")),
