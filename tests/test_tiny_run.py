@@ -92,6 +92,22 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     said = json.loads(merged.stdout.splitlines()[-1])
     assert said["agreement"] > 0.8
     assert Path(said["modelfile"]).read_text().startswith("FROM ./tiny-M3-q4_k_m.gguf\n")
+    # and be measured by something else: the exact scorer, and a judge in a file of its own
+    of_run = ["--runs-dir", str(tmp_path)]
+    exact = answer("evaluate", *of_run)
+    assert exact["win_rate"] == pytest.approx(last["win_rate_vs_seed"], abs=1e-4), "as the run itself found"
+    judged = answer("evaluate", "--judge", str(tmp_path / "tiny" / "base" / "base.gguf"), *of_run)
+    assert judged["prompts"] == 300
+    assert judged["win_rate_low"] > 0.5, "the base, too, likes M3's answers better than M0's"
+    quality = answer("evaluate", "judge", *of_run)
+    assert quality["pair_accuracy"] == pytest.approx(last["judge_pair_accuracy"], abs=1e-4)
+
+
+def answer(*arguments: str) -> dict:
+    """The JSON of a command's last line."""
+    ended = subprocess.run([sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
