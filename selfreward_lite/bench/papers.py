@@ -31,7 +31,7 @@ from selfreward_lite.tools import Tools
 
 SEEDS = range(400, 408)  # fresh ones: no setting was chosen by what they show
 ITERATIONS = 3
-SIZES = {"gates.mode": "report", "prompts.count": "150", "evaluation.prompts": "500"}
+SIZES = {"gates.mode": "report", "prompts.count": "120", "evaluation.prompts": "500"}
 
 
 def _all(**wanted: str) -> dict[str, str]:
