@@ -68,6 +68,15 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Seconds of a token that is generated among as many sequences as a run has, of one that is read, of one in DPO."""
+
+    token: float
+    read: float
+    dpo: float
+
+
+@dataclass(frozen=True)
 class Speeds:
     """What a card is said to do: bytes of memory, bytes a second from it, 16-bit operations a second of its matrix units."""
 
@@ -105,16 +114,23 @@ def counts(settings: Settings, iterations: range, *, seed_stage: bool) -> list[C
 
 def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Costs:
     """Return costs on a card, from its figures: a step reads weights and cache once and computes for every sequence."""
-    texts = _lengths(settings)
     size, parallel = weights(llama), settings.engine.parallel
+    texts = _lengths(settings)
     cells = min(settings.engine.context, parallel * (PROMPT_TOKENS + JUDGE_TOKENS["judge"] + texts["response"]))
     cell = llama.layers * llama.kv_heads * llama.head_dim * 4
     step = max(
         (base_size(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
         2 * size * parallel / (STEP_SHARE * speeds.operations),
     )
-    token, read = step / parallel, 2 * size / (PREFILL_SHARE * speeds.operations)
-    trained = linear_weights(llama) / (TRAIN_SHARE * speeds.operations)
+    trained = DPO_OPERATIONS * linear_weights(llama) / (TRAIN_SHARE * speeds.operations)
+    rates = Rates(token=step / parallel, read=2 * size / (PREFILL_SHARE * speeds.operations), dpo=trained)
+    return priced(settings, llama, rates, f"estimate for {name}")
+
+
+def priced(settings: Settings, llama: Llama, rates: Rates, source: str) -> Costs:
+    """Return costs from what a card does in a second, however that is known."""
+    texts, size = _lengths(settings), weights(llama)
+    token, read = rates.token, rates.read
     shared = texts["response"] + PROMPT_TOKENS
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * _judge_row(settings))
     return Costs(
@@ -122,8 +138,8 @@ def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Co
         response=texts["response"] * token + PROMPT_TOKENS / settings.responses.count * read,
         judgment=texts["judgment"] * token + (JUDGE_TOKENS["judge"] + shared) / settings.judge.count * read,
         battle=texts["battle"] * token + (2 * texts["judgment"] + shared / settings.judge.count) * read,
-        sft=SFT_OPERATIONS * trained, dpo=DPO_OPERATIONS * trained, base=BASE_SECONDS * size,
-        export=checked * 2 * size / CPU_OPERATIONS, source=f"estimate for {name}",
+        sft=rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS, dpo=rates.dpo, base=BASE_SECONDS * size,
+        export=checked * 2 * size / CPU_OPERATIONS, source=source,
     )
 
 

@@ -161,6 +161,8 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     """`train`, with so many rows on the device at once."""
     started = time.monotonic()
     if torch.cuda.is_available():
+        if job.memory is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / torch.cuda.get_device_properties(0).total_memory))
         torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the card
     set_seed(job.seed)
     rows = _read_rows(job)

@@ -37,8 +37,8 @@ class Job:
     JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
     `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
     At the time of day `until` (seconds since 1970) the training ends: with a model if half of it is done, else with a checkpoint
-    and no model. A checkpoint is written to `checkpoints`
-    every `checkpoint_minutes`, and gone on from if one of this very job is there.
+    and no model. A checkpoint is written to `checkpoints` every `checkpoint_minutes`, and gone on from if one of this very job is
+    there. `memory` are the bytes of the card that torch may take, None for all.
     """
 
     method: Literal["sft", "dpo"]
@@ -57,6 +57,7 @@ class Job:
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     min_moved_share: float = 0.9
     until: float | None = None
+    memory: int | None = None
 
     def digest(self) -> str:
         """Return what tells this job from any other: what it begins with, its rows, and all that its steps depend on."""

@@ -27,9 +27,9 @@ ORDER = [
     "run", "budget", "steps", "training_steps", "tripwires", "assess", "loop", "examine", "report", "series",
     "warning_signs", "explore", "figures", "report_page", "notebook", "talk", "display", "bench", "bench.synthetic",
     "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.claims",
-    "bench.bases", "bench.app", "bench.commands", "publish", "prune", "evaluate_command", "export_commands", "plan_command",
-    "probes", "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell", "ui.chat", "ui.compare", "ui.run",
-    "ui.explore", "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
+    "bench.bases", "bench.packed", "bench.card", "bench.app", "bench.commands", "publish", "prune", "evaluate_command",
+    "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell",
+    "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "bias", "tokenizer", "build", ""]
 # The child's program is named by the process that starts it; everything else must be imported downwards.
@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "llama_folder",
         "tiny.build",
         "bench.bases",
+        "bench.packed",
         "probes",
     },
     "llama_cpp": {"engines.llama", "engines.loading", "parity", "equality", "quantise", "bench.rivals", "bench.costs", "probes"},

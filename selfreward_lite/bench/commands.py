@@ -6,6 +6,7 @@ Tables go to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -247,3 +248,45 @@ def _figure(group: str, name: str, value: float) -> str:
     if isinstance(value, int) or name == "tokens/s":
         return f"{value:,.0f}"
     return f"{value:.2f}" if "times" in name else f"{1000 * value:,.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+@bench.command("card")
+def bench_card(
+    shape: Annotated[str, typer.Option(help="Shape of the random models: llama-3-8b, 3b, 1b, 250m, tiny.")] = "llama-3-8b",
+    vram: Annotated[float | None, typer.Option(help="GB of the card that may be used, as of a smaller one.", min=1)] = None,
+    minutes: Annotated[float, typer.Option(help="Time in all; what does not fit is left out, and named.", min=0)] = 8,
+    only: Annotated[Literal["engine", "train", "parity"] | None, typer.Option(help="One part alone.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where random models are kept.")] = Path("runs/bench-card"),
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default card-<name>.json, here.")] = None,
+) -> None:
+    """What does this card do? Engine, training and agreement at a model's real size, without a download."""
+    from selfreward_lite.bench import card
+    from selfreward_lite.cards import cards
+
+    there = cards()
+    name = there[0].name if there else "cpu"
+    out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json")
+    given = " ".join(["bench card", f"--shape {shape}", *([f"--vram {vram:g}"] if vram else []), f"--minutes {minutes:g}",
+                      *([f"--only {only}"] if only else [])])
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = card.Wanted(
+        "10m" if shape == "tiny" else shape, None if vram is None else int(vram * 1e9), minutes * 60, only, folder.absolute(),
+        given,
+    )
+    document = card.measure(wanted, out, say)
+    table = Table("", "", "most of the card", title=f"{name}, {shape}", title_justify="left")
+    for part, found in document["found"].items():
+        table.add_row(part, _card_figures(found), "–" if found["peak_bytes"] is None else in_words(found["peak_bytes"]))
+    console.print(table)
+    for part in document["left_out"]:
+        say(f"left out, no time: {part}")
+    for part, why in document["failed"].items():
+        say(f"failed: {part}: {why}")
+    for where, value in document["hours"].items():
+        say(f"{value:.2f} hours for an iteration of {document['preset']}: {where}")
+    print(json.dumps({"out": str(out), **{name: document[name] for name in ("failed", "left_out", "hours", "predicted_hours")}}))
+
+
+def _card_figures(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()
+                     if isinstance(value, float) and not name.endswith("bytes"))

@@ -143,8 +143,8 @@ def measure(plan: Plan, say: Say) -> Found:
     best = _final(plan, trace.steps, _sweep(plan, _beginning(trace.steps), say), say)
     naive, engine, ceiling, stats = [], [], [], {}
     for number in range(1, plan.repeats + 1):
-        naive.append(_naive(plan))
-        rate, stats = _engine(plan)
+        naive.append(naive_rate(plan))
+        rate, stats = engine_rate(plan)
         engine.append(rate)
         ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, best))
         say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
@@ -225,8 +225,16 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
     }
 
 
-def _naive(plan: Plan) -> float:
-    """Tokens a second of the high-level binding, on the first requests of the load."""
+def bare_rate(plan: Plan) -> float:
+    """Return the tokens a second of the engine's own calls, made again with nothing in between, set up as the engine is."""
+    from selfreward_lite.bench import rivals
+
+    trace = rivals.record(plan.model, plan.settings, plan.load.requests)
+    return trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, _own(plan.settings))
+
+
+def naive_rate(plan: Plan) -> float:
+    """Return the tokens a second of the high-level binding, on the first requests of the load."""
     from selfreward_lite.bench import rivals
 
     requests = plan.load.requests[:NAIVE_REQUESTS]
@@ -239,8 +247,8 @@ def _naive(plan: Plan) -> float:
         naive.close()
 
 
-def _engine(plan: Plan) -> tuple[float, dict[str, Any]]:
-    """Tokens a second of the engine in its child process, where a run has it too, and the child's counters."""
+def engine_rate(plan: Plan) -> tuple[float, dict[str, Any]]:
+    """Return the tokens a second of the engine in its child process, where a run has it too, and the child's counters."""
     engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
     try:
         first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))

@@ -1,0 +1,318 @@
+"""What a card does: engine, training and agreement of both sides, on random models of a named shape, in bounded time.
+
+Knows: what is measured, in which order, what to do when time runs out. Does not know: how a measurement is made (`engine`,
+`costs`, the run's own tools), tables. Nothing is downloaded. Every figure is kept as soon as there is one, and a part that fails
+is one line beside the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from selfreward_lite import config, plan
+from selfreward_lite.bench import costs, engine, packed, rivals, synthetic
+from selfreward_lite.cards import cards
+from selfreward_lite.chat import ChatFormat
+from selfreward_lite.config import Settings
+from selfreward_lite.disk import in_words
+from selfreward_lite.errors import SelfRewardError
+from selfreward_lite.shapes import SHAPES
+from selfreward_lite.tools import Tools, real_tools
+from selfreward_lite.training_job import Job
+
+PARTS = ("engine", "train", "parity")
+SEQUENCES = (1, 8, 32, 64, 128)
+LENGTHS = (512, 1024, 2048)
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
+PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
+STEPS = 3
+GIB = 2**30
+LOOK = 0.1  # seconds between two looks at the card's memory
+Found = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured: a shape of SHAPES, bytes of the card that may be used (None: all), seconds in all, one of PARTS or
+    None for all, a folder for the models, the command that asked for it."""
+
+    shape: str
+    vram: int | None
+    seconds: float
+    only: str | None
+    folder: Path
+    command: str
+
+    @property
+    def preset(self) -> str:
+        """Whose engine and training are measured."""
+        return "overnight" if SHAPES[self.shape].hidden >= 4096 else "small" if SHAPES[self.shape].hidden >= 2048 else "tiny"
+
+
+def measure(wanted: Wanted, out: Path, say: Say) -> Found:
+    """Measure whatever the time allows, write each figure to `out` as it comes, and return the document."""
+    ends = time.monotonic() + wanted.seconds
+    document = _head(wanted)
+    for name, work in _parts(wanted, say):
+        if time.monotonic() > ends:
+            document["left_out"].append(name)
+            continue
+        say(f"{name} …")
+        began = time.monotonic()
+        try:
+            with watched() as peak:
+                document["found"][name] = work() | {"peak_bytes": peak()}
+            taken = document["found"][name]["peak_bytes"]
+            if wanted.vram is not None and taken is not None and taken > wanted.vram:
+                document["failed"][name] = f"it took {in_words(taken)} of the card, more than {in_words(wanted.vram)}"
+        except (SelfRewardError, RuntimeError, OSError, ValueError) as error:
+            document["failed"][name] = str(error).splitlines()[0] if str(error) else type(error).__name__
+            say(f"{name}: {document['failed'][name]}")
+        document["seconds"][name] = round(time.monotonic() - began, 1)
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document |= hours(wanted, document)
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return document
+
+
+def _head(wanted: Wanted) -> Found:
+    """What is known before anything is measured, the prediction among it."""
+    there = cards()
+    settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
+    return {
+        "card": asdict(there[0]) if there else None, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "at": datetime.now(UTC).isoformat("T", "seconds"),
+        "command": wanted.command, "shape": wanted.shape, "preset": wanted.preset, "vram": wanted.vram,
+        "predicted": plan.predicted(settings, llama, there[0].name if there else None),
+        "found": {}, "failed": {}, "left_out": [], "seconds": {},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], int | None]]:
+    """Watch how much of the card is in use while the block runs; give what returns the most that came, beyond what was before."""
+    there = cards()
+    if not there:
+        yield lambda: None
+        return
+    before, most, over = there[0].free, [0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            most[0] = max(most[0], before - cards()[0].free)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield lambda: most[0]
+    finally:
+        over.set()
+        looking.join()
+
+
+def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]]:
+    """Every measurement by name, the most telling first; models are made when they are first needed."""
+    first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k", say)
+    if wanted.only in (None, "engine"):
+        yield from first.rates()
+    if wanted.only in (None, "train"):
+        for backend in ("transformers", *(["unsloth"] if _version("unsloth") and cards() else [])):
+            for length in LENGTHS:
+                yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
+    if wanted.only in (None, "parity"):
+        yield "NF4 against its GGUF", lambda: parity(wanted)
+    if wanted.only in (None, "engine"):
+        yield from first.details()
+        yield from then.rates()
+
+
+# -- the engine -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What is measured of the engine with a random model of one type, made when it is first needed."""
+
+    wanted: Wanted
+    kind: synthetic.Quantisation
+    say: Say
+
+    def rates(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """Tokens a second: one after another as most people ask, ours with more and more sequences, and of prompts."""
+        yield f"{self.kind}: naive loop", lambda: {"tokens_per_s": engine.naive_rate(self.plan(1))}
+        for parallel in SEQUENCES:
+            yield f"{self.kind}: {parallel} sequences", lambda parallel=parallel: _rate(self.plan(parallel))
+        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1)))
+
+    def details(self) -> Iterator[tuple[str, Callable[[], Found]]]:
+        """What is left to gain, and what an adapter and drawing cost."""
+        yield f"{self.kind}: bare llama_decode, 32 sequences", lambda: {"tokens_per_s": engine.bare_rate(self.plan(32))}
+        yield f"{self.kind}: 32 sequences, no adapter", lambda: _rate(self.plan(32, with_adapter=False))
+        yield f"{self.kind}: adapters", lambda: _switch(self.plan(32))
+        yield f"{self.kind}: drawing, 32 sequences", lambda: costs.drawing(self.model, self.plan(32).settings)
+
+    @property
+    def model(self) -> Path:
+        """The random model's file."""
+        return self.wanted.folder / f"{self.wanted.shape}-{self.kind}.gguf"
+
+    def plan(self, parallel: int, *, with_adapter: bool = True, new: tuple[int, int] = (40, 160)) -> engine.Plan:
+        """Return a load that keeps so many sequences busy, and the settings for it."""
+        if not self.model.exists():
+            self.say(f"making {self.model}")
+            synthetic.write_model(self.model, self.wanted.shape, self.kind)
+        adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
+        if with_adapter and not adapter.exists():
+            synthetic.write_adapter(adapter, self.wanted.shape)
+        vocab, prompts = rivals.vocabulary(self.model), max(1, parallel // (4 if cards() else 8))
+        load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
+        layers = -1 if cards() else 0
+        settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
+        return engine.Plan(self.model, settings, load, 1)
+
+
+def _rate(asked: engine.Plan) -> Found:
+    rate, stats = engine.engine_rate(asked)
+    return {"tokens_per_s": rate, "sampling_share": stats["seconds_sample"] / stats["seconds_total"]}
+
+
+def _prefill(asked: engine.Plan) -> Found:
+    began = time.monotonic()
+    _, stats = engine.engine_rate(asked)
+    spent = min(stats["seconds_total"], time.monotonic() - began)
+    return {"tokens_per_s": stats["prompt_computed"] / spent}
+
+
+def _switch(asked: engine.Plan) -> Found:
+    loaded, switched = costs.switching(asked.model, asked.settings, asked.load.requests[0].adapter or "")
+    return {"load_s": loaded, "switch_s": switched}
+
+
+# -- training, and whether both sides agree -------------------------------------------------------------------------------
+
+
+def train(wanted: Wanted, backend: str, length: int) -> Found:
+    """Train on a few pairs of one length: seconds of a pair, the most memory, and whether it began as DPO must."""
+    with real_tools(backend) as tools:
+        return _trained(wanted, tools, backend, length)
+
+
+def _trained(wanted: Wanted, tools: Tools, backend: str, length: int) -> Found:
+    settings = config.load(wanted.preset)
+    base, work = _base(wanted), wanted.folder / "training"
+    work.mkdir(parents=True, exist_ok=True)
+    rng, rows, half = random.Random(0), work / "rows.jsonl", length // 2
+    some = [{name: [rng.randrange(256, 500) for _ in range(half)] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+            for _ in range(PAIRS * STEPS)]
+    rows.write_text("".join(f"{json.dumps(row)}\n" for row in some), encoding="utf-8")
+    job = Job(
+        method="dpo", model_dir=str(base), quantisation="nf4", adapter_in=None, adapter_out=str(work / "adapter"),
+        rows=str(rows), row_count=len(some), pad=ChatFormat.load(base).pad, seed=0,
+        lora=settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
+        settings={**settings.dpo.model_dump(), "epochs": 1, "batch": PAIRS, "micro_batch": 1, "max_length": length},
+        backend=backend, memory=wanted.vram,  # type: ignore[arg-type]
+    )
+    steps: list[tuple[float, float]] = []
+
+    def report(said: Any) -> None:
+        if "values" in said:
+            steps.append((time.monotonic(), said["values"]["loss"]))
+
+    facts = tools.train(job, work, report)
+    spent = [after - before for (before, _), (after, _) in zip(steps, steps[1:], strict=False)]
+    return {
+        "seconds_of_a_pair": median(spent) / PAIRS, "torch_peak_bytes": facts.get("peak_bytes"),
+        "micro_batch": facts["micro_batch"], "first_margin": facts["first_margin"],
+        "losses": [loss for _, loss in steps], "load_s": facts["load_seconds"],
+        "finite": all(math.isfinite(loss) for _, loss in steps), "tokens_of_a_pair": 4 * half,
+    }
+
+
+def parity(wanted: Wanted) -> Found:
+    """Export the random base and an adapter as a run does, and compare llama.cpp's logits with those that were trained."""
+    with real_tools("transformers") as tools:
+        settings = config.load(wanted.preset)
+        adapter = wanted.folder / "training" / "adapter"
+        if not adapter.exists():
+            _trained(wanted, tools, "transformers", LENGTHS[0])
+        base, rng = _base(wanted), random.Random(1)
+        out, began = wanted.folder / "exported" / "base.gguf", time.monotonic()
+        model = settings.model.model_copy(update={"gguf_file": None})
+        tools.export_base(base, out, model)
+        exported = time.monotonic() - began
+        lists = [[rng.randrange(256, 500) for _ in range(count)] for count in (16, 64)]
+        found = tools.export_adapter(base, adapter, out, out.with_name("adapter.gguf"), lists, model)
+    return {**found, "gguf": model.gguf, "export_base_s": exported, "export_adapter_s": time.monotonic() - began - exported}
+
+
+def _base(wanted: Wanted) -> Path:
+    folder = wanted.folder / f"{wanted.shape}-nf4"
+    return folder if (folder / "config.json").exists() else packed.write_folder(folder, wanted.shape)
+
+
+# -- hours ----------------------------------------------------------------------------------------------------------------
+
+
+def hours(wanted: Wanted, document: Found) -> Found:
+    """Return the hours of an iteration that follow from the figures, here and, by the ratio of vendors' figures, on other cards.
+
+    What is bound by memory (generating) scales with bandwidth, what is bound by computing (reading, training) with operations.
+    """
+    rates = _rates(wanted, document)
+    if rates is None:
+        return {"hours": {}, "rates": None}
+    settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
+    here = plan.known(document["card"]["name"]) if document["card"] else None
+    found = {"here": _hours(settings, plan.priced(settings, llama, rates, "measured"))}
+    for name, speeds in plan.KNOWN.items() if here else ():
+        own = plan.KNOWN[here]
+        slower, busier = own.bandwidth / speeds.bandwidth, own.operations / speeds.operations
+        scaled = replace(rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier)
+        found[f"{name} (estimate)"] = _hours(settings, plan.priced(settings, llama, scaled, "scaled"))
+    predicted = sum(spent for stage, spent in document["predicted"]["seconds"].items() if stage.startswith("M1 ")) / 3600
+    return {"hours": found, "predicted_hours": predicted or None, "rates": asdict(rates)}
+
+
+def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
+    """Seconds a token, from the parts that were measured; None while one is missing."""
+    found, settings = document["found"], config.load(wanted.preset)
+    kind = "q8_0"  # what presets make of NF4
+    ways = [count for count in SEQUENCES if f"{kind}: {count} sequences" in found]
+    trained = [found[name] for name in found if name.startswith("DPO, ")]
+    if not ways or f"{kind}: prompts alone" not in found or not trained:
+        return None
+    nearest = min(ways, key=lambda count: abs(count - settings.engine.parallel))
+    best = min(trained, key=lambda one: one["seconds_of_a_pair"] / one["tokens_of_a_pair"])
+    return plan.Rates(
+        token=1 / found[f"{kind}: {nearest} sequences"]["tokens_per_s"], read=1 / found[f"{kind}: prompts alone"]["tokens_per_s"],
+        dpo=best["seconds_of_a_pair"] / best["tokens_of_a_pair"],
+    )
+
+
+def _hours(settings: Settings, priced: plan.Costs) -> float:
+    return sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values()) / 3600
+
+
