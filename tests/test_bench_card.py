@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -74,6 +75,22 @@ def test_the_same_arithmetic_prices_a_plan():
     twice = plan.estimated(settings, llama, plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations), "x")
     assert twice.dpo == pytest.approx(costs.dpo / 2)
     assert twice.judgment == pytest.approx(costs.judgment / 2)
+
+
+def test_the_readmes_table_is_made_of_the_files_that_are_there():
+    root = Path(__file__).parent.parent
+    documents = [json.loads(path.read_text()) for path in sorted((root / ".github" / "cards").glob("card-*.json"))]
+    assert card.table(documents) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_measured_card_stands_beside_its_estimate():
+    known = a_document(shape="llama-3-8b", hours={"here": 7.25})
+    known["found"] |= {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
+    (row,) = [line for line in card.table([known]).splitlines() if line.startswith("| RTX 3090 ")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:6] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
+    assert float(cells[6]) > 0
+    assert "not measured yet" in card.table([known]).split("RTX 4090")[1]
 
 
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):

@@ -14,7 +14,7 @@ import platform
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -316,3 +316,45 @@ def _hours(settings: Settings, priced: plan.Costs) -> float:
     return sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values()) / 3600
 
 
+
+
+# -- what is known of which card --------------------------------------------------------------------------------------------
+
+UNKNOWN = "not measured yet"
+
+
+def table(documents: Sequence[Found], preset: str = "overnight", shape: str = "llama-3-8b") -> str:
+    """Return, as Markdown, what files of this bench say of each card that plans know, at one shape; what none says is empty.
+
+    Hours that no file measured stand in a column of their own: estimates from the vendor's figures (`plan`).
+    """
+    settings, llama = config.load(preset), SHAPES[shape]
+    lines = [
+        f"| card | tokens/s, 64 sequences | times the naive loop | of bare llama.cpp, 32 | seconds of a DPO pair, 1024 tokens | "
+        f"hours of an `{preset}` iteration | estimate |", f"|---|{'---|' * 6}",
+    ]
+    for name, speeds in plan.KNOWN.items():
+        of_it = [one for one in documents if one["shape"] == shape and plan.known((one["card"] or {}).get("name", "")) == name]
+        found = of_it[-1] if of_it else {}
+        guess = _hours(settings, plan.estimated(settings, llama, speeds, name))
+        lines.append(f"| {name} | {' | '.join(_cells(found))} | {guess:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(document: Found) -> list[str]:
+    """The figures of one card; a quotient only where both of its parts were measured."""
+    found = document.get("found", {})
+
+    def rate(name: str) -> float | None:
+        return found.get(f"q8_0: {name}", {}).get("tokens_per_s")
+
+    def quotient(over: float | None, under: float | None) -> float | None:
+        return over / under if over and under else None
+
+    pairs = [found[name]["seconds_of_a_pair"] for name in found if name.startswith("DPO, ") and name.endswith(" 1024 tokens")]
+    values = (
+        rate("64 sequences"), quotient(rate("64 sequences"), rate("naive loop")),
+        quotient(rate("32 sequences"), rate("bare llama_decode, 32 sequences")), min(pairs, default=None),
+        document.get("hours", {}).get("here"),
+    )
+    return [UNKNOWN if value is None else f"{value:.0f}" if value >= 100 else f"{value:.2f}" for value in values]

@@ -290,3 +290,15 @@ def bench_card(
 def _card_figures(found: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()
                      if isinstance(value, float) and not name.endswith("bytes"))
+
+
+@bench.command("cards")
+def bench_cards(
+    files: Annotated[list[Path], typer.Argument(help="Files that `bench card` wrote.")],
+) -> None:
+    """What is known of which card, as Markdown: from files of `bench card`, and estimates beside them."""
+    from selfreward_lite.bench import card
+
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(files)]
+    say(card.table(documents))
+    print(json.dumps({"cards": [one["card"]["name"] for one in documents if one["card"]]}))
