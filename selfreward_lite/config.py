@@ -171,6 +171,8 @@ class Training(Section):
 class Dpo(Training):
     beta: float = Field(0.1, gt=0, description="SR, MR: 0.1")
     anchor: float = Field(0.0, ge=0, description="weight of the SFT term on chosen completions; 0 = the papers")
+    precompute_reference: bool = Field(False, description="let the reference read every pair once, before the training, and not "
+                                       "in every step; saves a forward pass a step from the second epoch on")
 
 
 class Evaluation(Section):

@@ -179,6 +179,9 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     _as_float32(trainer.model)
     if job.adapter_in is not None:
         backends.restore(trainer.model, job.adapter_in)
+    if job.settings.get("precompute_reference"):
+        trainer.train_dataset = _with_reference(trainer, left, micro_batch)
+        trainer.precompute_ref_logps = True
     watcher = Watcher(trainer, job, state, report)
     _give_optimizer(trainer, job, math.ceil(len(order) / job.settings["batch"]), state.step)
     if kept:
@@ -280,6 +283,23 @@ def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) 
     return TokenisedDPOTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(job)
     )
+
+
+def _with_reference(trainer: DPOTrainer, rows: list[Row], size: int) -> Dataset:
+    """The rows with what the reference gives them, each read once; TRL's own way would do it before the adapter is as saved."""
+    unique = list({id(row): row for row in rows}.values())
+    trainer.model.eval()
+    found: dict[int, tuple[float, float]] = {}
+    for start in range(0, len(unique), size):
+        batch = unique[start : start + size]
+        inputs = trainer._prepare_inputs(trainer.data_collator(batch))
+        with torch.no_grad():
+            chosen, rejected = trainer.compute_ref_log_probs(trainer.model, inputs)
+        found |= {id(row): pair for row, pair in zip(batch, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)}
+    trainer.model.train()
+    return Dataset.from_list([
+        row | {"ref_chosen_logps": found[id(row)][0], "ref_rejected_logps": found[id(row)][1]} for row in rows
+    ])
 
 
 def _sft_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> SFTTrainer:

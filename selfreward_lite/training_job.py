@@ -88,13 +88,18 @@ class Rows:
 
 def length(row: Row) -> int:
     """Return the tokens of a row: its prompt and the longest of its completions."""
-    return len(row["prompt_ids"]) + max(len(ids) for name, ids in row.items() if name != "prompt_ids")
+    return len(row["prompt_ids"]) + max(map(len, _completions(row)))
 
 
 def tokens(row: Row) -> int:
     """Return the tokens that a row is trained on: its prompt with each of its completions."""
-    completions = [ids for name, ids in row.items() if name != "prompt_ids"]
+    completions = _completions(row)
     return len(completions) * len(row["prompt_ids"]) + sum(map(len, completions))
+
+
+def _completions(row: Row) -> list[list[int]]:
+    """The row's completions; beside them a trainer may have put numbers of its own."""
+    return [ids for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids"]
 
 
 def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:

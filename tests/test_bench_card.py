@@ -114,6 +114,7 @@ def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path, monkeypatch):
     assert found["q4_k: 8 sequences"]["tokens_per_s"] > 0
     trained = found["DPO, transformers, 64 tokens"]
     assert (trained["first_margin"], trained["finite"], len(trained["losses"])) == (0.0, True, card.STEPS)
+    assert abs(found[f"DPO, transformers, 64 tokens, {card.EARLY}"]["first_margin"]) < 1e-4
     assert found["NF4 against its GGUF"]["difference"] < 0.2
     assert document["hours"]["here"] > 0
     assert document["command"] == "bench card --shape tiny --minutes 9"

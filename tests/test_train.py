@@ -286,3 +286,25 @@ def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, 
     facts, logged = work(job)
     assert (facts["rows"], facts["moved_share"], logged) == (0.0, 0.0, [])
     assert torch.equal(logits(tmp_path / "bare"), logits(None))
+
+
+def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(tmp_path, tiny, chat, trained, work):
+    """Its numbers come from other micro-batches, so they are the same up to float32's rounding, not to the last bit."""
+    runs = {}
+    for early in (False, True):
+        job = make_job(
+            tmp_path,
+            tiny,
+            chat,
+            "dpo",
+            adapter_in=trained["folder"] / "M0",
+            name=f"early-{early}",
+            micro_batch=4,
+            precompute_reference=early,
+        )
+        facts, logged = work(job)
+        assert abs(facts["first_margin"]) < 1e-4
+        runs[early] = (load_file(tmp_path / f"early-{early}" / "adapter_model.safetensors"), [one["loss"] for one in logged])
+    assert runs[True][1] == pytest.approx(runs[False][1], abs=1e-3)
+    for name, weight in runs[False][0].items():
+        assert torch.allclose(runs[True][0][name], weight, atol=2e-3), name

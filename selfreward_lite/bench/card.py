@@ -40,7 +40,7 @@ LENGTHS = (512, 1024, 2048)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
 PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
 STEPS = 3
-GIB = 2**30
+EARLY = "reference read beforehand"  # its time is that of loading
 LOOK = 0.1  # seconds between two looks at the card's memory
 Found = dict[str, Any]
 Say = Callable[[str], None]
@@ -142,6 +142,7 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
         for backend in ("transformers", *(["unsloth"] if _version("unsloth") and cards() else [])):
             for length in LENGTHS:
                 yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
+        yield f"DPO, transformers, {LENGTHS[0]} tokens, {EARLY}", lambda: train(wanted, "transformers", LENGTHS[0], early=True)
     if wanted.only in (None, "parity"):
         yield "NF4 against its GGUF", lambda: parity(wanted)
     if wanted.only in (None, "engine"):
@@ -214,13 +215,13 @@ def _switch(asked: engine.Plan) -> Found:
 # -- training, and whether both sides agree -------------------------------------------------------------------------------
 
 
-def train(wanted: Wanted, backend: str, length: int) -> Found:
+def train(wanted: Wanted, backend: str, length: int, *, early: bool = False) -> Found:
     """Train on a few pairs of one length: seconds of a pair, the most memory, and whether it began as DPO must."""
     with real_tools(backend) as tools:
-        return _trained(wanted, tools, backend, length)
+        return _trained(wanted, tools, backend, length, early=early)
 
 
-def _trained(wanted: Wanted, tools: Tools, backend: str, length: int) -> Found:
+def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: bool = False) -> Found:
     settings = config.load(wanted.preset)
     base, work = _base(wanted), wanted.folder / "training"
     work.mkdir(parents=True, exist_ok=True)
@@ -232,7 +233,9 @@ def _trained(wanted: Wanted, tools: Tools, backend: str, length: int) -> Found:
         method="dpo", model_dir=str(base), quantisation="nf4", adapter_in=None, adapter_out=str(work / "adapter"),
         rows=str(rows), row_count=len(some), pad=ChatFormat.load(base).pad, seed=0,
         lora=settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
-        settings={**settings.dpo.model_dump(), "epochs": 1, "batch": PAIRS, "micro_batch": 1, "max_length": length},
+        settings=settings.dpo.model_dump() | {
+            "epochs": 1, "batch": PAIRS, "micro_batch": 1, "max_length": length, "precompute_reference": early,
+        },
         backend=backend, memory=wanted.vram,  # type: ignore[arg-type]
     )
     steps: list[tuple[float, float]] = []
@@ -301,7 +304,7 @@ def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
     found, settings = document["found"], config.load(wanted.preset)
     kind = "q8_0"  # what presets make of NF4
     ways = [count for count in SEQUENCES if f"{kind}: {count} sequences" in found]
-    trained = [found[name] for name in found if name.startswith("DPO, ")]
+    trained = [found[name] for name in found if name.startswith("DPO, ") and not name.endswith(EARLY)]
     if not ways or f"{kind}: prompts alone" not in found or not trained:
         return None
     nearest = min(ways, key=lambda count: abs(count - settings.engine.parallel))
