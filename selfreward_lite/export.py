@@ -198,10 +198,10 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
 
 
 def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
-    """Enter the numbers of the architecture, and how most matrices are stored: f32, f16, q8_0 or q4_k."""
+    """Enter the numbers of the architecture, and how most matrices are stored: f32, f16, q8_0 or q4_k_m."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
     kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0,
-             "q4_k": LlamaFileType.MOSTLY_Q4_K_M}
+             "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M}
     writer.add_type("model")
     writer.add_file_type(kinds[dtype])
     writer.add_quantization_version(GGML_QUANT_VERSION)

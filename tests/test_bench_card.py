@@ -111,7 +111,7 @@ def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path, monkeypatch):
     assert document["left_out"] == []
     found = document["found"]
     assert found["q8_0: naive loop"]["tokens_per_s"] > 0
-    assert found["q4_k: 8 sequences"]["tokens_per_s"] > 0
+    assert found["q4_k_m: 8 sequences"]["tokens_per_s"] > 0
     trained = found["DPO, transformers, 64 tokens"]
     assert (trained["first_margin"], trained["finite"], len(trained["losses"])) == (0.0, True, card.STEPS)
     assert abs(found[f"DPO, transformers, 64 tokens, {card.EARLY}"]["first_margin"]) < 1e-4

@@ -3,18 +3,23 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from os.path import commonprefix
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 from typer.testing import CliRunner
 
+from selfreward_lite import quantise
 from selfreward_lite.bench import engine, rivals, synthetic
+from selfreward_lite.bench.packed import write_folder
 from selfreward_lite.cli import app
 from selfreward_lite.engines import loading
 from selfreward_lite.engines.llama import LlamaEngine
 from selfreward_lite.errors import ConfigError, SelfRewardError
+from selfreward_lite.export import base_to_gguf
 
 pytestmark = pytest.mark.slow  # real engines of several kinds, a quarter of a minute
 
@@ -22,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 VOCAB = synthetic.SHAPES["10m"].vocab
 
 
-@pytest.fixture(scope="module", params=["q8_0", "q4_k"])
+@pytest.fixture(scope="module", params=["q8_0", "q4_k_m"])
 def model(request, tmp_path_factory) -> Path:
     return synthetic.write_model(tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param)
 
@@ -38,16 +43,28 @@ def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
     assert 0.3 < logits.std() < 3
     assert abs(logits[1] - logits[2]).max() > 0.1
     assert rivals.vocabulary(model) == VOCAB
-    bits = {"q8_0": 8.5, "q4_k": 4.5}["q8_0" if model.stat().st_size > 5e6 else "q4_k"]
-    weights = sum(
-        rows * columns
-        for rows, columns in (t.shape for t in synthetic.layout(synthetic.SHAPES["10m"]) if t.heads + t.linear + len(t.shape) > 1)
-    )
-    assert model.stat().st_size == pytest.approx(weights * bits / 8, rel=0.05)
+    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(model).tensors if len(tensor.shape) > 1)
+    assert kinds in ({"Q8_0": 30}, {"Q4_K": 25, "Q6_K": 5})
+
+
+def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
+    llama = replace(synthetic.SHAPES["10m"], layers=16)
+    synthetic.SHAPES["16 layers"] = llama
+    try:
+        ours = synthetic.write_model(tmp_path / "ours.gguf", "16 layers", "q4_k_m")
+        folder = write_folder(tmp_path / "folder", "16 layers")
+    finally:
+        del synthetic.SHAPES["16 layers"]
+    whole = base_to_gguf(folder, tmp_path / "f16.gguf", weights="nf4", dtype="f16")
+    quantise.write(source=str(whole), out=str(tmp_path / "theirs.gguf"), kind="q4_k_m", report=lambda at: None)
+    kinds = [
+        {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} for path in (ours, tmp_path / "theirs.gguf")
+    ]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k"):
+    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m"):
         synthetic.write_model(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
 

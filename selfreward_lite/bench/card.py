@@ -68,6 +68,7 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
     """Measure whatever the time allows, write each figure to `out` as it comes, and return the document."""
     ends = time.monotonic() + wanted.seconds
     document = _head(wanted)
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # the prediction, before there is a figure
     for name, work in _parts(wanted, say):
         if time.monotonic() > ends:
             document["left_out"].append(name)
@@ -135,7 +136,7 @@ def watched() -> Iterator[Callable[[], int | None]]:
 
 def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]]:
     """Every measurement by name, the most telling first; models are made when they are first needed."""
-    first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k", say)
+    first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k_m", say)
     if wanted.only in (None, "engine"):
         yield from first.rates()
     if wanted.only in (None, "train"):

@@ -135,7 +135,7 @@ def _distances(title: str, found: list[Distance]) -> Table:
 def bench_engine(
     model: Annotated[Path | None, typer.Option(help="A GGUF model of the Llama family.")] = None,
     synthetic: Annotated[str | None, typer.Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")] = None,
-    quantisation: Annotated[Literal["q8_0", "q4_k"], typer.Option(help="Type of the random model's matrices.")] = "q8_0",
+    quantisation: Annotated[Literal["q8_0", "q4_k_m"], typer.Option(help="Type of the random model's matrices.")] = "q8_0",
     adapter: Annotated[Path | None, typer.Option(help="A GGUF LoRA for it, or `random` for a random model.")] = None,
     load: Annotated[Literal["judge", "meta"], typer.Option(help="Judgments of responses, or battles of judgments.")] = "judge",
     parallel: Annotated[int, typer.Option(help="Sequences decoded at once.", min=1, max=240)] = 16,
