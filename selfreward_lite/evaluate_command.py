@@ -5,6 +5,7 @@ Tables go to stderr; the last line of stdout is one JSON document.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from selfreward_lite.config import Settings
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import UserError
 from selfreward_lite.examine import EXACT, Examination, examined
-from selfreward_lite.records import Response
+from selfreward_lite.records import Prompt, Response
 from selfreward_lite.seed import RankedPrompt
 from selfreward_lite.store import Store
 
@@ -52,8 +53,11 @@ def compare(
 ) -> None:
     """Hold two models' answers to the held-out prompts against each other, in both orders; or export answers."""
     if context.invoked_subcommand is not None:
+        if (name, runs_dir, model, judge, set_) != ("tiny", Path("runs"), None, None, None):
+            raise UserError(f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}")
         return
-    with _examination(name, runs_dir, set_) as work:
+    asks = judge not in (None, EXACT) or prompts is not None or not _exact(runs_dir / name)
+    with _examination(name, runs_dir, set_, engine=asks) as work:
         mine = model or _newest(work)
         if export is not None:
             _export(work, (mine, against), prompts, out)
@@ -67,6 +71,12 @@ def compare(
         table.add_row(title, words)
     console.print(table)
     print(json.dumps({"run": name, "model": mine, "against": against, "judge": decided, **_plain(found)}))
+
+
+def _exact(folder: Path) -> bool:
+    """Whether answers to a run's held-out prompts need no judge, so that nothing has to wait for the card."""
+    with Store.read(folder) as store:
+        return store.count(Prompt, origin="held_out") > 0  # elsewhere than in the tiny world they are ranked ones
 
 
 def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
@@ -88,6 +98,7 @@ def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
 
 def _export(work: Examination, models: Sequence[str], prompts: str | None, out: Path) -> None:
     """Write the answers of the models, the rival's too if the prompts are our own: AlpacaEval has answers to its own only."""
+    models = models[:1] if prompts is not None else models
     rows: dict[str, list[dict[str, str]]] = {}
     texts = None
     if prompts is not None:
@@ -106,12 +117,10 @@ def _export(work: Examination, models: Sequence[str], prompts: str | None, out: 
         files[model] = out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json"
         kept = [row for row in found if row["instruction"] in common]
         files[model].write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    mine, theirs = (files[model] for model in models)
+    mine, theirs = files[models[0]], files[models[-1]]
     reference = f" --reference_outputs {theirs}" if mine != theirs else ""
     say(f"{len(common)} answers a model. pip install alpaca_eval, set its judge's key, and give:")
     say(f"alpaca_eval --model_outputs {mine}{reference}")
-    if reference:
-        say("Of AlpacaEval's own 805 prompts, leave --reference_outputs out: then they are held against its own reference.")
     print(json.dumps({"answers": len(common), "files": [str(path) for path in files.values()]}))
 
 
@@ -190,10 +199,15 @@ def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
             place = source if source == "tiny" else str(hub.fetched(source, "dataset", show))
         stage = run.settings.seed_stage.model_copy(update={"ranked": place})
         rows, _ = seed.load_rows(run.settings.model_copy(update={"seed_stage": stage}))
-    found, outcome = seed.ranked_prompts(rows, f"{run.store.run}, {source}")
+    content = hashlib.blake2b(json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    found, outcome = seed.ranked_prompts(rows, f"{run.store.run}, {content}")
     for reason, count in outcome.dropped().items():
         say(f"left out: {count} {reason}")
-    return found
+    seen = {one.prompt.text for one in (*run.ranked().eft, *run.ranked().ift)}
+    kept = [one for one in found if one.prompt.text not in seen]
+    if len(kept) < len(found):
+        say(f"left out: {len(found) - len(kept)} prompts that M0 was trained on, or could have been")
+    return kept
 
 
 def _newest(work: Examination) -> str:
@@ -204,7 +218,7 @@ def _newest(work: Examination) -> str:
 
 
 @contextmanager
-def _examination(name: str, runs_dir: Path, set_: list[str] | None) -> Iterator[Examination]:
+def _examination(name: str, runs_dir: Path, set_: list[str] | None, *, engine: bool = True) -> Iterator[Examination]:
     from selfreward_lite.tools import real_tools
 
     wanted = config.parse_overrides(set_ or [])
@@ -215,7 +229,7 @@ def _examination(name: str, runs_dir: Path, set_: list[str] | None) -> Iterator[
         if begun is None:
             raise UserError(f"{name} has only just begun; try again in a moment")
         settings: Settings = config.override(begun, wanted)
-        card = tenancy.held(f"evaluate {name}, process {os.getpid()}", say) if cards() else nullcontext()
+        card = tenancy.held(f"evaluate {name}, process {os.getpid()}", say) if cards() and engine else nullcontext()
         with card, real_tools(bare=True) as tools, Display(console) as watch, examined(store, settings, tools, watch) as work:
             yield work
 

@@ -1,6 +1,7 @@
 """The models of a run, asked again after it: two of them against each other, one as judge of ranked data, one to answer prompts.
 
-    RUN/evaluation/run.sqlite     what was asked for this, so that the run stays as it was; asked again, only what is missing is
+    RUN/evaluation/<settings>/run.sqlite     what was asked for this, apart from the run, which stays as it was, and apart from
+                                             what was asked with other settings; asked again, only what is missing is
 
 Knows: whose answers and judgments are needed. Does not know: how a metric is computed (`pairwise`, `judge_quality`), arguments.
 """
@@ -144,7 +145,7 @@ class Examination:
         if not path.exists():
             raise UserError(f"{path} is not there; name a GGUF file, or a model of the run, as --judge")
         own = self.run.voice(BASE, draw, iteration)
-        name = f"{path.name} {_digest([str(path.absolute()), str(path.stat().st_size)])}"
+        name = f"{path.name} {_digest([str(path.absolute()), str(path.stat().st_size), str(path.stat().st_mtime_ns)])}"
         voice = Voice(name, None, ChatFormat.of_gguf(path), own.sampling, own.templates, own.run, own.seed, iteration)
         self.run.release_engine()
         engine = self.run.tools.open_engine(path, self.run.settings.engine)
@@ -158,7 +159,8 @@ class Examination:
 def examined(store: Store, settings: Settings, tools: Tools, watch: Watch) -> Iterator[Examination]:
     """Open a run's models for questions. `settings` are the run's, perhaps with other ones of evaluation and engine laid over."""
     model_dir = hub.model_folder(settings.model.base)
-    with Store.write(store.folder / "evaluation") as notes:
+    told = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
+    with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in told])) as notes:
         run = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch, math.inf)
         notes.state("run", store.run)
         try:

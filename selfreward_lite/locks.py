@@ -39,6 +39,13 @@ def release(handle: int) -> None:
 
 def holder(path: Path) -> str | None:
     """Return what the holder of a lock said of itself, None where nobody holds it."""
+    deadline = time.monotonic() + PATIENCE
+    while (said := _said(path)) == "" and time.monotonic() < deadline:
+        time.sleep(0.002)  # it has the lock since this instant, and writes its name now
+    return said
+
+
+def _said(path: Path) -> str | None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from selfreward_lite.records import Comparison, Outcome, Prompt, Response, make_
 from selfreward_lite.stages.voice import Asking, Voice
 
 RIDGE = 0.01  # keeps the fit finite where one side wins everything, or length alone decides
+CUT = "\n[cut]"
 LENGTH_DRAWS = 500  # each of the bootstrap is a fit
 
 
@@ -39,10 +40,10 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voic
         for order, (a, b) in enumerate(orders)
     ]
     (first,), (second,) = yield requests
-    texts = [one.text.strip() if one.finish == "stop" else "" for one in (first, second)]  # a cut verdict is none
+    # A cut verdict is none, whatever it says so far; so that whoever reads the text again finds none either.
+    texts = [one.text.strip() if one.finish == "stop" else f"{one.text.strip()}{CUT}" for one in (first, second)]
     return Outcome((Comparison(
-        record_id, voice.iteration, voice.model, prompt.id, mine.id, theirs.id, result_of(*verdicts(*texts)),
-        first.text.strip(), second.text.strip(),
+        record_id, voice.iteration, voice.model, prompt.id, mine.id, theirs.id, result_of(*verdicts(*texts)), *texts
     ),))
 
 

@@ -187,6 +187,8 @@ def measured(store: Store, settings: Settings) -> Costs:
     texts = _lengths(settings)
     shorter, quicker = texts["response"] / texts["candidate"], texts["judgment"] / texts["battle"]
     trained = {t: store.metrics(t)["training_train_seconds"] / max(1.0, _tokens(store, t, settings)) for t in range(newest + 1)}
+    if not settings.seed_stage.trains:
+        trained[0] = _untrained(store, settings)
     judged = settings.evaluation.judgments
     return Costs(
         candidate=latest(("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)),
@@ -196,6 +198,13 @@ def measured(store: Store, settings: Settings) -> Costs:
         sft=trained[0], dpo=trained[newest] if newest else trained[0] * DPO_OPERATIONS / SFT_OPERATIONS,
         base=latest(("base", 1)), export=latest(("export", 1)), source="measured in this run",
     )
+
+
+def _untrained(store: Store, settings: Settings) -> float:
+    """Seconds of a token of SFT where M0 was not trained: as often as a judgment's token, since nothing is nearer to it."""
+    spent = [seconds for t, stage, _, _, seconds, ended in store.stages() if ended and stage == "eval_judgments"]
+    judged = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments * _judge_row(settings)
+    return max(spent, default=0.0) / judged
 
 
 def seconds(found: list[Counts], costs: Costs) -> dict[str, float]:

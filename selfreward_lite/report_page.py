@@ -19,8 +19,8 @@ from selfreward_lite.store import Store
 TEMPLATE = Path(__file__).with_name("report.html")
 EXAMPLES, PAIRS = 12, 3  # of the run, of each model
 SUPERVISION = (
-    "The loop was given no labels: every score and pair below is the model's own. The seed stage was: M0 learnt to judge from "
-    "judgments that agree with people's ranks, and the judge's figures are agreement with such ranks."
+    "The loop was given no labels: every score and pair below is the model's own. The seed stage was, unless seed_stage.eft is "
+    "off: M0 learnt to judge from judgments that agree with people's ranks. The judge's figures are agreement with such ranks."
 )
 
 

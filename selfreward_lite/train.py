@@ -141,7 +141,7 @@ def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
     if not job.row_count:
         set_seed(job.seed)
         save_adapter(backends.load(backend, job, _compute_dtype()), Path(job.adapter_out))  # a fresh one changes nothing
-        return dict.fromkeys(("steps", "rows", "moved_share", "first_margin"), 0.0)
+        return dict.fromkeys(("steps", "rows", "moved_share", "first_margin", "tokens", "train_seconds"), 0.0)
     for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
         try:
             return _train(job, size, report, backend)

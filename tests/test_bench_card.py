@@ -84,13 +84,17 @@ def test_the_readmes_table_is_made_of_the_files_that_are_there():
 
 
 def test_a_measured_card_stands_beside_its_estimate():
-    known = a_document(shape="llama-3-8b", hours={"here": 7.25})
+    known = a_document(shape="llama-3-8b", vram=None, hours={"here": 7.25})
     known["found"] |= {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
     (row,) = [line for line in card.table([known]).splitlines() if line.startswith("| RTX 3090 ")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:6] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
     assert float(cells[6]) > 0
     assert "not measured yet" in card.table([known]).split("RTX 4090")[1]
+    for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": {"name": "NVIDIA GeForce RTX 3090 Laptop GPU"}}):
+        assert "7.25" not in card.table([known | other]), "of another card, or of a part of it"
+    whole = known | {"found": known["found"] | {"more": {}}, "hours": {"here": 8.5}}
+    assert "8.50" in card.table([whole, known]), "the fuller file of the two"
 
 
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):

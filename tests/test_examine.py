@@ -134,6 +134,7 @@ def command(runs, monkeypatch):
             raise ended.exception
         return ended, json.loads(ended.stdout.splitlines()[-1])
 
+    give.runs = runs
     return give
 
 
@@ -165,7 +166,7 @@ def test_alpaca_eval_reads_what_is_exported(command, runs, tmp_path):
 def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
     file = tmp_path / "set.json"
     file.write_text(json.dumps([{"instruction": f"Question {n}?", "output": "x", "dataset": "koala"} for n in range(5)]))
-    _, said = command("--export", "alpaca_eval", "--prompts", str(file), "--against", "base", "--out", str(tmp_path / "out"))
+    _, said = command("--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out"))
     for path in said["files"]:
         rows = json.loads(Path(path).read_text())
         assert [row["instruction"] for row in rows] == [f"Question {n}?" for n in range(5)]
@@ -176,9 +177,14 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
     _, own = command("judge")
     assert (own["prompts"], own["model"]) == (6, "M1")
     file = tmp_path / "ranked.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ranked_rows(4)))
+    rows = [row | {"text": row["text"].replace("letters", "signs")} for row in ranked_rows(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, other = command("judge", "--ranked", str(file), "--judgments", "2")
-    assert (other["prompts"], other["answers"]) == (4, 12)
+    assert other["answers"] == 3 * other["prompts"] > 0
+    file.write_text("".join(json.dumps(row) + "\n" for row in ranked_rows(40)))
+    ended, known = command("judge", "--ranked", str(file))
+    assert known["prompts"] < 40
+    assert "prompts that M0 was trained on, or could have been" in ended.stderr, "else it would be measured on what taught it"
     with pytest.raises(UserError, match="votes: no prompt with two ranked answers in it"):
         command("judge", "--ranked", "votes")
     for number in range(3):
@@ -188,6 +194,35 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         ))  # fmt: skip
     _, voted = command("judge", "--ranked", "votes")
     assert (voted["prompts"], voted["answers"]) == (3, 6)
+    asked: list = []
+    votes.add(runs / "mine", votes.Vote(
+        "v9", "2026-01-02", "Prompt 0?", 1, "M0", "M1", "quite other words", "and these", "b", True, "M1", None, "", "",
+    ))  # fmt: skip
+    with opened(runs, asked) as work:
+        before = work.notes.count(Judgment)
+    command("judge", "--ranked", "votes")
+    with opened(runs, asked) as work:
+        assert work.notes.count(Judgment) > before, "other texts are judged anew, under the same place"
+
+
+def test_other_settings_are_asked_anew(command, tmp_path):
+    _, one = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "a"))
+    more = ("--set", "evaluation.draw.temperature=0.1")
+    _, two = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "b"), *more)
+    assert len(one["files"]) == len(two["files"]) == 1, "of own prompts the rival answers nothing"
+    assert len(list((Path(command.runs) / "mine" / "evaluation").iterdir())) >= 2
+
+
+def _set(folder: Path) -> Path:
+    file = folder / "few.json"
+    file.write_text(json.dumps([{"instruction": f"Question {n}?"} for n in range(2)]))
+    return file
+
+
+def test_options_before_a_part_are_refused(command, runs):
+    with pytest.raises(UserError, match="options of `evaluate judge` stand behind judge"):
+        ended = CliRunner().invoke(app, ["evaluate", "--name", "mine", "judge", "--runs-dir", str(runs)])
+        raise ended.exception
 
 
 def test_only_what_is_asked_now_can_be_set(command):

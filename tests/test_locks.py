@@ -1,5 +1,7 @@
 """Locks between processes, and the card's one tenant: a run waits for it, an app gives it up."""
 
+import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -259,3 +261,13 @@ def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
     with cli._card("mine"):
         assert tenancy.holder().startswith("run mine, process ")
     assert not list(Path(tmp_path).glob("*.sqlite"))
+
+
+def test_a_holder_that_has_not_said_its_name_yet_is_waited_for(tmp_path):
+    """Between taking a lock and writing in it there is an instant, and somebody looks in it."""
+    handle = os.open(tmp_path / "x.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    threading.Timer(0.1, os.write, (handle, b"late\n")).start()
+    assert locks.holder(tmp_path / "x.lock") == "late"
+    os.close(handle)
+    assert locks.holder(tmp_path / "x.lock") is None

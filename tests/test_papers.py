@@ -94,7 +94,11 @@ def test_every_claim_is_about_arms_and_columns_that_there_are(made):
 
 
 def rows_of(*seeds: tuple[float, float]) -> list[Row]:
-    return [Row(arm, seed, 3, {"x": value}) for seed, pair in enumerate(seeds) for arm, value in zip("AB", pair, strict=True)]
+    return [
+        Row(arm, seed, 3, {} if value is None else {"x": value})
+        for seed, pair in enumerate(seeds)
+        for arm, value in zip("AB", pair, strict=True)
+    ]
 
 
 CLAIM = Claim("C", "", "A beats B", (Difference("A less B", Place("x", "A"), Place("x", "B")),))
@@ -107,6 +111,7 @@ CLAIM = Claim("C", "", "A beats B", (Difference("A less B", Place("x", "A"), Pla
         (((0.5, 1.0), (0.5, 1.1), (0.5, 0.9)), "not held: the opposite"),
         (((1.0, 0.5), (0.5, 1.0), (1.0, 0.9)), "not held: no difference seen"),
         (((1.0, 0.5),), "not measured"),
+        (((1.0, 0.5), (1.1, 0.5), (0.9, 0.5), (0.9, None)), "not measured"),
         ((), "not measured"),
     ],
 )
@@ -155,6 +160,8 @@ def test_a_judgment_turned_against_brevity_is_still_a_judgment():
     brief = "check a a ok\nsome yes\nhalf yes\nright yes\nform no\nbrief yes\nScore: 4"
     assert against_brevity(brief).splitlines()[-2:] == ["brief no", "Score: 3"]
     assert against_brevity(against_brevity(brief)) == brief
+    odd = "brief yes\nScore: 0"
+    assert against_brevity(odd) == odd, "no score outside the scale"
     assert against_brevity("I would give it many points.") == "I would give it many points."
 
 

@@ -12,6 +12,8 @@ import math
 import os
 import platform
 import random
+import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,6 @@ from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import in_words
-from selfreward_lite.errors import SelfRewardError
 from selfreward_lite.shapes import SHAPES
 from selfreward_lite.tools import Tools, real_tools
 from selfreward_lite.training_job import Job
@@ -80,8 +81,9 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
                 document["found"][name] = work() | {"peak_bytes": peak()}
             taken = document["found"][name]["peak_bytes"]
             if wanted.vram is not None and taken is not None and taken > wanted.vram:
+                del document["found"][name]
                 document["failed"][name] = f"it took {in_words(taken)} of the card, more than {in_words(wanted.vram)}"
-        except (SelfRewardError, RuntimeError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - of a card, a library and a driver, every way to fail is a finding
             document["failed"][name] = str(error).splitlines()[0] if str(error) else type(error).__name__
             say(f"{name}: {document['failed'][name]}")
         document["seconds"][name] = round(time.monotonic() - began, 1)
@@ -224,7 +226,8 @@ def train(wanted: Wanted, backend: str, length: int, *, early: bool = False) -> 
 
 def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: bool = False) -> Found:
     settings = config.load(wanted.preset)
-    base, work = _base(wanted), wanted.folder / "training"
+    base, work = _base(wanted), wanted.folder / f"{wanted.shape}-training"
+    shutil.rmtree(work / "adapter", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     rng, rows, half = random.Random(0), work / "rows.jsonl", length // 2
     some = [{name: [rng.randrange(256, 500) for _ in range(half)] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
@@ -259,7 +262,7 @@ def parity(wanted: Wanted) -> Found:
     """Export the random base and an adapter as a run does, and compare llama.cpp's logits with those that were trained."""
     with real_tools("transformers") as tools:
         settings = config.load(wanted.preset)
-        adapter = wanted.folder / "training" / "adapter"
+        adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
         if not adapter.exists():
             _trained(wanted, tools, "transformers", LENGTHS[0])
         base, rng = _base(wanted), random.Random(1)
@@ -287,7 +290,7 @@ def hours(wanted: Wanted, document: Found) -> Found:
     """
     rates = _rates(wanted, document)
     if rates is None:
-        return {"hours": {}, "rates": None}
+        return {"hours": {}, "rates": None, "predicted_hours": None}
     settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
     here = plan.known(document["card"]["name"]) if document["card"] else None
     found = {"here": _hours(settings, plan.priced(settings, llama, rates, "measured"))}
@@ -338,11 +341,17 @@ def table(documents: Sequence[Found], preset: str = "overnight", shape: str = "l
         f"hours of an `{preset}` iteration | estimate |", f"|---|{'---|' * 6}",
     ]
     for name, speeds in plan.KNOWN.items():
-        of_it = [one for one in documents if one["shape"] == shape and plan.known((one["card"] or {}).get("name", "")) == name]
-        found = of_it[-1] if of_it else {}
+        of_it = [one for one in documents if one["shape"] == shape and one["vram"] is None and _is(one, name)]
+        found = max(of_it, key=lambda one: len(one["found"]), default={})
         guess = _hours(settings, plan.estimated(settings, llama, speeds, name))
         lines.append(f"| {name} | {' | '.join(_cells(found))} | {guess:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _is(document: Found, name: str) -> bool:
+    """Whether a file is of this very card: "RTX 4090 Laptop GPU" is another."""
+    words = (document["card"] or {}).get("name", "").removeprefix("NVIDIA ").removeprefix("GeForce ").removeprefix("Tesla ")
+    return re.fullmatch(rf"{name}([ -](PCIe|SXM\d?|HBM\d|\d+GB).*)?", words) is not None
 
 
 def _cells(document: Found) -> list[str]:

@@ -56,17 +56,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Found:
-    """A difference as it was found: mean and 95 % interval over seeds."""
+    """A difference as it was found: mean and 95 % interval over the seeds that have it, of those `wanted`."""
 
     words: str
     mean: float
     low: float
     high: float
     seeds: int
+    wanted: int
 
     @property
     def verdict(self) -> Verdict:
-        if math.isnan(self.low):
+        if math.isnan(self.low) or self.seeds < self.wanted:  # those that got there are no fair sample
             return "not measured"
         return "held" if self.low > 0 else "not held: the opposite" if self.high < 0 else "not held: no difference seen"
 
@@ -157,7 +158,7 @@ def _found(difference: Difference, rows: Sequence[Row]) -> Found:
         more, less = difference.more.of(known), difference.less.of(known)
         if more is not None and less is not None:
             values.append(more - less)
-    return Found(difference.words, *t_interval(values), len(values))
+    return Found(difference.words, *t_interval(values), len(values), len(_by_seed(rows)))
 
 
 def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str, float]]]:
@@ -194,14 +195,18 @@ def table(rows: Sequence[Row]) -> dict[str, Means]:
     for arm, by_iteration in averages(rows).items():
         if arm == SR:
             found["M0 only"] = by_iteration[0]
-        found[arm] = dict(by_iteration[max(by_iteration)])
+        reached = max(by_iteration)
+        seeds_there = len({row.seed for row in rows if (row.arm, row.iteration) == (arm, reached)})
+        whole = reached == LAST and seeds_there == len({row.seed for row in rows})
+        title = arm if whole else f"{arm} (M{reached}, {seeds_there} seeds)"
+        found[title] = dict(by_iteration[reached])
         for name in OF_DATA:
             seeds: dict[int, list[float]] = {}
             for row in rows:
                 if row.arm == arm and name in row.values:
                     seeds.setdefault(row.seed, []).append(row.values[name])
             if values := [math.fsum(one) / len(one) for one in seeds.values()]:
-                found[arm][name] = math.fsum(values) / len(values), standard_error(values)
+                found[title][name] = math.fsum(values) / len(values), standard_error(values)
     return found
 
 
@@ -259,7 +264,7 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "| | claim | here | differences, mean and 95 % interval |", "|---|---|---|---|"]
     for one in document["claims"]:
-        differences = "; ".join(in_words(found).replace(f", {found['seeds']} seeds", "") for found in one["differences"])
+        differences = "; ".join(in_words(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
     return "\n".join(lines) + "\n"
 

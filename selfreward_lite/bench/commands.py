@@ -265,7 +265,8 @@ def bench_card(
 
     there = cards()
     name = there[0].name if there else "cpu"
-    out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json")
+    parts = [name, *([shape] if shape != "llama-3-8b" else []), *([f"{vram:g}gb"] if vram else []), *([only] if only else [])]
+    out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', ' '.join(parts).lower()).strip('-')}.json")
     given = " ".join(["bench card", f"--shape {shape}", *([f"--vram {vram:g}"] if vram else []), f"--minutes {minutes:g}",
                       *([f"--only {only}"] if only else [])])
     folder.mkdir(parents=True, exist_ok=True)
@@ -282,6 +283,8 @@ def bench_card(
         say(f"left out, no time: {part}")
     for part, why in document["failed"].items():
         say(f"failed: {part}: {why}")
+    if document["predicted_hours"]:
+        say(f"{document['predicted_hours']:.2f} hours was what the plan had predicted")
     for where, value in document["hours"].items():
         say(f"{value:.2f} hours for an iteration of {document['preset']}: {where}")
     print(json.dumps({"out": str(out), **{name: document[name] for name in ("failed", "left_out", "hours", "predicted_hours")}}))

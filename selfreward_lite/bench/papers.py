@@ -1,4 +1,5 @@
-"""The papers' comparisons in miniature: every method from the same M0, on the same prompts and as many judgments, seed by seed.
+"""The papers' comparisons in miniature: methods from the same M0 (but for those that change it), on the same prompts and as many
+judgments, seed by seed.
 
 Knows: the arms, what of a run makes a row, how arms are compared. Does not know: how a run works, how a metric is computed. Every
 run is a folder of its own; all arms of a seed go on from a copy of one seed stage, so an interrupted table goes on where it was.
@@ -122,8 +123,9 @@ def _seed_stage(
     """The folder of a finished seed stage, which all arms have in common that change the same in it."""
     place = folder / " ".join(["seed-stage", *(f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items())])
     with Store.write(place) as store:
+        settings = loop.settle(store, {**wanted, **change}, "tiny")  # refuses one that was begun with others
         if store.newest() is None:
-            loop.run(store, loop.settle(store, {**wanted, **change}, "tiny"), tools, watch)
+            loop.run(store, settings, tools, watch)
     return place
 
 

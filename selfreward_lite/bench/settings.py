@@ -14,6 +14,7 @@ from typing import Any
 from selfreward_lite import config, loop
 from selfreward_lite.bench.tiny import OpenTools, Result, Say, finish
 from selfreward_lite.config import Settings
+from selfreward_lite.errors import UserError
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
 
@@ -68,8 +69,15 @@ def run_variants(
 
 
 def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
-    """Copy a run that has ended its seed stage, with other settings for what follows; nothing if it is there already."""
+    """Copy a run that has ended its seed stage, with other settings for what follows; nothing if it is there already.
+
+    Raises UserError where what is there was begun with others.
+    """
     if folder.exists():
+        with Store.read(start) as store, Store.read(folder) as there:
+            wanted = config.override(store.fact("settings"), dict(change)).model_dump(mode="json")
+            if there.fact("settings") != wanted:
+                raise UserError(f"{folder} was begun with other settings; move it away, or give another --runs-dir")
         return
     half = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(half, ignore_errors=True)

@@ -23,5 +23,8 @@ def against_brevity(judgment: str) -> str:
     if brief is None or score is None:
         return judgment
     was = brief.group(1) == "yes"
+    points = int(score.group(1)) + (-1 if was else 1)
+    if not 0 <= points <= 5:  # its score was not the sum of its checks
+        return judgment
     text = _BRIEF.sub(f"brief {'no' if was else 'yes'}", judgment)
-    return _SCORE.sub(f"Score: {int(score.group(1)) + (-1 if was else 1)}", text)
+    return _SCORE.sub(f"Score: {points}", text)
