@@ -102,7 +102,7 @@ def test_the_plots_show_the_run(newcomer):
     browser_tools.open_tab(page, "Progress")
     page.get_by_text("win rate against M0").first.wait_for()
     page.wait_for_function("() => document.querySelectorAll('canvas, svg.marks').length >= 10", timeout=30_000)
-    page.locator("#measured").get_by_text("judge pair accuracy").first.wait_for()
+    page.locator("#measured").get_by_text("judge pair accuracy", exact=True).first.wait_for()
 
 
 def test_nothing_but_this_machine_was_asked_and_nothing_went_wrong(newcomer):
