@@ -196,7 +196,7 @@ def _compared(run: Run, model: int) -> dict[str, float | None]:
     answered = {one.prompt_id for one in run.store.records(Response, iteration=model, model=f"M{model}")}
     seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
     ids = [prompt.id for prompt in run.held_out()]
-    results = [compared.get(name, 0.5 + 0.5 * ((name in answered) - (name in seeds))) for name in ids]
+    results = [compared.get(name, pairwise.points(name in answered, name in seeds)) for name in ids]
     return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": standard_error(results)}
 
 

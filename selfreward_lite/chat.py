@@ -27,7 +27,7 @@ _OF_GGUF = (
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
 )
 # How a text is cut into words before they become tokens, by the name that GGUF has for it: Llama-3's way, and Qwen's.
-_WORDS = {
+SPLITS = {
     name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
@@ -90,10 +90,10 @@ class ChatFormat:
             raise ConfigError(f"{path}: no tokenizer could be read from it ({error}); take a GGUF of a chat model") from None
         known = {name: fields[name].contents() for name in _OF_GGUF if name in fields}
         kind = known.get("tokenizer.ggml.pre")
-        if kind not in _WORDS:
-            raise ConfigError(f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(_WORDS)}")
+        if kind not in SPLITS:
+            raise ConfigError(f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(SPLITS)}")
         # transformers cuts words as GPT-2 does, whatever the file says, and does not know which look words up whole first.
-        words = pre_tokenizers.Split(Regex(_WORDS[kind]), "isolated")
+        words = pre_tokenizers.Split(Regex(SPLITS[kind]), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
         tokenizer.model.ignore_merges = kind == "llama-bpe"

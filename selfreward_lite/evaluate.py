@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.intervals import standard_error
+from selfreward_lite.pairwise import points
 from selfreward_lite.records import Judgment, Prompt, Response
 from selfreward_lite.tiny import score as tiny_score
 from selfreward_lite.tiny import tasks as tiny_tasks
@@ -40,7 +41,7 @@ def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> Ex
 
 def win_rate(mine: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:
     """Return the share of prompts won and its standard error; a tie counts ½. Keys are prompt ids, the same in both."""
-    results = [0.5 + 0.5 * ((mine[name] > theirs[name]) - (mine[name] < theirs[name])) for name in mine]
+    results = [points(mine[name], theirs[name]) for name in mine]
     return fmean(results), standard_error(results)
 
 

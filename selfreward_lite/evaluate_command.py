@@ -56,16 +56,14 @@ def compare(
         if (name, runs_dir, model, judge, set_) != ("tiny", Path("runs"), None, None, None):
             raise UserError(f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}")
         return
-    asks = judge not in (None, EXACT) or prompts is not None or not _exact(runs_dir / name)
-    with _examination(name, runs_dir, set_, engine=asks) as work:
+    decided = judge or (EXACT if _exact(runs_dir / name) else "M0")
+    with _examination(name, runs_dir, set_, engine=decided != EXACT or prompts is not None) as work:
         mine = model or _newest(work)
         if export is not None:
             _export(work, (mine, against), prompts, out)
             return
-        known = work.exact()
-        met = work.against(mine, against, judge or (EXACT if known else "M0"))
+        met = work.against(mine, against, decided)
     found = pairwise.head_to_head(met)
-    decided = judge or (EXACT if known else "M0")
     table = Table("", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left")
     for title, words in _head_to_head(found):
         table.add_row(title, words)

@@ -9,7 +9,6 @@ Knows: whose answers and judgments are needed. Does not know: how a metric is co
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,10 +49,6 @@ class Examination:
             raise UserError(f"{self.run.store.folder.name} has no model {name!r}; it has {', '.join(there)}")
         return there.index(name) + BASE
 
-    def exact(self) -> bool:
-        """Whether answers to the held-out prompts can be scored exactly."""
-        return evaluate.exact_scores(self.run.held_out(), []) is not None
-
     def against(self, mine: str, theirs: str, judge: str) -> list[Met]:
         """Hold two models' answers to the held-out prompts against each other; an answer that never came loses to one that did.
 
@@ -76,7 +71,7 @@ class Examination:
             one.prompt_id: one for one in self.notes.records(Comparison, iteration=iteration, model=name)
             if (one.mine_id, one.theirs_id) in ids
         }
-        return [self._met(one, *(known.get(one.id) for known in answers), said.get(one.id)) for one in self.run.held_out()]
+        return [_met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in self.run.held_out()]
 
     def judged(self, model: str, ranked: Sequence[RankedPrompt], count: int) -> JudgeQuality:
         """Have a model judge ranked answers, `count` times each, and return how it agrees with the ranks."""
@@ -123,17 +118,9 @@ class Examination:
             raise UserError("only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0")
         a, b = scores[0].score, scores[1].score
         return [
-            Met(
-                0.5 + 0.5 * ((a[one.id] > b[one.id]) - (a[one.id] < b[one.id])), _length(mine.get(one.id)),
-                _length(theirs.get(one.id)),
-            )
+            Met(pairwise.points(a[one.id], b[one.id]), _length(mine.get(one.id)), _length(theirs.get(one.id)))
             for one in prompts
         ]
-
-    def _met(self, prompt: Prompt, mine: Response | None, theirs: Response | None, said: Comparison | None) -> Met:
-        result = 0.5 + 0.5 * ((mine is not None) - (theirs is not None)) if said is None else said.result
-        orders = None if said is None else pairwise.verdicts(said.mine_first_text, said.theirs_first_text)
-        return Met(result, _length(mine), _length(theirs), orders)
 
     @contextmanager
     def _judge(self, judge: str, iteration: int) -> Iterator[tuple[Engine, Voice]]:
@@ -161,12 +148,18 @@ def examined(store: Store, settings: Settings, tools: Tools, watch: Watch) -> It
     model_dir = hub.model_folder(settings.model.base)
     told = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in told])) as notes:
-        run = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch, math.inf)
+        run = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch)
         notes.state("run", store.run)
         try:
             yield Examination(run, notes)
         finally:
             run.release_engine()
+
+
+def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> Met:
+    result = pairwise.points(mine is not None, theirs is not None) if said is None else said.result
+    orders = None if said is None else pairwise.verdicts(said.mine_first_text, said.theirs_first_text)
+    return Met(result, _length(mine), _length(theirs), orders)
 
 
 def _of_base(number: int) -> str:

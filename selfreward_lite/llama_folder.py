@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from selfreward_lite.chat import SPLITS
 from selfreward_lite.errors import ExportError
 
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-                r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
 # What stands beside a weight that bitsandbytes has packed, after its name and a dot; the last says how it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
@@ -263,7 +262,7 @@ def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
         "it uses dropout, byte_fallback or affixes": any(model.get(key) for key in (
             "dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")),
         "its pre-tokenizer is not Llama-3's": (
-            len(pre.get("pretokenizers", ())) != 2 or split.get("pattern") != {"Regex": LLAMA3_SPLIT}
+            len(pre.get("pretokenizers", ())) != 2 or split.get("pattern") != {"Regex": SPLITS["llama-bpe"]}
             or split.get("behavior") != "Isolated" or split.get("invert") or to_bytes.get("type") != "ByteLevel"
             or to_bytes.get("add_prefix_space") or to_bytes.get("use_regex", True)),
         "an added token swallows spaces": any(t.get(k) for t in added for k in ("lstrip", "rstrip", "single_word")),

@@ -52,6 +52,15 @@ def verdicts(mine_first: str, theirs_first: str) -> tuple[str | None, str | None
     return parse_verdict(mine_first, "Response"), parse_verdict(theirs_first, "Response")
 
 
+def points(mine: float, theirs: float) -> float:
+    """Return 1 where mine is more, 0 where it is less, ½ for a tie.
+
+    >>> points(4, 3), points(3, 4), points(3, 3)
+    (1.0, 0.0, 0.5)
+    """
+    return 0.5 + 0.5 * ((mine > theirs) - (mine < theirs))
+
+
 def result_of(mine_first: str | None, theirs_first: str | None) -> float:
     """Return 1 where both orders name mine, 0 where both name theirs, else ½.
 

@@ -12,14 +12,13 @@ from typing import Any
 
 from selfreward_lite import budget, steps
 from selfreward_lite.errors import GateStop, OutOfTime, TrainingError
+from selfreward_lite.judge_quality import TOP
 from selfreward_lite.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
 from selfreward_lite.run import Run
 from selfreward_lite.runner import Progress
 from selfreward_lite.stages import judgments
 from selfreward_lite.tiny.bias import against_brevity
 from selfreward_lite.training_job import Job, Rows, Texts, dpo_rows, sft_rows
-
-PERFECT = 5.0
 
 
 def train_seed(run: Run, _: int) -> None:
@@ -74,7 +73,7 @@ def _perfect(run: Run, iteration: int) -> list[tuple[str, str]]:
     judged = steps.judgments_of(run, iteration)
     return [
         (asked[one.prompt_id], one.text) for one in steps.responses_of(run, iteration)
-        if one.finish == "stop" and (judgments.summarise(judged.get(one.id, ()), run.settings.judge) or 0.0) >= PERFECT
+        if one.finish == "stop" and (judgments.summarise(judged.get(one.id, ()), run.settings.judge) or 0.0) >= TOP
     ]
 
 

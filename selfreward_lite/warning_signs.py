@@ -14,11 +14,9 @@ from statistics import fmean
 
 from selfreward_lite import report, series
 from selfreward_lite.config import parse
-from selfreward_lite.judge_quality import correlation
+from selfreward_lite.judge_quality import TOP, correlation
 from selfreward_lite.records import Response
 from selfreward_lite.store import Store
-
-TOP = 5.0
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,16 @@ def tiny() -> config.Settings:
 
 
 @pytest.fixture(scope="session")
+def scripted_runs(tmp_path_factory) -> Path:
+    """A folder with a finished run on scripted tools, `mine`. Not to be changed."""
+    import scripted_run
+
+    folder = tmp_path_factory.mktemp("runs")
+    scripted_run.run(folder / "mine", **{"prompts.count": "30"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A random Llama and a LoRA on it, as folders and as GGUF files in f32. Not to be changed."""
     from random_llama import make_adapter, make_model  # loads torch, which most tests do without

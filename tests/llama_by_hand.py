@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from selfreward_lite.llama_folder import LLAMA3_SPLIT
+from selfreward_lite.chat import SPLITS
 from selfreward_lite.prompts import fill
 
 PLAIN, VOCAB = 128_000, 128_256
@@ -70,7 +70,7 @@ def questions() -> list[str]:
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
     split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
+        pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     said = [*texts, *questions(), "user assistant system Score: 3\n\nWinner: Judgement A Response B"]

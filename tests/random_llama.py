@@ -15,7 +15,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.llama_folder import LLAMA3_SPLIT
+from selfreward_lite.chat import SPLITS
 from selfreward_lite.tiny.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 TEMPLATE = (
@@ -51,7 +51,10 @@ def make_tokenizer() -> Any:
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(

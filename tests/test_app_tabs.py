@@ -21,16 +21,9 @@ from selfreward_lite.ui import run as run_tab
 DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    scripted_run.run(folder / "mine", **{"prompts.count": "30"})
-    return folder
-
-
 @pytest.fixture
-def house(runs, monkeypatch) -> House:
-    found = House(runs)
+def house(scripted_runs, monkeypatch) -> House:
+    found = House(scripted_runs)
     models = {"base": None, "M0": "a", "M1": "b", "M2": "c"}
     settings = SimpleNamespace(model=SimpleNamespace(base="tiny"))
     monkeypatch.setattr(found, "place", lambda run: SimpleNamespace(run=run, adapters=models, settings=settings))

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -16,16 +15,9 @@ from selfreward_lite.ui import chat, explore, page, progress
 from selfreward_lite.ui import run as run_tab
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    scripted_run.run(folder / "mine", **{"prompts.count": "30"})
-    return folder
-
-
 @pytest.fixture
-def house(runs) -> House:
-    return House(runs)
+def house(scripted_runs) -> House:
+    return House(scripted_runs)
 
 
 # -- explore ----------------------------------------------------------------------------------------------------------------
@@ -89,20 +81,20 @@ def test_what_cannot_be_read_is_said_on_every_tab(tmp_path):
     assert run_tab.look(house, "bad")[0].startswith("⚠ ")
 
 
-def test_all_tables_show_letters(runs):
+def test_all_tables_show_letters(scripted_runs):
     """Cells of any other type would show a response as markup; there is one way to lay a table out."""
-    found = [one for one in page.build(House(runs)).blocks.values() if isinstance(one, gr.Dataframe)]
+    found = [one for one in page.build(House(scripted_runs)).blocks.values() if isinstance(one, gr.Dataframe)]
     assert len(found) >= 7
     assert {one.datatype for one in found} == {"str"}
-    parts = page.build(House(runs)).blocks.values()
+    parts = page.build(House(scripted_runs)).blocks.values()
     assert not [one for one in parts if isinstance(one, gr.HTML) and one.elem_id != "bar"]
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_measured_stands_in_the_table_with_its_error(runs):
-    found = progress.gathered(runs / "mine", "now")
+def test_what_is_measured_stands_in_the_table_with_its_error(scripted_runs):
+    found = progress.gathered(scripted_runs / "mine", "now")
     head, rows = found["table"]
     assert head == ["", "base", "M0", "M1", "M2"]
     assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
@@ -111,12 +103,12 @@ def test_what_is_measured_stands_in_the_table_with_its_error(runs):
     assert {row[1] for row in found["gates"]} >= {"length", "canary"}
 
 
-def test_it_is_computed_once_for_all_browsers(runs, monkeypatch):
-    first = progress.gathered(runs / "mine", "once")
+def test_it_is_computed_once_for_all_browsers(scripted_runs, monkeypatch):
+    first = progress.gathered(scripted_runs / "mine", "once")
     monkeypatch.setattr(progress.series, "worth", lambda store: 1 / 0)
-    assert progress.gathered(runs / "mine", "once") is first
+    assert progress.gathered(scripted_runs / "mine", "once") is first
     with pytest.raises(ZeroDivisionError):
-        progress.gathered(runs / "mine", "anew")
+        progress.gathered(scripted_runs / "mine", "anew")
 
 
 def test_every_measurement_has_its_plot():

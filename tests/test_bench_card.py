@@ -11,7 +11,7 @@ from selfreward_lite import config, plan
 from selfreward_lite.bench import card
 from selfreward_lite.bench.card import Wanted
 from selfreward_lite.cli import app
-from selfreward_lite.errors import EngineError
+from selfreward_lite.errors import EngineError, UserError
 from selfreward_lite.shapes import SHAPES
 
 
@@ -100,6 +100,10 @@ def test_a_measured_card_stands_beside_its_estimate():
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):
     ended = CliRunner().invoke(app, ["bench", "card", "--only", "magic"])
     assert ended.exit_code == 2
+    ended = CliRunner().invoke(app, ["bench", "card", "--shape", "7b", "--out", str(tmp_path / "card.json")])
+    assert isinstance(ended.exception, UserError)
+    assert str(ended.exception).startswith("--shape 7b: no such shape; choose of tiny, 10m,")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from scripted_run import SMALL, run
 from scripted_tools import scripted_tools
 
-from selfreward_lite import config, loop, report
+from selfreward_lite import config, loop, plan, report
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ConfigError, GateStop, UserError
@@ -321,6 +321,12 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
         bare = Run(store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None)
         assert bare.voice(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
         assert bare.voice(1, settings.judge.draw, 1).adapter is not None
+    run(tmp_path / "seed", iterations="0", **{"seed_stage.eft": "false"})
+    with Store.write(tmp_path / "seed") as store:
+        store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
+        store.spend(0, "eval_judgments", 5.0)
+        costs = plan.measured(store, config.parse(store.fact("settings")))
+    assert costs.dpo > costs.sft > 0, "a training that is still to come is not free"
 
 
 def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):
@@ -337,10 +343,10 @@ def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, 
     assert [(row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)] == perfect
 
 
-def test_ties_are_counted_in_the_scores_that_the_run_uses(whole, tmp_path):
+def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
     run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
     with Store.read(tmp_path / "expected") as store:
         assert report.tie_rate(store, 1, report.training_judgments(store, 1)) == 0.0, "no two scripted ones are equal"
-    with Store.read(whole) as store:
-        rows = [one.score for one in report.training_judgments(store, 1)]
-        assert len(set(rows)) < len(rows)
+    run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
+    with Store.read(tmp_path / "mean") as store:
+        assert report.tie_rate(store, 1, report.training_judgments(store, 1)) > 0, "means of three whole numbers are"

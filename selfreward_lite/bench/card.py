@@ -35,7 +35,6 @@ from selfreward_lite.shapes import SHAPES
 from selfreward_lite.tools import Tools, real_tools
 from selfreward_lite.training_job import Job
 
-PARTS = ("engine", "train", "parity")
 SEQUENCES = (1, 8, 32, 64, 128)
 LENGTHS = (512, 1024, 2048)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
@@ -49,8 +48,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured: a shape of SHAPES, bytes of the card that may be used (None: all), seconds in all, one of PARTS or
-    None for all, a folder for the models, the command that asked for it."""
+    """What is to be measured: a shape of SHAPES, bytes of the card that may be used (None: all), seconds in all, one part
+    (engine, train, parity) or None for all, a folder for the models, the command that asked for it."""
 
     shape: str
     vram: int | None

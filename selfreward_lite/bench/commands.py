@@ -22,6 +22,7 @@ from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import UserError
 from selfreward_lite.run import Run
+from selfreward_lite.shapes import SHAPES
 from selfreward_lite.store import Store
 
 if TYPE_CHECKING:
@@ -263,7 +264,9 @@ def bench_card(
     from selfreward_lite.bench import card
     from selfreward_lite.cards import cards
 
-    there = cards()
+    there, size = cards(), "10m" if shape == "tiny" else shape
+    if size not in SHAPES:
+        raise UserError(f"--shape {shape}: no such shape; choose of tiny, {', '.join(SHAPES)}")
     name = there[0].name if there else "cpu"
     parts = [name, *([shape] if shape != "llama-3-8b" else []), *([f"{vram:g}gb"] if vram else []), *([only] if only else [])]
     out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', ' '.join(parts).lower()).strip('-')}.json")
@@ -271,8 +274,7 @@ def bench_card(
                       *([f"--only {only}"] if only else [])])
     folder.mkdir(parents=True, exist_ok=True)
     wanted = card.Wanted(
-        "10m" if shape == "tiny" else shape, None if vram is None else int(vram * 1e9), minutes * 60, only, folder.absolute(),
-        given,
+        size, None if vram is None else int(vram * 1e9), minutes * 60, only, folder.absolute(), given
     )
     document = card.measure(wanted, out, say)
     table = Table("", "", "most of the card", title=f"{name}, {shape}", title_justify="left")

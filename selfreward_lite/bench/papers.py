@@ -195,5 +195,5 @@ def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[st
 def _against(mine: Mapping[str, tuple[int, int]], theirs: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
     """The win rate, and what is left of it where both answers are equally long."""
     pairs = [(mine[name], theirs[name]) for name in mine]
-    results = np.array([0.5 + 0.5 * ((a[0] > b[0]) - (a[0] < b[0])) for a, b in pairs])
+    results = np.array([pairwise.points(a[0], b[0]) for a, b in pairs])
     return float(results.mean()), pairwise.length_controlled(results, np.array([float(a[1] - b[1]) for a, b in pairs]))

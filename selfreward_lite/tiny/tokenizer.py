@@ -11,12 +11,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from selfreward_lite.chat import SPLITS
+
 BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
 SPECIAL_TOKENS = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", EOT)
-# Llama-3's splitting rule: contractions, words with one leading sign, up to three digits, signs, line ends, spaces.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
@@ -30,11 +28,11 @@ def build(texts: list[str]) -> Tokenizer:
     """Return a tokenizer in which every word of `texts` is one token and every other text falls back to bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+        pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
-    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated")
     words = {word for text in [*texts, *ROLES, "\n\n"] for word, _ in split.pre_tokenize_str(text)}
     trainer = trainers.BpeTrainer(
         vocab_size=4096, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
