@@ -11,7 +11,7 @@ from selfreward_lite import config, plan
 from selfreward_lite.bench import card
 from selfreward_lite.bench.card import Wanted
 from selfreward_lite.cli import app
-from selfreward_lite.errors import EngineError, UserError
+from selfreward_lite.errors import UserError
 from selfreward_lite.shapes import SHAPES
 
 
@@ -26,13 +26,14 @@ def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path
     def slow():
         seen.append(json.loads(out.read_text())["found"])
         time.sleep(0.3)
-        return {"tokens_per_s": 2.0}
+        return {"tokens_per_s": 2.0}, None
 
     def breaks():
-        raise EngineError("no room on the card\nand more")
+        return {}, "no room on the card"
 
-    parts = [("a", lambda: {"tokens_per_s": 1.0}), ("b", slow), ("c", breaks), ("d", lambda: 1 / 0)]
+    parts = [("a", lambda: ({"tokens_per_s": 1.0}, None)), ("b", slow), ("c", breaks), ("d", lambda: 1 / 0)]
     monkeypatch.setattr(card, "_parts", lambda *_: iter(parts))
+    monkeypatch.setattr(card, "in_child", lambda _, name, seconds: dict(parts)[name]())
     found = card.measure(wanted(tmp_path, seconds=0.2), out, lambda words: None)
     assert seen[0]["a"]["tokens_per_s"] == 1.0, "written before the next began"
     assert found["left_out"] == ["c", "d"]
@@ -45,7 +46,7 @@ def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path
 
 def a_document(**changes) -> dict:
     found = {
-        "q8_0: 64 sequences": {"tokens_per_s": 1000.0},
+        "q8_0: 64 sequences": {"tokens_per_s": 1000.0, "seconds": 10.0, "generated": 10_000, "read": 20_000},
         "q8_0: prompts alone": {"tokens_per_s": 5000.0},
         "DPO, transformers, 1024 tokens": {"seconds_of_a_pair": 1.0, "tokens_of_a_pair": 2048},
         "DPO, unsloth, 1024 tokens": {"seconds_of_a_pair": 0.5, "tokens_of_a_pair": 2048},
@@ -58,7 +59,7 @@ def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
     asked = wanted(tmp_path, shape="llama-3-8b")
     found = card.hours(asked, a_document())
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
-    costs = plan.priced(settings, llama, plan.Rates(1 / 1000, 1 / 5000, 0.5 / 2048), "x")
+    costs = plan.priced(settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x")
     expected = sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values()) / 3600
     assert found["hours"]["here"] == pytest.approx(expected)
     assert found["hours"]["RTX 3090 (estimate)"] == pytest.approx(expected), "itself"
@@ -106,14 +107,37 @@ def test_an_unknown_part_or_shape_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "SEQUENCES", (1, 8))
-    monkeypatch.setattr(card, "LENGTHS", (64,))
+def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
     out = tmp_path / "card.json"
-    command = ["bench", "card", "--shape", "tiny", "--minutes", "9", "--folder", str(tmp_path / "models"), "--out", str(out)]
+    command = ["bench", "card", "--shape", "tiny", "--minutes", "0", "--folder", str(tmp_path / "models"), "--out", str(out)]
     ended = CliRunner().invoke(app, command)
     assert ended.exception is None, ended.exception
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert "NF4 against its GGUF" in said["left_out"]
+    document = json.loads(out.read_text())
+    assert document["command"] == "bench card --shape tiny --minutes 0"
+    assert document["predicted"]["seconds"] == {}, "of a CPU nothing is predicted"
+    assert document["versions"]["llama-cpp-python"]
+
+
+@pytest.mark.slow
+def test_a_measurement_is_done_apart_and_what_goes_wrong_there_is_a_line(tmp_path):
+    found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
+    assert why is None
+    assert found["tokens_per_s"] > 0
+    assert card.in_child(wanted(tmp_path), "no such part", 100) == ({}, "'no such part'")
+    assert card.in_child(wanted(tmp_path), "q8_0: naive loop", 0.01) == ({}, "not done in time, and ended after 0 s")
+    broken = tmp_path / "10m-q8_0.gguf"
+    broken.write_bytes(b"no model")
+    found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
+    assert found == {}
+    assert why
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path):
+    out = tmp_path / "card.json"
+    card.measure(wanted(tmp_path / "models", seconds=540.0, sequences=(1, 8), lengths=(64,)), out, lambda words: None)
     document = json.loads(out.read_text())
     assert document["failed"] == {}, document["failed"]
     assert document["left_out"] == []
@@ -125,4 +149,3 @@ def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path, monkeypatch):
     assert abs(found[f"DPO, transformers, 64 tokens, {card.EARLY}"]["first_margin"]) < 1e-4
     assert found["NF4 against its GGUF"]["difference"] < 0.2
     assert document["hours"]["here"] > 0
-    assert document["command"] == "bench card --shape tiny --minutes 9"

@@ -17,6 +17,7 @@ from selfreward_lite.bench.papers import ARMS, Arm, Row, Table
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.cli import app
 from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.errors import UserError
 from selfreward_lite.records import Candidate, Prompt
 from selfreward_lite.store import Store
 from selfreward_lite.tiny.bias import against_brevity
@@ -72,7 +73,18 @@ def test_it_goes_on_where_it_was_and_asks_nothing_twice(made):
     def none():
         yield None
 
-    assert papers.run_table(folder, FEW, none, lambda at: None, lambda words: None) == rows
+    with Store.write(folder / "seed-7" / "Meta-Rewarding") as store:
+        begun = store.fact("settings")
+        store.state(
+            "settings", begun | {"dpo": {key: begun["dpo"][key] for key in begun["dpo"] if key != "precompute_reference"}}
+        )
+    assert papers.run_table(folder, FEW, none, lambda at: None, lambda words: None) == rows, "a version with fewer settings"
+    with Store.write(folder / "seed-7" / "Meta-Rewarding") as store:
+        store.state("settings", begun | {"dpo": begun["dpo"] | {"beta": 0.5}})
+    with pytest.raises(UserError, match="seed-7/Meta-Rewarding was begun with other settings"):
+        papers.run_table(folder, FEW, none, lambda at: None, lambda words: None)
+    with Store.write(folder / "seed-7" / "Meta-Rewarding") as store:
+        store.state("settings", begun)
 
 
 def test_every_arm_is_a_setting_that_there_is():

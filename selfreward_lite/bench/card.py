@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +37,10 @@ from selfreward_lite.shapes import SHAPES
 from selfreward_lite.tools import Tools, real_tools
 from selfreward_lite.training_job import Job
 
-SEQUENCES = (1, 8, 32, 64, 128)
-LENGTHS = (512, 1024, 2048)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
 PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
 STEPS = 3
+GRACE = 60.0  # seconds beyond its time that a measurement may take once it has begun
 EARLY = "reference read beforehand"  # its time is that of loading
 LOOK = 0.1  # seconds between two looks at the card's memory
 Found = dict[str, Any]
@@ -49,7 +50,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Wanted:
     """What is to be measured: a shape of SHAPES, bytes of the card that may be used (None: all), seconds in all, one part
-    (engine, train, parity) or None for all, a folder for the models, the command that asked for it."""
+    (engine, train, parity) or None for all, a folder for the models, the command that asked for it; with how many sequences, at
+    which lengths of a row."""
 
     shape: str
     vram: int | None
@@ -57,6 +59,8 @@ class Wanted:
     only: str | None
     folder: Path
     command: str
+    sequences: tuple[int, ...] = (1, 8, 32, 64, 128)
+    lengths: tuple[int, ...] = (512, 1024, 2048)
 
     @property
     def preset(self) -> str:
@@ -69,27 +73,54 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
     ends = time.monotonic() + wanted.seconds
     document = _head(wanted)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # the prediction, before there is a figure
-    for name, work in _parts(wanted, say):
+    for name, _ in _parts(wanted, say):
         if time.monotonic() > ends:
             document["left_out"].append(name)
             continue
         say(f"{name} …")
         began = time.monotonic()
-        try:
-            with watched() as peak:
-                document["found"][name] = work() | {"peak_bytes": peak()}
-            taken = document["found"][name]["peak_bytes"]
-            if wanted.vram is not None and taken is not None and taken > wanted.vram:
-                del document["found"][name]
-                document["failed"][name] = f"it took {in_words(taken)} of the card, more than {in_words(wanted.vram)}"
-        except Exception as error:  # noqa: BLE001 - of a card, a library and a driver, every way to fail is a finding
-            document["failed"][name] = str(error).splitlines()[0] if str(error) else type(error).__name__
-            say(f"{name}: {document['failed'][name]}")
+        with watched() as peak:
+            found, why = in_child(wanted, name, ends - time.monotonic() + GRACE)
+            taken = peak()
+        if why is None and wanted.vram is not None and taken is not None and taken > wanted.vram:
+            why = f"it took {in_words(taken)} of the card, more than {in_words(wanted.vram)}"
+        if why is None:
+            document["found"][name] = found | {"peak_bytes": taken}
+        else:
+            document["failed"][name] = why
+            say(f"{name}: {why}")
         document["seconds"][name] = round(time.monotonic() - began, 1)
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     document |= hours(wanted, document)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return document
+
+
+def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | None]:
+    """Do one measurement in a process of its own, which may crash, or be ended after `seconds`: its figures, or why not."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=_measured, args=(wanted, name, theirs))
+    child.start()
+    theirs.close()
+    try:
+        found = ours.recv() if ours.poll(seconds) else f"not done in time, and ended after {seconds:.0f} s"
+    except EOFError:
+        child.join()
+        found = f"its process ended with code {child.exitcode}"
+    finally:
+        child.kill()
+        child.join()
+    return (found, None) if isinstance(found, dict) else ({}, found)
+
+
+def _measured(wanted: Wanted, name: str, answer: Any) -> None:
+    """What `in_child` starts."""
+    try:
+        work = dict(_parts(wanted, lambda words: print(words, file=sys.stderr)))[name]
+        answer.send(work())
+    except Exception as error:  # noqa: BLE001 - of a card, a library and a driver, every way to fail is a finding
+        answer.send(str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
 def _head(wanted: Wanted) -> Found:
@@ -142,9 +173,10 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
         yield from first.rates()
     if wanted.only in (None, "train"):
         for backend in ("transformers", *(["unsloth"] if _version("unsloth") and cards() else [])):
-            for length in LENGTHS:
+            for length in wanted.lengths:
                 yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
-        yield f"DPO, transformers, {LENGTHS[0]} tokens, {EARLY}", lambda: train(wanted, "transformers", LENGTHS[0], early=True)
+        shortest = wanted.lengths[0]
+        yield f"DPO, transformers, {shortest} tokens, {EARLY}", lambda: train(wanted, "transformers", shortest, early=True)
     if wanted.only in (None, "parity"):
         yield "NF4 against its GGUF", lambda: parity(wanted)
     if wanted.only in (None, "engine"):
@@ -166,7 +198,7 @@ class _Engine:
     def rates(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """Tokens a second: one after another as most people ask, ours with more and more sequences, and of prompts."""
         yield f"{self.kind}: naive loop", lambda: {"tokens_per_s": engine.naive_rate(self.plan(1))}
-        for parallel in SEQUENCES:
+        for parallel in self.wanted.sequences:
             yield f"{self.kind}: {parallel} sequences", lambda parallel=parallel: _rate(self.plan(parallel))
         yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1)))
 
@@ -199,7 +231,11 @@ class _Engine:
 
 def _rate(asked: engine.Plan) -> Found:
     rate, stats = engine.engine_rate(asked)
-    return {"tokens_per_s": rate, "sampling_share": stats["seconds_sample"] / stats["seconds_total"]}
+    generated = sum(request.sampling.max_tokens for request in asked.load.requests)
+    return {
+        "tokens_per_s": rate, "sampling_share": stats["seconds_sample"] / stats["seconds_total"],
+        "generated": generated, "read": stats["prompt_computed"], "seconds": generated / rate,
+    }
 
 
 def _prefill(asked: engine.Plan) -> Found:
@@ -263,7 +299,7 @@ def parity(wanted: Wanted) -> Found:
         settings = config.load(wanted.preset)
         adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
         if not adapter.exists():
-            _trained(wanted, tools, "transformers", LENGTHS[0])
+            _trained(wanted, tools, "transformers", wanted.lengths[0])
         base, rng = _base(wanted), random.Random(1)
         out, began = wanted.folder / "exported" / "base.gguf", time.monotonic()
         model = settings.model.model_copy(update={"gguf_file": None})
@@ -306,21 +342,22 @@ def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
     """Seconds a token, from the parts that were measured; None while one is missing."""
     found, settings = document["found"], config.load(wanted.preset)
     kind = "q8_0"  # what presets make of NF4
-    ways = [count for count in SEQUENCES if f"{kind}: {count} sequences" in found]
+    ways = [count for count in wanted.sequences if f"{kind}: {count} sequences" in found]
     trained = [found[name] for name in found if name.startswith("DPO, ") and not name.endswith(EARLY)]
     if not ways or f"{kind}: prompts alone" not in found or not trained:
         return None
-    nearest = min(ways, key=lambda count: abs(count - settings.engine.parallel))
-    best = min(trained, key=lambda one: one["seconds_of_a_pair"] / one["tokens_of_a_pair"])
+    nearest = found[f"{kind}: {min(ways, key=lambda count: abs(count - settings.engine.parallel))} sequences"]
+    read = 1 / found[f"{kind}: prompts alone"]["tokens_per_s"]
+    typical = settings.dpo.max_length  # of a pair's two rows, each half as long as the longest; of the libraries, the faster
+    best = min(trained, key=lambda one: (abs(one["tokens_of_a_pair"] - typical), one["seconds_of_a_pair"]))
     return plan.Rates(
-        token=1 / found[f"{kind}: {nearest} sequences"]["tokens_per_s"], read=1 / found[f"{kind}: prompts alone"]["tokens_per_s"],
+        token=max(0.0, nearest["seconds"] - nearest["read"] * read) / nearest["generated"], read=read,
         dpo=best["seconds_of_a_pair"] / best["tokens_of_a_pair"],
     )
 
 
 def _hours(settings: Settings, priced: plan.Costs) -> float:
     return sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values()) / 3600
-
 
 
 

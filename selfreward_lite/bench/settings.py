@@ -75,8 +75,8 @@ def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
     """
     if folder.exists():
         with Store.read(start) as store, Store.read(folder) as there:
-            wanted = config.override(store.fact("settings"), dict(change)).model_dump(mode="json")
-            if there.fact("settings") != wanted:
+            # Parsed, since a setting that a later version has was not written down then: it has its default.
+            if config.parse(there.fact("settings")) != config.override(store.fact("settings"), dict(change)):
                 raise UserError(f"{folder} was begun with other settings; move it away, or give another --runs-dir")
         return
     half = folder.with_name(f"{folder.name}.part")
