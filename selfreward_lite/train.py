@@ -288,15 +288,16 @@ def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) 
 def _with_reference(trainer: DPOTrainer, rows: list[Row], size: int) -> Dataset:
     """The rows with what the reference gives them, each read once; TRL's own way would do it before the adapter is as saved."""
     unique = list({id(row): row for row in rows}.values())
-    trainer.model.eval()
+    # Prepared as training will find it: in mixed precision the same weights give other numbers without it.
+    model = trainer.accelerator.prepare(trainer.model).eval()
     found: dict[int, tuple[float, float]] = {}
     for start in range(0, len(unique), size):
         batch = unique[start : start + size]
         inputs = trainer._prepare_inputs(trainer.data_collator(batch))
         with torch.no_grad():
-            chosen, rejected = trainer.compute_ref_log_probs(trainer.model, inputs)
+            chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
         found |= {id(row): pair for row, pair in zip(batch, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)}
-    trainer.model.train()
+    model.train()
     return Dataset.from_list([
         row | {"ref_chosen_logps": found[id(row)][0], "ref_rejected_logps": found[id(row)][1]} for row in rows
     ])

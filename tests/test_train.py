@@ -308,3 +308,21 @@ def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(tmp_p
     assert runs[True][1] == pytest.approx(runs[False][1], abs=1e-3)
     for name, weight in runs[False][0].items():
         assert torch.allclose(runs[True][0][name], weight, atol=2e-3), name
+
+
+def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(tmp_path, tiny, chat, trained, monkeypatch):
+    """As on a card: without the autocast of the training the reference's numbers are others, and the first margin is not 0."""
+    monkeypatch.setattr(train, "_compute_dtype", lambda: torch.bfloat16)
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for early, logged in losses.items():
+
+        def report(said, logged=logged):
+            if "values" in said:
+                logged.append(said["values"]["loss"])
+
+        job = make_job(
+            tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name=f"early-{early}", precompute_reference=early
+        )
+        assert train.train(replace(job, settings=job.settings | {"epochs": 2}), report, BY_TRANSFORMERS)["first_margin"] == 0.0
+    assert losses[True] == losses[False]
+    assert len(losses[True]) == 6
