@@ -115,7 +115,7 @@ def _splits(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def prompts(rows: Rows) -> list[str]:
-    """Return the prompt of every row; a row without one is refused as `Rows.refuse` does."""
+    """Return the prompt of every row, as it stands there; a row without one is refused as `Rows.refuse` does."""
     found = []
     for place, row in rows.rows:
         try:
@@ -175,7 +175,7 @@ def _text(value: Any, what: str) -> str:
         raise BadRow(f"{what} {reason}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
-    return value.strip()
+    return str(value)
 
 
 def text_fault(value: Any) -> str | None:

@@ -41,7 +41,7 @@ SHAPES = [
     {"prompt": "Why?"},
     {"prompt": [{"role": "user", "content": "Why?"}]},
     {"instruction": "Why?", "input": ""},
-    {"question": " Why? "},
+    {"question": "Why?"},
     {"text": "Why?"},
     {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
     {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
@@ -168,7 +168,7 @@ def test_fault_08_the_converter_round_trips(tmp_path_factory, wanted):
         lambda text: {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "ok"}]},
     ):
         path = write(folder / "mine.jsonl", [shape(text) for text in wanted])
-        assert datafiles.prompts(datafiles.read_rows(path, skip_bad=False)) == [text.strip() for text in wanted]
+        assert datafiles.prompts(datafiles.read_rows(path, skip_bad=False)) == wanted
 
 
 # -- ranked data in OASST's schema ----------
@@ -222,7 +222,7 @@ def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, rea
 
 def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_out_ones(tiny):
     settings = tiny.prompts.model_copy(update={"count": 2})
-    texts = ["One two three four.", "one  two three FOUR.", "Secret words that are held out.", "Five six.", "Seven eight."]
+    texts = ["One two three four.", "one  two three FOUR.", "Secret words that are held out.", " Five six.\n", "Seven eight."]
     outcome = prompt_stage.imported(texts, settings, run="r", held_out=["Secret words that are held out."])
     assert [(one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)] == [
         (1, 0, "One two three four."),

@@ -86,7 +86,7 @@ def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Ite
     drops: list[Drop] = []
     seen: set[str] = set()
     secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
-    for text in texts:
+    for text in map(str.strip, texts):
         plain = " ".join(text.split()).casefold()
         if plain in seen:
             drops.append(Drop("same prompt again"))
