@@ -42,7 +42,7 @@ def compare(
     name: RunName = "tiny",
     runs_dir: RunsDir = Path("runs"),
     model: Model = None,
-    against: Annotated[str, typer.Option(help="Another model of the run.")] = "M0",
+    against: Annotated[str, typer.Option(help="Another model of the run, or of another run, as other/M3.")] = "M0",
     judge: Annotated[str | None, typer.Option(
         help="exact (of the tiny world), a model of the run, or a GGUF file; by default exact where it can be, else M0.",
     )] = None,

@@ -1,4 +1,4 @@
-"""The models of a run, asked again after it: two of them against each other, one as judge of ranked data, one to answer prompts.
+"""The models of a run, asked again after it: two against each other, one as judge of ranked data, one to answer prompts.
 
     RUN/evaluation/<settings>/run.sqlite     what was asked for this, apart from the run, which stays as it was, and apart from
                                              what was asked with other settings; asked again, only what is missing is
@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfreward_lite import evaluate, hub, pairwise
 from selfreward_lite.chat import ChatFormat
-from selfreward_lite.config import Settings
+from selfreward_lite.config import Settings, parse
 from selfreward_lite.engines.base import Engine
 from selfreward_lite.errors import UserError
 from selfreward_lite.judge_quality import JudgeQuality, judge_quality
@@ -43,24 +43,28 @@ class Examination:
 
     def number(self, name: str) -> int:
         """Return the number of a model by its name: base, M0, M1, …; raises UserError where the run has none of that name."""
-        newest = self.run.store.newest()
-        there = ["base", *(f"M{number}" for number in range((-1 if newest is None else newest) + 1))]
-        if name not in there:
-            raise UserError(f"{self.run.store.folder.name} has no model {name!r}; it has {', '.join(there)}")
-        return there.index(name) + BASE
+        return _number(self.run.store, name)
 
     def against(self, mine: str, theirs: str, judge: str) -> list[Met]:
         """Hold two models' answers to the held-out prompts against each other; an answer that never came loses to one that did.
 
-        `judge` is EXACT, a model of the run, or the path of a GGUF file. Raises UserError where one of them is not there.
+        `theirs` may be a model of another run of the folder, as other/M3: prompts that both runs held out count then. `judge` is
+        EXACT, a model of this run, or the path of a GGUF file. Raises UserError where one of them is not there.
         """
-        answers = [self._held_out_answers(self.number(name)) for name in (mine, theirs)]
+        prompts, answers = self.run.held_out(), [_answers(self.run, mine)]
+        if "/" in theirs:
+            prompts, strangers = self._of_another_run(theirs)
+            answers.append(strangers)
+        else:
+            answers.append(_answers(self.run, theirs))
         if judge == EXACT:
-            return self._exactly(*answers)
-        both = [one for one in self.run.held_out() if all(one.id in known for known in answers)]
+            return _exactly(prompts, *answers)
+        both = [one for one in prompts if all(one.id in known for known in answers)]
         iteration = max(0, self.number(mine))
         with self._judge(judge, iteration) as (engine, voice):
             stage = f"{_of_base(self.number(mine))}against {theirs} by {voice.model}"
+            if "/" in theirs:  # a run of the same name may come to hold other answers
+                stage += f" {_digest([answers[1][one.id].id for one in both])}"
             items = [
                 (one.id, bind(pairwise.ask_comparison, one, answers[0][one.id], answers[1][one.id], voice)) for one in both
             ]
@@ -71,7 +75,7 @@ class Examination:
             one.prompt_id: one for one in self.notes.records(Comparison, iteration=iteration, model=name)
             if (one.mine_id, one.theirs_id) in ids
         }
-        return [_met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in self.run.held_out()]
+        return [_met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in prompts]
 
     def judged(self, model: str, ranked: Sequence[RankedPrompt], count: int) -> JudgeQuality:
         """Have a model judge ranked answers, `count` times each, and return how it agrees with the ranks."""
@@ -103,24 +107,24 @@ class Examination:
 
     def held_out_answers(self, model: str) -> list[tuple[Prompt, Response]]:
         """Return the held-out prompts that a model answered in the run, with its answers."""
-        given = self._held_out_answers(self.number(model))
+        given = _answers(self.run, model)
         return [(one, given[one.id]) for one in self.run.held_out() if one.id in given]
 
-    def _held_out_answers(self, number: int) -> dict[str, Response]:
-        name, prompts = "base" if number == BASE else f"M{number}", {one.id for one in self.run.held_out()}
-        given = self.run.store.records(Response, iteration=max(0, number), model=name)
-        return {one.prompt_id: one for one in given if one.prompt_id in prompts}
-
-    def _exactly(self, mine: dict[str, Response], theirs: dict[str, Response]) -> list[Met]:
-        prompts = self.run.held_out()
-        scores = [evaluate.exact_scores(prompts, list(known.values())) for known in (mine, theirs)]
-        if scores[0] is None or scores[1] is None:
-            raise UserError("only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0")
-        a, b = scores[0].score, scores[1].score
-        return [
-            Met(pairwise.points(a[one.id], b[one.id]), _length(mine.get(one.id)), _length(theirs.get(one.id)))
-            for one in prompts
-        ]
+    def _of_another_run(self, name: str) -> tuple[list[Prompt], dict[str, Response]]:
+        """The prompts that both runs held out, as this one has them, and by their ids what that run's model answered."""
+        folder, _, model = name.rpartition("/")
+        with Store.read(self.run.store.folder.parent / folder) as store:
+            ours = (self.run.chat, self.run.model_dir, self.run.tools, self.run.watch)
+            other = Run(store, parse(store.fact("settings")), *ours)
+            given, ids = _answers(other, model), {one.text: one.id for one in other.held_out()}
+        prompts = [one for one in self.run.held_out() if one.text in ids]
+        if not prompts:
+            raise UserError(
+                f"{folder} held out none of the prompts that {self.run.store.folder.name} did; compare runs of the same data"
+            )
+        there = {one.id: given[ids[one.text]] for one in prompts if ids[one.text] in given}
+        # Two runs may have the same ids, as copies that were gone on with have.
+        return prompts, {name: replace(one, id=_digest([one.id, one.text]), prompt_id=name) for name, one in there.items()}
 
     @contextmanager
     def _judge(self, judge: str, iteration: int) -> Iterator[tuple[Engine, Voice]]:
@@ -154,6 +158,31 @@ def examined(store: Store, settings: Settings, tools: Tools, watch: Watch) -> It
             yield Examination(run, notes)
         finally:
             run.release_engine()
+
+
+def _number(store: Store, name: str) -> int:
+    newest = store.newest()
+    there = ["base", *(f"M{number}" for number in range((-1 if newest is None else newest) + 1))]
+    if name not in there:
+        raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(there)}")
+    return there.index(name) + BASE
+
+
+def _answers(run: Run, model: str) -> dict[str, Response]:
+    """A model's answers to the prompts that its run held out, by prompt."""
+    prompts = {one.id for one in run.held_out()}
+    given = run.store.records(Response, iteration=max(0, _number(run.store, model)), model=model)
+    return {one.prompt_id: one for one in given if one.prompt_id in prompts}
+
+
+def _exactly(prompts: Sequence[Prompt], mine: dict[str, Response], theirs: dict[str, Response]) -> list[Met]:
+    scores = [evaluate.exact_scores(prompts, [known[one.id] for one in prompts if one.id in known]) for known in (mine, theirs)]
+    if scores[0] is None or scores[1] is None:
+        raise UserError("only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0")
+    a, b = scores[0].score, scores[1].score
+    return [
+        Met(pairwise.points(a[one.id], b[one.id]), _length(mine.get(one.id)), _length(theirs.get(one.id))) for one in prompts
+    ]
 
 
 def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> Met:

@@ -9,7 +9,7 @@ import scripted_run
 from scripted_tools import scripted_tools
 from typer.testing import CliRunner
 
-from selfreward_lite import tools, votes
+from selfreward_lite import loop, tools, votes
 from selfreward_lite.chat import ChatFormat, user
 from selfreward_lite.cli import app
 from selfreward_lite.config import TINY_MODEL, parse
@@ -70,6 +70,31 @@ def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
         assert work.against("M1", "base", "M1") == first
     with Store.read(runs / "mine") as store:
         assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
+
+
+def test_a_model_is_held_against_one_of_another_run(runs):
+    """Runs of one seed have the same ids for other answers; of what one of them was not asked, nothing counts."""
+    chat = ChatFormat.load(TINY_MODEL)
+    for name, length, changed in (("long", 3, {}), ("short", 2, {"evaluation.prompts": "4"}), ("else", 1, {"seed": "9"})):
+        with Store.write(runs / name) as store:
+            settings = loop.settle(store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny")
+            loop.run(store, settings, scripted_tools(chat, length=length), lambda at: None)
+    with opened(runs) as work:
+        own = work.against("M1", "M0", "M0")
+        for _ in range(2):  # asked, and read from what was kept
+            long, short = work.against("M1", "long/M0", "M0"), work.against("M1", "short/M0", "M0")
+            assert [one.mine_length for one in long] == [one.mine_length for one in own]
+            assert [one.mine_length for one in short] == [one.mine_length for one in own[:4]]
+            assert all(one.orders for one in [*long, *short])
+        assert sum(one.their_length for one in long) > 2 * sum(one.their_length for one in own)
+        assert sum(one.their_length for one in short) > 1.5 * sum(one.their_length for one in own[:4])
+        assert [one.result for one in work.against("M0", "long/M0", EXACT)]
+        with pytest.raises(UserError, match="else held out none of the prompts that mine did"):
+            work.against("M1", "else/M0", "M0")
+        with pytest.raises(UserError, match="long has no model 'M3'; it has base, M0"):
+            work.against("M1", "long/M3", "M0")
+        with pytest.raises(UserError, match="nowhere"):
+            work.against("M1", "nowhere/M0", "M0")
 
 
 def test_the_exact_scorer_needs_no_engine(runs):
