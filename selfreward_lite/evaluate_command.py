@@ -174,7 +174,9 @@ def paper_table(
     for arm, means in claims.table(rows).items():
         table.add_row(arm, *(mean_and_error(means.get(name)) for name in claims.COLUMNS))
     console.print(table)
-    document = claims.document(rows)
+    document = {"command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}", **claims.document(rows)}
+    with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:
+        document |= {name: store.fact(name) for name in ("hardware", "versions")}
     for one in document["claims"]:
         say(f"{one['verdict']}: {one['name']} {one['words']}")
         for found in one["differences"]:

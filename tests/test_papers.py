@@ -178,12 +178,17 @@ def test_a_judgment_turned_against_brevity_is_still_a_judgment():
 
 
 def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
-    _, rows, _ = made
+    folder, rows, _ = made
     monkeypatch.setattr(papers, "run_table", lambda folder, table, *_: [row for row in rows if row.seed in table.seeds])
-    ended = CliRunner().invoke(app, ["evaluate", "paper-table", "--seeds", "7-8", "--out", str(tmp_path / "out")])
+    ended = CliRunner().invoke(
+        app, ["evaluate", "paper-table", "--seeds", "7-8", "--runs-dir", str(folder), "--out", str(tmp_path / "out")]
+    )
     assert ended.exception is None, ended.exception
     said = json.loads(ended.stdout.splitlines()[-1])
     assert set(said["verdicts"]) == {claim.name for claim in (*CLAIMS, *QUESTIONS)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"paper-table.json", "paper-table.md", "paper-table.png"}
     document = json.loads((tmp_path / "out" / "paper-table.json").read_text())
+    assert document["command"].endswith("evaluate paper-table --seeds 7-8")
+    assert document["hardware"]
+    assert document["versions"]["llama-cpp-python"]
     assert (tmp_path / "out" / "paper-table.md").read_text() == claims.markdown(document)
