@@ -170,7 +170,7 @@ def paper_table(
 
     with Display(console) as watch:
         rows = papers.run_table(runs_dir, papers.Table(seeds_of(seeds)), real_tools, watch, say)
-    table = Table("", *(name.replace("_", " ") for name in claims.COLUMNS))
+    table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():
         table.add_row(arm, *(mean_and_error(means.get(name)) for name in claims.COLUMNS))
     console.print(table)

@@ -18,9 +18,10 @@ from selfreward_lite.chat import ChatFormat
 from selfreward_lite.cli import app
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import UserError
-from selfreward_lite.records import Candidate, Prompt
+from selfreward_lite.records import Battle, Candidate, Judgment, Outcome, Prompt, Response
 from selfreward_lite.store import Store
 from selfreward_lite.tiny.bias import against_brevity
+from selfreward_lite.tiny.score import score
 
 FEW = Table(
     (7, 8),
@@ -95,7 +96,7 @@ def test_every_arm_is_a_setting_that_there_is():
 
 def test_every_claim_is_about_arms_and_columns_that_there_are(made):
     _, rows, _ = made
-    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy"}
+    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy", "meta_accuracy"}
     for claim in (*CLAIMS, *QUESTIONS):
         for place in (one for each in claim.differences for one in (each.more, each.less) if one.arm is not None):
             assert place.arm in {arm.name for arm in ARMS}, place
@@ -192,3 +193,34 @@ def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
     assert document["hardware"]
     assert document["versions"]["llama-cpp-python"]
     assert (tmp_path / "out" / "paper-table.md").read_text() == claims.markdown(document)
+
+
+def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
+    """Three answers worth 5, 3 and 0 points, all given 3; the expected score has two of the three pairs in their order."""
+    prompt = Prompt("p", 1, "own", 0, "Sort the letters c a b.")
+    texts = {"good": "The answer is a b c.", "wordy": "a b c", "none": "no idea"}
+    expected = {"good": 3.4, "wordy": 2.0, "none": 2.5}
+    responses = [Response(name, 1, "M0", "p", place, text, "stop", 5) for place, (name, text) in enumerate(texts.items())]
+    judgments = [Judgment(f"of {name}", 1, "M0", name, 0, "", "stop", 5, 3.0, value) for name, value in expected.items()]
+    told = {"near": 4.0, "far": 2.0, "farther": 1.0, "opposite": None}
+    judgments += [
+        Judgment(name, 1, "M0", "good", place, name, "stop", 5, score, None)
+        for place, (name, score) in enumerate(told.items(), 1)
+    ]
+    battles = [("near", "far", 1), ("far", "near", 1), ("farther", "far", -1), ("near", "opposite", 1), ("near", "far", 0)]
+    with Store.write(tmp_path / "run") as store:
+        store.state("run", "seed 1")
+        records = [prompt, *responses, *judgments]
+        records += [
+            Battle(str(place), 1, f"M{place}", "good", first, second, verdict, "")
+            for place, (first, second, verdict) in enumerate(battles)
+        ]
+        store.begin_stage(1, "made", 1)
+        store.commit(1, "made", "all", Outcome(tuple(records)))
+        worth = {name: score(prompt.text, text).score for name, text in texts.items()}
+        assert (worth["good"], worth["none"]) == (5, 0)
+        assert 0 < worth["wordy"] < 5
+        assert papers.tie_accuracy(store, 1) == pytest.approx(2 / 3), "wordy stands below none, wrongly"
+        assert papers.meta_accuracy(store, 1) == pytest.approx(2 / 3), "one of three decided battles went to the farther one"
+        assert papers.tie_accuracy(store, 2) is None
+        assert papers.meta_accuracy(store, 2) is None

@@ -124,6 +124,10 @@ CLAIMS = (
 )
 # What no paper claims of this, and a user wants to know before choosing a setting.
 QUESTIONS = (
+    Claim("Q0", "", "the meta-judge finds the better of two judgments", (
+        _above_half("meta_accuracy", MR, 1, "battles decided rightly, first iteration, less ½"),
+        _above_half("meta_accuracy", MR, 2, "battles decided rightly, second iteration, less ½"),
+    )),
     Claim("Q1", "arXiv 2503.03064", "on pairs that the sampled mean ties, the expected score finds the better one", (
         _above_half("tie_accuracy", SR, 1, "accuracy on tied pairs, first iteration, less ½"),
     )),
@@ -168,11 +172,14 @@ def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str
     return found
 
 
-COLUMNS = (
-    "win_rate", "length_controlled_win_rate", "exact_score", "answer_right", "length", "judge_pair_accuracy", "pair_yield",
-    "tie_rate", "first_share",
-)
-OF_DATA = ("pair_yield", "tie_rate", "first_share")  # of what models were trained on: the mean over all iterations that have it
+COLUMNS = {  # by what a table calls them
+    "win_rate": "win rate", "length_controlled_win_rate": "at equal length", "exact_score": "exact score",
+    "answer_right": "answers right", "length": "characters", "judge_pair_accuracy": "judge: pairs right",
+    "pair_yield": "prompts with a pair", "tie_rate": "ties", "meta_accuracy": "meta-judge: right",
+    "first_share": "meta-judge: for the first shown",
+}
+# Of what models were trained on: the mean over all iterations that have it.
+OF_DATA = ("pair_yield", "tie_rate", "meta_accuracy", "first_share")
 Means = dict[str, tuple[float, float]]
 
 
@@ -258,7 +265,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
 def markdown(document: Mapping[str, Any]) -> str:
     """Return table and claims as Markdown, as the README has them."""
     columns = [name for name in COLUMNS if any(name in means for means in document["table"].values())]
-    lines = [f"| | {' | '.join(name.replace('_', ' ') for name in columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines = [f"| | {' | '.join(COLUMNS[name] for name in columns)} |", f"|---|{'---|' * len(columns)}"]
     for arm, means in document["table"].items():
         cells = [f"{means[name][0]:.3f} ± {means[name][1] or 0:.3f}" if name in means else "–" for name in columns]
         lines.append(f"| {arm} | {' | '.join(cells)} |")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,7 @@ from selfreward_lite import evaluate, loop, pairwise, report, series
 from selfreward_lite.bench.settings import branch
 from selfreward_lite.bench.tiny import OpenTools, Say, finish
 from selfreward_lite.config import parse
-from selfreward_lite.records import BASE, Judgment, Prompt, Response
+from selfreward_lite.records import BASE, Battle, Judgment, Prompt, Response
 from selfreward_lite.run import grouped
 from selfreward_lite.runner import Watch
 from selfreward_lite.stages.response_pairs import TOLERANCE
@@ -145,7 +145,8 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
             "length": fmean(length for _, length in mine.values()), "hard_score": fmean(mine[name][0] for name in hard),
             "first_share": biases.get((f"M{iteration - 1}", "shown first")),
             "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
-            "tie_accuracy": _tie_accuracy(store, iteration) if iteration else None,
+            "tie_accuracy": tie_accuracy(store, iteration) if iteration else None,
+            "meta_accuracy": meta_accuracy(store, iteration) if iteration else None,
             **{name: row[name] for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs")},
             **_judging(store, iteration),
         }
@@ -163,25 +164,45 @@ def _letters(prompt: Prompt) -> tuple[str, ...]:
     return task.letters
 
 
-def _tie_accuracy(store: Store, iteration: int) -> float | None:
+def tie_accuracy(store: Store, iteration: int) -> float | None:
     """Of pairs of responses that the mean of the sampled scores ties, the share that the expected score puts in their true order.
 
-    Pairs of the same true worth, or the same expected score, say nothing and are left out.
+    Pairs of the same true worth, or the same expected score, say nothing and are left out; None where no pair is left.
     """
-    texts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
+    worth = _worth(store, iteration)
     judged = grouped(store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"), lambda one: one.response_id)
     found = defaultdict(list)
     for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
         read = [each for each in judged.get(one.id, ()) if each.score is not None and each.expected_score is not None]
-        exact = evaluate.exact_scores([Prompt("", 0, "held_out", 0, texts[one.prompt_id])], [replace(one, prompt_id="")])
-        if read and exact is not None:
+        if read and one.id in worth:
             means = (fmean(each.score or 0.0 for each in read), fmean(each.expected_score or 0.0 for each in read))
-            found[one.prompt_id].append((*means, exact.score[""]))
+            found[one.prompt_id].append((*means, worth[one.id]))
     right = [
         (a[1] > b[1]) == (a[2] > b[2]) for scored in found.values() for a, b in combinations(scored, 2)
         if abs(a[0] - b[0]) <= TOLERANCE and a[2] != b[2] and a[1] != b[1]
     ]
     return fmean(right) if right else None
+
+
+def meta_accuracy(store: Store, iteration: int) -> float | None:
+    """Of the decided battles between judgments unequally far from the true score, the share that went to the nearer one."""
+    worth = _worth(store, iteration)
+    scores = {one.id: one.score for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")}
+    right = []
+    for one in store.records(Battle, iteration=iteration):
+        first, second, true = scores[one.first_id], scores[one.second_id], worth.get(one.response_id)
+        if one.verdict and first is not None and second is not None and true is not None:
+            lead = abs(second - true) - abs(first - true)
+            right += [(lead > 0) == (one.verdict > 0)] if lead else []
+    return fmean(right) if right else None
+
+
+def _worth(store: Store, iteration: int) -> dict[str, int]:
+    """The exact score of each of an iteration's responses, by id; those to prompts that are no task have none."""
+    prompts = {one.id: one for one in store.records(Prompt, iteration=iteration)}
+    given = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+    exact = ((one.id, evaluate.exact_scores([prompts[one.prompt_id]], [one])) for one in given)
+    return {name: next(iter(known.score.values())) for name, known in exact if known is not None}
 
 
 def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, tuple[int, int]]:
