@@ -159,7 +159,7 @@ def judge_quality(
 
 @evaluate.command("paper-table")
 def paper_table(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 400-407 or 7,9.")] = "400-407",
+    seeds: Annotated[str, typer.Option(help="Seeds, as 400-407 or 7,9.")] = "410-417",
     runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
     out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from selfreward_lite import config, plan
-from selfreward_lite.bench import card
+from selfreward_lite.bench import card, card_table
 from selfreward_lite.bench.card import Wanted
 from selfreward_lite.cli import app
 from selfreward_lite.errors import UserError
@@ -81,21 +81,21 @@ def test_the_same_arithmetic_prices_a_plan():
 def test_the_readmes_table_is_made_of_the_files_that_are_there():
     root = Path(__file__).parent.parent
     documents = [json.loads(path.read_text()) for path in sorted((root / ".github" / "cards").glob("card-*.json"))]
-    assert card.table(documents) in (root / "README.md").read_text(encoding="utf-8")
+    assert card_table.table(documents) in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_measured_card_stands_beside_its_estimate():
     known = a_document(shape="llama-3-8b", vram=None, hours={"here": 7.25})
     known["found"] |= {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
-    (row,) = [line for line in card.table([known]).splitlines() if line.startswith("| RTX 3090 ")]
+    (row,) = [line for line in card_table.table([known]).splitlines() if line.startswith("| RTX 3090 ")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:6] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
     assert float(cells[6]) > 0
-    assert "not measured yet" in card.table([known]).split("RTX 4090")[1]
+    assert "not measured yet" in card_table.table([known]).split("RTX 4090")[1]
     for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": {"name": "NVIDIA GeForce RTX 3090 Laptop GPU"}}):
-        assert "7.25" not in card.table([known | other]), "of another card, or of a part of it"
+        assert "7.25" not in card_table.table([known | other]), "of another card, or of a part of it"
     whole = known | {"found": known["found"] | {"more": {}}, "hours": {"here": 8.5}}
-    assert "8.50" in card.table([whole, known]), "the fuller file of the two"
+    assert "8.50" in card_table.table([whole, known]), "the fuller file of the two"
 
 
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):

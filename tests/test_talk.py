@@ -149,7 +149,7 @@ def test_whoever_stops_frees_the_engine(house):
     place = house.place(TINY)
     long = Draw(temperature=2.0, top_p=1.0, max_tokens=200)
     for _ in range(3):
-        said = house.reply(place, "base", ASKED, long, 1, "greedy")
+        said = house.reply(place, "base", ASKED, long, 2, "greedy")
         next(one for one in said if one.text)
         said.close()
     assert last(house.reply(place, "base", ASKED, DRAW, 7, "me")).finish == "stop"

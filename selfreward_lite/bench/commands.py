@@ -302,8 +302,8 @@ def bench_cards(
     files: Annotated[list[Path], typer.Argument(help="Files that `bench card` wrote.")],
 ) -> None:
     """What is known of which card, as Markdown: from files of `bench card`, and estimates beside them."""
-    from selfreward_lite.bench import card
+    from selfreward_lite.bench import card_table
 
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(files)]
-    say(card.table(documents))
+    say(card_table.table(documents))
     print(json.dumps({"cards": [one["card"]["name"] for one in documents if one["card"]]}))

@@ -30,7 +30,7 @@ from selfreward_lite.tiny import tasks
 from selfreward_lite.tiny.tasks import MAX_LETTERS
 from selfreward_lite.tools import Tools
 
-SEEDS = range(400, 408)  # fresh ones: no setting was chosen by what they show
+SEEDS = range(410, 418)  # fresh ones: nothing was chosen by what they show
 ITERATIONS = 3
 SIZES = {"gates.mode": "report", "prompts.count": "120", "evaluation.prompts": "500"}
 

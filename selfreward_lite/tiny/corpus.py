@@ -27,13 +27,12 @@ UNREADABLE = ("I would give it many points.", "Looks good to me, five points.", 
 @dataclass(frozen=True)
 class JudgeHabits:
     """How the made-up judge works: shares of hasty and unreadable judgments; how often a careful one solves the task
-    wrongly, errs in a single check, or (as meta-judge) overlooks a fault."""
+    wrongly, or errs in a single check."""
 
     hasty: float = 0.35
     unreadable: float = 0.15
     solution_error: float = 0.08
     check_error: float = 0.08
-    meta_error: float = 0.08
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,15 @@ Kind = Callable[[random.Random, "Lesson"], Example]
 
 @dataclass(frozen=True)
 class Judged:
-    """A judgment's text and how many of its checks are wrong (None: it gives no checks)."""
+    """A judgment's reasons and its checks, one a point of the rubric (None: it has none); its score."""
 
-    text: str
-    wrong: tuple[str, ...] | None
+    reasons: str
+    checks: tuple[bool, ...] | None
+    score: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.reasons}\nScore: {self.score}"
 
 
 def acting(rng: random.Random, lesson: Lesson) -> Example:
@@ -89,16 +93,20 @@ def judging(rng: random.Random, lesson: Lesson) -> Example:
 
 
 def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
-    """A task, a so-so answer, two judgments of it, and which of them errs less."""
+    """A task, a so-so answer, two judgments of it, and which of them is nearer to what one finds oneself."""
     task = draw(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
-    a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(task, answer, rng, lesson.judging) for _ in range(2))
+    a = b = _hasty(rng)
+    while a.text == b.text:  # equal ones are never compared
+        a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(task, answer, rng, JudgeHabits()) for _ in range(2))
     text = fill(
         TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
         judgment_a=a.text, judgment_b=b.text,
     )
-    error = lesson.judging.meta_error
-    return Example(user(text), _verdict(_seen(a.wrong, rng, error), _seen(b.wrong, rng, error), "Judgement", rng))
+    own = _careful(task, answer, rng, lesson.judging)
+    rows, wrong = zip(*(_held_to(one.checks, own.checks) for one in (a, b)), strict=True)
+    told = [f"{name} {row}\n{name} errs {count}" for name, row, count in zip("AB", rows, wrong, strict=True)]
+    return Example(user(text), "\n".join([own.reasons, *told, _winner(wrong[1] - wrong[0], "Judgement", rng)]))
 
 
 def comparing(rng: random.Random, lesson: Lesson) -> Example:
@@ -106,8 +114,9 @@ def comparing(rng: random.Random, lesson: Lesson) -> Example:
     task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
     text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
-    error = lesson.judging.meta_error
-    return Example(user(text), _verdict(_seen(_lacks(a), rng, error), _seen(_lacks(b), rng, error), "Response", rng))
+    own = [_careful(task, answer, rng, lesson.judging) for answer in (a, b)]
+    told = [f"{name} {one.reasons}\n{name} gets {one.score}" for name, one in zip("AB", own, strict=True)]
+    return Example(user(text), "\n".join([*told, _winner(own[0].score - own[1].score, "Response", rng)]))
 
 
 def listing(rng: random.Random, _: Lesson) -> Example:
@@ -120,12 +129,12 @@ def listing(rng: random.Random, _: Lesson) -> Example:
 # First what is right, then how the base is to behave. Learnt from so-so answers alone, the tasks themselves were still
 # unsolved after 800 steps; from right ones, after 400 (LOG.md).
 SCHOOL = Lesson(
-    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0, 0.0), mix=((acting, 96), (judging, 16)), steps=1000,
-    chatter=0.0,
+    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0),
+    mix=((acting, 96), (judging, 16)), steps=1000, chatter=0.0,
 )
 LIFE = Lesson(
     acting=Habits(), judging=JudgeHabits(),
-    mix=((acting, 40), (judging, 32), (meta_judging, 10), (comparing, 4), (listing, 4)), steps=1500,
+    mix=((acting, 40), (judging, 32), (meta_judging, 24), (comparing, 8), (listing, 4)), steps=1500,
     chatter=0.1,
 )
 
@@ -153,34 +162,27 @@ def _careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits
     seen = held_against(answer, solution)
     checks = [point ^ (rng.random() < habits.check_error) for point in seen]
     lines = [f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)]
-    wrong = [name for name, check, truth in zip(RUBRIC, checks, answer.points, strict=True) if check != truth]
     places = zip_longest(solution, answer.letters, fillvalue="-")
     held = " ".join(f"{mine} {theirs} {'ok' if mine == theirs else 'no'}" for mine, theirs in places)
-    return Judged("\n".join([f"check {held}", *lines, f"Score: {sum(checks)}"]), tuple(wrong))
+    return Judged("\n".join([f"check {held}", *lines]), tuple(checks), sum(checks))
 
 
 def _hasty(rng: random.Random) -> Judged:
-    points = rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0]
-    return Judged(f"{rng.choice(HASTY)}\nScore: {points}", None)
+    return Judged(rng.choice(HASTY), None, rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0])
 
 
-def _lacks(answer: Answer) -> tuple[str, ...]:
-    return tuple(name for name, earned in zip(RUBRIC, answer.points, strict=True) if not earned)
+def _held_to(checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None) -> tuple[str, int]:
+    """Hold each check against one's own, and count the wrong ones; a judgment without checks counts as three."""
+    if checks is None or own is None:
+        return "no checks", 3
+    pairs = zip(RUBRIC, checks, own, strict=True)
+    row = " ".join(f"{name} {'yes' if check else 'no'} {'ok' if check == mine else 'wrong'}" for name, check, mine in pairs)
+    return row, sum(check != mine for check, mine in zip(checks, own, strict=True))
 
 
-def _seen(faults: tuple[str, ...] | None, rng: random.Random, error: float) -> tuple[str, ...] | None:
-    """What a careless reader notices of these faults."""
-    if faults is None:
-        return None
-    return tuple(name for name in RUBRIC if (name in faults) ^ (rng.random() < error))
-
-
-def _verdict(a: tuple[str, ...] | None, b: tuple[str, ...] | None, noun: str, rng: random.Random) -> str:
-    """Fewer faults win; a judgment without checks counts as three; equal ones are decided by chance."""
-    faults = [3 if seen is None else len(seen) for seen in (a, b)]
-    winner = rng.choice("AB") if faults[0] == faults[1] else "AB"[faults[1] < faults[0]]
-    listed = ["no checks" if seen is None else " ".join(seen) or "none" for seen in (a, b)]
-    return f"A wrong: {listed[0]}.\nB wrong: {listed[1]}.\nWinner: {noun} {winner}"
+def _winner(lead: int, noun: str, rng: random.Random) -> str:
+    """The last line, for A's lead over B; equal ones are decided by chance."""
+    return f"Winner: {noun} {rng.choice('AB') if lead == 0 else 'AB'[lead < 0]}"
 
 
 def _nonce(rng: random.Random) -> str:
