@@ -3,10 +3,14 @@
 import random
 from collections import Counter
 from dataclasses import astuple
+from statistics import fmean
 
 import pytest
 
+from selfreward_lite.chat import user
 from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.parsing import parse_verdict
+from selfreward_lite.prompts import fill, nonce_for
 from selfreward_lite.tiny import corpus, ranked, tasks
 from selfreward_lite.tiny.answers import Habits, chatter, write
 from selfreward_lite.tiny.score import Points, score
@@ -137,3 +141,63 @@ def test_a_short_rebuild_learns(tmp_path):
     assert untrained > 5.5  # nearly the logarithm of the vocabulary
     assert trained < 2.5
     assert (tmp_path / "longer" / "model.safetensors").stat().st_size < 2_500_000
+
+
+def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
+    rng = random.Random(3)
+    seen: Counter[str] = Counter()
+    for _ in range(400):
+        lines = corpus.meta_judging(rng, corpus.LIFE).completion.splitlines()
+        own = {line.split()[0]: line.split()[1] for line in lines[1:6]}
+        errs = {}
+        for row, count in zip(lines[6:10:2], lines[7:10:2], strict=True):
+            name, *words = row.split()
+            held = zip(words[0::3], words[1::3], words[2::3], strict=True) if words != ["no", "checks"] else ()
+            wrong = [point for point, check, mark in held if mark == "wrong" and check != own[point]]
+            errs[name] = 3 if words == ["no", "checks"] else len(wrong)
+            assert count == f"{name} errs {errs[name]}"
+        winner = parse_verdict("\n".join(lines), "Judgement")
+        seen["tie" if errs["A"] == errs["B"] else "won"] += 1
+        assert errs["A"] == errs["B"] or winner == min(errs, key=errs.__getitem__)
+        told = corpus.comparing(rng, corpus.LIFE).completion
+        gets = {line.split()[0]: int(line.split()[2]) for line in told.splitlines() if " gets " in line}
+        assert gets["A"] == gets["B"] or parse_verdict(told, "Response") == max(gets, key=gets.__getitem__)
+        assert told.count(" yes") == sum(gets.values())
+    assert min(seen.values()) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "noun", "least"), [("meta_judge", "Judgement", 0.75), ("compare", "Response", 0.8)])
+def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
+    """On unseen tasks, drawn as a run draws. A careful author of the corpus, who errs as well, would be right in 86 % of the
+    meta-judgments."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    rng, asked = random.Random(5), []
+    while len(asked) < 300:
+        task = tasks.draw(rng, "evaluation")
+        first, second = write(task, rng, Habits()), write(task, rng, Habits())
+        holes = {"response_a": first.text, "response_b": second.text}
+        lead = sum(first.points) - sum(second.points)
+        if kind == "meta_judge":
+            judged = [corpus.careful(task, first, rng, corpus.JudgeHabits()) for _ in range(2)]
+            holes = {"response": first.text, "judgment_a": judged[0].text, "judgment_b": judged[1].text}
+            lead = abs(judged[1].score - sum(first.points)) - abs(judged[0].score - sum(first.points))
+        if lead:
+            asked.append((fill("compact", kind, prompt=task.prompt, nonce=nonce_for(task.prompt, "compact"), **holes), lead))
+    model = LlamaForCausalLM.from_pretrained(TINY_MODEL).float().eval()
+    prompts = [chat.prompt_ids(user(text)) for text, _ in asked]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[chat.pad] * (longest - len(one)) + list(one) for one in prompts])
+    with torch.no_grad():
+        drawn = model.generate(
+            input_ids=ids, attention_mask=(ids != chat.pad).long(), do_sample=True, temperature=1.0, top_p=0.95, top_k=0,
+            max_new_tokens=96, pad_token_id=chat.pad, eos_token_id=list(chat.stop),
+        )  # fmt: skip
+    said = [chat.tokenizer.decode(row[longest:].tolist(), skip_special_tokens=True) for row in drawn]
+    verdicts = [parse_verdict(text, noun) for text in said]
+    right = fmean(verdict == ("A" if lead > 0 else "B") for verdict, (_, lead) in zip(verdicts, asked, strict=True))
+    print(f"\n{kind}: right in {right:.1%} of {len(asked)}, read {fmean(verdict is not None for verdict in verdicts):.1%}")
+    assert right > least

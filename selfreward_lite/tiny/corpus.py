@@ -89,7 +89,7 @@ def judging(rng: random.Random, lesson: Lesson) -> Example:
     if luck < habits.unreadable:
         return Example(user(text), rng.choice(UNREADABLE))
     hasty = luck < habits.unreadable + habits.hasty
-    return Example(user(text), (_hasty(rng) if hasty else _careful(task, answer, rng, habits)).text)
+    return Example(user(text), (_hasty(rng) if hasty else careful(task, answer, rng, habits)).text)
 
 
 def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
@@ -98,12 +98,12 @@ def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
     answer = _judged_answer(task, rng, lesson)
     a = b = _hasty(rng)
     while a.text == b.text:  # equal ones are never compared
-        a, b = (_hasty(rng) if rng.random() < 0.2 else _careful(task, answer, rng, JudgeHabits()) for _ in range(2))
+        a, b = (_hasty(rng) if rng.random() < 0.2 else careful(task, answer, rng, JudgeHabits()) for _ in range(2))
     text = fill(
         TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
         judgment_a=a.text, judgment_b=b.text,
     )
-    own = _careful(task, answer, rng, lesson.judging)
+    own = careful(task, answer, rng, lesson.judging)
     rows, wrong = zip(*(_held_to(one.checks, own.checks) for one in (a, b)), strict=True)
     told = [f"{name} {row}\n{name} errs {count}" for name, row, count in zip("AB", rows, wrong, strict=True)]
     return Example(user(text), "\n".join([own.reasons, *told, _winner(wrong[1] - wrong[0], "Judgement", rng)]))
@@ -114,7 +114,7 @@ def comparing(rng: random.Random, lesson: Lesson) -> Example:
     task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
     text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
-    own = [_careful(task, answer, rng, lesson.judging) for answer in (a, b)]
+    own = [careful(task, answer, rng, lesson.judging) for answer in (a, b)]
     told = [f"{name} {one.reasons}\n{name} gets {one.score}" for name, one in zip("AB", own, strict=True)]
     return Example(user(text), "\n".join([*told, _winner(own[0].score - own[1].score, "Response", rng)]))
 
@@ -154,7 +154,7 @@ def _judged_answer(task: Task, rng: random.Random, lesson: Lesson) -> Answer:
     return chatter(rng) if rng.random() < lesson.chatter else write(task, rng, Habits())
 
 
-def _careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
+def careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
     """Solve the task, hold the answer against that solution place by place, tick the points, and add up."""
     solution = task.solution
     if rng.random() < habits.solution_error:
