@@ -156,6 +156,7 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     assert list(document["table"]) == ["M0 only", "Self-Rewarding", "Meta-Rewarding", "no EFT"]
     assert len(document["rows"]) == len(rows)
     assert {one["verdict"] for one in document["claims"]} >= {"not measured"}
+    assert claims.document([Row(*row) for row in document["rows"]]) == document, "all of it follows from its rows"
     for one in document["claims"]:
         assert all(claims.in_words(found) for found in one["differences"])
     assert figures.svg(figures.curves(claims.panels(rows)))

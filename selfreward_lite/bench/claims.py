@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfreward_lite.bench.papers import ITERATIONS, Row
@@ -242,7 +242,10 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, fl
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything as JSON: the table, each claim with its differences, and the rows themselves."""
+    """Return everything as JSON: the table, each claim with its differences, and the rows that both follow from, to four digits."""
+    rows = [
+        replace(row, values={name: round(value, 4) for name, value in row.values.items() if not math.isnan(value)}) for row in rows
+    ]
     judged = [(one, *judge(one, rows)) for one in (*CLAIMS, *QUESTIONS)]
     return {
         "seeds": sorted({row.seed for row in rows}),
@@ -256,9 +259,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
             ]}
             for one, verdict, found in judged
         ],
-        "rows": [
-            [row.arm, row.seed, row.iteration, {name: _short(value) for name, value in row.values.items()}] for row in rows
-        ],
+        "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in rows],
     }
 
 
