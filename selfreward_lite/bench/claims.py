@@ -242,9 +242,10 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, fl
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything as JSON: the table, each claim with its differences, and the rows that both follow from, to four digits."""
+    """Return everything as JSON: the table, each claim with its differences, and the rows, to four digits, that both come from."""
     rows = [
-        replace(row, values={name: round(value, 4) for name, value in row.values.items() if not math.isnan(value)}) for row in rows
+        replace(one, values={name: round(value, 4) for name, value in one.values.items() if not math.isnan(value)})
+        for one in rows
     ]
     judged = [(one, *judge(one, rows)) for one in (*CLAIMS, *QUESTIONS)]
     return {
