@@ -242,7 +242,7 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, fl
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything as JSON: the table, each claim with its differences, and the rows, to four digits, that both come from."""
+    """Return everything as JSON: the table, each claim with its differences, and the rows that both come from, to four digits."""
     rows = [
         replace(one, values={name: round(value, 4) for name, value in one.values.items() if not math.isnan(value)})
         for one in rows
@@ -269,13 +269,17 @@ def markdown(document: Mapping[str, Any]) -> str:
     columns = [name for name in COLUMNS if any(name in means for means in document["table"].values())]
     lines = [f"| | {' | '.join(COLUMNS[name] for name in columns)} |", f"|---|{'---|' * len(columns)}"]
     for arm, means in document["table"].items():
-        cells = [f"{means[name][0]:.3f} ± {means[name][1] or 0:.3f}" if name in means else "–" for name in columns]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {' | '.join(_cell(means.get(name)) for name in columns)} |")
     lines += ["", "| | claim | here | differences, mean and 95 % interval |", "|---|---|---|---|"]
     for one in document["claims"]:
         differences = "; ".join(in_words(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(found: Sequence[float | None] | None) -> str:
+    """A mean with its standard error; of one seed there is none."""
+    return "–" if found is None else f"{found[0]:.3f}" if found[1] is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 
 def in_words(difference: Mapping[str, Any]) -> str:
