@@ -287,6 +287,8 @@ def bench_card(
         say(f"failed: {part}: {why}")
     if document["predicted_hours"]:
         say(f"{document['predicted_hours']:.2f} hours was what the plan had predicted")
+    if len(document["hours"]) > 1:
+        say("estimates: generating scales as the cards' memory bandwidth, reading and training as their operations a second")
     for where, value in document["hours"].items():
         say(f"{value:.2f} hours for an iteration of {document['preset']}: {where}")
     print(json.dumps({"out": str(out), **{name: document[name] for name in ("failed", "left_out", "hours", "predicted_hours")}}))
