@@ -27,6 +27,10 @@ class ExactScores:
     score: dict[str, int]
     right: dict[str, bool]
 
+    def win_rate_limit(self) -> float:
+        """Return the highest win rate against these answers that there can be: a tie, which counts ½, where one is perfect."""
+        return 1 - fmean(value == tiny_score.BEST for value in self.score.values()) / 2
+
 
 def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores | None:
     """Score answers to tasks of the tiny world exactly; None where the prompts are not of that world."""

@@ -23,6 +23,7 @@ from selfreward_lite.config import Settings
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.errors import UserError
 from selfreward_lite.examine import EXACT, Examination, examined
+from selfreward_lite.intervals import plain, with_error
 from selfreward_lite.records import Prompt, Response
 from selfreward_lite.seed import RankedPrompt
 from selfreward_lite.store import Store
@@ -53,7 +54,8 @@ def compare(
 ) -> None:
     """Hold two models' answers to the held-out prompts against each other, in both orders; or export answers."""
     if context.invoked_subcommand is not None:
-        if (name, runs_dir, model, judge, set_) != ("tiny", Path("runs"), None, None, None):
+        sources = map(context.get_parameter_source, context.params)
+        if any(source is not None and source.name != "DEFAULT" for source in sources):
             raise UserError(f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}")
         return
     decided = judge or (EXACT if _exact(runs_dir / name) else "M0")
@@ -80,7 +82,7 @@ def _exact(folder: Path) -> bool:
 def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
     yield "prompts: won, tied, lost", f"{found['prompts']}: {found['won']}, {found['tied']}, {found['lost']}"
     yield "win rate, a tie as half", (
-        f"{found['win_rate']:.3f} ± {found['win_rate_error']:.3f}, 95 %: {found['win_rate_low']:.3f} to "
+        f"{with_error((found['win_rate'], found['win_rate_error']))}, 95 %: {found['win_rate_low']:.3f} to "
         f"{found['win_rate_high']:.3f}"
     )
     yield "win rate at equal length (not AlpacaEval's)", (
@@ -151,28 +153,27 @@ def judge_quality(
     table = Table("", "", title=f"{mine} as judge of {quality.answers} answers to {len(found)} prompts", title_justify="left")
     for title, value in known.items():
         if not title.endswith("_error"):
-            error = known.get(f"{title}_error")
-            table.add_row(title.replace("_", " "), f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else ""))
+            table.add_row(title.replace("_", " "), with_error((value, known.get(f"{title}_error"))))
     console.print(table)
     print(json.dumps({"run": name, "model": mine, "prompts": len(found), "answers": quality.answers, **_plain(known)}))
 
 
 @evaluate.command("paper-table")
 def paper_table(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 400-407 or 7,9.")] = "410-417",
+    seeds: Annotated[str, typer.Option(help="Seeds, as 410-417 or 7,9.")] = "410-417",
     runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
     out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
 ) -> None:
     """The papers' comparisons in miniature: every method from the same M0 with the same budget, in the tiny world; hours."""
     from selfreward_lite.bench import claims, papers
-    from selfreward_lite.bench.commands import mean_and_error, seeds_of
+    from selfreward_lite.bench.commands import seeds_of
     from selfreward_lite.tools import real_tools
 
     with Display(console) as watch:
         rows = papers.run_table(runs_dir, papers.Table(seeds_of(seeds)), real_tools, watch, say)
     table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():
-        table.add_row(arm, *(mean_and_error(means.get(name)) for name in claims.COLUMNS))
+        table.add_row(arm, *(with_error(means.get(name)) for name in claims.COLUMNS))
     console.print(table)
     document = {"command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}", **claims.document(rows)}
     with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:
@@ -235,5 +236,4 @@ def _examination(name: str, runs_dir: Path, set_: list[str] | None, *, engine: b
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
+    return {name: plain(value) for name, value in values.items()}

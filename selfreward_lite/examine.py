@@ -51,20 +51,16 @@ class Examination:
         `theirs` may be a model of another run of the folder, as other/M3: prompts that both runs held out count then. `judge` is
         EXACT, a model of this run, or the path of a GGUF file. Raises UserError where one of them is not there.
         """
-        prompts, answers = self.run.held_out(), [_answers(self.run, mine)]
-        if "/" in theirs:
-            prompts, strangers = self._of_another_run(theirs)
-            answers.append(strangers)
-        else:
-            answers.append(_answers(self.run, theirs))
+        prompts, rivals = self._rivals(theirs)
+        answers = (_answers(self.run, mine), rivals)
         if judge == EXACT:
             return _exactly(prompts, *answers)
         both = [one for one in prompts if all(one.id in known for known in answers)]
         iteration = max(0, self.number(mine))
         with self._judge(judge, iteration) as (engine, voice):
-            stage = f"{_of_base(self.number(mine))}against {theirs} by {voice.model}"
-            if "/" in theirs:  # a run of the same name may come to hold other answers
-                stage += f" {_digest([answers[1][one.id].id for one in both])}"
+            # With a digest: another run of the same name may come to hold other answers.
+            compared = _digest([known[one.id].id for known in answers for one in both])
+            stage = f"{_of_base(self.number(mine))}against {theirs} by {voice.model} {compared}"
             items = [
                 (one.id, bind(pairwise.ask_comparison, one, answers[0][one.id], answers[1][one.id], voice)) for one in both
             ]
@@ -110,12 +106,16 @@ class Examination:
         given = _answers(self.run, model)
         return [(one, given[one.id]) for one in self.run.held_out() if one.id in given]
 
-    def _of_another_run(self, name: str) -> tuple[list[Prompt], dict[str, Response]]:
-        """The prompts that both runs held out, as this one has them, and by their ids what that run's model answered."""
+    def _rivals(self, name: str) -> tuple[list[Prompt], dict[str, Response]]:
+        """A model's answers by prompt, and the prompts to compare on: of another run's model those that both runs held out."""
         folder, _, model = name.rpartition("/")
+        if not folder:
+            return self.run.held_out(), _answers(self.run, model)
         with Store.read(self.run.store.folder.parent / folder) as store:
-            ours = (self.run.chat, self.run.model_dir, self.run.tools, self.run.watch)
-            other = Run(store, parse(store.fact("settings")), *ours)
+            begun = store.fact("settings")
+            if begun is None:
+                raise UserError(f"{folder} has only just begun; compare with it when it has a model")
+            other = Run(store, parse(begun), self.run.chat, self.run.model_dir, self.run.tools, self.run.watch)
             given, ids = _answers(other, model), {one.text: one.id for one in other.held_out()}
         prompts = [one for one in self.run.held_out() if one.text in ids]
         if not prompts:

@@ -53,6 +53,19 @@ def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     return mean, math.sqrt(len(groups) / (len(groups) - 1) * spread) / count
 
 
+def plain(value: float) -> float | None:
+    """Return a figure as JSON can hold it, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def with_error(found: Sequence[float | None] | None) -> str:
+    """Return a mean and its standard error as a cell of a table; of one value there is no error (None or NaN)."""
+    if found is None:
+        return "–"
+    mean, error = found
+    return f"{mean:.3f}" if error is None or math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
+
+
 def standard_error(values: Sequence[float]) -> float:
     """Return the standard error of the mean of independent values; NaN for fewer than two."""
     return mean_and_error([[value] for value in values])[1]

@@ -15,7 +15,9 @@ from selfreward_lite.bench.tiny import Result
 from selfreward_lite.config import Settings
 from selfreward_lite.engines.scripted import ScriptedEngine
 from selfreward_lite.errors import TrainingError
+from selfreward_lite.records import Prompt, Response
 from selfreward_lite.store import Store
+from selfreward_lite.tiny.score import BEST, score
 
 WANTED = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30"}
 
@@ -83,7 +85,10 @@ def results(**changes: dict[int, float]) -> list[Result]:
     for column, values in changes.items():
         for place, value in values.items():
             changed[place][column] = value
-    return [Result(seed, {"base": found[0], "iterations": found[1:]}, None) for seed, found in ((1, changed), (2, rows))]
+    return [
+        Result(seed, {"base": found[0], "iterations": found[1:]}, None, limit)
+        for seed, found, limit in ((1, changed, 0.9), (2, rows, 0.8))
+    ]
 
 
 def test_averages_are_means_with_standard_errors_over_seeds():
@@ -91,6 +96,18 @@ def test_averages_are_means_with_standard_errors_over_seeds():
     assert means[3]["win_rate_vs_seed"] == pytest.approx((0.85, 0.05))
     assert means[0]["exact_score"] == pytest.approx((3.4, 0.0))
     assert len(means) == 4
+    assert tiny.win_rate_limit(results()) == pytest.approx((0.85, 0.05))
+    assert tiny.win_rate_limit([replace(results()[0], win_rate_limit=None)]) is None
+
+
+def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
+    found = tiny.run_seeds(tmp_path, [7], {**WANTED, "iterations": "0"}, opener(chat), lambda at: None, lambda text: None)
+    with Store.read(tmp_path / "seed-7") as store:
+        texts = {one.id: one.text for one in store.records(Prompt, origin="held_out")}
+        given = {one.prompt_id: one.text for one in store.records(Response, iteration=0, model="M0")}
+    won = [0.5 if score(text, given.get(name, "")).score == BEST else 1.0 for name, text in texts.items()]
+    assert found[0].win_rate_limit == pytest.approx(sum(won) / len(won))
+    assert 0.5 < found[0].win_rate_limit < 1.0
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,13 @@ def test_a_model_is_held_against_one_of_another_run(runs):
             assert all(one.orders for one in [*long, *short])
         assert sum(one.their_length for one in long) > 2 * sum(one.their_length for one in own)
         assert sum(one.their_length for one in short) > 1.5 * sum(one.their_length for one in own[:4])
-        assert [one.result for one in work.against("M0", "long/M0", EXACT)]
+        exact = work.against("M0", "long/M0", EXACT)
+        assert [one.mine_length for one in exact] == [one.their_length for one in own], "own: M0 is the rival there"
+        assert [one.their_length for one in exact] == [one.their_length for one in long]
+        with Store.write(runs / "begun"):
+            pass
+        with pytest.raises(UserError, match="begun has only just begun"):
+            work.against("M1", "begun/M0", "M0")
         with pytest.raises(UserError, match="else held out none of the prompts that mine did"):
             work.against("M1", "else/M0", "M0")
         with pytest.raises(UserError, match="long has no model 'M3'; it has base, M0"):
@@ -244,9 +250,10 @@ def _set(folder: Path) -> Path:
     return file
 
 
-def test_options_before_a_part_are_refused(command, runs):
+@pytest.mark.parametrize("option", [("--name", "mine"), ("--against", "M1"), ("--export", "alpaca_eval"), ("--out", "here")])
+def test_options_before_a_part_are_refused(command, runs, option):
     with pytest.raises(UserError, match="options of `evaluate judge` stand behind judge"):
-        ended = CliRunner().invoke(app, ["evaluate", "--name", "mine", "judge", "--runs-dir", str(runs)])
+        ended = CliRunner().invoke(app, ["evaluate", *option, "judge", "--name", "mine", "--runs-dir", str(runs)])
         raise ended.exception
 
 

@@ -146,7 +146,7 @@ def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():
     assert importers == {"evaluate", "tiny.ranked"}
     # and what evaluation computes from it goes to the report, never to a stage, a gate or a trainer
     users = {name for name, _, tree in modules() if "evaluate" in own(tree)}
-    assert users == {"assess", "examine", "bench.papers"}
+    assert users == {"assess", "examine", "bench.papers", "bench.tiny"}
 
 
 def test_gates_are_handed_nothing_exact():

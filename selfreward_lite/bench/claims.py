@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from selfreward_lite.bench.papers import ITERATIONS, Row
-from selfreward_lite.intervals import standard_error, t_interval
+from selfreward_lite.intervals import plain, standard_error, t_interval, with_error
 from selfreward_lite.records import BASE
 
 LAST = ITERATIONS
@@ -269,17 +269,12 @@ def markdown(document: Mapping[str, Any]) -> str:
     columns = [name for name in COLUMNS if any(name in means for means in document["table"].values())]
     lines = [f"| | {' | '.join(COLUMNS[name] for name in columns)} |", f"|---|{'---|' * len(columns)}"]
     for arm, means in document["table"].items():
-        lines.append(f"| {arm} | {' | '.join(_cell(means.get(name)) for name in columns)} |")
+        lines.append(f"| {arm} | {' | '.join(with_error(means.get(name)) for name in columns)} |")
     lines += ["", "| | claim | here | differences, mean and 95 % interval |", "|---|---|---|---|"]
     for one in document["claims"]:
         differences = "; ".join(in_words(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(found: Sequence[float | None] | None) -> str:
-    """A mean with its standard error; of one seed there is none."""
-    return "–" if found is None else f"{found[0]:.3f}" if found[1] is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 
 def in_words(difference: Mapping[str, Any]) -> str:
@@ -289,5 +284,4 @@ def in_words(difference: Mapping[str, Any]) -> str:
 
 
 def _short(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else round(value, 4)
+    return plain(round(value, 4))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -21,6 +22,7 @@ from selfreward_lite.chat import ChatFormat
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, say
 from selfreward_lite.errors import UserError
+from selfreward_lite.intervals import plain, with_error
 from selfreward_lite.run import Run
 from selfreward_lite.shapes import SHAPES
 from selfreward_lite.store import Store
@@ -51,7 +53,7 @@ def bench_tiny(
     table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
     table.add_row("seeds that have it", *map(str, tiny.reached(results)))
     for name in tiny.COLUMNS:
-        table.add_row(name.replace("_", " "), *(mean_and_error(mean.get(name)) for mean in means))
+        table.add_row(name.replace("_", " "), *(with_error(mean.get(name)) for mean in means))
     console.print(table)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
     table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
@@ -59,9 +61,14 @@ def bench_tiny(
         columns = [" ".join(_short(row.get(name)) for row in result.rows[1:]) for name in shown]
         table.add_row(str(result.seed), *columns, str(result.document["seconds"]), result.stopped or "")
     console.print(table)
+    limit = tiny.win_rate_limit(results)
+    say(f"the highest win rate against these M0 that there can be: {with_error(limit)}")
     for claim, holds in verdicts.items():
         say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    print(json.dumps({"seeds": [result.seed for result in results], "mean_and_error": means, "verdicts": verdicts}))
+    print(json.dumps({
+        "seeds": [result.seed for result in results], "mean_and_error": [_pairs(one) for one in means],
+        "win_rate_limit": None if limit is None else [*map(plain, limit)], "verdicts": verdicts,
+    }))
 
 
 @bench.command("settings")
@@ -84,8 +91,8 @@ def bench_settings(
         last = tiny.averages(found)[-1]
         refused = sum(len(result.document["refused"]) for result in found)
         seconds = sum(result.document["seconds"] for result in found) / len(found)
-        table.add_row(name, *(mean_and_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
-        document[name] = {**{column: last.get(column) for column in shown}, "refused": refused}
+        table.add_row(name, *(with_error(last.get(column)) for column in shown), f"{seconds:.0f}", str(refused))
+        document[name] = {**_pairs({column: last[column] for column in shown if column in last}), "refused": refused}
     console.print(table)
     print(json.dumps({"seeds": seeds_of(seeds), "variants": document}))
 
@@ -125,8 +132,8 @@ def _distances(title: str, found: list[Distance]) -> Table:
     columns = ("base", "MB", "largest difference", "divergence, nats", "same likeliest token", "judge pair accuracy")
     table = Table(*columns, title=title)
     for one in found:
-        accuracy = (one.judge_pair_accuracy, one.judge_pair_accuracy_error)
-        judged = "–" if accuracy[0] is None else f"{accuracy[0]:.3f} ± {accuracy[1]:.3f}"
+        accuracy = one.judge_pair_accuracy
+        judged = with_error(None if accuracy is None else (accuracy, one.judge_pair_accuracy_error))
         numbers = (f"{one.size / 1e6:.2f}", f"{one.difference:.2g}", f"{one.divergence:.2g}", f"{one.agreement:.1%}", judged)
         table.add_row(one.name, *numbers)
     return table
@@ -219,13 +226,12 @@ def seeds_of(text: str) -> list[int]:
     return found
 
 
+def _pairs(means: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
+    return {name: [plain(value) for value in pair] for name, pair in means.items()}
+
+
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def mean_and_error(found: tuple[float, float] | None) -> str:
-    """Return a mean with its standard error as a cell."""
-    return "–" if found is None else f"{found[0]:.3f} ± {found[1]:.3f}"
 
 
 @bench.command("app")

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from selfreward_lite import loop, report
+from selfreward_lite import evaluate, loop, report
 from selfreward_lite.config import Settings
 from selfreward_lite.errors import GateStop, TrainingError
 from selfreward_lite.intervals import standard_error
+from selfreward_lite.records import Prompt, Response
 from selfreward_lite.runner import Watch
 from selfreward_lite.store import Store
 from selfreward_lite.tools import Tools
@@ -51,6 +52,7 @@ class Result:
     seed: int
     document: Mapping[str, Any]
     stopped: str | None
+    win_rate_limit: float | None  # what no model can pass against this seed's M0
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -85,7 +87,20 @@ def finish(store: Store, settings: Settings, tools: Tools, watch: Watch) -> Resu
         loop.run(store, settings, tools, watch)
     except (GateStop, TrainingError) as stop:
         stopped = str(stop)
-    return Result(settings.seed, report.summary(store), stopped)
+    return Result(settings.seed, report.summary(store), stopped, _limit(store))
+
+
+def _limit(store: Store) -> float | None:
+    held_out = store.records(Prompt, origin="held_out")
+    answered = store.records(Response, iteration=0, model="M0")
+    scores = evaluate.exact_scores(held_out, answered) if answered else None
+    return None if scores is None else scores.win_rate_limit()
+
+
+def win_rate_limit(results: Sequence[Result]) -> tuple[float, float] | None:
+    """Return the mean, and its standard error over seeds, of the highest win rate against M0 that there can be; None for none."""
+    found = [one.win_rate_limit for one in results if one.win_rate_limit is not None]
+    return (fmean(found), standard_error(found)) if found else None
 
 
 def reached(results: Sequence[Result]) -> list[int]:

@@ -15,6 +15,8 @@ from selfreward_lite.tiny.tasks import read
 _SENTENCE = re.compile(r"The answer is((?: [a-z])+)\.")
 _LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
 
+BEST = 5
+
 
 @dataclass(frozen=True)
 class Points:
@@ -33,7 +35,7 @@ class Points:
 
     @property
     def score(self) -> int:
-        """The exact score, 0 to 5."""
+        """The exact score, 0 to BEST."""
         return sum(astuple(self))
 
 
