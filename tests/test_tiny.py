@@ -169,8 +169,7 @@ def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "noun", "least"), [("meta_judge", "Judgement", 0.75), ("compare", "Response", 0.8)])
 def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
-    """On unseen tasks, drawn as a run draws. A careful author of the corpus, who errs as well, would be right in 86 % of the
-    meta-judgments."""
+    """On unseen tasks, drawn as a run draws; an author of the corpus, who errs as well, would not always be right either."""
     import torch
     from transformers import LlamaForCausalLM
 
