@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -130,6 +131,18 @@ CLAIM = Claim("C", "", "A beats B", (Difference("A less B", Place("x", "A"), Pla
 )
 def test_a_claim_is_held_where_its_interval_is_above_zero(seeds, verdict):
     assert claims.judge(CLAIM, rows_of(*seeds))[0] == verdict
+
+
+def test_what_has_no_room_to_rise_says_nothing_of_a_claim():
+    rows = [*rows_of((1.0, 1.0), (1.0, 1.0), (0.9, 1.0)), *(Row("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3))]
+    full = Difference("A less B", Place("x", "A"), Place("x", "B"), limit=1.0)
+    held = Difference("A less C", Place("x", "A"), Place("x", "C"), limit=1.0)
+    assert claims.judge(Claim("C", "", "", (full,)), rows)[0] == "not testable here"
+    verdict, found = claims.judge(Claim("C", "", "", (full, held)), rows)
+    assert (verdict, [one.verdict for one in found]) == ("held where testable here", ["not testable here", "held"])
+    fails = Difference("C less A", Place("x", "C"), Place("x", "A"), limit=1.0)
+    assert claims.judge(Claim("C", "", "", (full, fails)), rows)[0] == "not held: the opposite"
+    assert claims.judge(Claim("C", "", "", (replace(full, limit=1.1),)), rows)[0] == "not held: no difference seen"
 
 
 def test_a_claim_of_several_parts_is_as_good_as_its_worst():

@@ -2,7 +2,8 @@
 
 Knows: the claims of arXiv 2401.10020 and 2407.19594 that a small world can test, and what would bear each out. Does not know:
 how rows are made (`papers`). A difference is taken seed by seed; a claim is held only where the 95 % interval of every
-difference that it needs lies on the claimed side of zero. Whatever comes out is reported.
+difference that it needs lies on the claimed side of zero. A difference that has no room to be above zero, as where a share is 1
+before, says nothing about its claim. Whatever comes out is reported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from selfreward_lite.records import BASE
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
-Verdict = Literal["held", "not held: no difference seen", "not held: the opposite", "not measured"]
+Verdict = Literal[
+    "held", "held where testable here", "not held: no difference seen", "not held: the opposite", "not testable here",
+    "not measured",
+]
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Difference:
-    """`more` less `less`, which is claimed to be above zero."""
+    """`more` less `less`, which is claimed to be above zero. Of a share, `limit` says that it cannot be above 1."""
 
     words: str
     more: Place
     less: Place
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Found:
-    """A difference as it was found: mean and 95 % interval over the seeds that have it, of those `wanted`."""
+    """A difference as it was found: mean and 95 % interval over the seeds that have it, of those `wanted`; `room` says whether
+    it could have been above zero on any seed."""
 
     words: str
     mean: float
@@ -64,11 +70,14 @@ class Found:
     high: float
     seeds: int
     wanted: int
+    room: bool
 
     @property
     def verdict(self) -> Verdict:
         if math.isnan(self.low) or self.seeds < self.wanted:  # those that got there are no fair sample
             return "not measured"
+        if not self.room:
+            return "not testable here"
         return "held" if self.low > 0 else "not held: the opposite" if self.high < 0 else "not held: no difference seen"
 
 
@@ -77,11 +86,11 @@ def _between(column: str, more: str, less: str, words: str = "") -> Difference:
     return Difference(words or f"{column.replace('_', ' ')}: {more} less {less}", Place(column, more), Place(column, less))
 
 
-def _over(column: str, arm: str, after: int, before: int) -> Difference:
+def _over(column: str, arm: str, after: int, before: int, limit: float = math.inf) -> Difference:
     """Two models of one arm."""
     names = ["the base" if number == BASE else f"M{number}" for number in (after, before)]
     words = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
-    return Difference(words, Place(column, arm, after), Place(column, arm, before))
+    return Difference(words, Place(column, arm, after), Place(column, arm, before), limit)
 
 
 def _above_half(column: str, arm: str, iteration: int, words: str) -> Difference:
@@ -92,7 +101,7 @@ JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
 SR_PAPER, MR_PAPER = "arXiv 2401.10020", "arXiv 2407.19594"
 CLAIMS = (
     Claim("C6", SR_PAPER, "EFT improves all five metrics of the judge", tuple(
-        _over(f"judge_{one}", SR, 0, BASE) for one in JUDGE
+        _over(f"judge_{one}", SR, 0, BASE, limit=1.0) for one in JUDGE
     )),
     Claim("C7", SR_PAPER, "one round improves the answers and the judge of the next round", (
         _above_half("win_rate", SR, 1, f"win rate, {SR}: M1 against M0, less ½"), _over("judge_pair_accuracy", SR, 1, 0),
@@ -152,17 +161,21 @@ def judge(claim: Claim, rows: Sequence[Row]) -> tuple[Verdict, list[Found]]:
     """Return whether a claim is held, and each of its differences as it was found."""
     found = [_found(one, rows) for one in claim.differences]
     verdicts = [one.verdict for one in found]
-    order: tuple[Verdict, ...] = ("not measured", "not held: the opposite", "not held: no difference seen", "held")
-    return min(verdicts, key=order.index), found
+    order: tuple[Verdict, ...] = (
+        "not measured", "not held: the opposite", "not held: no difference seen", "held", "not testable here",
+    )
+    worst = min(verdicts, key=order.index)
+    return ("held where testable here" if worst == "held" and "not testable here" in verdicts else worst), found
 
 
 def _found(difference: Difference, rows: Sequence[Row]) -> Found:
-    values = []
+    values, room = [], False
     for known in _by_seed(rows).values():
         more, less = difference.more.of(known), difference.less.of(known)
         if more is not None and less is not None:
             values.append(more - less)
-    return Found(difference.words, *t_interval(values), len(values), len(_by_seed(rows)))
+            room |= less < difference.limit
+    return Found(difference.words, *t_interval(values), len(values), len(_by_seed(rows)), room)
 
 
 def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str, float]]]:
@@ -256,7 +269,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
         "claims": [
             {"name": one.name, "source": one.source, "words": one.words, "verdict": verdict, "differences": [
                 {"words": each.words, "mean": _short(each.mean), "low": _short(each.low), "high": _short(each.high),
-                 "seeds": each.seeds} for each in found
+                 "seeds": each.seeds, "verdict": each.verdict} for each in found
             ]}
             for one, verdict, found in judged
         ],
@@ -280,7 +293,8 @@ def markdown(document: Mapping[str, Any]) -> str:
 def in_words(difference: Mapping[str, Any]) -> str:
     """Return a difference of the document in a line."""
     mean, low, high = (f"{value:+.3f}" if (value := difference[name]) is not None else "–" for name in ("mean", "low", "high"))
-    return f"{difference['words']}: {mean} (95 %: {low} to {high}, {difference['seeds']} seeds)"
+    no_room = ", no room to rise" if difference["verdict"] == "not testable here" else ""
+    return f"{difference['words']}: {mean} (95 %: {low} to {high}, {difference['seeds']} seeds{no_room})"
 
 
 def _short(value: float) -> float | None:
