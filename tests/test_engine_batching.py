@@ -160,6 +160,24 @@ def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
         list(Batcher(device, 4, 4).run([Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]))
 
 
+def test_refusals_are_handed_out_before_more_is_asked_for():
+    """A feed may wait for what is owed, as that of an engine in a child process does."""
+    owed, window = set(), 6
+
+    def feed():
+        for number in range(40):
+            assert len(owed) < window, "the feed would wait for ever"
+            owed.add(str(number))
+            yield ask(str(number), new=8 if number % 10 == 9 else 64)
+
+    finishes = Counter()
+    for one in Batcher(Device(cells=64), 4, 4).run(feed()):
+        owed.remove(one.key)
+        finishes[one.finish] += 1
+    assert finishes == {"refused": 36, "length": 4}
+    assert not owed
+
+
 @pytest.mark.parametrize("cells", [70, 100, 200])
 def test_memory_is_never_promised_twice(cells):
     """However small it is, at every step the cells that samples under way may still need are there."""

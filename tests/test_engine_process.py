@@ -198,6 +198,8 @@ def test_llama_in_a_child(tmp_path: Path):
     running.close()
     few = {(c.key, c.sample): c.tokens for c in engine.complete(requests[:3])}
     assert few == {key: tokens for key, tokens in whole.items() if key[0] in ("0", "1", "2")}
+    long = [Request(f"{i}", (297, *b"x" * 1200), (1, 2), SAMPLING, (298,)) for i in range(40)]
+    assert [c.finish for c in engine.complete(long)] == ["refused"] * 80, "none fits, and none is waited for"
     with pytest.raises(EngineError, match="does not exist"):
         list(engine.complete([Request("x", (297, 1), (1,), SAMPLING, (), str(tmp_path / "none.gguf"))]))
     engine.close()

@@ -99,9 +99,12 @@ class Batcher:
     # Letting requests in
 
     def _pull(self, feed: Iterator[Fed]) -> bool:
-        """Look ahead by at most two batches of samples. False once the feed has ended."""
+        """Look ahead by at most two batches of samples. False once the feed has ended.
+
+        What is refused is handed out before more is asked for: a feed may wait for it.
+        """
         waiting = sum(len(request.seeds) for request in self._queue) + self._unstarted()
-        while waiting < 2 * self._parallel:
+        while waiting < 2 * self._parallel and not self._done:
             request = next(feed, END)
             if request is None or request is END:
                 return request is None
