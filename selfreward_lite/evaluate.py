@@ -37,10 +37,8 @@ def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> Ex
     if any(tiny_tasks.read(prompt.text) is None for prompt in prompts):
         return None
     answers = {response.prompt_id: response.text for response in responses}
-    points = {prompt.id: tiny_score.score(prompt.text, answers.get(prompt.id, "")) for prompt in prompts}
-    return ExactScores(
-        {name: one.score for name, one in points.items()}, {name: one.right for name, one in points.items()}
-    )
+    found = {prompt.id: tiny_score.score(prompt.text, answers.get(prompt.id, "")) for prompt in prompts}
+    return ExactScores({name: one.score for name, one in found.items()}, {name: one.right for name, one in found.items()})
 
 
 def win_rate(mine: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:

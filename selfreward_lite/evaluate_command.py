@@ -54,10 +54,10 @@ def compare(
 ) -> None:
     """Hold two models' answers to the held-out prompts against each other, in both orders; or export answers."""
     if context.invoked_subcommand is not None:
-        sources = map(context.get_parameter_source, context.params)
-        if any(source is not None and source.name != "DEFAULT" for source in sources):
+        if any(_given(context, option) for option in context.params):
             raise UserError(f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}")
         return
+    _only_together(export, against, prompts, context)
     decided = judge or (EXACT if _exact(runs_dir / name) else "M0")
     with _examination(name, runs_dir, set_, engine=decided != EXACT or prompts is not None) as work:
         mine = model or _newest(work)
@@ -71,6 +71,23 @@ def compare(
         table.add_row(title, words)
     console.print(table)
     print(json.dumps({"run": name, "model": mine, "against": against, "judge": decided, **_plain(found)}))
+
+
+def _given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _only_together(export: str | None, against: str, prompts: str | None, context: typer.Context) -> None:
+    """Raise UserError for an option that would be ignored."""
+    if export is None and (prompts is not None or _given(context, "out")):
+        raise UserError(f"--{'prompts' if prompts is not None else 'out'} is for --export alpaca_eval alone")
+    if export is not None and _given(context, "judge"):
+        raise UserError("--export writes answers, which nobody judges; leave --judge out")
+    if export is not None and prompts is not None and _given(context, "against"):
+        raise UserError("--export --prompts writes one model's answers; leave --against out, or export that model's too")
+    if export is not None and "/" in against:
+        raise UserError(f"--export is of one run; export {against} with --name {against.rpartition('/')[0]}")
 
 
 def _exact(folder: Path) -> bool:
@@ -182,6 +199,8 @@ def paper_table(
         say(f"{one['verdict']}: {one['name']} {one['words']}")
         for found in one["differences"]:
             say(f"    {claims.in_words(found)}")
+    spent = document["seconds_of_an_arm"]
+    say(f"an arm took {spent['median']:.0f} s, the slowest {spent['most']:.0f} s, beside the seed stage that it shares")
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper-table.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "paper-table.md").write_text(claims.markdown(document), encoding="utf-8")

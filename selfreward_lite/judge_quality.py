@@ -26,12 +26,14 @@ class JudgeQuality:
 
     `outcomes` holds, prompt by prompt and pair by pair in a fixed order, 1 for agreement, 0 for disagreement, a tie or an
     unread score. `exact`, `spearman` and `kendall` hold one value a prompt; a correlation that does not exist, since all scores
-    are equal or fewer than two could be read, is 0 and counted as `undefined`. `top` counts answers with the highest score, and
+    are equal or fewer than two could be read, is 0 and counted as `undefined`. `ties` counts pairs of two equal scores, `unread`
+    pairs with a score that could not be read. `top` counts answers with the highest score, and
     `top_best` those of them that people ranked first; `scored` of `answers` have a score.
     """
 
     outcomes: tuple[tuple[int, ...], ...]
     ties: int
+    unread: int
     exact: tuple[int, ...]
     spearman: tuple[float, ...]
     kendall: tuple[float, ...]
@@ -48,7 +50,7 @@ class JudgeQuality:
 
     @property
     def accuracy(self) -> float:
-        """Share of pairs in the human order; ties count as wrong."""
+        """Share of pairs in the human order; ties and unread scores count as wrong."""
         return mean_and_error(self.outcomes)[0]
 
     @property
@@ -59,7 +61,7 @@ class JudgeQuality:
     @property
     def accuracy_without_ties(self) -> float:
         """Share of the pairs with two different scores that are in the human order."""
-        decided = self.pairs - self.ties
+        decided = self.pairs - self.unread - self.ties
         return sum(map(sum, self.outcomes)) / decided if decided else math.nan
 
     def metrics(self) -> dict[str, float]:
@@ -72,7 +74,7 @@ class JudgeQuality:
             "exact_match": _mean(self.exact),
             "spearman": _mean(self.spearman),
             "kendall": _mean(self.kendall),
-            "tie_rate": self.ties / self.pairs if self.pairs else math.nan,
+            "tie_rate": self.ties / (self.pairs - self.unread) if self.pairs > self.unread else math.nan,
             "top_share": self.top / self.scored if self.scored else math.nan,
             "scored_share": self.scored / self.answers if self.answers else math.nan,
             "undefined": float(self.undefined),
@@ -82,13 +84,14 @@ class JudgeQuality:
 def judge_quality(ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]) -> JudgeQuality:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses, which are given best first."""
     outcomes, exact, correlations = [], [], []
-    ties = undefined = top = top_best = scored = 0
+    ties = unread = undefined = top = top_best = scored = 0
     for one in ranked:
         found = [scores.get(answer.id) for answer in one.responses]
-        gaps = [0.0 if high is None or low is None else high - low for high, low in combinations(found, 2)]
+        gaps = [math.nan if high is None or low is None else high - low for high, low in combinations(found, 2)]
         ties += sum(abs(gap) <= TOLERANCE for gap in gaps)
+        unread += sum(map(math.isnan, gaps))
         outcomes.append(tuple(int(gap > TOLERANCE) for gap in gaps))
-        exact.append(int(bool(gaps) and min(gaps) > TOLERANCE))  # every pair in order, none tied or unread
+        exact.append(int(bool(gaps) and all(gap > TOLERANCE for gap in gaps)))  # every pair in order, none tied or unread
         read = [(-rank, round(score, 9)) for rank, score in enumerate(found) if score is not None]
         both = correlation(*zip(*read, strict=True)) if read else None
         undefined += both is None
@@ -99,7 +102,7 @@ def judge_quality(ranked: Sequence[RankedPrompt], scores: Mapping[str, float | N
     spearman, kendall = zip(*correlations, strict=True) if correlations else ((), ())
     answers = sum(len(one.responses) for one in ranked)
     return JudgeQuality(
-        tuple(outcomes), ties, tuple(exact), spearman, kendall, undefined, top, top_best, scored, answers
+        tuple(outcomes), ties, unread, tuple(exact), spearman, kendall, undefined, top, top_best, scored, answers
     )
 
 

@@ -11,6 +11,7 @@ passes does not fill the disk in its third night; hours count texts at the lengt
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ KNOWN = {
     "RTX 4090": Speeds(24e9, 1008e9, 165e12),
     "A100": Speeds(40e9, 1555e9, 312e12),
     "H100": Speeds(80e9, 3350e9, 989e12),
+    "H200": Speeds(141e9, 4800e9, 989e12),
 }
 # Shares of those figures that are reached: guesses, of the size that public measurements of llama.cpp and QLoRA show.
 READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
@@ -144,12 +146,14 @@ def priced(settings: Settings, llama: Llama, rates: Rates, source: str) -> Costs
 
 
 def known(name: str) -> str | None:
-    """Return which of the cards of the table a card's name means.
+    """Return which of the cards of the table a card's name means; of a laptop's, which is slower than its namesake, none.
 
-    >>> known("NVIDIA GeForce RTX 3090 Ti"), known("Radeon VII")
-    ('RTX 3090', None)
+    >>> known("NVIDIA GeForce RTX 3090 Ti"), known("NVIDIA RTX A1000"), known("NVIDIA GeForce RTX 4090 Laptop GPU")
+    ('RTX 3090', None, None)
     """
-    return next((key for key in KNOWN if key in name), None)
+    if "Laptop" in name or "Max-Q" in name:
+        return None
+    return next((key for key in KNOWN if re.search(rf"\b{key}\b", name)), None)
 
 
 def predicted(settings: Settings, llama: Llama, card: str | None) -> dict[str, Any]:

@@ -51,12 +51,14 @@ def _note(summary: dict[str, Any]) -> str:
 
 
 def _pairs(store: Store) -> list[dict[str, Any]]:
-    """The first pairs of every model, newest first, whole."""
+    """The first pairs of every model, newest first, whole; with the first pair of judgments, if it has one."""
     found = []
     for group in explore.groups(store):
         if group[1:].isdigit():
             hits, _ = explore.find(store, group, outcome="gave a pair")
-            found += [_pair(group, explore.look(store, hit.id)) for hit in hits[:PAIRS]]
+            judged = next((hit for hit in hits if hit.judgment_pair), None)
+            shown = hits[:PAIRS] + ([judged] if judged and judged not in hits[:PAIRS] else [])
+            found += [_pair(group, explore.look(store, hit.id)) for hit in shown]
     return found
 
 
@@ -69,7 +71,18 @@ def _pair(model: str, look: Look) -> dict[str, Any]:
         }
         for one in parts
     ]
-    return {"model": model, "prompt": look.prompt.text, "why": look.why, "answers": answers}
+    return {"model": model, "prompt": look.prompt.text, "why": look.why, "answers": answers, "judgments": _judgments(look)}
+
+
+def _judgments(look: Look) -> list[dict[str, str]]:
+    """The judgments that were trained on as a pair, the chosen one first, with the strength that the battles gave each."""
+    if look.judgment_pair is None:
+        return []
+    one, texts = look.judgment_pair, {each.id: each.text for answer in look.answers for each in answer.judgments}
+    return [
+        {"part": "chosen", "strength": f"{one.chosen_strength:+.2f}", "text": texts[one.chosen_id]},
+        {"part": "rejected", "strength": f"{one.rejected_strength:+.2f}", "text": texts[one.rejected_id]},
+    ]
 
 
 def _stages(store: Store) -> list[list[str]]:

@@ -28,12 +28,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selfreward_lite.cards import ONE_CARD
 from selfreward_lite.errors import SelfRewardError
 
 Plain = dict[str, Any]
 BARE = "--bare"
 CHILD = {
-    "CUDA_VISIBLE_DEVICES": "0",  # with two cards in sight, TRL splits every batch
+    **ONE_CARD,  # with two cards in sight, TRL splits every batch
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths, one after the other, leave holes
 }
 CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux

@@ -2,16 +2,24 @@
 
 import json
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from scripted_tools import scripted_tools
 from typer.testing import CliRunner
 
 from selfreward_lite import config, plan
 from selfreward_lite.bench import card, card_table
 from selfreward_lite.bench.card import Wanted
+from selfreward_lite.bench.card_table import Measured
+from selfreward_lite.cards import Card
+from selfreward_lite.chat import ChatFormat
 from selfreward_lite.cli import app
-from selfreward_lite.errors import UserError
+from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.errors import DataError, EngineError, UserError
 from selfreward_lite.shapes import SHAPES
 
 
@@ -80,22 +88,62 @@ def test_the_same_arithmetic_prices_a_plan():
 
 def test_the_readmes_table_is_made_of_the_files_that_are_there():
     root = Path(__file__).parent.parent
-    documents = [json.loads(path.read_text()) for path in sorted((root / ".github" / "cards").glob("card-*.json"))]
+    documents = [card_table.read(path) for path in sorted((root / ".github" / "cards").glob("card-*.json"))]
     assert card_table.table(documents) in (root / "README.md").read_text(encoding="utf-8")
 
 
+def known(**changes) -> Measured:
+    found = {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
+    whole = a_document(shape="llama-3-8b", vram=None, hours={"here": 7.25})
+    return Measured.model_validate(whole | {"found": whole["found"] | found} | changes)
+
+
+def rows_of(*documents: Measured) -> dict[str, list[str]]:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in card_table.table(documents).splitlines()[2:]]
+    return {name: rest for name, *rest in cells}
+
+
 def test_a_measured_card_stands_beside_its_estimate():
-    known = a_document(shape="llama-3-8b", vram=None, hours={"here": 7.25})
-    known["found"] |= {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
-    (row,) = [line for line in card_table.table([known]).splitlines() if line.startswith("| RTX 3090 ")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1:6] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
-    assert float(cells[6]) > 0
-    assert "not measured yet" in card_table.table([known]).split("RTX 4090")[1]
-    for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": {"name": "NVIDIA GeForce RTX 3090 Laptop GPU"}}):
-        assert "7.25" not in card_table.table([known | other]), "of another card, or of a part of it"
-    whole = known | {"found": known["found"] | {"more": {}}, "hours": {"here": 8.5}}
-    assert "8.50" in card_table.table([whole, known]), "the fuller file of the two"
+    rows = rows_of(known())
+    assert rows["RTX 3090"][:5] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
+    assert float(rows["RTX 3090"][5]) > 0
+    assert rows["RTX 4090"][:5] == ["not measured yet"] * 5
+    for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": None}):
+        assert rows_of(known(**other)) == rows_of(), "of another shape, or of a part of a card"
+    fuller = known(hours={"here": 8.5}, found=known().model_dump()["found"] | {"more": {}})
+    assert rows_of(known(), fuller, known())["RTX 3090"][4] == "8.50", "the fullest file"
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "estimate"),
+    [
+        ("NVIDIA A100-PCIE-40GB", "A100", True), ("NVIDIA A100-SXM4-80GB", "A100", True), ("NVIDIA H100 80GB HBM3", "H100", True),
+        ("NVIDIA H100 NVL", "H100", True), ("NVIDIA H200", "H200", True), ("NVIDIA GeForce RTX 5090", "RTX 5090", False),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop GPU", False), ("NVIDIA RTX A1000", "RTX A1000", False),
+        ("NVIDIA T400 4GB", "T400", False), ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti", True),
+    ],
+)  # fmt: skip
+def test_no_card_that_was_measured_is_left_out(name, row, estimate):
+    cells = rows_of(known(card={"name": name}))[row]
+    assert cells[4] == "7.25"
+    assert (cells[5] != "–") == estimate
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "is not there"), ("{", "Invalid JSON"), ("[1, 2]", "is no file of `bench card`"), ("{}", "card: Field required"),
+        ('{"card": null, "shape": "x", "vram": null, "found": {"a": {"tokens_per_s": "many"}}}', "found.a.tokens_per_s"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file_of_the_bench_is_named(tmp_path, content, says):
+    file = tmp_path / "card.json"
+    if content is not None:
+        file.write_text(content)
+    ended = CliRunner().invoke(app, ["bench", "cards", str(file)])
+    assert isinstance(ended.exception, DataError)
+    assert str(file) in str(ended.exception)
+    assert says in str(ended.exception)
 
 
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):
@@ -118,6 +166,96 @@ def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
     assert document["command"] == "bench card --shape tiny --minutes 0"
     assert document["predicted"]["seconds"] == {}, "of a CPU nothing is predicted"
     assert document["versions"]["llama-cpp-python"]
+
+
+RTX = Card("NVIDIA GeForce RTX 3090", "580.1", (8, 6), 20 * 10**9, 24 * 10**9)
+
+
+@pytest.mark.parametrize(("looks", "most"), [([None, 7, None, 3], 7), ([None, None], None), ([-5], 0)])
+def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times(monkeypatch, looks, most):
+    answers = [[RTX], *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks)]
+    monkeypatch.setattr(card, "cards", lambda: answers.pop(0) if answers else [])
+    monkeypatch.setattr(card, "LOOK", 0.001)
+    with card.watched() as peak:
+        while answers:
+            time.sleep(0.001)
+    assert peak() == most
+
+
+def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatch):
+    @contextmanager
+    def watched():
+        yield lambda: 17 * 10**9
+
+    monkeypatch.setattr(card, "watched", watched)
+    monkeypatch.setattr(card, "_parts", lambda *_: iter([("a", dict)]))
+    monkeypatch.setattr(card, "in_child", lambda *_: ({"tokens_per_s": 1.0}, None))
+    for vram, fails in ((16 * 10**9, True), (24 * 10**9, False), (None, False)):
+        found = card.measure(wanted(tmp_path, vram=vram), tmp_path / "card.json", lambda words: None)
+        assert ("a" in found["failed"]) == fails
+        assert ("a" in found["found"]) != fails
+    assert found["found"]["a"]["peak_bytes"] == 17 * 10**9
+
+
+def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def train(job, work, report):
+        raise Seen(job.memory)
+
+    monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
+    tools = replace(scripted_tools(ChatFormat.load(TINY_MODEL)), train=train)
+    for vram, given in ((16 * 10**9, 15_200_000_000), (None, None)):
+        with pytest.raises(Seen) as seen:
+            card._trained(wanted(tmp_path, vram=vram), tools, "transformers", 64)
+        assert seen.value.args == (given,)
+
+
+def test_on_a_card_the_presets_own_engine_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "cards", lambda: [RTX])
+    monkeypatch.setattr(card.Wanted, "preset", property(lambda _: "overnight"))
+    own, draw = config.load("overnight").engine, config.load("overnight").judge.draw
+    one = card._Engine(wanted(tmp_path), "q8_0", lambda words: None)
+    asked = one.plan(own.parallel)
+    assert {name: asked.settings[name] for name in ("parallel", "context", "batch", "roots", "gpu_layers")} == {
+        name: getattr(own, name) for name in ("parallel", "context", "batch", "roots", "gpu_layers")
+    }
+    sampling = asked.load.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (draw.temperature, draw.top_p, draw.top_k)
+    assert one.plan(8).settings["context"] == own.context
+    assert one.plan(2 * own.parallel).settings["context"] == 2 * own.context
+
+
+def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "cards", lambda: [RTX])
+    monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: False)
+    parts = dict(card._parts(wanted(tmp_path), lambda words: None))
+    for name in ("llama.cpp", "q8_0: naive loop"):
+        with pytest.raises(EngineError, match="built for the CPU only"):
+            parts[name]()
+
+
+def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch):
+    def nothing(*_): ...
+
+    child = SimpleNamespace(pid=4242, start=nothing, kill=nothing, join=nothing)
+    pipe = SimpleNamespace(poll=lambda _: False, close=nothing)
+    spawn = SimpleNamespace(Pipe=lambda: (pipe, pipe), Process=lambda **_: child)
+    monkeypatch.setattr(card.multiprocessing, "get_context", lambda _: spawn)
+    names = (".8b.gguf.4242.part", "nf4/.a.safetensors.4242.part", ".8b.gguf.17.part", "8b.gguf")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert card.in_child(wanted(tmp_path), "x", 5.0) == ({}, "not done in time, and ended after 5 s")
+    assert [(tmp_path / name).exists() for name in names] == [False, False, True, True], "another process may write too"
+
+
+def test_hours_do_not_follow_from_figures_that_contradict_each_other(tmp_path):
+    document = a_document(failed={"x": "y"})
+    document["found"]["q8_0: prompts alone"]["tokens_per_s"] = 1000.0
+    found = card.hours(wanted(tmp_path, shape="llama-3-8b"), document)
+    assert (found["hours"], set(found["failed"])) == ({}, {"x", "hours"})
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,25 @@ def test_a_token_is_named_and_never_shown(monkeypatch, tmp_path):
     assert "HF_TOKEN" in said(machine(hub=True))["model hub"].words
     assert "with the token in HF_TOKEN" in said(machine(hub=True, token=True))["model hub"].words
     assert not [value for value in vars(machine(token=True)).values() if "hf_" in str(value)]
+
+
+def test_a_card_of_unknown_memory_is_left_out_and_named(caplog):
+    found = cards.read("NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\nTesla T4, 535.1, 7.5, 15000, 15360\n")
+    assert [one.name for one in found] == ["Tesla T4"]
+    assert "NVIDIA GB10" in caplog.text
+
+
+@pytest.mark.parametrize(("visible", "asked"), [(None, []), ("1", ["--id=1"]), ("1,0", ["--id=1"]), ("", ["--id="])])
+def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, asked):
+    seen = []
+
+    def run(command, **_):
+        seen.append([one for one in command if one.startswith("--id")])
+        return SimpleNamespace(returncode=0, stdout="Tesla T4, 535.1, 7.5, 14900, 15360\n")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(cards.subprocess, "run", run)
+    assert cards.cards()[0].architecture == "75"
+    assert seen == [asked]

@@ -257,6 +257,21 @@ def test_options_before_a_part_are_refused(command, runs, option):
         raise ended.exception
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--prompts", "some.json"), "--prompts is for --export"),
+        (("--out", "there"), "--out is for --export"),
+        (("--export", "alpaca_eval", "--judge", "M0"), "leave --judge out"),
+        (("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"), "leave --against out"),
+        (("--export", "alpaca_eval", "--against", "other/M3"), "export other/M3 with --name other"),
+    ],
+)
+def test_no_option_is_ignored(command, options, says):
+    with pytest.raises(UserError, match=says):
+        command(*options)
+
+
 def test_only_what_is_asked_now_can_be_set(command):
     with pytest.raises(UserError, match=r"--set dpo.beta: the run was made with its own"):
         command("--set", "dpo.beta=0.2")

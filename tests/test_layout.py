@@ -26,10 +26,10 @@ ORDER = [
     "jobs", "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates", "workshop", "tools",
     "run", "budget", "steps", "training_steps", "tripwires", "assess", "loop", "examine", "report", "series",
     "warning_signs", "explore", "figures", "report_page", "notebook", "talk", "display", "bench", "bench.synthetic",
-    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.claims",
+    "probes", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.claims",
     "bench.bases", "bench.packed", "bench.card", "bench.card_table", "bench.app", "bench.commands", "publish", "prune",
     "evaluate_command",
-    "export_commands", "plan_command", "probes", "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell",
+    "export_commands", "plan_command", "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell",
     "ui.chat", "ui.compare", "ui.run", "ui.explore", "ui.progress", "ui.endpoints", "ui.page", "cli", "__main__",
 ]  # fmt: skip
 TINY_ORDER = ["tasks", "answers", "score", "corpus", "ranked", "bias", "tokenizer", "build", ""]

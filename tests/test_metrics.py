@@ -52,8 +52,11 @@ def test_the_five_metrics_by_hand():
 
 def test_what_could_not_be_read_is_never_in_order():
     found = judge_quality([A], {**SCORES, "a0": None})
-    assert (found.accuracy, found.ties, found.exact) == (pytest.approx(1 / 3), 2, (0,))
-    assert found.metrics()["scored_share"] == pytest.approx(2 / 3)
+    assert (found.accuracy, found.ties, found.unread, found.exact) == (pytest.approx(1 / 3), 0, 2, (0,))
+    known = found.metrics()
+    assert (known["scored_share"], known["tie_rate"]) == (pytest.approx(2 / 3), 0.0)
+    assert known["pair_accuracy_without_ties"] == 1.0, "of the pair that was read"
+    assert math.isnan(judge_quality([A], dict.fromkeys(SCORES)).metrics()["tie_rate"]), "nothing was read, so nothing tied"
     assert found.spearman == (pytest.approx(1.0),), "of the two that were read"
 
 
@@ -72,7 +75,7 @@ def test_metrics_of_any_scores_are_those_of_others(scores):
     found = judge_quality([one], {answer.id: score for answer, score in zip(one.responses, scores, strict=True)})
     pairs = [high - low for high, low in combinations(np.round(scores, 9), 2)]
     assert found.accuracy == pytest.approx(sum(gap > 0 for gap in pairs) / len(pairs))
-    if sum(found.outcomes[0]) + found.ties > 0 and len(scores) == 2 and scores[0] != pytest.approx(scores[1]):
+    if len(scores) == 2 and scores[0] != pytest.approx(scores[1]):
         assert found.accuracy == roc_auc_score([1, 0], scores)  # for two answers it is the same question
     # tau-b, as Kendall (1945) writes it, and rho as the correlation of mean ranks
     order = -np.arange(len(scores))

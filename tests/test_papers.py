@@ -65,6 +65,9 @@ def test_arms_share_their_seed_stage_and_their_prompts(made):
     first = {(row.arm, row.iteration): row.values for row in rows if row.seed == 7}
     assert first["Self-Rewarding", 0] == first["Meta-Rewarding", 0]
     assert first["Self-Rewarding", 0]["win_rate"] == 0.5, "against itself"
+    with Store.read(runs[0]) as store:
+        spent = sum(seconds for t, _, _, _, seconds, _ in store.stages() if t > 0)
+    assert sum(first["Self-Rewarding", t]["seconds"] for t in (1, 2, 3)) == pytest.approx(spent, abs=0.2)
     assert (folder / "seed-7" / "seed-stage eft=false").is_dir()
 
 
@@ -176,11 +179,17 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     page = claims.markdown(document)
     assert page.count("\n| ") == 2 + len(document["table"]) + len(document["claims"]) - 1
     assert "| C6 | EFT improves all five metrics of the judge | " in page
+    assert page.rstrip().endswith(claims.NOTES[-1]), "what is not testable here, and what was given to the loop (C21)"
+    assert claims.NOTES[0] in page
+    spent = document["seconds_of_an_arm"]
+    assert 0 <= spent["median"] <= spent["most"]
 
 
-def test_data_columns_are_means_over_the_iterations():
+def test_data_columns_are_means_over_the_iterations_of_the_seeds_that_got_there():
     rows = [Row("A", seed, t, {"tie_rate": t / 10 + seed}) for seed in (0, 1) for t in (1, 2, 3)]
     assert claims.table(rows)["A"]["tie_rate"] == pytest.approx((0.7, 0.5))
+    early = [*rows, Row("A", 2, 1, {"tie_rate": 9.0})]
+    assert claims.table(early)["A (M3, 2 seeds)"]["tie_rate"] == pytest.approx((0.7, 0.5))
 
 
 def test_a_judgment_turned_against_brevity_is_still_a_judgment():

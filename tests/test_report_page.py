@@ -11,6 +11,7 @@ import scripted_run
 
 from selfreward_lite import report, report_page
 from selfreward_lite.errors import UserError
+from selfreward_lite.records import Judgment, JudgmentPair
 from selfreward_lite.store import Store
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} &amp;"
@@ -50,6 +51,16 @@ def test_the_page_holds_what_was_measured(run):
     for row in rows:
         assert all(cell in said for cell in row)
     assert report_page.SUPERVISION in said, "what the loop was given is said where its results are"
+
+
+def test_pairs_of_both_kinds_are_shown(run):
+    said = " ".join(Reader(report_page.page(run)).said)
+    pairs = [one for t in (1, 2) for one in run.records(JudgmentPair, iteration=t)]
+    assert pairs, "there are some to show"
+    assert said.count("these two became a pair") >= len({one.iteration for one in pairs})
+    shown = [one for one in pairs if f"strength {one.chosen_strength:+.2f}" in said]
+    texts = {one.id: one.text for t in (1, 2) for one in run.records(Judgment, iteration=t)}
+    assert any(texts[one.chosen_id] in said and texts[one.rejected_id] in said for one in shown)
 
 
 def test_no_text_becomes_part_of_the_page(run):

@@ -26,12 +26,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from selfreward_lite import config, plan
+from selfreward_lite import config, plan, probes
 from selfreward_lite.bench import costs, engine, packed, rivals, synthetic
 from selfreward_lite.cards import cards
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import in_words
+from selfreward_lite.errors import EngineError
+from selfreward_lite.memory import DRIVER
 from selfreward_lite.shapes import SHAPES
 from selfreward_lite.tools import Tools, real_tools
 from selfreward_lite.training_job import Job
@@ -110,6 +112,8 @@ def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | No
     finally:
         child.kill()
         child.join()
+        for left in wanted.folder.rglob(f".*.{child.pid}.part"):  # of a model that was being written; gigabytes
+            left.unlink()
     return (found, None) if isinstance(found, dict) else ({}, found)
 
 
@@ -145,21 +149,22 @@ def _version(name: str) -> str | None:
 
 @contextmanager
 def watched() -> Iterator[Callable[[], int | None]]:
-    """Watch how much of the card is in use while the block runs; give what returns the most that came, beyond what was before."""
+    """Watch how much of the card is in use while the block runs; give what returns the most that came, beyond what was before,
+    or None where nothing was seen."""
     there = cards()
     if not there:
         yield lambda: None
         return
-    before, most, over = there[0].free, [0], threading.Event()
+    before, seen, over = there[0].free, list[int](), threading.Event()
 
     def look() -> None:
         while not over.wait(LOOK):
-            most[0] = max(most[0], before - cards()[0].free)
+            seen.extend(before - one.free for one in cards()[:1])  # the driver may not answer for a moment
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
     try:
-        yield lambda: most[0]
+        yield lambda: max(0, *seen) if seen else None
     finally:
         over.set()
         looking.join()
@@ -169,18 +174,28 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
     """Every measurement by name, the most telling first; models are made when they are first needed."""
     first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k_m", say)
     if wanted.only in (None, "engine"):
+        yield "llama.cpp", lambda: _proved(probes.llama(-1 if cards() else 0))
         yield from first.rates()
     if wanted.only in (None, "train"):
         for backend in ("transformers", *(["unsloth"] if _version("unsloth") and cards() else [])):
             for length in wanted.lengths:
                 yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
-        shortest = wanted.lengths[0]
-        yield f"DPO, transformers, {shortest} tokens, {EARLY}", lambda: train(wanted, "transformers", shortest, early=True)
-    if wanted.only in (None, "parity"):
-        yield "NF4 against its GGUF", lambda: parity(wanted)
+            length = wanted.lengths[len(wanted.lengths) // 2]
+            yield f"DPO, {backend}, {length} tokens, {EARLY}", lambda backend=backend, length=length: train(
+                wanted, backend, length, early=True
+            )
     if wanted.only in (None, "engine"):
         yield from first.details()
         yield from then.rates()
+    if wanted.only in (None, "parity"):  # last: a base of 8B is exported on the CPU, in minutes
+        yield "NF4 against its GGUF", lambda: parity(wanted)
+
+
+def _proved(probed: Found) -> Found:
+    """What llama.cpp said of a small model, the line about layers on the card among it; raises EngineError where it failed."""
+    if probed["error"]:
+        raise EngineError(probed["error"])
+    return probed
 
 
 # -- the engine -----------------------------------------------------------------------------------------------------------
@@ -199,32 +214,45 @@ class _Engine:
         yield f"{self.kind}: naive loop", lambda: {"tokens_per_s": engine.naive_rate(self.plan(1))}
         for parallel in self.wanted.sequences:
             yield f"{self.kind}: {parallel} sequences", lambda parallel=parallel: _rate(self.plan(parallel))
-        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1)))
+        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1), prompts=32))
 
     def details(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """What is left to gain, and what an adapter and drawing cost."""
         yield f"{self.kind}: bare llama_decode, 32 sequences", lambda: {"tokens_per_s": engine.bare_rate(self.plan(32))}
         yield f"{self.kind}: 32 sequences, no adapter", lambda: _rate(self.plan(32, with_adapter=False))
         yield f"{self.kind}: adapters", lambda: _switch(self.plan(32))
-        yield f"{self.kind}: drawing, 32 sequences", lambda: costs.drawing(self.model, self.plan(32).settings)
+        yield f"{self.kind}: drawing, 32 sequences", lambda: _drawing(self.plan(32))
 
     @property
     def model(self) -> Path:
         """The random model's file."""
         return self.wanted.folder / f"{self.wanted.shape}-{self.kind}.gguf"
 
-    def plan(self, parallel: int, *, with_adapter: bool = True, new: tuple[int, int] = (40, 160)) -> engine.Plan:
-        """Return a load that keeps so many sequences busy, and the settings for it."""
+    def plan(
+        self, parallel: int, *, with_adapter: bool = True, new: tuple[int, int] = (40, 160), prompts: int | None = None
+    ) -> engine.Plan:
+        """Return a load that keeps so many sequences busy, drawn as the preset's judge draws, and the settings for it: on a card
+        the preset's own, with as much memory a sequence beyond as many as it has."""
         if not self.model.exists():
             self.say(f"making {self.model}")
             synthetic.write_model(self.model, self.wanted.shape, self.kind)
         adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
         if with_adapter and not adapter.exists():
             synthetic.write_adapter(adapter, self.wanted.shape)
-        vocab, prompts = rivals.vocabulary(self.model), max(1, parallel // (4 if cards() else 8))
+        vocab, prompts = rivals.vocabulary(self.model), prompts or max(1, parallel // (4 if cards() else 8))
         load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
-        layers = -1 if cards() else 0
+        preset, layers = config.load(self.wanted.preset), -1 if cards() else 0
+        load = replace(load, requests=tuple(
+            replace(one, sampling=replace(
+                one.sampling, temperature=preset.judge.draw.temperature, top_p=preset.judge.draw.top_p,
+                top_k=preset.judge.draw.top_k,
+            )) for one in load.requests
+        ))
         settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
+        if layers:
+            own = preset.engine
+            settings |= {"batch": max(own.batch, parallel), "roots": own.roots,
+                         "context": own.context * max(own.parallel, parallel) // own.parallel}
         return engine.Plan(self.model, settings, load, 1)
 
 
@@ -238,10 +266,13 @@ def _rate(asked: engine.Plan) -> Found:
 
 
 def _prefill(asked: engine.Plan) -> Found:
-    began = time.monotonic()
-    _, stats = engine.engine_rate(asked)
-    spent = min(stats["seconds_total"], time.monotonic() - began)
-    return {"tokens_per_s": stats["prompt_computed"] / spent}
+    """Prompts read a second, once a quarter of them has been read: by then kernels are loaded and chosen."""
+    _, stats = engine.engine_rate(asked, warm=len(asked.load.requests) // 4)
+    return {"tokens_per_s": stats["prompt_computed"] / stats["seconds_total"]}
+
+
+def _drawing(asked: engine.Plan) -> Found:
+    return costs.drawing(asked.model, asked.settings, asked.load.requests[0].sampling)
 
 
 def _switch(asked: engine.Plan) -> Found:
@@ -274,7 +305,8 @@ def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: 
         settings=settings.dpo.model_dump() | {
             "epochs": 1, "batch": PAIRS, "micro_batch": 1, "max_length": length, "precompute_reference": early,
         },
-        backend=backend, memory=wanted.vram,  # type: ignore[arg-type]
+        backend=backend,  # type: ignore[arg-type]
+        memory=None if wanted.vram is None else int(wanted.vram - DRIVER["training"]),  # torch's share of what is looked at
     )
     steps: list[tuple[float, float]] = []
 
@@ -323,8 +355,9 @@ def hours(wanted: Wanted, document: Found) -> Found:
     What is bound by memory (generating) scales with bandwidth, what is bound by computing (reading, training) with operations.
     """
     rates = _rates(wanted, document)
-    if rates is None:
-        return {"hours": {}, "rates": None, "predicted_hours": None}
+    if rates is None or rates.token <= 0:
+        why = {"hours": "prompts took longer alone than with generating; measure again on a calm machine"} if rates else {}
+        return {"hours": {}, "rates": None, "predicted_hours": None, "failed": document["failed"] | why}
     settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
     here = plan.known(document["card"]["name"]) if document["card"] else None
     found = {"here": iteration_hours(settings, plan.priced(settings, llama, rates, "measured"))}
@@ -338,7 +371,7 @@ def hours(wanted: Wanted, document: Found) -> Found:
 
 
 def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
-    """Seconds a token, from the parts that were measured; None while one is missing."""
+    """Seconds a token, from the parts that were measured; None while one is missing. Below 0 where they contradict each other."""
     found, settings = document["found"], config.load(wanted.preset)
     kind = "q8_0"  # what presets make of NF4
     ways = [count for count in wanted.sequences if f"{kind}: {count} sequences" in found]
@@ -350,7 +383,7 @@ def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
     typical = settings.dpo.max_length  # of a pair's two rows, each half as long as the longest; of the libraries, the faster
     best = min(trained, key=lambda one: (abs(one["tokens_of_a_pair"] - typical), one["seconds_of_a_pair"]))
     return plan.Rates(
-        token=max(0.0, nearest["seconds"] - nearest["read"] * read) / nearest["generated"], read=read,
+        token=(nearest["seconds"] - nearest["read"] * read) / nearest["generated"], read=read,
         dpo=best["seconds_of_a_pair"] / best["tokens_of_a_pair"],
     )
 

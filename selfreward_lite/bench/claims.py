@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Literal
 
 from selfreward_lite.bench.papers import ITERATIONS, Row
@@ -128,7 +129,8 @@ CLAIMS = (
     )),
     Claim("C19", MR_PAPER, "judging gains more where judgments are trained on", (_between("judge_pair_accuracy", MR, SR_LC),)),
     Claim("C20", MR_PAPER, "small differences tie on a scale of five; expected scores tie less", (
-        _between("tie_rate", MR, "Meta-Rewarding, expected score"),
+        _between("tie_rate", MR, "Meta-Rewarding, expected score",
+                 f"ties in the data of M{LAST}: {MR} less Meta-Rewarding, expected score"),
     )),
 )
 # What no paper claims of this, and a user wants to know before choosing a setting.
@@ -154,6 +156,15 @@ QUESTIONS = (
     Claim("Q7", "", "it is not only that judgment pairs are more to train on", (
         _between("win_rate", MR, "Self-Rewarding + length control, 1.5 epochs"),
     )),
+)
+
+# What stands wherever results are shown (method: C21), and what no run of the tiny world can say.
+NOTES = (
+    "C21: it is the loop alone that is given no labels. Every judge above, but for the arm without EFT, learnt from judgments "
+    "that agree with ranks: people's in the papers, the exact scorer's here.",
+    "Not testable here: win rates against GPT-4 Turbo on AlpacaEval 2 (C8, C15) and on Arena-Hard (C16), which need a paid judge "
+    "(`evaluate --export alpaca_eval` writes what it reads); agreement with people and with a strong judge (C18), for which the "
+    "ranks of the tiny world stand.",
 )
 
 
@@ -216,14 +227,14 @@ def table(rows: Sequence[Row]) -> dict[str, Means]:
         if arm == SR:
             found["M0 only"] = by_iteration[0]
         reached = max(by_iteration)
-        seeds_there = len({row.seed for row in rows if (row.arm, row.iteration) == (arm, reached)})
-        whole = reached == LAST and seeds_there == len({row.seed for row in rows})
-        title = arm if whole else f"{arm} (M{reached}, {seeds_there} seeds)"
+        there = {row.seed for row in rows if (row.arm, row.iteration) == (arm, reached)}
+        whole = reached == LAST and there == {row.seed for row in rows}
+        title = arm if whole else f"{arm} (M{reached}, {len(there)} seeds)"
         found[title] = dict(by_iteration[reached])
         for name in OF_DATA:
             seeds: dict[int, list[float]] = {}
             for row in rows:
-                if row.arm == arm and name in row.values:
+                if row.arm == arm and row.seed in there and name in row.values:
                     seeds.setdefault(row.seed, []).append(row.values[name])
             if values := [math.fsum(one) / len(one) for one in seeds.values()]:
                 found[title][name] = math.fsum(values) / len(values), standard_error(values)
@@ -266,6 +277,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
         "table": {
             arm: {name: [_short(value) for value in pair] for name, pair in means.items()} for arm, means in table(rows).items()
         },
+        "notes": list(NOTES), "seconds_of_an_arm": _seconds(rows),
         "claims": [
             {"name": one.name, "source": one.source, "words": one.words, "verdict": verdict, "differences": [
                 {"words": each.words, "mean": _short(each.mean), "low": _short(each.low), "high": _short(each.high),
@@ -275,6 +287,15 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
         ],
         "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in rows],
     }
+
+
+def _seconds(rows: Sequence[Row]) -> dict[str, float | None]:
+    """What the stages of an arm's iterations took, its seed stage apart: the median over all arms and seeds, and the most."""
+    spent: dict[tuple[str, int], float] = {}
+    for row in rows:
+        if row.iteration > 0:
+            spent[row.arm, row.seed] = spent.get((row.arm, row.seed), 0.0) + row.values["seconds"]
+    return {"median": round(median(spent.values()), 1), "most": round(max(spent.values()), 1)} if spent else {}
 
 
 def markdown(document: Mapping[str, Any]) -> str:
@@ -287,6 +308,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     for one in document["claims"]:
         differences = "; ".join(in_words(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
+    lines += [f"\n{note}" for note in document["notes"]]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ Tables go to stderr; the last line of stdout is one JSON document.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import typer
 from rich.table import Table
 
 from selfreward_lite import config, hub
+from selfreward_lite.cards import ONE_CARD
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, say
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from selfreward_lite.bench.engine import Found, Plan
 
 DRAWERS = {"one_thread": "one thread", "threads": "every thread", "graph": "llama.cpp's own graph"}
-bench = typer.Typer(no_args_is_help=True, help="Measure: the tiny loop, its settings, the engine.")
+bench = typer.Typer(no_args_is_help=True, help="Measure: the loop, its settings, bases, the engine, a card, the app.")
 
 
 @bench.command("tiny")
@@ -159,6 +161,8 @@ def bench_engine(
     """How fast is the engine? Against llama-cpp-python as most use it, and against bare llama.cpp, in one run."""
     from selfreward_lite.bench import costs, engine, rivals
 
+    if gpu_layers:
+        _one_card()
     model, adapter = _subject(model, synthetic, quantisation, adapter, folder)
     vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
     requests = requests or (4 if load == "judge" else 1)
@@ -172,7 +176,7 @@ def bench_engine(
     found = engine.measure(plan, say)
     document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
     _show_engine(plan, found, document)
-    drawn = costs.drawing(model, settings)
+    drawn = costs.drawing(model, settings, asked.requests[0].sampling)
     say("a step in which every sequence gets a token: " + ", ".join(
         f"{seconds * 1000:.1f} ms where {DRAWERS[who]} draws" for who, seconds in drawn.items()))
     document["step_s"] = {who: round(seconds, 5) for who, seconds in drawn.items()}
@@ -223,6 +227,8 @@ def seeds_of(text: str) -> list[int]:
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
         found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise UserError(f"--seeds {text}: no seed is meant by that; write them as 100-104 or 7,9")
     return found
 
 
@@ -278,7 +284,9 @@ def bench_card(
     out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', ' '.join(parts).lower()).strip('-')}.json")
     given = " ".join(["bench card", f"--shape {shape}", *([f"--vram {vram:g}"] if vram else []), f"--minutes {minutes:g}",
                       *([f"--only {only}"] if only else [])])
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, out.parent):
+        needed.mkdir(parents=True, exist_ok=True)
+    _one_card()
     wanted = card.Wanted(
         size, None if vram is None else int(vram * 1e9), minutes * 60, only, folder.absolute(), given
     )
@@ -300,6 +308,11 @@ def bench_card(
     print(json.dumps({"out": str(out), **{name: document[name] for name in ("failed", "left_out", "hours", "predicted_hours")}}))
 
 
+def _one_card() -> None:
+    """What the engine's process is told, told to the others that measure: to see one card."""
+    os.environ.update({**ONE_CARD, **os.environ})
+
+
 def _card_figures(found: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()
                      if isinstance(value, float) and not name.endswith("bytes"))
@@ -312,6 +325,9 @@ def bench_cards(
     """What is known of which card, as Markdown: from files of `bench card`, and estimates beside them."""
     from selfreward_lite.bench import card_table
 
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(files)]
-    say(card_table.table(documents))
-    print(json.dumps({"cards": [one["card"]["name"] for one in documents if one["card"]]}))
+    documents = {path: card_table.read(path) for path in sorted(files)}
+    say(card_table.table(list(documents.values())))
+    for path, one in documents.items():
+        if not card_table.shown(one):
+            say(f"left out: {path}: it is not of a whole card at the size of llama-3-8b")
+    print(json.dumps({"cards": [one.card.name for one in documents.values() if one.card]}))

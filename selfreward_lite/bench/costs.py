@@ -18,7 +18,6 @@ from selfreward_lite.engines.llama import LlamaDevice
 
 SWITCHES = 20
 DRAWN = 9  # steps of each way, of which the first is not counted
-CHAIN = Sampling(temperature=1.0, top_p=0.95, max_tokens=DRAWN, top_k=64)
 
 
 def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[float, float]:
@@ -51,15 +50,16 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
         device.close()
 
 
-def drawing(model: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Return the seconds of a step in which every sequence gets a token, by who draws it; the first two in turn.
+def drawing(model: Path, settings: dict[str, Any], sampling: Sampling) -> dict[str, float]:
+    """Return the seconds of a step in which every sequence gets a token drawn as `sampling` says, by who draws it; the first two
+    in turn.
 
     `one_thread` reads all logits; `threads` share them, as in the engine, where the vocabulary is worth it; `graph` is llama.cpp
     itself, on the card where there is one (`llama_set_sampler`). Who cannot is missing.
     """
     device = LlamaDevice(model, settings)
     count = settings["parallel"]
-    samplers = [device.sampler(CHAIN, seed) for seed in range(count)]
+    samplers = [device.sampler(sampling, seed) for seed in range(count)]
 
     def step(draw: Callable[[], object], position: int) -> float:
         started = perf_counter()

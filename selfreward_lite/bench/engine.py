@@ -247,15 +247,18 @@ def naive_rate(plan: Plan) -> float:
         naive.close()
 
 
-def engine_rate(plan: Plan) -> tuple[float, dict[str, Any]]:
-    """Return the tokens a second of the engine in its child process, where a run has it too, and the child's counters."""
+def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, dict[str, Any]]:
+    """Return the tokens a second of the engine in its child process, where a run has it too, and the child's counters.
+
+    The first `warm` requests are served before either begins.
+    """
     engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
     try:
         first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))
-        list(engine.complete([first]))  # as a replay begins: every page touched, the adapter loaded
+        list(engine.complete([first, *plan.load.requests[:warm]]))  # as a replay begins: every page touched, the adapter loaded
         before = dict(engine.stats)
         started = perf_counter()
-        generated = sum(len(completion.tokens) for completion in engine.complete(plan.load.requests))
+        generated = sum(len(completion.tokens) for completion in engine.complete(plan.load.requests[warm:]))
         seconds = perf_counter() - started
         return generated / seconds, {name: value - before[name] for name, value in engine.stats.items()}
     finally:

@@ -141,6 +141,7 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
         mine = _answers(prompts, store, iteration)
         rate, without_length = _against(mine, opponent)
         values = {
+            "seconds": row["seconds"],
             "win_rate": rate, "length_controlled_win_rate": without_length, "win_rate_vs_previous": _against(mine, before)[0],
             "length": fmean(length for _, length in mine.values()), "hard_score": fmean(mine[name][0] for name in hard),
             "first_share": biases.get((f"M{iteration - 1}", "shown first")),

@@ -21,7 +21,7 @@ import numpy as np
 from selfreward_lite.engines.base import Request, Sampling
 from selfreward_lite.engines.batching import Batcher
 from selfreward_lite.engines.llama import LlamaDevice, Rows
-from selfreward_lite.engines.loading import has_amx, hush
+from selfreward_lite.engines.loading import has_amx, hush, refuse_cpu_build
 from selfreward_lite.errors import ConfigError, EngineError
 
 Call = tuple[str, tuple[Any, ...]]
@@ -190,6 +190,7 @@ class Naive:
     """
 
     def __init__(self, model: Path, context: int, settings: dict[str, Any], adapter: str | None) -> None:
+        refuse_cpu_build(settings["gpu_layers"])  # it would compute on the CPU, and say nothing
         with _without_faulting_buffers():
             self._llama = cpp.Llama(
                 str(model), n_ctx=context, n_gpu_layers=settings["gpu_layers"], n_threads=settings["threads"],

@@ -65,17 +65,21 @@ def hush() -> None:
     cpp.llama_log_set(_CALLBACK, ctypes.c_void_p(0))
 
 
+def refuse_cpu_build(gpu_layers: int) -> None:
+    """Raise EngineError where layers are to go on a card that this build of llama.cpp cannot use."""
+    if gpu_layers and not cpp.llama_supports_gpu_offload():
+        raise EngineError(
+            "a GPU was asked for, but this llama-cpp-python is built for the CPU only; run "
+            "`python -m selfreward_lite llama`, or set gpu_layers=0"
+        )
+
+
 def load_model(path: Path, gpu_layers: int) -> Any:
     """Return the model of a GGUF file; EngineError where it cannot be had, or a card that was asked for is not used."""
     hush()
     LOG.offload = None
     LOG.errors.clear()  # of whatever was loaded before
-    if gpu_layers and not cpp.llama_supports_gpu_offload():
-        raise EngineError(
-            "a GPU was asked for, but this llama-cpp-python is built for the CPU only; run "
-            '`CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-deps llama-cpp-python`, '
-            "or set gpu_layers=0"
-        )
+    refuse_cpu_build(gpu_layers)
     if not path.is_file():
         raise EngineError(f"model {path} does not exist; export or download it first")
     cpp.llama_backend_init()
