@@ -156,6 +156,9 @@ QUESTIONS = (
     Claim("Q7", "", "it is not only that judgment pairs are more to train on", (
         _between("win_rate", MR, "Self-Rewarding + length control, 1.5 epochs"),
     )),
+    Claim("Q8", "", "nor where the judge has more to learn, since it is biased", (
+        _between("win_rate", "biased: Meta-Rewarding", "biased: Self-Rewarding + length control, 1.5 epochs"),
+    )),
 )
 
 # What stands wherever results are shown (method: C21), and what no run of the tiny world can say.

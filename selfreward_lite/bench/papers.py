@@ -68,6 +68,7 @@ ARMS = (
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
     Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
     Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
+    Arm("biased: Self-Rewarding + length control, 1.5 epochs", SELF | CONTROL | {"dpo.epochs": "1.5"}, BIASED, own_rival=True),
     Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_rival=True),
     Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_rival=True),
 )
