@@ -3,7 +3,7 @@
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +24,8 @@ from selfreward_lite.shapes import SHAPES
 
 
 def wanted(folder, **changes) -> Wanted:
-    given = {"shape": "10m", "vram": None, "seconds": 60.0, "only": None, "folder": folder, "command": "bench card"}
-    return Wanted(**{**given, **changes})
+    given = {"shape": "10m", "preset": "tiny", "vram": None, "seconds": 60.0, "only": None}
+    return Wanted(**{**given, "folder": folder, "command": "bench card", **changes})
 
 
 def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def a_document(**changes) -> dict:
 
 
 def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
-    asked = wanted(tmp_path, shape="llama-3-8b")
+    asked = wanted(tmp_path, shape="llama-3-8b", preset="overnight")
     found = card.hours(asked, a_document())
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
     costs = plan.priced(settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x")
@@ -92,9 +92,14 @@ def test_the_readmes_table_is_made_of_the_files_that_are_there():
     assert card_table.table(documents) in (root / "README.md").read_text(encoding="utf-8")
 
 
+RATES = plan.Rates(token=0.0006, read=0.0002, dpo=0.00025)
+OVERNIGHT = config.load("overnight")
+HOURS = f"{card.iteration_hours(OVERNIGHT, plan.priced(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
+
+
 def known(**changes) -> Measured:
     found = {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
-    whole = a_document(shape="llama-3-8b", vram=None, hours={"here": 7.25})
+    whole = a_document(shape="llama-3-8b", vram=None, rates=asdict(RATES))
     return Measured.model_validate(whole | {"found": whole["found"] | found} | changes)
 
 
@@ -105,13 +110,13 @@ def rows_of(*documents: Measured) -> dict[str, list[str]]:
 
 def test_a_measured_card_stands_beside_its_estimate():
     rows = rows_of(known())
-    assert rows["RTX 3090"][:5] == ["1000", "20.00", "not measured yet", "0.50", "7.25"]
+    assert rows["RTX 3090"][:5] == ["1000", "20.00", "not measured yet", "0.50", HOURS]
     assert float(rows["RTX 3090"][5]) > 0
     assert rows["RTX 4090"][:5] == ["not measured yet"] * 5
     for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": None}):
         assert rows_of(known(**other)) == rows_of(), "of another shape, or of a part of a card"
-    fuller = known(hours={"here": 8.5}, found=known().model_dump()["found"] | {"more": {}})
-    assert rows_of(known(), fuller, known())["RTX 3090"][4] == "8.50", "the fullest file"
+    fuller = known(rates=None, found=known().model_dump()["found"] | {"more": {}})
+    assert rows_of(known(), fuller, known())["RTX 3090"][4] == "not measured yet", "the fullest file"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_a_measured_card_stands_beside_its_estimate():
 )  # fmt: skip
 def test_no_card_that_was_measured_is_left_out(name, row, estimate):
     cells = rows_of(known(card={"name": name}))[row]
-    assert cells[4] == "7.25"
+    assert cells[4] == HOURS
     assert (cells[5] != "–") == estimate
 
 
@@ -212,11 +217,19 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
         assert seen.value.args == (given,)
 
 
+@pytest.mark.parametrize(
+    ("shape", "memory", "preset"),
+    [("llama-3-8b", 25 * 10**9, "overnight"), ("llama-3-8b", 16 * 10**9, "t4"), ("llama-3-8b", None, "overnight"),
+     ("3b", 12 * 10**9, "small"), ("10m", None, "tiny")],
+)  # fmt: skip
+def test_what_is_measured_is_the_preset_for_such_a_card(shape, memory, preset):
+    assert card.preset_for(shape, memory) == preset
+
+
 def test_on_a_card_the_presets_own_engine_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "cards", lambda: [RTX])
-    monkeypatch.setattr(card.Wanted, "preset", property(lambda _: "overnight"))
     own, draw = config.load("overnight").engine, config.load("overnight").judge.draw
-    one = card._Engine(wanted(tmp_path), "q8_0", lambda words: None)
+    one = card._Engine(wanted(tmp_path, preset="overnight"), "q8_0", lambda words: None)
     asked = one.plan(own.parallel)
     assert {name: asked.settings[name] for name in ("parallel", "context", "batch", "roots", "gpu_layers")} == {
         name: getattr(own, name) for name in ("parallel", "context", "batch", "roots", "gpu_layers")
@@ -254,7 +267,7 @@ def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch)
 def test_hours_do_not_follow_from_figures_that_contradict_each_other(tmp_path):
     document = a_document(failed={"x": "y"})
     document["found"]["q8_0: prompts alone"]["tokens_per_s"] = 1000.0
-    found = card.hours(wanted(tmp_path, shape="llama-3-8b"), document)
+    found = card.hours(wanted(tmp_path, shape="llama-3-8b", preset="overnight"), document)
     assert (found["hours"], set(found["failed"])) == ({}, {"x", "hours"})
 
 

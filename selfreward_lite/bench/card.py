@@ -41,6 +41,7 @@ from selfreward_lite.training_job import Job
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
 PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
 STEPS = 3
+ROOMY = 20e9  # bytes of a card from which on `overnight` is meant for it
 GRACE = 60.0  # seconds beyond its time that a measurement may take once it has begun
 EARLY = "reference read beforehand"  # its time is that of loading
 LOOK = 0.1  # seconds between two looks at the card's memory
@@ -50,11 +51,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured: a shape of SHAPES, bytes of the card that may be used (None: all), seconds in all, one part
-    (engine, train, parity) or None for all, a folder for the models, the command that asked for it; with how many sequences, at
-    which lengths of a row."""
+    """What is to be measured: a shape of SHAPES, the preset whose engine and training are, bytes of the card that may be used
+    (None: all), seconds in all, one part (engine, train, parity) or None for all, a folder for the models, the command that asked
+    for it; with how many sequences, at which lengths of a row."""
 
     shape: str
+    preset: str
     vram: int | None
     seconds: float
     only: str | None
@@ -63,10 +65,12 @@ class Wanted:
     sequences: tuple[int, ...] = (1, 8, 32, 64, 128)
     lengths: tuple[int, ...] = (512, 1024, 2048)
 
-    @property
-    def preset(self) -> str:
-        """Whose engine and training are measured."""
-        return "overnight" if SHAPES[self.shape].hidden >= 4096 else "small" if SHAPES[self.shape].hidden >= 2048 else "tiny"
+
+def preset_for(shape: str, memory: int | None) -> str:
+    """Return which preset is meant for models of a shape on a card of so many bytes (None: no card)."""
+    if SHAPES[shape].hidden >= 4096:
+        return "t4" if memory is not None and memory < ROOMY else "overnight"
+    return "small" if SHAPES[shape].hidden >= 2048 else "tiny"
 
 
 def measure(wanted: Wanted, out: Path, say: Say) -> Found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,13 +44,13 @@ class Named(BaseModel):
 
 
 class Measured(BaseModel):
-    """A file of `bench card`, as far as the table shows it; `hours` of an iteration by where: "here", or another card's."""
+    """A file of `bench card`, as far as the table shows it; `rates` are seconds a token (`plan.Rates`), by which hours follow."""
 
     card: Named | None
     shape: str
     vram: int | None
     found: dict[str, Figures]
-    hours: dict[str, float] = {}
+    rates: dict[Literal["token", "read", "dpo"], float] | None = None
 
     def rate(self, name: str) -> float | None:
         """Return the tokens a second of a measurement with the run's own type of weights; None where there is none."""
@@ -91,14 +92,16 @@ def table(documents: Sequence[Measured], preset: str = "overnight", shape: str =
             by_card.setdefault(one.card.short, []).append(one)
     for name in dict.fromkeys((*plan.KNOWN, *sorted(by_card))):
         fullest = max(by_card.get(name, []), key=lambda one: len(one.found), default=None)
-        guess = "–"
+        hours, guess = None, "–"
+        if fullest is not None and fullest.rates:
+            hours = iteration_hours(settings, plan.priced(settings, llama, plan.Rates(**fullest.rates), "measured"))
         if key := plan.known(name):
             guess = f"{iteration_hours(settings, plan.estimated(settings, llama, plan.KNOWN[key], key)):.1f}"
-        lines.append(f"| {name} | {' | '.join(_cells(fullest))} | {guess} |")
+        lines.append(f"| {name} | {' | '.join(_cells(fullest, hours))} | {guess} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(measured: Measured | None) -> list[str]:
+def _cells(measured: Measured | None, hours: float | None) -> list[str]:
     """The figures of one card; a quotient only where both of its parts were measured."""
     if measured is None:
         return [UNKNOWN] * 5
@@ -111,6 +114,6 @@ def _cells(measured: Measured | None) -> list[str]:
         measured.rate("64 sequences"), quotient(measured.rate("64 sequences"), measured.rate("naive loop")),
         quotient(measured.rate("32 sequences"), measured.rate("bare llama_decode, 32 sequences")),
         min((one.seconds_of_a_pair for one in trained if one.seconds_of_a_pair is not None), default=None),
-        measured.hours.get("here"),
+        hours,
     )
     return [UNKNOWN if value is None else f"{value:.0f}" if value >= 100 else f"{value:.2f}" for value in values]

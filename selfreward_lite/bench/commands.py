@@ -287,9 +287,9 @@ def bench_card(
     for needed in (folder, out.parent):
         needed.mkdir(parents=True, exist_ok=True)
     _one_card()
-    wanted = card.Wanted(
-        size, None if vram is None else int(vram * 1e9), minutes * 60, only, folder.absolute(), given
-    )
+    limit = None if vram is None else int(vram * 1e9)
+    preset = card.preset_for(size, limit or (there[0].total if there else None))
+    wanted = card.Wanted(size, preset, limit, minutes * 60, only, folder.absolute(), given)
     document = card.measure(wanted, out, say)
     table = Table("", "", "most of the card", title=f"{name}, {shape}", title_justify="left")
     for part, found in document["found"].items():
