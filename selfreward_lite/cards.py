@@ -1,6 +1,6 @@
-"""The cards of this machine, as their driver describes them, and what a compute capability means.
+"""The cards of this machine, as their driver describes them, which of them is used, and what a compute capability means.
 
-Knows: nvidia-smi. Does not know: torch, llama.cpp; asking costs milliseconds, and no memory of the card.
+Knows: nvidia-smi, CUDA_VISIBLE_DEVICES. Does not know: torch, llama.cpp; asking costs milliseconds, and no memory of the card.
 """
 
 from __future__ import annotations
@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 OLDEST = (7, 5)  # Turing: torch 2.13 brings no kernels for anything older
-# For every process of ours that computes on a card: the first that the driver names. CUDA itself would count the fastest first.
-ONE_CARD = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0"}
 BF16 = (8, 0)  # what torch says of a T4 is not to be trusted (unslothai/unsloth#504)
 
 _log = logging.getLogger(__name__)
@@ -38,33 +37,47 @@ class Card:
         return "".join(map(str, self.capability))
 
 
+def one_card(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return what a process of ours is told that computes on a card: to see one, the first of those that it may see.
+
+    Over two, llama.cpp would split the layers, and TRL every batch. They are counted as nvidia-smi counts them; CUDA itself
+    would begin with the fastest.
+    """
+    first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return {"CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), "CUDA_VISIBLE_DEVICES": first}
+
+
 def cards() -> list[Card]:
-    """Return the cards that the driver names; none where there is no driver. Of those that CUDA_VISIBLE_DEVICES names, where it
-    is set, the first: no process of ours uses another."""
-    asked = "name,driver_version,compute_cap,memory.free,memory.total"
+    """Return the cards that the driver names, and CUDA_VISIBLE_DEVICES where it is set; none where there is no driver."""
+    asked = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        command.append(f"--id={visible.split(',')[0]}")
     try:
         said = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return []
-    return read(said.stdout) if said.returncode == 0 else []
+    return read(said.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if said.returncode == 0 else []
 
 
-def read(said: str) -> list[Card]:
-    """Read what nvidia-smi printed: name, driver, compute capability, free and all memory in MiB, a line a card.
+def read(said: str, visible: str | None = None) -> list[Card]:
+    """Read what nvidia-smi printed: number, id, name, driver, compute capability, free and all memory in MiB, a line a card.
 
-    >>> read("NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
+    `visible` names those that are wanted, by numbers or the beginnings of their ids, in the order that is wanted; None for all. A
+    part of a card (MIG) cannot be told by this: then it is all of them.
+
+    >>> read("0, GPU-1f, NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
     (8, 9)
     """
-    found = []
+    found: dict[tuple[str, str], Card] = {}
     for line in said.splitlines():
         try:
-            name, driver, capability, free, total = (part.strip() for part in line.split(","))
+            index, uuid, name, driver, capability, free, total = (part.strip() for part in line.split(","))
             major, minor = map(int, capability.split("."))
-            found.append(Card(name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20))
+            found[index, uuid] = Card(name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20)
         except ValueError:  # [N/A], as of a card that has no memory of its own
             _log.warning("nvidia-smi does not tell of a card what must be known to use it: %s", line)
-    return found
+    if visible is None or visible.startswith("MIG"):
+        return list(found.values())
+    wanted = [one.strip() for one in visible.split(",") if one.strip()]
+    return [
+        card for one in wanted for (index, uuid), card in found.items() if one == index or (len(one) > 3 and uuid.startswith(one))
+    ]

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from selfreward_lite.cards import BF16, OLDEST, Card, cards
+from selfreward_lite.cards import BF16, OLDEST, Card, cards, one_card
 from selfreward_lite.disk import free_bytes, in_words
 
 State = Literal["good", "note", "bad"]
@@ -230,7 +230,8 @@ def _probe(*arguments: str) -> dict[str, Any]:
     """What a probe printed; {"error": its last words} where it failed, however it failed."""
     command = [sys.executable, "-m", "selfreward_lite.probes", *arguments]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        environment = {**os.environ, **one_card(os.environ)}
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:

@@ -199,8 +199,10 @@ def paper_table(
         say(f"{one['verdict']}: {one['name']} {one['words']}")
         for found in one["differences"]:
             say(f"    {claims.in_words(found)}")
-    spent = document["seconds_of_an_arm"]
-    say(f"an arm took {spent['median']:.0f} s, the slowest {spent['most']:.0f} s, beside the seed stage that it shares")
+    for words in document["notes"]:
+        say(words)
+    if spent := document["seconds_of_an_arm"]:
+        say(f"an arm took {spent['median']:.0f} s, the slowest {spent['most']:.0f} s, beside the seed stage that it shares")
     out.mkdir(parents=True, exist_ok=True)
     (out / "paper-table.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / "paper-table.md").write_text(claims.markdown(document), encoding="utf-8")
@@ -244,6 +246,8 @@ def _examination(name: str, runs_dir: Path, set_: list[str] | None, *, engine: b
     wanted = config.parse_overrides(set_ or [])
     if other := [key for key in wanted if key.split(".")[0] not in FREE]:
         raise UserError(f"--set {other[0]}: the run was made with its own; only {', '.join(FREE)} can be set here")
+    if wanted and not engine:
+        raise UserError("--set is of no use here, since no model is asked anything; name a model as --judge, or --prompts")
     with Store.read(runs_dir / name) as store:
         begun: dict[str, Any] | None = store.fact("settings")
         if begun is None:

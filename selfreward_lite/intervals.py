@@ -60,9 +60,9 @@ def plain(value: float) -> float | None:
 
 def with_error(found: Sequence[float | None] | None) -> str:
     """Return a mean and its standard error as a cell of a table; of one value there is no error (None or NaN)."""
-    if found is None:
+    mean, error = found or (None, None)
+    if mean is None or math.isnan(mean):
         return "–"
-    mean, error = found
     return f"{mean:.3f}" if error is None or math.isnan(error) else f"{mean:.3f} ± {error:.3f}"
 
 

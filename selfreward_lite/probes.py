@@ -3,7 +3,7 @@
     python -m selfreward_lite.probes torch             versions, cards, what they can do
     python -m selfreward_lite.probes llama GPU_LAYERS  whether llama.cpp decodes a prompt, and where
 
-Prints one JSON document. Knows: torch, llama.cpp. Does not know: what is made of the answers (`doctor`).
+Prints one JSON document. Knows: torch, llama.cpp. Does not know: what is made of the answers (`doctor`, `bench card`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.bench.synthetic import write_model
 from selfreward_lite.errors import EngineError
+from selfreward_lite.synthetic import write_model
 
 PROMPT = 16  # two tokens would do: one alone passes where the matrix units of a CPU fault (measured)
 

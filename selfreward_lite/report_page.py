@@ -51,7 +51,7 @@ def _note(summary: dict[str, Any]) -> str:
 
 
 def _pairs(store: Store) -> list[dict[str, Any]]:
-    """The first pairs of every model, newest first, whole; with the first pair of judgments, if it has one."""
+    """The first pairs of every model, newest first, whole; with the first of them that has a pair of judgments too, if any."""
     found = []
     for group in explore.groups(store):
         if group[1:].isdigit():

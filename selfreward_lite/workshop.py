@@ -28,13 +28,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.cards import ONE_CARD
+from selfreward_lite.cards import one_card
 from selfreward_lite.errors import SelfRewardError
 
 Plain = dict[str, Any]
 BARE = "--bare"
 CHILD = {
-    **ONE_CARD,  # with two cards in sight, TRL splits every batch
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths, one after the other, leave holes
 }
 CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
@@ -98,7 +97,7 @@ class Workshop:
                 self._child = subprocess.Popen(
                     self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=words, text=True, start_new_session=True,  # Ctrl-C is the parent's to handle
-                    env={**CHILD, **os.environ},
+                    env={**CHILD, **os.environ, **one_card(os.environ)},
                 )
         return self._child
 

@@ -12,8 +12,8 @@ import pytest
 from gguf import GGUFReader
 from typer.testing import CliRunner
 
-from selfreward_lite import quantise
-from selfreward_lite.bench import engine, rivals, synthetic
+from selfreward_lite import quantise, synthetic
+from selfreward_lite.bench import engine, rivals
 from selfreward_lite.bench.packed import write_folder
 from selfreward_lite.cli import app
 from selfreward_lite.engines import loading

@@ -12,6 +12,7 @@ import pytest
 
 from selfreward_lite import cards, doctor
 from selfreward_lite.doctor import Card, Machine
+from selfreward_lite.engines import process
 
 ROOT = Path(__file__).parent.parent
 GB = 2**30
@@ -133,7 +134,7 @@ def test_every_other_fault_is_said(changed, what, state, words):
 
 
 def test_what_the_driver_prints_is_read_line_by_line():
-    found = cards.read("Tesla T4, 535.1, 7.5, 14900, 15360\nTesla T4, 535.1, 7.5, 15000, 15360\n")
+    found = cards.read("0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n")
     assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
     assert found[0].name == "Tesla T4"
 
@@ -184,23 +185,31 @@ def test_a_token_is_named_and_never_shown(monkeypatch, tmp_path):
     assert not [value for value in vars(machine(token=True)).values() if "hf_" in str(value)]
 
 
+TWO = """0, GPU-1f2e, Tesla T4, 535.1, 7.5, 14900, 15360
+1, GPU-8a9b, NVIDIA GeForce RTX 4090, 535.1, 8.9, 23028, 24564
+"""
+
+
 def test_a_card_of_unknown_memory_is_left_out_and_named(caplog):
-    found = cards.read("NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\nTesla T4, 535.1, 7.5, 15000, 15360\n")
-    assert [one.name for one in found] == ["Tesla T4"]
+    found = cards.read(f"{TWO}2, GPU-00, NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\n")
+    assert [one.architecture for one in found] == ["75", "89"]
     assert "NVIDIA GB10" in caplog.text
 
 
-@pytest.mark.parametrize(("visible", "asked"), [(None, []), ("1", ["--id=1"]), ("1,0", ["--id=1"]), ("", ["--id="])])
-def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, asked):
-    seen = []
-
-    def run(command, **_):
-        seen.append([one for one in command if one.startswith("--id")])
-        return SimpleNamespace(returncode=0, stdout="Tesla T4, 535.1, 7.5, 14900, 15360\n")
-
+@pytest.mark.parametrize(
+    ("visible", "seen", "first"),
+    [
+        (None, ["75", "89"], "0"), ("1", ["89"], "1"), ("1,0", ["89", "75"], "1"), ("GPU-8a", ["89"], "GPU-8a"), ("", [], ""),
+        ("-1", [], "-1"), ("7", [], "7"), ("MIG-5", ["75", "89"], "MIG-5"), ("0, 1", ["75", "89"], "0"),
+    ],
+)  # fmt: skip
+def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, seen, first):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(cards.subprocess, "run", run)
-    assert cards.cards()[0].architecture == "75"
-    assert seen == [asked]
+    monkeypatch.setattr(cards.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO))
+    assert [one.architecture for one in cards.cards()] == seen
+    told = cards.one_card(os.environ)
+    assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
+    assert process._environment({"gpu_layers": -1}).items() >= told.items()
+    assert process._environment({"gpu_layers": 0})["CUDA_VISIBLE_DEVICES"] == ""

@@ -265,6 +265,7 @@ def test_options_before_a_part_are_refused(command, runs, option):
         (("--export", "alpaca_eval", "--judge", "M0"), "leave --judge out"),
         (("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"), "leave --against out"),
         (("--export", "alpaca_eval", "--against", "other/M3"), "export other/M3 with --name other"),
+        (("--judge", "exact", "--set", "judge.count=2"), "--set is of no use here"),
     ],
 )
 def test_no_option_is_ignored(command, options, says):

@@ -15,12 +15,12 @@ from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
 from selfreward_lite import config, export_commands, full_model, ollama, quantise
 from selfreward_lite.bench import bases
-from selfreward_lite.bench.synthetic import write_model
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import ExportError, UserError
 from selfreward_lite.export import base_to_gguf
 from selfreward_lite.parity import Parity
+from selfreward_lite.synthetic import write_model
 
 pytestmark = pytest.mark.slow  # models written and loaded again, a quarter of a minute
 

@@ -25,8 +25,8 @@ ORDER = [
     "training_job", "checkpoints", "llama_folder", "shapes", "nf4", "backends", "train", "memory", "plan", "forecast",
     "jobs", "export", "parity", "equality", "quantise", "ollama", "full_model", "evaluate", "gates", "workshop", "tools",
     "run", "budget", "steps", "training_steps", "tripwires", "assess", "loop", "examine", "report", "series",
-    "warning_signs", "explore", "figures", "report_page", "notebook", "talk", "display", "bench", "bench.synthetic",
-    "probes", "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.claims",
+    "warning_signs", "explore", "figures", "report_page", "notebook", "talk", "display", "synthetic", "probes", "bench",
+    "bench.rivals", "bench.costs", "bench.engine", "bench.tiny", "bench.settings", "bench.papers", "bench.claims",
     "bench.bases", "bench.packed", "bench.card", "bench.card_table", "bench.app", "bench.commands", "publish", "prune",
     "evaluate_command",
     "export_commands", "plan_command", "doctor", "llama_build", "ui", "ui.safe", "ui.conversation", "ui.shell",
@@ -139,6 +139,18 @@ def test_no_module_imports_upwards():
                 assert TINY_ORDER.index(theirs) < TINY_ORDER.index(mine) or not theirs, f"{name} imports {other}"
             elif name:
                 assert place(other) < place(name), f"{name} imports {other}, which stands above it"
+
+
+def test_the_readmes_tree_stands_in_this_order():
+    tree = re.search(r"```\nselfreward_lite/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    folders, listed = [], []
+    for indent, name in re.findall(r"^( *)(\S+)", tree, re.MULTILINE):
+        folders = [*folders[: len(indent) // 2 - 1], name.rstrip("/")]
+        if name.endswith(".py"):
+            listed.append(".".join(folders).removesuffix(".py"))
+    known = [name for name in listed if name in ORDER]
+    assert len(known) > 0.9 * len(ORDER)
+    assert known == sorted(known, key=ORDER.index)
 
 
 def test_the_exact_scorer_is_seen_by_evaluation_and_ranked_examples_only():

@@ -142,6 +142,14 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
 # -- two models -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("found", "cell"),
+    [((0.5, 0.01), "0.500 ± 0.010"), ((0.5, None), "0.500"), ((0.5, math.nan), "0.500"), ((math.nan, 0.1), "–"), (None, "–")],
+)  # fmt: skip
+def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):
+    assert intervals.with_error(found) == cell
+
+
 def test_win_rate_counts_ties_as_half():
     rate, error = evaluate.win_rate({"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1})
     assert rate == pytest.approx(2.5 / 4)

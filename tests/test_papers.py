@@ -138,14 +138,18 @@ def test_a_claim_is_held_where_its_interval_is_above_zero(seeds, verdict):
 
 def test_what_has_no_room_to_rise_says_nothing_of_a_claim():
     rows = [*rows_of((1.0, 1.0), (1.0, 1.0), (0.9, 1.0)), *(Row("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3))]
-    full = Difference("A less B", Place("x", "A"), Place("x", "B"), limit=1.0)
-    held = Difference("A less C", Place("x", "A"), Place("x", "C"), limit=1.0)
+    rows = [replace(row, values={**row.values, "judge_x": row.values["x"]}) for row in rows]
+    full, held, fails, fell = (
+        Difference(f"{more} less {less}", Place("judge_x", more), Place("judge_x", less))
+        for more, less in (("A", "B"), ("A", "C"), ("C", "A"), ("C", "B"))
+    )
     assert claims.judge(Claim("C", "", "", (full,)), rows)[0] == "not testable here"
     verdict, found = claims.judge(Claim("C", "", "", (full, held)), rows)
     assert (verdict, [one.verdict for one in found]) == ("held where testable here", ["not testable here", "held"])
-    fails = Difference("C less A", Place("x", "C"), Place("x", "A"), limit=1.0)
-    assert claims.judge(Claim("C", "", "", (full, fails)), rows)[0] == "not held: the opposite"
-    assert claims.judge(Claim("C", "", "", (replace(full, limit=1.1),)), rows)[0] == "not held: no difference seen"
+    for lower in (fails, fell):
+        assert claims.judge(Claim("C", "", "", (full, lower)), rows)[0] == "not held: the opposite", "from 1 too"
+    free = Difference("A less B", Place("x", "A"), Place("x", "B"))
+    assert claims.judge(Claim("C", "", "", (free,)), rows)[0] == "not held: no difference seen", "what is no share may rise"
 
 
 def test_a_claim_of_several_parts_is_as_good_as_its_worst():

@@ -26,9 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from selfreward_lite import config, plan, probes
-from selfreward_lite.bench import costs, engine, packed, rivals, synthetic
-from selfreward_lite.cards import cards
+from selfreward_lite import config, plan, probes, synthetic
+from selfreward_lite.bench import costs, engine, packed, rivals
+from selfreward_lite.cards import Card, cards, one_card
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.config import Settings
 from selfreward_lite.disk import in_words
@@ -51,12 +51,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured: a shape of SHAPES, the preset whose engine and training are, bytes of the card that may be used
-    (None: all), seconds in all, one part (engine, train, parity) or None for all, a folder for the models, the command that asked
-    for it; with how many sequences, at which lengths of a row."""
+    """What is to be measured: a shape of SHAPES, the preset whose engine and training are, on which card (None: the CPU), bytes
+    of it that may be used (None: all), seconds in all, one part (engine, train, parity) or None for all, a folder for the models,
+    the command that asked for it; with how many sequences, at which lengths of a row."""
 
     shape: str
     preset: str
+    card: Card | None
     vram: int | None
     seconds: float
     only: str | None
@@ -84,7 +85,7 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
             continue
         say(f"{name} …")
         began = time.monotonic()
-        with watched() as peak:
+        with watched(wanted.card) as peak:
             found, why = in_child(wanted, name, ends - time.monotonic() + GRACE)
             taken = peak()
         if why is None and wanted.vram is not None and taken is not None and taken > wanted.vram:
@@ -116,13 +117,14 @@ def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | No
     finally:
         child.kill()
         child.join()
-        for left in wanted.folder.rglob(f".*.{child.pid}.part"):  # of a model that was being written; gigabytes
+        for left in wanted.folder.rglob(".*.part"):  # of a model that was being written, by it or a child of its own; gigabytes
             left.unlink()
     return (found, None) if isinstance(found, dict) else ({}, found)
 
 
 def _measured(wanted: Wanted, name: str, answer: Any) -> None:
     """What `in_child` starts."""
+    os.environ.update(one_card(os.environ))
     try:
         work = dict(_parts(wanted, lambda words: print(words, file=sys.stderr)))[name]
         answer.send(work())
@@ -132,14 +134,13 @@ def _measured(wanted: Wanted, name: str, answer: Any) -> None:
 
 def _head(wanted: Wanted) -> Found:
     """What is known before anything is measured, the prediction among it."""
-    there = cards()
-    settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
+    there, settings, llama = wanted.card, config.load(wanted.preset), SHAPES[wanted.shape]
     return {
-        "card": asdict(there[0]) if there else None, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
+        "card": asdict(there) if there else None, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "at": datetime.now(UTC).isoformat("T", "seconds"),
         "command": wanted.command, "shape": wanted.shape, "preset": wanted.preset, "vram": wanted.vram,
-        "predicted": plan.predicted(settings, llama, there[0].name if there else None),
+        "predicted": plan.predicted(settings, llama, there.name if there else None),
         "found": {}, "failed": {}, "left_out": [], "seconds": {},
     }
 
@@ -152,14 +153,13 @@ def _version(name: str) -> str | None:
 
 
 @contextmanager
-def watched() -> Iterator[Callable[[], int | None]]:
+def watched(there: Card | None) -> Iterator[Callable[[], int | None]]:
     """Watch how much of the card is in use while the block runs; give what returns the most that came, beyond what was before,
     or None where nothing was seen."""
-    there = cards()
-    if not there:
+    if there is None:
         yield lambda: None
         return
-    before, seen, over = there[0].free, list[int](), threading.Event()
+    before, seen, over = next(iter(cards()), there).free, list[int](), threading.Event()
 
     def look() -> None:
         while not over.wait(LOOK):
@@ -178,10 +178,10 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
     """Every measurement by name, the most telling first; models are made when they are first needed."""
     first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k_m", say)
     if wanted.only in (None, "engine"):
-        yield "llama.cpp", lambda: _proved(probes.llama(-1 if cards() else 0))
+        yield "llama.cpp", lambda: _proved(probes.llama(-1 if wanted.card else 0))
         yield from first.rates()
     if wanted.only in (None, "train"):
-        for backend in ("transformers", *(["unsloth"] if _version("unsloth") and cards() else [])):
+        for backend in ("transformers", *(["unsloth"] if _version("unsloth") and wanted.card else [])):
             for length in wanted.lengths:
                 yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
             length = wanted.lengths[len(wanted.lengths) // 2]
@@ -218,7 +218,7 @@ class _Engine:
         yield f"{self.kind}: naive loop", lambda: {"tokens_per_s": engine.naive_rate(self.plan(1))}
         for parallel in self.wanted.sequences:
             yield f"{self.kind}: {parallel} sequences", lambda parallel=parallel: _rate(self.plan(parallel))
-        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1), prompts=32))
+        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1), prompts=32 if self.wanted.card else 8))
 
     def details(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """What is left to gain, and what an adapter and drawing cost."""
@@ -236,16 +236,16 @@ class _Engine:
         self, parallel: int, *, with_adapter: bool = True, new: tuple[int, int] = (40, 160), prompts: int | None = None
     ) -> engine.Plan:
         """Return a load that keeps so many sequences busy, drawn as the preset's judge draws, and the settings for it: on a card
-        the preset's own, with as much memory a sequence beyond as many as it has."""
+        the preset's own, with more where so many sequences need more."""
         if not self.model.exists():
             self.say(f"making {self.model}")
             synthetic.write_model(self.model, self.wanted.shape, self.kind)
         adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
         if with_adapter and not adapter.exists():
             synthetic.write_adapter(adapter, self.wanted.shape)
-        vocab, prompts = rivals.vocabulary(self.model), prompts or max(1, parallel // (4 if cards() else 8))
+        vocab, prompts = rivals.vocabulary(self.model), prompts or max(1, parallel // (4 if self.wanted.card else 8))
         load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
-        preset, layers = config.load(self.wanted.preset), -1 if cards() else 0
+        preset, layers = config.load(self.wanted.preset), -1 if self.wanted.card else 0
         load = replace(load, requests=tuple(
             replace(one, sampling=replace(
                 one.sampling, temperature=preset.judge.draw.temperature, top_p=preset.judge.draw.top_p,
@@ -254,9 +254,8 @@ class _Engine:
         ))
         settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
         if layers:
-            own = preset.engine
-            settings |= {"batch": max(own.batch, parallel), "roots": own.roots,
-                         "context": own.context * max(own.parallel, parallel) // own.parallel}
+            least = {"batch": preset.engine.batch, "context": preset.engine.context}
+            settings |= {name: max(value, settings[name]) for name, value in least.items()} | {"roots": preset.engine.roots}
         return engine.Plan(self.model, settings, load, 1)
 
 
@@ -319,6 +318,8 @@ def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: 
             steps.append((time.monotonic(), said["values"]["loss"]))
 
     facts = tools.train(job, work, report)
+    if wanted.card and "peak_bytes" not in facts:
+        raise EngineError("torch sees no card and trained on the CPU; `python -m selfreward_lite doctor` says what to do")
     spent = [after - before for (before, _), (after, _) in zip(steps, steps[1:], strict=False)]
     return {
         "seconds_of_a_pair": median(spent) / PAIRS, "torch_peak_bytes": facts.get("peak_bytes"),

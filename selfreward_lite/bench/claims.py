@@ -2,8 +2,8 @@
 
 Knows: the claims of arXiv 2401.10020 and 2407.19594 that a small world can test, and what would bear each out. Does not know:
 how rows are made (`papers`). A difference is taken seed by seed; a claim is held only where the 95 % interval of every
-difference that it needs lies on the claimed side of zero. A difference that has no room to be above zero, as where a share is 1
-before, says nothing about its claim. Whatever comes out is reported.
+difference that it needs lies on the claimed side of zero. Where a judge's figure is 1 on every seed before, it cannot rise: such
+a difference says nothing of its claim, unless it fell. Whatever comes out is reported.
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Difference:
-    """`more` less `less`, which is claimed to be above zero. Of a share, `limit` says that it cannot be above 1."""
+    """`more` less `less`, which is claimed to be above zero."""
 
     words: str
     more: Place
     less: Place
-    limit: float = math.inf
+
+    @property
+    def limit(self) -> float:
+        """What the column of both cannot pass."""
+        return 1.0 if self.more.column.startswith("judge_") else math.inf
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ class Found:
     def verdict(self) -> Verdict:
         if math.isnan(self.low) or self.seeds < self.wanted:  # those that got there are no fair sample
             return "not measured"
-        if not self.room:
-            return "not testable here"
-        return "held" if self.low > 0 else "not held: the opposite" if self.high < 0 else "not held: no difference seen"
+        if self.low > 0 or self.high < 0:
+            return "held" if self.low > 0 else "not held: the opposite"
+        return "not held: no difference seen" if self.room else "not testable here"
 
 
 def _between(column: str, more: str, less: str, words: str = "") -> Difference:
@@ -87,11 +91,11 @@ def _between(column: str, more: str, less: str, words: str = "") -> Difference:
     return Difference(words or f"{column.replace('_', ' ')}: {more} less {less}", Place(column, more), Place(column, less))
 
 
-def _over(column: str, arm: str, after: int, before: int, limit: float = math.inf) -> Difference:
+def _over(column: str, arm: str, after: int, before: int) -> Difference:
     """Two models of one arm."""
     names = ["the base" if number == BASE else f"M{number}" for number in (after, before)]
     words = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
-    return Difference(words, Place(column, arm, after), Place(column, arm, before), limit)
+    return Difference(words, Place(column, arm, after), Place(column, arm, before))
 
 
 def _above_half(column: str, arm: str, iteration: int, words: str) -> Difference:
@@ -102,7 +106,7 @@ JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
 SR_PAPER, MR_PAPER = "arXiv 2401.10020", "arXiv 2407.19594"
 CLAIMS = (
     Claim("C6", SR_PAPER, "EFT improves all five metrics of the judge", tuple(
-        _over(f"judge_{one}", SR, 0, BASE, limit=1.0) for one in JUDGE
+        _over(f"judge_{one}", SR, 0, BASE) for one in JUDGE
     )),
     Claim("C7", SR_PAPER, "one round improves the answers and the judge of the next round", (
         _above_half("win_rate", SR, 1, f"win rate, {SR}: M1 against M0, less ½"), _over("judge_pair_accuracy", SR, 1, 0),
@@ -164,7 +168,8 @@ QUESTIONS = (
 # What stands wherever results are shown (method: C21), and what no run of the tiny world can say.
 NOTES = (
     "C21: it is the loop alone that is given no labels. Every judge above, but for the arm without EFT, learnt from judgments "
-    "that agree with ranks: people's in the papers, the exact scorer's here.",
+    "that agree with ranks: people's in the papers, the exact scorer's here; in the biased world most of those judgments were "
+    "turned against brevity.",
     "Not testable here: win rates against GPT-4 Turbo on AlpacaEval 2 (C8, C15) and on Arena-Hard (C16), which need a paid judge "
     "(`evaluate --export alpaca_eval` writes what it reads); agreement with people and with a strong judge (C18), for which the "
     "ranks of the tiny world stand.",
@@ -292,7 +297,7 @@ def document(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _seconds(rows: Sequence[Row]) -> dict[str, float | None]:
+def _seconds(rows: Sequence[Row]) -> dict[str, float]:
     """What the stages of an arm's iterations took, its seed stage apart: the median over all arms and seeds, and the most."""
     spent: dict[tuple[str, int], float] = {}
     for row in rows:

@@ -19,7 +19,7 @@ import typer
 from rich.table import Table
 
 from selfreward_lite import config, hub
-from selfreward_lite.cards import ONE_CARD
+from selfreward_lite.cards import cards, one_card
 from selfreward_lite.chat import ChatFormat
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, say
@@ -162,7 +162,7 @@ def bench_engine(
     from selfreward_lite.bench import costs, engine, rivals
 
     if gpu_layers:
-        _one_card()
+        os.environ.update(one_card(os.environ))  # as for the engine's process, so for the others that measure
     model, adapter = _subject(model, synthetic, quantisation, adapter, folder)
     vocab, name = rivals.vocabulary(model), None if adapter is None else str(adapter)
     requests = requests or (4 if load == "judge" else 1)
@@ -174,7 +174,7 @@ def bench_engine(
     settings = engine.settings_for(asked, parallel=parallel, threads=threads, gpu_layers=gpu_layers)
     plan = engine.Plan(model, settings, asked, repeats)
     found = engine.measure(plan, say)
-    document = engine.document(plan, found) | {"gpu": rivals.card() if gpu_layers else None}
+    document = engine.document(plan, found) | {"gpu": cards()[0].name if gpu_layers and cards() else None}
     _show_engine(plan, found, document)
     drawn = costs.drawing(model, settings, asked.requests[0].sampling)
     say("a step in which every sequence gets a token: " + ", ".join(
@@ -191,7 +191,7 @@ def _subject(
     model: Path | None, synthetic: str | None, quantisation: str, adapter: Path | None, folder: Path
 ) -> tuple[Path, Path | None]:
     """The model and adapter that are measured, made where they are random."""
-    from selfreward_lite.bench import synthetic as shapes
+    from selfreward_lite import synthetic as shapes
 
     if (model is None) == (synthetic is None):
         raise UserError("name a --model or a --synthetic shape, one of them")
@@ -274,22 +274,20 @@ def bench_card(
 ) -> None:
     """What does this card do? Engine, training and agreement at a model's real size, without a download."""
     from selfreward_lite.bench import card
-    from selfreward_lite.cards import cards
 
-    there, size = cards(), "10m" if shape == "tiny" else shape
+    there, size = next(iter(cards()), None), "10m" if shape == "tiny" else shape
     if size not in SHAPES:
         raise UserError(f"--shape {shape}: no such shape; choose of tiny, {', '.join(SHAPES)}")
-    name = there[0].name if there else "cpu"
+    name = there.name if there else "cpu"
     parts = [name, *([shape] if shape != "llama-3-8b" else []), *([f"{vram:g}gb"] if vram else []), *([only] if only else [])]
     out = out or Path(f"card-{re.sub(r'[^a-z0-9]+', '-', ' '.join(parts).lower()).strip('-')}.json")
     given = " ".join(["bench card", f"--shape {shape}", *([f"--vram {vram:g}"] if vram else []), f"--minutes {minutes:g}",
                       *([f"--only {only}"] if only else [])])
     for needed in (folder, out.parent):
         needed.mkdir(parents=True, exist_ok=True)
-    _one_card()
     limit = None if vram is None else int(vram * 1e9)
-    preset = card.preset_for(size, limit or (there[0].total if there else None))
-    wanted = card.Wanted(size, preset, limit, minutes * 60, only, folder.absolute(), given)
+    preset = card.preset_for(size, limit or (there.total if there else None))
+    wanted = card.Wanted(size, preset, there, limit, minutes * 60, only, folder.absolute(), given)
     document = card.measure(wanted, out, say)
     table = Table("", "", "most of the card", title=f"{name}, {shape}", title_justify="left")
     for part, found in document["found"].items():
@@ -308,11 +306,6 @@ def bench_card(
     print(json.dumps({"out": str(out), **{name: document[name] for name in ("failed", "left_out", "hours", "predicted_hours")}}))
 
 
-def _one_card() -> None:
-    """What the engine's process is told, told to the others that measure: to see one card."""
-    os.environ.update({**ONE_CARD, **os.environ})
-
-
 def _card_figures(found: dict[str, Any]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()
                      if isinstance(value, float) and not name.endswith("bytes"))
@@ -328,6 +321,6 @@ def bench_cards(
     documents = {path: card_table.read(path) for path in sorted(files)}
     say(card_table.table(list(documents.values())))
     for path, one in documents.items():
-        if not card_table.shown(one):
-            say(f"left out: {path}: it is not of a whole card at the size of llama-3-8b")
+        if one not in card_table.shown(list(documents.values())).values():
+            say(f"left out: {path}: not of a whole card at the size of llama-3-8b, or another file of that card has more")
     print(json.dumps({"cards": [one.card.name for one in documents.values() if one.card]}))

@@ -7,7 +7,6 @@ with nothing in between. Does not know: loads, tables. Runs in its own process o
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -123,15 +122,6 @@ def vocabulary(model: Path) -> int:
         return int(cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(loaded)))
     finally:
         cpp.llama_model_free(loaded)
-
-
-def card() -> str | None:
-    """Return the name of the first card, as the driver says it; None without one."""
-    try:
-        said = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return said.stdout.splitlines()[0] if said.stdout.strip() else None
 
 
 def record(model: Path, settings: dict[str, Any], requests: Sequence[Request]) -> Trace:

@@ -25,7 +25,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from selfreward_lite.cards import ONE_CARD
+from selfreward_lite.cards import one_card
 from selfreward_lite.engines.base import Completion, Request
 from selfreward_lite.engines.child import Message, completion_from_plain, request_to_plain
 from selfreward_lite.errors import EngineError
@@ -290,8 +290,7 @@ def _environment(spec: Message) -> dict[str, str]:
     a busy machine starves others. A short spin keeps the speed: a tiny model with an adapter, 2 threads, made 1,680
     tokens/s without spinning, 5,290 with 1,000 turns, 5,780 with 10,000, 5,850 with the default (measured, idle machine).
     """
-    # Over two cards, llama.cpp would split the layers.
-    environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **ONE_CARD, **os.environ}
+    environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **os.environ, **one_card(os.environ)}
     if not spec.get("gpu_layers"):
         environment["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA build would take some of a card's memory even without a layer on it
     package = str(Path(__file__).resolve().parents[2])
