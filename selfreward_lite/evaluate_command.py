@@ -85,7 +85,7 @@ def _only_together(export: str | None, against: str, prompts: str | None, contex
     if export is not None and _given(context, "judge"):
         raise UserError("--export writes answers, which nobody judges; leave --judge out")
     if export is not None and prompts is not None and _given(context, "against"):
-        raise UserError("--export --prompts writes one model's answers; leave --against out, or export that model's too")
+        raise UserError("--export --prompts writes one model's answers; leave --against out, and name another as --model")
     if export is not None and "/" in against:
         raise UserError(f"--export is of one run; export {against} with --name {against.rpartition('/')[0]}")
 

@@ -246,12 +246,8 @@ class _Engine:
         vocab, prompts = rivals.vocabulary(self.model), prompts or max(1, parallel // (4 if self.wanted.card else 8))
         load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
         preset, layers = config.load(self.wanted.preset), -1 if self.wanted.card else 0
-        load = replace(load, requests=tuple(
-            replace(one, sampling=replace(
-                one.sampling, temperature=preset.judge.draw.temperature, top_p=preset.judge.draw.top_p,
-                top_k=preset.judge.draw.top_k,
-            )) for one in load.requests
-        ))
+        draw = preset.judge.draw.model_dump(exclude={"max_tokens"})
+        load = replace(load, requests=tuple(replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests))
         settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
         if layers:
             least = {"batch": preset.engine.batch, "context": preset.engine.context}

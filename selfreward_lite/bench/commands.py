@@ -134,8 +134,7 @@ def _distances(title: str, found: list[Distance]) -> Table:
     columns = ("base", "MB", "largest difference", "divergence, nats", "same likeliest token", "judge pair accuracy")
     table = Table(*columns, title=title)
     for one in found:
-        accuracy = one.judge_pair_accuracy
-        judged = with_error(None if accuracy is None else (accuracy, one.judge_pair_accuracy_error))
+        judged = with_error((one.judge_pair_accuracy, one.judge_pair_accuracy_error))
         numbers = (f"{one.size / 1e6:.2f}", f"{one.difference:.2g}", f"{one.divergence:.2g}", f"{one.agreement:.1%}", judged)
         table.add_row(one.name, *numbers)
     return table
@@ -320,7 +319,8 @@ def bench_cards(
 
     documents = {path: card_table.read(path) for path in sorted(files)}
     say(card_table.table(list(documents.values())))
+    shown = card_table.shown(list(documents.values())).values()
     for path, one in documents.items():
-        if one not in card_table.shown(list(documents.values())).values():
+        if not any(one is each for each in shown):
             say(f"left out: {path}: not of a whole card at the size of llama-3-8b, or another file of that card has more")
     print(json.dumps({"cards": [one.card.name for one in documents.values() if one.card]}))
