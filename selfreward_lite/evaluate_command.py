@@ -177,7 +177,7 @@ def judge_quality(
 
 @evaluate.command("paper-table")
 def paper_table(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 410-417 or 7,9.")] = "410-417",
+    seeds: Annotated[str, typer.Option(help="Seeds, as 420-427 or 7,9.")] = "420-427",
     runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
     out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
 ) -> None:
@@ -195,6 +195,7 @@ def paper_table(
     document = {"command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}", **claims.document(rows)}
     with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:
         document |= {name: store.fact(name) for name in ("hardware", "versions")}
+    say("Differences as mean (95 % interval over seeds):")
     for one in document["claims"]:
         say(f"{one['verdict']}: {one['name']} {one['words']}")
         for found in one["differences"]:

@@ -72,12 +72,14 @@ def seconds(store: Store) -> Figure:
 
 
 def curves(panels: dict[str, dict[str, list[tuple[int, float, float]]]]) -> Figure:
-    """Return lines over the models M0, M1, …: by panel and label, (model, value, error)."""
+    """Return lines over the models M0, M1, …: by panel and label, (model, value, error). A label has one colour everywhere."""
     figure, axes = _panels(len(panels), height=1.5 * HEIGHT)
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    colours = {label: f"C{place}" for place, label in enumerate(labels)}
     for one, (title, lines) in zip(axes, panels.items(), strict=True):
         for label, points in lines.items():
             models, values, errors = zip(*points, strict=True)
-            one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label)
+            one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label, color=colours[label])
         models = sorted({model for points in lines.values() for model, *_ in points})
         one.set_title(title)
         one.set_xticks(models, [f"M{model}" for model in models])

@@ -20,6 +20,7 @@ from selfreward_lite.records import BASE
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
+MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # as many training steps as with judgment pairs
 Verdict = Literal[
     "held", "held where testable here", "not held: no difference seen", "not held: the opposite", "not testable here",
     "not measured",
@@ -158,10 +159,14 @@ QUESTIONS = (
         _between("exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"),
     )),
     Claim("Q7", "", "it is not only that judgment pairs are more to train on", (
-        _between("win_rate", MR, "Self-Rewarding + length control, 1.5 epochs"),
+        _between("win_rate", MR, MORE_STEPS),
     )),
     Claim("Q8", "", "nor where the judge has more to learn, since it is biased", (
-        _between("win_rate", "biased: Meta-Rewarding", "biased: Self-Rewarding + length control, 1.5 epochs"),
+        _between("win_rate", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),
+    )),
+    Claim("Q9", "", "the expected score finds the better one of tied pairs in the later iterations too", (
+        _above_half("tie_accuracy", SR, 2, "accuracy on tied pairs, second iteration, less ½"),
+        _above_half("tie_accuracy", SR, 3, "accuracy on tied pairs, third iteration, less ½"),
     )),
 )
 
@@ -251,9 +256,9 @@ def table(rows: Sequence[Row]) -> dict[str, Means]:
 
 # What the figure shows, and of which arms.
 PANELS = (
-    ("win rate against M0", "win_rate", (SR, SR_LC, MR, "positive examples only", "Meta-Rewarding, no EFT")),
-    ("judge: agreement with the ranks", "judge_pair_accuracy", (SR_LC, MR, "Meta-Rewarding, no EFT")),
-    ("characters of an answer, judge biased against brevity", "length", (
+    ("win rate against M0", "win_rate", (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT", "positive examples only")),
+    ("judge: agreement with the ranks", "judge_pair_accuracy", (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT")),
+    ("characters, judge biased against brevity", "length", (
         "biased: Self-Rewarding", "biased: Self-Rewarding + length control", "biased: Meta-Rewarding, no length control",
         "biased: Meta-Rewarding",
     )),
@@ -312,7 +317,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines = [f"| | {' | '.join(COLUMNS[name] for name in columns)} |", f"|---|{'---|' * len(columns)}"]
     for arm, means in document["table"].items():
         lines.append(f"| {arm} | {' | '.join(with_error(means.get(name)) for name in columns)} |")
-    lines += ["", "| | claim | here | differences, mean and 95 % interval |", "|---|---|---|---|"]
+    lines += ["", "| | claim | here | differences: mean (95 % interval over seeds) |", "|---|---|---|---|"]
     for one in document["claims"]:
         differences = "; ".join(in_words(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
@@ -321,10 +326,10 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def in_words(difference: Mapping[str, Any]) -> str:
-    """Return a difference of the document in a line."""
+    """Return a difference of the document in a line, with its 95 % interval; with its seeds where some of them lack it."""
     mean, low, high = (f"{value:+.3f}" if (value := difference[name]) is not None else "–" for name in ("mean", "low", "high"))
-    no_room = ", no room to rise" if difference["verdict"] == "not testable here" else ""
-    return f"{difference['words']}: {mean} (95 %: {low} to {high}, {difference['seeds']} seeds{no_room})"
+    lack = {"not testable here": ", no room to rise", "not measured": f", seeds: {difference['seeds']}"}
+    return f"{difference['words']}: {mean} ({low} to {high}{lack.get(difference['verdict'], '')})"
 
 
 def _short(value: float) -> float | None:
