@@ -27,6 +27,7 @@ from selfreward_lite.bench.commands import bench
 from selfreward_lite.cards import cards
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, downloads, say
+from selfreward_lite.doctor import need_card
 from selfreward_lite.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.evaluate_command import evaluate
 from selfreward_lite.export_commands import export
@@ -91,7 +92,7 @@ def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float 
         signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))  # what is fitted to the hours should never need it
     with Store.write(folder) as store:
         with downloads() as show:
-            settings = loop.settle(store, wanted, preset, show)
+            settings = loop.settle(store, wanted, preset, show, lambda chosen: need_card(chosen.engine.gpu_layers))
         say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
             f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):

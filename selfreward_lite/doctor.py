@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from selfreward_lite.cards import BF16, OLDEST, Card, cards, one_card
 from selfreward_lite.disk import free_bytes, in_words
+from selfreward_lite.errors import UserError
 
 State = Literal["good", "note", "bad"]
 REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
@@ -90,6 +91,17 @@ def findings(machine: Machine) -> list[Finding]:
 def llama_finding(wanted: dict[str, str], there: Sequence[Card]) -> Finding:
     """Say what llama.cpp does on this machine, with these cards."""
     return _llama(there, _llama_probe(there), wanted)
+
+
+def need_card(gpu_layers: int) -> None:
+    """Raise UserError where layers are to go on a card that is not there, or that this build of llama.cpp cannot use."""
+    if not gpu_layers or (said := _probe("build")).get("can_offload"):
+        return
+    why = f"llama.cpp cannot be used ({said['error']})" if "error" in said else "llama.cpp was built for the CPU only"
+    raise UserError(
+        f"{why}, and a card is to be used: run `python -m selfreward_lite llama`" if cards() else
+        "a card is to be used, and none is in sight; `python -m selfreward_lite doctor` says more; engine.gpu_layers=0 needs none"
+    )
 
 
 def pins(text: str) -> dict[str, str]:

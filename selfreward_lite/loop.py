@@ -102,15 +102,20 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: 
         work.release_engine()
 
 
-def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.Show = hub.quiet) -> Settings:
+def settle(
+    store: Store, wanted: dict[str, str], preset: str | None, show: hub.Show = hub.quiet,
+    check: Callable[[Settings], None] = lambda settings: None,
+) -> Settings:
     """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
 
-    `wanted` are dotted overrides. What the settings name on the hub is downloaded, with `show` told how far it is, and from then
-    on named by its commit. Raises ConfigError where they contradict what the run's records were made with.
+    `wanted` are dotted overrides. After a `check`, what the settings name on the hub is downloaded, with `show` told how far it
+    is, and from then on named by its commit. Raises ConfigError where they contradict what the run's records were made with.
     """
     begun = store.fact("settings")
     if begun is None or not store.has_items():
-        settings = _downloaded(config.load(preset or "tiny", wanted), NAMED, show)
+        settings = config.load(preset or "tiny", wanted)
+        check(settings)
+        settings = _downloaded(settings, NAMED, show)
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
@@ -124,7 +129,9 @@ def settle(store: Store, wanted: dict[str, str], preset: str | None, show: hub.S
         raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
     # What was read is in the records; of what the settings name, a run that goes on needs the model alone.
     needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
-    settings = _downloaded(_as_begun(config.override(begun, wanted), begun), needed, show)
+    settings = _as_begun(config.override(begun, wanted), begun)
+    check(settings)
+    settings = _downloaded(settings, needed, show)
     before = config.parse(begun).model_dump(mode="json")
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != before[key]:

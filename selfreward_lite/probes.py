@@ -1,6 +1,7 @@
 """What only a library itself can say of this machine, asked in a child process: a probe may crash, and must not take us along.
 
     python -m selfreward_lite.probes torch             versions, cards, what they can do
+    python -m selfreward_lite.probes build             whether this llama.cpp can use a card at all
     python -m selfreward_lite.probes llama GPU_LAYERS  whether llama.cpp decodes a prompt, and where
 
 Prints one JSON document. Knows: torch, llama.cpp. Does not know: what is made of the answers (`doctor`, `bench card`).
@@ -32,14 +33,19 @@ def torch() -> dict[str, Any]:
     return {"version": torch.__version__, "cuda": torch.version.cuda, "kernels": torch.cuda.get_arch_list(), "cards": cards}
 
 
-def llama(gpu_layers: int) -> dict[str, Any]:
-    """Decode a prompt of a small quantised model; `offloaded` is llama.cpp's own line about layers on the card, or None."""
+def build() -> dict[str, Any]:
+    """Version, and whether it was built with support for a card; takes nothing of one."""
     import llama_cpp
 
+    return {"version": llama_cpp.__version__, "can_offload": llama_cpp.llama_supports_gpu_offload()}
+
+
+def llama(gpu_layers: int) -> dict[str, Any]:
+    """Decode a prompt of a small quantised model; `offloaded` is llama.cpp's own line about layers on the card, or None."""
     from selfreward_lite.engines.llama import LlamaEngine
     from selfreward_lite.engines.loading import LOG, has_amx
 
-    found = {"version": llama_cpp.__version__, "can_offload": llama_cpp.llama_supports_gpu_offload(), "amx": has_amx()}
+    found = {**build(), "amx": has_amx()}
     with tempfile.TemporaryDirectory() as scratch:
         model = write_model(Path(scratch) / "probe.gguf", "10m")
         try:
@@ -52,4 +58,5 @@ def llama(gpu_layers: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(torch() if sys.argv[1] == "torch" else llama(int(sys.argv[2]))))
+    kind, *layers = sys.argv[1:]
+    print(json.dumps(llama(int(layers[0])) if kind == "llama" else {"torch": torch, "build": build}[kind]()))

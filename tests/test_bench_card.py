@@ -132,8 +132,11 @@ def test_a_measured_card_stands_beside_its_estimate():
 )  # fmt: skip
 def test_no_card_that_was_measured_is_left_out(name, row, estimate):
     cells = rows_of(known(card={"name": name}))[row]
-    assert cells[4] == HOURS
-    assert (cells[5] != "–") == estimate
+    if row == "T4":  # of which `overnight` would take more memory than there is
+        assert cells == ["1000", "20.00", "not measured yet", "0.50", "too small for it", "too small for it"]
+    else:
+        assert cells[4] == HOURS
+        assert (cells[5] != "–") == estimate
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,8 @@ def test_a_measurement_is_done_apart_and_what_goes_wrong_there_is_a_line(tmp_pat
     broken.write_bytes(b"no model")
     found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
     assert found == {}
-    assert why
+    assert "10m-q8_0.gguf" in why
+    assert str(tmp_path) not in why, "the file is for others to see"
 
 
 @pytest.mark.slow

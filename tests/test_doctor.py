@@ -9,10 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
-from selfreward_lite import cards, doctor
+from selfreward_lite import cards, doctor, hub
+from selfreward_lite.cli import app
 from selfreward_lite.doctor import Card, Machine
 from selfreward_lite.engines import process
+from selfreward_lite.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 GB = 2**30
@@ -148,6 +151,31 @@ def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, 
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert words in doctor._probe("llama", "0")["error"]
+
+
+@pytest.mark.parametrize(("said", "there", "words"), [
+    ({"can_offload": False}, [RTX], "built for the CPU only, and a card is to be used: run `python -m selfreward_lite llama`"),
+    ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
+    ({"can_offload": False}, [], "none is in sight"),
+])  # fmt: skip
+def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(monkeypatch, said, there, words):
+    monkeypatch.setattr(doctor, "cards", lambda: there)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: said)
+    doctor.need_card(0)
+    with pytest.raises(UserError) as refused:
+        doctor.need_card(-1)
+    assert words in str(refused.value)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": True})
+    doctor.need_card(-1)
+
+
+def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "cards", list)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
+    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
+    ended = CliRunner().invoke(app, ["run", "--preset", "small", "--runs-dir", str(tmp_path)])
+    assert isinstance(ended.exception, UserError), ended.exception
+    assert "none is in sight" in str(ended.exception)
 
 
 def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):

@@ -197,9 +197,7 @@ def test_a_difference_in_words_says_what_it_lacks():
 
 def test_an_arm_has_one_colour_in_all_panels():
     lines = {"first": {"A": [(0, 1.0, 0.1)], "B": [(0, 1.0, 0.1)]}, "second": {"B": [(0, 1.0, 0.1)]}}
-    first, second = (
-        {one.get_label(): one[0].get_color() for one in axes.containers} for axes in figures.curves(lines).axes
-    )
+    first, second = ({one.get_label(): one[0].get_color() for one in axes.containers} for axes in figures.curves(lines).axes)
     assert first["A"] != first["B"] == second["B"]
 
 

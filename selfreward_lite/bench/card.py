@@ -129,7 +129,8 @@ def _measured(wanted: Wanted, name: str, answer: Any) -> None:
         work = dict(_parts(wanted, lambda words: print(words, file=sys.stderr)))[name]
         answer.send(work())
     except Exception as error:  # noqa: BLE001 - of a card, a library and a driver, every way to fail is a finding
-        answer.send(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        answer.send(words.replace(f"{wanted.folder}{os.sep}", ""))  # the file is for others to see, folders are not
 
 
 def _head(wanted: Wanted) -> Found:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from selfreward_lite import config, plan
+from selfreward_lite import config, memory, plan
 from selfreward_lite.bench.card import iteration_hours
 from selfreward_lite.errors import DataError
 from selfreward_lite.shapes import SHAPES
 
-UNKNOWN = "not measured yet"
+UNKNOWN, TOO_SMALL = "not measured yet", "too small for it"
 # Columns of tokens a second, alone or over others.
 QUOTIENTS = (
     ("q8_0: 64 sequences", None), ("q8_0: 64 sequences", "q8_0: naive loop"),
@@ -85,21 +85,25 @@ def shown(documents: Sequence[Measured], shape: str = "llama-3-8b") -> dict[str,
 def table(documents: Sequence[Measured], preset: str = "overnight", shape: str = "llama-3-8b") -> str:
     """Return, as Markdown, what files of this bench say of each card, at one shape; what none says of a known card is empty.
 
-    Hours that no file measured stand in a column of their own: estimates from the vendor's figures (`plan`).
+    Hours that no file measured stand in a column of their own: estimates from the vendor's figures (`plan`). There are none
+    where the preset does not fit a known card.
     """
     settings, llama = config.load(preset), SHAPES[shape]
+    most = max(sum(parts.values()) for parts in memory.peaks(settings, llama).values())
     lines = [
         f"| card | tokens/s, 64 sequences | times the naive loop | of bare llama.cpp, 32 | seconds of a DPO pair, 1024 tokens | "
         f"hours of an `{preset}` iteration | estimate |", f"|---|{'---|' * 6}",
     ]
     known = shown(documents, shape)
     for name in dict.fromkeys((*plan.KNOWN, *sorted(known))):
-        one, hours, guess = known.get(name), None, "–"
+        one, hours, guess = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
-            hours = iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured"))
+            hours = _cell(iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured")), failed=False)
         if key := plan.known(name):
             guess = f"{iteration_hours(settings, plan.estimated(settings, llama, plan.KNOWN[key], key)):.1f}"
-        lines.append(f"| {name} | {' | '.join([*_measured(one), _cell(hours, failed=False)])} | {guess} |")
+            if most > plan.KNOWN[key].memory:
+                hours = guess = TOO_SMALL
+        lines.append(f"| {name} | {' | '.join([*_measured(one), hours])} | {guess} |")
     return "\n".join(lines) + "\n"
 
 

@@ -312,12 +312,12 @@ def _card_figures(found: dict[str, Any]) -> str:
 
 @bench.command("cards")
 def bench_cards(
-    files: Annotated[list[Path], typer.Argument(help="Files that `bench card` wrote.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Files that `bench card` wrote.")] = None,
 ) -> None:
     """What is known of which card, as Markdown: from files of `bench card`, and estimates beside them."""
     from selfreward_lite.bench import card_table
 
-    documents = {path: card_table.read(path) for path in sorted(files)}
+    documents = {path: card_table.read(path) for path in sorted(files or ())}
     say(card_table.table(list(documents.values())))
     shown = card_table.shown(list(documents.values())).values()
     for path, one in documents.items():
