@@ -25,6 +25,7 @@ from rich.text import Text
 from selfreward_lite import config, hub, plan_command, report, tenancy, warning_signs
 from selfreward_lite.bench.commands import bench
 from selfreward_lite.cards import cards
+from selfreward_lite.config import Settings
 from selfreward_lite.disk import in_words
 from selfreward_lite.display import Display, console, downloads, say
 from selfreward_lite.doctor import need_card
@@ -91,8 +92,12 @@ def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float 
     if hours is not None:
         signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))  # what is fitted to the hours should never need it
     with Store.write(folder) as store:
+        def check(chosen: Settings) -> None:
+            if not loop.finished(store, chosen):
+                need_card(chosen.engine.gpu_layers)
+
         with downloads() as show:
-            settings = loop.settle(store, wanted, preset, show, lambda chosen: need_card(chosen.engine.gpu_layers))
+            settings = loop.settle(store, wanted, preset, show, check)
         say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
             f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
         if loop.finished(store, settings):

@@ -38,7 +38,7 @@ class Forecast:
     @property
     def most(self) -> int:
         """Bytes of the card that the hungriest stage takes."""
-        return max(sum(parts.values()) for parts in self.peaks.values())
+        return memory.most(self.peaks)
 
     def hours(self, iteration: int) -> float | None:
         """Hours of the seed stage (0) or of an iteration; None where nothing is known."""

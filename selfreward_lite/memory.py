@@ -6,6 +6,8 @@ Knows: what weights, caches, adapters, activations and logits weigh. Does not kn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from selfreward_lite import hub
 from selfreward_lite.config import EngineSettings, Model, Settings, Training
 from selfreward_lite.errors import UserError
@@ -61,6 +63,11 @@ def peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
         "SFT": training(settings.sft, llama, rank, quantised=quantised, pairs=False),
         "DPO": training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
     }
+
+
+def most(peaks: Mapping[str, Mapping[str, int]]) -> int:
+    """Return the bytes that the hungriest stage takes."""
+    return max(sum(parts.values()) for parts in peaks.values())
 
 
 def base_size(model: Model, llama: Llama) -> float:

@@ -9,13 +9,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from scripted_run import SMALL
+from scripted_tools import scripted_tools
 from typer.testing import CliRunner
 
-from selfreward_lite import cards, doctor, hub
+from selfreward_lite import cards, doctor, hub, loop
 from selfreward_lite.cli import app
 from selfreward_lite.doctor import Card, Machine
 from selfreward_lite.engines import process
 from selfreward_lite.errors import UserError
+from selfreward_lite.store import Store
 
 ROOT = Path(__file__).parent.parent
 GB = 2**30
@@ -176,6 +179,16 @@ def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, 
     ended = CliRunner().invoke(app, ["run", "--preset", "small", "--runs-dir", str(tmp_path)])
     assert isinstance(ended.exception, UserError), ended.exception
     assert "none is in sight" in str(ended.exception)
+
+
+def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
+    with Store.write(tmp_path / "run") as store:
+        settings = loop.settle(store, {**SMALL, "iterations": "0"}, "tiny")
+        loop.run(store, settings, scripted_tools(chat), lambda at: None)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
+    again = ["run", "--name", "run", "--runs-dir", str(tmp_path), "--set", "engine.gpu_layers=-1", "--iterations"]
+    assert CliRunner().invoke(app, [*again, "0"]).exit_code == 0
+    assert isinstance(CliRunner().invoke(app, [*again, "1"]).exception, UserError)
 
 
 def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):

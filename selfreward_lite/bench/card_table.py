@@ -89,7 +89,7 @@ def table(documents: Sequence[Measured], preset: str = "overnight", shape: str =
     where the preset does not fit a known card.
     """
     settings, llama = config.load(preset), SHAPES[shape]
-    most = max(sum(parts.values()) for parts in memory.peaks(settings, llama).values())
+    most = memory.most(memory.peaks(settings, llama))
     lines = [
         f"| card | tokens/s, 64 sequences | times the naive loop | of bare llama.cpp, 32 | seconds of a DPO pair, 1024 tokens | "
         f"hours of an `{preset}` iteration | estimate |", f"|---|{'---|' * 6}",

@@ -32,7 +32,7 @@ from selfreward_lite.tools import Tools
 
 SEEDS = range(420, 428)  # fresh ones: nothing was chosen by what they show
 ITERATIONS = 3
-SIZES = {  # an arm in a minute or so on two cores
+SIZES = {  # an arm is to take 90 s at most on two cores (LOG.md)
     "gates.mode": "report", "prompts.count": "80", "evaluation.prompts": "500", "seed_stage.eval_prompts": "60",
 }
 
