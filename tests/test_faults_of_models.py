@@ -233,13 +233,14 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
 # -- 36, 37, 38: the engine ----------
 
 
-@pytest.mark.slow
-def test_fault_37_a_card_that_was_asked_for_and_is_not_there_is_a_failure(tmp_path):
+def test_fault_37_a_card_that_was_asked_for_and_is_not_there_ends_the_run_before_it_begins(tmp_path):
+    # The engine's own refusal, for those who come to it by another way, is in test_engine_llama.py.
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path), "--set", "engine.gpu_layers=-1"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 1
-    assert "a GPU was asked for" in ended.stderr
+    assert ended.returncode == 2
+    assert "a card is to be used" in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.rglob("*.gguf"))  # nothing was made or fetched for a run that cannot be
 
 
 def test_fault_38_a_misspelt_argument_is_an_error():
