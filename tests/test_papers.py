@@ -2,8 +2,10 @@
 
 import json
 import random
+import re
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -19,11 +21,12 @@ from selfreward_lite.chat import ChatFormat
 from selfreward_lite.cli import app
 from selfreward_lite.config import TINY_MODEL
 from selfreward_lite.errors import UserError
-from selfreward_lite.records import Battle, Candidate, Judgment, Outcome, Prompt, Response
+from selfreward_lite.records import Battle, Candidate, Judgment, Outcome, Prompt, Response, ResponsePair
 from selfreward_lite.store import Store
 from selfreward_lite.tiny.bias import against_brevity
 from selfreward_lite.tiny.score import score
 
+ROOT = Path(__file__).parent.parent
 FEW = Table(
     (7, 8),
     (Arm("Self-Rewarding", papers.SELF), Arm("Meta-Rewarding", {}), Arm("no EFT", {}, {"seed_stage.eft": "false"})),
@@ -68,6 +71,7 @@ def test_arms_share_their_seed_stage_and_their_prompts(made):
     with Store.read(runs[0]) as store:
         spent = sum(seconds for t, _, _, _, seconds, _ in store.stages() if t > 0)
     assert sum(first["Self-Rewarding", t]["seconds"] for t in (1, 2, 3)) == pytest.approx(spent, abs=0.2)
+    assert [first["Self-Rewarding", t].get("training_steps") for t in (0, 1, 2, 3)] == [None, 3, 3, 3], "as the trainer said"
     assert (folder / "seed-7" / "seed-stage eft=false").is_dir()
 
 
@@ -100,7 +104,7 @@ def test_every_arm_is_a_setting_that_there_is():
 
 def test_every_claim_is_about_arms_and_columns_that_there_are(made):
     _, rows, _ = made
-    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy", "meta_accuracy"}
+    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy", "meta_accuracy", "pair_accuracy"}
     for claim in (*CLAIMS, *QUESTIONS):
         for place in (one for each in claim.differences for one in (each.more, each.less) if one.arm is not None):
             assert place.arm in {arm.name for arm in ARMS}, place
@@ -250,6 +254,8 @@ def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
     with Store.write(tmp_path / "run") as store:
         store.state("run", "seed 1")
         records = [prompt, *responses, *judgments]
+        chosen = {"good": "none", "none": "wordy", "wordy": "wordy"}  # better, worse, of the same worth
+        records += [ResponsePair(f"pair {one}", 1, "p", one, other, 3.0, 2.0, 9, 9, 0.0) for one, other in chosen.items()]
         records += [
             Battle(str(place), 1, f"M{place}", "good", first, second, verdict, "")
             for place, (first, second, verdict) in enumerate(battles)
@@ -260,6 +266,24 @@ def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
         assert (worth["good"], worth["none"]) == (5, 0)
         assert 0 < worth["wordy"] < 5
         assert papers.tie_accuracy(store, 1) == pytest.approx(2 / 3), "wordy stands below none, wrongly"
+        assert papers.pair_accuracy(store, 1) == pytest.approx(1 / 2)
         assert papers.meta_accuracy(store, 1) == pytest.approx(2 / 3), "one of three decided battles went to the farther one"
         assert papers.tie_accuracy(store, 2) is None
+        assert papers.pair_accuracy(store, 2) is None
         assert papers.meta_accuracy(store, 2) is None
+
+
+def test_the_readme_says_what_the_table_says():
+    document = json.loads((ROOT / ".github" / "paper-table.json").read_text(encoding="utf-8"))
+    assert document["seeds"] == list(papers.SEEDS)
+    assert {arm for arm, *_ in document["rows"]} == {arm.name for arm in papers.ARMS}
+    found = claims.document([Row(*row) for row in document["rows"]])
+    assert found == {name: document[name] for name in found}, "all of it follows from its rows"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = claims.markdown(document)
+    assert tables in readme
+    before, prose = readme.split(tables)
+    about = before.rpartition("\n## ")[2] + prose.partition("\n## ")[0]
+    figures_named = set(re.findall(r"\d\.\d{3}", about))
+    assert figures_named, "the text names figures"
+    assert all(figure in tables for figure in figures_named), "and only the table's"

@@ -20,7 +20,9 @@ from selfreward_lite.records import BASE
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
-MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # as many training steps as with judgment pairs
+MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # nearly as many training steps as Meta-Rewarding
+POSITIVE = "positive examples only"
+MORE_POSITIVE = f"{POSITIVE}, 7 epochs"  # as many as those
 Verdict = Literal[
     "held", "held where testable here", "not held: no difference seen", "not held: the opposite", "not testable here",
     "not measured",
@@ -116,7 +118,7 @@ CLAIMS = (
         _above_half("win_rate_vs_previous", SR, number, f"win rate, {SR}: M{number} against M{number - 1}, less ½")
         for number in range(1, LAST + 1)
     )),
-    Claim("C9", SR_PAPER, "preference pairs beat positive examples only", (_between("win_rate", SR, "positive examples only"),)),
+    Claim("C9", SR_PAPER, "preference pairs beat positive examples only", (_between("win_rate", SR, POSITIVE),)),
     Claim("C10", SR_PAPER, "the gain of an iteration shrinks (saturation)", (Difference(
         f"win rate against the model before, {SR}: M1 less M{LAST}", Place("win_rate_vs_previous", SR, 1),
         Place("win_rate_vs_previous", SR),
@@ -168,6 +170,9 @@ QUESTIONS = (
         _above_half("tie_accuracy", SR, 2, "accuracy on tied pairs, second iteration, less ½"),
         _above_half("tie_accuracy", SR, 3, "accuracy on tied pairs, third iteration, less ½"),
     )),
+    Claim("Q10", "", "preference pairs beat positive examples that are trained on for as many steps", (
+        _between("win_rate", MORE_STEPS, MORE_POSITIVE),
+    )),
 )
 
 # What stands wherever results are shown (method: C21), and what no run of the tiny world can say.
@@ -212,11 +217,11 @@ def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str
 COLUMNS = {  # by what a table calls them
     "win_rate": "win rate", "length_controlled_win_rate": "at equal length", "exact_score": "exact score",
     "answer_right": "answers right", "length": "characters", "judge_pair_accuracy": "judge: pairs right",
-    "pair_yield": "prompts with a pair", "tie_rate": "ties", "meta_accuracy": "meta-judge: right",
-    "first_share": "meta-judge: for the first shown",
+    "pair_yield": "prompts with a pair", "pair_accuracy": "pairs: chosen is better", "tie_rate": "ties",
+    "meta_accuracy": "meta-judge: right", "first_share": "meta-judge: for the first shown", "training_steps": "training steps",
 }
-# Of what models were trained on: the mean over all iterations that have it.
-OF_DATA = ("pair_yield", "tie_rate", "meta_accuracy", "first_share")
+# Of what models were trained on, and for how long: the mean over all iterations that have it.
+OF_DATA = ("pair_yield", "pair_accuracy", "tie_rate", "meta_accuracy", "first_share", "training_steps")
 Means = dict[str, tuple[float, float]]
 
 
@@ -256,7 +261,7 @@ def table(rows: Sequence[Row]) -> dict[str, Means]:
 
 # What the figure shows, and of which arms.
 PANELS = (
-    ("win rate against M0", "win_rate", (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT", "positive examples only")),
+    ("win rate against M0", "win_rate", (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT", POSITIVE, MORE_POSITIVE)),
     ("judge: agreement with the ranks", "judge_pair_accuracy", (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT")),
     ("characters, judge biased against brevity", "length", (
         "biased: Self-Rewarding", "biased: Self-Rewarding + length control", "biased: Meta-Rewarding, no length control",

@@ -21,7 +21,7 @@ from selfreward_lite import evaluate, loop, pairwise, report, series
 from selfreward_lite.bench.settings import branch
 from selfreward_lite.bench.tiny import OpenTools, Say, finish
 from selfreward_lite.config import parse
-from selfreward_lite.records import BASE, Battle, Judgment, Prompt, Response
+from selfreward_lite.records import BASE, Battle, Judgment, Prompt, Response, ResponsePair
 from selfreward_lite.run import grouped
 from selfreward_lite.runner import Watch
 from selfreward_lite.stages.response_pairs import TOLERANCE
@@ -60,13 +60,14 @@ CONTROL = {"schedule.0.rho": "0", "schedule.1.rho": "0.32", "schedule.2.rho": "0
 ARMS = (
     Arm("Self-Rewarding", SELF | NO_CONTROL),
     Arm("Self-Rewarding + length control", SELF),
-    Arm("Self-Rewarding + length control, 1.5 epochs", SELF | {"dpo.epochs": "1.5"}),  # as many steps as with judgment pairs
+    Arm("Self-Rewarding + length control, 1.5 epochs", SELF | {"dpo.epochs": "1.5"}),  # nearly as many steps as Meta-Rewarding
     Arm("Meta-Rewarding", {}),
     Arm("Meta-Rewarding, no length control", NO_CONTROL),
     Arm("Meta-Rewarding, judgment pairs always", _all(judgment_pairs="true")),
     Arm("Meta-Rewarding, no SFT anchor", {"dpo.anchor": "0"}),
     Arm("Meta-Rewarding, expected score", {"judge.score": "expected"}),
     Arm("positive examples only", SELF | _all(train_on="positive")),
+    Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),  # as many steps too
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
     Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
     Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
@@ -151,6 +152,8 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
             "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
             "tie_accuracy": tie_accuracy(store, iteration) if iteration else None,
             "meta_accuracy": meta_accuracy(store, iteration) if iteration else None,
+            "pair_accuracy": pair_accuracy(store, iteration) if iteration else None,
+            "training_steps": store.metrics(iteration).get("training_steps") if iteration else None,
             **{name: row[name] for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs")},
             **_judging(store, iteration),
         }
@@ -166,6 +169,17 @@ def _letters(prompt: Prompt) -> tuple[str, ...]:
     task = tasks.read(prompt.text)
     assert task is not None
     return task.letters
+
+
+def pair_accuracy(store: Store, iteration: int) -> float | None:
+    """Of the response pairs, the share whose chosen response is truly the better one; pairs of the same worth are left out."""
+    worth = _worth(store, iteration)
+    pairs = [
+        (worth[one.chosen_id], worth[one.rejected_id]) for one in store.records(ResponsePair, iteration=iteration)
+        if one.chosen_id in worth
+    ]
+    right = [chosen > rejected for chosen, rejected in pairs if chosen != rejected]
+    return fmean(right) if right else None
 
 
 def tie_accuracy(store: Store, iteration: int) -> float | None:
