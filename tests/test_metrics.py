@@ -144,7 +144,10 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
 
 @pytest.mark.parametrize(
     ("found", "cell"),
-    [((0.5, 0.01), "0.500 ± 0.010"), ((0.5, None), "0.500"), ((0.5, math.nan), "0.500"), ((math.nan, 0.1), "–"), (None, "–")],
+    [
+        ((0.5, 0.01), "0.500 ± 0.010"), ((0.5, None), "0.500"), ((0.5, math.nan), "0.500"), ((math.nan, 0.1), "–"), (None, "–"),
+        ((25.151, 0.696), "25.2 ± 0.7"),
+    ],
 )  # fmt: skip
 def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):
     assert intervals.with_error(found) == cell

@@ -287,3 +287,5 @@ def test_the_readme_says_what_the_table_says():
     figures_named = set(re.findall(r"\d\.\d{3}", about))
     assert figures_named, "the text names figures"
     assert all(figure in tables for figure in figures_named), "and only the table's"
+    spent = document["seconds_of_an_arm"]
+    assert f"{spent['median']:.0f} s in the median and {spent['most']:.0f} s at most" in " ".join(about.split())
