@@ -181,7 +181,7 @@ def paper_table(
     runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
     out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
 ) -> None:
-    """The papers' comparisons in miniature: every method from the same M0 with the same budget, in the tiny world; hours."""
+    """The papers' comparisons in miniature, in the tiny world: the same M0, as many prompts and judgments a method; hours."""
     from selfreward_lite.bench import claims, papers
     from selfreward_lite.bench.commands import seeds_of
     from selfreward_lite.tools import real_tools

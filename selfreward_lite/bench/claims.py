@@ -2,8 +2,9 @@
 
 Knows: the claims of arXiv 2401.10020 and 2407.19594 that a small world can test, and what would bear each out. Does not know:
 how rows are made (`papers`). A difference is taken seed by seed; a claim is held only where the 95 % interval of every
-difference that it needs lies on the claimed side of zero. Where a judge's figure is 1 on every seed before, it cannot rise: such
-a difference says nothing of its claim, unless it fell. Whatever comes out is reported.
+difference that it needs lies on the claimed side of zero, and in part where that is so of some and the others show nothing.
+Where what a judge is held against is 1 on every seed, it cannot rise: such a difference says nothing of its claim, unless it
+fell. Whatever comes out is reported.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # nearly as many training steps as Meta-Rew
 POSITIVE = "positive examples only"
 MORE_POSITIVE = f"{POSITIVE}, 7 epochs"  # as many as those
 Verdict = Literal[
-    "held", "held where testable here", "not held: no difference seen", "not held: the opposite", "not testable here",
-    "not measured",
+    "held", "held in part", "held where testable here", "not held: no difference seen", "not held: the opposite",
+    "not testable here", "not measured",
 ]
 
 
@@ -89,9 +90,10 @@ class Found:
         return "not held: no difference seen" if self.room else "not testable here"
 
 
-def _between(column: str, more: str, less: str, words: str = "") -> Difference:
-    """The last models of two arms."""
-    return Difference(words or f"{column.replace('_', ' ')}: {more} less {less}", Place(column, more), Place(column, less))
+def _between(column: str, more: str, less: str, words: str = "", iteration: int = LAST) -> Difference:
+    """The same model of two arms, by default the last."""
+    words = words or f"{column.replace('_', ' ')}: {more} less {less}"
+    return Difference(words, Place(column, more, iteration), Place(column, less, iteration))
 
 
 def _over(column: str, arm: str, after: int, before: int) -> Difference:
@@ -108,7 +110,7 @@ def _above_half(column: str, arm: str, iteration: int, words: str) -> Difference
 JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
 SR_PAPER, MR_PAPER = "arXiv 2401.10020", "arXiv 2407.19594"
 CLAIMS = (
-    Claim("C6", SR_PAPER, "EFT improves all five metrics of the judge", tuple(
+    Claim("C6", SR_PAPER, "EFT (here with decoys) improves all five metrics of the judge", tuple(
         _over(f"judge_{one}", SR, 0, BASE) for one in JUDGE
     )),
     Claim("C7", SR_PAPER, "one round improves the answers and the judge of the next round", (
@@ -131,10 +133,13 @@ CLAIMS = (
         _between("length", "biased: Self-Rewarding", "biased: Self-Rewarding + length control"),
         _between("length", "biased: Meta-Rewarding, no length control", "biased: Meta-Rewarding"),
     )),
-    Claim("C18", MR_PAPER, "the judge agrees more with people after the iterations that train it", (
+    Claim("C18", MR_PAPER, "the judge agrees more with the ranks (the paper: with people) after the iterations that train it", (
         _over("judge_pair_accuracy", MR, 2, 0),
     )),
-    Claim("C19", MR_PAPER, "judging gains more where judgments are trained on", (_between("judge_pair_accuracy", MR, SR_LC),)),
+    Claim("C19", MR_PAPER, "judging gains more where judgments are trained on", tuple(
+        _between("judge_pair_accuracy", MR, SR_LC, f"judge pair accuracy, M{number}: {MR} less {SR_LC}", number)
+        for number in range(1, LAST + 1)
+    )),
     Claim("C20", MR_PAPER, "small differences tie on a scale of five; expected scores tie less", (
         _between("tie_rate", MR, "Meta-Rewarding, expected score",
                  f"ties in the data of M{LAST}: {MR} less Meta-Rewarding, expected score"),
@@ -160,10 +165,10 @@ QUESTIONS = (
     Claim("Q6", "", "length control makes a better model where the judge is biased against brevity", (
         _between("exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"),
     )),
-    Claim("Q7", "", "it is not only that judgment pairs are more to train on", (
+    Claim("Q7", "", "Meta-Rewarding beats Self-Rewarding + length control of nearly as many steps", (
         _between("win_rate", MR, MORE_STEPS),
     )),
-    Claim("Q8", "", "nor where the judge has more to learn, since it is biased", (
+    Claim("Q8", "", "in the biased world Meta-Rewarding beats Self-Rewarding + length control of nearly as many steps", (
         _between("win_rate", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),
     )),
     Claim("Q9", "", "the expected score finds the better one of tied pairs in the later iterations too", (
@@ -173,11 +178,17 @@ QUESTIONS = (
     Claim("Q10", "", "preference pairs beat positive examples that are trained on for as many steps", (
         _between("win_rate", MORE_STEPS, MORE_POSITIVE),
     )),
+    Claim("Q11", "", "judgment pairs make a better judge than nearly as many steps without them", (
+        _between("judge_pair_accuracy", MR, MORE_STEPS),
+    )),
+    Claim("Q12", "", "in the biased world they make better pairs for M3 to learn from", (
+        _between("pair_accuracy", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),
+    )),
 )
 
 # What stands wherever results are shown (method: C21), and what no run of the tiny world can say.
 NOTES = (
-    "C21: it is the loop alone that is given no labels. Every judge above, but for the arm without EFT, learnt from judgments "
+    "C21: only the loop is without human labels. Every judge above, but for that of the arm without EFT, learnt from judgments "
     "that agree with ranks: people's in the papers, the exact scorer's here; in the biased world most of those judgments were "
     "turned against brevity.",
     "Not testable here: win rates against GPT-4 Turbo on AlpacaEval 2 (C8, C15) and on Arena-Hard (C16), which need a paid judge "
@@ -194,6 +205,8 @@ def judge(claim: Claim, rows: Sequence[Row]) -> tuple[Verdict, list[Found]]:
         "not measured", "not held: the opposite", "not held: no difference seen", "held", "not testable here",
     )
     worst = min(verdicts, key=order.index)
+    if worst == "not held: no difference seen" and "held" in verdicts:
+        return "held in part", found
     return ("held where testable here" if worst == "held" and "not testable here" in verdicts else worst), found
 
 
@@ -215,7 +228,7 @@ def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str
 
 
 COLUMNS = {  # by what a table calls them
-    "win_rate": "win rate", "length_controlled_win_rate": "at equal length", "exact_score": "exact score",
+    "win_rate": "win rate against M0", "length_controlled_win_rate": "at equal length", "exact_score": "exact score",
     "answer_right": "answers right", "length": "characters", "judge_pair_accuracy": "judge: pairs right",
     "pair_yield": "prompts with a pair", "pair_accuracy": "pairs: chosen is better", "tie_rate": "ties",
     "meta_accuracy": "meta-judge: right", "first_share": "meta-judge: for the first shown", "training_steps": "training steps",
@@ -284,9 +297,9 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, fl
 
 
 def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything as JSON: the table, each claim with its differences, and the rows that both come from, to four digits."""
+    """Return everything as JSON: the table, each claim with its differences, and the rows that both come from, to six digits."""
     rows = [
-        replace(one, values={name: round(value, 4) for name, value in one.values.items() if not math.isnan(value)})
+        replace(one, values={name: round(value, 6) for name, value in one.values.items() if not math.isnan(value)})
         for one in rows
     ]
     judged = [(one, *judge(one, rows)) for one in (*CLAIMS, *QUESTIONS)]
@@ -338,4 +351,4 @@ def in_words(difference: Mapping[str, Any]) -> str:
 
 
 def _short(value: float) -> float | None:
-    return plain(round(value, 4))
+    return plain(round(value, 6))

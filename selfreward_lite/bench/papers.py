@@ -67,7 +67,7 @@ ARMS = (
     Arm("Meta-Rewarding, no SFT anchor", {"dpo.anchor": "0"}),
     Arm("Meta-Rewarding, expected score", {"judge.score": "expected"}),
     Arm("positive examples only", SELF | _all(train_on="positive")),
-    Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),  # as many steps too
+    Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),  # so here; else 2
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
     Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
     Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
