@@ -59,12 +59,12 @@ def plain(value: float) -> float | None:
 
 
 def with_error(found: Sequence[float | None] | None) -> str:
-    """Return a mean and its standard error as a cell of a table, to three digits after the point, from 10 on to one; of one value
+    """Return a mean and its standard error as a cell of a table, to three digits after the point, from 10 on to two; of one value
     there is no error (None or NaN)."""
     mean, error = found or (None, None)
     if mean is None or math.isnan(mean):
         return "–"
-    digits = 3 if abs(mean) < 10 else 1
+    digits = 3 if abs(mean) < 10 else 2
     return f"{mean:.{digits}f}" if error is None or math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 

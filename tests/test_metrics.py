@@ -146,7 +146,7 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
     ("found", "cell"),
     [
         ((0.5, 0.01), "0.500 ± 0.010"), ((0.5, None), "0.500"), ((0.5, math.nan), "0.500"), ((math.nan, 0.1), "–"), (None, "–"),
-        ((25.151, 0.696), "25.2 ± 0.7"),
+        ((25.151, 0.696), "25.15 ± 0.70"),
     ],
 )  # fmt: skip
 def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):

@@ -30,7 +30,7 @@ from selfreward_lite.tiny import tasks
 from selfreward_lite.tiny.tasks import MAX_LETTERS
 from selfreward_lite.tools import Tools
 
-SEEDS = range(420, 428)  # fresh ones: nothing was chosen by what they show
+SEEDS = range(420, 428)  # fresh ones: by what they show only the 7 epochs of an arm below were chosen
 ITERATIONS = 3
 SIZES = {  # an arm is to take 90 s at most on two cores (LOG.md)
     "gates.mode": "report", "prompts.count": "80", "evaluation.prompts": "500", "seed_stage.eval_prompts": "60",
@@ -57,17 +57,18 @@ SELF, NO_CONTROL = _all(judgment_pairs="false"), _all(rho="0")
 # In a world whose judge data holds brevity against an answer, with the paper's strength of length control (MR, section 3).
 BIASED = {"seed_stage.length_bias": "0.8"}
 CONTROL = {"schedule.0.rho": "0", "schedule.1.rho": "0.32", "schedule.2.rho": "0.32"}
+# Epochs other than the preset's (DPO 1, SFT 2) make as many training steps as Meta-Rewarding takes, give or take one.
 ARMS = (
     Arm("Self-Rewarding", SELF | NO_CONTROL),
     Arm("Self-Rewarding + length control", SELF),
-    Arm("Self-Rewarding + length control, 1.5 epochs", SELF | {"dpo.epochs": "1.5"}),  # nearly as many steps as Meta-Rewarding
+    Arm("Self-Rewarding + length control, 1.5 epochs", SELF | {"dpo.epochs": "1.5"}),
     Arm("Meta-Rewarding", {}),
     Arm("Meta-Rewarding, no length control", NO_CONTROL),
     Arm("Meta-Rewarding, judgment pairs always", _all(judgment_pairs="true")),
     Arm("Meta-Rewarding, no SFT anchor", {"dpo.anchor": "0"}),
     Arm("Meta-Rewarding, expected score", {"judge.score": "expected"}),
     Arm("positive examples only", SELF | _all(train_on="positive")),
-    Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),  # so here; else 2
+    Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
     Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
     Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
@@ -150,10 +151,7 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
             "length": fmean(length for _, length in mine.values()), "hard_score": fmean(mine[name][0] for name in hard),
             "first_share": biases.get((f"M{iteration - 1}", "shown first")),
             "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
-            "tie_accuracy": tie_accuracy(store, iteration) if iteration else None,
-            "meta_accuracy": meta_accuracy(store, iteration) if iteration else None,
-            "pair_accuracy": pair_accuracy(store, iteration) if iteration else None,
-            "training_steps": store.metrics(iteration).get("training_steps") if iteration else None,
+            **(of_data(store, iteration) if iteration else {}),
             **{name: row[name] for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs")},
             **_judging(store, iteration),
         }
@@ -171,9 +169,20 @@ def _letters(prompt: Prompt) -> tuple[str, ...]:
     return task.letters
 
 
-def pair_accuracy(store: Store, iteration: int) -> float | None:
-    """Of the response pairs, the share whose chosen response is truly the better one; pairs of the same worth are left out."""
+def of_data(store: Store, iteration: int) -> dict[str, float | None]:
+    """Return how right the data was that M<iteration> was trained on, as shares, and the steps; None where there is none."""
     worth = _worth(store, iteration)
+    return {
+        "pair_accuracy": _pair_accuracy(store, iteration, worth),
+        "tie_accuracy": _tie_accuracy(store, iteration, worth),
+        "meta_accuracy": _meta_accuracy(store, iteration, worth),
+        "training_steps": store.metrics(iteration).get("training_steps"),
+    }
+
+
+def _pair_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
+    """Of the response pairs, the share whose chosen response is truly the better one; pairs of the same worth, or to a prompt
+    that is no task, are left out."""
     pairs = [
         (worth[one.chosen_id], worth[one.rejected_id]) for one in store.records(ResponsePair, iteration=iteration)
         if one.chosen_id in worth
@@ -182,12 +191,11 @@ def pair_accuracy(store: Store, iteration: int) -> float | None:
     return fmean(right) if right else None
 
 
-def tie_accuracy(store: Store, iteration: int) -> float | None:
+def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
     """Of pairs of responses that the mean of the sampled scores ties, the share that the expected score puts in their true order.
 
     Pairs of the same true worth, or the same expected score, say nothing and are left out; None where no pair is left.
     """
-    worth = _worth(store, iteration)
     judged = grouped(store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"), lambda one: one.response_id)
     found = defaultdict(list)
     for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
@@ -202,9 +210,8 @@ def tie_accuracy(store: Store, iteration: int) -> float | None:
     return fmean(right) if right else None
 
 
-def meta_accuracy(store: Store, iteration: int) -> float | None:
+def _meta_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
     """Of the decided battles between judgments unequally far from the true score, the share that went to the nearer one."""
-    worth = _worth(store, iteration)
     scores = {one.id: one.score for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")}
     right = []
     for one in store.records(Battle, iteration=iteration):
