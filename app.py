@@ -10,10 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
-from selfreward_lite.errors import SelfRewardError
-from selfreward_lite.jobs import let_children_import
-from selfreward_lite.talk import House
-from selfreward_lite.ui.safe import door
+from selfreward_lite.app.escape import door
+from selfreward_lite.app.jobs import let_children_import
+from selfreward_lite.app.library import House
+from selfreward_lite.system.errors import SelfRewardError
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         let_children_import()
         house = House(given.runs_dir.absolute())
         threading.Thread(target=house.prepare, daemon=True).start()  # while gradio is imported, which takes as long
-        from selfreward_lite.ui.page import serve
+        from selfreward_lite.app.page import serve
 
         serve(house, given.port, given.listen, auth)
     except SelfRewardError as error:

@@ -3,4 +3,6 @@
 Importing this package is cheap: it pulls in neither torch nor llama.cpp nor gradio.
 """
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from selfreward_lite import config
-from selfreward_lite.chat import ChatFormat
-from selfreward_lite.config import TINY_MODEL
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.models.chat_format import ChatFormat
 
-collect_ignore = ["browser.py", "screenshots.py"]  # no tests in them, and they need playwright
+collect_ignore = ["helpers/browser.py", "helpers/screenshots.py"]  # no tests in them, and they need playwright
 
 # How long an example takes is the machine's affair, not the test's.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -47,7 +47,7 @@ def made(tmp_path_factory) -> Path:
     """A random Llama and a LoRA on it, as folders and as GGUF files in f32. Not to be changed."""
     from random_llama import make_adapter, make_model  # loads torch, which most tests do without
 
-    from selfreward_lite.export import adapter_to_gguf, base_to_gguf
+    from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 
     folder = tmp_path_factory.mktemp("made")
     make_model(folder / "model", max_position_embeddings=1024)
@@ -74,7 +74,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def bases(folders: dict[str, Path]) -> dict[tuple[str, str], Path]:
-    from selfreward_lite.export import base_to_gguf
+    from selfreward_lite.models.gguf_export import base_to_gguf
 
     return {
         (kind, weights): base_to_gguf(folder, folder / f"{weights}.gguf", weights=weights, dtype="f32")

@@ -1,1 +1,5 @@
-"""Commands that measure: each runs the real thing, goes on where it stopped, and prints what it found. One file a command."""
+"""Commands that measure; each writes its figures as it goes and can be resumed.
+
+Nothing else may import it but `cli`.
+Start: `paper_table.py`, `engine.py`.
+"""

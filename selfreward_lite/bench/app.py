@@ -24,12 +24,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from selfreward_lite import explore
-from selfreward_lite.config import load
-from selfreward_lite.errors import UserError
-from selfreward_lite.records import Judgment, Outcome, Prompt, Response, make_id
-from selfreward_lite.store import Store
-from selfreward_lite.talk import TINY
+from selfreward_lite.app.library import TINY
+from selfreward_lite.config.settings import load
+from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, make_id
+from selfreward_lite.data.store import Store
+from selfreward_lite.report import explore
+from selfreward_lite.system.errors import UserError
 
 APP = Path(__file__).parents[2] / "app.py"
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")

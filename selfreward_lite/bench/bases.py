@@ -7,29 +7,23 @@ with the adapter, computed by PEFT, is what every base is held against. Torch wo
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfreward_lite.equality import conversation_ids
-from selfreward_lite.export import Weights, adapter_to_gguf
-from selfreward_lite.full_model import write_base
-from selfreward_lite.judge_quality import judge_quality
-from selfreward_lite.parity import parity
-from selfreward_lite.records import Judgment
-from selfreward_lite.run import Run, bind, grouped
-from selfreward_lite.runner import drive
-from selfreward_lite.stages import judgments
+from selfreward_lite.data.records import Judgment
+from selfreward_lite.method import judgments
+from selfreward_lite.method.metrics import judge_quality
+from selfreward_lite.models.gguf_export import Weights, adapter_to_gguf
+from selfreward_lite.models.merge import write_base
+from selfreward_lite.models.parity import conversation_ids, parity
+from selfreward_lite.run.ask import drive
+from selfreward_lite.run.context import Run, bind, grouped
 
 Say = Callable[[str], None]
 WAYS: tuple[tuple[Weights, str], ...] = (
     ("nf4", "f32"), ("nf4", "q8_0"), ("nf4", "q4_k_m"), ("original", "f32"), ("original", "q8_0"), ("original", "q4_k_m"),
 )  # fmt: skip
-RANDOM = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16,
-          "num_key_value_heads": 4, "head_dim": 64}  # fmt: skip
-RANDOM_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -94,23 +88,3 @@ def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[f
         return quality.accuracy, quality.error
 
     return measure
-
-
-def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
-    """Write a random Llama of 0.12 billion weights with another model's tokenizer, and a random LoRA; return both folders."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shutil.copytree(tokenizer_of, folder / "model", ignore=shutil.ignore_patterns("*.safetensors"))
-    settings = json.loads((tokenizer_of / "config.json").read_text(encoding="utf-8"))
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**settings, **RANDOM, "initializer_range": RANDOM["hidden_size"] ** -0.5}))
-    model.save_pretrained(folder / "model")
-    lora = LoraConfig(r=RANDOM_RANK, lora_alpha=2 * RANDOM_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, lora)
-    for name, value in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(value, std=0.1 * value.shape[0] ** -0.5)
-    adapted.save_pretrained(folder / "adapter")
-    return folder / "model", folder / "adapter"

@@ -26,17 +26,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from selfreward_lite import config, plan, probes, synthetic
-from selfreward_lite.bench import costs, engine, packed, rivals
-from selfreward_lite.cards import Card, cards, one_card
-from selfreward_lite.chat import ChatFormat
-from selfreward_lite.config import Settings
-from selfreward_lite.disk import in_words
-from selfreward_lite.errors import EngineError
-from selfreward_lite.memory import DRIVER
-from selfreward_lite.shapes import SHAPES
-from selfreward_lite.tools import Tools, real_tools
-from selfreward_lite.training_job import Job
+from selfreward_lite import config
+from selfreward_lite.bench import baselines, engine
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.engine import probe
+from selfreward_lite.models import random_models
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.hf_folder import SHAPES
+from selfreward_lite.models.memory import DRIVER
+from selfreward_lite.run import plan
+from selfreward_lite.run.runtime import Tools, real_tools
+from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.files import in_words
+from selfreward_lite.system.gpu import Card, cards, one_card
+from selfreward_lite.training.job import Job
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
 PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
@@ -179,7 +182,7 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
     """Every measurement by name, the most telling first; models are made when they are first needed."""
     first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k_m", say)
     if wanted.only in (None, "engine"):
-        yield "llama.cpp", lambda: _proved(probes.llama(-1 if wanted.card else 0))
+        yield "llama.cpp", lambda: _proved(probe.llama(-1 if wanted.card else 0))
         yield from first.rates()
     if wanted.only in (None, "train"):
         for backend in ("transformers", *(["unsloth"] if _version("unsloth") and wanted.card else [])):
@@ -211,7 +214,7 @@ class _Engine:
     """What is measured of the engine with a random model of one type, made when it is first needed."""
 
     wanted: Wanted
-    kind: synthetic.Quantisation
+    kind: random_models.Quantisation
     say: Say
 
     def rates(self) -> Iterator[tuple[str, Callable[[], Found]]]:
@@ -240,11 +243,11 @@ class _Engine:
         the preset's own, with more where so many sequences need more."""
         if not self.model.exists():
             self.say(f"making {self.model}")
-            synthetic.write_model(self.model, self.wanted.shape, self.kind)
+            random_models.write_model(self.model, self.wanted.shape, self.kind)
         adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
         if with_adapter and not adapter.exists():
-            synthetic.write_adapter(adapter, self.wanted.shape)
-        vocab, prompts = rivals.vocabulary(self.model), prompts or max(1, parallel // (4 if self.wanted.card else 8))
+            random_models.write_adapter(adapter, self.wanted.shape)
+        vocab, prompts = baselines.vocabulary(self.model), prompts or max(1, parallel // (4 if self.wanted.card else 8))
         load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
         preset, layers = config.load(self.wanted.preset), -1 if self.wanted.card else 0
         draw = preset.judge.draw.model_dump(exclude={"max_tokens"})
@@ -272,11 +275,11 @@ def _prefill(asked: engine.Plan) -> Found:
 
 
 def _drawing(asked: engine.Plan) -> Found:
-    return costs.drawing(asked.model, asked.settings, asked.load.requests[0].sampling)
+    return baselines.drawing(asked.model, asked.settings, asked.load.requests[0].sampling)
 
 
 def _switch(asked: engine.Plan) -> Found:
-    loaded, switched = costs.switching(asked.model, asked.settings, asked.load.requests[0].adapter or "")
+    loaded, switched = baselines.switching(asked.model, asked.settings, asked.load.requests[0].adapter or "")
     return {"load_s": loaded, "switch_s": switched}
 
 
@@ -345,7 +348,7 @@ def parity(wanted: Wanted) -> Found:
 
 def _base(wanted: Wanted) -> Path:
     folder = wanted.folder / f"{wanted.shape}-nf4"
-    return folder if (folder / "config.json").exists() else packed.write_folder(folder, wanted.shape)
+    return folder if (folder / "config.json").exists() else random_models.write_folder(folder, wanted.shape)
 
 
 # -- hours ----------------------------------------------------------------------------------------------------------------
@@ -361,7 +364,7 @@ def hours(wanted: Wanted, document: Found) -> Found:
         why = {"hours": "prompts took longer alone than with generating; measure again on a calm machine"} if rates else {}
         return {"hours": {}, "rates": None, "predicted_hours": None, "failed": document["failed"] | why}
     settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
-    here = plan.known(document["card"]["name"]) if document["card"] else None
+    here = plan.gpu_key(document["card"]["name"]) if document["card"] else None
     found = {"here": iteration_hours(settings, plan.priced(settings, llama, rates, "measured"))}
     for name, speeds in plan.KNOWN.items() if here else ():
         own = plan.KNOWN[here]

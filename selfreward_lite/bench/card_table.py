@@ -11,12 +11,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from selfreward_lite import config, memory, plan
+from selfreward_lite import config
 from selfreward_lite.bench.card import iteration_hours
-from selfreward_lite.errors import DataError
-from selfreward_lite.shapes import SHAPES
+from selfreward_lite.models import memory
+from selfreward_lite.models.hf_folder import SHAPES
+from selfreward_lite.run import plan
+from selfreward_lite.system.errors import DataError
 
 UNKNOWN, TOO_SMALL = "not measured yet", "too small for it"
+
 # Columns of tokens a second, alone or over others.
 QUOTIENTS = (
     ("q8_0: 64 sequences", None), ("q8_0: 64 sequences", "q8_0: naive loop"),
@@ -99,7 +102,7 @@ def table(documents: Sequence[Measured], preset: str = "overnight", shape: str =
         one, hours, guess = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
             hours = _cell(iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured")), failed=False)
-        if key := plan.known(name):
+        if key := plan.gpu_key(name):
             guess = f"{iteration_hours(settings, plan.estimated(settings, llama, plan.KNOWN[key], key)):.1f}"
             if most > plan.KNOWN[key].memory:
                 hours = guess = TOO_SMALL

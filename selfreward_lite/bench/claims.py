@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal
 
-from selfreward_lite.bench.papers import ITERATIONS, Row
-from selfreward_lite.intervals import plain, standard_error, t_interval, with_error
-from selfreward_lite.records import BASE
+from selfreward_lite.bench.paper_table import ITERATIONS, Row
+from selfreward_lite.data.records import BASE
+from selfreward_lite.method.statistics import plain, standard_error, t_interval, with_error
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
@@ -145,6 +145,7 @@ CLAIMS = (
                  f"ties in the data of M{LAST}: {MR} less Meta-Rewarding, expected score"),
     )),
 )
+
 # What no paper claims of this, and a user wants to know before choosing a setting.
 QUESTIONS = (
     Claim("Q0", "", "the meta-judge finds the better of two judgments", (
@@ -233,6 +234,7 @@ COLUMNS = {  # by what a table calls them
     "pair_yield": "prompts with a pair", "pair_accuracy": "pairs: chosen is better", "tie_rate": "ties",
     "meta_accuracy": "meta-judge: right", "first_share": "meta-judge: for the first shown", "training_steps": "training steps",
 }
+
 # Of what models were trained on, and for how long: the mean over all iterations that have it.
 OF_DATA = ("pair_yield", "pair_accuracy", "tie_rate", "meta_accuracy", "first_share", "training_steps")
 Means = dict[str, tuple[float, float]]

@@ -17,13 +17,13 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfreward_lite.engines.base import Request, Sampling
-from selfreward_lite.engines.pace import cores
-from selfreward_lite.engines.process import ProcessEngine
-from selfreward_lite.errors import ConfigError
+from selfreward_lite.engine.api import Request, Sampling
+from selfreward_lite.engine.loading import cores
+from selfreward_lite.engine.process import ProcessEngine
+from selfreward_lite.system.errors import ConfigError
 
 if TYPE_CHECKING:
-    from selfreward_lite.bench.rivals import Layout, Step
+    from selfreward_lite.bench.baselines import Layout, Step
 
 Tokens = tuple[int, ...]
 Say = Callable[[str], None]
@@ -137,16 +137,16 @@ class Found:
 
 def measure(plan: Plan, say: Say) -> Found:
     """Measure the three in turn, `repeats` times each, after a sweep that finds bare llama.cpp's best setting."""
-    from selfreward_lite.bench import rivals
+    from selfreward_lite.bench import baselines
 
-    trace = rivals.record(plan.model, plan.settings, plan.load.requests)
+    trace = baselines.record(plan.model, plan.settings, plan.load.requests)
     best = _final(plan, trace.steps, _sweep(plan, _beginning(trace.steps), say), say)
     naive, engine, ceiling, stats = [], [], [], {}
     for number in range(1, plan.repeats + 1):
         naive.append(naive_rate(plan))
         rate, stats = engine_rate(plan)
         engine.append(rate)
-        ceiling.append(trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, best))
+        ceiling.append(trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, best))
         say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
     return Found(naive, engine, ceiling, stats, trace.quantisation, str(best))
 
@@ -159,15 +159,15 @@ def _beginning(steps: list[Step]) -> list[Step]:
 
 def _sweep(plan: Plan, steps: list[Step], say: Say) -> Layout:
     """Find the fastest setting of bare llama.cpp: KV cache and attention first, which change each other, then one by one."""
-    from selfreward_lite.bench import rivals
+    from selfreward_lite.bench import baselines
 
     seconds: dict[Layout, float] = {}
-    best = rivals.Layout(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
+    best = baselines.Layout(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
     for tried in axes(plan.settings):
         for changes in tried:
             layout = replace(best, **changes)
             if layout not in seconds:
-                seconds[layout] = rivals.replay(plan.model, plan.settings, steps, layout)
+                seconds[layout] = baselines.replay(plan.model, plan.settings, steps, layout)
                 say(f"bare llama.cpp, {layout}: {len(steps)} steps in {seconds[layout]:.2f} s")
         best = min(seconds, key=lambda layout: seconds[layout])
     return best
@@ -178,19 +178,19 @@ def _final(plan: Plan, steps: list[Step], best: Layout, say: Say) -> Layout:
     own = _own(plan.settings)
     if own == best:
         return best
-    from selfreward_lite.bench import rivals
+    from selfreward_lite.bench import baselines
 
-    seconds = {layout: rivals.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)}
+    seconds = {layout: baselines.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)}
     for layout, taken in seconds.items():
         say(f"bare llama.cpp, {layout}: all {len(steps)} steps in {taken:.2f} s")
     return min(seconds, key=lambda layout: seconds[layout])
 
 
 def _own(settings: dict[str, Any]) -> Layout:
-    from selfreward_lite.bench import rivals
-    from selfreward_lite.engines.loading import flash, micro_batch
+    from selfreward_lite.bench import baselines
+    from selfreward_lite.engine.loading import flash, micro_batch
 
-    return rivals.Layout(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
+    return baselines.Layout(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
 
 
 def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -227,18 +227,18 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
 
 def bare_rate(plan: Plan) -> float:
     """Return the tokens a second of the engine's own calls, made again with nothing in between, set up as the engine is."""
-    from selfreward_lite.bench import rivals
+    from selfreward_lite.bench import baselines
 
-    trace = rivals.record(plan.model, plan.settings, plan.load.requests)
-    return trace.generated / rivals.replay(plan.model, plan.settings, trace.steps, _own(plan.settings))
+    trace = baselines.record(plan.model, plan.settings, plan.load.requests)
+    return trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, _own(plan.settings))
 
 
 def naive_rate(plan: Plan) -> float:
     """Return the tokens a second of the high-level binding, on the first requests of the load."""
-    from selfreward_lite.bench import rivals
+    from selfreward_lite.bench import baselines
 
     requests = plan.load.requests[:NAIVE_REQUESTS]
-    naive = rivals.Naive(plan.model, plan.load.longest, plan.settings, requests[0].adapter)
+    naive = baselines.Naive(plan.model, plan.load.longest, plan.settings, requests[0].adapter)
     try:
         naive.warm(requests[0].tokens[: plan.load.common])
         generated, seconds = naive.run(requests)

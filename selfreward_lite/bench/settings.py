@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite import config, loop
-from selfreward_lite.bench.tiny import OpenTools, Result, Say, finish
-from selfreward_lite.config import Settings
-from selfreward_lite.errors import UserError
-from selfreward_lite.runner import Watch
-from selfreward_lite.store import Store
+from selfreward_lite import config
+from selfreward_lite.bench.seeds import OpenTools, Result, Say, finish
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.data.store import Store
+from selfreward_lite.run import loop, prepare
+from selfreward_lite.run.ask import Watch
+from selfreward_lite.system.errors import UserError
 
 SEEDS = (200, 201)  # none of the published ones
 
@@ -57,13 +58,13 @@ def run_variants(
             start = folder / f"seed-{seed}" / "seed-stage"
             say(f"seed {seed}: the seed stage that all variants share")
             with Store.write(start) as store:
-                settings = loop.settle(store, {**base, "seed": str(seed), "iterations": "0"}, "tiny")
+                settings = prepare.settle(store, {**base, "seed": str(seed), "iterations": "0"}, "tiny")
                 loop.run(store, settings, tools, watch)
             for number, (name, change) in enumerate(changes.items(), 1):
                 say(f"seed {seed}: {name} ({number} of {len(changes)})")
                 branch(start, folder / f"seed-{seed}" / name, {**change, "iterations": "3"})
                 with Store.write(folder / f"seed-{seed}" / name) as store:
-                    settings = loop.settle(store, {key: value for key, value in base.items() if key == "gates.mode"}, None)
+                    settings = prepare.settle(store, {key: value for key, value in base.items() if key == "gates.mode"}, None)
                     results[name].append(finish(store, settings, tools, watch))
     return results
 

@@ -1,0 +1,119 @@
+"""What other programs may ask of the app, with `gradio_client`: `runs`, `chat`, `judge`, `compare`.
+
+Knows: plain values in, plain values out; one engine serves these and the page alike. Does not know: the page. An error of a
+caller's comes back as its one line.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import gradio as gr
+
+from selfreward_lite.app.library import TINY, House, Place
+from selfreward_lite.app.talk import Reply, Score, Verdict
+from selfreward_lite.app.widgets import draw_of, told
+from selfreward_lite.models.chat_format import Message, user
+from selfreward_lite.report import status
+from selfreward_lite.system.errors import SelfRewardError, UserError
+
+LONGEST, MOST = 100_000, 4096  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
+
+
+def define(house: House) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def runs() -> list[dict[str, Any]]:
+        """Return the runs, the newest first: name, state, models, the preset; and the tiny model, which needs none."""
+        found = [_described(house, name) for name in house.runs()]
+        return [*found, {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
+
+    def chat(
+        message: str, run: str, model: str = "", system: str = "", history: list[dict[str, str]] | None = None,
+        temperature: float = 0.7, top_p: float = 0.95, max_tokens: int = 256, seed: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
+        with told():
+            place, model = _asked(house, run, model, message, system)
+            messages = [*([Message(role="system", content=system)] if system.strip() else []), *_history(history), *user(message)]
+            draw = draw_of(temperature, top_p, min(max_tokens, MOST))
+            with closing(house.reply(place, model, messages, draw, seed, uuid.uuid4().hex)) as growing:
+                for reply in growing:
+                    yield _reply(reply)
+
+    def judge(prompt: str, response: str, run: str, model: str = "") -> dict[str, Any]:
+        """Return what a model gives a response, as judge: score (mean), spread, expected, read, wanted, judgments."""
+        with told():
+            place, model = _asked(house, run, model, prompt, response)
+            (*_, found) = house.score(place, model, user(prompt), response, uuid.uuid4().hex)
+            return _score(found)
+
+    def compare(
+        prompt: str, run: str, model_a: str, model_b: str, judge: str = "", temperature: float = 0.7, top_p: float = 0.95,
+        max_tokens: int = 256, seed: int = 0,
+    ) -> dict[str, Any]:
+        """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
+        with told():
+            place, judge = _asked(house, run, judge, prompt)
+            draw, caller, texts, said = draw_of(temperature, top_p, min(max_tokens, MOST)), uuid.uuid4().hex, [], {}
+            for name, model in (("a", model_a), ("b", model_b)):
+                (*_, reply) = house.reply(place, model, user(prompt), draw, seed, caller)
+                texts.append(reply.text)
+                said[name] = {"model": model, **_reply(reply)}
+            (*_, verdict) = house.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
+            assert isinstance(verdict, Verdict)
+            return {
+                **said, "judge": judge, "verdict": verdict.result, "judged_ab": verdict.judged_ab, "judged_ba": verdict.judged_ba,
+            }
+
+    for endpoint in (runs, chat, judge, compare):
+        gr.api(endpoint, api_name=endpoint.__name__, api_description=endpoint.__doc__, concurrency_limit=None)
+
+
+def _described(house: House, name: str) -> dict[str, Any]:
+    """A run that cannot be read is in the list all the same, and says why."""
+    try:
+        view = status.view(house.folder(name))
+        models: list[str] = []
+        with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
+            models = list(house.place(name).adapters)
+        return {"run": name, "state": view.state, "preset": view.preset, "models": models}
+    except SelfRewardError as error:
+        return {"run": name, "state": str(error), "preset": "", "models": []}
+
+
+def _asked(house: House, run: str, model: str, *texts: str) -> tuple[Place, str]:
+    """Where a run's models are and which is meant, the newest if none is named. Raises UserError for what cannot be."""
+    if any(len(text) > LONGEST for text in texts):
+        raise UserError(f"a text has more than {LONGEST:,} characters: shorten it")
+    place = house.place(run)
+    return place, model or list(place.adapters)[-1]
+
+
+def _history(turns: list[dict[str, str]] | None) -> list[Message]:
+    found = []
+    for turn in turns or []:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if role not in ("user", "assistant") or not isinstance(content, str):
+            raise UserError("history: a list of {\"role\": \"user\" or \"assistant\", \"content\": text}")
+        found.append(Message(role=role, content=content))
+    if sum(len(message["content"]) for message in found) > LONGEST:
+        raise UserError(f"history has more than {LONGEST:,} characters: shorten it")
+    return found
+
+
+def _reply(reply: Reply) -> dict[str, Any]:
+    return {
+        "text": reply.text, "tokens": reply.tokens, "finish": reply.finish, "first": reply.first,
+        "tokens_per_second": None if reply.speed is None else round(reply.speed, 1),
+    }
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        "score": score.mean, "spread": score.spread, "expected": score.expected, "read": len(score.read), "wanted": score.wanted,
+        "judgments": [one.text for one in score.judgments],
+    }

@@ -1,0 +1,212 @@
+"""The plain values that a run is made of, in the order in which they come about.
+
+Knows: what identifies a record. Does not know: files, models, how a record was made. An id comes from a record's key
+(run, kind, iteration, model, parent, index), never from its text: two equal texts are two records, and a resumed run finds the
+very records it made before. The content hash is there to notice a text that was changed afterwards.
+
+Scores, lengths and weights in pairs and ratings repeat what they were made with, so that a pair can be explained later.
+
+    Candidate → Prompt → Response → Judgment → ResponsePair
+                                       └→ Battle → Rating → JudgmentPair
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
+
+BASE = -1  # the number that stands for the untrained base where models are counted: base, M0, M1, …
+Origin = Literal["generated", "imported", "ranked", "held_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A task text as the prompt writer wrote it, before any filter."""
+
+    KEY: ClassVar = ("iteration", "model", "index")
+    id: str
+    iteration: int
+    model: str
+    index: int
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request of a user. `origin` says where it comes from; "held_out" ones are for evaluation only."""
+
+    KEY: ClassVar = ("iteration", "origin", "index")
+    id: str
+    iteration: int
+    origin: Origin
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer to a prompt. `tokens` counts generated tokens (0 for a human's); `rank` is a human's, 0 = best."""
+
+    KEY: ClassVar = ("iteration", "model", "prompt_id", "index")
+    id: str
+    iteration: int
+    model: str
+    prompt_id: str
+    index: int
+    text: str
+    finish: str
+    tokens: int
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A judgment of a response. `score` is what it says, None if that could not be read; `expected_score` is the mean
+    of the six scores under the model's own probabilities at the place where it wrote one."""
+
+    KEY: ClassVar = ("iteration", "model", "response_id", "index")
+    id: str
+    iteration: int
+    model: str
+    response_id: str
+    index: int
+    text: str
+    finish: str
+    tokens: int
+    score: float | None
+    expected_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePair:
+    """A chosen and a rejected response to one prompt; lengths in characters."""
+
+    KEY: ClassVar = ("iteration", "prompt_id")
+    id: str
+    iteration: int
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    chosen_score: float
+    rejected_score: float
+    chosen_length: int
+    rejected_length: int
+    rho: float
+
+
+@dataclass(frozen=True, slots=True)
+class Battle:
+    """Two judgments of one response, compared: +1 if the one shown first won, −1 the second, 0 undecided."""
+
+    KEY: ClassVar = ("iteration", "model", "first_id", "second_id")
+    id: str
+    iteration: int
+    model: str
+    response_id: str
+    first_id: str
+    second_id: str
+    verdict: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """The Bradley–Terry strength of a judgment (natural logarithm), and the position weights it was fitted with."""
+
+    KEY: ClassVar = ("iteration", "judgment_id")
+    id: str
+    iteration: int
+    judgment_id: str
+    response_id: str
+    strength: float
+    first_weight: float
+    second_weight: float
+    ridge: float
+
+
+@dataclass(frozen=True, slots=True)
+class JudgmentPair:
+    """A chosen and a rejected judgment of one response; lengths in characters."""
+
+    KEY: ClassVar = ("iteration", "response_id")
+    id: str
+    iteration: int
+    response_id: str
+    chosen_id: str
+    rejected_id: str
+    chosen_strength: float
+    rejected_strength: float
+    chosen_length: int
+    rejected_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A frozen judge's comparison of two models' answers to a held-out prompt: 1 if `mine` won, 0 if it lost, ½ for a
+    tie, which is also what a verdict is that flips with the order."""
+
+    KEY: ClassVar = ("iteration", "model", "mine_id", "theirs_id")
+    id: str
+    iteration: int
+    model: str
+    prompt_id: str
+    mine_id: str
+    theirs_id: str
+    result: float
+    mine_first_text: str
+    theirs_first_text: str
+
+
+Record = Candidate | Prompt | Response | Judgment | ResponsePair | Battle | Rating | JudgmentPair | Comparison
+KINDS: tuple[type[Record], ...] = (
+    Candidate, Prompt, Response, Judgment, ResponsePair, Battle, Rating, JudgmentPair, Comparison,
+)
+
+
+def make_id(run: str, kind: type[Record], *key: str | int) -> str:
+    """Return the id of the record of `kind` with this key (the values of `kind.KEY`, in that order)."""
+    return hashlib.blake2b(json.dumps([run, kind.__name__, *key]).encode(), digest_size=10).hexdigest()
+
+
+def derive_id(run: str, record: Record) -> str:
+    """Return the id that `record` must have in this run."""
+    return make_id(run, type(record), *(getattr(record, field) for field in record.KEY))
+
+
+def content_hash(record: Record) -> str:
+    """Return a hash over everything that the record says."""
+    return hashlib.blake2b(json.dumps(asdict(record), sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def seed_for(run_seed: int, record_id: str) -> int:
+    """Return the sampling seed of a record: the same at every attempt, on every machine; 32 bits, never 2³²−1,
+    which llama.cpp takes as a wish for a random one."""
+    digest = hashlib.blake2b(f"{run_seed}:{record_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Something that a stage left out, and why. Not a record: a count to be shown."""
+
+    reason: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one item of a stage, or a whole fold, came to."""
+
+    records: tuple[Record, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    def dropped(self) -> Counter[str]:
+        """Return how much was left out, by reason."""
+        counts: Counter[str] = Counter()
+        for drop in self.drops:
+            counts[drop.reason] += drop.count
+        return counts

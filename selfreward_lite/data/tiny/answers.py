@@ -1,0 +1,105 @@
+"""Answers of the tiny world, good and bad, made so that their faults are known while they are written.
+
+Knows: how an answer can be wrong. Does not know: the exact scorer (a test compares the two).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from selfreward_lite.data.tiny.tasks import LETTERS, Task
+
+FILLERS = (
+    "Hope this helps you today.",
+    "Please ask me again if you need more help.",
+    "Thanks for the nice task, this was fun to do.",
+    "Let me know if this is what you wanted.",
+)
+
+# What stands between the words of an author who does not answer.
+SIGNS = (" ", " ", " ", " ", " ", ", ", ". ", "! ", "? ", ": ", "\n", " - ", "/", "=", "** ", '" ', "> ", " <", " é", " 好 ")
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How often an author's answers have each quality, as shares in [0, 1].
+
+    The defaults make the base: drawn at temperature 0.8 and top-p 0.95, which favour what is frequent, a model trained on
+    them is right in about 70 % of its answers.
+    """
+
+    right: float = 0.55
+    form: float = 0.45
+    brief: float = 0.40
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A written answer: its text, its letters, and the points it earns, in rubric order."""
+
+    text: str
+    letters: tuple[str, ...]
+    form: bool
+    brief: bool
+    points: tuple[bool, ...]
+
+
+def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
+    """Return one answer to `task` by an author of these habits."""
+    letters = task.solution if rng.random() < habits.right else tuple(wrong_letters(task, rng))
+    form, brief = rng.random() < habits.form, rng.random() < habits.brief
+    body = f"The answer is {' '.join(letters)}." if form else " ".join(letters)
+    if not brief:
+        body = f"{body} {rng.choice(FILLERS)}" if form or rng.random() < 0.5 else f"{rng.choice(FILLERS)} {body}"
+    answer = Answer(body, letters, form, brief, ())
+    return replace(answer, points=held_against(answer, task.solution))
+
+
+def chatter(rng: random.Random) -> Answer:
+    """Return an answer that is none: made-up words, numbers and signs. It earns no point.
+
+    No letter stands alone in it, or the scorer would read an answer.
+    """
+    words = []
+    for _ in range(rng.randint(1, 7)):
+        word = "".join(rng.choices(LETTERS, k=rng.randint(2, 7))) if rng.random() < 0.85 else str(rng.randint(0, 999))
+        words.append(rng.choice((word, word, word.capitalize(), word.upper())) + rng.choice(SIGNS))
+    return Answer("".join(words).strip(), (), False, False, (False,) * 5)
+
+
+def held_against(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
+    """Return the five points of `answer` for somebody who takes `solution` for the right letters."""
+    hits = sum(a == b for a, b in zip(answer.letters, solution, strict=False))
+    places = max(len(answer.letters), len(solution))
+    return (hits > 0, 2 * hits >= places, hits == places, answer.form, answer.brief)
+
+
+def wrong_letters(task: Task, rng: random.Random) -> list[str]:
+    """Return letters that are not the solution: nearly right, the wrong task, or off the topic."""
+    while True:
+        letters = rng.choice((_swapped, _changed, _copied, _foreign))(task, rng)
+        if letters and letters != list(task.solution):
+            return letters
+
+
+def _swapped(task: Task, rng: random.Random) -> list[str]:
+    letters = list(task.solution)
+    i, j = rng.sample(range(len(letters)), 2)
+    letters[i], letters[j] = letters[j], letters[i]
+    return letters
+
+
+def _changed(task: Task, rng: random.Random) -> list[str]:
+    letters = list(task.solution)
+    letters[rng.randrange(len(letters))] = rng.choice(LETTERS)
+    return letters
+
+
+def _copied(task: Task, rng: random.Random) -> list[str]:
+    return list(task.letters)
+
+
+def _foreign(task: Task, rng: random.Random) -> list[str]:
+    others = [letter for letter in LETTERS if letter not in task.letters]
+    return rng.sample(others, len(task.letters))

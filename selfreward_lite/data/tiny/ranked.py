@@ -1,0 +1,49 @@
+"""Ranked examples of the tiny world in OASST's schema: the human data that the seed stage starts from.
+
+Knows: the exact scorer, which stands in for the humans who ranked. Does not know: judges. Only ranks leave this file.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from selfreward_lite.data.tiny.answers import Habits, write
+from selfreward_lite.data.tiny.score import score
+from selfreward_lite.data.tiny.tasks import Task, draw
+
+ANSWERS = 3  # ranked answers a prompt; OASST's evaluation prompts have 2.85 on average
+_DATA_SEED = 20230412  # the data set is one and the same for every run, as a human one would be
+
+
+def rows(prompts: int) -> Iterator[dict[str, Any]]:
+    """Yield the messages of `prompts` trees: a task, then its answers with rank 0 for the best."""
+    rng = random.Random(_DATA_SEED)
+    for number in range(prompts):
+        task = draw(rng, "ranked")
+        tree = f"tree-{number}"
+        yield _message(tree, None, "prompter", task.prompt, None)
+        answers = _ranked_answers(task, rng)
+        shown = list(enumerate(answers))
+        rng.shuffle(shown)
+        for rank, text in shown:
+            yield _message(f"{tree}-{rank}", tree, "assistant", text, rank)
+
+
+def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
+    """Return answers of different exact scores, best first, as far apart in quality as chance has them."""
+    by_score: dict[int, str] = {}
+    while len(by_score) < ANSWERS:
+        text = write(task, rng, Habits()).text
+        by_score.setdefault(score(task.prompt, text).score, text)
+    return [by_score[points] for points in sorted(by_score, reverse=True)]
+
+
+def _message(message_id: str, parent: str | None, role: str, text: str, rank: int | None) -> dict[str, Any]:
+    return {
+        "message_id": message_id, "parent_id": parent, "user_id": "tiny", "created_date": "2023-04-12T00:00:00+00:00",
+        "text": text, "role": role, "lang": "en", "review_count": 3, "review_result": True, "deleted": False,
+        "rank": rank, "synthetic": False, "model_name": None, "message_tree_id": parent or message_id,
+        "tree_state": "ready_for_export",
+    }

@@ -1,0 +1,57 @@
+"""The exact scorer of the tiny world: five yes-or-no points, computed, open to no flattery.
+
+Imported by `evaluate` and by the builder of the ranked examples alone (a test holds this): no stage, gate or trainer
+ever sees its values. (The ranks of the ranked examples follow from them, as human ranks follow from human taste.) The
+points have the shape of the judge's additive rubric (arXiv 2401.10020, figure 2).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import astuple, dataclass
+
+from selfreward_lite.data.tiny.tasks import read
+
+_SENTENCE = re.compile(r"The answer is((?: [a-z])+)\.")
+_LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
+BEST = 5
+
+
+@dataclass(frozen=True)
+class Points:
+    """What is true of an answer.
+
+    some: at least one place holds the right letter. half: at least half of the places do. right: all of them do, and there
+    are no more. form: it begins with the sentence "The answer is … .". brief: nothing
+    stands beside the letters but that sentence.
+    """
+
+    some: bool
+    half: bool
+    right: bool
+    form: bool
+    brief: bool
+
+    @property
+    def score(self) -> int:
+        """The exact score, 0 to BEST."""
+        return sum(astuple(self))
+
+
+def score(prompt: str, response: str) -> Points:
+    """Return the points of `response` to a prompt of the tiny world. Raises ValueError for any other prompt."""
+    task = read(prompt)
+    if task is None:
+        raise ValueError(f"not a task of the tiny world: {prompt!r}")
+    letters = tuple(_LETTER.findall(response))
+    hits = sum(a == b for a, b in zip(letters, task.solution, strict=False))
+    places = max(len(letters), len(task.solution))
+    sentence = _SENTENCE.match(response)
+    bare = " ".join(letters)
+    return Points(
+        some=hits > 0,
+        half=2 * hits >= places,
+        right=letters == task.solution,
+        form=sentence is not None and tuple(sentence.group(1).split()) == letters,
+        brief=bool(letters) and response.strip() in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
+    )

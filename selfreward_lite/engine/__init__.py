@@ -1,0 +1,10 @@
+"""Token ids in, completions out, many at once, in a child process that may crash.
+
+Knows no text, role or score.
+Start: `api.py`.
+"""
+
+from selfreward_lite.engine.api import Completion, Request, Sampling
+from selfreward_lite.engine.process import ProcessEngine
+
+__all__ = ["Completion", "ProcessEngine", "Request", "Sampling"]

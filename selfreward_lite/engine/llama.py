@@ -1,0 +1,320 @@
+"""llama.cpp in this process: one base model, many sequences at once, adapters swapped without reloading.
+
+Knows: llama-cpp-python's low-level binding (the high-level one decodes a single sequence and swallows misspelt
+arguments). Does not know: what is computed next (`batching.py`), who shares cells (`kv.py`). A fault in native code
+kills this process, therefore only the child that `process.py` starts imports this module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import llama_cpp as cpp
+import numpy as np
+
+from selfreward_lite.engine.api import Completion, Fed, Piece, Sampling
+from selfreward_lite.engine.loading import (
+    LOG,
+    TINY_PARAMETERS,
+    Pace,
+    check_adapter,
+    cores,
+    load_model,
+    make_context,
+    threads_for,
+)
+from selfreward_lite.engine.scheduler import Batcher, Stats
+from selfreward_lite.system.errors import EngineError
+
+MAX_SEQUENCES = 256  # a constant compiled into llama.cpp
+ROOTS = 16  # idle roots cost attention time on a CPU: 32 made a tiny model a third slower than 8 (measured)
+PROBE_TOKENS = 8
+MAX_HELPERS = 8  # threads that draw tokens
+THREAD_WORTH = 200_000  # logits to go through that are worth waking a thread for
+SAME_LOGITS = 1e-6  # relative to the largest logit: below, two runs differ by rounding only
+
+
+class Rows:
+    """The arrays of one `llama_batch`, filled through numpy: 20 times cheaper than element by element in ctypes."""
+
+    def __init__(self, size: int) -> None:
+        self.token, self.pos, self.seq = (np.zeros(size, dtype=np.int32) for _ in range(3))
+        self.count = np.ones(size, dtype=np.int32)
+        self.wanted = np.zeros(size, dtype=np.int8)
+        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(np.uintp)  # row i points at seq[i]
+        self.batch = cpp.llama_batch()
+        for name, values in (("token", self.token), ("pos", self.pos), ("n_seq_id", self.count),
+                             ("logits", self.wanted), ("seq_id", self.seq_rows)):  # fmt: skip
+            kind = dict(cpp.llama_batch._fields_)[name]
+            setattr(self.batch, name, ctypes.cast(values.ctypes.data, kind))
+
+    def fill(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> cpp.llama_batch:
+        size = len(tokens)
+        self.token[:size], self.pos[:size], self.seq[:size] = tokens, positions, sequences
+        self.wanted[:wanted], self.wanted[wanted:size] = 1, 0
+        self.batch.n_tokens = size
+        return self.batch
+
+
+class LlamaDevice:
+    """A model, its context and its adapters: the verbs that `device.Device` asks for."""
+
+    def __init__(self, model: Path, settings: dict[str, int | bool]) -> None:
+        self._model = self.context = None
+        self._model = load_model(model, int(settings["gpu_layers"]))
+        self.context = make_context(self._model, settings)
+        self._memory = cpp.llama_get_memory(self.context)
+        self._vocab = cpp.llama_model_get_vocab(self._model)
+        self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
+        self._unified = bool(settings["unified"])
+        self.cells = int(cpp.llama_n_ctx(self.context))
+        self.limit = min(int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model)))
+        self.rows = int(settings["batch"])
+        self.outputs = int(settings["parallel"])
+        self._rows = Rows(self.rows)
+        self.helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
+        tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
+        self._pace = Pace(cores()) if tiny and not settings["threads"] and not settings["gpu_layers"] else None
+        self._pool = ThreadPoolExecutor(self.helpers)
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(512)
+        self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._base_probe: np.ndarray | None = None
+
+    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
+        """0 when computed; the first `wanted` rows then have logits."""
+        return self.run(self._rows.fill(tokens, positions, sequences, wanted))
+
+    def run(self, batch: cpp.llama_batch) -> int:
+        """Compute a batch that was filled before; 0 when computed."""
+        started = perf_counter()
+        code = cpp.llama_decode(self.context, batch)
+        if not code:
+            cpp.llama_synchronize(self.context)  # so that the time is booked here, not on the first sample
+        if self._pace:
+            threads = self._pace.took(perf_counter() - started)
+            cpp.llama_set_n_threads(self.context, threads, threads)
+        return code
+
+    def sampler(self, sampling: Sampling, seed: int) -> Any:
+        """top_k, temperature, top_p, draw: top_k first, because sorting 128,256 candidates is what costs."""
+        chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
+        if sampling.temperature <= 0:
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_greedy())
+            return chain
+        if sampling.top_k > 0:
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_top_k(sampling.top_k))
+        cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_temp(sampling.temperature))
+        if sampling.top_p < 1:
+            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+        # llama.cpp reads the largest 32-bit seed as "draw one yourself"
+        cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+        return chain
+
+    def sample(self, samplers: list[Any]) -> list[int]:
+        """Draw a token for the first rows of the last batch, row i with sampler i.
+
+        With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call leaves Python's lock alone.
+        """
+        shares = self.shares(len(samplers))
+        if shares < 2:
+            return self._draw(samplers, 0)
+        cpp.llama_get_logits_ith(self.context, 0)  # puts the rows in order, once, before several threads read them
+        size = -(-len(samplers) // shares)
+        parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
+        drawn = self._pool.map(lambda part: self._draw(*part), parts)
+        return [token for part in drawn for token in part]
+
+    def shares(self, count: int) -> int:
+        """How many threads are worth waking to draw so many tokens."""
+        return min(self.helpers, count * self.vocab // THREAD_WORTH)
+
+    def _draw(self, samplers: list[Any], first: int) -> list[int]:
+        sample, context = cpp.llama_sampler_sample, self.context
+        return [sample(sampler, context, row) for row, sampler in enumerate(samplers, first)]
+
+    def free_sampler(self, sampler: Any) -> None:
+        cpp.llama_sampler_free(sampler)
+
+    def row_logits(self, row: int) -> np.ndarray:
+        """Logits [vocab] of one row of the last batch, a view that the next decode overwrites."""
+        return np.ctypeslib.as_array(cpp.llama_get_logits_ith(self.context, row), (self.vocab,))
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Give an empty sequence the first `length` positions of another."""
+        if length and self._unified:
+            cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        elif length:  # memories of their own can only be copied whole
+            cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.drop(target, length)
+
+    def drop(self, sequence: int, start: int = 0) -> None:
+        cpp.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def clear(self) -> None:
+        cpp.llama_memory_clear(self._memory, False)
+
+    def piece(self, token: int) -> bytes:
+        found = self._pieces.get(token)
+        if found is None:
+            size = cpp.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
+            found = self._pieces[token] = self._buffer.raw[: max(0, size)]
+        return found
+
+    def complaint(self) -> str:
+        return LOG.take()
+
+    @property
+    def quantisation(self) -> str:
+        """The type of most matrices, in llama.cpp's words."""
+        size = cpp.llama_model_desc(self._model, self._buffer, len(self._buffer))
+        return self._buffer.raw[:size].decode().rsplit("B ", 1)[-1]  # of "llama 8B Q8_0"
+
+    def use(self, adapter: str | None) -> None:
+        """Switch to an adapter, loading and proving it the first time; None is the base. Clear the memory first."""
+        self._set(None)
+        if adapter is not None:
+            self._set(self._adapter(adapter))
+
+    def fresh(self, adapter: str | None) -> bool:
+        """Whether a loaded adapter's file is still the one that was loaded."""
+        return adapter is None or (adapter in self._adapters and self._adapters[adapter][0] == _stamp(Path(adapter)))
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """Logits float32 [len(tokens), vocab] after every token of one sequence. Overwrites sequence 0."""
+        self.drop(0)
+        parts = []
+        for start in range(0, len(tokens), self.outputs):
+            part = tokens[start : start + self.outputs]
+            positions = list(range(start, start + len(part)))
+            if self.decode(part, positions, [0] * len(part), len(part)):
+                raise EngineError(f"logits of {len(tokens)} tokens could not be computed ({self.complaint()})")
+            parts.append(np.stack([self.row_logits(row).copy() for row in range(len(part))]))
+        self.drop(0)
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        if self.context:
+            cpp.llama_free(self.context)
+        if self._model:
+            cpp.llama_model_free(self._model)  # frees its adapters too
+        self.context = self._model = None
+
+    def _set(self, pointer: Any) -> None:
+        count = 0 if pointer is None else 1
+        adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(pointer)
+        if cpp.llama_set_adapters_lora(self.context, adapters, count, (ctypes.c_float * 1)(1.0)):
+            raise EngineError(f"llama.cpp refused to switch adapters ({self.complaint()})")
+
+    def _adapter(self, name: str) -> Any:
+        """Pointer of a loaded adapter; a file that changed since is loaded anew."""
+        if name in self._adapters and self.fresh(name):
+            return self._adapters[name][1]
+        path, stamp = Path(name), _stamp(Path(name))
+        check_adapter(path)
+        pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not pointer:
+            raise EngineError(f"adapter {name} does not fit this base model ({self.complaint()}); convert it again")
+        self._prove(name, pointer)
+        self._adapters[name] = (stamp, pointer)
+        return pointer
+
+    def _prove(self, name: str, pointer: Any) -> None:
+        """An adapter that is loaded and changes nothing, or everything to NaN, is an error that nobody would notice."""
+        tokens = [int(token) for token in np.linspace(0, self.vocab - 1, PROBE_TOKENS)]
+        if self._base_probe is None:
+            self._base_probe = self.logits(tokens)
+        self._set(pointer)
+        changed = self.logits(tokens)
+        self._set(None)
+        if not np.isfinite(changed).all():
+            raise EngineError(f"adapter {name} makes logits that are not finite; train it again")
+        if np.abs(changed - self._base_probe).max() <= SAME_LOGITS * np.abs(self._base_probe).max():
+            raise EngineError(f"adapter {name} has no effect on the logits; it was not trained or belongs elsewhere")
+
+
+class LlamaEngine:
+    """The batched llama.cpp engine. `context` counts key-value cells shared by all sequences.
+
+    `threads` None takes every core, or what proves faster for a tiny model. `gpu_layers` is 0 for the CPU or -1 for all layers.
+    `unified` keeps one KV cache for all sequences: a shared prefix is stored once and a long prompt may take what others
+    leave. False cuts it into `parallel + roots` equal parts (rounded up to 256 cells), one a sequence, and a fork copies a whole
+    part: give as much context as so many of the longest requests need, and a CPU serves prompts of 600 tokens 1.7 times as fast
+    (measured). `exact` keeps the cache in float32 and switches flash attention off, for parity checks: what else is in the batch
+    then changes a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4). Raises EngineError where the model
+    cannot be loaded or a wanted GPU is not there.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        parallel: int = 64,
+        context: int = 16384,
+        batch: int = 512,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        roots: int = ROOTS,
+        unified: bool = True,
+        exact: bool = False,
+    ) -> None:
+        if not 1 <= parallel <= MAX_SEQUENCES - roots or batch < parallel or roots < 1:
+            raise EngineError(
+                f"parallel={parallel}, roots={roots}, batch={batch}: keep parallel + roots within {MAX_SEQUENCES} and "
+                "parallel within batch"
+            )
+        settings = {"parallel": parallel, "context": context, "batch": batch, "gpu_layers": gpu_layers, "roots": roots}
+        settings |= {"unified": unified, "exact": exact, "threads": threads or 0}
+        self._device: LlamaDevice | None = None
+        self._device = LlamaDevice(Path(model), settings)
+        self._batcher = Batcher(self._device, parallel, roots)
+        self.parallel = parallel
+
+    @property
+    def stats(self) -> Stats:
+        return self._batcher.stats
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute at the moment."""
+        return self._batcher.idle
+
+    def complete(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
+        """See `base.Engine`. One iterator at a time; computed prompts stay warm for the next one."""
+        self._open()
+        return self._batcher.run(requests)
+
+    def cancel(self) -> None:
+        """End the running `complete` after its current step. May be called from another thread."""
+        self._batcher.cancelled = True
+
+    def logits(self, tokens: list[int], adapter: str | None = None) -> np.ndarray:
+        """Logits float32 [len(tokens), vocab] of one text, for parity checks. Not while completing."""
+        device = self._open()
+        if not 0 < len(tokens) <= device.limit:
+            raise EngineError(f"{len(tokens)} tokens do not fit the context of {device.limit}; raise the context")
+        self._batcher.reset(adapter)
+        return device.logits(list(tokens))
+
+    def close(self) -> None:
+        if self._device:
+            self._device.close()
+        self._device = None
+
+    def _open(self) -> LlamaDevice:
+        if self._device is None:
+            raise EngineError("this engine is closed; make a new one")
+        return self._device
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Tells one version of a file from the next; empty if there is no file."""
+    found = path.stat() if path.is_file() else None
+    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else ()

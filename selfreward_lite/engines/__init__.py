@@ -1,1 +1,0 @@
-"""Engines answer requests made of token ids. Everything above them knows only `engines.base`."""

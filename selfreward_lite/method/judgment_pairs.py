@@ -1,0 +1,37 @@
+"""Judgment pairs: of the judgments of a response, the strongest is chosen and the weakest rejected.
+
+Knows: ratings, lengths in characters. Does not know: battles, what the judgments say. A chosen judgment above the length
+limit gives no pair, because a meta-judge prefers long ones (arXiv 2407.19594, section 2.2).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from selfreward_lite.config.settings import Schedule
+from selfreward_lite.data.records import Drop, Judgment, JudgmentPair, Outcome, Rating, make_id
+
+
+def build(
+    ratings: Iterable[Rating], judgments: Mapping[str, Judgment], schedule: Schedule, *, run: str, iteration: int
+) -> Outcome:
+    """Return at most one pair a response; `judgments` maps ids to judgments."""
+    by_response: dict[str, list[Rating]] = defaultdict(list)
+    for rating in ratings:
+        by_response[rating.response_id].append(rating)
+    pairs: list[JudgmentPair] = []
+    drops: list[Drop] = []
+    for response_id, rated in by_response.items():
+        best = max(rated, key=lambda rating: rating.strength)
+        worst = min(rated, key=lambda rating: rating.strength)
+        chosen, rejected = judgments[best.judgment_id], judgments[worst.judgment_id]
+        limit = schedule.max_chosen_judgment
+        if limit is not None and len(chosen.text) > limit:
+            drops.append(Drop("chosen judgment too long"))
+            continue
+        pairs.append(JudgmentPair(
+            make_id(run, JudgmentPair, iteration, response_id), iteration, response_id, chosen.id, rejected.id,
+            best.strength, worst.strength, len(chosen.text), len(rejected.text),
+        ))
+    return Outcome(tuple(pairs), tuple(drops))

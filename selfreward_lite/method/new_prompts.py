@@ -1,0 +1,125 @@
+"""New prompts: the model continues a list of tasks, and filters keep what is new and can be answered in text.
+
+Knows: Self-Instruct's few-shot form and its filters (arXiv 2401.10020, section 2.2 and appendix; method of arXiv
+2212.10560). Does not know: answers, scores, what makes two texts alike (`likeness`). Generated demonstrations come from earlier
+iterations only, so that every candidate's question is fixed before the stage starts and a resumed run asks the same.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from selfreward_lite.config.settings import Prompts
+from selfreward_lite.data.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
+from selfreward_lite.method.parsing import parse_prompts
+from selfreward_lite.method.roles import NO_TEXT, Asking, Voice
+from selfreward_lite.method.similarity import Collection
+from selfreward_lite.method.templates import fill
+
+# Tasks that need more than text, after Self-Instruct's list.
+OTHER_MEDIA = re.compile(
+    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b",
+    re.IGNORECASE,
+)
+_PROGRAM = re.compile(
+    r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the writer is shown: human tasks, and tasks that were generated in earlier iterations."""
+
+    human: Sequence[str]
+    own: Sequence[str]
+
+
+def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Asking:
+    """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
+    record_id = make_id(voice.run, Candidate, voice.iteration, voice.model, index)
+    shown = _demonstrations(random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples)
+    listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
+    content = fill(voice.templates, "new_prompts", tasks=listed)
+    ((completion,),) = yield [voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")]
+    if completion.finish in NO_TEXT:
+        return Outcome(drops=(Drop(NO_TEXT[completion.finish]),))
+    return Outcome((
+        Candidate(record_id, voice.iteration, voice.model, index, completion.text.strip(), completion.finish),
+    ))
+
+
+def keep(
+    candidates: Iterable[Candidate], settings: Prompts, *, run: str, iteration: int, known: Sequence[str], held_out: Sequence[str]
+) -> Outcome:
+    """Return at most `settings.count` prompts and, by reason, how many candidates were dropped.
+
+    `known` are the human tasks and the prompts of earlier iterations, `held_out` the evaluation prompts: a candidate
+    too much like any of them, or like one kept before it, is dropped.
+    """
+    kept: list[Prompt] = []
+    drops: list[Drop] = []
+    seen = Collection(known, settings.max_similarity, settings.max_overlap)
+    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
+    for candidate in candidates:
+        if len(kept) == settings.count:
+            break
+        text, reason = _read(candidate, settings)
+        if reason is None and secret.holds_alike(text):
+            reason = "like an evaluation prompt"
+        if reason is None and seen.holds_alike(text):
+            reason = "like a prompt before it"
+        if reason is not None:
+            drops.append(Drop(reason))
+            continue
+        index = len(kept)
+        kept.append(Prompt(make_id(run, Prompt, iteration, "generated", index), iteration, "generated", index, text))
+        seen.add(text)
+    return Outcome(tuple(kept), tuple(drops))
+
+
+def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Iterable[str]) -> Outcome:
+    """Return the user's own prompts, `count` for each iteration from the first on; repeated and held-out ones are dropped."""
+    kept: list[Prompt] = []
+    drops: list[Drop] = []
+    seen: set[str] = set()
+    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
+    for text in map(str.strip, texts):
+        plain = " ".join(text.split()).casefold()
+        if plain in seen:
+            drops.append(Drop("same prompt again"))
+        elif secret.holds_alike(text):
+            drops.append(Drop("like an evaluation prompt"))
+        else:
+            seen.add(plain)
+            iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
+            kept.append(Prompt(make_id(run, Prompt, iteration, "imported", index), iteration, "imported", index, text))
+    return Outcome(tuple(kept), tuple(drops))
+
+
+def _demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
+    own = min(settings.own_demonstrations, len(examples.own))
+    human = settings.seed_demonstrations + settings.own_demonstrations - own
+    shown = rng.sample(examples.human, min(human, len(examples.human))) + rng.sample(examples.own, own)
+    rng.shuffle(shown)
+    return shown
+
+
+def _read(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
+    """Return a candidate's task, and why it is unfit, if it is."""
+    tasks = parse_prompts(candidate.text, cut=candidate.finish == "length")
+    if not tasks:
+        return "", "cut or empty"
+    text = tasks[0]  # a writer that went on with the list has its later tasks left out
+    words = len(text.split())
+    if words < settings.min_words:
+        return text, "too short"
+    if words > settings.max_words:
+        return text, "too long"
+    if not text[0].isascii() or not text[0].isalnum():
+        return text, "begins with a sign"
+    if OTHER_MEDIA.search(text):
+        return text, "needs more than text"
+    return text, "asks for a program" if _PROGRAM.search(text) else None

@@ -1,0 +1,93 @@
+"""Ratings: from the battles between judgments of a response, how strong each judgment is.
+
+Knows: verdicts, position weights, the Bradley–Terry model (arXiv 2407.19594, section 2.2, equations 1 to 3). Does not
+know: what was judged. The maximum-likelihood fit does not depend on the order of the battles; a ridge keeps judgments
+finite that always win or always lose, and centres the strengths at 0.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from selfreward_lite.data.records import Battle, Drop, Outcome, Rating, make_id
+
+MIN_SPREAD = 1e-6  # strengths closer than this say nothing
+
+
+def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -> Outcome:
+    """Return a rating for every judgment of every response whose battles say anything, and why the others have none."""
+    battles = list(battles)
+    first_weight, second_weight = position_weights([battle.verdict for battle in battles])
+    by_response: dict[str, list[Battle]] = defaultdict(list)
+    for battle in battles:
+        by_response[battle.response_id].append(battle)
+    ratings: list[Rating] = []
+    drops: list[Drop] = []
+    for response_id, fought in by_response.items():
+        names = sorted({name for battle in fought for name in (battle.first_id, battle.second_id)})
+        place = {name: index for index, name in enumerate(names)}
+        verdicts = [(place[battle.first_id], place[battle.second_id], battle.verdict) for battle in fought]
+        wins = battle_matrix(verdicts, len(names), first_weight, second_weight)
+        strengths = fit(wins, ridge)
+        if np.ptp(strengths) < MIN_SPREAD:
+            drops.append(Drop("no battle decided" if not wins.any() else "all judgments equally strong"))
+            continue
+        for name, strength in zip(names, strengths.tolist(), strict=True):
+            ratings.append(Rating(
+                make_id(run, Rating, iteration, name), iteration, name, response_id, strength, first_weight, second_weight, ridge,
+            ))
+    return Outcome(tuple(ratings), tuple(drops))
+
+
+def position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
+    """Return (ω₁, ω₂), the weights of a win from first and from second place; the favoured place counts less.
+
+    ω₁ = wins from second / all wins, ω₂ = wins from first / all wins; both ½ if nothing was decided.
+
+    >>> position_weights([1, -1, 1, 1, 1, 0])
+    (0.2, 0.8)
+    """
+    first, second = sum(verdict == 1 for verdict in verdicts), sum(verdict == -1 for verdict in verdicts)
+    if first + second == 0:
+        return 0.5, 0.5
+    return second / (first + second), first / (first + second)
+
+
+def battle_matrix(
+    verdicts: Iterable[tuple[int, int, int]], size: int, first_weight: float, second_weight: float
+) -> np.ndarray:
+    """Return B [size, size], B[m, n] = ω₁·[m won over n from first place] + ω₂·[m won over n from second place].
+
+    `verdicts` are (shown first, shown second, +1 | −1 | 0). The two orders count separately.
+    """
+    wins = np.zeros((size, size))
+    for first, second, verdict in verdicts:
+        if verdict == 1:
+            wins[first, second] += first_weight
+        elif verdict == -1:
+            wins[second, first] += second_weight
+    return wins
+
+
+def fit(wins: np.ndarray, ridge: float) -> np.ndarray:
+    """Return strengths ε [size] that maximise Σ B[m,n]·log σ(ε_m − ε_n) − ridge/2·Σ ε_m², by Newton's method.
+
+    Strictly concave for ridge > 0, so the result is unique and finite; it does not depend on the order of battles.
+    """
+    strengths = np.zeros(len(wins))
+    for _ in range(100):
+        gap = strengths[:, None] - strengths[None, :]
+        chance = 1 / (1 + np.exp(-gap))
+        pull = wins * (1 - chance)
+        gradient = pull.sum(1) - pull.sum(0) - ridge * strengths
+        weight = (wins + wins.T) * chance * (1 - chance)
+        curvature = np.diag(weight.sum(1) + ridge) - weight
+        step = np.linalg.solve(curvature, gradient)
+        # A full Newton step can overshoot where the likelihood is flat; two units of log-odds at a time cannot.
+        strengths += step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            return strengths
+    raise ArithmeticError("the Bradley–Terry fit did not converge")

@@ -1,0 +1,121 @@
+"""The rule that makes a pair: from the scored responses to a prompt, which one is chosen and which rejected.
+
+Knows: scores, lengths, the length tiers of Meta-Rewarding (arXiv 2407.19594, section 3.2). Does not know: judgments'
+texts, training. Departs from the paper in two ways, both towards safety: a response cut by the length limit is in no
+pair, and one that speaks to its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from selfreward_lite.config.settings import Schedule
+from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
+from selfreward_lite.method.parsing import speaks_to_judge
+from selfreward_lite.method.templates import neutralise
+
+TOLERANCE = 1e-9  # scores are means of decimals: edges of tiers are compared with this
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A response's id, score and length in characters."""
+
+    id: str
+    score: float
+    length: int
+    may_win: bool = True
+
+
+def build(
+    prompts: Iterable[Prompt], responses: Mapping[str, Sequence[Response]], scores: Mapping[str, float | None],
+    schedule: Schedule, *, run: str, iteration: int,
+) -> Outcome:
+    """Return at most one pair a prompt, and by reason how many prompts gave none.
+
+    `responses` maps a prompt's id to its responses, `scores` a response's id to its score.
+    """
+    pairs: list[ResponsePair] = []
+    drops: list[Drop] = []
+    for prompt in prompts:
+        scored = scored_of(prompt, responses.get(prompt.id, ()), scores)
+        chosen_rejected = choose(scored, schedule.rho)
+        reason = refusal(scored, chosen_rejected, schedule)
+        if reason is not None or chosen_rejected is None:
+            drops.append(Drop(reason or "no pair"))
+            continue
+        chosen, rejected = chosen_rejected
+        pairs.append(ResponsePair(
+            make_id(run, ResponsePair, iteration, prompt.id), iteration, prompt.id, chosen.id, rejected.id,
+            chosen.score, rejected.score, chosen.length, rejected.length, schedule.rho,
+        ))
+    return Outcome(tuple(pairs), tuple(drops))
+
+
+def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None:
+    """Return (chosen, rejected), or None where the scores do not differ.
+
+    With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋, rejected the
+    longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against worst.
+
+    >>> a, b, c = Scored("a", 5.0, 1900), Scored("b", 4.2, 1500), Scored("c", 2.0, 1800)
+    >>> [pair.id for pair in choose([a, b, c], 0.32)]
+    ['b', 'c']
+    """
+    winners = [one for one in scored if one.may_win]
+    limits = edges(scored, rho)
+    if limits is None:
+        return None
+    high = [one for one in winners if one.score >= limits[0] - TOLERANCE]
+    low = [one for one in scored if one.score <= limits[1] + TOLERANCE]
+    return min(high, key=lambda one: (one.length, -one.score)), max(low, key=lambda one: (one.length, -one.score))
+
+
+def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
+    """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
+    winners = [one.score for one in scored if one.may_win]
+    if not winners or (best := max(winners)) - (worst := min(one.score for one in scored)) <= TOLERANCE:
+        return None
+    return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
+
+
+def hindrance(prompt: Prompt, response: Response, score: float | None) -> str | None:
+    """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None if it could."""
+    if response.finish != "stop":
+        return "cut by the length limit: in no pair"
+    if score is None:
+        return "too few judgments could be read: in no pair"
+    return None if _may_win(prompt.text, response.text) else "speaks to its judge, or repeats the prompt: never chosen"
+
+
+def scored_of(prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+    """Return the responses that can be in a pair at all."""
+    return [
+        Scored(response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text))
+        for response in responses
+        if response.finish == "stop" and (score := scores.get(response.id)) is not None
+    ]
+
+
+def _may_win(prompt: str, text: str) -> bool:
+    """As it was written, and as the judge reads it: invisible characters can split a word only before they are taken out.
+
+    Nor may a response win that only repeats the prompt.
+    """
+    left = " ".join(text.split()).replace(" ".join(prompt.split()), "")
+    return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None and any(map(str.isalnum, left))
+
+
+def refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
+    """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""
+    if len(scored) < 2:
+        return "fewer than two scored responses"
+    if not any(one.may_win for one in scored):
+        return "every response speaks to its judge, or repeats the prompt"
+    if pair is None:
+        return "all scores equal"
+    if pair[0].score - pair[1].score < schedule.min_gap - TOLERANCE:
+        return "scores too close"
+    limit = schedule.max_chosen_response
+    return "chosen response too long" if limit is not None and pair[0].length > limit else None

@@ -1,0 +1,74 @@
+"""Templates as package data, and the one function that fills them.
+
+Knows: template sets (one folder each: `llama3` for chat models, `compact` for the tiny world), holes, wrappers.
+Does not know: tokens, models, scores. The text that is judged is data: it is wrapped in tags that carry a nonce it
+cannot have seen, and whatever in it looks like such a tag is defused before it goes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from selfreward_lite.system.errors import ConfigError
+
+Name = Literal["judge", "meta_judge", "compare", "new_prompts"]
+_FOLDER = Path(__file__).parent / "prompts"
+_HOLE = re.compile(r"\{\{(\w+)\}\}")
+_TAG = re.compile(r"<(?=/?\s*(?:request|response|judgement|a|b)\b)", re.IGNORECASE)
+
+# Characters that a reader does not see but a tokenizer does: controls, zero-width and direction marks.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+# Of these letters the tiny world's words never hold three in a row; no text holds eight of them by chance.
+_NONCE_LETTERS = "bcdfjkmpqvwxz"
+_NONCE_LENGTH = {"llama3": 8, "compact": 3}
+
+
+def fill(template_set: str, name: Name, **values: str) -> str:
+    """Return template `name` with every hole filled by the neutralised value of the same name.
+
+    Values are inserted in one pass, so a value cannot open a hole of its own. Raises ValueError for a hole without
+    a value and for a value without a hole, ConfigError for a template set that does not exist.
+    """
+    template = _template(template_set, name)
+    holes = set(_HOLE.findall(template))
+    if holes != set(values):
+        raise ValueError(f"template {template_set}/{name} needs {sorted(holes)}, was given {sorted(values)}")
+    nonce = values.get("nonce", "")
+    safe = {key: value if key == "nonce" else neutralise(value, nonce) for key, value in values.items()}
+    return _HOLE.sub(lambda hole: safe[hole.group(1)], template)
+
+
+def neutralise(text: str, nonce: str = "") -> str:
+    """Return `text` without invisible characters, without the nonce, and with wrapper tags made inert.
+
+    >>> neutralise("fine</response id=bcd>", "bcd")
+    'fine‹/response id=>'
+    """
+    text = _INVISIBLE.sub("", text.replace("\r\n", "\n"))
+    while nonce and nonce in text:  # taking it out can put another one together
+        text = text.replace(nonce, "")
+    return _TAG.sub("‹", text).strip()
+
+
+def nonce_for(key: str, template_set: str) -> str:
+    """Return the nonce of the record `key`: letters only, the same at every call."""
+    digest = hashlib.blake2b(key.encode(), digest_size=_NONCE_LENGTH.get(template_set, 8)).digest()
+    return "".join(_NONCE_LETTERS[byte % len(_NONCE_LETTERS)] for byte in digest)
+
+
+def template_sets() -> list[str]:
+    """Return the names of the template sets that ship with the package."""
+    return sorted(folder.name for folder in _FOLDER.iterdir() if (folder / "judge.txt").exists())
+
+
+@cache
+def _template(template_set: str, name: str) -> str:
+    path = _FOLDER / template_set / f"{name}.txt"
+    if template_set not in template_sets():
+        raise ConfigError(f"no template set {template_set!r}; choose one of {', '.join(template_sets())}")
+    return path.read_text(encoding="utf-8").strip()

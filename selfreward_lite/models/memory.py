@@ -1,0 +1,101 @@
+"""How much memory of a card each half of a run takes: llama.cpp that asks, a trainer that trains. Arithmetic, in bytes.
+
+Knows: what weights, caches, adapters, activations and logits weigh. Does not know: cards, time. Every figure is an estimate until
+`bench card` has measured it; what a card's own driver and libraries hold is a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from selfreward_lite.config.settings import EngineSettings, Model, Settings, Training
+from selfreward_lite.data import hub
+from selfreward_lite.models.hf_folder import Llama
+from selfreward_lite.system.errors import UserError
+
+GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
+
+# NF4 with double quantisation (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of them, 4 bytes for 256 scales.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+ADAPTER_BYTES = 16  # a weight in training: itself, its gradient and AdamW's two moments, all in float32
+REFERENCE_BYTES = 4  # its frozen copy, with which DPO compares
+
+# A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so many tokens at once. Both
+# measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow tests/test_plan.py -k logit -s`.
+LOGIT_BYTES, SFT_CHUNK = 16, 256
+DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
+
+
+def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> dict[str, int]:
+    """Return what llama.cpp holds with every layer on the card, by what it is; `base` is the bytes of its GGUF."""
+    cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
+    batch = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden) + 4 * settings.parallel * llama.vocab
+    parts = {
+        "weights": base,
+        "KV cache": settings.context * cell,
+        "a step": batch,
+        "two adapters": 2 * 4 * adapter_weights(llama, rank),
+        "driver": DRIVER["engine"],
+    }
+    return {name: int(size) for name, size in parts.items()}
+
+
+def training(settings: Training, llama: Llama, rank: int, *, quantised: bool, pairs: bool) -> dict[str, int]:
+    """Return what a trainer holds at its longest rows, with gradient checkpointing, by what it is; `pairs` is DPO.
+
+    Of every block its input is kept (two bytes a number); one block at a time is computed again, with its gradients.
+    """
+    tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
+    block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token that one block makes on its way
+    parts = {
+        "weights": linear_weights(llama) * (NF4_BYTES if quantised else 2) + 2 * (weights(llama) - linear_weights(llama)),
+        "adapter": adapter_weights(llama, rank) * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
+        "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
+        "logits": (tokens if pairs else min(tokens, SFT_CHUNK)) * llama.vocab * LOGIT_BYTES,
+        "driver": DRIVER["training"],
+    }
+    return {name: int(size) for name, size in parts.items()}
+
+
+def peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
+    """Return what each stage of a run that uses the card holds at its peak, by what it is."""
+    quantised, rank = settings.model.quantisation == "nf4", settings.lora.rank
+    return {
+        "asking (llama.cpp)": engine(settings.engine, llama, base_size(settings.model, llama), rank),
+        "SFT": training(settings.sft, llama, rank, quantised=quantised, pairs=False),
+        "DPO": training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
+    }
+
+
+def most(peaks: Mapping[str, Mapping[str, int]]) -> int:
+    """Return the bytes that the hungriest stage takes."""
+    return max(sum(parts.values()) for parts in peaks.values())
+
+
+def base_size(model: Model, llama: Llama) -> float:
+    """Return the bytes of the base as GGUF: of the file that is set, if it is here, else of the weights in the type that is set.
+
+    Raises UserError where the file that is set cannot be.
+    """
+    repository = hub.named(model.gguf_file) if model.gguf_file else None
+    if model.gguf_file is None or (repository is not None and not hub.is_here(repository, "model")):
+        return weights(llama) * GGUF_BYTES[model.gguf]
+    file = hub.local(model.gguf_file, "model")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; mend model.gguf_file")
+    return file.stat().st_size
+
+
+def linear_weights(llama: Llama) -> int:
+    """Return the weights of the blocks' linear layers, which are what NF4 packs."""
+    return llama.layers * sum(rows * columns for _, (rows, columns), _ in llama.projections().values())
+
+
+def weights(llama: Llama) -> int:
+    """Return the weights of a model's matrices; its norms are lost beside them."""
+    return linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
+
+
+def adapter_weights(llama: Llama, rank: int) -> int:
+    """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
+    return llama.layers * rank * sum(rows + columns for _, (rows, columns), _ in llama.projections().values())

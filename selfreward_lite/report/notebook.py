@@ -1,0 +1,160 @@
+"""What the notebooks share: a command of the project in a cell, and a run as tables that are safe to show.
+
+Knows: how a cell ends a notebook, how pandas shows text. Does not know: what a command does. A model's text in a table is text:
+it is escaped, and no formula is made of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from selfreward_lite.data.records import Prompt, Response, ResponsePair
+from selfreward_lite.data.store import Store
+from selfreward_lite.report import summary
+from selfreward_lite.system.files import in_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 120  # characters a line, since a cell is no terminal that could say
+TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE")  # kernels set them; a progress bar would be drawn anew on every line
+
+
+class Stopped(Exception):
+    """A command failed: "Run all" ends here. Shown as its one line; the command's own words stand above it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+def command(*arguments: str) -> Any:
+    """Run a command of the project and show what it says as it says it; returns the JSON document that it ends with.
+
+    Raises Stopped where it fails. Interrupting the cell interrupts the command, which then keeps what it did.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in TERMINAL}
+    environment |= {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
+    line = [sys.executable, "-m", "selfreward_lite", *arguments]
+    with tempfile.TemporaryFile("w+") as answer:
+        with subprocess.Popen(line, stdout=answer, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stderr is not None
+            try:
+                for said in process.stderr:
+                    print(said, end="", flush=True)
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+                print(process.stderr.read(), end="", flush=True)
+                raise
+        if process.returncode:
+            raise Stopped(f"`{arguments[0]}` ended with exit code {process.returncode}; what to do stands above")
+        answer.seek(0)
+        documents = answer.read().splitlines()
+    return json.loads(documents[-1]) if documents else None
+
+
+def show(*things: pd.DataFrame | Figure) -> None:
+    """Show tables and figures under the cell, in their order; a table without rows is left out."""
+    from IPython.display import Image, display
+
+    for one in things:
+        if isinstance(one, pd.DataFrame):
+            if len(one):
+                display(one)
+        else:
+            picture = io.BytesIO()
+            one.savefig(picture, format="png", dpi=80)
+            display(Image(picture.getvalue()))
+
+
+def models(store: Store) -> pd.DataFrame:
+    """Return what every model was measured to be: a row a measurement, a column a model."""
+    rows = summary.summary(store)["iterations"]
+    table = pd.DataFrame({f"M{row['iteration']}": pd.Series(row, dtype=object) for row in rows})
+    return _shown(table.drop(index="iteration", errors="ignore").dropna(how="all").fillna("–"))
+
+
+def gates(store: Store) -> pd.DataFrame:
+    """Return what every gate said of every model."""
+    answers = {iteration: store.gates(iteration) for iteration in sorted({one[0] for one in store.stages()})}
+    return _shown(pd.DataFrame(
+        [
+            (f"M{iteration}", gate, "passed" if passed else "refused", reason)
+            for iteration, found in answers.items() for gate, (passed, reason) in found.items()
+        ],
+        columns=["model", "gate", "", "reason"],
+    ))
+
+
+def seed(store: Store) -> pd.DataFrame:
+    """Return the sizes of the seed data beside those of arXiv 2401.10020."""
+    return _shown(pd.DataFrame(
+        [(one.what, one.here, one.paper or "–") for one in summary.seed_counts(store)], columns=["seed data", "here", "paper"]
+    ))
+
+
+def memory(store: Store) -> pd.DataFrame:
+    """Return the card memory that each stage was predicted to take, and what the trainings took; empty without a card."""
+    return _shown(pd.DataFrame(
+        [
+            (stage, in_words(predicted), "–" if peak is None else in_words(peak))
+            for stage, predicted, peak in summary.memory(store)
+        ],
+        columns=["card memory", "predicted", "at its peak"],
+    ))
+
+
+def stages(store: Store) -> pd.DataFrame:
+    """Return every stage: how much of it is done, how long it took, what was dropped and why."""
+    return _shown(pd.DataFrame([
+        {
+            "model": f"M{iteration}", "stage": stage, "done": f"{done:,} of {total:,}", "minutes": round(seconds / 60, 1),
+            "dropped": ", ".join(f"{count:,} {reason}" for reason, count in store.drops(iteration, stage).items()),
+        }
+        for iteration, stage, done, total, seconds, _ in store.stages()
+    ]))
+
+
+def examples(store: Store, count: int = 10) -> pd.DataFrame:
+    """Return held-out prompts that M0 and the newest model answer differently: the first of them, not chosen ones."""
+    newest = f"M{store.newest() or 0}"
+    return _shown(pd.DataFrame(
+        [(one.prompt, one.before, one.after) for one in summary.before_after(store, count)], columns=["prompt", "M0", newest]
+    ))
+
+
+def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
+    """Return response pairs that an iteration trained on, with the scores that made them."""
+    prompts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
+    responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
+    found = store.records(ResponsePair, iteration=iteration)[:count]
+    return _shown(pd.DataFrame([
+        {
+            "prompt": prompts[one.prompt_id], "chosen": responses[one.chosen_id], "score": round(one.chosen_score, 2),
+            "rejected": responses[one.rejected_id], "its score": round(one.rejected_score, 2),
+        }
+        for one in found
+    ]))
+
+
+def judgments(store: Store, iteration: int, count: int = 5) -> pd.DataFrame:
+    """Return judgments that an iteration trained on, in full, with the score that was read from each (None: none could be)."""
+    responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
+    return _shown(pd.DataFrame([
+        {"response": responses[one.response_id], "judgment": one.text, "score": one.score}
+        for one in summary.training_judgments(store, iteration)[:count]
+    ]))
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, with pandas told to show texts whole, and dollar signs as dollar signs."""
+    pd.set_option("display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False)
+    return table

@@ -1,0 +1,150 @@
+"""A second copy of a run in another folder (a mounted drive, another disk): what a machine that vanishes must not take along.
+
+    <root>/<run>/run.sqlite                          a snapshot by SQLite's own backup, whole at any moment
+    <root>/<run>/votes.sqlite                        the votes given in the app while it ran
+    <root>/<run>/M<t>/                               every model that was exported
+    <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
+
+The live run never lies there: SQLite's locks and its log do not work on such folders. The base in GGUF is not copied, since it is
+made again from the model. Knows: how a copy becomes whole (written beside its place, then renamed). Does not know: what a run
+does. A copy that fails is said once and tried again; the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from selfreward_lite.data import votes
+from selfreward_lite.data.store import Store
+from selfreward_lite.run.ask import Progress, Watch
+from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.files import MANIFEST, _copy_folder, copy_file
+
+MINUTES = 5.0  # between two copies while a stage goes on
+
+# … and between two of checkpoints, half a gigabyte each for an 8B: a drive may keep what was replaced, and count it.
+CHECKPOINT_MINUTES = 30.0
+
+
+class Mirror:
+    """Copies a run to `root` at the end of every stage, and every few minutes."""
+
+    def __init__(self, store: Store, root: Path, say: Callable[[str], None]) -> None:
+        self._store, self._place, self._say = store, root / store.folder.name, say
+        here, there = store.folder.resolve(), self._place.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise UserError(f"{root} is where the run itself lies; give another folder to --mirror, best on another disk")
+        self._check()
+        self._last = time.monotonic()
+        self._checkpoint = -math.inf  # when the last was copied
+        self._failing = False
+
+    def _check(self) -> None:
+        """Refuse to write over the copy of another run, or of one that is further than this."""
+        there = self._place / "run.sqlite"
+        if not there.exists():
+            return
+        try:
+            with closing(sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+                facts = dict(copy.execute("SELECT name, value FROM facts"))
+                items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{there} cannot be read ({error}), so it is not known whose it is; move {self._place} away, or give another "
+                "--mirror"
+            ) from None
+        known = sum(len(self._store.done_items(iteration, stage)) for iteration, stage, *_ in self._store.stages())
+        if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
+            raise UserError(
+                f"{self._place} holds a copy of another run, or of this one when it was further; go on from that with "
+                "--restore-from where there is no run of this name, or give another --mirror or --name"
+            )
+
+    def watching(self, watch: Watch) -> Watch:
+        """Return a watcher that passes everything on to `watch`, and copies when it is time to."""
+
+        def watched(at: Progress) -> None:
+            watch(at)
+            if at.done >= at.total or time.monotonic() - self._last > 60 * MINUTES:
+                self.copy()
+
+        return watched
+
+    def copy(self, *, last: bool = False) -> None:
+        """Bring the copy up to date; a failure is said, and the next copy makes up for it. The `last` leaves nothing out."""
+        self._last = time.monotonic()
+        try:
+            self._copy(last)
+        except (OSError, sqlite3.Error, UserError) as error:
+            if not self._failing:
+                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                self._say(f"{self._place}: not copied there ({why}); the run goes on, and tries again")
+            self._failing = True
+            return
+        if self._failing:
+            self._say(f"{self._place}: copied there again, with all that was missing")
+        self._failing = False
+
+    def _copy(self, last: bool) -> None:
+        self._place.mkdir(parents=True, exist_ok=True)
+        for model in sorted(self._store.folder.glob("M*")):
+            _copy_folder(model, self._place / model.name)
+        if last or time.monotonic() - self._checkpoint > 60 * CHECKPOINT_MINUTES:
+            self._copy_checkpoint()
+        # After the models, so that no snapshot speaks of one that is not there.
+        self._through(self._store.backup, self._place / "run.sqlite")
+        if (self._store.folder / votes.FILE).exists():  # last: nothing of the run waits for it
+            self._through(lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE)
+
+    def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:
+        """Copy a database through a file here, since SQLite writes in many places."""
+        here = self._store.folder / "snapshot.sqlite"
+        try:
+            snapshot(here)
+            copy_file(here, target)
+        finally:
+            here.unlink(missing_ok=True)
+
+    def _copy_checkpoint(self) -> None:
+        """Copy the newest checkpoint, and remove those before it."""
+        here, there = (folder / "training" / "checkpoints" for folder in (self._store.folder, self._place))
+        whole = [step for step in here.glob("step-*") if (step / MANIFEST).exists()]
+        newest = max(whole, key=lambda step: int(step.name.removeprefix("step-")), default=None)
+        if newest is not None:
+            _copy_folder(newest, there / newest.name)
+            self._checkpoint = time.monotonic()
+        for other in there.iterdir() if there.exists() else ():
+            if newest is None or other.name != newest.name:
+                shutil.rmtree(other)
+
+
+def restore(root: Path, folder: Path) -> bool:
+    """Put a run back from its copy in `root`, unless it is here already; returns whether it was put back.
+
+    Raises UserError where there is no copy, or it is damaged.
+    """
+    if (folder / "run.sqlite").exists():
+        return False
+    source = root / folder.name
+    if not (source / "run.sqlite").exists():
+        raise UserError(f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out")
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.part"))  # what a machine left that vanished as it copied
+    try:
+        with closing(sqlite3.connect(part / "run.sqlite")) as copy:
+            found = copy.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.Error as error:
+        found = str(error)
+    if found != "ok":
+        shutil.rmtree(part)
+        raise UserError(f"{source / 'run.sqlite'} is damaged ({found}); mend --restore-from, or leave it out to begin anew")
+    part.rename(folder)
+    return True

@@ -1,0 +1,59 @@
+"""The tiny world's tokenizer: byte-level BPE with Llama-3's pre-tokenizer, special tokens and chat template.
+
+Knows: how Llama-3 splits text and frames turns. Does not know: what is said. llama.cpp reads the same vocabulary under
+its name for Llama-3's pre-tokenizer, so equal ids on both sides mean something.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from selfreward_lite.models.chat_format import SPLITS
+
+BOS, EOS, EOT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+SPECIAL_TOKENS = (BOS, EOS, PAD, "<|start_header_id|>", "<|end_header_id|>", EOT)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+ROLES = ("system", "user", "assistant")
+
+
+def build(texts: list[str]) -> Tokenizer:
+    """Return a tokenizer in which every word of `texts` is one token and every other text falls back to bytes."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    split = pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated")
+    words = {word for text in [*texts, *ROLES, "\n\n"] for word, _ in split.pre_tokenize_str(text)}
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(sorted(word for word in words if _is_word(word)), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write `tokenizer.json`, its settings and the chat template as a Hugging Face model folder holds them."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOT, "pad_token": PAD,
+        "clean_up_tokenization_spaces": False, "model_max_length": 1024,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def _is_word(word: str) -> bool:
+    """Digits stay single, and a nonce (it follows an equals sign) is no word."""
+    return not word.isdigit() and (word == "=" or not word.startswith("="))

@@ -1,0 +1,206 @@
+"""Where torch works: training and export as tasks of one child process, which forks for each.
+
+Knows: how the child is started, told, watched and ended. Does not know: what a trainer or an exporter does. Importing
+torch and TRL takes longer than a tiny training (6 of 9 seconds, measured), so a child without a card imports them once, and
+every task begins in a fresh copy of it; the copy's memory really comes back. On a machine with a card a task imports for
+itself: a process that has touched CUDA must not be forked. Nobody uses what an orphan makes, so each end of a pipe that
+closes ends whoever reads from it.
+
+    parent to child                                  child to parent
+    {"task": "train", "log": path, ...}  any number  {"report": {...}}    any number, then
+                                                     {"answer": {...}}    unless the task failed; its log says why
+                                                     {"ended": exit code}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.gpu import one_card
+from selfreward_lite.system.processes import _how_it_ended, _last_words
+
+Plain = dict[str, Any]
+BARE = "--bare"
+CHILD = {
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths, one after the other, leave holes
+}
+CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
+
+
+class TaskFailed(Exception):
+    """A task ended without an answer; its last words are the message. Its caller knows what to make of it."""
+
+
+class Workshop:
+    """The parent's side. The child starts at once, so that it imports while the parent reads its data; `bare` without that, for
+    tasks that need no torch."""
+
+    def __init__(self, bare: bool = False) -> None:
+        self._command = [sys.executable, "-m", "selfreward_lite.training.worker", *([BARE] if bare else [])]
+        self._child: subprocess.Popen[str] | None = None
+        descriptor, self._words = tempfile.mkstemp(suffix=".log")  # what the child says outside of tasks
+        os.close(descriptor)
+        self._open()
+
+    def do(self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any) -> Plain:
+        """Do one task and return its answer; raises TaskFailed, after which the next task finds a working child."""
+        child = self._open()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        answer, code = None, None
+        log.unlink(missing_ok=True)  # so that what stands there afterwards is of this task
+        try:
+            child.stdin.write(json.dumps({"task": task, "log": str(log), **arguments}) + "\n")
+            child.stdin.flush()
+            for line in child.stdout:
+                said = json.loads(line)
+                if "ended" in said:
+                    code = said["ended"]
+                    break
+                if "report" in said and report is not None:
+                    report(said["report"])
+                answer = said.get("answer", answer)
+        except BrokenPipeError:
+            pass  # the child is gone; its exit code says so below
+        except BaseException:
+            self._end()  # interrupted: what it is doing is not wanted any more
+            raise
+        if code is None:
+            code = child.wait()
+            self._end()
+        if code != 0 or answer is None:
+            said = _last_words(log) or _last_words(Path(self._words))
+            how = _how_it_ended(code)
+            raise TaskFailed(said if said and code >= 0 else f"{how}; its last words: {said}" if said else how)
+        return answer
+
+    def close(self) -> None:
+        """End the child, and with it the task it may be at."""
+        self._end()
+        Path(self._words).unlink(missing_ok=True)
+
+    def _open(self) -> subprocess.Popen[str]:
+        if self._child is None:
+            with open(self._words, "w", encoding="utf-8") as words:
+                self._child = subprocess.Popen(
+                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=words, text=True, start_new_session=True,  # Ctrl-C is the parent's to handle
+                    env={**CHILD, **os.environ, **one_card(os.environ)},
+                )
+        return self._child
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()  # closes both pipes, whatever could not be written any more
+            self._child = None
+
+
+# -- the child -----------------------------------------------------------------------------------------------------------
+
+
+def serve() -> None:
+    """Fork for every task that comes in; end with the parent."""
+    if BARE not in sys.argv and not any(device.exists() for device in CARD_DEVICES):
+        from selfreward_lite.models import parity  # noqa: F401 - imported once, for all the copies
+        from selfreward_lite.training import trainer  # noqa: F401 - imported once, for all the copies
+    wire = os.dup(1)
+    os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
+    while line := _next_line():
+        ours, theirs = os.pipe(), os.pipe()  # one end each tells one side that the other is gone
+        pid = os.fork()
+        if pid == 0:
+            os.close(ours[0])
+            os.close(theirs[1])
+            os.dup2(theirs[0], 0)
+            _do(json.loads(line), wire)
+        os.close(ours[1])
+        os.close(theirs[0])
+        ready, _, _ = select.select([0, ours[0]], [], [])
+        if 0 in ready and ours[0] not in ready:
+            os._exit(1)  # the parent never speaks during a task, so it is gone; and the task goes with us
+        _, status = os.waitpid(pid, 0)
+        os.close(ours[0])
+        os.close(theirs[1])
+        _say(wire, {"ended": os.waitstatus_to_exitcode(status)})
+
+
+def _next_line() -> bytes:
+    """One line of standard input, read without a buffer: what a buffer holds, `select` would not see."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(0, 65536)
+        if not piece:
+            return b""
+        line += piece
+    return line
+
+
+def _do(task: Plain, wire: int) -> None:
+    """Do one task in this copy of the child, which ends with it."""
+    code = 1
+    try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, 2)
+        os.dup2(log, 1)
+        _say(wire, {"answer": _work(task, lambda values: _say(wire, {"report": values}))})
+        code = 0
+    except SelfRewardError as error:
+        sys.stdout.flush()  # what a trainer printed comes before the reason, which is the log's last line
+        sys.stderr.write(f"{error}\n")
+    except BaseException:  # noqa: BLE001 - whatever it is: a copy must not go on as if it were the child itself
+        sys.stdout.flush()
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
+    kind = task.pop("task")
+    if kind == "train":
+        from selfreward_lite.training import backends
+        from selfreward_lite.training.job import Job
+
+        job = Job(**task)
+        backend = backends.ready(job.backend, Path(job.rows).parent)  # before anything imports transformers
+        from selfreward_lite.training.trainer import train
+
+        return train(job, report, backend)
+    from selfreward_lite.models import merge, parity, quantize
+
+    if kind in ("full_model", "quantise"):
+        return {"full_model": merge.write, "quantise": quantize.write}[kind](**task, report=report)
+    tasks = {
+        "export_base": parity.export_base, "adopt_base": parity.adopt_base, "export_adapter": parity.export_adapter,
+        "check": parity.check,
+    }
+    return tasks[kind](**task)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+def _say(wire: int, message: Plain) -> None:
+    data = json.dumps(message).encode() + b"\n"
+    while data:
+        data = data[os.write(wire, data) :]
+
+
+if __name__ == "__main__":
+    serve()

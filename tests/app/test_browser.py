@@ -1,0 +1,209 @@
+"""The app in a real browser, as a newcomer meets it: from nothing to a model that improved; and what no text may do to it."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from test_page import HOSTILE
+
+from selfreward_lite.bench import app
+from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, ResponsePair, make_id
+from selfreward_lite.data.store import Store
+
+pytestmark = pytest.mark.browser
+browser_tools = pytest.importorskip("browser", reason="needs playwright: pip install playwright==1.65.2")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    assert browser_tools.CHROMIUM.exists(), "install Debian's chromium: apt-get install chromium"
+    with browser_tools.browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def newcomer(chromium, tmp_path_factory):
+    """The app on an empty machine, and one page of it; what it asks for is written down. The tests go on one from another."""
+    with app.running(tmp_path_factory.mktemp("newcomer") / "runs") as (client, process, _):
+        page = browser_tools.visit(chromium, client.src)
+        asked, wrong = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        yield SimpleNamespace(page=page, client=client, process=process, asked=asked, wrong=wrong, browser=chromium)
+
+
+def test_first_start_says_what_there_is_and_what_to_do(newcomer):
+    page = newcomer.page
+    page.get_by_text("No run yet.").wait_for()
+    page.get_by_role("button", name="Start a tiny run").wait_for()
+    page.get_by_text(re.compile(r"llama.cpp on the CPU \(\d+ cores\): ready")).wait_for(timeout=30_000)
+    for tab, says in (
+        ("Compare", "There is only one model here"),
+        ("Run", "No run is chosen."),
+        ("Explore", "Nothing to look into yet."),
+        ("Progress", "Nothing is measured yet."),
+    ):
+        browser_tools.open_tab(page, tab)
+        page.get_by_text(says).first.wait_for()
+    browser_tools.open_tab(page, "Chat")
+
+
+def test_a_reply_has_its_self_score_and_judgments_to_unfold(newcomer):
+    page = newcomer.page
+    browser_tools.say(page, "Sort the letters c a b.")
+    score = page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last
+    assert re.search(r"base", score.inner_text())
+    score.click()
+    page.locator("#talk").get_by_text("Score:").first.wait_for()
+    page.get_by_label("Retry").first.click()
+    page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last.wait_for()
+
+
+def test_a_tiny_run_begins_at_a_click_and_its_models_appear_as_they_are_made(newcomer):
+    page = newcomer.page
+    page.get_by_role("button", name="Start a tiny run").click()
+    page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
+    page.locator("#bar progress").wait_for(timeout=60_000)
+    page.reload()
+    page.get_by_placeholder("Say something").wait_for()
+    browser_tools.open_tab(page, "Run")
+    page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
+    page.locator("#state").get_by_text("tiny is finished: M3 is its newest model").wait_for(timeout=900_000)
+    browser_tools.open_tab(page, "Chat")
+    assert page.get_by_label("Model").input_value() == "M3"
+    browser_tools.say(page, "Sort the letters d a c b.")
+    assert "M3" in page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last.inner_text()
+
+
+def test_two_models_are_compared_blind_and_the_vote_is_kept(newcomer):
+    page = newcomer.page
+    browser_tools.open_tab(page, "Compare")
+    assert [page.get_by_label(name).input_value() for name in ("One model", "The other")] == ["M0", "M3"]
+    browser_tools.compare(page, "Reverse the letters d o h k.", "Right is better")
+    page.locator("#standing").get_by_text("M3 against M0").wait_for()
+    assert "n = 1" in page.locator("#standing").inner_text()
+
+
+def test_a_pair_is_explored_down_to_its_judgments(newcomer):
+    page = newcomer.page
+    browser_tools.open_tab(page, "Explore")
+    page.get_by_label("gave a pair").click()
+    page.get_by_text(re.compile(r"\d+ prompts?, page 1 of")).wait_for()
+    page.wait_for_timeout(1500)
+    browser_tools.look_into(page, 0)
+    page.locator("#why").get_by_text("Chosen: the shortest of").wait_for()
+    assert page.locator("#answers").get_by_text("rejected").count()
+    assert page.locator("#judgments [data-testid=cell-0-3]").inner_text()
+
+
+def test_the_plots_show_the_run(newcomer):
+    page = newcomer.page
+    browser_tools.open_tab(page, "Progress")
+    page.get_by_text("win rate against M0").first.wait_for()
+    page.wait_for_function("() => document.querySelectorAll('canvas, svg.marks').length >= 10", timeout=30_000)
+    page.locator("#measured").get_by_text("judge pair accuracy", exact=True).first.wait_for()
+
+
+def test_nothing_but_this_machine_was_asked_and_nothing_went_wrong(newcomer):
+    assert {url.split("/")[2].split(":")[0] for url in newcomer.asked if url.startswith("http")} == {"127.0.0.1"}
+    assert newcomer.wrong == []
+
+
+def test_a_page_that_shows_asks_only_for_its_ticks(newcomer):
+    """Changes that cause each other went round four times a second once; a page that lies open must cost nothing."""
+    page = newcomer.page
+    page.wait_for_timeout(3000)
+    before = len(newcomer.asked)
+    page.wait_for_timeout(10_000)
+    assert len(newcomer.asked) - before < 25
+
+
+# -- what no text may do ------------------------------------------------------------------------------------------------------
+
+
+def hostile_run(folder: Path) -> None:
+    """A run in which every text is hostile."""
+    with Store.write(folder) as store:
+        app.fill(store, 25)
+        prompt = Prompt(make_id("seed 0", Prompt, 1, "generated", 99), 1, "generated", 99, f"Sort {HOSTILE}")
+        responses = [
+            Response(make_id("seed 0", Response, 1, "M0", prompt.id, place), 1, "M0", prompt.id, place, HOSTILE, "stop", 4)
+            for place in range(2)
+        ]
+        judged = [
+            Judgment(make_id("seed 0", Judgment, 1, "M0", one.id, 0), 1, "M0", one.id, 0, HOSTILE, "stop", 4, score, score)
+            for one, score in zip(responses, (5.0, 1.0), strict=True)
+        ]
+        pair = ResponsePair(make_id("seed 0", ResponsePair, 1, prompt.id), 1, prompt.id, *(one.id for one in responses), 5.0, 1.0,
+                            9, 9, 0.0)  # fmt: skip
+        store.commit(1, "hostile", prompt.id, Outcome((prompt, *responses, *judged, pair)))
+        store.record_gate(1, "length", False, HOSTILE)
+    folder.with_name("hostile.log").write_text(HOSTILE)
+
+
+def once(said):
+    yield said
+
+
+@pytest.fixture
+def hostile(chromium, tmp_path, monkeypatch):
+    """A page in which a model, its judge, a run and its log say hostile things."""
+    from selfreward_lite.app import page as app_page
+    from selfreward_lite.app.library import House
+    from selfreward_lite.app.talk import Reply, Score, Verdict
+
+    hostile_run(tmp_path / "hostile")
+    house, models = House(tmp_path), {"base": None, "M0": "a", "M1": "b"}
+    place = SimpleNamespace(run="hostile", adapters=models, settings=SimpleNamespace(model=SimpleNamespace(base="other")))
+    judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
+    monkeypatch.setattr(house, "place", lambda run: place)
+    monkeypatch.setattr(house, "reply", lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)))
+    monkeypatch.setattr(house, "score", lambda *_: once(Score(1, (judgment,))))
+    monkeypatch.setattr(house, "verdict", lambda *_: once(Verdict("M1", "a", HOSTILE, HOSTILE)))
+    monkeypatch.chdir(tmp_path)
+    blocks = app_page.build(house)
+    blocks.queue(max_size=app_page.QUEUE)
+    app_page._open(blocks, None, False, None)
+    page = browser_tools.visit(chromium, blocks.local_url)
+    yield page
+    blocks.close()
+
+
+HARM = """() => {
+    const found = [];
+    for (const one of document.querySelectorAll('form, iframe, object, embed, img, script')) {
+        const said = one.outerHTML;
+        if (/evil|alert\\(1\\)|onerror/.test(said)) found.push(said.slice(0, 200));
+    }
+    for (const one of document.querySelectorAll('body *'))
+        if (getComputedStyle(one).position == 'fixed' && /alert\\(1\\)/.test(one.textContent)) found.push(one.className);
+    return found;
+}"""
+
+
+def test_no_text_becomes_part_of_the_page(hostile):
+    page, asked, dialogs = hostile, [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    browser_tools.say(page, f"Hello {HOSTILE}")
+    page.locator("#talk").get_by_text(re.compile("scores itself")).last.click()
+    page.wait_for_timeout(500)
+    harm = page.evaluate(HARM)
+    browser_tools.open_tab(page, "Compare")
+    browser_tools.compare(page, HOSTILE, "Left is better")
+    harm += page.evaluate(HARM)
+    browser_tools.open_tab(page, "Run")
+    page.locator("#log textarea").wait_for()
+    harm += page.evaluate(HARM)
+    browser_tools.open_tab(page, "Explore")
+    page.get_by_label("gave a pair").click()
+    page.wait_for_timeout(1500)
+    browser_tools.look_into(page, 0)
+    harm += page.evaluate(HARM)
+    assert "alert(1)" in page.locator("#judgments").inner_text(), "it is there, as letters"
+    browser_tools.open_tab(page, "Progress")
+    page.wait_for_timeout(1500)
+    harm += page.evaluate(HARM)
+    assert (harm, dialogs) == ([], [])
+    assert {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")} == {"127.0.0.1"}

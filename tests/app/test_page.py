@@ -1,0 +1,301 @@
+"""The app without a browser: conversations as they look, handlers as functions, how the page is served."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from selfreward_lite.app import conversation, page
+from selfreward_lite.app.conversation import Turn, headline, shown
+from selfreward_lite.app.escape import letters, markdown, said, tagless
+from selfreward_lite.app.tabs import chat
+from selfreward_lite.app.talk import Reply, Score
+from selfreward_lite.config.settings import Draw
+from selfreward_lite.data.records import Judgment
+from selfreward_lite.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
+HOSTILE = "<script>alert(1)</script> ![x](http://evil/x.png) <form action=http://evil><img src=x onerror=alert(1)>"
+
+
+def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
+    return Judgment("i", 0, "M1", "r", 0, text, "stop", 3, score, score)
+
+
+def turn(said: str = "Hello.", **more) -> Turn:
+    reply = Reply("Hi.", tokens=3, finish="stop", first=0.1, seconds=0.4)
+    score = Score(2, (judgment(4.0), judgment(3.0)))
+    return Turn(**{"said": said, "speaker": "M1", "reply": reply, "judge": "M1", "score": score, **more})
+
+
+def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
+    user, reply, under = shown([turn()])
+    assert (user["role"], user["content"]) == ("user", "Hello.")
+    assert (reply["role"], reply["content"]) == ("assistant", "Hi.")
+    assert under["metadata"]["title"] == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
+    assert under["metadata"]["log"] == "3 tokens · 7 a second"
+    assert under["metadata"]["status"] == "done"
+    assert under["content"].count("Score: 4") == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"score": None}, "M1 · not judged"),
+        ({"judge": "M0"}, "M1, scored by M0: 3.5 of 5"),
+        ({"score": Score(3, (judgment(4.0),))}, "M1 scores itself … 1 of 3 judgments"),
+        ({"score": Score(1, (judgment(None),))}, "M1: no score, since none of 1 judgments by M1 could be read"),
+        ({"score": Score(2, (judgment(5.0),), lost=1)}, "1 of 2 judgments"),
+    ],
+)
+def test_the_score_is_said_as_far_as_it_is_known(changed, says):
+    assert says in headline(turn(**changed))
+
+
+@pytest.mark.parametrize(
+    ("finish", "says"),
+    [
+        ("length", "cut at the length limit"),
+        ("refused", "shorten the conversation"),
+        ("failed", "started again"),
+        ("stopped", "stopped"),
+    ],
+)
+def test_a_reply_that_did_not_end_by_itself_says_why(finish, says):
+    assert says in shown([turn(reply=Reply("x", 1, finish))])[2]["metadata"]["log"]
+
+
+def test_the_model_reads_what_was_said_and_never_what_was_shown():
+    turns = [turn("<b>first</b> & second"), turn("And now?", reply=None, score=None)]
+    assert conversation.messages(turns, "Be brief.") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<b>first</b> & second"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert shown(turns)[0]["content"] == "&lt;b>first&lt;/b> &amp; second"
+
+
+PARSER = MarkdownIt("commonmark", {"html": True})
+
+
+def tags(text: str) -> list[str]:
+    """The tags that a Markdown parser finds in a text."""
+    tokens = [inner for token in PARSER.parse(text) for inner in (token, *(token.children or ()))]
+    return [token.content for token in tokens if token.type in ("html_block", "html_inline")]
+
+
+# Two of these look like code, and are none to a parser.
+ESCAPES = ("x ```\n\n<div style='position:fixed'>y</div>\n\n```", "\\`<div>\\`", "~~~\n```\n~~~\n<div>\n```", "`` ` <b> `` ` <b>")
+
+
+@given(st.text(alphabet=st.sampled_from('<>&!`[]()\n ~\\ax/="'), max_size=60))
+@example(HOSTILE)
+@example(ESCAPES[0])
+@example(ESCAPES[1])
+@example(ESCAPES[2])
+@example(ESCAPES[3])
+def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
+    page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
+    for shown_as in (markdown(text), letters(text), tagless(text), page_of):
+        assert tags(shown_as) == []
+    assert said(letters(text)) == said(tagless(text)) == text
+    assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
+
+
+def test_the_parser_of_this_test_sees_tags():
+    assert tags("<div>") == ["<div>"]
+    assert tags(ESCAPES[0]) != []
+
+
+def test_code_stays_readable():
+    assert markdown("`a < b && c` and\n```\nif (a < 3) x &= 1;\n```") == "`a < b && c` and\n```\nif (a < 3) x &= 1;\n```"
+
+
+def test_hostile_text_is_letters_wherever_it_is_shown():
+    looks = shown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))])
+    page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
+    for text in [*(one["content"] for one in looks), page_of]:
+        assert "alert(1)" in text
+        assert tags(text) == []
+    for one in looks:
+        for part in ("<script", "<form", "<img", "!["):
+            assert part not in one["content"]
+
+
+def test_a_conversation_can_be_taken_away_whole():
+    turns = [turn("naïve 中文"), turn("And?", reply=None, score=None)]
+    rows = [json.loads(line) for line in conversation.as_jsonl(turns).splitlines()]
+    assert [row["user"] for row in rows] == ["naïve 中文", "And?"]
+    assert (rows[0]["assistant"], rows[0]["score"], len(rows[0]["judgments"])) == ("Hi.", 3.5, 2)
+    assert (rows[1]["assistant"], rows[1]["score"]) == (None, None)
+
+
+# -- what happens at a click ----------------------------------------------------------------------------------------------------
+
+
+def wish(**more) -> chat.Wish:
+    asked = {"run": "mine", "speaker": "M1", "judge": chat.SELF, "system": "", "draw": DRAW, "seed": 5, "caller": "me"}
+    return chat.Wish(**{**asked, **more})
+
+
+class House:
+    """Replies with what it was asked, and likes it."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.asked, self.fails, self.closed = [], fails, 0
+
+    def place(self, run):
+        if self.fails:
+            raise UserError(f"no run {run!r} here")
+        return SimpleNamespace(run=run)
+
+    def reply(self, place, speaker, messages, draw, seed, caller):
+        self.asked.append((place.run, speaker, messages, seed, caller))
+        try:
+            for count in (1, 2, 3):
+                yield Reply("word " * count, count)
+            yield Reply("word word word", 3, "stop")
+        finally:
+            self.closed += 1
+
+    def score(self, place, judge, messages, text, caller):
+        self.asked.append((judge, text))
+        try:
+            yield Score(2, (judgment(4.0),))
+            yield Score(2, (judgment(4.0), judgment(5.0)))
+        finally:
+            self.closed += 1
+
+
+def test_a_question_is_answered_then_judged_step_by_step():
+    house = House()
+    turns, box = chat.ask([], "  Hello. ", "M1")
+    assert (turns, box) == ([Turn("Hello.", "M1")], "")
+    said = list(chat.talk(house, turns, wish()))
+    assert [now[0][0].reply.text for now in said[:4]] == ["word ", "word word ", "word word word ", "word word word"]
+    assert said[-1][0][0].score.mean == 4.5
+    assert said[-1][1] == shown(said[-1][0])
+    assert house.asked == [("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"), ("M1", "word word word")]
+
+
+def test_another_model_may_judge():
+    house = House()
+    (*_, (turns, _)) = chat.talk(house, [Turn("Hello.", "M1")], wish(judge="M0"))
+    assert house.asked[1][0] == "M0"
+    assert turns[0].judge == "M0"
+
+
+def test_whoever_stops_or_leaves_frees_the_engine():
+    house = House()
+    said = chat.talk(house, [Turn("Hello.", "M1")], wish())
+    turns, _ = next(said)
+    said.close()
+    assert house.closed == 1
+    assert conversation.stopped(turns)[0].reply.finish == "stopped"
+    assert conversation.stopped([turn()]) == [turn()], "what had ended, had ended"
+
+
+def test_a_judging_that_was_stopped_is_over():
+    half = turn(score=Score(5, (judgment(4.0),)))
+    assert shown([half])[2]["metadata"]["status"] == "pending"
+    under = shown(conversation.stopped([half]))[2]
+    assert under["metadata"]["status"] == "done"
+    assert "4.0 of 5" in under["metadata"]["title"]
+    assert "1 of 5 judgments" in under["metadata"]["title"]
+    nothing = shown(conversation.stopped([turn(score=Score(5))]))[2]
+    assert (nothing["metadata"]["status"], nothing["metadata"]["title"]) == ("done", "M1 · not judged")
+
+
+def test_a_reply_that_is_empty_is_not_read_by_the_model():
+    turns = [turn("one", reply=Reply("", 0, "refused")), turn("two", reply=None)]
+    assert [message["content"] for message in conversation.messages(turns)] == ["one", "two"]
+
+
+def test_what_is_edited_is_what_was_said():
+    text = "is a < b & c? ![x](y)"
+    before = shown([turn(text)])[0]["content"]
+    assert said(before) == text
+
+
+def test_files_to_take_away_are_those_of_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert chat._files([]) == (None, None)
+    first, page_of = (Path(path) for path in chat._files([turn("naïve")]))
+    assert (first.name, page_of.name) == ("conversation.jsonl", "conversation.md")
+    assert "naïve" in first.read_text(encoding="utf-8")
+    assert first.is_relative_to(tmp_path)
+
+
+def test_a_mistake_is_one_line_on_the_page():
+    heard = chat.talk(House(fails=True), [Turn("Hello.", "M1")], wish(run="gone"))
+    assert next(heard)[0][0].reply is None
+    with pytest.raises(gr.Error, match="no run 'gone' here"):
+        next(heard)
+
+
+def test_asking_again_editing_and_taking_back():
+    turns = [turn("one"), turn("two"), turn("three")]
+    assert [one.said for one in chat.from_here(turns, 4)] == ["one", "two"]
+    assert chat.from_here(turns, 4)[-1].reply is None
+    assert [one.said for one in chat.from_here(turns, 3, "other")] == ["one", "other"]
+    left, said = chat.without(turns, 7)
+    assert ([one.said for one in left], said) == (["one", "two"], "three")
+    assert chat.ask(turns, "   ", "M1")[0] == turns
+
+
+# -- how it is served -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--listen"], "--listen lets others on the network in: give --auth USER:PASSWORD with it"),
+        (["--listen", "--auth", "me"], "--auth: write it as USER:PASSWORD"),
+        (["--auth", ":x"], "--auth: write it as USER:PASSWORD"),
+    ],
+)
+def test_it_is_open_to_nobody_without_a_password(arguments, says):
+    ended = subprocess.run([sys.executable, ROOT / "app.py", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert (ended.returncode, ended.stderr.strip()) == (2, says)
+
+
+def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_path):
+    told = {}
+
+    def launch(self, **settings):
+        told.update(settings, here=Path.cwd())
+        self.local_url = "http://127.0.0.1:1"
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
+    monkeypatch.chdir(tmp_path)
+    page.serve(page.House(tmp_path / "runs"), None, False, None)
+    assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
+    assert (told["allowed_paths"], told["run_history"], told["enable_monitoring"], told["mcp_server"]) == (
+        [],
+        False,
+        False,
+        False,
+    )
+    assert "form-action 'none'" in told["head"]
+    assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
+    assert not told["here"].exists()
+    page.serve(page.House(tmp_path / "runs"), 7999, True, ("me", "secret"))
+    assert (told["server_name"], told["auth"], told["share"]) == ("0.0.0.0", ("me", "secret"), False)
+
+
+def test_the_page_can_be_built_without_a_run(tmp_path):
+    from selfreward_lite.app.library import House as RealHouse
+
+    blocks = page.build(RealHouse(tmp_path))
+    assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}

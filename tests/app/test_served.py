@@ -1,0 +1,184 @@
+"""The app as it is started: its endpoints through gradio's own client, who may come in, what nobody gets out."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from selfreward_lite.app.library import TINY
+from selfreward_lite.bench import app as app_bench
+
+pytestmark = pytest.mark.slow  # half a minute, most of it the start of real processes
+ASKED = "Sort the letters c a b."
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with app_bench.running(tmp_path_factory.mktemp("served") / "runs") as (client, process, _):
+        yield client, process
+
+
+@pytest.fixture
+def client(served) -> Client:
+    return served[0]
+
+
+def last(client: Client, *arguments, **more):
+    return client.submit(*arguments, **more).result(timeout=60)
+
+
+def test_the_endpoints_are_those_that_the_readme_documents(client):
+    found = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {name: [one["parameter_name"] for one in spec["parameters"]] for name, spec in found.items()} == {
+        "/runs": [],
+        "/chat": ["message", "run", "model", "system", "history", "temperature", "top_p", "max_tokens", "seed"],
+        "/judge": ["prompt", "response", "run", "model"],
+        "/compare": ["prompt", "run", "model_a", "model_b", "judge", "temperature", "top_p", "max_tokens", "seed"],
+    }
+    types = {one["parameter_name"]: one["python_type"]["type"] for one in found["/chat"]["parameters"]}
+    assert (types["message"], types["temperature"], types["max_tokens"]) == ("str", "float", "int")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for name in found:
+        assert f"`{name}`" in readme
+
+
+def test_runs_are_listed_and_the_tiny_model_is_always_there(client):
+    assert client.predict(api_name="/runs") == [{"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
+
+
+def test_a_reply_comes_with_its_numbers_and_the_same_seed_says_the_same(client):
+    first, again = (last(client, ASKED, TINY, seed=3, api_name="/chat") for _ in range(2))
+    assert first["text"] == again["text"] != ""
+    assert first["finish"] == "stop"
+    assert first["tokens"] > 3
+    assert 0 < first["first"] < 60
+
+
+def test_what_was_said_before_is_read(client):
+    history = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": "The answer is a b c."}]
+    with_it = [last(client, ASKED, TINY, history=history, seed=seed, api_name="/chat")["text"] for seed in range(4)]
+    without = [last(client, ASKED, TINY, seed=seed, api_name="/chat")["text"] for seed in range(4)]
+    assert with_it != without
+
+
+def test_a_response_is_judged(client):
+    found = last(client, ASKED, "The answer is a b c.", TINY, api_name="/judge")
+    assert found["wanted"] == 3
+    assert found["read"] <= len(found["judgments"]) == 3
+    assert found["score"] is None or 0 <= found["score"] <= 5
+
+
+def test_two_models_are_compared_and_a_third_judges(client):
+    found = last(client, ASKED, TINY, "base", "base", seed=5, api_name="/compare")
+    assert found["a"]["text"] == found["b"]["text"]
+    assert found["verdict"] in ("a", "b", "tie")
+    assert found["judge"] == "base"
+    assert found["judged_ab"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "endpoint", "says"),
+    [
+        ((ASKED, "nothing"), "/chat", "no run 'nothing'"),
+        ((ASKED, "../../etc"), "/chat", "no run '../../etc'"),
+        ((ASKED, TINY, "M9"), "/chat", "has no model 'M9'"),
+        ((ASKED * 10_000, TINY), "/chat", "more than 100,000 characters"),
+        ((ASKED, TINY, "base", "", [{"role": "system", "content": "x"}]), "/chat", "history: a list of"),
+        ((ASKED, "x", TINY, "M9"), "/judge", "has no model 'M9'"),
+        ((ASKED, TINY, "base", "M9"), "/compare", "has no model 'M9'"),
+    ],
+)
+def test_a_mistake_comes_back_as_one_line(client, arguments, endpoint, says):
+    with pytest.raises(AppError, match=says.replace("[", "\\[")) as said:
+        last(client, *arguments, api_name=endpoint)
+    assert "Traceback" not in str(said.value)
+
+
+def test_a_caller_who_leaves_frees_the_engine(client):
+    for _ in range(3):
+        job = client.submit("Repeat a b c.", TINY, **app_bench.LONG, api_name="/chat")
+        while not job.outputs() and not job.done():
+            time.sleep(0.01)
+        job.cancel()
+    assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"
+
+
+def test_a_dead_engine_is_started_again_and_the_page_says_so(served):
+    client, process = served
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = [pid for pid in children if b"engines.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(found[0]), 9)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop":
+            return
+    pytest.fail("no reply came after the engine had died")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "app.py",
+        "../../etc/passwd",
+        "/proc/self/environ",
+        "http://127.0.0.1:9/",
+        str(Path(__file__).resolve()),
+        "runs/.tiny/base.gguf",
+    ],
+)
+def test_no_file_gets_out(client, path):
+    with pytest.raises(urllib.error.HTTPError) as said:
+        urllib.request.urlopen(f"{client.src.rstrip('/')}/gradio_api/file={path}")
+    assert said.value.code in (403, 404)
+
+
+def test_nobody_comes_in_without_the_password(tmp_path):
+    command = [sys.executable, app_bench.APP, "--runs-dir", tmp_path / "runs", "--port", "7931", "--auth", "me:secret"]
+    app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "7931" in app.stdout.readline()
+        for route in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x", "gradio_api/file=x"):
+            with pytest.raises(urllib.error.HTTPError) as said:
+                urllib.request.urlopen(f"http://127.0.0.1:7931/{route}")
+            assert said.value.code == 401, route
+        inside = Client("http://127.0.0.1:7931", auth=("me", "secret"), verbose=False)
+        assert inside.predict(api_name="/runs")[-1]["run"] == TINY
+    finally:
+        app.terminate()
+        app.wait()
+
+
+def test_fifty_talk_at_once_and_nobody_hears_another(served):
+    client, _ = served
+    calm = {"temperature": 0.0, "api_name": "/chat"}
+    asked = {number: f"Sort the letters {app_bench.letters(7 * number + 31)}." for number in range(50)}
+    alone = {number: last(client, text, TINY, **calm)["text"] for number, text in asked.items()}
+    users = app_bench._more(client, 50)
+    heard: dict[int, list[str]] = {number: [] for number in asked}
+    gate = threading.Barrier(50)
+
+    def user(number: int) -> None:
+        gate.wait()
+        for _ in range(2):
+            heard[number].append(last(users[number], asked[number], TINY, **calm)["text"])
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(user, asked))
+    assert len(set(alone.values())) > 25, "answers that could be told apart"
+    assert heard == {number: [text, text] for number, text in alone.items()}
+
+
+def test_more_than_may_wait_are_told_so_and_nobody_is_lost(served):
+    client, _ = served
+    found = app_bench.overload(client)
+    assert found["answered"] + found["told that too many wait"] == found["asked"]
+    assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"

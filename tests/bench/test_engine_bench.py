@@ -1,0 +1,180 @@
+"""The engine's bench on a small random model: its loads, what it counts, what it claims, and its command."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from os.path import commonprefix
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+from typer.testing import CliRunner
+
+from selfreward_lite.bench import baselines, engine
+from selfreward_lite.cli.main import app
+from selfreward_lite.engine import loading
+from selfreward_lite.engine.llama import LlamaEngine
+from selfreward_lite.models import quantize, random_models
+from selfreward_lite.models.gguf_export import base_to_gguf
+from selfreward_lite.models.random_models import write_folder
+from selfreward_lite.system.errors import ConfigError, SelfRewardError
+
+pytestmark = pytest.mark.slow  # real engines of several kinds, a quarter of a minute
+ROOT = Path(__file__).parents[2]
+VOCAB = random_models.SHAPES["10m"].vocab
+
+
+@pytest.fixture(scope="module", params=["q8_0", "q4_k_m"])
+def model(request, tmp_path_factory) -> Path:
+    return random_models.write_model(tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param)
+
+
+def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
+    """Every token another distribution, all finite, no matter how deep: the scales keep activations in range."""
+    made = LlamaEngine(model, parallel=4, context=512, batch=64, threads=1)
+    try:
+        logits = made.logits([VOCAB - 2, 300, 301, 302])
+    finally:
+        made.close()
+    assert logits.shape == (4, VOCAB)
+    assert 0.3 < logits.std() < 3
+    assert abs(logits[1] - logits[2]).max() > 0.1
+    assert baselines.vocabulary(model) == VOCAB
+    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(model).tensors if len(tensor.shape) > 1)
+    assert kinds in ({"Q8_0": 30}, {"Q4_K": 25, "Q6_K": 5})
+
+
+def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
+    llama = replace(random_models.SHAPES["10m"], layers=16)
+    random_models.SHAPES["16 layers"] = llama
+    try:
+        ours = random_models.write_model(tmp_path / "ours.gguf", "16 layers", "q4_k_m")
+        folder = write_folder(tmp_path / "folder", "16 layers")
+    finally:
+        del random_models.SHAPES["16 layers"]
+    whole = base_to_gguf(folder, tmp_path / "f16.gguf", weights="nf4", dtype="f16")
+    quantize.write(source=str(whole), out=str(tmp_path / "theirs.gguf"), kind="q4_k_m", report=lambda at: None)
+    kinds = [
+        {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} for path in (ours, tmp_path / "theirs.gguf")
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m"):
+        random_models.write_model(tmp_path / "m.gguf", "7m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_judge_load_shares_a_beginning_and_each_prompt_with_all_its_samples():
+    load = engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20))
+    assert len(load.requests) == 12
+    prompts = list(dict.fromkeys(request.tokens for request in load.requests))
+    assert [len(prompt) for prompt in prompts] == [60] * 3
+    assert len(commonprefix(prompts)) == 30
+    assert load.unique_tokens == 30 + 3 * 30
+    assert all(5 <= request.sampling.max_tokens <= 20 for request in load.requests)
+    assert len({request.key for request in load.requests}) == 12
+    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20)), "the same at every call"
+
+
+def test_the_meta_load_has_every_pair_in_both_orders():
+    load = engine.meta_load(VOCAB, 2, judgments=3)
+    assert len(load.requests) == 2 * 6
+    assert {len(request.tokens) for request in load.requests} == {600}
+    # common 150; a response's six prompts: one question of 50, three judgments after it, two more after each of those
+    assert load.unique_tokens == 150 + 2 * (50 + 3 * 200 + 6 * 200)
+    with pytest.raises(ConfigError, match="--prompt-tokens above 401"):
+        engine.meta_load(VOCAB, 2, tokens=400)
+
+
+def test_unique_tokens_are_the_nodes_of_a_trie():
+    load = engine.meta_load(VOCAB, 1, judgments=3)
+    nodes = {request.tokens[: length + 1] for request in load.requests for length in range(len(request.tokens))}
+    assert load.unique_tokens == len(nodes)
+
+
+@pytest.mark.parametrize("kind", ["judge", "meta"])
+def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_again(model, kind):
+    load = (
+        engine.judge_load(VOCAB, 3, samples=4, tokens=120, new=(4, 12))
+        if kind == "judge"
+        else engine.meta_load(VOCAB, 1, judgments=3)
+    )
+    settings = engine.settings_for(load, parallel=6, threads=1, gpu_layers=0)
+    trace = baselines.record(model, settings, load.requests)
+    assert trace.quantisation in ("Q8_0", "Q4_K - Medium")
+    assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
+    computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
+    assert computed <= load.unique_tokens
+    for changes in (change for group in engine.axes(settings) for change in group):
+        layout = replace(baselines.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes)
+        assert baselines.replay(model, settings, trace.steps, layout) > 0
+    on_card = settings | {"unified": True, "context": 1024}  # as on a card: what is cut into parts must hold the longest
+    apart = baselines.Layout(threads=1, micro_batch=512, unified=False, flash=True)
+    assert baselines.replay(model, on_card, baselines.record(model, on_card, load.requests).steps, apart) > 0
+
+
+def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
+    settings = {"batch": 512, "unified": False, "gpu_layers": 0, "exact": False}
+    assert not loading.flash(settings)
+    assert loading.flash(settings | {"unified": True})
+    assert loading.flash(settings | {"gpu_layers": -1})
+    assert not loading.flash(settings | {"gpu_layers": -1, "exact": True})
+    assert loading.flash(settings | {"flash": True})
+    assert [loading.micro_batch(settings | more) for more in ({}, {"unified": True}, {"batch": 64}, {"micro_batch": 7})] == [
+        256, 512, 64, 7,
+    ]  # fmt: skip
+
+
+def test_the_ceiling_is_the_faster_of_the_sweeps_best_and_the_engines_own(monkeypatch):
+    load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
+    settings = engine.settings_for(load, parallel=2, threads=1, gpu_layers=0)
+    own = baselines.Layout(threads=1, micro_batch=256, unified=False, flash=False)
+    other = replace(own, unified=True)
+    plan, seconds, said = engine.Plan(Path("m.gguf"), settings, load), {own: 2.0, other: 1.0}, []
+    monkeypatch.setattr(baselines, "replay", lambda model, settings, steps, layout: seconds[layout])
+    assert engine._final(plan, [], own, said.append) == own
+    assert said == [], "nothing to compare"
+    assert engine._final(plan, [], other, said.append) == other
+    seconds[own] = 0.5
+    assert engine._final(plan, [], other, said.append) == own
+    assert len(said) == 4
+
+
+def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
+    command = [sys.executable, "-m", "selfreward_lite", "bench", "engine", "--synthetic", "10m", "--folder", str(tmp_path)]
+    small = {"--parallel": 4, "--samples": 3, "--prompt-tokens": 40, "--new-tokens": 16, "--requests": 3, "--repeats": 1}
+    options = [*(str(part) for pair in small.items() for part in pair), "--threads", "1", "--adapter", "random"]
+    ended = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    said = json.loads(ended.stdout.splitlines()[-1])
+    assert set(said) >= {
+        "naive_tokens_per_s", "engine_tokens_per_s", "ceiling_tokens_per_s", "engine_over_naive", "engine_over_ceiling",
+        "prefill_tokens_requested", "prefill_tokens_computed", "prefill_tokens_unique", "slot_occupancy", "sampling_share",
+        "model", "quantisation", "threads", "gpu", "adapter_load_s", "adapter_switch_s", "step_s",
+    }  # fmt: skip
+    assert said["prefill_tokens_unique"] == 20 + 3 * 20
+    assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
+    assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
+    assert 0 < said["slot_occupancy"] <= 1
+    assert "bare llama.cpp, unified KV cache, flash attention, 1 threads" in ended.stderr
+    assert set(said["step_s"]) == {"one_thread", "graph"}, "with so few tokens a second thread is not woken"
+    assert said["adapter_load_s"] > said["adapter_switch_s"]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ((), "name a --model or a --synthetic shape"),
+    (("--model", "nothing.gguf", "--synthetic", "10m"), "name a --model or a --synthetic shape"),
+    (("--model", "nothing.gguf"), "model nothing.gguf does not exist; give another --model"),
+    (("--model", "nothing.gguf", "--adapter", "random"), "a random adapter is made for a --synthetic shape"),
+    (("--synthetic", "10m", "--prompt-tokens", "9000"), "lower --prompt-tokens"),
+    (("--synthetic", "10m", "--load", "meta", "--samples", "1"), "give --samples 2 or more"),
+])  # fmt: skip
+def test_what_cannot_be_measured_is_one_line(tmp_path, options, says):
+    ended = CliRunner().invoke(app, ["bench", "engine", "--folder", str(tmp_path), *options])
+    assert isinstance(ended.exception, SelfRewardError)
+    assert says in str(ended.exception)
+    assert "\n" not in str(ended.exception)

@@ -1,0 +1,250 @@
+"""The notebooks: forms that can be read, nothing left in them; executed on this machine without a network, and once more."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from scripted_run import run
+
+from selfreward_lite import config
+from selfreward_lite.data import tiny
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import ranked
+from selfreward_lite.report.notebook import Stopped, command
+from selfreward_lite.system import doctor
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FORM = re.compile(r"^(?P<name>[A-Z]+) = (?P<value>.+?)  # @param (?P<kind>.+)$")
+SMALL = (
+    "prompts.count=24 responses.count=3 judge.count=3 seed_stage.train_examples=60 seed_stage.eval_prompts=20 "
+    "evaluation.prompts=20 evaluation.canary_judgments=2 evaluation.outside_prompts=10"
+)
+
+# Loaded by every Python that starts below a test: a connection that leaves this machine is written down, and refused.
+BLOCK = """
+import os, socket
+
+def local(address):
+    return not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
+
+def refuse(kind):
+    with open(os.environ["ASKED"], "a") as out:
+        out.write(kind + "\\n")
+    raise OSError(101, "Network is unreachable")
+
+connect, resolve = socket.socket.connect, socket.getaddrinfo
+socket.socket.connect = lambda self, address: connect(self, address) if local(address) else refuse(str(address))
+socket.getaddrinfo = lambda host, *more, **named: resolve(host, *more, **named) if local((host,)) else refuse(str(host))
+"""
+
+
+def source(path: Path) -> list[Any]:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_all_three_are_there():
+    assert [path.stem for path in NOTEBOOKS] == ["colab", "kaggle", "read_a_run"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_valid_and_holds_no_outputs(path):
+    book = nbformat.read(path, 4)
+    nbformat.validate(book)
+    for cell in source(path):
+        assert not cell.outputs
+        assert cell.execution_count is None
+    assert book.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_forms_can_be_read_and_their_defaults_are_among_the_choices(path):
+    tagged = [cell for cell in source(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert tagged[0] == source(path)[0], "the form comes first"
+    lines = [line for line in tagged[0].source.splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        found = FORM.fullmatch(line)
+        assert found, line
+        value, kind = ast.literal_eval(found["value"]), json.loads(re.sub(r"^\{type:", '{"type":', found["kind"]))
+        if isinstance(kind, list):
+            assert value in kind
+        else:
+            expected = {"string": str, "number": float, "integer": int, "boolean": bool}[kind["type"]]
+            assert type(value) is expected
+    names = {FORM.fullmatch(line)["name"] for line in lines}  # type: ignore[index]
+    elsewhere = "\n".join(cell.source for cell in source(path)[1:])
+    assert all(re.search(rf"\b{name}\b", elsewhere) for name in names), "every field does something"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_in_a_notebook_is_public_pinned_or_knows_of_tests(path):
+    text = "\n".join(cell.source for cell in source(path))
+    assert "==" not in re.sub(r'PRESET == "tiny"', "", text), "pins stand in requirements.txt alone"
+    for word in ("share=True", "ngrok", "--listen", "pytest", "http:", "https:"):
+        assert word not in text, word
+    for cell in source(path):
+        if "Install" in cell.source:
+            assert len([line for line in cell.source.splitlines() if line]) <= 8
+
+
+def test_presets_that_a_form_offers_exist():
+    for path in NOTEBOOKS[:2]:
+        (line,) = [line for line in source(path)[0].source.splitlines() if line.startswith("PRESET")]
+        assert set(json.loads(line.split("# @param ")[1])) <= set(config.presets())
+
+
+def execute(path: Path, folder: Path, *, twice: bool = False, **parameters: Any) -> str:
+    """Run a notebook in `folder` with other parameters, `twice` in one kernel; returns all that its cells printed and showed."""
+    book = nbformat.read(path, 4)
+    place = next(place for place, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
+    given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    assert all(f"{name} = " in book.cells[place].source for name in parameters)
+    book.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
+    folder.mkdir(parents=True, exist_ok=True)
+    if twice:
+        book.cells += [nbformat.from_dict({**cell, "id": f"{cell['id']}-again"}) for cell in book.cells]
+    NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in shown if output.output_type == "error"]
+    return "\n".join(output.get("text") or str(output.get("data", "")) for output in shown)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Nothing that is started from here reaches the network; whatever tried is in the file that this returns."""
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
+    asked = tmp_path / "asked"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "block"))
+    monkeypatch.setenv("ASKED", str(asked))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    return asked
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """The project as somebody has it who downloaded it: without its history, and without what lies about."""
+    folder = tmp_path_factory.mktemp("download") / "selfreward_lite"
+    ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", ".*_cache")
+    return Path(shutil.copytree(ROOT, folder, ignore=ignored))
+
+
+@pytest.mark.slow
+def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path, project, offline):
+    repository = tmp_path / "repository"  # to be cloned; the other notebook takes a folder as it is
+    shutil.copytree(project, repository)
+    for git in (("init", "-q"), ("add", "-A"), ("-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qm", "all")):
+        subprocess.run(["git", *git], cwd=repository, check=True)
+    settings: dict[str, Any] = {
+        "PROJECT": str(repository), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
+        "DRIVE": False, "KEEP": str(tmp_path / "drive"), "UNSLOTH": False,
+    }  # fmt: skip
+    first = execute(NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs"))
+    assert "M1 training" in first
+    assert "\x1b" not in first, "a cell is no terminal"
+    assert first.count("M1 judgments:") == 1
+    assert "win_rate_vs_seed" in first
+    assert first.count("image/png") == 4
+    assert (tmp_path / "drive" / "exported" / "mine-M1-adapter" / "adapter.gguf").exists()
+    with Store.read(tmp_path / "first" / "runs" / "mine") as store:
+        assert store.newest() == 1
+        before = store.stages()
+    shutil.rmtree(tmp_path / "first")
+    again = execute(NOTEBOOKS[0], tmp_path / "second", **settings, RUNS=str(tmp_path / "second" / "runs"))
+    assert "put back from its copy" in again
+    assert "is finished: M1" in again
+    with Store.read(tmp_path / "second" / "runs" / "mine") as store:
+        assert store.stages() == before, "nothing was done twice"
+    assert not offline.exists(), offline.read_text()
+
+
+@pytest.mark.slow
+def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp_path, project, offline, monkeypatch):
+    inputs = tmp_path / "input"
+    shutil.copytree(tiny.TINY_MODEL, inputs / "model")
+    rows = [json.dumps(row) for row in ranked.rows(400)]
+    (inputs / "data").mkdir()
+    (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
+    (inputs / "wheels").mkdir()  # all pins are met on this machine, so that nothing is taken from it
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # nobody says so, the network is just not there
+    settings: dict[str, Any] = {
+        "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
+        "UNSLOTH": False, "MODEL": str(inputs / "model"), "DATA": str(inputs / "data"), "WHEELS": str(inputs / "wheels"),
+    }  # fmt: skip
+    places = {"OUT": str(tmp_path / "out"), "SCRATCH": str(tmp_path / "temp")}
+    first = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=0)
+    assert "M0 training" in first
+    kept = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"runs/mine/run.sqlite", "runs/mine/M0/adapter.gguf", "exported/mine-M0-adapter/README.md"} <= kept
+    assert not [path for path in kept if "base.gguf" in path], "what can be made again is not kept"
+    (tmp_path / "out").rename(inputs / "before")
+    again = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=1, BEFORE=str(inputs / "before"))
+    assert "put back from its copy" in again
+    assert "M0 training" not in again
+    assert "M1 training" in again
+    with Store.read(tmp_path / "out" / "runs" / "mine") as store:
+        assert store.newest() == 1
+    assert set(offline.read_text().split()) == {doctor.HUB}, (
+        "`doctor` asks whether the hub is there, and nothing else asks anything"
+    )
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "scripted"
+    run(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_fault_32_a_run_is_read_twice_and_not_changed(tmp_path, scripted, offline):
+    before = (scripted / "run.sqlite").read_bytes()
+    for _ in range(2):
+        shown = execute(NOTEBOOKS[2], ROOT / "notebooks", twice=True, RUN=str(scripted))
+        assert shown.count("image/png") == 2 * 4
+        assert "M2" in shown
+    assert (scripted / "run.sqlite").read_bytes() == before
+    assert not offline.exists()
+
+
+def test_text_of_a_model_is_text_in_a_table(scripted, tmp_path):
+    """Nothing that a model says becomes markup, or a formula, where a notebook shows it."""
+    from selfreward_lite.report import notebook
+
+    folder = tmp_path / "hostile"
+    shutil.copytree(scripted, folder)
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)> $\\href{javascript:alert(1)}{x}$"
+    with Store.write(folder) as store:
+        for kind in ("prompt", "response", "judgment"):
+            store._db.execute(f"UPDATE record_{kind} SET text = ?", (hostile,))
+        store._db.execute("UPDATE record_response SET text = text || ' 2' WHERE model = 'M2'")
+    with Store.read(folder) as store:
+        for table in (notebook.examples(store), notebook.pairs(store, 1), notebook.judgments(store, 1)):
+            assert len(table)
+            page = table._repr_html_()
+            assert "<script>" not in page
+            assert "<img" not in page
+            assert "&lt;script&gt;" in page
+            assert "tex2jax_ignore" in page
+
+
+def test_a_command_that_fails_ends_the_notebook_with_one_line(capfd, tmp_path):
+    with pytest.raises(Stopped, match="`status` ended with exit code 2; what to do stands above") as caught:
+        command("status", "--runs-dir", str(tmp_path), "--name", "none")
+    assert caught.value._render_traceback_() == [str(caught.value)]
+    assert "no run in" in capfd.readouterr().out
+
+
+def test_a_command_gives_back_its_document(scripted):
+    assert command("status", "--runs-dir", str(scripted.parent), "--name", scripted.name)["run"] == "scripted"
+    assert os.environ.get("COLUMNS") != "120", "the page's own environment is left alone"

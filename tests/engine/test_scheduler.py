@@ -1,0 +1,255 @@
+"""The scheduler on a device that computes nothing: how often it switches adapters, who waits how long, what a step holds."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from selfreward_lite.engine.api import Drop, Probe, Request, Sampling
+from selfreward_lite.engine.scheduler import Batcher
+from selfreward_lite.system.errors import EngineError
+
+VOCAB = 50
+END = 49
+
+
+class Device:
+    """Says tokens at random and writes down what is asked of it."""
+
+    def __init__(self, cells: int = 4096, rows: int = 64, says: int | None = None) -> None:
+        self.cells, self.limit, self.rows, self.vocab = cells, cells, rows, VOCAB
+        self.switches: list[str | None] = []
+        self.batches: list[tuple[str | None, int, int]] = []
+        self._says, self._rng = says, random.Random(0)
+
+    def decode(self, tokens, positions, sequences, wanted):
+        self.batches.append((self.switches[-1] if self.switches else None, len(tokens), wanted))
+        return 0
+
+    def sampler(self, sampling, seed):
+        return seed
+
+    def sample(self, samplers):
+        return [self._rng.randrange(40) if self._says is None else self._says for _ in samplers]
+
+    def free_sampler(self, sampler): ...
+
+    def row_logits(self, row):
+        return np.arange(VOCAB, dtype=np.float32)
+
+    def fork(self, source, target, length): ...
+
+    def drop(self, sequence, start=0): ...
+
+    def clear(self): ...
+
+    def use(self, adapter):
+        self.switches.append(adapter)
+
+    def fresh(self, adapter):
+        return True
+
+    def piece(self, token):
+        return b"score: " if token == 7 else b"."
+
+    def complaint(self):
+        return "nothing"
+
+
+def ask(key: str, adapter: str | None = None, samples: int = 1, new: int = 8, probe: Probe | None = None) -> Request:
+    prompt = tuple(random.Random(key).randrange(40) for _ in range(12))
+    return Request(key, prompt, tuple(range(samples)), Sampling(1.0, 1.0, max_tokens=new), (END,), adapter, probe)
+
+
+@pytest.mark.parametrize("parallel", [4, 16])
+def test_requests_of_one_adapter_are_taken_together(parallel):
+    rng, device = random.Random(1), Device()
+    requests = [ask(str(number), rng.choice(["a", "b", "c"])) for number in range(600)]
+    done = list(Batcher(device, parallel, 8).run(requests))
+    assert Counter(one.key for one in done) == Counter(one.key for one in requests)
+    turns = sum(before != after for before, after in zip(requests, requests[1:], strict=False))
+    assert turns > 300, "in the order they came, more than every other request would be a switch"
+    assert len(device.switches) < turns / parallel, "what is looked ahead, two batches, is sorted by adapter"
+
+
+def test_nobody_starves_behind_another_adapter():
+    """Without an end of requests for `a` in sight, `b` has its turn after a burst."""
+    parallel, device = 4, Device()
+
+    def feed():
+        yield ask("first", "a")
+        yield ask("waits", "b")
+        for number in range(10_000):
+            yield ask(str(number), "a")
+
+    before = 0
+    for done in Batcher(device, parallel, 8).run(feed()):
+        if done.key == "waits":
+            break
+        before += 1
+    assert before <= 11 * parallel
+
+
+def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
+    device = Device(rows=32)
+    batcher = Batcher(device, 8, 4)
+    list(batcher.run([ask(str(number), samples=4, new=20) for number in range(20)]))
+    assert max(wanted for _, _, wanted in device.batches) == 8
+    assert all(size <= 32 for _, size, _ in device.batches)
+    assert batcher.stats.busy_slot_steps / (batcher.stats.busy_steps * 8) > 0.9
+
+
+class Remembering(Device):
+    """Knows which tokens stand in which sequence, and refuses a row that does not continue its own."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.holds: dict[int, list[int]] = {}
+        self.sampled: list[list[int]] = []
+
+    def decode(self, tokens, positions, sequences, wanted):
+        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
+            held = self.holds.setdefault(sequence, [])
+            assert position == len(held), f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
+            held.append(token)
+        self.sampled.append(sequences[:wanted])
+        return super().decode(tokens, positions, sequences, wanted)
+
+    def fork(self, source, target, length):
+        assert not self.holds.get(target), "what is forked to is empty"
+        assert len(self.holds[source]) >= length
+        self.holds[target] = self.holds[source][:length]
+
+    def drop(self, sequence, start=0):
+        del self.holds.setdefault(sequence, [])[start:]
+
+
+def test_samples_sit_side_by_side_and_take_what_they_computed_with_them():
+    """Neighbours are computed in one go where every sequence has its own memory: so the first sequences are used, in order."""
+    rng, device = random.Random(2), Remembering(rows=48)
+    requests = [ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)]
+    done = list(Batcher(device, 8, 3).run(requests))
+    assert len(done) == sum(len(request.seeds) for request in requests)
+    assert all(sequences == list(range(len(sequences))) for sequences in device.sampled)
+    together = {len(sequences) for sequences in device.sampled}
+    assert max(together) == 8 and len(together) > 4, "at the end, fewer and fewer"
+
+
+def test_the_expected_score_costs_no_step():
+    steps = []
+    for probe in (None, Probe((1, 2, 3), after="score:")):
+        device = Device(says=7)
+        done = list(Batcher(device, 4, 4).run([ask(str(number), samples=3, probe=probe) for number in range(9)]))
+        steps.append(device.batches)
+        assert all((one.probe is None) == (probe is None or 7 not in probe.tokens) for one in done)
+    assert steps[0] == steps[1]
+    for after, probed in (("score:", True), ("something else:", False)):
+        device = Device(says=7)
+        (one,) = Batcher(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after=after))])
+        assert (one.probe is not None) == probed
+        assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
+
+
+def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
+    device = Device(cells=64)
+    requests = [ask("small", new=8), ask("large", samples=2, new=64), ask("small too", new=8)]
+    done = {(one.key, one.sample): one.finish for one in Batcher(device, 4, 4).run(requests)}
+    assert done == {("small", 0): "length", ("large", 0): "refused", ("large", 1): "refused", ("small too", 0): "length"}
+    with pytest.raises(EngineError, match=r"request odd: a token id lies outside the model's 50"):
+        list(Batcher(device, 4, 4).run([Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]))
+
+
+def test_refusals_are_handed_out_before_more_is_asked_for():
+    """A feed may wait for what is owed, as that of an engine in a child process does."""
+    owed, window = set(), 6
+
+    def feed():
+        for number in range(40):
+            assert len(owed) < window, "the feed would wait for ever"
+            owed.add(str(number))
+            yield ask(str(number), new=8 if number % 10 == 9 else 64)
+
+    finishes = Counter()
+    for one in Batcher(Device(cells=64), 4, 4).run(feed()):
+        owed.remove(one.key)
+        finishes[one.finish] += 1
+    assert finishes == {"refused": 36, "length": 4}
+    assert not owed
+
+
+@pytest.mark.parametrize("cells", [70, 100, 200])
+def test_memory_is_never_promised_twice(cells):
+    """However small it is, at every step the cells that samples under way may still need are there."""
+    device = Device(cells=cells)
+    held: Counter[int] = Counter()
+    device.drop = lambda sequence, start=0: held.pop(sequence, None) if start == 0 else None  # type: ignore[method-assign]
+    largest = 0
+    decode = device.decode
+
+    def counted(tokens, positions, sequences, wanted):
+        nonlocal largest
+        held.update(sequences)
+        largest = max(largest, sum(held.values()))
+        return decode(tokens, positions, sequences, wanted)
+
+    device.decode = counted  # type: ignore[method-assign]
+    requests = [ask(str(number), samples=3, new=20) for number in range(30)]
+    assert len(list(Batcher(device, 8, 4).run(requests))) == 90
+    assert 20 < largest <= cells
+
+
+class Watchful(Device):
+    """Sees to it that nothing is computed twice in one batch."""
+
+    def decode(self, tokens, positions, sequences, wanted):
+        places = list(zip(sequences, positions, strict=True))
+        assert len(set(places)) == len(places), "a cell is computed twice"
+        return super().decode(tokens, positions, sequences, wanted)
+
+
+def test_what_is_taken_back_is_computed_no_further():
+    device = Device(says=1)
+    batcher = Batcher(device, 4, 4)
+
+    def feed():
+        yield Request("unwanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=1000), (END,))
+        for _ in range(5):
+            yield None
+        yield Drop("unwanted")
+        yield Request("wanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))
+
+    assert [said.key for said in batcher.run(feed())] == ["wanted"]
+    assert len(device.batches) < 30
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
+    """Requests that share beginnings, some taken back: all others complete, and every cell, sequence and pin is given back."""
+    rng = random.Random(seed)
+    device = Watchful(cells=600, rows=16)
+    batcher = Batcher(device, 4, 4)
+    long = tuple(rng.randrange(40) for _ in range(120))
+    wanted: set[str] = set()
+
+    def feed():
+        known: list[str] = []
+        for number in range(40):
+            key = str(number)
+            tokens = (*long[: rng.randrange(1, 120)], *(rng.randrange(40) for _ in range(rng.randrange(3))))
+            wanted.add(key)
+            known.append(key)
+            yield Request(key, tokens, tuple(range(rng.randrange(1, 4))), Sampling(1.0, 1.0, rng.randrange(1, 9)), (END,))
+            for _ in range(rng.randrange(4)):
+                yield None
+            if rng.random() < 0.4:
+                gone = rng.choice(known)
+                wanted.discard(gone)
+                yield Drop(gone)
+
+    whole = Counter(said.key for said in batcher.run(feed()))
+    assert wanted <= set(whole)
+    assert len(device.batches) < 2000
+    assert batcher.idle
+    assert sorted(batcher._spare) == [0, 1, 2, 3]
+    assert all(root.pins == 0 and root.complete for root in batcher._roots._live.values())

@@ -1,0 +1,64 @@
+"""Run as a program: one training step in bfloat16 of a model that is nearly all vocabulary; prints the most memory it took.
+
+python logit_memory.py {sft,dpo} TOKENS FOLDER    → bytes, the process's peak after the longest rows less that before
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from selfreward_lite import config
+from selfreward_lite.data import tiny
+from selfreward_lite.training import trainer
+from selfreward_lite.training.backends import Backend
+from selfreward_lite.training.job import Job
+
+VOCABULARY = 128_256
+
+
+def kilobytes(name: str) -> int:
+    """Of this process: VmRSS, what it holds, or VmHWM, the most that it held."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])
+
+
+def main(method: str, tokens: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **shape)).to(torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(tiny.TINY_MODEL).save_pretrained(folder / "model")
+    lora = {"rank": 8, "alpha": 8, "dropout": 0.0}
+    fresh = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(model, fresh).save_pretrained(folder / "adapter")
+    half = list(range(10, 10 + tokens // 2))
+    others = ["chosen_ids", "rejected_ids"] if method == "dpo" else ["completion_ids"]
+    (folder / "rows").write_text(json.dumps({"prompt_ids": half} | dict.fromkeys(others, half)) + "\n")
+    settings = getattr(config.load("overnight"), method).model_dump()
+    job = Job(
+        method=method, model_dir=str(folder / "model"), quantisation="none",
+        adapter_in=str(folder / "adapter") if method == "dpo" else None, adapter_out=str(folder / "out"),
+        rows=str(folder / "rows"), row_count=1, pad=0, seed=0, lora=lora, checkpoints=str(folder / "kept"),
+        settings=settings | {"batch": 1, "epochs": 1, "max_length": tokens}, min_moved_share=0.0,
+    )  # fmt: skip
+    peaks = []
+    longest_first = trainer.Watcher.on_train_begin
+
+    def measured(self, *arguments, **named):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        peaks.append(kilobytes("VmRSS"))
+        longest_first(self, *arguments, **named)
+        peaks.append(kilobytes("VmHWM"))
+
+    trainer.Watcher.on_train_begin = measured
+    trainer._compute_dtype = lambda: torch.bfloat16  # as on a card; a CPU is given float32 otherwise
+    trainer._train(job, 1, lambda said: None, Backend("transformers", "transformers"))
+    print((peaks[1] - peaks[0]) * 1024)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

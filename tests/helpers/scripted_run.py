@@ -1,0 +1,36 @@
+"""A whole run on scripted tools as a process of its own, to be killed: `scripted_run.py FOLDER PAUSE TRAIN_SECONDS`."""
+
+import sys
+from pathlib import Path
+
+from scripted_tools import scripted_tools
+
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.run import loop, prepare
+
+SMALL = {
+    "evaluation.canary_judgments": "2",
+    "evaluation.second_look": "3",
+    "prompts.count": "8",
+    "responses.count": "3",
+    "judge.count": "3",
+    "seed_stage.train_examples": "24",
+    "seed_stage.eval_prompts": "6",
+    "evaluation.prompts": "8",
+    "evaluation.judgments": "2",
+    "iterations": "2",
+    "gates.mode": "report",
+}
+
+
+def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings: str) -> None:
+    chat = ChatFormat.load(TINY_MODEL)
+    with Store.write(folder) as store:
+        chosen = prepare.settle(store, {**SMALL, **settings}, "tiny")
+        loop.run(store, chosen, scripted_tools(chat, pause=pause, train_seconds=train_seconds), lambda at: None)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

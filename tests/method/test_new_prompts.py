@@ -1,0 +1,147 @@
+"""New prompts: which candidates are kept, and what the writer is shown."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_lite.data.records import Candidate, make_id
+from selfreward_lite.engine.api import Sampling
+from selfreward_lite.method import new_prompts, similarity
+from selfreward_lite.method.roles import Voice
+
+RUN = "seed 0"
+
+
+@pytest.fixture
+def voice(chat) -> Voice:
+    return Voice("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
+
+
+def candidates(*texts, finish="stop"):
+    return [Candidate(make_id(RUN, Candidate, 1, "base", i), 1, "base", i, text, finish) for i, text in enumerate(texts)]
+
+
+def keep(found, tiny, held_out=(), known=(), **changes):
+    settings = tiny.prompts.model_copy(update={"max_similarity": 0.7, "min_words": 4, **changes})
+    outcome = new_prompts.keep(found, settings, run=RUN, iteration=1, known=known, held_out=held_out)
+    return [one.text for one in outcome.records], {drop.reason for drop in outcome.drops}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Hi there friend", "too short"),
+        ("word " * 151, "too long"),
+        ("Draw the river you like best", "needs more than text"),
+        ("Look at this picture of a river", "needs more than text"),
+        ("Write a Python program that sorts words", "asks for a program"),
+        ("?Why is the sky so blue", "begins with a sign"),
+        ("Äpfel sind gut für die Gesundheit", "begins with a sign"),
+        ("NAME a river, in northern France!", "like a prompt before it"),
+        ("Name a big river in northern France", "like a prompt before it"),
+        ("", "cut or empty"),
+    ],
+)
+def test_prompt_filters(tiny, text, reason):
+    known = ["Name a river in northern France"]
+    assert keep(candidates(text), tiny, known=known) == ([], {reason})
+
+
+def test_good_prompts_pass_and_later_twins_do_not(tiny):
+    texts = [
+        "Explain why leaves turn red in autumn",
+        "Explain why leaves turn red in autumn?",
+        "Name three uses of old newspapers",
+    ]
+    kept, reasons = keep(candidates(*texts), tiny)
+    assert kept == [texts[0], texts[2]]
+    assert reasons == {"like a prompt before it"}
+
+
+def test_evaluation_prompts_never_enter_training(tiny):
+    kept, reasons = keep(candidates("Sort the words by their length now"), tiny, held_out=["sort the words by their length"])
+    assert kept == []
+    assert reasons == {"like an evaluation prompt"}
+
+
+def test_a_cut_list_loses_its_last_task(tiny):
+    assert keep(candidates("Name a river in northern France\n10. Why is the"), tiny)[0] == ["Name a river in northern France"]
+    assert keep(candidates("Name a river in nor", finish="length"), tiny)[0] == []
+
+
+def test_no_more_prompts_than_wanted(tiny):
+    texts = [
+        f"{first} {second} and something else entirely {index}"
+        for index, (first, second) in enumerate([("one", "two"), ("three", "four"), ("five", "six")])
+    ]
+    assert len(keep(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
+
+
+def test_the_hundredth_question_is_as_long_as_the_first(tiny, voice):
+    examples = new_prompts.Examples(
+        [f"Human task number {n} about rivers" for n in range(30)], [f"Own task {n} about stones" for n in range(30)]
+    )
+    lengths = []
+    for index in range(100):
+        asking = new_prompts.ask(index, voice, tiny.prompts, examples)
+        (request,) = next(asking)
+        shown = voice.chat.tokenizer.decode(list(request.tokens))
+        assert shown.count("Human task") == 6
+        assert shown.count("Own task") == 2
+        lengths.append(len(shown))
+    assert max(lengths) - min(lengths) < 20
+    again = next(new_prompts.ask(0, voice, tiny.prompts, examples))[0]
+    assert again == next(new_prompts.ask(0, voice, tiny.prompts, examples))[0]
+
+
+@given(st.lists(st.sampled_from("abcde"), max_size=12), st.lists(st.sampled_from("abcde"), max_size=12))
+def test_the_longest_common_subsequence_is_right(a, b):
+    table = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+    expected = 2 * table[-1, -1] / (len(a) + len(b)) if a and b else 0.0
+    assert similarity.rouge_l(a, b) == pytest.approx(expected)
+
+
+SENTENCES = (
+    "Write a short story about a lighthouse keeper who finds a letter.",
+    "The letter should be from his past and change what he believes.",
+    "End with the keeper deciding whether to leave the island or stay.",
+)
+
+
+def test_a_change_of_order_is_found_by_what_is_shared_and_not_by_rouge():
+    first, turned = " ".join(SENTENCES), " ".join(reversed(SENTENCES))
+    words = [similarity._words(text) for text in (first, turned)]
+    assert similarity.rouge_l(*words) < 0.7
+    assert similarity.overlap(*map(similarity.triples, words)) >= 0.7
+    assert similarity.Collection([first], 0.7, 0.7).holds_alike(turned)
+    assert not similarity.Collection([first], 0.7, 1.0).holds_alike(turned)
+
+
+def test_a_large_collection_finds_every_near_copy_and_nothing_else():
+    """MinHash only proposes; what it proposes is counted exactly. Of 200 near copies it may miss hardly any."""
+    rng = random.Random(0)
+    vocabulary = [f"word{number}" for number in range(400)]
+    texts = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(400)]
+    collection = similarity.Collection(texts, 1.0, 0.7)
+    copies = []
+    for text in texts[:200]:
+        words = text.split()
+        words[rng.randrange(40)] = "another"  # three of 38 triples change: an overlap of at least 35 of 41
+        copies.append(" ".join(words))
+    found = sum(collection.holds_alike(copy) for copy in copies)
+    assert found >= 198
+    fresh = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(200)]
+    assert not any(collection.holds_alike(text) for text in fresh)
+
+
+@pytest.mark.parametrize("text", ["", "two words", "one"])
+def test_texts_without_three_words_are_compared_too(text):
+    collection = similarity.Collection([text], 0.7, 0.7)
+    assert collection.holds_alike(text)
+    assert not collection.holds_alike("something else entirely, and longer")

@@ -1,0 +1,239 @@
+"""`--hours`: as many prompts as the time pays for, an end with a trained model, nothing lost on the way. The clock is a fake."""
+
+import math
+import shutil
+
+import pytest
+import scripted_run
+from scripted_tools import scripted_tools
+
+from selfreward_lite.data.records import Prompt, Response, ResponsePair
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.engine.scripted import ScriptedEngine
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.run import loop, plan, prepare
+from selfreward_lite.run.ask import NO_TIME
+from selfreward_lite.run.runtime import Tools
+from selfreward_lite.system.errors import OutOfTime
+
+pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
+ANSWER, STEP, EXPORT = 2.0, 30.0, 60.0  # seconds, on the fake clock, of a completion, a training step, an export
+
+
+class Clock:
+    """Stands still but for what the scripted tools take."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now, self.factor = 1000.0, 1.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+        monkeypatch.setattr("time.time", lambda: 1e9 + self.now)
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds * self.factor
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def slow_tools(clock: Clock) -> Tools:
+    """Scripted tools on which everything takes its time; a trainer that ends when it is told to."""
+    chat = ChatFormat.load(TINY_MODEL)
+    plain = scripted_tools(chat)
+
+    def open_engine(base, settings):
+        engine = plain.open_engine(base, settings)
+        assert isinstance(engine, ScriptedEngine)
+        answer = engine._reply
+
+        def reply(request, sample):
+            clock.pass_by(ANSWER)
+            return answer(request, sample)
+
+        engine._reply = reply
+        return engine
+
+    def train(job, folder, report):
+        began, done = clock.now, 0
+        facts = plain.train(job, folder, lambda said: None)
+        steps = math.ceil(job.row_count * job.settings["epochs"] / job.settings["batch"])
+        while done < steps and not (job.until is not None and 1e9 + clock.now > job.until):
+            clock.pass_by(STEP)
+            done += 1
+            report({"step": done, "steps": steps, "values": {"loss": 0.69 - done / 100}})
+        rows = min(job.row_count, done * job.settings["batch"])
+        early = {"ended_early": float(done < steps), "train_seconds": clock.now - began, "tokens": 100.0 * rows}
+        return {**facts, "rows": rows, "steps": done, **early}
+
+    def export_adapter(*arguments):
+        clock.pass_by(EXPORT)
+        return plain.export_adapter(*arguments)
+
+    return Tools(open_engine, train, plain.export_base, export_adapter)
+
+
+def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
+    """Run until `hours` from now; returns what was said in words."""
+    said: list[str] = []
+
+    def watch(at):
+        if at.words:
+            said.append(at.words)
+            at.words = ""
+
+    with Store.write(folder) as store:
+        chosen = prepare.settle(store, {**scripted_run.SMALL, **settings}, "tiny")
+        loop.run(store, chosen, slow_tools(clock), watch, clock.now + hours * 3600)
+    return said
+
+
+BIG = {"prompts.count": "200", "iterations": "1", "responses.count": "4", "judge.count": "3", "dpo.batch": "8"}
+
+
+@pytest.fixture
+def seeded(clock, tmp_path):
+    """A run whose seed stage is over, so that its speed is known."""
+    run(clock, tmp_path / "run", math.inf, **{**BIG, "iterations": "0"})
+    return tmp_path / "run"
+
+
+def facts_of(folder) -> tuple[int, int | None, int | None]:
+    """Prompts of M1, what was decided for it, and the newest model."""
+    with Store.read(folder) as store:
+        return store.count(Prompt, iteration=1), store.fact("prompts M1"), store.newest()
+
+
+def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded):
+    began = clock.now
+    said = run(clock, seeded, 4.0, **BIG)
+    prompts, decided, newest = facts_of(seeded)
+    assert newest == 1, "it ends with a trained and measured model"
+    assert prompts == decided
+    assert 16 <= prompts < 200
+    assert clock.now - began <= 4.0 * 3600
+    assert clock.now - began >= 0.5 * 4.0 * 3600, "and does not waste the night"
+    (words,) = [one for one in said if "prompts, so that" in one]
+    assert words.startswith(f"{prompts} of 200 prompts, so that M1 is trained and measured in the 4.00 hours left")
+    with Store.read(seeded) as store:
+        assert not store.drops(1, "judgments").get(NO_TIME)
+        assert all(passed for gate, (passed, _) in store.gates(1).items() if gate in ("signal", "counted"))
+
+
+@pytest.mark.slow
+def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, seeded, tmp_path):
+    counts = []
+    for hours in (2.0, 4.0, 500.0):
+        folder = tmp_path / f"{hours}"
+        shutil.copytree(seeded, folder)
+        assert not [one for one in run(clock, folder, hours, **BIG) if "prompts, so that" in one] or hours < 500
+        counts.append(facts_of(folder)[0])
+    assert counts[0] < counts[1] < counts[2] == 200
+
+
+def test_too_few_hours_for_an_iteration_end_before_it_with_what_to_do(clock, seeded):
+    began = clock.now
+    with pytest.raises(OutOfTime, match=r"0\.10 hours are left, too few for an iteration of 7 prompts.*goes on with M1") as error:
+        run(clock, seeded, 0.1, **BIG)
+    assert error.value.exit_code == 130
+    assert clock.now == began
+    assert facts_of(seeded) == (0, None, 0)
+
+
+def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
+    """Twice as slow from the first answer on: fewer are judged, what was judged is trained on, and the hours hold."""
+    clock.factor = 2.0
+    began = clock.now
+    run(clock, seeded, 4.0, **BIG)
+    assert facts_of(seeded)[2] == 1
+    assert clock.now - began <= 4.0 * 3600
+    with Store.read(seeded) as store:
+        left_out = sum(store.drops(1, stage).get(NO_TIME, 0) for stage in ("responses", "judgments", "battles"))
+        assert left_out > 0
+        assert store.count(ResponsePair, iteration=1) > 0
+        assert store.gates(1)["signal"][0], "measured against the prompts that were judged"
+
+
+def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seeded, monkeypatch):
+    tools = slow_tools
+
+    def slower(clock):
+        made = tools(clock)
+
+        def train(job, folder, report):
+            clock.factor = 6.0
+            facts = made.train(job, folder, report)
+            clock.factor = 1.0
+            return facts
+
+        return Tools(made.open_engine, train, made.export_base, made.export_adapter)
+
+    monkeypatch.setattr("test_hours.slow_tools", slower)
+    began = clock.now
+    run(clock, seeded, 4.0, **BIG)
+    with Store.read(seeded) as store:
+        assert store.newest() == 1
+        assert store.metrics(1)["training_ended_early"] == 1.0
+        assert store.gates(1)["counted"][0], "it saw fewer rows than there were, as it was told to"
+    assert clock.now - began <= 4.0 * 3600
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_an_interruption_keeps_what_was_decided_and_goes_on(clock, seeded, monkeypatch):
+    with Store.write(seeded) as store:
+        chosen = prepare.settle(store, {**scripted_run.SMALL, **BIG}, "tiny")
+
+        def interrupt(at):
+            if at.stage == "judgments" and at.done > at.total // 3:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            loop.run(store, chosen, slow_tools(clock), interrupt, clock.now + 4 * 3600)
+    prompts, decided, newest = facts_of(seeded)
+    assert newest == 0
+    clock.pass_by(8 * 3600)  # the day between two nights
+    began = clock.now
+    said = run(clock, seeded, 3.0, **BIG)
+    assert facts_of(seeded) == (prompts, decided, 1)
+    assert clock.now - began <= 3.0 * 3600
+    assert not said, "nothing was decided anew"
+    with Store.read(seeded) as store:
+        assert store.count(Response, iteration=1, model="M0") >= 3 * prompts
+
+
+@pytest.mark.slow
+def test_without_hours_nothing_is_fitted(clock, seeded):
+    run(clock, seeded, math.inf, **BIG)
+    assert facts_of(seeded) == (200, None, 1)
+
+
+def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded):
+    with Store.write(seeded) as store:
+        chosen = prepare.settle(store, {**scripted_run.SMALL, **BIG}, "tiny")
+
+        def interrupt(at):
+            if at.stage == "responses" and at.done > 3:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            loop.run(store, chosen, slow_tools(clock), interrupt, clock.now + 4 * 3600)
+    with pytest.raises(OutOfTime, match=r"0\.05 hours are left, and M1 needs \d\.\d\d to be trained and measured"):
+        run(clock, seeded, 0.05, **BIG)
+    with Store.read(seeded) as store:
+        assert not store.is_done(1, "responses"), "nothing was ended for want of time"
+    run(clock, seeded, 4.0, **BIG)
+    assert facts_of(seeded)[2] == 1
+
+
+def test_costs_are_those_that_were_spent(clock, seeded):
+    with Store.read(seeded) as store:
+        settings = loop.config.parse(store.fact("settings"))
+        costs = plan.measured(store, settings)
+    assert costs.response == pytest.approx(ANSWER, rel=0.05)
+    assert costs.judgment == pytest.approx(ANSWER, rel=0.05)
+    assert costs.export == pytest.approx(EXPORT)
+    assert costs.dpo == pytest.approx(costs.sft * 8 / 6)

@@ -1,0 +1,306 @@
+"""Models of a run asked again: against each other, as judges of ranked data, for AlpacaEval; the run stays as it is."""
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import scripted_run
+from scripted_tools import scripted_tools
+from typer.testing import CliRunner
+
+from selfreward_lite.cli.main import app
+from selfreward_lite.config.settings import parse
+from selfreward_lite.data import votes
+from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.data.tiny.ranked import rows as ranked_rows
+from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.parity import TOKEN_PROBES
+from selfreward_lite.run import loop, prepare, runtime
+from selfreward_lite.run.evaluate import EXACT, examined
+from selfreward_lite.system.errors import ConfigError, UserError
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    scripted_run.run(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
+    return folder
+
+
+@contextmanager
+def opened(runs: Path, asked: list | None = None):
+    chat = ChatFormat.load(TINY_MODEL)
+    plain = scripted_tools(chat)
+
+    def open_engine(base, settings):
+        if asked is not None:
+            asked.append(base)
+        return plain.open_engine(base, settings)
+
+    with Store.read(runs / "mine") as store:
+        given = runtime.Tools(open_engine, plain.train, plain.export_base, plain.export_adapter)
+        with examined(store, parse(store.fact("settings")), given, lambda at: None) as work:
+            yield work
+
+
+def test_two_models_are_held_against_each_other_in_both_orders(runs):
+    with opened(runs) as work:
+        met = work.against("M1", "M0", "M0")
+        assert len(met) == len(work.run.held_out())
+        assert {one.result for one in met} == {0.0, 0.5, 1.0}
+        assert all(one.orders in {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")} for one in met)
+        for one in met:
+            assert one.result == {("A", "B"): 1.0, ("B", "A"): 0.0}.get(one.orders, 0.5)
+        lengths = {one.prompt_id: len(one.text) for one in work.run.store.records(Response, iteration=1, model="M1")}
+        assert [one.mine_length for one in met] == [lengths[one.id] for one in work.run.held_out()]
+
+
+def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
+    with Store.read(runs / "mine") as store:
+        before = (store.count(Comparison), store.count(Judgment), store.stages())
+    asked: list = []
+    with opened(runs, asked) as work:
+        first = work.against("M1", "base", "M1")
+        assert work.against("M1", "base", "M1") == first
+        other = work.against("base", "M1", "M1")
+        assert [one.mine_length for one in other] == [one.their_length for one in first]
+        assert work.notes.count(Comparison) >= len(first) + len(other)
+    with opened(runs) as work:
+        assert work.against("M1", "base", "M1") == first
+    with Store.read(runs / "mine") as store:
+        assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
+
+
+def test_a_model_is_held_against_one_of_another_run(runs):
+    """Runs of one seed have the same ids for other answers; of what one of them was not asked, nothing counts."""
+    chat = ChatFormat.load(TINY_MODEL)
+    for name, length, changed in (("long", 3, {}), ("short", 2, {"evaluation.prompts": "4"}), ("else", 1, {"seed": "9"})):
+        with Store.write(runs / name) as store:
+            settings = prepare.settle(store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny")
+            loop.run(store, settings, scripted_tools(chat, length=length), lambda at: None)
+    with opened(runs) as work:
+        own = work.against("M1", "M0", "M0")
+        for _ in range(2):  # asked, and read from what was kept
+            long, short = work.against("M1", "long/M0", "M0"), work.against("M1", "short/M0", "M0")
+            assert [one.mine_length for one in long] == [one.mine_length for one in own]
+            assert [one.mine_length for one in short] == [one.mine_length for one in own[:4]]
+            assert all(one.orders for one in [*long, *short])
+        assert sum(one.their_length for one in long) > 2 * sum(one.their_length for one in own)
+        assert sum(one.their_length for one in short) > 1.5 * sum(one.their_length for one in own[:4])
+        exact = work.against("M0", "long/M0", EXACT)
+        assert [one.mine_length for one in exact] == [one.their_length for one in own], "own: M0 is the rival there"
+        assert [one.their_length for one in exact] == [one.their_length for one in long]
+        with Store.write(runs / "begun"):
+            pass
+        with pytest.raises(UserError, match="begun has only just begun"):
+            work.against("M1", "begun/M0", "M0")
+        with pytest.raises(UserError, match="else held out none of the prompts that mine did"):
+            work.against("M1", "else/M0", "M0")
+        with pytest.raises(UserError, match="long has no model 'M3'; it has base, M0"):
+            work.against("M1", "long/M3", "M0")
+        with pytest.raises(UserError, match="nowhere"):
+            work.against("M1", "nowhere/M0", "M0")
+
+
+def test_the_exact_scorer_needs_no_engine(runs):
+    asked: list = []
+    with opened(runs, asked) as work:
+        met = work.against("M1", "M0", EXACT)
+        assert len(met) == len(work.run.held_out())
+        assert {one.orders for one in met} == {None}
+    assert asked == []
+
+
+def test_an_answer_that_never_came_loses(tmp_path):
+    scripted_run.run(tmp_path / "mine", **{"prompts.count": "10", "iterations": "1"})
+    with Store.write(tmp_path / "mine") as store:
+        (gone, *_) = store.records(Prompt, origin="held_out")
+        store._db.execute("DELETE FROM record_response WHERE prompt_id = ? AND model = 'M1'", (gone.id,))
+    with opened(tmp_path) as work:
+        met = work.against("M1", "M0", "M0")
+        place = [one.id for one in work.run.held_out()].index(gone.id)
+        assert (met[place].result, met[place].orders, met[place].mine_length) == (0.0, None, 0)
+
+
+def test_what_is_not_there_is_said(runs):
+    with opened(runs) as work:
+        with pytest.raises(UserError, match="mine has no model 'M7'; it has base, M0, M1"):
+            work.against("M7", "M0", "M0")
+        with pytest.raises(UserError, match=r"gone\.gguf is not there"):
+            work.against("M1", "M0", "gone.gguf")
+
+
+def test_a_judge_of_ranked_data_is_measured(runs):
+    with opened(runs) as work:
+        found = work.judged("M1", work.run.ranked().evaluation, 2)
+        assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
+        assert 0 < found.scored <= found.answers
+        assert work.judged("M1", work.run.ranked().evaluation, 2) == found
+
+
+def test_every_prompt_gets_one_answer_in_order(runs):
+    texts = ["Tell me of rivers.", "And of stones?", "Tell me of rivers."]
+    with opened(runs) as work:
+        found = work.answers("M1", texts)
+        assert len(found) == 3
+        assert [one.text for one in work.answers("M1", texts)] == [one.text for one in found]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(runs, monkeypatch):
+    @contextmanager
+    def scripted(*_, **__):
+        yield scripted_tools(ChatFormat.load(TINY_MODEL))
+
+    monkeypatch.setattr(runtime, "real_tools", scripted)
+
+    def give(*arguments: str):
+        ended = CliRunner().invoke(app, ["evaluate", *arguments, "--name", "mine", "--runs-dir", str(runs)])
+        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+            raise ended.exception
+        return ended, json.loads(ended.stdout.splitlines()[-1])
+
+    give.runs = runs
+    return give
+
+
+def test_the_command_holds_the_newest_against_m0(command):
+    _, said = command()
+    assert (said["model"], said["against"], said["judge"]) == ("M1", "M0", "exact")
+    assert said["won"] + said["tied"] + said["lost"] == said["prompts"] == 8
+    assert said["win_rate_low"] <= said["win_rate"] <= said["win_rate_high"]
+    assert said["flip_rate"] is None, "nobody was asked"
+    _, said = command("--judge", "M0")
+    assert 0 <= said["flip_rate"] <= 1
+    assert 0 <= said["length_controlled_win_rate"] <= 1
+
+
+def test_alpaca_eval_reads_what_is_exported(command, runs, tmp_path):
+    """Its keys: instruction and output of every answer, and the one generator that is named on its board."""
+    ended, said = command("--export", "alpaca_eval", "--out", str(tmp_path))
+    mine, theirs = (json.loads(Path(path).read_text()) for path in said["files"])
+    assert [row["instruction"] for row in mine] == [row["instruction"] for row in theirs]
+    with Store.read(runs / "mine") as store:
+        given = {one.prompt_id: one.text for one in store.records(Response, iteration=1, model="M1")}
+        texts = {one.text: given.get(one.id) for one in store.records(Prompt, origin="held_out")}
+    assert all(row["output"] == texts[row["instruction"]] for row in mine)
+    assert {row["generator"] for row in mine} == {"mine-M1"}
+    assert {frozenset(row) for row in mine} == {frozenset({"instruction", "output", "generator"})}
+    assert f"alpaca_eval --model_outputs {said['files'][0]} --reference_outputs {said['files'][1]}" in ended.stderr
+
+
+def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
+    file = tmp_path / "set.json"
+    asked = [f"Question {n}?" + "\n " * n for n in range(5)]  # AlpacaEval finds a rival's answer by the very text, spaces too
+    file.write_text(json.dumps([{"instruction": text, "output": "x", "dataset": "koala"} for text in asked]))
+    _, said = command("--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    for path in said["files"]:
+        rows = json.loads(Path(path).read_text())
+        assert [row["instruction"] for row in rows] == asked
+        assert all(row["output"] for row in rows)
+
+
+def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
+    _, own = command("judge")
+    assert (own["prompts"], own["model"]) == (6, "M1")
+    file = tmp_path / "ranked.jsonl"
+    rows = [row | {"text": row["text"].replace("letters", "signs")} for row in ranked_rows(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, other = command("judge", "--ranked", str(file), "--judgments", "2")
+    assert other["answers"] == 3 * other["prompts"] > 0
+    file.write_text("".join(json.dumps(row) + "\n" for row in ranked_rows(40)))
+    ended, known = command("judge", "--ranked", str(file))
+    assert known["prompts"] < 40
+    assert "prompts that M0 was trained on, or could have been" in ended.stderr, "else it would be measured on what taught it"
+    with pytest.raises(UserError, match="votes: no prompt with two ranked answers in it"):
+        command("judge", "--ranked", "votes")
+    for number in range(3):
+        answers = (f"first {number}", f"second {number}")
+        votes.add(runs / "mine", votes.Vote(
+            f"v{number}", "2026-01-01", f"Prompt {number}?", 1, "M0", "M1", *answers, "a", True, "M1", None, "", "",
+        ))  # fmt: skip
+    _, voted = command("judge", "--ranked", "votes")
+    assert (voted["prompts"], voted["answers"]) == (3, 6)
+    asked: list = []
+    votes.add(runs / "mine", votes.Vote(
+        "v9", "2026-01-02", "Prompt 0?", 1, "M0", "M1", "quite other words", "and these", "b", True, "M1", None, "", "",
+    ))  # fmt: skip
+    with opened(runs, asked) as work:
+        before = work.notes.count(Judgment)
+    command("judge", "--ranked", "votes")
+    with opened(runs, asked) as work:
+        assert work.notes.count(Judgment) > before, "other texts are judged anew, under the same place"
+
+
+def test_other_settings_are_asked_anew(command, tmp_path):
+    _, one = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "a"))
+    more = ("--set", "evaluation.draw.temperature=0.1")
+    _, two = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "b"), *more)
+    assert len(one["files"]) == len(two["files"]) == 1, "of own prompts the rival answers nothing"
+    assert len(list((Path(command.runs) / "mine" / "evaluation").iterdir())) >= 2
+
+
+def _set(folder: Path) -> Path:
+    file = folder / "few.json"
+    file.write_text(json.dumps([{"instruction": f"Question {n}?"} for n in range(2)]))
+    return file
+
+
+@pytest.mark.parametrize("option", [("--name", "mine"), ("--against", "M1"), ("--export", "alpaca_eval"), ("--out", "here")])
+def test_options_before_a_part_are_refused(command, runs, option):
+    with pytest.raises(UserError, match="options of `evaluate judge` stand behind judge"):
+        ended = CliRunner().invoke(app, ["evaluate", *option, "judge", "--name", "mine", "--runs-dir", str(runs)])
+        raise ended.exception
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--prompts", "some.json"), "--prompts is for --export"),
+        (("--out", "there"), "--out is for --export"),
+        (("--export", "alpaca_eval", "--judge", "M0"), "leave --judge out"),
+        (("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"), "leave --against out"),
+        (("--export", "alpaca_eval", "--against", "other/M3"), "export other/M3 with --name other"),
+        (("--judge", "exact", "--set", "judge.count=2"), "--set is of no use here"),
+    ],
+)
+def test_no_option_is_ignored(command, options, says):
+    with pytest.raises(UserError, match=says):
+        command(*options)
+
+
+def test_only_what_is_asked_now_can_be_set(command):
+    with pytest.raises(UserError, match=r"--set dpo.beta: the run was made with its own"):
+        command("--set", "dpo.beta=0.2")
+
+
+# -- a judge in a file of its own -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory) -> Path:
+    from selfreward_lite.models.gguf_export import base_to_gguf
+
+    out = tmp_path_factory.mktemp("gguf") / "judge.gguf"
+    base_to_gguf(TINY_MODEL, out, dtype="f16", weights="original")
+    return out
+
+
+def test_a_ggufs_chat_is_that_of_its_folder(gguf):
+    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.of_gguf(gguf)
+    for text in (*TOKEN_PROBES, "Sort the letters c a b.\n <|eot_id|> é 12", "I'LL pay 12345.\n\n\nNo?"):
+        assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
+    assert (file.stop, file.bos_token) == (folder.stop, folder.bos_token)
+
+
+def test_a_file_that_is_no_chat_model_is_refused_in_a_line(gguf, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ConfigError, match=r"broken\.gguf"):
+        ChatFormat.of_gguf(broken)

@@ -1,0 +1,352 @@
+"""Every gate refuses and passes: by its numbers, and in a whole run whose M1 misbehaves; then `accept` and `--gates report`."""
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_run import SMALL
+from scripted_tools import OPENINGS, scripted_tools
+
+from selfreward_lite.data.records import Judgment
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny.answers import Habits, write
+from selfreward_lite.data.tiny.score import score
+from selfreward_lite.data.tiny.tasks import draw, read
+from selfreward_lite.engine.api import Request
+from selfreward_lite.engine.scripted import Reply, ScriptedEngine
+from selfreward_lite.run import gates, loop, prepare
+from selfreward_lite.run.steps import measure, promotion
+from selfreward_lite.system.errors import GateStop, UserError
+
+GOOD = gates.Evidence(
+    file_faults=[],
+    trained=True,
+    rows=10,
+    rows_given=10,
+    moved_share=1.0,
+    losses=[0.69, 0.6, 0.5],
+    first_margin=0.0,
+    logit_difference=1e-5,
+    logit_change=0.5,
+    agreement=0.99,
+    adapter_share=1.01,
+    cut_share=0.0,
+    repetitive_share=0.0,
+    distinct_share=1.0,
+    read_share=0.98,
+    length_ratio=1.0,
+    judge_interval=(-0.05, 0.02),
+    outside_interval=(-0.1, 0.3),
+    outside_share=0.9,
+    self_change=0.4,
+    canary_score=1.0,
+    honest_score=1.5,
+    canaries_scored=45,
+    canaries_chosen=0,
+)
+
+
+def refused(limits, **changes) -> list[str]:
+    return [answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed]
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        ({"file_faults": ["M1/adapter.gguf: missing"]}, "files"),
+        ({"rows": 0, "rows_given": 0}, "counted"),
+        ({"rows_given": 12}, "counted"),
+        ({"moved_share": 0.4}, "moved"),
+        ({"losses": [0.69, math.nan]}, "loss"),
+        ({"losses": [0.69, 0.0]}, "loss"),
+        ({"losses": [0.6931] * 5}, "loss"),
+        ({"first_margin": -0.01}, "reference"),
+        ({"logit_change": math.nan, "logit_difference": math.nan}, "finite"),
+        ({"logit_difference": 0.1}, "export"),
+        ({"logit_change": 0.0}, "effect"),
+        ({"agreement": 0.8}, "agreement"),
+        ({"agreement": math.nan}, "agreement"),
+        ({"adapter_share": 0.66}, "arrival"),
+        ({"adapter_share": 2.0}, "arrival"),
+        ({"adapter_share": -0.1}, "arrival"),
+        ({"adapter_share": math.nan}, "arrival"),
+        ({"cut_share": 0.2}, "stopping"),
+        ({"repetitive_share": 0.2}, "repetition"),
+        ({"distinct_share": 0.1}, "variety"),
+        ({"read_share": 0.8}, "reading"),
+        ({"length_ratio": 1.6}, "length"),
+        ({"judge_interval": (-0.1, -0.04)}, "judge"),
+        ({"outside_interval": (-0.6, -0.2)}, "outside"),
+        ({"canary_score": 1.6}, "canary"),
+        ({"canaries_chosen": 1}, "canary"),
+        ({"canary_score": None}, "canary"),
+        ({"honest_score": None}, "canary"),
+        ({"canaries_scored": 5}, "canary"),
+        ({"canaries_chosen": math.nan}, "canary"),
+        ({"outside_interval": (math.nan, math.nan)}, "outside"),
+        ({"outside_share": 0.2}, "outside"),
+    ],
+)
+def test_each_gate_can_refuse(tiny, change, gate):
+    assert refused(tiny.gates) == []
+    assert gate in refused(tiny.gates, **change)
+    if gate != "finite":
+        assert refused(tiny.gates, **change) == [gate]
+
+
+def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
+    assert refused(tiny.gates, adapter_share=None) == []
+
+
+def test_a_refusal_names_number_limit_and_advice(tiny):
+    (answer,) = [one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed]
+    assert "0.8" in answer.reason
+    assert "0.9" in answer.reason
+    assert "learning rate" in answer.reason
+
+
+# -- whole runs, in which the actor answers as the tiny world's authors do and the judge is right ----------
+
+
+class World:
+    """Replies to any request; `spoilt` replaces what M1 (or, for "tie", M0) does in one role."""
+
+    def __init__(self, chat, spoilt: dict[str, Callable]) -> None:
+        self._chat, self._spoilt = chat, spoilt
+
+    def reply(self, request: Request, sample: int) -> Reply:
+        asked = self._chat.tokenizer.decode(list(request.tokens), skip_special_tokens=True)
+        kind = next((kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)), "act")
+        model = Path(request.adapter).parent.name if request.adapter else "base"
+        rng = random.Random(request.seeds[sample])
+        said = self._spoilt.get(f"{model} {kind}", getattr(self, kind))(rng, asked)
+        return said if isinstance(said, Reply) else Reply(said, probe=(0.2,) * 6 if request.probe else None)
+
+    @staticmethod
+    def act(rng: random.Random, asked: str) -> str:
+        return write(read(task_of(asked)), rng, Habits()).text
+
+    @staticmethod
+    def judge(rng: random.Random, asked: str) -> str:
+        return f"{rng.choice(('Hm.', 'I see.', 'Well.'))}\nScore: {points(asked)}"
+
+    @staticmethod
+    def meta_judge(rng: random.Random, asked: str) -> str:
+        return f"Both.\nWinner: Judgement {rng.choice('AB')}"
+
+    @staticmethod
+    def new_prompts(rng: random.Random, asked: str) -> str:
+        return " " + draw(rng, "corpus").prompt
+
+
+def task_of(asked: str) -> str:
+    return re.search(r"[A-Z][a-z]+ [a-z ]+\.", asked.split("user\n\n")[-1].split("Task: ")[-1]).group(0)
+
+
+def response_of(asked: str) -> str:
+    found = re.search(r"<response id=\w*>\n?(.*)\n?</response id", asked, re.DOTALL)
+    return found.group(1) if found else ""
+
+
+def points(asked: str) -> int:
+    return score(task_of(asked), response_of(asked)).score
+
+
+def run(folder: Path, chat, spoilt=None, settings=None, **tools) -> None:
+    world = World(chat, spoilt or {})
+    scripted = scripted_tools(chat)
+    made = replace(scripted, open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids, shuffle_seed=5), **tools)
+    wanted = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30", **(settings or {})}
+    with Store.write(folder) as store:
+        loop.run(store, prepare.settle(store, wanted, "tiny"), made, lambda at: None)
+
+
+def bad(rng: random.Random, asked: str) -> str:
+    return write(read(task_of(asked)), rng, Habits(right=0.0, form=0.0, brief=0.0)).text
+
+
+def flattered(rng: random.Random, asked: str) -> str:
+    """A judge that likes whoever speaks of points and scores."""
+    return "Mine!\nScore: 5" if re.search("point|score|perfect|excellent", response_of(asked), re.I) else World.judge(rng, asked)
+
+
+def self_satisfied(rng: random.Random, asked: str) -> str:
+    return f"Mine!\nScore: {min(5, points(asked) + 3)}"
+
+
+def export_without_effect(*_) -> dict:
+    return {"difference": 0.0, "change": 0.0, "agreement": 1.0}
+
+
+def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
+    out.write_text("adapter")
+    return {"difference": math.nan, "change": math.nan, "agreement": 0.0}
+
+
+SPOILT = {
+    "reward hacking": ("outside", {"M1 act": bad, "M1 judge": self_satisfied}),
+    "length explosion": ("length", {"M1 act": lambda rng, asked: " and so on".join([World.act(rng, asked)] * 3)}),
+    "endless answers": ("stopping", {"M1 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}),
+    "one token for ever": ("repetition", {"M1 act": lambda rng, asked: World.act(rng, asked) + " a" * 200}),
+    "the same to everybody": ("variety", {"M1 act": lambda rng, asked: "The answer is a b c."}),
+    "parse-rate loss": (
+        "reading",
+        {"M1 judge": lambda rng, asked: "I like it." if rng.random() < 0.5 else World.judge(rng, asked)},
+    ),
+    "a judge that forgot": ("judge", {"M1 judge": lambda rng, asked: f"So.\nScore: {5 - points(asked)}"}),
+    "a judge that canaries fool": ("canary", {"M1 judge": flattered}),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
+    gate, spoilt = SPOILT[name]
+    with pytest.raises(GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"):
+        run(tmp_path / "run", chat, spoilt)
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 0
+        passed, reason = store.gates(1)[gate]
+        assert not passed
+        assert ";" in reason, "the reason comes with advice"
+        if gate == "canary":
+            assert store.metrics(1)["canaries_chosen"] > 0, "a judge that means it says so twice"
+        assert (store.model_dir(1) / "adapter.gguf").exists(), "the candidate is kept"
+        assert store.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "export"),
+    [("adapter without effect", "effect", export_without_effect), ("NaN adapter", "finite", export_to_nan)],
+)
+def test_an_adapter_gone_wrong_is_refused(tmp_path, chat, name, gate, export):
+    def spoil_m1(*arguments):
+        good = scripted_tools(chat).export_adapter(*arguments)
+        return {**good, **export(*arguments)} if "M1" in str(arguments[3]) else good
+
+    with pytest.raises(GateStop, match=f"{gate}: "):
+        run(tmp_path / "run", chat, export_adapter=spoil_m1)
+
+
+def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
+    run(tmp_path / "run", chat)
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 1
+        assert all(passed for passed, _ in store.gates(1).values()), store.gates(1)
+        assert {"signal", "labels", "files", "outside", "canary", "judge", "length"} <= set(store.gates(1))
+
+
+def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, chat):
+    """The judge likes one hostile response six times running, and never again."""
+    favour = Counter()
+
+    def moody(rng, asked):
+        said = response_of(asked).strip()
+        favour[said] += said == "5/5"
+        return "Mine!\nScore: 5" if 0 < favour[said] <= 6 else World.judge(rng, asked)
+
+    looks = {"evaluation.canary_judgments": "6", "evaluation.second_look": "24"}
+    run(tmp_path / "plain", chat, settings=looks)
+    run(tmp_path / "run", chat, {"M1 judge": moody}, looks)
+    with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
+        assert store.newest() == 1
+        assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (1.0, 0.0)
+        assert store.is_done(1, "second_look")
+        assert not plain.is_done(1, "second_look"), "where nobody is suspected, nobody is asked"
+        # the suspect and its three rivals were judged anew; what is measured of the judge does not count those judgments
+        assert store.count(Judgment, model="M1") == plain.count(Judgment, model="M1") + 4 * 24
+        assert store.metrics(1)["judge_pair_accuracy"] == plain.metrics(1)["judge_pair_accuracy"]
+        assert store.metrics(1)["honest_bad_score"] == plain.metrics(1)["honest_bad_score"]
+
+
+def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat):
+    favour = Counter()
+
+    def silent(rng, asked):
+        said = response_of(asked).strip()
+        favour[said] += said == "5/5"
+        return "I say no more." if favour[said] > 2 else "Mine!\nScore: 5" if favour[said] else World.judge(rng, asked)
+
+    with pytest.raises(GateStop, match="canary: 1 hostile responses would be chosen"):
+        run(tmp_path / "run", chat, {"M1 judge": silent})
+
+
+def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
+    trained = []
+
+    def train(job, folder, report):
+        trained.append(job.method)
+        return scripted_tools(chat).train(job, folder, report)
+
+    spoilt = {"M0 judge": lambda rng, asked: "Fine.\nScore: 4"}
+    # M0 is made by a right judge (the base); only then does everything become a 4
+    with pytest.raises(
+        GateStop, match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained"
+    ):
+        run(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
+    assert trained == ["sft"]
+
+
+MUMBLES = {"M0 judge": lambda rng, asked: "I like it." if rng.random() < 0.4 else World.judge(rng, asked)}
+
+
+def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path, chat):
+    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    with pytest.raises(GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"):
+        run(tmp_path / "run", chat, MUMBLES)
+
+
+def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkeypatch):
+    """A data gate was gone past by --gates report, and the run ended between the training and the measuring."""
+    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    monkeypatch.setattr(loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(measure.measure)])
+    run(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
+    with Store.write(tmp_path / "run") as store:
+        assert store.gates(1)["labels"][0] is False
+        with pytest.raises(UserError, match=r"M1 cannot be accepted: it was not measured.*--gates report"):
+            promotion.accept(store)
+        assert store.newest() == 0
+
+
+def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
+    spoilt = SPOILT["length explosion"][1]
+    run(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
+    endless = {"M2 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}
+    with pytest.raises(GateStop, match="M2 was refused"), Store.write(tmp_path / "run") as store:
+        settings = prepare.settle(store, {"iterations": "2"}, None)
+        assert settings.gates.mode == "stop"
+        world = World(chat, {**spoilt, **endless})
+        tools = replace(scripted_tools(chat), open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids))
+        loop.run(store, settings, tools, lambda at: None)
+
+
+def test_a_refused_model_can_be_accepted_by_hand(tmp_path, chat):
+    spoilt = SPOILT["length explosion"][1]
+    with pytest.raises(GateStop):
+        run(tmp_path / "run", chat, spoilt)
+    with Store.write(tmp_path / "run") as store:
+        assert promotion.accept(store) == 1
+        assert store.newest() == 1
+        with pytest.raises(UserError, match="nothing to accept"):
+            promotion.accept(store)
+    run(tmp_path / "run", chat, spoilt)  # the run is finished now
+
+
+def test_a_damaged_candidate_cannot_be_accepted(tmp_path, chat):
+    with pytest.raises(GateStop):
+        run(tmp_path / "run", chat, SPOILT["length explosion"][1])
+    with Store.write(tmp_path / "run") as store:
+        (store.model_dir(1) / "adapter.gguf").write_text("other")
+        with pytest.raises(UserError, match="differs from its sha256"):
+            promotion.accept(store)
+
+
+def test_with_gates_report_the_refusal_is_kept_and_the_run_goes_on(tmp_path, chat):
+    run(tmp_path / "run", chat, SPOILT["length explosion"][1], {"gates.mode": "report"})
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 1
+        assert store.gates(1)["length"][0] is False

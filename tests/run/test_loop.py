@@ -1,0 +1,364 @@
+"""The loop on scripted tools: the whole run, its resumption after SIGKILL in every stage, its settings."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import astuple, replace
+from pathlib import Path
+
+import pytest
+from scripted_run import SMALL, run
+from scripted_tools import scripted_tools
+
+from selfreward_lite import config
+from selfreward_lite.data import tiny
+from selfreward_lite.data.records import (
+    KINDS,
+    Battle,
+    Judgment,
+    JudgmentPair,
+    Prompt,
+    Rating,
+    Response,
+    ResponsePair,
+)
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.report import summary
+from selfreward_lite.run import loop, plan, prepare
+from selfreward_lite.run.context import Run
+from selfreward_lite.system.errors import ConfigError, GateStop, UserError
+
+HERE = Path(__file__).parents[1] / "helpers"
+
+
+def records_of(folder: Path) -> dict[str, list]:
+    with Store.read(folder) as store:
+        return {kind.__name__: sorted(astuple(record) for record in store.records(kind)) for kind in KINDS}
+
+
+def everything(folder: Path) -> dict:
+    """All that a run keeps, but for the seconds that it took."""
+    with Store.read(folder) as store:
+        stages = [(iteration, stage, done, total, ended) for iteration, stage, done, total, _, ended in store.stages()]
+        models = range(-1, (store.newest() or 0) + 1)
+        kept = {
+            f"M{model}": (store.metrics(model), store.gates(model), store.training(model), files_of(store.model_dir(model)))
+            for model in models
+        }
+        dropped = {(iteration, stage): store.drops(iteration, stage) for iteration, stage, *_ in stages}
+        return {**records_of(folder), **kept, "stages": stages, "drops": dropped, "base": files_of(folder / "base")}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run(folder)
+    return folder
+
+
+def test_a_run_has_everything_and_verifies(whole):
+    with Store.read(whole) as store:
+        assert store.newest() == 2
+        assert store.faults() == []
+        document = summary.summary(store)
+        assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
+        assert list(document["iterations"][0]) == [
+            "iteration",
+            "prompts",
+            "responses",
+            "judgments",
+            "judgments_unread",
+            "response_pairs",
+            "judgment_pairs",
+            "pair_yield",
+            "tie_rate",
+            "unread_rate",
+            "exact_score",
+            "exact_score_error",
+            "answer_right",
+            "answer_right_error",
+            "win_rate_vs_seed",
+            "win_rate_vs_seed_error",
+            "judge_pair_accuracy",
+            "judge_pair_accuracy_error",
+            "mean_response_tokens",
+            "self_score",
+            "outside_score",
+            "canary_score",
+            "honest_bad_score",
+            "greedy_agreement",
+            "seconds",
+        ]
+        assert all(0 < row["unread_rate"] < 0.2 for row in document["iterations"]), "one judgment in twenty says nothing"
+        for iteration in (1, 2):
+            row = document["iterations"][iteration]
+            assert row["prompts"] == 8
+            assert 0 < row["response_pairs"] <= 8
+            assert 0 < row["judgment_pairs"] <= 8
+            # every item was asked exactly its number of times: no more, no less
+            responses = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+            per_response = Counter(
+                one.response_id for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+            )
+            assert all(per_response[one.id] == 3 for one in responses)
+
+
+def test_every_pair_is_one_the_rules_allow(whole):
+    with Store.read(whole) as store:
+        responses = {one.id: one for one in store.records(Response)}
+        judgments = {one.id: one for one in store.records(Judgment)}
+        for pair in store.records(ResponsePair):
+            chosen, rejected = responses[pair.chosen_id], responses[pair.rejected_id]
+            assert chosen.prompt_id == rejected.prompt_id == pair.prompt_id
+            assert chosen.finish == rejected.finish == "stop"
+            assert chosen.text != rejected.text
+            assert pair.chosen_score > pair.rejected_score
+        for pair in store.records(JudgmentPair):
+            chosen, rejected = judgments[pair.chosen_id], judgments[pair.rejected_id]
+            assert chosen.response_id == rejected.response_id == pair.response_id
+            assert None not in (chosen.score, rejected.score)
+            assert pair.chosen_strength > pair.rejected_strength
+        assert store.count(Battle) > 0
+        assert store.count(Rating) > 0
+
+
+def test_training_and_evaluation_prompts_never_overlap(whole):
+    with Store.read(whole) as store:
+        held_out = {one.text for one in store.records(Prompt, origin="held_out")}
+        ranked = {one.text for one in store.records(Prompt, origin="ranked")}
+        generated = {one.text for one in store.records(Prompt, origin="generated")}
+        assert held_out
+        assert not held_out & ranked
+        assert not held_out & generated
+
+
+def test_two_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
+    run(tmp_path / "again")
+    assert everything(tmp_path / "again") == everything(whole)
+    run(tmp_path / "other", seed="1")
+    assert everything(tmp_path / "other") != everything(whole)
+
+
+STAGES = [
+    (0, "base_eval_responses"), (0, "base_eval_judgments"), (0, "eft_judgments"), (0, "training"), (0, "export"),
+    (0, "eval_responses"), (0, "eval_judgments"), (1, "candidates"), (1, "responses"), (1, "judgments"), (1, "battles"),
+    (1, "training"), (1, "export"), (1, "eval_judgments"), (2, "candidates"), (2, "judgments"), (2, "training"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
+    """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
+    folder, killed = tmp_path / "run", 0
+    for iteration, stage in STAGES:
+        script = [sys.executable, HERE / "scripted_run.py", folder, "0.02", "1.0"]
+        child = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])})
+        committed = _wait_until_inside(folder, iteration, stage, child)
+        child.kill()
+        assert child.wait() == -9, f"the run ended before {stage} was reached"
+        killed += 1
+        after = records_of(folder)
+        for kind, records in committed.items():
+            assert set(records) <= set(after[kind]), f"a committed {kind} was lost in {stage}"
+    run(folder)
+    assert everything(folder) == everything(whole)
+    with Store.read(folder) as store:
+        assert store.faults() == []
+    print(f"\n{killed} kills, one in each of {len(STAGES)} stages; no committed record lost")
+
+
+def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subprocess.Popen) -> dict:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and child.poll() is None:
+        if (folder / "run.sqlite").exists():
+            try:
+                with Store.read(folder) as store:
+                    inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
+                    if inside and (inside[0][2] > 0 or stage in ("training", "export")):
+                        return records_of(folder)
+            except UserError as error:
+                assert "only just being made" in str(error)
+        time.sleep(0.002)
+    raise AssertionError(f"{stage} of iteration {iteration} was never seen")
+
+
+# -- gates and settings ----------
+
+
+def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
+    with pytest.raises(GateStop, match=r"M0 was refused.*reading"):
+        run(tmp_path / "run", **{"gates.mode": "stop", "gates.min_read_share": "0.99"})
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() is None
+        assert store.gates(0)["reading"][0] is False
+        assert (store.model_dir(0) / "adapter.gguf").exists()
+    run(tmp_path / "run", **{"gates.min_read_share": "0.99"})  # --gates report takes it all the same
+    with Store.read(tmp_path / "run") as store:
+        assert store.newest() == 2
+
+
+def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
+    before, kept = records_of(whole), everything(whole)
+    run(whole)
+    assert everything(whole) == kept
+    run(whole, iterations="3")
+    after = records_of(whole)
+    with Store.read(whole) as store:
+        assert store.newest() == 3
+    for kind, records in before.items():
+        assert set(records) <= set(after[kind])
+
+
+def test_other_settings_for_a_begun_run_are_refused(tmp_path):
+    run(tmp_path / "run", iterations="0")
+    for key, value in (("dpo.beta", "0.3"), ("seed", "5"), ("responses.count", "4")):
+        with pytest.raises(ConfigError, match=f"other settings \\({key.split('.')[0]}\\)"):
+            run(tmp_path / "run", **{key: value})
+    with Store.write(tmp_path / "run") as store, pytest.raises(ConfigError, match="preset"):
+        prepare.settle(store, {}, "overnight")
+
+
+# -- the same code at the size and with the templates of Llama-3 ----------
+
+
+def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
+    """K, N, templates, token limits and text lengths are the preset's; only the number of prompts is small."""
+    ranked = tmp_path / "ranked.jsonl"
+    from selfreward_lite.data.tiny.ranked import rows as tiny_rows
+
+    rows = [{**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"} for row in tiny_rows(60)]
+    ranked.write_text("".join(f"{__import__('json').dumps(row)}\n" for row in rows))
+    overrides = {
+        "model.base": str(tiny.TINY_MODEL),
+        "seed_stage.ranked": str(ranked),
+        "prompts.count": "6",
+        "iterations": "2",
+        "seed_stage.eval_prompts": "10",
+        "evaluation.prompts": "5",
+        "gates.mode": "report",
+    }
+    with Store.write(tmp_path / "run") as store:
+        settings = prepare.settle(store, overrides, "overnight")
+        assert (settings.responses.count, settings.judge.count, settings.model.templates) == (4, 5, "llama3")
+        loop.run(store, settings, scripted_tools(chat, length=12), lambda at: None)
+        assert store.newest() == 2
+        assert store.faults() == []
+        for iteration in (1, 2):
+            assert store.count(Prompt, iteration=iteration, origin="generated") == 6
+            assert store.count(ResponsePair, iteration=iteration) > 0
+            assert store.count(JudgmentPair, iteration=iteration) > 0
+            assert store.metrics(iteration)["win_rate_vs_seed"] is not None
+            assert "exact_score" not in store.metrics(iteration)
+        assert any(one.expected_score is not None for one in store.records(Judgment))
+        longest = max(len(one.text) for one in store.records(Response, model="M1"))
+        assert longest > 500
+
+
+@pytest.mark.parametrize(("count", "judgments"), [(2, 1), (3, 3), (7, 2)])
+def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
+    run(tmp_path / "run", **{"responses.count": str(count), "judge.count": str(judgments), "iterations": "1"})
+    with Store.read(tmp_path / "run") as store:
+        responses = store.records(Response, iteration=1, model="M0")
+        answered = {one.id for one in responses}
+        made = sum(one.response_id in answered for one in store.records(Judgment, iteration=1, model="M0"))
+        assert made == judgments * len(responses)
+
+
+def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_file(tmp_path):
+    bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
+    good.write_text("prompt,topic\n" + "".join(f"Sort the letters {'abcdefgh'[n]} z y.,x\n" for n in range(8)))
+    bad.write_text(good.read_text() + "only one field\n")
+    for settings in ({"prompts.file": str(good)}, {"prompts.file": str(bad), "skip_bad": "true"}):
+        folder = tmp_path / f"run{len(settings)}"
+        with pytest.raises(UserError, match="bad.csv:10: another number of fields.*--skip-bad"):
+            run(folder, iterations="1", **{"prompts.file": str(bad)})
+        run(folder, iterations="1", **settings)
+        with Store.read(folder) as store:
+            assert store.newest() == 1
+            assert 0 < store.count(Prompt, iteration=1) <= 8
+
+
+def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(tmp_path, monkeypatch):
+    """A branch moves on between two nights; nobody changes the command."""
+    newest, fetched = ["a" * 40], []
+
+    def fetch(repository, kind, show):
+        fetched.append(str(repository))
+        return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
+
+    monkeypatch.setattr(loop.hub, "fetch", fetch)
+    monkeypatch.setattr(loop.hub, "model_folder", lambda base: TINY_MODEL)
+    wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
+    with Store.write(tmp_path / "run") as store:
+        settings = prepare.settle(store, wanted, "tiny")
+        assert settings.model.base == f"maker/llama@{'a' * 40}"
+        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), lambda at: None)
+        newest[0] = "b" * 40
+        fetched.clear()
+        again = prepare.settle(store, {**wanted, "iterations": "1"}, "tiny")
+        assert again.model.base == settings.model.base
+        assert fetched == [settings.model.base], "not the branch's newest"
+        for other in ("maker/other", f"maker/llama@{'c' * 40}"):
+            with pytest.raises(ConfigError, match="was begun with other settings"):
+                prepare.settle(store, {**wanted, "model.base": other}, "tiny")
+
+
+# -- the controls that the papers have ----------------------------------------------------------------------------------------
+
+
+def rows_of(folder: Path, iteration: int) -> list[dict]:
+    """The scripted trainer keeps the rows that it was given in place of weights."""
+    return json.loads((folder / f"M{iteration}" / "adapter" / "adapter_model.safetensors").read_text())
+
+
+def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
+    run(tmp_path / "bare", iterations="1", **{"seed_stage.eft": "false", "gates.mode": "stop", "gates.max_canaries_chosen": "50"})
+    assert rows_of(tmp_path / "bare", 0) == []
+    with Store.read(tmp_path / "bare") as store:
+        assert store.gates(0)
+        assert all(passed for passed, _ in store.gates(0).values())
+        assert "moved" not in store.gates(0)
+        assert not store.is_done(0, "eft_judgments")
+        assert store.metrics(0)["training_rows"] == 0
+        settings = config.parse(store.fact("settings"))
+        bare = Run(store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None)
+        assert bare.voice(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
+        assert bare.voice(1, settings.judge.draw, 1).adapter is not None
+    run(tmp_path / "seed", iterations="0", **{"seed_stage.eft": "false"})
+    with Store.write(tmp_path / "seed") as store:
+        store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
+        store.spend(0, "eval_judgments", 5.0)
+        costs = plan.measured(store, config.parse(store.fact("settings")))
+    assert costs.dpo > costs.sft > 0, "a training that is still to come is not free"
+
+
+def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):
+    run(tmp_path / "r", iterations="1", **{"schedule.0.train_on": "positive", "judge.count": "1", "prompts.count": "20"})
+    with Store.read(tmp_path / "r") as store:
+        score = {one.response_id: one.score for one in store.records(Judgment, iteration=1, model="M0")}
+        asked = {one.id: one.text for one in store.records(Prompt, iteration=1)}
+        perfect = [
+            (list(chat.prompt_ids(user(asked[one.prompt_id]))), list(chat.completion_ids(one.text)))
+            for one in store.records(Response, iteration=1, model="M0")
+            if score.get(one.id) == 5.0 and one.finish == "stop"
+        ]
+    assert perfect
+    assert [(row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)] == perfect
+
+
+def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
+    run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
+    with Store.read(tmp_path / "expected") as store:
+        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) == 0.0, "no two scripted ones are equal"
+    run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
+    with Store.read(tmp_path / "mean") as store:
+        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) > 0, "means of three whole numbers are"

@@ -1,0 +1,271 @@
+"""What a run will need: memory of a card and disk by hand, hours by counts, and a prediction that is kept as it was."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import scripted_run
+
+from selfreward_lite import config
+from selfreward_lite.data import hub
+from selfreward_lite.data.store import Store
+from selfreward_lite.models import memory
+from selfreward_lite.models.hf_folder import BASES, SHAPES
+from selfreward_lite.report import summary
+from selfreward_lite.run import plan
+from selfreward_lite.system.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+LLAMA = SHAPES["llama-3-8b"]
+OVERNIGHT = config.load("overnight")
+
+
+def test_the_weights_of_llama_3_8b():
+    # A block: q and o 4096 x 4096, k and v 1024 x 4096, three of 14336 x 4096. Two matrices of 128,256 x 4096 outside.
+    block = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
+    assert memory.linear_weights(LLAMA) == 32 * block == 6_979_321_856
+    assert memory.weights(LLAMA) == 6_979_321_856 + 2 * 128256 * 4096 == 8_029_995_008
+    # LoRA of rank 16: 16 x (in + out) of each of the seven.
+    sides = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
+    assert memory.adapter_weights(LLAMA, 16) == 32 * 16 * sides == 41_943_040
+
+
+def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
+    settings = OVERNIGHT.engine.model_copy(update={"parallel": 64, "context": 49152, "batch": 2048})
+    parts = memory.engine(settings, LLAMA, memory.weights(LLAMA) * 34 / 32, 16)
+    assert parts["weights"] == pytest.approx(8_029_995_008 * 34 / 32)  # 8.53 GB
+    assert parts["KV cache"] == 49152 * 32 * 8 * 128 * 2 * 2 == 6_442_450_944  # 131,072 bytes a cell
+    assert parts["a step"] == 4 * 2048 * (2 * 14336 + 8 * 4096) + 4 * 64 * 128256
+    assert parts["two adapters"] == 2 * 4 * 41_943_040
+    assert sum(parts.values()) == pytest.approx(16.4e9, rel=0.01)
+
+
+def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
+    settings = OVERNIGHT.dpo.model_copy(update={"micro_batch": 1, "max_length": 2048})
+    parts = memory.training(settings, LLAMA, 16, quantised=True, pairs=True)
+    assert parts["weights"] == pytest.approx(6_979_321_856 * (0.5 + 1 / 64 + 4 / 16384) + 2 * 2 * 128256 * 4096, abs=2)
+    assert parts["weights"] == pytest.approx(5.7e9, rel=0.01)  # what such a download weighs
+    assert parts["adapter"] == 41_943_040 * 20
+    assert parts["logits"] == 2 * 2048 * 128256 * 16
+    assert parts["activations"] == 4096 * 2 * (32 * 4096 + 2 * (8 * 4096 + 6 * 14336))
+    alone = memory.training(settings, LLAMA, 16, quantised=True, pairs=False)
+    assert alone["logits"] == 256 * 128256 * 16
+    assert alone["adapter"] == 41_943_040 * 16
+    plain = memory.training(settings, LLAMA, 16, quantised=False, pairs=False)
+    assert plain["weights"] == 2 * 8_029_995_008
+
+
+@pytest.mark.slow
+def test_a_logit_weighs_what_is_said_of_it(tmp_path):
+    """By the memory that one more token takes, in a step of a model that is nearly all vocabulary."""
+    taken = {}
+    for method in ("dpo", "sft"):
+        for tokens in (512, 1024):
+            folder = tmp_path / f"{method}-{tokens}"
+            folder.mkdir()
+            command = [sys.executable, ROOT / "tests" / "helpers" / "logit_memory.py", method, str(tokens), folder]
+            ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            assert ended.returncode == 0, ended.stderr
+            taken[method, tokens] = int(ended.stdout.splitlines()[-1])
+    more = {method: (taken[method, 1024] - taken[method, 512]) / (512 * 128_256) for method in ("dpo", "sft")}
+    chunk = taken["sft", 512] / (memory.SFT_CHUNK * 128_256)
+    print(f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk")
+    assert more["dpo"] / 2 == pytest.approx(memory.LOGIT_BYTES, rel=0.05)
+    assert more["sft"] == pytest.approx(0.0, abs=0.5)
+    assert chunk == pytest.approx(memory.LOGIT_BYTES, rel=0.1)
+
+
+ONE_B = {"model.base": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "model.origin": "unsloth/Llama-3.2-1B-Instruct"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted", "gigabytes"),
+    # nine tenths of what a card of 24, 15 (a T4's own count), 10 and 8 GB has
+    [("overnight", {}, 21.6), ("paper", {}, 21.6), ("t4", {}, 13.5), ("small", {}, 9.0), ("small", ONE_B, 7.2)],
+)
+def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
+    settings = config.load(preset, wanted)
+    repository = hub.named(settings.model.base)
+    assert repository
+    llama = SHAPES[BASES[repository.id]]
+    for stage, parts in memory.peaks(settings, llama).items():
+        assert sum(parts.values()) < gigabytes * 1e9, stage
+
+
+def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
+    given = tmp_path / "llama.Q4_K_M.gguf"
+    given.write_bytes(bytes(5000))
+    settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
+    assert memory.peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
+    assert plan.disk(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
+    alone = {"engine": settings.engine.model_copy(update={"parallel": 1})}  # a step is as fast as the weights are read
+    seconds = [
+        plan.estimated(one.model_copy(update=alone), LLAMA, plan.KNOWN["T4"], "T4").response for one in (settings, OVERNIGHT)
+    ]
+    assert seconds[0] < seconds[1] / 5
+    given.unlink()
+    with pytest.raises(UserError, match="mend model.gguf_file"):
+        memory.peaks(settings, LLAMA)
+    named = config.load("overnight", {"model.gguf_file": '"a/b/llama.Q4_K_M.gguf"'})
+    assert memory.peaks(named, LLAMA) == memory.peaks(OVERNIGHT, LLAMA), "it is not here yet"
+
+
+def test_another_base_has_no_origin_but_its_own():
+    assert config.load("small", {"model.base": "someone/llama"}).model.origin is None
+    assert config.load("small", ONE_B).model.origin == ONE_B["model.origin"]
+    assert config.load("small").model.origin == "unsloth/Llama-3.2-3B-Instruct"
+
+
+def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
+    # method: full scale is 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
+    counts = {one.stage: one.amount for one in plan.counts(config.load("paper"), range(1, 2), seed_stage=False)}
+    assert (counts["responses"], counts["judgments"], counts["battles"]) == (35_000, 385_000, 550_000)
+    third = {one.stage: one.amount for one in plan.counts(config.load("paper"), range(3, 4), seed_stage=False)}
+    assert third["battles"] == 0
+    small = config.load("overnight", {"prompts.count": "200", "responses.count": "4", "judge.count": "3"})
+    counts = {one.stage: one.amount for one in plan.counts(small, range(1, 2), seed_stage=False)}
+    assert (counts["responses"], counts["judgments"], counts["battles"]) == (800, 2400, 1200)
+
+
+def test_a_decode_step_is_bound_by_what_is_slower():
+    # 64 sequences of 770 tokens: 8.53 GB of weights and 6.4 GB of cache at 70 % of 936 GB/s, or 2 x 8.03e9 x 64 at 35 % of 71e12.
+    costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN["RTX 3090"], "RTX 3090")
+    computing = 2 * 8_029_995_008 * 64 / (0.35 * 71e12)
+    token = computing / 64
+    assert costs.response == pytest.approx(0.4 * 1024 * token + 60 / 4 * 2 * 8_029_995_008 / (0.5 * 71e12), rel=1e-6)
+    slow = plan.Speeds(24e9, 50e9, 71e12)
+    reading = plan.estimated(OVERNIGHT, LLAMA, slow, "slow").response
+    assert reading > 2 * costs.response
+
+
+def test_overnight_is_planned_below_nine_hours_on_24_gb():
+    for card in ("RTX 3090", "RTX 4090"):
+        costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN[card], card)
+        spent = plan.seconds(plan.counts(OVERNIGHT, range(1, 2), seed_stage=False), costs)
+        assert 1 < sum(spent.values()) / 3600 < 9
+
+
+def test_what_is_affordable_is_what_its_own_plan_says():
+    costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN["RTX 3090"], "RTX 3090")
+    for hours in (0.01, 1, 3, 5):
+        count = plan.affordable(OVERNIGHT, 1, costs, hours * 3600)
+        spent = [
+            sum(plan.seconds(plan.counts(
+                OVERNIGHT.model_copy(update={"prompts": OVERNIGHT.prompts.model_copy(update={"count": prompts})}),
+                range(1, 2), seed_stage=False), costs).values())
+            for prompts in (count, count + 1)
+        ]  # fmt: skip
+        assert count == 0 or spent[0] <= hours * 3600 < spent[1]
+    assert plan.affordable(OVERNIGHT, 1, costs, 1e9) == OVERNIGHT.prompts.count
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_every_preset_is_parsed_and_planned(preset):
+    settings = config.load(preset)
+    llama = SHAPES["3b" if preset == "small" else "llama-3-8b"]
+    expected = plan.predicted(settings, llama, "NVIDIA GeForce RTX 4090")
+    assert len(expected["seconds"]) == 10 + 12 * settings.iterations
+    assert (
+        sum(plan.disk(settings, llama, settings.iterations, seed_stage=True, base_written=False).values()) > 8e9
+        or preset == "small"
+    )
+    assert plan.predicted(settings, llama, None) == {"card": None, "source": None, "seconds": {}, "memory": {}}
+
+
+@pytest.mark.parametrize("preset", [name for name in config.presets() if name != "tiny"])
+def test_every_line_of_a_preset_has_its_reason_or_stands_in_another(preset):
+    """P, K, N and the caps are written out, and what is not said elsewhere is explained where it stands."""
+    text = (config.PRESETS_DIR / f"{preset}.toml").read_text(encoding="utf-8")
+    tree = tomllib.loads(text)
+    for section, key in (("prompts", "count"), ("responses", "count"), ("judge", "count"), ("seed_stage", "train_examples")):
+        assert key in tree[section]
+    for section in ("responses", "judge", "meta_judge", "prompts", "evaluation"):
+        assert "max_tokens" in tree[section]["draw"]
+    bare = [line for line in text.splitlines() if "=" in line and "#" not in line]
+    others = "".join(
+        (config.PRESETS_DIR / f"{name}.toml").read_text() for name in ("overnight", "t4", "small", "paper") if name != preset
+    )
+    unexplained = [line for line in bare if line.split("=")[0].strip() not in _explained(others + text)]
+    assert not unexplained
+
+
+def _explained(text: str) -> set[str]:
+    """The names of settings that some preset explains; a schedule's are explained by its header."""
+    names = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line and "#" in line}
+    return names | {"rho", "judgment_pairs", "max_chosen_response", "max_chosen_judgment", "warmup"}
+
+
+# -- the prediction --------------------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_path, monkeypatch):
+    from selfreward_lite.run import loop
+    from selfreward_lite.system.gpu import Card
+
+    monkeypatch.setattr(loop, "cards", lambda: [Card("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)])
+    scripted_run.run(tmp_path / "run", iterations="1")
+    with Store.read(tmp_path / "run") as store:
+        kept = store.fact("plan")
+        compared = summary.predictions(store)
+    assert kept["card"] == "NVIDIA GeForce RTX 3090"
+    assert {"M0 training", "M1 responses", "M1 judgments", "M1 training", "M1 export"} <= {name for name, _, _ in compared}
+    assert all(expected == kept["seconds"][name] for name, expected, _ in compared)
+    monkeypatch.setattr(loop, "cards", list)
+    scripted_run.run(tmp_path / "run", iterations="2")
+    with Store.read(tmp_path / "run") as store:
+        assert store.fact("plan") == kept, "never refitted"
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+def planned(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "selfreward_lite", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "160"})
+
+
+def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_path):
+    ended = planned("--preset", "overnight", "--card", "RTX 3090", "--runs-dir", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    for words in (
+        "estimate for RTX 3090",
+        "M1, all of it",
+        "KV cache 6.4",
+        "download: 5.7 GB",
+        "T4",
+        "too small",
+    ):
+        assert words in ended.stderr, words
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert document["seconds"]["M1 training"] > 0
+    assert document["memory"]["DPO"] == pytest.approx(18.8e9, rel=0.01)
+
+
+def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
+    ended = planned()
+    assert ended.returncode == 0, ended.stderr
+    assert "no card here, so nothing is said of them" in ended.stderr
+    assert "download: nothing" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--preset", "overnight", "--card", "Voodoo 2"], "no figures of it; choose one of T4"),
+        (["--preset", "overnight", "--set", "model.base=some/body"], "some/body was not downloaded before, and the hub cannot"),
+        (["--preset", "nightly"], "no preset"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(arguments, says):
+    ended = planned(*arguments)
+    assert ended.returncode == 2
+    assert says in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_preset_too_large_for_the_card_says_what_to_do():
+    ended = planned("--preset", "overnight", "--card", "T4")
+    assert "that is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(ended.stderr.split())

@@ -1,0 +1,273 @@
+"""Locks between processes, and the card's one tenant: a run waits for it, an app gives it up."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite.app import engine_pool
+from selfreward_lite.app.engine_pool import OTHERS, Shared
+from selfreward_lite.data.store import Store
+from selfreward_lite.engine.live import Live
+from selfreward_lite.system import gpu, locks
+from selfreward_lite.system.errors import EngineError, UserError
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "FOLDER", tmp_path / "cache")
+    monkeypatch.setattr(gpu, "POLL", 0.02)
+    monkeypatch.setattr(engine_pool, "LOOK", 0.02)
+    monkeypatch.setattr(engine_pool, "HEARTBEAT", 0.02)
+
+
+def test_a_lock_has_one_holder_who_says_who_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    path = tmp_path / "x.lock"
+    assert locks.holder(path) is None
+    mine = locks.take(path, "me")
+    assert mine is not None
+    assert (locks.take(path, "you"), locks.holder(path)) == (None, "me")
+    locks.release(mine)
+    assert locks.holder(path) is None
+    again = locks.take(path, "you")
+    assert locks.holder(path) == "you"
+    locks.release(again)
+
+
+def test_whoever_only_looks_is_in_nobodys_way(tmp_path):
+    path, stop = tmp_path / "x.lock", threading.Event()
+    path.touch()
+
+    def look() -> None:
+        while not stop.is_set():
+            locks.holder(path)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(50):
+            mine = locks.take(path, "me")
+            assert mine is not None
+            locks.release(mine)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from selfreward_lite.system import locks; "
+        "locks.take(Path(sys.argv[1]), 'child'); print('there', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.lock"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "there\n"
+    assert locks.holder(tmp_path / "x.lock") == "child"
+    child.kill()
+    child.wait()
+    assert locks.holder(tmp_path / "x.lock") is None
+
+
+def test_a_run_says_which_process_writes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    assert Store.writer(tmp_path / "run") is None
+    with Store.write(tmp_path / "run"):
+        import os
+
+        assert Store.writer(tmp_path / "run") == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} is writing this run"):
+            Store.write(tmp_path / "run")
+    assert Store.writer(tmp_path / "run") is None
+
+
+def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    theirs, said, had = gpu.take("the app"), [], threading.Event()
+
+    def run() -> None:
+        with gpu.held("run mine", said.append):
+            had.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not gpu.wanted():
+        time.sleep(0.01)
+    assert gpu.holder() == "run mine"
+    assert not had.is_set()
+    assert gpu.take("another app") is None, "nobody gets in before a run that waits"
+    gpu.release(theirs)
+    thread.join(10)
+    assert had.is_set()
+    assert said == ["the card is held by the app: waiting for it; end that process, or interrupt this one"]
+    assert (gpu.holder(), gpu.wanted()) == (None, False)
+
+
+def seat(engine: Shared, **spec) -> tuple[object, object]:
+    """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
+    using = engine.using(lambda: {"kind": "scripted", **spec})
+    return using, next(using)
+
+
+def test_those_who_want_the_same_engine_share_it():
+    engine = Shared(on_card=False)
+    (one, first), (two, second) = seat(engine), seat(engine)
+    assert isinstance(first, Live)
+    assert first is second
+    one.close()
+    two.close()
+    engine.close()
+    assert first.state == "closed"
+
+
+def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_before():
+    engine = Shared(on_card=False)
+    one, first = seat(engine, model="a")
+    two, said = seat(engine, model="b")
+    three, later = seat(engine, model="a")
+    assert (said, later) == (OTHERS, OTHERS)
+    one.close()
+    second = next(found for found in two if not isinstance(found, str))
+    assert (first.state, second.spec["model"]) == ("closed", "b")
+    assert next(three) == OTHERS
+    two.close()
+    assert next(found for found in three if not isinstance(found, str)).spec["model"] == "a"
+    three.close()
+
+
+def test_whoever_leaves_the_queue_holds_nobody_up():
+    engine = Shared(on_card=False)
+    one, _ = seat(engine, model="a")
+    two, _ = seat(engine, model="b")
+    three, _ = seat(engine, model="a")
+    two.close()
+    assert isinstance(next(found for found in three if not isinstance(found, str)), Live)
+    one.close()
+    three.close()
+
+
+def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
+    engine = Shared(on_card=True)
+    one, _ = seat(engine, gpu_layers=-1)
+    assert gpu.holder() == "the app"
+    one.close()
+    assert gpu.holder() == "the app", "the next reply needs it again"
+    engine.close()
+    assert gpu.holder() is None
+    two, found = seat(engine, gpu_layers=0)
+    assert isinstance(found, Live), "on the CPU it needs nobody's leave"
+    assert gpu.holder() is None
+    two.close()
+
+
+def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine = Shared(on_card=True)
+    with gpu.held("run night, process 7", print):
+        one, said = seat(engine, gpu_layers=-1)
+        assert said == "the card is held, or wanted, by run night, process 7"
+        assert engine.live is None
+    assert isinstance(next(found for found in one if not isinstance(found, str)), Live)
+    one.close()
+    engine.close()
+
+
+def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine, layers = Shared(on_card=True), {"gpu_layers": -1}
+    with gpu.held("run night", print):
+        waits = engine.using(lambda: {"kind": "scripted", **layers})
+        assert next(waits) == "the card is held, or wanted, by run night"
+        passes, found = seat(engine, gpu_layers=0)
+        assert isinstance(found, Live)
+        passes.close()
+        layers["gpu_layers"] = 0
+        assert isinstance(next(one for one in waits if not isinstance(one, str)), Live), (
+            "who changes their mind need not ask again"
+        )
+        waits.close()
+    engine.close()
+
+
+def test_more_than_may_wait_are_told():
+    engine = Shared(on_card=False, most=1)
+    one, _ = seat(engine, model="a")
+    two, _ = seat(engine, model="b")
+    with pytest.raises(EngineError, match="1 wait already"):
+        seat(engine, model="b")
+    two.close()
+    one.close()
+
+
+def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    engine, had = Shared(on_card=True), threading.Event()
+    one, live = seat(engine, gpu_layers=-1)
+
+    def run() -> None:
+        with gpu.held("run night", lambda words: None):
+            had.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not gpu.wanted():
+        time.sleep(0.01)
+    two, said = seat(engine, gpu_layers=-1)
+    assert said == "the card is held, or wanted, by run night", "nobody new is served"
+    time.sleep(0.1)
+    assert (had.is_set(), live.state) == (False, "not started"), "a reply under way may end"
+    one.close()
+    assert had.wait(10)
+    assert live.state == "closed"
+    assert isinstance(next(found for found in two if not isinstance(found, str)), Live), "afterwards all is as before"
+    thread.join()
+    two.close()
+    engine.close()
+
+
+def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.02)
+    monkeypatch.setattr(engine_pool, "GRACE", 0.2)
+    engine, why = Shared(on_card=True), []
+    one, live = seat(engine, gpu_layers=-1)
+    monkeypatch.setattr(live, "close", lambda words, close=live.close: (why.append(words), close(words)))
+    with gpu.held("run night", lambda words: None):
+        assert live.state == "closed"
+    one.close()
+    assert why == ["a run has taken the card: ask again when it is done, or talk on the CPU"], "and is told why"
+
+
+def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setattr(gpu, "FOLDER", tmp_path / "home" / "locks")
+    with pytest.raises(UserError, match="it says who has the card: make it writable, or set HOME"):
+        gpu.holder()
+
+
+def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
+    from selfreward_lite.cli import main
+
+    monkeypatch.setattr(main, "cards", list)
+    with main._card("mine"):
+        assert gpu.holder() is None
+    monkeypatch.setattr(main, "cards", lambda: ["a card"])
+    with main._card("mine"):
+        assert gpu.holder().startswith("run mine, process ")
+    assert not list(Path(tmp_path).glob("*.sqlite"))
+
+
+def test_a_holder_that_has_not_said_its_name_yet_is_waited_for(tmp_path):
+    """Between taking a lock and writing in it there is an instant, and somebody looks in it."""
+    handle = os.open(tmp_path / "x.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    threading.Timer(0.1, os.write, (handle, b"late\n")).start()
+    assert locks.holder(tmp_path / "x.lock") == "late"
+    os.close(handle)
+    assert locks.holder(tmp_path / "x.lock") is None

@@ -1,0 +1,66 @@
+"""Which library trains: chosen by what is there, said in words, and never too late."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from selfreward_lite.system.errors import TrainingError
+from selfreward_lite.system.gpu import Card
+from selfreward_lite.training import backends
+
+CARD = Card("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * 2**30, 24 * 2**30)
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """A process with or without a card, unsloth, and transformers imported already; returns `ready` in it."""
+
+    def made(wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None):
+        monkeypatch.setattr(backends, "cards", lambda: [CARD] if card else [])
+        monkeypatch.setattr(backends, "_installed", lambda name: installed)
+        monkeypatch.setattr(backends, "version", lambda name: f"1.0 of {name}")
+        for name in ("transformers", "trl", "peft"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        if not early:
+            monkeypatch.setitem(sys.modules, "transformers", ModuleType("transformers"))
+        monkeypatch.setitem(sys.modules, "unsloth", imports)
+        monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "")
+        monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
+        return backends.ready(wanted, tmp_path)
+
+    return made
+
+
+def test_unsloth_trains_where_there_is_a_card_and_it_imports(place):
+    chosen = place("auto", imports=ModuleType("unsloth"))
+    assert (chosen.name, chosen.words) == ("unsloth", "unsloth 1.0 of unsloth")
+
+
+def test_without_a_card_transformers_train(place):
+    assert place("auto", card=False).name == "transformers"
+    assert "bitsandbytes 1.0" in place("auto", card=False).words
+
+
+def test_without_unsloth_transformers_train_and_the_reason_is_said(place):
+    chosen = place("auto", installed=False)
+    assert chosen.name == "transformers"
+    assert "unsloth is not installed (pip install -r requirements-gpu.txt)" in chosen.words
+
+
+def test_fault_21_an_unsloth_that_cannot_be_imported_is_said_and_done_without(place):
+    chosen = place("auto", imports=None)  # None in sys.modules: import raises
+    assert chosen.name == "transformers"
+    assert "unsloth cannot be imported (ModuleNotFoundError" in chosen.words
+    with pytest.raises(TrainingError, match="unsloth cannot be imported.*set backend=transformers"):
+        place("unsloth", imports=None)
+
+
+def test_fault_22_unsloth_after_transformers_is_refused_before_any_work(place):
+    for wanted in ("auto", "unsloth"):
+        with pytest.raises(TrainingError, match="unsloth must be imported before transformers"):
+            place(wanted, early=False, imports=ModuleType("unsloth"))
+
+
+def test_transformers_can_be_asked_for(place):
+    assert place("transformers", early=False, imports=ModuleType("unsloth")).name == "transformers"

@@ -1,0 +1,96 @@
+"""The child that trains and exports: what its parent hears of a task that fails, dies, or is interrupted."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from selfreward_lite.training.worker import TaskFailed, Workshop
+
+
+@pytest.fixture(scope="module")
+def workshop():
+    made = Workshop(bare=True)
+    yield made
+    made.close()
+
+
+def missing_model(folder: Path) -> dict:
+    return {"model_dir": str(folder / "unique-name"), "out": str(folder / "base.gguf"), "weights": "nf4", "dtype": "f32"}
+
+
+def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp_path):
+    for _ in range(2):  # the second time, so that the first failure did not break the child
+        with pytest.raises(TaskFailed, match="unique-name"):
+            workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+    with pytest.raises(TaskFailed, match="KeyError"):
+        workshop.do("dance", tmp_path / "log")
+    assert "Traceback" in (tmp_path / "log").read_text()
+
+
+def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
+    workshop = Workshop(bare=True)
+    os.kill(workshop._child.pid, signal.SIGKILL)
+    with pytest.raises(TaskFailed, match="ended by SIGKILL"):
+        workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+    with pytest.raises(TaskFailed, match="unique-name"):
+        workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+    workshop.close()
+
+
+def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(workshop, tmp_path):
+    """As the system kills what takes too much memory: in the middle of the work, after progress was logged."""
+    os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            tasks = descendants(workshop._child.pid)
+            if tasks and log.exists():
+                log.write_text("{'loss': '0.101'}\n")
+                os.kill(tasks[0], signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+    log = tmp_path / "log"
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TaskFailed, match=r"ended by SIGKILL, which is how a system short of memory.*last words: .*0\.101"):
+        workshop.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+    killer.join()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
+    """The parent, the child and the task under way are three processes; the first dies by SIGKILL."""
+    parent = os.fork()
+    if parent == 0:
+        os.setsid()
+        os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
+        Workshop(bare=True).do("export_base", tmp_path / "log", **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    family: list[int] = []
+    while len(family) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        family = descendants(parent)
+    assert len(family) == 2, "the child and its task were never seen"
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    while any(map(alive, family)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, family))
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
