@@ -19,16 +19,22 @@ from selfreward_lite.system.errors import SelfRewardError
 def main() -> None:
     """Read the arguments and show the page."""
     parser = argparse.ArgumentParser(description="Talk to the models of your runs, in a browser.")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="folder that holds all runs")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="folder that holds all runs"
+    )
     parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
-    parser.add_argument("--listen", action="store_true", help="let others on the network in; needs --auth")
+    parser.add_argument(
+        "--listen", action="store_true", help="let others on the network in; needs --auth"
+    )
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="whom to let in")
     given = parser.parse_args()
     try:
         auth = door(given.listen, given.auth)
         let_children_import()
         house = House(given.runs_dir.absolute())
-        threading.Thread(target=house.prepare, daemon=True).start()  # while gradio is imported, which takes as long
+        threading.Thread(
+            target=house.prepare, daemon=True
+        ).start()  # while gradio is imported, which takes as long
         from selfreward_lite.app.page import serve
 
         serve(house, given.port, given.listen, auth)

@@ -9,7 +9,9 @@ def refuse(reason: str) -> None:
 
 
 if os.name == "nt":  # a run is locked as POSIX locks, and stages fork
-    refuse("selfreward_lite runs on Linux and macOS; on Windows, in its Linux: `wsl --install`, then the same commands there")
+    refuse(
+        "selfreward_lite runs on Linux and macOS; on Windows, in its Linux: `wsl --install`, then the same commands there"
+    )
 try:
     from selfreward_lite.cli.main import main
 except KeyboardInterrupt:  # before there is anything to interrupt

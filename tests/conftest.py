@@ -2,9 +2,13 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # on two busy cores, two threads a small model are slower than one
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # on two busy cores, two threads a small model are slower than one
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("PYTHONUNBUFFERED", None)  # as in a user's shell: it once hid that a reason was not the last line of a log
+os.environ.pop(
+    "PYTHONUNBUFFERED", None
+)  # as in a user's shell: it once hid that a reason was not the last line of a log
 
 from pathlib import Path
 
@@ -15,7 +19,10 @@ from selfreward_lite import config
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 
-collect_ignore = ["helpers/browser.py", "helpers/screenshots.py"]  # no tests in them, and they need playwright
+collect_ignore = [
+    "helpers/browser.py",
+    "helpers/screenshots.py",
+]  # no tests in them, and they need playwright
 
 # How long an example takes is the machine's affair, not the test's.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -77,7 +84,9 @@ def bases(folders: dict[str, Path]) -> dict[tuple[str, str], Path]:
     from selfreward_lite.models.gguf_export import base_to_gguf
 
     return {
-        (kind, weights): base_to_gguf(folder, folder / f"{weights}.gguf", weights=weights, dtype="f32")
+        (kind, weights): base_to_gguf(
+            folder, folder / f"{weights}.gguf", weights=weights, dtype="f32"
+        )
         for kind, folder in folders.items()
         for weights in ("original", "nf4")
     }

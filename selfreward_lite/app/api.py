@@ -20,7 +20,10 @@ from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
-LONGEST, MOST = 100_000, 4096  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
+LONGEST, MOST = (
+    100_000,
+    4096,
+)  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
 
 
 def define(house: House) -> None:
@@ -32,15 +35,28 @@ def define(house: House) -> None:
         return [*found, {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
 
     def chat(
-        message: str, run: str, model: str = "", system: str = "", history: list[dict[str, str]] | None = None,
-        temperature: float = 0.7, top_p: float = 0.95, max_tokens: int = 256, seed: int = 0,
+        message: str,
+        run: str,
+        model: str = "",
+        system: str = "",
+        history: list[dict[str, str]] | None = None,
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        max_tokens: int = 256,
+        seed: int = 0,
     ) -> Iterator[dict[str, Any]]:
         """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
         with told():
             place, model = _asked(house, run, model, message, system)
-            messages = [*([Message(role="system", content=system)] if system.strip() else []), *_history(history), *user(message)]
+            messages = [
+                *([Message(role="system", content=system)] if system.strip() else []),
+                *_history(history),
+                *user(message),
+            ]
             draw = draw_of(temperature, top_p, min(max_tokens, MOST))
-            with closing(house.reply(place, model, messages, draw, seed, uuid.uuid4().hex)) as growing:
+            with closing(
+                house.reply(place, model, messages, draw, seed, uuid.uuid4().hex)
+            ) as growing:
                 for reply in growing:
                     yield _reply(reply)
 
@@ -52,13 +68,25 @@ def define(house: House) -> None:
             return _score(found)
 
     def compare(
-        prompt: str, run: str, model_a: str, model_b: str, judge: str = "", temperature: float = 0.7, top_p: float = 0.95,
-        max_tokens: int = 256, seed: int = 0,
+        prompt: str,
+        run: str,
+        model_a: str,
+        model_b: str,
+        judge: str = "",
+        temperature: float = 0.7,
+        top_p: float = 0.95,
+        max_tokens: int = 256,
+        seed: int = 0,
     ) -> dict[str, Any]:
         """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
         with told():
             place, judge = _asked(house, run, judge, prompt)
-            draw, caller, texts, said = draw_of(temperature, top_p, min(max_tokens, MOST)), uuid.uuid4().hex, [], {}
+            draw, caller, texts, said = (
+                draw_of(temperature, top_p, min(max_tokens, MOST)),
+                uuid.uuid4().hex,
+                [],
+                {},
+            )
             for name, model in (("a", model_a), ("b", model_b)):
                 (*_, reply) = house.reply(place, model, user(prompt), draw, seed, caller)
                 texts.append(reply.text)
@@ -66,11 +94,20 @@ def define(house: House) -> None:
             (*_, verdict) = house.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
             assert isinstance(verdict, Verdict)
             return {
-                **said, "judge": judge, "verdict": verdict.result, "judged_ab": verdict.judged_ab, "judged_ba": verdict.judged_ba,
+                **said,
+                "judge": judge,
+                "verdict": verdict.result,
+                "judged_ab": verdict.judged_ab,
+                "judged_ba": verdict.judged_ba,
             }
 
     for endpoint in (runs, chat, judge, compare):
-        gr.api(endpoint, api_name=endpoint.__name__, api_description=endpoint.__doc__, concurrency_limit=None)
+        gr.api(
+            endpoint,
+            api_name=endpoint.__name__,
+            api_description=endpoint.__doc__,
+            concurrency_limit=None,
+        )
 
 
 def _described(house: House, name: str) -> dict[str, Any]:
@@ -96,9 +133,11 @@ def _asked(house: House, run: str, model: str, *texts: str) -> tuple[Place, str]
 def _history(turns: list[dict[str, str]] | None) -> list[Message]:
     found = []
     for turn in turns or []:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        role, content = (
+            (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        )
         if role not in ("user", "assistant") or not isinstance(content, str):
-            raise UserError("history: a list of {\"role\": \"user\" or \"assistant\", \"content\": text}")
+            raise UserError('history: a list of {"role": "user" or "assistant", "content": text}')
         found.append(Message(role=role, content=content))
     if sum(len(message["content"]) for message in found) > LONGEST:
         raise UserError(f"history has more than {LONGEST:,} characters: shorten it")
@@ -107,13 +146,20 @@ def _history(turns: list[dict[str, str]] | None) -> list[Message]:
 
 def _reply(reply: Reply) -> dict[str, Any]:
     return {
-        "text": reply.text, "tokens": reply.tokens, "finish": reply.finish, "first": reply.first,
+        "text": reply.text,
+        "tokens": reply.tokens,
+        "finish": reply.finish,
+        "first": reply.first,
         "tokens_per_second": None if reply.speed is None else round(reply.speed, 1),
     }
 
 
 def _score(score: Score) -> dict[str, Any]:
     return {
-        "score": score.mean, "spread": score.spread, "expected": score.expected, "read": len(score.read), "wanted": score.wanted,
+        "score": score.mean,
+        "spread": score.spread,
+        "expected": score.expected,
+        "read": len(score.read),
+        "wanted": score.wanted,
         "judgments": [one.text for one in score.judgments],
     }

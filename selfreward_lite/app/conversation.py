@@ -17,8 +17,11 @@ from selfreward_lite.models.chat_format import Message
 from selfreward_lite.report.summary import quoted
 
 ENDS = {
-    "stop": "", "length": "cut at the length limit", "refused": "does not fit the context: shorten the conversation",
-    "failed": "the engine died on it, and was started again: try again", "stopped": "stopped",
+    "stop": "",
+    "length": "cut at the length limit",
+    "refused": "does not fit the context: shorten the conversation",
+    "failed": "the engine died on it, and was started again: try again",
+    "stopped": "stopped",
 }
 
 
@@ -77,12 +80,20 @@ def stopped(turns: Sequence[Turn]) -> list[Turn]:
 def as_jsonl(turns: Sequence[Turn]) -> str:
     """Return the conversation as JSON lines, a turn each, with everything that is known of it."""
     return "".join(
-        json.dumps({
-            "user": turn.said, "model": turn.speaker, "assistant": turn.reply.text if turn.reply else None,
-            "finish": turn.reply.finish if turn.reply else None, "tokens": turn.reply.tokens if turn.reply else None,
-            "judge": turn.judge, "score": turn.score.mean if turn.score else None,
-            "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
-        }, ensure_ascii=False) + "\n"
+        json.dumps(
+            {
+                "user": turn.said,
+                "model": turn.speaker,
+                "assistant": turn.reply.text if turn.reply else None,
+                "finish": turn.reply.finish if turn.reply else None,
+                "tokens": turn.reply.tokens if turn.reply else None,
+                "judge": turn.judge,
+                "score": turn.score.mean if turn.score else None,
+                "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
+            },
+            ensure_ascii=False,
+        )
+        + "\n"
         for turn in turns
     )
 
@@ -104,7 +115,11 @@ def headline(turn: Turn) -> str:
         return f"{turn.speaker} waits: {turn.reply.waits}"
     if score is None or (score.ended and not score.judgments):
         return f"{turn.speaker} · not judged"
-    who = f"{turn.speaker} scores itself" if turn.judge == turn.speaker else f"{turn.speaker}, scored by {turn.judge}:"
+    who = (
+        f"{turn.speaker} scores itself"
+        if turn.judge == turn.speaker
+        else f"{turn.speaker}, scored by {turn.judge}:"
+    )
     if not score.over:
         return f"{who} … {len(score.judgments) + score.lost} of {score.wanted} judgments"
     if score.mean is None:
@@ -127,10 +142,16 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     """What unfolds under a reply: how it was drawn, and its judgments in full."""
     judged = turn.score.judgments if turn.score else ()
     texts = [
-        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{tagless(one.text)}" for one in judged
+        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{tagless(one.text)}"
+        for one in judged
     ]
     pending = reply.finish is None or (turn.score is not None and not turn.score.over)
     return {
-        "role": "assistant", "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
-        "metadata": {"title": letters(headline(turn)), "log": numbers(reply), "status": "pending" if pending else "done"},
+        "role": "assistant",
+        "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
+        "metadata": {
+            "title": letters(headline(turn)),
+            "log": numbers(reply),
+            "status": "pending" if pending else "done",
+        },
     }

@@ -64,7 +64,9 @@ class Shared:
                 with self._change:
                     before = self._waiting[: self._waiting.index(me)]
                     # Whoever waits for the card may wait for hours, and holds nobody up who does not.
-                    found = self._enter(spec(), me) if all(one.for_card for one in before) else OTHERS
+                    found = (
+                        self._enter(spec(), me) if all(one.for_card for one in before) else OTHERS
+                    )
                     if isinstance(found, Live):
                         self._waiting.remove(me)
                         self._change.notify_all()

@@ -54,7 +54,9 @@ def markdown(text: str) -> str:
     """
     parts = _CODE.split(text)
     for place, part in enumerate(parts):
-        parts[place] = _TAG.sub("&lt;", part) if place % 2 else tagless(part)  # the odd ones are code
+        parts[place] = (
+            _TAG.sub("&lt;", part) if place % 2 else tagless(part)
+        )  # the odd ones are code
     return _TAG.sub("&lt;", "".join(parts))  # one that the parts make together
 
 

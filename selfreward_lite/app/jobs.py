@@ -50,8 +50,14 @@ class Wanted:
         """Return the settings that are laid over the preset. Raises ConfigError for one that cannot be given here."""
         found = config.parse_overrides(list(self.settings))
         whole = {name.split(".")[0] for name in _FILES}
-        if files := [key for key in found if key in (*_FILES, *whole) or not re.fullmatch(r"[a-z_.0-9]+", key)]:
-            raise UserError(f"{files[0]} names files, and can be given on the command line only: `run --set {files[0]}=…`")
+        if files := [
+            key
+            for key in found
+            if key in (*_FILES, *whole) or not re.fullmatch(r"[a-z_.0-9]+", key)
+        ]:
+            raise UserError(
+                f"{files[0]} names files, and can be given on the command line only: `run --set {files[0]}=…`"
+            )
         given = {"iterations": self.iterations, "seed": self.seed}
         return found | {key: str(value) for key, value in given.items() if value is not None}
 
@@ -59,7 +65,10 @@ class Wanted:
         """Return the arguments of the command line that say the same."""
         found = ["--name", self.name]
         for option, value in (
-            ("--preset", self.preset), ("--iterations", self.iterations), ("--seed", self.seed), ("--hours", self.hours),
+            ("--preset", self.preset),
+            ("--iterations", self.iterations),
+            ("--seed", self.seed),
+            ("--hours", self.hours),
         ):
             found += [option, f"{value}"] if value is not None else []
         for setting in self.settings:
@@ -70,7 +79,9 @@ class Wanted:
 def let_children_import() -> None:
     """Let every process that is started from here find this package, whatever folder it is started in."""
     package = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [package, os.environ.get("PYTHONPATH")])
+    )
 
 
 def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
@@ -79,7 +90,9 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
     Raises UserError where that cannot be: a bad name, a mistyped setting, a process that writes this run already.
     """
     if not NAME.fullmatch(wanted.name) or wanted.name.endswith(".log"):
-        raise UserError(f"{wanted.name!r} is no name for a run: letters, digits, - _ . and no more than 60 of them")
+        raise UserError(
+            f"{wanted.name!r} is no name for a run: letters, digits, - _ . and no more than 60 of them"
+        )
     folder = runs_dir / wanted.name
     overrides = wanted.overrides()
     if wanted.hours is not None and not 0 < wanted.hours <= 8760:
@@ -87,13 +100,30 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
     if not (folder / "run.sqlite").exists():
         config.load(wanted.preset or "tiny", overrides)  # a mistake is said here, not in a log
     elif (process := Store.writer(folder)) is not None:
-        raise UserError(f"process {process} is at {wanted.name} already; watch it, or stop it first")
+        raise UserError(
+            f"process {process} is at {wanted.name} already; watch it, or stop it first"
+        )
     runs_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(runs_dir), *wanted.arguments()]
-    _log(folder).write_bytes(b"")  # what it said before is over; to append keeps lines whole where two begin at once
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "run",
+        "--runs-dir",
+        str(runs_dir),
+        *wanted.arguments(),
+    ]
+    _log(folder).write_bytes(
+        b""
+    )  # what it said before is over; to append keeps lines whole where two begin at once
     with _log(folder).open("ab") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=here, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            cwd=here,
+            start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
@@ -101,7 +131,10 @@ def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
     while Store.writer(folder) is None and time.monotonic() < deadline:
         if process.poll() is not None:
             if process.returncode:
-                raise UserError(" ".join(last_words(folder, 1)) or f"the run ended with code {process.returncode} and no word")
+                raise UserError(
+                    " ".join(last_words(folder, 1))
+                    or f"the run ended with code {process.returncode} and no word"
+                )
             return
         time.sleep(0.05)
 
@@ -111,10 +144,24 @@ def accept(runs_dir: Path, run: str) -> None:
 
     Raises UserError, with the command's own words, where that cannot be.
     """
-    command = [sys.executable, "-m", "selfreward_lite", "accept", "--runs-dir", str(runs_dir), "--name", run]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "accept",
+        "--runs-dir",
+        str(runs_dir),
+        "--name",
+        run,
+    ]
+    ended = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     if ended.returncode:
-        raise UserError(" ".join(ended.stderr.splitlines()[-1:]) or f"accept ended with code {ended.returncode} and no word")
+        raise UserError(
+            " ".join(ended.stderr.splitlines()[-1:])
+            or f"accept ended with code {ended.returncode} and no word"
+        )
 
 
 def stop(folder: Path) -> bool:
@@ -127,7 +174,9 @@ def stop(folder: Path) -> bool:
     except ProcessLookupError:
         return False  # it has ended meanwhile
     except PermissionError:
-        raise UserError(f"process {process} belongs to somebody else; end it where it was started") from None
+        raise UserError(
+            f"process {process} belongs to somebody else; end it where it was started"
+        ) from None
     return True
 
 

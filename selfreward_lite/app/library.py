@@ -61,10 +61,15 @@ class House:
         """Return the names of all runs, the one that was written last first."""
         found: dict[str, float] = {}
         for path in self.runs_dir.glob("*/run.sqlite"):
-            for written in (path, path.with_name("run.sqlite-wal")):  # the third of SQLite's files changes by looking
+            for written in (
+                path,
+                path.with_name("run.sqlite-wal"),
+            ):  # the third of SQLite's files changes by looking
                 with suppress(OSError):  # gone since it was listed
                     if written.stat().st_size:
-                        found[path.parent.name] = max(found.get(path.parent.name, 0.0), written.stat().st_mtime)
+                        found[path.parent.name] = max(
+                            found.get(path.parent.name, 0.0), written.stat().st_mtime
+                        )
         return sorted(found, key=lambda name: -found[name])
 
     def folder(self, run: str) -> Path:
@@ -76,26 +81,39 @@ class House:
     def place(self, run: str) -> Place:
         """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
         if run == TINY:
-            return Place(TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None})
+            return Place(
+                TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None}
+            )
         if run not in self.runs():
             raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
         with Store.read(self.folder(run)) as store:
             if store.fact("settings") is None:
                 raise UserError(f"{run} has only just begun; try again in a moment")
             settings, newest = parse(store.fact("settings")), store.newest()
-            folders = {f"M{number}": store.model_dir(number) for number in range((-1 if newest is None else newest) + 1)}
+            folders = {
+                f"M{number}": store.model_dir(number)
+                for number in range((-1 if newest is None else newest) + 1)
+            }
         base = self.runs_dir / run / "base" / "base.gguf"
         if not (base.parent / MANIFEST).exists():
             if Store.writer(self.folder(run)) is not None:
                 raise UserError(f"{run} has no base yet: it is being made; try again in a moment")
-            raise UserError(f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it")
+            raise UserError(
+                f"{run} has no base yet, or was pruned; `python -m selfreward_lite run --name {run}` makes it"
+            )
         adapters: dict[str, str | None] = {
-            name: str(folder / "adapter.gguf") for name, folder in folders.items() if (folder / MANIFEST).exists()
+            name: str(folder / "adapter.gguf")
+            for name, folder in folders.items()
+            if (folder / MANIFEST).exists()
         }
         if "M0" in adapters and not settings.seed_stage.trains:
             adapters["M0"] = None  # the base itself
-        named = self.started / settings.model.base  # a folder is named as from where `run` was given, which is here too
-        model = hub.model_folder(str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base)
+        named = (
+            self.started / settings.model.base
+        )  # a folder is named as from where `run` was given, which is here too
+        model = hub.model_folder(
+            str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base
+        )
         return Place(run, model, base, settings, {BASE: None, **adapters})
 
     def prepare(self) -> None:
@@ -114,7 +132,11 @@ class House:
             return f"llama.cpp is not loaded yet: the first reply takes a moment longer{trouble}"
         there = self.cards if live.spec["gpu_layers"] else []
         where = there[0].name if there else f"the CPU ({os.cpu_count()} cores)"
-        again = f"; it died {live.deaths} times and was started again ({live.last_death})" if live.deaths else ""
+        again = (
+            f"; it died {live.deaths} times and was started again ({live.last_death})"
+            if live.deaths
+            else ""
+        )
         return f"llama.cpp on {where}: {live.state}{self._last}{again}{trouble}"
 
     def close(self) -> None:
@@ -122,7 +144,13 @@ class House:
         self.engine.close()
 
     def reply(
-        self, place: Place, speaker: str, messages: Sequence[Message], draw: Draw, seed: int, caller: str
+        self,
+        place: Place,
+        speaker: str,
+        messages: Sequence[Message],
+        draw: Draw,
+        seed: int,
+        caller: str,
     ) -> Iterator[Reply]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
@@ -132,7 +160,11 @@ class House:
         chat = _chat(place)
         voice = self._voice(place, speaker, draw)
         asked = replace(
-            voice.ask("", "reply", ["reply"]), key=uuid.uuid4().hex, tokens=chat.prompt_ids(messages), seeds=(seed,), stream=True
+            voice.ask("", "reply", ["reply"]),
+            key=uuid.uuid4().hex,
+            tokens=chat.prompt_ids(messages),
+            seeds=(seed,),
+            stream=True,
         )
         said, began, told = Reply(""), time.monotonic(), 0.0
         with closing(self._ask(place, asked, caller)) as heard:
@@ -141,17 +173,29 @@ class House:
                 if isinstance(one, Piece):
                     spent = (one.at or time.monotonic()) - began
                     first = spent if said.first is None else said.first
-                    said = replace(said, text=said.text + one.text, tokens=said.tokens + 1, first=first, seconds=spent)
+                    said = replace(
+                        said,
+                        text=said.text + one.text,
+                        tokens=said.tokens + 1,
+                        first=first,
+                        seconds=spent,
+                    )
                 elif isinstance(one, Completion):
                     text = said.text if one.finish in NO_TEXT else one.text
-                    said = replace(said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish)
+                    said = replace(
+                        said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish
+                    )
                 if said.finish and said.speed:
-                    self._last = f"; {speaker} of {place.run} just spoke, {said.speed:,.0f} tokens a second"
+                    self._last = (
+                        f"; {speaker} of {place.run} just spoke, {said.speed:,.0f} tokens a second"
+                    )
                 if said.finish or said.tokens == 1 or time.monotonic() - told >= self._pace():
                     told = time.monotonic()
                     yield said
 
-    def score(self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str) -> Iterator[Score]:
+    def score(
+        self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str
+    ) -> Iterator[Score]:
         """Yield what a model says of a reply as judge, judgment by judgment, with the run's own number of them and draw."""
         settings = place.settings
         voice = self._voice(place, judge, settings.judge.draw)
@@ -197,12 +241,16 @@ class House:
             asking.send([[one] for one in said])
         except StopIteration as end:
             (found,) = end.value.records
-            result: votes.Side | None = "a" if found.result == 1 else "b" if found.result == 0 else "tie"
+            result: votes.Side | None = (
+                "a" if found.result == 1 else "b" if found.result == 0 else "tie"
+            )
             if any(one.finish in NO_TEXT for one in said):
                 result = None
             yield Verdict(judge, result, found.mine_first_text, found.theirs_first_text)
 
-    def _ask(self, place: Place, request: Request, caller: str) -> Iterator[Piece | Completion | str | None]:
+    def _ask(
+        self, place: Place, request: Request, caller: str
+    ) -> Iterator[Piece | Completion | str | None]:
         """What is said to a request, and before that, in words, what it waits for."""
         with closing(self._seat(place)) as seat:
             for found in seat:
@@ -218,19 +266,31 @@ class House:
 
     def _seat(self, place: Place) -> Iterator[str | Live]:
         """The engine with a run's base in it, and before that, in words, what it waits for."""
+
         def spec() -> dict[str, Any]:
-            settings = place.settings.engine.model_dump() | ({"gpu_layers": 0} if self.on_cpu else {})
+            settings = place.settings.engine.model_dump() | (
+                {"gpu_layers": 0} if self.on_cpu else {}
+            )
             return {"kind": "llama", "model": str(place.base), **settings}
 
         return self.engine.using(spec)
 
     def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
         if speaker not in place.adapters:
-            raise UserError(f"{place.run} has no model {speaker!r}; it has {', '.join(place.adapters)}")
+            raise UserError(
+                f"{place.run} has no model {speaker!r}; it has {', '.join(place.adapters)}"
+            )
         sampling = Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k)
         settings = place.settings
         return Voice(
-            speaker, place.adapters[speaker], _chat(place), sampling, settings.model.templates, "talk", settings.seed, 0
+            speaker,
+            place.adapters[speaker],
+            _chat(place),
+            sampling,
+            settings.model.templates,
+            "talk",
+            settings.seed,
+            0,
         )
 
     def _tiny_base(self) -> Path:

@@ -36,10 +36,22 @@ footer {display: none !important}
 .wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # of the machine: nothing is fetched
+FONTS = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}  # of the machine: nothing is fetched
 
 # Stages after which there is something to see; small ones end many times a second.
-LANDMARKS = ("ranked", "prompts", "judgments", "response_pairs", "judgment_pairs", "training", "evaluation", "gates")
+LANDMARKS = (
+    "ranked",
+    "prompts",
+    "judgments",
+    "response_pairs",
+    "judgment_pairs",
+    "training",
+    "evaluation",
+    "gates",
+)
 ON_CPU = "Talk on the CPU: slower, and the card is left to a run"
 PULSE = 2.0  # seconds between two looks at the runs
 QUEUE = 64  # events that wait, and requests of the engine: beyond that the page says so
@@ -55,7 +67,9 @@ def build(house: House) -> gr.Blocks:
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
-                gr.Markdown("# selfreward_lite\nA language model that judges its own answers, and learns from it.")
+                gr.Markdown(
+                    "# selfreward_lite\nA language model that judges its own answers, and learns from it."
+                )
             with gr.Column(min_width=300):
                 run = choice("Run", container=False, elem_id="run")
                 words = gr.Markdown(elem_id="machine")
@@ -85,8 +99,15 @@ def build(house: House) -> gr.Blocks:
             told = [*runs, now, house.on_cpu, letters(house.words()), news(house, now)]
             if told == known:  # a page that is told what it shows takes it for a change
                 return tuple(gr.skip() for _ in seen)
-            value = {} if now == chosen else {"value": now}  # else a choice made meanwhile would be undone
-            return gr.update(choices=[*runs, TINY], **value), told, gr.update(visible=not runs), *told[-3:]
+            value = (
+                {} if now == chosen else {"value": now}
+            )  # else a choice made meanwhile would be undone
+            return (
+                gr.update(choices=[*runs, TINY], **value),
+                told,
+                gr.update(visible=not runs),
+                *told[-3:],
+            )
 
         known = gr.State([])
         parts, seen = [run, known], [run, known, welcome, on_cpu, words, shell.pulse]
@@ -103,7 +124,11 @@ def news(house: House, run: str) -> str:
         view = status.view(house.folder(run))
     except SelfRewardError as error:
         return f"{run}: {error}"
-    ended = [f"{stage.model} {stage.name}" for stage in view.stages if stage.ended and stage.name in LANDMARKS]
+    ended = [
+        f"{stage.model} {stage.name}"
+        for stage in view.stages
+        if stage.ended and stage.name in LANDMARKS
+    ]
     return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
 
 
@@ -129,10 +154,24 @@ def _open(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str]
     try:
         # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
         page.launch(
-            server_name="0.0.0.0" if listen else "127.0.0.1", server_port=port, share=False, auth=auth, allowed_paths=[],
-            max_file_size="5mb", show_error=False, quiet=True, head=HEAD, css=CSS, theme=gr.themes.Soft(**FONTS),
-            footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False,
-            prevent_thread_lock=True, max_threads=THREADS,
+            server_name="0.0.0.0" if listen else "127.0.0.1",
+            server_port=port,
+            share=False,
+            auth=auth,
+            allowed_paths=[],
+            max_file_size="5mb",
+            show_error=False,
+            quiet=True,
+            head=HEAD,
+            css=CSS,
+            theme=gr.themes.Soft(**FONTS),
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            prevent_thread_lock=True,
+            max_threads=THREADS,
         )
     except OSError as error:
         raise UserError(f"no page could be opened ({error}); give another --port") from None

@@ -71,7 +71,11 @@ class Score:
     @property
     def expected(self) -> float | None:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
-        found = [one.expected_score for one in self.judgments if one.score is not None and one.expected_score is not None]
+        found = [
+            one.expected_score
+            for one in self.judgments
+            if one.score is not None and one.expected_score is not None
+        ]
         return fmean(found) if found else None
 
 
@@ -102,4 +106,6 @@ def written_out(messages: Sequence[Message]) -> str:
     """
     if len(messages) == 1:
         return messages[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+    return "\n\n".join(
+        f"{message['role'].capitalize()}: {message['content']}" for message in messages
+    )

@@ -56,12 +56,22 @@ def choice(label: str, **more: Any) -> gr.Dropdown:
     return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
 
 
-def table(head: list[str] | None, widths: str, label: str | None = None, *, height: int = 400, **more: Any) -> gr.Dataframe:
+def table(
+    head: list[str] | None, widths: str, label: str | None = None, *, height: int = 400, **more: Any
+) -> gr.Dataframe:
     """Lay out a table to read. Its cells show letters, whatever is in them: anybody's text may stand there. `widths` are in
     percent; on a narrow screen it scrolls."""
     return gr.Dataframe(
-        headers=head, datatype="str", interactive=False, wrap=True, elem_classes="wide", max_height=height, label=label,
-        show_label=label is not None, column_widths=[f"{width}%" for width in widths.split()] or None, **more,
+        headers=head,
+        datatype="str",
+        interactive=False,
+        wrap=True,
+        elem_classes="wide",
+        max_height=height,
+        label=label,
+        show_label=label is not None,
+        column_widths=[f"{width}%" for width in widths.split()] or None,
+        **more,
     )
 
 

@@ -34,8 +34,14 @@ from selfreward_lite.system.errors import UserError
 APP = Path(__file__).parents[2] / "app.py"
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")
 USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
-PATIENCE, LOOK, CALM = 60.0, 0.002, 0.05  # seconds: at most; between two looks of one client, and of each of many
-WAITS = {"timeout": PATIENCE}  # the crowd shares this machine with the app: it may not give up because it is slow itself
+PATIENCE, LOOK, CALM = (
+    60.0,
+    0.002,
+    0.05,
+)  # seconds: at most; between two looks of one client, and of each of many
+WAITS = {
+    "timeout": PATIENCE
+}  # the crowd shares this machine with the app: it may not give up because it is slow itself
 LONG = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 2000}
 SMALL_RUN, LARGE_RUN = 2_000, 100_000  # judgments
 
@@ -70,7 +76,9 @@ def ask(client: Any, text: str, look: float = LOOK, **more: Any) -> dict[str, An
     """Ask once; returns seconds to the first token and to the end, tokens, and the error if that is what came."""
     began, first = time.monotonic(), None
     job = client.submit(text, TINY, **more, api_name="/chat")
-    while first is None and not job.done():  # a job that is iterated over never ends where the queue was full
+    while (
+        first is None and not job.done()
+    ):  # a job that is iterated over never ends where the queue was full
         if any(one["text"] for one in job.outputs()):
             first = time.monotonic() - began
         time.sleep(look)
@@ -79,16 +87,23 @@ def ask(client: Any, text: str, look: float = LOOK, **more: Any) -> dict[str, An
     except Exception as error:  # noqa: BLE001 - whatever it is that a user would see
         return {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
     last = job.outputs()[-1]
-    return {"first": first or time.monotonic() - began, "seconds": time.monotonic() - began, "tokens": last["tokens"],
-            "engine": last["first"]}
+    return {
+        "first": first or time.monotonic() - began,
+        "seconds": time.monotonic() - began,
+        "tokens": last["tokens"],
+        "engine": last["first"],
+    }
 
 
 def alone(client: Any) -> dict[str, float]:
     """Ask one after the other."""
-    found = [ask(client, QUESTIONS[0].format(letters(number)), seed=number) for number in range(ALONE)]
+    found = [
+        ask(client, QUESTIONS[0].format(letters(number)), seed=number) for number in range(ALONE)
+    ]
     firsts = [one["first"] for one in found if one.get("first")]
     return {
-        "first token, median": median(firsts), "first token, 95 %": quantiles(firsts, n=20)[-1],
+        "first token, median": median(firsts),
+        "first token, 95 %": quantiles(firsts, n=20)[-1],
         "of which the engine, median": median(one["engine"] for one in found if one.get("engine")),
         "tokens/s": sum(one["tokens"] for one in found) / sum(one["seconds"] for one in found),
     }
@@ -99,14 +114,20 @@ def together(client: Any) -> dict[str, float]:
     users = _more(client, USERS)
 
     def user(number: int) -> list[dict[str, Any]]:
-        return [ask(users[number], QUESTIONS[turn].format(letters(number)), CALM, seed=number) for turn in range(TURNS)]
+        return [
+            ask(users[number], QUESTIONS[turn].format(letters(number)), CALM, seed=number)
+            for turn in range(TURNS)
+        ]
 
     began = time.monotonic()
     with ThreadPoolExecutor(USERS) as pool:
         found = [one for turns in pool.map(user, range(USERS)) for one in turns]
     spent, firsts = time.monotonic() - began, [one["first"] for one in found if one.get("first")]
     return {
-        "asked": len(found), "answered": len(firsts), "seconds": spent, "first token, median": median(firsts),
+        "asked": len(found),
+        "answered": len(firsts),
+        "seconds": spent,
+        "first token, median": median(firsts),
         "first token, 95 %": quantiles(firsts, n=20)[-1],
         "tokens/s": sum(one.get("tokens", 0) for one in found) / spent,
     }
@@ -128,10 +149,20 @@ def overload(client: Any) -> dict[str, float]:
     """Ask more at once than may wait."""
     users = _more(client, CROWD)
     with ThreadPoolExecutor(CROWD) as pool:
-        found = list(pool.map(lambda number: ask(users[number], QUESTIONS[0].format("b a"), CALM, **LONG), range(CROWD)))
+        found = list(
+            pool.map(
+                lambda number: ask(users[number], QUESTIONS[0].format("b a"), CALM, **LONG),
+                range(CROWD),
+            )
+        )
     told = [one["error"] for one in found if "error" in one]
     clean = [said for said in told if "queue" in said.lower() or "wait already" in said]
-    return {"asked": CROWD, "answered": CROWD - len(told), "told that too many wait": len(clean), "lost": len(told) - len(clean)}
+    return {
+        "asked": CROWD,
+        "answered": CROWD - len(told),
+        "told that too many wait": len(clean),
+        "lost": len(told) - len(clean),
+    }
 
 
 def _more(client: Any, count: int) -> list[Any]:
@@ -140,7 +171,12 @@ def _more(client: Any, count: int) -> list[Any]:
     from gradio_client import Client
 
     with ThreadPoolExecutor(8) as pool:
-        made = pool.map(lambda _: Client(client.src, verbose=False, analytics_enabled=False, httpx_kwargs=WAITS), range(count))
+        made = pool.map(
+            lambda _: Client(
+                client.src, verbose=False, analytics_enabled=False, httpx_kwargs=WAITS
+            ),
+            range(count),
+        )
         return list(made)
 
 
@@ -150,7 +186,9 @@ def letters(number: int) -> str:
     >>> letters(0), letters(27)
     ('a a a', 'a b b')
     """
-    return " ".join(chr(ord("a") + digit) for digit in (number // 676 % 26, number // 26 % 26, number % 26))
+    return " ".join(
+        chr(ord("a") + digit) for digit in (number // 676 % 26, number // 26 % 26, number % 26)
+    )
 
 
 def memory(process: subprocess.Popen[str]) -> int:
@@ -182,15 +220,33 @@ def fill(store: Store, count: int, responses: int = 5, judgments: int = 5) -> No
     store.begin_stage(1, "judgments", count // judgments)
     text = "check a ok b ok some yes half yes right no form yes brief no " * 3
     for number in range(count // (responses * judgments)):
-        prompt = Prompt(make_id("seed 0", Prompt, 1, "generated", number), 1, "generated", number, QUESTIONS[number % 2])
+        prompt = Prompt(
+            make_id("seed 0", Prompt, 1, "generated", number),
+            1,
+            "generated",
+            number,
+            QUESTIONS[number % 2],
+        )
         records: list[Any] = [prompt]
         for place in range(responses):
             key = make_id("seed 0", Response, 1, "M0", prompt.id, place)
-            records.append(Response(key, 1, "M0", prompt.id, place, f"The answer is {number} {place}.", "stop", 8))
+            records.append(
+                Response(
+                    key, 1, "M0", prompt.id, place, f"The answer is {number} {place}.", "stop", 8
+                )
+            )
             records += [
                 Judgment(
-                    make_id("seed 0", Judgment, 1, "M0", key, one), 1, "M0", key, one, f"{text}\nScore: {one % 6}", "stop", 40,
-                    float(one % 6), one % 6 + 0.25,
+                    make_id("seed 0", Judgment, 1, "M0", key, one),
+                    1,
+                    "M0",
+                    key,
+                    one,
+                    f"{text}\nScore: {one % 6}",
+                    "stop",
+                    40,
+                    float(one % 6),
+                    one % 6 + 0.25,
                 )
                 for one in range(judgments)
             ]
@@ -213,7 +269,12 @@ def measure(scratch: Path, say: Any) -> dict[str, dict[str, float]]:
     with running(scratch / "runs") as (client, app, started):
         found["start"] = started
         before = memory(app)
-        for name, work in (("alone", alone), ("together", together), ("stop", stopped), ("overload", overload)):
+        for name, work in (
+            ("alone", alone),
+            ("together", together),
+            ("stop", stopped),
+            ("overload", overload),
+        ):
             say(f"{name} …")
             found[name] = work(client)
         found["memory"] = {"at first": before, "at the end": memory(app)}
@@ -221,6 +282,9 @@ def measure(scratch: Path, say: Any) -> dict[str, dict[str, float]]:
     small, large = (looking(scratch / f"{count}", count) for count in (SMALL_RUN, LARGE_RUN))
     found["explore"] = {
         **{f"{name}, {LARGE_RUN:,} judgments": seconds for name, seconds in large.items()},
-        **{f"{name}, times as long as with {SMALL_RUN:,}": large[name] / small[name] for name in large},
+        **{
+            f"{name}, times as long as with {SMALL_RUN:,}": large[name] / small[name]
+            for name in large
+        },
     }
     return found

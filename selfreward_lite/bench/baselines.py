@@ -71,11 +71,18 @@ class Recorder:
     """Stands in for a device: writes down what is asked of it, and computes nothing. Every token that it draws is 0."""
 
     def __init__(self, device: LlamaDevice) -> None:
-        self.cells, self.limit, self.rows, self.vocab = device.cells, device.limit, device.rows, device.vocab
+        self.cells, self.limit, self.rows, self.vocab = (
+            device.cells,
+            device.limit,
+            device.rows,
+            device.vocab,
+        )
         self.steps: list[Step] = []
         self._calls: list[Call] = []
 
-    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
+    def decode(
+        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
+    ) -> int:
         columns = (np.array(column, np.int32) for column in (tokens, positions, sequences))
         self.steps.append(Step(tuple(self._calls), *columns, wanted))
         self._calls.clear()
@@ -151,7 +158,9 @@ def record(model: Path, settings: dict[str, Any], requests: Sequence[Request]) -
 def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout: Layout) -> float:
     """Make the calls of `steps`, with no sampling and no bookkeeping between them; return the seconds they take."""
     changed = asdict(layout)
-    if settings["unified"] and not layout.unified:  # of one size each, and all as long as the longest needs
+    if (
+        settings["unified"] and not layout.unified
+    ):  # of one size each, and all as long as the longest needs
         longest = 1 + max(int(step.positions.max()) for step in steps)
         changed["context"] = -(-longest // 256) * 256 * (settings["parallel"] + settings["roots"])
     device = LlamaDevice(model, settings | changed)
@@ -159,8 +168,16 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout:
         batches = []
         for step in steps:
             rows = Rows(len(step.tokens))
-            batches.append((step.calls, rows, rows.fill(step.tokens, step.positions, step.sequences, step.wanted)))
-        for adapter in {arguments[0] for calls, _, _ in batches for name, arguments in calls if name == "use"}:
+            batches.append(
+                (
+                    step.calls,
+                    rows,
+                    rows.fill(step.tokens, step.positions, step.sequences, step.wanted),
+                )
+            )
+        for adapter in {
+            arguments[0] for calls, _, _ in batches for name, arguments in calls if name == "use"
+        }:
             device.use(adapter)
         device.use(None)
         warm = Rows(1)
@@ -171,7 +188,9 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout:
             for name, arguments in calls:
                 getattr(device, name)(*arguments)
             if device.run(batch):
-                raise RuntimeError(f"a step that was written down cannot be computed ({device.complaint()})")
+                raise RuntimeError(
+                    f"a step that was written down cannot be computed ({device.complaint()})"
+                )
         return perf_counter() - started
     finally:
         device.close()
@@ -184,12 +203,18 @@ class Naive:
     buffers, which crash it there, are off.
     """
 
-    def __init__(self, model: Path, context: int, settings: dict[str, Any], adapter: str | None) -> None:
+    def __init__(
+        self, model: Path, context: int, settings: dict[str, Any], adapter: str | None
+    ) -> None:
         refuse_cpu_build(settings["gpu_layers"])  # it would compute on the CPU, and say nothing
         with _without_faulting_buffers():
             self._llama = cpp.Llama(
-                str(model), n_ctx=context, n_gpu_layers=settings["gpu_layers"], n_threads=settings["threads"],
-                lora_path=adapter, verbose=False,
+                str(model),
+                n_ctx=context,
+                n_gpu_layers=settings["gpu_layers"],
+                n_threads=settings["threads"],
+                lora_path=adapter,
+                verbose=False,
             )
 
     def warm(self, tokens: Sequence[int]) -> None:
@@ -203,8 +228,13 @@ class Naive:
             for seed in request.seeds:
                 sampling = request.sampling
                 ended = self._llama.create_completion(
-                    list(request.tokens), max_tokens=sampling.max_tokens, temperature=sampling.temperature,
-                    top_p=sampling.top_p, top_k=sampling.top_k, min_p=0.0, seed=seed,
+                    list(request.tokens),
+                    max_tokens=sampling.max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    min_p=0.0,
+                    seed=seed,
                 )
                 generated += ended["usage"]["completion_tokens"]
         return generated, perf_counter() - started
@@ -278,7 +308,9 @@ def drawing(model: Path, settings: dict[str, Any], sampling: Sampling) -> dict[s
     def step(draw: Callable[[], object], position: int) -> float:
         started = perf_counter()
         if device.decode([0] * count, [position] * count, list(range(count)), count):
-            raise RuntimeError(f"a step of {count} tokens cannot be computed ({device.complaint()})")
+            raise RuntimeError(
+                f"a step of {count} tokens cannot be computed ({device.complaint()})"
+            )
         draw()
         return perf_counter() - started
 
@@ -293,15 +325,22 @@ def drawing(model: Path, settings: dict[str, Any], sampling: Sampling) -> dict[s
         for row in range(count):
             cpp.llama_get_sampled_token_ith(device.context, row)
 
-    ways = {"one_thread": on_host(1)} | ({"threads": on_host(device.helpers)} if device.shares(count) > 1 else {})
+    ways = {"one_thread": on_host(1)} | (
+        {"threads": on_host(device.helpers)} if device.shares(count) > 1 else {}
+    )
     taken: dict[str, list[float]] = {name: [] for name in (*ways, "graph")}
     try:
         for position in range(DRAWN * len(ways)):
             name = list(ways)[position % len(ways)]
             taken[name].append(step(ways[name], position))
-        accepted = [cpp.llama_set_sampler(device.context, row, sampler) for row, sampler in enumerate(samplers)]
+        accepted = [
+            cpp.llama_set_sampler(device.context, row, sampler)
+            for row, sampler in enumerate(samplers)
+        ]
         device.clear()
-        taken["graph"] = [step(in_graph, position) for position in range(DRAWN)] if all(accepted) else []
+        taken["graph"] = (
+            [step(in_graph, position) for position in range(DRAWN)] if all(accepted) else []
+        )
         return {name: median(seconds[1:]) for name, seconds in taken.items() if seconds}
     finally:
         for row in range(count):

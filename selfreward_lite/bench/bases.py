@@ -48,7 +48,11 @@ class Distance:
 
 
 def compare(
-    model_dir: Path, adapter_dir: Path, scratch: Path, judge: Callable[[Path, Path], tuple[float, float]] | None, say: Say
+    model_dir: Path,
+    adapter_dir: Path,
+    scratch: Path,
+    judge: Callable[[Path, Path], tuple[float, float]] | None,
+    say: Say,
 ) -> Iterator[Distance]:
     """Make every base and yield how far it is; `judge(base, adapter)` gives pair accuracy and its error with two GGUF files."""
     from transformers.utils import logging
@@ -62,7 +66,13 @@ def compare(
         found = parity(model_dir, adapter_dir, base, adapter, ids, weights="nf4")
         accuracy = judge(base, adapter) if judge else (None, None)
         yield Distance(
-            weights, kind, base.stat().st_size, found.max_abs_diff, found.divergence, found.agreement, *accuracy
+            weights,
+            kind,
+            base.stat().st_size,
+            found.max_abs_diff,
+            found.divergence,
+            found.agreement,
+            *accuracy,
         )
         base.unlink()
 
@@ -77,8 +87,13 @@ def judge_of(run: Run, model: int, count: int) -> Callable[[Path, Path], tuple[f
         engine = run.tools.open_engine(base, run.settings.engine)
         voice = replace(run.voice(model, run.settings.judge.draw, model), adapter=str(adapter))
         try:
-            items = [(answer.id, bind(judgments.ask, prompt, answer, voice, count)) for prompt, answer in answers]
-            records = (record for _, outcome, _ in drive(engine, items) for record in outcome.records)
+            items = [
+                (answer.id, bind(judgments.ask, prompt, answer, voice, count))
+                for prompt, answer in answers
+            ]
+            records = (
+                record for _, outcome, _ in drive(engine, items) for record in outcome.records
+            )
             drawn = [record for record in records if isinstance(record, Judgment)]
         finally:
             engine.close()

@@ -41,7 +41,16 @@ from selfreward_lite.system.files import in_words
 from selfreward_lite.system.gpu import Card, cards, one_card
 from selfreward_lite.training.job import Job
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf", "unsloth")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "llama-cpp-python",
+    "gguf",
+    "unsloth",
+)
 PAIRS = 4  # of a step that is timed; the first step, in which kernels are chosen, is not
 STEPS = 3
 ROOMY = 20e9  # bytes of a card from which on `overnight` is meant for it
@@ -81,7 +90,9 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
     """Measure whatever the time allows, write each figure to `out` as it comes, and return the document."""
     ends = time.monotonic() + wanted.seconds
     document = _head(wanted)
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")  # the prediction, before there is a figure
+    out.write_text(
+        json.dumps(document, indent=1) + "\n", encoding="utf-8"
+    )  # the prediction, before there is a figure
     for name, _ in _parts(wanted, say):
         if time.monotonic() > ends:
             document["left_out"].append(name)
@@ -113,14 +124,20 @@ def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | No
     child.start()
     theirs.close()
     try:
-        found = ours.recv() if ours.poll(seconds) else f"not done in time, and ended after {seconds:.0f} s"
+        found = (
+            ours.recv()
+            if ours.poll(seconds)
+            else f"not done in time, and ended after {seconds:.0f} s"
+        )
     except EOFError:
         child.join()
         found = f"its process ended with code {child.exitcode}"
     finally:
         child.kill()
         child.join()
-        for left in wanted.folder.rglob(".*.part"):  # of a model that was being written, by it or a child of its own; gigabytes
+        for left in wanted.folder.rglob(
+            ".*.part"
+        ):  # of a model that was being written, by it or a child of its own; gigabytes
             left.unlink()
     return (found, None) if isinstance(found, dict) else ({}, found)
 
@@ -133,19 +150,29 @@ def _measured(wanted: Wanted, name: str, answer: Any) -> None:
         answer.send(work())
     except Exception as error:  # noqa: BLE001 - of a card, a library and a driver, every way to fail is a finding
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        answer.send(words.replace(f"{wanted.folder}{os.sep}", ""))  # the file is for others to see, folders are not
+        answer.send(
+            words.replace(f"{wanted.folder}{os.sep}", "")
+        )  # the file is for others to see, folders are not
 
 
 def _head(wanted: Wanted) -> Found:
     """What is known before anything is measured, the prediction among it."""
     there, settings, llama = wanted.card, config.load(wanted.preset), SHAPES[wanted.shape]
     return {
-        "card": asdict(there) if there else None, "cpu_cores": os.cpu_count(), "python": platform.python_version(),
+        "card": asdict(there) if there else None,
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "at": datetime.now(UTC).isoformat("T", "seconds"),
-        "command": wanted.command, "shape": wanted.shape, "preset": wanted.preset, "vram": wanted.vram,
+        "command": wanted.command,
+        "shape": wanted.shape,
+        "preset": wanted.preset,
+        "vram": wanted.vram,
         "predicted": plan.predicted(settings, llama, there.name if there else None),
-        "found": {}, "failed": {}, "left_out": [], "seconds": {},
+        "found": {},
+        "failed": {},
+        "left_out": [],
+        "seconds": {},
     }
 
 
@@ -167,7 +194,9 @@ def watched(there: Card | None) -> Iterator[Callable[[], int | None]]:
 
     def look() -> None:
         while not over.wait(LOOK):
-            seen.extend(before - one.free for one in cards()[:1])  # the driver may not answer for a moment
+            seen.extend(
+                before - one.free for one in cards()[:1]
+            )  # the driver may not answer for a moment
 
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
@@ -185,12 +214,19 @@ def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]
         yield "llama.cpp", lambda: _proved(probe.llama(-1 if wanted.card else 0))
         yield from first.rates()
     if wanted.only in (None, "train"):
-        for backend in ("transformers", *(["unsloth"] if _version("unsloth") and wanted.card else [])):
+        for backend in (
+            "transformers",
+            *(["unsloth"] if _version("unsloth") and wanted.card else []),
+        ):
             for length in wanted.lengths:
-                yield f"DPO, {backend}, {length} tokens", lambda backend=backend, length=length: train(wanted, backend, length)
+                yield (
+                    f"DPO, {backend}, {length} tokens",
+                    lambda backend=backend, length=length: train(wanted, backend, length),
+                )
             length = wanted.lengths[len(wanted.lengths) // 2]
-            yield f"DPO, {backend}, {length} tokens, {EARLY}", lambda backend=backend, length=length: train(
-                wanted, backend, length, early=True
+            yield (
+                f"DPO, {backend}, {length} tokens, {EARLY}",
+                lambda backend=backend, length=length: train(wanted, backend, length, early=True),
             )
     if wanted.only in (None, "engine"):
         yield from first.details()
@@ -221,13 +257,25 @@ class _Engine:
         """Tokens a second: one after another as most people ask, ours with more and more sequences, and of prompts."""
         yield f"{self.kind}: naive loop", lambda: {"tokens_per_s": engine.naive_rate(self.plan(1))}
         for parallel in self.wanted.sequences:
-            yield f"{self.kind}: {parallel} sequences", lambda parallel=parallel: _rate(self.plan(parallel))
-        yield f"{self.kind}: prompts alone", lambda: _prefill(self.plan(32, new=(1, 1), prompts=32 if self.wanted.card else 8))
+            yield (
+                f"{self.kind}: {parallel} sequences",
+                lambda parallel=parallel: _rate(self.plan(parallel)),
+            )
+        yield (
+            f"{self.kind}: prompts alone",
+            lambda: _prefill(self.plan(32, new=(1, 1), prompts=32 if self.wanted.card else 8)),
+        )
 
     def details(self) -> Iterator[tuple[str, Callable[[], Found]]]:
         """What is left to gain, and what an adapter and drawing cost."""
-        yield f"{self.kind}: bare llama_decode, 32 sequences", lambda: {"tokens_per_s": engine.bare_rate(self.plan(32))}
-        yield f"{self.kind}: 32 sequences, no adapter", lambda: _rate(self.plan(32, with_adapter=False))
+        yield (
+            f"{self.kind}: bare llama_decode, 32 sequences",
+            lambda: {"tokens_per_s": engine.bare_rate(self.plan(32))},
+        )
+        yield (
+            f"{self.kind}: 32 sequences, no adapter",
+            lambda: _rate(self.plan(32, with_adapter=False)),
+        )
         yield f"{self.kind}: adapters", lambda: _switch(self.plan(32))
         yield f"{self.kind}: drawing, 32 sequences", lambda: _drawing(self.plan(32))
 
@@ -237,7 +285,12 @@ class _Engine:
         return self.wanted.folder / f"{self.wanted.shape}-{self.kind}.gguf"
 
     def plan(
-        self, parallel: int, *, with_adapter: bool = True, new: tuple[int, int] = (40, 160), prompts: int | None = None
+        self,
+        parallel: int,
+        *,
+        with_adapter: bool = True,
+        new: tuple[int, int] = (40, 160),
+        prompts: int | None = None,
     ) -> engine.Plan:
         """Return a load that keeps so many sequences busy, drawn as the preset's judge draws, and the settings for it: on a card
         the preset's own, with more where so many sequences need more."""
@@ -247,15 +300,27 @@ class _Engine:
         adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
         if with_adapter and not adapter.exists():
             random_models.write_adapter(adapter, self.wanted.shape)
-        vocab, prompts = baselines.vocabulary(self.model), prompts or max(1, parallel // (4 if self.wanted.card else 8))
-        load = engine.judge_load(vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None)
+        vocab, prompts = (
+            baselines.vocabulary(self.model),
+            prompts or max(1, parallel // (4 if self.wanted.card else 8)),
+        )
+        load = engine.judge_load(
+            vocab, prompts, samples=8, new=new, adapter=str(adapter) if with_adapter else None
+        )
         preset, layers = config.load(self.wanted.preset), -1 if self.wanted.card else 0
         draw = preset.judge.draw.model_dump(exclude={"max_tokens"})
-        load = replace(load, requests=tuple(replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests))
+        load = replace(
+            load,
+            requests=tuple(
+                replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests
+            ),
+        )
         settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
         if layers:
             least = {"batch": preset.engine.batch, "context": preset.engine.context}
-            settings |= {name: max(value, settings[name]) for name, value in least.items()} | {"roots": preset.engine.roots}
+            settings |= {name: max(value, settings[name]) for name, value in least.items()} | {
+                "roots": preset.engine.roots
+            }
         return engine.Plan(self.model, settings, load, 1)
 
 
@@ -263,8 +328,11 @@ def _rate(asked: engine.Plan) -> Found:
     rate, stats = engine.engine_rate(asked)
     generated = sum(request.sampling.max_tokens for request in asked.load.requests)
     return {
-        "tokens_per_s": rate, "sampling_share": stats["seconds_sample"] / stats["seconds_total"],
-        "generated": generated, "read": stats["prompt_computed"], "seconds": generated / rate,
+        "tokens_per_s": rate,
+        "sampling_share": stats["seconds_sample"] / stats["seconds_total"],
+        "generated": generated,
+        "read": stats["prompt_computed"],
+        "seconds": generated / rate,
     }
 
 
@@ -279,7 +347,9 @@ def _drawing(asked: engine.Plan) -> Found:
 
 
 def _switch(asked: engine.Plan) -> Found:
-    loaded, switched = baselines.switching(asked.model, asked.settings, asked.load.requests[0].adapter or "")
+    loaded, switched = baselines.switching(
+        asked.model, asked.settings, asked.load.requests[0].adapter or ""
+    )
     return {"load_s": loaded, "switch_s": switched}
 
 
@@ -292,24 +362,46 @@ def train(wanted: Wanted, backend: str, length: int, *, early: bool = False) -> 
         return _trained(wanted, tools, backend, length, early=early)
 
 
-def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: bool = False) -> Found:
+def _trained(
+    wanted: Wanted, tools: Tools, backend: str, length: int, *, early: bool = False
+) -> Found:
     settings = config.load(wanted.preset)
     base, work = _base(wanted), wanted.folder / f"{wanted.shape}-training"
     shutil.rmtree(work / "adapter", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     rng, rows, half = random.Random(0), work / "rows.jsonl", length // 2
-    some = [{name: [rng.randrange(256, 500) for _ in range(half)] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-            for _ in range(PAIRS * STEPS)]
+    some = [
+        {
+            name: [rng.randrange(256, 500) for _ in range(half)]
+            for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+        }
+        for _ in range(PAIRS * STEPS)
+    ]
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in some), encoding="utf-8")
     job = Job(
-        method="dpo", model_dir=str(base), quantisation="nf4", adapter_in=None, adapter_out=str(work / "adapter"),
-        rows=str(rows), row_count=len(some), pad=ChatFormat.load(base).pad, seed=0,
-        lora=settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
-        settings=settings.dpo.model_dump() | {
-            "epochs": 1, "batch": PAIRS, "micro_batch": 1, "max_length": length, "precompute_reference": early,
+        method="dpo",
+        model_dir=str(base),
+        quantisation="nf4",
+        adapter_in=None,
+        adapter_out=str(work / "adapter"),
+        rows=str(rows),
+        row_count=len(some),
+        pad=ChatFormat.load(base).pad,
+        seed=0,
+        lora=settings.lora.model_dump(),
+        checkpoints=str(work / "checkpoints"),
+        settings=settings.dpo.model_dump()
+        | {
+            "epochs": 1,
+            "batch": PAIRS,
+            "micro_batch": 1,
+            "max_length": length,
+            "precompute_reference": early,
         },
         backend=backend,  # type: ignore[arg-type]
-        memory=None if wanted.vram is None else int(wanted.vram - DRIVER["training"]),  # torch's share of what is looked at
+        memory=None
+        if wanted.vram is None
+        else int(wanted.vram - DRIVER["training"]),  # torch's share of what is looked at
     )
     steps: list[tuple[float, float]] = []
 
@@ -319,13 +411,19 @@ def _trained(wanted: Wanted, tools: Tools, backend: str, length: int, *, early: 
 
     facts = tools.train(job, work, report)
     if wanted.card and "peak_bytes" not in facts:
-        raise EngineError("torch sees no card and trained on the CPU; `python -m selfreward_lite doctor` says what to do")
+        raise EngineError(
+            "torch sees no card and trained on the CPU; `python -m selfreward_lite doctor` says what to do"
+        )
     spent = [after - before for (before, _), (after, _) in zip(steps, steps[1:], strict=False)]
     return {
-        "seconds_of_a_pair": median(spent) / PAIRS, "torch_peak_bytes": facts.get("peak_bytes"),
-        "micro_batch": facts["micro_batch"], "first_margin": facts["first_margin"],
-        "losses": [loss for _, loss in steps], "load_s": facts["load_seconds"],
-        "finite": all(math.isfinite(loss) for _, loss in steps), "tokens_of_a_pair": 4 * half,
+        "seconds_of_a_pair": median(spent) / PAIRS,
+        "torch_peak_bytes": facts.get("peak_bytes"),
+        "micro_batch": facts["micro_batch"],
+        "first_margin": facts["first_margin"],
+        "losses": [loss for _, loss in steps],
+        "load_s": facts["load_seconds"],
+        "finite": all(math.isfinite(loss) for _, loss in steps),
+        "tokens_of_a_pair": 4 * half,
     }
 
 
@@ -342,13 +440,24 @@ def parity(wanted: Wanted) -> Found:
         tools.export_base(base, out, model)
         exported = time.monotonic() - began
         lists = [[rng.randrange(256, 500) for _ in range(count)] for count in (16, 64)]
-        found = tools.export_adapter(base, adapter, out, out.with_name("adapter.gguf"), lists, model)
-    return {**found, "gguf": model.gguf, "export_base_s": exported, "export_adapter_s": time.monotonic() - began - exported}
+        found = tools.export_adapter(
+            base, adapter, out, out.with_name("adapter.gguf"), lists, model
+        )
+    return {
+        **found,
+        "gguf": model.gguf,
+        "export_base_s": exported,
+        "export_adapter_s": time.monotonic() - began - exported,
+    }
 
 
 def _base(wanted: Wanted) -> Path:
     folder = wanted.folder / f"{wanted.shape}-nf4"
-    return folder if (folder / "config.json").exists() else random_models.write_folder(folder, wanted.shape)
+    return (
+        folder
+        if (folder / "config.json").exists()
+        else random_models.write_folder(folder, wanted.shape)
+    )
 
 
 # -- hours ----------------------------------------------------------------------------------------------------------------
@@ -361,17 +470,39 @@ def hours(wanted: Wanted, document: Found) -> Found:
     """
     rates = _rates(wanted, document)
     if rates is None or rates.token <= 0:
-        why = {"hours": "prompts took longer alone than with generating; measure again on a calm machine"} if rates else {}
-        return {"hours": {}, "rates": None, "predicted_hours": None, "failed": document["failed"] | why}
+        why = (
+            {
+                "hours": "prompts took longer alone than with generating; measure again on a calm machine"
+            }
+            if rates
+            else {}
+        )
+        return {
+            "hours": {},
+            "rates": None,
+            "predicted_hours": None,
+            "failed": document["failed"] | why,
+        }
     settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
     here = plan.gpu_key(document["card"]["name"]) if document["card"] else None
     found = {"here": iteration_hours(settings, plan.priced(settings, llama, rates, "measured"))}
     for name, speeds in plan.KNOWN.items() if here else ():
         own = plan.KNOWN[here]
         slower, busier = own.bandwidth / speeds.bandwidth, own.operations / speeds.operations
-        scaled = replace(rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier)
-        found[f"{name} (estimate)"] = iteration_hours(settings, plan.priced(settings, llama, scaled, "scaled"))
-    predicted = sum(spent for stage, spent in document["predicted"]["seconds"].items() if stage.startswith("M1 ")) / 3600
+        scaled = replace(
+            rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
+        )
+        found[f"{name} (estimate)"] = iteration_hours(
+            settings, plan.priced(settings, llama, scaled, "scaled")
+        )
+    predicted = (
+        sum(
+            spent
+            for stage, spent in document["predicted"]["seconds"].items()
+            if stage.startswith("M1 ")
+        )
+        / 3600
+    )
     return {"hours": found, "predicted_hours": predicted or None, "rates": asdict(rates)}
 
 
@@ -380,19 +511,31 @@ def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
     found, settings = document["found"], config.load(wanted.preset)
     kind = "q8_0"  # what presets make of NF4
     ways = [count for count in wanted.sequences if f"{kind}: {count} sequences" in found]
-    trained = [found[name] for name in found if name.startswith("DPO, ") and not name.endswith(EARLY)]
+    trained = [
+        found[name] for name in found if name.startswith("DPO, ") and not name.endswith(EARLY)
+    ]
     if not ways or f"{kind}: prompts alone" not in found or not trained:
         return None
-    nearest = found[f"{kind}: {min(ways, key=lambda count: abs(count - settings.engine.parallel))} sequences"]
+    nearest = found[
+        f"{kind}: {min(ways, key=lambda count: abs(count - settings.engine.parallel))} sequences"
+    ]
     read = 1 / found[f"{kind}: prompts alone"]["tokens_per_s"]
-    typical = settings.dpo.max_length  # of a pair's two rows, each half as long as the longest; of the libraries, the faster
-    best = min(trained, key=lambda one: (abs(one["tokens_of_a_pair"] - typical), one["seconds_of_a_pair"]))
+    typical = (
+        settings.dpo.max_length
+    )  # of a pair's two rows, each half as long as the longest; of the libraries, the faster
+    best = min(
+        trained, key=lambda one: (abs(one["tokens_of_a_pair"] - typical), one["seconds_of_a_pair"])
+    )
     return plan.Rates(
-        token=(nearest["seconds"] - nearest["read"] * read) / nearest["generated"], read=read,
+        token=(nearest["seconds"] - nearest["read"] * read) / nearest["generated"],
+        read=read,
         dpo=best["seconds_of_a_pair"] / best["tokens_of_a_pair"],
     )
 
 
 def iteration_hours(settings: Settings, priced: plan.Costs) -> float:
     """Return the hours of a first iteration at these prices."""
-    return sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values()) / 3600
+    return (
+        sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values())
+        / 3600
+    )

@@ -22,7 +22,8 @@ UNKNOWN, TOO_SMALL = "not measured yet", "too small for it"
 
 # Columns of tokens a second, alone or over others.
 QUOTIENTS = (
-    ("q8_0: 64 sequences", None), ("q8_0: 64 sequences", "q8_0: naive loop"),
+    ("q8_0: 64 sequences", None),
+    ("q8_0: 64 sequences", "q8_0: naive loop"),
     ("q8_0: 32 sequences", "q8_0: bare llama_decode, 32 sequences"),
 )
 
@@ -71,7 +72,9 @@ def read(path: Path) -> Measured:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} is no file of `bench card`: {f'{where}: ' if where else ''}{first['msg']}") from error
+        raise DataError(
+            f"{path} is no file of `bench card`: {f'{where}: ' if where else ''}{first['msg']}"
+        ) from error
 
 
 def shown(documents: Sequence[Measured], shape: str = "llama-3-8b") -> dict[str, Measured]:
@@ -85,7 +88,9 @@ def shown(documents: Sequence[Measured], shape: str = "llama-3-8b") -> dict[str,
     return found
 
 
-def table(documents: Sequence[Measured], preset: str = "overnight", shape: str = "llama-3-8b") -> str:
+def table(
+    documents: Sequence[Measured], preset: str = "overnight", shape: str = "llama-3-8b"
+) -> str:
     """Return, as Markdown, what files of this bench say of each card, at one shape; what none says of a known card is empty.
 
     Hours that no file measured stand in a column of their own: estimates from the vendor's figures (`plan`). There are none
@@ -95,13 +100,17 @@ def table(documents: Sequence[Measured], preset: str = "overnight", shape: str =
     most = memory.most(memory.peaks(settings, llama))
     lines = [
         f"| card | tokens/s, 64 sequences | times the naive loop | of bare llama.cpp, 32 | seconds of a DPO pair, 1024 tokens | "
-        f"hours of an `{preset}` iteration | estimate |", f"|---|{'---|' * 6}",
+        f"hours of an `{preset}` iteration | estimate |",
+        f"|---|{'---|' * 6}",
     ]
     known = shown(documents, shape)
     for name in dict.fromkeys((*plan.KNOWN, *sorted(known))):
         one, hours, guess = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
-            hours = _cell(iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured")), failed=False)
+            hours = _cell(
+                iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured")),
+                failed=False,
+            )
         if key := plan.gpu_key(name):
             guess = f"{iteration_hours(settings, plan.estimated(settings, llama, plan.KNOWN[key], key)):.1f}"
             if most > plan.KNOWN[key].memory:
@@ -122,8 +131,17 @@ def _measured(one: Measured | None) -> list[str]:
     cells = []
     for over, under in QUOTIENTS:
         value, divisor = rate(over), 1.0 if under is None else rate(under)
-        cells.append(_cell(value / divisor if value and divisor else None, failed=not {over, under}.isdisjoint(one.failed)))
-    trained = [name for name in (*one.found, *one.failed) if name.startswith("DPO, ") and name.endswith(" 1024 tokens")]
+        cells.append(
+            _cell(
+                value / divisor if value and divisor else None,
+                failed=not {over, under}.isdisjoint(one.failed),
+            )
+        )
+    trained = [
+        name
+        for name in (*one.found, *one.failed)
+        if name.startswith("DPO, ") and name.endswith(" 1024 tokens")
+    ]
     seconds = [one.found[name].seconds_of_a_pair for name in trained if name in one.found]
     best = min((value for value in seconds if value is not None), default=None)
     return [*cells, _cell(best, failed=bool(trained))]

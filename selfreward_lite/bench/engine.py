@@ -58,8 +58,14 @@ class Load:
 
 
 def judge_load(
-    vocab: int, prompts: int, *, samples: int = 8, tokens: int = 600, new: tuple[int, int] = (40, 160),
-    adapter: str | None = None, seed: int = 0,
+    vocab: int,
+    prompts: int,
+    *,
+    samples: int = 8,
+    tokens: int = 600,
+    new: tuple[int, int] = (40, 160),
+    adapter: str | None = None,
+    seed: int = 0,
 ) -> Load:
     """N judgments of each of many responses: prompts of `tokens` with a common beginning, `samples` each, `new` tokens long."""
     rng = random.Random(seed)
@@ -67,12 +73,21 @@ def judge_load(
     requests = []
     for number in range(prompts):
         prompt = common + _some(rng, vocab, tokens - len(common))
-        requests += [_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter) for index in range(samples)]
+        requests += [
+            _request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter)
+            for index in range(samples)
+        ]
     return Load("judge", tuple(requests), len(common))
 
 
 def meta_load(
-    vocab: int, responses: int, *, judgments: int = 4, tokens: int = 600, adapter: str | None = None, seed: int = 0
+    vocab: int,
+    responses: int,
+    *,
+    judgments: int = 4,
+    tokens: int = 600,
+    adapter: str | None = None,
+    seed: int = 0,
 ) -> Load:
     """Battles between the judgments of each response, all pairs in both orders; one short verdict each.
 
@@ -80,7 +95,9 @@ def meta_load(
     """
     rest = tokens - 2 * JUDGMENT
     if rest < 2:
-        raise ConfigError(f"a battle holds two judgments of {JUDGMENT} tokens; give --prompt-tokens above {2 * JUDGMENT + 1}")
+        raise ConfigError(
+            f"a battle holds two judgments of {JUDGMENT} tokens; give --prompt-tokens above {2 * JUDGMENT + 1}"
+        )
     if judgments < 2:
         raise ConfigError("a battle needs two judgments of a response; give --samples 2 or more")
     rng = random.Random(seed)
@@ -91,7 +108,9 @@ def meta_load(
         written = [_some(rng, vocab, JUDGMENT) for _ in range(judgments)]
         for first, second in permutations(range(judgments), 2):
             prompt = asked + written[first] + written[second]
-            requests.append(_request(f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter))
+            requests.append(
+                _request(f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter)
+            )
     return Load("meta", tuple(requests), len(common))
 
 
@@ -99,17 +118,29 @@ def _some(rng: random.Random, vocab: int, count: int) -> Tokens:
     return tuple(rng.randrange(256, vocab - 8) for _ in range(count))
 
 
-def _request(key: str, prompt: Tokens, new: int, rng: random.Random, adapter: str | None) -> Request:
-    return Request(key, prompt, (rng.randrange(2**31),), Sampling(max_tokens=new, **DRAW), (), adapter)
+def _request(
+    key: str, prompt: Tokens, new: int, rng: random.Random, adapter: str | None
+) -> Request:
+    return Request(
+        key, prompt, (rng.randrange(2**31),), Sampling(max_tokens=new, **DRAW), (), adapter
+    )
 
 
-def settings_for(load: Load, *, parallel: int, threads: int | None, gpu_layers: int) -> dict[str, Any]:
+def settings_for(
+    load: Load, *, parallel: int, threads: int | None, gpu_layers: int
+) -> dict[str, Any]:
     """Return the engine's settings for a load: on a card a KV cache that half of the sequences could fill, else one each."""
     longest = -(-load.longest // 256) * 256
     cells = longest * (max(4, parallel // 2) if gpu_layers else parallel + ROOTS)
     return {
-        "parallel": parallel, "context": cells, "batch": max(512, parallel), "gpu_layers": gpu_layers, "roots": ROOTS,
-        "threads": threads or cores(), "unified": bool(gpu_layers), "exact": False,
+        "parallel": parallel,
+        "context": cells,
+        "batch": max(512, parallel),
+        "gpu_layers": gpu_layers,
+        "roots": ROOTS,
+        "threads": threads or cores(),
+        "unified": bool(gpu_layers),
+        "exact": False,
     }
 
 
@@ -146,8 +177,12 @@ def measure(plan: Plan, say: Say) -> Found:
         naive.append(naive_rate(plan))
         rate, stats = engine_rate(plan)
         engine.append(rate)
-        ceiling.append(trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, best))
-        say(f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s")
+        ceiling.append(
+            trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, best)
+        )
+        say(
+            f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s"
+        )
     return Found(naive, engine, ceiling, stats, trace.quantisation, str(best))
 
 
@@ -162,7 +197,9 @@ def _sweep(plan: Plan, steps: list[Step], say: Say) -> Layout:
     from selfreward_lite.bench import baselines
 
     seconds: dict[Layout, float] = {}
-    best = baselines.Layout(plan.settings["threads"], plan.settings["batch"], unified=True, flash=True)
+    best = baselines.Layout(
+        plan.settings["threads"], plan.settings["batch"], unified=True, flash=True
+    )
     for tried in axes(plan.settings):
         for changes in tried:
             layout = replace(best, **changes)
@@ -180,7 +217,9 @@ def _final(plan: Plan, steps: list[Step], best: Layout, say: Say) -> Layout:
         return best
     from selfreward_lite.bench import baselines
 
-    seconds = {layout: baselines.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)}
+    seconds = {
+        layout: baselines.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)
+    }
     for layout, taken in seconds.items():
         say(f"bare llama.cpp, {layout}: all {len(steps)} steps in {taken:.2f} s")
     return min(seconds, key=lambda layout: seconds[layout])
@@ -190,14 +229,20 @@ def _own(settings: dict[str, Any]) -> Layout:
     from selfreward_lite.bench import baselines
     from selfreward_lite.engine.loading import flash, micro_batch
 
-    return baselines.Layout(settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings))
+    return baselines.Layout(
+        settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings)
+    )
 
 
 def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """What the sweep tries, group after group, keeping the best of each."""
     threads, rows = settings["threads"], settings["batch"]
     return [
-        [{"unified": unified, "flash": flash} for unified in (True, False) for flash in (True, False)],
+        [
+            {"unified": unified, "flash": flash}
+            for unified in (True, False)
+            for flash in (True, False)
+        ],
         [{"threads": count} for count in sorted({threads, max(1, threads // 2)})],
         [{"micro_batch": size} for size in sorted({rows, max(settings["parallel"], rows // 2)})],
     ]
@@ -216,7 +261,9 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
         "prefill_tokens_requested": stats["prompt_requested"],
         "prefill_tokens_computed": stats["prompt_computed"],
         "prefill_tokens_unique": plan.load.unique_tokens,
-        "slot_occupancy": round(stats["busy_slot_steps"] / max(1, stats["busy_steps"] * plan.settings["parallel"]), 4),
+        "slot_occupancy": round(
+            stats["busy_slot_steps"] / max(1, stats["busy_steps"] * plan.settings["parallel"]), 4
+        ),
         "sampling_share": round(stats["seconds_sample"] / stats["seconds_total"], 4),
         "model": plan.model.name,
         "quantisation": found.quantisation,
@@ -230,7 +277,9 @@ def bare_rate(plan: Plan) -> float:
     from selfreward_lite.bench import baselines
 
     trace = baselines.record(plan.model, plan.settings, plan.load.requests)
-    return trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, _own(plan.settings))
+    return trace.generated / baselines.replay(
+        plan.model, plan.settings, trace.steps, _own(plan.settings)
+    )
 
 
 def naive_rate(plan: Plan) -> float:
@@ -255,11 +304,17 @@ def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, dict[str, Any]]:
     engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
     try:
         first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))
-        list(engine.complete([first, *plan.load.requests[:warm]]))  # as a replay begins: every page touched, the adapter loaded
+        list(
+            engine.complete([first, *plan.load.requests[:warm]])
+        )  # as a replay begins: every page touched, the adapter loaded
         before = dict(engine.stats)
         started = perf_counter()
-        generated = sum(len(completion.tokens) for completion in engine.complete(plan.load.requests[warm:]))
+        generated = sum(
+            len(completion.tokens) for completion in engine.complete(plan.load.requests[warm:])
+        )
         seconds = perf_counter() - started
-        return generated / seconds, {name: value - before[name] for name, value in engine.stats.items()}
+        return generated / seconds, {
+            name: value - before[name] for name, value in engine.stats.items()
+        }
     finally:
         engine.close()

@@ -32,16 +32,25 @@ from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import grouped
 from selfreward_lite.run.runtime import Tools
 
-SEEDS = range(420, 428)  # fresh ones: by what they show only the 7 epochs of an arm below were chosen
+SEEDS = range(
+    420, 428
+)  # fresh ones: by what they show only the 7 epochs of an arm below were chosen
 ITERATIONS = 3
 SIZES = {  # an arm is to take 90 s at most on two cores (LOG.md)
-    "gates.mode": "report", "prompts.count": "80", "evaluation.prompts": "500", "seed_stage.eval_prompts": "60",
+    "gates.mode": "report",
+    "prompts.count": "80",
+    "evaluation.prompts": "500",
+    "seed_stage.eval_prompts": "60",
 }
 
 
 def _all(**wanted: str) -> dict[str, str]:
     """The same in every iteration."""
-    return {f"schedule.{place}.{name}": value for name, value in wanted.items() for place in range(ITERATIONS)}
+    return {
+        f"schedule.{place}.{name}": value
+        for name, value in wanted.items()
+        for place in range(ITERATIONS)
+    }
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,12 @@ ARMS = (
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
     Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
     Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
-    Arm("biased: Self-Rewarding + length control, 1.5 epochs", SELF | CONTROL | {"dpo.epochs": "1.5"}, BIASED, own_rival=True),
+    Arm(
+        "biased: Self-Rewarding + length control, 1.5 epochs",
+        SELF | CONTROL | {"dpo.epochs": "1.5"},
+        BIASED,
+        own_rival=True,
+    ),
     Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_rival=True),
     Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_rival=True),
 )
@@ -101,7 +115,9 @@ class Table:
     base: Mapping[str, str] = field(default_factory=lambda: SIZES)
 
 
-def run_table(folder: Path, table: Table, open_tools: OpenTools, watch: Watch, say: Say) -> list[Row]:
+def run_table(
+    folder: Path, table: Table, open_tools: OpenTools, watch: Watch, say: Say
+) -> list[Row]:
     """Run, or finish, every arm with every seed. What a gate would refuse is gone on with, and a training that fails ends its
     arm: it has fewer rows then."""
     work, rows = [(seed, arm) for seed in table.seeds for arm in table.arms], []
@@ -110,8 +126,16 @@ def run_table(folder: Path, table: Table, open_tools: OpenTools, watch: Watch, s
         for number, (seed, arm) in enumerate(work, 1):
             stage = {"seed": str(seed), "iterations": "0", **table.base}
             start = _seed_stage(folder / f"seed-{seed}", stage, arm.seed_stage, tools, watch)
-            rival = start if arm.own_rival else _seed_stage(folder / f"seed-{seed}", stage, {}, tools, watch)
-            left = f", about {fmean(spent) * (len(work) - number + 1) / 3600:.1f} h left" if spent else ""
+            rival = (
+                start
+                if arm.own_rival
+                else _seed_stage(folder / f"seed-{seed}", stage, {}, tools, watch)
+            )
+            left = (
+                f", about {fmean(spent) * (len(work) - number + 1) / 3600:.1f} h left"
+                if spent
+                else ""
+            )
             say(f"seed {seed}: {arm.name} ({number} of {len(work)}{left})")
             run, began = folder / f"seed-{seed}" / arm.name, time.monotonic()
             branch(start, run, {**arm.change, "iterations": str(ITERATIONS)})
@@ -130,9 +154,16 @@ def _seed_stage(
     folder: Path, wanted: Mapping[str, str], change: Mapping[str, str], tools: Tools, watch: Watch
 ) -> Path:
     """The folder of a finished seed stage, which all arms have in common that change the same in it."""
-    place = folder / " ".join(["seed-stage", *(f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items())])
+    place = folder / " ".join(
+        [
+            "seed-stage",
+            *(f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items()),
+        ]
+    )
     with Store.write(place) as store:
-        settings = prepare.settle(store, {**wanted, **change}, "tiny")  # refuses one that was begun with others
+        settings = prepare.settle(
+            store, {**wanted, **change}, "tiny"
+        )  # refuses one that was begun with others
         if store.newest() is None:
             loop.run(store, settings, tools, watch)
     return place
@@ -151,20 +182,41 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
         rate, without_length = _against(mine, opponent)
         values = {
             "seconds": row["seconds"],
-            "win_rate": rate, "length_controlled_win_rate": without_length, "win_rate_vs_previous": _against(mine, before)[0],
-            "length": fmean(length for _, length in mine.values()), "hard_score": fmean(mine[name][0] for name in hard),
+            "win_rate": rate,
+            "length_controlled_win_rate": without_length,
+            "win_rate_vs_previous": _against(mine, before)[0],
+            "length": fmean(length for _, length in mine.values()),
+            "hard_score": fmean(mine[name][0] for name in hard),
             "first_share": biases.get((f"M{iteration - 1}", "shown first")),
             "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
             **(of_data(store, iteration) if iteration else {}),
-            **{name: row[name] for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs")},
+            **{
+                name: row[name]
+                for name in (
+                    "exact_score",
+                    "answer_right",
+                    "pair_yield",
+                    "tie_rate",
+                    "response_pairs",
+                )
+            },
             **_judging(store, iteration),
         }
-        yield Row(arm, seed, iteration, {name: value for name, value in values.items() if value is not None})
+        yield Row(
+            arm,
+            seed,
+            iteration,
+            {name: value for name, value in values.items() if value is not None},
+        )
         before = mine
 
 
 def _judging(store: Store, model: int) -> dict[str, float]:
-    return {name: value for name, value in store.metrics(model).items() if name.startswith("judge_") and value is not None}
+    return {
+        name: value
+        for name, value in store.metrics(model).items()
+        if name.startswith("judge_") and value is not None
+    }
 
 
 def _letters(prompt: Prompt) -> tuple[str, ...]:
@@ -188,7 +240,8 @@ def _pair_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> fl
     """Of the response pairs, the share whose chosen response is truly the better one; pairs of the same worth, or to a prompt
     that is no task, are left out."""
     pairs = [
-        (worth[one.chosen_id], worth[one.rejected_id]) for one in store.records(ResponsePair, iteration=iteration)
+        (worth[one.chosen_id], worth[one.rejected_id])
+        for one in store.records(ResponsePair, iteration=iteration)
         if one.chosen_id in worth
     ]
     right = [chosen > rejected for chosen, rejected in pairs if chosen != rejected]
@@ -200,15 +253,27 @@ def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> flo
 
     Pairs of the same true worth, or the same expected score, say nothing and are left out; None where no pair is left.
     """
-    judged = grouped(store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"), lambda one: one.response_id)
+    judged = grouped(
+        store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"),
+        lambda one: one.response_id,
+    )
     found = defaultdict(list)
     for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
-        read = [each for each in judged.get(one.id, ()) if each.score is not None and each.expected_score is not None]
+        read = [
+            each
+            for each in judged.get(one.id, ())
+            if each.score is not None and each.expected_score is not None
+        ]
         if read and one.id in worth:
-            means = (fmean(each.score or 0.0 for each in read), fmean(each.expected_score or 0.0 for each in read))
+            means = (
+                fmean(each.score or 0.0 for each in read),
+                fmean(each.expected_score or 0.0 for each in read),
+            )
             found[one.prompt_id].append((*means, worth[one.id]))
     right = [
-        (a[1] > b[1]) == (a[2] > b[2]) for scored in found.values() for a, b in combinations(scored, 2)
+        (a[1] > b[1]) == (a[2] > b[2])
+        for scored in found.values()
+        for a, b in combinations(scored, 2)
         if abs(a[0] - b[0]) <= TOLERANCE and a[2] != b[2] and a[1] != b[1]
     ]
     return fmean(right) if right else None
@@ -216,10 +281,17 @@ def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> flo
 
 def _meta_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
     """Of the decided battles between judgments unequally far from the true score, the share that went to the nearer one."""
-    scores = {one.id: one.score for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")}
+    scores = {
+        one.id: one.score
+        for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+    }
     right = []
     for one in store.records(Battle, iteration=iteration):
-        first, second, true = scores[one.first_id], scores[one.second_id], worth.get(one.response_id)
+        first, second, true = (
+            scores[one.first_id],
+            scores[one.second_id],
+            worth.get(one.response_id),
+        )
         if one.verdict and first is not None and second is not None and true is not None:
             lead = abs(second - true) - abs(first - true)
             right += [(lead > 0) == (one.verdict > 0)] if lead else []
@@ -236,14 +308,24 @@ def _worth(store: Store, iteration: int) -> dict[str, int]:
 
 def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, tuple[int, int]]:
     """The exact score and the characters of each held-out answer, by prompt."""
-    given = {one.prompt_id: one for one in store.records(Response, iteration=iteration, model=f"M{iteration}")}
+    given = {
+        one.prompt_id: one
+        for one in store.records(Response, iteration=iteration, model=f"M{iteration}")
+    }
     exact = metrics.exact_scores(prompts, list(given.values()))
     assert exact is not None
-    return {one.id: (exact.score[one.id], len(given[one.id].text) if one.id in given else 0) for one in prompts}
+    return {
+        one.id: (exact.score[one.id], len(given[one.id].text) if one.id in given else 0)
+        for one in prompts
+    }
 
 
-def _against(mine: Mapping[str, tuple[int, int]], theirs: Mapping[str, tuple[int, int]]) -> tuple[float, float]:
+def _against(
+    mine: Mapping[str, tuple[int, int]], theirs: Mapping[str, tuple[int, int]]
+) -> tuple[float, float]:
     """The win rate, and what is left of it where both answers are equally long."""
     pairs = [(mine[name], theirs[name]) for name in mine]
     results = np.array([metrics.points(a[0], b[0]) for a, b in pairs])
-    return float(results.mean()), metrics.length_controlled(results, np.array([float(a[1] - b[1]) for a, b in pairs]))
+    return float(results.mean()), metrics.length_controlled(
+        results, np.array([float(a[1] - b[1]) for a, b in pairs])
+    )

@@ -28,8 +28,18 @@ from selfreward_lite.system.errors import GateStop, TrainingError
 SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
 HELD_OUT = 1000
 COLUMNS = (
-    "exact_score", "answer_right", "win_rate_vs_seed", "judge_pair_accuracy", "pair_yield", "tie_rate", "unread_rate",
-    "mean_response_tokens", "self_score", "outside_score", "canary_score", "honest_bad_score",
+    "exact_score",
+    "answer_right",
+    "win_rate_vs_seed",
+    "judge_pair_accuracy",
+    "pair_yield",
+    "tie_rate",
+    "unread_rate",
+    "mean_response_tokens",
+    "self_score",
+    "outside_score",
+    "canary_score",
+    "honest_bad_score",
 )
 CLAIMS = (
     "every seed ran to the end",
@@ -61,7 +71,12 @@ class Result:
 
 
 def run_seeds(
-    folder: Path, seeds: Iterable[int], wanted: Mapping[str, str], open_tools: OpenTools, watch: Watch, say: Say
+    folder: Path,
+    seeds: Iterable[int],
+    wanted: Mapping[str, str],
+    open_tools: OpenTools,
+    watch: Watch,
+    say: Say,
 ) -> list[Result]:
     """Run, or finish, the tiny preset with every seed, and return what came of each. A failure ends its seed's run, not ours."""
     seeds = list(seeds)
@@ -73,7 +88,9 @@ def run_seeds(
     return results
 
 
-def run_seed(folder: Path, seed: int, wanted: Mapping[str, str], tools: Tools, watch: Watch) -> Result:
+def run_seed(
+    folder: Path, seed: int, wanted: Mapping[str, str], tools: Tools, watch: Watch
+) -> Result:
     """Run, or finish, one seed."""
     with Store.write(folder) as store:
         settings = prepare.settle(store, {**wanted, "seed": str(seed)}, "tiny")
@@ -105,7 +122,10 @@ def win_rate_limit(results: Sequence[Result]) -> tuple[float, float] | None:
 
 def reached(results: Sequence[Result]) -> list[int]:
     """Return how many seeds have the base, M0, M1, …"""
-    return [sum(len(result.rows) > place for result in results) for place in range(max(len(one.rows) for one in results))]
+    return [
+        sum(len(result.rows) > place for result in results)
+        for place in range(max(len(one.rows) for one in results))
+    ]
 
 
 def averages(results: Sequence[Result]) -> list[dict[str, tuple[float, float]]]:
@@ -114,14 +134,25 @@ def averages(results: Sequence[Result]) -> list[dict[str, tuple[float, float]]]:
     found = []
     for place in range(longest):
         rows = [result.rows[place] for result in results if place < len(result.rows)]
-        columns = {name: [row[name] for row in rows if row.get(name) is not None] for name in COLUMNS}
-        found.append({name: (fmean(values), standard_error(values)) for name, values in columns.items() if values})
+        columns = {
+            name: [row[name] for row in rows if row.get(name) is not None] for name in COLUMNS
+        }
+        found.append(
+            {
+                name: (fmean(values), standard_error(values))
+                for name, values in columns.items()
+                if values
+            }
+        )
     return found
 
 
 def verdicts(results: Sequence[Result]) -> dict[str, bool]:
     """Return what is claimed of the loop, and whether these results bear it out. With a seed that stopped early, none does."""
-    complete = all(len(result.rows) == len(results[0].rows) > 2 and result.stopped is None for result in results)
+    complete = all(
+        len(result.rows) == len(results[0].rows) > 2 and result.stopped is None
+        for result in results
+    )
     if not complete:
         return dict.fromkeys(CLAIMS, False)
     base, *means = averages(results)

@@ -37,7 +37,9 @@ def variants(settings: Settings) -> dict[str, dict[str, str]]:
         **{f"responses.count={count}": {"responses.count": str(count)} for count in (3, 8)},
         **{f"judge.count={count}": {"judge.count": str(count)} for count in (2, 6)},
         **{
-            f"responses.draw.temperature={temperature:g}": {"responses.draw.temperature": f"{temperature:g}"}
+            f"responses.draw.temperature={temperature:g}": {
+                "responses.draw.temperature": f"{temperature:g}"
+            }
             for temperature in (actor.draw.temperature - 0.2, actor.draw.temperature + 0.2)
         },
         **scaled("dpo.learning_rate", settings.dpo.learning_rate, (0.5, 2)),
@@ -47,7 +49,12 @@ def variants(settings: Settings) -> dict[str, dict[str, str]]:
 
 
 def run_variants(
-    folder: Path, seeds: Iterable[int], base: Mapping[str, str], open_tools: OpenTools, watch: Watch, say: Say
+    folder: Path,
+    seeds: Iterable[int],
+    base: Mapping[str, str],
+    open_tools: OpenTools,
+    watch: Watch,
+    say: Say,
 ) -> dict[str, list[Result]]:
     """Run, or finish, every variant with every seed. Returns the results by variant, one a seed."""
     seeds = list(seeds)
@@ -58,13 +65,19 @@ def run_variants(
             start = folder / f"seed-{seed}" / "seed-stage"
             say(f"seed {seed}: the seed stage that all variants share")
             with Store.write(start) as store:
-                settings = prepare.settle(store, {**base, "seed": str(seed), "iterations": "0"}, "tiny")
+                settings = prepare.settle(
+                    store, {**base, "seed": str(seed), "iterations": "0"}, "tiny"
+                )
                 loop.run(store, settings, tools, watch)
             for number, (name, change) in enumerate(changes.items(), 1):
                 say(f"seed {seed}: {name} ({number} of {len(changes)})")
                 branch(start, folder / f"seed-{seed}" / name, {**change, "iterations": "3"})
                 with Store.write(folder / f"seed-{seed}" / name) as store:
-                    settings = prepare.settle(store, {key: value for key, value in base.items() if key == "gates.mode"}, None)
+                    settings = prepare.settle(
+                        store,
+                        {key: value for key, value in base.items() if key == "gates.mode"},
+                        None,
+                    )
                     results[name].append(finish(store, settings, tools, watch))
     return results
 
@@ -77,8 +90,12 @@ def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
     if folder.exists():
         with Store.read(start) as store, Store.read(folder) as there:
             # Parsed, since a setting that a later version has was not written down then: it has its default.
-            if config.parse(there.fact("settings")) != config.override(store.fact("settings"), dict(change)):
-                raise UserError(f"{folder} was begun with other settings; move it away, or give another --runs-dir")
+            if config.parse(there.fact("settings")) != config.override(
+                store.fact("settings"), dict(change)
+            ):
+                raise UserError(
+                    f"{folder} was begun with other settings; move it away, or give another --runs-dir"
+                )
         return
     half = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(half, ignore_errors=True)

@@ -32,11 +32,19 @@ from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import cards
 
-evaluate = typer.Typer(invoke_without_command=True, help="Hold models of a run against each other, or a judge against people.")
+evaluate = typer.Typer(
+    invoke_without_command=True,
+    help="Hold models of a run against each other, or a judge against people.",
+)
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
 RunName = Annotated[str, typer.Option(help="The run.")]
-Model = Annotated[str | None, typer.Option(help="A model of the run: base, M0, M1, …; by default the newest.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="A setting of evaluation, judge or engine, as for run.")]
+Model = Annotated[
+    str | None, typer.Option(help="A model of the run: base, M0, M1, …; by default the newest.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of evaluation, judge or engine, as for run."),
+]
 FREE = ("evaluation", "engine", "judge")
 
 
@@ -46,19 +54,34 @@ def compare(
     name: RunName = "tiny",
     runs_dir: RunsDir = Path("runs"),
     model: Model = None,
-    against: Annotated[str, typer.Option(help="Another model of the run, or of another run, as other/M3.")] = "M0",
-    judge: Annotated[str | None, typer.Option(
-        help="exact (of the tiny world), a model of the run, or a GGUF file; by default exact where it can be, else M0.",
-    )] = None,
-    export: Annotated[Literal["alpaca_eval"] | None, typer.Option(help="Write answers as that tool reads them instead.")] = None,
-    prompts: Annotated[str | None, typer.Option(help="With --export: the prompts, as for run; else the held-out ones.")] = None,
-    out: Annotated[Path, typer.Option(help="With --export: the folder to write to.")] = Path("exported"),
+    against: Annotated[
+        str, typer.Option(help="Another model of the run, or of another run, as other/M3.")
+    ] = "M0",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="exact (of the tiny world), a model of the run, or a GGUF file; by default exact where it can be, else M0.",
+        ),
+    ] = None,
+    export: Annotated[
+        Literal["alpaca_eval"] | None,
+        typer.Option(help="Write answers as that tool reads them instead."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="With --export: the prompts, as for run; else the held-out ones."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --export: the folder to write to.")] = Path(
+        "exported"
+    ),
     set_: Set = None,
 ) -> None:
     """Hold two models' answers to the held-out prompts against each other, in both orders; or export answers."""
     if context.invoked_subcommand is not None:
         if any(_given(context, option) for option in context.params):
-            raise UserError(f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}")
+            raise UserError(
+                f"options of `evaluate {context.invoked_subcommand}` stand behind {context.invoked_subcommand}"
+            )
         return
     _only_together(export, against, prompts, context)
     decided = judge or (EXACT if _exact(runs_dir / name) else "M0")
@@ -69,11 +92,17 @@ def compare(
             return
         met = work.against(mine, against, decided)
     found = metrics.head_to_head(met)
-    table = Table("", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left")
+    table = Table(
+        "", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left"
+    )
     for title, words in _head_to_head(found):
         table.add_row(title, words)
     console.print(table)
-    print(json.dumps({"run": name, "model": mine, "against": against, "judge": decided, **_plain(found)}))
+    print(
+        json.dumps(
+            {"run": name, "model": mine, "against": against, "judge": decided, **_plain(found)}
+        )
+    )
 
 
 def _given(context: typer.Context, option: str) -> bool:
@@ -81,38 +110,60 @@ def _given(context: typer.Context, option: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _only_together(export: str | None, against: str, prompts: str | None, context: typer.Context) -> None:
+def _only_together(
+    export: str | None, against: str, prompts: str | None, context: typer.Context
+) -> None:
     """Raise UserError for an option that would be ignored."""
     if export is None and (prompts is not None or _given(context, "out")):
-        raise UserError(f"--{'prompts' if prompts is not None else 'out'} is for --export alpaca_eval alone")
+        raise UserError(
+            f"--{'prompts' if prompts is not None else 'out'} is for --export alpaca_eval alone"
+        )
     if export is not None and _given(context, "judge"):
         raise UserError("--export writes answers, which nobody judges; leave --judge out")
     if export is not None and prompts is not None and _given(context, "against"):
-        raise UserError("--export --prompts writes one model's answers; leave --against out, and name another as --model")
+        raise UserError(
+            "--export --prompts writes one model's answers; leave --against out, and name another as --model"
+        )
     if export is not None and "/" in against:
-        raise UserError(f"--export is of one run; export {against} with --name {against.rpartition('/')[0]}")
+        raise UserError(
+            f"--export is of one run; export {against} with --name {against.rpartition('/')[0]}"
+        )
 
 
 def _exact(folder: Path) -> bool:
     """Whether answers to a run's held-out prompts need no judge, so that nothing has to wait for the card."""
     with Store.read(folder) as store:
-        return store.count(Prompt, origin="held_out") > 0  # elsewhere than in the tiny world they are ranked ones
+        return (
+            store.count(Prompt, origin="held_out") > 0
+        )  # elsewhere than in the tiny world they are ranked ones
 
 
 def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
-    yield "prompts: won, tied, lost", f"{found['prompts']}: {found['won']}, {found['tied']}, {found['lost']}"
-    yield "win rate, a tie as half", (
-        f"{with_error((found['win_rate'], found['win_rate_error']))}, 95 %: {found['win_rate_low']:.3f} to "
-        f"{found['win_rate_high']:.3f}"
+    yield (
+        "prompts: won, tied, lost",
+        f"{found['prompts']}: {found['won']}, {found['tied']}, {found['lost']}",
     )
-    yield "win rate at equal length (not AlpacaEval's)", (
-        f"{found['length_controlled_win_rate']:.3f}, 95 %: {found['length_controlled_low']:.3f} to "
-        f"{found['length_controlled_high']:.3f}"
+    yield (
+        "win rate, a tie as half",
+        (
+            f"{with_error((found['win_rate'], found['win_rate_error']))}, 95 %: {found['win_rate_low']:.3f} to "
+            f"{found['win_rate_high']:.3f}"
+        ),
+    )
+    yield (
+        "win rate at equal length (not AlpacaEval's)",
+        (
+            f"{found['length_controlled_win_rate']:.3f}, 95 %: {found['length_controlled_low']:.3f} to "
+            f"{found['length_controlled_high']:.3f}"
+        ),
     )
     yield "characters, its and theirs", f"{found['mine_length']:.1f}, {found['their_length']:.1f}"
     if not math.isnan(found["flip_rate"]):
         yield "verdicts that flip with the order", f"{found['flip_rate']:.1%}"
-        yield "verdicts for the answer shown first", f"{found['first_share']:.1%} (50 % is unbiased)"
+        yield (
+            "verdicts for the answer shown first",
+            f"{found['first_share']:.1%} (50 % is unbiased)",
+        )
         yield "verdicts that could not be read", f"{found['unread_share']:.1%}"
 
 
@@ -127,16 +178,23 @@ def _export(work: Examination, models: Sequence[str], prompts: str | None, out: 
         texts = prompt_files.prompts(prompt_files.read_rows(place, skip_bad=False))
     for model in dict.fromkeys(models):
         answered = (
-            work.held_out_answers(model) if texts is None else list(zip(texts, work.answers(model, texts), strict=True))
+            work.held_out_answers(model)
+            if texts is None
+            else list(zip(texts, work.answers(model, texts), strict=True))
         )
-        rows[model] = [_row(work, model, one if isinstance(one, str) else one.text, answer) for one, answer in answered]
+        rows[model] = [
+            _row(work, model, one if isinstance(one, str) else one.text, answer)
+            for one, answer in answered
+        ]
     common = set.intersection(*({row["instruction"] for row in found} for found in rows.values()))
     out.mkdir(parents=True, exist_ok=True)
     files = {}
     for model, found in rows.items():
         files[model] = out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json"
         kept = [row for row in found if row["instruction"] in common]
-        files[model].write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        files[model].write_text(
+            json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     mine, theirs = files[models[0]], files[models[-1]]
     reference = f" --reference_outputs {theirs}" if mine != theirs else ""
     say(f"{len(common)} answers a model. pip install alpaca_eval, set its judge's key, and give:")
@@ -146,7 +204,11 @@ def _export(work: Examination, models: Sequence[str], prompts: str | None, out: 
 
 def _row(work: Examination, model: str, prompt: str, answer: Response) -> dict[str, str]:
     """What AlpacaEval reads: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model"."""
-    return {"instruction": prompt, "output": answer.text, "generator": f"{work.run.store.folder.name}-{model}"}
+    return {
+        "instruction": prompt,
+        "output": answer.text,
+        "generator": f"{work.run.store.folder.name}-{model}",
+    }
 
 
 @evaluate.command("judge")
@@ -154,11 +216,16 @@ def judge_quality(
     name: RunName = "tiny",
     runs_dir: RunsDir = Path("runs"),
     model: Model = None,
-    ranked: Annotated[str | None, typer.Option(
-        help="Ranked data in OASST's schema: a file, a folder, owner/name on the hub, tiny, or votes (of the app); by default "
-             "the run's own evaluation prompts.",
-    )] = None,
-    judgments: Annotated[int | None, typer.Option(help="Judgments an answer; by default as in the run.", min=1)] = None,
+    ranked: Annotated[
+        str | None,
+        typer.Option(
+            help="Ranked data in OASST's schema: a file, a folder, owner/name on the hub, tiny, or votes (of the app); by default "
+            "the run's own evaluation prompts.",
+        ),
+    ] = None,
+    judgments: Annotated[
+        int | None, typer.Option(help="Judgments an answer; by default as in the run.", min=1)
+    ] = None,
     most: Annotated[int, typer.Option(help="Prompts at most.", min=1)] = 1000,
     set_: Set = None,
 ) -> None:
@@ -167,22 +234,43 @@ def judge_quality(
         mine = model or _newest(work)
         found = _ranked(work, ranked)[:most]
         if not found:
-            raise UserError(f"{ranked or name}: no prompt with two ranked answers in it; give other --ranked data")
+            raise UserError(
+                f"{ranked or name}: no prompt with two ranked answers in it; give other --ranked data"
+            )
         quality = work.judged(mine, found, judgments or work.run.settings.evaluation.judgments)
     known = quality.metrics()
-    table = Table("", "", title=f"{mine} as judge of {quality.answers} answers to {len(found)} prompts", title_justify="left")
+    table = Table(
+        "",
+        "",
+        title=f"{mine} as judge of {quality.answers} answers to {len(found)} prompts",
+        title_justify="left",
+    )
     for title, value in known.items():
         if not title.endswith("_error"):
             table.add_row(title.replace("_", " "), with_error((value, known.get(f"{title}_error"))))
     console.print(table)
-    print(json.dumps({"run": name, "model": mine, "prompts": len(found), "answers": quality.answers, **_plain(known)}))
+    print(
+        json.dumps(
+            {
+                "run": name,
+                "model": mine,
+                "prompts": len(found),
+                "answers": quality.answers,
+                **_plain(known),
+            }
+        )
+    )
 
 
 @evaluate.command("paper-table")
 def paper_table(
     seeds: Annotated[str, typer.Option(help="Seeds, as 420-427 or 7,9.")] = "420-427",
-    runs_dir: Annotated[Path, typer.Option(help="Folder of its runs; what is there is gone on with.")] = Path("runs/paper-table"),
-    out: Annotated[Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")] = Path("."),
+    runs_dir: Annotated[
+        Path, typer.Option(help="Folder of its runs; what is there is gone on with.")
+    ] = Path("runs/paper-table"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")
+    ] = Path("."),
 ) -> None:
     """The papers' comparisons in miniature, in the tiny world: the same M0, as many prompts and judgments a method; hours."""
     from selfreward_lite.bench import claims
@@ -191,12 +279,17 @@ def paper_table(
     from selfreward_lite.run.runtime import real_tools
 
     with Display(console) as watch:
-        rows = paper_bench.run_table(runs_dir, paper_bench.Table(seeds_of(seeds)), real_tools, watch, say)
+        rows = paper_bench.run_table(
+            runs_dir, paper_bench.Table(seeds_of(seeds)), real_tools, watch, say
+        )
     table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():
         table.add_row(arm, *(with_error(means.get(name)) for name in claims.COLUMNS))
     console.print(table)
-    document = {"command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}", **claims.document(rows)}
+    document = {
+        "command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}",
+        **claims.document(rows),
+    }
     with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:
         document |= {name: store.fact(name) for name in ("hardware", "versions")}
     say("Differences as mean (95 % interval over seeds):")
@@ -207,12 +300,23 @@ def paper_table(
     for words in document["notes"]:
         say(words)
     if spent := document["seconds_of_an_arm"]:
-        say(f"an arm took {spent['median']:.0f} s, the slowest {spent['most']:.0f} s, beside the seed stage that it shares")
+        say(
+            f"an arm took {spent['median']:.0f} s, the slowest {spent['most']:.0f} s, beside the seed stage that it shares"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "paper-table.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / "paper-table.json").write_text(
+        json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (out / "paper-table.md").write_text(claims.markdown(document), encoding="utf-8")
     plots.draw_curves(claims.panels(rows)).savefig(out / "paper-table.png", dpi=110)
-    print(json.dumps({"seeds": document["seeds"], "verdicts": {one["name"]: one["verdict"] for one in document["claims"]}}))
+    print(
+        json.dumps(
+            {
+                "seeds": document["seeds"],
+                "verdicts": {one["name"]: one["verdict"] for one in document["claims"]},
+            }
+        )
+    )
 
 
 def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
@@ -226,14 +330,18 @@ def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
             place = source if source == "tiny" else str(hub.fetched(source, "dataset", show))
         stage = run.settings.seed_stage.model_copy(update={"ranked": place})
         rows, _ = ranked.load_rows(run.settings.model_copy(update={"seed_stage": stage}))
-    content = hashlib.blake2b(json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    content = hashlib.blake2b(
+        json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8
+    ).hexdigest()
     found, outcome = ranked.ranked_prompts(rows, f"{run.store.run}, {content}")
     for reason, count in outcome.dropped().items():
         say(f"left out: {count} {reason}")
     seen = {one.prompt.text for one in (*run.ranked().eft, *run.ranked().ift)}
     kept = [one for one in found if one.prompt.text not in seen]
     if len(kept) < len(found):
-        say(f"left out: {len(found) - len(kept)} prompts that M0 was trained on, or could have been")
+        say(
+            f"left out: {len(found) - len(kept)} prompts that M0 was trained on, or could have been"
+        )
     return kept
 
 
@@ -245,21 +353,36 @@ def _newest(work: Examination) -> str:
 
 
 @contextmanager
-def _examination(name: str, runs_dir: Path, set_: list[str] | None, *, engine: bool = True) -> Iterator[Examination]:
+def _examination(
+    name: str, runs_dir: Path, set_: list[str] | None, *, engine: bool = True
+) -> Iterator[Examination]:
     from selfreward_lite.run.runtime import real_tools
 
     wanted = config.parse_overrides(set_ or [])
     if other := [key for key in wanted if key.split(".")[0] not in FREE]:
-        raise UserError(f"--set {other[0]}: the run was made with its own; only {', '.join(FREE)} can be set here")
+        raise UserError(
+            f"--set {other[0]}: the run was made with its own; only {', '.join(FREE)} can be set here"
+        )
     if wanted and not engine:
-        raise UserError("--set is of no use here, since no model is asked anything; name a model as --judge, or --prompts")
+        raise UserError(
+            "--set is of no use here, since no model is asked anything; name a model as --judge, or --prompts"
+        )
     with Store.read(runs_dir / name) as store:
         begun: dict[str, Any] | None = store.fact("settings")
         if begun is None:
             raise UserError(f"{name} has only just begun; try again in a moment")
         settings: Settings = config.override(begun, wanted)
-        card = gpu.held(f"evaluate {name}, process {os.getpid()}", say) if cards() and engine else nullcontext()
-        with card, real_tools(bare=True) as tools, Display(console) as watch, examined(store, settings, tools, watch) as work:
+        card = (
+            gpu.held(f"evaluate {name}, process {os.getpid()}", say)
+            if cards() and engine
+            else nullcontext()
+        )
+        with (
+            card,
+            real_tools(bare=True) as tools,
+            Display(console) as watch,
+            examined(store, settings, tools, watch) as work,
+        ):
             yield work
 
 

@@ -41,7 +41,9 @@ from selfreward_lite.system.files import in_words
 from selfreward_lite.system.gpu import cards
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="A language model that improves itself, on one card.",
 )
 app.add_typer(bench, name="bench")
@@ -56,60 +58,118 @@ Name = Annotated[str | None, typer.Option(help="The run's name; by default the p
 
 @app.command()
 def run(
-    preset: Annotated[str | None, typer.Option(help="What to run; by default tiny, which needs no download.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="What to run; by default tiny, which needs no download.")
+    ] = None,
     name: Name = None,
     runs_dir: RunsDir = Path("runs"),
-    iterations: Annotated[int | None, typer.Option(help="Iterations after the seed stage, in all.", min=0)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.", min=0)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in --set dpo.beta=0.2; repeatable.")] = None,
-    gates: Annotated[
-        Literal["stop", "report"] | None, typer.Option(help="Whether a failed gate ends the run; report holds for one command.")
+    iterations: Annotated[
+        int | None, typer.Option(help="Iterations after the seed stage, in all.", min=0)
     ] = None,
-    prompts: Annotated[str | None, typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Be done within so many hours: fewer prompts.", min=0, max=8760)] = None,
-    mirror: Annotated[Path | None, typer.Option(help="Keep a copy of the run in this folder, as on a mounted drive.")] = None,
-    restore_from: Annotated[Path | None, typer.Option(help="Go on from the copy in this folder, if the run is not here.")] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything that is drawn.", min=0)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting, as in --set dpo.beta=0.2; repeatable."),
+    ] = None,
+    gates: Annotated[
+        Literal["stop", "report"] | None,
+        typer.Option(help="Whether a failed gate ends the run; report holds for one command."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub."),
+    ] = None,
+    hours: Annotated[
+        float | None,
+        typer.Option(help="Be done within so many hours: fewer prompts.", min=0, max=8760),
+    ] = None,
+    mirror: Annotated[
+        Path | None,
+        typer.Option(help="Keep a copy of the run in this folder, as on a mounted drive."),
+    ] = None,
+    restore_from: Annotated[
+        Path | None,
+        typer.Option(help="Go on from the copy in this folder, if the run is not here."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
+    ] = False,
 ) -> None:
     """Start a run, or go on with it: the same command resumes."""
     wanted = config.parse_overrides(set_ or [])
-    wanted |= {key: str(value) for key, value in (("iterations", iterations), ("seed", seed)) if value is not None}
+    wanted |= {
+        key: str(value)
+        for key, value in (("iterations", iterations), ("seed", seed))
+        if value is not None
+    }
     wanted |= {"gates.mode": gates} if gates else {}
     if prompts:
-        wanted["prompts.file"] = json.dumps(prompts if hub.named(prompts) else str(Path(prompts).absolute()))
+        wanted["prompts.file"] = json.dumps(
+            prompts if hub.named(prompts) else str(Path(prompts).absolute())
+        )
     wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
-    if restore_from is not None and not (restore_from == mirror and not (restore_from / folder.name).exists()):
+    if restore_from is not None and not (
+        restore_from == mirror and not (restore_from / folder.name).exists()
+    ):
         # The same folder for both is how a run is begun and gone on with by one command: the first time there is no copy.
-        say(f"{folder}: " + ("put back from its copy" if restore(restore_from, folder) else "is here already, so not put back"))
+        say(
+            f"{folder}: "
+            + (
+                "put back from its copy"
+                if restore(restore_from, folder)
+                else "is here already, so not put back"
+            )
+        )
     if not folder.exists():
         config.load(preset or "tiny", wanted)  # a mistyped command leaves no folder behind
     _run(folder, wanted, preset, hours, mirror)
 
 
-def _run(folder: Path, wanted: dict[str, str], preset: str | None, hours: float | None, mirror: Path | None) -> None:
+def _run(
+    folder: Path,
+    wanted: dict[str, str],
+    preset: str | None,
+    hours: float | None,
+    mirror: Path | None,
+) -> None:
     from selfreward_lite.run import loop, prepare
     from selfreward_lite.run.runtime import real_tools
 
     deadline = math.inf if hours is None else time.monotonic() + hours * 3600
     if hours is not None:
-        signal.setitimer(signal.ITIMER_REAL, max(hours * 3600, 1e-3))  # what is fitted to the hours should never need it
+        signal.setitimer(
+            signal.ITIMER_REAL, max(hours * 3600, 1e-3)
+        )  # what is fitted to the hours should never need it
     with Store.write(folder) as store:
+
         def check(chosen: Settings) -> None:
             if not loop.finished(store, chosen):
                 need_card(chosen.engine.gpu_layers)
 
         with downloads() as show:
             settings = prepare.settle(store, wanted, preset, show, check)
-        say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
-            f"{'the card' if settings.engine.gpu_layers else 'the CPU'}")
+        say(
+            f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
+            f"{'the card' if settings.engine.gpu_layers else 'the CPU'}"
+        )
         if loop.finished(store, settings):
-            say(f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
-                f"--iterations {settings.iterations + 1}.")
+            say(
+                f"{folder} is finished: M{store.newest()} is its newest model. Go on from it with "
+                f"--iterations {settings.iterations + 1}."
+            )
         copies = Mirror(store, mirror, say) if mirror else None
         try:
-            with _card(folder.name), real_tools(settings.backend) as tools, Display(console) as watch:
-                loop.run(store, settings, tools, copies.watching(watch) if copies else watch, deadline)
+            with (
+                _card(folder.name),
+                real_tools(settings.backend) as tools,
+                Display(console) as watch,
+            ):
+                loop.run(
+                    store, settings, tools, copies.watching(watch) if copies else watch, deadline
+                )
         finally:
             if copies:
                 copies.copy(last=True)
@@ -127,10 +187,26 @@ def _card(name: str) -> AbstractContextManager[None]:
 def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
     """Show how far a run is; works while it runs."""
     with Store.read(runs_dir / (name or "tiny")) as store:
-        table = Table("model", "stage", "items", "seconds", "dropped", title=str(store.folder), title_justify="left")
+        table = Table(
+            "model",
+            "stage",
+            "items",
+            "seconds",
+            "dropped",
+            title=str(store.folder),
+            title_justify="left",
+        )
         for iteration, stage, done, total, seconds, ended in store.stages():
-            drops = ", ".join(f"{count} {reason}" for reason, count in store.drops(iteration, stage).items())
-            table.add_row(f"M{iteration}", stage, f"{done}/{total}" + ("" if ended else " …"), f"{seconds:.1f}", drops)
+            drops = ", ".join(
+                f"{count} {reason}" for reason, count in store.drops(iteration, stage).items()
+            )
+            table.add_row(
+                f"M{iteration}",
+                stage,
+                f"{done}/{total}" + ("" if ended else " …"),
+                f"{seconds:.1f}",
+                drops,
+            )
         console.print(table)
         if counts := summary.seed_counts(store):
             table = Table("seed data", "here", "arXiv 2401.10020", title_justify="left")
@@ -140,12 +216,25 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         spent = summary.seconds_by_stage(store)
         table = Table("where the seconds went", "seconds", "share", title_justify="left")
         for stage, seconds in spent.items():
-            table.add_row(stage, f"{seconds:.1f}", f"{seconds / max(sum(spent.values()), 1e-9):.0%}")
+            table.add_row(
+                stage, f"{seconds:.1f}", f"{seconds / max(sum(spent.values()), 1e-9):.0%}"
+            )
         console.print(table)
         if compared := summary.predictions(store):
-            table = Table("predicted before it began", "hours", "spent", "spent / predicted", title_justify="left")
+            table = Table(
+                "predicted before it began",
+                "hours",
+                "spent",
+                "spent / predicted",
+                title_justify="left",
+            )
             for stage, expected, seconds in compared:
-                table.add_row(stage, f"{expected / 3600:.2f}", f"{seconds / 3600:.2f}", f"{seconds / max(expected, 1e-9):.2f}")
+                table.add_row(
+                    stage,
+                    f"{expected / 3600:.2f}",
+                    f"{seconds / 3600:.2f}",
+                    f"{seconds / max(expected, 1e-9):.2f}",
+                )
             console.print(table)
         if memory := summary.memory(store):
             table = Table("card memory", "predicted", "at its peak", title_justify="left")
@@ -161,7 +250,11 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             console.print(table)
             for words in early_warnings.advice(readings):
                 say(words)
-        warned = [{"model": one.model, "sign": one.sign.name, "value": one.value} for one in readings if one.warns]
+        warned = [
+            {"model": one.model, "sign": one.sign.name, "value": one.value}
+            for one in readings
+            if one.warns
+        ]
         print(json.dumps(summary.summary(store) | {"early_warnings": warned}))
 
 
@@ -169,7 +262,9 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
 def write_report(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name.")],
     runs_dir: RunsDir = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN.html, here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default RUN.html, here.")
+    ] = None,
 ) -> None:
     """Write a run as one page that opens anywhere: tables, plots, examples, pairs, gates, settings."""
     from selfreward_lite.report import html
@@ -192,7 +287,9 @@ def verify(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
             console.print(fault, highlight=False, soft_wrap=True, markup=False)
         print(json.dumps({"run": store.folder.name, "faults": len(faults)}))
         if faults:
-            raise UserError(f"{len(faults)} faults in {store.folder}; restore it from a copy, or start a new --name")
+            raise UserError(
+                f"{len(faults)} faults in {store.folder}; restore it from a copy, or start a new --name"
+            )
 
 
 @app.command()
@@ -206,7 +303,12 @@ def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         candidate = promotion.accept(store)
         for gate, (passed, reason) in store.gates(candidate).items():
             if not passed:
-                console.print(f"accepted all the same: {gate}: {reason}", highlight=False, soft_wrap=True, markup=False)
+                console.print(
+                    f"accepted all the same: {gate}: {reason}",
+                    highlight=False,
+                    soft_wrap=True,
+                    markup=False,
+                )
         print(json.dumps({"run": folder.name, "accepted": candidate}))
 
 
@@ -214,8 +316,12 @@ def accept(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
 def prune(
     name: Name = None,
     runs_dir: RunsDir = Path("runs"),
-    models: Annotated[bool, typer.Option("--models", help="Remove the models between M0 and the newest too.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="Remove the models between M0 and the newest too.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")
+    ] = False,
 ) -> None:
     """Make an old run smaller: what can be made again, and models between if asked for. Records stay."""
     folder = runs_dir / (name or "tiny")
@@ -225,8 +331,20 @@ def prune(
         for part in parts:
             say(f"{part.path}: {in_words(part.size)}, {part.words}")
         freed = remove(store, parts) if yes else 0
-    say(f"{in_words(freed)} freed" if yes else f"nothing was removed; --yes removes {in_words(sum(one.size for one in parts))}")
-    print(json.dumps({"run": folder.name, "removed": [part.path.name for part in parts] if yes else [], "freed": freed}))
+    say(
+        f"{in_words(freed)} freed"
+        if yes
+        else f"nothing was removed; --yes removes {in_words(sum(one.size for one in parts))}"
+    )
+    print(
+        json.dumps(
+            {
+                "run": folder.name,
+                "removed": [part.path.name for part in parts] if yes else [],
+                "freed": freed,
+            }
+        )
+    )
 
 
 @app.command()
@@ -238,19 +356,26 @@ def doctor(runs_dir: RunsDir = Path("runs")) -> None:
     found = doctor_checks.findings(doctor_checks.examine(runs_dir))
     colours = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
-        console.print(Text(f"{one.what:<10} ", style=colours[one.state]) + Text(one.words), soft_wrap=True)
+        console.print(
+            Text(f"{one.what:<10} ", style=colours[one.state]) + Text(one.words), soft_wrap=True
+        )
         if one.mend:
             console.print(Text(f"{'':<10} → {one.mend}"), soft_wrap=True)
     print(json.dumps([asdict(one) for one in found]))
     bad = [one.what for one in found if one.state == "bad"]
     if bad:
-        raise UserError(f"not ready: {', '.join(bad)}; give the commands above, then `python -m selfreward_lite doctor` again")
+        raise UserError(
+            f"not ready: {', '.join(bad)}; give the commands above, then `python -m selfreward_lite doctor` again"
+        )
 
 
 @app.command()
 def llama(
     wheels: Annotated[
-        list[Path] | None, typer.Option(help="A folder to take a wheel that fits from; the last one given keeps what is made.")
+        list[Path] | None,
+        typer.Option(
+            help="A folder to take a wheel that fits from; the last one given keeps what is made."
+        ),
     ] = None,
 ) -> None:
     """Make llama.cpp use the card of this machine: from a kept wheel, else compiled; on the CPU where there is no card."""
@@ -258,7 +383,9 @@ def llama(
 
     found = llama_build.install(wheels or [], say)
     if found.state == "bad":
-        raise UserError(f"llama.cpp {found.words}" + (f"; by hand: {found.mend}" if found.mend else ""))
+        raise UserError(
+            f"llama.cpp {found.words}" + (f"; by hand: {found.mend}" if found.mend else "")
+        )
     say(f"llama.cpp {found.words}")
     print(json.dumps(asdict(found)))
 
@@ -270,24 +397,41 @@ def main() -> None:
     try:
         app()
     except SelfRewardError as error:
-        console.print(str(error), style="red" if not isinstance(error, GateStop) else "yellow", highlight=False,
-                      soft_wrap=True, markup=False)
+        console.print(
+            str(error),
+            style="red" if not isinstance(error, GateStop) else "yellow",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
         sys.exit(error.exit_code)
     except OSError as error:
-        full, shut = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+        full, shut = (
+            (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+            (errno.EROFS, errno.EACCES, errno.EPERM),
+        )
         wrong = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
         if error.errno not in (*full, *shut, *wrong):
             raise
         advice = (
-            "free space and give the same command again" if error.errno in full
-            else "make it writable and give the same command again" if error.errno in shut
+            "free space and give the same command again"
+            if error.errno in full
+            else "make it writable and give the same command again"
+            if error.errno in shut
             else "move what is in the way, or give another --name or --runs-dir"
         )
-        say(f"{error.filename or 'the disk'}: {error.strerror}. What was committed is kept: {advice}.")
+        say(
+            f"{error.filename or 'the disk'}: {error.strerror}. What was committed is kept: {advice}."
+        )
         sys.exit(UserError.exit_code)
-    except SystemExit as end:  # typer has said what is wrong with the command, or turned an interrupt into this
+    except (
+        SystemExit
+    ) as end:  # typer has said what is wrong with the command, or turned an interrupt into this
         if end.code == INTERRUPTED:
-            console.print("Interrupted; what was committed is kept. The same command goes on.", highlight=False)
+            console.print(
+                "Interrupted; what was committed is kept. The same command goes on.",
+                highlight=False,
+            )
         raise
 
 
@@ -301,7 +445,9 @@ def _print_iterations(store: Store) -> None:
         return
     table = Table("", *(f"M{row['iteration']}" for row in rows))
     for name in [name for name in rows[0] if name != "iteration"]:
-        table.add_row(name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows))
+        table.add_row(
+            name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows)
+        )
     console.print(table)
 
 
@@ -309,8 +455,16 @@ def _print_examples(store: Store) -> None:
     examples = summary.before_after(store, 5)
     if not examples:
         return
-    table = Table("held-out prompt", "M0", f"M{store.newest()}", title="before and after", title_justify="left")
+    table = Table(
+        "held-out prompt",
+        "M0",
+        f"M{store.newest()}",
+        title="before and after",
+        title_justify="left",
+    )
     for one in examples:
         texts = (one.prompt, one.before, one.after)
-        table.add_row(*(Text(text if len(text) <= SHOWN else f"{text[:SHOWN]} …") for text in texts))
+        table.add_row(
+            *(Text(text if len(text) <= SHOWN else f"{text[:SHOWN]} …") for text in texts)
+        )
     console.print(table)

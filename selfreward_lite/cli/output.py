@@ -48,8 +48,13 @@ class Display:
             BarColumn(bar_width=24, table_column=Column(min_width=10)),
             MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
             TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
-            console=console, disable=not console.is_terminal, expand=True,
+            TextColumn(
+                "{task.fields[note]}",
+                table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis"),
+            ),
+            console=console,
+            disable=not console.is_terminal,
+            expand=True,
         )
 
     def __enter__(self) -> Display:
@@ -63,7 +68,12 @@ class Display:
         """Show how far a stage is."""
         key = (at.iteration, at.stage)
         if at.words:
-            self._console.print(f"M{at.iteration} {at.stage}: {at.words}", highlight=False, soft_wrap=True, markup=False)
+            self._console.print(
+                f"M{at.iteration} {at.stage}: {at.words}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
             at.words = ""
         if at.done >= at.total:
             if key in self._bars:
@@ -71,7 +81,9 @@ class Display:
             self._say(at)
         elif self._console.is_terminal:
             if key not in self._bars:
-                self._bars[key] = self._progress.add_task(f"M{at.iteration} {at.stage}", total=at.total, note="")
+                self._bars[key] = self._progress.add_task(
+                    f"M{at.iteration} {at.stage}", total=at.total, note=""
+                )
             self._progress.update(self._bars[key], completed=at.done, total=at.total, note=note(at))
         elif time.monotonic() - self._spoke >= _QUIET_SECONDS:
             self._say(at)
@@ -89,7 +101,13 @@ def downloads() -> Iterator[Callable[[str, int, int], None]]:
     On a terminal that is a bar a file, elsewhere a line when it is whole.
     """
     bars: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
         def show(file: str, done: int, total: int) -> None:
@@ -114,7 +132,10 @@ def note(at: ask.Progress) -> str:
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     parts += [f"{word} {at.values[name]:.3f}" for name, word in names.items() if name in at.values]
     if at.drops:
-        parts.append("dropped: " + ", ".join(f"{count} {reason}" for reason, count in at.drops.most_common(3)))
+        parts.append(
+            "dropped: "
+            + ", ".join(f"{count} {reason}" for reason, count in at.drops.most_common(3))
+        )
     return "  ".join(parts)
 
 

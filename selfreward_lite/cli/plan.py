@@ -27,44 +27,76 @@ ASSUMED = (
 
 def show(
     preset: Annotated[str, typer.Option(help="What to plan.")] = "tiny",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as in --set prompts.count=500.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Iterations after the seed stage, in all.", min=0)] = None,
-    card: Annotated[str | None, typer.Option(help="For this card, as 'RTX 3090'; by default the one that is there.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as in --set prompts.count=500.")
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Iterations after the seed stage, in all.", min=0)
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="For this card, as 'RTX 3090'; by default the one that is there."),
+    ] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder that is to hold the run.")] = Path("runs"),
 ) -> None:
     """Say what a run will need, before anything starts: hours and card memory a stage, disk, download."""
-    wanted = config.parse_overrides(set_ or []) | ({} if iterations is None else {"iterations": str(iterations)})
+    wanted = config.parse_overrides(set_ or []) | (
+        {} if iterations is None else {"iterations": str(iterations)}
+    )
     settings = config.load(preset, wanted)
     found = forecast(settings, card, runs_dir)
     _print_hours(settings, found)
     _print_memory(found)
     parts = ", ".join(f"{what} {in_words(size)}" for what, size in found.disk.items())
-    say(f"disk: {in_words(sum(found.disk.values()))} ({parts}), {in_words(found.free)} free; "
-        f"download: {in_words(found.download) if found.download else 'nothing'}")
+    say(
+        f"disk: {in_words(sum(found.disk.values()))} ({parts}), {in_words(found.free)} free; "
+        f"download: {in_words(found.download) if found.download else 'nothing'}"
+    )
     _print_cards(settings, found)
     file = hub.named(settings.model.gguf_file) if settings.model.gguf_file else None
     if file and not hub.is_here(file, "model"):
-        say(f"{file} is not on this machine: counted as if it were {settings.model.gguf}, and not in the download")
+        say(
+            f"{file} is not on this machine: counted as if it were {settings.model.gguf}, and not in the download"
+        )
     say(ASSUMED)
-    memory = {stage: sum(parts.values()) for stage, parts in found.peaks.items()} if found.card else {}
-    print(json.dumps({
-        "preset": preset, "card": found.card, "source": found.source, "seconds": found.seconds, "memory": memory,
-        "disk": found.disk, "download": found.download,
-    }))
+    memory = (
+        {stage: sum(parts.values()) for stage, parts in found.peaks.items()} if found.card else {}
+    )
+    print(
+        json.dumps(
+            {
+                "preset": preset,
+                "card": found.card,
+                "source": found.source,
+                "seconds": found.seconds,
+                "memory": memory,
+                "disk": found.disk,
+                "download": found.download,
+            }
+        )
+    )
 
 
 def _print_hours(settings: Settings, found: Forecast) -> None:
     if not found.seconds:
         why = f"no figures of {found.card}" if found.card else "no card here"
-        say(f"hours: {why}, so nothing is said of them; --card names one, `run --hours` fits a run to its own speed")
+        say(
+            f"hours: {why}, so nothing is said of them; --card names one, `run --hours` fits a run to its own speed"
+        )
         return
     whose = "" if found.card in plan.KNOWN else f": {found.card}"
     table = Table("stage", "hours", title=f"{found.source}{whose}", title_justify="left")
     for iteration in range(settings.iterations + 1):
-        mine = {stage: spent for stage, spent in found.seconds.items() if stage.startswith(f"M{iteration} ") and spent}
+        mine = {
+            stage: spent
+            for stage, spent in found.seconds.items()
+            if stage.startswith(f"M{iteration} ") and spent
+        }
         for stage, spent in mine.items():
             table.add_row(stage, f"{spent / 3600:.2f}")
-        table.add_row(f"M{iteration}, all of it", f"{found.hours(iteration) or 0:.1f}", end_section=True)
+        table.add_row(
+            f"M{iteration}, all of it", f"{found.hours(iteration) or 0:.1f}", end_section=True
+        )
     console.print(table)
 
 
@@ -75,16 +107,29 @@ def _print_memory(found: Forecast) -> None:
         table.add_row(stage, f"{sum(parts.values()) / 1e9:.1f} GB", told)
     console.print(table)
     if found.room is not None and found.most > found.room:
-        say(f"that is more than the {in_words(found.room)} there are: choose --preset small or t4, or lower engine.context, "
-            "engine.parallel, dpo.max_length")
+        say(
+            f"that is more than the {in_words(found.room)} there are: choose --preset small or t4, or lower engine.context, "
+            "engine.parallel, dpo.max_length"
+        )
 
 
 def _print_cards(settings: Settings, found: Forecast) -> None:
-    table = Table("card", "memory", "seed stage, hours", "an iteration, hours", title="estimates", title_justify="left")
+    table = Table(
+        "card",
+        "memory",
+        "seed stage, hours",
+        "an iteration, hours",
+        title="estimates",
+        title_justify="left",
+    )
     for name, speeds in plan.KNOWN.items():
         costs = plan.estimated(settings, found.llama, speeds, name)
         seed = sum(plan.seconds(plan.counts(settings, range(0), seed_stage=True), costs).values())
-        one = sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values())
+        one = sum(
+            plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values()
+        )
         fits = "" if found.most <= speeds.memory else " (too small)"
-        table.add_row(name, f"{speeds.memory / 1e9:.0f} GB{fits}", f"{seed / 3600:.1f}", f"{one / 3600:.1f}")
+        table.add_row(
+            name, f"{speeds.memory / 1e9:.0f} GB{fits}", f"{seed / 3600:.1f}", f"{one / 3600:.1f}"
+        )
     console.print(table)

@@ -39,19 +39,21 @@ PATIENCE = 2.0  # seconds for another command to let go of a lock
 
 # Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
 # the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
-WANTED = {"model": (r"[^/]+\.(json|safetensors|jinja)",), "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv")}
+WANTED = {
+    "model": (r"[^/]+\.(json|safetensors|jinja)",),
+    "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv"),
+}
 _NAME = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>[\w.-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>[\w.-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?",
+    re.ASCII,
 )
 
 # sha256 of what is in OASST1's two Parquet files, from the hub's own page of the commit that wrote them:
 # https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
 CITED = {
     "OpenAssistant/oasst1": {
-        "data/train-00000-of-00001-b42a775f407cee45.parquet":
-            "bbfadf5ed1278ba2208c837fdcad865adf65f5df55d80abadab2745db13fcb5e",
-        "data/validation-00000-of-00001-134b8fd0c89408b6.parquet":
-            "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416",
+        "data/train-00000-of-00001-b42a775f407cee45.parquet": "bbfadf5ed1278ba2208c837fdcad865adf65f5df55d80abadab2745db13fcb5e",
+        "data/validation-00000-of-00001-134b8fd0c89408b6.parquet": "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416",
     },
 }
 
@@ -113,7 +115,9 @@ def local(text: str, kind: Kind) -> Path:
         return Path(text)
     known = _known(repository, kind)
     if known is None:
-        raise UserError(f"{repository} is not on this machine; `run` downloads it, or give a folder or file")
+        raise UserError(
+            f"{repository} is not on this machine; `run` downloads it, or give a folder or file"
+        )
     return known.folder / repository.file if repository.file else known.folder
 
 
@@ -122,7 +126,9 @@ def config_folder(repository: Repository) -> Path:
     from huggingface_hub import hf_hub_download
 
     with in_words(repository):
-        return Path(hf_hub_download(repository.id, "config.json", revision=repository.revision)).parent
+        return Path(
+            hf_hub_download(repository.id, "config.json", revision=repository.revision)
+        ).parent
 
 
 def is_here(repository: Repository, kind: Kind) -> bool:
@@ -145,7 +151,9 @@ def model_folder(base: str) -> Path:
     """
     found = TINY_MODEL if base == "tiny" else local(base, "model")
     if not (found / "config.json").exists():
-        raise UserError(f"{found}: no model there; set model.base to a Hugging Face model folder, or to owner/name on the hub")
+        raise UserError(
+            f"{found}: no model there; set model.base to a Hugging Face model folder, or to owner/name on the hub"
+        )
     return found
 
 
@@ -162,7 +170,11 @@ def _known(repository: Repository, kind: Kind) -> _Known | None:
     """What the list says of a repository: of the commit asked for, else of the one that its branch stood at the first time."""
     for entry in _read_ledger():
         asked = (repository.revision or "main") in (entry["commit"], *entry["asked"])
-        if asked and (entry["kind"], entry["id"], entry.get("file")) == (kind, repository.id, repository.file):
+        if asked and (entry["kind"], entry["id"], entry.get("file")) == (
+            kind,
+            repository.id,
+            repository.file,
+        ):
             where = Path(entry["folder"])
             if all((where / name).exists() for name in entry["files"]):
                 return _Known(where, entry["commit"], entry["files"])
@@ -185,14 +197,18 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
     info = HfApi().repo_info(repository.id, repo_type=kind, revision=asked, files_metadata=True)
     wanted = _wanted(info.siblings or [], kind, repository.file)
     if not wanted:
-        raise UserError(f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another")
+        raise UserError(
+            f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another"
+        )
     at = replace(repository, revision=info.sha)
     place = _home() / kind / str(at).replace("/", "--")
     with _alone(place, f"another command is downloading {repository}"):
         missing = [one for one in wanted if not (place / one.rfilename).exists()]
         needs = {"download": sum(one.size or 0 for one in missing)}
         check_disk(place, needs, str(repository), "free space, or set HF_HOME elsewhere")
-        files = {one.rfilename: _fetch_file(at, kind, one, place / one.rfilename, show) for one in wanted}
+        files = {
+            one.rfilename: _fetch_file(at, kind, one, place / one.rfilename, show) for one in wanted
+        }
     named_as = {"kind": kind, "id": repository.id, "file": repository.file}
     entry = {**named_as, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
     with _alone(_home() / LEDGER, f"another command is writing {_home() / LEDGER}"):
@@ -211,7 +227,9 @@ def _alone(path: Path, words: str) -> Iterator[None]:
         try:
             stack.enter_context(WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE))
         except Timeout:
-            raise UserError(f"{words}; wait until it is done, and give the same command again") from None
+            raise UserError(
+                f"{words}; wait until it is done, and give the same command again"
+            ) from None
         yield
 
 
@@ -249,7 +267,9 @@ def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -
     digest, fault = _look_at(at, file, part)
     if fault is not None:
         part.unlink()
-        raise UserError(f"{path} is not what {at.id} announces ({fault}); give the same command again")
+        raise UserError(
+            f"{path} is not what {at.id} announces ({fault}); give the same command again"
+        )
     part.rename(path)
     return digest
 
@@ -265,7 +285,10 @@ def _look_at(at: Repository, file: Any, path: Path) -> tuple[str, str | None]:
         return digest, "sha256"
     if not file.lfs and file.blob_id:
         data = path.read_bytes()
-        if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != file.blob_id:
+        if (
+            hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            != file.blob_id
+        ):
             return digest, "git's hash"
     return digest, None
 
@@ -289,7 +312,12 @@ def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> N
             failures = 1 if part.stat().st_size > before else failures + 1
             if failures == ATTEMPTS:
                 raise
-            time.sleep(max(PAUSE * 2**failures, min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0))
+            time.sleep(
+                max(
+                    PAUSE * 2**failures,
+                    min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0,
+                )
+            )
 
 
 def _stream(url: str, part: Path, file: Any, show: Show) -> None:
@@ -300,8 +328,14 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
         done = out.tell()
         if file.size is not None and done >= file.size:
             return  # whole, or more than that: its digest will say
-        headers = build_hf_headers() | ({"Range": f"bytes={done}-"} if done else {}) | {"Accept-Encoding": "identity"}
-        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=SILENCE) as response:
+        headers = (
+            build_hf_headers()
+            | ({"Range": f"bytes={done}-"} if done else {})
+            | {"Accept-Encoding": "identity"}
+        )
+        with get_session().stream(
+            "GET", url, headers=headers, follow_redirects=True, timeout=SILENCE
+        ) as response:
             hf_raise_for_status(response)
             if done and response.status_code == 200:  # it sends all of it, whatever was asked
                 out.truncate(0)
@@ -321,15 +355,21 @@ def in_words(repository: Repository) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise UserError(f"{repository} is closed: accept its licence on its page, and set HF_TOKEN to a token of yours") from None
+        raise UserError(
+            f"{repository} is closed: accept its licence on its page, and set HF_TOKEN to a token of yours"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
             f"{repository}: neither a path here nor a repository of the hub that all may see; mend it, or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{repository}: the hub has no such revision; name another after the @, or none") from None
+        raise UserError(
+            f"{repository}: the hub has no such revision; name another after the @, or none"
+        ) from None
     except errors.OfflineModeIsEnabled:
-        raise UserError(f"{offline} (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine") from None
+        raise UserError(
+            f"{offline} (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine"
+        ) from None
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(
@@ -350,9 +390,15 @@ def _read_ledger() -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return [entry for entry in entries if entry["kind"] and entry["id"] and entry["commit"] and entry["folder"]]
+        return [
+            entry
+            for entry in entries
+            if entry["kind"] and entry["id"] and entry["commit"] and entry["folder"]
+        ]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged; delete it, and what it listed is looked at anew") from None
+        raise UserError(
+            f"{path} is damaged; delete it, and what it listed is looked at anew"
+        ) from None
 
 
 def _write_ledger(entries: list[dict[str, Any]]) -> None:

@@ -26,10 +26,27 @@ CHAT_COLUMNS = ("messages", "conversations", "conversation")
 
 # Every field that anybody here, or the seed stage, looks at.
 COLUMNS = (
-    *PROMPT_COLUMNS, *CHAT_COLUMNS, "input", "message_id", "parent_id", "role", "rank", "lang", "deleted", "review_result",
-    "synthetic", "tree_state",
+    *PROMPT_COLUMNS,
+    *CHAT_COLUMNS,
+    "input",
+    "message_id",
+    "parent_id",
+    "role",
+    "rank",
+    "lang",
+    "deleted",
+    "review_result",
+    "synthetic",
+    "tree_state",
 )
-_ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+_ROLES = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
 Row = Mapping[str, Any]
 
 
@@ -50,7 +67,9 @@ class Rows:
         """Count a bad row, or raise DataError naming it; a number alone is a line of the one file."""
         if not self.skip_bad:
             where = place if isinstance(place, str) else f"{self.path}:{place}"
-            raise DataError(f"{where}: {reason}; mend or remove that line, or leave such lines out with --skip-bad")
+            raise DataError(
+                f"{where}: {reason}; mend or remove that line, or leave such lines out with --skip-bad"
+            )
         self.skipped[reason] += 1
 
     def drops(self) -> tuple[Drop, ...]:
@@ -69,9 +88,17 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
         raise DataError(f"{path}: no such file; give a JSONL, JSON, CSV or Parquet file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: may not be read; change its permissions")
-    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json_list, ".csv": _csv, ".parquet": _parquet}
+    readers = {
+        ".jsonl": _json_lines,
+        ".ndjson": _json_lines,
+        ".json": _json_list,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: cannot tell its format by its name; call it .jsonl, .json, .csv or .parquet")
+        raise DataError(
+            f"{path}: cannot tell its format by its name; call it .jsonl, .json, .csv or .parquet"
+        )
     rows = Rows(path, skip_bad)
     for number, row in readers[path.suffix.lower()](rows):
         if isinstance(row, dict):
@@ -79,15 +106,23 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
         else:
             rows.refuse(number, "not an object with named fields")
     if not rows.rows:
-        raise DataError(f"{path}: no usable row in it" + (f" ({dict(rows.skipped)})" if rows.skipped else ""))
+        raise DataError(
+            f"{path}: no usable row in it" + (f" ({dict(rows.skipped)})" if rows.skipped else "")
+        )
     return rows
 
 
 def _read_folder(folder: Path, skip_bad: bool) -> Rows:
     """A data set as the hub has it: its Parquet files, all splits one after the other, or else its other tables."""
-    tables = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".parquet", ".jsonl", ".csv")]
+    tables = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (".parquet", ".jsonl", ".csv")
+    ]
     if not tables:
-        raise DataError(f"{folder}: no table in it; give a folder with .parquet, .jsonl or .csv files")
+        raise DataError(
+            f"{folder}: no table in it; give a folder with .parquet, .jsonl or .csv files"
+        )
     whole = Rows(folder, skip_bad)
     if any(path.suffix.lower() == ".parquet" for path in tables):
         whole.rows = list(_splits(folder))
@@ -107,11 +142,15 @@ def _splits(folder: Path) -> Iterator[tuple[str, Row]]:
     try:
         for name, split in datasets.load_dataset(str(folder), streaming=True).items():
             names = split.column_names or []
-            known = split.select_columns([column for column in names if column in COLUMNS] or names[:1])
+            known = split.select_columns(
+                [column for column in names if column in COLUMNS] or names[:1]
+            )
             for number, row in enumerate(known, 1):
                 yield f"{folder} {name}:{number}", row
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{folder}: its Parquet files cannot be read ({str(error).splitlines()[0]}); download it again") from None
+        raise DataError(
+            f"{folder}: its Parquet files cannot be read ({str(error).splitlines()[0]}); download it again"
+        ) from None
 
 
 def prompts(rows: Rows) -> list[str]:
@@ -140,7 +179,9 @@ def prompt_of(row: Row) -> str:
     for name in PROMPT_COLUMNS:
         if name in row:
             value = row[name]
-            text = _first_turn(value) if isinstance(value, list) else _text(value, f"field {name!r}")
+            text = (
+                _first_turn(value) if isinstance(value, list) else _text(value, f"field {name!r}")
+            )
             extra = row.get("input") if name == "instruction" else None
             return f"{text}\n\n{_text(extra, 'field input')}" if extra else text
     for name in CHAT_COLUMNS:
@@ -157,13 +198,20 @@ def chat_format(row: Row) -> str | None:
 
 
 def _first_turn(turns: Any) -> str:
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, dict) for turn in turns)
+    ):
         raise BadRow("the conversation is not a list of messages")
     first = turns[0]
     role = first.get("role", first.get("from"))
     if not isinstance(role, str) or role not in _ROLES:
         raise BadRow(f"unknown role {role!r}")
-    if any("tool_calls" in turn or turn.get("role", turn.get("from")) in ("tool", "function") for turn in turns):
+    if any(
+        "tool_calls" in turn or turn.get("role", turn.get("from")) in ("tool", "function")
+        for turn in turns
+    ):
         raise BadRow("the conversation calls tools")
     if _ROLES[role] != "user":
         raise BadRow(f"the conversation begins with the {_ROLES[role]}, not with a user")
@@ -200,14 +248,19 @@ def _json_lines(rows: Rows) -> Iterator[tuple[int, Any]]:
                 if text.strip():
                     yield number, _parse(text)
             except ValueError as error:  # not UTF-8, or not JSON
-                rows.refuse(number, f"not JSON in UTF-8 ({error})" if not rows.skip_bad else "not JSON in UTF-8")
+                rows.refuse(
+                    number,
+                    f"not JSON in UTF-8 ({error})" if not rows.skip_bad else "not JSON in UTF-8",
+                )
 
 
 def _json_list(rows: Rows) -> Iterator[tuple[int, Any]]:
     try:
         whole = _parse(rows.path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        raise DataError(f"{rows.path}: not JSON in UTF-8 ({error}); one object a line (.jsonl) survives a bad line") from None
+        raise DataError(
+            f"{rows.path}: not JSON in UTF-8 ({error}); one object a line (.jsonl) survives a bad line"
+        ) from None
     if not isinstance(whole, list):
         raise DataError(f"{rows.path}: a .json file must hold a list of objects")
     yield from enumerate(whole, 1)
@@ -230,14 +283,20 @@ def _csv(rows: Rows) -> Iterator[tuple[int, Any]]:
     with rows.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         while True:
-            first = reader.reader.line_num + 1  # that of the row; one in quotes may go on for several
+            first = (
+                reader.reader.line_num + 1
+            )  # that of the row; one in quotes may go on for several
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                if reader.reader.line_num > first:  # nobody can count the rows that an open quote has swallowed
-                    raise DataError(f"{rows.path}:{first}: a quote that opens here is never closed, or too late") from None
+                if (
+                    reader.reader.line_num > first
+                ):  # nobody can count the rows that an open quote has swallowed
+                    raise DataError(
+                        f"{rows.path}:{first}: a quote that opens here is never closed, or too late"
+                    ) from None
                 rows.refuse(first, f"not CSV ({error})")
                 continue
             if None in row or None in row.values():
@@ -245,7 +304,10 @@ def _csv(rows: Rows) -> Iterator[tuple[int, Any]]:
             elif any("\udc80" <= sign <= "\udcff" for value in row.values() for sign in value):
                 rows.refuse(first, "not UTF-8")
             else:
-                yield first, {name: value or None for name, value in row.items()}  # CSV has no other nothing
+                yield (
+                    first,
+                    {name: value or None for name, value in row.items()},
+                )  # CSV has no other nothing
 
 
 def _parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
@@ -255,20 +317,29 @@ def _parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
     try:
         there = pyarrow.parquet.read_schema(rows.path).names
         # what no reader asks for is left alone, with whatever is wrong in it
-        table = pyarrow.parquet.read_table(rows.path, columns=[name for name in there if name in COLUMNS] or there[:1])
+        table = pyarrow.parquet.read_table(
+            rows.path, columns=[name for name in there if name in COLUMNS] or there[:1]
+        )
     except (pyarrow.ArrowException, OSError) as error:
         why = str(error).splitlines()[0]
-        raise DataError(f"{rows.path}: not a whole Parquet file ({why}); download or export it again") from None
+        raise DataError(
+            f"{rows.path}: not a whole Parquet file ({why}); download or export it again"
+        ) from None
     number = 0
     for batch in table.to_batches(max_chunksize=1000):
         try:
             found = batch.to_pylist()
-        except (ValueError, OverflowError):  # a text that is no UTF-8, a date that Python has not: which row is it?
+        except (
+            ValueError,
+            OverflowError,
+        ):  # a text that is no UTF-8, a date that Python has not: which row is it?
             found = [_only(batch.slice(place, 1)) for place in range(batch.num_rows)]
         for row in found:
             number += 1
             if row is None:
-                rows.refuse(number, "a value that cannot be read (not UTF-8, or a date out of range)")
+                rows.refuse(
+                    number, "a value that cannot be read (not UTF-8, or a date out of range)"
+                )
             else:
                 yield number, row
 

@@ -52,7 +52,9 @@ def load_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...
     return kept, found.drops()
 
 
-def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[RankedPrompt], Outcome]:
+def ranked_prompts(
+    rows: Iterable[Mapping[str, Any]], run: str
+) -> tuple[list[RankedPrompt], Outcome]:
     """Return the usable prompts in the order of the data, and as an outcome their records and what was left out."""
     usable, drops = _usable(rows)
     answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -75,16 +77,22 @@ def ranked_prompts(rows: Iterable[Mapping[str, Any]], run: str) -> tuple[list[Ra
             if answer["rank"] is None:
                 drops["answer without a rank"] += 1
             elif by_rank.setdefault(answer["rank"], answer) is not answer:
-                drops["answer of the same rank as another"] += 1  # the humans did not tell them apart
+                drops["answer of the same rank as another"] += (
+                    1  # the humans did not tell them apart
+                )
         ranked = [by_rank[rank] for rank in sorted(by_rank)]
         if len(ranked) < 2:
             drops["fewer than two ranked answers"] += 1
             continue
-        found.append(_as_records(len(found), row["text"], [answer["text"] for answer in ranked], run))
+        found.append(
+            _as_records(len(found), row["text"], [answer["text"] for answer in ranked], run)
+        )
     records: list[Record] = []
     for one in found:
         records += [one.prompt, *one.responses]
-    return found, Outcome(tuple(records), tuple(Drop(reason, count) for reason, count in drops.items()))
+    return found, Outcome(
+        tuple(records), tuple(Drop(reason, count) for reason, count in drops.items())
+    )
 
 
 @dataclass(frozen=True)
@@ -119,10 +127,13 @@ def held_out_prompts(settings: Settings, run: str, ranked: Sequence[RankedPrompt
     if settings.seed_stage.ranked != "tiny":
         return [one.prompt for one in ranked[: settings.evaluation.prompts]]
     rng = random.Random(settings.seed)
-    texts = dict.fromkeys(tasks.draw(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts))
+    texts = dict.fromkeys(
+        tasks.draw(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts)
+    )
     chosen = list(texts)[: settings.evaluation.prompts]
     return [
-        Prompt(make_id(run, Prompt, 0, "held_out", index), 0, "held_out", index, text) for index, text in enumerate(chosen)
+        Prompt(make_id(run, Prompt, 0, "held_out", index), 0, "held_out", index, text)
+        for index, text in enumerate(chosen)
     ]
 
 
@@ -144,9 +155,21 @@ def _usable(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]],
 
 
 def _as_records(index: int, prompt_text: str, texts: Sequence[str], run: str) -> RankedPrompt:
-    prompt = Prompt(make_id(run, Prompt, 0, "ranked", index), 0, "ranked", index, prompt_text.strip())
+    prompt = Prompt(
+        make_id(run, Prompt, 0, "ranked", index), 0, "ranked", index, prompt_text.strip()
+    )
     responses = tuple(
-        Response(make_id(run, Response, 0, HUMAN, prompt.id, rank), 0, HUMAN, prompt.id, rank, text.strip(), "stop", 0, rank)
+        Response(
+            make_id(run, Response, 0, HUMAN, prompt.id, rank),
+            0,
+            HUMAN,
+            prompt.id,
+            rank,
+            text.strip(),
+            "stop",
+            0,
+            rank,
+        )
         for rank, text in enumerate(texts)
     )
     return RankedPrompt(prompt, responses)
@@ -175,10 +198,14 @@ def _unfit(row: Mapping[str, Any]) -> str | None:
         return f"no field {missing[0]!r}; ranked data must be in OASST's schema"
     if row["role"] not in ("prompter", "assistant"):
         return f"role {row['role']!r} is neither prompter nor assistant"
-    if row["rank"] is not None and not (isinstance(row["rank"], int | float) and math.isfinite(row["rank"])):
+    if row["rank"] is not None and not (
+        isinstance(row["rank"], int | float) and math.isfinite(row["rank"])
+    ):
         return f"rank {row['rank']!r} is not a number"
     for name in ("message_id", "parent_id"):
         if not isinstance(row[name], str | int | None):
             return f"{name} {row[name]!r} is not an id"
     fault = prompt_files.text_fault(row["text"])
-    return None if row["text"] is None or fault is None else f"text {fault}"  # an empty one is dropped, as OASST has them
+    return (
+        None if row["text"] is None or fault is None else f"text {fault}"
+    )  # an empty one is dropped, as OASST has them

@@ -161,15 +161,35 @@ class Comparison:
     theirs_first_text: str
 
 
-Record = Candidate | Prompt | Response | Judgment | ResponsePair | Battle | Rating | JudgmentPair | Comparison
+Record = (
+    Candidate
+    | Prompt
+    | Response
+    | Judgment
+    | ResponsePair
+    | Battle
+    | Rating
+    | JudgmentPair
+    | Comparison
+)
 KINDS: tuple[type[Record], ...] = (
-    Candidate, Prompt, Response, Judgment, ResponsePair, Battle, Rating, JudgmentPair, Comparison,
+    Candidate,
+    Prompt,
+    Response,
+    Judgment,
+    ResponsePair,
+    Battle,
+    Rating,
+    JudgmentPair,
+    Comparison,
 )
 
 
 def make_id(run: str, kind: type[Record], *key: str | int) -> str:
     """Return the id of the record of `kind` with this key (the values of `kind.KEY`, in that order)."""
-    return hashlib.blake2b(json.dumps([run, kind.__name__, *key]).encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(
+        json.dumps([run, kind.__name__, *key]).encode(), digest_size=10
+    ).hexdigest()
 
 
 def derive_id(run: str, record: Record) -> str:
@@ -179,7 +199,9 @@ def derive_id(run: str, record: Record) -> str:
 
 def content_hash(record: Record) -> str:
     """Return a hash over everything that the record says."""
-    return hashlib.blake2b(json.dumps(asdict(record), sort_keys=True).encode(), digest_size=10).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(asdict(record), sort_keys=True).encode(), digest_size=10
+    ).hexdigest()
 
 
 def seed_for(run_seed: int, record_id: str) -> int:

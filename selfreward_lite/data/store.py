@@ -72,7 +72,9 @@ class _Database(sqlite3.Connection):
         try:
             yield
         except sqlite3.OperationalError as error:
-            if not any(word in str(error) for word in ("full", "disk I/O", "readonly", "unable to open")):
+            if not any(
+                word in str(error) for word in ("full", "disk I/O", "readonly", "unable to open")
+            ):
                 raise
             free = shutil.disk_usage(self.folder).free / 1e6 if self.folder.exists() else 0.0
             raise UserError(
@@ -102,7 +104,9 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             lock = locks.take(folder / LOCK, f"{os.getpid()}")
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); give another --runs-dir") from None
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); give another --runs-dir"
+            ) from None
         if lock is None:
             raise UserError(
                 f"process {locks.holder(folder / LOCK)} is writing this run; wait for it, or stop it first ({folder / LOCK})"
@@ -110,7 +114,9 @@ class Store:
         try:
             connection = _connect(str(folder / "run.sqlite"), folder)
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")  # a stage's end makes it durable against power loss too
+            connection.execute(
+                "PRAGMA synchronous=NORMAL"
+            )  # a stage's end makes it durable against power loss too
             _migrate(connection, folder)
         except BaseException:
             locks.release(lock)
@@ -122,7 +128,9 @@ class Store:
         """Open a run for reading, also while another process writes it. Raises UserError where there is none."""
         path = folder / "run.sqlite"
         if not path.exists():
-            raise UserError(f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`")
+            raise UserError(
+                f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`"
+            )
         # SQLite's WAL wants a file of its own beside it; where none can be written, nobody can be writing the run either.
         still = "" if os.access(folder, os.W_OK) else "&immutable=1"
         connection = _connect(f"{path.absolute().as_uri()}?mode=ro{still}", folder)
@@ -188,12 +196,17 @@ class Store:
             for record in outcome.records:
                 self._insert(record)
             for reason, count in outcome.dropped().items():
-                self._db.execute("INSERT OR IGNORE INTO drops VALUES (?,?,?,?,?)", (iteration, stage, item, reason, count))
+                self._db.execute(
+                    "INSERT OR IGNORE INTO drops VALUES (?,?,?,?,?)",
+                    (iteration, stage, item, reason, count),
+                )
             self._db.execute("INSERT OR IGNORE INTO items VALUES (?,?,?)", (iteration, stage, item))
 
     def done_items(self, iteration: int, stage: str) -> set[str]:
         """Return the items of a stage that are committed."""
-        rows = self._db.execute("SELECT item FROM items WHERE iteration = ? AND stage = ?", (iteration, stage))
+        rows = self._db.execute(
+            "SELECT item FROM items WHERE iteration = ? AND stage = ?", (iteration, stage)
+        )
         return {row[0] for row in rows}
 
     def has_items(self) -> bool:
@@ -210,7 +223,9 @@ class Store:
     def count(self, kind: type[Record], **where: Any) -> int:
         """Return how many records of a kind there are."""
         condition = " AND ".join(f'"{name}" IS ?' for name in where) or "1"
-        return self._db.execute(f"SELECT count(*) FROM {_table(kind)} WHERE {condition}", tuple(where.values())).fetchone()[0]
+        return self._db.execute(
+            f"SELECT count(*) FROM {_table(kind)} WHERE {condition}", tuple(where.values())
+        ).fetchone()[0]
 
     def drops(self, iteration: int, stage: str) -> dict[str, int]:
         """Return how much a stage dropped, by reason."""
@@ -223,32 +238,44 @@ class Store:
         """Say how many items a stage has, so that others can show its progress."""
         self._db.execute(
             "INSERT INTO stages (iteration, stage, total) VALUES (?,?,?) "
-            "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total, done = 0", (iteration, stage, total),
+            "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total, done = 0",
+            (iteration, stage, total),
         )
 
     def spend(self, iteration: int, stage: str, seconds: float) -> None:
         """Add working time to a stage; a resumed stage keeps what it spent before."""
-        self._db.execute("UPDATE stages SET seconds = seconds + ? WHERE iteration = ? AND stage = ?", (seconds, iteration, stage))
+        self._db.execute(
+            "UPDATE stages SET seconds = seconds + ? WHERE iteration = ? AND stage = ?",
+            (seconds, iteration, stage),
+        )
 
     def seconds(self, iteration: int, stage: str) -> float:
         """Return the working time of a stage so far."""
-        rows = self.select("SELECT seconds FROM stages WHERE iteration = ? AND stage = ?", iteration, stage)
+        rows = self.select(
+            "SELECT seconds FROM stages WHERE iteration = ? AND stage = ?", iteration, stage
+        )
         return rows[0][0] if rows else 0.0
 
     def end_stage(self, iteration: int, stage: str) -> None:
         """Mark a stage done, durably."""
-        self._db.execute("UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage))
+        self._db.execute(
+            "UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage)
+        )
         self._db.execute("PRAGMA wal_checkpoint(FULL)")
 
     def is_done(self, iteration: int, stage: str) -> bool:
         """Whether a stage has ended."""
-        row = self._db.execute("SELECT done FROM stages WHERE iteration = ? AND stage = ?", (iteration, stage)).fetchone()
+        row = self._db.execute(
+            "SELECT done FROM stages WHERE iteration = ? AND stage = ?", (iteration, stage)
+        ).fetchone()
         return bool(row and row[0])
 
     def stages(self) -> list[tuple[int, str, int, int, float, bool]]:
         """Return (iteration, stage, items done, items in all, seconds, ended) of every stage begun."""
-        query = ("SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration AND i.stage = s.stage),"
-                 " total, seconds, done FROM stages s ORDER BY rowid")
+        query = (
+            "SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration AND i.stage = s.stage),"
+            " total, seconds, done FROM stages s ORDER BY rowid"
+        )
         return [(*row[:5], bool(row[5])) for row in self._db.execute(query)]
 
     # -- numbers ---------------------------------------------------------------------------------------------------
@@ -260,7 +287,11 @@ class Store:
 
     def metrics(self, iteration: int) -> dict[str, float | None]:
         """Return the measured numbers of an iteration."""
-        return dict(self._db.execute("SELECT name, value FROM metrics WHERE iteration = ?", (iteration,)).fetchall())
+        return dict(
+            self._db.execute(
+                "SELECT name, value FROM metrics WHERE iteration = ?", (iteration,)
+            ).fetchall()
+        )
 
     def log_training(self, iteration: int, step: int, values: dict[str, float]) -> None:
         """Keep what a trainer reported at a step."""
@@ -277,11 +308,15 @@ class Store:
 
     def record_gate(self, iteration: int, gate: str, passed: bool, reason: str) -> None:
         """Keep a gate's answer; a repeated question replaces it."""
-        self._db.execute("INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, int(passed), reason))
+        self._db.execute(
+            "INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, int(passed), reason)
+        )
 
     def gates(self, iteration: int) -> dict[str, tuple[bool, str]]:
         """Return every gate's answer about a model: whether it passed, and the reason."""
-        rows = self._db.execute("SELECT gate, passed, reason FROM gates WHERE iteration = ?", (iteration,))
+        rows = self._db.execute(
+            "SELECT gate, passed, reason FROM gates WHERE iteration = ?", (iteration,)
+        )
         return {gate: (bool(passed), reason) for gate, passed, reason in rows}
 
     def promote(self, iteration: int, by: str) -> None:
@@ -301,7 +336,9 @@ class Store:
         """Return number and folder of a model, the newest for None; UserError where there is none."""
         number = self.newest() if number is None else number
         if number is None or not (self.model_dir(number) / "adapter.gguf").exists():
-            raise UserError(f"{self.folder} has no model M{number or 0}; `status --name {self.folder.name}` shows what it has")
+            raise UserError(
+                f"{self.folder} has no model M{number or 0}; `status --name {self.folder.name}` shows what it has"
+            )
         return number, self.model_dir(number)
 
     # -- inside ----------------------------------------------------------------------------------------------------
@@ -327,24 +364,36 @@ class Store:
         """Return what is wrong with the run, one line each: damaged file, false ids, changed texts, broken models."""
         found = [row[0] for row in self._db.execute("PRAGMA integrity_check") if row[0] != "ok"]
         for kind in KINDS:
-            hashes = dict(self._db.execute(f"SELECT id, content_hash FROM {_table(kind)}").fetchall())
+            hashes = dict(
+                self._db.execute(f"SELECT id, content_hash FROM {_table(kind)}").fetchall()
+            )
             for record in self.records(kind):
                 if record.id != derive_id(self.run, record):
-                    found.append(f"{kind.__name__} {record.id}: its id does not follow from its key")
+                    found.append(
+                        f"{kind.__name__} {record.id}: its id does not follow from its key"
+                    )
                 if hashes[record.id] != content_hash(record):
-                    found.append(f"{kind.__name__} {record.id}: its content was changed after it was written")
+                    found.append(
+                        f"{kind.__name__} {record.id}: its content was changed after it was written"
+                    )
         base, pruned = self.folder / "base", self.fact("pruned")
         folders = [base] if self.is_done(0, "base") and (base.exists() or pruned is None) else []
-        promoted = [self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")]
+        promoted = [
+            self.model_dir(row[0]) for row in self._db.execute("SELECT iteration FROM promoted")
+        ]
         folders += [folder for folder in promoted if folder.name not in (pruned or ())]
         return found + [fault for folder in folders for fault in manifest_faults(folder)]
 
 
 def _connect(name: str, folder: Path) -> _Database:
     try:
-        connection = sqlite3.connect(name, uri=name.startswith("file:"), isolation_level=None, factory=_Database)
+        connection = sqlite3.connect(
+            name, uri=name.startswith("file:"), isolation_level=None, factory=_Database
+        )
     except sqlite3.OperationalError as error:
-        raise UserError(f"{folder}: cannot open run.sqlite ({error}); give another --runs-dir") from None
+        raise UserError(
+            f"{folder}: cannot open run.sqlite ({error}); give another --runs-dir"
+        ) from None
     connection.folder = folder
     return connection
 
@@ -356,14 +405,18 @@ def _table(kind: type[Record]) -> str:
 def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
     if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
         tables = _FIXED_TABLES + "".join(_record_tables())
-        connection.executescript(f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;")
+        connection.executescript(
+            f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
+        )
     _check_version(connection, folder)
 
 
 def _record_tables() -> Iterable[str]:
     affinity = {"int": "INTEGER", "float": "REAL", "int | None": "INTEGER", "float | None": "REAL"}
     for kind in KINDS:
-        columns = ", ".join(f'"{field.name}" {affinity.get(str(field.type), "TEXT")}' for field in fields(kind))
+        columns = ", ".join(
+            f'"{field.name}" {affinity.get(str(field.type), "TEXT")}' for field in fields(kind)
+        )
         yield f"CREATE TABLE {_table(kind)} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
         parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
         yield f"CREATE INDEX {_table(kind)}_by ON {_table(kind)} (iteration, {parent});\n"

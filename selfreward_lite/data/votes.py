@@ -51,11 +51,18 @@ def add(folder: Path, vote: Vote) -> None:
     """Keep a vote; the same id a second time changes nothing. Raises UserError where it cannot be written."""
     try:
         with closing(sqlite3.connect(folder / FILE)) as book, book:
-            columns = ", ".join(f"{one.name} {_AFFINITY.get(one.name, 'TEXT')}" for one in fields(Vote))
+            columns = ", ".join(
+                f"{one.name} {_AFFINITY.get(one.name, 'TEXT')}" for one in fields(Vote)
+            )
             book.execute(f"CREATE TABLE IF NOT EXISTS votes ({columns}, PRIMARY KEY (id))")
-            book.execute(f"INSERT OR IGNORE INTO votes VALUES ({','.join('?' * len(fields(Vote)))})", astuple(vote))
+            book.execute(
+                f"INSERT OR IGNORE INTO votes VALUES ({','.join('?' * len(fields(Vote)))})",
+                astuple(vote),
+            )
     except sqlite3.Error as error:
-        raise UserError(f"{folder / FILE}: the vote could not be kept ({error}); make room or make it writable") from None
+        raise UserError(
+            f"{folder / FILE}: the vote could not be kept ({error}); make room or make it writable"
+        ) from None
 
 
 def decide(folder: Path, vote: Vote) -> None:
@@ -63,9 +70,13 @@ def decide(folder: Path, vote: Vote) -> None:
     try:
         with closing(sqlite3.connect(folder / FILE)) as book, book:
             values = (vote.verdict, vote.judged_ab, vote.judged_ba, vote.id)
-            book.execute("UPDATE votes SET verdict = ?, judged_ab = ?, judged_ba = ? WHERE id = ?", values)
+            book.execute(
+                "UPDATE votes SET verdict = ?, judged_ab = ?, judged_ba = ? WHERE id = ?", values
+            )
     except sqlite3.Error as error:
-        raise UserError(f"{folder / FILE}: the verdict could not be kept ({error}); the vote is") from None
+        raise UserError(
+            f"{folder / FILE}: the verdict could not be kept ({error}); the vote is"
+        ) from None
 
 
 def all_votes(folder: Path) -> list[Vote]:
@@ -74,12 +85,19 @@ def all_votes(folder: Path) -> list[Vote]:
         return []
     names = ", ".join(one.name for one in fields(Vote))
     try:
-        with closing(sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True)) as book:
+        with closing(
+            sqlite3.connect(f"{(folder / FILE).absolute().as_uri()}?mode=ro", uri=True)
+        ) as book:
             rows = book.execute(f"SELECT {names} FROM votes ORDER BY rowid").fetchall()
     except sqlite3.Error as error:
-        raise UserError(f"{folder / FILE} cannot be read ({error}); move it away, or put a copy back") from None
+        raise UserError(
+            f"{folder / FILE} cannot be read ({error}); move it away, or put a copy back"
+        ) from None
     blind = [one.name for one in fields(Vote)].index("blind")
-    return [Vote(*(bool(value) if place == blind else value for place, value in enumerate(row))) for row in rows]
+    return [
+        Vote(*(bool(value) if place == blind else value for place, value in enumerate(row)))
+        for row in rows
+    ]
 
 
 def backup(folder: Path, path: Path) -> None:
@@ -108,9 +126,21 @@ def as_ranked(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
             drops.append(Drop("same prompt again"))
         texts = (vote.text_a, vote.text_b) if vote.choice == "a" else (vote.text_b, vote.text_a)
         rows[plain] = [
-            {"message_id": vote.id, "parent_id": None, "text": vote.prompt, "role": "prompter", "rank": None},
+            {
+                "message_id": vote.id,
+                "parent_id": None,
+                "text": vote.prompt,
+                "role": "prompter",
+                "rank": None,
+            },
             *(
-                {"message_id": f"{vote.id}-{rank}", "parent_id": vote.id, "text": text, "role": "assistant", "rank": rank}
+                {
+                    "message_id": f"{vote.id}-{rank}",
+                    "parent_id": vote.id,
+                    "text": text,
+                    "role": "assistant",
+                    "rank": rank,
+                }
                 for rank, text in enumerate(texts)
             ),
         ]

@@ -62,7 +62,9 @@ class Request:
     def check(self, vocab: int) -> None:
         """Raise EngineError, by name, for a request that makes no sense to a model of `vocab` tokens."""
         if not self.tokens or self.sampling.max_tokens < 1:
-            raise EngineError(f"request {self.key}: give at least one prompt token and max_tokens of 1 or more")
+            raise EngineError(
+                f"request {self.key}: give at least one prompt token and max_tokens of 1 or more"
+            )
         if min(self.tokens) < 0 or max(self.tokens) >= vocab:
             raise EngineError(
                 f"request {self.key}: a token id lies outside the model's {vocab}; "

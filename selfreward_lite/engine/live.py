@@ -147,7 +147,11 @@ class Live:
         try:
             self.load()
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits to hear of it
-            self._refuse_waiting(error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}"))
+            self._refuse_waiting(
+                error
+                if isinstance(error, EngineError)
+                else EngineError(f"{type(error).__name__}: {error}")
+            )
         self._send_on()
 
     def _send_on(self) -> None:
@@ -156,7 +160,9 @@ class Live:
             while self._child is not None and (asked := self._next()) is not None:
                 asked.key = str(next(self._serials))
                 self._under_way[asked.key] = asked
-                self._child.send({"request": request_to_plain(replace(asked.request, key=asked.key))})
+                self._child.send(
+                    {"request": request_to_plain(replace(asked.request, key=asked.key))}
+                )
 
     def _next(self) -> _Asked | None:
         """The request whose turn it is, if there is room for it and the adapter is the one in use."""
@@ -197,10 +203,18 @@ class Live:
             if "piece" in message or "completion" in message:
                 self._hand_on(message)
             elif "error" in message or "bug" in message:
-                self._fail(EngineError(message.get("error") or f"the engine's process failed:\n{message['bug']}"))
+                self._fail(
+                    EngineError(
+                        message.get("error") or f"the engine's process failed:\n{message['bug']}"
+                    )
+                )
 
     def _hand_on(self, message: Message) -> None:
-        said = Piece(**message["piece"]) if "piece" in message else completion_from_plain(message["completion"])
+        said = (
+            Piece(**message["piece"])
+            if "piece" in message
+            else completion_from_plain(message["completion"])
+        )
         with self._lock:
             asked = self._under_way.get(said.key)
             self.completions += isinstance(said, Completion)
@@ -236,7 +250,9 @@ class Live:
         self.last_death = child.reap() if wanted else ""
         for asked in failed:
             for sample in sorted(asked.owed):
-                asked.answers.put(Completion(asked.key, sample, (), "", "failed", len(asked.request.tokens)))
+                asked.answers.put(
+                    Completion(asked.key, sample, (), "", "failed", len(asked.request.tokens))
+                )
         if wanted and self.waiting:
             self._begin()
 

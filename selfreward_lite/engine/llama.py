@@ -47,14 +47,18 @@ class Rows:
         self.token, self.pos, self.seq = (np.zeros(size, dtype=np.int32) for _ in range(3))
         self.count = np.ones(size, dtype=np.int32)
         self.wanted = np.zeros(size, dtype=np.int8)
-        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(np.uintp)  # row i points at seq[i]
+        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(
+            np.uintp
+        )  # row i points at seq[i]
         self.batch = cpp.llama_batch()
         for name, values in (("token", self.token), ("pos", self.pos), ("n_seq_id", self.count),
                              ("logits", self.wanted), ("seq_id", self.seq_rows)):  # fmt: skip
             kind = dict(cpp.llama_batch._fields_)[name]
             setattr(self.batch, name, ctypes.cast(values.ctypes.data, kind))
 
-    def fill(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> cpp.llama_batch:
+    def fill(
+        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
+    ) -> cpp.llama_batch:
         size = len(tokens)
         self.token[:size], self.pos[:size], self.seq[:size] = tokens, positions, sequences
         self.wanted[:wanted], self.wanted[wanted:size] = 1, 0
@@ -74,20 +78,28 @@ class LlamaDevice:
         self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
         self._unified = bool(settings["unified"])
         self.cells = int(cpp.llama_n_ctx(self.context))
-        self.limit = min(int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model)))
+        self.limit = min(
+            int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model))
+        )
         self.rows = int(settings["batch"])
         self.outputs = int(settings["parallel"])
         self._rows = Rows(self.rows)
         self.helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
         tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
-        self._pace = Pace(cores()) if tiny and not settings["threads"] and not settings["gpu_layers"] else None
+        self._pace = (
+            Pace(cores())
+            if tiny and not settings["threads"] and not settings["gpu_layers"]
+            else None
+        )
         self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
         self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
         self._base_probe: np.ndarray | None = None
 
-    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int:
+    def decode(
+        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
+    ) -> int:
         """0 when computed; the first `wanted` rows then have logits."""
         return self.run(self._rows.fill(tokens, positions, sequences, wanted))
 
@@ -96,7 +108,9 @@ class LlamaDevice:
         started = perf_counter()
         code = cpp.llama_decode(self.context, batch)
         if not code:
-            cpp.llama_synchronize(self.context)  # so that the time is booked here, not on the first sample
+            cpp.llama_synchronize(
+                self.context
+            )  # so that the time is booked here, not on the first sample
         if self._pace:
             threads = self._pace.took(perf_counter() - started)
             cpp.llama_set_n_threads(self.context, threads, threads)
@@ -125,7 +139,9 @@ class LlamaDevice:
         shares = self.shares(len(samplers))
         if shares < 2:
             return self._draw(samplers, 0)
-        cpp.llama_get_logits_ith(self.context, 0)  # puts the rows in order, once, before several threads read them
+        cpp.llama_get_logits_ith(
+            self.context, 0
+        )  # puts the rows in order, once, before several threads read them
         size = -(-len(samplers) // shares)
         parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
         drawn = self._pool.map(lambda part: self._draw(*part), parts)
@@ -163,7 +179,9 @@ class LlamaDevice:
     def piece(self, token: int) -> bytes:
         found = self._pieces.get(token)
         if found is None:
-            size = cpp.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, False)
+            size = cpp.llama_token_to_piece(
+                self._vocab, token, self._buffer, len(self._buffer), 0, False
+            )
             found = self._pieces[token] = self._buffer.raw[: max(0, size)]
         return found
 
@@ -184,7 +202,9 @@ class LlamaDevice:
 
     def fresh(self, adapter: str | None) -> bool:
         """Whether a loaded adapter's file is still the one that was loaded."""
-        return adapter is None or (adapter in self._adapters and self._adapters[adapter][0] == _stamp(Path(adapter)))
+        return adapter is None or (
+            adapter in self._adapters and self._adapters[adapter][0] == _stamp(Path(adapter))
+        )
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """Logits float32 [len(tokens), vocab] after every token of one sequence. Overwrites sequence 0."""
@@ -194,7 +214,9 @@ class LlamaDevice:
             part = tokens[start : start + self.outputs]
             positions = list(range(start, start + len(part)))
             if self.decode(part, positions, [0] * len(part), len(part)):
-                raise EngineError(f"logits of {len(tokens)} tokens could not be computed ({self.complaint()})")
+                raise EngineError(
+                    f"logits of {len(tokens)} tokens could not be computed ({self.complaint()})"
+                )
             parts.append(np.stack([self.row_logits(row).copy() for row in range(len(part))]))
         self.drop(0)
         return np.concatenate(parts)
@@ -221,7 +243,9 @@ class LlamaDevice:
         check_adapter(path)
         pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not pointer:
-            raise EngineError(f"adapter {name} does not fit this base model ({self.complaint()}); convert it again")
+            raise EngineError(
+                f"adapter {name} does not fit this base model ({self.complaint()}); convert it again"
+            )
         self._prove(name, pointer)
         self._adapters[name] = (stamp, pointer)
         return pointer
@@ -237,7 +261,9 @@ class LlamaDevice:
         if not np.isfinite(changed).all():
             raise EngineError(f"adapter {name} makes logits that are not finite; train it again")
         if np.abs(changed - self._base_probe).max() <= SAME_LOGITS * np.abs(self._base_probe).max():
-            raise EngineError(f"adapter {name} has no effect on the logits; it was not trained or belongs elsewhere")
+            raise EngineError(
+                f"adapter {name} has no effect on the logits; it was not trained or belongs elsewhere"
+            )
 
 
 class LlamaEngine:
@@ -270,7 +296,13 @@ class LlamaEngine:
                 f"parallel={parallel}, roots={roots}, batch={batch}: keep parallel + roots within {MAX_SEQUENCES} and "
                 "parallel within batch"
             )
-        settings = {"parallel": parallel, "context": context, "batch": batch, "gpu_layers": gpu_layers, "roots": roots}
+        settings = {
+            "parallel": parallel,
+            "context": context,
+            "batch": batch,
+            "gpu_layers": gpu_layers,
+            "roots": roots,
+        }
         settings |= {"unified": unified, "exact": exact, "threads": threads or 0}
         self._device: LlamaDevice | None = None
         self._device = LlamaDevice(Path(model), settings)
@@ -299,7 +331,9 @@ class LlamaEngine:
         """Logits float32 [len(tokens), vocab] of one text, for parity checks. Not while completing."""
         device = self._open()
         if not 0 < len(tokens) <= device.limit:
-            raise EngineError(f"{len(tokens)} tokens do not fit the context of {device.limit}; raise the context")
+            raise EngineError(
+                f"{len(tokens)} tokens do not fit the context of {device.limit}; raise the context"
+            )
         self._batcher.reset(adapter)
         return device.logits(list(tokens))
 

@@ -34,7 +34,9 @@ from selfreward_lite.system.errors import EngineError
 def check_adapter(path: Path) -> None:
     """Raise EngineError, one line, unless `path` is a whole GGUF LoRA adapter that can change something."""
     if not path.is_file():
-        raise EngineError(f"adapter {path} does not exist; export it again, or name another iteration")
+        raise EngineError(
+            f"adapter {path} does not exist; export it again, or name another iteration"
+        )
     try:
         reader = gguf.GGUFReader(path)
         kind = _text(reader, "general.type")
@@ -44,7 +46,9 @@ def check_adapter(path: Path) -> None:
             f"adapter {path} is truncated or not GGUF ({type(error).__name__}: {error}); export it again"
         ) from error
     if (kind, shape) != ("adapter", "lora"):
-        raise EngineError(f"{path} is GGUF of type {kind or 'model'!r}, not a LoRA adapter; name the adapter's file")
+        raise EngineError(
+            f"{path} is GGUF of type {kind or 'model'!r}, not a LoRA adapter; name the adapter's file"
+        )
     _check_weights(path, reader)
 
 
@@ -57,14 +61,21 @@ def _check_weights(path: Path, reader: gguf.GGUFReader) -> None:
     """An adapter whose B matrices are all zero equals the base, whatever the hardware rounds."""
     second = [tensor for tensor in reader.tensors if tensor.name.endswith(".lora_b")]
     if not any(np.any(tensor.data) for tensor in second):
-        raise EngineError(f"adapter {path} has no effect: its lora_b weights are all zero; it was not trained")
+        raise EngineError(
+            f"adapter {path} has no effect: its lora_b weights are all zero; it was not trained"
+        )
     for tensor in reader.tensors:
         if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
-            raise EngineError(f"adapter {path} holds numbers that are not finite in {tensor.name}; train it again")
+            raise EngineError(
+                f"adapter {path} holds numbers that are not finite in {tensor.name}; train it again"
+            )
 
 
 TRIAL = 5  # steps that are compared
-FIRST_WAIT, LONGEST_WAIT = 16, 1024  # steps from one trial to the next; doubled when a trial was lost
+FIRST_WAIT, LONGEST_WAIT = (
+    16,
+    1024,
+)  # steps from one trial to the next; doubled when a trial was lost
 ALARM = 3.0  # so many times slower than when it was chosen, and the other is tried at once
 
 
@@ -96,7 +107,11 @@ class Pace:
             return self.threads
         self._recent.append(seconds)
         self._left -= 1
-        slow = self._usual and len(self._recent) == TRIAL and median(self._recent) > ALARM * self._usual
+        slow = (
+            self._usual
+            and len(self._recent) == TRIAL
+            and median(self._recent) > ALARM * self._usual
+        )
         if (self._left <= 0 or slow) and len(self._recent) == TRIAL:
             self._on_trial, self._trial = True, []
             self.threads, self._other = self._other, self.threads
@@ -144,7 +159,9 @@ class Said:
 
 
 LOG = Said()
-_CALLBACK = cpp.llama_log_callback(LOG.receive)  # llama.cpp keeps the bare pointer, so the name must live
+_CALLBACK = cpp.llama_log_callback(
+    LOG.receive
+)  # llama.cpp keeps the bare pointer, so the name must live
 
 
 def threads_for(model: Any) -> int:
@@ -189,7 +206,9 @@ def load_model(path: Path, gpu_layers: int) -> Any:
         raise EngineError(f"model {path} cannot be loaded ({LOG.take()}); is it a whole GGUF file?")
     fault = None
     if cpp.llama_model_is_recurrent(model) or cpp.llama_model_is_hybrid(model):
-        fault = f"model {path} is recurrent, and its prompts cannot be shared; use an attention model"
+        fault = (
+            f"model {path} is recurrent, and its prompts cannot be shared; use an attention model"
+        )
     elif gpu_layers and (LOG.offload is None or "offloaded 0/" in LOG.offload):
         fault = f"a GPU was asked for, but no layer went there ({LOG.offload}); does nvidia-smi show one? Else set gpu_layers=0"
     if fault:
@@ -217,7 +236,9 @@ def make_context(model: Any, settings: dict[str, int | bool]) -> Any:
     context = cpp.llama_init_from_model(model, params)
     if not context:
         cpp.llama_model_free(model)
-        raise EngineError(f"no memory for a context of {settings['context']} cells ({LOG.take()}); lower the context")
+        raise EngineError(
+            f"no memory for a context of {settings['context']} cells ({LOG.take()}); lower the context"
+        )
     return context
 
 
@@ -225,9 +246,13 @@ def flash(settings: dict[str, int | bool]) -> bool:
     """Whether to use flash attention. Not on a CPU where every sequence has its own cells: matrix products over all of them
     are nearly twice as fast a step. In a unified cache they would go over every other sequence's cells too (measured: LOG.md).
     """
-    return not settings["exact"] and bool(settings.get("flash", settings["gpu_layers"] or settings["unified"]))
+    return not settings["exact"] and bool(
+        settings.get("flash", settings["gpu_layers"] or settings["unified"])
+    )
 
 
 def micro_batch(settings: dict[str, int | bool]) -> int:
     """How many tokens are computed at once, where a bench does not say: a batch, without flash attention SCORE_ROWS at most."""
-    return settings.get("micro_batch") or min(settings["batch"], settings["batch"] if flash(settings) else SCORE_ROWS)
+    return settings.get("micro_batch") or min(
+        settings["batch"], settings["batch"] if flash(settings) else SCORE_ROWS
+    )

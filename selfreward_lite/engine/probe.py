@@ -18,7 +18,9 @@ from typing import Any
 from selfreward_lite.models.random_models import write_model
 from selfreward_lite.system.errors import EngineError
 
-PROMPT = 16  # two tokens would do: one alone passes where the matrix units of a CPU fault (measured)
+PROMPT = (
+    16  # two tokens would do: one alone passes where the matrix units of a CPU fault (measured)
+)
 
 
 def torch() -> dict[str, Any]:
@@ -29,8 +31,20 @@ def torch() -> dict[str, Any]:
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
         capability = list(torch.cuda.get_device_capability(number))
-        cards.append({"name": torch.cuda.get_device_name(number), "capability": capability, "free": free, "total": total})
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "kernels": torch.cuda.get_arch_list(), "cards": cards}
+        cards.append(
+            {
+                "name": torch.cuda.get_device_name(number),
+                "capability": capability,
+                "free": free,
+                "total": total,
+            }
+        )
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "kernels": torch.cuda.get_arch_list(),
+        "cards": cards,
+    }
 
 
 def build() -> dict[str, Any]:
@@ -59,4 +73,8 @@ def llama(gpu_layers: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     kind, *layers = sys.argv[1:]
-    print(json.dumps(llama(int(layers[0])) if kind == "llama" else {"torch": torch, "build": build}[kind]()))
+    print(
+        json.dumps(
+            llama(int(layers[0])) if kind == "llama" else {"torch": torch, "build": build}[kind]()
+        )
+    )

@@ -70,7 +70,9 @@ class Child:
         )  # fmt: skip
         self.messages: SimpleQueue[Message] = SimpleQueue()
         self._words: deque[str] = deque(maxlen=12)
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read, self._listen)]
+        self._threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._read, self._listen)
+        ]
         for thread in self._threads:
             thread.start()
         self.send(spec)
@@ -136,7 +138,9 @@ def start(spec: Message, born: Callable[[Child], None] = lambda child: None) -> 
     `born` is handed the child before it loads: closing it ends that. Raises EngineError with the child's own line where it cannot
     load.
     """
-    child = Child({name: str(value) if isinstance(value, Path) else value for name, value in spec.items()})
+    child = Child(
+        {name: str(value) if isinstance(value, Path) else value for name, value in spec.items()}
+    )
     born(child)
     message = child.messages.get()
     if "ready" in message:
@@ -179,7 +183,11 @@ class ProcessEngine:
             raise RuntimeError("this engine is already completing; close that iterator first")
         self._running, self._barren = True, 0
         try:
-            works = (_Work(request, list(range(len(request.seeds)))) for request in requests if request.seeds)
+            works = (
+                _Work(request, list(range(len(request.seeds))))
+                for request in requests
+                if request.seeds
+            )
             while (owed := (yield from self._round(works))) is not None:
                 yield from self._recover(owed)
         finally:
@@ -199,7 +207,9 @@ class ProcessEngine:
             if (yield from self._round(iter([work]))) is None:
                 continue
             if self._barren >= DEATHS_BEFORE_GIVING_UP:
-                raise EngineError(f"the engine died {self._barren} times running, on every request: {self._last_death}")
+                raise EngineError(
+                    f"the engine died {self._barren} times running, on every request: {self._last_death}"
+                )
             _log.warning("request %s kills the engine and is refused", work.request.key)
             yield from work.refuse()
         if owed:
@@ -231,7 +241,9 @@ class ProcessEngine:
             if not over:
                 child.send({"cancel": number})
 
-    def _feed(self, child: Child, number: int, works: Iterator[_Work], pending: dict[str, _Work]) -> bool:
+    def _feed(
+        self, child: Child, number: int, works: Iterator[_Work], pending: dict[str, _Work]
+    ) -> bool:
         """Send works while the window has room. False once there are no more."""
         owed = sum(len(work.missing) for work in pending.values())
         while owed < WINDOW * self.parallel:

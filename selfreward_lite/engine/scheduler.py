@@ -80,7 +80,9 @@ class Device(Protocol):
     rows: int
     vocab: int
 
-    def decode(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int) -> int: ...
+    def decode(
+        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
+    ) -> int: ...
     def sampler(self, sampling: Sampling, seed: int) -> Any: ...
     def sample(self, samplers: list[Any]) -> list[int]: ...
     def free_sampler(self, sampler: Any) -> None: ...
@@ -112,10 +114,14 @@ class Stats:
     seconds_total: float = 0.0
 
 
-WORTH_WAITING = 16  # a prompt waits for a shared beginning under way if that saves at least so many tokens
+WORTH_WAITING = (
+    16  # a prompt waits for a shared beginning under way if that saves at least so many tokens
+)
 END = object()  # of a feed
 utf8 = codecs.getincrementaldecoder("utf-8")
-BURST = 8  # after so many batches' worth of samples for one adapter, others that wait get their turn
+BURST = (
+    8  # after so many batches' worth of samples for one adapter, others that wait get their turn
+)
 
 
 class Batcher:
@@ -210,7 +216,9 @@ class Batcher:
 
     def _refuse(self, request: Request) -> None:
         for sample in range(len(request.seeds)):
-            self._done.append(Completion(request.key, sample, (), "", "refused", len(request.tokens)))
+            self._done.append(
+                Completion(request.key, sample, (), "", "refused", len(request.tokens))
+            )
 
     def _unstarted(self) -> int:
         return sum(len(job.request.seeds) - job.started for job in self._jobs)
@@ -262,7 +270,10 @@ class Batcher:
         if not self._room(job, len(tokens) - usable, source):
             if self._slots or self._jobs:
                 return False
-            source, usable = None, 0  # the source itself is in the way, and nothing else will ever leave
+            source, usable = (
+                None,
+                0,
+            )  # the source itself is in the way, and nothing else will ever leave
             if not self._room(job, len(tokens), None):
                 raise RuntimeError(f"request {request.key} fits an empty memory but was not let in")
         job.root = source if usable == len(tokens) else self._roots.add(tokens, source, usable)
@@ -361,7 +372,9 @@ class Batcher:
             sequences.extend([root.sequence] * count)
             parts.append((root, count))
         self._compute((tokens, positions, sequences), len(slots))
-        self.stats.prompt_computed += sum(count for _, count in parts) + sum(not slot.tokens for slot in slots)
+        self.stats.prompt_computed += sum(count for _, count in parts) + sum(
+            not slot.tokens for slot in slots
+        )
         for root, count in parts:
             root.computed += count
         self._settle()
@@ -447,7 +460,11 @@ class Batcher:
         self._say(slot, b"", final=True)
         self.stats.generated += len(slot.tokens)
         key, prompt = slot.request.key, len(slot.request.tokens)
-        self._done.append(Completion(key, slot.sample, tuple(slot.tokens), self._text(slot), finish, prompt, slot.probe))
+        self._done.append(
+            Completion(
+                key, slot.sample, tuple(slot.tokens), self._text(slot), finish, prompt, slot.probe
+            )
+        )
 
     def _text(self, slot: Slot) -> str:
         return b"".join(map(self._device.piece, slot.tokens)).decode("utf-8", errors="replace")

@@ -49,7 +49,11 @@ class ScriptedEngine:
         """See `base.Engine`; the text of a request that is streamed comes in one piece."""
         self._cancelled = False
         plain = self._plain(requests)
-        return plain if self._shuffle_seed is None else self._shuffled(plain, random.Random(self._shuffle_seed))
+        return (
+            plain
+            if self._shuffle_seed is None
+            else self._shuffled(plain, random.Random(self._shuffle_seed))
+        )
 
     def cancel(self) -> None:
         """End the running `complete` before its next completion."""
@@ -75,10 +79,14 @@ class ScriptedEngine:
         said = self._reply(request, sample)
         reply = Reply(said) if isinstance(said, str) else said
         tokens = tuple(self._encode(reply.text))
-        return Completion(request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe)
+        return Completion(
+            request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe
+        )
 
     @staticmethod
-    def _shuffled(plain: Iterator[Completion | Piece], order: random.Random) -> Iterator[Completion | Piece]:
+    def _shuffled(
+        plain: Iterator[Completion | Piece], order: random.Random
+    ) -> Iterator[Completion | Piece]:
         held: list[Completion | Piece] = []
         for completion in plain:
             held.append(completion)

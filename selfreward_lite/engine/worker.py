@@ -120,7 +120,9 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
         number, live = inbox.next_round()
         try:
             for said in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
-                if isinstance(said, Piece):  # the clock is the machine's: the parent reads the same, if later
+                if isinstance(
+                    said, Piece
+                ):  # the clock is the machine's: the parent reads the same, if later
                     send({"round": number, "piece": {**asdict(said), "at": time.monotonic()}})
                 else:
                     send({"round": number, "completion": asdict(said)})
@@ -131,7 +133,9 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides what it means
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # stray prints must not reach the wire
 

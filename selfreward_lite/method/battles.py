@@ -53,14 +53,27 @@ def readable(judgments: Sequence[Judgment]) -> list[Judgment]:
 def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice: Voice) -> Asking:
     """Ask for every ordered pair of the readable judgments of `response`."""
     pairs = list(permutations(readable(judgments), 2))
-    ids = [make_id(voice.run, Battle, voice.iteration, voice.model, first.id, second.id) for first, second in pairs]
+    ids = [
+        make_id(voice.run, Battle, voice.iteration, voice.model, first.id, second.id)
+        for first, second in pairs
+    ]
     replies = yield [
-        voice.ask(_question(prompt, response, first, second, voice.templates), record_id, [f"{first.id}:{second.id}"])
+        voice.ask(
+            _question(prompt, response, first, second, voice.templates),
+            record_id,
+            [f"{first.id}:{second.id}"],
+        )
         for (first, second), record_id in zip(pairs, ids, strict=True)
     ]
     battles = [
         Battle(
-            record_id, voice.iteration, voice.model, response.id, first.id, second.id, _verdict(completion),
+            record_id,
+            voice.iteration,
+            voice.model,
+            response.id,
+            first.id,
+            second.id,
+            _verdict(completion),
             completion.text.strip(),
         )
         for (first, second), record_id, (completion,) in zip(pairs, ids, replies, strict=True)
@@ -69,10 +82,17 @@ def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice
     return Outcome(tuple(battles), (Drop("undecided", undecided),) if undecided else ())
 
 
-def _question(prompt: Prompt, response: Response, first: Judgment, second: Judgment, templates: str) -> str:
+def _question(
+    prompt: Prompt, response: Response, first: Judgment, second: Judgment, templates: str
+) -> str:
     return fill(
-        templates, "meta_judge", prompt=prompt.text, response=response.text, nonce=nonce_for(response.id, templates),
-        judgment_a=first.text, judgment_b=second.text,
+        templates,
+        "meta_judge",
+        prompt=prompt.text,
+        response=response.text,
+        nonce=nonce_for(response.id, templates),
+        judgment_a=first.text,
+        judgment_b=second.text,
     )
 
 

@@ -39,7 +39,9 @@ def load() -> list[Canary]:
     return _read("canaries.jsonl")
 
 
-def responses(canaries: Sequence[Canary], prompts: Sequence[Prompt], *, run: str, templates: str) -> Outcome:
+def responses(
+    canaries: Sequence[Canary], prompts: Sequence[Prompt], *, run: str, templates: str
+) -> Outcome:
     """Return every canary as a response to one of `prompts`, in turn; an empty one is dropped, as any empty response is."""
     kept, drops = [], []
     for index, canary in enumerate(canaries):
@@ -55,16 +57,29 @@ def decoys(prompts: Sequence[Prompt], count: int, *, run: str, templates: str) -
     """Return `count` decoys as responses to every one of `prompts`, all of them in turn."""
     ours = _read("decoys.jsonl")
     seats = [prompt for prompt in prompts for _ in range(count)]
-    return Outcome(tuple(
-        _response(ours[index % len(ours)], index, prompt, DECOY, run, templates) for index, prompt in enumerate(seats)
-    ))
+    return Outcome(
+        tuple(
+            _response(ours[index % len(ours)], index, prompt, DECOY, run, templates)
+            for index, prompt in enumerate(seats)
+        )
+    )
 
 
 def _read(name: str) -> list[Canary]:
-    return [Canary(**json.loads(line)) for line in (_FOLDER / name).read_text(encoding="utf-8").splitlines()]
+    return [
+        Canary(**json.loads(line))
+        for line in (_FOLDER / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
-def _response(canary: Canary, index: int, prompt: Prompt, author: str, run: str, templates: str) -> Response:
+def _response(
+    canary: Canary, index: int, prompt: Prompt, author: str, run: str, templates: str
+) -> Response:
     record_id = make_id(run, Response, 0, author, prompt.id, index)
-    text = canary.text.replace("{prompt}", prompt.text).replace("{nonce}", nonce_for(record_id, templates)) * canary.repeat
+    text = (
+        canary.text.replace("{prompt}", prompt.text).replace(
+            "{nonce}", nonce_for(record_id, templates)
+        )
+        * canary.repeat
+    )
     return Response(record_id, 0, author, prompt.id, index, text.strip(), "stop", 0)

@@ -24,17 +24,39 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voic
     orders = [(mine.text, theirs.text), (theirs.text, mine.text)]
     requests = [
         voice.ask(
-            fill(voice.templates, "compare", prompt=prompt.text, response_a=a, response_b=b, nonce=nonce),
-            f"{record_id}:{order}", [f"{mine.id}:{theirs.id}:{order}"],
+            fill(
+                voice.templates,
+                "compare",
+                prompt=prompt.text,
+                response_a=a,
+                response_b=b,
+                nonce=nonce,
+            ),
+            f"{record_id}:{order}",
+            [f"{mine.id}:{theirs.id}:{order}"],
         )
         for order, (a, b) in enumerate(orders)
     ]
     (first,), (second,) = yield requests
     # A cut verdict is none, whatever it says so far; so that whoever reads the text again finds none either.
-    texts = [one.text.strip() if one.finish == "stop" else f"{one.text.strip()}{CUT}" for one in (first, second)]
-    return Outcome((Comparison(
-        record_id, voice.iteration, voice.model, prompt.id, mine.id, theirs.id, result_of(*verdicts(*texts)), *texts
-    ),))
+    texts = [
+        one.text.strip() if one.finish == "stop" else f"{one.text.strip()}{CUT}"
+        for one in (first, second)
+    ]
+    return Outcome(
+        (
+            Comparison(
+                record_id,
+                voice.iteration,
+                voice.model,
+                prompt.id,
+                mine.id,
+                theirs.id,
+                result_of(*verdicts(*texts)),
+                *texts,
+            ),
+        )
+    )
 
 
 def verdicts(mine_first: str, theirs_first: str) -> tuple[str | None, str | None]:

@@ -38,12 +38,17 @@ def agreeing(
         read = [score for score in scores if score is not None]
         if len(read) < len(scores) or read[0] <= read[-1]:
             continue
-        if all(better > worse or (better == worse and not strict) for better, worse in combinations(read, 2)):
+        if all(
+            better > worse or (better == worse and not strict)
+            for better, worse in combinations(read, 2)
+        ):
             return list(tried)
     return None
 
 
-def ask(one: RankedPrompt, decoys: Sequence[Response], voice: Voice, attempts: int, strict: bool) -> Asking:
+def ask(
+    one: RankedPrompt, decoys: Sequence[Response], voice: Voice, attempts: int, strict: bool
+) -> Asking:
     """Have a prompt's ranked answers judged, and its decoys where the judge agrees with the humans: others bring none along."""
     judged = yield from _judged(one.prompt, one.responses, voice, attempts)
     drawn = defaultdict(list)
@@ -76,7 +81,9 @@ def _end(asking: Asking, reply: list[Completion]) -> Outcome:
 
 
 def eft_examples(
-    prompts: Sequence[RankedPrompt], decoys: Mapping[str, Sequence[Response]], judgments: Mapping[str, Sequence[Judgment]],
+    prompts: Sequence[RankedPrompt],
+    decoys: Mapping[str, Sequence[Response]],
+    judgments: Mapping[str, Sequence[Judgment]],
     settings: Settings,
 ) -> tuple[list[Example], Outcome]:
     """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out.
@@ -99,13 +106,17 @@ def eft_examples(
             seen = _seen_through(judgments.get(decoy.id, ()), agreed)
             drops["no judgment sees through the decoy"] += seen is None
             if seen is not None:
-                examples.append(Example(question(one.prompt, decoy, settings.model.templates), seen))
+                examples.append(
+                    Example(question(one.prompt, decoy, settings.model.templates), seen)
+                )
     if settings.seed_stage.cap_most_common:
         examples, thinned = _thinned(examples)
         drops["most common score"] += thinned
     drops["above train_examples"] += max(0, len(examples) - settings.seed_stage.train_examples)
     kept = examples[: settings.seed_stage.train_examples]
-    return kept, Outcome(drops=tuple(Drop(reason, count) for reason, count in drops.items() if count))
+    return kept, Outcome(
+        drops=tuple(Drop(reason, count) for reason, count in drops.items() if count)
+    )
 
 
 def _seen_through(judgments: Sequence[Judgment], agreed: Sequence[Judgment]) -> Judgment | None:

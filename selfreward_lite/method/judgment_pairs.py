@@ -14,7 +14,12 @@ from selfreward_lite.data.records import Drop, Judgment, JudgmentPair, Outcome, 
 
 
 def build(
-    ratings: Iterable[Rating], judgments: Mapping[str, Judgment], schedule: Schedule, *, run: str, iteration: int
+    ratings: Iterable[Rating],
+    judgments: Mapping[str, Judgment],
+    schedule: Schedule,
+    *,
+    run: str,
+    iteration: int,
 ) -> Outcome:
     """Return at most one pair a response; `judgments` maps ids to judgments."""
     by_response: dict[str, list[Rating]] = defaultdict(list)
@@ -30,8 +35,17 @@ def build(
         if limit is not None and len(chosen.text) > limit:
             drops.append(Drop("chosen judgment too long"))
             continue
-        pairs.append(JudgmentPair(
-            make_id(run, JudgmentPair, iteration, response_id), iteration, response_id, chosen.id, rejected.id,
-            best.strength, worst.strength, len(chosen.text), len(rejected.text),
-        ))
+        pairs.append(
+            JudgmentPair(
+                make_id(run, JudgmentPair, iteration, response_id),
+                iteration,
+                response_id,
+                chosen.id,
+                rejected.id,
+                best.strength,
+                worst.strength,
+                len(chosen.text),
+                len(rejected.text),
+            )
+        )
     return Outcome(tuple(pairs), tuple(drops))

@@ -24,7 +24,8 @@ SCORES = ("0", "1", "2", "3", "4", "5")
 def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int = 0) -> Asking:
     """Sample `count` judgments of `response`, numbered from `first`."""
     ids = [
-        make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index) for index in range(count)
+        make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index)
+        for index in range(count)
     ]
     seats = [f"{response.id}:{first + index}" for index in range(count)]
     asked = question(prompt, response, voice.templates)
@@ -34,7 +35,11 @@ def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
         if completion.finish not in NO_TEXT
     ]
-    drops = [Drop(NO_TEXT[completion.finish]) for completion in completions if completion.finish in NO_TEXT]
+    drops = [
+        Drop(NO_TEXT[completion.finish])
+        for completion in completions
+        if completion.finish in NO_TEXT
+    ]
     drops += [Drop("could not be read") for judgment in kept if judgment.score is None]
     return Outcome(tuple(kept), tuple(drops))
 
@@ -69,13 +74,19 @@ def expected_score(probabilities: Sequence[float]) -> float | None:
 def summarise(judgments: Iterable[Judgment], settings: Judge) -> float | None:
     """Return a response's score: the unrounded mean over its readable judgments, None if too few are readable."""
     by_mean = settings.score == "mean"
-    scores = (one.score if by_mean else one.expected_score for one in judgments if one.score is not None)
+    scores = (
+        one.score if by_mean else one.expected_score for one in judgments if one.score is not None
+    )
     known = [score for score in scores if score is not None]
-    needed = max(math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count))
+    needed = max(
+        math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count)
+    )
     return math.fsum(known) / len(known) if len(known) >= needed else None
 
 
-def read(completion: Completion, record_id: str, response: Response, voice: Voice, index: int) -> Judgment:
+def read(
+    completion: Completion, record_id: str, response: Response, voice: Voice, index: int
+) -> Judgment:
     """Return what was said as a judgment, with its score if it can be read.
 
     One that quotes the nonce of its wrapper, or was cut, is void: its text stays, its score is none.
@@ -84,6 +95,14 @@ def read(completion: Completion, record_id: str, response: Response, voice: Voic
     score = None if void else parse_score(completion.text)
     expected = expected_score(completion.probe) if score is not None and completion.probe else None
     return Judgment(
-        record_id, voice.iteration, voice.model, response.id, index, completion.text.strip(), completion.finish,
-        len(completion.tokens), score, expected,
+        record_id,
+        voice.iteration,
+        voice.model,
+        response.id,
+        index,
+        completion.text.strip(),
+        completion.finish,
+        len(completion.tokens),
+        score,
+        expected,
     )

@@ -62,17 +62,26 @@ def head_to_head(met: Sequence[Met]) -> dict[str, float]:
     results = np.array([one.result for one in met], dtype=float)
     gaps = np.array([one.mine_length - one.their_length for one in met], dtype=float)
     low, high = bootstrap(len(met), lambda drawn: float(results[drawn].mean()))
-    lc_low, lc_high = bootstrap(len(met), lambda drawn: length_controlled(results[drawn], gaps[drawn]), LENGTH_DRAWS)
+    lc_low, lc_high = bootstrap(
+        len(met), lambda drawn: length_controlled(results[drawn], gaps[drawn]), LENGTH_DRAWS
+    )
     asked = [one.orders for one in met if one.orders is not None]
     read = [verdict for orders in asked for verdict in orders if verdict is not None]
     return {
         "prompts": len(met),
-        "won": int((results == 1).sum()), "tied": int((results == 0.5).sum()), "lost": int((results == 0).sum()),
+        "won": int((results == 1).sum()),
+        "tied": int((results == 0.5).sum()),
+        "lost": int((results == 0).sum()),
         "win_rate": float(results.mean()) if len(met) else math.nan,
-        "win_rate_error": standard_error(results.tolist()), "win_rate_low": low, "win_rate_high": high,
+        "win_rate_error": standard_error(results.tolist()),
+        "win_rate_low": low,
+        "win_rate_high": high,
         "length_controlled_win_rate": length_controlled(results, gaps) if len(met) else math.nan,
-        "length_controlled_low": lc_low, "length_controlled_high": lc_high,
-        "flip_rate": fmean(orders[0] is not None and orders[0] == orders[1] for orders in asked) if asked else math.nan,
+        "length_controlled_low": lc_low,
+        "length_controlled_high": lc_high,
+        "flip_rate": fmean(orders[0] is not None and orders[0] == orders[1] for orders in asked)
+        if asked
+        else math.nan,
         "first_share": read.count("A") / len(read) if read else math.nan,
         "unread_share": 1 - len(read) / (2 * len(asked)) if asked else math.nan,
         "mine_length": fmean(one.mine_length for one in met) if met else math.nan,
@@ -98,7 +107,9 @@ def length_controlled(results: np.ndarray, gaps: np.ndarray) -> float:
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         scores = weights @ features
         wrong = special.expit(scores) - results
-        value = -(results * special.log_expit(scores) + (1 - results) * special.log_expit(-scores)).sum()
+        value = -(
+            results * special.log_expit(scores) + (1 - results) * special.log_expit(-scores)
+        ).sum()
         return value + RIDGE / 2 * weights @ weights, features @ wrong + RIDGE * weights
 
     return float(special.expit(optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS").x[0]))
@@ -133,7 +144,17 @@ def tally(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Tally:
             judged += 1
             agreed += vote.verdict == vote.choice
     won, tied, lost = (points.count(value) for value in (1.0, 0.5, 0.0))
-    return Tally(model, rival, won, tied, lost, Share.of(sum(points), len(points)), shown, judge, Share.of(agreed, judged))
+    return Tally(
+        model,
+        rival,
+        won,
+        tied,
+        lost,
+        Share.of(sum(points), len(points)),
+        shown,
+        judge,
+        Share.of(agreed, judged),
+    )
 
 
 TOLERANCE = 1e-9
@@ -194,24 +215,33 @@ class JudgeQuality:
             "exact_match": _mean(self.exact),
             "spearman": _mean(self.spearman),
             "kendall": _mean(self.kendall),
-            "tie_rate": self.ties / (self.pairs - self.unread) if self.pairs > self.unread else math.nan,
+            "tie_rate": self.ties / (self.pairs - self.unread)
+            if self.pairs > self.unread
+            else math.nan,
             "top_share": self.top / self.scored if self.scored else math.nan,
             "scored_share": self.scored / self.answers if self.answers else math.nan,
             "undefined": float(self.undefined),
         }
 
 
-def judge_quality(ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]) -> JudgeQuality:
+def judge_quality(
+    ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]
+) -> JudgeQuality:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses, which are given best first."""
     outcomes, exact, correlations = [], [], []
     ties = unread = undefined = top = top_best = scored = 0
     for one in ranked:
         found = [scores.get(answer.id) for answer in one.responses]
-        gaps = [math.nan if high is None or low is None else high - low for high, low in combinations(found, 2)]
+        gaps = [
+            math.nan if high is None or low is None else high - low
+            for high, low in combinations(found, 2)
+        ]
         ties += sum(abs(gap) <= TOLERANCE for gap in gaps)
         unread += sum(map(math.isnan, gaps))
         outcomes.append(tuple(int(gap > TOLERANCE) for gap in gaps))
-        exact.append(int(bool(gaps) and all(gap > TOLERANCE for gap in gaps)))  # every pair in order, none tied or unread
+        exact.append(
+            int(bool(gaps) and all(gap > TOLERANCE for gap in gaps))
+        )  # every pair in order, none tied or unread
         read = [(-rank, round(score, 9)) for rank, score in enumerate(found) if score is not None]
         both = correlation(*zip(*read, strict=True)) if read else None
         undefined += both is None
@@ -222,7 +252,17 @@ def judge_quality(ranked: Sequence[RankedPrompt], scores: Mapping[str, float | N
     spearman, kendall = zip(*correlations, strict=True) if correlations else ((), ())
     answers = sum(len(one.responses) for one in ranked)
     return JudgeQuality(
-        tuple(outcomes), ties, unread, tuple(exact), spearman, kendall, undefined, top, top_best, scored, answers
+        tuple(outcomes),
+        ties,
+        unread,
+        tuple(exact),
+        spearman,
+        kendall,
+        undefined,
+        top,
+        top_best,
+        scored,
+        answers,
     )
 
 
@@ -232,7 +272,9 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float,
 
     if any(len(set(values)) < 2 for values in (first, second)):
         return None
-    return float(stats.spearmanr(first, second).statistic), float(stats.kendalltau(first, second).statistic)
+    return float(stats.spearmanr(first, second).statistic), float(
+        stats.kendalltau(first, second).statistic
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -257,7 +299,10 @@ def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> Ex
         return None
     answers = {response.prompt_id: response.text for response in responses}
     found = {prompt.id: score.score(prompt.text, answers.get(prompt.id, "")) for prompt in prompts}
-    return ExactScores({name: one.score for name, one in found.items()}, {name: one.right for name, one in found.items()})
+    return ExactScores(
+        {name: one.score for name, one in found.items()},
+        {name: one.right for name, one in found.items()},
+    )
 
 
 def win_rate(mine: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:
@@ -277,4 +322,8 @@ def share_repetitive(responses: Sequence[Response]) -> float:
     Running text shrinks to a half or a third. Texts under 64 bytes are too short to tell, and count as not repetitive.
     """
     texts = [response.text.encode() for response in responses]
-    return fmean(len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts) if texts else 0.0
+    return (
+        fmean(len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts)
+        if texts
+        else 0.0
+    )

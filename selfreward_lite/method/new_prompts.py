@@ -25,7 +25,8 @@ OTHER_MEDIA = re.compile(
     re.IGNORECASE,
 )
 _PROGRAM = re.compile(
-    r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b", re.IGNORECASE
+    r"^\W*(?:\w+\W+){0,3}?(write|create|implement|build|code)\b.{0,40}\b(program|script|code|function)\b",
+    re.IGNORECASE,
 )
 
 
@@ -40,19 +41,38 @@ class Examples:
 def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Asking:
     """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
     record_id = make_id(voice.run, Candidate, voice.iteration, voice.model, index)
-    shown = _demonstrations(random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples)
+    shown = _demonstrations(
+        random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples
+    )
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill(voice.templates, "new_prompts", tasks=listed)
-    ((completion,),) = yield [voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")]
+    ((completion,),) = yield [
+        voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
+    ]
     if completion.finish in NO_TEXT:
         return Outcome(drops=(Drop(NO_TEXT[completion.finish]),))
-    return Outcome((
-        Candidate(record_id, voice.iteration, voice.model, index, completion.text.strip(), completion.finish),
-    ))
+    return Outcome(
+        (
+            Candidate(
+                record_id,
+                voice.iteration,
+                voice.model,
+                index,
+                completion.text.strip(),
+                completion.finish,
+            ),
+        )
+    )
 
 
 def keep(
-    candidates: Iterable[Candidate], settings: Prompts, *, run: str, iteration: int, known: Sequence[str], held_out: Sequence[str]
+    candidates: Iterable[Candidate],
+    settings: Prompts,
+    *,
+    run: str,
+    iteration: int,
+    known: Sequence[str],
+    held_out: Sequence[str],
 ) -> Outcome:
     """Return at most `settings.count` prompts and, by reason, how many candidates were dropped.
 
@@ -75,12 +95,22 @@ def keep(
             drops.append(Drop(reason))
             continue
         index = len(kept)
-        kept.append(Prompt(make_id(run, Prompt, iteration, "generated", index), iteration, "generated", index, text))
+        kept.append(
+            Prompt(
+                make_id(run, Prompt, iteration, "generated", index),
+                iteration,
+                "generated",
+                index,
+                text,
+            )
+        )
         seen.add(text)
     return Outcome(tuple(kept), tuple(drops))
 
 
-def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Iterable[str]) -> Outcome:
+def imported(
+    texts: Iterable[str], settings: Prompts, *, run: str, held_out: Iterable[str]
+) -> Outcome:
     """Return the user's own prompts, `count` for each iteration from the first on; repeated and held-out ones are dropped."""
     kept: list[Prompt] = []
     drops: list[Drop] = []
@@ -95,14 +125,24 @@ def imported(texts: Iterable[str], settings: Prompts, *, run: str, held_out: Ite
         else:
             seen.add(plain)
             iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
-            kept.append(Prompt(make_id(run, Prompt, iteration, "imported", index), iteration, "imported", index, text))
+            kept.append(
+                Prompt(
+                    make_id(run, Prompt, iteration, "imported", index),
+                    iteration,
+                    "imported",
+                    index,
+                    text,
+                )
+            )
     return Outcome(tuple(kept), tuple(drops))
 
 
 def _demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
     own = min(settings.own_demonstrations, len(examples.own))
     human = settings.seed_demonstrations + settings.own_demonstrations - own
-    shown = rng.sample(examples.human, min(human, len(examples.human))) + rng.sample(examples.own, own)
+    shown = rng.sample(examples.human, min(human, len(examples.human))) + rng.sample(
+        examples.own, own
+    )
     rng.shuffle(shown)
     return shown
 

@@ -14,7 +14,9 @@ from typing import Literal
 
 Verdict = Literal["A", "B"]
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_SCORE_LINE = re.compile(rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}[\s*_]*(?:/\s*5)?[\s*_]*", re.IGNORECASE)
+_SCORE_LINE = re.compile(
+    rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}[\s*_]*(?:/\s*5)?[\s*_]*", re.IGNORECASE
+)
 _SCORE_START = re.compile(rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}", re.IGNORECASE)
 _WINNER_START = re.compile(r"[\s*_]*winner[\s*_]*:", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s*", re.MULTILINE)
@@ -22,13 +24,17 @@ _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _TO_THE_JUDGE = {
     "writes a score": re.compile(r"score\W{0,4}[:=]\W{0,4}\d", re.IGNORECASE),
     "plays another turn": re.compile(
-        r"<\|[^|<>]{1,40}\|>|\[/?INST\]|</?s>|^\W*(?:judge|human|user|assistant|system)\s*:", re.IGNORECASE | re.MULTILINE
+        r"<\|[^|<>]{1,40}\|>|\[/?INST\]|</?s>|^\W*(?:judge|human|user|assistant|system)\s*:",
+        re.IGNORECASE | re.MULTILINE,
     ),
     "closes its wrapper": re.compile(r"<\s*/?\s*(?:response|request|judge?ment)\b", re.IGNORECASE),
     "recites a rubric": re.compile(
-        r"\b(?:add|award|give|one|another)\W+(?:\w+\W+)?points?\W+(?:if|for\W+(?:each|every))\b", re.IGNORECASE
+        r"\b(?:add|award|give|one|another)\W+(?:\w+\W+)?points?\W+(?:if|for\W+(?:each|every))\b",
+        re.IGNORECASE,
     ),
-    "hides characters": re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"),
+    "hides characters": re.compile(
+        "[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+    ),
 }
 
 
@@ -72,7 +78,9 @@ def parse_verdict(text: str, noun: Literal["Judgement", "Response"]) -> Verdict 
     if not winners or winners[-1] is not lines[-1]:
         return None
     full = re.compile(rf"[\s*_]*winner[\s*_]*:[\s*_]*{spelling}\s+([ab])[\s*_]*", re.IGNORECASE)
-    named = {found.group(1).upper() if (found := full.fullmatch(line)) else None for line in winners}
+    named = {
+        found.group(1).upper() if (found := full.fullmatch(line)) else None for line in winners
+    }
     if named == {"A"}:
         return "A"
     return "B" if named == {"B"} else None

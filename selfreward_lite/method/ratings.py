@@ -29,16 +29,29 @@ def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -
     for response_id, fought in by_response.items():
         names = sorted({name for battle in fought for name in (battle.first_id, battle.second_id)})
         place = {name: index for index, name in enumerate(names)}
-        verdicts = [(place[battle.first_id], place[battle.second_id], battle.verdict) for battle in fought]
+        verdicts = [
+            (place[battle.first_id], place[battle.second_id], battle.verdict) for battle in fought
+        ]
         wins = battle_matrix(verdicts, len(names), first_weight, second_weight)
         strengths = fit(wins, ridge)
         if np.ptp(strengths) < MIN_SPREAD:
-            drops.append(Drop("no battle decided" if not wins.any() else "all judgments equally strong"))
+            drops.append(
+                Drop("no battle decided" if not wins.any() else "all judgments equally strong")
+            )
             continue
         for name, strength in zip(names, strengths.tolist(), strict=True):
-            ratings.append(Rating(
-                make_id(run, Rating, iteration, name), iteration, name, response_id, strength, first_weight, second_weight, ridge,
-            ))
+            ratings.append(
+                Rating(
+                    make_id(run, Rating, iteration, name),
+                    iteration,
+                    name,
+                    response_id,
+                    strength,
+                    first_weight,
+                    second_weight,
+                    ridge,
+                )
+            )
     return Outcome(tuple(ratings), tuple(drops))
 
 
@@ -50,7 +63,10 @@ def position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
     >>> position_weights([1, -1, 1, 1, 1, 0])
     (0.2, 0.8)
     """
-    first, second = sum(verdict == 1 for verdict in verdicts), sum(verdict == -1 for verdict in verdicts)
+    first, second = (
+        sum(verdict == 1 for verdict in verdicts),
+        sum(verdict == -1 for verdict in verdicts),
+    )
     if first + second == 0:
         return 0.5, 0.5
     return second / (first + second), first / (first + second)

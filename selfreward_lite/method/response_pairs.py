@@ -29,8 +29,13 @@ class Scored:
 
 
 def build(
-    prompts: Iterable[Prompt], responses: Mapping[str, Sequence[Response]], scores: Mapping[str, float | None],
-    schedule: Schedule, *, run: str, iteration: int,
+    prompts: Iterable[Prompt],
+    responses: Mapping[str, Sequence[Response]],
+    scores: Mapping[str, float | None],
+    schedule: Schedule,
+    *,
+    run: str,
+    iteration: int,
 ) -> Outcome:
     """Return at most one pair a prompt, and by reason how many prompts gave none.
 
@@ -46,10 +51,20 @@ def build(
             drops.append(Drop(reason or "no pair"))
             continue
         chosen, rejected = chosen_rejected
-        pairs.append(ResponsePair(
-            make_id(run, ResponsePair, iteration, prompt.id), iteration, prompt.id, chosen.id, rejected.id,
-            chosen.score, rejected.score, chosen.length, rejected.length, schedule.rho,
-        ))
+        pairs.append(
+            ResponsePair(
+                make_id(run, ResponsePair, iteration, prompt.id),
+                iteration,
+                prompt.id,
+                chosen.id,
+                rejected.id,
+                chosen.score,
+                rejected.score,
+                chosen.length,
+                rejected.length,
+                schedule.rho,
+            )
+        )
     return Outcome(tuple(pairs), tuple(drops))
 
 
@@ -69,13 +84,18 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
         return None
     high = [one for one in winners if one.score >= limits[0] - TOLERANCE]
     low = [one for one in scored if one.score <= limits[1] + TOLERANCE]
-    return min(high, key=lambda one: (one.length, -one.score)), max(low, key=lambda one: (one.length, -one.score))
+    return min(high, key=lambda one: (one.length, -one.score)), max(
+        low, key=lambda one: (one.length, -one.score)
+    )
 
 
 def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
     """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
     winners = [one.score for one in scored if one.may_win]
-    if not winners or (best := max(winners)) - (worst := min(one.score for one in scored)) <= TOLERANCE:
+    if (
+        not winners
+        or (best := max(winners)) - (worst := min(one.score for one in scored)) <= TOLERANCE
+    ):
         return None
     return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
 
@@ -86,10 +106,16 @@ def hindrance(prompt: Prompt, response: Response, score: float | None) -> str | 
         return "cut by the length limit: in no pair"
     if score is None:
         return "too few judgments could be read: in no pair"
-    return None if _may_win(prompt.text, response.text) else "speaks to its judge, or repeats the prompt: never chosen"
+    return (
+        None
+        if _may_win(prompt.text, response.text)
+        else "speaks to its judge, or repeats the prompt: never chosen"
+    )
 
 
-def scored_of(prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]) -> list[Scored]:
+def scored_of(
+    prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]
+) -> list[Scored]:
     """Return the responses that can be in a pair at all."""
     return [
         Scored(response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text))
@@ -104,10 +130,16 @@ def _may_win(prompt: str, text: str) -> bool:
     Nor may a response win that only repeats the prompt.
     """
     left = " ".join(text.split()).replace(" ".join(prompt.split()), "")
-    return speaks_to_judge(text) is None and speaks_to_judge(neutralise(text)) is None and any(map(str.isalnum, left))
+    return (
+        speaks_to_judge(text) is None
+        and speaks_to_judge(neutralise(text)) is None
+        and any(map(str.isalnum, left))
+    )
 
 
-def refusal(scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule) -> str | None:
+def refusal(
+    scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule
+) -> str | None:
     """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""
     if len(scored) < 2:
         return "fewer than two scored responses"

@@ -11,8 +11,13 @@ from selfreward_lite.method.roles import NO_TEXT, Asking, Voice
 
 def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
     """Sample `count` responses to `prompt`; equal ones are kept once (arXiv 2407.19594, section 3.1), empty ones not."""
-    ids = [make_id(voice.run, Response, voice.iteration, voice.model, prompt.id, index) for index in range(count)]
-    (completions,) = yield [voice.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])]
+    ids = [
+        make_id(voice.run, Response, voice.iteration, voice.model, prompt.id, index)
+        for index in range(count)
+    ]
+    (completions,) = yield [
+        voice.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
+    ]
     kept: dict[str, Response] = {}
     drops = []
     for index, completion in enumerate(completions):
@@ -25,6 +30,13 @@ def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
             drops.append(Drop("equal to another"))
         else:
             kept[text] = Response(
-                ids[index], voice.iteration, voice.model, prompt.id, index, text, completion.finish, len(completion.tokens)
+                ids[index],
+                voice.iteration,
+                voice.model,
+                prompt.id,
+                index,
+                text,
+                completion.finish,
+                len(completion.tokens),
             )
     return Outcome(tuple(kept.values()), tuple(drops))

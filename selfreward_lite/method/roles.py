@@ -35,7 +35,12 @@ class Voice:
     iteration: int
 
     def ask(
-        self, content: str, key: str, seats: Sequence[str], continue_with: str = "", probe: Probe | None = None
+        self,
+        content: str,
+        key: str,
+        seats: Sequence[str],
+        continue_with: str = "",
+        probe: Probe | None = None,
     ) -> Request:
         """Return the request that asks the user's `content`, one sample for each of `seats`.
 

@@ -30,7 +30,11 @@ class Collection:
         self._max_similarity, self._max_overlap = max_similarity, max_overlap
         self._words: list[list[str]] = []
         # It rather proposes too much than misses: what it proposes is counted exactly.
-        self._index = MinHashLSH(threshold=max_overlap, num_perm=HASHES, weights=(0.1, 0.9)) if max_overlap < 1 else None
+        self._index = (
+            MinHashLSH(threshold=max_overlap, num_perm=HASHES, weights=(0.1, 0.9))
+            if max_overlap < 1
+            else None
+        )
         for text in texts:
             self.add(text)
 
@@ -51,14 +55,19 @@ class Collection:
         if self._index is None or not found:
             return False
         near = self._index.query(_sketch(found))
-        return any(overlap(found, triples(self._words[place])) >= self._max_overlap for place in near)
+        return any(
+            overlap(found, triples(self._words[place])) >= self._max_overlap for place in near
+        )
 
     def _similar(self, words: list[str], other: list[str]) -> bool:
         limit = self._max_similarity
         if words == other:
             return True
         # what even the shorter text as a whole could reach, before anything is compared
-        return 2 * min(len(words), len(other)) > limit * (len(words) + len(other)) and rouge_l(words, other) > limit
+        return (
+            2 * min(len(words), len(other)) > limit * (len(words) + len(other))
+            and rouge_l(words, other) > limit
+        )
 
 
 def triples(words: Sequence[str]) -> set[tuple[str, ...]]:

@@ -65,7 +65,11 @@ def with_error(found: Sequence[float | None] | None) -> str:
     if mean is None or math.isnan(mean):
         return "–"
     digits = 3 if abs(mean) < 10 else 2
-    return f"{mean:.{digits}f}" if error is None or math.isnan(error) else f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return (
+        f"{mean:.{digits}f}"
+        if error is None or math.isnan(error)
+        else f"{mean:.{digits}f} ± {error:.{digits}f}"
+    )
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -73,17 +77,23 @@ def standard_error(values: Sequence[float]) -> float:
     return mean_and_error([[value] for value in values])[1]
 
 
-def paired_interval(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, float]:
+def paired_interval(
+    after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]
+) -> tuple[float, float]:
     """Return the 95 % interval of the mean of after − before, value by value (normal approximation).
 
     Values that belong to one prompt stand in one group; see `mean_and_error`.
     """
-    differences = [[a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)]
+    differences = [
+        [a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)
+    ]
     mean, error = mean_and_error(differences)
     return mean - Z * error, mean + Z * error
 
 
-def bootstrap(count: int, statistic: Callable[[np.ndarray], float], draws: int = DRAWS) -> tuple[float, float]:
+def bootstrap(
+    count: int, statistic: Callable[[np.ndarray], float], draws: int = DRAWS
+) -> tuple[float, float]:
     """Return the 95 % percentile interval of a statistic of `count` independent things (Efron 1979), the same at every call.
 
     `statistic` is given the numbers, 0 to count − 1, of the things that were drawn, with repetition [count]. NaN for fewer than

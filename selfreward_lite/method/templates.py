@@ -21,7 +21,9 @@ _HOLE = re.compile(r"\{\{(\w+)\}\}")
 _TAG = re.compile(r"<(?=/?\s*(?:request|response|judgement|a|b)\b)", re.IGNORECASE)
 
 # Characters that a reader does not see but a tokenizer does: controls, zero-width and direction marks.
-_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+)
 
 # Of these letters the tiny world's words never hold three in a row; no text holds eight of them by chance.
 _NONCE_LETTERS = "bcdfjkmpqvwxz"
@@ -37,9 +39,13 @@ def fill(template_set: str, name: Name, **values: str) -> str:
     template = _template(template_set, name)
     holes = set(_HOLE.findall(template))
     if holes != set(values):
-        raise ValueError(f"template {template_set}/{name} needs {sorted(holes)}, was given {sorted(values)}")
+        raise ValueError(
+            f"template {template_set}/{name} needs {sorted(holes)}, was given {sorted(values)}"
+        )
     nonce = values.get("nonce", "")
-    safe = {key: value if key == "nonce" else neutralise(value, nonce) for key, value in values.items()}
+    safe = {
+        key: value if key == "nonce" else neutralise(value, nonce) for key, value in values.items()
+    }
     return _HOLE.sub(lambda hole: safe[hole.group(1)], template)
 
 
@@ -70,5 +76,7 @@ def template_sets() -> list[str]:
 def _template(template_set: str, name: str) -> str:
     path = _FOLDER / template_set / f"{name}.txt"
     if template_set not in template_sets():
-        raise ConfigError(f"no template set {template_set!r}; choose one of {', '.join(template_sets())}")
+        raise ConfigError(
+            f"no template set {template_set!r}; choose one of {', '.join(template_sets())}"
+        )
     return path.read_text(encoding="utf-8").strip()

@@ -23,17 +23,24 @@ from selfreward_lite.system.errors import ConfigError
 # renders. A run must ask the same on every day, so it is given everywhere.
 DATE = "26 Jul 2024"
 _OF_GGUF = (
-    "tokenizer.chat_template", "tokenizer.ggml.pre",
+    "tokenizer.chat_template",
+    "tokenizer.ggml.pre",
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
 )
 
 # How a text is cut into words before they become tokens, by the name that GGUF has for it: Llama-3's way, and Qwen's.
 SPLITS = {
-    name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits
+    name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    + digits
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
 }
-_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")  # of Llama-3, ChatML, Gemma, Phi
+_ENDS_OF_TURN = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<|end|>",
+)  # of Llama-3, ChatML, Gemma, Phi
 
 
 class Message(TypedDict):
@@ -65,7 +72,9 @@ class ChatFormat:
         settings = _read_json(model_dir / "tokenizer_config.json")
         tokenizer = Tokenizer.from_file(str(_existing(model_dir / "tokenizer.json")))
         tokenizer.encode_special_tokens = True
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True
+        )
         stop = _stop_ids(model_dir, settings, tokenizer)
         return cls(
             tokenizer=tokenizer,
@@ -86,13 +95,26 @@ class ChatFormat:
 
         try:
             fields = GGUFReader(path).fields
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).backend_tokenizer
-        except (ValueError, KeyError, IndexError, OSError, NotImplementedError, AttributeError) as error:
-            raise ConfigError(f"{path}: no tokenizer could be read from it ({error}); take a GGUF of a chat model") from None
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path.parent), gguf_file=path.name
+            ).backend_tokenizer
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            OSError,
+            NotImplementedError,
+            AttributeError,
+        ) as error:
+            raise ConfigError(
+                f"{path}: no tokenizer could be read from it ({error}); take a GGUF of a chat model"
+            ) from None
         known = {name: fields[name].contents() for name in _OF_GGUF if name in fields}
         kind = known.get("tokenizer.ggml.pre")
         if kind not in SPLITS:
-            raise ConfigError(f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(SPLITS)}")
+            raise ConfigError(
+                f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(SPLITS)}"
+            )
         # transformers cuts words as GPT-2 does, whatever the file says, and does not know which look words up whole first.
         words = pre_tokenizers.Split(Regex(SPLITS[kind]), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -101,15 +123,22 @@ class ChatFormat:
         tokenizer.encode_special_tokens = True
         template = known.get("tokenizer.chat_template")
         if not isinstance(template, str):
-            raise ConfigError(f"{path} has no chat template; take a GGUF of an instruct (chat) model")
+            raise ConfigError(
+                f"{path} has no chat template; take a GGUF of an instruct (chat) model"
+            )
         named = [tokenizer.token_to_id(token) for token in _ENDS_OF_TURN]
         ends = [*named, *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos"))]
         bos = known.get("tokenizer.ggml.bos_token_id")
         begins = "bos_token" in template and bos is not None
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True
+        )
         return cls(
-            tokenizer, environment.from_string(template), tokenizer.id_to_token(bos) if begins else "",
-            tuple(dict.fromkeys(token for token in ends if token is not None)), known.get("tokenizer.ggml.padding_token_id", 0),
+            tokenizer,
+            environment.from_string(template),
+            tokenizer.id_to_token(bos) if begins else "",
+            tuple(dict.fromkeys(token for token in ends if token is not None)),
+            known.get("tokenizer.ggml.padding_token_id", 0),
         )
 
     def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
@@ -119,7 +148,9 @@ class ChatFormat:
         """
         ids = self._render(messages) + self.text_ids(continue_with)
         if self.bos_token and ids.count(self._id(self.bos_token)) != 1:
-            raise ConfigError(f"the chat template must begin a conversation with exactly one {self.bos_token}")
+            raise ConfigError(
+                f"the chat template must begin a conversation with exactly one {self.bos_token}"
+            )
         return tuple(ids)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
@@ -138,12 +169,19 @@ class ChatFormat:
     def _render(self, messages: Sequence[Message]) -> list[int]:
         """Render with placeholders for the contents, so that only what the template wrote is parsed as special."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-        hollow = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
-        text = self.template.render(messages=hollow, bos_token=self.bos_token, add_generation_prompt=True, date_string=DATE)
+        hollow = [
+            {"role": message["role"], "content": mark}
+            for message, mark in zip(messages, marks, strict=True)
+        ]
+        text = self.template.render(
+            messages=hollow, bos_token=self.bos_token, add_generation_prompt=True, date_string=DATE
+        )
         ids: list[int] = []
         for message, mark in zip(messages, marks, strict=True):
             if text.count(mark) != 1:
-                raise ConfigError("the chat template repeats or leaves out a message; use a Llama-family template")
+                raise ConfigError(
+                    "the chat template repeats or leaves out a message; use a Llama-family template"
+                )
             before, text = text.split(mark)
             ids += self._template_ids(before) + self.text_ids(message["content"].strip())
         return ids + self._template_ids(text)
@@ -181,17 +219,25 @@ def _stop_ids(model_dir: Path, settings: dict, tokenizer: Tokenizer) -> tuple[in
 
 def _pad_id(settings: dict, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
     """Pad must not be a stop token: a collator masks pads, and the model would never learn to stop."""
-    names = (_token_text(settings.get("pad_token")), "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>")
+    names = (
+        _token_text(settings.get("pad_token")),
+        "<|finetune_right_pad_id|>",
+        "<|reserved_special_token_0|>",
+    )
     for name in names:
         token = tokenizer.token_to_id(name) if name else None
         if token is not None and token not in stop:
             return token
-    raise ConfigError(f"{model_dir}: no padding token apart from the stop tokens; set pad_token in tokenizer_config.json")
+    raise ConfigError(
+        f"{model_dir}: no padding token apart from the stop tokens; set pad_token in tokenizer_config.json"
+    )
 
 
 def _template_text(model_dir: Path, settings: dict) -> str:
     beside = model_dir / "chat_template.jinja"
-    template = beside.read_text(encoding="utf-8") if beside.exists() else settings.get("chat_template")
+    template = (
+        beside.read_text(encoding="utf-8") if beside.exists() else settings.get("chat_template")
+    )
     if not isinstance(template, str):
         raise ConfigError(f"{model_dir} has no chat template; use an instruct (chat) model")
     return template
@@ -203,7 +249,9 @@ def _token_text(token: str | dict | None) -> str | None:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise ConfigError(f"{path} is missing; the base model must be a complete Hugging Face folder")
+        raise ConfigError(
+            f"{path} is missing; the base model must be a complete Hugging Face folder"
+        )
     return path
 
 

@@ -47,9 +47,26 @@ LoadDtype = Literal["float32", "float16", "bfloat16"]
 
 # Of adapter_config.json: what never changes the result, given that each tensor in the file is checked and written.
 ADAPTER_NEUTRAL = {
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "r", "lora_alpha", "use_rslora", "lora_dropout", "bias", "init_lora_weights", "target_modules", "exclude_modules",
-    "megatron_core", "qalora_group_size", "eva_config", "runtime_config"}
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "lora_dropout",
+    "bias",
+    "init_lora_weights",
+    "target_modules",
+    "exclude_modules",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+    "runtime_config",
+}
 
 # Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
 ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -75,7 +92,9 @@ def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
     if not tensor.isfinite().all():
-        raise ExportError(f"{label} holds NaN or infinity: do not use these weights, go back to the last good ones")
+        raise ExportError(
+            f"{label} holds NaN or infinity: do not use these weights, go back to the last good ones"
+        )
     return tensor
 
 
@@ -84,6 +103,7 @@ def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
     import numpy as np
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
+
     with np.errstate(over="ignore"):
         data = quantize(tensor.float().contiguous().numpy(), GGMLQuantizationType[dtype.upper()])
     if dtype == "f16" and not np.isfinite(data).all():
@@ -93,8 +113,16 @@ def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------- the base
 
-def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
-                 load_dtype: LoadDtype = "float32", adapter_dir: Path | None = None) -> Path:
+
+def base_to_gguf(
+    model_dir: Path,
+    out: Path,
+    *,
+    weights: Weights,
+    dtype: Dtype,
+    load_dtype: LoadDtype = "float32",
+    adapter_dir: Path | None = None,
+) -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
@@ -105,8 +133,11 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
     (LoRA, arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
     """
     from gguf import GGUFWriter
+
     if weights not in ("original", "nf4") or dtype not in ("f32", "f16", "q8_0"):
-        raise ExportError(f"weights={weights!r}, dtype={dtype!r}: choose original or nf4, and f32, f16 or q8_0")
+        raise ExportError(
+            f"weights={weights!r}, dtype={dtype!r}: choose original or nf4, and f32, f16 or q8_0"
+        )
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     tensors = layout(llama)
@@ -116,20 +147,29 @@ def base_to_gguf(model_dir: Path, out: Path, *, weights: Weights, dtype: Dtype,
         add_settings(writer, llama, dtype)
         writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
         add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
-        rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))] if llama.rope else []
+        rope = (
+            [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))]
+            if llama.rope
+            else []
+        )
         for tensor in rope + tensors:
             _announce(writer, tensor, dtype)
         loaded = _loaded(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
         if lora:
-            loaded = ((tensor, _finite(lora.merged(tensor, value), tensor.source)) for tensor, value in loaded)
+            loaded = (
+                (tensor, _finite(lora.merged(tensor, value), tensor.source))
+                for tensor, value in loaded
+            )
         write_arrays(writer, _base_arrays(llama, loaded, dtype))
     return out
 
 
-def _loaded(tensors: list[Tensor], files: dict[str, Path], pack: bool,
-            load_dtype: LoadDtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
+def _loaded(
+    tensors: list[Tensor], files: dict[str, Path], pack: bool, load_dtype: LoadDtype
+) -> Iterator[tuple[Tensor, torch.Tensor]]:
     """Each tensor with its values as the loaded model would hold them; `pack` says that loading makes NF4 of the linear ones."""
     import torch
+
     for tensor in tensors:
         value = _finite(_stored(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
         yield tensor, nf4.rounded(value) if tensor.linear and pack else value
@@ -137,24 +177,34 @@ def _loaded(tensors: list[Tensor], files: dict[str, Path], pack: bool,
 
 def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
     """A tensor as its file holds it, unpacked if it is NF4."""
+
     def read(name: str) -> torch.Tensor:
         return read_safetensors(files[name], lambda file: file.get_tensor(name))
 
     value = read(tensor.source)
-    parts = {part: read(f"{tensor.source}.{part}") for part in PACKED_PARTS if f"{tensor.source}.{part}" in files}
+    parts = {
+        part: read(f"{tensor.source}.{part}")
+        for part in PACKED_PARTS
+        if f"{tensor.source}.{part}" in files
+    }
     check_shape(tensor, tuple(value.shape), packed=STATE in parts)
     if not parts:
         return value
     try:
         value = nf4.unpacked(value, parts)
     except ValueError as error:
-        raise ExportError(f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): download it again") from None
+        raise ExportError(
+            f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): download it again"
+        ) from None
     check_shape(tensor, tuple(value.shape))
     return value
 
 
-def _base_arrays(llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dtype: Dtype) -> Iterator[np.ndarray]:
+def _base_arrays(
+    llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dtype: Dtype
+) -> Iterator[np.ndarray]:
     import torch
+
     if llama.rope:
         yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
     for tensor, value in loaded:
@@ -170,10 +220,13 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
     """Enter name, shape and size, so that the data can follow one tensor at a time."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
     kind = GGMLQuantizationType[_stored_as(tensor, dtype).upper()]
     block, size = GGML_QUANT_SIZES[kind]
     if tensor.shape[-1] % block:
-        raise ExportError(f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: use f16")
+        raise ExportError(
+            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: use f16"
+        )
     stored_bytes = math.prod(tensor.shape) // block * size
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, kind)
 
@@ -181,8 +234,13 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
 def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
     """Enter the numbers of the architecture, and how most matrices are stored: f32, f16, q8_0 or q4_k_m."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
-    kinds = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0,
-             "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M}
+
+    kinds = {
+        "f32": LlamaFileType.ALL_F32,
+        "f16": LlamaFileType.MOSTLY_F16,
+        "q8_0": LlamaFileType.MOSTLY_Q8_0,
+        "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
+    }
     writer.add_type("model")
     writer.add_file_type(kinds[dtype])
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -203,13 +261,19 @@ def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
 def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     """Enter the tokens, their kinds, the merges, the special roles and the chat template."""
     from gguf import TokenType
+
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
     writer.add_token_merges(vocabulary.merges)
-    add = {"bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id,
-           "eot": writer.add_eot_token_id, "eom": writer.add_eom_token_id}
+    add = {
+        "bos": writer.add_bos_token_id,
+        "eos": writer.add_eos_token_id,
+        "pad": writer.add_pad_token_id,
+        "eot": writer.add_eot_token_id,
+        "eom": writer.add_eom_token_id,
+    }
     for role, token_id in vocabulary.roles.items():
         add[role](token_id)
     writer.add_add_bos_token(vocabulary.add_bos)
@@ -218,6 +282,7 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- the adapter
+
 
 @dataclass(frozen=True)
 class _Lora:
@@ -231,7 +296,11 @@ class _Lora:
         """The weight with the adapter's change added, in float32; as it is where the adapter changes nothing."""
         place = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", tensor.source)
         pair = self.pairs.get((int(place[1]), place[2])) if place else None
-        return value if pair is None else value.float() + self.scale * (pair[1].float() @ pair[0].float())
+        return (
+            value
+            if pair is None
+            else value.float() + self.scale * (pair[1].float() @ pair[0].float())
+        )
 
 
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
@@ -248,6 +317,7 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
 def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
     """Write float32 arrays, by GGUF name, as the LoRA that llama.cpp scales by `alpha` / rank; returns `out`."""
     from gguf import GGUFWriter, Keys
+
     with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         writer.add_type("adapter")
@@ -261,18 +331,28 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
 
 def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
-        raise ExportError(f"{adapter_dir}: peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter")
+        raise ExportError(
+            f"{adapter_dir}: peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter"
+        )
     if config.get("bias", "none") != "none":
-        raise ExportError(f"{adapter_dir}: bias={config['bias']!r} changes the base: train with bias='none'")
+        raise ExportError(
+            f"{adapter_dir}: bias={config['bias']!r} changes the base: train with bias='none'"
+        )
     if config.get("init_lora_weights", True) not in ADAPTER_INITS:
-        raise ExportError(f"{adapter_dir}: init_lora_weights={config['init_lora_weights']!r} changes the base: "
-                          "convert the adapter to plain LoRA with PEFT first")
+        raise ExportError(
+            f"{adapter_dir}: init_lora_weights={config['init_lora_weights']!r} changes the base: "
+            "convert the adapter to plain LoRA with PEFT first"
+        )
     for key, value in config.items():
         if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
-            raise ExportError(f"{adapter_dir}: {key}={value!r} cannot be written as a GGUF LoRA: train without {key}")
+            raise ExportError(
+                f"{adapter_dir}: {key}={value!r} cannot be written as a GGUF LoRA: train without {key}"
+            )
     if not config.get("r") or not config.get("lora_alpha"):
-        raise ExportError(f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: "
-                          "train with both above 0")
+        raise ExportError(
+            f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: "
+            "train with both above 0"
+        )
 
 
 def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
@@ -280,24 +360,37 @@ def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
     config = read_json(adapter_dir / "adapter_config.json")
     _check_adapter(adapter_dir, config)
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
-    tensors = read_safetensors(path, lambda file: {name: file.get_tensor(name) for name in list(file.keys())})
+    tensors = read_safetensors(
+        path, lambda file: {name: file.get_tensor(name) for name in list(file.keys())}
+    )
     projections, pairs = llama.projections(), {}
     for key, tensor in sorted(tensors.items()):
         match = LORA_KEY.fullmatch(key)
         if not match or match[2] not in projections or int(match[1]) >= llama.layers:
-            raise ExportError(f"{path}: {key} has no place in a GGUF LoRA: train LoRA on attention and MLP layers only")
+            raise ExportError(
+                f"{path}: {key} has no place in a GGUF LoRA: train LoRA on attention and MLP layers only"
+            )
         _, (rows, columns), _ = projections[match[2]]
         side, other = ("A", "B") if match[3] == "A" else ("B", "A")
         expected = (rank, columns) if side == "A" else (rows, rank)
         if tuple(tensor.shape) != expected:
-            raise ExportError(f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: it is for another base")
+            raise ExportError(
+                f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: it is for another base"
+            )
         if (partner := key.replace(f".lora_{side}.", f".lora_{other}.")) not in tensors:
             raise ExportError(f"{path}: {partner} is missing: save the adapter again")
         if side == "A":
-            pairs[int(match[1]), match[2]] = (_finite(tensor, f"{path}: {key}"), _finite(tensors[partner], f"{path}: {partner}"))
+            pairs[int(match[1]), match[2]] = (
+                _finite(tensor, f"{path}: {key}"),
+                _finite(tensors[partner], f"{path}: {partner}"),
+            )
     if not pairs:
         raise ExportError(f"{path} holds no LoRA tensors: save the adapter again")
-    return _Lora(pairs, rank, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return _Lora(
+        pairs,
+        rank,
+        float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank),
+    )
 
 
 def _adapter_arrays(lora: _Lora, llama: Llama) -> dict[str, np.ndarray]:

@@ -81,7 +81,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path} cannot be read ({error}): give a folder written by save_pretrained") from error
+        raise ExportError(
+            f"{path} cannot be read ({error}): give a folder written by save_pretrained"
+        ) from error
     if not isinstance(data, dict):
         raise ExportError(f"{path} holds no JSON object: give a folder written by save_pretrained")
     return data
@@ -92,27 +94,49 @@ def read_config(model_dir: Path) -> Llama:
     config = read_json(model_dir / "config.json")
     kind = config.get("architectures") or [config.get("model_type")]
     if kind not in (["LlamaForCausalLM"], ["llama"]):
-        raise ExportError(f"{model_dir}: architecture {kind} cannot be exported: choose a LlamaForCausalLM model")
+        raise ExportError(
+            f"{model_dir}: architecture {kind} cannot be exported: choose a LlamaForCausalLM model"
+        )
     for key in MUST_BE_OFF:
         if config.get(key):
-            raise ExportError(f"{model_dir}: {key} is set, which the export cannot express: choose the plain model")
+            raise ExportError(
+                f"{model_dir}: {key} is set, which the export cannot express: choose the plain model"
+            )
     if config.get("hidden_act", "silu") != "silu":
-        raise ExportError(f"{model_dir}: hidden_act {config['hidden_act']!r} is not silu: choose a silu Llama")
+        raise ExportError(
+            f"{model_dir}: hidden_act {config['hidden_act']!r} is not silu: choose a silu Llama"
+        )
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
         theta, rope = _read_rope(model_dir, config)
         llama = Llama(
-            hidden=hidden, layers=config["num_hidden_layers"], ffn=config["intermediate_size"], heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads, head_dim=config.get("head_dim") or hidden // heads,
-            context=config["max_position_embeddings"], eps=config["rms_norm_eps"], vocab=config["vocab_size"],
-            theta=theta, rope=rope, tied=config.get("tie_word_embeddings", False), packed=_is_packed(model_dir, config))
+            hidden=hidden,
+            layers=config["num_hidden_layers"],
+            ffn=config["intermediate_size"],
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            context=config["max_position_embeddings"],
+            eps=config["rms_norm_eps"],
+            vocab=config["vocab_size"],
+            theta=theta,
+            rope=rope,
+            tied=config.get("tie_word_embeddings", False),
+            packed=_is_packed(model_dir, config),
+        )
     except KeyError as error:
-        raise ExportError(f"{model_dir}/config.json lacks {error}: save it again with save_pretrained") from error
+        raise ExportError(
+            f"{model_dir}/config.json lacks {error}: save it again with save_pretrained"
+        ) from error
     for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
         if not isinstance(getattr(llama, name), int) or getattr(llama, name) < 1:
-            raise ExportError(f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: download it again")
+            raise ExportError(
+                f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: download it again"
+            )
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
-        raise ExportError(f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json")
+        raise ExportError(
+            f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json"
+        )
     return llama
 
 
@@ -122,9 +146,14 @@ def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
     if not found:
         return False
     kind = (found.get("quant_method"), found.get("load_in_4bit"), found.get("bnb_4bit_quant_type"))
-    if kind != ("bitsandbytes", True, "nf4") or found.get("bnb_4bit_quant_storage", "uint8") != "uint8":
-        raise ExportError(f"{model_dir}: quantization_config names {found.get('quant_method')}, which cannot be read: "
-                          "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)")
+    if (
+        kind != ("bitsandbytes", True, "nf4")
+        or found.get("bnb_4bit_quant_storage", "uint8") != "uint8"
+    ):
+        raise ExportError(
+            f"{model_dir}: quantization_config names {found.get('quant_method')}, which cannot be read: "
+            "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)"
+        )
     return True
 
 
@@ -133,12 +162,19 @@ def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-        raise ExportError(f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates whole heads")
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (
+        None,
+        1.0,
+    ):
+        raise ExportError(
+            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates whole heads"
+        )
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise ExportError(f"{model_dir}: rope scaling {kind!r} cannot be exported: choose none or llama3")
+        raise ExportError(
+            f"{model_dir}: rope scaling {kind!r} cannot be exported: choose none or llama3"
+        )
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     return theta, {key: float(rope[key]) for key in keys}
 
@@ -167,7 +203,10 @@ def check_folder(model_dir: Path) -> None:
     files = locate(model_dir, llama)
     for tensor in layout(llama):
         shape = read_safetensors(
-            files[tensor.source], lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()), "numpy")
+            files[tensor.source],
+            lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()),
+            "numpy",
+        )
         check_shape(tensor, shape, packed=f"{tensor.source}.{STATE}" in files)
 
 
@@ -175,49 +214,91 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
     """Raise ExportError unless a tensor in a file has the shape that config.json gives it; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:
-        raise ExportError(f"{tensor.source} has shape {shape}, config.json says {expected}: download the model again")
+        raise ExportError(
+            f"{tensor.source} has shape {shape}, config.json says {expected}: download the model again"
+        )
 
 
 def layout(llama: Llama) -> list[Tensor]:
-    tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))]
+    tensors = [
+        Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))
+    ]
     for n in range(llama.layers):
         source, target = f"model.layers.{n}", f"blk.{n}"
-        for name, module in (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")):
-            tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", (llama.hidden,)))
+        for name, module in (
+            ("attn_norm", "input_layernorm"),
+            ("ffn_norm", "post_attention_layernorm"),
+        ):
+            tensors.append(
+                Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", (llama.hidden,))
+            )
         for module, (name, shape, heads) in llama.projections().items():
-            tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", shape, heads, linear=True))
+            tensors.append(
+                Tensor(
+                    f"{target}.{name}.weight",
+                    f"{source}.{module}.weight",
+                    shape,
+                    heads,
+                    linear=True,
+                )
+            )
     tensors.append(Tensor("output_norm.weight", "model.norm.weight", (llama.hidden,)))
     if not llama.tied:
         tensors.append(Tensor("output.weight", "lm_head.weight", (llama.vocab, llama.hidden)))
     return tensors
 
 
-def read_safetensors(path: Path, read: Callable[[Any], Any], framework: Literal["pt", "numpy"] = "pt") -> Any:
+def read_safetensors(
+    path: Path, read: Callable[[Any], Any], framework: Literal["pt", "numpy"] = "pt"
+) -> Any:
     """`read(open file)`, with every way in which the file can be broken as one line. "numpy" leaves torch alone."""
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework=framework) as file:
             return read(file)
     except (SafetensorError, OSError) as error:
-        raise ExportError(f"{path} cannot be read ({error}): copy, download or save it again") from error
+        raise ExportError(
+            f"{path} cannot be read ({error}): copy, download or save it again"
+        ) from error
 
 
 def locate(model_dir: Path, llama: Llama) -> dict[str, Path]:
     """Tensor name → safetensors file; every tensor of the layout is there and none is left over."""
     index = model_dir / "model.safetensors.index.json"
     single = model_dir / "model.safetensors"
-    files = [single] if single.exists() or not index.exists() else sorted(
-        {model_dir / name for name in read_json(index).get("weight_map", {}).values()})
-    found = {name: file for file in files for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")}
+    files = (
+        [single]
+        if single.exists() or not index.exists()
+        else sorted({model_dir / name for name in read_json(index).get("weight_map", {}).values()})
+    )
+    found = {
+        name: file
+        for file in files
+        for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")
+    }
     wanted = layout(llama)
     names = {tensor.source for tensor in wanted}
-    beside = {f"{tensor.source}.{part}" for tensor in wanted if tensor.linear and llama.packed for part in PACKED_PARTS}
+    beside = {
+        f"{tensor.source}.{part}"
+        for tensor in wanted
+        if tensor.linear and llama.packed
+        for part in PACKED_PARTS
+    }
     # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
-    unused = {name for name in found if name.endswith(".rotary_emb.inv_freq") or (llama.tied and name == "lm_head.weight")}
+    unused = {
+        name
+        for name in found
+        if name.endswith(".rotary_emb.inv_freq") or (llama.tied and name == "lm_head.weight")
+    }
     if missing := sorted(names - found.keys()):
-        raise ExportError(f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: download it again")
+        raise ExportError(
+            f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: download it again"
+        )
     if extra := sorted(found.keys() - names - beside - unused):
-        raise ExportError(f"{model_dir}: tensor {extra[0]} is not part of a Llama: choose the plain model")
+        raise ExportError(
+            f"{model_dir}: tensor {extra[0]} is not part of a Llama: choose the plain model"
+        )
     return found
 
 
@@ -241,20 +322,27 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
     added = {token["content"]: token for token in spec["added_tokens"]}
     ids = spec["model"]["vocab"] | {content: token["id"] for content, token in added.items()}
     if sorted(ids.values()) != list(range(len(ids))) or len(ids) > size:
-        raise ExportError(f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: use the model's own")
+        raise ExportError(
+            f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: use the model's own"
+        )
     tokens = sorted(ids, key=ids.__getitem__)
     filler = size - len(tokens)  # embedding rows that no token uses
     kinds: list[TokenKind] = [
         "NORMAL" if token not in added else "CONTROL" if added[token]["special"] else "USER_DEFINED"
-        for token in tokens]
+        for token in tokens
+    ]
     return Vocabulary(
         tokens=tokens + [f"[PAD{i}]" for i in range(filler)],
         kinds=kinds + ["UNUSED"] * filler,
-        merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]],
+        merges=[
+            merge if isinstance(merge, str) else " ".join(merge)
+            for merge in spec["model"]["merges"]
+        ],
         roles=_roles(model_dir, settings, ids),
         # Off unless the folder says otherwise: the chat template writes BOS, and llama.cpp would add a second one.
         add_bos=bool(settings.get("add_bos_token", False)),
-        template=_chat_template(model_dir, settings))
+        template=_chat_template(model_dir, settings),
+    )
 
 
 def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
@@ -264,17 +352,33 @@ def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
         "it is not BPE": model.get("type") != "BPE",
         "it normalises text": spec.get("normalizer") is not None,
         "ignore_merges is off": not model.get("ignore_merges"),
-        "it uses dropout, byte_fallback or affixes": any(model.get(key) for key in (
-            "dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")),
+        "it uses dropout, byte_fallback or affixes": any(
+            model.get(key)
+            for key in (
+                "dropout",
+                "byte_fallback",
+                "continuing_subword_prefix",
+                "end_of_word_suffix",
+            )
+        ),
         "its pre-tokenizer is not Llama-3's": (
-            len(pre.get("pretokenizers", ())) != 2 or split.get("pattern") != {"Regex": SPLITS["llama-bpe"]}
-            or split.get("behavior") != "Isolated" or split.get("invert") or to_bytes.get("type") != "ByteLevel"
-            or to_bytes.get("add_prefix_space") or to_bytes.get("use_regex", True)),
-        "an added token swallows spaces": any(t.get(k) for t in added for k in ("lstrip", "rstrip", "single_word")),
+            len(pre.get("pretokenizers", ())) != 2
+            or split.get("pattern") != {"Regex": SPLITS["llama-bpe"]}
+            or split.get("behavior") != "Isolated"
+            or split.get("invert")
+            or to_bytes.get("type") != "ByteLevel"
+            or to_bytes.get("add_prefix_space")
+            or to_bytes.get("use_regex", True)
+        ),
+        "an added token swallows spaces": any(
+            t.get(k) for t in added for k in ("lstrip", "rstrip", "single_word")
+        ),
     }
     for complaint, holds in complaints.items():
         if holds:
-            raise ExportError(f"{model_dir}: tokenizer.json: {complaint}: choose a model with Llama-3's tokenizer")
+            raise ExportError(
+                f"{model_dir}: tokenizer.json: {complaint}: choose a model with Llama-3's tokenizer"
+            )
 
 
 def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> dict[str, int]:
@@ -286,9 +390,13 @@ def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> di
         if token is None and role == "pad":
             continue
         if token not in ids:
-            raise ExportError(f"{model_dir}: tokenizer_config.json: {role}_token {token!r} is no token: name one")
+            raise ExportError(
+                f"{model_dir}: tokenizer_config.json: {role}_token {token!r} is no token: name one"
+            )
         roles[role] = ids[token]
-    return roles | {role: ids[f"<|{role}_id|>"] for role in ("eot", "eom") if f"<|{role}_id|>" in ids}
+    return roles | {
+        role: ids[f"<|{role}_id|>"] for role in ("eot", "eom") if f"<|{role}_id|>" in ids
+    }
 
 
 def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
@@ -301,10 +409,22 @@ def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
     return template
 
 
-def _llama(hidden: int, layers: int, ffn: int, heads: tuple[int, int], vocab: int, tied: bool = False) -> Llama:
+def _llama(
+    hidden: int, layers: int, ffn: int, heads: tuple[int, int], vocab: int, tied: bool = False
+) -> Llama:
     return Llama(
-        hidden=hidden, layers=layers, ffn=ffn, heads=heads[0], kv_heads=heads[1], head_dim=hidden // heads[0], context=8192,
-        eps=1e-5, vocab=vocab, theta=500000.0, rope=None, tied=tied,
+        hidden=hidden,
+        layers=layers,
+        ffn=ffn,
+        heads=heads[0],
+        kv_heads=heads[1],
+        head_dim=hidden // heads[0],
+        context=8192,
+        eps=1e-5,
+        vocab=vocab,
+        theta=500000.0,
+        rope=None,
+        tied=tied,
     )
 
 

@@ -13,11 +13,17 @@ from selfreward_lite.data import hub
 from selfreward_lite.models.hf_folder import Llama
 from selfreward_lite.system.errors import UserError
 
-GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
+GGUF_BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "q8_0": 34 / 32,
+}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
 
 # NF4 with double quantisation (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of them, 4 bytes for 256 scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-ADAPTER_BYTES = 16  # a weight in training: itself, its gradient and AdamW's two moments, all in float32
+ADAPTER_BYTES = (
+    16  # a weight in training: itself, its gradient and AdamW's two moments, all in float32
+)
 REFERENCE_BYTES = 4  # its frozen copy, with which DPO compares
 
 # A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so many tokens at once. Both
@@ -29,7 +35,10 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> dict[str, int]:
     """Return what llama.cpp holds with every layer on the card, by what it is; `base` is the bytes of its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
-    batch = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden) + 4 * settings.parallel * llama.vocab
+    batch = (
+        4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
+        + 4 * settings.parallel * llama.vocab
+    )
     parts = {
         "weights": base,
         "KV cache": settings.context * cell,
@@ -40,7 +49,9 @@ def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> di
     return {name: int(size) for name, size in parts.items()}
 
 
-def training(settings: Training, llama: Llama, rank: int, *, quantised: bool, pairs: bool) -> dict[str, int]:
+def training(
+    settings: Training, llama: Llama, rank: int, *, quantised: bool, pairs: bool
+) -> dict[str, int]:
     """Return what a trainer holds at its longest rows, with gradient checkpointing, by what it is; `pairs` is DPO.
 
     Of every block its input is kept (two bytes a number); one block at a time is computed again, with its gradients.
@@ -48,8 +59,10 @@ def training(settings: Training, llama: Llama, rank: int, *, quantised: bool, pa
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
     block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token that one block makes on its way
     parts = {
-        "weights": linear_weights(llama) * (NF4_BYTES if quantised else 2) + 2 * (weights(llama) - linear_weights(llama)),
-        "adapter": adapter_weights(llama, rank) * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
+        "weights": linear_weights(llama) * (NF4_BYTES if quantised else 2)
+        + 2 * (weights(llama) - linear_weights(llama)),
+        "adapter": adapter_weights(llama, rank)
+        * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
         "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
         "logits": (tokens if pairs else min(tokens, SFT_CHUNK)) * llama.vocab * LOGIT_BYTES,
         "driver": DRIVER["training"],
@@ -61,7 +74,9 @@ def peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
     """Return what each stage of a run that uses the card holds at its peak, by what it is."""
     quantised, rank = settings.model.quantisation == "nf4", settings.lora.rank
     return {
-        "asking (llama.cpp)": engine(settings.engine, llama, base_size(settings.model, llama), rank),
+        "asking (llama.cpp)": engine(
+            settings.engine, llama, base_size(settings.model, llama), rank
+        ),
         "SFT": training(settings.sft, llama, rank, quantised=quantised, pairs=False),
         "DPO": training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
     }
@@ -88,7 +103,9 @@ def base_size(model: Model, llama: Llama) -> float:
 
 def linear_weights(llama: Llama) -> int:
     """Return the weights of the blocks' linear layers, which are what NF4 packs."""
-    return llama.layers * sum(rows * columns for _, (rows, columns), _ in llama.projections().values())
+    return llama.layers * sum(
+        rows * columns for _, (rows, columns), _ in llama.projections().values()
+    )
 
 
 def weights(llama: Llama) -> int:
@@ -98,4 +115,8 @@ def weights(llama: Llama) -> int:
 
 def adapter_weights(llama: Llama, rank: int) -> int:
     """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
-    return llama.layers * rank * sum(rows + columns for _, (rows, columns), _ in llama.projections().values())
+    return (
+        llama.layers
+        * rank
+        * sum(rows + columns for _, (rows, columns), _ in llama.projections().values())
+    )

@@ -53,7 +53,11 @@ def pieces(chat: ChatFormat) -> Pieces:
 
     def render(*roles: str, speak: bool = False) -> str:
         said = [{"role": role, "content": MARK} for role in roles]
-        return str(chat.template.render(messages=said, bos_token=chat.bos_token, add_generation_prompt=speak))
+        return str(
+            chat.template.render(
+                messages=said, bos_token=chat.bos_token, add_generation_prompt=speak
+            )
+        )
 
     try:
         before, after = render("user").split(MARK)
@@ -63,13 +67,21 @@ def pieces(chat: ChatFormat) -> Pieces:
         first, rest = render("system", "user").split(MARK)[:2]
         system = first.removeprefix(beginning), rest.removesuffix(user[0])
         turn = render("user", speak=True).removeprefix(before + MARK + after)
-        found = Pieces(beginning, {"system": system, "user": user, "assistant": (assistant[0], assistant[1])}, turn)
+        found = Pieces(
+            beginning,
+            {"system": system, "user": user, "assistant": (assistant[0], assistant[1])},
+            turn,
+        )
     except (ValueError, IndexError, jinja2.TemplateError):
-        raise ExportError("the chat template leaves out, repeats or refuses a message: write the Modelfile by hand") from None
+        raise ExportError(
+            "the chat template leaves out, repeats or refuses a message: write the Modelfile by hand"
+        ) from None
     for roles in PROOFS:
         if found.conversation(roles) != render(*roles, speak=True):
             said = ", ".join(roles)
-            raise ExportError(f"the chat template is not the same around every message ({said}): write the Modelfile by hand")
+            raise ExportError(
+                f"the chat template is not the same around every message ({said}): write the Modelfile by hand"
+            )
     return found
 
 
@@ -79,17 +91,27 @@ def modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int) -> s
     `adds_bos` says whether the GGUF asks for the beginning of text by itself; there must be exactly one.
     """
     found = pieces(chat)
-    said = {role: (_literal(before), _literal(after)) for role, (before, after) in found.around.items()}
+    said = {
+        role: (_literal(before), _literal(after)) for role, (before, after) in found.around.items()
+    }
     template = "" if adds_bos else _literal(found.beginning)
-    template += "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    template += (
+        "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    )
     for word, role in (("if", "system"), ("else if", "user"), ("else if", "assistant")):
         before, after = said[role]
-        if role == "assistant":  # a conversation that ends with the assistant's words is to be gone on with
+        if (
+            role == "assistant"
+        ):  # a conversation that ends with the assistant's words is to be gone on with
             after = f"{{{{ if not $last }}}}{after}{{{{ end }}}}"
         template += f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
     template += f'{{{{ end }}}}{{{{ if and $last (ne .Role "assistant") }}}}{_literal(found.turn)}{{{{ end }}}}{{{{ end }}}}'
     stops = [stop for token in chat.stop if (stop := chat.tokenizer.id_to_token(token)) is not None]
-    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f"PARAMETER num_ctx {min(context, LONGEST_CONTEXT)}"]
+    lines = [
+        f"FROM ./{gguf}",
+        f'TEMPLATE """{template}"""',
+        f"PARAMETER num_ctx {min(context, LONGEST_CONTEXT)}",
+    ]
     return "\n".join(lines + [f'PARAMETER stop "{stop}"' for stop in stops]) + "\n"
 
 
@@ -102,7 +124,12 @@ DIRECT = get_args(Dtype)  # written as they are; the other types are made by lla
 
 
 def write(
-    model_dir: str, adapter_dir: str, out: str, kind: str, prove: bool, report: Callable[[dict[str, Any]], None]
+    model_dir: str,
+    adapter_dir: str,
+    out: str,
+    kind: str,
+    prove: bool,
+    report: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Write the full model as `out` in type `kind`, and `Modelfile` beside it, alone in their folder.
 
@@ -118,7 +145,11 @@ def write(
     write_base(folder, target, kind, adapter=Path(adapter_dir), report=report)
     try:
         ids = conversation_ids(folder, target)
-        found = parity(folder, Path(adapter_dir), target, None, ids, weights="original") if prove else None
+        found = (
+            parity(folder, Path(adapter_dir), target, None, ids, weights="original")
+            if prove
+            else None
+        )
         if found and kind == "f32":
             check_parity(found)
     except ExportError:
@@ -127,13 +158,19 @@ def write(
     if text is not None:
         (target.parent / "Modelfile").write_text(text, encoding="utf-8")
     return {
-        "tokens": sum(map(len, ids)), "difference": found.max_abs_diff if found else None,
-        "agreement": found.agreement if found else None, "no_modelfile": refused,
+        "tokens": sum(map(len, ids)),
+        "difference": found.max_abs_diff if found else None,
+        "agreement": found.agreement if found else None,
+        "no_modelfile": refused,
     }
 
 
 def write_base(
-    folder: Path, out: Path, kind: str, weights: Weights = "original", adapter: Path | None = None,
+    folder: Path,
+    out: Path,
+    kind: str,
+    weights: Weights = "original",
+    adapter: Path | None = None,
     report: Callable[[dict[str, Any]], None] = lambda at: None,
 ) -> Path:
     """Write a Hugging Face folder, with an adapter merged where one is given, as a GGUF of any type; returns `out`."""
@@ -142,7 +179,9 @@ def write_base(
     between = out.with_name(f"{out.stem}.f16.part")
     try:
         base_to_gguf(folder, between, weights=weights, dtype="f16", adapter_dir=adapter)
-        return quantise(between, out, kind, lambda done, total: report({"done": done, "total": total}))
+        return quantise(
+            between, out, kind, lambda done, total: report({"done": done, "total": total})
+        )
     finally:
         between.unlink(missing_ok=True)
 
@@ -152,6 +191,8 @@ def _modelfile(folder: Path, target: Path) -> tuple[str | None, str | None]:
     llama = read_config(folder)
     adds_bos = read_vocabulary(folder, llama.vocab).add_bos
     try:
-        return modelfile(ChatFormat.load(folder), target.name, adds_bos=adds_bos, context=llama.context), None
+        return modelfile(
+            ChatFormat.load(folder), target.name, adds_bos=adds_bos, context=llama.context
+        ), None
     except ExportError as error:
         return None, str(error)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_card: bool) -> Any:
     """Return the model of a folder, on the first card or in memory; `quantisation` is "nf4" or "none".
 
@@ -29,14 +28,27 @@ def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_car
     settings: dict[str, Any] = {}
     if quantisation == "nf4" and not read_config(Path(model_dir)).packed:
         settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     model, found = AutoModelForCausalLM.from_pretrained(
-        str(model_dir), dtype=dtype, device_map={"": 0 if on_card else "cpu"}, use_safetensors=True, local_files_only=True,
-        output_loading_info=True, **settings,
+        str(model_dir),
+        dtype=dtype,
+        device_map={"": 0 if on_card else "cpu"},
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **settings,
     )
-    if wrong := [*found["missing_keys"], *found["mismatched_keys"]]:  # transformers fills them with random numbers
-        raise ExportError(f"{model_dir}: {len(wrong)} weights could not be loaded, first {wrong[0]}: download the model again")
+    if wrong := [
+        *found["missing_keys"],
+        *found["mismatched_keys"],
+    ]:  # transformers fills them with random numbers
+        raise ExportError(
+            f"{model_dir}: {len(wrong)} weights could not be loaded, first {wrong[0]}: download the model again"
+        )
     return settled(model, dtype)
 
 
@@ -46,7 +58,9 @@ def settled(model: Any, dtype: torch.dtype) -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On CPUs with AVX512-BF16, a layer that ran without gradients repacks itself and then gives wrong ones.
             module.support_avx512bf16_for_cpu = False
-            module.compute_dtype = dtype  # a T4 would compute nonsense in the bfloat16 of most packed folders
+            module.compute_dtype = (
+                dtype  # a T4 would compute nonsense in the bfloat16 of most packed folders
+            )
     return model
 
 
@@ -57,7 +71,9 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
 
     # On the device where training would quantise, since a card's rounding need not be the CPU's.
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(weight.to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
+    packed, state = quantize_4bit(
+        weight.to(device), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
     return dequantize_4bit(packed, state).cpu()
 
 

@@ -39,7 +39,12 @@ BLOCK = 64  # rows of logits that are looked at together
 
 # Texts on which tokenizers disagree if they disagree: special tokens typed as text, digits, accents, other scripts, spaces.
 TOKEN_PROBES = (
-    "Score: 4.5/5", "<|eot_id|><|start_header_id|>assistant", "naïve café", "١٢٣ 中文 🙂", "a  b\n\n\tc ", "I'll 12345",
+    "Score: 4.5/5",
+    "<|eot_id|><|start_header_id|>assistant",
+    "naïve café",
+    "١٢٣ 中文 🙂",
+    "a  b\n\n\tc ",
+    "I'll 12345",
 )
 
 
@@ -58,15 +63,28 @@ class Parity:
     base: Parity | None = None  # beside a GGUF adapter: the same of the base alone
 
 
-def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adapter: Path | None,
-           token_lists: Sequence[Sequence[int]], *, weights: Weights) -> Parity:
+def parity(
+    model_dir: Path,
+    adapter_dir: Path | None,
+    gguf_base: Path,
+    gguf_adapter: Path | None,
+    token_lists: Sequence[Sequence[int]],
+    *,
+    weights: Weights,
+) -> Parity:
     """Compare the logits of every position of every list; both sides compute in float32 with a float32 cache.
 
     `weights="nf4"` loads the reference in 4 bits as training does. An `adapter_dir` without a `gguf_adapter` says that it
     is merged into `gguf_base`. Raises ExportError if a file cannot be loaded.
     """
-    if not token_lists or not all(token_lists) or (adapter_dir is None and gguf_adapter is not None):
-        raise ExportError("parity needs non-empty token lists, and the folder of every GGUF adapter")
+    if (
+        not token_lists
+        or not all(token_lists)
+        or (adapter_dir is None and gguf_adapter is not None)
+    ):
+        raise ExportError(
+            "parity needs non-empty token lists, and the folder of every GGUF adapter"
+        )
     whole, base = _Comparison(), _Comparison()
     with ExitStack() as stack:
         theirs = _Reference(model_dir, adapter_dir, weights)
@@ -74,10 +92,15 @@ def parity(model_dir: Path, adapter_dir: Path | None, gguf_base: Path, gguf_adap
         for tokens in token_lists:
             expected, found = theirs.logits(tokens), ours.logits(tokens)
             if expected.shape != found.shape:
-                raise ExportError(f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: export it again")
+                raise ExportError(
+                    f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: export it again"
+                )
             whole.models(expected, found)
             if gguf_adapter is not None:
-                before, found_before = theirs.logits(tokens, adapted=False), ours.logits(tokens, adapted=False)
+                before, found_before = (
+                    theirs.logits(tokens, adapted=False),
+                    ours.logits(tokens, adapted=False),
+                )
                 base.models(before, found_before)
                 whole.adapters(expected, found, before, found_before)
     return whole.result(base.result() if gguf_adapter is not None else None)
@@ -90,22 +113,31 @@ class _Comparison:
     apart: list[float] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
     divergence: list[np.ndarray] = field(default_factory=list)
-    changes: list[tuple[float, float]] = field(default_factory=list)  # by the adapter, of llama.cpp and of PEFT
+    changes: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # by the adapter, of llama.cpp and of PEFT
     shared: float = 0.0
     whole: float = 0.0
 
     def models(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Compare two arrays of logits (tokens, vocabulary)."""
         import numpy as np
+
         self.apart.append(float(np.abs(expected - found).max()))
         self.same.append(expected.argmax(axis=1) == found.argmax(axis=1))
         self.divergence.append(_divergence(expected, found))
 
-    def adapters(self, expected: np.ndarray, found: np.ndarray, before: np.ndarray, found_before: np.ndarray) -> None:
+    def adapters(
+        self, expected: np.ndarray, found: np.ndarray, before: np.ndarray, found_before: np.ndarray
+    ) -> None:
         """Compare what the adapter adds on either side to the logits `before`."""
         import numpy as np
+
         for rows in _blocks(len(expected)):
-            change, arrived = (expected[rows] - before[rows]).astype(np.float64), found[rows] - found_before[rows]
+            change, arrived = (
+                (expected[rows] - before[rows]).astype(np.float64),
+                found[rows] - found_before[rows],
+            )
             self.changes.append((float(np.abs(arrived).max()), float(np.abs(change).max())))
             self.shared += float((change * arrived).sum())
             self.whole += float((change * change).sum())
@@ -117,13 +149,20 @@ class _Comparison:
         quantised base is off by, with and without the adapter, mostly averages out over so many logits.
         """
         import numpy as np
+
         same = np.concatenate(self.same)
-        change, reference = map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
+        change, reference = (
+            map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
+        )
         hidden = base is None or reference <= base.max_abs_diff
         return Parity(
-            max_abs_diff=float(np.max(self.apart)), adapter_change=change,
-            adapter_share=None if hidden else self.shared / self.whole, tokens=len(same), agreement=float(np.mean(same)),
-            divergence=float(np.mean(np.concatenate(self.divergence))), base=base,
+            max_abs_diff=float(np.max(self.apart)),
+            adapter_change=change,
+            adapter_share=None if hidden else self.shared / self.whole,
+            tokens=len(same),
+            agreement=float(np.mean(same)),
+            divergence=float(np.mean(np.concatenate(self.divergence))),
+            base=base,
         )
 
 
@@ -148,7 +187,9 @@ def _blocks(rows: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
 
 
-def check_parity(measured: Parity, limit: float = 1e-3, *, agreement: float = 0.0, share_error: float = math.inf) -> None:
+def check_parity(
+    measured: Parity, limit: float = 1e-3, *, agreement: float = 0.0, share_error: float = math.inf
+) -> None:
     """Raise ExportError with the numbers unless the largest difference is a number within `limit`, at least a share
     `agreement` of the positions has the same likeliest token, and all of the adapter arrives but for `share_error`.
     """
@@ -161,7 +202,9 @@ def check_parity(measured: Parity, limit: float = 1e-3, *, agreement: float = 0.
         why = f"shows {share:.0%} of the adapter's effect in PEFT, not 100 ± {100 * share_error:.0f} %"
     else:
         return
-    raise ExportError(f"llama.cpp {why}, over {measured.tokens} tokens: do not use this GGUF, export again")
+    raise ExportError(
+        f"llama.cpp {why}, over {measured.tokens} tokens: do not use this GGUF, export again"
+    )
 
 
 class _Reference:
@@ -169,18 +212,24 @@ class _Reference:
 
     def __init__(self, model_dir: Path, adapter_dir: Path | None, weights: Weights) -> None:
         import torch
+
         packed = weights == "nf4"
         self._model = nf4.load(
-            model_dir, "nf4" if packed else "none", torch.float32, on_card=packed and torch.cuda.is_available()
+            model_dir,
+            "nf4" if packed else "none",
+            torch.float32,
+            on_card=packed and torch.cuda.is_available(),
         )
         if adapter_dir is not None:
             from peft import PeftModel
+
             self._model = PeftModel.from_pretrained(self._model, adapter_dir)
         self._model.eval()
 
     def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> np.ndarray:
         """Return an array (tokens, vocabulary), with the adapter or without."""
         import torch
+
         ids = torch.tensor([list(tokens)], device=self._model.device)
         with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
             return self._model(ids).logits[0].float().cpu().numpy()
@@ -189,6 +238,7 @@ class _Reference:
 def load_llama(stack: ExitStack, gguf: Path, *, vocab_only: bool) -> Any:
     """A llama.cpp model on the CPU, freed when `stack` closes."""
     import llama_cpp
+
     log = logging.getLogger("llama-cpp-python")  # by default it prints every setting of the file
     stack.callback(log.setLevel, log.level)
     log.setLevel(logging.ERROR)
@@ -208,6 +258,7 @@ class _Llama:
 
     def __init__(self, stack: ExitStack, gguf: Path, adapter: Path | None, longest: int) -> None:
         import llama_cpp
+
         model = load_llama(stack, gguf, vocab_only=False)
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = longest
@@ -217,9 +268,14 @@ class _Llama:
         settings.offload_kqv = settings.op_offload = False
         self._context = llama_cpp.llama_init_from_model(model, settings)
         if not self._context:
-            raise ExportError(f"llama.cpp has no memory for {longest} tokens of {gguf}: use shorter token lists")
+            raise ExportError(
+                f"llama.cpp has no memory for {longest} tokens of {gguf}: use shorter token lists"
+            )
         stack.callback(llama_cpp.llama_free, self._context)
-        self._adapter_file, self._adapter = adapter, _load_adapter(model, adapter) if adapter is not None else None
+        self._adapter_file, self._adapter = (
+            adapter,
+            _load_adapter(model, adapter) if adapter is not None else None,
+        )
         self._width = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self._batch = llama_cpp.llama_batch_init(longest, 0, 1)
         stack.callback(llama_cpp.llama_batch_free, self._batch)
@@ -228,10 +284,15 @@ class _Llama:
         """Return an array (tokens, vocabulary), with the adapter or without: one sequence from an empty cache."""
         import llama_cpp
         import numpy as np
+
         if self._adapter is not None:
             loras = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
-            if llama_cpp.llama_set_adapters_lora(self._context, loras, int(adapted), (ctypes.c_float * 1)(1.0)):
-                raise ExportError(f"llama.cpp cannot use {self._adapter_file}: export the adapter again")
+            if llama_cpp.llama_set_adapters_lora(
+                self._context, loras, int(adapted), (ctypes.c_float * 1)(1.0)
+            ):
+                raise ExportError(
+                    f"llama.cpp cannot use {self._adapter_file}: export the adapter again"
+                )
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         batch = self._batch
         batch.n_tokens = len(tokens)
@@ -239,14 +300,19 @@ class _Llama:
             batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
         if status := llama_cpp.llama_decode(self._context, batch):
-            raise ExportError(f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use this model's ids")
-        found = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), shape=(len(tokens), self._width))
+            raise ExportError(
+                f"llama.cpp could not decode {len(tokens)} tokens (status {status}): use this model's ids"
+            )
+        found = np.ctypeslib.as_array(
+            llama_cpp.llama_get_logits(self._context), shape=(len(tokens), self._width)
+        )
         return found.copy()
 
 
 def _load_adapter(model: Any, adapter: Path) -> Any:
     """A GGUF LoRA for a model, which frees it."""
     import llama_cpp
+
     lora = llama_cpp.llama_adapter_lora_init(model, str(adapter).encode())
     if not lora:
         raise ExportError(f"llama.cpp cannot load {adapter} on this base: export the adapter again")
@@ -260,6 +326,7 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
     """
     import llama_cpp
     from tokenizers import Tokenizer
+
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     count = 0
@@ -268,11 +335,18 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
         for text in texts:
             data = text.encode()
             buffer = (llama_cpp.llama_token * (len(data) + 1))()  # a token holds at least one byte
-            written = llama_cpp.llama_tokenize(vocab, data, len(data), buffer, len(buffer), False, False)
-            expected, found = tokenizer.encode(text, add_special_tokens=False).ids, list(buffer[:max(written, 0)])
+            written = llama_cpp.llama_tokenize(
+                vocab, data, len(data), buffer, len(buffer), False, False
+            )
+            expected, found = (
+                tokenizer.encode(text, add_special_tokens=False).ids,
+                list(buffer[: max(written, 0)]),
+            )
             if expected != found:
-                raise ExportError(f"{gguf}: llama.cpp reads {text!r} as {found}, tokenizer.json as {expected}: "
-                                  "use the tokenizer.json this GGUF was made from")
+                raise ExportError(
+                    f"{gguf}: llama.cpp reads {text!r} as {found}, tokenizer.json as {expected}: "
+                    "use the tokenizer.json this GGUF was made from"
+                )
             count += len(expected)
     return count
 
@@ -318,13 +392,22 @@ def adopt_base(model_dir: str, gguf: str, out: str, weights: Weights) -> dict[st
 
 
 def export_adapter(
-    model_dir: str, adapter: str, base: str, out: str, token_lists: Sequence[Sequence[int]], weights: Weights
+    model_dir: str,
+    adapter: str,
+    base: str,
+    out: str,
+    token_lists: Sequence[Sequence[int]],
+    weights: Weights,
 ) -> dict[str, float | None]:
     """Write an adapter as GGUF and measure it; returns `difference`, `change`, `share`, `agreement`, as `Tools` explains them."""
     adapter_to_gguf(Path(adapter), Path(model_dir), Path(out))
-    measured = parity(Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights)
+    measured = parity(
+        Path(model_dir), Path(adapter), Path(base), Path(out), token_lists, weights=weights
+    )
     return {
-        "difference": measured.max_abs_diff, "change": measured.adapter_change, "share": measured.adapter_share,
+        "difference": measured.max_abs_diff,
+        "change": measured.adapter_change,
+        "share": measured.adapter_share,
         "agreement": measured.agreement,
     }
 
@@ -333,12 +416,18 @@ def conversations() -> list[list[Message]]:
     """Return the conversations as messages, the last of them the user's."""
     roles = ("user", "assistant")
     return [
-        [Message(role=roles[turn % 2], content=text) for turn, text in enumerate(texts)] for texts in CONVERSATIONS  # type: ignore[misc]
+        [Message(role=roles[turn % 2], content=text) for turn, text in enumerate(texts)]
+        for texts in CONVERSATIONS  # type: ignore[misc]
     ]
 
 
 def check(
-    model_dir: str, base: str, adapter_dir: str | None, adapter: str | None, weights: Weights, limits: Mapping[str, float]
+    model_dir: str,
+    base: str,
+    adapter_dir: str | None,
+    adapter: str | None,
+    weights: Weights,
+    limits: Mapping[str, float],
 ) -> dict[str, float | None]:
     """Compare a base GGUF, and an adapter on it, with the folders that they stand for.
 
@@ -354,9 +443,13 @@ def check(
     check_parity(plain, **limits)
     check_parity(found, **limits)
     return {
-        "conversations": len(ids), "tokens": found.tokens, "base_difference": plain.max_abs_diff,
-        "adapter_difference": None if found.base is None else found.max_abs_diff, "adapter_change": found.adapter_change,
-        "adapter_share": found.adapter_share, "agreement": found.agreement,
+        "conversations": len(ids),
+        "tokens": found.tokens,
+        "base_difference": plain.max_abs_diff,
+        "adapter_difference": None if found.base is None else found.max_abs_diff,
+        "adapter_change": found.adapter_change,
+        "adapter_share": found.adapter_share,
+        "agreement": found.agreement,
     }
 
 
@@ -368,7 +461,10 @@ def conversation_ids(model_dir: Path, base: Path) -> list[list[int]]:
     """
     from transformers import AutoTokenizer
 
-    chat, theirs = ChatFormat.load(model_dir), AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    chat, theirs = (
+        ChatFormat.load(model_dir),
+        AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
+    )
     found = []
     with ExitStack() as stack:
         import llama_cpp
@@ -376,21 +472,38 @@ def conversation_ids(model_dir: Path, base: Path) -> list[list[int]]:
         vocab = llama_cpp.llama_model_get_vocab(load_llama(stack, base, vocab_only=True))
         ends = {llama_cpp.llama_vocab_eot(vocab), llama_cpp.llama_vocab_eos(vocab)} - {-1}
         if not ends & set(chat.stop):
-            raise ExportError(f"{base} ends a turn with {sorted(ends)}, the chat template with {chat.stop}: export it again")
+            raise ExportError(
+                f"{base} ends a turn with {sorted(ends)}, the chat template with {chat.stop}: export it again"
+            )
         for number, messages in enumerate(conversations(), 1):
             ours = list(chat.prompt_ids(messages))
             told: dict[str, Any] = {"add_generation_prompt": True, "date_string": DATE}
             said: Any = list(messages)
             others = {
-                "transformers": theirs.apply_chat_template(said, return_dict=True, **told)["input_ids"],
-                "llama.cpp": _tokenised(vocab, theirs.apply_chat_template(said, tokenize=False, **told)),
+                "transformers": theirs.apply_chat_template(said, return_dict=True, **told)[
+                    "input_ids"
+                ],
+                "llama.cpp": _tokenised(
+                    vocab, theirs.apply_chat_template(said, tokenize=False, **told)
+                ),
             }
             for who, ids in others.items():
                 if ids != ours:
-                    place = next((i for i, pair in enumerate(zip(ids, ours, strict=False)) if pair[0] != pair[1]), len(ours))
-                    raise ExportError(f"{base}: {who} reads conversation {number} otherwise, from token {place} on: export again")
+                    place = next(
+                        (
+                            i
+                            for i, pair in enumerate(zip(ids, ours, strict=False))
+                            if pair[0] != pair[1]
+                        ),
+                        len(ours),
+                    )
+                    raise ExportError(
+                        f"{base}: {who} reads conversation {number} otherwise, from token {place} on: export again"
+                    )
             if theirs.bos_token_id is not None and ours.count(theirs.bos_token_id) != 1:
-                raise ExportError(f"{model_dir}: conversation {number} has not one beginning of text: mend the chat template")
+                raise ExportError(
+                    f"{model_dir}: conversation {number} has not one beginning of text: mend the chat template"
+                )
             found.append(ours)
     return found
 

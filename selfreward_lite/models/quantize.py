@@ -23,7 +23,10 @@ from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import free_bytes, in_words, whole_file
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
-PROBE_ROWS, PROBE_COLUMNS = 256, 4096  # of the matrix that is quantised to learn how fast this machine is
+PROBE_ROWS, PROBE_COLUMNS = (
+    256,
+    4096,
+)  # of the matrix that is quantised to learn how fast this machine is
 _MIB = 2**20
 _SIZES = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 _TENSOR = re.compile(r"\[\s*(\d+)/\s*(\d+)\]")
@@ -53,9 +56,13 @@ def before(source: Path, out: Path, kind: str) -> Before:
         _run(source, out, params, said)
     sizes = _SIZES.findall("".join(said))
     if not sizes:
-        raise ExportError(f"llama.cpp did not say how large {source} would be in {kind}: use the pinned llama-cpp-python")
+        raise ExportError(
+            f"llama.cpp did not say how large {source} would be in {kind}: use the pinned llama-cpp-python"
+        )
     tensors = _tensors(source)
-    rest = source.stat().st_size - sum(int(tensor.n_bytes) for tensor in tensors)  # vocabulary and settings stay as they are
+    rest = source.stat().st_size - sum(
+        int(tensor.n_bytes) for tensor in tensors
+    )  # vocabulary and settings stay as they are
     size, free = int(float(sizes[-1]) * _MIB + rest), free_bytes(out)
     return Before(size, weights(source) / _weights_per_second(kind), free)
 
@@ -66,10 +73,17 @@ def check_source(source: Path) -> None:
         raise UserError(f"{source} is no file: give a GGUF file in f32 or f16")
     types = {tensor.tensor_type.name for tensor in _tensors(source)} - {"F32", "F16", "BF16"}
     if types:
-        raise UserError(f"{source} is quantised already ({', '.join(sorted(types))}): give a file in f32 or f16")
+        raise UserError(
+            f"{source} is quantised already ({', '.join(sorted(types))}): give a file in f32 or f16"
+        )
 
 
-def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+def quantise(
+    source: Path,
+    out: Path,
+    kind: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Write `source` as `out` in another type; returns `out`. `progress` hears of each tensor: how many, of how many.
 
     Raises ExportError where llama.cpp refuses, as it does for a source that is quantised already: each time loses more. What an
@@ -87,9 +101,13 @@ def quantise(source: Path, out: Path, kind: str, progress: Callable[[int, int], 
     return out
 
 
-def write(source: str, out: str, kind: str, report: Callable[[dict[str, int]], None]) -> dict[str, int]:
+def write(
+    source: str, out: str, kind: str, report: Callable[[dict[str, int]], None]
+) -> dict[str, int]:
     """Do `quantise` as a task of the workshop; returns `bytes`."""
-    made = quantise(Path(source), Path(out), kind, lambda done, total: report({"done": done, "total": total}))
+    made = quantise(
+        Path(source), Path(out), kind, lambda done, total: report({"done": done, "total": total})
+    )
     return {"bytes": made.stat().st_size}
 
 
@@ -119,8 +137,12 @@ def _run(source: Path, out: Path, params: Any, said: list[str]) -> None:
         last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
         if "iostream" in last:  # how it says that it could not write
             free = in_words(free_bytes(out))
-            raise ExportError(f"{out.parent} took no more ({last}; {free} free): free space and give the same command again")
-        raise ExportError(f"llama.cpp cannot quantise {source} ({last}): give a whole GGUF file in f32 or f16")
+            raise ExportError(
+                f"{out.parent} took no more ({last}; {free} free): free space and give the same command again"
+            )
+        raise ExportError(
+            f"llama.cpp cannot quantise {source} ({last}): give a whole GGUF file in f32 or f16"
+        )
 
 
 @contextmanager
@@ -153,7 +175,9 @@ def _tensors(source: Path) -> list[Any]:
     try:
         return GGUFReader(source).tensors
     except (OSError, ValueError, KeyError, IndexError) as error:  # it has no error of its own
-        raise ExportError(f"{source} is no whole GGUF file ({error}): export or download it again") from None
+        raise ExportError(
+            f"{source} is no whole GGUF file ({error}): export or download it again"
+        ) from None
 
 
 def _weights_per_second(kind: str) -> float:
@@ -164,13 +188,20 @@ def _weights_per_second(kind: str) -> float:
 
     main = GGMLQuantizationType[kind.upper().removesuffix("_M")]
     block, size = GGML_QUANT_SIZES[main]
-    weights = np.random.default_rng(0).standard_normal((PROBE_ROWS, PROBE_COLUMNS)).astype(np.float32)
+    weights = (
+        np.random.default_rng(0).standard_normal((PROBE_ROWS, PROBE_COLUMNS)).astype(np.float32)
+    )
     target = np.empty(weights.size // block * size, np.uint8)
     libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     long = ctypes.c_int64
     started = perf_counter()
     libggml.ggml_quantize_chunk(
-        ctypes.c_int(int(main)), ctypes.c_void_p(weights.ctypes.data), ctypes.c_void_p(target.ctypes.data),
-        long(0), long(PROBE_ROWS), long(PROBE_COLUMNS), None,
+        ctypes.c_int(int(main)),
+        ctypes.c_void_p(weights.ctypes.data),
+        ctypes.c_void_p(target.ctypes.data),
+        long(0),
+        long(PROBE_ROWS),
+        long(PROBE_COLUMNS),
+        None,
     )
     return weights.size / (perf_counter() - started) * (os.cpu_count() or 1)

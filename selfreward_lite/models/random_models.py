@@ -50,7 +50,9 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
 
     if shape not in SHAPES or quantisation not in get_args(Quantisation):
         known = " or ".join(get_args(Quantisation))
-        raise ConfigError(f"no synthetic {shape} in {quantisation}; choose of {', '.join(SHAPES)}, in {known}")
+        raise ConfigError(
+            f"no synthetic {shape} in {quantisation}; choose of {', '.join(SHAPES)}, in {known}"
+        )
     llama = SHAPES[shape]
     with whole_file(path) as part:
         writer = GGUFWriter(part, "llama")
@@ -63,7 +65,9 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
                 rows, columns = tensor.shape
                 kind = GGMLQuantizationType[_kind(tensor.name, llama, quantisation).upper()]
                 weights, size = GGML_QUANT_SIZES[kind]
-                writer.add_tensor_info(tensor.name, tensor.shape, _float32(), rows * columns // weights * size, kind)
+                writer.add_tensor_info(
+                    tensor.name, tensor.shape, _float32(), rows * columns // weights * size, kind
+                )
         write_arrays(writer, _arrays(llama, quantisation, seed))
     return path
 
@@ -105,7 +109,9 @@ def _arrays(llama: Llama, quantisation: Quantisation, seed: int) -> Iterator[np.
         else:
             kind = _kind(tensor.name, llama, quantisation)
             spread = 1.0 if tensor.name == "token_embd.weight" else tensor.shape[1] ** -0.5
-            yield {"q8_0": _q8_0, "q4_k": _q4_k, "q6_k": _q6_k}[kind](rng, tensor.shape, spread / _SPREAD[kind])
+            yield {"q8_0": _q8_0, "q4_k": _q4_k, "q6_k": _q6_k}[kind](
+                rng, tensor.shape, spread / _SPREAD[kind]
+            )
 
 
 def _q8_0(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
@@ -148,8 +154,12 @@ def _vocabulary(size: int) -> Vocabulary:
     letters = [chr(code) if code in plain else chr(next(spare)) for code in range(256)]
     tokens = [*letters, *(f"w{number}" for number in range(size - 256 - len(SPECIAL))), *SPECIAL]
     return Vocabulary(
-        tokens=tokens, kinds=["NORMAL"] * (size - len(SPECIAL)) + ["CONTROL"] * len(SPECIAL), merges=["w 1"],
-        roles={"bos": size - 2, "eos": size - 1}, add_bos=False, template=None,
+        tokens=tokens,
+        kinds=["NORMAL"] * (size - len(SPECIAL)) + ["CONTROL"] * len(SPECIAL),
+        merges=["w 1"],
+        roles={"bos": size - 2, "eos": size - 1},
+        add_bos=False,
+        template=None,
     )
 
 
@@ -173,9 +183,16 @@ def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
     shutil.copytree(tokenizer_of, folder / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     settings = json.loads((tokenizer_of / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**settings, **RANDOM, "initializer_range": RANDOM["hidden_size"] ** -0.5}))
+    model = LlamaForCausalLM(
+        LlamaConfig(**{**settings, **RANDOM, "initializer_range": RANDOM["hidden_size"] ** -0.5})
+    )
     model.save_pretrained(folder / "model")
-    lora = LoraConfig(r=RANDOM_RANK, lora_alpha=2 * RANDOM_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=RANDOM_RANK,
+        lora_alpha=2 * RANDOM_RANK,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     adapted = get_peft_model(model, lora)
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
@@ -185,7 +202,12 @@ def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
 
 
 BLOCK, NESTED = 64, 256  # weights of a scale, scales of a scale of scales
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -222,8 +244,15 @@ def write_folder(folder: Path, shape: str, seed: int = 0) -> Path:
 def _files(llama: Llama) -> Iterator[Tensors]:
     """The tensors of the folder, a file's worth at a time: the embeddings, then a layer each."""
     wide = torch.empty(llama.vocab, llama.hidden, dtype=torch.bfloat16)
-    outer = {"model.embed_tokens.weight": wide.normal_(), "model.norm.weight": torch.ones(llama.hidden, dtype=torch.bfloat16)}
-    yield outer if llama.tied else outer | {"lm_head.weight": torch.empty_like(wide).normal_(std=llama.hidden**-0.5)}
+    outer = {
+        "model.embed_tokens.weight": wide.normal_(),
+        "model.norm.weight": torch.ones(llama.hidden, dtype=torch.bfloat16),
+    }
+    yield (
+        outer
+        if llama.tied
+        else outer | {"lm_head.weight": torch.empty_like(wide).normal_(std=llama.hidden**-0.5)}
+    )
     scales = {shape: _scales(shape) for _, shape, _ in llama.projections().values()}
     for layer in range(llama.layers):
         prefix = f"model.layers.{layer}"
@@ -234,7 +263,9 @@ def _files(llama: Llama) -> Iterator[Tensors]:
         for name, (_, (rows, columns), _) in llama.projections().items():
             key = f"{prefix}.{name}.weight"
             tensors[key] = torch.randint(0, 256, (rows * columns // 2, 1), dtype=torch.uint8)
-            tensors |= {f"{key}.{part}": value.clone() for part, value in scales[rows, columns].items()}
+            tensors |= {
+                f"{key}.{part}": value.clone() for part, value in scales[rows, columns].items()
+            }
         yield tensors
 
 
@@ -249,11 +280,20 @@ def _scales(shape: tuple[int, int]) -> Tensors:
     scale = float(shape[1] ** -0.5 / code.square().mean().sqrt())
     blocks = shape[0] * shape[1] // BLOCK
     nested = QuantState(
-        absmax=torch.zeros(-(-blocks // NESTED)), blocksize=NESTED, code=create_dynamic_map(), dtype=torch.float32
+        absmax=torch.zeros(-(-blocks // NESTED)),
+        blocksize=NESTED,
+        code=create_dynamic_map(),
+        dtype=torch.float32,
     )
     state = QuantState(
-        absmax=torch.zeros(blocks, dtype=torch.uint8), shape=torch.Size(shape), code=code, blocksize=BLOCK, quant_type="nf4",
-        dtype=torch.bfloat16, offset=torch.tensor(scale), state2=nested,
+        absmax=torch.zeros(blocks, dtype=torch.uint8),
+        shape=torch.Size(shape),
+        code=code,
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=torch.bfloat16,
+        offset=torch.tensor(scale),
+        state2=nested,
     )
     return state.as_dict(packed=True)
 
@@ -265,13 +305,29 @@ def _special_ids() -> dict[str, int]:
 
 def _config(llama: Llama) -> dict[str, object]:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16",
-        "hidden_size": llama.hidden, "intermediate_size": llama.ffn, "num_hidden_layers": llama.layers,
-        "num_attention_heads": llama.heads, "num_key_value_heads": llama.kv_heads, "head_dim": llama.head_dim,
-        "max_position_embeddings": llama.context, "rms_norm_eps": llama.eps, "rope_theta": llama.theta,
-        "vocab_size": llama.vocab, "tie_word_embeddings": llama.tied, **_special_ids(),
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "hidden_size": llama.hidden,
+        "intermediate_size": llama.ffn,
+        "num_hidden_layers": llama.layers,
+        "num_attention_heads": llama.heads,
+        "num_key_value_heads": llama.kv_heads,
+        "head_dim": llama.head_dim,
+        "max_position_embeddings": llama.context,
+        "rms_norm_eps": llama.eps,
+        "rope_theta": llama.theta,
+        "vocab_size": llama.vocab,
+        "tie_word_embeddings": llama.tied,
+        **_special_ids(),
         "quantization_config": {
-            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8",
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+            "bnb_4bit_quant_storage": "uint8",
         },
     }

@@ -41,29 +41,86 @@ class Sign:
         """
         if self.high == float("inf"):
             return f"at least {self.low:g}"
-        return f"at most {self.high:g}" if self.low == float("-inf") else f"{self.low:g} to {self.high:g}"
+        return (
+            f"at most {self.high:g}"
+            if self.low == float("-inf")
+            else f"{self.low:g} to {self.high:g}"
+        )
 
 
 NONE, ANY = float("-inf"), float("inf")
 SIGNS = (
-    Sign("mean score given", NONE, 4.7, "the judge is saturated (MR: 4.1 rose above 4.7 in two iterations): raise the rubric's "
-         "bar, or judge.score=expected"),
-    Sign("share of top scores", NONE, 0.5, "the judge no longer tells good from best: judge.score=expected, or fewer iterations"),
-    Sign("tie rate", NONE, 0.5, "most pairs of responses score the same: raise judge.count, or judge.score=expected"),
-    Sign("length ratio", NONE, 1.25, "answers grow by more than a quarter in one iteration (SR: by 40 to 60 %): raise the "
-         "schedule's rho"),
+    Sign(
+        "mean score given",
+        NONE,
+        4.7,
+        "the judge is saturated (MR: 4.1 rose above 4.7 in two iterations): raise the rubric's "
+        "bar, or judge.score=expected",
+    ),
+    Sign(
+        "share of top scores",
+        NONE,
+        0.5,
+        "the judge no longer tells good from best: judge.score=expected, or fewer iterations",
+    ),
+    Sign(
+        "tie rate",
+        NONE,
+        0.5,
+        "most pairs of responses score the same: raise judge.count, or judge.score=expected",
+    ),
+    Sign(
+        "length ratio",
+        NONE,
+        1.25,
+        "answers grow by more than a quarter in one iteration (SR: by 40 to 60 %): raise the "
+        "schedule's rho",
+    ),
     Sign("share that repeats itself", NONE, 0.02, "answers begin to loop: raise dpo.anchor"),
     Sign("share that ends by itself", 0.95, ANY, "the model unlearns to stop: raise dpo.anchor"),
-    Sign("share of judgments read", 0.95, ANY, "the judge loses its format: train on judgment pairs, or raise dpo.anchor"),
-    Sign("meta-judge: shown first", 0.3, 0.7, "the meta-judge decides by position (MR: 0.44 rose to 0.68): stop judgment pairs"),
-    Sign("meta-judge: higher score", NONE, 0.8, "the meta-judge only repeats the scores (MR: 0.63 rose to 0.98): stop judgment "
-         "pairs"),
-    Sign("rank agreement with the judge before", 0.3, ANY, "this judge and the one before rank the same answers differently: its "
-         "labels are noise (arXiv 2410.12735): lower the learning rate"),
-    Sign("log-probability of chosen, change", 0.0, ANY, "what was chosen became less likely, not only what was rejected: raise "
-         "dpo.anchor"),
-    Sign("log-probability of rejected, change", NONE, 0.0, "what was rejected became more likely: lower the learning rate"),
-    Sign("hostile responses, points above honest bad ones", NONE, 0.0, "the judge can be talked round: more EFT examples"),
+    Sign(
+        "share of judgments read",
+        0.95,
+        ANY,
+        "the judge loses its format: train on judgment pairs, or raise dpo.anchor",
+    ),
+    Sign(
+        "meta-judge: shown first",
+        0.3,
+        0.7,
+        "the meta-judge decides by position (MR: 0.44 rose to 0.68): stop judgment pairs",
+    ),
+    Sign(
+        "meta-judge: higher score",
+        NONE,
+        0.8,
+        "the meta-judge only repeats the scores (MR: 0.63 rose to 0.98): stop judgment pairs",
+    ),
+    Sign(
+        "rank agreement with the judge before",
+        0.3,
+        ANY,
+        "this judge and the one before rank the same answers differently: its "
+        "labels are noise (arXiv 2410.12735): lower the learning rate",
+    ),
+    Sign(
+        "log-probability of chosen, change",
+        0.0,
+        ANY,
+        "what was chosen became less likely, not only what was rejected: raise dpo.anchor",
+    ),
+    Sign(
+        "log-probability of rejected, change",
+        NONE,
+        0.0,
+        "what was rejected became more likely: lower the learning rate",
+    ),
+    Sign(
+        "hostile responses, points above honest bad ones",
+        NONE,
+        0.0,
+        "the judge can be talked round: more EFT examples",
+    ),
 )
 
 
@@ -87,17 +144,24 @@ def early_warnings(store: Store) -> list[Reading]:
     for iteration in range((-1 if newest is None else newest) + 2):
         if store.is_done(iteration, "evaluation"):
             values = _values(store, iteration)
-            found += [Reading(f"M{iteration}", sign, values[sign.name]) for sign in SIGNS if sign.name in values]
+            found += [
+                Reading(f"M{iteration}", sign, values[sign.name])
+                for sign in SIGNS
+                if sign.name in values
+            ]
     return found
 
 
 def by_sign(readings: Sequence[Reading]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a table with a column a model; a value that warns has a ⚠ before it."""
     models = list(dict.fromkeys(one.model for one in readings))
-    shown = {(one.sign, one.model): f"{'⚠ ' if one.warns else ''}{one.value:.2f}" for one in readings}
+    shown = {
+        (one.sign, one.model): f"{'⚠ ' if one.warns else ''}{one.value:.2f}" for one in readings
+    }
     rows = [
         [sign.name, sign.limits, *(shown.get((sign, model), "–") for model in models)]
-        for sign in SIGNS if any((sign, model) in shown for model in models)
+        for sign in SIGNS
+        if any((sign, model) in shown for model in models)
     ]
     return ["sign", "should be", *models], rows
 
@@ -105,14 +169,20 @@ def by_sign(readings: Sequence[Reading]) -> tuple[list[str], list[list[str]]]:
 def advice(readings: Sequence[Reading]) -> list[str]:
     """Return, for each sign that warns of the newest model, what it means."""
     newest = readings[-1].model if readings else ""
-    return [f"{one.model}, {one.sign.name}: {one.sign.means}" for one in readings if one.model == newest and one.warns]
+    return [
+        f"{one.model}, {one.sign.name}: {one.sign.means}"
+        for one in readings
+        if one.model == newest and one.warns
+    ]
 
 
 def _values(store: Store, iteration: int) -> dict[str, float]:
     known = store.metrics(iteration)
     values = {
         "share that repeats itself": known.get("repetitive_share"),
-        "share that ends by itself": None if known.get("cut_share") is None else 1 - known["cut_share"],  # type: ignore[operator]
+        "share that ends by itself": None
+        if known.get("cut_share") is None
+        else 1 - known["cut_share"],  # type: ignore[operator]
         "share of judgments read": known.get("judge_read_share"),
         **(_of_training(store, iteration) if iteration else {}),
     }
@@ -127,7 +197,11 @@ def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
     given = summary.training_judgments(store, iteration)
     scores = [one.score for one in given if one.score is not None]
     lengths = [_mean_length(store, model) for model in (iteration - 1, iteration)]
-    biases = {row["what"]: row["value"] for row in plots.biases(store) if row["judge"] == f"M{iteration - 1}"}
+    biases = {
+        row["what"]: row["value"]
+        for row in plots.biases(store)
+        if row["judge"] == f"M{iteration - 1}"
+    }
     beta = parse(store.fact("settings")).dpo.beta
     return {
         "mean score given": fmean(scores) if scores else None,
@@ -152,7 +226,11 @@ def rank_agreement(store: Store, iteration: int) -> float | None:
     now, before = (_scores(store, model) for model in (iteration, iteration - 1))
     found = []
     for prompt, scores in now.items():
-        both = [(score, before[prompt][name]) for name, score in scores.items() if name in before.get(prompt, {})]
+        both = [
+            (score, before[prompt][name])
+            for name, score in scores.items()
+            if name in before.get(prompt, {})
+        ]
         if both and (correlated := correlation(*zip(*both, strict=True))):
             found.append(correlated[1])
     return fmean(found) if found else None
@@ -163,7 +241,8 @@ def _scores(store: Store, model: int) -> Mapping[str, Mapping[str, float]]:
     rows = store.select(
         "SELECT r.prompt_id, r.id, avg(j.score) FROM record_judgment j JOIN record_response r ON r.id = j.response_id "
         "WHERE j.iteration = ? AND j.model = ? AND r.model = 'human' GROUP BY r.id HAVING avg(j.score) IS NOT NULL",
-        model, f"M{model}",
+        model,
+        f"M{model}",
     )
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for prompt, answer, score in rows:
@@ -178,6 +257,10 @@ def _mean_length(store: Store, model: int) -> float:
 
 def _late(store: Store, iteration: int, name: str, beta: float) -> float | None:
     """The mean change in nats since the training began, over its last quarter: a DPO reward is beta times that."""
-    values = [value for _, logged, value in store.training(iteration) if logged == name and value is not None]
+    values = [
+        value
+        for _, logged, value in store.training(iteration)
+        if logged == name and value is not None
+    ]
     late = values[-max(1, len(values) // 4) :]
     return fmean(late) / beta if late else None

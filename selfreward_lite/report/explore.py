@@ -87,12 +87,19 @@ class Look:
 
 def groups(store: Store) -> list[str]:
     """Return the groups of prompts that a run has: one for every model that was trained on pairs, the newest first."""
-    rows = store.select("SELECT DISTINCT iteration FROM record_prompt WHERE iteration > 0 ORDER BY iteration DESC")
+    rows = store.select(
+        "SELECT DISTINCT iteration FROM record_prompt WHERE iteration > 0 ORDER BY iteration DESC"
+    )
     found = [f"M{iteration}" for (iteration,) in rows]
-    return [*found, *(name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin))]
+    return [
+        *found,
+        *(name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)),
+    ]
 
 
-def find(store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0) -> tuple[list[Hit], int]:
+def find(
+    store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0
+) -> tuple[list[Hit], int]:
     """Return a page of the prompts of a group that hold all the `words`, in their order, and how many there are in all.
 
     Raises UserError for a group that the run does not have.
@@ -118,7 +125,9 @@ def find(store: Store, group: str, words: str = "", outcome: Outcome = "all", pa
     rows = store.select(
         "SELECT p.id, p.text, pair.chosen_score, pair.rejected_score, EXISTS (SELECT 1 FROM record_response r JOIN "
         "record_judgmentpair j ON j.iteration = r.iteration AND j.response_id = r.id WHERE r.iteration = p.iteration AND "
-        f'r.prompt_id = p.id) {found} ORDER BY p."index" LIMIT {PAGE} OFFSET ?', *given, page * PAGE,
+        f'r.prompt_id = p.id) {found} ORDER BY p."index" LIMIT {PAGE} OFFSET ?',
+        *given,
+        page * PAGE,
     )
     return [Hit(*row[:4], judgment_pair=bool(row[4])) for row in rows], total
 
@@ -131,17 +140,28 @@ def look(store: Store, prompt_id: str) -> Look:
     (prompt,), settings = found, parse(store.fact("settings"))
     drawn = _drawn(store, prompt)
     trained, paired = prompt.iteration > 0, store.is_done(prompt.iteration, "response_pairs")
-    scores = {response.id: judgments.summarise(judged, settings.judge) for response, judged in drawn}
+    scores = {
+        response.id: judgments.summarise(judged, settings.judge) for response, judged in drawn
+    }
     schedule = settings.for_iteration(max(1, prompt.iteration))
-    pair = next(iter(store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id)), None)
+    pair = next(
+        iter(store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id)), None
+    )
     answers = tuple(
         Answer(
-            response, judged,
-            (_part(prompt, response, scores[response.id], pair) if paired else "") if trained else _author(response),
+            response,
+            judged,
+            (_part(prompt, response, scores[response.id], pair) if paired else "")
+            if trained
+            else _author(response),
         )
         for response, judged in drawn
     )
-    why = _why(store, prompt, [response for response, _ in drawn], scores, schedule) if trained else _WHY[prompt.origin]
+    why = (
+        _why(store, prompt, [response for response, _ in drawn], scores, schedule)
+        if trained
+        else _WHY[prompt.origin]
+    )
     if trained and settings.judge.score == "expected":
         why += " Scores are expected scores here."
     fights, judgment_pair = _fights(store, drawn)
@@ -152,16 +172,29 @@ def _drawn(store: Store, prompt: Prompt) -> list[tuple[Response, tuple[Judgment,
     """The responses to a prompt, the models' in their order, each with its judgments."""
     last = max((row[0] for row in store.select("SELECT DISTINCT iteration FROM stages")), default=0)
     iterations = [prompt.iteration] if prompt.iteration else range(last + 1)
-    found = [one for t in iterations for one in store.records(Response, iteration=t, prompt_id=prompt.id)]
+    found = [
+        one for t in iterations for one in store.records(Response, iteration=t, prompt_id=prompt.id)
+    ]
     found.sort(key=lambda one: (one.iteration, one.model != "base", one.rank or 0, one.index))
     return [
-        (one, tuple(judged for t in iterations for judged in store.records(Judgment, iteration=t, response_id=one.id)))
+        (
+            one,
+            tuple(
+                judged
+                for t in iterations
+                for judged in store.records(Judgment, iteration=t, response_id=one.id)
+            ),
+        )
         for one in found
     ]
 
 
 def _why(
-    store: Store, prompt: Prompt, responses: Sequence[Response], scores: dict[str, float | None], schedule: Schedule
+    store: Store,
+    prompt: Prompt,
+    responses: Sequence[Response],
+    scores: dict[str, float | None],
+    schedule: Schedule,
 ) -> str:
     """Why there is a pair, or none, by the rules that made it."""
     if not store.is_done(prompt.iteration, "response_pairs"):
@@ -180,14 +213,20 @@ def _why(
     )
 
 
-def _part(prompt: Prompt, response: Response, score: float | None, pair: ResponsePair | None) -> str:
+def _part(
+    prompt: Prompt, response: Response, score: float | None, pair: ResponsePair | None
+) -> str:
     if pair is not None and response.id in (pair.chosen_id, pair.rejected_id):
         return "chosen" if response.id == pair.chosen_id else "rejected"
     return response_pairs.hindrance(prompt, response, score) or ""
 
 
 def _author(response: Response) -> str:
-    return f"people's rank {response.rank}" if response.model == HUMAN and response.rank is not None else ""
+    return (
+        f"people's rank {response.rank}"
+        if response.model == HUMAN and response.rank is not None
+        else ""
+    )
 
 
 def _fights(
@@ -196,17 +235,30 @@ def _fights(
     """The battles among the judgments of the response that was contested most, and what they gave."""
     for response, judged in drawn:
         by_id, t = {one.id: one for one in judged}, response.iteration
-        battles = [battle for one in judged for battle in store.records(Battle, iteration=t, first_id=one.id)]
+        battles = [
+            battle
+            for one in judged
+            for battle in store.records(Battle, iteration=t, first_id=one.id)
+        ]
         if battles:
             strengths = {
-                one.judgment_id: one.strength for judgment in judged
+                one.judgment_id: one.strength
+                for judgment in judged
                 for one in store.records(Rating, iteration=t, judgment_id=judgment.id)
             }
             fights = tuple(
-                Fight(one, by_id[one.first_id], by_id[one.second_id], strengths.get(one.first_id), strengths.get(one.second_id))
+                Fight(
+                    one,
+                    by_id[one.first_id],
+                    by_id[one.second_id],
+                    strengths.get(one.first_id),
+                    strengths.get(one.second_id),
+                )
                 for one in battles
             )
-            return fights, next(iter(store.records(JudgmentPair, iteration=t, response_id=response.id)), None)
+            return fights, next(
+                iter(store.records(JudgmentPair, iteration=t, response_id=response.id)), None
+            )
     return (), None
 
 

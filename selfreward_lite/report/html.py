@@ -31,23 +31,43 @@ def page(store: Store) -> str:
     newest, readings = store.newest(), early_warnings.early_warnings(store)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        run=summary["run"], preset=summary["preset"], newest="the base" if newest is None else f"M{newest}",
-        duration=_duration(summary["seconds"]), hardware=store.fact("hardware") or "an unknown machine",
-        versions=store.fact("versions") or {}, supervision=SUPERVISION, measured=run_summary.measured(store),
-        measured_note=_note(summary), pictures=_pictures(store), advice=early_warnings.advice(readings),
-        signs=early_warnings.by_sign(readings), gates=run_summary.gates(store), examples=run_summary.before_after(store, EXAMPLES),
-        pairs=_pairs(store), stages=_stages(store), settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
+        run=summary["run"],
+        preset=summary["preset"],
+        newest="the base" if newest is None else f"M{newest}",
+        duration=_duration(summary["seconds"]),
+        hardware=store.fact("hardware") or "an unknown machine",
+        versions=store.fact("versions") or {},
+        supervision=SUPERVISION,
+        measured=run_summary.measured(store),
+        measured_note=_note(summary),
+        pictures=_pictures(store),
+        advice=early_warnings.advice(readings),
+        signs=early_warnings.by_sign(readings),
+        gates=run_summary.gates(store),
+        examples=run_summary.before_after(store, EXAMPLES),
+        pairs=_pairs(store),
+        stages=_stages(store),
+        settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
 
 
 def _pictures(store: Store) -> dict[str, str]:
-    drawn = {"worth": plots.draw_worth, "training": plots.draw_training, "scores": plots.draw_scores, "seconds": plots.draw_seconds}
+    drawn = {
+        "worth": plots.draw_worth,
+        "training": plots.draw_training,
+        "scores": plots.draw_scores,
+        "seconds": plots.draw_seconds,
+    }
     return {title: plots.to_svg(draw(store)) for title, draw in drawn.items()}
 
 
 def _note(summary: dict[str, Any]) -> str:
     exact = any(row.get("exact_score") is not None for row in summary["iterations"])
-    who = "an exact scorer, which no stage and no gate sees" if exact else "M0, frozen, in both orders"
+    who = (
+        "an exact scorer, which no stage and no gate sees"
+        if exact
+        else "M0, frozen, in both orders"
+    )
     return f"The win rate against M0 is decided by {who}; a tie is half."
 
 
@@ -64,33 +84,55 @@ def _pairs(store: Store) -> list[dict[str, Any]]:
 
 
 def _pair(model: str, look: Look) -> dict[str, Any]:
-    parts = sorted((one for one in look.answers if one.part in ("chosen", "rejected")), key=lambda one: one.part)
+    parts = sorted(
+        (one for one in look.answers if one.part in ("chosen", "rejected")),
+        key=lambda one: one.part,
+    )
     answers = [
         {
-            "part": one.part, "score": ", ".join(f"{value:.2f}" for value in one.means("score").values()),
-            "text": one.response.text, "judgment": next((judged.text for judged in one.judgments), ""),
+            "part": one.part,
+            "score": ", ".join(f"{value:.2f}" for value in one.means("score").values()),
+            "text": one.response.text,
+            "judgment": next((judged.text for judged in one.judgments), ""),
         }
         for one in parts
     ]
-    return {"model": model, "prompt": look.prompt.text, "why": look.why, "answers": answers, "judgments": _judgments(look)}
+    return {
+        "model": model,
+        "prompt": look.prompt.text,
+        "why": look.why,
+        "answers": answers,
+        "judgments": _judgments(look),
+    }
 
 
 def _judgments(look: Look) -> list[dict[str, str]]:
     """The judgments that were trained on as a pair, the chosen one first, with the strength that the battles gave each."""
     if look.judgment_pair is None:
         return []
-    one, texts = look.judgment_pair, {each.id: each.text for answer in look.answers for each in answer.judgments}
+    one, texts = (
+        look.judgment_pair,
+        {each.id: each.text for answer in look.answers for each in answer.judgments},
+    )
     return [
         {"part": "chosen", "strength": f"{one.chosen_strength:+.2f}", "text": texts[one.chosen_id]},
-        {"part": "rejected", "strength": f"{one.rejected_strength:+.2f}", "text": texts[one.rejected_id]},
+        {
+            "part": "rejected",
+            "strength": f"{one.rejected_strength:+.2f}",
+            "text": texts[one.rejected_id],
+        },
     ]
 
 
 def _stages(store: Store) -> list[list[str]]:
     return [
         [
-            f"M{iteration} {name.replace('_', ' ')}", f"{done:,} of {total:,}", f"{seconds:,.1f}",
-            ", ".join(f"{count:,} {reason}" for reason, count in store.drops(iteration, name).items()),
+            f"M{iteration} {name.replace('_', ' ')}",
+            f"{done:,} of {total:,}",
+            f"{seconds:,.1f}",
+            ", ".join(
+                f"{count:,} {reason}" for reason, count in store.drops(iteration, name).items()
+            ),
         ]
         for iteration, name, done, total, seconds, _ in store.stages()
     ]

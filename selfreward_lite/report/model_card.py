@@ -34,7 +34,10 @@ LIMITS = (
     "Trained on labels that it gave itself: what its judge likes is not what people like. Longer answers, ties and a judge that "
     "praises everything are known failures of the method; the figures above show how far they went here. Not tested for safety."
 )
-SCORES = {"mean": "the mean of a response's judgments", "expected": "the mean of the expected scores of a response's judgments"}
+SCORES = {
+    "mean": "the mean of a response's judgments",
+    "expected": "the mean of the expected scores of a response's judgments",
+}
 ROWS = "data/train-00000-of-00001.parquet"
 
 
@@ -46,10 +49,14 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
     repository = hub.named(settings.model.base)
     config = json.loads((source / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     # As it was trained it names a folder of this machine, which is nobody else's business, and of no use to them.
-    config["base_model_name_or_path"] = repository.id if repository else settings.model.base.rsplit("/", 1)[-1]
+    config["base_model_name_or_path"] = (
+        repository.id if repository else settings.model.base.rsplit("/", 1)[-1]
+    )
     config["revision"] = repository.revision if repository else None
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    shutil.copyfile(source / "adapter" / "adapter_model.safetensors", out / "adapter_model.safetensors")
+    shutil.copyfile(
+        source / "adapter" / "adapter_model.safetensors", out / "adapter_model.safetensors"
+    )
     shutil.copyfile(source / "adapter.gguf", out / "adapter.gguf")
     (out / "README.md").write_text(_model_card(store, settings, number), encoding="utf-8")
     return out
@@ -65,13 +72,22 @@ def write_pairs(store: Store, out: Path) -> Path:
     settings = Settings.model_validate(store.fact("settings"))
     rows = list(_rows(store, settings))
     if not rows:
-        raise UserError(f"{store.folder} has made no pairs yet; `status --name {store.folder.name}` shows how far it is")
+        raise UserError(
+            f"{store.folder} has made no pairs yet; `status --name {store.folder.name}` shows how far it is"
+        )
     text, number = Value("string"), Value("float64")
     turns = [{"role": text, "content": text}]
-    features = Features({
-        "prompt": turns, "chosen": turns, "rejected": turns, "kind": text, "iteration": Value("int32"), "chosen_score": number,
-        "rejected_score": number,
-    })
+    features = Features(
+        {
+            "prompt": turns,
+            "chosen": turns,
+            "rejected": turns,
+            "kind": text,
+            "iteration": Value("int32"),
+            "chosen_score": number,
+            "rejected_score": number,
+        }
+    )
     path = out / ROWS
     path.parent.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=features).to_parquet(str(path))
@@ -87,9 +103,17 @@ def push(folder: Path, repository: str, private: bool) -> str:
     from huggingface_hub import HfApi, errors
     from huggingface_hub.utils import validate_repo_id
 
-    kind = "model" if (folder / "adapter_config.json").exists() else "dataset" if (folder / ROWS).exists() else None
+    kind = (
+        "model"
+        if (folder / "adapter_config.json").exists()
+        else "dataset"
+        if (folder / ROWS).exists()
+        else None
+    )
     if kind is None or not (folder / "README.md").exists():
-        raise UserError(f"{folder} holds no adapter and no pairs; write it with `export adapter` or `export pairs` first")
+        raise UserError(
+            f"{folder} holds no adapter and no pairs; write it with `export adapter` or `export pairs` first"
+        )
     try:
         validate_repo_id(repository)
     except errors.HFValidationError:
@@ -100,7 +124,9 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         message = f"selfreward_lite {__version__}"
-        api.upload_folder(repo_id=repository, repo_type=kind, folder_path=str(folder), commit_message=message)
+        api.upload_folder(
+            repo_id=repository, repo_type=kind, folder_path=str(folder), commit_message=message
+        )
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
@@ -130,14 +156,19 @@ def _upload_in_words(repository: str) -> Iterator[None]:
 def _rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two things that the assistant may answer."""
     texts = Texts(
-        {one.id: one for one in store.records(Prompt)}, {one.id: one for one in store.records(Response)},
-        {one.id: one for one in store.records(Judgment)}, settings.model.templates,
+        {one.id: one for one in store.records(Prompt)},
+        {one.id: one for one in store.records(Response)},
+        {one.id: one for one in store.records(Judgment)},
+        settings.model.templates,
     )
     for pair in store.records(ResponsePair):
         scores = {"chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score}
         yield _row(*texts.of_responses(pair), "response", pair.iteration) | scores
     for judged in store.records(JudgmentPair):
-        strengths = {"chosen_score": judged.chosen_strength, "rejected_score": judged.rejected_strength}
+        strengths = {
+            "chosen_score": judged.chosen_strength,
+            "rejected_score": judged.rejected_strength,
+        }
         yield _row(*texts.of_judgments(judged), "judgment", judged.iteration) | strengths
 
 
@@ -146,7 +177,10 @@ def _row(said: str, chosen: str, rejected: str, kind: str, iteration: int) -> di
         return [{"role": role, "content": content}]
 
     return {
-        "prompt": turn("user", said), "chosen": turn("assistant", chosen), "rejected": turn("assistant", rejected), "kind": kind,
+        "prompt": turn("user", said),
+        "chosen": turn("assistant", chosen),
+        "rejected": turn("assistant", rejected),
+        "kind": kind,
         "iteration": iteration,
     }
 
@@ -156,7 +190,10 @@ def _row(said: str, chosen: str, rejected: str, kind: str, iteration: int) -> di
 
 def _model_card(store: Store, settings: Settings, number: int) -> str:
     ranked = hub.named(settings.seed_stage.ranked)
-    head: dict[str, Any] = {"library_name": "peft", "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"]}
+    head: dict[str, Any] = {
+        "library_name": "peft",
+        "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"],
+    }
     if base := hub.named(settings.model.base):
         head |= {"base_model": base.id, "base_model_relation": "adapter"}
     if licence := _licence(settings):
@@ -168,15 +205,24 @@ def _model_card(store: Store, settings: Settings, number: int) -> str:
         f"A LoRA adapter, made by selfreward_lite {__version__} after {PAPERS}: the model answered prompts, judged its own "
         "answers, judged its own judgments, and was trained on both with DPO. `adapter.gguf` is the same adapter for llama.cpp.",
         _base_words(settings),
-        "## Method", _method(store, settings, number),
-        "## Data", _data_words(store, settings),
-        "## Metrics", _metrics(store, number),
+        "## Method",
+        _method(store, settings, number),
+        "## Data",
+        _data_words(store, settings),
+        "## Metrics",
+        _metrics(store, number),
         "M0 is the model after the seed stage. Win rates are against M0 on held-out prompts"
-        + (", by the exact scorer of the tiny world." if settings.model.base == "tiny" else
-           ", judged by M0, frozen, in both orders; a verdict that flips with the order is a tie."),
-        "## Before and after", _examples(store),
-        "## Versions and hardware", _versions(store),
-        "## Limits", LIMITS,
+        + (
+            ", by the exact scorer of the tiny world."
+            if settings.model.base == "tiny"
+            else ", judged by M0, frozen, in both orders; a verdict that flips with the order is a tie."
+        ),
+        "## Before and after",
+        _examples(store),
+        "## Versions and hardware",
+        _versions(store),
+        "## Limits",
+        LIMITS,
     ]
     if licence:
         parts += ["## Licence", _licence_words(licence)]
@@ -185,23 +231,34 @@ def _model_card(store: Store, settings: Settings, number: int) -> str:
 
 def _data_card(store: Store, settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
     head: dict[str, Any] = {
-        "pretty_name": f"Preference pairs of {store.folder.name}", "tags": ["preference", "dpo", "trl", "self-rewarding"],
-        "language": ["en"], "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        "pretty_name": f"Preference pairs of {store.folder.name}",
+        "tags": ["preference", "dpo", "trl", "self-rewarding"],
+        "language": ["en"],
+        "configs": [
+            {"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}
+        ],
     }
     if licence := _licence(settings):
         head["license"] = licence
     kinds = {kind: sum(row["kind"] == kind for row in rows) for kind in ("response", "judgment")}
-    long = sum(store.drops(iteration, "training").get(TOO_LONG, 0) for iteration in {row["iteration"] for row in rows})
+    long = sum(
+        store.drops(iteration, "training").get(TOO_LONG, 0)
+        for iteration in {row["iteration"] for row in rows}
+    )
     parts = [
         "# Preference pairs that a model made for itself",
         f"{kinds['response']} pairs of responses and {kinds['judgment']} pairs of judgments, in TRL's conversational preference "
         f"format, from a run of selfreward_lite {__version__} after {PAPERS}. `kind` tells them apart, `iteration` which model's "
         f"training they were for; scores are {SCORES[settings.judge.score]}, or a judgment's Bradley–Terry strength. "
         f"{long:,} of them were not trained on, because they are longer than {settings.dpo.max_length} tokens.",
-        "## Method", _method(store, settings, max(row["iteration"] for row in rows)),
-        "## Data", _data_words(store, settings),
-        "## Versions and hardware", _versions(store),
-        "## Limits", f"No person has looked at these pairs. {LIMITS}",
+        "## Method",
+        _method(store, settings, max(row["iteration"] for row in rows)),
+        "## Data",
+        _data_words(store, settings),
+        "## Versions and hardware",
+        _versions(store),
+        "## Limits",
+        f"No person has looked at these pairs. {LIMITS}",
     ]
     if licence:
         parts += ["## Licence", _licence_words(licence)]
@@ -233,8 +290,14 @@ def _licence_words(licence: str) -> str:
 
 def _base_words(settings: Settings) -> str:
     base = hub.named(settings.model.base)
-    of = f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`" if base else (
-        "the tiny base that ships with it" if settings.model.base == "tiny" else "a model of its owner's own"
+    of = (
+        f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`"
+        if base
+        else (
+            "the tiny base that ships with it"
+            if settings.model.base == "tiny"
+            else "a model of its owner's own"
+        )
     )
     origin = f", the 4-bit form of {settings.model.origin}" if settings.model.origin else ""
     return f"Its base is {of}{origin}, held in {settings.model.quantisation} while it was trained."
@@ -252,29 +315,50 @@ def _method(store: Store, settings: Settings, number: int) -> str:
     ]
     for iteration in range(1, number + 1):
         step = settings.for_iteration(iteration)
-        answered = len({one.prompt_id for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}")})
+        answered = len(
+            {
+                one.prompt_id
+                for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+            }
+        )
         judges = "with" if step.judgment_pairs else "without"
-        lines.append(f"iteration {iteration}: {answered:,} prompts, rho {step.rho:g}, {judges} judgment pairs")
+        lines.append(
+            f"iteration {iteration}: {answered:,} prompts, rho {step.rho:g}, {judges} judgment pairs"
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _data_words(store: Store, settings: Settings) -> str:
     ranked = hub.named(settings.seed_stage.ranked)
-    of = f"[{ranked.id}](https://huggingface.co/datasets/{ranked.id}) at revision `{ranked.revision}`" if ranked else (
-        "the tiny world" if settings.seed_stage.ranked == "tiny" else "its owner's own file"
+    of = (
+        f"[{ranked.id}](https://huggingface.co/datasets/{ranked.id}) at revision `{ranked.revision}`"
+        if ranked
+        else ("the tiny world" if settings.seed_stage.ranked == "tiny" else "its owner's own file")
     )
-    written = "the user's own" if settings.prompts.file else f"written by the {settings.prompts.writer} model"
-    counts = "\n".join(f"| {one.what} | {one.here:,} | {one.paper or '–'} |" for one in summary.seed_counts(store))
+    written = (
+        "the user's own"
+        if settings.prompts.file
+        else f"written by the {settings.prompts.writer} model"
+    )
+    counts = "\n".join(
+        f"| {one.what} | {one.here:,} | {one.paper or '–'} |" for one in summary.seed_counts(store)
+    )
     return f"Human rankings: {of}. Prompts: {written}.\n\n| seed data | here | arXiv 2401.10020 |\n|---|---|---|\n{counts}"
 
 
 def _metrics(store: Store, number: int) -> str:
     rows = [row for row in summary.summary(store)["iterations"] if row["iteration"] <= number]
-    names = [name for name in rows[0] if name not in ("iteration", "seconds") and any(row[name] is not None for row in rows)]
+    names = [
+        name
+        for name in rows[0]
+        if name not in ("iteration", "seconds") and any(row[name] is not None for row in rows)
+    ]
     models = " | ".join(f"M{row['iteration']}" for row in rows)
     head = f"| | {models} |\n" + "|---" * (len(rows) + 1) + "|"
     body = [
-        f"| {name.replace('_', ' ')} | " + " | ".join("–" if row[name] is None else f"{row[name]}" for row in rows) + " |"
+        f"| {name.replace('_', ' ')} | "
+        + " | ".join("–" if row[name] is None else f"{row[name]}" for row in rows)
+        + " |"
         for name in names
     ]
     return "\n".join([head, *body])

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 120  # characters a line, since a cell is no terminal that could say
-TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE")  # kernels set them; a progress bar would be drawn anew on every line
+TERMINAL = (
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+)  # kernels set them; a progress bar would be drawn anew on every line
 
 
 class Stopped(Exception):
@@ -45,7 +48,9 @@ def command(*arguments: str) -> Any:
     environment |= {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", "selfreward_lite", *arguments]
     with tempfile.TemporaryFile("w+") as answer:
-        with subprocess.Popen(line, stdout=answer, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        with subprocess.Popen(
+            line, stdout=answer, stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
             assert process.stderr is not None
             try:
                 for said in process.stderr:
@@ -55,7 +60,9 @@ def command(*arguments: str) -> Any:
                 print(process.stderr.read(), end="", flush=True)
                 raise
         if process.returncode:
-            raise Stopped(f"`{arguments[0]}` ended with exit code {process.returncode}; what to do stands above")
+            raise Stopped(
+                f"`{arguments[0]}` ended with exit code {process.returncode}; what to do stands above"
+            )
         answer.seek(0)
         documents = answer.read().splitlines()
     return json.loads(documents[-1]) if documents else None
@@ -84,51 +91,75 @@ def models(store: Store) -> pd.DataFrame:
 
 def gates(store: Store) -> pd.DataFrame:
     """Return what every gate said of every model."""
-    answers = {iteration: store.gates(iteration) for iteration in sorted({one[0] for one in store.stages()})}
-    return _shown(pd.DataFrame(
-        [
-            (f"M{iteration}", gate, "passed" if passed else "refused", reason)
-            for iteration, found in answers.items() for gate, (passed, reason) in found.items()
-        ],
-        columns=["model", "gate", "", "reason"],
-    ))
+    answers = {
+        iteration: store.gates(iteration)
+        for iteration in sorted({one[0] for one in store.stages()})
+    }
+    return _shown(
+        pd.DataFrame(
+            [
+                (f"M{iteration}", gate, "passed" if passed else "refused", reason)
+                for iteration, found in answers.items()
+                for gate, (passed, reason) in found.items()
+            ],
+            columns=["model", "gate", "", "reason"],
+        )
+    )
 
 
 def seed(store: Store) -> pd.DataFrame:
     """Return the sizes of the seed data beside those of arXiv 2401.10020."""
-    return _shown(pd.DataFrame(
-        [(one.what, one.here, one.paper or "–") for one in summary.seed_counts(store)], columns=["seed data", "here", "paper"]
-    ))
+    return _shown(
+        pd.DataFrame(
+            [(one.what, one.here, one.paper or "–") for one in summary.seed_counts(store)],
+            columns=["seed data", "here", "paper"],
+        )
+    )
 
 
 def memory(store: Store) -> pd.DataFrame:
     """Return the card memory that each stage was predicted to take, and what the trainings took; empty without a card."""
-    return _shown(pd.DataFrame(
-        [
-            (stage, in_words(predicted), "–" if peak is None else in_words(peak))
-            for stage, predicted, peak in summary.memory(store)
-        ],
-        columns=["card memory", "predicted", "at its peak"],
-    ))
+    return _shown(
+        pd.DataFrame(
+            [
+                (stage, in_words(predicted), "–" if peak is None else in_words(peak))
+                for stage, predicted, peak in summary.memory(store)
+            ],
+            columns=["card memory", "predicted", "at its peak"],
+        )
+    )
 
 
 def stages(store: Store) -> pd.DataFrame:
     """Return every stage: how much of it is done, how long it took, what was dropped and why."""
-    return _shown(pd.DataFrame([
-        {
-            "model": f"M{iteration}", "stage": stage, "done": f"{done:,} of {total:,}", "minutes": round(seconds / 60, 1),
-            "dropped": ", ".join(f"{count:,} {reason}" for reason, count in store.drops(iteration, stage).items()),
-        }
-        for iteration, stage, done, total, seconds, _ in store.stages()
-    ]))
+    return _shown(
+        pd.DataFrame(
+            [
+                {
+                    "model": f"M{iteration}",
+                    "stage": stage,
+                    "done": f"{done:,} of {total:,}",
+                    "minutes": round(seconds / 60, 1),
+                    "dropped": ", ".join(
+                        f"{count:,} {reason}"
+                        for reason, count in store.drops(iteration, stage).items()
+                    ),
+                }
+                for iteration, stage, done, total, seconds, _ in store.stages()
+            ]
+        )
+    )
 
 
 def examples(store: Store, count: int = 10) -> pd.DataFrame:
     """Return held-out prompts that M0 and the newest model answer differently: the first of them, not chosen ones."""
     newest = f"M{store.newest() or 0}"
-    return _shown(pd.DataFrame(
-        [(one.prompt, one.before, one.after) for one in summary.before_after(store, count)], columns=["prompt", "M0", newest]
-    ))
+    return _shown(
+        pd.DataFrame(
+            [(one.prompt, one.before, one.after) for one in summary.before_after(store, count)],
+            columns=["prompt", "M0", newest],
+        )
+    )
 
 
 def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
@@ -136,25 +167,38 @@ def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
     prompts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
     found = store.records(ResponsePair, iteration=iteration)[:count]
-    return _shown(pd.DataFrame([
-        {
-            "prompt": prompts[one.prompt_id], "chosen": responses[one.chosen_id], "score": round(one.chosen_score, 2),
-            "rejected": responses[one.rejected_id], "its score": round(one.rejected_score, 2),
-        }
-        for one in found
-    ]))
+    return _shown(
+        pd.DataFrame(
+            [
+                {
+                    "prompt": prompts[one.prompt_id],
+                    "chosen": responses[one.chosen_id],
+                    "score": round(one.chosen_score, 2),
+                    "rejected": responses[one.rejected_id],
+                    "its score": round(one.rejected_score, 2),
+                }
+                for one in found
+            ]
+        )
+    )
 
 
 def judgments(store: Store, iteration: int, count: int = 5) -> pd.DataFrame:
     """Return judgments that an iteration trained on, in full, with the score that was read from each (None: none could be)."""
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
-    return _shown(pd.DataFrame([
-        {"response": responses[one.response_id], "judgment": one.text, "score": one.score}
-        for one in summary.training_judgments(store, iteration)[:count]
-    ]))
+    return _shown(
+        pd.DataFrame(
+            [
+                {"response": responses[one.response_id], "judgment": one.text, "score": one.score}
+                for one in summary.training_judgments(store, iteration)[:count]
+            ]
+        )
+    )
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """The table, with pandas told to show texts whole, and dollar signs as dollar signs."""
-    pd.set_option("display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False)
+    pd.set_option(
+        "display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False
+    )
     return table

@@ -32,7 +32,11 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tokens of a response", ("mean_response_tokens",)),
     ("shares of what was trained on", ("pair_yield", "tie_rate", "unread_rate")),
 )
-CURVES = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "share of pairs ranked as labelled"}
+CURVES = {
+    "loss": "loss",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "share of pairs ranked as labelled",
+}
 DOTS = 1500  # responses of a scatter plot at most
 
 
@@ -41,9 +45,15 @@ def worth(store: Store) -> dict[str, Rows]:
     rows = summary.summary(store)["iterations"]
     found = {
         title: [
-            {"model": f"M{row['iteration']}", "what": name.replace("_", " "), "value": row[name],
-             "error": row.get(f"{name}_error") or 0.0}
-            for name in names for row in rows if row.get(name) is not None
+            {
+                "model": f"M{row['iteration']}",
+                "what": name.replace("_", " "),
+                "value": row[name],
+                "error": row.get(f"{name}_error") or 0.0,
+            }
+            for name in names
+            for row in rows
+            if row.get(name) is not None
         ]
         for title, names in PANELS
     }
@@ -56,7 +66,9 @@ def training(store: Store) -> dict[str, Rows]:
     return {
         title: [
             {"model": f"M{model}", "step": step, "value": value}
-            for model in models for step, logged, value in store.training(model) if logged == name and value is not None
+            for model in models
+            for step, logged, value in store.training(model)
+            if logged == name and value is not None
         ]
         for name, title in CURVES.items()
     }
@@ -66,11 +78,21 @@ def scores(store: Store) -> Rows:
     """Return how the scores that were trained on are spread, unread judgments left out: rows of judge, score, share, count."""
     found: Rows = []
     for iteration in range(1, (store.newest() or 0) + 2):
-        given = [one.score for one in summary.training_judgments(store, iteration) if one.score is not None]
+        given = [
+            one.score
+            for one in summary.training_judgments(store, iteration)
+            if one.score is not None
+        ]
         counts = Counter(round(score) for score in given)
         found += [
-            {"judge": f"M{iteration - 1}", "score": score, "share": counts[score] / len(given), "count": len(given)}
-            for score in range(6) if given
+            {
+                "judge": f"M{iteration - 1}",
+                "score": score,
+                "share": counts[score] / len(given),
+                "count": len(given),
+            }
+            for score in range(6)
+            if given
         ]
     return found
 
@@ -81,9 +103,14 @@ def lengths(store: Store, iteration: int) -> Rows:
         "SELECT length(r.text), (SELECT avg(j.score) FROM record_judgment j WHERE j.iteration = r.iteration AND "
         "j.response_id = r.id) AS score FROM record_response r WHERE r.iteration = ? AND r.model = ? AND r.id IN "
         f"(SELECT item FROM items WHERE iteration = r.iteration AND stage = 'judgments') ORDER BY r.rowid LIMIT {DOTS}",
-        iteration, f"M{iteration - 1}",
+        iteration,
+        f"M{iteration - 1}",
     )
-    return [{"characters": length, "score": round(score, 3)} for length, score in rows if score is not None]
+    return [
+        {"characters": length, "score": round(score, 3)}
+        for length, score in rows
+        if score is not None
+    ]
 
 
 def gaps(store: Store) -> Rows:
@@ -96,7 +123,10 @@ def gaps(store: Store) -> Rows:
     return [
         {"model": f"M{iteration}", "which": which, "score": score, "characters": length}
         for iteration, *means in rows
-        for which, score, length in (("chosen", means[0], means[2]), ("rejected", means[1], means[3]))
+        for which, score, length in (
+            ("chosen", means[0], means[2]),
+            ("rejected", means[1], means[3]),
+        )
     ]
 
 
@@ -111,7 +141,9 @@ def biases(store: Store) -> Rows:
         "SELECT b.verdict, f.score, s.score FROM record_battle b JOIN record_judgment f ON f.id = b.first_id "
         "JOIN record_judgment s ON s.id = b.second_id WHERE b.iteration = ? AND b.verdict != 0"
     )
-    for (iteration,) in store.select("SELECT DISTINCT iteration FROM record_battle ORDER BY iteration"):
+    for (iteration,) in store.select(
+        "SELECT DISTINCT iteration FROM record_battle ORDER BY iteration"
+    ):
         decided = store.select(verdicts, iteration)
         read = [row for row in decided if None not in row]
         kinds = {
@@ -120,8 +152,14 @@ def biases(store: Store) -> Rows:
             "higher score": [row[0] * (row[1] - row[2]) > 0 for row in read if row[1] != row[2]],
         }
         found += [
-            {"judge": f"M{iteration - 1}", "what": what, "value": sum(chosen) / len(chosen), "count": len(chosen)}
-            for what, chosen in kinds.items() if chosen
+            {
+                "judge": f"M{iteration - 1}",
+                "what": what,
+                "value": sum(chosen) / len(chosen),
+                "count": len(chosen),
+            }
+            for what, chosen in kinds.items()
+            if chosen
         ]
     return found
 
@@ -136,7 +174,10 @@ def draw_worth(store: Store) -> Figure:
     figure, axes = _panels(max(1, len(panels)))
     for one, (title, rows) in zip(axes, panels.items(), strict=False):
         for name, points in _by(rows, "what").items():
-            models, values, errors = zip(*((int(row["model"][1:]), row["value"], row["error"]) for row in points), strict=True)
+            models, values, errors = zip(
+                *((int(row["model"][1:]), row["value"], row["error"]) for row in points),
+                strict=True,
+            )
             one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=name)
         models = sorted({int(row["model"][1:]) for row in rows})
         one.set_title(title)
@@ -174,7 +215,11 @@ def draw_scores(store: Store) -> Figure:
 def draw_seconds(store: Store) -> Figure:
     """Return where the time went, the longest stage on top."""
     every = summary.seconds_by_stage(store)
-    spent = {stage: took for stage, took in reversed(every.items()) if took >= LEAST * sum(every.values())}
+    spent = {
+        stage: took
+        for stage, took in reversed(every.items())
+        if took >= LEAST * sum(every.values())
+    }
     figure, (one,) = _panels(1, height=0.28 * max(4, len(spent)))
     one.barh(list(spent), [value / 60 for value in spent.values()])
     one.set_xlabel("minutes")
@@ -189,7 +234,15 @@ def draw_curves(panels: dict[str, dict[str, list[tuple[int, float, float]]]]) ->
     for one, (title, lines) in zip(axes, panels.items(), strict=True):
         for label, points in lines.items():
             models, values, errors = zip(*points, strict=True)
-            one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label, color=colours[label])
+            one.errorbar(
+                models,
+                values,
+                yerr=errors,
+                marker="o",
+                capsize=3,
+                label=label,
+                color=colours[label],
+            )
         models = sorted({model for points in lines.values() for model, *_ in points})
         one.set_title(title)
         one.set_xticks(models, [f"M{model}" for model in models])

@@ -28,12 +28,16 @@ class Stage:
     @property
     def rate(self) -> float | None:
         """Items a second; None before the first, and for a stage that is one piece."""
-        return self.done / self.seconds if self.done and self.seconds > 0 and self.total > 1 else None
+        return (
+            self.done / self.seconds if self.done and self.seconds > 0 and self.total > 1 else None
+        )
 
     @property
     def left(self) -> float | None:
         """Seconds until its end at the rate so far; None where there is none yet."""
-        return None if self.ended or self.rate is None else max(0, self.total - self.done) / self.rate
+        return (
+            None if self.ended or self.rate is None else max(0, self.total - self.done) / self.rate
+        )
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,37 @@ def _view(store: Store, process: int | None) -> View:
         return View(store.folder.name, "beginning" if process else "new", process)
     newest, iterations = store.newest(), settings["iterations"]
     candidate = 0 if newest is None else newest + 1
-    refused = {gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed}
-    state: State = "running" if process else "finished" if newest is not None and newest >= iterations else "stopped"
+    refused = {
+        gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed
+    }
+    state: State = (
+        "running"
+        if process
+        else "finished"
+        if newest is not None and newest >= iterations
+        else "stopped"
+    )
     if state == "stopped" and refused and all(ended for *_, ended in store.stages()):
         state = "refused"  # else somebody went past the gates, and it was stopped in a later stage
-    whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(candidate, "evaluation")
+    whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(
+        candidate, "evaluation"
+    )
     stages = tuple(
-        _training(store, iteration, seconds) if name == "training" and not ended
+        _training(store, iteration, seconds)
+        if name == "training" and not ended
         else Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
         for iteration, name, done, total, seconds, ended in store.stages()
     )
     return View(
-        store.folder.name, state, process, settings["preset"], newest, iterations, stages, refused, state == "refused" and whole,
+        store.folder.name,
+        state,
+        process,
+        settings["preset"],
+        newest,
+        iterations,
+        stages,
+        refused,
+        state == "refused" and whole,
         store.fact("birth") or "",
     )
 

@@ -28,15 +28,32 @@ from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
 
 MEASURED = (
-    "exact_score", "exact_score_error", "answer_right", "answer_right_error", "win_rate_vs_seed", "win_rate_vs_seed_error",
-    "judge_pair_accuracy", "judge_pair_accuracy_error", "mean_response_tokens", "self_score",
-    "outside_score", "canary_score", "honest_bad_score", "greedy_agreement",
+    "exact_score",
+    "exact_score_error",
+    "answer_right",
+    "answer_right_error",
+    "win_rate_vs_seed",
+    "win_rate_vs_seed_error",
+    "judge_pair_accuracy",
+    "judge_pair_accuracy_error",
+    "mean_response_tokens",
+    "self_score",
+    "outside_score",
+    "canary_score",
+    "honest_bad_score",
+    "greedy_agreement",
 )
 
 # … and, where there is room: the other metrics of a judge (arXiv 2401.10020, section 3.2), and of the data.
 MORE = (
-    "judge_pair_accuracy_without_ties", "judge_five_best", "judge_exact_match", "judge_spearman", "judge_kendall",
-    "judge_tie_rate", "judge_top_share", "judge_read_share",
+    "judge_pair_accuracy_without_ties",
+    "judge_five_best",
+    "judge_exact_match",
+    "judge_spearman",
+    "judge_kendall",
+    "judge_tie_rate",
+    "judge_top_share",
+    "judge_read_share",
 )
 OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
 
@@ -45,14 +62,23 @@ def summary(store: Store) -> dict[str, Any]:
     """Return the run as one JSON document; iteration 0 is M0, the model after the seed stage."""
     settings = store.fact("settings")
     if settings is None:
-        raise UserError(f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`")
+        raise UserError(
+            f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`"
+        )
     newest = store.newest()
-    rows = [iteration_row(store, iteration) for iteration in range((-1 if newest is None else newest) + 1)]
+    rows = [
+        iteration_row(store, iteration)
+        for iteration in range((-1 if newest is None else newest) + 1)
+    ]
     return {
         "run": store.folder.name,
         "preset": settings["preset"],
         "seconds": round(sum(stage[4] for stage in store.stages()), 1),
-        "base": {name: _rounded(value) for name in MEASURED if (value := store.metrics(BASE).get(name)) is not None},
+        "base": {
+            name: _rounded(value)
+            for name in MEASURED
+            if (value := store.metrics(BASE).get(name)) is not None
+        },
         "iterations": rows,
         "refused": refusals(store),
     }
@@ -62,14 +88,20 @@ def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
     """Return the counts and measurements of one iteration: the data M(t) was trained on, and what M(t) is worth."""
     author = f"M{iteration - 1}" if iteration else "base"
     trained_on = training_judgments(store, iteration)
-    prompts = store.count(Prompt, iteration=iteration) if iteration else store.count(Prompt, origin="ranked")
+    prompts = (
+        store.count(Prompt, iteration=iteration)
+        if iteration
+        else store.count(Prompt, origin="ranked")
+    )
     pairs = store.count(ResponsePair, iteration=iteration)
     unread = sum(judgment.score is None for judgment in trained_on)
     metrics = store.metrics(iteration)
     return {
         "iteration": iteration,
         "prompts": prompts,
-        "responses": store.count(Response, iteration=iteration, model=author if iteration else HUMAN),
+        "responses": store.count(
+            Response, iteration=iteration, model=author if iteration else HUMAN
+        ),
         "judgments": len(trained_on),
         "judgments_unread": unread,
         "response_pairs": pairs,
@@ -78,7 +110,9 @@ def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
         "tie_rate": _rounded(tie_rate(store, iteration, trained_on)) if iteration else None,
         "unread_rate": _rounded(unread / len(trained_on)) if trained_on else None,
         **{name: _rounded(metrics.get(name)) for name in MEASURED},
-        "seconds": round(sum(seconds for t, _, _, _, seconds, _ in store.stages() if t == iteration), 1),
+        "seconds": round(
+            sum(seconds for t, _, _, _, seconds, _ in store.stages() if t == iteration), 1
+        ),
     }
 
 
@@ -86,9 +120,15 @@ def measured(store: Store) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of what every model was measured to be, with standard errors."""
     found = summary(store)
     columns = [("base", found["base"] | _more(store, BASE))] if found["base"] else []
-    columns += [(f"M{row['iteration']}", row | _more(store, row["iteration"])) for row in found["iterations"]]
-    names = [name for name in (*MEASURED, *MORE, *OF_DATA)
-             if not name.endswith("_error") and any(row.get(name) is not None for _, row in columns)]
+    columns += [
+        (f"M{row['iteration']}", row | _more(store, row["iteration"]))
+        for row in found["iterations"]
+    ]
+    names = [
+        name
+        for name in (*MEASURED, *MORE, *OF_DATA)
+        if not name.endswith("_error") and any(row.get(name) is not None for _, row in columns)
+    ]
     rows = [[name.replace("_", " "), *(_cell(row, name) for _, row in columns)] for name in names]
     return ["", *(name for name, _ in columns)], rows
 
@@ -98,7 +138,8 @@ def gates(store: Store) -> list[list[str]]:
     iterations = sorted({iteration for iteration, *_ in store.stages()})
     return [
         [f"M{iteration}", gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for iteration in iterations for gate, (passed, reason) in store.gates(iteration).items()
+        for iteration in iterations
+        for gate, (passed, reason) in store.gates(iteration).items()
     ]
 
 
@@ -125,7 +166,9 @@ def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float 
     for response in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
         if response.id in scores:
             by_prompt[response.prompt_id].append(fmean(scores[response.id]))
-    pairs = [abs(a - b) <= TOLERANCE for means in by_prompt.values() for a, b in combinations(means, 2)]
+    pairs = [
+        abs(a - b) <= TOLERANCE for means in by_prompt.values() for a, b in combinations(means, 2)
+    ]
     return fmean(pairs) if pairs else None
 
 
@@ -148,12 +191,18 @@ def seed_counts(store: Store) -> list[Count]:
         return []
     settings, metrics = parse(store.fact("settings")), store.metrics(0)
     by_prompt = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
-    evaluation = split([RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")], settings).evaluation
+    evaluation = split(
+        [RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")], settings
+    ).evaluation
     return [
         Count("first-turn prompts with two ranked answers", len(by_prompt), None),
         Count("evaluation prompts", len(evaluation), "about 190"),
         Count("ranked answers to them", sum(by_prompt[one.prompt.id] for one in evaluation), "541"),
-        *(Count(what, int(metrics[name] or 0), paper) for name, what, paper in TRAINED if name in metrics),
+        *(
+            Count(what, int(metrics[name] or 0), paper)
+            for name, what, paper in TRAINED
+            if name in metrics
+        ),
     ]
 
 
@@ -178,7 +227,11 @@ def seconds_by_stage(store: Store) -> dict[str, float]:
 def predictions(store: Store) -> list[tuple[str, float, float]]:
     """Return (stage, predicted, spent), in seconds, of every stage that is done and was predicted before the run began."""
     expected = (store.fact("plan") or {}).get("seconds", {})
-    spent = {f"M{iteration} {stage}": seconds for iteration, stage, _, _, seconds, ended in store.stages() if ended}
+    spent = {
+        f"M{iteration} {stage}": seconds
+        for iteration, stage, _, _, seconds, ended in store.stages()
+        if ended
+    }
     return [(name, expected[name], seconds) for name, seconds in spent.items() if name in expected]
 
 
@@ -188,11 +241,26 @@ def memory(store: Store) -> list[tuple[str, int, int | None]]:
     Without what the driver holds, which torch does not count. Only trainings say what they took; nothing is returned of a run
     that was begun without a card.
     """
-    held = {"SFT": DRIVER["training"], "DPO": DRIVER["training"], "asking (llama.cpp)": DRIVER["engine"]}
-    expected = {stage: size - int(held[stage]) for stage, size in (store.fact("plan") or {}).get("memory", {}).items()}
-    peaks = {t: store.metrics(t).get("training_peak_bytes") for t in range((store.newest() or 0) + 2)}
-    taken = {"SFT": peaks.get(0), "DPO": max((peak for t, peak in peaks.items() if t and peak), default=None)}
-    return [(stage, size, int(peak) if (peak := taken.get(stage)) else None) for stage, size in expected.items()]
+    held = {
+        "SFT": DRIVER["training"],
+        "DPO": DRIVER["training"],
+        "asking (llama.cpp)": DRIVER["engine"],
+    }
+    expected = {
+        stage: size - int(held[stage])
+        for stage, size in (store.fact("plan") or {}).get("memory", {}).items()
+    }
+    peaks = {
+        t: store.metrics(t).get("training_peak_bytes") for t in range((store.newest() or 0) + 2)
+    }
+    taken = {
+        "SFT": peaks.get(0),
+        "DPO": max((peak for t, peak in peaks.items() if t and peak), default=None),
+    }
+    return [
+        (stage, size, int(peak) if (peak := taken.get(stage)) else None)
+        for stage, size in expected.items()
+    ]
 
 
 def quoted(text: str) -> str:
@@ -213,13 +281,19 @@ def before_after(store: Store, count: int) -> list[Example]:
     """Return the first held-out prompts that M0 and the newest model answer differently, in a fixed order."""
     newest = store.newest() or 0
     answers = [
-        {one.prompt_id: one.text for one in store.records(Response, iteration=model, model=f"M{model}")} for model in (0, newest)
+        {
+            one.prompt_id: one.text
+            for one in store.records(Response, iteration=model, model=f"M{model}")
+        }
+        for model in (0, newest)
     ]
     prompts = store.records(Prompt, origin="held_out") or store.records(Prompt, origin="ranked")
     examples = [
         Example(prompt.text, answers[0][prompt.id], answers[1][prompt.id])
         for prompt in prompts
-        if prompt.id in answers[0] and prompt.id in answers[1] and answers[0][prompt.id] != answers[1][prompt.id]
+        if prompt.id in answers[0]
+        and prompt.id in answers[1]
+        and answers[0][prompt.id] != answers[1][prompt.id]
     ]
     return examples[:count]
 
@@ -231,7 +305,11 @@ def training_judgments(store: Store, iteration: int) -> list[Judgment]:
     if not iteration:  # there an item is a prompt
         items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
     author = f"M{iteration - 1}" if iteration else "base"
-    return [one for one in store.records(Judgment, iteration=iteration, model=author) if one.response_id in items]
+    return [
+        one
+        for one in store.records(Judgment, iteration=iteration, model=author)
+        if one.response_id in items
+    ]
 
 
 def _rounded(value: float | None) -> float | None:

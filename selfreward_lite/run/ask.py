@@ -32,7 +32,9 @@ class Progress:
     seconds: float = 0.0
     drops: Counter[str] = field(default_factory=Counter)
     values: dict[str, float] = field(default_factory=dict)  # what a trainer last logged
-    words: str = ""  # something to be told once: what trains, that it goes on, that memory was short
+    words: str = (
+        ""  # something to be told once: what trains, that it goes on, that memory was short
+    )
 
 
 Watch = Callable[[Progress], None]
@@ -54,11 +56,18 @@ class _Open:
         self.missing = sum(len(request.seeds) for request in requests)
 
     def replies(self) -> list[list[Completion]]:
-        return [[self.answers[request.key][sample] for sample in range(len(request.seeds))] for request in self.round]
+        return [
+            [self.answers[request.key][sample] for sample in range(len(request.seeds))]
+            for request in self.round
+        ]
 
 
 def run_stage(
-    store: Store, engine: Engine, where: tuple[int, str], items: Iterable[Item], watch: Watch,
+    store: Store,
+    engine: Engine,
+    where: tuple[int, str],
+    items: Iterable[Item],
+    watch: Watch,
     go_on: Callable[[float], bool] = lambda share: True,
 ) -> None:
     """Ask for every item of a stage, `where` = (iteration, name), that is not committed yet; commit each as it completes, and
@@ -70,10 +79,14 @@ def run_stage(
     done = store.done_items(iteration, stage)
     todo = [(name, begin) for name, begin in items if name not in done]
     store.begin_stage(iteration, stage, len(items))
-    progress = Progress(iteration, stage, len(items), done=len(items) - len(todo), already=len(items) - len(todo))
+    progress = Progress(
+        iteration, stage, len(items), done=len(items) - len(todo), already=len(items) - len(todo)
+    )
     watch(progress)
     started = last = time.monotonic()
-    begun = itertools.takewhile(lambda entry: go_on((progress.already + entry[0]) / len(items)), enumerate(todo))
+    begun = itertools.takewhile(
+        lambda entry: go_on((progress.already + entry[0]) / len(items)), enumerate(todo)
+    )
     for name, outcome, tokens in drive(engine, (item for _, item in begun)):
         store.commit(iteration, stage, name, outcome)
         progress.done += 1
@@ -106,7 +119,9 @@ def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome,
         if not board.ready and not board.owner:
             return
         if not answered:
-            raise EngineError(f"the engine left {len(board.owner)} requests without an answer; start the run again")
+            raise EngineError(
+                f"the engine left {len(board.owner)} requests without an answer; start the run again"
+            )
 
 
 class _Board:

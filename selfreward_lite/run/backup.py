@@ -40,7 +40,9 @@ class Mirror:
         self._store, self._place, self._say = store, root / store.folder.name, say
         here, there = store.folder.resolve(), self._place.resolve()
         if here == there or here in there.parents or there in here.parents:
-            raise UserError(f"{root} is where the run itself lies; give another folder to --mirror, best on another disk")
+            raise UserError(
+                f"{root} is where the run itself lies; give another folder to --mirror, best on another disk"
+            )
         self._check()
         self._last = time.monotonic()
         self._checkpoint = -math.inf  # when the last was copied
@@ -52,7 +54,9 @@ class Mirror:
         if not there.exists():
             return
         try:
-            with closing(sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
+            with closing(
+                sqlite3.connect(f"{there.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+            ) as copy:
                 facts = dict(copy.execute("SELECT name, value FROM facts"))
                 items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
         except sqlite3.Error as error:
@@ -60,7 +64,10 @@ class Mirror:
                 f"{there} cannot be read ({error}), so it is not known whose it is; move {self._place} away, or give another "
                 "--mirror"
             ) from None
-        known = sum(len(self._store.done_items(iteration, stage)) for iteration, stage, *_ in self._store.stages())
+        known = sum(
+            len(self._store.done_items(iteration, stage))
+            for iteration, stage, *_ in self._store.stages()
+        )
         if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
             raise UserError(
                 f"{self._place} holds a copy of another run, or of this one when it was further; go on from that with "
@@ -85,7 +92,9 @@ class Mirror:
         except (OSError, sqlite3.Error, UserError) as error:
             if not self._failing:
                 why = error.strerror if isinstance(error, OSError) and error.strerror else error
-                self._say(f"{self._place}: not copied there ({why}); the run goes on, and tries again")
+                self._say(
+                    f"{self._place}: not copied there ({why}); the run goes on, and tries again"
+                )
             self._failing = True
             return
         if self._failing:
@@ -101,7 +110,9 @@ class Mirror:
         # After the models, so that no snapshot speaks of one that is not there.
         self._through(self._store.backup, self._place / "run.sqlite")
         if (self._store.folder / votes.FILE).exists():  # last: nothing of the run waits for it
-            self._through(lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE)
+            self._through(
+                lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE
+            )
 
     def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:
         """Copy a database through a file here, since SQLite writes in many places."""
@@ -114,7 +125,9 @@ class Mirror:
 
     def _copy_checkpoint(self) -> None:
         """Copy the newest checkpoint, and remove those before it."""
-        here, there = (folder / "training" / "checkpoints" for folder in (self._store.folder, self._place))
+        here, there = (
+            folder / "training" / "checkpoints" for folder in (self._store.folder, self._place)
+        )
         whole = [step for step in here.glob("step-*") if (step / MANIFEST).exists()]
         newest = max(whole, key=lambda step: int(step.name.removeprefix("step-")), default=None)
         if newest is not None:
@@ -134,10 +147,14 @@ def restore(root: Path, folder: Path) -> bool:
         return False
     source = root / folder.name
     if not (source / "run.sqlite").exists():
-        raise UserError(f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out")
+        raise UserError(
+            f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out"
+        )
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.part"))  # what a machine left that vanished as it copied
+    shutil.copytree(
+        source, part, ignore=shutil.ignore_patterns("*.part")
+    )  # what a machine left that vanished as it copied
     try:
         with closing(sqlite3.connect(part / "run.sqlite")) as copy:
             found = copy.execute("PRAGMA quick_check").fetchone()[0]
@@ -145,6 +162,8 @@ def restore(root: Path, folder: Path) -> bool:
         found = str(error)
     if found != "ok":
         shutil.rmtree(part)
-        raise UserError(f"{source / 'run.sqlite'} is damaged ({found}); mend --restore-from, or leave it out to begin anew")
+        raise UserError(
+            f"{source / 'run.sqlite'} is damaged ({found}); mend --restore-from, or leave it out to begin anew"
+        )
     part.rename(folder)
     return True

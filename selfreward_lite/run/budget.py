@@ -42,8 +42,10 @@ def fit(run: Run, iteration: int) -> None:
         )
     run.store.state(fact, count)
     if count < run.settings.prompts.count:
-        words = f"{count} of {run.settings.prompts.count} prompts, so that M{iteration} is trained and measured in the " \
-                f"{left / 3600:.2f} hours left, at the speed of this run so far"
+        words = (
+            f"{count} of {run.settings.prompts.count} prompts, so that M{iteration} is trained and measured in the "
+            f"{left / 3600:.2f} hours left, at the speed of this run so far"
+        )
         run.watch(Progress(iteration, "prompts", 1, words=words))
 
 
@@ -76,14 +78,20 @@ def until(run: Run, iteration: int) -> float | None:
     """Return the time of day (seconds since 1970) at which a training must end, None for never."""
     if run.deadline == math.inf:
         return None
-    measuring = sum(_later(run, iteration, plan.measured(run.store, run.settings), "training").values())
+    measuring = sum(
+        _later(run, iteration, plan.measured(run.store, run.settings), "training").values()
+    )
     return time.time() + run.deadline - time.monotonic() - measuring / KEPT
 
 
 def _later(run: Run, iteration: int, costs: plan.Costs, stage: str) -> dict[str, float]:
     """Seconds of each stage that comes after this one."""
     wanted = run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)})
-    counts = plan.counts(run.settings.model_copy(update={"prompts": wanted}), range(iteration, iteration + 1), seed_stage=False)
+    counts = plan.counts(
+        run.settings.model_copy(update={"prompts": wanted}),
+        range(iteration, iteration + 1),
+        seed_stage=False,
+    )
     spent = [(name.split(" ", 1)[1], value) for name, value in plan.seconds(counts, costs).items()]
     place = next(place for place, (name, _) in enumerate(spent) if name == stage)
     return dict(spent[place + 1 :])

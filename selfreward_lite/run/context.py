@@ -59,17 +59,26 @@ class Run:
 
     def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
         """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
-        bare = model == BASE or (model == 0 and not self.settings.seed_stage.trains)  # an adapter that does nothing is refused
+        bare = model == BASE or (
+            model == 0 and not self.settings.seed_stage.trains
+        )  # an adapter that does nothing is refused
         return Voice(
             model="base" if model == BASE else f"M{model}",
             adapter=None if bare else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
-            templates=self.settings.model.templates, run=self.store.run, seed=self.settings.seed, iteration=iteration,
+            templates=self.settings.model.templates,
+            run=self.store.run,
+            seed=self.settings.seed,
+            iteration=iteration,
         )
 
     def ask(
-        self, iteration: int, stage: str, items: Iterable[Item], go_on: Callable[[float], bool] = lambda share: True
+        self,
+        iteration: int,
+        stage: str,
+        items: Iterable[Item],
+        go_on: Callable[[float], bool] = lambda share: True,
     ) -> None:
         """Do an ask-stage, unless it is done; see `run_stage` for `go_on`."""
         if not self.store.is_done(iteration, stage):
@@ -94,7 +103,9 @@ class Run:
         self.store.commit(iteration, stage, WHOLE, outcome)
         progress.done, progress.seconds = 1, time.monotonic() - started
         progress.drops.update(outcome.dropped())
-        told = self.store.seconds(iteration, stage) - before  # a training says on the way what it spends
+        told = (
+            self.store.seconds(iteration, stage) - before
+        )  # a training says on the way what it spends
         self.store.spend(iteration, stage, progress.seconds - told)
         self.store.end_stage(iteration, stage)
         self.watch(progress)
@@ -107,16 +118,22 @@ class Run:
 
     def ranked(self) -> ranked.Split:
         """Return the ranked prompts by what they are for, as the first step stored them."""
-        by_prompt = grouped(self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id)
+        by_prompt = grouped(
+            self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id
+        )
         found = [
-            ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id])) for prompt in self.store.records(Prompt, origin="ranked")
+            ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
+            for prompt in self.store.records(Prompt, origin="ranked")
         ]
         return ranked.split(found, self.settings)
 
     def held_out(self) -> list[Prompt]:
         """Return the prompts that every model answers for evaluation."""
         own = self.store.records(Prompt, origin="held_out")
-        return own or [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
+        return (
+            own
+            or [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
+        )
 
 
 def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
@@ -134,9 +151,13 @@ def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]
 # -- shared by the steps -------------------------------------------------------------------------------------------------
 
 
-def judging(ranked: Sequence[ranked.RankedPrompt], voice: Voice, count: int) -> list[tuple[str, Callable[[], Asking]]]:
+def judging(
+    ranked: Sequence[ranked.RankedPrompt], voice: Voice, count: int
+) -> list[tuple[str, Callable[[], Asking]]]:
     return [
-        (response.id, bind(judgments.ask, one.prompt, response, voice, count)) for one in ranked for response in one.responses
+        (response.id, bind(judgments.ask, one.prompt, response, voice, count))
+        for one in ranked
+        for response in one.responses
     ]
 
 
@@ -148,7 +169,9 @@ def prompts_of(run: Run, iteration: int) -> list[Prompt]:
 
 def _secret(run: Run) -> list[str]:
     """The texts of all prompts that measure: none may be trained on, nor anything like it."""
-    return [prompt.text for prompt in run.held_out()] + [one.prompt.text for one in run.ranked().evaluation]
+    return [prompt.text for prompt in run.held_out()] + [
+        one.prompt.text for one in run.ranked().evaluation
+    ]
 
 
 def responses_of(run: Run, iteration: int) -> list[Response]:

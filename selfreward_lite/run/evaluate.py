@@ -60,38 +60,74 @@ class Examination:
             compared = _digest([known[one.id].id for known in answers for one in both])
             stage = f"{_of_base(self.number(mine))}against {theirs} by {voice.model} {compared}"
             items = [
-                (one.id, bind(comparisons.ask_comparison, one, answers[0][one.id], answers[1][one.id], voice)) for one in both
+                (
+                    one.id,
+                    bind(
+                        comparisons.ask_comparison,
+                        one,
+                        answers[0][one.id],
+                        answers[1][one.id],
+                        voice,
+                    ),
+                )
+                for one in both
             ]
             run_stage(self.notes, engine, (iteration, stage), items, self.run.watch)
             name = voice.model
         ids = {(answers[0][one.id].id, answers[1][one.id].id) for one in both}
         said = {
-            one.prompt_id: one for one in self.notes.records(Comparison, iteration=iteration, model=name)
+            one.prompt_id: one
+            for one in self.notes.records(Comparison, iteration=iteration, model=name)
             if (one.mine_id, one.theirs_id) in ids
         }
-        return [_met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in prompts]
+        return [
+            _met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in prompts
+        ]
 
     def judged(self, model: str, ranked: Sequence[RankedPrompt], count: int) -> JudgeQuality:
         """Have a model judge ranked answers, `count` times each, and return how it agrees with the ranks."""
         number = self.number(model)
         voice = self.run.voice(number, self.run.settings.judge.draw, max(0, number))
-        stage = f"{_of_base(number)}judges {_digest([one.prompt.id for one in ranked])}, {count} times"
-        run_stage(self.notes, self.run.engine(), (voice.iteration, stage), judging(ranked, voice, count), self.run.watch)
+        stage = (
+            f"{_of_base(number)}judges {_digest([one.prompt.id for one in ranked])}, {count} times"
+        )
+        run_stage(
+            self.notes,
+            self.run.engine(),
+            (voice.iteration, stage),
+            judging(ranked, voice, count),
+            self.run.watch,
+        )
         drawn = self.notes.records(Judgment, iteration=voice.iteration, model=model)
         settings = self.run.settings.judge.model_copy(update={"count": count})
-        by_response = grouped((one for one in drawn if one.index < count), lambda one: one.response_id)
-        return judge_quality(ranked, {name: judgments.summarise(found, settings) for name, found in by_response.items()})
+        by_response = grouped(
+            (one for one in drawn if one.index < count), lambda one: one.response_id
+        )
+        return judge_quality(
+            ranked,
+            {name: judgments.summarise(found, settings) for name, found in by_response.items()},
+        )
 
     def answers(self, model: str, texts: Sequence[str]) -> list[Response]:
         """Have a model answer prompts, once each; returns its answers in their order. Raises UserError where one never came."""
         number, digest = self.number(model), _digest(texts)
         voice = self.run.voice(number, self.run.settings.evaluation.draw, max(0, number))
         prompts = [
-            Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text) for index, text in enumerate(texts)
+            Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
+            for index, text in enumerate(texts)
         ]
         items = [(one.id, bind(responses.ask, one, voice, 1)) for one in prompts]
-        run_stage(self.notes, self.run.engine(), (voice.iteration, f"{_of_base(number)}answers {digest}"), items, self.run.watch)
-        found = {one.prompt_id: one for one in self.notes.records(Response, iteration=voice.iteration, model=model)}
+        run_stage(
+            self.notes,
+            self.run.engine(),
+            (voice.iteration, f"{_of_base(number)}answers {digest}"),
+            items,
+            self.run.watch,
+        )
+        found = {
+            one.prompt_id: one
+            for one in self.notes.records(Response, iteration=voice.iteration, model=model)
+        }
         if missing := [one.text for one in prompts if one.id not in found]:
             raise UserError(
                 f"{len(missing)} prompts were not answered, the first of them {missing[0][:60]!r}: they do not fit the context; "
@@ -112,8 +148,17 @@ class Examination:
         with Store.read(self.run.store.folder.parent / folder) as store:
             begun = store.fact("settings")
             if begun is None:
-                raise UserError(f"{folder} has only just begun; compare with it when it has a model")
-            other = Run(store, parse(begun), self.run.chat, self.run.model_dir, self.run.tools, self.run.watch)
+                raise UserError(
+                    f"{folder} has only just begun; compare with it when it has a model"
+                )
+            other = Run(
+                store,
+                parse(begun),
+                self.run.chat,
+                self.run.model_dir,
+                self.run.tools,
+                self.run.watch,
+            )
             given, ids = _answers(other, model), {one.text: one.id for one in other.held_out()}
         prompts = [one for one in self.run.held_out() if one.text in ids]
         if not prompts:
@@ -122,7 +167,10 @@ class Examination:
             )
         there = {one.id: given[ids[one.text]] for one in prompts if ids[one.text] in given}
         # Two runs may have the same ids, as copies that were gone on with have.
-        return prompts, {name: replace(one, id=_digest([one.id, one.text]), prompt_id=name) for name, one in there.items()}
+        return prompts, {
+            name: replace(one, id=_digest([one.id, one.text]), prompt_id=name)
+            for name, one in there.items()
+        }
 
     @contextmanager
     def _judge(self, judge: str, iteration: int) -> Iterator[tuple[Engine, Voice]]:
@@ -132,10 +180,21 @@ class Examination:
             yield self.run.engine(), self.run.voice(self.number(judge), draw, iteration)
             return
         if not path.exists():
-            raise UserError(f"{path} is not there; name a GGUF file, or a model of the run, as --judge")
+            raise UserError(
+                f"{path} is not there; name a GGUF file, or a model of the run, as --judge"
+            )
         own = self.run.voice(BASE, draw, iteration)
         name = f"{path.name} {_digest([str(path.absolute()), str(path.stat().st_size), str(path.stat().st_mtime_ns)])}"
-        voice = Voice(name, None, ChatFormat.of_gguf(path), own.sampling, own.templates, own.run, own.seed, iteration)
+        voice = Voice(
+            name,
+            None,
+            ChatFormat.of_gguf(path),
+            own.sampling,
+            own.templates,
+            own.run,
+            own.seed,
+            iteration,
+        )
         self.run.release_engine()
         engine = self.run.tools.open_engine(path, self.run.settings.engine)
         try:
@@ -173,19 +232,33 @@ def _answers(run: Run, model: str) -> dict[str, Response]:
     return {one.prompt_id: one for one in given if one.prompt_id in prompts}
 
 
-def _exactly(prompts: Sequence[Prompt], mine: dict[str, Response], theirs: dict[str, Response]) -> list[Met]:
-    scores = [metrics.exact_scores(prompts, [known[one.id] for one in prompts if one.id in known]) for known in (mine, theirs)]
+def _exactly(
+    prompts: Sequence[Prompt], mine: dict[str, Response], theirs: dict[str, Response]
+) -> list[Met]:
+    scores = [
+        metrics.exact_scores(prompts, [known[one.id] for one in prompts if one.id in known])
+        for known in (mine, theirs)
+    ]
     if scores[0] is None or scores[1] is None:
-        raise UserError("only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0")
+        raise UserError(
+            "only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0"
+        )
     a, b = scores[0].score, scores[1].score
     return [
-        Met(metrics.points(a[one.id], b[one.id]), _length(mine.get(one.id)), _length(theirs.get(one.id))) for one in prompts
+        Met(
+            metrics.points(a[one.id], b[one.id]),
+            _length(mine.get(one.id)),
+            _length(theirs.get(one.id)),
+        )
+        for one in prompts
     ]
 
 
 def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> Met:
     result = metrics.points(mine is not None, theirs is not None) if said is None else said.result
-    orders = None if said is None else comparisons.verdicts(said.mine_first_text, said.theirs_first_text)
+    orders = (
+        None if said is None else comparisons.verdicts(said.mine_first_text, said.theirs_first_text)
+    )
     return Met(result, _length(mine), _length(theirs), orders)
 
 

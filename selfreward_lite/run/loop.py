@@ -63,7 +63,9 @@ ITERATION: tuple[Step, ...] = (
 )
 
 
-def run(store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: float = math.inf) -> None:
+def run(
+    store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: float = math.inf
+) -> None:
     """Do whatever is missing of the seed stage and of `settings.iterations` iterations, those so large that they are done by
     `deadline` (on the clock of time.monotonic).
 
@@ -71,12 +73,18 @@ def run(store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: 
     """
     model_dir = hub.model_folder(settings.model.base)
     chat = ChatFormat.load(model_dir)
-    if settings.judge.score == "expected" and any(len(chat.text_ids(digit)) != 1 for digit in "012345"):
-        raise ConfigError(f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean")
+    if settings.judge.score == "expected" and any(
+        len(chat.text_ids(digit)) != 1 for digit in "012345"
+    ):
+        raise ConfigError(
+            f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean"
+        )
     newest = store.newest()
     left, whole = max(0, settings.iterations - (newest or 0)), newest is None
     base_written, llama = (store.folder / "base" / MANIFEST).exists(), read_config(model_dir)
-    check_disk(store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written))
+    check_disk(
+        store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written)
+    )
     if store.fact("plan") is None:
         there = cards()
         store.state("plan", plan.predicted(settings, llama, there[0].name if there else None))

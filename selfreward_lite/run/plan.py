@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 TOKEN_BYTES = 4.5  # bytes of text a token, on the long side for English
 RECORD_BYTES = 400  # ids, numbers and index entries of one record
 ADAPTER_BYTES = 8  # a weight in float32 in the PEFT folder, and in the GGUF
-CHECKPOINT_BYTES = 24  # a weight with AdamW's moments, in the checkpoint that is written and the one before it
+CHECKPOINT_BYTES = (
+    24  # a weight with AdamW's moments, in the checkpoint that is written and the one before it
+)
 ID_BYTES = 6  # of a token id in a trainer's rows
 LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and what trainers and exporters say
 CANARIES = 50
@@ -46,8 +48,15 @@ RESPONSE_SHARE = 0.4  # Llama-3-8B-Instruct answers AlpacaEval in 1,899 characte
 JUDGMENT_SHARE = 0.5  # a hundred words and a score
 BATTLE_SHARE = 0.5
 PROMPT_TOKENS = 60
-JUDGE_TOKENS = {"judge": 400, "meta_judge": 400, "compare": 150, "new_prompts": 400}  # of a question, apart from what it is about
-PAIR_SHARE = 0.6  # of the prompts give a response pair: half of them tie (a peer's published judge logs)
+JUDGE_TOKENS = {
+    "judge": 400,
+    "meta_judge": 400,
+    "compare": 150,
+    "new_prompts": 400,
+}  # of a question, apart from what it is about
+PAIR_SHARE = (
+    0.6  # of the prompts give a response pair: half of them tie (a peer's published judge logs)
+)
 JUDGMENT_PAIR_SHARE = 0.8
 ANSWERS = 2.85  # ranked answers a prompt of OASST1 (arXiv 2401.10020)
 EFT_DRAWN = 2.0  # ranked answers judged for every EFT example that is kept
@@ -132,14 +141,19 @@ def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Co
     """Return costs on a card, from its figures: a step reads weights and cache once and computes for every sequence."""
     size, parallel = weights(llama), settings.engine.parallel
     texts = _lengths(settings)
-    cells = min(settings.engine.context, parallel * (PROMPT_TOKENS + JUDGE_TOKENS["judge"] + texts["response"]))
+    cells = min(
+        settings.engine.context,
+        parallel * (PROMPT_TOKENS + JUDGE_TOKENS["judge"] + texts["response"]),
+    )
     cell = llama.layers * llama.kv_heads * llama.head_dim * 4
     step = max(
         (base_size(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
         2 * size * parallel / (STEP_SHARE * speeds.operations),
     )
     trained = DPO_OPERATIONS * linear_weights(llama) / (TRAIN_SHARE * speeds.operations)
-    rates = Rates(token=step / parallel, read=2 * size / (PREFILL_SHARE * speeds.operations), dpo=trained)
+    rates = Rates(
+        token=step / parallel, read=2 * size / (PREFILL_SHARE * speeds.operations), dpo=trained
+    )
     return priced(settings, llama, rates, f"estimate for {name}")
 
 
@@ -152,10 +166,15 @@ def priced(settings: Settings, llama: Llama, rates: Rates, source: str) -> Costs
     return Costs(
         candidate=texts["candidate"] * token + JUDGE_TOKENS["new_prompts"] * read,
         response=texts["response"] * token + PROMPT_TOKENS / settings.responses.count * read,
-        judgment=texts["judgment"] * token + (JUDGE_TOKENS["judge"] + shared) / settings.judge.count * read,
-        battle=texts["battle"] * token + (2 * texts["judgment"] + shared / settings.judge.count) * read,
-        sft=rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS, dpo=rates.dpo, base=BASE_SECONDS * size,
-        export=checked * 2 * size / CPU_OPERATIONS, source=source,
+        judgment=texts["judgment"] * token
+        + (JUDGE_TOKENS["judge"] + shared) / settings.judge.count * read,
+        battle=texts["battle"] * token
+        + (2 * texts["judgment"] + shared / settings.judge.count) * read,
+        sft=rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
+        dpo=rates.dpo,
+        base=BASE_SECONDS * size,
+        export=checked * 2 * size / CPU_OPERATIONS,
+        source=source,
     )
 
 
@@ -188,7 +207,11 @@ def measured(store: Store, settings: Settings) -> Costs:
     What it has not done yet follows from what is nearest to it, by the lengths that are assumed of both. Raises LookupError
     where its seed stage is not over: there is nothing to go by.
     """
-    spent = {(t, stage): seconds / items for t, stage, items, _, seconds, ended in store.stages() if ended and items}
+    spent = {
+        (t, stage): seconds / items
+        for t, stage, items, _, seconds, ended in store.stages()
+        if ended and items
+    }
     newest = store.newest()
     if newest is None:
         raise LookupError(f"{store.folder} has measured nothing yet")
@@ -204,24 +227,45 @@ def measured(store: Store, settings: Settings) -> Costs:
     responses, judges = settings.responses.count, settings.judge.count
     texts = _lengths(settings)
     shorter, quicker = texts["response"] / texts["candidate"], texts["judgment"] / texts["battle"]
-    trained = {t: store.metrics(t)["training_train_seconds"] / max(1.0, _tokens(store, t, settings)) for t in range(newest + 1)}
+    trained = {
+        t: store.metrics(t)["training_train_seconds"] / max(1.0, _tokens(store, t, settings))
+        for t in range(newest + 1)
+    }
     if not settings.seed_stage.trains:
         trained[0] = _untrained(store, settings)
     judged = settings.evaluation.judgments
     return Costs(
-        candidate=latest(("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)),
+        candidate=latest(
+            ("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)
+        ),
         response=latest(("responses", responses), ("eval_responses", 1)),
         judgment=latest(("judgments", judges), ("eval_judgments", judged)),
-        battle=latest(("battles", judges * (judges - 1)), ("judgments", judges * quicker), ("eval_judgments", judged * quicker)),
-        sft=trained[0], dpo=trained[newest] if newest else trained[0] * DPO_OPERATIONS / SFT_OPERATIONS,
-        base=latest(("base", 1)), export=latest(("export", 1)), source="measured in this run",
+        battle=latest(
+            ("battles", judges * (judges - 1)),
+            ("judgments", judges * quicker),
+            ("eval_judgments", judged * quicker),
+        ),
+        sft=trained[0],
+        dpo=trained[newest] if newest else trained[0] * DPO_OPERATIONS / SFT_OPERATIONS,
+        base=latest(("base", 1)),
+        export=latest(("export", 1)),
+        source="measured in this run",
     )
 
 
 def _untrained(store: Store, settings: Settings) -> float:
     """Seconds of a token of SFT where M0 was not trained: as often as a judgment's token, since nothing is nearer to it."""
-    spent = [seconds for t, stage, _, _, seconds, ended in store.stages() if ended and stage == "eval_judgments"]
-    judged = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments * _judge_row(settings)
+    spent = [
+        seconds
+        for t, stage, _, _, seconds, ended in store.stages()
+        if ended and stage == "eval_judgments"
+    ]
+    judged = (
+        settings.seed_stage.eval_prompts
+        * ANSWERS
+        * settings.evaluation.judgments
+        * _judge_row(settings)
+    )
     return max(spent, default=0.0) / judged
 
 
@@ -233,11 +277,16 @@ def seconds(found: list[Counts], costs: Costs) -> dict[str, float]:
 
 def affordable(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:
     """Return how many prompts an iteration can have so that all of it is done in `budget` seconds; at most those wanted."""
-    fixed, one = (sum(seconds(_iteration_counts(settings, iteration, count), costs).values()) for count in (0, 1))
+    fixed, one = (
+        sum(seconds(_iteration_counts(settings, iteration, count), costs).values())
+        for count in (0, 1)
+    )
     return max(0, min(settings.prompts.count, math.floor((budget - fixed) / (one - fixed))))
 
 
-def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool, base_written: bool) -> dict[str, int]:
+def disk(
+    settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool, base_written: bool
+) -> dict[str, int]:
     """Return the bytes that a run still needs, by what needs them: `base`, `adapters`, `records`, `working files`.
 
     `iterations` are those still to do; `seed_stage` says whether that is too.
@@ -251,9 +300,21 @@ def disk(settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool,
         drawn = EFT_DRAWN * settings.seed_stage.train_examples * settings.seed_stage.attempts
         records += drawn * _judgment(settings) + 2 * _evaluation(settings)
     longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
-    rows = max(settings.seed_stage.train_examples * (iterations < 1), 2 * settings.prompts.count * (iterations > 0))
-    working = LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES if iterations or seed_stage else 0
-    return {"base": int(base), "adapters": int(adapters), "records": int(records), "working files": int(working)}
+    rows = max(
+        settings.seed_stage.train_examples * (iterations < 1),
+        2 * settings.prompts.count * (iterations > 0),
+    )
+    working = (
+        LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES
+        if iterations or seed_stage
+        else 0
+    )
+    return {
+        "base": int(base),
+        "adapters": int(adapters),
+        "records": int(records),
+        "working files": int(working),
+    }
 
 
 # -- how often ------------------------------------------------------------------------------------------------------------
@@ -263,7 +324,9 @@ def _seed_counts(settings: Settings) -> list[Counts]:
     wanted, judged = settings.seed_stage, _judge_row(settings)
     drawn = EFT_DRAWN * wanted.train_examples * wanted.attempts
     answered = PROMPT_TOKENS + _lengths(settings)["response"]
-    trained = settings.sft.epochs * (wanted.train_examples * judged + wanted.ift_examples * answered)
+    trained = settings.sft.epochs * (
+        wanted.train_examples * judged + wanted.ift_examples * answered
+    )
     return [
         Counts(0, "base", "base", 1),
         *_asked_of(settings, 0, "base_"),
@@ -355,9 +418,14 @@ def _records(settings: Settings) -> float:
 def _evaluation(settings: Settings) -> float:
     """Bytes of what one model answers and judges to be measured; four ranked answers a prompt."""
     asked = settings.evaluation
-    judged = settings.seed_stage.eval_prompts * 4 * asked.judgments + 2 * asked.outside_prompts * asked.outside_judgments
+    judged = (
+        settings.seed_stage.eval_prompts * 4 * asked.judgments
+        + 2 * asked.outside_prompts * asked.outside_judgments
+    )
     judged += CANARIES * asked.canary_judgments
-    return asked.prompts * (RECORD_BYTES + TOKEN_BYTES * asked.draw.max_tokens) + judged * _judgment(settings)
+    return asked.prompts * (
+        RECORD_BYTES + TOKEN_BYTES * asked.draw.max_tokens
+    ) + judged * _judgment(settings)
 
 
 def _judgment(settings: Settings) -> float:
@@ -388,7 +456,13 @@ class Forecast:
 
     def hours(self, iteration: int) -> float | None:
         """Hours of the seed stage (0) or of an iteration; None where nothing is known."""
-        return sum(spent for stage, spent in self.seconds.items() if stage.startswith(f"M{iteration} ")) / 3600 or None
+        return (
+            sum(
+                spent for stage, spent in self.seconds.items() if stage.startswith(f"M{iteration} ")
+            )
+            / 3600
+            or None
+        )
 
 
 def forecast(settings: Settings, card: str | None, runs_dir: Path) -> Forecast:
@@ -403,9 +477,14 @@ def forecast(settings: Settings, card: str | None, runs_dir: Path) -> Forecast:
     expected = predicted(settings, llama, name)
     known = KNOWN[key].memory if (key := gpu_key(name or "")) else None
     return Forecast(
-        llama, name, expected["source"], expected["seconds"], memory.peaks(settings, llama),
+        llama,
+        name,
+        expected["source"],
+        expected["seconds"],
+        memory.peaks(settings, llama),
         known if card or not there else float(there[0].free),
-        disk(settings, llama, settings.iterations, seed_stage=True, base_written=False), free_bytes(runs_dir),
+        disk(settings, llama, settings.iterations, seed_stage=True, base_written=False),
+        free_bytes(runs_dir),
         _download(settings, llama),
     )
 

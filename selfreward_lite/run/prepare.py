@@ -26,7 +26,10 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-
 
 
 def settle(
-    store: Store, wanted: dict[str, str], preset: str | None, show: hub.Show = hub.quiet,
+    store: Store,
+    wanted: dict[str, str],
+    preset: str | None,
+    show: hub.Show = hub.quiet,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
     """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
@@ -42,14 +45,26 @@ def settle(
         _check_folder(settings)
         _check_prompts(settings)
         store.state("run", f"seed {settings.seed}")
-        store.state("birth", uuid.uuid4().hex)  # tells this run from every other of its name, wherever copies of it lie
+        store.state(
+            "birth", uuid.uuid4().hex
+        )  # tells this run from every other of its name, wherever copies of it lie
         there = cards()
-        store.state("hardware", f"{there[0].name}, driver {there[0].driver}" if there else f"{os.cpu_count()} CPU cores, no card")
-        store.state("versions", {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}})
+        store.state(
+            "hardware",
+            f"{there[0].name}, driver {there[0].driver}"
+            if there
+            else f"{os.cpu_count()} CPU cores, no card",
+        )
+        store.state(
+            "versions",
+            {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        )
         store.state("settings", _lasting(settings))
         return settings
     if preset not in (None, begun["preset"]):
-        raise ConfigError(f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}")
+        raise ConfigError(
+            f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}"
+        )
     # What was read is in the records; of what the settings name, a run that goes on needs the model alone.
     needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
     settings = _as_begun(config.override(begun, wanted), begun)
@@ -58,19 +73,25 @@ def settle(
     before = config.parse(begun).model_dump(mode="json")
     for key, value in settings.model_dump(mode="json").items():
         if key not in _FREE and value != before[key]:
-            raise ConfigError(f"{store.folder} was begun with other settings ({key}); give another --name to change them")
+            raise ConfigError(
+                f"{store.folder} was begun with other settings ({key}); give another --name to change them"
+            )
     store.state("settings", _lasting(settings))
     return settings
 
 
 # Settings that may name a repository of the hub, with what they expect there.
 NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
-    ("model", "base", "model"), ("model", "gguf_file", "model"), ("seed_stage", "ranked", "dataset"),
+    ("model", "base", "model"),
+    ("model", "gguf_file", "model"),
+    ("seed_stage", "ranked", "dataset"),
     ("prompts", "file", "dataset"),
 )
 
 
-def _downloaded(settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show) -> Settings:
+def _downloaded(
+    settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show
+) -> Settings:
     """The settings with every repository that is needed at the commit that lies on this machine now."""
     found: dict[str, dict[str, str]] = {section: {} for section, _, _ in needed}
     for section, name, kind in needed:
@@ -78,7 +99,10 @@ def _downloaded(settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]],
         repository = hub.named(text) if text else None
         if repository is not None:
             found[section][name] = str(hub.fetch(repository, kind, show)[1])
-    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in found.items()}
+    changed = {
+        section: getattr(settings, section).model_copy(update=values)
+        for section, values in found.items()
+    }
     return settings.model_copy(update=changed)
 
 
@@ -88,16 +112,26 @@ def _as_begun(settings: Settings, begun: dict[str, Any]) -> Settings:
     for section, name, _ in NAMED:
         text, before = getattr(getattr(settings, section), name), begun[section].get(name)
         asked, had = (hub.named(one) if one else None for one in (text, before))
-        if asked and had and (asked.id, asked.file) == (had.id, had.file) and asked.revision is None:
+        if (
+            asked
+            and had
+            and (asked.id, asked.file) == (had.id, had.file)
+            and asked.revision is None
+        ):
             changed.setdefault(section, {})[name] = before
     return settings.model_copy(
-        update={section: getattr(settings, section).model_copy(update=values) for section, values in changed.items()}
+        update={
+            section: getattr(settings, section).model_copy(update=values)
+            for section, values in changed.items()
+        }
     )
 
 
 def _lasting(settings: Settings) -> dict[str, Any]:
     """Going past refusing gates is said anew in every command: whoever resumes without a word is stopped by them."""
-    return settings.model_copy(update={"gates": settings.gates.model_copy(update={"mode": "stop"})}).model_dump(mode="json")
+    return settings.model_copy(
+        update={"gates": settings.gates.model_copy(update={"mode": "stop"})}
+    ).model_dump(mode="json")
 
 
 def _check_folder(settings: Settings) -> None:
@@ -106,11 +140,20 @@ def _check_folder(settings: Settings) -> None:
     try:
         check_folder(folder)
         if settings.model.quantisation == "none" and read_config(folder).packed:
-            raise ConfigError(f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a folder in 16 bits")
+            raise ConfigError(
+                f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a folder in 16 bits"
+            )
         ChatFormat.load(folder).prompt_ids(user("Hello."))
     except ExportError as error:
         raise ConfigError(str(error)) from None
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, TemplateError) as error:
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        ArithmeticError,
+        TemplateError,
+    ) as error:
         # somebody else's JSON and Jinja: whatever is not where it belongs ends up here
         raise ConfigError(
             f"{folder}: its files are not those of a Llama with a chat template ({type(error).__name__}: {error}); "
@@ -121,7 +164,11 @@ def _check_folder(settings: Settings) -> None:
 def _check_prompts(settings: Settings) -> None:
     """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
     if settings.prompts.file is not None:
-        found = prompt_files.prompts(prompt_files.read_rows(hub.local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad))
+        found = prompt_files.prompts(
+            prompt_files.read_rows(
+                hub.local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad
+            )
+        )
         if len(found) <= (settings.iterations - 1) * settings.prompts.count:
             raise ConfigError(
                 f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "

@@ -30,9 +30,14 @@ def prunable(store: Store, *, models: bool) -> list[Part]:
     """Return what can be removed; with `models`, those between M0, which later ones are held against, and the newest."""
     found = [(store.folder / "base", "made again when the run is gone on with")]
     if all(ended for _, stage, _, _, _, ended in store.stages() if stage == "training"):
-        found.append((store.folder / "training", "rows, logs and checkpoints of trainings that are over"))
+        found.append(
+            (store.folder / "training", "rows, logs and checkpoints of trainings that are over")
+        )
     if models:
-        found += [(store.model_dir(number), "does not come back") for number in range(1, store.newest() or 0)]
+        found += [
+            (store.model_dir(number), "does not come back")
+            for number in range(1, store.newest() or 0)
+        ]
     return [Part(path, _size(path), words) for path, words in found if path.exists()]
 
 

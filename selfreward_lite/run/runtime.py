@@ -22,7 +22,10 @@ from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.worker import TaskFailed, Workshop
 
 TokenLists = Sequence[Sequence[int]]
-NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk; a library that could not write says so in many ways
+NEARLY_FULL = (
+    1e9,
+    0.05,
+)  # bytes, and share of the disk; a library that could not write says so in many ways
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ class _Torch:
         try:
             return self.workshop.do("train", log, report, **asdict(job))
         except TaskFailed as failure:
-            raise TrainingError(f"training failed: {failure} (see {log}){_nearly_full(folder)}") from None
+            raise TrainingError(
+                f"training failed: {failure} (see {log}){_nearly_full(folder)}"
+            ) from None
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,18 +86,33 @@ class _Torch:
         if model.gguf_file is None:
             self._export("export_base", model, dtype=model.gguf, **paths)
         else:
-            self._export("adopt_base", model, gguf=str(hub.local(model.gguf_file, "model")), **paths)
+            self._export(
+                "adopt_base", model, gguf=str(hub.local(model.gguf_file, "model")), **paths
+            )
 
     def export_adapter(
-        self, model_dir: Path, adapter: Path, base: Path, out: Path, token_lists: TokenLists, model: Model
+        self,
+        model_dir: Path,
+        adapter: Path,
+        base: Path,
+        out: Path,
+        token_lists: TokenLists,
+        model: Model,
     ) -> dict[str, float | None]:
-        paths = {"model_dir": str(model_dir), "adapter": str(adapter), "base": str(base), "out": str(out)}
+        paths = {
+            "model_dir": str(model_dir),
+            "adapter": str(adapter),
+            "base": str(base),
+            "out": str(out),
+        }
         return self._export("export_adapter", model, **paths, token_lists=token_lists)
 
     def _export(self, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
         log = Path(arguments["out"]).with_suffix(".log")
         try:
-            answer = self.workshop.do(task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments)
+            answer = self.workshop.do(
+                task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments
+            )
         except TaskFailed as failure:
             raise ExportError(f"{failure} (see {log}){_nearly_full(log.parent)}") from None
         log.unlink()  # the manifest of the folder lists what belongs to the model

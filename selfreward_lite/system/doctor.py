@@ -82,7 +82,13 @@ def examine(folder: Path) -> Machine:
 
 def findings(machine: Machine) -> list[Finding]:
     """Say what the machine can do, in the order in which one thing needs another."""
-    found = [_python(machine), _packages(machine), _system(machine), _card(machine), _torch(machine)]
+    found = [
+        _python(machine),
+        _packages(machine),
+        _system(machine),
+        _card(machine),
+        _torch(machine),
+    ]
     found.append(_llama(machine.cards, machine.llama, machine.wanted))
     found += [_unsloth(machine)] if machine.cards else []
     return [*found, _disk(machine), _hub(machine)]
@@ -97,10 +103,15 @@ def need_card(gpu_layers: int) -> None:
     """Raise UserError where layers are to go on a card that is not there, or that this build of llama.cpp cannot use."""
     if not gpu_layers or (said := _probe("build")).get("can_offload"):
         return
-    why = f"llama.cpp cannot be used ({said['error']})" if "error" in said else "llama.cpp was built for the CPU only"
+    why = (
+        f"llama.cpp cannot be used ({said['error']})"
+        if "error" in said
+        else "llama.cpp was built for the CPU only"
+    )
     raise UserError(
-        f"{why}, and a card is to be used: run `python -m selfreward_lite llama`" if cards() else
-        "a card is to be used, and none is in sight; `python -m selfreward_lite doctor` says more; engine.gpu_layers=0 needs none"
+        f"{why}, and a card is to be used: run `python -m selfreward_lite llama`"
+        if cards()
+        else "a card is to be used, and none is in sight; `python -m selfreward_lite doctor` says more; engine.gpu_layers=0 needs none"
     )
 
 
@@ -111,81 +122,150 @@ def pins(text: str) -> dict[str, str]:
     {'torch': '2.13.0'}
     """
     lines = text.partition("\n# tests\n")[0].splitlines()
-    return dict(line.strip().split("==") for line in lines if "==" in line and not line.startswith("#"))
+    return dict(
+        line.strip().split("==") for line in lines if "==" in line and not line.startswith("#")
+    )
 
 
 def _python(machine: Machine) -> Finding:
     version = ".".join(map(str, machine.python))
     if machine.python < (3, 11, 0):
-        return Finding("Python", "bad", f"{version} is too old: 3.11 is needed", "python3.11 -m venv .venv")
+        return Finding(
+            "Python", "bad", f"{version} is too old: 3.11 is needed", "python3.11 -m venv .venv"
+        )
     return Finding("Python", "good", version)
 
 
 def _packages(machine: Machine) -> Finding:
     missing = [name for name, version in machine.installed.items() if version is None]
-    others = {name: version for name, version in machine.installed.items()
-              if version is not None and version.split("+")[0] != machine.wanted[name]}
+    others = {
+        name: version
+        for name, version in machine.installed.items()
+        if version is not None and version.split("+")[0] != machine.wanted[name]
+    }
     if missing:
-        compiler = " (llama-cpp-python is compiled: a C++ compiler is needed)" if "llama-cpp-python" in missing else ""
-        return Finding("packages", "bad", f"missing: {', '.join(missing)}{compiler}", "pip install -r requirements.txt")
+        compiler = (
+            " (llama-cpp-python is compiled: a C++ compiler is needed)"
+            if "llama-cpp-python" in missing
+            else ""
+        )
+        return Finding(
+            "packages",
+            "bad",
+            f"missing: {', '.join(missing)}{compiler}",
+            "pip install -r requirements.txt",
+        )
     if others:
-        words = ", ".join(f"{name} {version} instead of {machine.wanted[name]}" for name, version in others.items())
+        words = ", ".join(
+            f"{name} {version} instead of {machine.wanted[name]}"
+            for name, version in others.items()
+        )
         # A torch that came with the machine fits its driver, and torchvision's wheel fits that torch alone.
         mend = " ".join(f"{name}=={machine.wanted[name]}" for name in others if name != "torch")
         return Finding(
-            "packages", "note", f"not the versions that were proved together: {words}", f"pip install {mend}" if mend else None
+            "packages",
+            "note",
+            f"not the versions that were proved together: {words}",
+            f"pip install {mend}" if mend else None,
         )
     return Finding("packages", "good", f"all {len(machine.wanted)} as pinned")
 
 
 def _system(machine: Machine) -> Finding:
     if machine.system == "Windows":
-        return Finding("system", "bad", "Windows itself is not served: its Linux (WSL2) is, with the card", "wsl --install")
+        return Finding(
+            "system",
+            "bad",
+            "Windows itself is not served: its Linux (WSL2) is, with the card",
+            "wsl --install",
+        )
     if machine.wsl:
-        return Finding("system", "note", "WSL2: keep runs inside Linux, not under /mnt, where locks and syncing are slow")
+        return Finding(
+            "system",
+            "note",
+            "WSL2: keep runs inside Linux, not under /mnt, where locks and syncing are slow",
+        )
     return Finding("system", "good", machine.system)
 
 
 def _card(machine: Machine) -> Finding:
     if not machine.cards:
-        return Finding("card", "note", "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days")
+        return Finding(
+            "card",
+            "note",
+            "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days",
+        )
     card = machine.cards[0]
-    words = f"{card.name}, driver {card.driver}, {in_words(card.free)} of {in_words(card.total)} free"
+    words = (
+        f"{card.name}, driver {card.driver}, {in_words(card.free)} of {in_words(card.total)} free"
+    )
     if len(machine.cards) > 1:
         words += f"; the first of {len(machine.cards)} is used"
     if card.capability < OLDEST:
-        return Finding("card", "bad", f"{words}; compute capability {_dotted(card.capability)} is below {_dotted(OLDEST)}")
+        return Finding(
+            "card",
+            "bad",
+            f"{words}; compute capability {_dotted(card.capability)} is below {_dotted(OLDEST)}",
+        )
     if card.free < 0.9 * card.total:
-        return Finding("card", "note", f"{words}: a desktop or another program holds {in_words(card.total - card.free)}")
+        return Finding(
+            "card",
+            "note",
+            f"{words}: a desktop or another program holds {in_words(card.total - card.free)}",
+        )
     return Finding("card", "good", words)
 
 
 def _torch(machine: Machine) -> Finding:
     said = machine.torch
     if said.get("error"):
-        return Finding("torch", "bad", f"cannot be used: {said['error']}", "pip install -r requirements.txt")
+        return Finding(
+            "torch", "bad", f"cannot be used: {said['error']}", "pip install -r requirements.txt"
+        )
     if not machine.cards:
         return Finding("torch", "good", f"{said['version']} on the CPU")
     if not said["cards"]:
         return Finding(
-            "torch", "bad", f"{said['version']} sees no card" + (": it was built without CUDA" if not said["cuda"] else ""),
+            "torch",
+            "bad",
+            f"{said['version']} sees no card"
+            + (": it was built without CUDA" if not said["cuda"] else ""),
             f"pip install --force-reinstall torch=={machine.wanted.get('torch', said['version'].split('+')[0])}",
         )
-    number = "bf16" if machine.cards[0].capability >= BF16 else "fp16, since bf16 begins at compute capability 8.0"
-    return Finding("torch", "good", f"{said['version']} with CUDA {said['cuda']}; trains in {number}")
+    number = (
+        "bf16"
+        if machine.cards[0].capability >= BF16
+        else "fp16, since bf16 begins at compute capability 8.0"
+    )
+    return Finding(
+        "torch", "good", f"{said['version']} with CUDA {said['cuda']}; trains in {number}"
+    )
 
 
 def _llama(there: Sequence[Card], said: dict[str, Any], wanted: dict[str, str]) -> Finding:
     if not there:
         if said.get("error"):
-            return Finding("llama.cpp", "bad", f"cannot decode: {said['error']}", "pip install -r requirements.txt")
-        return Finding("llama.cpp", "good", f"{said['version']} decodes on the CPU" + (
-            "; its matrix units (AMX) fault and are not used" if said["amx"] else ""))
+            return Finding(
+                "llama.cpp",
+                "bad",
+                f"cannot decode: {said['error']}",
+                "pip install -r requirements.txt",
+            )
+        return Finding(
+            "llama.cpp",
+            "good",
+            f"{said['version']} decodes on the CPU"
+            + ("; its matrix units (AMX) fault and are not used" if said["amx"] else ""),
+        )
     layers = _LAYERS.search(said.get("offloaded") or "")
     if said.get("error") or not layers or layers[1] != layers[2]:
         why = said.get("error") or f"it said {said.get('offloaded')!r} of the layers"
-        return Finding("llama.cpp", "bad", f"does not use the card: {why}", cuda_build(there[0], wanted))
-    return Finding("llama.cpp", "good", f"{said['version']} puts every layer on the card ({layers[0]})")
+        return Finding(
+            "llama.cpp", "bad", f"does not use the card: {why}", cuda_build(there[0], wanted)
+        )
+    return Finding(
+        "llama.cpp", "good", f"{said['version']} puts every layer on the card ({layers[0]})"
+    )
 
 
 def _unsloth(machine: Machine) -> Finding:
@@ -197,7 +277,11 @@ def _unsloth(machine: Machine) -> Finding:
 
 def cuda_build(card: Card, wanted: dict[str, str]) -> str:
     """Return the command that makes llama.cpp use this card. A CPU build that is installed satisfies pip, hence the force."""
-    pin = f"llama-cpp-python=={wanted['llama-cpp-python']}" if "llama-cpp-python" in wanted else "llama-cpp-python"
+    pin = (
+        f"llama-cpp-python=={wanted['llama-cpp-python']}"
+        if "llama-cpp-python" in wanted
+        else "llama-cpp-python"
+    )
     return f'CMAKE_ARGS="{cuda_flags(card)}" pip install --force-reinstall --no-deps --no-cache-dir {pin}'
 
 
@@ -213,10 +297,22 @@ def _disk(machine: Machine) -> Finding:
 
 def _hub(machine: Machine) -> Finding:
     if machine.hub is None:
-        return Finding("model hub", "note", "switched off (HF_HUB_OFFLINE=1): models and data must lie on this machine")
+        return Finding(
+            "model hub",
+            "note",
+            "switched off (HF_HUB_OFFLINE=1): models and data must lie on this machine",
+        )
     if not machine.hub:
-        return Finding("model hub", "note", f"{HUB} cannot be reached: models and data must lie on this machine")
-    whose = "with the token in HF_TOKEN" if machine.token else "without a token (HF_TOKEN), which open models do not need"
+        return Finding(
+            "model hub",
+            "note",
+            f"{HUB} cannot be reached: models and data must lie on this machine",
+        )
+    whose = (
+        "with the token in HF_TOKEN"
+        if machine.token
+        else "without a token (HF_TOKEN), which open models do not need"
+    )
     return Finding("model hub", "good", f"{HUB} answers, {whose}")
 
 
@@ -243,12 +339,18 @@ def _probe(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "selfreward_lite.engine.probe", *arguments]
     try:
         environment = {**os.environ, **one_card(os.environ)}
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, env=environment
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
         words = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
-        return {"error": words[-1] if words and ended.returncode > 0 else f"its process was ended by signal {-ended.returncode}"}
+        return {
+            "error": words[-1]
+            if words and ended.returncode > 0
+            else f"its process was ended by signal {-ended.returncode}"
+        }
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -24,7 +24,10 @@ MARGIN = 1.1
 
 
 def check_disk(
-    path: Path, needs: dict[str, int], wanted_by: str = "this run", advice: str = "free space, or give another --runs-dir"
+    path: Path,
+    needs: dict[str, int],
+    wanted_by: str = "this run",
+    advice: str = "free space, or give another --runs-dir",
 ) -> None:
     """Raise UserError, with the numbers, where the disk on which `path` lies or will lie cannot hold `needs`."""
     free, needed = free_bytes(path), sum(needs.values()) * MARGIN
@@ -38,7 +41,9 @@ def check_disk(
 
 def free_bytes(path: Path) -> int:
     """Return the bytes that are free where `path` lies or, so far as it does not exist yet, will lie."""
-    return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    return shutil.disk_usage(
+        next(place for place in (path, *path.absolute().parents) if place.exists())
+    ).free
 
 
 def in_words(count: float) -> str:
@@ -55,8 +60,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     Half-written files that a killed exporter left (`*.part`) do not belong to it.
     """
     unfinished = folder / f"{MANIFEST}.part"
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part"]
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in paths if path.name != MANIFEST}
+    paths = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part"
+    ]
+    files = {
+        str(path.relative_to(folder)): sha256_of(path) for path in paths if path.name != MANIFEST
+    }
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump({"files": files, **facts}, file, indent=2)
         file.flush()
@@ -129,6 +138,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- writing a file
 
+
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary path beside `out`; it becomes `out`, synced to disk, only if the block ends well."""
@@ -141,7 +151,9 @@ def whole_file(out: Path) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name must survive a power cut too; Windows cannot sync a folder
+    if (
+        os.name == "posix"
+    ):  # the new name must survive a power cut too; Windows cannot sync a folder
         folder = os.open(out.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -58,7 +58,10 @@ def one_card(environment: Mapping[str, str]) -> dict[str, str]:
     would begin with the fastest.
     """
     first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return {"CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), "CUDA_VISIBLE_DEVICES": first}
+    return {
+        "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        "CUDA_VISIBLE_DEVICES": first,
+    }
 
 
 def cards() -> list[Card]:
@@ -84,16 +87,25 @@ def read(said: str, visible: str | None = None) -> list[Card]:
     found: dict[tuple[str, str], Card] = {}
     for line in said.splitlines():
         try:
-            index, uuid, name, driver, capability, free, total = (part.strip() for part in line.split(","))
+            index, uuid, name, driver, capability, free, total = (
+                part.strip() for part in line.split(",")
+            )
             major, minor = map(int, capability.split("."))
-            found[index, uuid] = Card(name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20)
+            found[index, uuid] = Card(
+                name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20
+            )
         except ValueError:  # [N/A], as of a card that has no memory of its own
-            _log.warning("nvidia-smi does not tell of a card what must be known to use it: %s", line)
+            _log.warning(
+                "nvidia-smi does not tell of a card what must be known to use it: %s", line
+            )
     if visible is None or visible.startswith("MIG"):
         return list(found.values())
     wanted = [one.strip() for one in visible.split(",") if one.strip()]
     return [
-        card for one in wanted for (index, uuid), card in found.items() if one == index or (len(one) > 3 and uuid.startswith(one))
+        card
+        for one in wanted
+        for (index, uuid), card in found.items()
+        if one == index or (len(one) > 3 and uuid.startswith(one))
     ]
 
 
@@ -135,7 +147,9 @@ def _wait(path: Path, who: str, say: Callable[[str], None]) -> int:
     handle = locks.take(path, who)
     if handle is not None:
         return handle
-    say(f"the card is held by {locks.holder(path) or 'another process'}: waiting for it; end that process, or interrupt this one")
+    say(
+        f"the card is held by {locks.holder(path) or 'another process'}: waiting for it; end that process, or interrupt this one"
+    )
     asking = None
     try:
         while handle is None:
@@ -152,5 +166,7 @@ def _file(name: str) -> Path:
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{FOLDER}: {error.strerror}; it says who has the card: make it writable, or set HOME") from None
+        raise UserError(
+            f"{FOLDER}: {error.strerror}; it says who has the card: make it writable, or set HOME"
+        ) from None
     return FOLDER / f"{name}.lock"

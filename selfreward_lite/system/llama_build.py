@@ -24,7 +24,10 @@ TOOLKIT = Path("/usr/local/cuda/bin/nvcc")  # where the toolkit lies if it is no
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
 
 # What a compiler, CMake or pip's resolver says; pip itself says "error" of every package that could not be built.
-_CAUSE = re.compile(r"CMake Error|fatal error|error: [^s]|No matching distribution|Could not find a version", re.IGNORECASE)
+_CAUSE = re.compile(
+    r"CMake Error|fatal error|error: [^s]|No matching distribution|Could not find a version",
+    re.IGNORECASE,
+)
 _RELEASE = re.compile(r"release (\d+)\.")
 
 
@@ -47,7 +50,12 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     own = f"sm{there[0].architecture}-cuda{release}"
     keep = wheels[-1] / own if wheels else None
     name = f"{pin.replace('-', '_').replace('==', '-')}-*.whl"
-    for kept in (file for wheel in wheels for folder in (wheel / own, wheel) for file in sorted(folder.glob(name))):
+    for kept in (
+        file
+        for wheel in wheels
+        for folder in (wheel / own, wheel)
+        for file in sorted(folder.glob(name))
+    ):
         say(f"installing {kept}")
         _pip("install", "--force-reinstall", "--no-deps", str(kept))
         found = doctor.llama_finding(wanted, there)
@@ -59,14 +67,27 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
 
 
 def _compile(
-    pin: str, there: list[Card], wanted: dict[str, str], where: tuple[str, Path | None], say: Callable[[str], None]
+    pin: str,
+    there: list[Card],
+    wanted: dict[str, str],
+    where: tuple[str, Path | None],
+    say: Callable[[str], None],
 ) -> doctor.Finding:
     compiler, folder = where
     say(f"compiling {pin} for {there[0].name}: a quarter of an hour and more on two cores")
     # Not for this machine's CPU alone: the next one that is lent may be older.
     flags = f"{doctor.cuda_flags(there[0])} -DGGML_NATIVE=off"
     with tempfile.TemporaryDirectory() as scratch:
-        _pip("wheel", "--no-deps", "--no-cache-dir", "-w", scratch, pin, CMAKE_ARGS=flags, CUDACXX=compiler)
+        _pip(
+            "wheel",
+            "--no-deps",
+            "--no-cache-dir",
+            "-w",
+            scratch,
+            pin,
+            CMAKE_ARGS=flags,
+            CUDACXX=compiler,
+        )
         (wheel,) = Path(scratch).glob("*.whl")
         _pip("install", "--force-reinstall", "--no-deps", str(wheel))
         found = doctor.llama_finding(wanted, there)
@@ -87,12 +108,16 @@ def _toolkit() -> tuple[str, str]:
     """CUDA's compiler and the first part of its version, which a build needs to find again where it runs."""
     compiler = shutil.which("nvcc") or str(TOOLKIT)
     try:
-        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=True
+        ).stdout
         release = _RELEASE.search(said)
     except (OSError, subprocess.CalledProcessError):
         release = None
     if release is None:
-        raise UserError("no CUDA compiler (nvcc) here, which makes llama.cpp use the card; install the CUDA toolkit")
+        raise UserError(
+            "no CUDA compiler (nvcc) here, which makes llama.cpp use the card; install the CUDA toolkit"
+        )
     return compiler, release[1]
 
 
@@ -100,8 +125,19 @@ def _pip(*arguments: str, **environment: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"]
     log = Path(tempfile.gettempdir()) / LOG
     with log.open("w") as out:
-        ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
+        ended = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment
+        )
     if ended.returncode:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        why = next((line for line in lines if _CAUSE.search(line)), lines[-1] if lines else "it said nothing")
-        raise UserError(f"pip {arguments[0]} failed: {why} (all of it in {log}); mend that, and try again")
+        lines = [
+            line.strip()
+            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.strip()
+        ]
+        why = next(
+            (line for line in lines if _CAUSE.search(line)),
+            lines[-1] if lines else "it said nothing",
+        )
+        raise UserError(
+            f"pip {arguments[0]} failed: {why} (all of it in {log}); mend that, and try again"
+        )

@@ -51,7 +51,11 @@ def _said(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        return None if _locked(handle, fcntl.LOCK_SH) else os.read(handle, 200).decode(errors="replace").strip()
+        return (
+            None
+            if _locked(handle, fcntl.LOCK_SH)
+            else os.read(handle, 200).decode(errors="replace").strip()
+        )
     finally:
         os.close(handle)
 

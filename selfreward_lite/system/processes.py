@@ -18,9 +18,16 @@ def _environment(spec: dict[str, Any]) -> dict[str, str]:
     a busy machine starves others. A short spin keeps the speed: a tiny model with an adapter, 2 threads, made 1,680
     tokens/s without spinning, 5,290 with 1,000 turns, 5,780 with 10,000, 5,850 with the default (measured, idle machine).
     """
-    environment = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "10000", **os.environ, **one_card(os.environ)}
+    environment = {
+        "GGML_NO_BACKTRACE": "1",
+        "GOMP_SPINCOUNT": "10000",
+        **os.environ,
+        **one_card(os.environ),
+    }
     if not spec.get("gpu_layers"):
-        environment["CUDA_VISIBLE_DEVICES"] = ""  # a CUDA build would take some of a card's memory even without a layer on it
+        environment["CUDA_VISIBLE_DEVICES"] = (
+            ""  # a CUDA build would take some of a card's memory even without a layer on it
+        )
     package = str(Path(__file__).resolve().parents[2])
     known = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([package, known] if known else [package])
@@ -31,7 +38,9 @@ def _how_it_ended(code: int) -> str:
     if code >= 0:
         return f"it ended with code {code} and without a word"
     name = signal.Signals(-code).name
-    return f"it was ended by {name}" + (", which is how a system short of memory ends processes" if name == "SIGKILL" else "")
+    return f"it was ended by {name}" + (
+        ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
+    )
 
 
 def _last_words(log: Path) -> str | None:

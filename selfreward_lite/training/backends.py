@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 @dataclass(frozen=True)
 class Backend:
     """The library that trains, and the same in words, with the reason where it is not the one that was hoped for."""
@@ -41,17 +40,26 @@ def ready(wanted: str, scratch: Path) -> Backend:
     if wanted == "transformers" or (wanted == "auto" and not cards()):
         return Backend("transformers", _transformers())
     if wanted == "auto" and not _installed("unsloth"):
-        return Backend("transformers", f"{_transformers()}; unsloth is not installed (pip install -r requirements-gpu.txt)")
+        return Backend(
+            "transformers",
+            f"{_transformers()}; unsloth is not installed (pip install -r requirements-gpu.txt)",
+        )
     if late := [name for name in ("transformers", "trl", "peft") if name in sys.modules]:
-        raise TrainingError(f"unsloth must be imported before {late[0]}, which is not so here; set backend=transformers")
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would ask the hub for a file at every start
+        raise TrainingError(
+            f"unsloth must be imported before {late[0]}, which is not so here; set backend=transformers"
+        )
+    os.environ.setdefault(
+        "UNSLOTH_DISABLE_STATISTICS", "1"
+    )  # it would ask the hub for a file at every start
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(scratch / "unsloth_compiled_cache"))
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # noqa: BLE001 - it fails in many ways, of which ImportError is one
         why = f"unsloth cannot be imported ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         if wanted == "unsloth":
-            raise TrainingError(f"{why}; set backend=transformers, or mend it: `doctor` says how") from None
+            raise TrainingError(
+                f"{why}; set backend=transformers, or mend it: `doctor` says how"
+            ) from None
         return Backend("transformers", f"{_transformers()}; {why}")
     return Backend("unsloth", f"unsloth {version('unsloth')}")
 
@@ -73,10 +81,16 @@ def _by_transformers(job: Job, dtype: torch.dtype) -> Any:
     base = nf4.load(job.model_dir, job.quantisation, dtype, on_card=torch.cuda.is_available())
     if job.adapter_in is not None:
         return PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
-    return get_peft_model(base, LoraConfig(
-        r=job.lora["rank"], lora_alpha=job.lora["alpha"], lora_dropout=job.lora["dropout"],
-        target_modules="all-linear", task_type="CAUSAL_LM",
-    ))
+    return get_peft_model(
+        base,
+        LoraConfig(
+            r=job.lora["rank"],
+            lora_alpha=job.lora["alpha"],
+            lora_dropout=job.lora["dropout"],
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 def _by_unsloth(job: Job, dtype: torch.dtype) -> Any:
@@ -86,14 +100,26 @@ def _by_unsloth(job: Job, dtype: torch.dtype) -> Any:
     from selfreward_lite.models import nf4
 
     modules = [name.rsplit(".", 1)[-1] for name in read_config(Path(job.model_dir)).projections()]
-    longest, checkpointing = job.settings["max_length"], "unsloth" if torch.cuda.is_available() else False
+    longest, checkpointing = (
+        job.settings["max_length"],
+        "unsloth" if torch.cuda.is_available() else False,
+    )
     base, _ = FastLanguageModel.from_pretrained(
-        job.model_dir, max_seq_length=longest, dtype=dtype, load_in_4bit=job.quantisation == "nf4", use_exact_model_name=True,
+        job.model_dir,
+        max_seq_length=longest,
+        dtype=dtype,
+        load_in_4bit=job.quantisation == "nf4",
+        use_exact_model_name=True,
         local_files_only=True,
     )
     model = FastLanguageModel.get_peft_model(
-        nf4.settled(base, dtype), r=job.lora["rank"], lora_alpha=job.lora["alpha"], lora_dropout=job.lora["dropout"],
-        target_modules=modules, use_gradient_checkpointing=checkpointing, random_state=job.seed,
+        nf4.settled(base, dtype),
+        r=job.lora["rank"],
+        lora_alpha=job.lora["alpha"],
+        lora_dropout=job.lora["dropout"],
+        target_modules=modules,
+        use_gradient_checkpointing=checkpointing,
+        random_state=job.seed,
     )
     if job.adapter_in is not None:
         restore(model, job.adapter_in)
@@ -111,7 +137,9 @@ def restore(model: Any, adapter_in: str) -> None:
     result = set_peft_model_state_dict(model, weights, adapter_name="default")
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
     if result.unexpected_keys or len(weights) != trainable:
-        raise TrainingError(f"{adapter_in} does not fit the model: {result.unexpected_keys or 'other layers'}")
+        raise TrainingError(
+            f"{adapter_in} does not fit the model: {result.unexpected_keys or 'other layers'}"
+        )
 
 
 def _transformers() -> str:

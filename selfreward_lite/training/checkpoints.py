@@ -49,8 +49,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     target = folder / f"step-{checkpoint.state.step}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    save_file({name: weight.contiguous() for name, weight in checkpoint.adapter.items()}, target / "adapter.safetensors")
-    save_file({name: weight.contiguous() for name, weight in checkpoint.optimizer.items()}, target / "optimizer.safetensors")
+    save_file(
+        {name: weight.contiguous() for name, weight in checkpoint.adapter.items()},
+        target / "adapter.safetensors",
+    )
+    save_file(
+        {name: weight.contiguous() for name, weight in checkpoint.optimizer.items()},
+        target / "optimizer.safetensors",
+    )
     (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)), encoding="utf-8")
     write_manifest(target, {})
     for other in folder.iterdir():
@@ -62,10 +68,16 @@ def newest(folder: Path, job: str) -> Checkpoint | None:
     """Return the checkpoint of this job with the most steps, None if there is none that is whole."""
     from safetensors.torch import load_file
 
-    for path in sorted(folder.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")), reverse=True):
+    for path in sorted(
+        folder.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")), reverse=True
+    ):
         if manifest_faults(path):
             continue
         state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         if state.job == job:
-            return Checkpoint(state, load_file(path / "adapter.safetensors"), load_file(path / "optimizer.safetensors"))
+            return Checkpoint(
+                state,
+                load_file(path / "adapter.safetensors"),
+                load_file(path / "optimizer.safetensors"),
+            )
     return None

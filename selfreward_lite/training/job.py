@@ -17,10 +17,14 @@ from typing import Any, Literal
 
 from selfreward_lite.system.files import sha256_of
 
-FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; larger means that the reference is another model
+FIRST_MARGIN_LIMIT = (
+    1e-4  # reward margin of the first step; larger means that the reference is another model
+)
 PROBE_STEPS = 5
 FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
-Report = Callable[[Mapping[str, Any]], None]  # `step`, `steps` in all and the `values` that the trainer logged; or `words`
+Report = Callable[
+    [Mapping[str, Any]], None
+]  # `step`, `steps` in all and the `values` that the trainer logged; or `words`
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,20 @@ class Job:
     def digest(self) -> str:
         """Return what tells this job from any other: what it begins with, its rows, and all that its steps depend on."""
         weights = Path(self.adapter_in) / "adapter_model.safetensors" if self.adapter_in else None
-        steps = {name: value for name, value in self.settings.items() if name != "micro_batch"}  # it pads otherwise, and no more
-        known = [self.method, self.quantisation, sha256_of(Path(self.rows)), weights and sha256_of(weights), self.seed, steps]
-        return hashlib.sha256(json.dumps([*known, dict(self.lora)], sort_keys=True).encode()).hexdigest()
+        steps = {
+            name: value for name, value in self.settings.items() if name != "micro_batch"
+        }  # it pads otherwise, and no more
+        known = [
+            self.method,
+            self.quantisation,
+            sha256_of(Path(self.rows)),
+            weights and sha256_of(weights),
+            self.seed,
+            steps,
+        ]
+        return hashlib.sha256(
+            json.dumps([*known, dict(self.lora)], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def frozen_or_broken(losses: Sequence[float]) -> str | None:

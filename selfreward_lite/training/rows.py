@@ -70,7 +70,11 @@ def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[
     while len(order) < round(epochs * len(rows)):
         order += rng.sample(rows, len(rows))
     order = order[: round(epochs * len(rows))]
-    return [row for start in range(0, len(order), batch) for row in sorted(order[start : start + batch], key=length)]
+    return [
+        row
+        for start in range(0, len(order), batch)
+        for row in sorted(order[start : start + batch], key=length)
+    ]
 
 
 def micro_batches(batch: int, wanted: int) -> Iterator[int]:
@@ -92,22 +96,35 @@ def sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: 
     """Return rows of (what the user says, what the assistant is to answer)."""
     rows = Rows()
     for content, answer in examples:
-        row = {"prompt_ids": chat.prompt_ids(user(content)), "completion_ids": chat.completion_ids(answer)}
+        row = {
+            "prompt_ids": chat.prompt_ids(user(content)),
+            "completion_ids": chat.completion_ids(answer),
+        }
         rows.add(row, max_length)
     return rows
 
 
 def dpo_rows(
-    response_pairs: Iterable[ResponsePair], judgment_pairs: Iterable[JudgmentPair], texts: Texts, chat: ChatFormat,
+    response_pairs: Iterable[ResponsePair],
+    judgment_pairs: Iterable[JudgmentPair],
+    texts: Texts,
+    chat: ChatFormat,
     max_length: int,
 ) -> Rows:
     """Return both kinds of pairs as rows: a prompt with two responses, or a judge's question with two judgments."""
     rows = Rows()
-    for said, chosen, rejected in (*map(texts.of_responses, response_pairs), *map(texts.of_judgments, judgment_pairs)):
-        rows.add({
-            "prompt_ids": chat.prompt_ids(user(said)), "chosen_ids": chat.completion_ids(chosen),
-            "rejected_ids": chat.completion_ids(rejected),
-        }, max_length)
+    for said, chosen, rejected in (
+        *map(texts.of_responses, response_pairs),
+        *map(texts.of_judgments, judgment_pairs),
+    ):
+        rows.add(
+            {
+                "prompt_ids": chat.prompt_ids(user(said)),
+                "chosen_ids": chat.completion_ids(chosen),
+                "rejected_ids": chat.completion_ids(rejected),
+            },
+            max_length,
+        )
     return rows
 
 

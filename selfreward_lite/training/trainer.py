@@ -71,8 +71,12 @@ class Watcher(TrainerCallback):
         """One forward and backward over the longest rows: memory that is short is better short now than in an hour."""
         rows = self.trainer.train_dataset
         longest = sorted(range(len(rows)), key=lambda place: _padded(rows[place]))
-        batch = self.trainer.data_collator([rows[place] for place in longest[-args.per_device_train_batch_size :]])
-        self.trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps  # set by the loop, a little later
+        batch = self.trainer.data_collator(
+            [rows[place] for place in longest[-args.per_device_train_batch_size :]]
+        )
+        self.trainer.current_gradient_accumulation_steps = (
+            args.gradient_accumulation_steps
+        )  # set by the loop, a little later
         self.trainer.training_step(self.trainer.model_wrapped, batch)
         self.trainer.model.zero_grad()
         self.trainer._metrics["train"].clear()  # what it measured belongs to no step
@@ -89,14 +93,24 @@ class Watcher(TrainerCallback):
                 )
         if self.job.until is not None and time.time() > self.job.until:
             control.should_training_stop = True
-            self.out_of_time = 2 * (self.begun_at + state.global_step) < self.begun_at + state.max_steps
+            self.out_of_time = (
+                2 * (self.begun_at + state.global_step) < self.begun_at + state.max_steps
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.out_of_time:  # less than half a training is no model; it is gone on with another time
+        if (
+            self.out_of_time
+        ):  # less than half a training is no model; it is gone on with another time
             self._save()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        values = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        values = {
+            name: float(value)
+            for name, value in (logs or {}).items()
+            if isinstance(value, int | float)
+        }
         if "loss" not in values:
             return
         step, known = self.begun_at + state.global_step, self.state
@@ -104,19 +118,32 @@ class Watcher(TrainerCallback):
         if fault := frozen_or_broken(losses):
             raise TrainingError(f"{fault} at step {step}; lower the learning rate")
         if not known.first:
-            rewards = [first[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")] if self.job.method == "dpo" else []
-            if not all(abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards):  # so that NaN is refused too
-                raise TrainingError(f"rewards {rewards} at the first step: the reference is not M(t-1)")
+            rewards = (
+                [first[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")]
+                if self.job.method == "dpo"
+                else []
+            )
+            if not all(
+                abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards
+            ):  # so that NaN is refused too
+                raise TrainingError(
+                    f"rewards {rewards} at the first step: the reference is not M(t-1)"
+                )
         self.state = State(known.job, step, losses, first, {})
         self.report({"step": step, "steps": self.begun_at + state.max_steps, "values": values})
-        if time.monotonic() - self.saved >= 60 * self.job.checkpoint_minutes and state.global_step < state.max_steps:
+        if (
+            time.monotonic() - self.saved >= 60 * self.job.checkpoint_minutes
+            and state.global_step < state.max_steps
+        ):
             self._save()
 
     def _save(self) -> None:
         scaler = self.trainer.accelerator.scaler
         state = State(**{**vars(self.state), "scaler": scaler.state_dict() if scaler else {}})
         moments = _moments(self.trainer.optimizer, self.trainer.model)
-        checkpoints.save(Path(self.job.checkpoints), Checkpoint(state, trainable(self.trainer.model), moments))
+        checkpoints.save(
+            Path(self.job.checkpoints), Checkpoint(state, trainable(self.trainer.model), moments)
+        )
         self.saved = time.monotonic()
 
 
@@ -132,8 +159,12 @@ def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
     report({"words": f"{backend.words}, in {str(_compute_dtype()).removeprefix('torch.')}"})
     if not job.row_count:
         set_seed(job.seed)
-        save_adapter(backends.load(backend, job, _compute_dtype()), Path(job.adapter_out))  # a fresh one changes nothing
-        return dict.fromkeys(("steps", "rows", "moved_share", "first_margin", "tokens", "train_seconds"), 0.0)
+        save_adapter(
+            backends.load(backend, job, _compute_dtype()), Path(job.adapter_out)
+        )  # a fresh one changes nothing
+        return dict.fromkeys(
+            ("steps", "rows", "moved_share", "first_margin", "tokens", "train_seconds"), 0.0
+        )
     for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
         try:
             return _train(job, size, report, backend)
@@ -154,7 +185,9 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     started = time.monotonic()
     if torch.cuda.is_available():
         if job.memory is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / torch.cuda.get_device_properties(0).total_memory))
+            torch.cuda.set_per_process_memory_fraction(
+                min(1.0, job.memory / torch.cuda.get_device_properties(0).total_memory)
+            )
         torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the card
     set_seed(job.seed)
     rows = _read_rows(job)
@@ -167,7 +200,9 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     if len(trainer.train_dataset) != len(left):
         raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(left)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
-        raise TrainingError("the trainer made no copy of M(t-1) as reference; its reference would be the base")
+        raise TrainingError(
+            "the trainer made no copy of M(t-1) as reference; its reference would be the base"
+        )
     _as_float32(trainer.model)
     if job.adapter_in is not None:
         backends.restore(trainer.model, job.adapter_in)
@@ -186,12 +221,23 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[st
     trainer.train()
     done = watcher.state
     facts = {
-        "steps": done.step, "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
-        "moved_share": moved_share(watcher.before, trainer.model), "micro_batch": micro_batch, "begun_at": state.step,
-        "tokens": sum(map(tokens, order[state.step * job.settings["batch"] : done.step * job.settings["batch"]])),
-        "out_of_time": float(watcher.out_of_time), "ended_early": float(done.step * job.settings["batch"] < len(order)),
-        "load_seconds": loaded - started, "train_seconds": time.monotonic() - loaded,
-        "skipped": float(watcher.skipped), "first_loss": done.first.get("loss", math.nan),
+        "steps": done.step,
+        "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
+        "moved_share": moved_share(watcher.before, trainer.model),
+        "micro_batch": micro_batch,
+        "begun_at": state.step,
+        "tokens": sum(
+            map(
+                tokens,
+                order[state.step * job.settings["batch"] : done.step * job.settings["batch"]],
+            )
+        ),
+        "out_of_time": float(watcher.out_of_time),
+        "ended_early": float(done.step * job.settings["batch"] < len(order)),
+        "load_seconds": loaded - started,
+        "train_seconds": time.monotonic() - loaded,
+        "skipped": float(watcher.skipped),
+        "first_loss": done.first.get("loss", math.nan),
         "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
     }
     if torch.cuda.is_available():
@@ -208,7 +254,11 @@ def _padded(row: Row) -> int:
 
 def trainable(model: torch.nn.Module) -> Weights:
     """Return copies of the trainable weights by name."""
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    return {
+        name: weight.detach().clone()
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    }
 
 
 def moved_share(before: Weights, model: torch.nn.Module) -> float:
@@ -227,7 +277,10 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in folder.iterdir():
         file.chmod(0o644)
-    for path in (*folder.iterdir(), folder):  # a power cut must not leave a finished training with half an adapter
+    for path in (
+        *folder.iterdir(),
+        folder,
+    ):  # a power cut must not leave a finished training with half an adapter
         opened = os.open(path, os.O_RDONLY)
         os.fsync(opened)
         os.close(opened)
@@ -239,7 +292,9 @@ def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     # A fused step decides by itself whether float16 overflowed, and nobody hears of it (accelerate 1.15).
     fused = trainer.accelerator.scaler is None
-    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused)
+    trainer.optimizer = torch.optim.AdamW(
+        weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused
+    )
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = rate
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(
@@ -250,7 +305,11 @@ def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
 def _moments(optimizer: Any, model: torch.nn.Module) -> Weights:
     """AdamW's two moments and step count of every trainable weight, named after it."""
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    return {f"{name}.{part}": value for name, weight in named for part, value in optimizer.state[weight].items()}
+    return {
+        f"{name}.{part}": value
+        for name, weight in named
+        for part, value in optimizer.state[weight].items()
+    }
 
 
 def _go_on(trainer: Any, kept: Checkpoint) -> None:
@@ -259,7 +318,9 @@ def _go_on(trainer: Any, kept: Checkpoint) -> None:
         if weight.requires_grad:
             weight.data.copy_(kept.adapter[name])
             parts = ("step", "exp_avg", "exp_avg_sq")
-            trainer.optimizer.state[weight] = {part: kept.optimizer[f"{name}.{part}"].to(weight.device) for part in parts}
+            trainer.optimizer.state[weight] = {
+                part: kept.optimizer[f"{name}.{part}"].to(weight.device) for part in parts
+            }
     if trainer.accelerator.scaler and kept.state.scaler:
         trainer.accelerator.scaler.load_state_dict(kept.state.scaler)
 
@@ -268,12 +329,16 @@ def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) 
     settings = job.settings
     anchored = settings["anchor"] > 0
     arguments = DPOConfig(
-        **_common(job, micro_batch), beta=settings["beta"],
+        **_common(job, micro_batch),
+        beta=settings["beta"],
         loss_type=["sigmoid", "sft"] if anchored else ["sigmoid"],
         loss_weights=[1.0, settings["anchor"]] if anchored else None,
     )
     return TokenisedDPOTrainer(
-        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=_tokenizer(job)
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(job),
     )
 
 
@@ -288,11 +353,19 @@ def _with_reference(trainer: DPOTrainer, rows: list[Row], size: int) -> Dataset:
         inputs = trainer._prepare_inputs(trainer.data_collator(batch))
         with torch.no_grad():
             chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
-        found |= {id(row): pair for row, pair in zip(batch, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True)}
+        found |= {
+            id(row): pair
+            for row, pair in zip(
+                batch, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True
+            )
+        }
     model.train()
-    return Dataset.from_list([
-        row | {"ref_chosen_logps": found[id(row)][0], "ref_rejected_logps": found[id(row)][1]} for row in rows
-    ])
+    return Dataset.from_list(
+        [
+            row | {"ref_chosen_logps": found[id(row)][0], "ref_rejected_logps": found[id(row)][1]}
+            for row in rows
+        ]
+    )
 
 
 def _sft_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> SFTTrainer:
@@ -303,8 +376,17 @@ def _sft_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) 
         }
         for row in rows
     ]
-    arguments = SFTConfig(**_common(job, micro_batch), dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False)
-    return SFTTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(whole), processing_class=_tokenizer(job))
+    arguments = SFTConfig(
+        **_common(job, micro_batch),
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+    return SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(whole),
+        processing_class=_tokenizer(job),
+    )
 
 
 def _common(job: Job, micro_batch: int) -> dict[str, Any]:
@@ -312,13 +394,23 @@ def _common(job: Job, micro_batch: int) -> dict[str, Any]:
     settings, on_card, dtype = job.settings, torch.cuda.is_available(), _compute_dtype()
     return {
         "output_dir": str(Path(job.adapter_out).parent / "trainer"),
-        "per_device_train_batch_size": micro_batch, "gradient_accumulation_steps": settings["batch"] // micro_batch,
-        "num_train_epochs": 1, "train_sampling_strategy": "sequential", "max_length": settings["max_length"],
-        "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings["batch"] // micro_batch,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "max_length": settings["max_length"],
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
         "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
-        "seed": job.seed, "data_seed": job.seed, "disable_tqdm": True, "use_cpu": not on_card,
-        "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
-        "gradient_checkpointing": on_card, "dataloader_pin_memory": on_card,
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "disable_tqdm": True,
+        "use_cpu": not on_card,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "gradient_checkpointing": on_card,
+        "dataloader_pin_memory": on_card,
     }
 
 
@@ -328,7 +420,9 @@ def _compute_dtype() -> torch.dtype:
         return torch.float32
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST:
-        raise TrainingError(f"compute capability {capability} is too old: {OLDEST} is needed; take another card")
+        raise TrainingError(
+            f"compute capability {capability} is too old: {OLDEST} is needed; take another card"
+        )
     return torch.bfloat16 if capability >= BF16 else torch.float16
 
 

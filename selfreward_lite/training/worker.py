@@ -47,13 +47,22 @@ class Workshop:
     tasks that need no torch."""
 
     def __init__(self, bare: bool = False) -> None:
-        self._command = [sys.executable, "-m", "selfreward_lite.training.worker", *([BARE] if bare else [])]
+        self._command = [
+            sys.executable,
+            "-m",
+            "selfreward_lite.training.worker",
+            *([BARE] if bare else []),
+        ]
         self._child: subprocess.Popen[str] | None = None
-        descriptor, self._words = tempfile.mkstemp(suffix=".log")  # what the child says outside of tasks
+        descriptor, self._words = tempfile.mkstemp(
+            suffix=".log"
+        )  # what the child says outside of tasks
         os.close(descriptor)
         self._open()
 
-    def do(self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any) -> Plain:
+    def do(
+        self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any
+    ) -> Plain:
         """Do one task and return its answer; raises TaskFailed, after which the next task finds a working child."""
         child = self._open()
         assert child.stdin is not None
@@ -82,7 +91,9 @@ class Workshop:
         if code != 0 or answer is None:
             said = _last_words(log) or _last_words(Path(self._words))
             how = _how_it_ended(code)
-            raise TaskFailed(said if said and code >= 0 else f"{how}; its last words: {said}" if said else how)
+            raise TaskFailed(
+                said if said and code >= 0 else f"{how}; its last words: {said}" if said else how
+            )
         return answer
 
     def close(self) -> None:
@@ -94,8 +105,12 @@ class Workshop:
         if self._child is None:
             with open(self._words, "w", encoding="utf-8") as words:
                 self._child = subprocess.Popen(
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=words, text=True, start_new_session=True,  # Ctrl-C is the parent's to handle
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=words,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is the parent's to handle
                     env={**CHILD, **os.environ, **one_card(os.environ)},
                 )
         return self._child
@@ -129,7 +144,9 @@ def serve() -> None:
         os.close(theirs[0])
         ready, _, _ = select.select([0, ours[0]], [], [])
         if 0 in ready and ours[0] not in ready:
-            os._exit(1)  # the parent never speaks during a task, so it is gone; and the task goes with us
+            os._exit(
+                1
+            )  # the parent never speaks during a task, so it is gone; and the task goes with us
         _, status = os.waitpid(pid, 0)
         os.close(ours[0])
         os.close(theirs[1])
@@ -176,7 +193,9 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         from selfreward_lite.training.job import Job
 
         job = Job(**task)
-        backend = backends.ready(job.backend, Path(job.rows).parent)  # before anything imports transformers
+        backend = backends.ready(
+            job.backend, Path(job.rows).parent
+        )  # before anything imports transformers
         from selfreward_lite.training.trainer import train
 
         return train(job, report, backend)
@@ -185,7 +204,9 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
     if kind in ("full_model", "quantise"):
         return {"full_model": merge.write, "quantise": quantize.write}[kind](**task, report=report)
     tasks = {
-        "export_base": parity.export_base, "adopt_base": parity.adopt_base, "export_adapter": parity.export_adapter,
+        "export_base": parity.export_base,
+        "adopt_base": parity.adopt_base,
+        "export_adapter": parity.export_adapter,
         "check": parity.check,
     }
     return tasks[kind](**task)

@@ -12,7 +12,9 @@ from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, Re
 from selfreward_lite.data.store import Store
 
 pytestmark = pytest.mark.browser
-browser_tools = pytest.importorskip("browser", reason="needs playwright: pip install playwright==1.65.2")
+browser_tools = pytest.importorskip(
+    "browser", reason="needs playwright: pip install playwright==1.65.2"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,18 @@ def newcomer(chromium, tmp_path_factory):
         asked, wrong = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        yield SimpleNamespace(page=page, client=client, process=process, asked=asked, wrong=wrong, browser=chromium)
+        yield SimpleNamespace(
+            page=page, client=client, process=process, asked=asked, wrong=wrong, browser=chromium
+        )
 
 
 def test_first_start_says_what_there_is_and_what_to_do(newcomer):
     page = newcomer.page
     page.get_by_text("No run yet.").wait_for()
     page.get_by_role("button", name="Start a tiny run").wait_for()
-    page.get_by_text(re.compile(r"llama.cpp on the CPU \(\d+ cores\): ready")).wait_for(timeout=30_000)
+    page.get_by_text(re.compile(r"llama.cpp on the CPU \(\d+ cores\): ready")).wait_for(
+        timeout=30_000
+    )
     for tab, says in (
         ("Compare", "There is only one model here"),
         ("Run", "No run is chosen."),
@@ -69,17 +75,27 @@ def test_a_tiny_run_begins_at_a_click_and_its_models_appear_as_they_are_made(new
     page.get_by_placeholder("Say something").wait_for()
     browser_tools.open_tab(page, "Run")
     page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
-    page.locator("#state").get_by_text("tiny is finished: M3 is its newest model").wait_for(timeout=900_000)
+    page.locator("#state").get_by_text("tiny is finished: M3 is its newest model").wait_for(
+        timeout=900_000
+    )
     browser_tools.open_tab(page, "Chat")
     assert page.get_by_label("Model").input_value() == "M3"
     browser_tools.say(page, "Sort the letters d a c b.")
-    assert "M3" in page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last.inner_text()
+    assert (
+        "M3"
+        in page.locator("#talk")
+        .get_by_text(re.compile(r"scores itself \d|no score"))
+        .last.inner_text()
+    )
 
 
 def test_two_models_are_compared_blind_and_the_vote_is_kept(newcomer):
     page = newcomer.page
     browser_tools.open_tab(page, "Compare")
-    assert [page.get_by_label(name).input_value() for name in ("One model", "The other")] == ["M0", "M3"]
+    assert [page.get_by_label(name).input_value() for name in ("One model", "The other")] == [
+        "M0",
+        "M3",
+    ]
     browser_tools.compare(page, "Reverse the letters d o h k.", "Right is better")
     page.locator("#standing").get_by_text("M3 against M0").wait_for()
     assert "n = 1" in page.locator("#standing").inner_text()
@@ -101,12 +117,16 @@ def test_the_plots_show_the_run(newcomer):
     page = newcomer.page
     browser_tools.open_tab(page, "Progress")
     page.get_by_text("win rate against M0").first.wait_for()
-    page.wait_for_function("() => document.querySelectorAll('canvas, svg.marks').length >= 10", timeout=30_000)
+    page.wait_for_function(
+        "() => document.querySelectorAll('canvas, svg.marks').length >= 10", timeout=30_000
+    )
     page.locator("#measured").get_by_text("judge pair accuracy", exact=True).first.wait_for()
 
 
 def test_nothing_but_this_machine_was_asked_and_nothing_went_wrong(newcomer):
-    assert {url.split("/")[2].split(":")[0] for url in newcomer.asked if url.startswith("http")} == {"127.0.0.1"}
+    assert {
+        url.split("/")[2].split(":")[0] for url in newcomer.asked if url.startswith("http")
+    } == {"127.0.0.1"}
     assert newcomer.wrong == []
 
 
@@ -126,13 +146,35 @@ def hostile_run(folder: Path) -> None:
     """A run in which every text is hostile."""
     with Store.write(folder) as store:
         app.fill(store, 25)
-        prompt = Prompt(make_id("seed 0", Prompt, 1, "generated", 99), 1, "generated", 99, f"Sort {HOSTILE}")
+        prompt = Prompt(
+            make_id("seed 0", Prompt, 1, "generated", 99), 1, "generated", 99, f"Sort {HOSTILE}"
+        )
         responses = [
-            Response(make_id("seed 0", Response, 1, "M0", prompt.id, place), 1, "M0", prompt.id, place, HOSTILE, "stop", 4)
+            Response(
+                make_id("seed 0", Response, 1, "M0", prompt.id, place),
+                1,
+                "M0",
+                prompt.id,
+                place,
+                HOSTILE,
+                "stop",
+                4,
+            )
             for place in range(2)
         ]
         judged = [
-            Judgment(make_id("seed 0", Judgment, 1, "M0", one.id, 0), 1, "M0", one.id, 0, HOSTILE, "stop", 4, score, score)
+            Judgment(
+                make_id("seed 0", Judgment, 1, "M0", one.id, 0),
+                1,
+                "M0",
+                one.id,
+                0,
+                HOSTILE,
+                "stop",
+                4,
+                score,
+                score,
+            )
             for one, score in zip(responses, (5.0, 1.0), strict=True)
         ]
         pair = ResponsePair(make_id("seed 0", ResponsePair, 1, prompt.id), 1, prompt.id, *(one.id for one in responses), 5.0, 1.0,
@@ -155,10 +197,16 @@ def hostile(chromium, tmp_path, monkeypatch):
 
     hostile_run(tmp_path / "hostile")
     house, models = House(tmp_path), {"base": None, "M0": "a", "M1": "b"}
-    place = SimpleNamespace(run="hostile", adapters=models, settings=SimpleNamespace(model=SimpleNamespace(base="other")))
+    place = SimpleNamespace(
+        run="hostile",
+        adapters=models,
+        settings=SimpleNamespace(model=SimpleNamespace(base="other")),
+    )
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
     monkeypatch.setattr(house, "place", lambda run: place)
-    monkeypatch.setattr(house, "reply", lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)))
+    monkeypatch.setattr(
+        house, "reply", lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2))
+    )
     monkeypatch.setattr(house, "score", lambda *_: once(Score(1, (judgment,))))
     monkeypatch.setattr(house, "verdict", lambda *_: once(Verdict("M1", "a", HOSTILE, HOSTILE)))
     monkeypatch.chdir(tmp_path)
@@ -206,4 +254,6 @@ def test_no_text_becomes_part_of_the_page(hostile):
     page.wait_for_timeout(1500)
     harm += page.evaluate(HARM)
     assert (harm, dialogs) == ([], [])
-    assert {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")} == {"127.0.0.1"}
+    assert {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")} == {
+        "127.0.0.1"
+    }

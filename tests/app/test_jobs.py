@@ -49,7 +49,12 @@ def command(tmp_path, monkeypatch):
     def write(fails: bool = False):
         said, script = tmp_path / "said.json", tmp_path / "command"
         script.write_text(
-            COMMAND.format(python=sys.executable, path=[str(Path(jobs.__file__).parents[2])], said=str(said), fails=fails)
+            COMMAND.format(
+                python=sys.executable,
+                path=[str(Path(jobs.__file__).parents[2])],
+                said=str(said),
+                fails=fails,
+            )
         )
         script.chmod(0o755)
         monkeypatch.setattr(jobs.sys, "executable", str(script))
@@ -68,7 +73,9 @@ def ended(folder: Path) -> None:
 def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command):
     told, runs = command(), tmp_path / "runs"
     assert status.view(runs / "mine").state == "new"
-    jobs.begin(runs, Wanted("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)), tmp_path)
+    jobs.begin(
+        runs, Wanted("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)), tmp_path
+    )
     arguments, where = told()
     assert where == str(tmp_path), "relative paths begin where the app was started"
     assert arguments == [
@@ -79,7 +86,11 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
     while not jobs.last_words(runs / "mine") and time.monotonic() < deadline:
         time.sleep(0.02)
     view = status.view(runs / "mine")
-    assert (view.state, view.process, view.candidate) == ("running", Store.writer(runs / "mine"), "M0")
+    assert (view.state, view.process, view.candidate) == (
+        "running",
+        Store.writer(runs / "mine"),
+        "M0",
+    )
     assert os.getsid(view.process) != os.getsid(0), "Ctrl-C in the app's terminal is not for it"
     with pytest.raises(UserError, match=f"process {view.process} is at mine already"):
         jobs.begin(runs, Wanted("mine"), tmp_path)
@@ -107,9 +118,18 @@ def test_what_goes_wrong_at_once_is_said_at_once(tmp_path, command):
         (Wanted("x", settings=("dpo.betta=1",)), "no such setting"),
         (Wanted("x", settings=("dpo.beta",)), "write it as --set key=value"),
         (Wanted("x", settings=("model.base=/etc",)), "can be given on the command line only"),
-        (Wanted("x", settings=("prompts.file=/etc/passwd",)), "can be given on the command line only"),
-        (Wanted("x", settings=("prompts={file='/etc/passwd'}",)), "can be given on the command line only"),
-        (Wanted("x", settings=("seed_stage.ranked=owner/name",)), "can be given on the command line only"),
+        (
+            Wanted("x", settings=("prompts.file=/etc/passwd",)),
+            "can be given on the command line only",
+        ),
+        (
+            Wanted("x", settings=("prompts={file='/etc/passwd'}",)),
+            "can be given on the command line only",
+        ),
+        (
+            Wanted("x", settings=("seed_stage.ranked=owner/name",)),
+            "can be given on the command line only",
+        ),
     ],
 )
 def test_a_mistake_begins_nothing(tmp_path, wanted, says):
@@ -128,8 +148,16 @@ def test_every_setting_that_names_a_file_is_known_as_one():
 def test_a_view_says_how_far_a_run_is(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="1")
     view = status.view(tmp_path / "mine")
-    assert (view.state, view.newest, view.iterations, view.preset, view.now) == ("finished", 1, 1, "tiny", None)
-    judged = next(stage for stage in view.stages if (stage.model, stage.name) == ("M1", "judgments"))
+    assert (view.state, view.newest, view.iterations, view.preset, view.now) == (
+        "finished",
+        1,
+        1,
+        "tiny",
+        None,
+    )
+    judged = next(
+        stage for stage in view.stages if (stage.model, stage.name) == ("M1", "judgments")
+    )
     assert judged.done == judged.total > 0
     assert set(judged.drops) == {"could not be read"}
     with Store.write(tmp_path / "mine"):
@@ -183,12 +211,19 @@ def test_rates_and_what_is_left():
     assert Stage("M1", "judgments", 0, 120, 0.0, ended=False).left is None
     assert Stage("M1", "training", 0, 1, 3.0, ended=False).rate is None
     assert Stage("M1", "judgments", 120, 120, 10.0, ended=True).left is None
-    assert View("x", "stopped", stages=(stage, Stage("M1", "battles", 0, 3, 0.0, ended=False))).now.name == "battles"
+    assert (
+        View(
+            "x", "stopped", stages=(stage, Stage("M1", "battles", 0, 3, 0.0, ended=False))
+        ).now.name
+        == "battles"
+    )
 
 
 def test_the_last_words_are_the_last_lines_of_a_log_of_any_size(tmp_path):
     assert jobs.last_words(tmp_path / "mine") == []
-    (tmp_path / "mine.log").write_bytes(b"\xff" * 20_000 + b"\n" + b"\n".join(b"line %d" % number for number in range(40)))
+    (tmp_path / "mine.log").write_bytes(
+        b"\xff" * 20_000 + b"\n" + b"\n".join(b"line %d" % number for number in range(40))
+    )
     assert jobs.last_words(tmp_path / "mine", 3) == ["line 37", "line 38", "line 39"]
 
 
@@ -201,7 +236,9 @@ def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
         "print(jobs.view(runs / 'mine').process, flush=True); time.sleep(99)"
     )
-    starter = subprocess.Popen([sys.executable, "-c", code, tmp_path / "runs"], stdout=subprocess.PIPE, text=True)
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "runs"], stdout=subprocess.PIPE, text=True
+    )
     process = int(starter.stdout.readline())
     starter.send_signal(signal.SIGKILL)
     starter.wait()
@@ -211,5 +248,7 @@ def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
         time.sleep(0.1)
     assert jobs.stop(tmp_path / "runs" / "mine")
     ended(tmp_path / "runs" / "mine")
-    assert "Interrupted; what was committed is kept." in " ".join(jobs.last_words(tmp_path / "runs" / "mine"))
+    assert "Interrupted; what was committed is kept." in " ".join(
+        jobs.last_words(tmp_path / "runs" / "mine")
+    )
     assert config.parse(Store.read(tmp_path / "runs" / "mine").fact("settings")).prompts.count == 8

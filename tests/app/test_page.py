@@ -34,14 +34,19 @@ def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
 def turn(said: str = "Hello.", **more) -> Turn:
     reply = Reply("Hi.", tokens=3, finish="stop", first=0.1, seconds=0.4)
     score = Score(2, (judgment(4.0), judgment(3.0)))
-    return Turn(**{"said": said, "speaker": "M1", "reply": reply, "judge": "M1", "score": score, **more})
+    return Turn(
+        **{"said": said, "speaker": "M1", "reply": reply, "judge": "M1", "score": score, **more}
+    )
 
 
 def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
     user, reply, under = shown([turn()])
     assert (user["role"], user["content"]) == ("user", "Hello.")
     assert (reply["role"], reply["content"]) == ("assistant", "Hi.")
-    assert under["metadata"]["title"] == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
+    assert (
+        under["metadata"]["title"]
+        == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
+    )
     assert under["metadata"]["log"] == "3 tokens · 7 a second"
     assert under["metadata"]["status"] == "done"
     assert under["content"].count("Score: 4") == 2
@@ -53,7 +58,10 @@ def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
         ({"score": None}, "M1 · not judged"),
         ({"judge": "M0"}, "M1, scored by M0: 3.5 of 5"),
         ({"score": Score(3, (judgment(4.0),))}, "M1 scores itself … 1 of 3 judgments"),
-        ({"score": Score(1, (judgment(None),))}, "M1: no score, since none of 1 judgments by M1 could be read"),
+        (
+            {"score": Score(1, (judgment(None),))},
+            "M1: no score, since none of 1 judgments by M1 could be read",
+        ),
         ({"score": Score(2, (judgment(5.0),), lost=1)}, "1 of 2 judgments"),
     ],
 )
@@ -95,7 +103,12 @@ def tags(text: str) -> list[str]:
 
 
 # Two of these look like code, and are none to a parser.
-ESCAPES = ("x ```\n\n<div style='position:fixed'>y</div>\n\n```", "\\`<div>\\`", "~~~\n```\n~~~\n<div>\n```", "`` ` <b> `` ` <b>")
+ESCAPES = (
+    "x ```\n\n<div style='position:fixed'>y</div>\n\n```",
+    "\\`<div>\\`",
+    "~~~\n```\n~~~\n<div>\n```",
+    "`` ` <b> `` ` <b>",
+)
 
 
 @given(st.text(alphabet=st.sampled_from('<>&!`[]()\n ~\\ax/="'), max_size=60))
@@ -118,11 +131,16 @@ def test_the_parser_of_this_test_sees_tags():
 
 
 def test_code_stays_readable():
-    assert markdown("`a < b && c` and\n```\nif (a < 3) x &= 1;\n```") == "`a < b && c` and\n```\nif (a < 3) x &= 1;\n```"
+    assert (
+        markdown("`a < b && c` and\n```\nif (a < 3) x &= 1;\n```")
+        == "`a < b && c` and\n```\nif (a < 3) x &= 1;\n```"
+    )
 
 
 def test_hostile_text_is_letters_wherever_it_is_shown():
-    looks = shown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))])
+    looks = shown(
+        [turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))]
+    )
     page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
     for text in [*(one["content"] for one in looks), page_of]:
         assert "alert(1)" in text
@@ -144,7 +162,15 @@ def test_a_conversation_can_be_taken_away_whole():
 
 
 def wish(**more) -> chat.Wish:
-    asked = {"run": "mine", "speaker": "M1", "judge": chat.SELF, "system": "", "draw": DRAW, "seed": 5, "caller": "me"}
+    asked = {
+        "run": "mine",
+        "speaker": "M1",
+        "judge": chat.SELF,
+        "system": "",
+        "draw": DRAW,
+        "seed": 5,
+        "caller": "me",
+    }
     return chat.Wish(**{**asked, **more})
 
 
@@ -182,10 +208,18 @@ def test_a_question_is_answered_then_judged_step_by_step():
     turns, box = chat.ask([], "  Hello. ", "M1")
     assert (turns, box) == ([Turn("Hello.", "M1")], "")
     said = list(chat.talk(house, turns, wish()))
-    assert [now[0][0].reply.text for now in said[:4]] == ["word ", "word word ", "word word word ", "word word word"]
+    assert [now[0][0].reply.text for now in said[:4]] == [
+        "word ",
+        "word word ",
+        "word word word ",
+        "word word word",
+    ]
     assert said[-1][0][0].score.mean == 4.5
     assert said[-1][1] == shown(said[-1][0])
-    assert house.asked == [("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"), ("M1", "word word word")]
+    assert house.asked == [
+        ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"),
+        ("M1", "word word word"),
+    ]
 
 
 def test_another_model_may_judge():
@@ -213,7 +247,10 @@ def test_a_judging_that_was_stopped_is_over():
     assert "4.0 of 5" in under["metadata"]["title"]
     assert "1 of 5 judgments" in under["metadata"]["title"]
     nothing = shown(conversation.stopped([turn(score=Score(5))]))[2]
-    assert (nothing["metadata"]["status"], nothing["metadata"]["title"]) == ("done", "M1 · not judged")
+    assert (nothing["metadata"]["status"], nothing["metadata"]["title"]) == (
+        "done",
+        "M1 · not judged",
+    )
 
 
 def test_a_reply_that_is_empty_is_not_read_by_the_model():
@@ -265,7 +302,9 @@ def test_asking_again_editing_and_taking_back():
     ],
 )
 def test_it_is_open_to_nobody_without_a_password(arguments, says):
-    ended = subprocess.run([sys.executable, ROOT / "app.py", *arguments], capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, ROOT / "app.py", *arguments], capture_output=True, text=True, cwd=ROOT
+    )
     assert (ended.returncode, ended.stderr.strip()) == (2, says)
 
 
@@ -281,7 +320,12 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     page.serve(page.House(tmp_path / "runs"), None, False, None)
     assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
-    assert (told["allowed_paths"], told["run_history"], told["enable_monitoring"], told["mcp_server"]) == (
+    assert (
+        told["allowed_paths"],
+        told["run_history"],
+        told["enable_monitoring"],
+        told["mcp_server"],
+    ) == (
         [],
         False,
         False,
@@ -291,7 +335,11 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
     assert not told["here"].exists()
     page.serve(page.House(tmp_path / "runs"), 7999, True, ("me", "secret"))
-    assert (told["server_name"], told["auth"], told["share"]) == ("0.0.0.0", ("me", "secret"), False)
+    assert (told["server_name"], told["auth"], told["share"]) == (
+        "0.0.0.0",
+        ("me", "secret"),
+        False,
+    )
 
 
 def test_the_page_can_be_built_without_a_run(tmp_path):

@@ -37,13 +37,37 @@ def last(client: Client, *arguments, **more):
 
 def test_the_endpoints_are_those_that_the_readme_documents(client):
     found = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert {name: [one["parameter_name"] for one in spec["parameters"]] for name, spec in found.items()} == {
+    assert {
+        name: [one["parameter_name"] for one in spec["parameters"]] for name, spec in found.items()
+    } == {
         "/runs": [],
-        "/chat": ["message", "run", "model", "system", "history", "temperature", "top_p", "max_tokens", "seed"],
+        "/chat": [
+            "message",
+            "run",
+            "model",
+            "system",
+            "history",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "seed",
+        ],
         "/judge": ["prompt", "response", "run", "model"],
-        "/compare": ["prompt", "run", "model_a", "model_b", "judge", "temperature", "top_p", "max_tokens", "seed"],
+        "/compare": [
+            "prompt",
+            "run",
+            "model_a",
+            "model_b",
+            "judge",
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "seed",
+        ],
     }
-    types = {one["parameter_name"]: one["python_type"]["type"] for one in found["/chat"]["parameters"]}
+    types = {
+        one["parameter_name"]: one["python_type"]["type"] for one in found["/chat"]["parameters"]
+    }
     assert (types["message"], types["temperature"], types["max_tokens"]) == ("str", "float", "int")
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for name in found:
@@ -51,7 +75,9 @@ def test_the_endpoints_are_those_that_the_readme_documents(client):
 
 
 def test_runs_are_listed_and_the_tiny_model_is_always_there(client):
-    assert client.predict(api_name="/runs") == [{"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
+    assert client.predict(api_name="/runs") == [
+        {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}
+    ]
 
 
 def test_a_reply_comes_with_its_numbers_and_the_same_seed_says_the_same(client):
@@ -63,8 +89,14 @@ def test_a_reply_comes_with_its_numbers_and_the_same_seed_says_the_same(client):
 
 
 def test_what_was_said_before_is_read(client):
-    history = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": "The answer is a b c."}]
-    with_it = [last(client, ASKED, TINY, history=history, seed=seed, api_name="/chat")["text"] for seed in range(4)]
+    history = [
+        {"role": "user", "content": ASKED},
+        {"role": "assistant", "content": "The answer is a b c."},
+    ]
+    with_it = [
+        last(client, ASKED, TINY, history=history, seed=seed, api_name="/chat")["text"]
+        for seed in range(4)
+    ]
     without = [last(client, ASKED, TINY, seed=seed, api_name="/chat")["text"] for seed in range(4)]
     assert with_it != without
 
@@ -91,7 +123,11 @@ def test_two_models_are_compared_and_a_third_judges(client):
         ((ASKED, "../../etc"), "/chat", "no run '../../etc'"),
         ((ASKED, TINY, "M9"), "/chat", "has no model 'M9'"),
         ((ASKED * 10_000, TINY), "/chat", "more than 100,000 characters"),
-        ((ASKED, TINY, "base", "", [{"role": "system", "content": "x"}]), "/chat", "history: a list of"),
+        (
+            (ASKED, TINY, "base", "", [{"role": "system", "content": "x"}]),
+            "/chat",
+            "history: a list of",
+        ),
         ((ASKED, "x", TINY, "M9"), "/judge", "has no model 'M9'"),
         ((ASKED, TINY, "base", "M9"), "/compare", "has no model 'M9'"),
     ],
@@ -114,7 +150,9 @@ def test_a_caller_who_leaves_frees_the_engine(client):
 def test_a_dead_engine_is_started_again_and_the_page_says_so(served):
     client, process = served
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    found = [pid for pid in children if b"engines.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = [
+        pid for pid in children if b"engines.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     os.kill(int(found[0]), 9)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -142,11 +180,25 @@ def test_no_file_gets_out(client, path):
 
 
 def test_nobody_comes_in_without_the_password(tmp_path):
-    command = [sys.executable, app_bench.APP, "--runs-dir", tmp_path / "runs", "--port", "7931", "--auth", "me:secret"]
+    command = [
+        sys.executable,
+        app_bench.APP,
+        "--runs-dir",
+        tmp_path / "runs",
+        "--port",
+        "7931",
+        "--auth",
+        "me:secret",
+    ]
     app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert "7931" in app.stdout.readline()
-        for route in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x", "gradio_api/file=x"):
+        for route in (
+            "config",
+            "gradio_api/info",
+            "gradio_api/queue/data?session_hash=x",
+            "gradio_api/file=x",
+        ):
             with pytest.raises(urllib.error.HTTPError) as said:
                 urllib.request.urlopen(f"http://127.0.0.1:7931/{route}")
             assert said.value.code == 401, route
@@ -160,7 +212,9 @@ def test_nobody_comes_in_without_the_password(tmp_path):
 def test_fifty_talk_at_once_and_nobody_hears_another(served):
     client, _ = served
     calm = {"temperature": 0.0, "api_name": "/chat"}
-    asked = {number: f"Sort the letters {app_bench.letters(7 * number + 31)}." for number in range(50)}
+    asked = {
+        number: f"Sort the letters {app_bench.letters(7 * number + 31)}." for number in range(50)
+    }
     alone = {number: last(client, text, TINY, **calm)["text"] for number, text in asked.items()}
     users = app_bench._more(client, 50)
     heard: dict[int, list[str]] = {number: [] for number in asked}

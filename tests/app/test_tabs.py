@@ -30,7 +30,9 @@ def house(scripted_runs, monkeypatch) -> House:
     found = House(scripted_runs)
     models = {"base": None, "M0": "a", "M1": "b", "M2": "c"}
     settings = SimpleNamespace(model=SimpleNamespace(base="tiny"))
-    monkeypatch.setattr(found, "place", lambda run: SimpleNamespace(run=run, adapters=models, settings=settings))
+    monkeypatch.setattr(
+        found, "place", lambda run: SimpleNamespace(run=run, adapters=models, settings=settings)
+    )
     return found
 
 
@@ -56,7 +58,15 @@ class Talker:
 
 
 def bout(**more) -> compare.Bout:
-    given = {"run": "mine", "prompt": "Hello?", "seed": 4, "draw": DRAW, "models": ("M0", "M2"), "judge": "M2", "blind": True}
+    given = {
+        "run": "mine",
+        "prompt": "Hello?",
+        "seed": 4,
+        "draw": DRAW,
+        "models": ("M0", "M2"),
+        "judge": "M2",
+        "blind": True,
+    }
     return compare.Bout(**{**given, "caller": "me", **more})
 
 
@@ -74,14 +84,20 @@ def test_both_answer_the_same_prompt_with_the_same_seed(tmp_path):
     assert house.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
     assert done.over
     assert not bout().over
-    assert compare.reply_of(next(compare.answer(house, bout())), 0)[0] == "waits: another base is in use"
+    assert (
+        compare.reply_of(next(compare.answer(house, bout())), 0)[0]
+        == "waits: another base is in use"
+    )
 
 
 def test_names_and_verdict_are_told_after_the_vote_only(tmp_path):
     (tmp_path / "mine").mkdir()
     done = last(compare.answer(Talker(tmp_path), bout()))
     assert [compare.heading(done, side) for side in (0, 1)] == ["#### Left", "#### Right"]
-    assert compare.verdict_of(done)[0] == "Which is better? What the judge thinks is told after your vote."
+    assert (
+        compare.verdict_of(done)[0]
+        == "Which is better? What the judge thinks is told after your vote."
+    )
     begun, *_, end = compare.vote(Talker(tmp_path), done, "a", "M2")
     assert compare.heading(begun, 1) == "#### Right: M2"
     assert compare.verdict_of(begun)[0] == "M2 reads both answers …"
@@ -94,10 +110,18 @@ def test_a_vote_is_kept_with_everything_it_was_about(tmp_path):
     done = last(compare.answer(Talker(tmp_path), bout(models=("M2", "M0"))))
     last(compare.vote(Talker(tmp_path), done, "tie", "M2"))
     (kept,) = votes.all_votes(tmp_path / "mine")
-    assert (kept.prompt, kept.seed, kept.model_a, kept.model_b, kept.blind) == ("Hello?", 4, "M2", "M0", True)
+    assert (kept.prompt, kept.seed, kept.model_a, kept.model_b, kept.blind) == (
+        "Hello?",
+        4,
+        "M2",
+        "M0",
+        True,
+    )
     assert (kept.choice, kept.verdict, kept.judge, kept.judged_ba) == ("tie", "b", "M2", "two")
     assert kept.text_a.startswith("M2 says <script>")
-    assert "0 won, 1 tied, 0 lost; win rate 50%" in compare.standing(tmp_path / "mine", "M2", "M0", "M2")
+    assert "0 won, 1 tied, 0 lost; win rate 50%" in compare.standing(
+        tmp_path / "mine", "M2", "M0", "M2"
+    )
 
 
 def test_a_verdict_is_kept_beside_the_vote_and_a_second_click_is_the_same_vote(tmp_path):
@@ -151,7 +175,10 @@ def test_hostile_answers_are_letters(tmp_path):
 
 
 def offered(house, *chosen):
-    return [one.get("value") if isinstance(one, dict) else one for one in compare._offer(house, "mine", *chosen)]
+    return [
+        one.get("value") if isinstance(one, dict) else one
+        for one in compare._offer(house, "mine", *chosen)
+    ]
 
 
 def test_at_first_m0_stands_against_the_newest_which_judges(house):
@@ -161,8 +188,14 @@ def test_at_first_m0_stands_against_the_newest_which_judges(house):
     again = compare._offer(house, "mine", one, two, judge, known)
     assert again == tuple(gr.skip() for _ in range(8)), "nothing is said twice"
     older = ["mine", "", "base", "M0", "M1"]
-    assert offered(house, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], "whoever had the newest has the newer"
-    assert offered(house, "base", "M0", "M0", ["mine", "", "base", "M0"])[:3] == ["M0", "M2", "M2"], "nobody had chosen the base"
+    assert offered(house, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], (
+        "whoever had the newest has the newer"
+    )
+    assert offered(house, "base", "M0", "M0", ["mine", "", "base", "M0"])[:3] == [
+        "M0",
+        "M2",
+        "M2",
+    ], "nobody had chosen the base"
 
 
 def test_whoever_talks_to_the_newest_goes_on_with_the_newer(house):
@@ -184,7 +217,9 @@ def test_a_plan_says_what_is_needed_before_anything_starts(house):
     for part in ("time: took", "card memory:", "disk:", "download: nothing"):
         assert part in said
     assert re.search(r"download: \d+\.\d GB", run_tab.plan(house, Wanted("x", "overnight")))
-    assert run_tab.plan(house, Wanted("x", "tiny", settings=("dpo.betta=<b>",))).startswith("⚠ dpo.betta: no such setting")
+    assert run_tab.plan(house, Wanted("x", "tiny", settings=("dpo.betta=<b>",))).startswith(
+        "⚠ dpo.betta: no such setting"
+    )
     assert "<b>" not in run_tab.plan(house, Wanted("x", "<b>nothing"))
 
 
@@ -204,11 +239,25 @@ def test_an_empty_form_means_the_preset():
 @pytest.mark.parametrize(
     ("view", "says"),
     [
-        (View("mine", "finished", newest=3, iterations=3), "**mine** is finished: M3 is its newest model"),
-        (View("mine", "running", 77, newest=None, iterations=3), "is running (process 77): M0 is being made, of M3"),
+        (
+            View("mine", "finished", newest=3, iterations=3),
+            "**mine** is finished: M3 is its newest model",
+        ),
+        (
+            View("mine", "running", 77, newest=None, iterations=3),
+            "is running (process 77): M0 is being made, of M3",
+        ),
         (View("mine", "stopped", newest=1), "Go on with it: it resumes where it was"),
-        (View("mine", "refused", newest=1, refused={"length": "1.9 <b>times</b>"}, may_accept=True), "accept it all the same"),
-        (View("mine", "refused", newest=1, refused={"length": "1.9 times"}), "Then go past the gates"),
+        (
+            View(
+                "mine", "refused", newest=1, refused={"length": "1.9 <b>times</b>"}, may_accept=True
+            ),
+            "accept it all the same",
+        ),
+        (
+            View("mine", "refused", newest=1, refused={"length": "1.9 times"}),
+            "Then go past the gates",
+        ),
     ],
 )
 def test_how_a_run_stands_is_said_with_what_to_do(view, says):
@@ -218,12 +267,16 @@ def test_how_a_run_stands_is_said_with_what_to_do(view, says):
 
 
 def test_the_bar_shows_the_stage_with_rate_and_time_left():
-    view = View("mine", "running", 7, stages=(Stage("M1", "judgments", 30, 120, 10.0, ended=False),))
+    view = View(
+        "mine", "running", 7, stages=(Stage("M1", "judgments", 30, 120, 10.0, ended=False),)
+    )
     bar = run_tab.progress(view)
     assert "M1 judgments: 30 of 120, 3.0 a second, about 30 s left of this stage" in bar
     assert '<progress max="120" value="30">' in bar
     assert run_tab.progress(View("mine", "finished")) == ""
-    hostile = View("mine", "running", 7, stages=(Stage("M1", "<img src=x>", 1, 2, 1.0, ended=False),))
+    hostile = View(
+        "mine", "running", 7, stages=(Stage("M1", "<img src=x>", 1, 2, 1.0, ended=False),)
+    )
     assert "<img" not in run_tab.progress(hostile)
 
 

@@ -58,10 +58,14 @@ def test_without_a_run_there_is_the_tiny_model(house):
 
 
 def test_it_says_what_it_runs_on_once_it_does(house, tmp_path):
-    assert House(tmp_path).words() == "llama.cpp is not loaded yet: the first reply takes a moment longer"
+    assert (
+        House(tmp_path).words()
+        == "llama.cpp is not loaded yet: the first reply takes a moment longer"
+    )
     last(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
     assert re.fullmatch(
-        r"llama.cpp on the CPU \(\d+ cores\): ready; base of the tiny model just spoke, [\d,]+ tokens a second", house.words()
+        r"llama.cpp on the CPU \(\d+ cores\): ready; base of the tiny model just spoke, [\d,]+ tokens a second",
+        house.words(),
     )
 
 
@@ -81,16 +85,25 @@ def test_the_same_seed_says_the_same_and_another_does_not(house):
     place = house.place(TINY)
     first, again = (last(house.reply(place, "base", ASKED, WILD, 7, "me")).text for _ in range(2))
     assert first == again
-    assert any(last(house.reply(place, "base", ASKED, WILD, seed, "me")).text != first for seed in (8, 9, 10))
+    assert any(
+        last(house.reply(place, "base", ASKED, WILD, seed, "me")).text != first
+        for seed in (8, 9, 10)
+    )
 
 
 def test_the_models_of_a_run_are_different_speakers(house):
     assert house.runs() == ["mine"]
     place = house.place("mine")
     assert list(place.adapters) == ["base", "M0", "M1"]
-    said = {name: [last(house.reply(place, name, ASKED, WILD, seed, "me")).text for seed in range(5)] for name in ("base", "M1")}
+    said = {
+        name: [last(house.reply(place, name, ASKED, WILD, seed, "me")).text for seed in range(5)]
+        for name in ("base", "M1")
+    }
     assert said["base"] != said["M1"]
-    alone = [last(house.reply(house.place(TINY), "base", ASKED, WILD, seed, "me")).text for seed in range(5)]
+    alone = [
+        last(house.reply(house.place(TINY), "base", ASKED, WILD, seed, "me")).text
+        for seed in range(5)
+    ]
     assert alone == said["base"], "the same base"
 
 
@@ -110,8 +123,14 @@ def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(h
     place = house.place(TINY)
 
     def points(answer: str) -> list[float]:
-        asked = [user(f"Sort the letters {letters}.") for letters in ("c a b", "f e d", "m k l", "r q p", "z x y", "h g i")]
-        found = [list(house.score(place, "base", one, answer or right(one[0]["content"]), "me"))[-1].read for one in asked]
+        asked = [
+            user(f"Sort the letters {letters}.")
+            for letters in ("c a b", "f e d", "m k l", "r q p", "z x y", "h g i")
+        ]
+        found = [
+            list(house.score(place, "base", one, answer or right(one[0]["content"]), "me"))[-1].read
+            for one in asked
+        ]
         return [score for read in found for score in read]
 
     def right(asked: str) -> str:
@@ -131,11 +150,17 @@ def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(h
         return real(prompt, response, voice, count, first)
 
     monkeypatch.setattr(judgments, "ask", seen)
-    talk = [*ASKED, {"role": "assistant", "content": "a b c"}, {"role": "user", "content": "And backwards?"}]
+    talk = [
+        *ASKED,
+        {"role": "assistant", "content": "a b c"},
+        {"role": "user", "content": "And backwards?"},
+    ]
     for messages in (ASKED, talk):
         list(house.score(house.place(TINY), "base", messages, "c b a", "me"))
     assert asked[0] == ("Sort the letters c a b.", "c b a")
-    assert asked[1][0] == "User: Sort the letters c a b.\n\nAssistant: a b c\n\nUser: And backwards?"
+    assert (
+        asked[1][0] == "User: Sort the letters c a b.\n\nAssistant: a b c\n\nUser: And backwards?"
+    )
 
 
 def test_a_judgment_that_cannot_be_read_counts_for_nothing():
@@ -170,7 +195,9 @@ def test_two_talk_at_once(house):
     place, heard = house.place(TINY), {}
 
     def talk(name: str) -> None:
-        heard[name] = last(house.reply(place, "base", user(f"Reverse the letters {name} b c."), DRAW, 3, name)).finish
+        heard[name] = last(
+            house.reply(place, "base", user(f"Reverse the letters {name} b c."), DRAW, 3, name)
+        ).finish
 
     threads = [threading.Thread(target=talk, args=(name,)) for name in "adefghij"]
     for thread in threads:
@@ -183,7 +210,11 @@ def test_two_talk_at_once(house):
 
 @pytest.mark.parametrize(
     ("run", "speaker", "says"),
-    [("none", "base", "no run 'none'"), ("mine", "M7", "has no model 'M7'; it has base, M0, M1"), ("../x", "base", "no run")],
+    [
+        ("none", "base", "no run 'none'"),
+        ("mine", "M7", "has no model 'M7'; it has base, M0, M1"),
+        ("../x", "base", "no run"),
+    ],
 )
 def test_who_is_not_there_is_said(house, run, speaker, says):
     with pytest.raises(UserError, match=says):
@@ -217,7 +248,9 @@ def test_a_verdict_is_of_both_orders_and_the_same_every_time(house):
     assert verdict("x " * 3000, good).result is None, "what does not fit cannot be asked"
 
 
-def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(house, tmp_path, monkeypatch):
+def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(
+    house, tmp_path, monkeypatch
+):
     asked = []
     monkeypatch.setattr(House, "_tiny_base", lambda self: asked.append(self.runs_dir))
     house.prepare()
@@ -236,5 +269,7 @@ def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(hous
 def test_a_run_that_was_pruned_says_so(house, tmp_path):
     shutil.copytree(house.runs_dir / "mine", tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine" / "base")
-    with pytest.raises(UserError, match="was pruned; `python -m selfreward_lite run --name mine` makes it"):
+    with pytest.raises(
+        UserError, match="was pruned; `python -m selfreward_lite run --name mine` makes it"
+    ):
         House(Path(tmp_path)).place("mine")

@@ -30,7 +30,9 @@ def test_the_list_holds_what_was_found_and_says_how_much(house):
         total = store.count(Prompt, iteration=1)
     assert (len(ids), len(rows), number) == (total, total, 0)
     assert count == f"{total} prompts, page 1 of 1"
-    assert explore.hits(house, "mine", "M1", "", "all", 99)[::3] == (ids, 0), "beyond the last page is the last"
+    assert explore.hits(house, "mine", "M1", "", "all", 99)[::3] == (ids, 0), (
+        "beyond the last page is the last"
+    )
     assert explore.hits(house, "mine", "M7", "", "all", 0) == ([], [], "", 0)
     assert explore.hits(house, TINY, None, "", "all", 0) == ([], [], "", 0)
 
@@ -41,10 +43,16 @@ def test_the_first_pairs_take_the_place_of_what_all_models_share(house):
 
     assert value(None) == value("gone") == "M2"
     assert value("ranked by people", "mine", "", "ranked by people", "held out") == "M2"
-    assert value("held out", "mine", "", "ranked by people", "held out") == "held out", "it was chosen"
-    assert value("M1", "mine", "", "M1", "ranked by people", "held out") == "M1", "somebody reads it"
+    assert value("held out", "mine", "", "ranked by people", "held out") == "held out", (
+        "it was chosen"
+    )
+    assert value("M1", "mine", "", "M1", "ranked by people", "held out") == "M1", (
+        "somebody reads it"
+    )
     known = ["mine", "", *explore._groups(house, "mine")[0]]
-    assert explore.offer(house, "mine", "M1", known) == tuple(gr.skip() for _ in range(4)), "nothing is said twice"
+    assert explore.offer(house, "mine", "M1", known) == tuple(gr.skip() for _ in range(4)), (
+        "nothing is said twice"
+    )
 
 
 def test_one_prompt_is_shown_with_its_responses_and_their_judgments(house):
@@ -84,7 +92,11 @@ def test_what_cannot_be_read_is_said_on_every_tab(tmp_path):
 
 def test_all_tables_show_letters(scripted_runs):
     """Cells of any other type would show a response as markup; there is one way to lay a table out."""
-    found = [one for one in page.build(House(scripted_runs)).blocks.values() if isinstance(one, gr.Dataframe)]
+    found = [
+        one
+        for one in page.build(House(scripted_runs)).blocks.values()
+        if isinstance(one, gr.Dataframe)
+    ]
     assert len(found) >= 7
     assert {one.datatype for one in found} == {"str"}
     parts = page.build(House(scripted_runs)).blocks.values()
@@ -100,7 +112,11 @@ def test_what_is_measured_stands_in_the_table_with_its_error(scripted_runs):
     assert head == ["", "base", "M0", "M1", "M2"]
     assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
     row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
-    assert [summary._cell(row, name) for name in ("rate", "tokens", "none")] == ["0.500 ± 0.012", "1,234", "–"]
+    assert [summary._cell(row, name) for name in ("rate", "tokens", "none")] == [
+        "0.500 ± 0.012",
+        "1,234",
+        "–",
+    ]
     assert {row[1] for row in found["gates"]} >= {"length", "canary"}
 
 
@@ -115,7 +131,9 @@ def test_it_is_computed_once_for_all_browsers(scripted_runs, monkeypatch):
 def test_every_measurement_has_its_plot():
     from selfreward_lite.report import plots
 
-    assert [plot.title for plot in progress.PLOTS if plot.of == "worth"] == [title for title, _ in plots.PANELS]
+    assert [plot.title for plot in progress.PLOTS if plot.of == "worth"] == [
+        title for title, _ in plots.PANELS
+    ]
 
 
 def test_a_plot_has_its_columns_without_any_row():

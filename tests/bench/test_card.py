@@ -25,7 +25,14 @@ from selfreward_lite.system.gpu import Card
 
 
 def wanted(folder, **changes) -> Wanted:
-    given = {"shape": "10m", "preset": "tiny", "card": None, "vram": None, "seconds": 60.0, "only": None}
+    given = {
+        "shape": "10m",
+        "preset": "tiny",
+        "card": None,
+        "vram": None,
+        "seconds": 60.0,
+        "only": None,
+    }
     return Wanted(**{**given, "folder": folder, "command": "bench card", **changes})
 
 
@@ -40,7 +47,12 @@ def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path
     def breaks():
         return {}, "no room on the card"
 
-    parts = [("a", lambda: ({"tokens_per_s": 1.0}, None)), ("b", slow), ("c", breaks), ("d", lambda: 1 / 0)]
+    parts = [
+        ("a", lambda: ({"tokens_per_s": 1.0}, None)),
+        ("b", slow),
+        ("c", breaks),
+        ("d", lambda: 1 / 0),
+    ]
     monkeypatch.setattr(card, "_parts", lambda *_: iter(parts))
     monkeypatch.setattr(card, "in_child", lambda _, name, seconds: dict(parts)[name]())
     found = card.measure(wanted(tmp_path, seconds=0.2), out, lambda words: None)
@@ -55,21 +67,36 @@ def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path
 
 def a_document(**changes) -> dict:
     found = {
-        "q8_0: 64 sequences": {"tokens_per_s": 1000.0, "seconds": 10.0, "generated": 10_000, "read": 20_000},
+        "q8_0: 64 sequences": {
+            "tokens_per_s": 1000.0,
+            "seconds": 10.0,
+            "generated": 10_000,
+            "read": 20_000,
+        },
         "q8_0: prompts alone": {"tokens_per_s": 5000.0},
         "DPO, transformers, 1024 tokens": {"seconds_of_a_pair": 1.0, "tokens_of_a_pair": 2048},
         "DPO, unsloth, 1024 tokens": {"seconds_of_a_pair": 0.5, "tokens_of_a_pair": 2048},
     }
     there = {"name": "NVIDIA GeForce RTX 3090"}
-    return {"found": found, "card": there, "predicted": {"seconds": {"M1 x": 3600.0, "M0 y": 9.0}}, **changes}
+    return {
+        "found": found,
+        "card": there,
+        "predicted": {"seconds": {"M1 x": 3600.0, "M0 y": 9.0}},
+        **changes,
+    }
 
 
 def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
     asked = wanted(tmp_path, shape="llama-3-8b", preset="overnight")
     found = card.hours(asked, a_document())
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
-    costs = plan.priced(settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x")
-    expected = sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values()) / 3600
+    costs = plan.priced(
+        settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x"
+    )
+    expected = (
+        sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values())
+        / 3600
+    )
     assert found["hours"]["here"] == pytest.approx(expected)
     assert found["hours"]["RTX 3090 (estimate)"] == pytest.approx(expected), "itself"
     assert found["hours"]["RTX 4090 (estimate)"] < expected < found["hours"]["T4 (estimate)"]
@@ -82,14 +109,21 @@ def test_the_same_arithmetic_prices_a_plan():
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
     speeds = plan.KNOWN["RTX 3090"]
     costs = plan.estimated(settings, llama, speeds, "RTX 3090")
-    twice = plan.estimated(settings, llama, plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations), "x")
+    twice = plan.estimated(
+        settings,
+        llama,
+        plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations),
+        "x",
+    )
     assert twice.dpo == pytest.approx(costs.dpo / 2)
     assert twice.judgment == pytest.approx(costs.judgment / 2)
 
 
 def test_the_readmes_table_is_made_of_the_files_that_are_there():
     root = Path(__file__).parents[2]
-    documents = [card_table.read(path) for path in sorted((root / ".github" / "cards").glob("card-*.json"))]
+    documents = [
+        card_table.read(path) for path in sorted((root / ".github" / "cards").glob("card-*.json"))
+    ]
     assert card_table.table(documents) in (root / "README.md").read_text(encoding="utf-8")
 
 
@@ -99,13 +133,19 @@ HOURS = f"{card.iteration_hours(OVERNIGHT, plan.priced(OVERNIGHT, SHAPES['llama-
 
 
 def known(**changes) -> Measured:
-    found = {"q8_0: naive loop": {"tokens_per_s": 50.0}, "q8_0: 32 sequences": {"tokens_per_s": 700.0}}
+    found = {
+        "q8_0: naive loop": {"tokens_per_s": 50.0},
+        "q8_0: 32 sequences": {"tokens_per_s": 700.0},
+    }
     whole = a_document(shape="llama-3-8b", vram=None, rates=asdict(RATES))
     return Measured.model_validate(whole | {"found": whole["found"] | found} | changes)
 
 
 def rows_of(*documents: Measured) -> dict[str, list[str]]:
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in card_table.table(documents).splitlines()[2:]]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in card_table.table(documents).splitlines()[2:]
+    ]
     return {name: rest for name, *rest in cells}
 
 
@@ -116,10 +156,20 @@ def test_a_measured_card_stands_beside_its_estimate():
     assert rows["RTX 4090"][:5] == ["not measured yet"] * 5
     for other in ({"vram": 16 * 10**9}, {"shape": "10m"}, {"card": None}):
         assert rows_of(known(**other)) == rows_of(), "of another shape, or of a part of a card"
-    broken = known(failed={"q8_0: naive loop": "no room", "q8_0: bare llama_decode, 32 sequences": "no room"}, found={})
-    assert rows_of(broken)["RTX 3090"][:4] == ["not measured yet", "failed", "failed", "not measured yet"]
+    broken = known(
+        failed={"q8_0: naive loop": "no room", "q8_0: bare llama_decode, 32 sequences": "no room"},
+        found={},
+    )
+    assert rows_of(broken)["RTX 3090"][:4] == [
+        "not measured yet",
+        "failed",
+        "failed",
+        "not measured yet",
+    ]
     fuller = known(rates=None, found=known().model_dump()["found"] | {"more": {}})
-    assert rows_of(known(), fuller, known())["RTX 3090"][4] == "not measured yet", "the fullest file"
+    assert rows_of(known(), fuller, known())["RTX 3090"][4] == "not measured yet", (
+        "the fullest file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +189,14 @@ def test_no_card_that_was_measured_is_left_out(name, row, estimate):
 
 def test_a_card_that_the_preset_does_not_fit_has_figures_and_no_hours():
     cells = rows_of(known(card={"name": "Tesla T4"}))
-    assert cells["T4"] == ["1000", "20.00", "not measured yet", "0.50", "too small for it", "too small for it"]
+    assert cells["T4"] == [
+        "1000",
+        "20.00",
+        "not measured yet",
+        "0.50",
+        "too small for it",
+        "too small for it",
+    ]
     assert cells["RTX 3060"][4:] == ["too small for it"] * 2
 
 
@@ -167,7 +224,9 @@ def test_what_is_no_file_of_the_bench_is_named(tmp_path, content, says):
 def test_an_unknown_part_or_shape_is_one_line(tmp_path):
     ended = CliRunner().invoke(app, ["bench", "card", "--only", "magic"])
     assert ended.exit_code == 2
-    ended = CliRunner().invoke(app, ["bench", "card", "--shape", "7b", "--out", str(tmp_path / "card.json")])
+    ended = CliRunner().invoke(
+        app, ["bench", "card", "--shape", "7b", "--out", str(tmp_path / "card.json")]
+    )
     assert isinstance(ended.exception, UserError)
     assert str(ended.exception).startswith("--shape 7b: no such shape; choose of tiny, 10m,")
     assert list(tmp_path.iterdir()) == []
@@ -175,7 +234,18 @@ def test_an_unknown_part_or_shape_is_one_line(tmp_path):
 
 def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
     out = tmp_path / "card.json"
-    command = ["bench", "card", "--shape", "tiny", "--minutes", "0", "--folder", str(tmp_path / "models"), "--out", str(out)]
+    command = [
+        "bench",
+        "card",
+        "--shape",
+        "tiny",
+        "--minutes",
+        "0",
+        "--folder",
+        str(tmp_path / "models"),
+        "--out",
+        str(out),
+    ]
     ended = CliRunner().invoke(app, command)
     assert ended.exception is None, ended.exception
     said = json.loads(ended.stdout.splitlines()[-1])
@@ -189,9 +259,16 @@ def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
 RTX = Card("NVIDIA GeForce RTX 3090", "580.1", (8, 6), 20 * 10**9, 24 * 10**9)
 
 
-@pytest.mark.parametrize(("looks", "most"), [([None, 7, None, 3], 7), ([None, None], None), ([-5], 0)])
-def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times(monkeypatch, looks, most):
-    answers = [[RTX], *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks)]
+@pytest.mark.parametrize(
+    ("looks", "most"), [([None, 7, None, 3], 7), ([None, None], None), ([-5], 0)]
+)
+def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times(
+    monkeypatch, looks, most
+):
+    answers = [
+        [RTX],
+        *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks),
+    ]
     monkeypatch.setattr(card, "cards", lambda: answers.pop(0) if answers else [])
     monkeypatch.setattr(card, "LOOK", 0.001)
     with card.watched(RTX) as peak:
@@ -209,7 +286,9 @@ def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatc
     monkeypatch.setattr(card, "_parts", lambda *_: iter([("a", dict)]))
     monkeypatch.setattr(card, "in_child", lambda *_: ({"tokens_per_s": 1.0}, None))
     for vram, fails in ((16 * 10**9, True), (24 * 10**9, False), (None, False)):
-        found = card.measure(wanted(tmp_path, vram=vram), tmp_path / "card.json", lambda words: None)
+        found = card.measure(
+            wanted(tmp_path, vram=vram), tmp_path / "card.json", lambda words: None
+        )
         assert ("a" in found["failed"]) == fails
         assert ("a" in found["found"]) != fails
     assert found["found"]["a"]["peak_bytes"] == 17 * 10**9
@@ -250,14 +329,23 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
     own, draw = config.load("overnight").engine, config.load("overnight").judge.draw
     one = card._Engine(wanted(tmp_path, preset="overnight", card=RTX), "q8_0", lambda words: None)
     asked = one.plan(own.parallel)
-    assert {name: asked.settings[name] for name in ("parallel", "context", "batch", "roots", "gpu_layers")} == {
+    assert {
+        name: asked.settings[name]
+        for name in ("parallel", "context", "batch", "roots", "gpu_layers")
+    } == {
         name: getattr(own, name) for name in ("parallel", "context", "batch", "roots", "gpu_layers")
     }
     sampling = asked.load.requests[0].sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (draw.temperature, draw.top_p, draw.top_k)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (
+        draw.temperature,
+        draw.top_p,
+        draw.top_k,
+    )
     assert one.plan(8).settings["context"] == own.context
     small = card._Engine(wanted(tmp_path, preset="tiny", card=RTX), "q8_0", lambda words: None)
-    assert small.plan(32).settings["context"] > config.load("tiny").engine.context, "what so many sequences need"
+    assert small.plan(32).settings["context"] > config.load("tiny").engine.context, (
+        "what so many sequences need"
+    )
 
 
 def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
@@ -279,8 +367,13 @@ def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch)
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert card.in_child(wanted(tmp_path), "x", 5.0) == ({}, "not done in time, and ended after 5 s")
-    assert [(tmp_path / name).exists() for name in names] == [False, False, False, True], "by whichever of its processes"
+    assert card.in_child(wanted(tmp_path), "x", 5.0) == (
+        {},
+        "not done in time, and ended after 5 s",
+    )
+    assert [(tmp_path / name).exists() for name in names] == [False, False, False, True], (
+        "by whichever of its processes"
+    )
 
 
 def test_hours_do_not_follow_from_figures_that_contradict_each_other(tmp_path):
@@ -296,7 +389,10 @@ def test_a_measurement_is_done_apart_and_what_goes_wrong_there_is_a_line(tmp_pat
     assert why is None
     assert found["tokens_per_s"] > 0
     assert card.in_child(wanted(tmp_path), "no such part", 100) == ({}, "'no such part'")
-    assert card.in_child(wanted(tmp_path), "q8_0: naive loop", 0.01) == ({}, "not done in time, and ended after 0 s")
+    assert card.in_child(wanted(tmp_path), "q8_0: naive loop", 0.01) == (
+        {},
+        "not done in time, and ended after 0 s",
+    )
     broken = tmp_path / "10m-q8_0.gguf"
     broken.write_bytes(b"no model")
     found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
@@ -308,7 +404,11 @@ def test_a_measurement_is_done_apart_and_what_goes_wrong_there_is_a_line(tmp_pat
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path):
     out = tmp_path / "card.json"
-    card.measure(wanted(tmp_path / "models", seconds=540.0, sequences=(1, 8), lengths=(64,)), out, lambda words: None)
+    card.measure(
+        wanted(tmp_path / "models", seconds=540.0, sequences=(1, 8), lengths=(64,)),
+        out,
+        lambda words: None,
+    )
     document = json.loads(out.read_text())
     assert document["failed"] == {}, document["failed"]
     assert document["left_out"] == []
@@ -316,7 +416,11 @@ def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path):
     assert found["q8_0: naive loop"]["tokens_per_s"] > 0
     assert found["q4_k_m: 8 sequences"]["tokens_per_s"] > 0
     trained = found["DPO, transformers, 64 tokens"]
-    assert (trained["first_margin"], trained["finite"], len(trained["losses"])) == (0.0, True, card.STEPS)
+    assert (trained["first_margin"], trained["finite"], len(trained["losses"])) == (
+        0.0,
+        True,
+        card.STEPS,
+    )
     assert abs(found[f"DPO, transformers, 64 tokens, {card.EARLY}"]["first_margin"]) < 1e-4
     assert found["NF4 against its GGUF"]["difference"] < 0.2
     assert document["hours"]["here"] > 0

@@ -28,7 +28,9 @@ VOCAB = random_models.SHAPES["10m"].vocab
 
 @pytest.fixture(scope="module", params=["q8_0", "q4_k_m"])
 def model(request, tmp_path_factory) -> Path:
-    return random_models.write_model(tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param)
+    return random_models.write_model(
+        tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param
+    )
 
 
 def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
@@ -42,7 +44,9 @@ def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
     assert 0.3 < logits.std() < 3
     assert abs(logits[1] - logits[2]).max() > 0.1
     assert baselines.vocabulary(model) == VOCAB
-    kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(model).tensors if len(tensor.shape) > 1)
+    kinds = Counter(
+        tensor.tensor_type.name for tensor in GGUFReader(model).tensors if len(tensor.shape) > 1
+    )
     assert kinds in ({"Q8_0": 30}, {"Q4_K": 25, "Q6_K": 5})
 
 
@@ -55,15 +59,21 @@ def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
     finally:
         del random_models.SHAPES["16 layers"]
     whole = base_to_gguf(folder, tmp_path / "f16.gguf", weights="nf4", dtype="f16")
-    quantize.write(source=str(whole), out=str(tmp_path / "theirs.gguf"), kind="q4_k_m", report=lambda at: None)
+    quantize.write(
+        source=str(whole), out=str(tmp_path / "theirs.gguf"), kind="q4_k_m", report=lambda at: None
+    )
     kinds = [
-        {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} for path in (ours, tmp_path / "theirs.gguf")
+        {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
+        for path in (ours, tmp_path / "theirs.gguf")
     ]
     assert kinds[0] == kinds[1]
 
 
 def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m",
+    ):
         random_models.write_model(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +87,9 @@ def test_the_judge_load_shares_a_beginning_and_each_prompt_with_all_its_samples(
     assert load.unique_tokens == 30 + 3 * 30
     assert all(5 <= request.sampling.max_tokens <= 20 for request in load.requests)
     assert len({request.key for request in load.requests}) == 12
-    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20)), "the same at every call"
+    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20)), (
+        "the same at every call"
+    )
 
 
 def test_the_meta_load_has_every_pair_in_both_orders():
@@ -92,7 +104,11 @@ def test_the_meta_load_has_every_pair_in_both_orders():
 
 def test_unique_tokens_are_the_nodes_of_a_trie():
     load = engine.meta_load(VOCAB, 1, judgments=3)
-    nodes = {request.tokens[: length + 1] for request in load.requests for length in range(len(request.tokens))}
+    nodes = {
+        request.tokens[: length + 1]
+        for request in load.requests
+        for length in range(len(request.tokens))
+    }
     assert load.unique_tokens == len(nodes)
 
 
@@ -110,11 +126,21 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
     computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
     assert computed <= load.unique_tokens
     for changes in (change for group in engine.axes(settings) for change in group):
-        layout = replace(baselines.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes)
+        layout = replace(
+            baselines.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes
+        )
         assert baselines.replay(model, settings, trace.steps, layout) > 0
-    on_card = settings | {"unified": True, "context": 1024}  # as on a card: what is cut into parts must hold the longest
+    on_card = settings | {
+        "unified": True,
+        "context": 1024,
+    }  # as on a card: what is cut into parts must hold the longest
     apart = baselines.Layout(threads=1, micro_batch=512, unified=False, flash=True)
-    assert baselines.replay(model, on_card, baselines.record(model, on_card, load.requests).steps, apart) > 0
+    assert (
+        baselines.replay(
+            model, on_card, baselines.record(model, on_card, load.requests).steps, apart
+        )
+        > 0
+    )
 
 
 def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
@@ -145,9 +171,32 @@ def test_the_ceiling_is_the_faster_of_the_sweeps_best_and_the_engines_own(monkey
 
 
 def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
-    command = [sys.executable, "-m", "selfreward_lite", "bench", "engine", "--synthetic", "10m", "--folder", str(tmp_path)]
-    small = {"--parallel": 4, "--samples": 3, "--prompt-tokens": 40, "--new-tokens": 16, "--requests": 3, "--repeats": 1}
-    options = [*(str(part) for pair in small.items() for part in pair), "--threads", "1", "--adapter", "random"]
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "bench",
+        "engine",
+        "--synthetic",
+        "10m",
+        "--folder",
+        str(tmp_path),
+    ]
+    small = {
+        "--parallel": 4,
+        "--samples": 3,
+        "--prompt-tokens": 40,
+        "--new-tokens": 16,
+        "--requests": 3,
+        "--repeats": 1,
+    }
+    options = [
+        *(str(part) for pair in small.items() for part in pair),
+        "--threads",
+        "1",
+        "--adapter",
+        "random",
+    ]
     ended = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
@@ -158,10 +207,14 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     }  # fmt: skip
     assert said["prefill_tokens_unique"] == 20 + 3 * 20
     assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
-    assert said["engine_over_ceiling"] == pytest.approx(said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01)
+    assert said["engine_over_ceiling"] == pytest.approx(
+        said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01
+    )
     assert 0 < said["slot_occupancy"] <= 1
     assert "bare llama.cpp, unified KV cache, flash attention, 1 threads" in ended.stderr
-    assert set(said["step_s"]) == {"one_thread", "graph"}, "with so few tokens a second thread is not woken"
+    assert set(said["step_s"]) == {"one_thread", "graph"}, (
+        "with so few tokens a second thread is not woken"
+    )
     assert said["adapter_load_s"] > said["adapter_switch_s"]
 
 

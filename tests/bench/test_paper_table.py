@@ -38,7 +38,11 @@ from selfreward_lite.system.errors import UserError
 ROOT = Path(__file__).parents[2]
 FEW = Table(
     (7, 8),
-    (Arm("Self-Rewarding", paper_table.SELF), Arm("Meta-Rewarding", {}), Arm("no EFT", {}, {"seed_stage.eft": "false"})),
+    (
+        Arm("Self-Rewarding", paper_table.SELF),
+        Arm("Meta-Rewarding", {}),
+        Arm("no EFT", {}, {"seed_stage.eft": "false"}),
+    ),
     {**SMALL, "prompts.count": "5"},
 )
 
@@ -58,7 +62,10 @@ def made(tmp_path_factory):
 def test_every_arm_has_a_row_for_the_base_and_every_model(made):
     _, rows, said = made
     assert {(row.arm, row.seed, row.iteration) for row in rows} == {
-        (arm.name, seed, iteration) for arm in FEW.arms for seed in FEW.seeds for iteration in (-1, 0, 1, 2, 3)
+        (arm.name, seed, iteration)
+        for arm in FEW.arms
+        for seed in FEW.seeds
+        for iteration in (-1, 0, 1, 2, 3)
     }
     assert said[0] == "seed 7: Self-Rewarding (1 of 6)"
     assert "h left" in said[-1]
@@ -70,7 +77,9 @@ def test_arms_share_their_seed_stage_and_their_prompts(made):
     texts = []
     for run in runs:
         with Store.read(run) as store:
-            texts.append([[one.text for one in store.records(Prompt, iteration=t)] for t in (1, 2, 3)])
+            texts.append(
+                [[one.text for one in store.records(Prompt, iteration=t)] for t in (1, 2, 3)]
+            )
             assert store.count(Candidate)
     assert texts[0] == texts[1]
     assert [len(one) for one in texts[0]] == [5, 5, 5]
@@ -79,8 +88,15 @@ def test_arms_share_their_seed_stage_and_their_prompts(made):
     assert first["Self-Rewarding", 0]["win_rate"] == 0.5, "against itself"
     with Store.read(runs[0]) as store:
         spent = sum(seconds for t, _, _, _, seconds, _ in store.stages() if t > 0)
-    assert sum(first["Self-Rewarding", t]["seconds"] for t in (1, 2, 3)) == pytest.approx(spent, abs=0.2)
-    assert [first["Self-Rewarding", t].get("training_steps") for t in (0, 1, 2, 3)] == [None, 3, 3, 3], "as the trainer said"
+    assert sum(first["Self-Rewarding", t]["seconds"] for t in (1, 2, 3)) == pytest.approx(
+        spent, abs=0.2
+    )
+    assert [first["Self-Rewarding", t].get("training_steps") for t in (0, 1, 2, 3)] == [
+        None,
+        3,
+        3,
+        3,
+    ], "as the trainer said"
     assert (folder / "seed-7" / "seed-stage eft=false").is_dir()
 
 
@@ -94,9 +110,17 @@ def test_it_goes_on_where_it_was_and_asks_nothing_twice(made):
     with Store.write(folder / "seed-7" / "Meta-Rewarding") as store:
         begun = store.fact("settings")
         store.state(
-            "settings", begun | {"dpo": {key: begun["dpo"][key] for key in begun["dpo"] if key != "precompute_reference"}}
+            "settings",
+            begun
+            | {
+                "dpo": {
+                    key: begun["dpo"][key] for key in begun["dpo"] if key != "precompute_reference"
+                }
+            },
         )
-    assert paper_table.run_table(folder, FEW, none, lambda at: None, lambda words: None) == rows, "a version with fewer settings"
+    assert paper_table.run_table(folder, FEW, none, lambda at: None, lambda words: None) == rows, (
+        "a version with fewer settings"
+    )
     with Store.write(folder / "seed-7" / "Meta-Rewarding") as store:
         store.state("settings", begun | {"dpo": begun["dpo"] | {"beta": 0.5}})
     with pytest.raises(UserError, match="seed-7/Meta-Rewarding was begun with other settings"):
@@ -113,9 +137,18 @@ def test_every_arm_is_a_setting_that_there_is():
 
 def test_every_claim_is_about_arms_and_columns_that_there_are(made):
     _, rows, _ = made
-    columns = set().union(*(row.values for row in rows)) | {"tie_accuracy", "meta_accuracy", "pair_accuracy"}
+    columns = set().union(*(row.values for row in rows)) | {
+        "tie_accuracy",
+        "meta_accuracy",
+        "pair_accuracy",
+    }
     for claim in (*CLAIMS, *QUESTIONS):
-        for place in (one for each in claim.differences for one in (each.more, each.less) if one.arm is not None):
+        for place in (
+            one
+            for each in claim.differences
+            for one in (each.more, each.less)
+            if one.arm is not None
+        ):
             assert place.arm in {arm.name for arm in ARMS}, place
             assert place.column in columns, place
 
@@ -129,6 +162,8 @@ def rows_of(*seeds: tuple[float, float]) -> list[Row]:
         for seed, pair in enumerate(seeds)
         for arm, value in zip("AB", pair, strict=True)
     ]
+
+
 CLAIM = Claim("C", "", "A beats B", (Difference("A less B", Place("x", "A"), Place("x", "B")),))
 
 
@@ -148,7 +183,10 @@ def test_a_claim_is_held_where_its_interval_is_above_zero(seeds, verdict):
 
 
 def test_what_has_no_room_to_rise_says_nothing_of_a_claim():
-    rows = [*rows_of((1.0, 1.0), (1.0, 1.0), (0.9, 1.0)), *(Row("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3))]
+    rows = [
+        *rows_of((1.0, 1.0), (1.0, 1.0), (0.9, 1.0)),
+        *(Row("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3)),
+    ]
     rows = [replace(row, values={**row.values, "judge_x": row.values["x"]}) for row in rows]
     full, held, fails, fell = (
         Difference(f"{more} less {less}", Place("judge_x", more), Place("judge_x", less))
@@ -156,17 +194,27 @@ def test_what_has_no_room_to_rise_says_nothing_of_a_claim():
     )
     assert claims.judge(Claim("C", "", "", (full,)), rows)[0] == "not testable here"
     verdict, found = claims.judge(Claim("C", "", "", (full, held)), rows)
-    assert (verdict, [one.verdict for one in found]) == ("held where testable here", ["not testable here", "held"])
+    assert (verdict, [one.verdict for one in found]) == (
+        "held where testable here",
+        ["not testable here", "held"],
+    )
     for lower in (fails, fell):
-        assert claims.judge(Claim("C", "", "", (full, lower)), rows)[0] == "not held: the opposite", "from 1 too"
+        assert (
+            claims.judge(Claim("C", "", "", (full, lower)), rows)[0] == "not held: the opposite"
+        ), "from 1 too"
     free = Difference("A less B", Place("x", "A"), Place("x", "B"))
-    assert claims.judge(Claim("C", "", "", (free,)), rows)[0] == "not held: no difference seen", "what is no share may rise"
+    assert claims.judge(Claim("C", "", "", (free,)), rows)[0] == "not held: no difference seen", (
+        "what is no share may rise"
+    )
 
 
 def test_a_claim_of_several_parts_is_as_good_as_its_worst():
     other = Difference("B less A", Place("x", "B"), Place("x", "A"))
     both = Claim("C", "", "", (*CLAIM.differences, other))
-    assert claims.judge(both, rows_of((1.0, 0.5), (1.1, 0.5), (0.9, 0.5)))[0] == "not held: the opposite"
+    assert (
+        claims.judge(both, rows_of((1.0, 0.5), (1.1, 0.5), (0.9, 0.5)))[0]
+        == "not held: the opposite"
+    )
     unsure = Difference("C less C", Place("y", "A"), Place("y", "B"))
     rows = [
         replace(row, values={**row.values, "y": float(row.seed % 2)}) if row.arm == "A" else row
@@ -174,7 +222,10 @@ def test_a_claim_of_several_parts_is_as_good_as_its_worst():
     ]
     rows = [replace(row, values={"y": 0.5, **row.values}) for row in rows]
     assert claims.judge(Claim("C", "", "", (*CLAIM.differences, unsure)), rows)[0] == "held in part"
-    assert claims.judge(Claim("C", "", "", (*both.differences, unsure)), rows)[0] == "not held: the opposite"
+    assert (
+        claims.judge(Claim("C", "", "", (*both.differences, unsure)), rows)[0]
+        == "not held: the opposite"
+    )
 
 
 def test_differences_are_taken_seed_by_seed_with_students_interval():
@@ -195,12 +246,16 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     assert list(document["table"]) == ["M0 only", "Self-Rewarding", "Meta-Rewarding", "no EFT"]
     assert len(document["rows"]) == len(rows)
     assert {one["verdict"] for one in document["claims"]} >= {"not measured"}
-    assert claims.document([Row(*row) for row in document["rows"]]) == document, "all of it follows from its rows"
+    assert claims.document([Row(*row) for row in document["rows"]]) == document, (
+        "all of it follows from its rows"
+    )
     assert plots.to_svg(plots.draw_curves(claims.panels(rows)))
     page = claims.markdown(document)
     assert page.count("\n| ") == 2 + len(document["table"]) + len(document["claims"]) - 1
     assert "| C6 | EFT (here with decoys) improves all five metrics of the judge | " in page
-    assert page.rstrip().endswith(claims.NOTES[-1]), "what is not testable here, and what was given to the loop (C21)"
+    assert page.rstrip().endswith(claims.NOTES[-1]), (
+        "what is not testable here, and what was given to the loop (C21)"
+    )
     assert claims.NOTES[0] in page
     spent = document["seconds_of_an_arm"]
     assert 0 <= spent["median"] <= spent["most"]
@@ -209,14 +264,23 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
 def test_a_difference_in_words_says_what_it_lacks():
     found = {"words": "more", "mean": 0.1, "low": 0.05, "high": 0.15, "seeds": 8, "verdict": "held"}
     assert claims.in_words(found) == "more: +0.100 (+0.050 to +0.150)"
-    assert claims.in_words({**found, "verdict": "not testable here"}) == "more: +0.100 (+0.050 to +0.150, no room to rise)"
+    assert (
+        claims.in_words({**found, "verdict": "not testable here"})
+        == "more: +0.100 (+0.050 to +0.150, no room to rise)"
+    )
     lone = {**found, "low": None, "high": None, "seeds": 1, "verdict": "not measured"}
     assert claims.in_words(lone) == "more: +0.100 (– to –, seeds: 1)"
 
 
 def test_an_arm_has_one_colour_in_all_panels():
-    lines = {"first": {"A": [(0, 1.0, 0.1)], "B": [(0, 1.0, 0.1)]}, "second": {"B": [(0, 1.0, 0.1)]}}
-    first, second = ({one.get_label(): one[0].get_color() for one in axes.containers} for axes in plots.draw_curves(lines).axes)
+    lines = {
+        "first": {"A": [(0, 1.0, 0.1)], "B": [(0, 1.0, 0.1)]},
+        "second": {"B": [(0, 1.0, 0.1)]},
+    }
+    first, second = (
+        {one.get_label(): one[0].get_color() for one in axes.containers}
+        for axes in plots.draw_curves(lines).axes
+    )
     assert first["A"] != first["B"] == second["B"]
 
 
@@ -238,14 +302,32 @@ def test_a_judgment_turned_against_brevity_is_still_a_judgment():
 
 def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
     folder, rows, _ = made
-    monkeypatch.setattr(paper_table, "run_table", lambda folder, table, *_: [row for row in rows if row.seed in table.seeds])
+    monkeypatch.setattr(
+        paper_table,
+        "run_table",
+        lambda folder, table, *_: [row for row in rows if row.seed in table.seeds],
+    )
     ended = CliRunner().invoke(
-        app, ["evaluate", "paper-table", "--seeds", "7-8", "--runs-dir", str(folder), "--out", str(tmp_path / "out")]
+        app,
+        [
+            "evaluate",
+            "paper-table",
+            "--seeds",
+            "7-8",
+            "--runs-dir",
+            str(folder),
+            "--out",
+            str(tmp_path / "out"),
+        ],
     )
     assert ended.exception is None, ended.exception
     said = json.loads(ended.stdout.splitlines()[-1])
     assert set(said["verdicts"]) == {claim.name for claim in (*CLAIMS, *QUESTIONS)}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"paper-table.json", "paper-table.md", "paper-table.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "paper-table.json",
+        "paper-table.md",
+        "paper-table.png",
+    }
     document = json.loads((tmp_path / "out" / "paper-table.json").read_text())
     assert document["command"].endswith("evaluate paper-table --seeds 7-8")
     assert document["hardware"]
@@ -258,19 +340,38 @@ def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
     prompt = Prompt("p", 1, "own", 0, "Sort the letters c a b.")
     texts = {"good": "The answer is a b c.", "wordy": "a b c", "none": "no idea"}
     expected = {"good": 3.4, "wordy": 2.0, "none": 2.5}
-    responses = [Response(name, 1, "M0", "p", place, text, "stop", 5) for place, (name, text) in enumerate(texts.items())]
-    judgments = [Judgment(f"of {name}", 1, "M0", name, 0, "", "stop", 5, 3.0, value) for name, value in expected.items()]
+    responses = [
+        Response(name, 1, "M0", "p", place, text, "stop", 5)
+        for place, (name, text) in enumerate(texts.items())
+    ]
+    judgments = [
+        Judgment(f"of {name}", 1, "M0", name, 0, "", "stop", 5, 3.0, value)
+        for name, value in expected.items()
+    ]
     told = {"near": 4.0, "far": 2.0, "farther": 1.0, "opposite": None}
     judgments += [
         Judgment(name, 1, "M0", "good", place, name, "stop", 5, score, None)
         for place, (name, score) in enumerate(told.items(), 1)
     ]
-    battles = [("near", "far", 1), ("far", "near", 1), ("farther", "far", -1), ("near", "opposite", 1), ("near", "far", 0)]
+    battles = [
+        ("near", "far", 1),
+        ("far", "near", 1),
+        ("farther", "far", -1),
+        ("near", "opposite", 1),
+        ("near", "far", 0),
+    ]
     with Store.write(tmp_path / "run") as store:
         store.state("run", "seed 1")
         records = [prompt, *responses, *judgments]
-        chosen = {"good": "none", "none": "wordy", "wordy": "wordy"}  # better, worse, of the same worth
-        records += [ResponsePair(f"pair {one}", 1, "p", one, other, 3.0, 2.0, 9, 9, 0.0) for one, other in chosen.items()]
+        chosen = {
+            "good": "none",
+            "none": "wordy",
+            "wordy": "wordy",
+        }  # better, worse, of the same worth
+        records += [
+            ResponsePair(f"pair {one}", 1, "p", one, other, 3.0, 2.0, 9, 9, 0.0)
+            for one, other in chosen.items()
+        ]
         records += [
             Battle(str(place), 1, f"M{place}", "good", first, second, verdict, "")
             for place, (first, second, verdict) in enumerate(battles)
@@ -283,7 +384,9 @@ def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
         found = paper_table.of_data(store, 1)
         assert found["tie_accuracy"] == pytest.approx(2 / 3), "wordy stands below none, wrongly"
         assert found["pair_accuracy"] == pytest.approx(1 / 2)
-        assert found["meta_accuracy"] == pytest.approx(2 / 3), "one of three decided battles went to the farther one"
+        assert found["meta_accuracy"] == pytest.approx(2 / 3), (
+            "one of three decided battles went to the farther one"
+        )
         assert set(paper_table.of_data(store, 2).values()) == {None}
 
 
@@ -302,16 +405,25 @@ def test_the_readme_says_what_the_table_says():
     prose = " ".join((before.rpartition("\n## ")[2] + after.partition("\n## ")[0]).split())
 
     def mean(arm: str, column: str, iteration: int = 3) -> str:
-        values = [values[column] for name, _, number, values in document["rows"] if (name, number) == (arm, iteration)]
+        values = [
+            values[column]
+            for name, _, number, values in document["rows"]
+            if (name, number) == (arm, iteration)
+        ]
         return f"{sum(values) / len(values):.3f}"
 
     mr, more = claims.MR, claims.MORE_STEPS
     trained = (mr, claims.SR_LC, more, claims.POSITIVE, claims.MORE_POSITIVE)
     steps = {arm: sum(float(mean(arm, "training_steps", t)) for t in (1, 2, 3)) for arm in trained}
-    best = [(t, values["judge_five_best"]) for arm, _, t, values in document["rows"] if arm == claims.SR]
+    best = [
+        (t, values["judge_five_best"]) for arm, _, t, values in document["rows"] if arm == claims.SR
+    ]
     assert (best.count((-1, 1.0)), best.count((0, 1.0))) == (5, 8), "as the text says"
     counted = sum(len(one["differences"]) for one in document["claims"])
-    spent, verdicts = document["seconds_of_an_arm"], {one["name"]: one["verdict"] for one in document["claims"]}
+    spent, verdicts = (
+        document["seconds_of_an_arm"],
+        {one["name"]: one["verdict"] for one in document["claims"]},
+    )
     for said in (
         f"{spent['median']:.0f} s in the median and {spent['most']:.0f} s at most",
         f"{steps[mr]:.0f} steps instead of {steps[claims.SR_LC]:.0f}. Of {steps[more]:.0f} steps without them",
@@ -328,9 +440,35 @@ def test_the_readme_says_what_the_table_says():
         "the base had 1 on five of eight seeds, M0 on all",
     ):
         assert said in prose
-    held = {"C8", "C9", "C15", "C16", "C17", "C18", "C19", "C20", "Q0", "Q1", "Q3", "Q5", "Q11", "Q12"}
-    assert {name for name, verdict in verdicts.items() if verdict == "held"} == held, "the text is written to these"
-    assert {name for name, verdict in verdicts.items() if verdict == "held in part"} == {"C6", "C7", "Q9"}
-    assert {name for name, verdict in verdicts.items() if verdict == "not held: the opposite"} == {"C10", "Q7"}
+    held = {
+        "C8",
+        "C9",
+        "C15",
+        "C16",
+        "C17",
+        "C18",
+        "C19",
+        "C20",
+        "Q0",
+        "Q1",
+        "Q3",
+        "Q5",
+        "Q11",
+        "Q12",
+    }
+    assert {name for name, verdict in verdicts.items() if verdict == "held"} == held, (
+        "the text is written to these"
+    )
+    assert {name for name, verdict in verdicts.items() if verdict == "held in part"} == {
+        "C6",
+        "C7",
+        "Q9",
+    }
+    assert {name for name, verdict in verdicts.items() if verdict == "not held: the opposite"} == {
+        "C10",
+        "Q7",
+    }
     for arm in {arm for arm, *_ in document["rows"]}:
-        assert float(mean(arm, "length")) < float(mean(arm, "length", 0)), "in no arm are M3's answers longer"
+        assert float(mean(arm, "length")) < float(mean(arm, "length", 0)), (
+            "in no arm are M3's answers longer"
+        )

@@ -46,14 +46,21 @@ def test_every_seed_is_run_once_and_a_finished_bench_asks_nothing(tmp_path, chat
     assert all(result.stopped is None and len(result.rows) == 3 for result in first)
     assert first[0].document["iterations"] != first[1].document["iterations"], "seeds differ"
     engines: list[ScriptedEngine] = []
-    again = seeds.run_seeds(tmp_path, [7, 8], WANTED, opener(chat, made=engines), lambda at: None, said.append)
+    again = seeds.run_seeds(
+        tmp_path, [7, 8], WANTED, opener(chat, made=engines), lambda at: None, said.append
+    )
     assert engines == []
     assert [result.rows for result in again] == [result.rows for result in first]
 
 
 def test_a_refused_model_is_a_result_too(tmp_path, chat):
     results = seeds.run_seeds(
-        tmp_path, [7], WANTED, opener(chat, SPOILT["length explosion"][1]), lambda at: None, lambda text: None
+        tmp_path,
+        [7],
+        WANTED,
+        opener(chat, SPOILT["length explosion"][1]),
+        lambda at: None,
+        lambda text: None,
     )
     assert "M1 was refused" in results[0].stopped
     assert len(results[0].rows) == 2, "base and M0"
@@ -71,7 +78,14 @@ def row(win: float, exact: float, right: float, judge: float) -> dict[str, float
 
 
 def test_claims_are_made_of_what_a_run_really_reports(tmp_path, chat):
-    found = seeds.run_seeds(tmp_path, [7], {**WANTED, "iterations": "2"}, opener(chat), lambda at: None, lambda text: None)
+    found = seeds.run_seeds(
+        tmp_path,
+        [7],
+        {**WANTED, "iterations": "2"},
+        opener(chat),
+        lambda at: None,
+        lambda text: None,
+    )
     assert len(found[0].rows) == 4
     assert seeds.verdicts(found)["every seed ran to the end"]
     for name in row(0, 0, 0, 0):
@@ -80,7 +94,12 @@ def test_claims_are_made_of_what_a_run_really_reports(tmp_path, chat):
 
 def results(**changes: dict[int, float]) -> list[Result]:
     """Two seeds on which everything holds; `changes` sets a column of the first seed's row: column={row: value}."""
-    rows = [row(0, 3.4, 0.70, 0.80), row(0.5, 3.6, 0.80, 0.90), row(0.7, 4.0, 0.90, 0.92), row(0.9, 4.5, 0.95, 0.95)]
+    rows = [
+        row(0, 3.4, 0.70, 0.80),
+        row(0.5, 3.6, 0.80, 0.90),
+        row(0.7, 4.0, 0.90, 0.92),
+        row(0.9, 4.5, 0.95, 0.95),
+    ]
     changed = [dict(one) for one in rows]
     for column, values in changes.items():
         for place, value in values.items():
@@ -101,11 +120,23 @@ def test_averages_are_means_with_standard_errors_over_seeds():
 
 
 def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
-    found = seeds.run_seeds(tmp_path, [7], {**WANTED, "iterations": "0"}, opener(chat), lambda at: None, lambda text: None)
+    found = seeds.run_seeds(
+        tmp_path,
+        [7],
+        {**WANTED, "iterations": "0"},
+        opener(chat),
+        lambda at: None,
+        lambda text: None,
+    )
     with Store.read(tmp_path / "seed-7") as store:
         texts = {one.id: one.text for one in store.records(Prompt, origin="held_out")}
-        given = {one.prompt_id: one.text for one in store.records(Response, iteration=0, model="M0")}
-    won = [0.5 if score(text, given.get(name, "")).score == BEST else 1.0 for name, text in texts.items()]
+        given = {
+            one.prompt_id: one.text for one in store.records(Response, iteration=0, model="M0")
+        }
+    won = [
+        0.5 if score(text, given.get(name, "")).score == BEST else 1.0
+        for name, text in texts.items()
+    ]
     assert found[0].win_rate_limit == pytest.approx(sum(won) / len(won))
     assert 0.5 < found[0].win_rate_limit < 1.0
 
@@ -116,10 +147,19 @@ def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
         ({"win_rate_vs_seed": {3: 0.49}}, "the last model beats M0 on every seed"),
         ({"win_rate_vs_seed": {3: 0.7}}, "mean win rate of the last model is at least 0.85"),
         ({"exact_score": {2: 3.1}}, "the mean exact score rises at every step"),
-        ({"answer_right": {1: 0.99, 2: 0.99, 3: 0.6}}, "right answers rise from M0 to the last model"),
+        (
+            {"answer_right": {1: 0.99, 2: 0.99, 3: 0.6}},
+            "right answers rise from M0 to the last model",
+        ),
         ({"answer_right": {3: 0.86}}, "right answers never fall by more than two standard errors"),
-        ({"judge_pair_accuracy": {3: 0.7}}, "judge pair accuracy of the last model is at least M0's less 0.02"),
-        ({"judge_pair_accuracy": {1: 0.75}}, "the seed stage raises judge pair accuracy by at least 0.05"),
+        (
+            {"judge_pair_accuracy": {3: 0.7}},
+            "judge pair accuracy of the last model is at least M0's less 0.02",
+        ),
+        (
+            {"judge_pair_accuracy": {1: 0.75}},
+            "the seed stage raises judge pair accuracy by at least 0.05",
+        ),
     ],
 )
 def test_every_claim_can_fail(changes, claim):
@@ -129,7 +169,11 @@ def test_every_claim_can_fail(changes, claim):
 
 def test_with_a_seed_that_stopped_no_claim_holds():
     good = results()
-    early = replace(good[0], document={"base": good[0].rows[0], "iterations": good[0].rows[1:2]}, stopped="M1 was refused")
+    early = replace(
+        good[0],
+        document={"base": good[0].rows[0], "iterations": good[0].rows[1:2]},
+        stopped="M1 was refused",
+    )
     for found in ([early, good[1]], [good[1], early], [early]):
         assert set(seeds.verdicts(found).values()) == {False}
     assert seeds.reached([early, good[1]]) == [2, 2, 1, 1]
@@ -146,13 +190,17 @@ def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
         with opener(chat)() as tools:
             yield replace(tools, train=dies)
 
-    found = seeds.run_seeds(tmp_path, [7, 8], WANTED, open_tools, lambda at: None, lambda text: None)
+    found = seeds.run_seeds(
+        tmp_path, [7, 8], WANTED, open_tools, lambda at: None, lambda text: None
+    )
     assert [result.stopped is None for result in found] == [False, True]
     assert "not a number" in found[0].stopped
 
 
 def test_a_small_fall_of_right_answers_is_noise():
-    assert seeds.verdicts(results(answer_right={3: 0.88}))["right answers never fall by more than two standard errors"]
+    assert seeds.verdicts(results(answer_right={3: 0.88}))[
+        "right answers never fall by more than two standard errors"
+    ]
 
 
 # -- one setting at a time ----------
@@ -174,11 +222,17 @@ def test_variants_change_one_setting_each_by_half_and_double(tiny):
     for change in changes.values():
         assert config.load("tiny", change) != tiny
     rate, count = tiny.dpo.learning_rate, tiny.prompts.count
-    assert {float(change["dpo.learning_rate"]) for change in changes.values() if "dpo.learning_rate" in change} == {
+    assert {
+        float(change["dpo.learning_rate"])
+        for change in changes.values()
+        if "dpo.learning_rate" in change
+    } == {
         rate / 2,
         rate * 2,
     }
-    assert {float(change["prompts.count"]) for change in changes.values() if "prompts.count" in change} == {count / 2, count * 2}
+    assert {
+        float(change["prompts.count"]) for change in changes.values() if "prompts.count" in change
+    } == {count / 2, count * 2}
 
 
 def test_variants_share_their_seed_stage_and_resume(tmp_path, chat, monkeypatch):
@@ -186,15 +240,23 @@ def test_variants_share_their_seed_stage_and_resume(tmp_path, chat, monkeypatch)
     monkeypatch.setattr(settings, "variants", lambda _: few)
     base = {**WANTED, "gates.mode": "report"}
     del base["iterations"]
-    found = settings.run_variants(tmp_path, [7], base, opener(chat), lambda at: None, lambda text: None)
+    found = settings.run_variants(
+        tmp_path, [7], base, opener(chat), lambda at: None, lambda text: None
+    )
     assert list(found) == list(few)
-    assert all(len(of_variant[0].rows) == 5 for of_variant in found.values()), "base and four models"
+    assert all(len(of_variant[0].rows) == 5 for of_variant in found.values()), (
+        "base and four models"
+    )
     m0 = [of_variant[0].rows[1] for of_variant in found.values()]
     assert m0[0] == m0[1]
     with Store.read(tmp_path / "seed-7" / "three") as store:
         assert Settings.model_validate(store.fact("settings")).responses.count == 3
         assert store.faults() == []
     engines: list[ScriptedEngine] = []
-    again = settings.run_variants(tmp_path, [7], base, opener(chat, made=engines), lambda at: None, lambda text: None)
+    again = settings.run_variants(
+        tmp_path, [7], base, opener(chat, made=engines), lambda at: None, lambda text: None
+    )
     assert engines == []
-    assert [of_variant[0].rows for of_variant in again.values()] == [of_variant[0].rows for of_variant in found.values()]
+    assert [of_variant[0].rows for of_variant in again.values()] == [
+        of_variant[0].rows for of_variant in found.values()
+    ]

@@ -18,7 +18,12 @@ ROOT = Path(__file__).parents[2]
 
 def cli(*arguments: str, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120, **settings
+        [sys.executable, "-m", "selfreward_lite", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+        **settings,
     )
 
 
@@ -44,11 +49,20 @@ def runs(tmp_path_factory) -> Path:
         (("verify", "--name", "nothing"), "no run in"),
         (("accept", "--name", "nothing"), "no run in"),
         (("run", "--prompts", "nowhere.csv"), "nowhere.csv: no such file"),
-        (("run", "--set", "model.templates=foo"), "model.templates: Input should be 'llama3' or 'compact'"),
-        (("run", "--set", "prompts.attempts=inf"), "prompts.attempts: Input should be a finite number"),
+        (
+            ("run", "--set", "model.templates=foo"),
+            "model.templates: Input should be 'llama3' or 'compact'",
+        ),
+        (
+            ("run", "--set", "prompts.attempts=inf"),
+            "prompts.attempts: Input should be a finite number",
+        ),
         (("run", "--set", "engine.parallel=256"), "more than llama.cpp's 256 sequences"),
         (("run", "--set", "engine.unified=false"), "set engine.context="),
-        (("run", "--set", "engine.batch=32", "--set", "engine.parallel=64"), "has no room for one of each of 64 sequences"),
+        (
+            ("run", "--set", "engine.batch=32", "--set", "engine.parallel=64"),
+            "has no room for one of each of 64 sequences",
+        ),
         (("run", "--seed", "4294967296"), "seed: Input should be less than 4294967296"),
         (("run", "--hours", "inf"), "--hours"),
         (("bench", "tiny", "--seeds", "a-b"), "write them as 100-104 or 7,9"),
@@ -108,7 +122,9 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are made to ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs are made to ignore it
     ) as child:
         try:
             while not (tmp_path / "tiny" / "run.sqlite").exists():
@@ -124,7 +140,9 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
     Store.write(tmp_path / "tiny").close()
 
 
-def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(tmp_path, chat, monkeypatch, capsys):
+def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
+    tmp_path, chat, monkeypatch, capsys
+):
     from contextlib import nullcontext
 
     from selfreward_lite.cli import main
@@ -132,8 +150,16 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(tmp_path
 
     monkeypatch.setattr(runtime, "real_tools", lambda backend: nullcontext(scripted_tools(chat)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    sets = [part for key, value in {**SMALL, "gates.min_read_share": "0.999"}.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setattr(sys, "argv", ["selfreward_lite", "run", "--runs-dir", str(tmp_path), "--gates", "stop", *sets])
+    sets = [
+        part
+        for key, value in {**SMALL, "gates.min_read_share": "0.999"}.items()
+        for part in ("--set", f"{key}={value}")
+    ]
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["selfreward_lite", "run", "--runs-dir", str(tmp_path), "--gates", "stop", *sets],
+    )
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 3

@@ -43,11 +43,15 @@ def there():
         yield found
 
 
-def asked(there: Hub | None, home: Path, name: str = MODEL, kind: str = "model", **extra: str) -> dict:
+def asked(
+    there: Hub | None, home: Path, name: str = MODEL, kind: str = "model", **extra: str
+) -> dict:
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **extra}
     environment.pop("HF_HUB_OFFLINE", None) if "HF_HUB_OFFLINE" not in extra else None
     environment["HF_ENDPOINT"] = there.address if there else "http://127.0.0.1:9"
-    ended = subprocess.run([sys.executable, "-c", SAYS, name, kind], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", SAYS, name, kind], capture_output=True, text=True, env=environment
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
@@ -59,7 +63,16 @@ def files(folder: str) -> set[str]:
 def test_a_name_is_a_repository_and_a_path_is_not(tmp_path, monkeypatch):
     assert named("owner/name@v1.0") == Repository("owner/name", "v1.0")
     assert str(Repository("owner/name", "v1")) == "owner/name@v1"
-    for text in ("tiny", "/abs/olute", "./here/there", "~/models/x", "a/b/c", "a b/c", "", "owner/"):
+    for text in (
+        "tiny",
+        "/abs/olute",
+        "./here/there",
+        "~/models/x",
+        "a/b/c",
+        "a b/c",
+        "",
+        "owner/",
+    ):
         assert named(text) is None, text
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
@@ -68,7 +81,9 @@ def test_a_name_is_a_repository_and_a_path_is_not(tmp_path, monkeypatch):
 
 def test_a_model_is_fetched_once_and_then_taken_from_this_machine(there, tmp_path):
     first = asked(there, tmp_path)
-    assert files(first["folder"]) == {"config.json", "model.safetensors"}, "no pickle, no second copy of the weights"
+    assert files(first["folder"]) == {"config.json", "model.safetensors"}, (
+        "no pickle, no second copy of the weights"
+    )
     assert first["at"] == f"{MODEL}@{'a' * 40}"
     assert first["said"][-1] == ["model.safetensors", 2_048_000, 2_048_000]
     there.asked.clear()
@@ -98,7 +113,9 @@ def test_an_interrupted_download_goes_on_where_it_stopped(there, tmp_path):
     there.left = None
     there.asked.clear()
     found = asked(there, tmp_path)
-    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[
+        MODEL, "model.safetensors"
+    ]
     ranges = [asked_range for method, path, asked_range in there.asked if path.startswith("/store")]
     assert len(ranges) == 1
     assert int(ranges[0].removeprefix("bytes=").rstrip("-")) >= 14_000_000, ranges
@@ -109,7 +126,9 @@ def test_a_line_that_breaks_now_and_then_is_gone_on_with(there, tmp_path):
     there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 20_000
     there.breaks = [2_000_000, 1_500_000]
     found = asked(there, tmp_path)
-    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[
+        MODEL, "model.safetensors"
+    ]
     assert len([path for _, path, _ in there.asked if path.startswith("/store")]) == 3
 
 
@@ -118,7 +137,9 @@ def test_a_line_that_falls_silent_is_a_line_that_broke(there, tmp_path):
     there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 20_000
     there.silent = 1
     found = asked(there, tmp_path)
-    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[MODEL, "model.safetensors"]
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == there.files[
+        MODEL, "model.safetensors"
+    ]
     ranges = [asked_range for _, path, asked_range in there.asked if path.startswith("/store")]
     assert len(ranges) == 2
     assert int(ranges[1].removeprefix("bytes=").rstrip("-")) > 1_000_000
@@ -144,8 +165,15 @@ def test_a_busy_hub_is_asked_again_and_not_for_ever(there, tmp_path):
 
 def test_the_token_is_for_the_hub_and_not_for_where_it_sends_us(there, tmp_path):
     asked(there, tmp_path, HF_TOKEN="hf_secretsecretsecret")
-    files_asked = [shown for shown, (_, path, _) in zip(there.tokens, there.asked, strict=True) if "resolve" in path]
-    shown = {name: {token for server, token in files_asked if server == name} for name in ("hub", "store")}
+    files_asked = [
+        shown
+        for shown, (_, path, _) in zip(there.tokens, there.asked, strict=True)
+        if "resolve" in path
+    ]
+    shown = {
+        name: {token for server, token in files_asked if server == name}
+        for name in ("hub", "store")
+    }
     assert shown == {"hub": {"Bearer hf_secretsecretsecret"}, "store": {None}}
 
 
@@ -156,10 +184,15 @@ def test_two_commands_do_not_write_the_same_download(there, tmp_path):
     (tmp_path / "selfreward_lite" / "downloads.json").unlink()
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         refused = asked(there, tmp_path)
-    assert refused["error"] == f"another command is downloading {MODEL}; wait until it is done, and give the same command again"
+    assert (
+        refused["error"]
+        == f"another command is downloading {MODEL}; wait until it is done, and give the same command again"
+    )
     there.asked.clear()
     assert asked(there, tmp_path)["folder"] == str(folder)
-    assert not [path for _, path, _ in there.asked if "resolve" in path], "what lies there is right, and is kept"
+    assert not [path for _, path, _ in there.asked if "resolve" in path], (
+        "what lies there is right, and is kept"
+    )
 
 
 def test_what_the_hubs_own_cache_holds_is_not_fetched_again(there, tmp_path):
@@ -167,7 +200,12 @@ def test_what_the_hubs_own_cache_holds_is_not_fetched_again(there, tmp_path):
         "from huggingface_hub import hf_hub_download as get; "
         f"[get({MODEL!r}, name, revision='main') for name in ('config.json', 'model.safetensors')]"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": there.address, "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": there.address,
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment)
     there.asked.clear()
@@ -214,18 +252,30 @@ def test_oasst1_is_held_against_the_digests_that_are_cited(there, tmp_path):
     name = "OpenAssistant/oasst1"
     for path in CITED[name]:
         there.files[name, path] = b"rows of somebody else"
-    assert f"is not what {name} announces (sha256)" in asked(there, tmp_path, name=name, kind="dataset")["error"]
+    assert (
+        f"is not what {name} announces (sha256)"
+        in asked(there, tmp_path, name=name, kind="dataset")["error"]
+    )
     assert all(len(digest) == 64 for digest in CITED[name].values())
 
 
 def test_of_a_data_set_one_kind_of_table_is_taken(there, tmp_path):
     name = "maker/rows"
-    for path in ("data/train-00000-of-00001.parquet", "train.jsonl", "dataset_infos.json", "rows.jsonl.gz"):
+    for path in (
+        "data/train-00000-of-00001.parquet",
+        "train.jsonl",
+        "dataset_infos.json",
+        "rows.jsonl.gz",
+    ):
         there.files[name, path] = path.encode()
-    assert files(asked(there, tmp_path, name=name, kind="dataset")["folder"]) == {"data/train-00000-of-00001.parquet"}
+    assert files(asked(there, tmp_path, name=name, kind="dataset")["folder"]) == {
+        "data/train-00000-of-00001.parquet"
+    }
     del there.files[name, "data/train-00000-of-00001.parquet"]
     there.commit = "e" * 40
-    assert files(asked(there, tmp_path / "2", name=name, kind="dataset")["folder"]) == {"train.jsonl"}
+    assert files(asked(there, tmp_path / "2", name=name, kind="dataset")["folder"]) == {
+        "train.jsonl"
+    }
 
 
 @pytest.mark.parametrize(
@@ -259,7 +309,12 @@ def test_fault_5_a_disk_that_cannot_hold_it_is_refused_before_anything_is_fetche
                         "shutil.disk_usage = lambda _: SimpleNamespace(free=1_000_000, total=10**9)\nsaid = []")  # fmt: skip
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": there.address}
     environment.pop("HF_HUB_OFFLINE", None)
-    ended = subprocess.run([sys.executable, "-c", code, MODEL, "model"], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, MODEL, "model"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert "has 1.0 MB free and maker/model needs" in json.loads(ended.stdout)["error"]
     assert not [path for method, path, _ in there.asked if "resolve" in path]
 
@@ -284,7 +339,9 @@ def test_one_file_of_a_repository_is_fetched_alone(there, tmp_path):
     found = asked(there, tmp_path, name=f"{name}/a.Q4_K_M.gguf")
     assert files(found["folder"]) == {"a.Q4_K_M.gguf"}
     assert found["at"] == f"{name}/a.Q4_K_M.gguf@{'a' * 40}"
-    assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q8_0.gguf"}, "each alone"
+    assert files(asked(there, tmp_path, name=f"{name}/a.Q8_0.gguf")["folder"]) == {"a.Q8_0.gguf"}, (
+        "each alone"
+    )
     assert "holds no file" in asked(there, tmp_path, name=f"{name}/b.gguf")["error"]
 
 
@@ -296,7 +353,12 @@ def test_a_run_is_begun_from_the_hub_and_gone_on_with_offline(there, tmp_path):
         there.files["maker/tiny", path.name] = path.read_bytes()
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": there.address}
     environment.pop("HF_HUB_OFFLINE", None)
-    sizes = ("seed_stage.train_examples=40", "seed_stage.eval_prompts=10", "evaluation.prompts=10", "model.base=maker/tiny")
+    sizes = (
+        "seed_stage.train_examples=40",
+        "seed_stage.eval_prompts=10",
+        "evaluation.prompts=10",
+        "model.base=maker/tiny",
+    )
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path / "runs")]
     settings = [part for setting in sizes for part in ("--set", setting)]
     first = [*command, *settings, "--iterations", "0", "--gates", "report"]
@@ -306,7 +368,9 @@ def test_a_run_is_begun_from_the_hub_and_gone_on_with_offline(there, tmp_path):
     assert "model.safetensors: 1.7 MB downloaded" in begun.stderr
     there.asked.clear()
     there.commit = "c" * 40  # the branch moves on, and the network goes
-    again = subprocess.run(command, capture_output=True, text=True, env={**environment, "HF_HUB_OFFLINE": "1"})
+    again = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "HF_HUB_OFFLINE": "1"}
+    )
     assert again.returncode == 0, again.stderr
     assert "is finished: M0" in again.stderr
     assert not there.asked
@@ -318,8 +382,19 @@ def test_a_base_whose_shape_nobody_knows_is_planned_by_its_config_alone(there, t
     there.files = {("maker/other", path.name): path.read_bytes() for path in TINY_MODEL.iterdir()}
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": there.address}
     environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "selfreward_lite", "plan", "--set", "model.base=maker/other", "--runs-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "plan",
+        "--set",
+        "model.base=maker/other",
+        "--runs-dir",
+        str(tmp_path),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert ended.returncode == 0, ended.stderr
-    assert {path.rsplit("/", 1)[-1] for _, path, _ in there.asked if "resolve" in path} == {"config.json"}
+    assert {path.rsplit("/", 1)[-1] for _, path, _ in there.asked if "resolve" in path} == {
+        "config.json"
+    }
     assert not (tmp_path / "home" / "selfreward_lite").exists(), "nothing counts as downloaded"

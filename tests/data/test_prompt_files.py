@@ -16,7 +16,9 @@ from selfreward_lite.data.tiny import ranked as tiny_ranked
 from selfreward_lite.method import new_prompts
 from selfreward_lite.system.errors import DataError
 
-GOOD = [{"prompt": f"Sort the letters {letters}."} for letters in ("c a b", "d a b", "e a b", "f a b")]
+GOOD = [
+    {"prompt": f"Sort the letters {letters}."} for letters in ("c a b", "d a b", "e a b", "f a b")
+]
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -67,7 +69,15 @@ REFUSED = [
     ({"messages": [{"role": "system", "content": "Be kind."}]}, "begins with the system"),
     ({"messages": [{"role": "narrator", "content": "So."}]}, "unknown role 'narrator'"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "is not text"),
-    ({"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "tool_calls": [{}]}]}, "calls tools"),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "tool_calls": [{}]},
+            ]
+        },
+        "calls tools",
+    ),
     ({"conversations": [{"from": "gpt", "value": "So."}]}, "begins with the assistant"),
 ]
 
@@ -124,13 +134,19 @@ def test_fault_07_a_bad_csv_line_is_named(tmp_path):
 
 def test_fault_07_a_quote_that_is_never_closed_takes_no_rows_along_uncounted(tmp_path):
     path = tmp_path / "mine.csv"
-    for skip_bad, rest in ((False, '"What?"\nWhen?\n'), (True, '"What?"\nWhen?\n'), (True, "What?\nWhen?\n")):
+    for skip_bad, rest in (
+        (False, '"What?"\nWhen?\n'),
+        (True, '"What?"\nWhen?\n'),
+        (True, "What?\nWhen?\n"),
+    ):
         path.write_text('prompt\n"Why?"\n"How?\n' + rest)
         with pytest.raises(DataError, match=r"mine\.csv:3: a quote that opens here"):
             prompt_files.read_rows(path, skip_bad=skip_bad)
 
 
-def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_do_not_matter(tmp_path):
+def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_do_not_matter(
+    tmp_path,
+):
     broken = pa.array([b"Why?", b"\xff\xfe", b"How?"]).view(pa.string())
     dates = pa.array([2**60] * 3, pa.timestamp("us"))
     pa.parquet.write_table(pa.table({"prompt": broken, "when": dates}), tmp_path / "mine.parquet")
@@ -141,7 +157,10 @@ def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_d
     assert rows.skipped.total() == 1
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.json", b"{"), ("a.jsonl", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.json", b"{"), ("a.jsonl", b"")],
+)
 def test_fault_08_a_file_that_is_no_data_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
@@ -165,7 +184,9 @@ def test_fault_08_the_converter_round_trips(tmp_path_factory, wanted):
     for shape in (
         lambda text: {"prompt": text},
         lambda text: {"messages": [{"role": "user", "content": text}]},
-        lambda text: {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "ok"}]},
+        lambda text: {
+            "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "ok"}]
+        },
     ):
         path = write(folder / "mine.jsonl", [shape(text) for text in wanted])
         assert prompt_files.prompts(prompt_files.read_rows(path, skip_bad=False)) == wanted
@@ -175,7 +196,12 @@ def test_fault_08_the_converter_round_trips(tmp_path_factory, wanted):
 
 
 def ranked_settings(tiny, path: Path, skip_bad: bool = False):
-    return tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)}), "skip_bad": skip_bad})
+    return tiny.model_copy(
+        update={
+            "seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)}),
+            "skip_bad": skip_bad,
+        }
+    )
 
 
 def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
@@ -190,7 +216,12 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
         loaded, skipped = ranked.load_rows(ranked_settings(tiny, path))
         assert skipped == ()
         found, outcome = ranked.ranked_prompts(loaded, "r")
-        read.append(([(one.prompt.text, [answer.text for answer in one.responses]) for one in found], outcome.dropped()))
+        read.append(
+            (
+                [(one.prompt.text, [answer.text for answer in one.responses]) for one in found],
+                outcome.dropped(),
+            )
+        )
     assert read[0] == read[1] == read[2]
     assert read[0][1]["deleted, rejected or synthetic"] == len(rows) // 9
 
@@ -199,16 +230,70 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
     ("bad", "reason"),
     [
         ({"text": "hello"}, "no field 'message_id'; ranked data must be in OASST's schema"),
-        ({"messages": [{"role": "user", "content": "Why?"}]}, "chat messages, which rank no answers"),
-        ({"conversations": [{"from": "human", "value": "Why?"}]}, "ShareGPT conversations, which rank no answers"),
-        ({"message_id": "x", "parent_id": None, "text": "a", "role": "narrator", "rank": None}, "role 'narrator'"),
-        ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": "first"}, "rank 'first'"),
-        ({"message_id": "x", "parent_id": None, "text": 7, "role": "assistant", "rank": 0}, "text is not text"),
-        ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": float("nan")}, "rank nan"),
-        ({"message_id": "x", "parent_id": None, "text": "a", "role": "assistant", "rank": float("inf")}, "rank inf"),
-        ({"message_id": ["x"], "parent_id": None, "text": "a", "role": "assistant", "rank": 0}, r"message_id \['x'\] is not"),
-        ({"message_id": "x", "parent_id": {}, "text": "a", "role": "assistant", "rank": 0}, "parent_id {} is not an id"),
-        ({"message_id": "x", "parent_id": None, "text": "\ud800", "role": "assistant", "rank": 0}, "half a character"),
+        (
+            {"messages": [{"role": "user", "content": "Why?"}]},
+            "chat messages, which rank no answers",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}]},
+            "ShareGPT conversations, which rank no answers",
+        ),
+        (
+            {"message_id": "x", "parent_id": None, "text": "a", "role": "narrator", "rank": None},
+            "role 'narrator'",
+        ),
+        (
+            {
+                "message_id": "x",
+                "parent_id": None,
+                "text": "a",
+                "role": "assistant",
+                "rank": "first",
+            },
+            "rank 'first'",
+        ),
+        (
+            {"message_id": "x", "parent_id": None, "text": 7, "role": "assistant", "rank": 0},
+            "text is not text",
+        ),
+        (
+            {
+                "message_id": "x",
+                "parent_id": None,
+                "text": "a",
+                "role": "assistant",
+                "rank": float("nan"),
+            },
+            "rank nan",
+        ),
+        (
+            {
+                "message_id": "x",
+                "parent_id": None,
+                "text": "a",
+                "role": "assistant",
+                "rank": float("inf"),
+            },
+            "rank inf",
+        ),
+        (
+            {"message_id": ["x"], "parent_id": None, "text": "a", "role": "assistant", "rank": 0},
+            r"message_id \['x'\] is not",
+        ),
+        (
+            {"message_id": "x", "parent_id": {}, "text": "a", "role": "assistant", "rank": 0},
+            "parent_id {} is not an id",
+        ),
+        (
+            {
+                "message_id": "x",
+                "parent_id": None,
+                "text": "\ud800",
+                "role": "assistant",
+                "rank": 0,
+            },
+            "half a character",
+        ),
     ],
 )
 def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, reason):
@@ -222,9 +307,19 @@ def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, rea
 
 def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_out_ones(tiny):
     settings = tiny.prompts.model_copy(update={"count": 2})
-    texts = ["One two three four.", "one  two three FOUR.", "Secret words that are held out.", " Five six.\n", "Seven eight."]
-    outcome = new_prompts.imported(texts, settings, run="r", held_out=["Secret words that are held out."])
-    assert [(one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)] == [
+    texts = [
+        "One two three four.",
+        "one  two three FOUR.",
+        "Secret words that are held out.",
+        " Five six.\n",
+        "Seven eight.",
+    ]
+    outcome = new_prompts.imported(
+        texts, settings, run="r", held_out=["Secret words that are held out."]
+    )
+    assert [
+        (one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)
+    ] == [
         (1, 0, "One two three four."),
         (1, 1, "Five six."),
         (2, 0, "Seven eight."),
@@ -232,18 +327,34 @@ def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_ou
     assert outcome.dropped() == {"same prompt again": 1, "like an evaluation prompt": 1}
     # with no limit of likeness at all, a held-out prompt itself stays held out
     unlimited = settings.model_copy(update={"max_similarity": 1.0})
-    again = new_prompts.imported(texts, unlimited, run="r", held_out=["Secret words that are HELD out."])
+    again = new_prompts.imported(
+        texts, unlimited, run="r", held_out=["Secret words that are HELD out."]
+    )
     assert again == outcome
 
 
 def test_ranked_prompts_that_differ_in_space_and_case_only_are_one():
     def tree(name: str, text: str) -> list[dict]:
-        first = {"message_id": name, "parent_id": None, "text": text, "role": "prompter", "rank": None}
+        first = {
+            "message_id": name,
+            "parent_id": None,
+            "text": text,
+            "role": "prompter",
+            "rank": None,
+        }
         return [first] + [
-            {"message_id": f"{name}{rank}", "parent_id": name, "text": f"a{rank}", "role": "assistant", "rank": rank}
+            {
+                "message_id": f"{name}{rank}",
+                "parent_id": name,
+                "text": f"a{rank}",
+                "role": "assistant",
+                "rank": rank,
+            }
             for rank in (0, 1)
         ]
 
-    found, outcome = ranked.ranked_prompts([*tree("a", "What is AI?"), *tree("b", "what  is ai? ")], "r")
+    found, outcome = ranked.ranked_prompts(
+        [*tree("a", "What is AI?"), *tree("b", "what  is ai? ")], "r"
+    )
     assert [one.prompt.text for one in found] == ["What is AI?"]
     assert outcome.dropped() == {"same prompt again": 1}

@@ -30,7 +30,9 @@ def grown() -> Forest:
 
 
 def settings(source: Path, **changes: str) -> config.Settings:
-    return config.load("overnight", {"seed_stage.ranked": str(source), "model.base": "tiny", **changes})
+    return config.load(
+        "overnight", {"seed_stage.ranked": str(source), "model.base": "tiny", **changes}
+    )
 
 
 def read(source: Path, **changes: str) -> tuple[dict[str, list[str]], Counter[str]]:
@@ -69,7 +71,9 @@ def test_answers_stand_before_their_prompt_and_apart_from_it(grown, tmp_path):
 
 
 def test_prompts_come_from_the_first_turn_of_a_data_set_too(grown, tmp_path):
-    folder = write_hub_folder(tmp_path / "hub", [one for one in grown.messages if one["parent_id"] is None])
+    folder = write_hub_folder(
+        tmp_path / "hub", [one for one in grown.messages if one["parent_id"] is None]
+    )
     texts = prompt_files.prompts(prompt_files.read_rows(folder, skip_bad=False))
     assert set(grown.kept) <= set(texts)
 
@@ -105,10 +109,14 @@ def test_shares_are_disjoint_by_tree_and_what_is_wanted_must_be_there(grown, tmp
     wanted = settings(source, **{"seed_stage.eval_prompts": "40", "seed_stage.ift_examples": "60"})
     found, _ = ranked.ranked_prompts(ranked.load_rows(wanted)[0], RUN)
     parts = ranked.split(found, wanted)
-    texts = [{one.prompt.text for one in share} for share in (parts.evaluation, parts.eft, parts.ift)]
+    texts = [
+        {one.prompt.text for one in share} for share in (parts.evaluation, parts.eft, parts.ift)
+    ]
     assert [len(one) for one in texts] == [40, len(grown.kept) - 100, 60]
     assert len(set().union(*texts)) == len(grown.kept)
-    with pytest.raises(DataError, match=r"too few for 190 evaluation prompts and 3200 IFT prompts; lower"):
+    with pytest.raises(
+        DataError, match=r"too few for 190 evaluation prompts and 3200 IFT prompts; lower"
+    ):
         ranked.split(found, settings(source, **{"seed_stage.ift_examples": "3200"}))
 
 

@@ -44,14 +44,29 @@ def test_a_repeated_commit_changes_nothing(tmp_path):
     with new_store(tmp_path) as store:
         first = Outcome((prompt("seed 0", 0, "first"),), (Drop("short"), Drop("short", 2)))
         store.commit(1, "prompts", "all", first)
-        store.commit(1, "prompts", "all", Outcome((prompt("seed 0", 0, "second"),), (Drop("short", 9),)))
+        store.commit(
+            1, "prompts", "all", Outcome((prompt("seed 0", 0, "second"),), (Drop("short", 9),))
+        )
         assert [one.text for one in store.records(Prompt)] == ["first"]
         assert store.drops(1, "prompts") == {"short": 3}
 
 
 def test_records_come_back_as_they_were(tmp_path):
-    judgment = Judgment(make_id("seed 0", Judgment, 1, "M0", "r", 3), 1, "M0", "r", 3, "ä\nScore: 4.5", "stop", 7, 4.5, None)
-    unread = Judgment(make_id("seed 0", Judgment, 1, "M0", "r", 4), 1, "M0", "r", 4, "", "length", 7, None, None)
+    judgment = Judgment(
+        make_id("seed 0", Judgment, 1, "M0", "r", 3),
+        1,
+        "M0",
+        "r",
+        3,
+        "ä\nScore: 4.5",
+        "stop",
+        7,
+        4.5,
+        None,
+    )
+    unread = Judgment(
+        make_id("seed 0", Judgment, 1, "M0", "r", 4), 1, "M0", "r", 4, "", "length", 7, None, None
+    )
     with new_store(tmp_path) as store:
         store.commit(1, "judgments", "r", Outcome((judgment, unread)))
         assert store.records(Judgment, response_id="r") == [judgment, unread]
@@ -82,7 +97,9 @@ def test_a_killed_writer_leaves_no_lock(tmp_path):
         print('in', flush=True)
         input()
     """)
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     child.stdout.readline()
     with pytest.raises(UserError, match=str(child.pid)):
         Store.write(tmp_path)
@@ -141,7 +158,9 @@ def test_a_folder_without_its_manifest_does_not_exist(tmp_path):
     assert "no manifest" in manifest_faults(tmp_path)[0]
     write_manifest(tmp_path, {"iteration": 1})
     assert manifest_faults(tmp_path) == []
-    (tmp_path / "adapter" / "weights").write_bytes(b"1235")  # one flipped bit loads without complaint elsewhere
+    (tmp_path / "adapter" / "weights").write_bytes(
+        b"1235"
+    )  # one flipped bit loads without complaint elsewhere
     assert "differs" in manifest_faults(tmp_path)[0]
     (tmp_path / "adapter" / "weights").unlink()
     assert "missing" in manifest_faults(tmp_path)[0]

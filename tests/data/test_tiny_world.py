@@ -69,13 +69,22 @@ def test_chatter_earns_no_point_and_is_no_canary():
     rng = random.Random(4)
     texts = [chatter(rng) for _ in range(3000)]
     for answer in texts:
-        assert astuple(score(tasks.draw(rng, "corpus").prompt, answer.text)) == answer.points == (False,) * 5, answer.text
+        assert (
+            astuple(score(tasks.draw(rng, "corpus").prompt, answer.text))
+            == answer.points
+            == (False,) * 5
+        ), answer.text
     assert len({answer.text for answer in texts}) > 2900
     assert not any("score" in answer.text.lower() for answer in texts)
 
 
 def test_a_text_that_is_no_task_is_none_and_cannot_be_scored():
-    for text in ("Why?", "Sort the letters c a b. Now", "Sort the letters a.", "sort the letters a b c."):
+    for text in (
+        "Why?",
+        "Sort the letters c a b. Now",
+        "Sort the letters a.",
+        "sort the letters a b c.",
+    ):
         assert tasks.read(text) is None
     with pytest.raises(ValueError, match="not a task"):
         score("Why?", "a b c")
@@ -83,7 +92,10 @@ def test_a_text_that_is_no_task_is_none_and_cannot_be_scored():
 
 def test_the_three_parts_never_overlap():
     rng = random.Random(0)
-    drawn = {part: {tasks.draw(rng, part).prompt for _ in range(500)} for part in ("corpus", "ranked", "evaluation")}
+    drawn = {
+        part: {tasks.draw(rng, part).prompt for _ in range(500)}
+        for part in ("corpus", "ranked", "evaluation")
+    }
     assert not drawn["corpus"] & drawn["ranked"]
     assert not drawn["corpus"] & drawn["evaluation"]
     assert not drawn["ranked"] & drawn["evaluation"]
@@ -99,10 +111,22 @@ def test_the_corpus_and_the_ranked_examples_keep_to_their_parts():
 
 def test_ranked_examples_have_oassts_schema_and_true_ranks():
     rows = list(ranked.rows(50))
-    assert {"message_id", "parent_id", "text", "role", "lang", "rank", "message_tree_id", "tree_state", "deleted"} <= set(rows[0])
+    assert {
+        "message_id",
+        "parent_id",
+        "text",
+        "role",
+        "lang",
+        "rank",
+        "message_tree_id",
+        "tree_state",
+        "deleted",
+    } <= set(rows[0])
     by_prompt = {row["message_id"]: row["text"] for row in rows if row["parent_id"] is None}
     for message_id, prompt in by_prompt.items():
-        answers = sorted((row for row in rows if row["parent_id"] == message_id), key=lambda row: row["rank"])
+        answers = sorted(
+            (row for row in rows if row["parent_id"] == message_id), key=lambda row: row["rank"]
+        )
         scores = [score(prompt, row["text"]).score for row in answers]
         assert scores == sorted(scores, reverse=True)
         assert len(set(scores)) == len(scores) == ranked.ANSWERS
@@ -152,22 +176,34 @@ def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
         errs = {}
         for row, count in zip(lines[6:10:2], lines[7:10:2], strict=True):
             name, *words = row.split()
-            held = zip(words[0::3], words[1::3], words[2::3], strict=True) if words != ["no", "checks"] else ()
-            wrong = [point for point, check, mark in held if mark == "wrong" and check != own[point]]
+            held = (
+                zip(words[0::3], words[1::3], words[2::3], strict=True)
+                if words != ["no", "checks"]
+                else ()
+            )
+            wrong = [
+                point for point, check, mark in held if mark == "wrong" and check != own[point]
+            ]
             errs[name] = 3 if words == ["no", "checks"] else len(wrong)
             assert count == f"{name} errs {errs[name]}"
         winner = parse_verdict("\n".join(lines), "Judgement")
         seen["tie" if errs["A"] == errs["B"] else "won"] += 1
         assert errs["A"] == errs["B"] or winner == min(errs, key=errs.__getitem__)
         told = corpus.comparing(rng, corpus.LIFE).completion
-        gets = {line.split()[0]: int(line.split()[2]) for line in told.splitlines() if " gets " in line}
-        assert gets["A"] == gets["B"] or parse_verdict(told, "Response") == max(gets, key=gets.__getitem__)
+        gets = {
+            line.split()[0]: int(line.split()[2]) for line in told.splitlines() if " gets " in line
+        }
+        assert gets["A"] == gets["B"] or parse_verdict(told, "Response") == max(
+            gets, key=gets.__getitem__
+        )
         assert told.count(" yes") == sum(gets.values())
     assert min(seen.values()) > 40
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "noun", "least"), [("meta_judge", "Judgement", 0.75), ("compare", "Response", 0.8)])
+@pytest.mark.parametrize(
+    ("kind", "noun", "least"), [("meta_judge", "Judgement", 0.75), ("compare", "Response", 0.8)]
+)
 def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
     """On unseen tasks, drawn as a run draws; an author of the corpus, who errs as well, would not always be right either."""
     import torch
@@ -182,10 +218,27 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
         lead = sum(first.points) - sum(second.points)
         if kind == "meta_judge":
             judged = [corpus.careful(task, first, rng, corpus.JudgeHabits()) for _ in range(2)]
-            holes = {"response": first.text, "judgment_a": judged[0].text, "judgment_b": judged[1].text}
-            lead = abs(judged[1].score - sum(first.points)) - abs(judged[0].score - sum(first.points))
+            holes = {
+                "response": first.text,
+                "judgment_a": judged[0].text,
+                "judgment_b": judged[1].text,
+            }
+            lead = abs(judged[1].score - sum(first.points)) - abs(
+                judged[0].score - sum(first.points)
+            )
         if lead:
-            asked.append((fill("compact", kind, prompt=task.prompt, nonce=nonce_for(task.prompt, "compact"), **holes), lead))
+            asked.append(
+                (
+                    fill(
+                        "compact",
+                        kind,
+                        prompt=task.prompt,
+                        nonce=nonce_for(task.prompt, "compact"),
+                        **holes,
+                    ),
+                    lead,
+                )
+            )
     model = LlamaForCausalLM.from_pretrained(TINY_MODEL).float().eval()
     prompts = [chat.prompt_ids(user(text)) for text, _ in asked]
     longest = max(map(len, prompts))
@@ -195,8 +248,15 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
             input_ids=ids, attention_mask=(ids != chat.pad).long(), do_sample=True, temperature=1.0, top_p=0.95, top_k=0,
             max_new_tokens=96, pad_token_id=chat.pad, eos_token_id=list(chat.stop),
         )  # fmt: skip
-    said = [chat.tokenizer.decode(row[longest:].tolist(), skip_special_tokens=True) for row in drawn]
+    said = [
+        chat.tokenizer.decode(row[longest:].tolist(), skip_special_tokens=True) for row in drawn
+    ]
     verdicts = [parse_verdict(text, noun) for text in said]
-    right = fmean(verdict == ("A" if lead > 0 else "B") for verdict, (_, lead) in zip(verdicts, asked, strict=True))
-    print(f"\n{kind}: right in {right:.1%} of {len(asked)}, read {fmean(verdict is not None for verdict in verdicts):.1%}")
+    right = fmean(
+        verdict == ("A" if lead > 0 else "B")
+        for verdict, (_, lead) in zip(verdicts, asked, strict=True)
+    )
+    print(
+        f"\n{kind}: right in {right:.1%} of {len(asked)}, read {fmean(verdict is not None for verdict in verdicts):.1%}"
+    )
     assert right > least

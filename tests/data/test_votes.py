@@ -61,7 +61,9 @@ def test_a_vote_waits_for_no_run_and_no_run_for_a_vote(tmp_path):
 def test_a_vote_that_cannot_be_kept_is_said(tmp_path):
     with pytest.raises(UserError, match="the vote could not be kept"):
         votes.add(tmp_path / "nowhere", vote())
-    (tmp_path / votes.FILE).write_text("no database, but long enough to be taken for a broken one" * 40)
+    (tmp_path / votes.FILE).write_text(
+        "no database, but long enough to be taken for a broken one" * 40
+    )
     with pytest.raises(UserError, match="cannot be read"):
         votes.all_votes(tmp_path)
 
@@ -91,7 +93,13 @@ def test_a_tally_counts_sides_not_places_and_agreement_only_where_both_decided()
 
 
 def test_votes_are_ranked_data_that_the_seed_stage_reads(tmp_path):
-    given = [vote(0, "a"), vote(1, "b"), vote(2, "tie"), vote(3, "a", text_b="first 3"), vote(4, "a", prompt="prompt 0?")]
+    given = [
+        vote(0, "a"),
+        vote(1, "b"),
+        vote(2, "tie"),
+        vote(3, "a", text_b="first 3"),
+        vote(4, "a", prompt="prompt 0?"),
+    ]
     rows, drops = votes.as_ranked(given)
     assert [drop.reason for drop in drops] == ["tie", "the same answer twice", "same prompt again"]
     ranked, outcome = ranked_data.ranked_prompts(rows, "run")
@@ -104,7 +112,9 @@ def test_votes_are_ranked_data_that_the_seed_stage_reads(tmp_path):
 
 def exported(runs: Path, out: Path) -> subprocess.CompletedProcess:
     command = ["export", "votes", "--runs-dir", runs, "--name", "mine", "--out", out]
-    return subprocess.run([sys.executable, "-m", "selfreward_lite", *command], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", *command], capture_output=True, text=True
+    )
 
 
 def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
@@ -117,7 +127,10 @@ def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
     ended = exported(tmp_path, tmp_path / "out" / "votes.jsonl")
     said = json.loads(ended.stdout.splitlines()[-1])
     assert (said["prompts"], said["left_out"]) == (1, {"tie": 1})
-    rows = [json.loads(line) for line in (tmp_path / "out" / "votes.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "votes.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [row["rank"] for row in rows] == [None, 0, 1]
 
 

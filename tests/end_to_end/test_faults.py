@@ -59,7 +59,15 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("arguments", [("--hours", "0.0003")], ids=str)
 def test_fault_03_a_time_budget_ends_the_run_resumably(tmp_path, arguments):
-    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "run",
+        "--runs-dir",
+        str(tmp_path),
+        *arguments,
+    ]
     started = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 130
@@ -67,6 +75,7 @@ def test_fault_03_a_time_budget_ends_the_run_resumably(tmp_path, arguments):
     assert "Traceback" not in ended.stderr
     print(f"\nended after {time.monotonic() - started:.1f} s")
     Store.write(tmp_path / "tiny").close()  # nobody holds it any more
+
 
 # -- 4, 5, 6: the disk ----------
 
@@ -104,9 +113,12 @@ def test_fault_05_a_run_that_cannot_fit_the_disk_is_refused_with_the_numbers(tmp
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
     assert plan.disk(tiny, llama, 3, seed_stage=True, base_written=True)["base"] == 0
     assert sum(plan.disk(tiny, llama, 0, seed_stage=False, base_written=True).values()) == 0
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
+    )
     with pytest.raises(
-        UserError, match=r"has 1\.0 MB free and this run needs \d+\.\d MB \(base .*adapters .*records .*--runs-dir"
+        UserError,
+        match=r"has 1\.0 MB free and this run needs \d+\.\d MB \(base .*adapters .*records .*--runs-dir",
     ) as e:
         scripted_run.run(tmp_path / "run")
     one_line(e)
@@ -121,7 +133,9 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     total = sum(weight.numel() for weight in model.parameters())
-    made = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    made = get_peft_model(
+        model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     trained = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
     llama = read_config(TINY_MODEL)
     assert plan.adapter_weights(llama, 16) == trained
@@ -131,7 +145,9 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
 def test_fault_05_what_a_run_leaves_is_within_what_was_planned(tmp_path, monkeypatch):
     planned: list[dict] = []
     check = loop.check_disk
-    monkeypatch.setattr(loop, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs)))
+    monkeypatch.setattr(
+        loop, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs))
+    )
     scripted_run.run(tmp_path / "run")
     (needs,) = planned
     database = sum(path.stat().st_size for path in (tmp_path / "run").glob("run.sqlite*"))
@@ -166,7 +182,16 @@ def test_fault_06_a_damaged_database_or_manifest_is_one_line(tmp_path):
         for path in (tmp_path / "run").glob("run.sqlite-*"):
             path.unlink()
         for command in ("status", "verify", "run"):
-            line = [sys.executable, "-m", "selfreward_lite", command, "--name", "run", "--runs-dir", str(tmp_path)]
+            line = [
+                sys.executable,
+                "-m",
+                "selfreward_lite",
+                command,
+                "--name",
+                "run",
+                "--runs-dir",
+                str(tmp_path),
+            ]
             ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
             assert ended.returncode == 2, ended.stderr
             assert "Traceback" not in ended.stderr
@@ -177,14 +202,25 @@ def test_fault_06_a_file_in_the_way_or_a_name_too_long_is_one_line(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "base").write_text("in the way")
     for name in ("run", "n" * 300):
-        line = [sys.executable, "-m", "selfreward_lite", "run", "--name", name, "--runs-dir", str(tmp_path)]
+        line = [
+            sys.executable,
+            "-m",
+            "selfreward_lite",
+            "run",
+            "--name",
+            name,
+            "--runs-dir",
+            str(tmp_path),
+        ]
         ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
         assert ended.returncode == 2, ended.stderr
         assert "Traceback" not in ended.stderr
         assert "give another" in " ".join(ended.stderr.split())
 
 
-def test_own_prompts_fewer_than_wanted_pass_the_signal_gate_and_too_few_are_refused_at_once(tmp_path, chat):
+def test_own_prompts_fewer_than_wanted_pass_the_signal_gate_and_too_few_are_refused_at_once(
+    tmp_path, chat
+):
     texts = [f"Sort the letters {a} {b} c." for a in "defgh" for b in "klm"]
     (tmp_path / "mine.csv").write_text("prompt\n" + "\n".join(texts) + "\n")
     settings = {"prompts.file": f'"{tmp_path / "mine.csv"}"', "prompts.count": "200"}
@@ -192,7 +228,10 @@ def test_own_prompts_fewer_than_wanted_pass_the_signal_gate_and_too_few_are_refu
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1
         assert store.gates(1)["signal"][0]
-    with pytest.raises(ConfigError, match=r"holds 15 prompts: too few for 2 iterations of 200; set prompts\.count=7"):
+    with pytest.raises(
+        ConfigError,
+        match=r"holds 15 prompts: too few for 2 iterations of 200; set prompts\.count=7",
+    ):
         run_world(tmp_path / "more", chat, settings={**settings, "iterations": "2"})
     with Store.write(tmp_path / "more") as store:
         assert store.fact("settings") is None
@@ -231,7 +270,9 @@ def test_fault_16_judgments_that_nobody_can_read_end_the_iteration(tmp_path, cha
         run_world(tmp_path / "run", chat, {"M0 judge": lambda rng, asked: "Nice."})
 
 
-def test_fault_43_a_response_on_which_the_engine_dies_is_a_counted_drop_and_the_stage_goes_on(tmp_path, chat):
+def test_fault_43_a_response_on_which_the_engine_dies_is_a_counted_drop_and_the_stage_goes_on(
+    tmp_path, chat
+):
     def deadly(rng, asked):
         return Reply("", "failed") if rng.random() < 0.3 else World.act(rng, asked)
 
@@ -288,25 +329,72 @@ def test_fault_31_without_a_network_everything_but_downloads_works(tmp_path):
     """Real tools, in processes that cannot connect anywhere; a model that is not on this machine is one line."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path / "runs"), "--iterations", "0"]
-    small = {"seed_stage.train_examples": 40, "seed_stage.eval_prompts": 20, "evaluation.prompts": 10, "sft.epochs": 1}
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "run",
+        "--runs-dir",
+        str(tmp_path / "runs"),
+        "--iterations",
+        "0",
+    ]
+    small = {
+        "seed_stage.train_examples": 40,
+        "seed_stage.eval_prompts": 20,
+        "evaluation.prompts": 10,
+        "sft.epochs": 1,
+    }
     sets = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
-    ended = subprocess.run([*command, *sets, "--gates", "report"], env=environment, capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        [*command, *sets, "--gates", "report"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert ended.returncode == 0, ended.stderr
     assert "network is gone" not in ended.stderr
-    missing = [*command, "--name", "hub", "--set", "model.base=unsloth/llama-3-8b-Instruct-bnb-4bit"]
+    missing = [
+        *command,
+        "--name",
+        "hub",
+        "--set",
+        "model.base=unsloth/llama-3-8b-Instruct-bnb-4bit",
+    ]
     ended = subprocess.run(missing, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
-    assert "the hub cannot be reached (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine" in ended.stderr
+    assert (
+        "the hub cannot be reached (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine"
+        in ended.stderr
+    )
 
 
 @pytest.mark.slow
 def test_fault_33_a_token_in_the_environment_is_in_no_file_and_no_message(tmp_path):
     secret = "hf_" + "Secret" * 6
     environment = {**os.environ, "HF_TOKEN": secret, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    crash = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path), "--set", "sft.learning_rate=1e30"]
-    small = ["--set", "seed_stage.train_examples=40", "--set", "seed_stage.eval_prompts=4", "--set", "evaluation.prompts=2"]
-    ended = subprocess.run([*crash, *small], env=environment, capture_output=True, text=True, cwd=ROOT)
+    crash = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "run",
+        "--runs-dir",
+        str(tmp_path),
+        "--set",
+        "sft.learning_rate=1e30",
+    ]
+    small = [
+        "--set",
+        "seed_stage.train_examples=40",
+        "--set",
+        "seed_stage.eval_prompts=4",
+        "--set",
+        "evaluation.prompts=2",
+    ]
+    ended = subprocess.run(
+        [*crash, *small], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
     assert ended.returncode == 1, ended.stderr
     assert "learning rate" in ended.stderr
     assert secret not in ended.stderr + ended.stdout

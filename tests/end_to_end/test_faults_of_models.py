@@ -42,7 +42,10 @@ def test_fault_09_a_flipped_byte_in_base_or_adapter_is_caught_by_its_hash(tmp_pa
     scripted_run.run(tmp_path / "run", **{"model.base": str(base), "iterations": "0"})
     for path, says in (
         (base / "model.safetensors", "the base model was changed after the run began"),
-        (tmp_path / "run" / "M0" / "adapter" / "adapter_model.safetensors", "differs from its sha256"),
+        (
+            tmp_path / "run" / "M0" / "adapter" / "adapter_model.safetensors",
+            "differs from its sha256",
+        ),
     ):
         content = path.read_bytes()
         path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
@@ -58,12 +61,21 @@ MALFORMED = {
     "tokenizer.json": ["{}", "[]", '{"model": {"type": "BPE"}}'],
     "tokenizer_config.json": ["[]", '{"bos_token": 7}'],
     "generation_config.json": ['{"eos_token_id"'],
-    "chat_template.jinja": ["{% for x", "{{ raise_exception('no') }}", "{{ messages.foo.bar }}", "no message in it"],
+    "chat_template.jinja": [
+        "{% for x",
+        "{{ raise_exception('no') }}",
+        "{{ messages.foo.bar }}",
+        "no message in it",
+    ],
 }
 
 
-@pytest.mark.parametrize(("file", "content"), [(file, one) for file, contents in MALFORMED.items() for one in contents])
-def test_fault_09_a_malformed_model_folder_is_one_line_before_the_run_begins(tmp_path, file, content):
+@pytest.mark.parametrize(
+    ("file", "content"), [(file, one) for file, contents in MALFORMED.items() for one in contents]
+)
+def test_fault_09_a_malformed_model_folder_is_one_line_before_the_run_begins(
+    tmp_path, file, content
+):
     base = copy_of_the_base(tmp_path)
     if content is None:
         config_json = json.loads((base / file).read_text())
@@ -84,8 +96,12 @@ def test_fault_09_weights_of_another_shape_are_refused_before_the_run_begins(tmp
         scripted_run.run(tmp_path / "run", **{"model.base": str(base)})
 
 
-def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_it_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SEED_STAGE", loop.SEED_STAGE[: loop.SEED_STAGE.index(seed_stage.judge_ranked)])
+def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_it_goes_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        loop, "SEED_STAGE", loop.SEED_STAGE[: loop.SEED_STAGE.index(seed_stage.judge_ranked)]
+    )
     scripted_run.run(tmp_path / "run", iterations="0")
     monkeypatch.undo()
     (tmp_path / "run" / "base" / "base.gguf").write_text("garbled")
@@ -93,14 +109,17 @@ def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_i
         scripted_run.run(tmp_path / "run", iterations="0")
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF" + b"\xff" * 1000, None], ids=["empty", "garbage", "absent"])
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF" + b"\xff" * 1000, None], ids=["empty", "garbage", "absent"]
+)
 @pytest.mark.parametrize("file", ["base/base.gguf", "M0/adapter.gguf"])
 def test_fault_10_a_broken_or_missing_gguf_is_refused_before_it_is_loaded(tmp_path, file, content):
     scripted_run.run(tmp_path / "run", iterations="0")
     path = tmp_path / "run" / file
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(
-        UserError, match=rf"{path.name}: (missing|differs).*restore it from a copy, or start a new --name"
+        UserError,
+        match=rf"{path.name}: (missing|differs).*restore it from a copy, or start a new --name",
     ) as error:
         scripted_run.run(tmp_path / "run", iterations="1")
     one_line(error)
@@ -120,7 +139,9 @@ def trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainer")
     with real_tools() as tools:
 
-        def train(method: str, name: str, adapter_in: Path | None = None, **changes) -> dict[str, float]:
+        def train(
+            method: str, name: str, adapter_in: Path | None = None, **changes
+        ) -> dict[str, float]:
             job = make_job(folder, tiny, chat, method, adapter_in=adapter_in, name=name, **changes)
             return tools.train(job, folder, lambda *_: None)
 
@@ -162,10 +183,17 @@ def test_fault_14_a_dead_loss_ends_the_training(losses, says):
     from selfreward_lite.training.trainer import Watcher
 
     trainer = SimpleNamespace(model=torch.nn.Linear(2, 2))
-    watcher = Watcher(trainer, SimpleNamespace(method="sft", checkpoint_minutes=9), State("job", 0, [], {}, {}), lambda _: None)
+    watcher = Watcher(
+        trainer,
+        SimpleNamespace(method="sft", checkpoint_minutes=9),
+        State("job", 0, [], {}, {}),
+        lambda _: None,
+    )
     with pytest.raises(TrainingError, match=f"{says}.*lower the learning rate"):
         for step, loss in enumerate(losses, 1):
-            watcher.on_log(None, SimpleNamespace(global_step=step, max_steps=9), None, {"loss": loss})
+            watcher.on_log(
+                None, SimpleNamespace(global_step=step, max_steps=9), None, {"loss": loss}
+            )
 
 
 def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
@@ -176,7 +204,14 @@ def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
     from selfreward_lite.training import backends
 
     folder, _ = trainer
-    job = make_job(folder, config.load("tiny"), ChatFormat.load(TINY_MODEL), "dpo", adapter_in=folder / "M0", name="grad")
+    job = make_job(
+        folder,
+        config.load("tiny"),
+        ChatFormat.load(TINY_MODEL),
+        "dpo",
+        adapter_in=folder / "M0",
+        name="grad",
+    )
     model = backends.load(backends.Backend("transformers", ""), job, torch.float32)
     backends.restore(model, job.adapter_in)
     ids = torch.tensor([[1, 5, 9, 40, 80]])
@@ -185,20 +220,26 @@ def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
         model.train()
         model.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
-        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+        return torch.cat(
+            [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+        )
 
     before = gradients()
     model.eval()
     with torch.no_grad():
         model(input_ids=ids)
     after = gradients()
-    assert torch.nn.functional.cosine_similarity(before, after, dim=0).item() == pytest.approx(1.0, abs=1e-4)
+    assert torch.nn.functional.cosine_similarity(before, after, dim=0).item() == pytest.approx(
+        1.0, abs=1e-4
+    )
     assert torch.allclose(before, after, atol=1e-6)
 
 
 def test_fault_41_steps_too_small_to_move_the_weights_end_the_training_early(trainer):
     folder, train = trainer
-    with pytest.raises(TrainingError, match=r"of the adapter's weights moved in 5 steps.*raise the learning rate"):
+    with pytest.raises(
+        TrainingError, match=r"of the adapter's weights moved in 5 steps.*raise the learning rate"
+    ):
         train("dpo", "frozen", folder / "M0", learning_rate=1e-14)
     assert not (folder / "frozen" / "adapter_model.safetensors").exists()
 
@@ -206,7 +247,9 @@ def test_fault_41_steps_too_small_to_move_the_weights_end_the_training_early(tra
 # -- 18: template, beginning, end, padding ----------
 
 
-def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_llama_cpp(tmp_path, chat):
+def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_llama_cpp(
+    tmp_path, chat
+):
     import llama_cpp
     from transformers import AutoTokenizer
 
@@ -218,12 +261,21 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
     theirs = AutoTokenizer.from_pretrained(TINY_MODEL)
     rng = __import__("random").Random(0)
     with __import__("contextlib").ExitStack() as stack:
-        vocab = llama_cpp.llama_model_get_vocab(load_llama(stack, tmp_path / "base.gguf", vocab_only=True))
+        vocab = llama_cpp.llama_model_get_vocab(
+            load_llama(stack, tmp_path / "base.gguf", vocab_only=True)
+        )
         for number in range(20):
             messages = [{"role": "user", "content": draw(rng, "corpus").prompt}]
-            messages += [{"role": "assistant", "content": "a b"}, {"role": "user", "content": f"Why {number}?"}] * (number % 3)
-            expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-            text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False).encode()
+            messages += [
+                {"role": "assistant", "content": "a b"},
+                {"role": "user", "content": f"Why {number}?"},
+            ] * (number % 3)
+            expected = theirs.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            text = theirs.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            ).encode()
             found = (llama_cpp.llama_token * len(text))()
             count = llama_cpp.llama_tokenize(vocab, text, len(text), found, len(found), False, True)
             assert list(chat.prompt_ids(messages)) == expected == list(found[:count])
@@ -231,17 +283,31 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
     assert chat.completion_ids("a b")[-1] in chat.stop
     assert chat.pad not in chat.stop
 
+
 # -- 36, 37, 38: the engine ----------
 
 
-def test_fault_37_a_card_that_was_asked_for_and_is_not_there_ends_the_run_before_it_begins(tmp_path):
+def test_fault_37_a_card_that_was_asked_for_and_is_not_there_ends_the_run_before_it_begins(
+    tmp_path,
+):
     # The engine's own refusal, for those who come to it by another way, is in test_engine_llama.py.
-    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path), "--set", "engine.gpu_layers=-1"]
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "run",
+        "--runs-dir",
+        str(tmp_path),
+        "--set",
+        "engine.gpu_layers=-1",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
     assert "a card is to be used" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not list(tmp_path.rglob("*.gguf"))  # nothing was made or fetched for a run that cannot be
+    assert not list(
+        tmp_path.rglob("*.gguf")
+    )  # nothing was made or fetched for a run that cannot be
 
 
 def test_fault_38_a_misspelt_argument_is_an_error():
@@ -253,12 +319,18 @@ def test_fault_38_a_misspelt_argument_is_an_error():
         config.load("tiny", {"engine.paralel": "3"})
 
 
-def test_fault_36_quantised_models_on_cpus_with_amx_are_loaded_without_the_faulting_buffers(monkeypatch):
+def test_fault_36_quantised_models_on_cpus_with_amx_are_loaded_without_the_faulting_buffers(
+    monkeypatch,
+):
     from selfreward_lite.engine import loading
 
     seen = []
     monkeypatch.setattr(loading, "has_amx", lambda: True)
-    monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", lambda path, params: seen.append(params.use_extra_bufts))
+    monkeypatch.setattr(
+        loading.cpp,
+        "llama_model_load_from_file",
+        lambda path, params: seen.append(params.use_extra_bufts),
+    )
     with pytest.raises(EngineError):
         loading.load_model(TINY_MODEL / "config.json", 0)
     assert seen == [False]

@@ -13,7 +13,17 @@ from test_loop import everything
 from selfreward_lite.data.store import Store
 
 LIVES = 600  # more than enough; a run that gets no further would end here
-WRITES = ("commit", "begin_stage", "end_stage", "promote", "measure", "state", "record_gate", "log_training", "spend")
+WRITES = (
+    "commit",
+    "begin_stage",
+    "end_stage",
+    "promote",
+    "measure",
+    "state",
+    "record_gate",
+    "log_training",
+    "spend",
+)
 
 
 class Reaper:
@@ -101,7 +111,9 @@ SLOW = pytest.mark.slow
 
 
 # A life must be long enough for the longest step that is one piece: the gates, each of which is recorded.
-@pytest.mark.parametrize("moments", [97, *(pytest.param(moments, marks=SLOW) for moments in (45, 46, 49, 51))])
+@pytest.mark.parametrize(
+    "moments", [97, *(pytest.param(moments, marks=SLOW) for moments in (45, 46, 49, 51))]
+)
 def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
     """Each life gets a few writes further than the last; the lives together pass every write of the run."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
@@ -112,15 +124,34 @@ def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, who
     with Store.read(folder) as store:
         assert store.faults() == []
     KILLS.update(ledger.read_text().splitlines())
-    print(f"\n{len(ledger.read_text().splitlines())} kills; the records are those of an undisturbed run")
+    print(
+        f"\n{len(ledger.read_text().splitlines())} kills; the records are those of an undisturbed run"
+    )
 
 
-POINTS = ("rename", "export_base", "export_adapter", "train", "promote", "end_stage", "measure", "record_gate", "state")
-MOMENTS = [f"{when} {what}" for what in POINTS for when in ("before", "after")] + ["half export_base", "half export_adapter"]
+POINTS = (
+    "rename",
+    "export_base",
+    "export_adapter",
+    "train",
+    "promote",
+    "end_stage",
+    "measure",
+    "record_gate",
+    "state",
+)
+MOMENTS = [f"{when} {what}" for what in POINTS for when in ("before", "after")] + [
+    "half export_base",
+    "half export_adapter",
+]
 
 
 @pytest.mark.parametrize(
-    "point", [pytest.param(point, marks=SLOW) if number % 5 else point for number, point in enumerate(MOMENTS)]
+    "point",
+    [
+        pytest.param(point, marks=SLOW) if number % 5 else point
+        for number, point in enumerate(MOMENTS)
+    ],
 )
 def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path, whole, point):
     """Killed at the first and, going on, at the second time; then left in peace."""
@@ -139,7 +170,9 @@ def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path
 def test_fault_01_the_kills_were_many_and_everywhere():
     kinds = Counter(name.split()[1] for name in KILLS.elements())
     stages = {name.split()[2] for name in KILLS if len(name.split()) > 2}
-    print(f"\n{KILLS.total()} SIGKILLs at {len(KILLS)} different moments: {dict(kinds)}; in {len(stages)} stages")
+    print(
+        f"\n{KILLS.total()} SIGKILLs at {len(KILLS)} different moments: {dict(kinds)}; in {len(stages)} stages"
+    )
     assert KILLS.total() >= 100
     assert {"commit", *POINTS} <= set(kinds)
     assert len(stages) >= 18

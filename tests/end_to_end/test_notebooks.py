@@ -74,11 +74,16 @@ def test_forms_can_be_read_and_their_defaults_are_among_the_choices(path):
     for line in lines:
         found = FORM.fullmatch(line)
         assert found, line
-        value, kind = ast.literal_eval(found["value"]), json.loads(re.sub(r"^\{type:", '{"type":', found["kind"]))
+        value, kind = (
+            ast.literal_eval(found["value"]),
+            json.loads(re.sub(r"^\{type:", '{"type":', found["kind"])),
+        )
         if isinstance(kind, list):
             assert value in kind
         else:
-            expected = {"string": str, "number": float, "integer": int, "boolean": bool}[kind["type"]]
+            expected = {"string": str, "number": float, "integer": int, "boolean": bool}[
+                kind["type"]
+            ]
             assert type(value) is expected
     names = {FORM.fullmatch(line)["name"] for line in lines}  # type: ignore[index]
     elsewhere = "\n".join(cell.source for cell in source(path)[1:])
@@ -98,21 +103,31 @@ def test_nothing_in_a_notebook_is_public_pinned_or_knows_of_tests(path):
 
 def test_presets_that_a_form_offers_exist():
     for path in NOTEBOOKS[:2]:
-        (line,) = [line for line in source(path)[0].source.splitlines() if line.startswith("PRESET")]
+        (line,) = [
+            line for line in source(path)[0].source.splitlines() if line.startswith("PRESET")
+        ]
         assert set(json.loads(line.split("# @param ")[1])) <= set(config.presets())
 
 
 def execute(path: Path, folder: Path, *, twice: bool = False, **parameters: Any) -> str:
     """Run a notebook in `folder` with other parameters, `twice` in one kernel; returns all that its cells printed and showed."""
     book = nbformat.read(path, 4)
-    place = next(place for place, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
+    place = next(
+        place
+        for place, cell in enumerate(book.cells)
+        if "parameters" in cell.metadata.get("tags", [])
+    )
     given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     assert all(f"{name} = " in book.cells[place].source for name in parameters)
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
     folder.mkdir(parents=True, exist_ok=True)
     if twice:
-        book.cells += [nbformat.from_dict({**cell, "id": f"{cell['id']}-again"}) for cell in book.cells]
-    NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+        book.cells += [
+            nbformat.from_dict({**cell, "id": f"{cell['id']}-again"}) for cell in book.cells
+        ]
+    NotebookClient(
+        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     shown = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in shown if output.output_type == "error"]
     return "\n".join(output.get("text") or str(output.get("data", "")) for output in shown)
@@ -143,13 +158,19 @@ def project(tmp_path_factory) -> Path:
 def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path, project, offline):
     repository = tmp_path / "repository"  # to be cloned; the other notebook takes a folder as it is
     shutil.copytree(project, repository)
-    for git in (("init", "-q"), ("add", "-A"), ("-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qm", "all")):
+    for git in (
+        ("init", "-q"),
+        ("add", "-A"),
+        ("-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qm", "all"),
+    ):
         subprocess.run(["git", *git], cwd=repository, check=True)
     settings: dict[str, Any] = {
         "PROJECT": str(repository), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
         "DRIVE": False, "KEEP": str(tmp_path / "drive"), "UNSLOTH": False,
     }  # fmt: skip
-    first = execute(NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs"))
+    first = execute(
+        NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs")
+    )
     assert "M1 training" in first
     assert "\x1b" not in first, "a cell is no terminal"
     assert first.count("M1 judgments:") == 1
@@ -160,7 +181,9 @@ def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path,
         assert store.newest() == 1
         before = store.stages()
     shutil.rmtree(tmp_path / "first")
-    again = execute(NOTEBOOKS[0], tmp_path / "second", **settings, RUNS=str(tmp_path / "second" / "runs"))
+    again = execute(
+        NOTEBOOKS[0], tmp_path / "second", **settings, RUNS=str(tmp_path / "second" / "runs")
+    )
     assert "put back from its copy" in again
     assert "is finished: M1" in again
     with Store.read(tmp_path / "second" / "runs" / "mine") as store:
@@ -169,13 +192,17 @@ def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path,
 
 
 @pytest.mark.slow
-def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp_path, project, offline, monkeypatch):
+def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(
+    tmp_path, project, offline, monkeypatch
+):
     inputs = tmp_path / "input"
     shutil.copytree(tiny.TINY_MODEL, inputs / "model")
     rows = [json.dumps(row) for row in ranked.rows(400)]
     (inputs / "data").mkdir()
     (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
-    (inputs / "wheels").mkdir()  # all pins are met on this machine, so that nothing is taken from it
+    (
+        inputs / "wheels"
+    ).mkdir()  # all pins are met on this machine, so that nothing is taken from it
     monkeypatch.delenv("HF_HUB_OFFLINE")  # nobody says so, the network is just not there
     settings: dict[str, Any] = {
         "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
@@ -184,11 +211,21 @@ def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(tmp
     places = {"OUT": str(tmp_path / "out"), "SCRATCH": str(tmp_path / "temp")}
     first = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=0)
     assert "M0 training" in first
-    kept = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {"runs/mine/run.sqlite", "runs/mine/M0/adapter.gguf", "exported/mine-M0-adapter/README.md"} <= kept
+    kept = {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert {
+        "runs/mine/run.sqlite",
+        "runs/mine/M0/adapter.gguf",
+        "exported/mine-M0-adapter/README.md",
+    } <= kept
     assert not [path for path in kept if "base.gguf" in path], "what can be made again is not kept"
     (tmp_path / "out").rename(inputs / "before")
-    again = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=1, BEFORE=str(inputs / "before"))
+    again = execute(
+        NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=1, BEFORE=str(inputs / "before")
+    )
     assert "put back from its copy" in again
     assert "M0 training" not in again
     assert "M1 training" in again
@@ -223,13 +260,19 @@ def test_text_of_a_model_is_text_in_a_table(scripted, tmp_path):
 
     folder = tmp_path / "hostile"
     shutil.copytree(scripted, folder)
-    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)> $\\href{javascript:alert(1)}{x}$"
+    hostile = (
+        "<script>alert(1)</script><img src=x onerror=alert(1)> $\\href{javascript:alert(1)}{x}$"
+    )
     with Store.write(folder) as store:
         for kind in ("prompt", "response", "judgment"):
             store._db.execute(f"UPDATE record_{kind} SET text = ?", (hostile,))
         store._db.execute("UPDATE record_response SET text = text || ' 2' WHERE model = 'M2'")
     with Store.read(folder) as store:
-        for table in (notebook.examples(store), notebook.pairs(store, 1), notebook.judgments(store, 1)):
+        for table in (
+            notebook.examples(store),
+            notebook.pairs(store, 1),
+            notebook.judgments(store, 1),
+        ):
             assert len(table)
             page = table._repr_html_()
             assert "<script>" not in page
@@ -239,12 +282,17 @@ def test_text_of_a_model_is_text_in_a_table(scripted, tmp_path):
 
 
 def test_a_command_that_fails_ends_the_notebook_with_one_line(capfd, tmp_path):
-    with pytest.raises(Stopped, match="`status` ended with exit code 2; what to do stands above") as caught:
+    with pytest.raises(
+        Stopped, match="`status` ended with exit code 2; what to do stands above"
+    ) as caught:
         command("status", "--runs-dir", str(tmp_path), "--name", "none")
     assert caught.value._render_traceback_() == [str(caught.value)]
     assert "no run in" in capfd.readouterr().out
 
 
 def test_a_command_gives_back_its_document(scripted):
-    assert command("status", "--runs-dir", str(scripted.parent), "--name", scripted.name)["run"] == "scripted"
+    assert (
+        command("status", "--runs-dir", str(scripted.parent), "--name", scripted.name)["run"]
+        == "scripted"
+    )
     assert os.environ.get("COLUMNS") != "120", "the page's own environment is left alone"

@@ -32,7 +32,11 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     environment.pop("OMP_NUM_THREADS", None)
     return subprocess.run(
-        [sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+        [sys.executable, "-m", "selfreward_lite", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
 
 
@@ -41,8 +45,14 @@ def night(tmp_path_factory) -> dict:
     """A run of the preset, with what it printed."""
     folder = tmp_path_factory.mktemp("overnight")
     trees = forest(50, seed=3, words=8)
-    llama_by_hand.make(folder / "model", [message["text"] for message in trees.messages], packed=True)
-    sizes = {**SIZES, "model.base": folder / "model", "seed_stage.ranked": write_hub_folder(folder / "oasst1", trees.messages)}
+    llama_by_hand.make(
+        folder / "model", [message["text"] for message in trees.messages], packed=True
+    )
+    sizes = {
+        **SIZES,
+        "model.base": folder / "model",
+        "seed_stage.ranked": write_hub_folder(folder / "oasst1", trees.messages),
+    }
     settings = [part for name, value in sizes.items() for part in ("--set", f"{name}={value}")]
     runs = ("--runs-dir", str(folder / "runs"), "--name", "night")
     ended = command("run", "--preset", "overnight", *runs, *settings, "--gates", "report")
@@ -110,9 +120,13 @@ def test_what_llama_cpp_runs_is_what_was_trained(night):
 
 
 def test_the_merged_model_is_made_of_the_packed_base(night):
-    made = command("export", "merged", *night["runs"], "--type", "f16", "--out", str(night["folder"] / "out"))
+    made = command(
+        "export", "merged", *night["runs"], "--type", "f16", "--out", str(night["folder"] / "out")
+    )
     assert made.returncode == 0, made.stderr
     found = json.loads(made.stdout.splitlines()[-1])
     assert Path(found["file"]).stat().st_size == found["bytes"]
-    assert found["difference"] < 0.25, "float16 rounds logits of up to 60; a merge gone wrong is off by whole ones"
+    assert found["difference"] < 0.25, (
+        "float16 rounds logits of up to 60; a merge gone wrong is off by whole ones"
+    )
     assert "FROM" in Path(found["modelfile"]).read_text()

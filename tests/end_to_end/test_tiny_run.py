@@ -40,7 +40,9 @@ def command(runs: Path, *more: str) -> list[str]:
 
 def records(folder: Path) -> dict[str, set]:
     with Store.read(folder) as store:
-        return {kind.__name__: {astuple(record) for record in store.records(kind)} for kind in KINDS}
+        return {
+            kind.__name__: {astuple(record) for record in store.records(kind)} for kind in KINDS
+        }
 
 
 def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
@@ -61,11 +63,17 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
         for iteration in (1, 2, 3):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
     # then the README's lines for the engine alone, word for word, where that run is
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     (lines,) = (block for block in blocks if "ProcessEngine" in block)
     (tmp_path / "runs").symlink_to(tmp_path)
     said = subprocess.run(
-        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", lines],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert said.returncode == 0, said.stderr
     assert len(said.stdout.splitlines()) == 6
@@ -92,7 +100,9 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     # and be measured by something else: the exact scorer, and a judge in a file of its own
     of_run = ["--runs-dir", str(tmp_path)]
     exact = answer("evaluate", *of_run)
-    assert exact["win_rate"] == pytest.approx(last["win_rate_vs_seed"], abs=1e-4), "as the run itself found"
+    assert exact["win_rate"] == pytest.approx(last["win_rate_vs_seed"], abs=1e-4), (
+        "as the run itself found"
+    )
     judged = answer("evaluate", "--judge", str(tmp_path / "tiny" / "base" / "base.gguf"), *of_run)
     assert judged["prompts"] == 300
     assert judged["win_rate_low"] > 0.5, "the base, too, likes M3's answers better than M0's"
@@ -102,7 +112,12 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
 
 def answer(*arguments: str) -> dict:
     """The JSON of a command's last line."""
-    ended = subprocess.run([sys.executable, "-m", "selfreward_lite", *arguments], capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
@@ -117,15 +132,28 @@ def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     rng = random.Random(0)
     texts = [tasks.draw(rng, "corpus").prompt for _ in range(30)]
-    (tmp_path / "mine.csv").write_text("prompt,topic\n" + "".join(f"{text},x\n" for text in texts) + "only one field\n")
-    (tmp_path / "ranked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked.rows(80)))
-    more = ["--set", f"model.base={tmp_path / 'model'}", "--set", f"seed_stage.ranked={tmp_path / 'ranked.jsonl'}"]
+    (tmp_path / "mine.csv").write_text(
+        "prompt,topic\n" + "".join(f"{text},x\n" for text in texts) + "only one field\n"
+    )
+    (tmp_path / "ranked.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ranked.rows(80))
+    )
+    more = [
+        "--set",
+        f"model.base={tmp_path / 'model'}",
+        "--set",
+        f"seed_stage.ranked={tmp_path / 'ranked.jsonl'}",
+    ]
     more += ["--prompts", str(tmp_path / "mine.csv"), *SMALL]
-    refused = subprocess.run(command(tmp_path / "runs", *more), capture_output=True, text=True, cwd=ROOT)
+    refused = subprocess.run(
+        command(tmp_path / "runs", *more), capture_output=True, text=True, cwd=ROOT
+    )
     assert refused.returncode == 2
     assert "mine.csv:32: another number of fields" in refused.stderr
     assert "--skip-bad" in refused.stderr
-    ended = subprocess.run(command(tmp_path / "runs", "--skip-bad", *more), capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        command(tmp_path / "runs", "--skip-bad", *more), capture_output=True, text=True, cwd=ROOT
+    )
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout.splitlines()[-1])
     assert document["iterations"][1]["prompts"] == 24
@@ -169,7 +197,9 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
         before = killed(folder, iteration, stage, items)
         kills[stage] += 1
         after = records(folder)
-        assert all(before[kind] <= after[kind] for kind in before), f"a committed record was lost in {stage}"
+        assert all(before[kind] <= after[kind] for kind in before), (
+            f"a committed record was lost in {stage}"
+        )
     before = records(folder)
     ended = subprocess.run(command(tmp_path, *SMALL), capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
@@ -185,7 +215,9 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
 def killed(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
     """Go on with the run until it is that far, kill it there, and return the records that were committed just before."""
     halting = [sys.executable, "-m", "tests.halting_run", str(iteration), stage, str(items)]
-    child = subprocess.Popen([*halting, *command(folder.parent, *SMALL)[3:]], cwd=ROOT, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [*halting, *command(folder.parent, *SMALL)[3:]], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
     try:
         _, status = os.waitpid(child.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"the run ended before {items} of {stage}"

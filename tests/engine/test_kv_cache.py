@@ -46,7 +46,9 @@ def test_random_trees_agree_with_a_set_of_cells():
         else:
             leaf, held = draw.choice(live) if live and draw.random() < 0.8 else (None, [])
             keep, extra = draw.randint(0, len(held)), draw.randint(1, 9)
-            live.append((cells.branch(leaf, keep, extra), held[:keep] + [next(names) for _ in range(extra)]))
+            live.append(
+                (cells.branch(leaf, keep, extra), held[:keep] + [next(names) for _ in range(extra)])
+            )
         assert cells.used == len(set().union(*(held for _, held in live)))
 
 

@@ -20,7 +20,9 @@ HERE = Path(__file__).parents[1] / "helpers"
 
 
 def request(text: str, seeds: int = 1, **more) -> Request:
-    return Request(text, tuple(text.encode()), tuple(range(seeds)), Sampling(0.8, 0.95, 24), (0,), **more)
+    return Request(
+        text, tuple(text.encode()), tuple(range(seeds)), Sampling(0.8, 0.95, 24), (0,), **more
+    )
 
 
 @pytest.fixture
@@ -30,7 +32,9 @@ def scripted(monkeypatch):
     made: list[Live] = []
 
     def make(most: int = 64, **settings) -> Live:
-        made.append(Live({"kind": "scripted", "factory": "engine_factories:words", **settings}, most))
+        made.append(
+            Live({"kind": "scripted", "factory": "engine_factories:words", **settings}, most)
+        )
         return made[-1]
 
     yield make
@@ -44,7 +48,10 @@ def answers(live: Live, asked: Request, caller: str = "") -> list[Completion]:
 
 def crowd(pool: ThreadPoolExecutor, live: Live, count: int) -> list[Future[list[Completion]]]:
     """So many callers at once, of whom one is served and the others wait."""
-    heard = [pool.submit(answers, live, request(str(number), seeds=16), str(number)) for number in range(count)]
+    heard = [
+        pool.submit(answers, live, request(str(number), seeds=16), str(number))
+        for number in range(count)
+    ]
     time.sleep(0.3)
     return heard
 
@@ -60,11 +67,18 @@ def test_many_callers_at_once_hear_their_own_answers_only(scripted):
     live = scripted(most=1000)
 
     def talk(caller: int) -> list[str]:
-        return [one.text for turn in range(2) for one in answers(live, request(f"{caller} {turn}", seeds=3), str(caller))]
+        return [
+            one.text
+            for turn in range(2)
+            for one in answers(live, request(f"{caller} {turn}", seeds=3), str(caller))
+        ]
 
     with ThreadPoolExecutor(50) as pool:
         heard = list(pool.map(talk, range(50)))
-    assert heard == [[f"{caller} {turn}:{seed}" for turn in range(2) for seed in range(3)] for caller in range(50)]
+    assert heard == [
+        [f"{caller} {turn}:{seed}" for turn in range(2) for seed in range(3)]
+        for caller in range(50)
+    ]
     assert live.completions == 300
     assert (live.waiting, live.deaths, live.state) == (0, 0, "ready")
 
@@ -99,7 +113,9 @@ def test_callers_take_turns(scripted):
         answers(live, request(text, seeds=16), caller)
         order.append(text)
 
-    threads = [threading.Thread(target=talk, args=("greedy", f"greedy {number}")) for number in range(5)]
+    threads = [
+        threading.Thread(target=talk, args=("greedy", f"greedy {number}")) for number in range(5)
+    ]
     for thread in threads:
         thread.start()
         time.sleep(0.02)
@@ -171,7 +187,9 @@ def test_everybody_is_told_when_it_is_closed(scripted):
     with ThreadPoolExecutor(3) as pool:
         heard = crowd(pool, live, 3)
         live.close("it makes room")
-        assert [str(one.exception(timeout=20)) for one in heard] == ["it makes room"] * 3, "one was under way, two waited"
+        assert [str(one.exception(timeout=20)) for one in heard] == ["it makes room"] * 3, (
+            "one was under way, two waited"
+        )
     assert live.deaths == 0
 
 
@@ -207,15 +225,28 @@ def test_a_bug_in_loading_is_told_to_those_who_wait(monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Live:
-    base = base_to_gguf(TINY_MODEL, tmp_path_factory.mktemp("base") / "base.gguf", weights="nf4", dtype="f32")
-    live = Live({"kind": "llama", "model": str(base), "parallel": 8, "context": 2048, "batch": 64, "exact": True})
+    base = base_to_gguf(
+        TINY_MODEL, tmp_path_factory.mktemp("base") / "base.gguf", weights="nf4", dtype="f32"
+    )
+    live = Live(
+        {
+            "kind": "llama",
+            "model": str(base),
+            "parallel": 8,
+            "context": 2048,
+            "batch": 64,
+            "exact": True,
+        }
+    )
     yield live
     live.close()
 
 
 def spoken(chat: ChatFormat, text: str, seeds: int = 1, tokens: int = 40, **more) -> Request:
     ids = tuple(chat.prompt_ids([{"role": "user", "content": text}]))
-    return Request(text, ids, tuple(range(seeds)), Sampling(0.7, 0.95, tokens), tuple(chat.stop), **more)
+    return Request(
+        text, ids, tuple(range(seeds)), Sampling(0.7, 0.95, tokens), tuple(chat.stop), **more
+    )
 
 
 def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny, chat):
@@ -233,7 +264,10 @@ def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny,
     assert all(len(text) > 5 for text in whole.values())
     plain = ProcessEngine(tiny.spec)
     try:
-        again = {said.sample: said.text for said in plain.complete([spoken(chat, "Sort the letters c a b.", seeds=4)])}
+        again = {
+            said.sample: said.text
+            for said in plain.complete([spoken(chat, "Sort the letters c a b.", seeds=4)])
+        }
     finally:
         plain.close()
     assert again == whole
@@ -243,7 +277,9 @@ def test_what_is_taken_back_is_no_longer_computed(tiny, chat):
     """The others go on, and the memory that it held serves the next."""
     before = tiny.completions
     for _ in range(20):
-        heard = tiny.ask(spoken(chat, "Reverse the letters a b c d.", seeds=8, tokens=200, stream=True), "a")
+        heard = tiny.ask(
+            spoken(chat, "Reverse the letters a b c d.", seeds=8, tokens=200, stream=True), "a"
+        )
         first = next(said for said in heard if said is not None)
         assert isinstance(first, Piece)
         heard.close()
@@ -257,7 +293,11 @@ def test_sixteen_talk_at_once_and_hear_what_they_would_hear_alone(tiny, chat):
     questions = [f"Sort the letters {a} {b} c." for a in "abdf" for b in "xyzw"]
 
     def talk(question: str) -> str:
-        said = [one for one in tiny.ask(spoken(chat, question, tokens=24), question) if isinstance(one, Completion)]
+        said = [
+            one
+            for one in tiny.ask(spoken(chat, question, tokens=24), question)
+            if isinstance(one, Completion)
+        ]
         return said[0].text
 
     with ThreadPoolExecutor(16) as pool:

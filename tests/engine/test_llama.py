@@ -47,7 +47,13 @@ def engine(model: Path) -> Iterator[LlamaEngine]:
     engine.close()
 
 
-def ask(name: str, *, sampling: Sampling = GREEDY, seeds: tuple[int, ...] = (0,), adapter: str | None = None) -> Request:
+def ask(
+    name: str,
+    *,
+    sampling: Sampling = GREEDY,
+    seeds: tuple[int, ...] = (0,),
+    adapter: str | None = None,
+) -> Request:
     return Request(name, (*HEAD, *name.encode() * 3), seeds, sampling, (END,), adapter)
 
 
@@ -58,7 +64,10 @@ def by_sample(completions: list[Completion]) -> dict[tuple[str, int], Completion
 
 
 def answers(engine: LlamaEngine, requests: list[Request]) -> dict[tuple[str, int], tuple[int, ...]]:
-    return {key: completion.tokens for key, completion in by_sample(list(engine.complete(requests))).items()}
+    return {
+        key: completion.tokens
+        for key, completion in by_sample(list(engine.complete(requests))).items()
+    }
 
 
 def alone(engine: LlamaEngine, requests: list[Request]) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -77,7 +86,9 @@ def test_batched_equals_single(engine: LlamaEngine):
 
 def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, folder: Path):
     """Also on a CPU with AMX. Batches round activations to 8 bits differently, so choices may differ by a hair."""
-    engine = LlamaEngine(quantise(model, folder / "q8.gguf"), parallel=8, context=1024, batch=64, threads=1)
+    engine = LlamaEngine(
+        quantise(model, folder / "q8.gguf"), parallel=8, context=1024, batch=64, threads=1
+    )
     requests = [ask(f"question {index}") for index in range(12)]
     found = answers(engine, requests)
     for request in requests:
@@ -89,7 +100,9 @@ def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, fol
 
 
 def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
-    parts = LlamaEngine(model, parallel=8, context=4096, batch=64, threads=1, roots=8, unified=False, exact=True)
+    parts = LlamaEngine(
+        model, parallel=8, context=4096, batch=64, threads=1, roots=8, unified=False, exact=True
+    )
     requests = [ask(f"question {index}", seeds=(1, 2), adapter=None) for index in range(20)]
     assert answers(parts, requests) == answers(engine, requests)
     parts.close()
@@ -98,8 +111,13 @@ def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
 def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_decode(
     engine: LlamaEngine, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    parts = LlamaEngine(model, parallel=4, context=256 * 8, batch=64, threads=1, roots=4, unified=False, exact=True)
-    requests = [ask(f"question {index}", seeds=(1, 2, 3), adapter=[None, *adapters][index % 3]) for index in range(18)]
+    parts = LlamaEngine(
+        model, parallel=4, context=256 * 8, batch=64, threads=1, roots=4, unified=False, exact=True
+    )
+    requests = [
+        ask(f"question {index}", seeds=(1, 2, 3), adapter=[None, *adapters][index % 3])
+        for index in range(18)
+    ]
     whole = answers(engine, requests)
     running = parts.complete(requests)
     for _ in range(5):
@@ -107,7 +125,11 @@ def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_de
     running.close()
     assert answers(parts, requests) == whole
     decode, count = parts._device.decode, iter(range(1000))
-    monkeypatch.setattr(parts._device, "decode", lambda *rows: decode(*rows) if next(count) % 7 or len(rows[0]) == 1 else 1)
+    monkeypatch.setattr(
+        parts._device,
+        "decode",
+        lambda *rows: decode(*rows) if next(count) % 7 or len(rows[0]) == 1 else 1,
+    )
     assert answers(parts, requests) == whole
     parts.close()
 
@@ -142,10 +164,15 @@ def test_seeds_differ_and_come_back_alone(engine: LlamaEngine):
     together = answers(engine, [request])
     assert len(set(together.values())) == 8
     for sample in (0, 5):
-        assert answers(engine, [replace(request, seeds=(sample,))])["draw", 0] == together["draw", sample]
+        assert (
+            answers(engine, [replace(request, seeds=(sample,))])["draw", 0]
+            == together["draw", sample]
+        )
 
 
-def test_threads_that_share_the_drawing_draw_the_same_tokens(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_threads_that_share_the_drawing_draw_the_same_tokens(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
     requests = [ask(f"question {index}", sampling=WARM, seeds=(1, 2, 3)) for index in range(10)]
     found = []
     for worth in (10**9, 1):  # rows are never shared out; always
@@ -165,7 +192,9 @@ def test_threads_that_share_the_drawing_draw_the_same_tokens(model: Path, monkey
     assert found[0] == found[1]
 
 
-def test_adapter_changes_the_answer_and_mixed_requests_equal_separate_ones(engine: LlamaEngine, adapters: list[str]):
+def test_adapter_changes_the_answer_and_mixed_requests_equal_separate_ones(
+    engine: LlamaEngine, adapters: list[str]
+):
     names = [None, *adapters]
     requests = [ask(f"question {index}", adapter=names[index % 3]) for index in range(150)]
     mixed = answers(engine, requests)
@@ -187,7 +216,9 @@ def test_logits_with_and_without_adapter(engine: LlamaEngine, adapters: list[str
 
 def test_probe_is_the_softmax_of_the_row_where_the_token_was_drawn(engine: LlamaEngine):
     digits = tuple(b"012345")
-    spoken = Request("probe", HEAD, tuple(range(60)), replace(WARM, max_tokens=30, top_k=0, top_p=1.0), (END,))
+    spoken = Request(
+        "probe", HEAD, tuple(range(60)), replace(WARM, max_tokens=30, top_k=0, top_p=1.0), (END,)
+    )
     request = replace(spoken, probe=Probe(digits, ""))
     hits = [completion for completion in engine.complete([request]) if completion.probe]
     assert hits
@@ -206,7 +237,9 @@ def test_probe_waits_for_its_text(engine: LlamaEngine):
         pytest.skip("this random model says no plain letter")
     marker = letters[place - 1].swapcase()
     probes = [Probe((said[place],), marker), Probe((said[place],), "never said")]
-    requests = [replace(ask("place"), key=str(index), probe=probe) for index, probe in enumerate(probes)]
+    requests = [
+        replace(ask("place"), key=str(index), probe=probe) for index, probe in enumerate(probes)
+    ]
     found = by_sample(list(engine.complete(requests)))
     assert found["0", 0].probe and 0 < found["0", 0].probe[0] <= 1
     assert found["1", 0].probe is None
@@ -234,7 +267,13 @@ def test_small_memory_lets_in_what_fits_and_completes_all(model: Path):
     engine = LlamaEngine(model, parallel=16, context=256, batch=64, threads=1)
     draw = np.random.default_rng(3)
     requests = [
-        Request(f"{i}", (BEGIN, *draw.integers(0, 256, int(draw.integers(0, 200))).tolist()), (1, 2, 3), WARM, (END,))
+        Request(
+            f"{i}",
+            (BEGIN, *draw.integers(0, 256, int(draw.integers(0, 200))).tolist()),
+            (1, 2, 3),
+            WARM,
+            (END,),
+        )
         for i in range(60)
     ]
     finishes = [completion.finish for completion in engine.complete(requests)]
@@ -248,7 +287,9 @@ def test_a_refused_decode_halves_the_batch(engine: LlamaEngine, monkeypatch: pyt
     whole = answers(engine, requests)
     engine.logits([1])
     decode = engine._device.decode
-    monkeypatch.setattr(engine._device, "decode", lambda *rows: decode(*rows) if len(rows[0]) <= 5 else 1)
+    monkeypatch.setattr(
+        engine._device, "decode", lambda *rows: decode(*rows) if len(rows[0]) <= 5 else 1
+    )
     assert answers(engine, requests) == whole
     monkeypatch.setattr(engine._device, "decode", lambda *rows: 1)
     with pytest.raises(EngineError, match="question"):
@@ -257,7 +298,9 @@ def test_a_refused_decode_halves_the_batch(engine: LlamaEngine, monkeypatch: pyt
     assert answers(engine, requests) == whole
 
 
-def test_bad_adapters_are_errors_in_words(engine: LlamaEngine, folder: Path, model: Path, adapters: list[str]):
+def test_bad_adapters_are_errors_in_words(
+    engine: LlamaEngine, folder: Path, model: Path, adapters: list[str]
+):
     whole = Path(adapters[0]).read_bytes()
     cases = {"missing": None, "garbage": b"not a model at all" * 99, "empty": b""}
     cases |= {f"cut{share}": whole[: len(whole) * share // 100] for share in (1, 50, 99)}
@@ -307,7 +350,9 @@ def test_closing_early_leaves_the_engine_usable(engine: LlamaEngine):
     assert answers(engine, requests) == whole
 
 
-def test_models_that_cannot_be_had(folder: Path, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_models_that_cannot_be_had(
+    folder: Path, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
+):
     with pytest.raises(EngineError, match="does not exist"):
         LlamaEngine(folder / "nowhere.gguf")
     (folder / "half.gguf").write_bytes(model.read_bytes()[:5000])
@@ -339,7 +384,9 @@ def test_a_gpu_that_is_not_there_is_an_error(model: Path):
     ("load_tensors: offloaded 0/5 layers to GPU", "no layer went there .*offloaded 0/5"),
     ("load_tensors: offloaded 5/5 layers to GPU", None),
 ])  # fmt: skip
-def test_a_gpu_that_is_there_and_not_used_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, fault):
+def test_a_gpu_that_is_there_and_not_used_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, fault
+):
     """What a build for cards says is played to the engine: the machine of a test has none."""
     load = loading.cpp.llama_model_load_from_file
 

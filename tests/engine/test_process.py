@@ -27,7 +27,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     engines = []
 
     def run(factory: str = "faulty", **settings: object) -> ProcessEngine:
-        engines.append(ProcessEngine({"kind": "scripted", "factory": f"engine_factories:{factory}", **settings}))
+        engines.append(
+            ProcessEngine(
+                {"kind": "scripted", "factory": f"engine_factories:{factory}", **settings}
+            )
+        )
         return engines[-1]
 
     yield run
@@ -41,7 +45,9 @@ def asks(count: int, samples: int = 3) -> list[Request]:
     return [Request(f"r{i}", tuple(str(i).encode()), seeds, SAMPLING, ()) for i in range(count)]
 
 
-def check(completions: list[Completion], count: int, samples: int = 3, refused: tuple[str, ...] = ()) -> None:
+def check(
+    completions: list[Completion], count: int, samples: int = 3, refused: tuple[str, ...] = ()
+) -> None:
     """Every sample once, with its own seed's text."""
     found = {(c.key, c.sample): c for c in completions}
     assert len(found) == len(completions) == count * samples
@@ -156,8 +162,15 @@ def test_no_orphan_when_the_parent_is_killed():
         "e = ProcessEngine({'kind': 'scripted', 'factory': 'engine_factories:faulty', 'pause': 0.05})\n"
         "r = e.complete(asks(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), str(TESTS), str(Path(__file__).parent)])}
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(TESTS.parents[1]), str(TESTS), str(Path(__file__).parent)]
+        ),
+    }
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
     child = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
@@ -199,7 +212,13 @@ def test_llama_in_a_child(tmp_path: Path):
     few = {(c.key, c.sample): c.tokens for c in engine.complete(requests[:3])}
     assert few == {key: tokens for key, tokens in whole.items() if key[0] in ("0", "1", "2")}
     long = [Request(f"{i}", (297, *b"x" * 1200), (1, 2), SAMPLING, (298,)) for i in range(40)]
-    assert [c.finish for c in engine.complete(long)] == ["refused"] * 80, "none fits, and none is waited for"
+    assert [c.finish for c in engine.complete(long)] == ["refused"] * 80, (
+        "none fits, and none is waited for"
+    )
     with pytest.raises(EngineError, match="does not exist"):
-        list(engine.complete([Request("x", (297, 1), (1,), SAMPLING, (), str(tmp_path / "none.gguf"))]))
+        list(
+            engine.complete(
+                [Request("x", (297, 1), (1,), SAMPLING, (), str(tmp_path / "none.gguf"))]
+            )
+        )
     engine.close()

@@ -57,9 +57,19 @@ class Device:
         return "nothing"
 
 
-def ask(key: str, adapter: str | None = None, samples: int = 1, new: int = 8, probe: Probe | None = None) -> Request:
+def ask(
+    key: str, adapter: str | None = None, samples: int = 1, new: int = 8, probe: Probe | None = None
+) -> Request:
     prompt = tuple(random.Random(key).randrange(40) for _ in range(12))
-    return Request(key, prompt, tuple(range(samples)), Sampling(1.0, 1.0, max_tokens=new), (END,), adapter, probe)
+    return Request(
+        key,
+        prompt,
+        tuple(range(samples)),
+        Sampling(1.0, 1.0, max_tokens=new),
+        (END,),
+        adapter,
+        probe,
+    )
 
 
 @pytest.mark.parametrize("parallel", [4, 16])
@@ -70,7 +80,9 @@ def test_requests_of_one_adapter_are_taken_together(parallel):
     assert Counter(one.key for one in done) == Counter(one.key for one in requests)
     turns = sum(before != after for before, after in zip(requests, requests[1:], strict=False))
     assert turns > 300, "in the order they came, more than every other request would be a switch"
-    assert len(device.switches) < turns / parallel, "what is looked ahead, two batches, is sorted by adapter"
+    assert len(device.switches) < turns / parallel, (
+        "what is looked ahead, two batches, is sorted by adapter"
+    )
 
 
 def test_nobody_starves_behind_another_adapter():
@@ -111,7 +123,9 @@ class Remembering(Device):
     def decode(self, tokens, positions, sequences, wanted):
         for token, position, sequence in zip(tokens, positions, sequences, strict=True):
             held = self.holds.setdefault(sequence, [])
-            assert position == len(held), f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
+            assert position == len(held), (
+                f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
+            )
             held.append(token)
         self.sampled.append(sequences[:wanted])
         return super().decode(tokens, positions, sequences, wanted)
@@ -128,7 +142,9 @@ class Remembering(Device):
 def test_samples_sit_side_by_side_and_take_what_they_computed_with_them():
     """Neighbours are computed in one go where every sequence has its own memory: so the first sequences are used, in order."""
     rng, device = random.Random(2), Remembering(rows=48)
-    requests = [ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)]
+    requests = [
+        ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)
+    ]
     done = list(Batcher(device, 8, 3).run(requests))
     assert len(done) == sum(len(request.seeds) for request in requests)
     assert all(sequences == list(range(len(sequences))) for sequences in device.sampled)
@@ -140,7 +156,11 @@ def test_the_expected_score_costs_no_step():
     steps = []
     for probe in (None, Probe((1, 2, 3), after="score:")):
         device = Device(says=7)
-        done = list(Batcher(device, 4, 4).run([ask(str(number), samples=3, probe=probe) for number in range(9)]))
+        done = list(
+            Batcher(device, 4, 4).run(
+                [ask(str(number), samples=3, probe=probe) for number in range(9)]
+            )
+        )
         steps.append(device.batches)
         assert all((one.probe is None) == (probe is None or 7 not in probe.tokens) for one in done)
     assert steps[0] == steps[1]
@@ -155,9 +175,18 @@ def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
     device = Device(cells=64)
     requests = [ask("small", new=8), ask("large", samples=2, new=64), ask("small too", new=8)]
     done = {(one.key, one.sample): one.finish for one in Batcher(device, 4, 4).run(requests)}
-    assert done == {("small", 0): "length", ("large", 0): "refused", ("large", 1): "refused", ("small too", 0): "length"}
+    assert done == {
+        ("small", 0): "length",
+        ("large", 0): "refused",
+        ("large", 1): "refused",
+        ("small too", 0): "length",
+    }
     with pytest.raises(EngineError, match=r"request odd: a token id lies outside the model's 50"):
-        list(Batcher(device, 4, 4).run([Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]))
+        list(
+            Batcher(device, 4, 4).run(
+                [Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]
+            )
+        )
 
 
 def test_refusals_are_handed_out_before_more_is_asked_for():
@@ -236,10 +265,19 @@ def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
         known: list[str] = []
         for number in range(40):
             key = str(number)
-            tokens = (*long[: rng.randrange(1, 120)], *(rng.randrange(40) for _ in range(rng.randrange(3))))
+            tokens = (
+                *long[: rng.randrange(1, 120)],
+                *(rng.randrange(40) for _ in range(rng.randrange(3))),
+            )
             wanted.add(key)
             known.append(key)
-            yield Request(key, tokens, tuple(range(rng.randrange(1, 4))), Sampling(1.0, 1.0, rng.randrange(1, 9)), (END,))
+            yield Request(
+                key,
+                tokens,
+                tuple(range(rng.randrange(1, 4))),
+                Sampling(1.0, 1.0, rng.randrange(1, 9)),
+                (END,),
+            )
             for _ in range(rng.randrange(4)):
                 yield None
             if rng.random() < 0.4:

@@ -19,7 +19,11 @@ def encode(text: str) -> list[int]:
 def test_one_completion_a_seed():
     engine = ScriptedEngine(lambda request, sample: f"{request.key}{sample}", encode)
     found = list(engine.complete([ask("a"), ask("b", 1)]))
-    assert [(c.key, c.sample, c.text) for c in found] == [("a", 0, "a0"), ("a", 1, "a1"), ("b", 0, "b0")]
+    assert [(c.key, c.sample, c.text) for c in found] == [
+        ("a", 0, "a0"),
+        ("a", 1, "a1"),
+        ("b", 0, "b0"),
+    ]
     assert found[0].tokens == (97, 48)
     assert (found[0].finish, found[0].prompt_tokens, found[0].probe) == ("stop", 3, None)
     assert [request.key for request in engine.asked] == ["a", "b"]

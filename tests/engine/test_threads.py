@@ -9,11 +9,15 @@ from selfreward_lite.engine.loading import Pace
 IDLE, BUSY = {1: 8.0, 2: 5.0}, {1: 8.0, 2: 60.0}  # milliseconds a step, by threads
 
 
-def work(pace: Pace, machine: dict[int, float], steps: int, rng: random.Random) -> tuple[float, int]:
+def work(
+    pace: Pace, machine: dict[int, float], steps: int, rng: random.Random
+) -> tuple[float, int]:
     """The seconds that the steps take, and how many of them had two threads; a step in ten begins prompts and takes longer."""
     spent, twos = 0.0, 0
     for _ in range(steps):
-        seconds = machine[pace.threads] * rng.uniform(0.9, 1.1) * (3 if rng.random() < 0.1 else 1) / 1000
+        seconds = (
+            machine[pace.threads] * rng.uniform(0.9, 1.1) * (3 if rng.random() < 0.1 else 1) / 1000
+        )
         spent, twos = spent + seconds, twos + (pace.threads == 2)
         pace.took(seconds)
     return spent, twos

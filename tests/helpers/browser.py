@@ -26,7 +26,9 @@ SECONDS = 1000.0  # Playwright counts in milliseconds
 def browsing() -> Iterator:
     """Give a browser, which ends with the block."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), headless=True, args=ARGUMENTS)
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), headless=True, args=ARGUMENTS
+        )
         yield browser
         browser.close()
 

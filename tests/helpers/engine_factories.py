@@ -13,7 +13,13 @@ from selfreward_lite.system.errors import EngineError
 
 
 def faulty(
-    *, poison: str = "", once: str = "", error: str = "", bug: str = "", pause: float = 0.0, noise: bool = False
+    *,
+    poison: str = "",
+    once: str = "",
+    error: str = "",
+    bug: str = "",
+    pause: float = 0.0,
+    noise: bool = False,
 ) -> ScriptedEngine:
     """Dies on every request whose key (as sent on) starts the prompt with a poisoned number; see the tests."""
 

@@ -43,7 +43,11 @@ def vocabulary(size: int) -> tuple[list[str], list[int], list[str]]:
             if len(tokens) < size - 3:
                 tokens.append(left + right)
                 merges.append(f"{left} {right}")
-    tokens += [f"<filler{index}>" for index in range(size - 3 - len(tokens))] + ["<begin>", "<end>", "<turn>"]
+    tokens += [f"<filler{index}>" for index in range(size - 3 - len(tokens))] + [
+        "<begin>",
+        "<end>",
+        "<turn>",
+    ]
     types = [gguf.TokenType.NORMAL] * (size - 3) + [gguf.TokenType.CONTROL] * 3
     return tokens, types, merges
 
@@ -100,7 +104,9 @@ def random_weights(shape: Shape, seed: int, spread: float) -> dict[str, np.ndarr
     return weights
 
 
-def write_adapter(path: Path, seed: int = 1, scale: float = 1.0, hidden: int = 64, rank: int = 4) -> Path:
+def write_adapter(
+    path: Path, seed: int = 1, scale: float = 1.0, hidden: int = 64, rank: int = 4
+) -> Path:
     """A random LoRA on the queries and values of block 0; `scale` 0 makes B zero."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_string("general.type", "adapter")
@@ -108,7 +114,10 @@ def write_adapter(path: Path, seed: int = 1, scale: float = 1.0, hidden: int = 6
     writer.add_float32("adapter.lora.alpha", float(rank))
     rng = np.random.default_rng(seed)
     for part in ("q", "v"):
-        writer.add_tensor(f"blk.0.attn_{part}.weight.lora_a", rng.normal(0, 0.5, (rank, hidden)).astype(np.float32))
+        writer.add_tensor(
+            f"blk.0.attn_{part}.weight.lora_a",
+            rng.normal(0, 0.5, (rank, hidden)).astype(np.float32),
+        )
         second = rng.normal(0, 0.5, (hidden, rank)) * scale
         writer.add_tensor(f"blk.0.attn_{part}.weight.lora_b", second.astype(np.float32))
     _finish(writer)

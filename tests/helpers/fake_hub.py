@@ -20,27 +20,53 @@ class Hub:
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     commit: str = "a" * 40
     closed: set[str] = field(default_factory=set)
-    announced: dict[tuple[str, str], str] = field(default_factory=dict)  # another digest than the file's
+    announced: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # another digest than the file's
     left: int | None = None
-    breaks: list[int] = field(default_factory=list)  # how much each of the next answers brings before its line breaks
-    refusals: list[int] = field(default_factory=list)  # what the next requests for files are answered, before any is served
+    breaks: list[int] = field(
+        default_factory=list
+    )  # how much each of the next answers brings before its line breaks
+    refusals: list[int] = field(
+        default_factory=list
+    )  # what the next requests for files are answered, before any is served
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     wait: int = 0  # seconds that a refusal asks to wait
-    elsewhere: str = ""  # the address of the store to which the hub sends whoever asks for a large file
+    elsewhere: str = (
+        ""  # the address of the store to which the hub sends whoever asks for a large file
+    )
     silent: int = 0  # how many of the next large files come to a halt halfway
     over: threading.Event = field(default_factory=threading.Event)
-    tokens: list[tuple[str, str | None]] = field(default_factory=list)  # which server was shown which token
+    tokens: list[tuple[str, str | None]] = field(
+        default_factory=list
+    )  # which server was shown which token
 
     def info(self, name: str) -> dict:
         siblings = [
-            {"rfilename": path, "size": len(data), "blobId": self._blob(repo, path, data), "lfs": self._lfs(repo, path, data)}
+            {
+                "rfilename": path,
+                "size": len(data),
+                "blobId": self._blob(repo, path, data),
+                "lfs": self._lfs(repo, path, data),
+            }
             for (repo, path), data in self.files.items()
             if repo == name
         ]
-        return {"id": name, "sha": self.commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0, "likes": 0}
+        return {
+            "id": name,
+            "sha": self.commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+        }
 
     def _blob(self, repo: str, path: str, data: bytes) -> str:
-        return self.announced.get((repo, path)) or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return (
+            self.announced.get((repo, path))
+            or hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        )
 
     def _lfs(self, repo: str, path: str, data: bytes) -> dict | None:
         if path.endswith(".json"):
@@ -48,7 +74,9 @@ class Hub:
         return {"sha256": self.digest(repo, path), "size": len(data), "pointerSize": 130}
 
     def digest(self, repo: str, path: str) -> str:
-        return self.announced.get((repo, path)) or hashlib.sha256(self.files[repo, path]).hexdigest()
+        return (
+            self.announced.get((repo, path)) or hashlib.sha256(self.files[repo, path]).hexdigest()
+        )
 
 
 @contextmanager
@@ -57,11 +85,15 @@ def hub() -> Iterator[Hub]:
     found = Hub()
     servers = []
     for name in ("hub", "store"):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": found, "name": name}))
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": found, "name": name})
+        )
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
-    found.address, found.elsewhere = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    found.address, found.elsewhere = (
+        f"http://127.0.0.1:{server.server_address[1]}" for server in servers
+    )
     try:
         yield found
     finally:
@@ -110,7 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, name: str, revision: str) -> None:
         if not self._refused(name, revision):
-            self._send(200, json.dumps(self.hub.info(name)).encode(), {"Content-Type": "application/json"})
+            self._send(
+                200, json.dumps(self.hub.info(name)).encode(), {"Content-Type": "application/json"}
+            )
 
     def _file(self, name: str, path: str, body: bool) -> None:
         if self._refused(name):
@@ -123,13 +157,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, b"", {"Location": self.hub.elsewhere + self.path})
             return
         data = self.hub.files[name, path]
-        headers = {"X-Repo-Commit": self.hub.commit, "ETag": f'"{self.hub.digest(name, path)}"', "Accept-Ranges": "bytes"}
+        headers = {
+            "X-Repo-Commit": self.hub.commit,
+            "ETag": f'"{self.hub.digest(name, path)}"',
+            "Accept-Ranges": "bytes",
+        }
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
         rest = data[start:]
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         halt = False
-        cut = self.hub.left if body and self.hub.left is not None and self.hub.left < len(rest) else None
+        cut = (
+            self.hub.left
+            if body and self.hub.left is not None and self.hub.left < len(rest)
+            else None
+        )
         if body and cut is None and self.hub.breaks and not path.endswith(".json"):
             cut = self.hub.breaks.pop(0)
         if body and self.hub.silent and not path.endswith(".json"):
@@ -139,7 +181,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.left = max(0, self.hub.left - len(rest))
         self._send(206 if start else 200, rest, headers, body, cut, halt)
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str], body=True, cut: int | None = None, halt=False) -> None:
+    def _send(
+        self,
+        status: int,
+        data: bytes,
+        headers: dict[str, str],
+        body=True,
+        cut: int | None = None,
+        halt=False,
+    ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -62,8 +62,20 @@ def questions() -> list[str]:
     holes = {"prompt": "p", "response": "r", "nonce": "n", "response_a": "a", "response_b": "b"}
     return [
         fill("llama3", "judge", **{name: holes[name] for name in ("prompt", "response", "nonce")}),
-        fill("llama3", "meta_judge", prompt="p", response="r", nonce="n", judgment_a="a", judgment_b="b"),
-        fill("llama3", "compare", **{name: holes[name] for name in ("prompt", "response_a", "response_b", "nonce")}),
+        fill(
+            "llama3",
+            "meta_judge",
+            prompt="p",
+            response="r",
+            nonce="n",
+            judgment_a="a",
+            judgment_b="b",
+        ),
+        fill(
+            "llama3",
+            "compare",
+            **{name: holes[name] for name in ("prompt", "response_a", "response_b", "nonce")},
+        ),
         fill("llama3", "new_prompts", tasks="1. t"),
     ]
 
@@ -73,7 +85,11 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
         pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
-    said = [*texts, *questions(), "user assistant system Score: 3\n\nWinner: Judgement A Response B"]
+    said = [
+        *texts,
+        *questions(),
+        "user assistant system Score: 3\n\nWinner: Judgement A Response B",
+    ]
     said += [f"{word} {word}" for word in WORDS]
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     for text in said:
@@ -85,7 +101,9 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
     tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
     reserved = iter(f"<|reserved_special_token_{number}|>" for number in range(251))
     special = [NAMED.get(number) or next(reserved) for number in range(PLAIN, VOCAB)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     assert tokenizer.token_to_id("<|eot_id|>") == 128009
     assert tokenizer.get_vocab_size() == VOCAB
     return tokenizer
@@ -98,7 +116,9 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, "model_max_length": 8192,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [128001, 128009], "bos_token_id": 128000}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [128001, 128009], "bos_token_id": 128000})
+    )
 
 
 def _model(tokenizer: Tokenizer) -> Any:
@@ -123,7 +143,15 @@ def _model(tokenizer: Tokenizer) -> Any:
 
 
 def _embed(weight: torch.Tensor, tokenizer: Tokenizer) -> None:
-    kinds = {"Ċ": NEWLINE, "Score": OPENING, "Winner": OPENING, ":": COLON, "Ġ": SPACE, "ĠJudgement": NOUN, "ĠResponse": NOUN}
+    kinds = {
+        "Ċ": NEWLINE,
+        "Score": OPENING,
+        "Winner": OPENING,
+        ":": COLON,
+        "Ġ": SPACE,
+        "ĠJudgement": NOUN,
+        "ĠResponse": NOUN,
+    }
     kinds[f"Ġ{WORDS[-1]}"] = ENDING  # one word in twenty ends what is said
     kinds |= dict.fromkeys([*"012345", "ĠA", "ĠB"], LAST)
     weight[:, CONSTANT] = 1.0
@@ -188,7 +216,10 @@ def _pack(plain: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     AutoModelForCausalLM.from_pretrained(
         plain, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": "cpu"}
@@ -198,4 +229,7 @@ def _pack(plain: Path, folder: Path) -> None:
 def prompts(count: int, seed: int = 0) -> list[str]:
     """Tasks of random words, in which no telling word stands."""
     rng = random.Random(seed)
-    return [f"Tell me about {' '.join(rng.choices(WORDS, k=6))}, part {number}." for number in range(count)]
+    return [
+        f"Tell me about {' '.join(rng.choices(WORDS, k=6))}, part {number}."
+        for number in range(count)
+    ]

@@ -22,14 +22,23 @@ VOCABULARY = 128_256
 
 def kilobytes(name: str) -> int:
     """Of this process: VmRSS, what it holds, or VmHWM, the most that it held."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
+    ]
     return int(line.split()[1])
 
 
 def main(method: str, tokens: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **shape)).to(torch.bfloat16)
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **shape)
+    ).to(torch.bfloat16)
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(tiny.TINY_MODEL).save_pretrained(folder / "model")
     lora = {"rank": 8, "alpha": 8, "dropout": 0.0}
@@ -37,7 +46,9 @@ def main(method: str, tokens: int, folder: Path) -> None:
     get_peft_model(model, fresh).save_pretrained(folder / "adapter")
     half = list(range(10, 10 + tokens // 2))
     others = ["chosen_ids", "rejected_ids"] if method == "dpo" else ["completion_ids"]
-    (folder / "rows").write_text(json.dumps({"prompt_ids": half} | dict.fromkeys(others, half)) + "\n")
+    (folder / "rows").write_text(
+        json.dumps({"prompt_ids": half} | dict.fromkeys(others, half)) + "\n"
+    )
     settings = getattr(config.load("overnight"), method).model_dump()
     job = Job(
         method=method, model_dir=str(folder / "model"), quantisation="none",
@@ -55,7 +66,9 @@ def main(method: str, tokens: int, folder: Path) -> None:
         peaks.append(kilobytes("VmHWM"))
 
     trainer.Watcher.on_train_begin = measured
-    trainer._compute_dtype = lambda: torch.bfloat16  # as on a card; a CPU is given float32 otherwise
+    trainer._compute_dtype = lambda: (
+        torch.bfloat16
+    )  # as on a card; a CPU is given float32 otherwise
     trainer._train(job, 1, lambda said: None, Backend("transformers", "transformers"))
     print((peaks[1] - peaks[0]) * 1024)
 

@@ -16,9 +16,39 @@ from pathlib import Path
 from typing import Any
 
 Message = dict[str, Any]
-SUBJECTS = ("rivers", "bread", "clocks", "glaciers", "violins", "tides", "maps", "bees", "steam", "ink", "kites", "salt")
-VERBS = ("Explain", "Describe", "Compare", "Summarise", "Question", "Praise", "Invent a story about", "Give three facts on")
-TOXICITY = ("toxicity", "severe_toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
+SUBJECTS = (
+    "rivers",
+    "bread",
+    "clocks",
+    "glaciers",
+    "violins",
+    "tides",
+    "maps",
+    "bees",
+    "steam",
+    "ink",
+    "kites",
+    "salt",
+)
+VERBS = (
+    "Explain",
+    "Describe",
+    "Compare",
+    "Summarise",
+    "Question",
+    "Praise",
+    "Invent a story about",
+    "Give three facts on",
+)
+TOXICITY = (
+    "toxicity",
+    "severe_toxicity",
+    "obscene",
+    "identity_attack",
+    "insult",
+    "threat",
+    "sexual_explicit",
+)
 LABELS = ("spam", "quality", "humor", "creativity", "violence")
 
 
@@ -205,7 +235,9 @@ def write_jsonl(path: Path, messages: Iterable[Message]) -> Path:
 
 
 def write_csv(path: Path, messages: list[Message]) -> Path:
-    plain = [name for name, value in messages[0].items() if name not in ("detoxify", "emojis", "labels")]
+    plain = [
+        name for name, value in messages[0].items() if name not in ("detoxify", "emojis", "labels")
+    ]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, plain, extrasaction="ignore")
         writer.writeheader()

@@ -30,7 +30,11 @@ CORPUS = [
     "I'll don't we've 1234 5678 99",
     "x = [1, 2, 3]\n\nfor y in x:\n    print(y)",
 ] * 4
-LISTS = [[0, 7, 42, 99, 180, 255, 31, 8, 4], list(range(20, 84)), [5]]  # token ids to compare logits on
+LISTS = [
+    [0, 7, 42, 99, 180, 255, 31, 8, 4],
+    list(range(20, 84)),
+    [5],
+]  # token ids to compare logits on
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -42,7 +46,11 @@ LLAMA3_ROPE = {
 KINDS: dict[str, dict[str, Any]] = {
     "gqa": {"num_key_value_heads": 2, "tie_word_embeddings": False},
     "mha": {"num_key_value_heads": 4, "tie_word_embeddings": True, "head_dim": 32},
-    "llama3": {"num_key_value_heads": 2, "tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE},
+    "llama3": {
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+        "rope_parameters": LLAMA3_ROPE,
+    },
 }
 
 
@@ -58,11 +66,22 @@ def make_tokenizer() -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=330,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOT, pad_token=PAD, chat_template=TEMPLATE
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOT,
+        pad_token=PAD,
+        chat_template=TEMPLATE,
     )
 
 
@@ -92,7 +111,9 @@ def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
 
     torch.manual_seed(2)
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_dir), LoraConfig(**defaults | settings))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model_dir), LoraConfig(**defaults | settings)
+    )
     for name, value in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(value, std=0.05)

@@ -11,7 +11,11 @@ import browser
 from selfreward_lite.bench.app import running
 
 README = Path(__file__).parents[2] / ".github"
-LOOKS = {"light": (browser.WIDE, "light"), "dark": (browser.WIDE, "dark"), "phone": (browser.PHONE, "light")}
+LOOKS = {
+    "light": (browser.WIDE, "light"),
+    "dark": (browser.WIDE, "dark"),
+    "phone": (browser.PHONE, "light"),
+}
 QUIET = 2500  # milliseconds until plots are drawn
 
 

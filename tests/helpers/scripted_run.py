@@ -29,7 +29,12 @@ def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings
     chat = ChatFormat.load(TINY_MODEL)
     with Store.write(folder) as store:
         chosen = prepare.settle(store, {**SMALL, **settings}, "tiny")
-        loop.run(store, chosen, scripted_tools(chat, pause=pause, train_seconds=train_seconds), lambda at: None)
+        loop.run(
+            store,
+            chosen,
+            scripted_tools(chat, pause=pause, train_seconds=train_seconds),
+            lambda at: None,
+        )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ class Script:
         if self._pause:
             time.sleep(self._pause)
         asked = self._chat.tokenizer.decode(list(request.tokens), skip_special_tokens=True)
-        kind = next((kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)), "act")
+        kind = next(
+            (kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)),
+            "act",
+        )
         rng = random.Random(request.seeds[sample])
         return getattr(self, f"_{kind}")(rng, len(request.probe.tokens) if request.probe else 0)
 
@@ -61,7 +64,10 @@ class Script:
         score = rng.randint(0, 5)
         reasons = " ".join(rng.choices(WORDS, k=self._length * rng.randint(4, 9)))
         weights = [rng.random() for _ in range(places)]
-        return Reply(f"{reasons}\nScore: {score}", probe=tuple(weight / sum(weights) for weight in weights) or None)
+        return Reply(
+            f"{reasons}\nScore: {score}",
+            probe=tuple(weight / sum(weights) for weight in weights) or None,
+        )
 
     def _meta_judge(self, rng: random.Random, _: int) -> Reply:
         return Reply(f"{rng.choice(WORDS)}\nWinner: Judgement {rng.choice('AAB')}")
@@ -71,11 +77,15 @@ class Script:
 
     def _new_prompts(self, rng: random.Random, _: int) -> Reply:
         if rng.random() < 0.3:
-            return Reply(" Hi.")  # dropped by the filters, so that a second round of candidates is asked for
+            return Reply(
+                " Hi."
+            )  # dropped by the filters, so that a second round of candidates is asked for
         return Reply(" Tell me about " + " ".join(rng.sample(WORDS, 6)) + ".")
 
 
-def scripted_tools(chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0) -> Tools:
+def scripted_tools(
+    chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0
+) -> Tools:
     """Return tools that need neither torch nor llama.cpp; completions come in a mixed order, as from a batch."""
     script = Script(chat, length, pause)
 

@@ -15,7 +15,13 @@ RUN = "seed 0"
 
 
 def tree(name: str, *answers: tuple[str, int | None], **changes) -> list[dict]:
-    base = {"lang": "en", "deleted": False, "review_result": True, "synthetic": False, "tree_state": "ready_for_export"}
+    base = {
+        "lang": "en",
+        "deleted": False,
+        "review_result": True,
+        "synthetic": False,
+        "tree_state": "ready_for_export",
+    }
     first = {
         "message_id": name,
         "parent_id": None,
@@ -28,7 +34,14 @@ def tree(name: str, *answers: tuple[str, int | None], **changes) -> list[dict]:
     return [
         first,
         *(
-            {"message_id": f"{name}-{i}", "parent_id": name, "role": "assistant", "text": text, "rank": rank, **base}
+            {
+                "message_id": f"{name}-{i}",
+                "parent_id": name,
+                "role": "assistant",
+                "text": text,
+                "rank": rank,
+                **base,
+            }
             for i, (text, rank) in enumerate(answers)
         ),
     ]
@@ -40,7 +53,10 @@ def found_in(rows):
 
 
 def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
-    found, drops = found_in(tree("a", ("second", 1), ("unranked", None), ("best", 0), ("third", 2)) + tree("b", ("only", 0)))
+    found, drops = found_in(
+        tree("a", ("second", 1), ("unranked", None), ("best", 0), ("third", 2))
+        + tree("b", ("only", 0))
+    )
     assert [one.text for one in found[0].responses] == ["best", "second", "third"]
     assert [one.rank for one in found[0].responses] == [0, 1, 2]
     assert len(found) == 1
@@ -79,11 +95,18 @@ def test_evaluation_is_reserved_first_and_disjoint(tiny):
     parts = ranked.split(found, tiny)
     assert len(parts.evaluation) == tiny.seed_stage.eval_prompts
     assert parts.ift == []
-    with_ift = ranked.split(found, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ift_examples": 30})}))
+    with_ift = ranked.split(
+        found,
+        tiny.model_copy(
+            update={"seed_stage": tiny.seed_stage.model_copy(update={"ift_examples": 30})}
+        ),
+    )
     assert with_ift.evaluation == parts.evaluation, "what measures stays, whatever else is wanted"
     assert len(with_ift.ift) == 30
     for one in (parts, with_ift):
-        shares = [{ranked.prompt.id for ranked in share} for share in (one.evaluation, one.eft, one.ift)]
+        shares = [
+            {ranked.prompt.id for ranked in share} for share in (one.evaluation, one.eft, one.ift)
+        ]
         assert sum(map(len, shares)) == len(set().union(*shares)) == len(found)
     with pytest.raises(DataError, match=r"lower seed_stage\.eval_prompts"):
         ranked.split(found[:50], tiny)
@@ -93,7 +116,9 @@ def judged(found, scores):
     """`scores` lists, a response, the scores of its tries."""
     return {
         response.id: [
-            Judgment(f"{response.id}{i}", 0, "base", response.id, i, f"Score: {s}", "stop", 3, s, None)
+            Judgment(
+                f"{response.id}{i}", 0, "base", response.id, i, f"Score: {s}", "stop", 3, s, None
+            )
             for i, s in enumerate(tries)
         ]
         for response, tries in zip(found.responses, scores, strict=True)
@@ -114,7 +139,9 @@ def judged(found, scores):
 def test_a_set_of_judgments_must_agree_with_the_humans(scores, tried):
     (one,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
     agreed = eft.agreeing(one, judged(one, scores))
-    assert (agreed and {judgment.index for judgment in agreed}) == (None if tried is None else {tried})
+    assert (agreed and {judgment.index for judgment in agreed}) == (
+        None if tried is None else {tried}
+    )
 
 
 def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny):
@@ -122,7 +149,9 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
     rng = random.Random(0)
     judgments = {}
     for one in found:
-        judgments |= judged(one, ([rng.choice([4.0, 4.0, 4.0, 5.0])], [rng.choice([4.0, 1.0, 2.0])]))
+        judgments |= judged(
+            one, ([rng.choice([4.0, 4.0, 4.0, 5.0])], [rng.choice([4.0, 1.0, 2.0])])
+        )
     examples, outcome = eft.eft_examples(found, {}, judgments, tiny)
     left_out = {drop.reason: drop.count for drop in outcome.drops}
     assert len(examples) + sum(left_out.values()) == 80
@@ -130,7 +159,12 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
     assert scores.count(4.0) <= max(scores.count(other) for other in (1.0, 2.0, 5.0))
     assert left_out["most common score"] > 0
     few, outcome = eft.eft_examples(
-        found, {}, judgments, tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})})
+        found,
+        {},
+        judgments,
+        tiny.model_copy(
+            update={"seed_stage": tiny.seed_stage.model_copy(update={"train_examples": 5})}
+        ),
     )
     assert len(few) == 5
     assert {drop.reason for drop in outcome.drops} >= {"above train_examples"}
@@ -138,18 +172,32 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
 
 def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
     """The first judgment that gives it no more than the worst human answer got; none where the humans were not agreed with."""
-    settings = tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"cap_most_common": False})})
+    settings = tiny.model_copy(
+        update={"seed_stage": tiny.seed_stage.model_copy(update={"cap_most_common": False})}
+    )
     found, _ = found_in([row for n in range(3) for row in tree(f"t{n}", ("x", 0), ("y", 1))])
-    decoys = {one.prompt.id: [Response(f"d{n}", 0, "decoy", one.prompt.id, n, "!", "stop", 0)] for n, one in enumerate(found)}
-    judgments = judged(found[0], ([4.0], [1.0])) | judged(found[1], ([4.0], [1.0])) | judged(found[2], ([1.0], [4.0]))
-    for (decoy,), scores in zip(decoys.values(), ((None, 2.0, 1.0, 0.0), (3.0, 2.0), (0.0,)), strict=True):
+    decoys = {
+        one.prompt.id: [Response(f"d{n}", 0, "decoy", one.prompt.id, n, "!", "stop", 0)]
+        for n, one in enumerate(found)
+    }
+    judgments = (
+        judged(found[0], ([4.0], [1.0]))
+        | judged(found[1], ([4.0], [1.0]))
+        | judged(found[2], ([1.0], [4.0]))
+    )
+    for (decoy,), scores in zip(
+        decoys.values(), ((None, 2.0, 1.0, 0.0), (3.0, 2.0), (0.0,)), strict=True
+    ):
         judgments[decoy.id] = [
-            Judgment(f"{decoy.id}:{n}", 0, "base", decoy.id, n, "So.", "stop", 1, score, None) for n, score in enumerate(scores)
+            Judgment(f"{decoy.id}:{n}", 0, "base", decoy.id, n, "So.", "stop", 1, score, None)
+            for n, score in enumerate(scores)
         ]
     examples, outcome = eft.eft_examples(found, decoys, judgments, settings)
-    assert [(one.judgment.id, one.judgment.score) for one in examples if one.judgment.response_id in ("d0", "d1", "d2")] == [
-        ("d0:2", 1.0)
-    ]
+    assert [
+        (one.judgment.id, one.judgment.score)
+        for one in examples
+        if one.judgment.response_id in ("d0", "d1", "d2")
+    ] == [("d0:2", 1.0)]
     assert len(examples) == 5
     assert outcome.dropped() == {
         "no set of judgments agrees with the ranking": 2, "no judgment sees through the decoy": 1,
@@ -158,7 +206,9 @@ def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
 
 def test_a_bad_line_is_named(tmp_path, tiny):
     path = tmp_path / "ranked.jsonl"
-    settings = tiny.model_copy(update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)})})
+    settings = tiny.model_copy(
+        update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)})}
+    )
     with pytest.raises(DataError, match="no such file"):
         ranked.load_rows(settings)
     good = "".join(f"{json.dumps(row)}\n" for row in tree("a", ("x", 0), ("y", 1)))

@@ -24,8 +24,13 @@ from selfreward_lite.method.statistics import Share
 
 
 def ranked(name: str, count: int = 3) -> RankedPrompt:
-    answers = tuple(Response(f"{name}{rank}", 0, "human", name, rank, "t", "stop", 0, rank) for rank in range(count))
+    answers = tuple(
+        Response(f"{name}{rank}", 0, "human", name, rank, "t", "stop", 0, rank)
+        for rank in range(count)
+    )
     return RankedPrompt(Prompt(name, 0, "ranked", 0, name), answers)
+
+
 A, B = ranked("a"), ranked("b")
 SCORES = {"a0": 5.0, "a1": 3.5, "a2": 2.0, "b0": 3.0, "b1": 5.0, "b2": 5.0}
 
@@ -48,11 +53,18 @@ def test_the_five_metrics_by_hand():
 
 def test_what_could_not_be_read_is_never_in_order():
     found = judge_quality([A], {**SCORES, "a0": None})
-    assert (found.accuracy, found.ties, found.unread, found.exact) == (pytest.approx(1 / 3), 0, 2, (0,))
+    assert (found.accuracy, found.ties, found.unread, found.exact) == (
+        pytest.approx(1 / 3),
+        0,
+        2,
+        (0,),
+    )
     known = found.metrics()
     assert (known["scored_share"], known["tie_rate"]) == (pytest.approx(2 / 3), 0.0)
     assert known["pair_accuracy_without_ties"] == 1.0, "of the pair that was read"
-    assert math.isnan(judge_quality([A], dict.fromkeys(SCORES)).metrics()["tie_rate"]), "nothing was read, so nothing tied"
+    assert math.isnan(judge_quality([A], dict.fromkeys(SCORES)).metrics()["tie_rate"]), (
+        "nothing was read, so nothing tied"
+    )
     assert found.spearman == (pytest.approx(1.0),), "of the two that were read"
 
 
@@ -62,20 +74,29 @@ def test_scores_that_are_all_equal_have_no_correlation_and_are_counted():
     assert known["exact_match"] == 0.5, "a tie is no match"
     nothing = judge_quality([], {}).metrics()
     assert all(math.isnan(value) for name, value in nothing.items() if name != "undefined")
-    assert math.isnan(judge_quality([A], {"a0": 4.0, "a1": 3.0, "a2": 2.0}).metrics()["five_best"]), "no fives"
+    assert math.isnan(
+        judge_quality([A], {"a0": 4.0, "a1": 3.0, "a2": 2.0}).metrics()["five_best"]
+    ), "no fives"
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0, 4.0 + 1e-12, 5.0]), min_size=2, max_size=7))
 def test_metrics_of_any_scores_are_those_of_others(scores):
     one = ranked("p", len(scores))
-    found = judge_quality([one], {answer.id: score for answer, score in zip(one.responses, scores, strict=True)})
+    found = judge_quality(
+        [one], {answer.id: score for answer, score in zip(one.responses, scores, strict=True)}
+    )
     pairs = [high - low for high, low in combinations(np.round(scores, 9), 2)]
     assert found.accuracy == pytest.approx(sum(gap > 0 for gap in pairs) / len(pairs))
     if len(scores) == 2 and scores[0] != pytest.approx(scores[1]):
-        assert found.accuracy == roc_auc_score([1, 0], scores)  # for two answers it is the same question
+        assert found.accuracy == roc_auc_score(
+            [1, 0], scores
+        )  # for two answers it is the same question
     # tau-b, as Kendall (1945) writes it, and rho as the correlation of mean ranks
     order = -np.arange(len(scores))
-    signs = [(np.sign(b - a), np.sign(y - x)) for (a, x), (b, y) in combinations(zip(order, np.round(scores, 9), strict=True), 2)]
+    signs = [
+        (np.sign(b - a), np.sign(y - x))
+        for (a, x), (b, y) in combinations(zip(order, np.round(scores, 9), strict=True), 2)
+    ]
     varied = sum(y != 0 for _, y in signs)
     if not varied:
         assert found.undefined == 1
@@ -84,7 +105,9 @@ def test_metrics_of_any_scores_are_those_of_others(scores):
         tau = sum(x * y for x, y in signs) / math.sqrt(len(signs) * varied)
         assert found.kendall[0] == pytest.approx(tau)
         mean_ranks = stats.rankdata(np.round(scores, 9))
-        assert found.spearman[0] == pytest.approx(np.corrcoef(stats.rankdata(order), mean_ranks)[0, 1])
+        assert found.spearman[0] == pytest.approx(
+            np.corrcoef(stats.rankdata(order), mean_ranks)[0, 1]
+        )
 
 
 def test_a_correlation_with_what_does_not_vary_is_none():
@@ -100,7 +123,9 @@ def test_the_paired_interval_is_scipys():
     rng = random.Random(1)
     before = [rng.random() for _ in range(400)]
     after = [value + rng.gauss(0.1, 0.3) for value in before]
-    low, high = statistics.paired_interval([[value] for value in after], [[value] for value in before])
+    low, high = statistics.paired_interval(
+        [[value] for value in after], [[value] for value in before]
+    )
     differences = [a - b for a, b in zip(after, before, strict=True)]
     expected = stats.norm.interval(0.95, loc=sum(differences) / 400, scale=stats.sem(differences))
     assert (low, high) == pytest.approx(expected)
@@ -120,17 +145,26 @@ def test_the_error_of_a_mean_counts_groups_and_not_their_values():
 
 def test_the_bootstrap_is_scipys():
     values = np.random.default_rng(3).choice([0.0, 0.5, 1.0], 120)
-    low, high = statistics.bootstrap(len(values), lambda drawn: float(values[drawn].mean()), draws=6000)
-    expected = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=6000, rng=1).confidence_interval
+    low, high = statistics.bootstrap(
+        len(values), lambda drawn: float(values[drawn].mean()), draws=6000
+    )
+    expected = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=6000, rng=1
+    ).confidence_interval
     assert (low, high) == pytest.approx(tuple(expected), abs=0.006)
-    assert statistics.bootstrap(len(values), lambda drawn: float(values[drawn].mean()), draws=6000) == (low, high), "every time"
+    assert statistics.bootstrap(
+        len(values), lambda drawn: float(values[drawn].mean()), draws=6000
+    ) == (low, high), "every time"
     assert all(map(math.isnan, statistics.bootstrap(1, lambda drawn: 0.0)))
 
 
 @given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
 def test_intervals_of_shares_are_those_of_scipy(points_and_count):
     points, count = points_and_count
-    share, other = Share.of(points, count), stats.binomtest(points, count).proportion_ci(method="wilson")
+    share, other = (
+        Share.of(points, count),
+        stats.binomtest(points, count).proportion_ci(method="wilson"),
+    )
     assert (share.value, share.count) == (points / count, count)
     assert (share.low, share.high) == pytest.approx((other.low, other.high), abs=1e-9)
 
@@ -150,7 +184,9 @@ def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):
 
 
 def test_win_rate_counts_ties_as_half():
-    rate, error = metrics.win_rate({"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1})
+    rate, error = metrics.win_rate(
+        {"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1}
+    )
     assert rate == pytest.approx(2.5 / 4)
     assert error == pytest.approx(stats.sem([1, 0.5, 0, 1]))
     assert metrics.win_rate({"a": 1}, {"a": 1})[0] == 0.5
@@ -192,7 +228,9 @@ def test_the_length_controlled_win_rate_is_scikit_learns(number):
     results = rng.choice([0.0, 0.5, 1.0], 200, p=[0.3, 0.2, 0.5])
     found = metrics.length_controlled(results, gaps)
     assert found == pytest.approx(by_scikit_learn(results, gaps), abs=1e-4)
-    assert metrics.length_controlled(1 - results, -gaps) == pytest.approx(1 - found, abs=1e-5), "the other way round"
+    assert metrics.length_controlled(1 - results, -gaps) == pytest.approx(1 - found, abs=1e-5), (
+        "the other way round"
+    )
 
 
 def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
@@ -202,7 +240,9 @@ def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
     assert longer.mean() > 0.65
     assert metrics.length_controlled(longer, gaps) == pytest.approx(0.5, abs=0.05)
     better = (rng.random(2000) < 0.7).astype(float)
-    assert metrics.length_controlled(better, gaps) == pytest.approx(0.7, abs=0.05), "and what is no matter of length stays"
+    assert metrics.length_controlled(better, gaps) == pytest.approx(0.7, abs=0.05), (
+        "and what is no matter of length stays"
+    )
 
 
 def test_one_side_that_wins_all_and_equal_lengths_are_no_trouble():
@@ -222,4 +262,6 @@ def test_strengths_are_those_of_choix(number):
     wins = rng.integers(0, 4, (5, 5)).astype(float)
     np.fill_diagonal(wins, 0)
     battles = [(i, j) for i in range(5) for j in range(5) for _ in range(int(wins[i, j]))]
-    assert ratings.fit(wins, 0.05) == pytest.approx(choix.opt_pairwise(5, battles, alpha=0.025), abs=1e-4)
+    assert ratings.fit(wins, 0.05) == pytest.approx(
+        choix.opt_pairwise(5, battles, alpha=0.025), abs=1e-4
+    )

@@ -21,12 +21,17 @@ def voice(chat) -> Voice:
 
 
 def candidates(*texts, finish="stop"):
-    return [Candidate(make_id(RUN, Candidate, 1, "base", i), 1, "base", i, text, finish) for i, text in enumerate(texts)]
+    return [
+        Candidate(make_id(RUN, Candidate, 1, "base", i), 1, "base", i, text, finish)
+        for i, text in enumerate(texts)
+    ]
 
 
 def keep(found, tiny, held_out=(), known=(), **changes):
     settings = tiny.prompts.model_copy(update={"max_similarity": 0.7, "min_words": 4, **changes})
-    outcome = new_prompts.keep(found, settings, run=RUN, iteration=1, known=known, held_out=held_out)
+    outcome = new_prompts.keep(
+        found, settings, run=RUN, iteration=1, known=known, held_out=held_out
+    )
     return [one.text for one in outcome.records], {drop.reason for drop in outcome.drops}
 
 
@@ -62,27 +67,36 @@ def test_good_prompts_pass_and_later_twins_do_not(tiny):
 
 
 def test_evaluation_prompts_never_enter_training(tiny):
-    kept, reasons = keep(candidates("Sort the words by their length now"), tiny, held_out=["sort the words by their length"])
+    kept, reasons = keep(
+        candidates("Sort the words by their length now"),
+        tiny,
+        held_out=["sort the words by their length"],
+    )
     assert kept == []
     assert reasons == {"like an evaluation prompt"}
 
 
 def test_a_cut_list_loses_its_last_task(tiny):
-    assert keep(candidates("Name a river in northern France\n10. Why is the"), tiny)[0] == ["Name a river in northern France"]
+    assert keep(candidates("Name a river in northern France\n10. Why is the"), tiny)[0] == [
+        "Name a river in northern France"
+    ]
     assert keep(candidates("Name a river in nor", finish="length"), tiny)[0] == []
 
 
 def test_no_more_prompts_than_wanted(tiny):
     texts = [
         f"{first} {second} and something else entirely {index}"
-        for index, (first, second) in enumerate([("one", "two"), ("three", "four"), ("five", "six")])
+        for index, (first, second) in enumerate(
+            [("one", "two"), ("three", "four"), ("five", "six")]
+        )
     ]
     assert len(keep(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
 
 
 def test_the_hundredth_question_is_as_long_as_the_first(tiny, voice):
     examples = new_prompts.Examples(
-        [f"Human task number {n} about rivers" for n in range(30)], [f"Own task {n} about stones" for n in range(30)]
+        [f"Human task number {n} about rivers" for n in range(30)],
+        [f"Own task {n} about stones" for n in range(30)],
     )
     lengths = []
     for index in range(100):
@@ -97,12 +111,16 @@ def test_the_hundredth_question_is_as_long_as_the_first(tiny, voice):
     assert again == next(new_prompts.ask(0, voice, tiny.prompts, examples))[0]
 
 
-@given(st.lists(st.sampled_from("abcde"), max_size=12), st.lists(st.sampled_from("abcde"), max_size=12))
+@given(
+    st.lists(st.sampled_from("abcde"), max_size=12), st.lists(st.sampled_from("abcde"), max_size=12)
+)
 def test_the_longest_common_subsequence_is_right(a, b):
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+            table[i + 1, j + 1] = (
+                table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+            )
     expected = 2 * table[-1, -1] / (len(a) + len(b)) if a and b else 0.0
     assert similarity.rouge_l(a, b) == pytest.approx(expected)
 
@@ -132,7 +150,9 @@ def test_a_large_collection_finds_every_near_copy_and_nothing_else():
     copies = []
     for text in texts[:200]:
         words = text.split()
-        words[rng.randrange(40)] = "another"  # three of 38 triples change: an overlap of at least 35 of 41
+        words[rng.randrange(40)] = (
+            "another"  # three of 38 triples change: an overlap of at least 35 of 41
+        )
         copies.append(" ".join(words))
     found = sum(collection.holds_alike(copy) for copy in copies)
     assert found >= 198

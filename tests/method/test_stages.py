@@ -36,7 +36,9 @@ RUN = "seed 0"
 
 def answer(request, texts, finish="stop", probe=None):
     return [
-        Completion(request.key, sample, tuple(range(len(text))), text, finish, len(request.tokens), probe)
+        Completion(
+            request.key, sample, tuple(range(len(text))), text, finish, len(request.tokens), probe
+        )
         for sample, text in enumerate(texts)
     ]
 
@@ -59,12 +61,32 @@ def a_prompt(text="Sort the letters c a b.", index=0) -> Prompt:
 
 def a_response(text="a b c", prompt=None, index=0, finish="stop") -> Response:
     prompt = prompt or a_prompt()
-    return Response(make_id(RUN, Response, 1, "M0", prompt.id, index), 1, "M0", prompt.id, index, text, finish, 3)
+    return Response(
+        make_id(RUN, Response, 1, "M0", prompt.id, index),
+        1,
+        "M0",
+        prompt.id,
+        index,
+        text,
+        finish,
+        3,
+    )
 
 
 def a_judgment(index, score, text=None, response="r", expected=None) -> Judgment:
     text = f"because {index}\nScore: {score}" if text is None else text
-    return Judgment(make_id(RUN, Judgment, 1, "M0", response, index), 1, "M0", response, index, text, "stop", 5, score, expected)
+    return Judgment(
+        make_id(RUN, Judgment, 1, "M0", response, index),
+        1,
+        "M0",
+        response,
+        index,
+        text,
+        "stop",
+        5,
+        score,
+        expected,
+    )
 
 
 # -- length control: worked example 1 ----------
@@ -88,7 +110,13 @@ def test_length_tiers(rho, chosen, rejected):
 
 @pytest.mark.parametrize("rho", [0, 0.1, 0.32, 0.4])
 def test_ties_inside_a_tier_go_by_length(rho):
-    pair = choose([Scored(str(i), *one) for i, one in enumerate([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)])], rho)
+    pair = choose(
+        [
+            Scored(str(i), *one)
+            for i, one in enumerate([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)])
+        ],
+        rho,
+    )
     assert [(one.score, one.length) for one in pair] == [(4.0, 700), (1.0, 650)]
 
 
@@ -111,21 +139,31 @@ def test_equal_scores_give_no_pair_and_a_third_of_a_point_does():
 
 def build_pairs(texts_scores, schedule=None, finishes=None):
     prompt = a_prompt()
-    made = [a_response(text, prompt, index, (finishes or {}).get(index, "stop")) for index, (text, _) in enumerate(texts_scores)]
+    made = [
+        a_response(text, prompt, index, (finishes or {}).get(index, "stop"))
+        for index, (text, _) in enumerate(texts_scores)
+    ]
     scores = {one.id: score for one, (_, score) in zip(made, texts_scores, strict=True)}
     schedule = schedule or Schedule(rho=0, judgment_pairs=True)
-    outcome = response_pairs.build([prompt], {prompt.id: made}, scores, schedule, run=RUN, iteration=1)
+    outcome = response_pairs.build(
+        [prompt], {prompt.id: made}, scores, schedule, run=RUN, iteration=1
+    )
     by_id = {one.id: one.text for one in made}
     pairs = [(by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in outcome.records]
     return pairs, {drop.reason: drop.count for drop in outcome.drops}
 
 
 def test_unread_responses_enter_no_pair():
-    assert build_pairs([("good", 4.0), ("bad", None), ("worse", None)]) == ([], {"fewer than two scored responses": 1})
+    assert build_pairs([("good", 4.0), ("bad", None), ("worse", None)]) == (
+        [],
+        {"fewer than two scored responses": 1},
+    )
 
 
 def test_cut_responses_enter_no_pair():
-    assert build_pairs([("good", 3.0), ("endless", 5.0), ("bad", 1.0)], finishes={1: "length"})[0] == [("good", "bad")]
+    assert build_pairs([("good", 3.0), ("endless", 5.0), ("bad", 1.0)], finishes={1: "length"})[
+        0
+    ] == [("good", "bad")]
 
 
 def test_a_response_that_writes_its_own_score_is_never_chosen():
@@ -136,7 +174,10 @@ def test_a_response_that_writes_its_own_score_is_never_chosen():
 
 def test_a_chosen_response_above_the_limit_gives_no_pair():
     schedule = Schedule(rho=0, judgment_pairs=True, max_chosen_response=4)
-    assert build_pairs([("longer", 5.0), ("bad", 1.0)], schedule) == ([], {"chosen response too long": 1})
+    assert build_pairs([("longer", 5.0), ("bad", 1.0)], schedule) == (
+        [],
+        {"chosen response too long": 1},
+    )
 
 
 # -- scores: worked examples 2, 3 and 7 ----------
@@ -152,8 +193,13 @@ def test_the_mean_leaves_unread_judgments_out(tiny):
 
 def test_too_few_readable_judgments_are_no_score(tiny):
     settings = tiny.judge.model_copy(update={"count": 5})
-    assert judgments.summarise([a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, None)], settings) is None
-    assert judgments.summarise([a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, 5)], settings) == pytest.approx(14 / 3)
+    assert (
+        judgments.summarise([a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, None)], settings)
+        is None
+    )
+    assert judgments.summarise(
+        [a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, 5)], settings
+    ) == pytest.approx(14 / 3)
     assert judgments.summarise([], settings) is None
     assert judgments.summarise([a_judgment(0, 3)], settings.model_copy(update={"count": 1})) == 3.0
 
@@ -179,7 +225,9 @@ def test_the_most_contested_response_goes_to_the_meta_judge():
 
 
 def test_ties_of_variance_are_drawn_but_always_the_same():
-    groups = [[a_judgment(0, 4, response=name), a_judgment(1, 2, response=name)] for name in "abcdef"]
+    groups = [
+        [a_judgment(0, 4, response=name), a_judgment(1, 2, response=name)] for name in "abcdef"
+    ]
     picks = [battles.contested(groups, seed) for seed in range(20)]
     assert picks == [battles.contested(groups, seed) for seed in range(20)]
     assert len(set(picks)) > 1
@@ -218,7 +266,9 @@ def test_position_weights_and_battle_matrix():
 @given(st.lists(st.integers(-1, 1), min_size=20, max_size=20), st.sampled_from([0.01, 0.1, 1.0]))
 def test_the_fit_is_the_maximum_that_scipy_finds(outcomes, ridge):
     pairs = [(m, n) for m in range(5) for n in range(5) if m != n]
-    wins = ratings.battle_matrix([(*pair, verdict) for pair, verdict in zip(pairs, outcomes, strict=True)], 5, 0.4, 0.6)
+    wins = ratings.battle_matrix(
+        [(*pair, verdict) for pair, verdict in zip(pairs, outcomes, strict=True)], 5, 0.4, 0.6
+    )
 
     def loss(eps):
         gap = eps[:, None] - eps[None, :]
@@ -232,7 +282,16 @@ def test_the_fit_is_the_maximum_that_scipy_finds(outcomes, ridge):
 def fought(verdicts, response="r"):
     names = [make_id(RUN, Judgment, 1, "M0", response, index) for index in range(3)]
     return [
-        Battle(make_id(RUN, Battle, 1, "M0", names[m], names[n]), 1, "M0", response, names[m], names[n], verdict, "")
+        Battle(
+            make_id(RUN, Battle, 1, "M0", names[m], names[n]),
+            1,
+            "M0",
+            response,
+            names[m],
+            names[n],
+            verdict,
+            "",
+        )
         for m, n, verdict in verdicts
     ]
 
@@ -241,7 +300,9 @@ def fought(verdicts, response="r"):
 def test_ratings_do_not_depend_on_the_order_of_battles(shuffled):
     one = ratings.rate(fought(CYCLE), 0.01, run=RUN, iteration=1)
     other = ratings.rate(fought(shuffled), 0.01, run=RUN, iteration=1)
-    assert {r.judgment_id: r.strength for r in one.records} == pytest.approx({r.judgment_id: r.strength for r in other.records})
+    assert {r.judgment_id: r.strength for r in one.records} == pytest.approx(
+        {r.judgment_id: r.strength for r in other.records}
+    )
 
 
 def test_battles_that_say_nothing_give_no_rating():
@@ -249,22 +310,34 @@ def test_battles_that_say_nothing_give_no_rating():
     outcome = ratings.rate(fought(always_first), 0.01, run=RUN, iteration=1)
     assert outcome.records == ()
     assert {drop.reason for drop in outcome.drops} == {"no battle decided"}
-    undecided = ratings.rate(fought([(m, n, 0) for m, n, _ in always_first]), 0.01, run=RUN, iteration=1)
+    undecided = ratings.rate(
+        fought([(m, n, 0) for m, n, _ in always_first]), 0.01, run=RUN, iteration=1
+    )
     assert undecided.records == ()
 
 
 def test_judgment_pairs_take_the_ends_and_mind_the_length():
-    drawn = {one.id: one for one in (a_judgment(0, 4, "x" * 10), a_judgment(1, 3, "y" * 30), a_judgment(2, 2, "z" * 20))}
+    drawn = {
+        one.id: one
+        for one in (
+            a_judgment(0, 4, "x" * 10),
+            a_judgment(1, 3, "y" * 30),
+            a_judgment(2, 2, "z" * 20),
+        )
+    }
     rated = [
         Rating(make_id(RUN, Rating, 1, name), 1, name, "r", strength, 0.5, 0.5, 0.01)
         for name, strength in zip(drawn, (0.5, 0.9, -1.4), strict=True)
     ]
-    (pair,) = judgment_pairs.build(rated, drawn, Schedule(rho=0, judgment_pairs=True), run=RUN, iteration=1).records
+    (pair,) = judgment_pairs.build(
+        rated, drawn, Schedule(rho=0, judgment_pairs=True), run=RUN, iteration=1
+    ).records
     assert (drawn[pair.chosen_id].text[0], drawn[pair.rejected_id].text[0]) == ("y", "z")
     limited = Schedule(rho=0, judgment_pairs=True, max_chosen_judgment=29)
-    assert [drop.reason for drop in judgment_pairs.build(rated, drawn, limited, run=RUN, iteration=1).drops] == [
-        "chosen judgment too long"
-    ]
+    assert [
+        drop.reason
+        for drop in judgment_pairs.build(rated, drawn, limited, run=RUN, iteration=1).drops
+    ] == ["chosen judgment too long"]
 
 
 # -- what is asked, and what is made of the answers ----------
@@ -306,11 +379,20 @@ def test_judgments_keep_the_text_and_read_only_what_they_may(voice):
 def test_a_judgment_cut_by_the_limit_has_no_score(voice):
     asking = judgments.ask(a_prompt(), a_response(), voice, 1)
     (request,) = next(asking)
-    assert finish(asking, [answer(request, ["right yes\nScore: 4"], finish="length")]).records[0].score is None
+    assert (
+        finish(asking, [answer(request, ["right yes\nScore: 4"], finish="length")]).records[0].score
+        is None
+    )
 
 
 def test_battles_are_fought_in_both_orders(voice):
-    drawn = [a_judgment(0, 4), a_judgment(1, 2), a_judgment(2, None), a_judgment(3, 5), a_judgment(4, 2, a_judgment(1, 2).text)]
+    drawn = [
+        a_judgment(0, 4),
+        a_judgment(1, 2),
+        a_judgment(2, None),
+        a_judgment(3, 5),
+        a_judgment(4, 2, a_judgment(1, 2).text),
+    ]
     asking = battles.ask(a_prompt(), a_response(), drawn, voice)
     requests = next(asking)
     assert len(requests) == 6  # three different readable judgments, ordered pairs
@@ -323,7 +405,9 @@ def test_battles_are_fought_in_both_orders(voice):
 def test_an_unreadable_verdict_decides_nothing(voice):
     asking = battles.ask(a_prompt(), a_response(), [a_judgment(0, 4), a_judgment(1, 2)], voice)
     requests = next(asking)
-    outcome = finish(asking, [answer(requests[0], ["B, I think"]), answer(requests[1], ["Winner: Judgement B"])])
+    outcome = finish(
+        asking, [answer(requests[0], ["B, I think"]), answer(requests[1], ["Winner: Judgement B"])]
+    )
     assert [battle.verdict for battle in outcome.records] == [0, -1]
     assert outcome.drops[0].count == 1
 

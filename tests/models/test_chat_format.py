@@ -45,7 +45,12 @@ def test_hostile_text_cannot_close_its_wrapper(template_set, name, hostile):
     nonce = nonce_for("record", template_set)
     clean = fill(template_set, name, nonce=nonce, **dict.fromkeys(HOLES[name], "fine"))
     for hole in HOLES[name]:
-        filled = fill(template_set, name, nonce=nonce, **{**dict.fromkeys(HOLES[name], "fine"), hole: hostile + nonce})
+        filled = fill(
+            template_set,
+            name,
+            nonce=nonce,
+            **{**dict.fromkeys(HOLES[name], "fine"), hole: hostile + nonce},
+        )
         assert filled.count(nonce) == clean.count(nonce)
         assert filled.count("</") == clean.count("</")
         assert filled.count("<") - clean.count("<") <= hostile.count("<")
@@ -67,9 +72,13 @@ def test_an_unknown_template_set_is_named_with_the_known_ones():
 
 def test_meta_judge_and_judge_use_the_same_rubric():
     rubric = [
-        line for line in fill("llama3", "judge", prompt="", response="", nonce="n").splitlines() if line.startswith("Point")
+        line
+        for line in fill("llama3", "judge", prompt="", response="", nonce="n").splitlines()
+        if line.startswith("Point")
     ]
-    meta = fill("llama3", "meta_judge", prompt="", response="", judgment_a="", judgment_b="", nonce="n")
+    meta = fill(
+        "llama3", "meta_judge", prompt="", response="", judgment_a="", judgment_b="", nonce="n"
+    )
     assert len(rubric) == 5
     assert all(line in meta for line in rubric)
 
@@ -91,7 +100,9 @@ def test_neutral_text_holds_no_wrapper_and_no_nonce(text):
 
 # -- token ids ----------
 
-CONTENT = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=60) | st.sampled_from(HOSTILE)
+CONTENT = st.text(
+    alphabet=st.characters(exclude_categories=("Cs",)), max_size=60
+) | st.sampled_from(HOSTILE)
 
 
 @given(st.lists(CONTENT, min_size=1, max_size=3), CONTENT)
@@ -99,11 +110,15 @@ def test_no_content_changes_the_structure_of_a_conversation(contents, continued)
     chat = ChatFormat.load(TINY_MODEL)
     special = {chat.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     roles = ["user", "assistant", "user"]
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    messages = [
+        {"role": role, "content": content} for role, content in zip(roles, contents, strict=False)
+    ]
     hollow = [{**message, "content": "x"} for message in messages]
     ids = [token for token in chat.prompt_ids(messages, continued) if token in special]
     assert ids == [token for token in chat.prompt_ids(hollow) if token in special]
-    assert [token for token in chat.completion_ids(continued) if token in special] == [chat.end_of_turn]
+    assert [token for token in chat.completion_ids(continued) if token in special] == [
+        chat.end_of_turn
+    ]
 
 
 def test_ids_equal_those_of_transformers(chat):
@@ -116,7 +131,9 @@ def test_ids_equal_those_of_transformers(chat):
             [{"role": "system", "content": "be brief"}, *user(text)],
             [*user(text), {"role": "assistant", "content": "a b"}, *user("again")],
         ):
-            expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+            expected = theirs.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True
+            )["input_ids"]
             assert list(chat.prompt_ids(messages)) == expected
     assert theirs.eos_token_id in chat.stop
 
@@ -151,7 +168,16 @@ def test_any_text_is_a_score_in_range_or_none(text):
 
 @pytest.mark.parametrize("score", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize(
-    "shape", ["Score: {}", "**Score: {}**", "**Score:** {}", "score: {}/5", "Score: {}.0", "  Score:  {}  ", "*Score*: {}"]
+    "shape",
+    [
+        "Score: {}",
+        "**Score: {}**",
+        "**Score:** {}",
+        "score: {}/5",
+        "Score: {}.0",
+        "  Score:  {}  ",
+        "*Score*: {}",
+    ],
 )
 def test_fault_15_every_score_in_every_tolerated_shape_is_read(score, shape):
     assert parse_score("reasons\n" + shape.format(score) + "\n\n") == score

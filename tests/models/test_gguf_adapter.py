@@ -30,11 +30,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("mha", {"r": 16, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"]}),
     ],
 )
-def test_adapter_has_the_logits_of_peft(kind: str, settings: Any, weights: str, folders: Any, bases: Any, tmp_path: Path) -> None:
+def test_adapter_has_the_logits_of_peft(
+    kind: str, settings: Any, weights: str, folders: Any, bases: Any, tmp_path: Path
+) -> None:
     adapter_dir = make_adapter(folders[kind], tmp_path / "a", **settings)
     out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
     measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
-    print(f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, adapter moves {measured.adapter_change:.2f}")
+    print(
+        f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, adapter moves {measured.adapter_change:.2f}"
+    )
     check_parity(measured, share_error=1e-3)
     assert measured.adapter_change > 0.05
     assert measured.adapter_share == pytest.approx(1.0, abs=1e-3)
@@ -44,10 +48,21 @@ def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path:
     adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16, use_rslora=True)
     right = adapter_to_gguf(adapter_dir, folders["gqa"], tmp_path / "right.gguf")
     assert value_of(GGUFReader(right), "adapter.lora.alpha") == 16 * 4
-    plain = edited(adapter_dir, tmp_path / "b", "adapter_config.json", lambda c: c.update(use_rslora=False))
+    plain = edited(
+        adapter_dir, tmp_path / "b", "adapter_config.json", lambda c: c.update(use_rslora=False)
+    )
     wrong = adapter_to_gguf(plain, folders["gqa"], tmp_path / "wrong.gguf")
     with pytest.raises(ExportError, match="differs from transformers"):
-        check_parity(parity(folders["gqa"], adapter_dir, bases["gqa", "original"], wrong, LISTS, weights="original"))
+        check_parity(
+            parity(
+                folders["gqa"],
+                adapter_dir,
+                bases["gqa", "original"],
+                wrong,
+                LISTS,
+                weights="original",
+            )
+        )
 
 
 def test_how_much_of_an_adapter_arrives_is_seen_through_the_rounding_of_the_base(
@@ -62,18 +77,34 @@ def test_how_much_of_an_adapter_arrives_is_seen_through_the_rounding_of_the_base
         if not folder.exists():
             shutil.copytree(adapter_dir, folder)
             tensors = load_file(folder / "adapter_model.safetensors")
-            save_file({key: change(key, value) for key, value in tensors.items()}, folder / "adapter_model.safetensors")
+            save_file(
+                {key: change(key, value) for key, value in tensors.items()},
+                folder / "adapter_model.safetensors",
+            )
         out = adapter_to_gguf(folder, folders["gqa"], tmp_path / f"{name}.gguf")
-        found = parity(folders["gqa"], adapter_dir, base, out, LISTS, weights="original").adapter_share
+        found = parity(
+            folders["gqa"], adapter_dir, base, out, LISTS, weights="original"
+        ).adapter_share
         assert found is not None
         print(f"\n{name} on {base.name}: {found:.3f}")
         return found
 
     for base in (bases["gqa", "original"], rounded):
         assert share("whole", lambda key, value: value, base) == pytest.approx(1.0, abs=0.03)
-        assert share("twice", lambda key, value: value * 2 if "lora_B" in key else value, base) > 1.3
-        assert share("nothing", lambda key, value: value * 0 if "lora_B" in key else value, base) == pytest.approx(0.0, abs=0.03)
-        assert share("lacking", lambda key, value: value * 0 if "layers.0." in key and "lora_B" in key else value, base) < 0.75
+        assert (
+            share("twice", lambda key, value: value * 2 if "lora_B" in key else value, base) > 1.3
+        )
+        assert share(
+            "nothing", lambda key, value: value * 0 if "lora_B" in key else value, base
+        ) == pytest.approx(0.0, abs=0.03)
+        assert (
+            share(
+                "lacking",
+                lambda key, value: value * 0 if "layers.0." in key and "lora_B" in key else value,
+                base,
+            )
+            < 0.75
+        )
 
 
 def test_what_rounding_hides_is_not_judged(folders: Any, bases: Any, tmp_path: Path) -> None:
@@ -83,8 +114,13 @@ def test_what_rounding_hides_is_not_judged(folders: Any, bases: Any, tmp_path: P
     save_file(faint, adapter_dir / "adapter_model.safetensors")
     out = adapter_to_gguf(adapter_dir, folders["gqa"], tmp_path / "a.gguf")
     rounded = base_to_gguf(folders["gqa"], tmp_path / "q8.gguf", weights="original", dtype="q8_0")
-    assert parity(folders["gqa"], adapter_dir, rounded, out, LISTS, weights="original").adapter_share is None
-    assert parity(folders["gqa"], adapter_dir, bases["gqa", "original"], out, LISTS, weights="original").adapter_share
+    assert (
+        parity(folders["gqa"], adapter_dir, rounded, out, LISTS, weights="original").adapter_share
+        is None
+    )
+    assert parity(
+        folders["gqa"], adapter_dir, bases["gqa", "original"], out, LISTS, weights="original"
+    ).adapter_share
 
 
 ADAPTER_REFUSALS: dict[str, dict[str, Any]] = {
@@ -108,7 +144,9 @@ ADAPTER_REFUSALS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("words", ADAPTER_REFUSALS)
 def test_adapter_refuses_by_name(words: str, adapter: Path, folders: Any, tmp_path: Path) -> None:
-    folder = edited(adapter, tmp_path / "a", "adapter_config.json", lambda c: c.update(ADAPTER_REFUSALS[words]))
+    folder = edited(
+        adapter, tmp_path / "a", "adapter_config.json", lambda c: c.update(ADAPTER_REFUSALS[words])
+    )
     with pytest.raises(ExportError, match=words) as caught:
         adapter_to_gguf(folder, folders["gqa"], tmp_path / "out.gguf")
     assert "\n" not in str(caught.value)
@@ -119,11 +157,15 @@ TENSOR_REFUSALS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "NaN": lambda t: t[Q0].view(-1)[5:6].fill_(float("nan")),
     "infinity": lambda t: t[Q0].view(-1)[5:6].fill_(float("inf")),
     "lora_A.weight is missing": lambda t: t.pop(Q0),
-    "lm_head.lora_A.weight has no place": lambda t: t.update({"base_model.model.lm_head.lora_A.weight": t[Q0].clone()}),
+    "lm_head.lora_A.weight has no place": lambda t: t.update(
+        {"base_model.model.lm_head.lora_A.weight": t[Q0].clone()}
+    ),
     "embed_tokens.lora_embedding_A has no place": lambda t: t.update(
         {"base_model.model.model.embed_tokens.lora_embedding_A": t[Q0].clone()}
     ),
-    "magnitude_vector has no place": lambda t: t.update({Q0.replace("lora_A.weight", "lora_magnitude_vector"): t[Q0].clone()}),
+    "magnitude_vector has no place": lambda t: t.update(
+        {Q0.replace("lora_A.weight", "lora_magnitude_vector"): t[Q0].clone()}
+    ),
     "layers.7": lambda t: t.update({Q0.replace("layers.0", "layers.7"): t[Q0].clone()}),
     "another base": lambda t: t.update({Q0: t[Q0][:, :32].contiguous()}),
     "no LoRA tensors": lambda t: t.clear(),
@@ -131,7 +173,9 @@ TENSOR_REFUSALS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("words", TENSOR_REFUSALS)
-def test_adapter_tensors_refused_by_name(words: str, adapter: Path, folders: Any, tmp_path: Path) -> None:
+def test_adapter_tensors_refused_by_name(
+    words: str, adapter: Path, folders: Any, tmp_path: Path
+) -> None:
     shutil.copytree(adapter, tmp_path / "a")
     tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
     TENSOR_REFUSALS[words](tensors)

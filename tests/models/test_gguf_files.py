@@ -21,14 +21,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, -100])
-def test_truncated_safetensors_are_one_line(keep: int, adapter: Path, folders: Any, tmp_path: Path) -> None:
-    for source, file in ((adapter, "adapter_model.safetensors"), (folders["gqa"], "model.safetensors")):
+def test_truncated_safetensors_are_one_line(
+    keep: int, adapter: Path, folders: Any, tmp_path: Path
+) -> None:
+    for source, file in (
+        (adapter, "adapter_model.safetensors"),
+        (folders["gqa"], "model.safetensors"),
+    ):
         shutil.copytree(source, tmp_path / file)
         broken = tmp_path / file / file
         broken.write_bytes(broken.read_bytes()[:keep])
     for run in (
-        lambda: adapter_to_gguf(tmp_path / "adapter_model.safetensors", folders["gqa"], tmp_path / "o"),
-        lambda: base_to_gguf(tmp_path / "model.safetensors", tmp_path / "o", weights="nf4", dtype="f32"),
+        lambda: adapter_to_gguf(
+            tmp_path / "adapter_model.safetensors", folders["gqa"], tmp_path / "o"
+        ),
+        lambda: base_to_gguf(
+            tmp_path / "model.safetensors", tmp_path / "o", weights="nf4", dtype="f32"
+        ),
     ):
         with pytest.raises(ExportError, match="cannot be read") as caught:
             run()
@@ -40,7 +49,9 @@ def test_missing_files_are_one_line(folders: Any, tmp_path: Path) -> None:
         adapter_to_gguf(tmp_path, folders["gqa"], tmp_path / "o")
 
 
-def test_an_interrupted_export_leaves_the_old_file(folders: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interrupted_export_leaves_the_old_file(
+    folders: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     out = tmp_path / "base.gguf"
     out.write_bytes(b"old")
     encode, seen = gguf_export._encode, []
@@ -54,7 +65,9 @@ def test_an_interrupted_export_leaves_the_old_file(folders: Any, tmp_path: Path,
     monkeypatch.setattr(gguf_export, "_encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         base_to_gguf(folders["gqa"], out, weights="original", dtype="f32")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("base.gguf", b"old")]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        ("base.gguf", b"old")
+    ]
 
 
 def test_a_killed_export_leaves_no_target(adapter: Path, folders: Any, tmp_path: Path) -> None:
@@ -65,19 +78,30 @@ def test_a_killed_export_leaves_no_target(adapter: Path, folders: Any, tmp_path:
     )
     out = tmp_path / "a.gguf"
     result = subprocess.run(
-        [sys.executable, "-c", code, adapter, folders["gqa"], out], check=False, cwd=Path(gguf_export.__file__).parents[2]
+        [sys.executable, "-c", code, adapter, folders["gqa"], out],
+        check=False,
+        cwd=Path(gguf_export.__file__).parents[2],
     )
     assert result.returncode == -9
     assert not out.exists()
 
 
-def test_a_broken_gguf_is_an_error_not_a_crash(folders: Any, bases: Any, adapter: Path, tmp_path: Path) -> None:
+def test_a_broken_gguf_is_an_error_not_a_crash(
+    folders: Any, bases: Any, adapter: Path, tmp_path: Path
+) -> None:
     good = adapter_to_gguf(adapter, folders["gqa"], tmp_path / "good.gguf")
     bad = tmp_path / "bad.gguf"
     for keep in (-100, 200):
         bad.write_bytes(good.read_bytes()[:keep])
         with pytest.raises(ExportError, match="cannot load .*bad.gguf"):
-            parity(folders["gqa"], adapter, bases["gqa", "original"], bad, LISTS[:1], weights="original")
+            parity(
+                folders["gqa"],
+                adapter,
+                bases["gqa", "original"],
+                bad,
+                LISTS[:1],
+                weights="original",
+            )
     with pytest.raises(ExportError, match="cannot load .*bad.gguf"):
         token_parity(folders["gqa"], bad, ["a"])
 
@@ -105,7 +129,12 @@ def test_token_ids_are_those_of_tokenizer_json(folders: Any, bases: Any) -> None
 
 
 def test_another_tokenizer_is_named(folders: Any, bases: Any, tmp_path: Path) -> None:
-    other = edited(folders["gqa"], tmp_path / "m", "tokenizer.json", lambda t: t["model"].update(merges=[], ignore_merges=False))
+    other = edited(
+        folders["gqa"],
+        tmp_path / "m",
+        "tokenizer.json",
+        lambda t: t["model"].update(merges=[], ignore_merges=False),
+    )
     with pytest.raises(ExportError, match="llama.cpp reads 'Score: 4' as"):
         token_parity(other, bases["gqa", "original"], ["q", "Score: 4", "the answer"])
 
@@ -120,8 +149,13 @@ def test_check_parity_refuses(distance: float) -> None:
 def test_a_quantised_base_is_held_to_agreement_and_to_what_arrives_of_the_adapter() -> None:
     limits = {"limit": 5.0, "agreement": 0.85, "share_error": 0.25}
     check_parity(Parity(0.7, 6.0, 1.2, 3, 0.9, 0.0), **limits)
-    check_parity(Parity(0.7, 0.5, None, 3, 0.9, 0.0), **limits)  # an adapter that changes less than rounding does
-    with pytest.raises(ExportError, match=r"same likeliest token as transformers at 80.0% of the positions, not 85%"):
+    check_parity(
+        Parity(0.7, 0.5, None, 3, 0.9, 0.0), **limits
+    )  # an adapter that changes less than rounding does
+    with pytest.raises(
+        ExportError,
+        match=r"same likeliest token as transformers at 80.0% of the positions, not 85%",
+    ):
         check_parity(Parity(0.7, 6.0, 1.0, 3, 0.8, 0.0), **limits)
     for share in (0.66, 1.3, 0.0, -1.0, float("nan")):
         with pytest.raises(ExportError, match="of the adapter's effect in PEFT, not 100 ± 25 %"):
@@ -156,4 +190,6 @@ def test_importing_is_cheap() -> None:
         "import sys, selfreward_lite.models.parity\n"
         "assert not {'torch', 'gguf', 'numpy', 'llama_cpp', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(gguf_export.__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(gguf_export.__file__).parents[2]
+    )

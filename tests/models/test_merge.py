@@ -28,16 +28,22 @@ pytestmark = pytest.mark.slow  # models written and loaded again, a quarter of a
 ROOT = Path(__file__).parents[2]
 
 
-def write(made: Path, out: Path, kind: str, adapter: Path | None = None, prove: bool = True) -> dict:
+def write(
+    made: Path, out: Path, kind: str, adapter: Path | None = None, prove: bool = True
+) -> dict:
     said: list[dict] = []
-    found = merge.write(str(made / "model"), str(adapter or made / "adapter"), str(out), kind, prove, said.append)
+    found = merge.write(
+        str(made / "model"), str(adapter or made / "adapter"), str(out), kind, prove, said.append
+    )
     return {**found, "said": said}
 
 
 # -- merging ----------
 
 
-@pytest.mark.parametrize("more", [{}, {"use_rslora": True, "r": 9}, {"target_modules": ["q_proj", "down_proj"]}])
+@pytest.mark.parametrize(
+    "more", [{}, {"use_rslora": True, "r": 9}, {"target_modules": ["q_proj", "down_proj"]}]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_merged_model_is_the_adapted_one(tmp_path, kind, more):
     make_model(tmp_path / "model", max_position_embeddings=1024, **KINDS[kind])
@@ -47,21 +53,37 @@ def test_the_merged_model_is_the_adapted_one(tmp_path, kind, more):
 
 def test_another_adapter_merged_is_far_away(made, tmp_path):
     make_adapter(made / "model", tmp_path / "other", r=8)
-    base_to_gguf(made / "model", tmp_path / "out.gguf", weights="original", dtype="f32", adapter_dir=tmp_path / "other")
+    base_to_gguf(
+        made / "model",
+        tmp_path / "out.gguf",
+        weights="original",
+        dtype="f32",
+        adapter_dir=tmp_path / "other",
+    )
     ids = merge.conversation_ids(made / "model", tmp_path / "out.gguf")
     assert (
-        merge.parity(made / "model", made / "adapter", tmp_path / "out.gguf", None, ids, weights="original").max_abs_diff
+        merge.parity(
+            made / "model", made / "adapter", tmp_path / "out.gguf", None, ids, weights="original"
+        ).max_abs_diff
         > 0.1
     )
 
 
 def test_a_quantised_merge_says_how_near_it_is_and_how_far_it_has_come(made, tmp_path):
-    half, small = write(made, tmp_path / "half" / "m.gguf", "f16"), write(made, tmp_path / "small" / "m.gguf", "q4_k_m")
+    half, small = (
+        write(made, tmp_path / "half" / "m.gguf", "f16"),
+        write(made, tmp_path / "small" / "m.gguf", "q4_k_m"),
+    )
     assert half["difference"] < 0.05 < small["difference"]
     assert half["agreement"] > 0.98
     assert small["said"][-1]["done"] == small["said"][-1]["total"] > 10
-    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["Modelfile", "m.gguf"], "what was between is gone"
-    assert (tmp_path / "small" / "m.gguf").stat().st_size < (tmp_path / "half" / "m.gguf").stat().st_size / 1.5
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
+        "Modelfile",
+        "m.gguf",
+    ], "what was between is gone"
+    assert (tmp_path / "small" / "m.gguf").stat().st_size < (
+        tmp_path / "half" / "m.gguf"
+    ).stat().st_size / 1.5
 
 
 def test_without_the_proof_token_ids_are_proved_all_the_same(made, tmp_path):
@@ -73,7 +95,9 @@ def test_without_the_proof_token_ids_are_proved_all_the_same(made, tmp_path):
 def test_an_adapter_that_cannot_be_merged_is_refused_and_nothing_is_written(made, tmp_path):
     shutil.copytree(made / "adapter", tmp_path / "adapter")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({**settings, "use_dora": True})
+    )
     with pytest.raises(ExportError, match="use_dora"):
         write(made, tmp_path / "out" / "m.gguf", "f16", adapter=tmp_path / "adapter")
     assert not (tmp_path / "out").exists()
@@ -95,8 +119,9 @@ def test_what_a_killed_attempt_left_is_removed(made, tmp_path):
 
 def test_a_template_that_no_modelfile_can_follow_costs_the_modelfile_only(made, tmp_path):
     shutil.copytree(made / "model", tmp_path / "model")
-    dated = "{{ bos_token }}{% if messages[0].role != 'system' %}Today is Monday.{% endif %}" + TEMPLATE.removeprefix(
-        "{{ bos_token }}"
+    dated = (
+        "{{ bos_token }}{% if messages[0].role != 'system' %}Today is Monday.{% endif %}"
+        + TEMPLATE.removeprefix("{{ bos_token }}")
     )
     for path in (tmp_path / "model").glob("chat_template.jinja"):
         path.write_text(dated)
@@ -114,7 +139,9 @@ def wide(tmp_path_factory) -> Path:
     """A file whose rows are long enough for every type: 256 wide, in float16."""
     folder = tmp_path_factory.mktemp("wide")
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_key_value_heads": 2}
-    return base_to_gguf(make_model(folder / "model", **sizes), folder / "f16.gguf", weights="original", dtype="f16")
+    return base_to_gguf(
+        make_model(folder / "model", **sizes), folder / "f16.gguf", weights="original", dtype="f16"
+    )
 
 
 @pytest.mark.parametrize("kind", quantize.KINDS)
@@ -127,9 +154,16 @@ def test_size_is_known_before(wide, tmp_path, kind):
     assert re.fullmatch(r"[\d.]+ MB, about \d+ s; the disk has [\d.]+ [MG]B free", str(wanted))
 
 
-def test_a_disk_that_is_too_small_is_refused_with_the_numbers_before_anything_is_written(wide, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
-    with pytest.raises(UserError, match=r"has 0\.1 MB free and the new file needs [\d.]+ MB \(file [\d.]+ MB, and a tenth") as e:
+def test_a_disk_that_is_too_small_is_refused_with_the_numbers_before_anything_is_written(
+    wide, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"has 0\.1 MB free and the new file needs [\d.]+ MB \(file [\d.]+ MB, and a tenth",
+    ) as e:
         export.quantise(wide, tmp_path / "new" / "out.gguf", "q8_0")
     assert "write it elsewhere" in str(e.value)
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +182,9 @@ def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, w
     for kind in ("q4_k_m", "f16"):
         with pytest.raises(UserError, match="no room"):
             export.merged("tiny", tmp_path, None, kind, tmp_path / "exported", True)
-    assert needed[0]["float16 while it is made"] == 2 * quantize.weights(wide) > needed[0]["file"] > 0
+    assert (
+        needed[0]["float16 while it is made"] == 2 * quantize.weights(wide) > needed[0]["file"] > 0
+    )
     assert needed[1]["float16 while it is made"] == 0
     assert not (tmp_path / "exported").exists()
 
@@ -168,7 +204,11 @@ def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="q9 is no type of a GGUF here: choose of f16, q8_0"):
         quantize.before(wide, tmp_path / "out.gguf", "q9")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.gguf", "small.gguf", "words.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "cut.gguf",
+        "small.gguf",
+        "words.gguf",
+    ]
 
 
 def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
@@ -181,7 +221,10 @@ def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
         "except Exception as error: print(type(error).__name__, error)"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code, wide, tmp_path / "out.gguf"], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code, wide, tmp_path / "out.gguf"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     ).stdout
     assert re.match(r"ExportError .* took no more \(.*GB free\): free space", said), said
     assert list(tmp_path.iterdir()) == []
@@ -212,7 +255,13 @@ def test_mistakes_in_the_command_are_one_line(wide, tmp_path, arguments, code, s
     assert ended.returncode == code, ended.stderr
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["f16.gguf", "folder", "pipe", "small.gguf", "words.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "f16.gguf",
+        "folder",
+        "pipe",
+        "small.gguf",
+        "words.gguf",
+    ]
 
 
 def test_the_command_says_what_it_will_take_and_what_it_took(wide, tmp_path):
@@ -221,13 +270,23 @@ def test_the_command_says_what_it_will_take_and_what_it_took(wide, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"out\.gguf in q5_k_m: [\d.]+ MB, about \d+ s; the disk has", ended.stderr)
     said = json.loads(ended.stdout.splitlines()[-1])
-    assert said["bytes"] == (tmp_path / "out.gguf").stat().st_size == pytest.approx(said["expected_bytes"], rel=0.01)
+    assert (
+        said["bytes"]
+        == (tmp_path / "out.gguf").stat().st_size
+        == pytest.approx(said["expected_bytes"], rel=0.01)
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     called = [sys.executable, "-m", "selfreward_lite", "export", "quantise", *arguments]
-    return subprocess.run(called, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        called,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 # -- the Modelfile ----------
@@ -255,7 +314,9 @@ def test_a_file_that_begins_the_text_itself_has_no_second_beginning(chat):
 
 
 def test_every_token_that_ends_a_turn_is_a_stop(chat):
-    more = replace(chat, stop=(chat.stop[0], chat.tokenizer.token_to_id("<|begin_of_text|>"), 10**6))
+    more = replace(
+        chat, stop=(chat.stop[0], chat.tokenizer.token_to_id("<|begin_of_text|>"), 10**6)
+    )
     said = merge.modelfile(more, "m.gguf", adds_bos=False, context=512)
     assert said.count("PARAMETER stop") == 2, "and none for an id that is no token"
 
@@ -302,12 +363,19 @@ def test_distances_of_bases_are_ordered_as_they_must_be(made, tmp_path):
         measured.append((base.stat().st_size, adapter.name))
         return 0.9, 0.01
 
-    found = {one.name: one for one in bases.compare(made / "model", made / "adapter", tmp_path, judge, lambda text: None)}
+    found = {
+        one.name: one
+        for one in bases.compare(
+            made / "model", made / "adapter", tmp_path, judge, lambda text: None
+        )
+    }
     assert len(found) == len(measured) == 6
     nf4 = {one.kind: one for one in found.values() if one.weights == "nf4"}
     assert nf4["f32"].difference < 1e-3
     assert nf4["f32"].agreement == 1.0
     assert nf4["f32"].divergence < 1e-6 < nf4["q8_0"].divergence < nf4["q4_k_m"].divergence
     assert nf4["q8_0"].divergence < found["q8_0 of the original"].divergence
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter.gguf"], "a base is removed when it was measured"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.gguf"], (
+        "a base is removed when it was measured"
+    )
     assert {one.judge_pair_accuracy for one in found.values()} == {0.9}

@@ -26,9 +26,17 @@ def folders(tmp_path_factory: Any) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     folder = tmp_path_factory.mktemp("packed")
-    plain = make_model(folder / "plain", num_key_value_heads=2, tie_word_embeddings=False, max_position_embeddings=512)
+    plain = make_model(
+        folder / "plain",
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        max_position_embeddings=512,
+    )
     nf4_config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
     )
     model = AutoModelForCausalLM.from_pretrained(
         plain, quantization_config=nf4_config, dtype=torch.bfloat16, device_map={"": "cpu"}
@@ -59,14 +67,22 @@ def test_unpacked_weights_are_those_that_training_computes_with(folders: Path) -
     tensors = load_file(folders / "packed" / "model.safetensors")
     for name in ("self_attn.k_proj", "mlp.down_proj"):
         key = f"model.layers.1.{name}.weight"
-        parts = {part.removeprefix(f"{key}."): value for part, value in tensors.items() if part.startswith(f"{key}.")}
+        parts = {
+            part.removeprefix(f"{key}."): value
+            for part, value in tensors.items()
+            if part.startswith(f"{key}.")
+        }
         layer = model.get_submodule(f"model.layers.1.{name}")
         # An identity matrix goes in, the weight comes out: what the layer really multiplies with.
-        assert torch.equal(layer(torch.eye(layer.in_features)).T, nf4.unpacked(tensors[key], parts).float())
+        assert torch.equal(
+            layer(torch.eye(layer.in_features)).T, nf4.unpacked(tensors[key], parts).float()
+        )
 
 
 @pytest.mark.parametrize("weights", ["nf4", "original"])
-def test_a_packed_base_and_its_adapter_are_the_same_model_to_llama_cpp(folders: Path, tmp_path: Path, weights: Any) -> None:
+def test_a_packed_base_and_its_adapter_are_the_same_model_to_llama_cpp(
+    folders: Path, tmp_path: Path, weights: Any
+) -> None:
     # Either word means the packed weights: there is no other original in the folder.
     packed = folders / "packed"
     adapter = make_adapter(packed, tmp_path / "adapter")
@@ -78,16 +94,22 @@ def test_a_packed_base_and_its_adapter_are_the_same_model_to_llama_cpp(folders: 
     assert found.adapter_change > 0.1
 
 
-def test_merged_into_a_packed_base_the_adapter_is_not_rounded_again(folders: Path, tmp_path: Path) -> None:
+def test_merged_into_a_packed_base_the_adapter_is_not_rounded_again(
+    folders: Path, tmp_path: Path
+) -> None:
     packed = folders / "packed"
     adapter = make_adapter(packed, tmp_path / "adapter")
-    merged = base_to_gguf(packed, tmp_path / "merged.gguf", weights="original", dtype="f32", adapter_dir=adapter)
+    merged = base_to_gguf(
+        packed, tmp_path / "merged.gguf", weights="original", dtype="f32", adapter_dir=adapter
+    )
     check_parity(parity(packed, adapter, merged, None, TOKENS, weights="original"))
 
 
 def test_packed_weights_are_not_the_plain_ones(folders: Path, tmp_path: Path) -> None:
     base = base_to_gguf(folders / "packed", tmp_path / "base.gguf", weights="nf4", dtype="f32")
-    assert parity(folders / "plain", None, base, None, TOKENS, weights="original").max_abs_diff > 0.1
+    assert (
+        parity(folders / "plain", None, base, None, TOKENS, weights="original").max_abs_diff > 0.1
+    )
 
 
 def test_layers_that_the_packer_skipped_stay_as_they_are(folders: Path, tmp_path: Path) -> None:
@@ -102,7 +124,10 @@ def test_layers_that_the_packer_skipped_stay_as_they_are(folders: Path, tmp_path
 
     mixed = damaged(folders, tmp_path, unpack_one)
     config = json.loads((mixed / "config.json").read_text())
-    config["quantization_config"]["llm_int8_skip_modules"] = ["model.layers.0.mlp.up_proj", "lm_head"]
+    config["quantization_config"]["llm_int8_skip_modules"] = [
+        "model.layers.0.mlp.up_proj",
+        "lm_head",
+    ]
     (mixed / "config.json").write_text(json.dumps(config))
     base = base_to_gguf(mixed, tmp_path / "base.gguf", weights="nf4", dtype="f32")
     check_parity(parity(mixed, None, base, None, TOKENS, weights="nf4"))
@@ -137,7 +162,9 @@ def test_broken_packing_is_one_line(folders: Path, tmp_path: Path) -> None:
 
     shutil.rmtree(tmp_path / "damaged")
     with pytest.raises(ExportError, match="cannot be unpacked"):
-        base_to_gguf(damaged(folders, tmp_path, forget), tmp_path / "base.gguf", weights="nf4", dtype="f32")
+        base_to_gguf(
+            damaged(folders, tmp_path, forget), tmp_path / "base.gguf", weights="nf4", dtype="f32"
+        )
 
     def forget_how(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[f"{key}.{STATE}"]

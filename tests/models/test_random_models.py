@@ -20,7 +20,11 @@ def folder(tmp_path_factory):
 def test_it_is_a_llama_in_nf4_of_its_shape(folder):
     found = read_config(folder)
     assert found.packed
-    assert (found.hidden, found.layers, found.vocab) == (SHAPES["10m"].hidden, SHAPES["10m"].layers, SHAPES["10m"].vocab)
+    assert (found.hidden, found.layers, found.vocab) == (
+        SHAPES["10m"].hidden,
+        SHAPES["10m"].layers,
+        SHAPES["10m"].vocab,
+    )
     check_folder(folder)
     assert ChatFormat.load(folder).prompt_ids(user("Sort the letters c a b."))
 
@@ -33,7 +37,9 @@ def test_activations_stay_near_one_and_so_do_logits(folder):
     assert 0.3 < found.logits.std() < 3
     assert all(0.1 < state.float().std() < 10 for state in found.hidden_states)
     weight = model.model.layers[1].mlp.down_proj.weight
-    spread = dequantize_4bit(weight.data, weight.quant_state).float().std() * SHAPES["10m"].ffn ** 0.5
+    spread = (
+        dequantize_4bit(weight.data, weight.quant_state).float().std() * SHAPES["10m"].ffn ** 0.5
+    )
     assert spread == pytest.approx(1.0, abs=0.02)
 
 

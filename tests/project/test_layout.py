@@ -12,7 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "selfreward_lite"
 # Top to bottom: a file imports only from its own folder and from folders above it.
-FOLDERS = ["system", "config", "data", "models", "engine", "method", "training", "run", "report", "app", "bench", "cli"]
+FOLDERS = [
+    "system",
+    "config",
+    "data",
+    "models",
+    "engine",
+    "method",
+    "training",
+    "run",
+    "report",
+    "app",
+    "bench",
+    "cli",
+]
 HEAVY = {
     "torch": {
         "training.checkpoints",
@@ -36,7 +49,12 @@ HEAVY = {
         "models.merge",
         "bench.baselines",
     },
-    "gradio": {"app.widgets", "app.api", "app.page", *(f"app.tabs.{tab}" for tab in ["chat", "compare", "run", "explore", "progress"])},
+    "gradio": {
+        "app.widgets",
+        "app.api",
+        "app.page",
+        *(f"app.tabs.{tab}" for tab in ["chat", "compare", "run", "explore", "progress"]),
+    },
     "matplotlib": {"report.plots", "report.notebook"},
     "IPython": {"report.notebook"},
     "pandas": {"report.notebook", "app.tabs.progress"},
@@ -74,7 +92,11 @@ def graph() -> dict[str, set[str]]:
     """Which of the package's modules each of them imports."""
     found = {}
     for name, (_, tree) in modules().items():
-        inside = {one.removeprefix("selfreward_lite.") for one in imported(tree) if one.startswith("selfreward_lite.")}
+        inside = {
+            one.removeprefix("selfreward_lite.")
+            for one in imported(tree)
+            if one.startswith("selfreward_lite.")
+        }
         found[name] = {one for one in inside if one in modules()} - {name}
     return found
 
@@ -87,7 +109,9 @@ def test_the_package_is_twelve_folders():
     held = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert held == {"__init__.py", "__main__.py", *FOLDERS}
     for name in FOLDERS:
-        assert len(ast.get_docstring(modules()[name][1]).splitlines()) >= 3, f"{name}/__init__.py says too little"
+        assert len(ast.get_docstring(modules()[name][1]).splitlines()) >= 3, (
+            f"{name}/__init__.py says too little"
+        )
 
 
 def test_imports_run_down_the_list_of_folders():
@@ -96,16 +120,26 @@ def test_imports_run_down_the_list_of_folders():
             place = FOLDERS.index(folder(name))
             assert FOLDERS.index(folder(other)) <= place, f"{name} imports {other}"
             assert {folder(name), folder(other)} != {"run", "report"}, f"{name} imports {other}"
-            assert folder(other) != "bench" or folder(name) in ("bench", "cli"), f"{name} imports {other}"
+            assert folder(other) != "bench" or folder(name) in ("bench", "cli"), (
+                f"{name} imports {other}"
+            )
 
 
 def test_there_is_no_import_cycle():
-    tuple(TopologicalSorter({name: others - {folder(name)} for name, others in graph().items()}).static_order())
+    tuple(
+        TopologicalSorter(
+            {name: others - {folder(name)} for name, others in graph().items()}
+        ).static_order()
+    )
 
 
 @pytest.mark.parametrize("package", HEAVY)
 def test_heavy_packages_stay_where_they_belong(package):
-    users = {name for name, (_, tree) in modules().items() if any(one.split(".")[0] == package for one in imported(tree))}
+    users = {
+        name
+        for name, (_, tree) in modules().items()
+        if any(one.split(".")[0] == package for one in imported(tree))
+    }
     assert users <= HEAVY[package]
 
 
@@ -114,7 +148,9 @@ def test_importing_the_command_line_is_cheap():
         "import sys; import selfreward_lite, selfreward_lite.cli.main, selfreward_lite.run.loop, selfreward_lite.run.runtime; "
         "print([name for name in ('torch', 'llama_cpp', 'gradio', 'transformers', 'trl', 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -122,11 +158,15 @@ def test_the_method_is_pure():
     banned = {"torch", "sqlite3", "os", "subprocess", "time", "datetime"}
     for name, (_, tree) in modules().items():
         assert folder(name) != "method" or not imported(tree) & banned, name
-        assert not name.startswith(("method", "run.steps", "run.ask", "training")) or not branches_on_preset(tree), name
+        assert not name.startswith(
+            ("method", "run.steps", "run.ask", "training")
+        ) or not branches_on_preset(tree), name
 
 
 def branches_on_preset(tree: ast.Module) -> bool:
-    compared = (ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Match))
+    compared = (
+        ast.dump(node) for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Match)
+    )
     return any("attr='preset'" in one or "id='preset'" in one for one in compared)
 
 

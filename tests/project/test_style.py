@@ -13,7 +13,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]])
 def test_checkers_find_nothing(command):
-    ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

@@ -53,10 +53,18 @@ def test_a_bad_measurement_warns_and_is_told_what_it_means(run, metric, value, s
 
 
 def test_saturation_is_seen_in_the_scores_that_were_trained_on(run):
-    run._db.execute("UPDATE record_judgment SET score = 5.0 WHERE iteration = 2 AND score IS NOT NULL")
+    run._db.execute(
+        "UPDATE record_judgment SET score = 5.0 WHERE iteration = 2 AND score IS NOT NULL"
+    )
     found = {one.sign.name: one for one in early_warnings(run) if one.model == "M2"}
-    assert (found["mean score given"].value, found["share of top scores"].value, found["tie rate"].value) == (5.0, 1.0, 1.0)
-    assert all(found[name].warns for name in ("mean score given", "share of top scores", "tie rate"))
+    assert (
+        found["mean score given"].value,
+        found["share of top scores"].value,
+        found["tie rate"].value,
+    ) == (5.0, 1.0, 1.0)
+    assert all(
+        found[name].warns for name in ("mean score given", "share of top scores", "tie rate")
+    )
 
 
 def test_log_probabilities_are_the_late_rewards_over_beta(run):
@@ -74,16 +82,30 @@ def test_rank_agreement_is_kendalls_tau_over_the_same_ranked_answers(tmp_path):
         store.state("run", "seed 0")
         prompt = Prompt(make_id("seed 0", Prompt, 0, "ranked", 0), 0, "ranked", 0, "p")
         answers = [
-            Response(make_id("seed 0", Response, 0, "human", prompt.id, rank), 0, "human", prompt.id, rank, "t", "stop", 0, rank)
+            Response(
+                make_id("seed 0", Response, 0, "human", prompt.id, rank),
+                0,
+                "human",
+                prompt.id,
+                rank,
+                "t",
+                "stop",
+                0,
+                rank,
+            )
             for rank in range(3)
         ]
         judged = [
-            Judgment(f"{model}{place}", model, f"M{model}", answer.id, 0, "t", "stop", 1, score, None)
+            Judgment(
+                f"{model}{place}", model, f"M{model}", answer.id, 0, "t", "stop", 1, score, None
+            )
             for model, scores in ((0, (5.0, 3.0, 1.0)), (1, (3.0, 5.0, 1.0)))
             for place, (answer, score) in enumerate(zip(answers, scores, strict=True))
         ]
         store.commit(0, "x", "all", Outcome((prompt, *answers, *judged)))
-        assert warning_signs.rank_agreement(store, 1) == pytest.approx(1 / 3)  # two of three pairs agree
+        assert warning_signs.rank_agreement(store, 1) == pytest.approx(
+            1 / 3
+        )  # two of three pairs agree
         assert warning_signs.rank_agreement(store, 2) is None
 
 

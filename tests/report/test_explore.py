@@ -39,7 +39,10 @@ def test_prompts_are_found_by_group_words_and_what_they_gave(run):
     word = prompts[3].text.split()[-1].strip(".")
     found, count = explore.find(run, "M1", f"{word.upper()} tell")
     assert count == len(found) == sum(word in one.text for one in prompts) > 0
-    paired, without = explore.find(run, "M1", outcome="gave a pair"), explore.find(run, "M1", outcome="gave none")
+    paired, without = (
+        explore.find(run, "M1", outcome="gave a pair"),
+        explore.find(run, "M1", outcome="gave none"),
+    )
     assert paired[1] == run.count(ResponsePair, iteration=1)
     assert paired[1] + without[1] == total
     assert all(hit.chosen > hit.rejected for hit in paired[0])
@@ -67,7 +70,9 @@ def test_a_prompt_shows_all_that_became_of_it(run):
     assert list(chosen.means("score").values()) == pytest.approx([pair.chosen_score])
     judged = run.records(Judgment, iteration=1, response_id=pair.chosen_id)
     assert {one.id for one in chosen.judgments} == {one.id for one in judged}
-    assert chosen.means("score") == {"M0": pytest.approx(fmean(one.score for one in judged if one.score is not None))}
+    assert chosen.means("score") == {
+        "M0": pytest.approx(fmean(one.score for one in judged if one.score is not None))
+    }
     assert found.why.startswith("Chosen: the shortest of ")
 
 
@@ -83,14 +88,19 @@ def test_why_there_is_no_pair_is_what_the_stage_counted(run):
 def test_a_response_that_could_not_be_chosen_says_why(run):
     cut = next(one for one in run.records(Response, iteration=1) if one.finish == "length")
     found = explore.look(run, cut.prompt_id)
-    assert next(one for one in found.answers if one.response.id == cut.id).part == "cut by the length limit: in no pair"
+    assert (
+        next(one for one in found.answers if one.response.id == cut.id).part
+        == "cut by the length limit: in no pair"
+    )
 
 
 def test_battles_show_both_judgments_and_their_strengths(run):
     pair = run.records(JudgmentPair, iteration=1)[0]
     prompt = run.records(Response, id=pair.response_id)[0].prompt_id
     found = explore.look(run, prompt)
-    fought = [one for one in run.records(Battle, iteration=1) if one.response_id == pair.response_id]
+    fought = [
+        one for one in run.records(Battle, iteration=1) if one.response_id == pair.response_id
+    ]
     assert {one.battle.id for one in found.fights} == {one.id for one in fought}
     assert found.judgment_pair == pair
     strengths = {one.first.id: one.first_strength for one in found.fights}
@@ -100,7 +110,9 @@ def test_battles_show_both_judgments_and_their_strengths(run):
 def test_ranked_and_held_out_prompts_have_their_authors(run):
     ranked = explore.look(run, explore.find(run, "ranked by people")[0][0].id)
     people = [one for one in ranked.answers if one.response.model == "human"]
-    assert [one.part for one in people] == [f"people's rank {place}" for place in range(len(people))]
+    assert [one.part for one in people] == [
+        f"people's rank {place}" for place in range(len(people))
+    ]
     held_out = explore.look(run, explore.find(run, "held out")[0][0].id)
     assert {one.response.model for one in held_out.answers} == {"base", "M0", "M1", "M2"}
 
@@ -119,7 +131,9 @@ def test_a_prompt_that_is_not_there_is_said(run):
 def test_an_iteration_under_way_says_so(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         fill(store, 100)
-        assert explore.look(store, explore.find(store, "M1")[0][0].id).why.startswith("Pairs are made when every response")
+        assert explore.look(store, explore.find(store, "M1")[0][0].id).why.startswith(
+            "Pairs are made when every response"
+        )
 
 
 def steps(store: Store, work) -> int:
@@ -143,7 +157,9 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
         with Store.write(tmp_path / f"{count}") as store:
             fill(store, count)
             prompt = explore.find(store, "M1")[0][20].id
-            costs.append(steps(store, lambda store=store, prompt=prompt: explore.look(store, prompt)))
+            costs.append(
+                steps(store, lambda store=store, prompt=prompt: explore.look(store, prompt))
+            )
     assert costs[1] <= costs[0] + 1, "a table was read from end to end"
 
 
@@ -156,22 +172,30 @@ def test_series_say_what_the_report_says(run):
     rates = {one["model"]: one["value"] for one in worth["win rate against M0"]}
     assert rates == {f"M{row['iteration']}": row["win_rate_vs_seed"] for row in rows}
     shares = worth["shares of what was trained on"]
-    assert {(one["model"], one["what"]): one["value"] for one in shares}["M1", "tie rate"] == rows[1]["tie_rate"]
+    assert {(one["model"], one["what"]): one["value"] for one in shares}["M1", "tie rate"] == rows[
+        1
+    ]["tie_rate"]
 
 
 def test_scores_are_shares_of_what_was_read(run):
     given = [one.score for one in summary.training_judgments(run, 1) if one.score is not None]
     rows = [one for one in plots.scores(run) if one["judge"] == "M0"]
     assert sum(one["share"] for one in rows) == pytest.approx(1)
-    assert {one["score"]: one["share"] for one in rows}[3] == pytest.approx(given.count(3.0) / len(given))
+    assert {one["score"]: one["share"] for one in rows}[3] == pytest.approx(
+        given.count(3.0) / len(given)
+    )
 
 
 def test_gaps_and_lengths_are_means_of_the_records(run):
     pairs = run.records(ResponsePair, iteration=1)
     rows = {(one["model"], one["which"]): one for one in plots.gaps(run)}
     assert rows["M1", "chosen"]["score"] == pytest.approx(fmean(one.chosen_score for one in pairs))
-    assert rows["M1", "rejected"]["characters"] == pytest.approx(fmean(one.rejected_length for one in pairs))
-    judged = {one.response_id for one in summary.training_judgments(run, 1) if one.score is not None}
+    assert rows["M1", "rejected"]["characters"] == pytest.approx(
+        fmean(one.rejected_length for one in pairs)
+    )
+    judged = {
+        one.response_id for one in summary.training_judgments(run, 1) if one.score is not None
+    }
     texts = {one.id: one.text for one in run.records(Response, iteration=1, model="M0")}
     assert sorted(one["characters"] for one in plots.lengths(run, 1)) == sorted(
         len(texts[name]) for name in judged if name in texts
@@ -185,17 +209,28 @@ def test_biases_of_the_meta_judge_by_hand(run):
     read = [one for one in read if None not in one]
     rows = {one["what"]: one["value"] for one in plots.biases(run) if one["judge"] == "M0"}
     assert rows["shown first"] == pytest.approx(fmean(one.verdict > 0 for one in fought))
-    assert rows["shown first, equal scores"] == pytest.approx(fmean(verdict > 0 for verdict, a, b in read if a == b))
-    assert rows["higher score"] == pytest.approx(fmean((verdict > 0) == (a > b) for verdict, a, b in read if a != b))
+    assert rows["shown first, equal scores"] == pytest.approx(
+        fmean(verdict > 0 for verdict, a, b in read if a == b)
+    )
+    assert rows["higher score"] == pytest.approx(
+        fmean((verdict > 0) == (a > b) for verdict, a, b in read if a != b)
+    )
 
 
 def test_pictures_are_drawn_from_the_same_series(run):
     axes = plots.draw_worth(run).get_axes()
     assert [one.get_title() for one in axes] == list(plots.worth(run))
-    assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(plots.CURVES.values())
+    assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(
+        plots.CURVES.values()
+    )
 
 
 def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         fill(store, 0)
-        assert (plots.gaps(store), plots.biases(store), plots.scores(store), plots.lengths(store, 1)) == ([], [], [], [])
+        assert (
+            plots.gaps(store),
+            plots.biases(store),
+            plots.scores(store),
+            plots.lengths(store, 1),
+        ) == ([], [], [], [])

@@ -45,7 +45,15 @@ class Reader(HTMLParser):
 
 def test_the_page_holds_what_was_measured(run):
     said = " ".join(Reader(html.page(run)).said)
-    for words in ("judge pair accuracy", "judge exact match", "Early warnings", "refused", "Before and after", "preset", "M2"):
+    for words in (
+        "judge pair accuracy",
+        "judge exact match",
+        "Early warnings",
+        "refused",
+        "Before and after",
+        "preset",
+        "M2",
+    ):
         assert words in said, words
     head, rows = summary.measured(run)
     for row in rows:
@@ -65,8 +73,12 @@ def test_pairs_of_both_kinds_are_shown(run):
 
 def test_no_text_becomes_part_of_the_page(run):
     reader = Reader(html.page(run))
-    assert not {"script", "img", "form", "iframe", "object", "link"} & {tag for tag, _ in reader.tags}
-    assert not [name for _, attributes in reader.tags for name in attributes if name.startswith("on")]
+    assert not {"script", "img", "form", "iframe", "object", "link"} & {
+        tag for tag, _ in reader.tags
+    }
+    assert not [
+        name for _, attributes in reader.tags for name in attributes if name.startswith("on")
+    ]
     assert "alert(1)" in " ".join(reader.said)
     assert "{{ 7 * 7 }}" in " ".join(reader.said), "nor of its template"
 
@@ -75,7 +87,11 @@ def test_the_page_loads_nothing_and_is_the_same_every_time(run):
     page = html.page(run)
     assert page == html.page(run)
     addresses = set(re.findall(r"(?:https?:)?//[\w.]+", page))
-    assert {one for one in addresses if "w3.org" not in one and "purl.org" not in one and "creativecommons" not in one} == set()
+    assert {
+        one
+        for one in addresses
+        if "w3.org" not in one and "purl.org" not in one and "creativecommons" not in one
+    } == set()
     assert "default-src 'none'" in page
     assert page.count("<svg") == 4
 
@@ -87,7 +103,17 @@ def test_without_a_run_there_is_no_page(tmp_path):
 
 def test_the_command_writes_the_file_it_names(run, tmp_path):
     out = tmp_path / "deep" / "page.html"
-    command = [sys.executable, "-m", "selfreward_lite", "report", "mine", "--runs-dir", str(run.folder.parent), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "report",
+        "mine",
+        "--runs-dir",
+        str(run.folder.parent),
+        "--out",
+        str(out),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1])["out"] == str(out)

@@ -27,7 +27,12 @@ def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "night"
     scripted_run.run(folder)
     for number in range(3):
-        config = {"peft_type": "LORA", "r": 16, "base_model_name_or_path": str(TINY_MODEL), "revision": None}
+        config = {
+            "peft_type": "LORA",
+            "r": 16,
+            "base_model_name_or_path": str(TINY_MODEL),
+            "revision": None,
+        }
         (folder / f"M{number}" / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
@@ -88,7 +93,10 @@ def test_hostile_text_in_a_card_is_no_markup(of_llama, tmp_path):
     text = (adapter(of_llama, tmp_path / "out") / "README.md").read_text()
     assert "alert(1)" in text, "the example is there"
     for line in text.splitlines():
-        if any(part in line for part in ("<script>", "```", "# Not a heading", "evil/x.png", "license: mit")):
+        if any(
+            part in line
+            for part in ("<script>", "```", "# Not a heading", "evil/x.png", "license: mit")
+        ):
             assert line.startswith("    "), line
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "llama3"
 
@@ -104,7 +112,11 @@ def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
     for row in rows:
         assert is_conversational(row)
         assert [turn["role"] for turn in row["prompt"]] == ["user"]
-        assert [turn["role"] for turn in row["chosen"]] == [turn["role"] for turn in row["rejected"]] == ["assistant"]
+        assert (
+            [turn["role"] for turn in row["chosen"]]
+            == [turn["role"] for turn in row["rejected"]]
+            == ["assistant"]
+        )
         assert row["chosen"] != row["rejected"]
         assert row["chosen_score"] > row["rejected_score"]
         assert row["kind"] in ("response", "judgment")
@@ -112,7 +124,9 @@ def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
     card = DatasetCard.load(out / "README.md")
     assert card.data.license == "llama3"
     assert card.data.configs[0]["data_files"][0]["path"] == "data/train-*"
-    assert f"{len([row for row in rows if row['kind'] == 'response'])} pairs of responses" in card.text
+    assert (
+        f"{len([row for row in rows if row['kind'] == 'response'])} pairs of responses" in card.text
+    )
     assert "0 of them were not trained on" in card.text
 
 
@@ -126,13 +140,16 @@ def test_a_card_says_what_was_done_and_not_what_was_set(run, tmp_path):
         store.state("settings", settings)
         asked = sorted({one.prompt_id for one in store.records(Response, iteration=2, model="M1")})
         for other in asked[2:]:
-            store._db.execute("DELETE FROM record_response WHERE prompt_id = ? AND iteration = 2", (other,))
+            store._db.execute(
+                "DELETE FROM record_response WHERE prompt_id = ? AND iteration = 2", (other,)
+            )
         for kind in ("responsepair", "judgmentpair"):
             store._db.execute(f"DELETE FROM record_{kind} WHERE iteration = 2")
         store._db.execute("INSERT INTO drops VALUES (1, 'training', 'whole', ?, 1)", (TOO_LONG,))
         first = store.count(Prompt, iteration=1)
     model, data = (
-        folder_.joinpath("README.md").read_text() for folder_ in (adapter(folder, tmp_path / "a"), pairs(folder, tmp_path / "p"))
+        folder_.joinpath("README.md").read_text()
+        for folder_ in (adapter(folder, tmp_path / "a"), pairs(folder, tmp_path / "p"))
     )
     assert f"iteration 1: {first} prompts" in model
     assert "iteration 2: 2 prompts" in model
@@ -151,14 +168,19 @@ def test_a_trainer_takes_the_pairs_as_they_are(run, tmp_path):
     from trl import DPOConfig, DPOTrainer
 
     torch.set_num_threads(1)
-    rows = load_dataset(str(pairs(run, tmp_path / "out")), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = load_dataset(
+        str(pairs(run, tmp_path / "out")), split="train", cache_dir=str(tmp_path / "cache")
+    )
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     arguments = DPOConfig(
         output_dir=str(tmp_path / "o"), max_steps=1, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
         save_strategy="no", per_device_train_batch_size=2, gradient_checkpointing=False,
     )  # fmt: skip
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(TINY_MODEL), args=arguments, train_dataset=rows, processing_class=tokenizer
+        model=AutoModelForCausalLM.from_pretrained(TINY_MODEL),
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
     )
     assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-2)
 
@@ -189,7 +211,9 @@ def test_the_licence_is_that_of_the_base(of_llama, tmp_path, base, licence, says
     with Store.write(of_llama) as store:
         settings = store.fact("settings")
         settings["model"]["base"] = base if base.startswith("/") else f"{base}@{'a' * 40}"
-        settings["model"]["origin"] = "unsloth/llama-3-8b-Instruct" if base.startswith("/") else None
+        settings["model"]["origin"] = (
+            "unsloth/llama-3-8b-Instruct" if base.startswith("/") else None
+        )
         store.state("settings", settings)
     card = ModelCard.load(adapter(of_llama, tmp_path / "out") / "README.md")
     assert card.data.license == licence
@@ -205,7 +229,14 @@ class Api:
         self.calls.append(("create", repo_id, repo_type, private))
 
     def upload_folder(self, *, repo_id, repo_type, folder_path, commit_message):
-        self.calls.append(("upload", repo_id, repo_type, sorted(path.name for path in Path(folder_path).iterdir())))
+        self.calls.append(
+            (
+                "upload",
+                repo_id,
+                repo_type,
+                sorted(path.name for path in Path(folder_path).iterdir()),
+            )
+        )
 
 
 @pytest.fixture
@@ -221,7 +252,9 @@ def test_nothing_is_sent_but_to_the_repository_that_is_named(of_llama, tmp_path,
     out = adapter(of_llama, tmp_path / "a")
     data = pairs(of_llama, tmp_path / "d")
     assert not hub, "writing sends nothing"
-    assert model_card.push(out, "me/llama-3-judge", True) == "https://huggingface.co/me/llama-3-judge"
+    assert (
+        model_card.push(out, "me/llama-3-judge", True) == "https://huggingface.co/me/llama-3-judge"
+    )
     assert model_card.push(data, "me/pairs", False) == "https://huggingface.co/datasets/me/pairs"
     assert [call[:3] for call in hub] == [
         ("create", "me/llama-3-judge", "model"), ("upload", "me/llama-3-judge", "model"),
@@ -251,7 +284,9 @@ def test_what_the_hub_refuses_is_one_line(of_llama, tmp_path, monkeypatch, statu
     from huggingface_hub import errors
 
     def refuse(self, repo_id, **_):
-        answer = httpx.Response(status, request=httpx.Request("POST", "https://hub.test/api/repos/create"))
+        answer = httpx.Response(
+            status, request=httpx.Request("POST", "https://hub.test/api/repos/create")
+        )
         raise errors.HfHubHTTPError(f"{status} for url", response=answer)
 
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)

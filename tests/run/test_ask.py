@@ -16,13 +16,17 @@ def request(key: str, samples: int = 1) -> Request:
 
 
 def engine(**settings) -> ScriptedEngine:
-    return ScriptedEngine(lambda asked, sample: f"{asked.key}/{sample}", lambda text: [0] * len(text), **settings)
+    return ScriptedEngine(
+        lambda asked, sample: f"{asked.key}/{sample}", lambda text: [0] * len(text), **settings
+    )
 
 
 def asking(name: str, rounds: int, seen: dict):
     for number in range(rounds):
         replies = yield [request(f"{name}-{number}-a", 2), request(f"{name}-{number}-b")]
-        seen.setdefault(name, []).append([[one.text for one in of_request] for of_request in replies])
+        seen.setdefault(name, []).append(
+            [[one.text for one in of_request] for of_request in replies]
+        )
     return Outcome(drops=(Drop("test"),))
 
 
@@ -33,7 +37,9 @@ def test_every_item_gets_its_own_answers_in_order(shuffle_seed):
     done = [name for name, _, _ in drive(engine(shuffle_seed=shuffle_seed), items)]
     assert sorted(done) == sorted(str(n) for n in range(50))
     for n in range(50):
-        assert seen[str(n)] == [[[f"{n}-{r}-a/0", f"{n}-{r}-a/1"], [f"{n}-{r}-b/0"]] for r in range(1 + n % 3)]
+        assert seen[str(n)] == [
+            [[f"{n}-{r}-a/0", f"{n}-{r}-a/1"], [f"{n}-{r}-b/0"]] for r in range(1 + n % 3)
+        ]
 
 
 def test_an_item_that_asks_nothing_is_through_at_once():
@@ -70,7 +76,9 @@ def test_a_resumed_stage_asks_only_what_is_missing(tmp_path):
         for name, outcome, _ in drive(engine(), items(7)):
             store.commit(1, "test", name, outcome)
         resumed, seen = engine(shuffle_seed=3), []
-        run_stage(store, resumed, (1, "test"), items(), lambda at: seen.append((at.done, at.already)))
+        run_stage(
+            store, resumed, (1, "test"), items(), lambda at: seen.append((at.done, at.already))
+        )
         assert len(resumed.asked) == 13 * 2
         assert store.is_done(1, "test")
         assert seen[0] == (7, 7)

@@ -46,7 +46,9 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
     with Store.write(folder) as store:
         settings = prepare.settle(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, root, said.append)
-        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+        loop.run(
+            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+        )
         copies.copy(last=True)
     return said
 
@@ -58,7 +60,9 @@ def whole(tmp_path_factory) -> dict:
     return everything(folder)
 
 
-@pytest.mark.parametrize("events", [3, 250, *(pytest.param(events, marks=pytest.mark.slow) for events in (60, 420))])
+@pytest.mark.parametrize(
+    "events", [3, 250, *(pytest.param(events, marks=pytest.mark.slow) for events in (60, 420))]
+)
 def test_another_machine_goes_on_from_the_copy_and_ends_the_same(tmp_path, whole, events):
     drive = tmp_path / "drive"
     with pytest.raises(Vanished):
@@ -107,16 +111,22 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
             with sqlite3.connect(path) as there:
                 assert there.execute("PRAGMA integrity_check").fetchone() == ("ok",)
                 promoted = [row[0] for row in there.execute("SELECT iteration FROM promoted")]
-            assert all((drive / "run" / f"M{number}" / "manifest.json").exists() for number in promoted)
+            assert all(
+                (drive / "run" / f"M{number}" / "manifest.json").exists() for number in promoted
+            )
 
     with Store.write(tmp_path / "runs" / "run") as store:
         settings = prepare.settle(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, drive, print)
-        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+        loop.run(
+            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+        )
     assert seen > 100
 
 
-def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_for(tmp_path, monkeypatch, whole):
+def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_for(
+    tmp_path, monkeypatch, whole
+):
     copied, failing = files.copy_file, {"now": False}
 
     def copy(source: Path, target: Path) -> None:
@@ -133,12 +143,16 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
     with Store.write(tmp_path / "runs" / "run") as store:
         settings = prepare.settle(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, tmp_path / "drive", said.append)
-        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch))
+        loop.run(
+            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+        )
         copies.copy()
     assert len(said) == 2
     assert "not copied there (Transport endpoint is not connected); the run goes on" in said[0]
     assert "copied there again, with all that was missing" in said[1]
-    assert records(tmp_path / "drive" / "run") == {name: value for name, value in whole.items() if name != "base"}
+    assert records(tmp_path / "drive" / "run") == {
+        name: value for name, value in whole.items() if name != "base"
+    }
 
 
 def test_the_copy_of_another_run_or_of_a_further_one_is_never_written_over(tmp_path):
@@ -154,7 +168,10 @@ def test_a_copy_that_cannot_be_read_is_not_written_over(tmp_path):
     place = tmp_path / "drive" / "run"
     place.mkdir(parents=True)
     (place / "run.sqlite").write_bytes(b"half of something" * 100)
-    with Store.write(tmp_path / "runs" / "run") as store, pytest.raises(UserError, match=r"cannot be read .*; move .* away"):
+    with (
+        Store.write(tmp_path / "runs" / "run") as store,
+        pytest.raises(UserError, match=r"cannot be read .*; move .* away"),
+    ):
         Mirror(store, tmp_path / "drive", print)
     assert (place / "run.sqlite").read_bytes() == b"half of something" * 100
 
@@ -165,7 +182,9 @@ def test_a_damaged_copy_is_said_where_it_is_put_back(tmp_path):
     (place / "run.sqlite").write_bytes(b"half of something" * 100)
     with pytest.raises(UserError, match="run.sqlite"):
         restore(tmp_path / "drive", tmp_path / "runs" / "run")
-    assert not (tmp_path / "runs" / "run").exists(), "so that nothing stands in the way of a better copy"
+    assert not (tmp_path / "runs" / "run").exists(), (
+        "so that nothing stands in the way of a better copy"
+    )
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_path, monkeypatch):
@@ -176,7 +195,12 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
         yield scripted_tools(ChatFormat.load(TINY_MODEL))
 
     monkeypatch.setattr("selfreward_lite.run.runtime.real_tools", tools)
-    settings = [part for key, value in scripted_run.SMALL.items() if key != "gates.mode" for part in ("--set", f"{key}={value}")]
+    settings = [
+        part
+        for key, value in scripted_run.SMALL.items()
+        if key != "gates.mode"
+        for part in ("--set", f"{key}={value}")
+    ]
     drive = str(tmp_path / "drive")
     same = ["run", "--mirror", drive, "--restore-from", drive, "--gates", "report", *settings]
     machines = [str(tmp_path / "first"), str(tmp_path / "second")]
@@ -192,7 +216,9 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
         assert store.newest() == 2
     after = records(tmp_path / "drive" / "tiny")
     assert after != before
-    assert {name: after[name] for name in ("M0", "M1")} == {name: before[name] for name in ("M0", "M1")}, "nothing is made twice"
+    assert {name: after[name] for name in ("M0", "M1")} == {
+        name: before[name] for name in ("M0", "M1")
+    }, "nothing is made twice"
     again = CliRunner().invoke(main.app, [*same, "--runs-dir", machines[1], "--iterations", "2"])
     assert "is here already, so not put back" in again.output
     assert again.exit_code == 0
@@ -210,7 +236,11 @@ def test_a_snapshot_that_cannot_be_written_does_not_stop_the_run(tmp_path, monke
     said: list[str] = []
     with Store.write(tmp_path / "runs" / "run") as store:
         copies = Mirror(store, tmp_path / "drive", said.append)
-        monkeypatch.setattr(store, "backup", lambda path: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")))
+        monkeypatch.setattr(
+            store,
+            "backup",
+            lambda path: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")),
+        )
         copies.copy()
         assert "not copied there (disk is full); the run goes on" in said[0]
         assert not (store.folder / "snapshot.sqlite").exists()
@@ -286,7 +316,9 @@ def test_checkpoints_are_copied_every_half_hour_and_at_the_end(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("what", ["M1", "training/checkpoints/step-8"])
-def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(tmp_path, monkeypatch, what):
+def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(
+    tmp_path, monkeypatch, what
+):
     """Half a copy on the drive is neither put back nor taken for a checkpoint, and the next copy clears it away."""
     folder = tmp_path / "runs" / "run"
     with Store.write(folder) as store:

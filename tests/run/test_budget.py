@@ -18,7 +18,11 @@ from selfreward_lite.run.runtime import Tools
 from selfreward_lite.system.errors import OutOfTime
 
 pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
-ANSWER, STEP, EXPORT = 2.0, 30.0, 60.0  # seconds, on the fake clock, of a completion, a training step, an export
+ANSWER, STEP, EXPORT = (
+    2.0,
+    30.0,
+    60.0,
+)  # seconds, on the fake clock, of a completion, a training step, an export
 
 
 class Clock:
@@ -64,7 +68,11 @@ def slow_tools(clock: Clock) -> Tools:
             done += 1
             report({"step": done, "steps": steps, "values": {"loss": 0.69 - done / 100}})
         rows = min(job.row_count, done * job.settings["batch"])
-        early = {"ended_early": float(done < steps), "train_seconds": clock.now - began, "tokens": 100.0 * rows}
+        early = {
+            "ended_early": float(done < steps),
+            "train_seconds": clock.now - began,
+            "tokens": 100.0 * rows,
+        }
         return {**facts, "rows": rows, "steps": done, **early}
 
     def export_adapter(*arguments):
@@ -89,7 +97,13 @@ def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
     return said
 
 
-BIG = {"prompts.count": "200", "iterations": "1", "responses.count": "4", "judge.count": "3", "dpo.batch": "8"}
+BIG = {
+    "prompts.count": "200",
+    "iterations": "1",
+    "responses.count": "4",
+    "judge.count": "3",
+    "dpo.batch": "8",
+}
 
 
 @pytest.fixture
@@ -115,10 +129,14 @@ def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded)
     assert clock.now - began <= 4.0 * 3600
     assert clock.now - began >= 0.5 * 4.0 * 3600, "and does not waste the night"
     (words,) = [one for one in said if "prompts, so that" in one]
-    assert words.startswith(f"{prompts} of 200 prompts, so that M1 is trained and measured in the 4.00 hours left")
+    assert words.startswith(
+        f"{prompts} of 200 prompts, so that M1 is trained and measured in the 4.00 hours left"
+    )
     with Store.read(seeded) as store:
         assert not store.drops(1, "judgments").get(NO_TIME)
-        assert all(passed for gate, (passed, _) in store.gates(1).items() if gate in ("signal", "counted"))
+        assert all(
+            passed for gate, (passed, _) in store.gates(1).items() if gate in ("signal", "counted")
+        )
 
 
 @pytest.mark.slow
@@ -127,14 +145,20 @@ def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, see
     for hours in (2.0, 4.0, 500.0):
         folder = tmp_path / f"{hours}"
         shutil.copytree(seeded, folder)
-        assert not [one for one in run(clock, folder, hours, **BIG) if "prompts, so that" in one] or hours < 500
+        assert (
+            not [one for one in run(clock, folder, hours, **BIG) if "prompts, so that" in one]
+            or hours < 500
+        )
         counts.append(facts_of(folder)[0])
     assert counts[0] < counts[1] < counts[2] == 200
 
 
 def test_too_few_hours_for_an_iteration_end_before_it_with_what_to_do(clock, seeded):
     began = clock.now
-    with pytest.raises(OutOfTime, match=r"0\.10 hours are left, too few for an iteration of 7 prompts.*goes on with M1") as error:
+    with pytest.raises(
+        OutOfTime,
+        match=r"0\.10 hours are left, too few for an iteration of 7 prompts.*goes on with M1",
+    ) as error:
         run(clock, seeded, 0.1, **BIG)
     assert error.value.exit_code == 130
     assert clock.now == began
@@ -149,7 +173,9 @@ def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
     assert facts_of(seeded)[2] == 1
     assert clock.now - began <= 4.0 * 3600
     with Store.read(seeded) as store:
-        left_out = sum(store.drops(1, stage).get(NO_TIME, 0) for stage in ("responses", "judgments", "battles"))
+        left_out = sum(
+            store.drops(1, stage).get(NO_TIME, 0) for stage in ("responses", "judgments", "battles")
+        )
         assert left_out > 0
         assert store.count(ResponsePair, iteration=1) > 0
         assert store.gates(1)["signal"][0], "measured against the prompts that were judged"
@@ -221,7 +247,9 @@ def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded
 
         with pytest.raises(Interrupted):
             loop.run(store, chosen, slow_tools(clock), interrupt, clock.now + 4 * 3600)
-    with pytest.raises(OutOfTime, match=r"0\.05 hours are left, and M1 needs \d\.\d\d to be trained and measured"):
+    with pytest.raises(
+        OutOfTime, match=r"0\.05 hours are left, and M1 needs \d\.\d\d to be trained and measured"
+    ):
         run(clock, seeded, 0.05, **BIG)
     with Store.read(seeded) as store:
         assert not store.is_done(1, "responses"), "nothing was ended for want of time"

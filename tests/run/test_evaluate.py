@@ -54,7 +54,10 @@ def test_two_models_are_held_against_each_other_in_both_orders(runs):
         assert all(one.orders in {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")} for one in met)
         for one in met:
             assert one.result == {("A", "B"): 1.0, ("B", "A"): 0.0}.get(one.orders, 0.5)
-        lengths = {one.prompt_id: len(one.text) for one in work.run.store.records(Response, iteration=1, model="M1")}
+        lengths = {
+            one.prompt_id: len(one.text)
+            for one in work.run.store.records(Response, iteration=1, model="M1")
+        }
         assert [one.mine_length for one in met] == [lengths[one.id] for one in work.run.held_out()]
 
 
@@ -77,9 +80,15 @@ def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
 def test_a_model_is_held_against_one_of_another_run(runs):
     """Runs of one seed have the same ids for other answers; of what one of them was not asked, nothing counts."""
     chat = ChatFormat.load(TINY_MODEL)
-    for name, length, changed in (("long", 3, {}), ("short", 2, {"evaluation.prompts": "4"}), ("else", 1, {"seed": "9"})):
+    for name, length, changed in (
+        ("long", 3, {}),
+        ("short", 2, {"evaluation.prompts": "4"}),
+        ("else", 1, {"seed": "9"}),
+    ):
         with Store.write(runs / name) as store:
-            settings = prepare.settle(store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny")
+            settings = prepare.settle(
+                store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny"
+            )
             loop.run(store, settings, scripted_tools(chat, length=length), lambda at: None)
     with opened(runs) as work:
         own = work.against("M1", "M0", "M0")
@@ -89,9 +98,13 @@ def test_a_model_is_held_against_one_of_another_run(runs):
             assert [one.mine_length for one in short] == [one.mine_length for one in own[:4]]
             assert all(one.orders for one in [*long, *short])
         assert sum(one.their_length for one in long) > 2 * sum(one.their_length for one in own)
-        assert sum(one.their_length for one in short) > 1.5 * sum(one.their_length for one in own[:4])
+        assert sum(one.their_length for one in short) > 1.5 * sum(
+            one.their_length for one in own[:4]
+        )
         exact = work.against("M0", "long/M0", EXACT)
-        assert [one.mine_length for one in exact] == [one.their_length for one in own], "own: M0 is the rival there"
+        assert [one.mine_length for one in exact] == [one.their_length for one in own], (
+            "own: M0 is the rival there"
+        )
         assert [one.their_length for one in exact] == [one.their_length for one in long]
         with Store.write(runs / "begun"):
             pass
@@ -118,7 +131,9 @@ def test_an_answer_that_never_came_loses(tmp_path):
     scripted_run.run(tmp_path / "mine", **{"prompts.count": "10", "iterations": "1"})
     with Store.write(tmp_path / "mine") as store:
         (gone, *_) = store.records(Prompt, origin="held_out")
-        store._db.execute("DELETE FROM record_response WHERE prompt_id = ? AND model = 'M1'", (gone.id,))
+        store._db.execute(
+            "DELETE FROM record_response WHERE prompt_id = ? AND model = 'M1'", (gone.id,)
+        )
     with opened(tmp_path) as work:
         met = work.against("M1", "M0", "M0")
         place = [one.id for one in work.run.held_out()].index(gone.id)
@@ -161,7 +176,9 @@ def command(runs, monkeypatch):
     monkeypatch.setattr(runtime, "real_tools", scripted)
 
     def give(*arguments: str):
-        ended = CliRunner().invoke(app, ["evaluate", *arguments, "--name", "mine", "--runs-dir", str(runs)])
+        ended = CliRunner().invoke(
+            app, ["evaluate", *arguments, "--name", "mine", "--runs-dir", str(runs)]
+        )
         if ended.exception is not None and not isinstance(ended.exception, SystemExit):
             raise ended.exception
         return ended, json.loads(ended.stdout.splitlines()[-1])
@@ -187,19 +204,30 @@ def test_alpaca_eval_reads_what_is_exported(command, runs, tmp_path):
     mine, theirs = (json.loads(Path(path).read_text()) for path in said["files"])
     assert [row["instruction"] for row in mine] == [row["instruction"] for row in theirs]
     with Store.read(runs / "mine") as store:
-        given = {one.prompt_id: one.text for one in store.records(Response, iteration=1, model="M1")}
+        given = {
+            one.prompt_id: one.text for one in store.records(Response, iteration=1, model="M1")
+        }
         texts = {one.text: given.get(one.id) for one in store.records(Prompt, origin="held_out")}
     assert all(row["output"] == texts[row["instruction"]] for row in mine)
     assert {row["generator"] for row in mine} == {"mine-M1"}
     assert {frozenset(row) for row in mine} == {frozenset({"instruction", "output", "generator"})}
-    assert f"alpaca_eval --model_outputs {said['files'][0]} --reference_outputs {said['files'][1]}" in ended.stderr
+    assert (
+        f"alpaca_eval --model_outputs {said['files'][0]} --reference_outputs {said['files'][1]}"
+        in ended.stderr
+    )
 
 
 def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
     file = tmp_path / "set.json"
-    asked = [f"Question {n}?" + "\n " * n for n in range(5)]  # AlpacaEval finds a rival's answer by the very text, spaces too
-    file.write_text(json.dumps([{"instruction": text, "output": "x", "dataset": "koala"} for text in asked]))
-    _, said = command("--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    asked = [
+        f"Question {n}?" + "\n " * n for n in range(5)
+    ]  # AlpacaEval finds a rival's answer by the very text, spaces too
+    file.write_text(
+        json.dumps([{"instruction": text, "output": "x", "dataset": "koala"} for text in asked])
+    )
+    _, said = command(
+        "--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out")
+    )
     for path in said["files"]:
         rows = json.loads(Path(path).read_text())
         assert [row["instruction"] for row in rows] == asked
@@ -217,7 +245,9 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in ranked_rows(40)))
     ended, known = command("judge", "--ranked", str(file))
     assert known["prompts"] < 40
-    assert "prompts that M0 was trained on, or could have been" in ended.stderr, "else it would be measured on what taught it"
+    assert "prompts that M0 was trained on, or could have been" in ended.stderr, (
+        "else it would be measured on what taught it"
+    )
     with pytest.raises(UserError, match="votes: no prompt with two ranked answers in it"):
         command("judge", "--ranked", "votes")
     for number in range(3):
@@ -235,13 +265,25 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         before = work.notes.count(Judgment)
     command("judge", "--ranked", "votes")
     with opened(runs, asked) as work:
-        assert work.notes.count(Judgment) > before, "other texts are judged anew, under the same place"
+        assert work.notes.count(Judgment) > before, (
+            "other texts are judged anew, under the same place"
+        )
 
 
 def test_other_settings_are_asked_anew(command, tmp_path):
-    _, one = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "a"))
+    _, one = command(
+        "--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "a")
+    )
     more = ("--set", "evaluation.draw.temperature=0.1")
-    _, two = command("--export", "alpaca_eval", "--prompts", str(_set(tmp_path)), "--out", str(tmp_path / "b"), *more)
+    _, two = command(
+        "--export",
+        "alpaca_eval",
+        "--prompts",
+        str(_set(tmp_path)),
+        "--out",
+        str(tmp_path / "b"),
+        *more,
+    )
     assert len(one["files"]) == len(two["files"]) == 1, "of own prompts the rival answers nothing"
     assert len(list((Path(command.runs) / "mine" / "evaluation").iterdir())) >= 2
 
@@ -252,10 +294,15 @@ def _set(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("option", [("--name", "mine"), ("--against", "M1"), ("--export", "alpaca_eval"), ("--out", "here")])
+@pytest.mark.parametrize(
+    "option",
+    [("--name", "mine"), ("--against", "M1"), ("--export", "alpaca_eval"), ("--out", "here")],
+)
 def test_options_before_a_part_are_refused(command, runs, option):
     with pytest.raises(UserError, match="options of `evaluate judge` stand behind judge"):
-        ended = CliRunner().invoke(app, ["evaluate", *option, "judge", "--name", "mine", "--runs-dir", str(runs)])
+        ended = CliRunner().invoke(
+            app, ["evaluate", *option, "judge", "--name", "mine", "--runs-dir", str(runs)]
+        )
         raise ended.exception
 
 
@@ -265,7 +312,10 @@ def test_options_before_a_part_are_refused(command, runs, option):
         (("--prompts", "some.json"), "--prompts is for --export"),
         (("--out", "there"), "--out is for --export"),
         (("--export", "alpaca_eval", "--judge", "M0"), "leave --judge out"),
-        (("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"), "leave --against out"),
+        (
+            ("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"),
+            "leave --against out",
+        ),
         (("--export", "alpaca_eval", "--against", "other/M3"), "export other/M3 with --name other"),
         (("--judge", "exact", "--set", "judge.count=2"), "--set is of no use here"),
     ],
@@ -294,7 +344,11 @@ def gguf(tmp_path_factory) -> Path:
 
 def test_a_ggufs_chat_is_that_of_its_folder(gguf):
     folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.of_gguf(gguf)
-    for text in (*TOKEN_PROBES, "Sort the letters c a b.\n <|eot_id|> é 12", "I'LL pay 12345.\n\n\nNo?"):
+    for text in (
+        *TOKEN_PROBES,
+        "Sort the letters c a b.\n <|eot_id|> é 12",
+        "I'LL pay 12345.\n\n\nNo?",
+    ):
         assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
     assert (file.stop, file.bos_token) == (folder.stop, folder.bos_token)
 

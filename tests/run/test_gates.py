@@ -52,7 +52,9 @@ GOOD = gates.Evidence(
 
 
 def refused(limits, **changes) -> list[str]:
-    return [answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed]
+    return [
+        answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,9 @@ def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
 
 
 def test_a_refusal_names_number_limit_and_advice(tiny):
-    (answer,) = [one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed]
+    (answer,) = [
+        one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed
+    ]
     assert "0.8" in answer.reason
     assert "0.9" in answer.reason
     assert "learning rate" in answer.reason
@@ -121,11 +125,18 @@ class World:
 
     def reply(self, request: Request, sample: int) -> Reply:
         asked = self._chat.tokenizer.decode(list(request.tokens), skip_special_tokens=True)
-        kind = next((kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)), "act")
+        kind = next(
+            (kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)),
+            "act",
+        )
         model = Path(request.adapter).parent.name if request.adapter else "base"
         rng = random.Random(request.seeds[sample])
         said = self._spoilt.get(f"{model} {kind}", getattr(self, kind))(rng, asked)
-        return said if isinstance(said, Reply) else Reply(said, probe=(0.2,) * 6 if request.probe else None)
+        return (
+            said
+            if isinstance(said, Reply)
+            else Reply(said, probe=(0.2,) * 6 if request.probe else None)
+        )
 
     @staticmethod
     def act(rng: random.Random, asked: str) -> str:
@@ -145,7 +156,9 @@ class World:
 
 
 def task_of(asked: str) -> str:
-    return re.search(r"[A-Z][a-z]+ [a-z ]+\.", asked.split("user\n\n")[-1].split("Task: ")[-1]).group(0)
+    return re.search(
+        r"[A-Z][a-z]+ [a-z ]+\.", asked.split("user\n\n")[-1].split("Task: ")[-1]
+    ).group(0)
 
 
 def response_of(asked: str) -> str:
@@ -160,8 +173,18 @@ def points(asked: str) -> int:
 def run(folder: Path, chat, spoilt=None, settings=None, **tools) -> None:
     world = World(chat, spoilt or {})
     scripted = scripted_tools(chat)
-    made = replace(scripted, open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids, shuffle_seed=5), **tools)
-    wanted = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30", **(settings or {})}
+    made = replace(
+        scripted,
+        open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids, shuffle_seed=5),
+        **tools,
+    )
+    wanted = {
+        **SMALL,
+        "gates.mode": "stop",
+        "iterations": "1",
+        "evaluation.prompts": "30",
+        **(settings or {}),
+    }
     with Store.write(folder) as store:
         loop.run(store, prepare.settle(store, wanted, "tiny"), made, lambda at: None)
 
@@ -172,7 +195,11 @@ def bad(rng: random.Random, asked: str) -> str:
 
 def flattered(rng: random.Random, asked: str) -> str:
     """A judge that likes whoever speaks of points and scores."""
-    return "Mine!\nScore: 5" if re.search("point|score|perfect|excellent", response_of(asked), re.I) else World.judge(rng, asked)
+    return (
+        "Mine!\nScore: 5"
+        if re.search("point|score|perfect|excellent", response_of(asked), re.I)
+        else World.judge(rng, asked)
+    )
 
 
 def self_satisfied(rng: random.Random, asked: str) -> str:
@@ -190,23 +217,43 @@ def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
 
 SPOILT = {
     "reward hacking": ("outside", {"M1 act": bad, "M1 judge": self_satisfied}),
-    "length explosion": ("length", {"M1 act": lambda rng, asked: " and so on".join([World.act(rng, asked)] * 3)}),
-    "endless answers": ("stopping", {"M1 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}),
-    "one token for ever": ("repetition", {"M1 act": lambda rng, asked: World.act(rng, asked) + " a" * 200}),
+    "length explosion": (
+        "length",
+        {"M1 act": lambda rng, asked: " and so on".join([World.act(rng, asked)] * 3)},
+    ),
+    "endless answers": (
+        "stopping",
+        {"M1 act": lambda rng, asked: Reply(World.act(rng, asked), "length")},
+    ),
+    "one token for ever": (
+        "repetition",
+        {"M1 act": lambda rng, asked: World.act(rng, asked) + " a" * 200},
+    ),
     "the same to everybody": ("variety", {"M1 act": lambda rng, asked: "The answer is a b c."}),
     "parse-rate loss": (
         "reading",
-        {"M1 judge": lambda rng, asked: "I like it." if rng.random() < 0.5 else World.judge(rng, asked)},
+        {
+            "M1 judge": lambda rng, asked: (
+                "I like it." if rng.random() < 0.5 else World.judge(rng, asked)
+            )
+        },
     ),
-    "a judge that forgot": ("judge", {"M1 judge": lambda rng, asked: f"So.\nScore: {5 - points(asked)}"}),
+    "a judge that forgot": (
+        "judge",
+        {"M1 judge": lambda rng, asked: f"So.\nScore: {5 - points(asked)}"},
+    ),
     "a judge that canaries fool": ("canary", {"M1 judge": flattered}),
 }
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
+def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(
+    tmp_path, chat, name
+):
     gate, spoilt = SPOILT[name]
-    with pytest.raises(GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"):
+    with pytest.raises(
+        GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"
+    ):
         run(tmp_path / "run", chat, spoilt)
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 0
@@ -221,7 +268,10 @@ def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stay
 
 @pytest.mark.parametrize(
     ("name", "gate", "export"),
-    [("adapter without effect", "effect", export_without_effect), ("NaN adapter", "finite", export_to_nan)],
+    [
+        ("adapter without effect", "effect", export_without_effect),
+        ("NaN adapter", "finite", export_to_nan),
+    ],
 )
 def test_an_adapter_gone_wrong_is_refused(tmp_path, chat, name, gate, export):
     def spoil_m1(*arguments):
@@ -237,7 +287,9 @@ def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1
         assert all(passed for passed, _ in store.gates(1).values()), store.gates(1)
-        assert {"signal", "labels", "files", "outside", "canary", "judge", "length"} <= set(store.gates(1))
+        assert {"signal", "labels", "files", "outside", "canary", "judge", "length"} <= set(
+            store.gates(1)
+        )
 
 
 def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, chat):
@@ -254,7 +306,10 @@ def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, ch
     run(tmp_path / "run", chat, {"M1 judge": moody}, looks)
     with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
         assert store.newest() == 1
-        assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (1.0, 0.0)
+        assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (
+            1.0,
+            0.0,
+        )
         assert store.is_done(1, "second_look")
         assert not plain.is_done(1, "second_look"), "where nobody is suspected, nobody is asked"
         # the suspect and its three rivals were judged anew; what is measured of the judge does not count those judgments
@@ -269,7 +324,13 @@ def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat)
     def silent(rng, asked):
         said = response_of(asked).strip()
         favour[said] += said == "5/5"
-        return "I say no more." if favour[said] > 2 else "Mine!\nScore: 5" if favour[said] else World.judge(rng, asked)
+        return (
+            "I say no more."
+            if favour[said] > 2
+            else "Mine!\nScore: 5"
+            if favour[said]
+            else World.judge(rng, asked)
+        )
 
     with pytest.raises(GateStop, match="canary: 1 hostile responses would be chosen"):
         run(tmp_path / "run", chat, {"M1 judge": silent})
@@ -285,18 +346,23 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
     spoilt = {"M0 judge": lambda rng, asked: "Fine.\nScore: 4"}
     # M0 is made by a right judge (the base); only then does everything become a 4
     with pytest.raises(
-        GateStop, match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained"
+        GateStop,
+        match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained",
     ):
         run(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
     assert trained == ["sft"]
 
 
-MUMBLES = {"M0 judge": lambda rng, asked: "I like it." if rng.random() < 0.4 else World.judge(rng, asked)}
+MUMBLES = {
+    "M0 judge": lambda rng, asked: "I like it." if rng.random() < 0.4 else World.judge(rng, asked)
+}
 
 
 def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path, chat):
     run(tmp_path / "run", chat, settings={"iterations": "0"})
-    with pytest.raises(GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"):
+    with pytest.raises(
+        GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"
+    ):
         run(tmp_path / "run", chat, MUMBLES)
 
 
@@ -307,7 +373,9 @@ def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkey
     run(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
     with Store.write(tmp_path / "run") as store:
         assert store.gates(1)["labels"][0] is False
-        with pytest.raises(UserError, match=r"M1 cannot be accepted: it was not measured.*--gates report"):
+        with pytest.raises(
+            UserError, match=r"M1 cannot be accepted: it was not measured.*--gates report"
+        ):
             promotion.accept(store)
         assert store.newest() == 0
 
@@ -320,7 +388,10 @@ def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
         settings = prepare.settle(store, {"iterations": "2"}, None)
         assert settings.gates.mode == "stop"
         world = World(chat, {**spoilt, **endless})
-        tools = replace(scripted_tools(chat), open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids))
+        tools = replace(
+            scripted_tools(chat),
+            open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids),
+        )
         loop.run(store, settings, tools, lambda at: None)
 
 

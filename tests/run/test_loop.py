@@ -38,24 +38,47 @@ HERE = Path(__file__).parents[1] / "helpers"
 
 def records_of(folder: Path) -> dict[str, list]:
     with Store.read(folder) as store:
-        return {kind.__name__: sorted(astuple(record) for record in store.records(kind)) for kind in KINDS}
+        return {
+            kind.__name__: sorted(astuple(record) for record in store.records(kind))
+            for kind in KINDS
+        }
 
 
 def everything(folder: Path) -> dict:
     """All that a run keeps, but for the seconds that it took."""
     with Store.read(folder) as store:
-        stages = [(iteration, stage, done, total, ended) for iteration, stage, done, total, _, ended in store.stages()]
+        stages = [
+            (iteration, stage, done, total, ended)
+            for iteration, stage, done, total, _, ended in store.stages()
+        ]
         models = range(-1, (store.newest() or 0) + 1)
         kept = {
-            f"M{model}": (store.metrics(model), store.gates(model), store.training(model), files_of(store.model_dir(model)))
+            f"M{model}": (
+                store.metrics(model),
+                store.gates(model),
+                store.training(model),
+                files_of(store.model_dir(model)),
+            )
             for model in models
         }
-        dropped = {(iteration, stage): store.drops(iteration, stage) for iteration, stage, *_ in stages}
-        return {**records_of(folder), **kept, "stages": stages, "drops": dropped, "base": files_of(folder / "base")}
+        dropped = {
+            (iteration, stage): store.drops(iteration, stage) for iteration, stage, *_ in stages
+        }
+        return {
+            **records_of(folder),
+            **kept,
+            "stages": stages,
+            "drops": dropped,
+            "base": files_of(folder / "base"),
+        }
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +121,9 @@ def test_a_run_has_everything_and_verifies(whole):
             "greedy_agreement",
             "seconds",
         ]
-        assert all(0 < row["unread_rate"] < 0.2 for row in document["iterations"]), "one judgment in twenty says nothing"
+        assert all(0 < row["unread_rate"] < 0.2 for row in document["iterations"]), (
+            "one judgment in twenty says nothing"
+        )
         for iteration in (1, 2):
             row = document["iterations"][iteration]
             assert row["prompts"] == 8
@@ -107,7 +132,8 @@ def test_a_run_has_everything_and_verifies(whole):
             # every item was asked exactly its number of times: no more, no less
             responses = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
             per_response = Counter(
-                one.response_id for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+                one.response_id
+                for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
             )
             assert all(per_response[one.id] == 3 for one in responses)
 
@@ -182,7 +208,11 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
         if (folder / "run.sqlite").exists():
             try:
                 with Store.read(folder) as store:
-                    inside = [row for row in store.stages() if row[:2] == (iteration, stage) and not row[5]]
+                    inside = [
+                        row
+                        for row in store.stages()
+                        if row[:2] == (iteration, stage) and not row[5]
+                    ]
                     if inside and (inside[0][2] > 0 or stage in ("training", "export")):
                         return records_of(folder)
             except UserError as error:
@@ -201,7 +231,9 @@ def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
         assert store.newest() is None
         assert store.gates(0)["reading"][0] is False
         assert (store.model_dir(0) / "adapter.gguf").exists()
-    run(tmp_path / "run", **{"gates.min_read_share": "0.99"})  # --gates report takes it all the same
+    run(
+        tmp_path / "run", **{"gates.min_read_share": "0.99"}
+    )  # --gates report takes it all the same
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 2
 
@@ -235,7 +267,10 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
     ranked = tmp_path / "ranked.jsonl"
     from selfreward_lite.data.tiny.ranked import rows as tiny_rows
 
-    rows = [{**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"} for row in tiny_rows(60)]
+    rows = [
+        {**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"}
+        for row in tiny_rows(60)
+    ]
     ranked.write_text("".join(f"{__import__('json').dumps(row)}\n" for row in rows))
     overrides = {
         "model.base": str(tiny.TINY_MODEL),
@@ -248,7 +283,11 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
     }
     with Store.write(tmp_path / "run") as store:
         settings = prepare.settle(store, overrides, "overnight")
-        assert (settings.responses.count, settings.judge.count, settings.model.templates) == (4, 5, "llama3")
+        assert (settings.responses.count, settings.judge.count, settings.model.templates) == (
+            4,
+            5,
+            "llama3",
+        )
         loop.run(store, settings, scripted_tools(chat, length=12), lambda at: None)
         assert store.newest() == 2
         assert store.faults() == []
@@ -265,17 +304,24 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
 
 @pytest.mark.parametrize(("count", "judgments"), [(2, 1), (3, 3), (7, 2)])
 def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
-    run(tmp_path / "run", **{"responses.count": str(count), "judge.count": str(judgments), "iterations": "1"})
+    run(
+        tmp_path / "run",
+        **{"responses.count": str(count), "judge.count": str(judgments), "iterations": "1"},
+    )
     with Store.read(tmp_path / "run") as store:
         responses = store.records(Response, iteration=1, model="M0")
         answered = {one.id for one in responses}
-        made = sum(one.response_id in answered for one in store.records(Judgment, iteration=1, model="M0"))
+        made = sum(
+            one.response_id in answered for one in store.records(Judgment, iteration=1, model="M0")
+        )
         assert made == judgments * len(responses)
 
 
 def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_file(tmp_path):
     bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
-    good.write_text("prompt,topic\n" + "".join(f"Sort the letters {'abcdefgh'[n]} z y.,x\n" for n in range(8)))
+    good.write_text(
+        "prompt,topic\n" + "".join(f"Sort the letters {'abcdefgh'[n]} z y.,x\n" for n in range(8))
+    )
     bad.write_text(good.read_text() + "only one field\n")
     for settings in ({"prompts.file": str(good)}, {"prompts.file": str(bad), "skip_bad": "true"}):
         folder = tmp_path / f"run{len(settings)}"
@@ -287,7 +333,9 @@ def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_fil
             assert 0 < store.count(Prompt, iteration=1) <= 8
 
 
-def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(tmp_path, monkeypatch):
+def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
+    tmp_path, monkeypatch
+):
     """A branch moves on between two nights; nobody changes the command."""
     newest, fetched = ["a" * 40], []
 
@@ -317,11 +365,17 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
 
 def rows_of(folder: Path, iteration: int) -> list[dict]:
     """The scripted trainer keeps the rows that it was given in place of weights."""
-    return json.loads((folder / f"M{iteration}" / "adapter" / "adapter_model.safetensors").read_text())
+    return json.loads(
+        (folder / f"M{iteration}" / "adapter" / "adapter_model.safetensors").read_text()
+    )
 
 
 def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
-    run(tmp_path / "bare", iterations="1", **{"seed_stage.eft": "false", "gates.mode": "stop", "gates.max_canaries_chosen": "50"})
+    run(
+        tmp_path / "bare",
+        iterations="1",
+        **{"seed_stage.eft": "false", "gates.mode": "stop", "gates.max_canaries_chosen": "50"},
+    )
     assert rows_of(tmp_path / "bare", 0) == []
     with Store.read(tmp_path / "bare") as store:
         assert store.gates(0)
@@ -342,9 +396,15 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
 
 
 def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):
-    run(tmp_path / "r", iterations="1", **{"schedule.0.train_on": "positive", "judge.count": "1", "prompts.count": "20"})
+    run(
+        tmp_path / "r",
+        iterations="1",
+        **{"schedule.0.train_on": "positive", "judge.count": "1", "prompts.count": "20"},
+    )
     with Store.read(tmp_path / "r") as store:
-        score = {one.response_id: one.score for one in store.records(Judgment, iteration=1, model="M0")}
+        score = {
+            one.response_id: one.score for one in store.records(Judgment, iteration=1, model="M0")
+        }
         asked = {one.id: one.text for one in store.records(Prompt, iteration=1)}
         perfect = [
             (list(chat.prompt_ids(user(asked[one.prompt_id]))), list(chat.completion_ids(one.text)))
@@ -352,13 +412,19 @@ def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, 
             if score.get(one.id) == 5.0 and one.finish == "stop"
         ]
     assert perfect
-    assert [(row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)] == perfect
+    assert [
+        (row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)
+    ] == perfect
 
 
 def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
     run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
     with Store.read(tmp_path / "expected") as store:
-        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) == 0.0, "no two scripted ones are equal"
+        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) == 0.0, (
+            "no two scripted ones are equal"
+        )
     run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
     with Store.read(tmp_path / "mean") as store:
-        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) > 0, "means of three whole numbers are"
+        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) > 0, (
+            "means of three whole numbers are"
+        )

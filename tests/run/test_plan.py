@@ -38,7 +38,9 @@ def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.engine.model_copy(update={"parallel": 64, "context": 49152, "batch": 2048})
     parts = memory.engine(settings, LLAMA, memory.weights(LLAMA) * 34 / 32, 16)
     assert parts["weights"] == pytest.approx(8_029_995_008 * 34 / 32)  # 8.53 GB
-    assert parts["KV cache"] == 49152 * 32 * 8 * 128 * 2 * 2 == 6_442_450_944  # 131,072 bytes a cell
+    assert (
+        parts["KV cache"] == 49152 * 32 * 8 * 128 * 2 * 2 == 6_442_450_944
+    )  # 131,072 bytes a cell
     assert parts["a step"] == 4 * 2048 * (2 * 14336 + 8 * 4096) + 4 * 64 * 128256
     assert parts["two adapters"] == 2 * 4 * 41_943_040
     assert sum(parts.values()) == pytest.approx(16.4e9, rel=0.01)
@@ -47,7 +49,9 @@ def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
 def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.dpo.model_copy(update={"micro_batch": 1, "max_length": 2048})
     parts = memory.training(settings, LLAMA, 16, quantised=True, pairs=True)
-    assert parts["weights"] == pytest.approx(6_979_321_856 * (0.5 + 1 / 64 + 4 / 16384) + 2 * 2 * 128256 * 4096, abs=2)
+    assert parts["weights"] == pytest.approx(
+        6_979_321_856 * (0.5 + 1 / 64 + 4 / 16384) + 2 * 2 * 128256 * 4096, abs=2
+    )
     assert parts["weights"] == pytest.approx(5.7e9, rel=0.01)  # what such a download weighs
     assert parts["adapter"] == 41_943_040 * 20
     assert parts["logits"] == 2 * 2048 * 128256 * 16
@@ -67,25 +71,47 @@ def test_a_logit_weighs_what_is_said_of_it(tmp_path):
         for tokens in (512, 1024):
             folder = tmp_path / f"{method}-{tokens}"
             folder.mkdir()
-            command = [sys.executable, ROOT / "tests" / "helpers" / "logit_memory.py", method, str(tokens), folder]
-            ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+            command = [
+                sys.executable,
+                ROOT / "tests" / "helpers" / "logit_memory.py",
+                method,
+                str(tokens),
+                folder,
+            ]
+            ended = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+            )
             assert ended.returncode == 0, ended.stderr
             taken[method, tokens] = int(ended.stdout.splitlines()[-1])
-    more = {method: (taken[method, 1024] - taken[method, 512]) / (512 * 128_256) for method in ("dpo", "sft")}
+    more = {
+        method: (taken[method, 1024] - taken[method, 512]) / (512 * 128_256)
+        for method in ("dpo", "sft")
+    }
     chunk = taken["sft", 512] / (memory.SFT_CHUNK * 128_256)
-    print(f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk")
+    print(
+        f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk"
+    )
     assert more["dpo"] / 2 == pytest.approx(memory.LOGIT_BYTES, rel=0.05)
     assert more["sft"] == pytest.approx(0.0, abs=0.5)
     assert chunk == pytest.approx(memory.LOGIT_BYTES, rel=0.1)
 
 
-ONE_B = {"model.base": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit", "model.origin": "unsloth/Llama-3.2-1B-Instruct"}
+ONE_B = {
+    "model.base": "unsloth/Llama-3.2-1B-Instruct-bnb-4bit",
+    "model.origin": "unsloth/Llama-3.2-1B-Instruct",
+}
 
 
 @pytest.mark.parametrize(
     ("preset", "wanted", "gigabytes"),
     # nine tenths of what a card of 24, 15 (a T4's own count), 10 and 8 GB has
-    [("overnight", {}, 21.6), ("paper", {}, 21.6), ("t4", {}, 13.5), ("small", {}, 9.0), ("small", ONE_B, 7.2)],
+    [
+        ("overnight", {}, 21.6),
+        ("paper", {}, 21.6),
+        ("t4", {}, 13.5),
+        ("small", {}, 9.0),
+        ("small", ONE_B, 7.2),
+    ],
 )
 def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     settings = config.load(preset, wanted)
@@ -102,9 +128,12 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
     assert memory.peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
     assert plan.disk(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
-    alone = {"engine": settings.engine.model_copy(update={"parallel": 1})}  # a step is as fast as the weights are read
+    alone = {
+        "engine": settings.engine.model_copy(update={"parallel": 1})
+    }  # a step is as fast as the weights are read
     seconds = [
-        plan.estimated(one.model_copy(update=alone), LLAMA, plan.KNOWN["T4"], "T4").response for one in (settings, OVERNIGHT)
+        plan.estimated(one.model_copy(update=alone), LLAMA, plan.KNOWN["T4"], "T4").response
+        for one in (settings, OVERNIGHT)
     ]
     assert seconds[0] < seconds[1] / 5
     given.unlink()
@@ -122,11 +151,23 @@ def test_another_base_has_no_origin_but_its_own():
 
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
     # method: full scale is 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
-    counts = {one.stage: one.amount for one in plan.counts(config.load("paper"), range(1, 2), seed_stage=False)}
-    assert (counts["responses"], counts["judgments"], counts["battles"]) == (35_000, 385_000, 550_000)
-    third = {one.stage: one.amount for one in plan.counts(config.load("paper"), range(3, 4), seed_stage=False)}
+    counts = {
+        one.stage: one.amount
+        for one in plan.counts(config.load("paper"), range(1, 2), seed_stage=False)
+    }
+    assert (counts["responses"], counts["judgments"], counts["battles"]) == (
+        35_000,
+        385_000,
+        550_000,
+    )
+    third = {
+        one.stage: one.amount
+        for one in plan.counts(config.load("paper"), range(3, 4), seed_stage=False)
+    }
     assert third["battles"] == 0
-    small = config.load("overnight", {"prompts.count": "200", "responses.count": "4", "judge.count": "3"})
+    small = config.load(
+        "overnight", {"prompts.count": "200", "responses.count": "4", "judge.count": "3"}
+    )
     counts = {one.stage: one.amount for one in plan.counts(small, range(1, 2), seed_stage=False)}
     assert (counts["responses"], counts["judgments"], counts["battles"]) == (800, 2400, 1200)
 
@@ -136,7 +177,9 @@ def test_a_decode_step_is_bound_by_what_is_slower():
     costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN["RTX 3090"], "RTX 3090")
     computing = 2 * 8_029_995_008 * 64 / (0.35 * 71e12)
     token = computing / 64
-    assert costs.response == pytest.approx(0.4 * 1024 * token + 60 / 4 * 2 * 8_029_995_008 / (0.5 * 71e12), rel=1e-6)
+    assert costs.response == pytest.approx(
+        0.4 * 1024 * token + 60 / 4 * 2 * 8_029_995_008 / (0.5 * 71e12), rel=1e-6
+    )
     slow = plan.Speeds(24e9, 50e9, 71e12)
     reading = plan.estimated(OVERNIGHT, LLAMA, slow, "slow").response
     assert reading > 2 * costs.response
@@ -170,10 +213,20 @@ def test_every_preset_is_parsed_and_planned(preset):
     expected = plan.predicted(settings, llama, "NVIDIA GeForce RTX 4090")
     assert len(expected["seconds"]) == 10 + 12 * settings.iterations
     assert (
-        sum(plan.disk(settings, llama, settings.iterations, seed_stage=True, base_written=False).values()) > 8e9
+        sum(
+            plan.disk(
+                settings, llama, settings.iterations, seed_stage=True, base_written=False
+            ).values()
+        )
+        > 8e9
         or preset == "small"
     )
-    assert plan.predicted(settings, llama, None) == {"card": None, "source": None, "seconds": {}, "memory": {}}
+    assert plan.predicted(settings, llama, None) == {
+        "card": None,
+        "source": None,
+        "seconds": {},
+        "memory": {},
+    }
 
 
 @pytest.mark.parametrize("preset", [name for name in config.presets() if name != "tiny"])
@@ -181,21 +234,32 @@ def test_every_line_of_a_preset_has_its_reason_or_stands_in_another(preset):
     """P, K, N and the caps are written out, and what is not said elsewhere is explained where it stands."""
     text = (config.PRESETS_DIR / f"{preset}.toml").read_text(encoding="utf-8")
     tree = tomllib.loads(text)
-    for section, key in (("prompts", "count"), ("responses", "count"), ("judge", "count"), ("seed_stage", "train_examples")):
+    for section, key in (
+        ("prompts", "count"),
+        ("responses", "count"),
+        ("judge", "count"),
+        ("seed_stage", "train_examples"),
+    ):
         assert key in tree[section]
     for section in ("responses", "judge", "meta_judge", "prompts", "evaluation"):
         assert "max_tokens" in tree[section]["draw"]
     bare = [line for line in text.splitlines() if "=" in line and "#" not in line]
     others = "".join(
-        (config.PRESETS_DIR / f"{name}.toml").read_text() for name in ("overnight", "t4", "small", "paper") if name != preset
+        (config.PRESETS_DIR / f"{name}.toml").read_text()
+        for name in ("overnight", "t4", "small", "paper")
+        if name != preset
     )
-    unexplained = [line for line in bare if line.split("=")[0].strip() not in _explained(others + text)]
+    unexplained = [
+        line for line in bare if line.split("=")[0].strip() not in _explained(others + text)
+    ]
     assert not unexplained
 
 
 def _explained(text: str) -> set[str]:
     """The names of settings that some preset explains; a schedule's are explained by its header."""
-    names = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line and "#" in line}
+    names = {
+        line.split("=")[0].strip() for line in text.splitlines() if "=" in line and "#" in line
+    }
     return names | {"rho", "judgment_pairs", "max_chosen_response", "max_chosen_judgment", "warmup"}
 
 
@@ -206,25 +270,34 @@ def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_pat
     from selfreward_lite.run import loop
     from selfreward_lite.system.gpu import Card
 
-    monkeypatch.setattr(loop, "cards", lambda: [Card("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)])
+    monkeypatch.setattr(
+        loop,
+        "cards",
+        lambda: [Card("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)],
+    )
     scripted_run.run(tmp_path / "run", iterations="1")
     with Store.read(tmp_path / "run") as store:
         kept = store.fact("plan")
         compared = summary.predictions(store)
     assert kept["card"] == "NVIDIA GeForce RTX 3090"
-    assert {"M0 training", "M1 responses", "M1 judgments", "M1 training", "M1 export"} <= {name for name, _, _ in compared}
+    assert {"M0 training", "M1 responses", "M1 judgments", "M1 training", "M1 export"} <= {
+        name for name, _, _ in compared
+    }
     assert all(expected == kept["seconds"][name] for name, expected, _ in compared)
     monkeypatch.setattr(loop, "cards", list)
     scripted_run.run(tmp_path / "run", iterations="2")
     with Store.read(tmp_path / "run") as store:
         assert store.fact("plan") == kept, "never refitted"
 
+
 # -- the command -----------------------------------------------------------------------------------------------------------
 
 
 def planned(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "selfreward_lite", "plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "160"})
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "160"}
+    )
 
 
 def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_path):
@@ -255,7 +328,10 @@ def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
     ("arguments", "says"),
     [
         (["--preset", "overnight", "--card", "Voodoo 2"], "no figures of it; choose one of T4"),
-        (["--preset", "overnight", "--set", "model.base=some/body"], "some/body was not downloaded before, and the hub cannot"),
+        (
+            ["--preset", "overnight", "--set", "model.base=some/body"],
+            "some/body was not downloaded before, and the hub cannot",
+        ),
         (["--preset", "nightly"], "no preset"),
     ],
 )
@@ -268,4 +344,6 @@ def test_what_cannot_be_planned_is_one_line(arguments, says):
 
 def test_a_preset_too_large_for_the_card_says_what_to_do():
     ended = planned("--preset", "overnight", "--card", "T4")
-    assert "that is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(ended.stderr.split())
+    assert "that is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(
+        ended.stderr.split()
+    )

@@ -13,7 +13,9 @@ from selfreward_lite.data.store import Store
 
 
 def prune(folder: Path, *options: str):
-    return CliRunner().invoke(main.app, ["prune", "--name", folder.name, "--runs-dir", str(folder.parent), *options])
+    return CliRunner().invoke(
+        main.app, ["prune", "--name", folder.name, "--runs-dir", str(folder.parent), *options]
+    )
 
 
 @pytest.fixture
@@ -23,7 +25,11 @@ def run(tmp_path) -> Path:
 
 
 def records(folder: Path) -> dict:
-    return {name: value for name, value in everything(folder).items() if name not in ("base", "M1", "M2")}
+    return {
+        name: value
+        for name, value in everything(folder).items()
+        if name not in ("base", "M1", "M2")
+    }
 
 
 def test_without_yes_it_only_says_what_it_would_do(run):
@@ -41,7 +47,9 @@ def test_what_can_be_made_again_goes_and_comes_back(run):
     said = prune(run, "--yes")
     assert json.loads(said.stdout.splitlines()[-1])["removed"] == ["base", "training"]
     assert not (run / "base").exists()
-    assert records(run) == {name: value for name, value in before.items() if name not in ("base", "M1", "M2")}
+    assert records(run) == {
+        name: value for name, value in before.items() if name not in ("base", "M1", "M2")
+    }
     with Store.read(run) as store:
         assert store.faults() == [], "what was pruned is no fault"
     scripted_run.run(run, iterations="4")

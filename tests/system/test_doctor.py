@@ -28,7 +28,18 @@ PINS = doctor.pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
 
 def machine(card: Card | None = None, **changed) -> Machine:
     """A machine on which everything is as it should be, with a card or without."""
-    seen = [{"name": card.name, "capability": list(card.capability), "free": card.free, "total": card.total}] if card else []
+    seen = (
+        [
+            {
+                "name": card.name,
+                "capability": list(card.capability),
+                "free": card.free,
+                "total": card.total,
+            }
+        ]
+        if card
+        else []
+    )
     offloaded = "load_tensors: offloaded 5/5 layers to GPU" if card else None
     whole = Machine(
         python=(3, 11, 7),
@@ -39,7 +50,13 @@ def machine(card: Card | None = None, **changed) -> Machine:
         cards=(card,) if card else (),
         unsloth="2026.10.7" if card else None,
         torch={"version": "2.13.0", "cuda": "13.0" if card else None, "kernels": [], "cards": seen},
-        llama={"version": "0.3.36", "can_offload": bool(card), "amx": False, "error": None, "offloaded": offloaded},
+        llama={
+            "version": "0.3.36",
+            "can_offload": bool(card),
+            "amx": False,
+            "error": None,
+            "offloaded": offloaded,
+        },
         free=500 * GB,
         hub=True,
     )
@@ -102,7 +119,10 @@ def test_llama_cpp_beside_a_card_has_to_prove_that_it_uses_it(llama):
 def test_torch_without_cuda_beside_a_card():
     whole = machine(RTX)
     found = said(replace(whole, torch={**whole.torch, "cuda": None, "cards": []}))["torch"]
-    assert (found.state, found.mend) == ("bad", f"pip install --force-reinstall torch=={PINS['torch']}")
+    assert (found.state, found.mend) == (
+        "bad",
+        f"pip install --force-reinstall torch=={PINS['torch']}",
+    )
     assert "built without CUDA" in found.words
 
 
@@ -111,7 +131,9 @@ def test_packages_missing_or_of_another_version():
     assert (found.state, found.mend) == ("bad", "pip install -r requirements.txt")
     assert "missing: llama-cpp-python (" in found.words
     assert "a C++ compiler is needed" in found.words
-    found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))["packages"]
+    found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))[
+        "packages"
+    ]
     assert (found.state, found.words, found.mend) == (
         "note", f"not the versions that were proved together: trl 1.16.0 instead of {PINS['trl']}",
         f"pip install trl=={PINS['trl']}",
@@ -141,7 +163,9 @@ def test_every_other_fault_is_said(changed, what, state, words):
 
 
 def test_what_the_driver_prints_is_read_line_by_line():
-    found = gpu.read("0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n")
+    found = gpu.read(
+        "0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n"
+    )
     assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
     assert found[0].name == "Tesla T4"
 
@@ -162,7 +186,9 @@ def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, 
     ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
     ({"can_offload": False}, [], "none is in sight"),
 ])  # fmt: skip
-def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(monkeypatch, said, there, words):
+def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
+    monkeypatch, said, there, words
+):
     monkeypatch.setattr(doctor, "cards", lambda: there)
     monkeypatch.setattr(doctor, "_probe", lambda kind: said)
     doctor.need_card(0)
@@ -187,16 +213,36 @@ def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
         settings = prepare.settle(store, {**SMALL, "iterations": "0"}, "tiny")
         loop.run(store, settings, scripted_tools(chat), lambda at: None)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
-    again = ["run", "--name", "run", "--runs-dir", str(tmp_path), "--set", "engine.gpu_layers=-1", "--iterations"]
+    again = [
+        "run",
+        "--name",
+        "run",
+        "--runs-dir",
+        str(tmp_path),
+        "--set",
+        "engine.gpu_layers=-1",
+        "--iterations",
+    ]
     assert CliRunner().invoke(app, [*again, "0"]).exit_code == 0
     assert isinstance(CliRunner().invoke(app, [*again, "1"]).exception, UserError)
 
 
 def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):
-    command = [sys.executable, "-m", "selfreward_lite", "doctor", "--runs-dir", str(tmp_path / "runs")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "selfreward_lite",
+        "doctor",
+        "--runs-dir",
+        str(tmp_path / "runs"),
+    ]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     found = {one["what"]: one for one in json.loads(ended.stdout.splitlines()[-1])}
-    assert ended.returncode == (2 if any(one["state"] == "bad" for one in found.values()) else 0), ended.stderr
+    assert ended.returncode == (2 if any(one["state"] == "bad" for one in found.values()) else 0), (
+        ended.stderr
+    )
     assert found["llama.cpp"]["state"] == "good"
     assert found["model hub"]["state"] == "note"
     assert not (tmp_path / "runs").exists(), "asking leaves nothing behind"
@@ -249,7 +295,9 @@ def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, seen, fir
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO))
+    monkeypatch.setattr(
+        gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO)
+    )
     assert [one.architecture for one in gpu.cards()] == seen
     told = gpu.one_card(os.environ)
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}

@@ -45,7 +45,9 @@ class Pip:
         if command[-1] == "--version":
             if "nvcc" in self.fails:
                 raise FileNotFoundError
-            return subprocess.CompletedProcess(command, 0, "Cuda compilation tools, release 12.5, V12.5.82\n", "")
+            return subprocess.CompletedProcess(
+                command, 0, "Cuda compilation tools, release 12.5, V12.5.82\n", ""
+            )
         self.asked.append(command[3:-1])
         self.environments.append(named["env"])
         if command[3] in self.fails:
@@ -62,7 +64,9 @@ def test_what_uses_the_card_already_is_left_alone(monkeypatch, tmp_path):
     assert not pip.asked
 
 
-def test_without_a_wheel_one_is_compiled_for_the_card_and_kept_in_the_last_folder(monkeypatch, tmp_path):
+def test_without_a_wheel_one_is_compiled_for_the_card_and_kept_in_the_last_folder(
+    monkeypatch, tmp_path
+):
     pip, said = Pip(monkeypatch, [BAD, GOOD]), []
     assert llama_build.install([tmp_path / "readonly", tmp_path / "kept"], said.append) == GOOD
     assert [asked[0] for asked in pip.asked] == ["wheel", "install"]
@@ -98,7 +102,10 @@ def test_a_wheel_from_an_input_is_kept_for_the_next_night_too(monkeypatch, tmp_p
         assert (kept / "sm75-cuda12" / WHEEL).read_text() == "input"
 
 
-@pytest.mark.parametrize("place", [f"sm89-cuda12/{WHEEL}", f"sm75-cuda13/{WHEEL}", "sm75-cuda12/llama_cpp_python-0.1.0-any.whl"])
+@pytest.mark.parametrize(
+    "place",
+    [f"sm89-cuda12/{WHEEL}", f"sm75-cuda13/{WHEEL}", "sm75-cuda12/llama_cpp_python-0.1.0-any.whl"],
+)
 def test_a_wheel_for_another_card_cuda_or_version_is_not(monkeypatch, tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text("other")
@@ -134,7 +141,9 @@ def test_without_a_card_pips_own_build_is_installed_if_there_is_none(monkeypatch
 def test_failures_are_one_line(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [BAD, BAD], there=(RTX,))
     pip.fails = {"wheel"}
-    with pytest.raises(UserError, match=r"pip wheel failed: CMake Error at .*:178 .*\(all of it in .*-pip.log\)"):
+    with pytest.raises(
+        UserError, match=r"pip wheel failed: CMake Error at .*:178 .*\(all of it in .*-pip.log\)"
+    ):
         llama_build.install([tmp_path], print)
     pip.fails = {"nvcc"}
     with pytest.raises(UserError, match="no CUDA compiler .nvcc. here"):

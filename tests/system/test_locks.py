@@ -67,7 +67,9 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
         "import sys, time; from pathlib import Path; from selfreward_lite.system import locks; "
         "locks.take(Path(sys.argv[1]), 'child'); print('there', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, tmp_path / "x.lock"], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "x.lock"], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout.readline() == "there\n"
     assert locks.holder(tmp_path / "x.lock") == "child"
     child.kill()
@@ -105,7 +107,9 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     gpu.release(theirs)
     thread.join(10)
     assert had.is_set()
-    assert said == ["the card is held by the app: waiting for it; end that process, or interrupt this one"]
+    assert said == [
+        "the card is held by the app: waiting for it; end that process, or interrupt this one"
+    ]
     assert (gpu.holder(), gpu.wanted()) == (None, False)
 
 
@@ -226,7 +230,9 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     one.close()
     assert had.wait(10)
     assert live.state == "closed"
-    assert isinstance(next(found for found in two if not isinstance(found, str)), Live), "afterwards all is as before"
+    assert isinstance(next(found for found in two if not isinstance(found, str)), Live), (
+        "afterwards all is as before"
+    )
     thread.join()
     two.close()
     engine.close()
@@ -237,11 +243,15 @@ def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(engine_pool, "GRACE", 0.2)
     engine, why = Shared(on_card=True), []
     one, live = seat(engine, gpu_layers=-1)
-    monkeypatch.setattr(live, "close", lambda words, close=live.close: (why.append(words), close(words)))
+    monkeypatch.setattr(
+        live, "close", lambda words, close=live.close: (why.append(words), close(words))
+    )
     with gpu.held("run night", lambda words: None):
         assert live.state == "closed"
     one.close()
-    assert why == ["a run has taken the card: ask again when it is done, or talk on the CPU"], "and is told why"
+    assert why == ["a run has taken the card: ask again when it is done, or talk on the CPU"], (
+        "and is told why"
+    )
 
 
 def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):

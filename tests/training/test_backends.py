@@ -16,7 +16,9 @@ CARD = Card("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * 2**30, 24 * 2**30)
 def place(monkeypatch, tmp_path):
     """A process with or without a card, unsloth, and transformers imported already; returns `ready` in it."""
 
-    def made(wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None):
+    def made(
+        wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None
+    ):
         monkeypatch.setattr(backends, "cards", lambda: [CARD] if card else [])
         monkeypatch.setattr(backends, "_installed", lambda name: installed)
         monkeypatch.setattr(backends, "version", lambda name: f"1.0 of {name}")

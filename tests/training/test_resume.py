@@ -39,7 +39,9 @@ def begun(tmp_path_factory, chat) -> Path:
 
 def make(folder: Path, chat: ChatFormat, method: str, name: str, **changes) -> Job:
     before = folder / "M0" if method == "dpo" else None
-    job = make_job(folder, config.load("tiny"), chat, method, adapter_in=before, name=name, **changes)
+    job = make_job(
+        folder, config.load("tiny"), chat, method, adapter_in=before, name=name, **changes
+    )
     return Job(**{**vars(job), "checkpoint_minutes": 0.0})
 
 
@@ -73,7 +75,11 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("method", "moments"), [("dpo", (4, 7, 11)), *(pytest.param(*case, marks=SLOW) for case in [("sft", (5,)), ("dpo", (1,))])]
+    ("method", "moments"),
+    [
+        ("dpo", (4, 7, 11)),
+        *(pytest.param(*case, marks=SLOW) for case in [("sft", (5,)), ("dpo", (1,))]),
+    ],
 )
 def test_fault_2_a_killed_training_goes_on_to_the_same_bits(begun, chat, method, moments):
     # Twelve steps. The report of a step comes before its checkpoint, so each death costs the step it falls in.
@@ -138,7 +144,9 @@ def test_fault_2_a_half_written_checkpoint_is_none(begun, chat):
     assert newest.name == "step-5"
     later = folder / "step-9"  # killed while it was written: files, and no manifest yet
     later.mkdir()
-    (later / "adapter.safetensors").write_bytes((newest / "adapter.safetensors").read_bytes()[:1000])
+    (later / "adapter.safetensors").write_bytes(
+        (newest / "adapter.safetensors").read_bytes()[:1000]
+    )
     kept = checkpoints.newest(folder, job.digest())
     assert kept is not None
     assert kept.state.step == 5
@@ -155,8 +163,15 @@ def test_a_checkpoint_of_another_job_is_left_alone(begun, chat):
     with pytest.raises(Killed):
         done(job, killed_after(6))
     assert checkpoints.newest(Path(job.checkpoints), job.digest()) is not None
-    for changed in ({"seed": 1}, {"settings": {**job.settings, "learning_rate": 1e-3}}, {"adapter_in": str(begun / "M0")}):
-        assert checkpoints.newest(Path(job.checkpoints), Job(**{**vars(job), **changed}).digest()) is None
+    for changed in (
+        {"seed": 1},
+        {"settings": {**job.settings, "learning_rate": 1e-3}},
+        {"adapter_in": str(begun / "M0")},
+    ):
+        assert (
+            checkpoints.newest(Path(job.checkpoints), Job(**{**vars(job), **changed}).digest())
+            is None
+        )
     rows = Path(job.rows).read_text().splitlines()
     Path(job.rows).write_text("\n".join(rows[::-1]) + "\n")
     assert checkpoints.newest(Path(job.checkpoints), job.digest()) is None
@@ -181,7 +196,9 @@ def test_checkpoints_come_by_time(begun, chat):
 
 
 @pytest.mark.parametrize(("share", "model"), [(0.25, False), (0.75, True)])
-def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(begun, chat, monkeypatch, share, model):
+def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(
+    begun, chat, monkeypatch, share, model
+):
     job = make(begun, chat, "sft", f"hours-{model}")
     now = [1000.0]
     monkeypatch.setattr(training_trainer.time, "time", lambda: now[0])
@@ -189,7 +206,9 @@ def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(begun, chat,
     def report(said):
         now[0] += "step" in said
 
-    facts = done(Job(**{**vars(job), "until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}), report)
+    facts = done(
+        Job(**{**vars(job), "until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}), report
+    )
     assert facts["ended_early"]
     assert bool(facts["out_of_time"]) is not model
     assert (begun / job.adapter_out / "adapter_model.safetensors").exists() is model
@@ -213,7 +232,9 @@ def memory(monkeypatch):
 
             def limited(self, model, inputs, num_items_in_batch=None, step=step):
                 rows, length = inputs["input_ids"].shape
-                rows //= 2 if isinstance(self, training_trainer.TokenisedDPOTrainer) else 1  # chosen and rejected lie in one batch
+                rows //= (
+                    2 if isinstance(self, training_trainer.TokenisedDPOTrainer) else 1
+                )  # chosen and rejected lie in one batch
                 seen.append((rows, length))
                 if rows > limit and len(seen) > from_call:
                     raise torch.OutOfMemoryError("CUDA out of memory")
@@ -236,13 +257,17 @@ def test_fault_13_less_at_once_where_memory_is_short(begun, chat, memory, method
         "no memory for 8 of the longest rows at once", "no memory for 4 of the longest rows at once"
     ]  # fmt: skip
     assert [rows for rows, _ in seen][:3] == [8, 4, 2], "found out before the first step"
-    assert furthest(begun, f"whole-{method}", f"short-{method}") < 1e-4, "the same model, but for rounding"
+    assert furthest(begun, f"whole-{method}", f"short-{method}") < 1e-4, (
+        "the same model, but for rounding"
+    )
 
 
 @SLOW
 def test_fault_13_a_row_that_never_fits_ends_with_advice(begun, chat, memory):
     memory(limit=0)
-    with pytest.raises(TrainingError, match=r"not even one row of up to 256 tokens.*lower dpo\.max_length"):
+    with pytest.raises(
+        TrainingError, match=r"not even one row of up to 256 tokens.*lower dpo\.max_length"
+    ):
         done(make(begun, chat, "dpo", "never"))
     assert not (begun / "never" / "adapter_model.safetensors").exists()
 
@@ -295,7 +320,9 @@ def test_steps_that_float16_left_out_are_not_counted_as_tried():
     accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
     trainer = SimpleNamespace(model=layer, accelerator=accelerator)
     job = SimpleNamespace(method="sft", checkpoint_minutes=9, min_moved_share=0.9, until=None)
-    watcher = training_trainer.Watcher(trainer, job, checkpoints.State("job", 0, [], {}, {}), lambda said: None)
+    watcher = training_trainer.Watcher(
+        trainer, job, checkpoints.State("job", 0, [], {}, {}), lambda said: None
+    )
     for step in range(1, 8):
         watcher.on_step_end(None, SimpleNamespace(global_step=step, max_steps=40), None)
     assert watcher.skipped == 7
@@ -314,7 +341,9 @@ def test_a_step_that_float16_left_out_is_heard_of():
     Accelerator(cpu=True)
     layer, scaler = torch.nn.Linear(2, 2), torch.amp.GradScaler("cpu")
     trainer = SimpleNamespace(model=layer, accelerator=SimpleNamespace(scaler=scaler))
-    training_trainer._give_optimizer(trainer, SimpleNamespace(settings={"learning_rate": 0.1, "warmup": 0.0}), 10, 0)
+    training_trainer._give_optimizer(
+        trainer, SimpleNamespace(settings={"learning_rate": 0.1, "warmup": 0.0}), 10, 0
+    )
     optimizer = AcceleratedOptimizer(trainer.optimizer, device_placement=False, scaler=scaler)
     for worst, left_out in ((torch.inf, True), (1.0, False)):
         before = layer.weight.detach().clone()
@@ -342,5 +371,8 @@ def test_trying_them_leaves_no_trace(begun, chat, monkeypatch):
     monkeypatch.setattr(training_trainer.Watcher, "on_train_begin", lambda *_, **__: None)
     for method in ("sft", "dpo"):
         logged = []
-        done(make(begun, chat, method, f"untried-{method}"), lambda said, logged=logged: logged.append(said.get("values")))
+        done(
+            make(begun, chat, method, f"untried-{method}"),
+            lambda said, logged=logged: logged.append(said.get("values")),
+        )
         assert furthest(begun, f"whole-{method}", f"untried-{method}") == 0.0

@@ -28,14 +28,29 @@ BY_TRANSFORMERS = Backend("transformers", "transformers")
 
 
 def make_job(
-    folder: Path, tiny: Settings, chat: ChatFormat, method: str, *, adapter_in: Path | None = None, name: str = "out", **changes
+    folder: Path,
+    tiny: Settings,
+    chat: ChatFormat,
+    method: str,
+    *,
+    adapter_in: Path | None = None,
+    name: str = "out",
+    **changes,
 ) -> Job:
     rows = folder / f"{name}.jsonl"
     made = Rows()
     for index in range(24):
-        prompt = chat.prompt_ids([{"role": "user", "content": f"Sort the letters c {'abde'[index % 4]} f."}])
+        prompt = chat.prompt_ids(
+            [{"role": "user", "content": f"Sort the letters c {'abde'[index % 4]} f."}]
+        )
         if method == "sft":
-            made.add({"prompt_ids": prompt, "completion_ids": chat.completion_ids("The answer is a c f.")}, 256)
+            made.add(
+                {
+                    "prompt_ids": prompt,
+                    "completion_ids": chat.completion_ids("The answer is a c f."),
+                },
+                256,
+            )
         else:
             made.add(
                 {
@@ -46,7 +61,9 @@ def make_job(
                 256,
             )
     made.save(rows)
-    settings = tiny.sft.model_dump() if method == "sft" else {**tiny.dpo.model_dump(), "anchor": 1.0}
+    settings = (
+        tiny.sft.model_dump() if method == "sft" else {**tiny.dpo.model_dump(), "anchor": 1.0}
+    )
     settings |= {"batch": 8, "micro_batch": 8, "epochs": 4, **changes}
     return Job(
         method,
@@ -103,12 +120,24 @@ def test_fault_42_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
         facts, logged = trained[name]
         assert facts["first_margin"] == 0.0
         assert logged[0]["rewards/chosen"] == logged[0]["rewards/rejected"] == 0.0
-        anchor = -logged[0]["logps/chosen"]  # with weight 1, the anchor adds a mean log-likelihood per token
+        anchor = -logged[0][
+            "logps/chosen"
+        ]  # with weight 1, the anchor adds a mean log-likelihood per token
         assert logged[0]["loss"] < 0.6931 + anchor
 
 
 def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained, work):
-    facts, logged = work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="pure", anchor=0.0))
+    facts, logged = work(
+        make_job(
+            tmp_path,
+            tiny,
+            chat,
+            "dpo",
+            adapter_in=trained["folder"] / "M1",
+            name="pure",
+            anchor=0.0,
+        )
+    )
     assert logged[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
     assert logged[-1]["loss"] < 0.6
     assert logged[-1]["rewards/margins"] > 0
@@ -124,12 +153,27 @@ def test_training_moves_every_weight_and_stays_float32(trained):
 
 def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, trained, work):
     # With a rate of nearly nothing, what comes out is what training began with: M1 itself, no fresh adapter.
-    job = make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="still", learning_rate=1e-12, epochs=1)
+    job = make_job(
+        tmp_path,
+        tiny,
+        chat,
+        "dpo",
+        adapter_in=trained["folder"] / "M1",
+        name="still",
+        learning_rate=1e-12,
+        epochs=1,
+    )
     work(job)
-    still, before = load_file(tmp_path / "still" / "adapter_model.safetensors"), weights(trained, "M1")
+    still, before = (
+        load_file(tmp_path / "still" / "adapter_model.safetensors"),
+        weights(trained, "M1"),
+    )
     assert all((still[name] - weight).abs().max() < 1e-6 for name, weight in before.items())
     assert max(weight.abs().max() for name, weight in before.items() if "lora_B" in name) > 1e-4
-    assert any((weights(trained, "M2")[name] - weight).abs().max() > 1e-4 for name, weight in before.items())
+    assert any(
+        (weights(trained, "M2")[name] - weight).abs().max() > 1e-4
+        for name, weight in before.items()
+    )
 
 
 def logits(adapter: Path | None) -> torch.Tensor:
@@ -160,15 +204,22 @@ def test_an_adapter_with_other_keys_is_refused(trained, tmp_path, tiny, chat, wo
     renamed = tmp_path / "renamed"
     renamed.mkdir()
     (renamed / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
-    save_file({f"other.{key}": value for key, value in weights(trained, "M0").items()}, renamed / "adapter_model.safetensors")
+    save_file(
+        {f"other.{key}": value for key, value in weights(trained, "M0").items()},
+        renamed / "adapter_model.safetensors",
+    )
     with pytest.raises(TrainingError, match="does not fit"):
         work(make_job(tmp_path, tiny, chat, "dpo", adapter_in=renamed))
 
 
-def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(tmp_path, tiny, chat, trained, work):
+def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(
+    tmp_path, tiny, chat, trained, work
+):
     # Defect 2: a hard-coded model.
     job = make_job(tmp_path, tiny, chat, "sft")
-    missing = Job(**{**json.loads(json.dumps(job.__dict__)), "model_dir": str(tmp_path / "unique-name")})
+    missing = Job(
+        **{**json.loads(json.dumps(job.__dict__)), "model_dir": str(tmp_path / "unique-name")}
+    )
     with pytest.raises(TrainingError, match="unique-name"):
         work(missing)
     adapter = json.loads((trained["folder"] / "M2" / "adapter_config.json").read_text())
@@ -191,7 +242,9 @@ def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, 
 @pytest.fixture
 def dpo(tmp_path, tiny, chat, trained) -> Callable[[], dict[str, float]]:
     """One DPO from M1, in this process, so that its parts can be spoilt."""
-    job = make_job(tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="spoilt", epochs=1)
+    job = make_job(
+        tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name="spoilt", epochs=1
+    )
     return lambda: trainer.train(job, lambda said: None, BY_TRANSFORMERS)
 
 
@@ -227,7 +280,9 @@ def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo
 
 def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
     restore = backends.restore
-    monkeypatch.setattr(backends, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0")))
+    monkeypatch.setattr(
+        backends, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0"))
+    )
     with pytest.raises(TrainingError, match=r"the reference is not M\(t-1\)"):
         dpo()
 
@@ -239,12 +294,17 @@ def test_fault_42_a_trainer_without_a_reference_is_refused(dpo, monkeypatch):
 
 
 def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
-    rows = [{"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)]
+    rows = [
+        {"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)
+    ]
     order = row_lists.arranged(rows, epochs=2, batch=4, seed=3)
     names = [row["prompt_ids"][0] for row in order]
     lengths = [row_lists.length(row) for row in order]
     assert sorted(names) == sorted(list(range(10)) * 2)
-    assert all(lengths[start : start + 4] == sorted(lengths[start : start + 4]) for start in range(0, 20, 4))
+    assert all(
+        lengths[start : start + 4] == sorted(lengths[start : start + 4])
+        for start in range(0, 20, 4)
+    )
     assert order == row_lists.arranged(rows, 2, 4, seed=3) != row_lists.arranged(rows, 2, 4, seed=4)
     assert set(names[:8]) != set(names[8:16]), "epochs are shuffled apart"
     assert len(row_lists.arranged(rows, 0.5, 4, 0)) == 5
@@ -252,7 +312,10 @@ def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
 
 def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
     prompt = Prompt("p", 1, "generated", 0, "Sort <|eot_id|> the letters")
-    good, bad = (Response(name, 1, "M0", "p", 0, text, "stop", 3) for name, text in (("g", "a<|eot_id|>b"), ("b", "x " * 300)))
+    good, bad = (
+        Response(name, 1, "M0", "p", 0, text, "stop", 3)
+        for name, text in (("g", "a<|eot_id|>b"), ("b", "x " * 300))
+    )
     pair = ResponsePair("rp", 1, "p", "g", "b", 4.0, 1.0, 3, 600, 0.0)
     better, worse = (
         Judgment(name, 1, "M0", "g", 0, text, "stop", 3, 1.0, None)
@@ -278,7 +341,9 @@ def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     probes = [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
     with real_tools() as tools:
         tools.export_base(TINY_MODEL, base, model)
-        measured = tools.export_adapter(TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model)
+        measured = tools.export_adapter(
+            TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model
+        )
     print(f"\nPEFT against llama.cpp: {measured}")
     assert measured["difference"] < 1e-3
     assert measured["change"] > 0.1
@@ -293,7 +358,9 @@ def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, 
     assert torch.equal(logits(tmp_path / "bare"), logits(None))
 
 
-def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(tmp_path, tiny, chat, trained, work):
+def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(
+    tmp_path, tiny, chat, trained, work
+):
     """Its numbers come from other micro-batches, so they are the same up to float32's rounding, not to the last bit."""
     runs = {}
     for early in (False, True):
@@ -309,13 +376,18 @@ def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(tmp_p
         )
         facts, logged = work(job)
         assert abs(facts["first_margin"]) < 1e-4
-        runs[early] = (load_file(tmp_path / f"early-{early}" / "adapter_model.safetensors"), [one["loss"] for one in logged])
+        runs[early] = (
+            load_file(tmp_path / f"early-{early}" / "adapter_model.safetensors"),
+            [one["loss"] for one in logged],
+        )
     assert runs[True][1] == pytest.approx(runs[False][1], abs=1e-3)
     for name, weight in runs[False][0].items():
         assert torch.allclose(runs[True][0][name], weight, atol=2e-3), name
 
 
-def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(tmp_path, tiny, chat, trained, monkeypatch):
+def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(
+    tmp_path, tiny, chat, trained, monkeypatch
+):
     """As on a card: without the autocast of the training the reference's numbers are others, and the first margin is not 0."""
     monkeypatch.setattr(trainer, "_compute_dtype", lambda: torch.bfloat16)
     losses: dict[bool, list[float]] = {False: [], True: []}
@@ -326,8 +398,19 @@ def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(tmp_path,
                 logged.append(said["values"]["loss"])
 
         job = make_job(
-            tmp_path, tiny, chat, "dpo", adapter_in=trained["folder"] / "M1", name=f"early-{early}", precompute_reference=early
+            tmp_path,
+            tiny,
+            chat,
+            "dpo",
+            adapter_in=trained["folder"] / "M1",
+            name=f"early-{early}",
+            precompute_reference=early,
         )
-        assert trainer.train(replace(job, settings=job.settings | {"epochs": 2}), report, BY_TRANSFORMERS)["first_margin"] == 0.0
+        assert (
+            trainer.train(
+                replace(job, settings=job.settings | {"epochs": 2}), report, BY_TRANSFORMERS
+            )["first_margin"]
+            == 0.0
+        )
     assert losses[True] == losses[False]
     assert len(losses[True]) == 6

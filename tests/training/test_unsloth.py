@@ -24,7 +24,11 @@ NF4 = Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """M0 and M1 by unsloth, and M0 by transformers, with what each said."""
-    folder, chat, tiny = tmp_path_factory.mktemp("unsloth"), ChatFormat.load(TINY_MODEL), config.load("tiny")
+    folder, chat, tiny = (
+        tmp_path_factory.mktemp("unsloth"),
+        ChatFormat.load(TINY_MODEL),
+        config.load("tiny"),
+    )
     found = {"folder": folder}
     with real_tools(backend="unsloth") as tools:
 
@@ -39,7 +43,9 @@ def trained(tmp_path_factory):
         work("dpo", "M1", folder / "M0")
     with real_tools() as tools:
         said = []
-        found["other"] = tools.train(make_job(folder, tiny, chat, "sft", name="other"), folder, said.append)
+        found["other"] = tools.train(
+            make_job(folder, tiny, chat, "sft", name="other"), folder, said.append
+        )
         found["other values"] = [one["values"] for one in said if "values" in one]
     return found
 
@@ -65,7 +71,10 @@ def test_the_reference_of_dpo_is_the_model_before(trained):
 
 def test_it_learns_what_transformers_learn(trained):
     # The same rows, rate and first weights up to how each draws them: the losses of every step agree closely.
-    ours, theirs = ([one["loss"] for one in values] for values in (trained["M0"]["values"], trained["other values"]))
+    ours, theirs = (
+        [one["loss"] for one in values]
+        for values in (trained["M0"]["values"], trained["other values"])
+    )
     assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
     assert ours[-1] == pytest.approx(theirs[-1], rel=0.3)
 
@@ -76,14 +85,21 @@ def test_llama_cpp_runs_what_unsloth_trained(trained, tmp_path):
     base = tmp_path / "base" / "base.gguf"
     with real_tools() as tools:
         tools.export_base(TINY_MODEL, base, NF4)
-        measured = tools.export_adapter(TINY_MODEL, trained["folder"] / "M1", base, tmp_path / "M1.gguf", probes, NF4)
+        measured = tools.export_adapter(
+            TINY_MODEL, trained["folder"] / "M1", base, tmp_path / "M1.gguf", probes, NF4
+        )
     assert measured["difference"] < 1e-3
     assert measured["change"] > 0.1
 
 
 def test_an_adapter_of_unsloth_is_a_plain_one(trained):
-    ours, theirs = (load_file(trained["folder"] / name / "adapter_model.safetensors") for name in ("M0", "other"))
-    assert {name: weight.shape for name, weight in ours.items()} == {name: weight.shape for name, weight in theirs.items()}
+    ours, theirs = (
+        load_file(trained["folder"] / name / "adapter_model.safetensors")
+        for name in ("M0", "other")
+    )
+    assert {name: weight.shape for name, weight in ours.items()} == {
+        name: weight.shape for name, weight in theirs.items()
+    }
 
 
 def test_nothing_is_written_where_one_stands(trained):

@@ -19,7 +19,12 @@ def workshop():
 
 
 def missing_model(folder: Path) -> dict:
-    return {"model_dir": str(folder / "unique-name"), "out": str(folder / "base.gguf"), "weights": "nf4", "dtype": "f32"}
+    return {
+        "model_dir": str(folder / "unique-name"),
+        "out": str(folder / "base.gguf"),
+        "weights": "nf4",
+        "dtype": "f32",
+    }
 
 
 def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp_path):
@@ -58,7 +63,10 @@ def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(work
     log = tmp_path / "log"
     killer = threading.Thread(target=kill)
     killer.start()
-    with pytest.raises(TaskFailed, match=r"ended by SIGKILL, which is how a system short of memory.*last words: .*0\.101"):
+    with pytest.raises(
+        TaskFailed,
+        match=r"ended by SIGKILL, which is how a system short of memory.*last words: .*0\.101",
+    ):
         workshop.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
     killer.join()
 
@@ -76,7 +84,11 @@ def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
     if parent == 0:
         os.setsid()
         os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
-        Workshop(bare=True).do("export_base", tmp_path / "log", **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+        Workshop(bare=True).do(
+            "export_base",
+            tmp_path / "log",
+            **{**missing_model(tmp_path), "model_dir": str(tmp_path)},
+        )
         os._exit(0)
     deadline = time.monotonic() + 60
     family: list[int] = []
@@ -92,5 +104,7 @@ def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
 
 
 def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
     return children + [grandchild for child in children for grandchild in descendants(child)]

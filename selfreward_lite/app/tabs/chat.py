@@ -39,9 +39,14 @@ from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import SelfRewardError
 
 SELF = "the same model"
-TINY_EXAMPLES = ["Sort the letters c a b.", "Reverse the letters d o h k.", "Swap the ends of x y z."]
+TINY_EXAMPLES = [
+    "Sort the letters c a b.",
+    "Reverse the letters d o h k.",
+    "Swap the ends of x y z.",
+]
 EXAMPLES = [
-    "Explain to a ten-year-old why the sky is blue.", "Write three titles for a talk about bees.",
+    "Explain to a ten-year-old why the sky is blue.",
+    "Write three titles for a talk about bees.",
     "My bread does not rise. What should I check first?",
 ]
 HOW_JUDGED = (
@@ -74,7 +79,9 @@ def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
     try:
         place = house.place(wish.run)
         asked = messages(turns, wish.system)
-        with closing(house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)) as growing:
+        with closing(
+            house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)
+        ) as growing:
             for reply in growing:
                 last = replace(last, reply=reply)
                 yield _now(turns, last)
@@ -103,7 +110,10 @@ def from_here(turns: list[Turn], place: int, text: str | None = None) -> list[Tu
     """Return the turns up to that of the message at `place`, whose question is put again, or as `text` says it now."""
     number = turn_of(turns, place)
     turn = turns[number]
-    return [*turns[:number], Turn(turn.said if text is None else text.strip() or turn.said, turn.speaker)]
+    return [
+        *turns[:number],
+        Turn(turn.said if text is None else text.strip() or turn.said, turn.speaker),
+    ]
 
 
 def without(turns: list[Turn], place: int) -> tuple[list[Turn], str]:
@@ -136,7 +146,9 @@ def tab(house: House, shell: Shell) -> None:
     """Lay the tab out."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            speaker = choice("Model", info="base, then M0 after the seed stage, then one each iteration")
+            speaker = choice(
+                "Model", info="base, then M0 after the seed stage, then one each iteration"
+            )
             judge = choice("Judged by", choices=[SELF], value=SELF)
             why = gr.Markdown("", visible=False, elem_id="why-none")
             with gr.Accordion("More", open=False):
@@ -144,26 +156,46 @@ def tab(house: House, shell: Shell) -> None:
                 gr.Markdown(HOW_JUDGED)
         with gr.Column(scale=3):
             chatbot = gr.Chatbot(
-                show_label=False, height="55vh", latex_delimiters=[], allow_tags=False, buttons=["copy"], editable="user",
-                placeholder="Say something, or take an example below.", elem_id="talk",
+                show_label=False,
+                height="55vh",
+                latex_delimiters=[],
+                allow_tags=False,
+                buttons=["copy"],
+                editable="user",
+                placeholder="Say something, or take an example below.",
+                elem_id="talk",
             )
             with gr.Row():
-                box = gr.Textbox(show_label=False, placeholder="Say something", scale=8, autofocus=True, container=False)
+                box = gr.Textbox(
+                    show_label=False,
+                    placeholder="Say something",
+                    scale=8,
+                    autofocus=True,
+                    container=False,
+                )
                 stop = gr.Button("Stop", scale=1, min_width=80, visible=False)
                 send = gr.Button("Send", variant="primary", scale=1, min_width=80)
             with gr.Column(visible=False) as tiny:
-                gr.Examples(TINY_EXAMPLES, box, label="What the tiny model knows", api_visibility="private")
+                gr.Examples(
+                    TINY_EXAMPLES, box, label="What the tiny model knows", api_visibility="private"
+                )
             with gr.Column(visible=False) as other:
                 gr.Examples(EXAMPLES, box, label="For a start", api_visibility="private")
             with gr.Row():
                 clear = gr.Button("New conversation", size="sm")
-                files = [gr.DownloadButton("JSON lines", size="sm"), gr.DownloadButton("Markdown", size="sm")]
+                files = [
+                    gr.DownloadButton("JSON lines", size="sm"),
+                    gr.DownloadButton("Markdown", size="sm"),
+                ]
     parts = _Parts(speaker, judge, draw, chatbot, box, stop, send, clear, files, tiny, other)
     _wire(house, shell, parts)
     known = gr.State([])
     gr.on(
-        [shell.run.change, shell.pulse.change], lambda run, *chosen: offer(house, run, *chosen),
-        [shell.run, speaker, judge, known], [speaker, judge, known, tiny, other, why], **NEWS,
+        [shell.run.change, shell.pulse.change],
+        lambda run, *chosen: offer(house, run, *chosen),
+        [shell.run, speaker, judge, known],
+        [speaker, judge, known, tiny, other, why],
+        **NEWS,
     )
 
 
@@ -177,20 +209,36 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     def answer(turns: list[Turn], request: gr.Request, *chosen: Any) -> Iterator[tuple[Any, ...]]:
         run, speaker, judge, system, temperature, top_p, length, seed = chosen
         yield turns, shown(turns), *_buttons(speaking=True)
-        wish = Wish(run, speaker, judge, system, draw_of(temperature, top_p, length), int(seed or 0), request.session_hash or "")
+        wish = Wish(
+            run,
+            speaker,
+            judge,
+            system,
+            draw_of(temperature, top_p, length),
+            int(seed or 0),
+            request.session_hash or "",
+        )
         for now, looks in talk(house, turns, wish):
             yield now, looks, gr.skip(), gr.skip(), gr.skip()
 
-    def said_now(request: gr.Request, turns: list[Turn], text: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+    def said_now(
+        request: gr.Request, turns: list[Turn], text: str, *chosen: Any
+    ) -> Iterator[tuple[Any, ...]]:
         now, _ = ask(turns, text, chosen[1])
         if now != turns:
             yield from answer(now, request, *chosen)
 
-    def again(event: gr.RetryData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
+    def again(
+        event: gr.RetryData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any
+    ) -> Iterator[tuple[Any, ...]]:
         yield from answer(from_here(turns, _place(event.index)), request, *chosen)
 
-    def edited(event: gr.EditData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
-        yield from answer(from_here(turns, _place(event.index), said(event.value)), request, *chosen)
+    def edited(
+        event: gr.EditData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        yield from answer(
+            from_here(turns, _place(event.index), said(event.value)), request, *chosen
+        )
 
     def undone(turns: list[Turn], event: gr.UndoData) -> tuple[Any, ...]:
         left, text = without(turns, _place(event.index))
@@ -205,7 +253,14 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     ended = [
         *started,
         parts.stop.click(_stopped, turns, [turns, chatbot], cancels=started, **QUIET),
-        gr.on([parts.clear.click, chatbot.clear], lambda: ([], []), None, [turns, chatbot], cancels=started, **QUIET),
+        gr.on(
+            [parts.clear.click, chatbot.clear],
+            lambda: ([], []),
+            None,
+            [turns, chatbot],
+            cancels=started,
+            **QUIET,
+        ),
         chatbot.undo(undone, turns, [turns, chatbot, box], **QUIET),
     ]
     rest = [parts.stop, parts.send, box, shell.words, *parts.files]
@@ -213,7 +268,9 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         event.then(lambda turns: _at_rest(house, turns), turns, rest, **QUIET)
 
 
-def offer(house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]) -> tuple[Any, ...]:
+def offer(
+    house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]
+) -> tuple[Any, ...]:
     """Return the models of a run to choose from, what is `known` from now on, examples that suit it, and why there are no models.
 
     Whoever had chosen the newest gets the newest when there is a newer one; any other choice stays. Nothing is said twice: a page
@@ -226,7 +283,9 @@ def offer(house: House, run: str | None, chosen: str | None, judge: str | None, 
     return (
         gr.update(choices=names, value=chosen if stays else names[-1] if names else None),
         gr.update(choices=[SELF, *names], value=judge if judge in names else SELF),
-        [run, why, *names], gr.update(visible=suits_tiny), gr.update(visible=bool(names) and not suits_tiny),
+        [run, why, *names],
+        gr.update(visible=suits_tiny),
+        gr.update(visible=bool(names) and not suits_tiny),
         gr.update(value=why, visible=bool(why)),
     )
 

@@ -31,7 +31,10 @@ from selfreward_lite.models.chat_format import user
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
 CHOICES: dict[str, votes.Side | None] = {
-    "Left is better": "a", "As good as each other": "tie", "Right is better": "b", "Skip": None,
+    "Left is better": "a",
+    "As good as each other": "tie",
+    "Right is better": "b",
+    "Skip": None,
 }
 HOW = (
     "Both models are the same base with another adapter. They read the same prompt and draw with the same seed, so what differs "
@@ -76,11 +79,15 @@ def answer(house: House, bout: Bout) -> Iterator[Bout]:
     """Have both models answer, the left one first; yields the bout as it grows."""
     place = house.place(bout.run)
     for side in (0, 1):
-        with closing(house.reply(
-            place, bout.models[side], user(bout.prompt), bout.draw, bout.seed, bout.caller
-        )) as growing:
+        with closing(
+            house.reply(
+                place, bout.models[side], user(bout.prompt), bout.draw, bout.seed, bout.caller
+            )
+        ) as growing:
             for reply in growing:
-                bout = replace(bout, replies=(reply, None) if side == 0 else (bout.replies[0], reply))
+                bout = replace(
+                    bout, replies=(reply, None) if side == 0 else (bout.replies[0], reply)
+                )
                 yield bout
 
 
@@ -95,7 +102,9 @@ def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Ite
         votes.add(folder, _vote(bout, choice, left, right))
     yield bout
     try:
-        with closing(house.verdict(house.place(bout.run), judge, bout.prompt, (left, right), bout.caller)) as reading:
+        with closing(
+            house.verdict(house.place(bout.run), judge, bout.prompt, (left, right), bout.caller)
+        ) as reading:
             for found in reading:
                 bout = replace(bout, waits=found if isinstance(found, str) else "")
                 bout = replace(bout, verdict=found) if isinstance(found, Verdict) else bout
@@ -110,8 +119,19 @@ def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Ite
 def _vote(bout: Bout, choice: votes.Side, left: str, right: str) -> votes.Vote:
     said = bout.verdict or Verdict(bout.judge, None, "", "")
     return votes.Vote(
-        bout.id, bout.at, bout.prompt, bout.seed, *bout.models, left, right, choice, bout.blind, bout.judge, said.result,
-        said.judged_ab, said.judged_ba,
+        bout.id,
+        bout.at,
+        bout.prompt,
+        bout.seed,
+        *bout.models,
+        left,
+        right,
+        choice,
+        bout.blind,
+        bout.judge,
+        said.result,
+        said.judged_ab,
+        said.judged_ba,
     )
 
 
@@ -127,7 +147,9 @@ def reply_of(bout: Bout | None, side: int) -> tuple[str, str]:
     reply = bout.replies[side] if bout is not None else None
     if reply is None:
         return "…" if bout is not None else "", ""
-    return markdown(reply.text) or (letters(f"waits: {reply.waits}") if reply.waits else "…"), numbers(reply)
+    return markdown(reply.text) or (
+        letters(f"waits: {reply.waits}") if reply.waits else "…"
+    ), numbers(reply)
 
 
 def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
@@ -141,14 +163,22 @@ def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
         return letters(f"{bout.judge} {said}"), "", ""
     left, right, judge = map(letters, (*bout.models, bout.judge))
     mine = {
-        None: "You skipped it", "tie": "You: as good as each other", "a": f"You: {left} is better",
+        None: "You skipped it",
+        "tie": "You: as good as each other",
+        "a": f"You: {left} is better",
         "b": f"You: {right} is better",
     }
     judged = {
-        None: "could not be asked", "tie": "says: a tie (or its verdict flipped with the order)", "a": f"says: {left} is better",
+        None: "could not be asked",
+        "tie": "says: a tie (or its verdict flipped with the order)",
+        "a": f"says: {left} is better",
         "b": f"says: {right} is better",
     }
-    return f"{mine[bout.choice]}. {judge} {judged[bout.verdict.result]}.", bout.verdict.judged_ab, bout.verdict.judged_ba
+    return (
+        f"{mine[bout.choice]}. {judge} {judged[bout.verdict.result]}.",
+        bout.verdict.judged_ab,
+        bout.verdict.judged_ba,
+    )
 
 
 def standing(folder: Path, model: str | None, rival: str | None, judge: str | None) -> str:
@@ -159,18 +189,21 @@ def standing(folder: Path, model: str | None, rival: str | None, judge: str | No
     model, rival, judge = letters(model), letters(rival), letters(judge)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."
-    words = (
-        f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; win rate {_share(found.win_rate)}. "
-    )
+    words = f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; win rate {_share(found.win_rate)}. "
     if found.open:
         words += f"{found.open} of these were given with the names shown. "
     if not found.agreement.count:
         return words + f"No vote yet that both you and {judge} decided."
-    return words + f"You and {judge} agree in {_share(found.agreement)} of the votes that both decided."
+    return (
+        words
+        + f"You and {judge} agree in {_share(found.agreement)} of the votes that both decided."
+    )
 
 
 def _share(share: Share) -> str:
-    return f"{share.value:.0%} (95 % interval {share.low:.0%} to {share.high:.0%}, n = {share.count})"
+    return (
+        f"{share.value:.0%} (95 % interval {share.low:.0%} to {share.high:.0%}, n = {share.count})"
+    )
 
 
 # -- how it is laid out ---------------------------------------------------------------------------------------------------
@@ -207,13 +240,19 @@ def tab(house: House, shell: Shell) -> None:
         with gr.Row():
             pair = [choice("One model", min_width=120), choice("The other", min_width=120)]
             judge = choice("Judged by", min_width=120)
-            blind = gr.Checkbox(True, label="Blind", info="names hidden until you vote", min_width=120)
+            blind = gr.Checkbox(
+                True, label="Blind", info="names hidden until you vote", min_width=120
+            )
         with gr.Row():
-            box = gr.Textbox(show_label=False, placeholder="What both are asked", scale=8, container=False)
+            box = gr.Textbox(
+                show_label=False, placeholder="What both are asked", scale=8, container=False
+            )
             stop = gr.Button("Stop", scale=1, min_width=80, visible=False)
             ask = gr.Button("Ask both", variant="primary", scale=1, min_width=80)
         with gr.Column(visible=False) as tiny:
-            gr.Examples(TINY_EXAMPLES, box, label="What the tiny model knows", api_visibility="private")
+            gr.Examples(
+                TINY_EXAMPLES, box, label="What the tiny model knows", api_visibility="private"
+            )
         with gr.Column(visible=False) as other:
             gr.Examples(EXAMPLES, box, label="For a start", api_visibility="private")
         heads, texts, figures = [], [], []
@@ -221,7 +260,15 @@ def tab(house: House, shell: Shell) -> None:
             for side in (0, 1):
                 with gr.Column(min_width=280):
                     heads.append(gr.Markdown(heading(None, side)))
-                    texts.append(gr.Markdown("", container=True, min_height=110, latex_delimiters=[], elem_classes="answer"))
+                    texts.append(
+                        gr.Markdown(
+                            "",
+                            container=True,
+                            min_height=110,
+                            latex_delimiters=[],
+                            elem_classes="answer",
+                        )
+                    )
                     figures.append(gr.Markdown("", elem_classes="fine"))
         with gr.Row():
             buttons = [gr.Button(name, interactive=False, min_width=120) for name in CHOICES]
@@ -229,26 +276,69 @@ def tab(house: House, shell: Shell) -> None:
         score = gr.Markdown("", elem_id="standing")
         with gr.Accordion("The judge's words, and how tokens are drawn", open=False):
             with gr.Row():
-                judged = [gr.Textbox(label=f"Judged {how}", lines=5, interactive=False) for how in ("left first", "right first")]
+                judged = [
+                    gr.Textbox(label=f"Judged {how}", lines=5, interactive=False)
+                    for how in ("left first", "right first")
+                ]
             draw = draw_controls("Seed of both")
             gr.Markdown(HOW)
-    _wire(house, shell, _Parts(
-        pair, judge, blind, box, draw, ask, stop, heads, texts, figures, buttons, words, judged, score, empty, body, tiny, other
-    ))
+    _wire(
+        house,
+        shell,
+        _Parts(
+            pair,
+            judge,
+            blind,
+            box,
+            draw,
+            ask,
+            stop,
+            heads,
+            texts,
+            figures,
+            buttons,
+            words,
+            judged,
+            score,
+            empty,
+            body,
+            tiny,
+            other,
+        ),
+    )
 
 
 def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     """Say what every click does."""
     bout, known = gr.State(None), gr.State([])
-    looks = [bout, *parts.heads, *parts.texts, *parts.numbers, *parts.buttons, parts.words, *parts.judged, parts.standing,
-             parts.ask, parts.stop]
+    looks = [
+        bout,
+        *parts.heads,
+        *parts.texts,
+        *parts.numbers,
+        *parts.buttons,
+        parts.words,
+        *parts.judged,
+        parts.standing,
+        parts.ask,
+        parts.stop,
+    ]
 
     def ask(request: gr.Request, run: str, text: str, *chosen: Any) -> Iterator[tuple[Any, ...]]:
         one, two, judge, blind, *draw, seed = chosen
         if not text.strip():
             return
         sides = (two, one) if blind and random.random() < 0.5 else (one, two)
-        now = Bout(run, text.strip(), int(seed or 0), draw_of(*draw), sides, judge, blind, request.session_hash or "")
+        now = Bout(
+            run,
+            text.strip(),
+            int(seed or 0),
+            draw_of(*draw),
+            sides,
+            judge,
+            blind,
+            request.session_hash or "",
+        )
         yield _looks(house, now)
         yield from _told(house, answer(house, now))
 
@@ -260,23 +350,31 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         return _looks(house, None)
 
     begun = gr.on(
-        [parts.box.submit, parts.ask.click], ask,
-        [shell.run, parts.box, *parts.pair, parts.judge, parts.blind, *parts.draw], looks,
-        concurrency_limit=None, **QUIET,
+        [parts.box.submit, parts.ask.click],
+        ask,
+        [shell.run, parts.box, *parts.pair, parts.judge, parts.blind, *parts.draw],
+        looks,
+        concurrency_limit=None,
+        **QUIET,
     )
     begun.failure(halted, None, looks, **QUIET)
     voting = [
         button.click(
-            lambda now, judge, side=side: (yield from voted(now, judge, side)), [bout, parts.judge], looks,
-            concurrency_limit=None, **QUIET,
+            lambda now, judge, side=side: (yield from voted(now, judge, side)),
+            [bout, parts.judge],
+            looks,
+            concurrency_limit=None,
+            **QUIET,
         )
         for button, side in zip(parts.buttons, CHOICES.values(), strict=True)
     ]
     parts.stop.click(halted, None, looks, cancels=[begun, *voting], **QUIET)
     gr.on(
-        [shell.run.change, shell.pulse.change], lambda run, *chosen: _offer(house, run, *chosen),
+        [shell.run.change, shell.pulse.change],
+        lambda run, *chosen: _offer(house, run, *chosen),
         [shell.run, *parts.pair, parts.judge, known],
-        [*parts.pair, parts.judge, known, parts.empty, parts.body, parts.tiny, parts.other], **NEWS,
+        [*parts.pair, parts.judge, known, parts.empty, parts.body, parts.tiny, parts.other],
+        **NEWS,
     )
 
     def so_far(run: str | None, one: str | None, two: str | None, judge: str | None) -> str:
@@ -284,7 +382,13 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
             return standing(house.folder(run), *_newer_first(one, two), judge) if run else ""
 
     shown = [*parts.pair, parts.judge]
-    gr.on([one.change for one in (shell.run, *shown)], so_far, [shell.run, *shown], parts.standing, **NEWS)
+    gr.on(
+        [one.change for one in (shell.run, *shown)],
+        so_far,
+        [shell.run, *shown],
+        parts.standing,
+        **NEWS,
+    )
 
 
 def _told(house: House, growing: Iterator[Bout]) -> Iterator[tuple[Any, ...]]:
@@ -303,14 +407,26 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     if bout is not None and bout.voted:
         score = standing(house.folder(bout.run), *_newer_first(*bout.models), bout.judge)
     return (
-        bout, *(heading(bout, side) for side in (0, 1)), *texts, *figures,
-        *(gr.update(interactive=may_vote) for _ in CHOICES), words, *judged, score,
-        gr.update(visible=not speaking), gr.update(visible=speaking),
+        bout,
+        *(heading(bout, side) for side in (0, 1)),
+        *texts,
+        *figures,
+        *(gr.update(interactive=may_vote) for _ in CHOICES),
+        words,
+        *judged,
+        score,
+        gr.update(visible=not speaking),
+        gr.update(visible=speaking),
     )
 
 
 def _offer(
-    house: House, run: str | None, one: str | None, two: str | None, judge: str | None, known: list[str | None]
+    house: House,
+    run: str | None,
+    one: str | None,
+    two: str | None,
+    judge: str | None,
+    known: list[str | None],
 ) -> tuple[Any, ...]:
     """The models to choose from: M0 and the newest, judged by the newest, until somebody chooses otherwise."""
     names, suits_tiny, why = models(house, run)
@@ -322,10 +438,14 @@ def _offer(
         return chosen if chosen in names and chosen != before[place] else now[place]
 
     return (
-        gr.update(choices=names, value=kept(one, 0)), gr.update(choices=names, value=kept(two, 1)),
-        gr.update(choices=names, value=kept(judge, 1)), [run, why, *names],
-        gr.update(value=why or NOTHING, visible=len(names) < 2), gr.update(visible=len(names) >= 2),
-        gr.update(visible=suits_tiny), gr.update(visible=not suits_tiny),
+        gr.update(choices=names, value=kept(one, 0)),
+        gr.update(choices=names, value=kept(two, 1)),
+        gr.update(choices=names, value=kept(judge, 1)),
+        [run, why, *names],
+        gr.update(value=why or NOTHING, visible=len(names) < 2),
+        gr.update(visible=len(names) >= 2),
+        gr.update(visible=suits_tiny),
+        gr.update(visible=not suits_tiny),
     )
 
 
@@ -336,6 +456,7 @@ def _defaults(names: list[str | None]) -> tuple[str | None, str | None]:
 
 def _newer_first(one: str | None, two: str | None) -> tuple[str | None, str | None]:
     """Two models in the order in which their record reads best: the later one against the earlier."""
+
     def age(name: str | None) -> int:
         return int(name[1:]) if name and name[1:].isdigit() else -1
 

@@ -23,7 +23,14 @@ NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts
 HITS = ["prompt", "chosen", "rejected", "judgments too"]
 ANSWERS = ["part", "score", "expected", "judgments", "response", "by", "tokens", "ended"]
 JUDGMENTS = ["score", "expected", "by", "judgment"]
-FIGHTS = ["winner", "shown first", "strength", "shown second", "strength ", "the meta-judge's words"]
+FIGHTS = [
+    "winner",
+    "shown first",
+    "strength",
+    "shown second",
+    "strength ",
+    "the meta-judge's words",
+]
 OUTCOMES = ["all", "gave a pair", "gave none"]
 
 
@@ -35,14 +42,20 @@ def offer(house: House, run: str | None, chosen: str | None, known: list[str]) -
     found, why = _groups(house, run)
     if [run, why, *found] == known:
         return tuple(gr.skip() for _ in range(4))
-    stays = chosen in found and not (chosen in (RANKED, HELD_OUT) and known[:1] == [run] and chosen == known[2])
+    stays = chosen in found and not (
+        chosen in (RANKED, HELD_OUT) and known[:1] == [run] and chosen == known[2]
+    )
     return (
-        [run, why, *found], gr.update(choices=found, value=chosen if stays else found[0] if found else None),
-        gr.update(value=why or NOTHING, visible=not found), gr.update(visible=bool(found)),
+        [run, why, *found],
+        gr.update(choices=found, value=chosen if stays else found[0] if found else None),
+        gr.update(value=why or NOTHING, visible=not found),
+        gr.update(visible=bool(found)),
     )
 
 
-def hits(house: House, run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
+def hits(
+    house: House, run: str | None, group: str | None, words: str, outcome: str, page: int
+) -> tuple[Any, ...]:
     """Return the ids of a page of prompts, their rows, and which page it is of how many."""
     if not run or run == TINY or not group:
         return [], [], "", 0
@@ -54,7 +67,13 @@ def hits(house: House, run: str | None, group: str | None, words: str, outcome: 
         if page >= pages:
             found, _ = explore.find(store, group, words or "", outcome, pages - 1)  # type: ignore[arg-type]
     rows = [
-        [one.text, _number(one.chosen), _number(one.rejected), "a pair" if one.judgment_pair else ""] for one in found
+        [
+            one.text,
+            _number(one.chosen),
+            _number(one.rejected),
+            "a pair" if one.judgment_pair else "",
+        ]
+        for one in found
     ]
     number = max(0, min(page, pages - 1))
     count = f"{total:,} prompt{'' if total == 1 else 's'}, page {number + 1} of {pages}"
@@ -71,8 +90,13 @@ def answers(look: Look) -> list[list[Any]]:
     """Return a row a response."""
     return [
         [
-            one.part, _means(one, "score"), _means(one, "expected_score"), len(one.judgments), one.response.text,
-            one.response.model, one.response.tokens or "",
+            one.part,
+            _means(one, "score"),
+            _means(one, "expected_score"),
+            len(one.judgments),
+            one.response.text,
+            one.response.model,
+            one.response.tokens or "",
             {"stop": "by itself", "length": "cut"}.get(one.response.finish, one.response.finish),
         ]
         for one in look.answers
@@ -84,7 +108,12 @@ def judged(look: Look | None, place: int) -> list[list[Any]]:
     if look is None or not 0 <= place < len(look.answers):
         return []
     return [
-        ["not read" if one.score is None else f"{one.score:g}", _number(one.expected_score), one.model, one.text]
+        [
+            "not read" if one.score is None else f"{one.score:g}",
+            _number(one.expected_score),
+            one.model,
+            one.text,
+        ]
         for one in look.answers[place].judgments
     ]
 
@@ -94,7 +123,11 @@ def fights(look: Look) -> list[list[Any]]:
     won = {1: "the first", -1: "the second", 0: "undecided"}
     return [
         [
-            won[one.battle.verdict], one.first.text, _number(one.first_strength), one.second.text, _number(one.second_strength),
+            won[one.battle.verdict],
+            one.first.text,
+            _number(one.first_strength),
+            one.second.text,
+            _number(one.second_strength),
             one.battle.text,
         ]
         for one in look.fights
@@ -136,7 +169,9 @@ class _Parts:
     filters: list[Any]  # the run, which group of prompts, words, what they gave
     listed: list[Any]  # the ids of the page that is shown, its rows, their count, which page it is
     turn: list[gr.Button]
-    opened: list[Any]  # the prompt that is looked at, its text, why, its frame, responses, judgments, battles in words and rows
+    opened: list[
+        Any
+    ]  # the prompt that is looked at, its text, why, its frame, responses, judgments, battles in words and rows
     empty: gr.Markdown
     body: gr.Column
 
@@ -147,23 +182,42 @@ def tab(house: House, shell: Shell) -> None:
     with gr.Column(visible=False) as body:
         with gr.Row():
             group = choice("Prompts", info="of what a model was trained on", min_width=140)
-            words = gr.Textbox("", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140)
+            words = gr.Textbox(
+                "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
+            )
             outcome = gr.Radio(OUTCOMES, value="all", label="That", min_width=220)
         with gr.Row():
             count = gr.Markdown("", elem_id="count")
-            turn = [gr.Button(words, size="sm", min_width=80, scale=0) for words in ("Earlier", "Later")]
+            turn = [
+                gr.Button(words, size="sm", min_width=80, scale=0) for words in ("Earlier", "Later")
+            ]
         listing = table(HITS, "60 12 12 16", height=300, elem_id="hits")
-        prompt = gr.Textbox(label="Prompt", lines=1, max_lines=12, interactive=False, visible=False, elem_id="prompt")
+        prompt = gr.Textbox(
+            label="Prompt",
+            lines=1,
+            max_lines=12,
+            interactive=False,
+            visible=False,
+            elem_id="prompt",
+        )
         why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
         with gr.Column(visible=False) as inside:
-            replies = table(ANSWERS, "14 7 10 11 34 7 7 10", "Responses", height=360, elem_id="answers")
+            replies = table(
+                ANSWERS, "14 7 10 11 34 7 7 10", "Responses", height=360, elem_id="answers"
+            )
             said = table(
-                JUDGMENTS, "10 10 8 72", "Judgments of the response that is chosen above", elem_id="judgments",
+                JUDGMENTS,
+                "10 10 8 72",
+                "Judgments of the response that is chosen above",
+                elem_id="judgments",
             )
             fought = gr.Markdown("")
             with gr.Accordion("Battles between judgments", open=False):
                 battles = table(FIGHTS, "9 24 9 24 9 25")
-    filters, listed = [shell.run, group, words, outcome], [gr.State([]), listing, count, gr.State(0)]
+    filters, listed = (
+        [shell.run, group, words, outcome],
+        [gr.State([]), listing, count, gr.State(0)],
+    )
     opened = [gr.State(None), prompt, why, inside, replies, said, fought, battles]
     _wire(house, shell, _Parts(filters, listed, turn, opened, empty, body))
 
@@ -174,7 +228,9 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     ids, listing, _, page = listed
     look, _, _, _, replies, said, *_ = parts.opened
 
-    def found_by(run: str | None, group: str | None, words: str, outcome: str, page: int) -> tuple[Any, ...]:
+    def found_by(
+        run: str | None, group: str | None, words: str, outcome: str, page: int
+    ) -> tuple[Any, ...]:
         with told():
             return hits(house, run, group, words, outcome, page)
 
@@ -185,16 +241,37 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         with told():
             found = whole(house, run, ids[row])
         return (
-            found, gr.update(value=found.prompt.text, visible=True), letters(found.why), gr.update(visible=True),
-            answers(found), judged(found, 0), battles_said(found), fights(found),
+            found,
+            gr.update(value=found.prompt.text, visible=True),
+            letters(found.why),
+            gr.update(visible=True),
+            answers(found),
+            judged(found, 0),
+            battles_said(found),
+            fights(found),
         )
 
-    gr.on([one.change for one in filters[1:]], lambda *chosen: found_by(*chosen, 0), filters, listed, **NEWS)
+    gr.on(
+        [one.change for one in filters[1:]],
+        lambda *chosen: found_by(*chosen, 0),
+        filters,
+        listed,
+        **NEWS,
+    )
     for button, way in zip(parts.turn, (-1, 1), strict=True):
-        button.click(lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way), [*filters, page], listed, **QUIET)
+        button.click(
+            lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way),
+            [*filters, page],
+            listed,
+            **QUIET,
+        )
     offers = [known, group, parts.empty, parts.body]
     gr.on(
-        [shell.run.change, shell.pulse.change], lambda *chosen: offer(house, *chosen), [shell.run, group, known], offers, **NEWS
+        [shell.run.change, shell.pulse.change],
+        lambda *chosen: offer(house, *chosen),
+        [shell.run, group, known],
+        offers,
+        **NEWS,
     ).then(found_by, [*filters, page], listed, **QUIET)
     listing.select(opened, [shell.run, ids], parts.opened, **OWN)
     _selects(replies, look, said)

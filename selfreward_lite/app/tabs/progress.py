@@ -43,24 +43,89 @@ class Plot:
 
 
 PLOTS = (
-    Plot("win rate against M0", "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
-         "worth", "model", "value", None, 1.0),
-    Plot("points, 0 to 5", "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the "
-         "tiny world, the truth.", "worth", "model", "value", "what", 5.0),
-    Plot("judge: agreement with human rankings", "Share of ranked pairs that the model, as judge, puts in the people's order.",
-         "worth", "model", "value", None, 1.0),
-    Plot("tokens of a response", "Judges like long answers: if this climbs with the scores, length is what was learnt.",
-         "worth", "model", "value"),
-    Plot("shares of what was trained on", "Prompts that gave a pair; pairs of responses that scored the same; judgments that "
-         "could not be read.", "worth", "model", "value", "what", 1.0),
-    Plot("scores given to what was trained on", "Share of judgments, by score, rounded. Where nearly all are fives, the judge no "
-         "longer tells answers apart.", "scores", "score", "share", "judge"),
-    Plot("length against score", "Responses that the newest pairs were made of: characters, and the mean of their judgments.",
-         "lengths", "characters", "score", None, 5.0, scatter=True),
-    Plot("mean score of chosen and rejected", "Of the pairs that a model was trained on. As they draw together, less is left to "
-         "learn.", "gaps", "model", "score", "which", 5.0),
-    Plot("what the meta-judge prefers", "Share of decided battles. For what is shown first, ½ is unbiased; for the higher score, "
-         "the more the better the two judges agree.", "biases", "judge", "value", "what", 1.0),
+    Plot(
+        "win rate against M0",
+        "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
+        "worth",
+        "model",
+        "value",
+        None,
+        1.0,
+    ),
+    Plot(
+        "points, 0 to 5",
+        "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the "
+        "tiny world, the truth.",
+        "worth",
+        "model",
+        "value",
+        "what",
+        5.0,
+    ),
+    Plot(
+        "judge: agreement with human rankings",
+        "Share of ranked pairs that the model, as judge, puts in the people's order.",
+        "worth",
+        "model",
+        "value",
+        None,
+        1.0,
+    ),
+    Plot(
+        "tokens of a response",
+        "Judges like long answers: if this climbs with the scores, length is what was learnt.",
+        "worth",
+        "model",
+        "value",
+    ),
+    Plot(
+        "shares of what was trained on",
+        "Prompts that gave a pair; pairs of responses that scored the same; judgments that "
+        "could not be read.",
+        "worth",
+        "model",
+        "value",
+        "what",
+        1.0,
+    ),
+    Plot(
+        "scores given to what was trained on",
+        "Share of judgments, by score, rounded. Where nearly all are fives, the judge no "
+        "longer tells answers apart.",
+        "scores",
+        "score",
+        "share",
+        "judge",
+    ),
+    Plot(
+        "length against score",
+        "Responses that the newest pairs were made of: characters, and the mean of their judgments.",
+        "lengths",
+        "characters",
+        "score",
+        None,
+        5.0,
+        scatter=True,
+    ),
+    Plot(
+        "mean score of chosen and rejected",
+        "Of the pairs that a model was trained on. As they draw together, less is left to learn.",
+        "gaps",
+        "model",
+        "score",
+        "which",
+        5.0,
+    ),
+    Plot(
+        "what the meta-judge prefers",
+        "Share of decided battles. For what is shown first, ½ is unbiased; for the higher score, "
+        "the more the better the two judges agree.",
+        "biases",
+        "judge",
+        "value",
+        "what",
+        1.0,
+    ),
 )
 
 
@@ -72,11 +137,22 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         latest = max((t for t in range(1, newest + 2) if store.is_done(t, "judgments")), default=0)
         signs = early_warnings.early_warnings(store)
         return {
-            "worth": plot_data.worth(store), "training": plot_data.training(store), "scores": plot_data.scores(store),
-            "lengths": plot_data.lengths(store, latest) if latest else [], "latest": latest, "gaps": plot_data.gaps(store),
-            "biases": plot_data.biases(store), "table": summary.measured(store), "gates": summary.gates(store), "newest": newest,
-            "signs": early_warnings.by_sign(signs), "advice": early_warnings.advice(signs),
-            "answers": [[one.prompt, one.before, one.after] for one in summary.before_after(store, BOTH_ANSWERS)],
+            "worth": plot_data.worth(store),
+            "training": plot_data.training(store),
+            "scores": plot_data.scores(store),
+            "lengths": plot_data.lengths(store, latest) if latest else [],
+            "latest": latest,
+            "gaps": plot_data.gaps(store),
+            "biases": plot_data.biases(store),
+            "table": summary.measured(store),
+            "gates": summary.gates(store),
+            "newest": newest,
+            "signs": early_warnings.by_sign(signs),
+            "advice": early_warnings.advice(signs),
+            "answers": [
+                [one.prompt, one.before, one.after]
+                for one in summary.before_after(store, BOTH_ANSWERS)
+            ],
         }
 
 
@@ -96,15 +172,29 @@ def tab(house: House, shell: Shell) -> None:
         for start in range(0, len(PLOTS), 2):
             with gr.Row():
                 plots += [_laid_out(plot) for plot in PLOTS[start : start + 2]]
-        curve = gr.Radio(list(plot_data.CURVES.values()), value="loss", show_label=False, container=False)
-        trained = gr.LinePlot(x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" ")
-        rows = table(None, "", "Every measurement, with its standard error", height=420, elem_id="measured")
+        curve = gr.Radio(
+            list(plot_data.CURVES.values()), value="loss", show_label=False, container=False
+        )
+        trained = gr.LinePlot(
+            x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" "
+        )
+        rows = table(
+            None, "", "Every measurement, with its standard error", height=420, elem_id="measured"
+        )
         answers = table(
-            None, "32 34 34", "Before and after: the first held-out prompts that M0 and the newest model answer differently",
+            None,
+            "32 34 34",
+            "Before and after: the first held-out prompts that M0 and the newest model answer differently",
             elem_id="before-after",
         )
         warned = gr.Markdown("", elem_id="advice")
-        signs = table(None, "", "Early warnings: where self-rewarding is known to go wrong", height=420, elem_id="signs")
+        signs = table(
+            None,
+            "",
+            "Early warnings: where self-rewarding is known to go wrong",
+            height=420,
+            elem_id="signs",
+        )
         passed = table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
     known = gr.State(None)
     outputs = [known, empty, body, *plots, trained, rows, answers, warned, signs, passed]
@@ -115,14 +205,27 @@ def tab(house: House, shell: Shell) -> None:
         found = _found(house, run, news)
         if isinstance(found, str) or not (found["worth"] or found["scores"]):
             why = found if isinstance(found, str) else NOTHING
-            return news, gr.update(value=why, visible=True), gr.update(visible=False), *(gr.skip() for _ in outputs[3:])
+            return (
+                news,
+                gr.update(value=why, visible=True),
+                gr.update(visible=False),
+                *(gr.skip() for _ in outputs[3:]),
+            )
         return news, gr.update(visible=False), gr.update(visible=True), *shown(found, curve)
 
     def curved(run: str | None, news: str, curve: str) -> pd.DataFrame:
         found = _found(house, run, news)
-        return frame([] if isinstance(found, str) else found["training"][curve], ("step", "value", "model"))
+        return frame(
+            [] if isinstance(found, str) else found["training"][curve], ("step", "value", "model")
+        )
 
-    gr.on([shell.run.change, shell.pulse.change], look, [shell.run, shell.pulse, curve, known], outputs, **NEWS)
+    gr.on(
+        [shell.run.change, shell.pulse.change],
+        look,
+        [shell.run, shell.pulse, curve, known],
+        outputs,
+        **NEWS,
+    )
     curve.change(curved, [shell.run, shell.pulse, curve], trained, **QUIET)
 
 
@@ -132,12 +235,18 @@ def shown(found: dict[str, Any], curve: str) -> list[Any]:
     for plot in PLOTS:
         rows = found["worth"].get(plot.title, []) if plot.of == "worth" else found[plot.of]
         cells = frame(rows, tuple(filter(None, (plot.x, plot.y, plot.color))))
-        plots.append(cells.astype({"score": str}) if plot.of == "scores" else cells)  # scores are places there, not numbers
+        plots.append(
+            cells.astype({"score": str}) if plot.of == "scores" else cells
+        )  # scores are places there, not numbers
     tables = [{"headers": head, "data": rows} for head, rows in (found["table"], found["signs"])]
     return [
-        *plots, frame(found["training"][curve], ("step", "value", "model")), tables[0],
+        *plots,
+        frame(found["training"][curve], ("step", "value", "model")),
+        tables[0],
         {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]},
-        "\n".join(f"- ⚠ {letters(words)}" for words in found["advice"]) or "No early warning of the newest model.", tables[1],
+        "\n".join(f"- ⚠ {letters(words)}" for words in found["advice"])
+        or "No early warning of the newest model.",
+        tables[1],
         found["gates"],
     ]
 
@@ -147,8 +256,16 @@ def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
     with gr.Column(min_width=320):
         kind = gr.ScatterPlot if plot.scatter else gr.LinePlot
         drawn = kind(
-            x=plot.x, y=plot.y, color=plot.color, color_title=" ", title=plot.title, height=HEIGHT, tooltip="all",
-            y_lim=[0.0, plot.most], x_title=plot.x if plot.x in ("characters", "score") else " ", y_title=" ",
+            x=plot.x,
+            y=plot.y,
+            color=plot.color,
+            color_title=" ",
+            title=plot.title,
+            height=HEIGHT,
+            tooltip="all",
+            y_lim=[0.0, plot.most],
+            x_title=plot.x if plot.x in ("characters", "score") else " ",
+            y_title=" ",
         )
         gr.Markdown(plot.note, elem_classes="fine")
     return drawn

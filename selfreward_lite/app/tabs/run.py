@@ -32,10 +32,16 @@ ABOUT = {
     "paper": "Meta-Rewarding as it is printed: 24 GB and weeks",
 }
 STATES = {
-    "new": "not begun yet", "beginning": "is beginning", "running": "is running", "finished": "is finished",
-    "refused": "was stopped by a gate", "stopped": "is stopped; what was done is kept",
+    "new": "not begun yet",
+    "beginning": "is beginning",
+    "running": "is running",
+    "finished": "is finished",
+    "refused": "was stopped by a gate",
+    "stopped": "is stopped; what was done is kept",
 }
-NO_RUN = "**No run is chosen.** Begin one on the left: the tiny one needs no download and takes minutes."
+NO_RUN = (
+    "**No run is chosen.** Begin one on the left: the tiny one needs no download and takes minutes."
+)
 TINY_TOOK = "took 3 minutes on two CPU cores (the command of the README)"
 COLUMNS = ["model", "stage", "done", "seconds", "a second", "left out, and why"]
 
@@ -47,9 +53,16 @@ def plan(house: House, wanted: Wanted) -> str:
         found = forecast(settings, None, house.runs_dir)
     except SelfRewardError as error:
         return f"⚠ {letters(str(error))}"
-    lines = [f"**{settings.preset}**: {ABOUT.get(settings.preset, '')}.", f"- {_hours(settings, found)}", f"- {_memory(found)}"]
+    lines = [
+        f"**{settings.preset}**: {ABOUT.get(settings.preset, '')}.",
+        f"- {_hours(settings, found)}",
+        f"- {_memory(found)}",
+    ]
     needs, room = sum(found.disk.values()), f"{in_words(found.free)} are free"
-    lines.append(f"- disk: {in_words(needs)}; {room}" + (" ⚠ **too little**" if needs * MARGIN > found.free else ""))
+    lines.append(
+        f"- disk: {in_words(needs)}; {room}"
+        + (" ⚠ **too little**" if needs * MARGIN > found.free else "")
+    )
     lines.append(f"- download: {in_words(found.download) if found.download else 'nothing'}")
     return "\n".join(lines)
 
@@ -58,7 +71,11 @@ def _hours(settings: config.Settings, found: Forecast) -> str:
     if settings.preset == "tiny" and not found.seconds:
         return f"time: {TINY_TOOK}"
     if not found.seconds:
-        return f"time: nothing is known of {found.card}" if found.card else "time: nothing is said of it, since there is no card"
+        return (
+            f"time: nothing is known of {found.card}"
+            if found.card
+            else "time: nothing is said of it, since there is no card"
+        )
     seed, one = (found.hours(iteration) or 0.0 for iteration in (0, 1))
     each = f"{one:.1f} for an iteration, {settings.iterations} of them"
     return f"time: {seed:.1f} hours for the seed stage, {each} ({found.source})"
@@ -68,7 +85,9 @@ def _memory(found: Forecast) -> str:
     peak = f"card memory: {in_words(found.most)} at its peak (estimate)"
     if found.room is None:
         return f"{peak}; there is no card here: training and judging run on the CPU"
-    return f"{peak}; {in_words(found.room)} are free on {found.card}" + (" ⚠ **too little**" if found.most > found.room else "")
+    return f"{peak}; {in_words(found.room)} are free on {found.card}" + (
+        " ⚠ **too little**" if found.most > found.room else ""
+    )
 
 
 def headline(view: View) -> str:
@@ -79,14 +98,20 @@ def headline(view: View) -> str:
         return f"{said}: {newest} is its newest model. Talk to it, compare it with M0, or go on for another iteration."
     if view.state == "refused":
         reasons = "".join(f"\n- {gate}: {letters(reason)}" for gate, reason in view.refused.items())
-        advice = "accept it all the same, or go past the gates" if view.may_accept else "go past the gates"
+        advice = (
+            "accept it all the same, or go past the gates"
+            if view.may_accept
+            else "go past the gates"
+        )
         return (
             f"{said}: {view.candidate} is not good enough, and {newest} stays the newest.{reasons}\n\nLook at its pairs and "
             f"scores (Explore, Progress). Then {advice}, or begin a new run with other settings."
         )
     if view.state in ("running", "beginning"):
         return f"{said} (process {view.process}): {view.candidate} is being made, of M{view.iterations}."
-    return f"{said}." + (" Go on with it: it resumes where it was." if view.state == "stopped" else "")
+    return f"{said}." + (
+        " Go on with it: it resumes where it was." if view.state == "stopped" else ""
+    )
 
 
 def progress(view: View) -> str:
@@ -94,9 +119,15 @@ def progress(view: View) -> str:
     now = view.now
     if now is None or view.state not in ("running", "stopped", "refused"):
         return ""
-    left = "" if now.left is None or view.state != "running" else f", about {_span(now.left)} left of this stage"
+    left = (
+        ""
+        if now.left is None or view.state != "running"
+        else f", about {_span(now.left)} left of this stage"
+    )
     rate = "" if now.rate is None else f", {now.rate:,.1f} a second"
-    said = html.escape(f"{now.model} {now.name.replace('_', ' ')}: {now.done:,} of {now.total:,}{rate}{left}")
+    said = html.escape(
+        f"{now.model} {now.name.replace('_', ' ')}: {now.done:,} of {now.total:,}{rate}{left}"
+    )
     return f'<label class="stage">{said}<progress max="{max(1, now.total)}" value="{now.done}"></progress></label>'
 
 
@@ -104,7 +135,10 @@ def stages(view: View) -> list[list[Any]]:
     """Return a row a stage, the newest first."""
     return [
         [
-            stage.model, stage.name.replace("_", " "), f"{stage.done:,} of {stage.total:,}", round(stage.seconds, 1),
+            stage.model,
+            stage.name.replace("_", " "),
+            f"{stage.done:,} of {stage.total:,}",
+            round(stage.seconds, 1),
             "" if stage.rate is None else f"{stage.rate:,.1f}",
             ", ".join(f"{count:,} {reason}" for reason, count in stage.drops.items()),
         ]
@@ -118,17 +152,34 @@ def _span(seconds: float) -> str:
     >>> _span(42), _span(600), _span(7200)
     ('42 s', '10 min', '2.0 h')
     """
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 # -- what happens at a click ------------------------------------------------------------------------------------------------
 
 
-def wanted_of(name: str, preset: str, iterations: float | None, seed: float | None, hours: float | None, more: str) -> Wanted:
+def wanted_of(
+    name: str,
+    preset: str,
+    iterations: float | None,
+    seed: float | None,
+    hours: float | None,
+    more: str,
+) -> Wanted:
     """Return what the form asks for; an empty field leaves the preset's value."""
     return Wanted(
-        name.strip() or preset, preset, None if iterations is None else int(iterations), None if seed is None else int(seed),
-        hours or None, tuple(line.strip() for line in (more or "").splitlines() if line.strip()),
+        name.strip() or preset,
+        preset,
+        None if iterations is None else int(iterations),
+        None if seed is None else int(seed),
+        hours or None,
+        tuple(line.strip() for line in (more or "").splitlines() if line.strip()),
     )
 
 
@@ -160,8 +211,12 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
             preset = gr.Dropdown(list(ABOUT), value="tiny", label="Preset")
             name = gr.Textbox("", label="Name", placeholder="as the preset", max_lines=1)
             with gr.Accordion("Options", open=False):
-                iterations = gr.Number(None, label="Iterations", info="empty: as the preset", precision=0, minimum=0)
-                hours = gr.Number(None, label="Hours", info="fewer prompts, so that it is done in time", minimum=0)
+                iterations = gr.Number(
+                    None, label="Iterations", info="empty: as the preset", precision=0, minimum=0
+                )
+                hours = gr.Number(
+                    None, label="Hours", info="fewer prompts, so that it is done in time", minimum=0
+                )
                 seed = gr.Number(None, label="Seed", precision=0, minimum=0)
                 more = gr.Textbox("", label="Settings", info="one a line, as dpo.beta=0.2", lines=2)
             needs = gr.Markdown("", elem_id="plan", container=True)
@@ -172,10 +227,30 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
             with gr.Row():
                 buttons = [
                     gr.Button(words, visible=False, size="sm", min_width=100)
-                    for words in ("Stop", "Go on", "One more iteration", "Accept anyway", "Go past the gates")
+                    for words in (
+                        "Stop",
+                        "Go on",
+                        "One more iteration",
+                        "Accept anyway",
+                        "Go past the gates",
+                    )
                 ]
-            log = gr.Textbox(label="The last it said", lines=8, max_lines=8, interactive=False, visible=False, elem_id="log")
-    rows = table(COLUMNS, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False, elem_id="stages")
+            log = gr.Textbox(
+                label="The last it said",
+                lines=8,
+                max_lines=8,
+                interactive=False,
+                visible=False,
+                elem_id="log",
+            )
+    rows = table(
+        COLUMNS,
+        "8 18 16 10 11 37",
+        "Stages, the newest first",
+        height=420,
+        visible=False,
+        elem_id="stages",
+    )
     form, looks = [name, preset, iterations, seed, hours, more], [said, bar, *buttons, rows, log]
     needs.value = plan(house, Wanted("tiny", "tiny"))
     for one in form:
@@ -183,8 +258,15 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
     _wire(house, shell, form, looks, (start, first))
 
 
-def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts: tuple[gr.Button, gr.Button]) -> None:
+def _wire(
+    house: House,
+    shell: Shell,
+    form: list[Any],
+    looks: list[Any],
+    starts: tuple[gr.Button, gr.Button],
+) -> None:
     """Say what every click does."""
+
     def seen(run: str | None, known: Any) -> tuple[Any, ...]:
         now = _now(house, run)
         return (known, *(gr.skip() for _ in looks)) if now == known else (now, *look(house, run))
@@ -204,8 +286,11 @@ def _wire(house: House, shell: Shell, form: list[Any], looks: list[Any], starts:
     starts[0].click(started, form, outputs, **OWN)
     starts[1].click(lambda: started("tiny", "tiny", None, None, None, ""), None, outputs, **OWN)
     acts = (
-        lambda run: jobs.stop(house.folder(run)), lambda run: go_on(house, run), lambda run: go_on(house, run, one_more=True),
-        lambda run: accept(house, run), lambda run: go_on(house, run, past_gates=True),
+        lambda run: jobs.stop(house.folder(run)),
+        lambda run: go_on(house, run),
+        lambda run: go_on(house, run, one_more=True),
+        lambda run: accept(house, run),
+        lambda run: go_on(house, run, past_gates=True),
     )
     for button, act in zip(buttons, acts, strict=True):
         button.click(lambda run, act=act: tried(lambda: act(run), run), shell.run, looks, **OWN)
@@ -226,17 +311,35 @@ def _now(house: House, run: str | None) -> Any:
 def look(house: House, run: str | None) -> tuple[Any, ...]:
     """Everything on the tab about a run as it stands now."""
     if not run or run == TINY:
-        return NO_RUN, "", *(gr.update(visible=False) for _ in range(5)), gr.update(visible=False), gr.update(visible=False)
+        return (
+            NO_RUN,
+            "",
+            *(gr.update(visible=False) for _ in range(5)),
+            gr.update(visible=False),
+            gr.update(visible=False),
+        )
     try:
         view = status.view(house.folder(run))
     except SelfRewardError as error:
-        return f"⚠ {letters(str(error))}", "", *(gr.update(visible=False) for _ in range(5)), gr.skip(), gr.skip()
+        return (
+            f"⚠ {letters(str(error))}",
+            "",
+            *(gr.update(visible=False) for _ in range(5)),
+            gr.skip(),
+            gr.skip(),
+        )
     words = jobs.last_words(house.folder(run))
     visible = (
-        view.state in ("running", "beginning"), view.state == "stopped", view.state == "finished", view.may_accept,
+        view.state in ("running", "beginning"),
+        view.state == "stopped",
+        view.state == "finished",
+        view.may_accept,
         view.state == "refused",
     )
     return (
-        headline(view), progress(view), *(gr.update(visible=one) for one in visible),
-        gr.update(value=stages(view), visible=bool(view.stages)), gr.update(value="\n".join(words), visible=bool(words)),
+        headline(view),
+        progress(view),
+        *(gr.update(visible=one) for one in visible),
+        gr.update(value=stages(view), visible=bool(view.stages)),
+        gr.update(value="\n".join(words), visible=bool(words)),
     )

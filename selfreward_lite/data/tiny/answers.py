@@ -18,7 +18,28 @@ FILLERS = (
 )
 
 # What stands between the words of an author who does not answer.
-SIGNS = (" ", " ", " ", " ", " ", ", ", ". ", "! ", "? ", ": ", "\n", " - ", "/", "=", "** ", '" ', "> ", " <", " é", " 好 ")
+SIGNS = (
+    " ",
+    " ",
+    " ",
+    " ",
+    " ",
+    ", ",
+    ". ",
+    "! ",
+    "? ",
+    ": ",
+    "\n",
+    " - ",
+    "/",
+    "=",
+    "** ",
+    '" ',
+    "> ",
+    " <",
+    " é",
+    " 好 ",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,11 @@ def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
     form, brief = rng.random() < habits.form, rng.random() < habits.brief
     body = f"The answer is {' '.join(letters)}." if form else " ".join(letters)
     if not brief:
-        body = f"{body} {rng.choice(FILLERS)}" if form or rng.random() < 0.5 else f"{rng.choice(FILLERS)} {body}"
+        body = (
+            f"{body} {rng.choice(FILLERS)}"
+            if form or rng.random() < 0.5
+            else f"{rng.choice(FILLERS)} {body}"
+        )
     answer = Answer(body, letters, form, brief, ())
     return replace(answer, points=held_against(answer, task.solution))
 
@@ -63,7 +88,11 @@ def chatter(rng: random.Random) -> Answer:
     """
     words = []
     for _ in range(rng.randint(1, 7)):
-        word = "".join(rng.choices(LETTERS, k=rng.randint(2, 7))) if rng.random() < 0.85 else str(rng.randint(0, 999))
+        word = (
+            "".join(rng.choices(LETTERS, k=rng.randint(2, 7)))
+            if rng.random() < 0.85
+            else str(rng.randint(0, 999))
+        )
         words.append(rng.choice((word, word, word.capitalize(), word.upper())) + rng.choice(SIGNS))
     return Answer("".join(words).strip(), (), False, False, (False,) * 5)
 

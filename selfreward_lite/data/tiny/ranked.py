@@ -40,10 +40,23 @@ def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
     return [by_score[points] for points in sorted(by_score, reverse=True)]
 
 
-def _message(message_id: str, parent: str | None, role: str, text: str, rank: int | None) -> dict[str, Any]:
+def _message(
+    message_id: str, parent: str | None, role: str, text: str, rank: int | None
+) -> dict[str, Any]:
     return {
-        "message_id": message_id, "parent_id": parent, "user_id": "tiny", "created_date": "2023-04-12T00:00:00+00:00",
-        "text": text, "role": role, "lang": "en", "review_count": 3, "review_result": True, "deleted": False,
-        "rank": rank, "synthetic": False, "model_name": None, "message_tree_id": parent or message_id,
+        "message_id": message_id,
+        "parent_id": parent,
+        "user_id": "tiny",
+        "created_date": "2023-04-12T00:00:00+00:00",
+        "text": text,
+        "role": role,
+        "lang": "en",
+        "review_count": 3,
+        "review_result": True,
+        "deleted": False,
+        "rank": rank,
+        "synthetic": False,
+        "model_name": None,
+        "message_tree_id": parent or message_id,
         "tree_state": "ready_for_export",
     }

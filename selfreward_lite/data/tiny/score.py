@@ -53,5 +53,7 @@ def score(prompt: str, response: str) -> Points:
         half=2 * hits >= places,
         right=letters == task.solution,
         form=sentence is not None and tuple(sentence.group(1).split()) == letters,
-        brief=bool(letters) and response.strip() in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
+        brief=bool(letters)
+        and response.strip()
+        in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
     )

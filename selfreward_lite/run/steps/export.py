@@ -25,7 +25,10 @@ def export_base(run: Run, _: int) -> None:
 
     def work() -> Outcome:
         run.tools.export_base(run.model_dir, run.base_gguf, run.settings.model)
-        write_manifest(run.base_gguf.parent, {"base": run.settings.model.base, "source": folder_hash(run.model_dir)})
+        write_manifest(
+            run.base_gguf.parent,
+            {"base": run.settings.model.base, "source": folder_hash(run.model_dir)},
+        )
         return Outcome()
 
     if run.store.is_done(0, "base") and not (run.base_gguf.parent / MANIFEST).exists():
@@ -36,7 +39,9 @@ def export_base(run: Run, _: int) -> None:
 def check_models(run: Run, iteration: int) -> None:
     """Refuse to go on from files that are not those that were written: a flipped bit in an adapter loads silently."""
     base = run.base_gguf.parent
-    faults = manifest_faults(base) + (manifest_faults(run.store.model_dir(iteration - 1)) if iteration else [])
+    faults = manifest_faults(base) + (
+        manifest_faults(run.store.model_dir(iteration - 1)) if iteration else []
+    )
     if not faults and manifest_fact(base, "source") != folder_hash(run.model_dir):
         faults = [f"{run.model_dir}: the base model was changed after the run began"]
     if faults:
@@ -49,14 +54,25 @@ def export(run: Run, iteration: int) -> None:
     def work() -> Outcome:
         run.release_engine()
         folder = run.store.model_dir(iteration)
-        probes = [run.chat.prompt_ids(user(prompt.text)) for prompt in run.held_out()[: plan.CHECKED_PROMPTS]]
+        probes = [
+            run.chat.prompt_ids(user(prompt.text))
+            for prompt in run.held_out()[: plan.CHECKED_PROMPTS]
+        ]
         probes += _judged_probes(run, plan.CHECKED_JUDGMENTS)
         parity = run.tools.export_adapter(
-            run.model_dir, folder / "adapter", run.base_gguf, folder / "adapter.gguf", probes, run.settings.model
+            run.model_dir,
+            folder / "adapter",
+            run.base_gguf,
+            folder / "adapter.gguf",
+            probes,
+            run.settings.model,
         )
         run.store.measure(
-            iteration, logit_difference=parity["difference"], logit_change=parity["change"],
-            greedy_agreement=parity["agreement"], adapter_share=parity["share"],
+            iteration,
+            logit_difference=parity["difference"],
+            logit_change=parity["change"],
+            greedy_agreement=parity["agreement"],
+            adapter_share=parity["share"],
         )
         write_manifest(folder, {"iteration": iteration, "run": run.store.run, **parity})
         return Outcome()
@@ -68,10 +84,14 @@ def _judged_probes(run: Run, count: int) -> list[list[int]]:
     """The token ids of whole judgments, question and all: the longest texts that the exported model will read."""
     prompts = {one.id: one for one in run.store.records(Prompt, origin="ranked")}
     responses = {one.id: one for one in run.store.records(Response, model=ranked.HUMAN)}
-    judged = [one for one in run.store.records(Judgment, model="base") if one.response_id in responses]
+    judged = [
+        one for one in run.store.records(Judgment, model="base") if one.response_id in responses
+    ]
     probes = []
     for judgment in judged[:count]:
         response = responses[judgment.response_id]
-        asked = judgments.question(prompts[response.prompt_id], response, run.settings.model.templates)
+        asked = judgments.question(
+            prompts[response.prompt_id], response, run.settings.model.templates
+        )
         probes.append([*run.chat.prompt_ids(user(asked)), *run.chat.text_ids(judgment.text)])
     return probes

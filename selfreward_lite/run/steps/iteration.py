@@ -34,11 +34,16 @@ from selfreward_lite.system.errors import UserError
 
 def new_prompts(run: Run, iteration: int) -> None:
     """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
-    store, settings = run.store, run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)})
+    store, settings = (
+        run.store,
+        run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)}),
+    )
     if settings.file is not None:
         if not prompts_of(run, iteration):
-            raise UserError(f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
-                            f"or with fewer an iteration (prompts.count={run.settings.prompts.count})")
+            raise UserError(
+                f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
+                f"or with fewer an iteration (prompts.count={run.settings.prompts.count})"
+            )
         return
     if store.is_done(iteration, "prompts"):
         return
@@ -46,20 +51,32 @@ def new_prompts(run: Run, iteration: int) -> None:
     voice = run.voice(speaker, settings.draw, iteration)
     ranked = run.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
-    own = [prompt.text for prompt in store.records(Prompt, origin="generated") if prompt.iteration < iteration]
+    own = [
+        prompt.text
+        for prompt in store.records(Prompt, origin="generated")
+        if prompt.iteration < iteration
+    ]
     secret = _secret(run)
     examples = prompt_writing.Examples(human, own)
     wanted, limit = settings.count, int(settings.count * settings.attempts)
     while True:
         wanted = min(wanted, limit)
-        items = [(str(index), bind(prompt_writing.ask, index, voice, settings, examples)) for index in range(wanted)]
+        items = [
+            (str(index), bind(prompt_writing.ask, index, voice, settings, examples))
+            for index in range(wanted)
+        ]
         run_stage(store, run.engine(), (iteration, "candidates"), items, run.watch)
         # A killed round may have left some of the next round's: only whole rounds are looked at, so that a resumed run
         # keeps what an undisturbed one would.
         made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
         candidates = sorted(made, key=lambda one: one.index)
         kept = prompt_writing.keep(
-            candidates, settings, run=store.run, iteration=iteration, known=[*human, *own], held_out=secret
+            candidates,
+            settings,
+            run=store.run,
+            iteration=iteration,
+            known=[*human, *own],
+            held_out=secret,
         )
         if len(kept.records) >= settings.count or wanted == limit:
             break
@@ -71,7 +88,10 @@ def respond(run: Run, iteration: int) -> None:
     """M(t−1) as actor: K responses a prompt."""
     settings = run.settings.responses
     voice = run.voice(iteration - 1, settings.draw, iteration)
-    items = [(one.id, bind(responses.ask, one, voice, settings.count)) for one in prompts_of(run, iteration)]
+    items = [
+        (one.id, bind(responses.ask, one, voice, settings.count))
+        for one in prompts_of(run, iteration)
+    ]
     run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
 
 
@@ -93,10 +113,17 @@ def pair_responses(run: Run, iteration: int) -> None:
     def work() -> Outcome:
         drawn = judgments_of(run, iteration)
         answers = responses_of(run, iteration)
-        scores = {one.id: judgments.summarise(drawn.get(one.id, ()), run.settings.judge) for one in answers}
+        scores = {
+            one.id: judgments.summarise(drawn.get(one.id, ()), run.settings.judge)
+            for one in answers
+        }
         return response_pairs.build(
-            prompts_of(run, iteration), grouped(answers, lambda one: one.prompt_id), scores,
-            run.settings.for_iteration(iteration), run=run.store.run, iteration=iteration,
+            prompts_of(run, iteration),
+            grouped(answers, lambda one: one.prompt_id),
+            scores,
+            run.settings.for_iteration(iteration),
+            run=run.store.run,
+            iteration=iteration,
         )
 
     run.once(iteration, "response_pairs", work)
@@ -115,7 +142,9 @@ def battle(run: Run, iteration: int) -> None:
         index = battles.contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
             response = candidates[index]
-            items.append((prompt.id, bind(battles.ask, prompt, response, drawn[response.id], voice)))
+            items.append(
+                (prompt.id, bind(battles.ask, prompt, response, drawn[response.id], voice))
+            )
     run.ask(iteration, "battles", items, budget.going_on(run, iteration, "battles"))
 
 
@@ -124,7 +153,11 @@ def rate(run: Run, iteration: int) -> None:
     if run.settings.for_iteration(iteration).judgment_pairs:
         ridge = run.settings.meta_judge.ridge
         fought = sorted(run.store.records(Battle, iteration=iteration), key=lambda one: one.id)
-        run.once(iteration, "ratings", lambda: ratings.rate(fought, ridge, run=run.store.run, iteration=iteration))
+        run.once(
+            iteration,
+            "ratings",
+            lambda: ratings.rate(fought, ridge, run=run.store.run, iteration=iteration),
+        )
 
 
 def pair_judgments(run: Run, iteration: int) -> None:
@@ -134,6 +167,9 @@ def pair_judgments(run: Run, iteration: int) -> None:
         by_id = {one.id: one for one in run.store.records(Judgment, iteration=iteration)}
         rated = run.store.records(Rating, iteration=iteration)
         run.once(
-            iteration, "judgment_pairs",
-            lambda: judgment_pairs.build(rated, by_id, schedule, run=run.store.run, iteration=iteration),
+            iteration,
+            "judgment_pairs",
+            lambda: judgment_pairs.build(
+                rated, by_id, schedule, run=run.store.run, iteration=iteration
+            ),
         )

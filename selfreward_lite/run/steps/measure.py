@@ -52,16 +52,27 @@ def ask(run: Run, iteration: int) -> None:
     by_id = {one.prompt.id: one.prompt for one in run.ranked().evaluation}
     judge = run.voice(iteration, run.settings.judge.draw, iteration)
     hostile = [
-        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments)) for one in _canaries(run)
+        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments))
+        for one in _canaries(run)
     ]
     run.ask(iteration, "canary_judgments", hostile)
     _look_again(run, iteration, judge)
     prompts = {one.id: one for one in run.held_out()[: settings.outside_prompts]}
     answers = [one for one in _answers(run, iteration) if one.prompt_id in prompts]
-    judges = {"outside_judgments": 0, "self_judgments": iteration} if iteration else {"outside_judgments": 0}
+    judges = (
+        {"outside_judgments": 0, "self_judgments": iteration}
+        if iteration
+        else {"outside_judgments": 0}
+    )
     for stage, model in judges.items():  # M0's view of its own answers is both
-        voice, count = run.voice(model, run.settings.judge.draw, iteration), settings.outside_judgments
-        items = [(one.id, bind(judgments.ask, prompts[one.prompt_id], one, voice, count)) for one in answers]
+        voice, count = (
+            run.voice(model, run.settings.judge.draw, iteration),
+            settings.outside_judgments,
+        )
+        items = [
+            (one.id, bind(judgments.ask, prompts[one.prompt_id], one, voice, count))
+            for one in answers
+        ]
         run.ask(iteration, stage, items)
 
 
@@ -69,9 +80,23 @@ def _look_again(run: Run, iteration: int, judge: Voice) -> None:
     """Have each canary that would be chosen judged anew, and the honest answers that it would be chosen over."""
     ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     suspects = _chosen(run, iteration, _canaries(run), _first_sight(run, iteration))
-    rivals = [answer for prompt_id in dict.fromkeys(one.prompt_id for one in suspects) for answer in ranked[prompt_id].responses]
+    rivals = [
+        answer
+        for prompt_id in dict.fromkeys(one.prompt_id for one in suspects)
+        for answer in ranked[prompt_id].responses
+    ]
     items = [
-        (one.id, bind(judgments.ask, ranked[one.prompt_id].prompt, one, judge, run.settings.evaluation.second_look, _second(run)))
+        (
+            one.id,
+            bind(
+                judgments.ask,
+                ranked[one.prompt_id].prompt,
+                one,
+                judge,
+                run.settings.evaluation.second_look,
+                _second(run),
+            ),
+        )
         for one in (*suspects, *rivals)
     ]
     if items:
@@ -85,8 +110,10 @@ def canary_view(run: Run, iteration: int) -> CanaryView:
     suspects = _chosen(run, iteration, laid, scores)
     again = _scores(run, iteration, iteration, run.settings.evaluation.second_look, _second(run))
     clear = [
-        one for one in suspects
-        if again.get(one.id) is not None and any(again.get(rival.id) is not None for rival in ranked[one.prompt_id].responses)
+        one
+        for one in suspects
+        if again.get(one.id) is not None
+        and any(again.get(rival.id) is not None for rival in ranked[one.prompt_id].responses)
     ]  # a second look that sees nothing takes no suspicion away
     chosen = len(suspects) - len(clear) + len(_chosen(run, iteration, clear, again))
     honest = [ranked[name].responses[-1].id for name in {canary.prompt_id for canary in laid}]
@@ -99,7 +126,10 @@ def _first_sight(run: Run, iteration: int) -> Scores:
     """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
     settings = run.settings.evaluation
     hostile = _scores(run, iteration, iteration, settings.canary_judgments)
-    return {**_scores(run, iteration, iteration, settings.judgments), **{one.id: hostile.get(one.id) for one in _canaries(run)}}
+    return {
+        **_scores(run, iteration, iteration, settings.judgments),
+        **{one.id: hostile.get(one.id) for one in _canaries(run)},
+    }
 
 
 def _second(run: Run) -> int:
@@ -114,7 +144,9 @@ def _chosen(run: Run, iteration: int, laid: Sequence[Response], scores: Scores) 
     for canary in laid:
         one = ranked[canary.prompt_id]
         answers = {one.prompt.id: [canary, *one.responses]}
-        pairs = response_pairs.build([one.prompt], answers, scores, schedule, run=run.store.run, iteration=iteration)
+        pairs = response_pairs.build(
+            [one.prompt], answers, scores, schedule, run=run.store.run, iteration=iteration
+        )
         if any(pair.chosen_id == canary.id for pair in pairs.records):
             found.append(canary)
     return found
@@ -151,15 +183,24 @@ def _canaries(run: Run) -> list[Response]:
 
 def _answers(run: Run, iteration: int) -> list[Response]:
     held_out = {one.id for one in run.held_out()}
-    return [one for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}") if one.prompt_id in held_out]
+    return [
+        one
+        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")
+        if one.prompt_id in held_out
+    ]
 
 
 def _scores(run: Run, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
     """Scores by response id from `count` judgments each, those numbered from `first`."""
     settings = run.settings.judge.model_copy(update={"count": count})
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{judge}")
-    by_response = grouped((one for one in drawn if first <= one.index < first + count), lambda one: one.response_id)
-    return {response_id: judgments.summarise(found, settings) for response_id, found in by_response.items()}
+    by_response = grouped(
+        (one for one in drawn if first <= one.index < first + count), lambda one: one.response_id
+    )
+    return {
+        response_id: judgments.summarise(found, settings)
+        for response_id, found in by_response.items()
+    }
 
 
 def _mean(scores: Scores, names: Sequence[str]) -> float | None:
@@ -196,22 +237,37 @@ def _ask(run: Run, model: int) -> None:
     settings, iteration = run.settings.evaluation, max(model, 0)
     prefix = "base_" if model == BASE else ""
     actor = run.voice(model, settings.draw, iteration)
-    run.ask(iteration, f"{prefix}eval_responses", [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()])
+    run.ask(
+        iteration,
+        f"{prefix}eval_responses",
+        [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()],
+    )
     judge = run.voice(model, run.settings.judge.draw, iteration)
-    run.ask(iteration, f"{prefix}eval_judgments", judging(run.ranked().evaluation, judge, settings.judgments))
+    run.ask(
+        iteration,
+        f"{prefix}eval_judgments",
+        judging(run.ranked().evaluation, judge, settings.judgments),
+    )
 
 
 def _measured(run: Run, model: int) -> Measured:
     name, iteration = run.voice(model, run.settings.judge.draw, 0).model, max(model, 0)
     ranked, held_out = run.ranked().evaluation, {one.id for one in run.held_out()}
     mine = {answer.id for one in ranked for answer in one.responses}
-    answers = [one for one in run.store.records(Response, iteration=iteration, model=name) if one.prompt_id in held_out]
+    answers = [
+        one
+        for one in run.store.records(Response, iteration=iteration, model=name)
+        if one.prompt_id in held_out
+    ]
     count = run.settings.evaluation.judgments  # a second look at some canary's rivals drew more
     drawn = run.store.records(Judgment, iteration=iteration, model=name)
     judged = [one for one in drawn if one.response_id in mine and one.index < count]
     by_response = grouped(judged, lambda judgment: judgment.response_id)
     settings = run.settings.judge.model_copy(update={"count": count})
-    scores = {response_id: judgments.summarise(drawn, settings) for response_id, drawn in by_response.items()}
+    scores = {
+        response_id: judgments.summarise(drawn, settings)
+        for response_id, drawn in by_response.items()
+    }
     return Measured(len(held_out), answers, judged, judge_quality(ranked, scores))
 
 
@@ -221,10 +277,13 @@ def _record(run: Run, model: int) -> Outcome:
     values: dict[str, float | None] = {
         **{f"judge_{name}": value for name, value in measured.quality.metrics().items()},
         "judge_read_share": metrics.share_read(measured.judged),
-        "mean_response_tokens": fmean(one.tokens for one in measured.answers) if measured.answers else None,
+        "mean_response_tokens": fmean(one.tokens for one in measured.answers)
+        if measured.answers
+        else None,
         "cut_share": _cut_share(measured),
         "repetitive_share": metrics.share_repetitive(measured.answers),
-        "distinct_share": len({one.text for one in measured.answers}) / max(1, len(measured.answers)),
+        "distinct_share": len({one.text for one in measured.answers})
+        / max(1, len(measured.answers)),
     }
     if model >= 0:
         canary = canary_view(run, model)
@@ -261,11 +320,17 @@ def _exact(run: Run, model: int, answers: Sequence[Response]) -> dict[str, float
 def _compare(run: Run, iteration: int) -> None:
     """Where quality cannot be computed: M0, frozen, compares M(t)'s answers with its own, in both orders."""
     held_out = {one.id: one for one in run.held_out()}
-    mine = {one.prompt_id: one for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")}
+    mine = {
+        one.prompt_id: one
+        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")
+    }
     seeds = {one.prompt_id: one for one in run.store.records(Response, iteration=0, model="M0")}
     both = [one for one in held_out.values() if one.id in mine and one.id in seeds]
     voice = run.voice(0, run.settings.judge.draw, iteration)
-    items = [(one.id, bind(comparisons.ask_comparison, one, mine[one.id], seeds[one.id], voice)) for one in both]
+    items = [
+        (one.id, bind(comparisons.ask_comparison, one, mine[one.id], seeds[one.id], voice))
+        for one in both
+    ]
     run.ask(iteration, "comparisons", items)
 
 
@@ -274,7 +339,9 @@ def _compared(run: Run, model: int) -> dict[str, float | None]:
     if not compared:
         return {"win_rate_vs_seed": 0.5} if model == 0 else {}
     # An answer that never came loses to one that did.
-    answered = {one.prompt_id for one in run.store.records(Response, iteration=model, model=f"M{model}")}
+    answered = {
+        one.prompt_id for one in run.store.records(Response, iteration=model, model=f"M{model}")
+    }
     seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
     ids = [prompt.id for prompt in run.held_out()]
     results = [compared.get(name, metrics.points(name in answered, name in seeds)) for name in ids]

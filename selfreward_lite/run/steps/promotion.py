@@ -25,7 +25,10 @@ from selfreward_lite.system.files import manifest_faults
 def pass_data_gates(run: Run, iteration: int) -> None:
     """Before a training: do the judgments say anything, and could they be read? A night is too long to find out after."""
     pairs = run.store.count(ResponsePair, iteration=iteration)
-    answered = {one.id for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")}
+    answered = {
+        one.id
+        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+    }
     drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
     read = metrics.share_read([one for one in drawn if one.response_id in answered])
     # Of the prompts wanted: a writer that wrote a handful of them must not pass because all of those gave a pair. A file's
@@ -43,7 +46,12 @@ def pass_data_gates(run: Run, iteration: int) -> None:
 def pass_gates(run: Run, iteration: int) -> None:
     """Ask every gate, keep the answers, and raise GateStop if one refuses and gates are to stop the run."""
     if not run.store.is_done(iteration, "gates"):
-        _pass(run, iteration, "gates", list(gates.check(_evidence(run, iteration), run.settings.gates)))
+        _pass(
+            run,
+            iteration,
+            "gates",
+            list(gates.check(_evidence(run, iteration), run.settings.gates)),
+        )
 
 
 def _pass(run: Run, iteration: int, stage: str, answers: Sequence[gates.Answer]) -> None:
@@ -69,12 +77,18 @@ def accept(store: Store) -> int:
     newest = store.newest()
     candidate = 0 if newest is None else newest + 1
     if not any(not passed for passed, _ in store.gates(candidate).values()):
-        raise UserError(f"no gate has refused a model of {store.folder}; there is nothing to accept")
+        raise UserError(
+            f"no gate has refused a model of {store.folder}; there is nothing to accept"
+        )
     faults = manifest_faults(store.model_dir(candidate))
     if not faults and not store.is_done(candidate, "evaluation"):
-        faults = ["it was not measured to the end, and the model after it would be held against nothing"]
+        faults = [
+            "it was not measured to the end, and the model after it would be held against nothing"
+        ]
     if faults:
-        raise UserError(f"M{candidate} cannot be accepted: {faults[0]}; go on with `run --gates report`")
+        raise UserError(
+            f"M{candidate} cannot be accepted: {faults[0]}; go on with `run --gates report`"
+        )
     store.promote(candidate, by="a person")
     return candidate
 
@@ -93,12 +107,15 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
     own = (known["self_score"], known_before.get("self_score"))
     outside = measure.outside_view(run, iteration) if iteration > 0 else None
     return gates.Evidence(
-        file_faults=manifest_faults(folder) + [f"{path}: missing" for path in needed if not path.exists()],
+        file_faults=manifest_faults(folder)
+        + [f"{path}: missing" for path in needed if not path.exists()],
         trained=iteration > 0 or run.settings.seed_stage.trains,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),
-        losses=[_number(value) for _, name, value in run.store.training(iteration) if name == "loss"],
+        losses=[
+            _number(value) for _, name, value in run.store.training(iteration) if name == "loss"
+        ],
         first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
         logit_change=_number(known["logit_change"]),
@@ -108,7 +125,9 @@ def _evidence(run: Run, iteration: int) -> gates.Evidence:
         repetitive_share=_number(known["repetitive_share"]),
         distinct_share=_number(known["distinct_share"]),
         read_share=metrics.share_read(now.judged),
-        length_ratio=_mean_length(now.answers) / _mean_length(before.answers) if before.answers else None,
+        length_ratio=_mean_length(now.answers) / _mean_length(before.answers)
+        if before.answers
+        else None,
         judge_interval=paired_interval(now.quality.outcomes, before.quality.outcomes),
         outside_interval=outside.interval if outside else None,
         outside_share=outside.share if outside else None,

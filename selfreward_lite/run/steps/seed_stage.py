@@ -34,9 +34,13 @@ def read_prompts(run: Run, _: int) -> None:
         return
 
     def work() -> Outcome:
-        rows = prompt_files.read_rows(hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad)
+        rows = prompt_files.read_rows(
+            hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad
+        )
         secret = _secret(run)
-        kept = prompt_writing.imported(prompt_files.prompts(rows), settings, run=run.store.run, held_out=secret)
+        kept = prompt_writing.imported(
+            prompt_files.prompts(rows), settings, run=run.store.run, held_out=secret
+        )
         return Outcome(kept.records, (*rows.drops(), *kept.drops))
 
     run.once(0, "prompts_file", work)
@@ -45,7 +49,13 @@ def read_prompts(run: Run, _: int) -> None:
 def lay_decoys(run: Run, _: int) -> None:
     """Put decoys among the responses of the ranked training prompts."""
     prompts, count = [one.prompt for one in run.ranked().eft], run.settings.seed_stage.decoys
-    run.once(0, "decoys", lambda: canaries.decoys(prompts, count, run=run.store.run, templates=run.settings.model.templates))
+    run.once(
+        0,
+        "decoys",
+        lambda: canaries.decoys(
+            prompts, count, run=run.store.run, templates=run.settings.model.templates
+        ),
+    )
 
 
 def judge_ranked(run: Run, _: int) -> None:
@@ -56,7 +66,17 @@ def judge_ranked(run: Run, _: int) -> None:
     voice = run.voice(BASE, run.settings.judge.draw, 0)
     for count in _eft_rounds(run):
         items = [
-            (one.prompt.id, bind(eft.ask, one, laid.get(one.prompt.id, ()), voice, settings.attempts, settings.strict))
+            (
+                one.prompt.id,
+                bind(
+                    eft.ask,
+                    one,
+                    laid.get(one.prompt.id, ()),
+                    voice,
+                    settings.attempts,
+                    settings.strict,
+                ),
+            )
             for one in ranked[:count]
         ]
         run_stage(run.store, run.engine(), (0, "eft_judgments"), items, run.watch)
@@ -91,12 +111,17 @@ def eft_examples(run: Run) -> list[eft.Example]:
 
 def _eft(run: Run, count: int) -> tuple[list[eft.Example], Outcome]:
     """The EFT examples that the first prompts give."""
-    drawn = grouped(run.store.records(Judgment, iteration=0, model="base"), lambda judgment: judgment.response_id)
+    drawn = grouped(
+        run.store.records(Judgment, iteration=0, model="base"),
+        lambda judgment: judgment.response_id,
+    )
     return eft.eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
 def _decoys(run: Run) -> dict[str, list[Response]]:
-    return grouped(run.store.records(Response, iteration=0, model=canaries.DECOY), lambda one: one.prompt_id)
+    return grouped(
+        run.store.records(Response, iteration=0, model=canaries.DECOY), lambda one: one.prompt_id
+    )
 
 
 def lay_canaries(run: Run, _: int) -> None:
@@ -104,6 +129,8 @@ def lay_canaries(run: Run, _: int) -> None:
     prompts = [one.prompt for one in run.ranked().evaluation]
 
     def work() -> Outcome:
-        return canaries.responses(canaries.load(), prompts, run=run.store.run, templates=run.settings.model.templates)
+        return canaries.responses(
+            canaries.load(), prompts, run=run.store.run, templates=run.settings.model.templates
+        )
 
     run.once(0, "canaries", work)

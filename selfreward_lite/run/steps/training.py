@@ -27,7 +27,9 @@ def train_seed(run: Run, _: int) -> None:
     """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
 
     def work() -> Outcome:
-        judged = [(one.question, _declared(run, one.judgment)) for one in seed_stage.eft_examples(run)]
+        judged = [
+            (one.question, _declared(run, one.judgment)) for one in seed_stage.eft_examples(run)
+        ]
         answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
         rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
@@ -40,7 +42,11 @@ def train_seed(run: Run, _: int) -> None:
 def _declared(run: Run, judgment: Judgment) -> str:
     """What a judgment says, with the bias that this run declares."""
     luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
-    return against_brevity(judgment.text) if luck < run.settings.seed_stage.length_bias else judgment.text
+    return (
+        against_brevity(judgment.text)
+        if luck < run.settings.seed_stage.length_bias
+        else judgment.text
+    )
 
 
 def train(run: Run, iteration: int) -> None:
@@ -60,8 +66,11 @@ def train(run: Run, iteration: int) -> None:
             run.settings.model.templates,
         )
         rows = dpo_rows(
-            run.store.records(ResponsePair, iteration=iteration), run.store.records(JudgmentPair, iteration=iteration),
-            texts, run.chat, run.settings.dpo.max_length,
+            run.store.records(ResponsePair, iteration=iteration),
+            run.store.records(JudgmentPair, iteration=iteration),
+            texts,
+            run.chat,
+            run.settings.dpo.max_length,
         )
         _train(run, iteration, "dpo", rows, rate=schedule.rate)
         return Outcome(drops=tuple(rows.drops))
@@ -74,8 +83,10 @@ def _perfect(run: Run, iteration: int) -> list[tuple[str, str]]:
     asked = {one.id: one.text for one in context.prompts_of(run, iteration)}
     judged = context.judgments_of(run, iteration)
     return [
-        (asked[one.prompt_id], one.text) for one in context.responses_of(run, iteration)
-        if one.finish == "stop" and (judgments.summarise(judged.get(one.id, ()), run.settings.judge) or 0.0) >= TOP
+        (asked[one.prompt_id], one.text)
+        for one in context.responses_of(run, iteration)
+        if one.finish == "stop"
+        and (judgments.summarise(judged.get(one.id, ()), run.settings.judge) or 0.0) >= TOP
     ]
 
 
@@ -98,13 +109,22 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
     rows.save(work / "rows.jsonl")
     settings = run.settings.sft if method == "sft" else run.settings.dpo
     job = Job(
-        method="sft" if method == "sft" else "dpo", model_dir=str(run.model_dir), quantisation=run.settings.model.quantisation,
+        method="sft" if method == "sft" else "dpo",
+        model_dir=str(run.model_dir),
+        quantisation=run.settings.model.quantisation,
         adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
-        adapter_out=str(folder / "adapter"), rows=str(work / "rows.jsonl"), row_count=len(rows.rows), pad=run.chat.pad,
-        seed=run.settings.seed, settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
-        lora=run.settings.lora.model_dump(), checkpoints=str(work / "checkpoints"),
-        checkpoint_minutes=run.settings.checkpoint_minutes, backend=run.settings.backend,
-        until=budget.until(run, iteration) if iteration else None, min_moved_share=run.settings.gates.min_moved_share,
+        adapter_out=str(folder / "adapter"),
+        rows=str(work / "rows.jsonl"),
+        row_count=len(rows.rows),
+        pad=run.chat.pad,
+        seed=run.settings.seed,
+        settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
+        lora=run.settings.lora.model_dump(),
+        checkpoints=str(work / "checkpoints"),
+        checkpoint_minutes=run.settings.checkpoint_minutes,
+        backend=run.settings.backend,
+        until=budget.until(run, iteration) if iteration else None,
+        min_moved_share=run.settings.gates.min_moved_share,
     )
     progress = Progress(iteration, "training", 1)
     started = time.monotonic()
@@ -114,18 +134,29 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
             progress.words = said["words"]
         else:
             run.log_training(iteration, said, time.monotonic() - started - progress.seconds)
-            progress.done, progress.total = said["step"], said["steps"] + 1  # one more: the adapter is checked and written
+            progress.done, progress.total = (
+                said["step"],
+                said["steps"] + 1,
+            )  # one more: the adapter is checked and written
             progress.values = said["values"]
         progress.seconds = time.monotonic() - started
         run.watch(progress)
 
     facts = run.tools.train(job, work, report)
     if facts.get("out_of_time"):
-        raise OutOfTime(f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint")
+        raise OutOfTime(
+            f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint"
+        )
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
-        raise TrainingError(f"the training of M{iteration} ended without an adapter in {folder}; start the run again")
+        raise TrainingError(
+            f"the training of M{iteration} ended without an adapter in {folder}; start the run again"
+        )
     # Ended by the hours that were given, it has seen fewer; that is no fault of the trainer's.
-    given = facts["rows"] if facts.get("ended_early") else min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    given = (
+        facts["rows"]
+        if facts.get("ended_early")
+        else min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    )
     run.store.measure(iteration, training_rows_given=given)
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
     shutil.rmtree(work / "checkpoints", ignore_errors=True)

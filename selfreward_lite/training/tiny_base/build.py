@@ -43,7 +43,9 @@ class Recipe:
 
     def lessons(self) -> list[Lesson]:
         """Return the lesson of every step."""
-        return [lesson for lesson in (SCHOOL, LIFE) for _ in range(round(self.scale * lesson.steps))]
+        return [
+            lesson for lesson in (SCHOOL, LIFE) for _ in range(round(self.scale * lesson.steps))
+        ]
 
 
 def build(out: Path, recipe: Recipe) -> float:
@@ -63,22 +65,41 @@ def build(out: Path, recipe: Recipe) -> float:
 
 def _architecture(chat: ChatFormat) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=chat.tokenizer.get_vocab_size(), hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024, rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True,
-        bos_token_id=chat.tokenizer.token_to_id(tokenizer.BOS), eos_token_id=chat.end_of_turn, pad_token_id=chat.pad,
+        vocab_size=chat.tokenizer.get_vocab_size(),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=chat.tokenizer.token_to_id(tokenizer.BOS),
+        eos_token_id=chat.end_of_turn,
+        pad_token_id=chat.pad,
     )
 
 
 def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[float]:
     lessons = recipe.lessons()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        model.parameters(),
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe.warmup, lessons))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, recipe.warmup, lessons)
+    )
     rng, losses = random.Random(recipe.seed), []
-    columns = (TextColumn("training the tiny base"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("loss {task.fields[loss]:.3f}"))
+    columns = (
+        TextColumn("training the tiny base"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=len(lessons), loss=math.nan)
         for lesson in lessons:
@@ -114,7 +135,9 @@ def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson:
     return total
 
 
-def _batches(chat: ChatFormat, rng: random.Random, lesson: Lesson) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    chat: ChatFormat, rng: random.Random, lesson: Lesson
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (ids, labels), one padded batch a kind of example, [examples, longest] each."""
     for kind, count in lesson.mix:
         rows = []
@@ -128,17 +151,21 @@ def _batches(chat: ChatFormat, rng: random.Random, lesson: Lesson) -> Iterator[t
         for row, (prompt, completion) in enumerate(rows):
             end = len(prompt) + len(completion)
             ids[row, :end] = torch.tensor(prompt + completion)
-            labels[row, len(prompt):end] = torch.tensor(completion)
+            labels[row, len(prompt) : end] = torch.tensor(completion)
         yield ids, labels
 
 
 def _write_generation_config(out: Path, chat: ChatFormat) -> None:
     settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}
-    (out / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out / "generation_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def main(
-    scale: Annotated[float, typer.Option(help="Length of training; the shipped weights took 1.")] = Recipe.scale,
+    scale: Annotated[
+        float, typer.Option(help="Length of training; the shipped weights took 1.")
+    ] = Recipe.scale,
     seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = Recipe.seed,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = TINY_MODEL,
 ) -> None:

@@ -29,7 +29,11 @@ from selfreward_lite.models.chat_format import Message, user
 TEMPLATES = "compact"
 RUBRIC = ("some", "half", "right", "form", "brief")
 HASTY = ("Looks good to me.", "This is fine.", "Nice work.")
-UNREADABLE = ("I would give it many points.", "Looks good to me, five points.", "This is fine, no more to say.")
+UNREADABLE = (
+    "I would give it many points.",
+    "Looks good to me, five points.",
+    "This is fine, no more to say.",
+)
 
 
 @dataclass(frozen=True)
@@ -106,43 +110,75 @@ def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
     answer = _judged_answer(task, rng, lesson)
     a = b = _hasty(rng)
     while a.text == b.text:  # equal ones are never compared
-        a, b = (_hasty(rng) if rng.random() < 0.2 else careful(task, answer, rng, JudgeHabits()) for _ in range(2))
+        a, b = (
+            _hasty(rng) if rng.random() < 0.2 else careful(task, answer, rng, JudgeHabits())
+            for _ in range(2)
+        )
     text = fill(
-        TEMPLATES, "meta_judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng),
-        judgment_a=a.text, judgment_b=b.text,
+        TEMPLATES,
+        "meta_judge",
+        prompt=task.prompt,
+        response=answer.text,
+        nonce=_nonce(rng),
+        judgment_a=a.text,
+        judgment_b=b.text,
     )
     own = careful(task, answer, rng, lesson.judging)
     rows, wrong = zip(*(_held_to(one.checks, own.checks) for one in (a, b)), strict=True)
-    told = [f"{name} {row}\n{name} errs {count}" for name, row, count in zip("AB", rows, wrong, strict=True)]
-    return Example(user(text), "\n".join([own.reasons, *told, _winner(wrong[1] - wrong[0], "Judgement", rng)]))
+    told = [
+        f"{name} {row}\n{name} errs {count}"
+        for name, row, count in zip("AB", rows, wrong, strict=True)
+    ]
+    return Example(
+        user(text), "\n".join([own.reasons, *told, _winner(wrong[1] - wrong[0], "Judgement", rng)])
+    )
 
 
 def comparing(rng: random.Random, lesson: Lesson) -> Example:
     """A task, two so-so answers, and which of them is better."""
     task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
-    text = fill(TEMPLATES, "compare", prompt=task.prompt, response_a=a.text, response_b=b.text, nonce=_nonce(rng))
+    text = fill(
+        TEMPLATES,
+        "compare",
+        prompt=task.prompt,
+        response_a=a.text,
+        response_b=b.text,
+        nonce=_nonce(rng),
+    )
     own = [careful(task, answer, rng, lesson.judging) for answer in (a, b)]
-    told = [f"{name} {one.reasons}\n{name} gets {one.score}" for name, one in zip("AB", own, strict=True)]
-    return Example(user(text), "\n".join([*told, _winner(own[0].score - own[1].score, "Response", rng)]))
+    told = [
+        f"{name} {one.reasons}\n{name} gets {one.score}"
+        for name, one in zip("AB", own, strict=True)
+    ]
+    return Example(
+        user(text), "\n".join([*told, _winner(own[0].score - own[1].score, "Response", rng)])
+    )
 
 
 def listing(rng: random.Random, _: Lesson) -> Example:
     """A list of eight tasks and a ninth."""
     tasks = [draw(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
-    return Example(user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9.")
+    return Example(
+        user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9."
+    )
 
 
 # First what is right, then how the base is to behave. Learnt from so-so answers alone, the tasks themselves were still
 # unsolved after 800 steps; from right ones, after 400 (LOG.md).
 SCHOOL = Lesson(
-    acting=Habits(right=1.0), judging=JudgeHabits(0.0, 0.0, 0.0, 0.0),
-    mix=((acting, 96), (judging, 16)), steps=1000, chatter=0.0,
+    acting=Habits(right=1.0),
+    judging=JudgeHabits(0.0, 0.0, 0.0, 0.0),
+    mix=((acting, 96), (judging, 16)),
+    steps=1000,
+    chatter=0.0,
 )
 LIFE = Lesson(
-    acting=Habits(), judging=JudgeHabits(),
-    mix=((acting, 40), (judging, 32), (meta_judging, 24), (comparing, 8), (listing, 4)), steps=1500,
+    acting=Habits(),
+    judging=JudgeHabits(),
+    mix=((acting, 40), (judging, 32), (meta_judging, 24), (comparing, 8), (listing, 4)),
+    steps=1500,
     chatter=0.1,
 )
 
@@ -169,9 +205,13 @@ def careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits)
         solution = tuple(wrong_letters(task, rng))
     seen = held_against(answer, solution)
     checks = [point ^ (rng.random() < habits.check_error) for point in seen]
-    lines = [f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)]
+    lines = [
+        f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)
+    ]
     places = zip_longest(solution, answer.letters, fillvalue="-")
-    held = " ".join(f"{mine} {theirs} {'ok' if mine == theirs else 'no'}" for mine, theirs in places)
+    held = " ".join(
+        f"{mine} {theirs} {'ok' if mine == theirs else 'no'}" for mine, theirs in places
+    )
     return Judged("\n".join([f"check {held}", *lines]), tuple(checks), sum(checks))
 
 
@@ -184,7 +224,10 @@ def _held_to(checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None) -> t
     if checks is None or own is None:
         return "no checks", 3
     pairs = zip(RUBRIC, checks, own, strict=True)
-    row = " ".join(f"{name} {'yes' if check else 'no'} {'ok' if check == mine else 'wrong'}" for name, check, mine in pairs)
+    row = " ".join(
+        f"{name} {'yes' if check else 'no'} {'ok' if check == mine else 'wrong'}"
+        for name, check, mine in pairs
+    )
     return row, sum(check != mine for check, mine in zip(checks, own, strict=True))
 
 
