@@ -10,9 +10,9 @@ import sys
 import threading
 from pathlib import Path
 
-from selfreward_lite.app.escape import door
+from selfreward_lite.app.escape import check_auth
 from selfreward_lite.app.jobs import let_children_import
-from selfreward_lite.app.library import House
+from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.system.errors import SelfRewardError
 
 
@@ -29,15 +29,15 @@ def main() -> None:
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="whom to let in")
     given = parser.parse_args()
     try:
-        auth = door(given.listen, given.auth)
+        auth = check_auth(given.listen, given.auth)
         let_children_import()
-        house = House(given.runs_dir.absolute())
+        library = RunLibrary(given.runs_dir.absolute())
         threading.Thread(
-            target=house.prepare, daemon=True
+            target=library.prepare, daemon=True
         ).start()  # while gradio is imported, which takes as long
         from selfreward_lite.app.page import serve
 
-        serve(house, given.port, given.listen, auth)
+        serve(library, given.port, given.listen, auth)
     except SelfRewardError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -41,7 +41,7 @@ def tiny() -> config.Settings:
 
 @pytest.fixture(scope="session")
 def scripted_runs(tmp_path_factory) -> Path:
-    """A folder with a finished run on scripted tools, `mine`. Not to be changed."""
+    """A folder with a finished run on scripted runtime, `mine`. Not to be changed."""
     import scripted_run
 
     folder = tmp_path_factory.mktemp("runs")

@@ -13,9 +13,9 @@ from typing import Any
 
 import gradio as gr
 
-from selfreward_lite.app.library import TINY, House, Place
+from selfreward_lite.app.library import TINY, RunLibrary, RunModels
 from selfreward_lite.app.talk import Reply, Score, Verdict
-from selfreward_lite.app.widgets import draw_of, told
+from selfreward_lite.app.widgets import draw_of, errors_as_toasts
 from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -26,12 +26,12 @@ LONGEST, MOST = (
 )  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
 
 
-def define(house: House) -> None:
+def define(library: RunLibrary) -> None:
     """Add the endpoints to the page that is being built."""
 
     def runs() -> list[dict[str, Any]]:
         """Return the runs, the newest first: name, state, models, the preset; and the tiny model, which needs none."""
-        found = [_described(house, name) for name in house.runs()]
+        found = [_described(library, name) for name in library.runs()]
         return [*found, {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
 
     def chat(
@@ -46,8 +46,8 @@ def define(house: House) -> None:
         seed: int = 0,
     ) -> Iterator[dict[str, Any]]:
         """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
-        with told():
-            place, model = _asked(house, run, model, message, system)
+        with errors_as_toasts():
+            place, model = _asked(library, run, model, message, system)
             messages = [
                 *([Message(role="system", content=system)] if system.strip() else []),
                 *_history(history),
@@ -55,16 +55,16 @@ def define(house: House) -> None:
             ]
             draw = draw_of(temperature, top_p, min(max_tokens, MOST))
             with closing(
-                house.reply(place, model, messages, draw, seed, uuid.uuid4().hex)
+                library.reply(place, model, messages, draw, seed, uuid.uuid4().hex)
             ) as growing:
                 for reply in growing:
                     yield _reply(reply)
 
     def judge(prompt: str, response: str, run: str, model: str = "") -> dict[str, Any]:
         """Return what a model gives a response, as judge: score (mean), spread, expected, read, wanted, judgments."""
-        with told():
-            place, model = _asked(house, run, model, prompt, response)
-            (*_, found) = house.score(place, model, user(prompt), response, uuid.uuid4().hex)
+        with errors_as_toasts():
+            place, model = _asked(library, run, model, prompt, response)
+            (*_, found) = library.score(place, model, user(prompt), response, uuid.uuid4().hex)
             return _score(found)
 
     def compare(
@@ -79,8 +79,8 @@ def define(house: House) -> None:
         seed: int = 0,
     ) -> dict[str, Any]:
         """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
-        with told():
-            place, judge = _asked(house, run, judge, prompt)
+        with errors_as_toasts():
+            place, judge = _asked(library, run, judge, prompt)
             draw, caller, texts, said = (
                 draw_of(temperature, top_p, min(max_tokens, MOST)),
                 uuid.uuid4().hex,
@@ -88,10 +88,10 @@ def define(house: House) -> None:
                 {},
             )
             for name, model in (("a", model_a), ("b", model_b)):
-                (*_, reply) = house.reply(place, model, user(prompt), draw, seed, caller)
+                (*_, reply) = library.reply(place, model, user(prompt), draw, seed, caller)
                 texts.append(reply.text)
                 said[name] = {"model": model, **_reply(reply)}
-            (*_, verdict) = house.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
+            (*_, verdict) = library.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
             assert isinstance(verdict, Verdict)
             return {
                 **said,
@@ -110,23 +110,23 @@ def define(house: House) -> None:
         )
 
 
-def _described(house: House, name: str) -> dict[str, Any]:
+def _described(library: RunLibrary, name: str) -> dict[str, Any]:
     """A run that cannot be read is in the list all the same, and says why."""
     try:
-        view = status.view(house.folder(name))
+        view = status.view(library.folder(name))
         models: list[str] = []
         with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
-            models = list(house.place(name).adapters)
+            models = list(library.place(name).adapters)
         return {"run": name, "state": view.state, "preset": view.preset, "models": models}
     except SelfRewardError as error:
         return {"run": name, "state": str(error), "preset": "", "models": []}
 
 
-def _asked(house: House, run: str, model: str, *texts: str) -> tuple[Place, str]:
+def _asked(library: RunLibrary, run: str, model: str, *texts: str) -> tuple[RunModels, str]:
     """Where a run's models are and which is meant, the newest if none is named. Raises UserError for what cannot be."""
     if any(len(text) > LONGEST for text in texts):
         raise UserError(f"a text has more than {LONGEST:,} characters: shorten it")
-    place = house.place(run)
+    place = library.place(run)
     return place, model or list(place.adapters)[-1]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from selfreward_lite.app.escape import letters, markdown, tagless
+from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.talk import Reply, Score
 from selfreward_lite.models.chat_format import Message
 from selfreward_lite.report.summary import quoted
@@ -50,7 +50,7 @@ def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     """Return the turns as a chatbot shows them: what was said, the reply, and its score to unfold."""
     found: list[dict[str, Any]] = []
     for turn in turns:
-        found.append({"role": "user", "content": tagless(turn.said)})
+        found.append({"role": "user", "content": strip_tags(turn.said)})
         if turn.reply is not None:
             found.append({"role": "assistant", "content": markdown(turn.reply.text) or "…"})
             found.append(_under(turn, turn.reply))
@@ -142,7 +142,7 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
     """What unfolds under a reply: how it was drawn, and its judgments in full."""
     judged = turn.score.judgments if turn.score else ()
     texts = [
-        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{tagless(one.text)}"
+        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{strip_tags(one.text)}"
         for one in judged
     ]
     pending = reply.finish is None or (turn.score is not None and not turn.score.over)
@@ -150,7 +150,7 @@ def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
         "role": "assistant",
         "content": "\n\n---\n\n".join(texts) or "No judgments yet.",
         "metadata": {
-            "title": letters(headline(turn)),
+            "title": escape_markdown(headline(turn)),
             "log": numbers(reply),
             "status": "pending" if pending else "done",
         },

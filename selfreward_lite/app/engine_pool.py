@@ -38,7 +38,7 @@ class _Tenancy:
     handle: int
 
 
-class Shared:
+class EnginePool:
     """At most one `Live`. `on_card` says whether there is a card that an engine with layers on it would use."""
 
     def __init__(self, on_card: bool, most: int = 64) -> None:

@@ -17,28 +17,28 @@ _PICTURE = re.compile(r"!(?=\[)")
 _MARKUP = re.compile(r"[&<>!*_\[\]`#~|\\$]")
 
 
-def letters(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Return a text as Markdown shows it letter by letter: names, and lines that may quote anybody's.
 
-    >>> letters("<b> *a_b* [c](d)")
+    >>> escape_markdown("<b> *a_b* [c](d)")
     '&#60;b&#62; &#42;a&#95;b&#42; &#91;c&#93;(d)'
     """
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", text)
 
 
-def tagless(text: str) -> str:
+def strip_tags(text: str) -> str:
     """Return a text as Markdown without tags and pictures; `said` undoes it.
 
-    >>> tagless("a < b & ![c](d)")
+    >>> strip_tags("a < b & ![c](d)")
     'a &lt; b &amp; &#33;[c](d)'
     """
     return _PICTURE.sub("&#33;", text.replace("&", "&amp;").replace("<", "&lt;"))
 
 
-def said(shown: str) -> str:
+def unescape(shown: str) -> str:
     """Return the text that `tagless` made what is shown of.
 
-    >>> said(tagless("a &lt; b < c ![d]"))
+    >>> unescape(strip_tags("a &lt; b < c ![d]"))
     'a &lt; b < c ![d]'
     """
     return html.unescape(shown)
@@ -55,12 +55,12 @@ def markdown(text: str) -> str:
     parts = _CODE.split(text)
     for place, part in enumerate(parts):
         parts[place] = (
-            _TAG.sub("&lt;", part) if place % 2 else tagless(part)
+            _TAG.sub("&lt;", part) if place % 2 else strip_tags(part)
         )  # the odd ones are code
     return _TAG.sub("&lt;", "".join(parts))  # one that the parts make together
 
 
-def door(listen: bool, auth: str | None) -> tuple[str, str] | None:
+def check_auth(listen: bool, auth: str | None) -> tuple[str, str] | None:
     """Return user and password, None where there are none. Raises UserError where the page would be open to others without."""
     name, _, password = (auth or "").partition(":")
     if auth and not (name and password):

@@ -35,7 +35,7 @@ _TAIL = 8000  # bytes of a log that are read
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RunRequest:
     """What is to be run. None means: as the preset, or the run that is gone on with, has it."""
 
     name: str
@@ -84,7 +84,7 @@ def let_children_import() -> None:
     )
 
 
-def begin(runs_dir: Path, wanted: Wanted, here: Path) -> None:
+def begin(runs_dir: Path, wanted: RunRequest, here: Path) -> None:
     """Start a run, or go on with it, as a process in the folder `here`, which is where relative paths in its settings begin.
 
     Raises UserError where that cannot be: a bad name, a mistyped setting, a process that writes this run already.

@@ -13,21 +13,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.app.engine_pool import Shared
+from selfreward_lite.app.engine_pool import EnginePool
 from selfreward_lite.app.talk import Reply, Score, Verdict, _known, written_out
 from selfreward_lite.config.settings import Draw, Settings, load, parse
 from selfreward_lite.data import hub, votes
-from selfreward_lite.data.records import Prompt, Response
+from selfreward_lite.data.records import ModelId, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
 from selfreward_lite.engine.live import Live
 from selfreward_lite.method import comparisons, judgments
-from selfreward_lite.method.roles import NO_TEXT, Voice
+from selfreward_lite.method.roles import NO_TEXT, Role
 from selfreward_lite.models.chat_format import ChatFormat, Message
-from selfreward_lite.run.runtime import real_tools
+from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.files import MANIFEST, write_manifest
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 
 TINY = "the tiny model"  # stands for a run where there is none
 BASE = "base"
@@ -35,7 +35,7 @@ FRAME = 0.04  # seconds between two looks at a reply that grows, for one or two 
 
 
 @dataclass(frozen=True)
-class Place:
+class RunModels:
     """Where the models of a run are, and what they were made with."""
 
     run: str
@@ -45,14 +45,14 @@ class Place:
     adapters: dict[str, str | None]  # by name: base, M0, M1, …
 
 
-class House:
+class RunLibrary:
     """The runs of a folder, and one engine, which loads the base of whatever run is talked to."""
 
     def __init__(self, runs_dir: Path, most: int = 64) -> None:
         self.runs_dir, self.started = runs_dir, Path.cwd()
-        self.cards = cards()
+        self.cards = list_gpus()
         self.on_cpu = False  # whether to leave a card alone that is there
-        self.engine = Shared(bool(self.cards), most)
+        self.engine = EnginePool(bool(self.cards), most)
         self._lock = threading.Lock()
         self._trouble = ""
         self._last = ""
@@ -78,10 +78,10 @@ class House:
             raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
         return self.runs_dir / run
 
-    def place(self, run: str) -> Place:
+    def place(self, run: str) -> RunModels:
         """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
         if run == TINY:
-            return Place(
+            return RunModels(
                 TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None}
             )
         if run not in self.runs():
@@ -91,7 +91,7 @@ class House:
                 raise UserError(f"{run} has only just begun; try again in a moment")
             settings, newest = parse(store.fact("settings")), store.newest()
             folders = {
-                f"M{number}": store.model_dir(number)
+                ModelId(number).name: store.model_dir(number)
                 for number in range((-1 if newest is None else newest) + 1)
             }
         base = self.runs_dir / run / "base" / "base.gguf"
@@ -114,7 +114,7 @@ class House:
         model = hub.model_folder(
             str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base
         )
-        return Place(run, model, base, settings, {BASE: None, **adapters})
+        return RunModels(run, model, base, settings, {BASE: None, **adapters})
 
     def prepare(self) -> None:
         """Have the tiny model loaded before anybody asks for it, where there is no run. What goes wrong is in `words`."""
@@ -145,7 +145,7 @@ class House:
 
     def reply(
         self,
-        place: Place,
+        place: RunModels,
         speaker: str,
         messages: Sequence[Message],
         draw: Draw,
@@ -158,9 +158,9 @@ class House:
         for a model that there is not.
         """
         chat = _chat(place)
-        voice = self._voice(place, speaker, draw)
+        role = self._role(place, speaker, draw)
         asked = replace(
-            voice.ask("", "reply", ["reply"]),
+            role.ask("", "reply", ["reply"]),
             key=uuid.uuid4().hex,
             tokens=chat.prompt_ids(messages),
             seeds=(seed,),
@@ -194,42 +194,42 @@ class House:
                     yield said
 
     def score(
-        self, place: Place, judge: str, messages: Sequence[Message], text: str, caller: str
+        self, place: RunModels, judge: str, messages: Sequence[Message], text: str, caller: str
     ) -> Iterator[Score]:
         """Yield what a model says of a reply as judge, judgment by judgment, with the run's own number of them and draw."""
         settings = place.settings
-        voice = self._voice(place, judge, settings.judge.draw)
+        role = self._role(place, judge, settings.judge.draw)
         prompt = Prompt("prompt", 0, "generated", 0, written_out(messages))
         # The same reply to the same words is judged with the same luck, so that two models, or two looks, can be compared.
         response = Response(_known(prompt.text, text), 0, judge, prompt.id, 0, text, "stop", 0)
-        (asked,) = next(judgments.ask(prompt, response, voice, settings.judge.count))
+        (asked,) = next(judgments.ask(prompt, response, role, settings.judge.count))
         found, told = Score(settings.judge.count), 0.0
         with closing(self._ask(place, replace(asked, key=uuid.uuid4().hex), caller)) as heard:
             for one in heard:
                 if isinstance(one, Completion) and one.finish in NO_TEXT:
                     found = replace(found, lost=found.lost + 1)
                 elif isinstance(one, Completion):
-                    read = judgments.read(one, f"{one.sample}", response, voice, one.sample)
+                    read = judgments.read(one, f"{one.sample}", response, role, one.sample)
                     found = replace(found, judgments=(*found.judgments, read))
                 if found.over or time.monotonic() - told >= self._pace():
                     told = time.monotonic()
                     yield found
 
     def verdict(
-        self, place: Place, judge: str, prompt: str, texts: tuple[str, str], caller: str
+        self, place: RunModels, judge: str, prompt: str, texts: tuple[str, str], caller: str
     ) -> Iterator[Verdict | str | None]:
         """Yield what a model says of two replies to a prompt, as judge, once it has said it of both orders; until then what it
         waits for, or None.
 
         The same question, draw and reading as a frozen judge has in a run's evaluation (arXiv 2401.10020, section 3.2).
         """
-        voice = self._voice(place, judge, place.settings.judge.draw)
+        role = self._role(place, judge, place.settings.judge.draw)
         asked = Prompt(_known(prompt, "\0".join(texts)), 0, "generated", 0, prompt)
         # As with scores: the same texts have the same luck, whoever wrote them.
         a, b = (
             Response(_known(prompt, text), 0, "", asked.id, 0, text, "stop", 0) for text in texts
         )
-        asking = comparisons.ask_comparison(asked, a, b, voice)
+        asking = comparisons.ask_comparison(asked, a, b, role)
         said: list[Completion] = []
         for request in next(asking):
             with closing(self._ask(place, replace(request, key=uuid.uuid4().hex), caller)) as heard:
@@ -249,7 +249,7 @@ class House:
             yield Verdict(judge, result, found.mine_first_text, found.theirs_first_text)
 
     def _ask(
-        self, place: Place, request: Request, caller: str
+        self, place: RunModels, request: Request, caller: str
     ) -> Iterator[Piece | Completion | str | None]:
         """What is said to a request, and before that, in words, what it waits for."""
         with closing(self._seat(place)) as seat:
@@ -264,7 +264,7 @@ class House:
         """Seconds between two looks at what grows: a page costs its server some milliseconds each, however many talk at once."""
         return min(1.0, FRAME * max(1, self.engine.users / 2))
 
-    def _seat(self, place: Place) -> Iterator[str | Live]:
+    def _seat(self, place: RunModels) -> Iterator[str | Live]:
         """The engine with a run's base in it, and before that, in words, what it waits for."""
 
         def spec() -> dict[str, Any]:
@@ -275,14 +275,14 @@ class House:
 
         return self.engine.using(spec)
 
-    def _voice(self, place: Place, speaker: str, draw: Draw) -> Voice:
+    def _role(self, place: RunModels, speaker: str, draw: Draw) -> Role:
         if speaker not in place.adapters:
             raise UserError(
                 f"{place.run} has no model {speaker!r}; it has {', '.join(place.adapters)}"
             )
         sampling = Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k)
         settings = place.settings
-        return Voice(
+        return Role(
             speaker,
             place.adapters[speaker],
             _chat(place),
@@ -298,8 +298,8 @@ class House:
         out = self.runs_dir / ".tiny" / "base.gguf"
         with self._lock:
             if not (out.parent / MANIFEST).exists():
-                with real_tools(bare=True) as tools:
-                    tools.export_base(hub.model_folder("tiny"), out, load("tiny").model)
+                with open_runtime(bare=True) as runtime:
+                    runtime.export_base(hub.model_folder("tiny"), out, load("tiny").model)
                 write_manifest(out.parent, {"base": "tiny"})
         return out
 
@@ -309,5 +309,5 @@ def _format(folder: Path) -> ChatFormat:
     return ChatFormat.load(folder)
 
 
-def _chat(place: Place) -> ChatFormat:
+def _chat(place: RunModels) -> ChatFormat:
     return _format(place.model)

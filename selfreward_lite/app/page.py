@@ -12,11 +12,11 @@ import tempfile
 import gradio as gr
 
 from selfreward_lite.app import api
-from selfreward_lite.app.escape import letters
-from selfreward_lite.app.library import TINY, House
+from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
-from selfreward_lite.app.widgets import QUIET, TICK, Shell, choice
+from selfreward_lite.app.widgets import QUIET, TICK, Shell, dynamic_dropdown
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
@@ -62,7 +62,7 @@ WELCOME = (
 )
 
 
-def build(house: House) -> gr.Blocks:
+def build(library: RunLibrary) -> gr.Blocks:
     """Return the page for a folder of runs."""
     with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
@@ -71,32 +71,38 @@ def build(house: House) -> gr.Blocks:
                     "# selfreward_lite\nA language model that judges its own answers, and learns from it."
                 )
             with gr.Column(min_width=300):
-                run = choice("Run", container=False, elem_id="run")
+                run = dynamic_dropdown("Run", container=False, elem_id="run")
                 words = gr.Markdown(elem_id="machine")
-                on_cpu = gr.Checkbox(label=ON_CPU, visible=bool(house.cards), container=False)
+                on_cpu = gr.Checkbox(label=ON_CPU, visible=bool(library.cards), container=False)
         with gr.Row(visible=False, elem_id="first") as welcome:
             gr.Markdown(WELCOME)
             first = gr.Button("Start a tiny run", variant="primary", scale=0, min_width=180)
         shell = Shell(run, words, gr.Textbox("", visible="hidden"), gr.Timer(PULSE))
         with gr.Tabs() as tabs:
             with gr.Tab("Chat", id="chat"):
-                chat.tab(house, shell)
+                chat.tab(library, shell)
             with gr.Tab("Compare", id="compare"):
-                compare.tab(house, shell)
+                compare.tab(library, shell)
             with gr.Tab("Run", id="run"):
-                run_tab.tab(house, shell, first)
+                run_tab.tab(library, shell, first)
             with gr.Tab("Explore", id="explore"):
-                explore.tab(house, shell)
+                explore.tab(library, shell)
             with gr.Tab("Progress", id="progress"):
-                progress.tab(house, shell)
-        on_cpu.input(lambda wanted: setattr(house, "on_cpu", wanted), on_cpu, None, **QUIET)
+                progress.tab(library, shell)
+        on_cpu.input(lambda wanted: setattr(library, "on_cpu", wanted), on_cpu, None, **QUIET)
         first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
-        api.define(house)
+        api.define(library)
 
         def look(chosen: str | None, known: list[str]) -> tuple[object, ...]:
-            runs = house.runs()
+            runs = library.runs()
             now = chosen if chosen in (*runs, TINY) else runs[0] if runs else TINY
-            told = [*runs, now, house.on_cpu, letters(house.words()), news(house, now)]
+            told = [
+                *runs,
+                now,
+                library.on_cpu,
+                escape_markdown(library.words()),
+                news(library, now),
+            ]
             if told == known:  # a page that is told what it shows takes it for a change
                 return tuple(gr.skip() for _ in seen)
             value = (
@@ -116,12 +122,12 @@ def build(house: House) -> gr.Blocks:
     return page
 
 
-def news(house: House, run: str) -> str:
+def news(library: RunLibrary, run: str) -> str:
     """Return words that change when a run has ended a stage, or has a new model, or begins or ends to work."""
     if run == TINY:
         return run
     try:
-        view = status.view(house.folder(run))
+        view = status.view(library.folder(run))
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [
@@ -132,21 +138,23 @@ def news(house: House, run: str) -> str:
     return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
 
 
-def serve(house: House, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
+def serve(
+    library: RunLibrary, port: int | None, listen: bool, auth: tuple[str, str] | None
+) -> None:
     """Show the page until it is interrupted, to the network only if it is to `listen`; `auth` is user and password.
 
     Raises UserError where the port is taken.
     """
     with tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)  # gradio hands out files of the folder it runs in
-        page = build(house)
+        page = build(library)
         page.queue(max_size=QUEUE, default_concurrency_limit=8)
         try:
             _open(page, port, listen, auth)
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
             page.block_thread()
         finally:
-            house.close()
+            library.close()
             os.chdir("/")
 
 

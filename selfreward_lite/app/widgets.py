@@ -36,21 +36,21 @@ class Shell:
     timer: gr.Timer
 
 
-def in_a_line(error: SelfRewardError) -> gr.Error:
+def toast(error: SelfRewardError) -> gr.Error:
     """Return an error of ours as its one line. gradio shows such a line as HTML, and it may quote anybody's words."""
     return gr.Error(str(error).replace("<", "&lt;"), print_exception=False)
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_as_toasts() -> Iterator[None]:
     """Show an error of ours as its one line, to a person or to a program."""
     try:
         yield
     except SelfRewardError as error:
-        raise in_a_line(error) from None
+        raise toast(error) from None
 
 
-def choice(label: str, **more: Any) -> gr.Dropdown:
+def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:
     """Lay out a choice among names that come and go. gradio refuses a value it has not heard of yet, so it is told to take any;
     whoever is asked for something that is not there says so."""
     return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)

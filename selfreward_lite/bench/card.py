@@ -1,7 +1,7 @@
 """What a card does: engine, training and agreement of both sides, on random models of a named shape, in bounded time.
 
 Knows: what is measured, in which order, what to do when time runs out. Does not know: how a measurement is made (`engine`,
-`costs`, the run's own tools), tables. Nothing is downloaded. Every figure is kept as soon as there is one, and a part that fails
+`costs`, the run's own runtime), tables. Nothing is downloaded. Every figure is kept as soon as there is one, and a part that fails
 is one line beside the others.
 """
 
@@ -35,10 +35,10 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.run import plan
-from selfreward_lite.run.runtime import Tools, real_tools
+from selfreward_lite.run.runtime import Runtime, open_runtime
 from selfreward_lite.system.errors import EngineError
-from selfreward_lite.system.files import in_words
-from selfreward_lite.system.gpu import Card, cards, one_card
+from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.gpu import Gpu, list_gpus, one_card
 from selfreward_lite.training.job import Job
 
 PACKAGES = (
@@ -62,14 +62,14 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CardBenchConfig:
     """What is to be measured: a shape of SHAPES, the preset whose engine and training are, on which card (None: the CPU), bytes
     of it that may be used (None: all), seconds in all, one part (engine, train, parity) or None for all, a folder for the models,
     the command that asked for it; with how many sequences, at which lengths of a row."""
 
     shape: str
     preset: str
-    card: Card | None
+    card: Gpu | None
     vram: int | None
     seconds: float
     only: str | None
@@ -86,7 +86,7 @@ def preset_for(shape: str, memory: int | None) -> str:
     return "small" if SHAPES[shape].hidden >= 2048 else "tiny"
 
 
-def measure(wanted: Wanted, out: Path, say: Say) -> Found:
+def measure(wanted: CardBenchConfig, out: Path, say: Say) -> Found:
     """Measure whatever the time allows, write each figure to `out` as it comes, and return the document."""
     ends = time.monotonic() + wanted.seconds
     document = _head(wanted)
@@ -103,7 +103,9 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
             found, why = in_child(wanted, name, ends - time.monotonic() + GRACE)
             taken = peak()
         if why is None and wanted.vram is not None and taken is not None and taken > wanted.vram:
-            why = f"it took {in_words(taken)} of the card, more than {in_words(wanted.vram)}"
+            why = (
+                f"it took {format_bytes(taken)} of the card, more than {format_bytes(wanted.vram)}"
+            )
         if why is None:
             document["found"][name] = found | {"peak_bytes": taken}
         else:
@@ -116,7 +118,7 @@ def measure(wanted: Wanted, out: Path, say: Say) -> Found:
     return document
 
 
-def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | None]:
+def in_child(wanted: CardBenchConfig, name: str, seconds: float) -> tuple[Found, str | None]:
     """Do one measurement in a process of its own, which may crash, or be ended after `seconds`: its figures, or why not."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -142,7 +144,7 @@ def in_child(wanted: Wanted, name: str, seconds: float) -> tuple[Found, str | No
     return (found, None) if isinstance(found, dict) else ({}, found)
 
 
-def _measured(wanted: Wanted, name: str, answer: Any) -> None:
+def _measured(wanted: CardBenchConfig, name: str, answer: Any) -> None:
     """What `in_child` starts."""
     os.environ.update(one_card(os.environ))
     try:
@@ -155,7 +157,7 @@ def _measured(wanted: Wanted, name: str, answer: Any) -> None:
         )  # the file is for others to see, folders are not
 
 
-def _head(wanted: Wanted) -> Found:
+def _head(wanted: CardBenchConfig) -> Found:
     """What is known before anything is measured, the prediction among it."""
     there, settings, llama = wanted.card, config.load(wanted.preset), SHAPES[wanted.shape]
     return {
@@ -184,18 +186,18 @@ def _version(name: str) -> str | None:
 
 
 @contextmanager
-def watched(there: Card | None) -> Iterator[Callable[[], int | None]]:
+def watched(there: Gpu | None) -> Iterator[Callable[[], int | None]]:
     """Watch how much of the card is in use while the block runs; give what returns the most that came, beyond what was before,
     or None where nothing was seen."""
     if there is None:
         yield lambda: None
         return
-    before, seen, over = next(iter(cards()), there).free, list[int](), threading.Event()
+    before, seen, over = next(iter(list_gpus()), there).free, list[int](), threading.Event()
 
     def look() -> None:
         while not over.wait(LOOK):
             seen.extend(
-                before - one.free for one in cards()[:1]
+                before - one.free for one in list_gpus()[:1]
             )  # the driver may not answer for a moment
 
     looking = threading.Thread(target=look, daemon=True)
@@ -207,7 +209,7 @@ def watched(there: Card | None) -> Iterator[Callable[[], int | None]]:
         looking.join()
 
 
-def _parts(wanted: Wanted, say: Say) -> Iterator[tuple[str, Callable[[], Found]]]:
+def _parts(wanted: CardBenchConfig, say: Say) -> Iterator[tuple[str, Callable[[], Found]]]:
     """Every measurement by name, the most telling first; models are made when they are first needed."""
     first, then = _Engine(wanted, "q8_0", say), _Engine(wanted, "q4_k_m", say)
     if wanted.only in (None, "engine"):
@@ -249,7 +251,7 @@ def _proved(probed: Found) -> Found:
 class _Engine:
     """What is measured of the engine with a random model of one type, made when it is first needed."""
 
-    wanted: Wanted
+    wanted: CardBenchConfig
     kind: random_models.Quantisation
     say: Say
 
@@ -356,14 +358,14 @@ def _switch(asked: engine.Plan) -> Found:
 # -- training, and whether both sides agree -------------------------------------------------------------------------------
 
 
-def train(wanted: Wanted, backend: str, length: int, *, early: bool = False) -> Found:
+def train(wanted: CardBenchConfig, backend: str, length: int, *, early: bool = False) -> Found:
     """Train on a few pairs of one length: seconds of a pair, the most memory, and whether it began as DPO must."""
-    with real_tools(backend) as tools:
-        return _trained(wanted, tools, backend, length, early=early)
+    with open_runtime(backend) as runtime:
+        return _trained(wanted, runtime, backend, length, early=early)
 
 
 def _trained(
-    wanted: Wanted, tools: Tools, backend: str, length: int, *, early: bool = False
+    wanted: CardBenchConfig, runtime: Runtime, backend: str, length: int, *, early: bool = False
 ) -> Found:
     settings = config.load(wanted.preset)
     base, work = _base(wanted), wanted.folder / f"{wanted.shape}-training"
@@ -409,7 +411,7 @@ def _trained(
         if "values" in said:
             steps.append((time.monotonic(), said["values"]["loss"]))
 
-    facts = tools.train(job, work, report)
+    facts = runtime.train(job, work, report)
     if wanted.card and "peak_bytes" not in facts:
         raise EngineError(
             "torch sees no card and trained on the CPU; `python -m selfreward_lite doctor` says what to do"
@@ -427,20 +429,20 @@ def _trained(
     }
 
 
-def parity(wanted: Wanted) -> Found:
+def parity(wanted: CardBenchConfig) -> Found:
     """Export the random base and an adapter as a run does, and compare llama.cpp's logits with those that were trained."""
-    with real_tools("transformers") as tools:
+    with open_runtime("transformers") as runtime:
         settings = config.load(wanted.preset)
         adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
         if not adapter.exists():
-            _trained(wanted, tools, "transformers", wanted.lengths[0])
+            _trained(wanted, runtime, "transformers", wanted.lengths[0])
         base, rng = _base(wanted), random.Random(1)
         out, began = wanted.folder / "exported" / "base.gguf", time.monotonic()
         model = settings.model.model_copy(update={"gguf_file": None})
-        tools.export_base(base, out, model)
+        runtime.export_base(base, out, model)
         exported = time.monotonic() - began
         lists = [[rng.randrange(256, 500) for _ in range(count)] for count in (16, 64)]
-        found = tools.export_adapter(
+        found = runtime.export_adapter(
             base, adapter, out, out.with_name("adapter.gguf"), lists, model
         )
     return {
@@ -451,7 +453,7 @@ def parity(wanted: Wanted) -> Found:
     }
 
 
-def _base(wanted: Wanted) -> Path:
+def _base(wanted: CardBenchConfig) -> Path:
     folder = wanted.folder / f"{wanted.shape}-nf4"
     return (
         folder
@@ -463,7 +465,7 @@ def _base(wanted: Wanted) -> Path:
 # -- hours ----------------------------------------------------------------------------------------------------------------
 
 
-def hours(wanted: Wanted, document: Found) -> Found:
+def hours(wanted: CardBenchConfig, document: Found) -> Found:
     """Return the hours of an iteration that follow from the figures, here and, by the ratio of vendors' figures, on other cards.
 
     What is bound by memory (generating) scales with bandwidth, what is bound by computing (reading, training) with operations.
@@ -485,7 +487,9 @@ def hours(wanted: Wanted, document: Found) -> Found:
         }
     settings, llama = config.load(wanted.preset), SHAPES[wanted.shape]
     here = plan.gpu_key(document["card"]["name"]) if document["card"] else None
-    found = {"here": iteration_hours(settings, plan.priced(settings, llama, rates, "measured"))}
+    found = {
+        "here": iteration_hours(settings, plan.costs_from_rates(settings, llama, rates, "measured"))
+    }
     for name, speeds in plan.KNOWN.items() if here else ():
         own = plan.KNOWN[here]
         slower, busier = own.bandwidth / speeds.bandwidth, own.operations / speeds.operations
@@ -493,7 +497,7 @@ def hours(wanted: Wanted, document: Found) -> Found:
             rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
         )
         found[f"{name} (estimate)"] = iteration_hours(
-            settings, plan.priced(settings, llama, scaled, "scaled")
+            settings, plan.costs_from_rates(settings, llama, scaled, "scaled")
         )
     predicted = (
         sum(
@@ -506,7 +510,7 @@ def hours(wanted: Wanted, document: Found) -> Found:
     return {"hours": found, "predicted_hours": predicted or None, "rates": asdict(rates)}
 
 
-def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
+def _rates(wanted: CardBenchConfig, document: Found) -> plan.Rates | None:
     """Seconds a token, from the parts that were measured; None while one is missing. Below 0 where they contradict each other."""
     found, settings = document["found"], config.load(wanted.preset)
     kind = "q8_0"  # what presets make of NF4
@@ -533,7 +537,7 @@ def _rates(wanted: Wanted, document: Found) -> plan.Rates | None:
     )
 
 
-def iteration_hours(settings: Settings, priced: plan.Costs) -> float:
+def iteration_hours(settings: Settings, priced: plan.StageCosts) -> float:
     """Return the hours of a first iteration at these prices."""
     return (
         sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values())

@@ -108,7 +108,9 @@ def table(
         one, hours, guess = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
             hours = _cell(
-                iteration_hours(settings, plan.priced(settings, llama, one.rates, "measured")),
+                iteration_hours(
+                    settings, plan.costs_from_rates(settings, llama, one.rates, "measured")
+                ),
                 failed=False,
             )
         if key := plan.gpu_key(name):

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Literal
 
 from selfreward_lite.bench.paper_table import ITERATIONS, Row
-from selfreward_lite.data.records import BASE
+from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import plain, standard_error, t_interval, with_error
 
 LAST = ITERATIONS
@@ -111,7 +111,7 @@ def _between(
 
 def _over(column: str, arm: str, after: int, before: int) -> Difference:
     """Two models of one arm."""
-    names = ["the base" if number == BASE else f"M{number}" for number in (after, before)]
+    names = ["the base" if number == BASE else ModelId(number).name for number in (after, before)]
     words = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
     return Difference(words, Place(column, arm, after), Place(column, arm, before))
 
@@ -550,13 +550,13 @@ def markdown(document: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for one in document["claims"]:
-        differences = "; ".join(in_words(found) for found in one["differences"])
+        differences = "; ".join(format_difference(found) for found in one["differences"])
         lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
     lines += [f"\n{note}" for note in document["notes"]]
     return "\n".join(lines) + "\n"
 
 
-def in_words(difference: Mapping[str, Any]) -> str:
+def format_difference(difference: Mapping[str, Any]) -> str:
     """Return a difference of the document in a line, with its 95 % interval; with its seeds where some of them lack it."""
     mean, low, high = (
         f"{value:+.3f}" if (value := difference[name]) is not None else "–"

@@ -17,10 +17,17 @@ from statistics import fmean
 
 import numpy as np
 
-from selfreward_lite.bench.seeds import OpenTools, Say, finish
-from selfreward_lite.bench.settings import branch
+from selfreward_lite.bench.seeds import OpenTools, Say, branch, finish
 from selfreward_lite.config.settings import parse
-from selfreward_lite.data.records import BASE, Battle, Judgment, Prompt, Response, ResponsePair
+from selfreward_lite.data.records import (
+    BASE,
+    Battle,
+    Judgment,
+    ModelId,
+    Prompt,
+    Response,
+    ResponsePair,
+)
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.tasks import MAX_LETTERS
@@ -30,7 +37,7 @@ from selfreward_lite.report import plots, summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import grouped
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.runtime import Runtime
 
 SEEDS = range(
     420, 428
@@ -116,20 +123,20 @@ class Table:
 
 
 def run_table(
-    folder: Path, table: Table, open_tools: OpenTools, watch: Watch, say: Say
+    folder: Path, table: Table, open_runtime: OpenTools, watch: Watch, say: Say
 ) -> list[Row]:
     """Run, or finish, every arm with every seed. What a gate would refuse is gone on with, and a training that fails ends its
     arm: it has fewer rows then."""
     work, rows = [(seed, arm) for seed in table.seeds for arm in table.arms], []
     spent: list[float] = []
-    with open_tools() as tools:
+    with open_runtime() as runtime:
         for number, (seed, arm) in enumerate(work, 1):
             stage = {"seed": str(seed), "iterations": "0", **table.base}
-            start = _seed_stage(folder / f"seed-{seed}", stage, arm.seed_stage, tools, watch)
+            start = _seed_stage(folder / f"seed-{seed}", stage, arm.seed_stage, runtime, watch)
             rival = (
                 start
                 if arm.own_rival
-                else _seed_stage(folder / f"seed-{seed}", stage, {}, tools, watch)
+                else _seed_stage(folder / f"seed-{seed}", stage, {}, runtime, watch)
             )
             left = (
                 f", about {fmean(spent) * (len(work) - number + 1) / 3600:.1f} h left"
@@ -141,8 +148,10 @@ def run_table(
             branch(start, run, {**arm.change, "iterations": str(ITERATIONS)})
             with Store.write(run) as store, Store.read(rival) as opponent:
                 if not loop.finished(store, parse(store.fact("settings"))):
-                    settings = prepare.settle(store, {"gates.mode": "report"}, None)
-                    stopped = finish(store, settings, tools, watch).stopped
+                    settings = prepare.load_or_create_settings(
+                        store, {"gates.mode": "report"}, None
+                    )
+                    stopped = finish(store, settings, runtime, watch).stopped
                     spent.append(time.monotonic() - began)
                     if stopped:
                         say(f"seed {seed}: {arm.name} stopped: {stopped}")
@@ -151,7 +160,11 @@ def run_table(
 
 
 def _seed_stage(
-    folder: Path, wanted: Mapping[str, str], change: Mapping[str, str], tools: Tools, watch: Watch
+    folder: Path,
+    wanted: Mapping[str, str],
+    change: Mapping[str, str],
+    runtime: Runtime,
+    watch: Watch,
 ) -> Path:
     """The folder of a finished seed stage, which all arms have in common that change the same in it."""
     place = folder / " ".join(
@@ -161,11 +174,11 @@ def _seed_stage(
         ]
     )
     with Store.write(place) as store:
-        settings = prepare.settle(
+        settings = prepare.load_or_create_settings(
             store, {**wanted, **change}, "tiny"
         )  # refuses one that was begun with others
         if store.newest() is None:
-            loop.run(store, settings, tools, watch)
+            loop.run(store, settings, runtime, watch)
     return place
 
 
@@ -173,7 +186,7 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
     """Yield what every model of a run is, the base and M0 first; `rival` holds the M0 that it is held against."""
     prompts = store.records(Prompt, origin="held_out")
     hard = {one.id for one in prompts if len(_letters(one)) == MAX_LETTERS}
-    biases = {(row["judge"], row["what"]): row["value"] for row in plots.biases(store)}
+    biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
     opponent = before = _answers(prompts, rival, 0)
     yield Row(arm, seed, BASE, _judging(store, BASE))
     for row in summary.summary(store)["iterations"]:
@@ -187,8 +200,8 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
             "win_rate_vs_previous": _against(mine, before)[0],
             "length": fmean(length for _, length in mine.values()),
             "hard_score": fmean(mine[name][0] for name in hard),
-            "first_share": biases.get((f"M{iteration - 1}", "shown first")),
-            "higher_share": biases.get((f"M{iteration - 1}", "higher score")),
+            "first_share": biases.get((ModelId(iteration - 1).name, "shown first")),
+            "higher_share": biases.get((ModelId(iteration - 1).name, "higher score")),
             **(of_data(store, iteration) if iteration else {}),
             **{
                 name: row[name]
@@ -254,11 +267,11 @@ def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> flo
     Pairs of the same true worth, or the same expected score, say nothing and are left out; None where no pair is left.
     """
     judged = grouped(
-        store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}"),
+        store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name),
         lambda one: one.response_id,
     )
     found = defaultdict(list)
-    for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
+    for one in store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name):
         read = [
             each
             for each in judged.get(one.id, ())
@@ -283,7 +296,7 @@ def _meta_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> fl
     """Of the decided battles between judgments unequally far from the true score, the share that went to the nearer one."""
     scores = {
         one.id: one.score
-        for one in store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+        for one in store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
     }
     right = []
     for one in store.records(Battle, iteration=iteration):
@@ -301,7 +314,7 @@ def _meta_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> fl
 def _worth(store: Store, iteration: int) -> dict[str, int]:
     """The exact score of each of an iteration's responses, by id; those to prompts that are no task have none."""
     prompts = {one.id: one for one in store.records(Prompt, iteration=iteration)}
-    given = store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+    given = store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
     exact = ((one.id, metrics.exact_scores([prompts[one.prompt_id]], [one])) for one in given)
     return {name: next(iter(known.score.values())) for name, known in exact if known is not None}
 
@@ -310,7 +323,7 @@ def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[st
     """The exact score and the characters of each held-out answer, by prompt."""
     given = {
         one.prompt_id: one
-        for one in store.records(Response, iteration=iteration, model=f"M{iteration}")
+        for one in store.records(Response, iteration=iteration, model=ModelId(iteration).name)
     }
     exact = metrics.exact_scores(prompts, list(given.values()))
     assert exact is not None

@@ -7,6 +7,7 @@ is a run folder of its own, so an interrupted bench goes on where it was.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
@@ -22,8 +24,8 @@ from selfreward_lite.method.statistics import standard_error
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
-from selfreward_lite.run.runtime import Tools
-from selfreward_lite.system.errors import GateStop, TrainingError
+from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.system.errors import GateStop, TrainingError, UserError
 
 SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
 HELD_OUT = 1000
@@ -51,7 +53,7 @@ CLAIMS = (
     "judge pair accuracy of the last model is at least M0's less 0.02",
     "the seed stage raises judge pair accuracy by at least 0.05",
 )
-OpenTools = Callable[[], AbstractContextManager[Tools]]
+OpenTools = Callable[[], AbstractContextManager[Runtime]]
 Say = Callable[[str], None]
 
 
@@ -74,34 +76,34 @@ def run_seeds(
     folder: Path,
     seeds: Iterable[int],
     wanted: Mapping[str, str],
-    open_tools: OpenTools,
+    open_runtime: OpenTools,
     watch: Watch,
     say: Say,
 ) -> list[Result]:
     """Run, or finish, the tiny preset with every seed, and return what came of each. A failure ends its seed's run, not ours."""
     seeds = list(seeds)
     results = []
-    with open_tools() as tools:
+    with open_runtime() as runtime:
         for number, seed in enumerate(seeds, 1):
             say(f"seed {seed} ({number} of {len(seeds)})")
-            results.append(run_seed(folder / f"seed-{seed}", seed, wanted, tools, watch))
+            results.append(run_seed(folder / f"seed-{seed}", seed, wanted, runtime, watch))
     return results
 
 
 def run_seed(
-    folder: Path, seed: int, wanted: Mapping[str, str], tools: Tools, watch: Watch
+    folder: Path, seed: int, wanted: Mapping[str, str], runtime: Runtime, watch: Watch
 ) -> Result:
     """Run, or finish, one seed."""
     with Store.write(folder) as store:
-        settings = prepare.settle(store, {**wanted, "seed": str(seed)}, "tiny")
-        return finish(store, settings, tools, watch)
+        settings = prepare.load_or_create_settings(store, {**wanted, "seed": str(seed)}, "tiny")
+        return finish(store, settings, runtime, watch)
 
 
-def finish(store: Store, settings: Settings, tools: Tools, watch: Watch) -> Result:
+def finish(store: Store, settings: Settings, runtime: Runtime, watch: Watch) -> Result:
     """Run what is missing of a run; a model that is refused, or cannot be trained, is a result as well."""
     stopped = None
     try:
-        loop.run(store, settings, tools, watch)
+        loop.run(store, settings, runtime, watch)
     except (GateStop, TrainingError) as stop:
         stopped = str(stop)
     return Result(settings.seed, summary.summary(store), stopped, _limit(store))
@@ -183,3 +185,27 @@ def _never_falls(results: Sequence[Result]) -> bool:
             if new < old - 2 * error:
                 return False
     return True
+
+
+def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
+    """Copy a run that has ended its seed stage, with other settings for what follows; nothing if it is there already.
+
+    Raises UserError where what is there was begun with others.
+    """
+    if folder.exists():
+        with Store.read(start) as store, Store.read(folder) as there:
+            # Parsed, since a setting that a later version has was not written down then: it has its default.
+            if config.parse(there.fact("settings")) != config.override(
+                store.fact("settings"), dict(change)
+            ):
+                raise UserError(
+                    f"{folder} was begun with other settings; move it away, or give another --runs-dir"
+                )
+        return
+    half = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(start, half)
+    with Store.write(half) as store:
+        begun: dict[str, Any] = store.fact("settings")
+        store.state("settings", config.override(begun, dict(change)).model_dump(mode="json"))
+    half.rename(folder)

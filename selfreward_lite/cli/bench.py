@@ -10,7 +10,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,24 +19,20 @@ from rich.table import Table
 
 from selfreward_lite import config
 from selfreward_lite.cli.output import Display, console, say
-from selfreward_lite.data import hub
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.method.statistics import plain, with_error
-from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.run.context import Run
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import in_words
-from selfreward_lite.system.gpu import cards, one_card
+from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.gpu import list_gpus, one_card
 
 if TYPE_CHECKING:
-    from selfreward_lite.bench.bases import Distance
     from selfreward_lite.bench.engine import Found, Plan
 
 DRAWERS = {"one_thread": "one thread", "threads": "every thread", "graph": "llama.cpp's own graph"}
 bench = typer.Typer(
     no_args_is_help=True,
-    help="Measure: the loop, its settings, bases, the engine, a card, the app.",
+    help="Measure: the loop, the engine, a GPU, the app.",
 )
 
 
@@ -52,13 +47,13 @@ def bench_tiny(
 ) -> None:
     """Does the loop learn? The tiny run over several seeds, with standard errors, failures included."""
     from selfreward_lite.bench import seeds as tiny_seeds
-    from selfreward_lite.run.runtime import real_tools
+    from selfreward_lite.run.runtime import open_runtime
 
     wanted = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
     with Display(console) as watch:
-        results = tiny_seeds.run_seeds(runs_dir, seeds_of(seeds), wanted, real_tools, watch, say)
+        results = tiny_seeds.run_seeds(runs_dir, seeds_of(seeds), wanted, open_runtime, watch, say)
     means, verdicts = tiny_seeds.averages(results), tiny_seeds.verdicts(results)
-    table = Table("", "base", *(f"M{place}" for place in range(len(means) - 1)))
+    table = Table("", "base", *(ModelId(place).name for place in range(len(means) - 1)))
     table.add_row("seeds that have it", *map(str, tiny_seeds.reached(results)))
     for name in tiny_seeds.COLUMNS:
         table.add_row(name.replace("_", " "), *(with_error(mean.get(name)) for mean in means))
@@ -85,114 +80,6 @@ def bench_tiny(
             }
         )
     )
-
-
-@bench.command("settings")
-def bench_settings(
-    seeds: Annotated[str, typer.Option(help="Seeds, none of the published ones.")] = "200,201",
-    runs_dir: Annotated[Path, typer.Option(help="Folder of the bench's runs.")] = Path(
-        "runs/bench-settings"
-    ),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
-) -> None:
-    """Is the result an accident of its settings? The tiny run with one setting changed at a time."""
-    from selfreward_lite.bench import seeds as tiny_seeds
-    from selfreward_lite.bench import settings
-    from selfreward_lite.run.runtime import real_tools
-
-    base = {"gates.mode": "report", **config.parse_overrides(set_ or [])}
-    with Display(console) as watch:
-        results = settings.run_variants(runs_dir, seeds_of(seeds), base, real_tools, watch, say)
-    shown = (
-        "win_rate_vs_seed",
-        "exact_score",
-        "answer_right",
-        "judge_pair_accuracy",
-        "mean_response_tokens",
-    )
-    table = Table("setting", *(name.replace("_", " ") for name in shown), "seconds", "refused")
-    document = {}
-    for name, found in results.items():
-        last = tiny_seeds.averages(found)[-1]
-        refused = sum(len(result.document["refused"]) for result in found)
-        seconds = sum(result.document["seconds"] for result in found) / len(found)
-        table.add_row(
-            name,
-            *(with_error(last.get(column)) for column in shown),
-            f"{seconds:.0f}",
-            str(refused),
-        )
-        document[name] = {
-            **_pairs({column: last[column] for column in shown if column in last}),
-            "refused": refused,
-        }
-    console.print(table)
-    print(json.dumps({"seeds": seeds_of(seeds), "variants": document}))
-
-
-@bench.command("bases")
-def bench_bases(
-    name: Annotated[str, typer.Option(help="The run whose judge is measured.")] = "tiny",
-    runs_dir: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
-    model: Annotated[
-        int | None, typer.Option(help="Number of the model; by default the newest.", min=0)
-    ] = None,
-    judgments: Annotated[int, typer.Option(help="Judgments of each ranked answer.", min=1)] = 9,
-    random: Annotated[
-        bool, typer.Option(help="Measure a larger model with random weights too.")
-    ] = True,
-) -> None:
-    """Which GGUF base is nearest to the model that was trained? Each way to make one, by logits and by how it judges."""
-    from selfreward_lite.bench import bases
-    from selfreward_lite.models import random_models
-    from selfreward_lite.run.runtime import real_tools
-
-    documents = {}
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        Store.read(runs_dir / name) as store,
-        real_tools() as tools,
-    ):
-        settings = config.Settings.model_validate(store.fact("settings"))
-        number, made = store.model(model)
-        if settings.model.quantisation != "nf4":
-            raise UserError(
-                f"{name} was not trained on 4-bit weights: its own model.gguf is the nearest base there is"
-            )
-        folder = hub.model_folder(settings.model.base)
-        run = Run(store, settings, ChatFormat.load(folder), folder, tools, lambda at: None)
-        judge = bases.judge_of(run, number, judgments)
-        asked = {f"M{number} of {name}": (folder, made / "adapter", judge)}
-        if random:
-            asked["random weights"] = (*random_models.random_model(folder, Path(scratch)), None)
-        for title, (base, adapter, measure) in asked.items():
-            found = list(bases.compare(base, adapter, Path(scratch), measure, say))
-            console.print(_distances(title, found))
-            documents[title] = [asdict(one) for one in found]
-    print(json.dumps(documents))
-
-
-def _distances(title: str, found: list[Distance]) -> Table:
-    columns = (
-        "base",
-        "MB",
-        "largest difference",
-        "divergence, nats",
-        "same likeliest token",
-        "judge pair accuracy",
-    )
-    table = Table(*columns, title=title)
-    for one in found:
-        judged = with_error((one.judge_pair_accuracy, one.judge_pair_accuracy_error))
-        numbers = (
-            f"{one.size / 1e6:.2f}",
-            f"{one.difference:.2g}",
-            f"{one.divergence:.2g}",
-            f"{one.agreement:.1%}",
-            judged,
-        )
-        table.add_row(one.name, *numbers)
-    return table
 
 
 @bench.command("engine")
@@ -253,7 +140,7 @@ def bench_engine(
     plan = engine.Plan(model, settings, asked, repeats)
     found = engine.measure(plan, say)
     document = engine.document(plan, found) | {
-        "gpu": cards()[0].name if gpu_layers and cards() else None
+        "gpu": list_gpus()[0].name if gpu_layers and list_gpus() else None
     }
     _show_engine(plan, found, document)
     drawn = baselines.drawing(model, settings, asked.requests[0].sampling)
@@ -355,7 +242,7 @@ def bench_app() -> None:
 
 def _figure(group: str, name: str, value: float) -> str:
     if group == "memory":
-        return in_words(value)
+        return format_bytes(value)
     if isinstance(value, int) or name == "tokens/s":
         return f"{value:,.0f}"
     return (
@@ -392,7 +279,7 @@ def bench_card(
     """What does this card do? Engine, training and agreement at a model's real size, without a download."""
     from selfreward_lite.bench import card
 
-    there, size = next(iter(cards()), None), "10m" if shape == "tiny" else shape
+    there, size = next(iter(list_gpus()), None), "10m" if shape == "tiny" else shape
     if size not in SHAPES:
         raise UserError(f"--shape {shape}: no such shape; choose of tiny, {', '.join(SHAPES)}")
     name = there.name if there else "cpu"
@@ -416,14 +303,16 @@ def bench_card(
         needed.mkdir(parents=True, exist_ok=True)
     limit = None if vram is None else int(vram * 1e9)
     preset = card.preset_for(size, limit or (there.total if there else None))
-    wanted = card.Wanted(size, preset, there, limit, minutes * 60, only, folder.absolute(), given)
+    wanted = card.CardBenchConfig(
+        size, preset, there, limit, minutes * 60, only, folder.absolute(), given
+    )
     document = card.measure(wanted, out, say)
     table = Table("", "", "most of the card", title=f"{name}, {shape}", title_justify="left")
     for part, found in document["found"].items():
         table.add_row(
             part,
             _card_figures(found),
-            "–" if found["peak_bytes"] is None else in_words(found["peak_bytes"]),
+            "–" if found["peak_bytes"] is None else format_bytes(found["peak_bytes"]),
         )
     console.print(table)
     for part in document["left_out"]:

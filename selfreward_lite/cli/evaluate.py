@@ -22,15 +22,15 @@ from selfreward_lite.cli.output import Display, console, downloads, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files, ranked, votes
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import Prompt, Response
+from selfreward_lite.data.records import ModelId, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import plain, with_error
 from selfreward_lite.report import plots
-from selfreward_lite.run.evaluate import EXACT, Examination, examined
+from selfreward_lite.run.evaluate import EXACT, Evaluation, examined
 from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 
 evaluate = typer.Typer(
     invoke_without_command=True,
@@ -91,7 +91,7 @@ def compare(
             _export(work, (mine, against), prompts, out)
             return
         met = work.against(mine, against, decided)
-    found = metrics.head_to_head(met)
+    found = metrics.win_rates(met)
     table = Table(
         "", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left"
     )
@@ -167,7 +167,7 @@ def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
         yield "verdicts that could not be read", f"{found['unread_share']:.1%}"
 
 
-def _export(work: Examination, models: Sequence[str], prompts: str | None, out: Path) -> None:
+def _export(work: Evaluation, models: Sequence[str], prompts: str | None, out: Path) -> None:
     """Write the answers of the models, the rival's too if the prompts are our own: AlpacaEval has answers to its own only."""
     models = models[:1] if prompts is not None else models
     rows: dict[str, list[dict[str, str]]] = {}
@@ -202,7 +202,7 @@ def _export(work: Examination, models: Sequence[str], prompts: str | None, out: 
     print(json.dumps({"answers": len(common), "files": [str(path) for path in files.values()]}))
 
 
-def _row(work: Examination, model: str, prompt: str, answer: Response) -> dict[str, str]:
+def _row(work: Evaluation, model: str, prompt: str, answer: Response) -> dict[str, str]:
     """What AlpacaEval reads: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model"."""
     return {
         "instruction": prompt,
@@ -276,11 +276,11 @@ def paper_table(
     from selfreward_lite.bench import claims
     from selfreward_lite.bench import paper_table as paper_bench
     from selfreward_lite.cli.bench import seeds_of
-    from selfreward_lite.run.runtime import real_tools
+    from selfreward_lite.run.runtime import open_runtime
 
     with Display(console) as watch:
         rows = paper_bench.run_table(
-            runs_dir, paper_bench.Table(seeds_of(seeds)), real_tools, watch, say
+            runs_dir, paper_bench.Table(seeds_of(seeds)), open_runtime, watch, say
         )
     table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():
@@ -296,7 +296,7 @@ def paper_table(
     for one in document["claims"]:
         say(f"{one['verdict']}: {one['name']} {one['words']}")
         for found in one["differences"]:
-            say(f"    {claims.in_words(found)}")
+            say(f"    {claims.format_difference(found)}")
     for words in document["notes"]:
         say(words)
     if spent := document["seconds_of_an_arm"]:
@@ -319,7 +319,7 @@ def paper_table(
     )
 
 
-def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
+def _ranked(work: Evaluation, source: str | None) -> list[RankedPrompt]:
     run = work.run
     if source is None:
         return run.ranked().evaluation
@@ -345,18 +345,18 @@ def _ranked(work: Examination, source: str | None) -> list[RankedPrompt]:
     return kept
 
 
-def _newest(work: Examination) -> str:
+def _newest(work: Evaluation) -> str:
     newest = work.run.store.newest()
     if newest is None:
         raise UserError(f"{work.run.store.folder.name} has no model yet; go on with `run`")
-    return f"M{newest}"
+    return ModelId(newest).name
 
 
 @contextmanager
 def _examination(
     name: str, runs_dir: Path, set_: list[str] | None, *, engine: bool = True
-) -> Iterator[Examination]:
-    from selfreward_lite.run.runtime import real_tools
+) -> Iterator[Evaluation]:
+    from selfreward_lite.run.runtime import open_runtime
 
     wanted = config.parse_overrides(set_ or [])
     if other := [key for key in wanted if key.split(".")[0] not in FREE]:
@@ -374,14 +374,14 @@ def _examination(
         settings: Settings = config.override(begun, wanted)
         card = (
             gpu.held(f"evaluate {name}, process {os.getpid()}", say)
-            if cards() and engine
+            if list_gpus() and engine
             else nullcontext()
         )
         with (
             card,
-            real_tools(bare=True) as tools,
+            open_runtime(bare=True) as runtime,
             Display(console) as watch,
-            examined(store, settings, tools, watch) as work,
+            examined(store, settings, runtime, watch) as work,
         ):
             yield work
 

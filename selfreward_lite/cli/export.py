@@ -28,7 +28,7 @@ from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.report import model_card
 from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk
-from selfreward_lite.training.worker import TaskFailed, Workshop
+from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 export = typer.Typer(no_args_is_help=True, help="Models out of a run: checked, merged, quantised.")
 RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
@@ -316,7 +316,7 @@ def _work(
 ) -> dict[str, Any]:
     """Have a task of the workshop done in a child process; ExportError with its last words where it fails."""
     with tempfile.TemporaryDirectory() as scratch:
-        workshop = Workshop(bare=task == "quantise")
+        workshop = TorchWorker(bare=task == "quantise")
         try:
             return workshop.do(task, Path(scratch) / f"{task}.log", report, **arguments)
         except TaskFailed as failure:

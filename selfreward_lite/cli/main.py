@@ -30,6 +30,7 @@ from selfreward_lite.cli.export import export
 from selfreward_lite.cli.output import Display, console, downloads, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.run.backup import Mirror, restore
@@ -37,8 +38,8 @@ from selfreward_lite.run.prune import prunable, remove
 from selfreward_lite.system import gpu
 from selfreward_lite.system.doctor import need_card
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
-from selfreward_lite.system.files import in_words
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.gpu import list_gpus
 
 app = typer.Typer(
     add_completion=False,
@@ -136,7 +137,7 @@ def _run(
     mirror: Path | None,
 ) -> None:
     from selfreward_lite.run import loop, prepare
-    from selfreward_lite.run.runtime import real_tools
+    from selfreward_lite.run.runtime import open_runtime
 
     deadline = math.inf if hours is None else time.monotonic() + hours * 3600
     if hours is not None:
@@ -150,7 +151,7 @@ def _run(
                 need_card(chosen.engine.gpu_layers)
 
         with downloads() as show:
-            settings = prepare.settle(store, wanted, preset, show, check)
+            settings = prepare.load_or_create_settings(store, wanted, preset, show, check)
         say(
             f"{folder}: {settings.model.base} in {settings.model.quantisation}; llama.cpp runs on "
             f"{'the card' if settings.engine.gpu_layers else 'the CPU'}"
@@ -164,11 +165,11 @@ def _run(
         try:
             with (
                 _card(folder.name),
-                real_tools(settings.backend) as tools,
+                open_runtime(settings.backend) as runtime,
                 Display(console) as watch,
             ):
                 loop.run(
-                    store, settings, tools, copies.watching(watch) if copies else watch, deadline
+                    store, settings, runtime, copies.watching(watch) if copies else watch, deadline
                 )
         finally:
             if copies:
@@ -180,7 +181,7 @@ def _run(
 
 def _card(name: str) -> AbstractContextManager[None]:
     """The card, where there is one, for this run alone: an app that chats on it gives it up."""
-    return gpu.held(f"run {name}, process {os.getpid()}", say) if cards() else nullcontext()
+    return gpu.held(f"run {name}, process {os.getpid()}", say) if list_gpus() else nullcontext()
 
 
 @app.command()
@@ -201,7 +202,7 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
                 f"{count} {reason}" for reason, count in store.drops(iteration, stage).items()
             )
             table.add_row(
-                f"M{iteration}",
+                ModelId(iteration).name,
                 stage,
                 f"{done}/{total}" + ("" if ended else " …"),
                 f"{seconds:.1f}",
@@ -239,7 +240,7 @@ def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
         if memory := summary.memory(store):
             table = Table("card memory", "predicted", "at its peak", title_justify="left")
             for what, size, peak in memory:
-                table.add_row(what, in_words(size), "–" if peak is None else in_words(peak))
+                table.add_row(what, format_bytes(size), "–" if peak is None else format_bytes(peak))
             console.print(table)
         _print_iterations(store)
         if readings := early_warnings.early_warnings(store):
@@ -329,12 +330,12 @@ def prune(
     with Store.write(folder) as store:
         parts = prunable(store, models=models)
         for part in parts:
-            say(f"{part.path}: {in_words(part.size)}, {part.words}")
+            say(f"{part.path}: {format_bytes(part.size)}, {part.words}")
         freed = remove(store, parts) if yes else 0
     say(
-        f"{in_words(freed)} freed"
+        f"{format_bytes(freed)} freed"
         if yes
-        else f"nothing was removed; --yes removes {in_words(sum(one.size for one in parts))}"
+        else f"nothing was removed; --yes removes {format_bytes(sum(one.size for one in parts))}"
     )
     print(
         json.dumps(
@@ -443,7 +444,7 @@ def _print_iterations(store: Store) -> None:
     rows = summary.summary(store)["iterations"]
     if not rows:
         return
-    table = Table("", *(f"M{row['iteration']}" for row in rows))
+    table = Table("", *(ModelId(row["iteration"]).name for row in rows))
     for name in [name for name in rows[0] if name != "iteration"]:
         table.add_row(
             name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows)
@@ -458,7 +459,7 @@ def _print_examples(store: Store) -> None:
     table = Table(
         "held-out prompt",
         "M0",
-        f"M{store.newest()}",
+        ModelId(store.newest()).name,
         title="before and after",
         title_justify="left",
     )

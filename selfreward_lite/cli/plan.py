@@ -14,8 +14,8 @@ from selfreward_lite.cli.output import console, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.run import plan
-from selfreward_lite.run.plan import Forecast, forecast
-from selfreward_lite.system.files import in_words
+from selfreward_lite.run.plan import Estimate, forecast
+from selfreward_lite.system.files import format_bytes
 
 ASSUMED = (
     f"assumed: responses of {plan.RESPONSE_SHARE:.0%} of their limit, judgments and battles of {plan.JUDGMENT_SHARE:.0%}; "
@@ -47,10 +47,10 @@ def show(
     found = forecast(settings, card, runs_dir)
     _print_hours(settings, found)
     _print_memory(found)
-    parts = ", ".join(f"{what} {in_words(size)}" for what, size in found.disk.items())
+    parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in found.disk.items())
     say(
-        f"disk: {in_words(sum(found.disk.values()))} ({parts}), {in_words(found.free)} free; "
-        f"download: {in_words(found.download) if found.download else 'nothing'}"
+        f"disk: {format_bytes(sum(found.disk.values()))} ({parts}), {format_bytes(found.free)} free; "
+        f"download: {format_bytes(found.download) if found.download else 'nothing'}"
     )
     _print_cards(settings, found)
     file = hub.named(settings.model.gguf_file) if settings.model.gguf_file else None
@@ -77,7 +77,7 @@ def show(
     )
 
 
-def _print_hours(settings: Settings, found: Forecast) -> None:
+def _print_hours(settings: Settings, found: Estimate) -> None:
     if not found.seconds:
         why = f"no figures of {found.card}" if found.card else "no card here"
         say(
@@ -100,7 +100,7 @@ def _print_hours(settings: Settings, found: Forecast) -> None:
     console.print(table)
 
 
-def _print_memory(found: Forecast) -> None:
+def _print_memory(found: Estimate) -> None:
     table = Table("card memory", "at its peak", "of which", title="estimate", title_justify="left")
     for stage, parts in found.peaks.items():
         told = ", ".join(f"{what} {size / 1e9:.1f}" for what, size in parts.items())
@@ -108,12 +108,12 @@ def _print_memory(found: Forecast) -> None:
     console.print(table)
     if found.room is not None and found.most > found.room:
         say(
-            f"that is more than the {in_words(found.room)} there are: choose --preset small or t4, or lower engine.context, "
+            f"that is more than the {format_bytes(found.room)} there are: choose --preset small or t4, or lower engine.context, "
             "engine.parallel, dpo.max_length"
         )
 
 
-def _print_cards(settings: Settings, found: Forecast) -> None:
+def _print_cards(settings: Settings, found: Estimate) -> None:
     table = Table(
         "card",
         "memory",

@@ -98,7 +98,7 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
     """
     known = _known(repository, kind)
     if known is None:
-        with in_words(repository):
+        with hub_errors(repository):
             known = _download(repository, kind, show)
     else:
         _confirm(known)
@@ -125,7 +125,7 @@ def config_folder(repository: Repository) -> Path:
     """Return a folder with the config.json of a model, a kilobyte, and nothing else of it; raises UserError as `fetch` does."""
     from huggingface_hub import hf_hub_download
 
-    with in_words(repository):
+    with hub_errors(repository):
         return Path(
             hf_hub_download(repository.id, "config.json", revision=repository.revision)
         ).parent
@@ -347,7 +347,7 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
 
 
 @contextmanager
-def in_words(repository: Repository) -> Iterator[None]:
+def hub_errors(repository: Repository) -> Iterator[None]:
     """Every way in which the hub can fail, as one line with what to do next."""
     from huggingface_hub import errors
 

@@ -18,7 +18,22 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
-BASE = -1  # the number that stands for the untrained base where models are counted: base, M0, M1, …
+
+class ModelId(int):
+    """A model of a run, as a number: -1 is the untrained base, 0 is M0 (after the seed stage), 1 is M1, …"""
+
+    @property
+    def name(self) -> str:
+        """The name in records, folders and tables: "base", "M0", "M1", …"""
+        return "base" if self.is_base else f"M{int(self)}"
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the untrained base."""
+        return self < 0
+
+
+BASE = ModelId(-1)
 Origin = Literal["generated", "imported", "ranked", "held_out"]
 
 

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from selfreward_lite.data.records import KINDS, Outcome, Record, content_hash, derive_id
+from selfreward_lite.data.records import KINDS, ModelId, Outcome, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import manifest_faults
@@ -87,6 +87,17 @@ class _Database(sqlite3.Connection):
             raise UserError(
                 f"{self.folder}: run.sqlite is damaged ({error}); restore the folder from a copy, or start a new --name"
             ) from None
+
+
+class StageRow(NamedTuple):
+    """A stage that has begun: items committed and in all, seconds spent, whether it has ended."""
+
+    iteration: int
+    stage: str
+    done: int
+    total: int
+    seconds: float
+    ended: bool
 
 
 class Store:
@@ -270,13 +281,13 @@ class Store:
         ).fetchone()
         return bool(row and row[0])
 
-    def stages(self) -> list[tuple[int, str, int, int, float, bool]]:
-        """Return (iteration, stage, items done, items in all, seconds, ended) of every stage begun."""
+    def stages(self) -> list[StageRow]:
+        """Return every stage that has begun, in the order in which they began."""
         query = (
             "SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration AND i.stage = s.stage),"
             " total, seconds, done FROM stages s ORDER BY rowid"
         )
-        return [(*row[:5], bool(row[5])) for row in self._db.execute(query)]
+        return [StageRow(*row[:5], bool(row[5])) for row in self._db.execute(query)]
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
@@ -330,7 +341,7 @@ class Store:
 
     def model_dir(self, iteration: int) -> Path:
         """Return the folder of M<iteration>, which need not exist."""
-        return self.folder / f"M{iteration}"
+        return self.folder / ModelId(iteration).name
 
     def model(self, number: int | None) -> tuple[int, Path]:
         """Return number and folder of a model, the newest for None; UserError where there is none."""

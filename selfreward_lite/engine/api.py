@@ -73,7 +73,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class Cancel:
     """In a feed of requests: the one of this key is no longer wanted. Nothing more comes of it, not even a completion."""
 
     key: str
@@ -91,7 +91,7 @@ class Piece:
 
 
 # What comes in while an engine serves at any time: None says that there is nothing at the moment.
-Fed = Request | Drop | None
+Fed = Request | Cancel | None
 
 
 @dataclass(frozen=True, slots=True)

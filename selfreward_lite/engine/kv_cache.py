@@ -15,10 +15,10 @@ import numpy as np
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class Span:
     """Consecutive cells of a sequence, positions `start` to `end`; `holders` counts sequences and runs that need it."""
 
-    parent: Run | None
+    parent: Span | None
     end: int
     holders: int = 1
 
@@ -42,17 +42,17 @@ class Cells:
     def free(self) -> int:
         return self.capacity - self.used
 
-    def branch(self, leaf: Run | None, keep: int, extra: int) -> Run:
+    def branch(self, leaf: Span | None, keep: int, extra: int) -> Span:
         """Promise `extra` new cells to a sequence that shares the first `keep` positions of `leaf`."""
         parent = self._cut(leaf, keep)
         if parent:
             parent.holders += 1
         self.used += extra
-        return Run(parent, keep + extra)
+        return Span(parent, keep + extra)
 
-    def release(self, leaf: Run) -> None:
+    def release(self, leaf: Span) -> None:
         """Drop one hold; runs that nobody else needs become free."""
-        run: Run | None = leaf
+        run: Span | None = leaf
         while run:
             run.holders -= 1
             if run.holders:
@@ -60,16 +60,16 @@ class Cells:
             self.used -= run.length
             run = run.parent
 
-    def gain(self, leaf: Run) -> int:
+    def gain(self, leaf: Span) -> int:
         """How many cells `release(leaf)` would free."""
-        run: Run | None = leaf
+        run: Span | None = leaf
         total = 0
         while run and run.holders == 1:
             total += run.length
             run = run.parent
         return total
 
-    def _cut(self, leaf: Run | None, keep: int) -> Run | None:
+    def _cut(self, leaf: Span | None, keep: int) -> Span | None:
         """The run that ends exactly at `keep` on the way up from `leaf`, splitting one in two where needed."""
         if keep == 0:
             return None
@@ -80,7 +80,7 @@ class Cells:
             raise ValueError(f"cannot keep {keep} positions of a shorter sequence")
         if run.end == keep:
             return run
-        run.parent = Run(run.parent, keep)
+        run.parent = Span(run.parent, keep)
         return run.parent
 
 
@@ -91,7 +91,7 @@ class Root:
     sequence: int
     tokens: np.ndarray
     computed: int
-    leaf: Run
+    leaf: Span
     pins: int = 0
 
     @property

@@ -22,7 +22,7 @@ from selfreward_lite.engine.api import Completion, Fed, Piece, Sampling
 from selfreward_lite.engine.loading import (
     LOG,
     TINY_PARAMETERS,
-    Pace,
+    ThreadTuner,
     check_adapter,
     cores,
     load_model,
@@ -87,7 +87,7 @@ class LlamaDevice:
         self.helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
         tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
         self._pace = (
-            Pace(cores())
+            ThreadTuner(cores())
             if tiny and not settings["threads"] and not settings["gpu_layers"]
             else None
         )

@@ -84,7 +84,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Pace:
+class ThreadTuner:
     """Says how many threads the next step is to have, from what the last ones took."""
 
     def __init__(self, most: int) -> None:

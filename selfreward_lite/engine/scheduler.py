@@ -28,13 +28,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from selfreward_lite.engine.api import Completion, Drop, Fed, Finish, Piece, Request, Sampling
-from selfreward_lite.engine.kv_cache import Cells, Root, Roots, Run
+from selfreward_lite.engine.api import Cancel, Completion, Fed, Finish, Piece, Request, Sampling
+from selfreward_lite.engine.kv_cache import Cells, Root, Roots, Span
 from selfreward_lite.system.errors import EngineError
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class PendingRequest:
     """An admitted request with samples still to start."""
 
     request: Request
@@ -62,7 +62,7 @@ class Slot:
     request: Request
     sample: int
     sampler: Any
-    leaf: Run
+    leaf: Span
     token: int
     position: int
     stop: frozenset[int]
@@ -136,7 +136,7 @@ class Batcher:
         self._roots = Roots(self._cells, range(parallel, parallel + roots), device.drop)
         self._spare = list(range(parallel))  # a heap
         self._slots: list[Slot] = []
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[PendingRequest] = deque()
         self._queue: deque[Request] = deque()
         self._done: list[Completion | Piece] = []
         self._adapter: str | None = None
@@ -203,7 +203,7 @@ class Batcher:
             request = next(feed, END)
             if request is None or request is END:
                 return request is None
-            if isinstance(request, Drop):
+            if isinstance(request, Cancel):
                 self._abandon(request.key)
                 continue
             request.check(self._device.vocab)
@@ -266,7 +266,7 @@ class Batcher:
         usable = min(common, source.computed) if source else 0
         if source and common - usable >= WORTH_WAITING and not source.complete:
             return False
-        job = Job(request, None)
+        job = PendingRequest(request, None)
         if not self._room(job, len(tokens) - usable, source):
             if self._slots or self._jobs:
                 return False
@@ -283,7 +283,7 @@ class Batcher:
         self.stats.prompt_requested += len(request.tokens) * len(request.seeds)
         return True
 
-    def _room(self, job: Job, fresh: int, source: Root | None) -> bool:
+    def _room(self, job: PendingRequest, fresh: int, source: Root | None) -> bool:
         """Room for `fresh` root cells and one sample of any admitted request, so that roots cannot lock each other."""
         need = max([job.need, *(other.need for other in self._jobs)])
         if source is None:
@@ -321,7 +321,7 @@ class Batcher:
             if not root.pins and not root.complete:
                 self._roots.remove(root)
 
-    def _open(self, job: Job) -> Slot:
+    def _open(self, job: PendingRequest) -> Slot:
         request, sequence = job.request, heappop(self._spare)
         if job.root:
             self._device.fork(job.root.sequence, sequence, job.base)

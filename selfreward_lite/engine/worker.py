@@ -28,7 +28,7 @@ from dataclasses import asdict, is_dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from selfreward_lite.engine.api import Completion, Drop, Fed, Piece, Probe, Request, Sampling
+from selfreward_lite.engine.api import Cancel, Completion, Fed, Piece, Probe, Request, Sampling
 from selfreward_lite.system.errors import EngineError
 
 Message = dict[str, Any]
@@ -105,7 +105,7 @@ class _Inbox:
                 yield None
                 continue
             if "drop" in message:
-                yield Drop(message["drop"])
+                yield Cancel(message["drop"])
             elif "request" in message:
                 yield request_from_plain(message["request"])
             else:

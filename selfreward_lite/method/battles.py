@@ -22,11 +22,11 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.engine.api import Completion
 from selfreward_lite.method.parsing import parse_verdict
-from selfreward_lite.method.roles import Asking, Voice
+from selfreward_lite.method.roles import Asking, Role
 from selfreward_lite.method.templates import fill, nonce_for
 
 
-def contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
+def most_contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
     """Return which of a prompt's responses has the judgments of highest score variance; ties are drawn by `seed`.
 
     `judgments` lists each response's judgments. Only readable ones count, and two of them must differ as texts: equal
@@ -50,16 +50,16 @@ def readable(judgments: Sequence[Judgment]) -> list[Judgment]:
     return list(first.values())
 
 
-def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice: Voice) -> Asking:
+def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], role: Role) -> Asking:
     """Ask for every ordered pair of the readable judgments of `response`."""
     pairs = list(permutations(readable(judgments), 2))
     ids = [
-        make_id(voice.run, Battle, voice.iteration, voice.model, first.id, second.id)
+        make_id(role.run, Battle, role.iteration, role.model, first.id, second.id)
         for first, second in pairs
     ]
     replies = yield [
-        voice.ask(
-            _question(prompt, response, first, second, voice.templates),
+        role.ask(
+            _question(prompt, response, first, second, role.templates),
             record_id,
             [f"{first.id}:{second.id}"],
         )
@@ -68,8 +68,8 @@ def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], voice
     battles = [
         Battle(
             record_id,
-            voice.iteration,
-            voice.model,
+            role.iteration,
+            role.model,
             response.id,
             first.id,
             second.id,

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response, make_id
 from selfreward_lite.method.parsing import parse_verdict
-from selfreward_lite.method.roles import Asking, Voice
+from selfreward_lite.method.roles import Asking, Role
 from selfreward_lite.method.templates import fill, nonce_for
 
 CUT = "\n[cut]"
 
 
-def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voice) -> Asking:
+def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, role: Role) -> Asking:
     """Have a judge compare two answers in both orders.
 
     A verdict that flips with the order, or cannot be read, is a tie (arXiv 2401.10020, section 3.2).
     """
-    record_id = make_id(voice.run, Comparison, voice.iteration, voice.model, mine.id, theirs.id)
-    nonce = nonce_for(prompt.id, voice.templates)
+    record_id = make_id(role.run, Comparison, role.iteration, role.model, mine.id, theirs.id)
+    nonce = nonce_for(prompt.id, role.templates)
     orders = [(mine.text, theirs.text), (theirs.text, mine.text)]
     requests = [
-        voice.ask(
+        role.ask(
             fill(
-                voice.templates,
+                role.templates,
                 "compare",
                 prompt=prompt.text,
                 response_a=a,
@@ -47,8 +47,8 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, voice: Voic
         (
             Comparison(
                 record_id,
-                voice.iteration,
-                voice.model,
+                role.iteration,
+                role.model,
                 prompt.id,
                 mine.id,
                 theirs.id,

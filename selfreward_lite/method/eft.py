@@ -13,7 +13,7 @@ from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Respon
 from selfreward_lite.engine.api import Completion
 from selfreward_lite.method import judgments
 from selfreward_lite.method.judgments import question
-from selfreward_lite.method.roles import Asking, Voice
+from selfreward_lite.method.roles import Asking, Role
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ def agreeing(
 
 
 def ask(
-    one: RankedPrompt, decoys: Sequence[Response], voice: Voice, attempts: int, strict: bool
+    one: RankedPrompt, decoys: Sequence[Response], role: Role, attempts: int, strict: bool
 ) -> Asking:
     """Have a prompt's ranked answers judged, and its decoys where the judge agrees with the humans: others bring none along."""
-    judged = yield from _judged(one.prompt, one.responses, voice, attempts)
+    judged = yield from _judged(one.prompt, one.responses, role, attempts)
     drawn = defaultdict(list)
     for record in judged.records:
         if isinstance(record, Judgment):
             drawn[record.response_id].append(record)
     if not decoys or agreeing(one, drawn, strict=strict) is None:
         return judged
-    more = yield from _judged(one.prompt, decoys, voice, attempts)
+    more = yield from _judged(one.prompt, decoys, role, attempts)
     return Outcome((*judged.records, *more.records), (*judged.drops, *more.drops))
 
 
-def _judged(prompt: Prompt, responses: Sequence[Response], voice: Voice, attempts: int) -> Asking:
+def _judged(prompt: Prompt, responses: Sequence[Response], role: Role, attempts: int) -> Asking:
     """The judgments stage on several responses at once."""
-    askings = [judgments.ask(prompt, response, voice, attempts) for response in responses]
+    askings = [judgments.ask(prompt, response, role, attempts) for response in responses]
     replies = yield [request for asking in askings for request in next(asking)]
     outcomes = [_end(asking, reply) for asking, reply in zip(askings, replies, strict=True)]
     return Outcome(

@@ -14,24 +14,24 @@ from selfreward_lite.config.settings import Judge
 from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Response, make_id
 from selfreward_lite.engine.api import Completion, Probe
 from selfreward_lite.method.parsing import parse_score
-from selfreward_lite.method.roles import NO_TEXT, Asking, Voice
+from selfreward_lite.method.roles import NO_TEXT, Asking, Role
 from selfreward_lite.method.templates import fill, nonce_for
 from selfreward_lite.models.chat_format import ChatFormat
 
 SCORES = ("0", "1", "2", "3", "4", "5")
 
 
-def ask(prompt: Prompt, response: Response, voice: Voice, count: int, first: int = 0) -> Asking:
+def ask(prompt: Prompt, response: Response, role: Role, count: int, first: int = 0) -> Asking:
     """Sample `count` judgments of `response`, numbered from `first`."""
     ids = [
-        make_id(voice.run, Judgment, voice.iteration, voice.model, response.id, first + index)
+        make_id(role.run, Judgment, role.iteration, role.model, response.id, first + index)
         for index in range(count)
     ]
     seats = [f"{response.id}:{first + index}" for index in range(count)]
-    asked = question(prompt, response, voice.templates)
-    (completions,) = yield [voice.ask(asked, ids[0], seats, probe=score_probe(voice.chat))]
+    asked = question(prompt, response, role.templates)
+    (completions,) = yield [role.ask(asked, ids[0], seats, probe=score_probe(role.chat))]
     kept = [
-        read(completion, record_id, response, voice, first + index)
+        read(completion, record_id, response, role, first + index)
         for index, (record_id, completion) in enumerate(zip(ids, completions, strict=True))
         if completion.finish not in NO_TEXT
     ]
@@ -85,19 +85,19 @@ def summarise(judgments: Iterable[Judgment], settings: Judge) -> float | None:
 
 
 def read(
-    completion: Completion, record_id: str, response: Response, voice: Voice, index: int
+    completion: Completion, record_id: str, response: Response, role: Role, index: int
 ) -> Judgment:
     """Return what was said as a judgment, with its score if it can be read.
 
     One that quotes the nonce of its wrapper, or was cut, is void: its text stays, its score is none.
     """
-    void = nonce_for(response.id, voice.templates) in completion.text or completion.finish != "stop"
+    void = nonce_for(response.id, role.templates) in completion.text or completion.finish != "stop"
     score = None if void else parse_score(completion.text)
     expected = expected_score(completion.probe) if score is not None and completion.probe else None
     return Judgment(
         record_id,
-        voice.iteration,
-        voice.model,
+        role.iteration,
+        role.model,
         response.id,
         index,
         completion.text.strip(),

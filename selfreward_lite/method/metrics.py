@@ -42,7 +42,7 @@ def points(mine: float, theirs: float) -> float:
 
 
 @dataclass(frozen=True)
-class Met:
+class PairResult:
     """Two answers to one prompt: 1 if mine won, 0 if it lost, ½ for a tie; their characters; what a judge said of both orders
     (see `verdicts`), None where none was asked."""
 
@@ -52,7 +52,7 @@ class Met:
     orders: tuple[str | None, str | None] | None = None
 
 
-def head_to_head(met: Sequence[Met]) -> dict[str, float]:
+def win_rates(met: Sequence[PairResult]) -> dict[str, float]:
     """Return how a model fared against another over many prompts, by name; NaN for what there is nothing of.
 
     `win_rate` counts ties as half, with its standard error and the 95 % bootstrap interval over prompts. Of the judge:
@@ -162,7 +162,7 @@ TOP = 5.0
 
 
 @dataclass(frozen=True)
-class JudgeQuality:
+class JudgeAgreement:
     """How a judge's scores of ranked answers agree with the humans' order.
 
     `outcomes` holds, prompt by prompt and pair by pair in a fixed order, 1 for agreement, 0 for disagreement, a tie or an
@@ -224,9 +224,9 @@ class JudgeQuality:
         }
 
 
-def judge_quality(
+def judge_agreement(
     ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]
-) -> JudgeQuality:
+) -> JudgeAgreement:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses, which are given best first."""
     outcomes, exact, correlations = [], [], []
     ties = unread = undefined = top = top_best = scored = 0
@@ -251,7 +251,7 @@ def judge_quality(
         top_best += sum(score >= TOP and rank == 0 for rank, score in read)
     spearman, kendall = zip(*correlations, strict=True) if correlations else ((), ())
     answers = sum(len(one.responses) for one in ranked)
-    return JudgeQuality(
+    return JudgeAgreement(
         tuple(outcomes),
         ties,
         unread,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from selfreward_lite.config.settings import Prompts
 from selfreward_lite.data.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
 from selfreward_lite.method.parsing import parse_prompts
-from selfreward_lite.method.roles import NO_TEXT, Asking, Voice
-from selfreward_lite.method.similarity import Collection
+from selfreward_lite.method.roles import NO_TEXT, Asking, Role
+from selfreward_lite.method.similarity import NearDuplicates
 from selfreward_lite.method.templates import fill
 
 # Tasks that need more than text, after Self-Instruct's list.
@@ -38,16 +38,16 @@ class Examples:
     own: Sequence[str]
 
 
-def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Asking:
+def ask(index: int, role: Role, settings: Prompts, examples: Examples) -> Asking:
     """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
-    record_id = make_id(voice.run, Candidate, voice.iteration, voice.model, index)
+    record_id = make_id(role.run, Candidate, role.iteration, role.model, index)
     shown = _demonstrations(
-        random.Random(seed_for(voice.seed, f"shots {record_id}")), settings, examples
+        random.Random(seed_for(role.seed, f"shots {record_id}")), settings, examples
     )
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
-    content = fill(voice.templates, "new_prompts", tasks=listed)
+    content = fill(role.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [
-        voice.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
+        role.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
     ]
     if completion.finish in NO_TEXT:
         return Outcome(drops=(Drop(NO_TEXT[completion.finish]),))
@@ -55,8 +55,8 @@ def ask(index: int, voice: Voice, settings: Prompts, examples: Examples) -> Aski
         (
             Candidate(
                 record_id,
-                voice.iteration,
-                voice.model,
+                role.iteration,
+                role.model,
                 index,
                 completion.text.strip(),
                 completion.finish,
@@ -81,8 +81,8 @@ def keep(
     """
     kept: list[Prompt] = []
     drops: list[Drop] = []
-    seen = Collection(known, settings.max_similarity, settings.max_overlap)
-    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
+    seen = NearDuplicates(known, settings.max_similarity, settings.max_overlap)
+    secret = NearDuplicates(held_out, settings.max_similarity, settings.max_overlap)
     for candidate in candidates:
         if len(kept) == settings.count:
             break
@@ -115,7 +115,7 @@ def imported(
     kept: list[Prompt] = []
     drops: list[Drop] = []
     seen: set[str] = set()
-    secret = Collection(held_out, settings.max_similarity, settings.max_overlap)
+    secret = NearDuplicates(held_out, settings.max_similarity, settings.max_overlap)
     for text in map(str.strip, texts):
         plain = " ".join(text.split()).casefold()
         if plain in seen:

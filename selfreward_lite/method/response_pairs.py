@@ -46,7 +46,7 @@ def build(
     for prompt in prompts:
         scored = scored_of(prompt, responses.get(prompt.id, ()), scores)
         chosen_rejected = choose(scored, schedule.rho)
-        reason = refusal(scored, chosen_rejected, schedule)
+        reason = no_pair_reason(scored, chosen_rejected, schedule)
         if reason is not None or chosen_rejected is None:
             drops.append(Drop(reason or "no pair"))
             continue
@@ -79,7 +79,7 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
     ['b', 'c']
     """
     winners = [one for one in scored if one.may_win]
-    limits = edges(scored, rho)
+    limits = score_tiers(scored, rho)
     if limits is None:
         return None
     high = [one for one in winners if one.score >= limits[0] - TOLERANCE]
@@ -89,7 +89,7 @@ def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None
     )
 
 
-def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
+def score_tiers(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
     """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
     winners = [one.score for one in scored if one.may_win]
     if (
@@ -100,7 +100,7 @@ def edges(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
     return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
 
 
-def hindrance(prompt: Prompt, response: Response, score: float | None) -> str | None:
+def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:
     """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None if it could."""
     if response.finish != "stop":
         return "cut by the length limit: in no pair"
@@ -137,7 +137,7 @@ def _may_win(prompt: str, text: str) -> bool:
     )
 
 
-def refusal(
+def no_pair_reason(
     scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule
 ) -> str | None:
     """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""

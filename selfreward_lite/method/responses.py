@@ -6,17 +6,17 @@ Knows: how a prompt is asked, which responses are kept. Does not know: scores.
 from __future__ import annotations
 
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, make_id
-from selfreward_lite.method.roles import NO_TEXT, Asking, Voice
+from selfreward_lite.method.roles import NO_TEXT, Asking, Role
 
 
-def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
+def ask(prompt: Prompt, role: Role, count: int) -> Asking:
     """Sample `count` responses to `prompt`; equal ones are kept once (arXiv 2407.19594, section 3.1), empty ones not."""
     ids = [
-        make_id(voice.run, Response, voice.iteration, voice.model, prompt.id, index)
+        make_id(role.run, Response, role.iteration, role.model, prompt.id, index)
         for index in range(count)
     ]
     (completions,) = yield [
-        voice.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
+        role.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
     ]
     kept: dict[str, Response] = {}
     drops = []
@@ -31,8 +31,8 @@ def ask(prompt: Prompt, voice: Voice, count: int) -> Asking:
         else:
             kept[text] = Response(
                 ids[index],
-                voice.iteration,
-                voice.model,
+                role.iteration,
+                role.model,
                 prompt.id,
                 index,
                 text,

@@ -21,7 +21,7 @@ NO_TEXT = {"refused": "does not fit the context", "failed": "the engine died on 
 
 
 @dataclass(frozen=True)
-class Voice:
+class Role:
     """A model in a role. `model` is its name (base, M0, M1, …), `adapter` the GGUF LoRA that makes it, `run` and `seed`
     are the run's: ids and seeds derive from them. `iteration` is the one that the records belong to."""
 

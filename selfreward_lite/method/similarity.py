@@ -18,7 +18,7 @@ _WORD = re.compile(r"\w+")
 HASHES = 128  # the share of equal ones is the overlap, with a standard error of 0.04 at most
 
 
-class Collection:
+class NearDuplicates:
     """Texts to compare others with: alike is above `max_similarity` (ROUGE-L F1), or from `max_overlap` of word triples on.
 
     At 1, a limit lets everything pass but the very same words.

@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Any
 
 from selfreward_lite.system.errors import ExportError, UserError
-from selfreward_lite.system.files import free_bytes, in_words, whole_file
+from selfreward_lite.system.files import format_bytes, free_bytes, whole_file
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 PROBE_ROWS, PROBE_COLUMNS = (
@@ -41,7 +41,7 @@ class Before:
     free: int
 
     def __str__(self) -> str:
-        return f"{in_words(self.size)}, about {self.seconds:.0f} s; the disk has {in_words(self.free)} free"
+        return f"{format_bytes(self.size)}, about {self.seconds:.0f} s; the disk has {format_bytes(self.free)} free"
 
 
 def before(source: Path, out: Path, kind: str) -> Before:
@@ -136,7 +136,7 @@ def _run(source: Path, out: Path, params: Any, said: list[str]) -> None:
     if llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(out), ctypes.byref(params)):
         last = next((line.strip() for line in reversed(said) if line.strip()), "no reason given")
         if "iostream" in last:  # how it says that it could not write
-            free = in_words(free_bytes(out))
+            free = format_bytes(free_bytes(out))
             raise ExportError(
                 f"{out.parent} took no more ({last}; {free} free): free space and give the same command again"
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.config.settings import parse
-from selfreward_lite.data.records import Response
+from selfreward_lite.data.records import ModelId, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.metrics import TOP, correlation
 from selfreward_lite.report import plots, summary
@@ -145,7 +145,7 @@ def early_warnings(store: Store) -> list[Reading]:
         if store.is_done(iteration, "evaluation"):
             values = _values(store, iteration)
             found += [
-                Reading(f"M{iteration}", sign, values[sign.name])
+                Reading(ModelId(iteration).name, sign, values[sign.name])
                 for sign in SIGNS
                 if sign.name in values
             ]
@@ -199,8 +199,8 @@ def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
     lengths = [_mean_length(store, model) for model in (iteration - 1, iteration)]
     biases = {
         row["what"]: row["value"]
-        for row in plots.biases(store)
-        if row["judge"] == f"M{iteration - 1}"
+        for row in plots.meta_judge_bias(store)
+        if row["judge"] == ModelId(iteration - 1).name
     }
     beta = parse(store.fact("settings")).dpo.beta
     return {
@@ -242,7 +242,7 @@ def _scores(store: Store, model: int) -> Mapping[str, Mapping[str, float]]:
         "SELECT r.prompt_id, r.id, avg(j.score) FROM record_judgment j JOIN record_response r ON r.id = j.response_id "
         "WHERE j.iteration = ? AND j.model = ? AND r.model = 'human' GROUP BY r.id HAVING avg(j.score) IS NOT NULL",
         model,
-        f"M{model}",
+        ModelId(model).name,
     )
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for prompt, answer, score in rows:
@@ -251,7 +251,7 @@ def _scores(store: Store, model: int) -> Mapping[str, Mapping[str, float]]:
 
 
 def _mean_length(store: Store, model: int) -> float:
-    answers = store.records(Response, iteration=model, model=f"M{model}")
+    answers = store.records(Response, iteration=model, model=ModelId(model).name)
     return fmean(len(one.text) for one in answers) if answers else 0.0
 
 

@@ -20,6 +20,7 @@ from selfreward_lite.data.records import (
     Battle,
     Judgment,
     JudgmentPair,
+    ModelId,
     Prompt,
     Rating,
     Response,
@@ -35,7 +36,7 @@ Outcome = Literal["all", "gave a pair", "gave none"]
 
 
 @dataclass(frozen=True)
-class Hit:
+class PromptHit:
     """A prompt that was found; the scores of its pair, None without one."""
 
     id: str
@@ -64,7 +65,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Fight:
+class BattleView:
     """Two judgments of one response, compared: which was shown first, what was said, the strength that each was given."""
 
     battle: Battle
@@ -75,13 +76,13 @@ class Fight:
 
 
 @dataclass(frozen=True)
-class Look:
+class PromptHistory:
     """A prompt with everything that became of it. `why` says in words why there is a pair, or none."""
 
     prompt: Prompt
     answers: tuple[Answer, ...]
     why: str
-    fights: tuple[Fight, ...]
+    fights: tuple[BattleView, ...]
     judgment_pair: JudgmentPair | None
 
 
@@ -90,7 +91,7 @@ def groups(store: Store) -> list[str]:
     rows = store.select(
         "SELECT DISTINCT iteration FROM record_prompt WHERE iteration > 0 ORDER BY iteration DESC"
     )
-    found = [f"M{iteration}" for (iteration,) in rows]
+    found = [ModelId(iteration).name for (iteration,) in rows]
     return [
         *found,
         *(name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)),
@@ -99,7 +100,7 @@ def groups(store: Store) -> list[str]:
 
 def find(
     store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0
-) -> tuple[list[Hit], int]:
+) -> tuple[list[PromptHit], int]:
     """Return a page of the prompts of a group that hold all the `words`, in their order, and how many there are in all.
 
     Raises UserError for a group that the run does not have.
@@ -129,10 +130,10 @@ def find(
         *given,
         page * PAGE,
     )
-    return [Hit(*row[:4], judgment_pair=bool(row[4])) for row in rows], total
+    return [PromptHit(*row[:4], judgment_pair=bool(row[4])) for row in rows], total
 
 
-def look(store: Store, prompt_id: str) -> Look:
+def look(store: Store, prompt_id: str) -> PromptHistory:
     """Return a prompt with everything that became of it. Raises UserError where the run has no such prompt."""
     found = store.records(Prompt, id=prompt_id)
     if not found:
@@ -165,7 +166,7 @@ def look(store: Store, prompt_id: str) -> Look:
     if trained and settings.judge.score == "expected":
         why += " Scores are expected scores here."
     fights, judgment_pair = _fights(store, drawn)
-    return Look(prompt, answers, why, fights, judgment_pair)
+    return PromptHistory(prompt, answers, why, fights, judgment_pair)
 
 
 def _drawn(store: Store, prompt: Prompt) -> list[tuple[Response, tuple[Judgment, ...]]]:
@@ -201,9 +202,9 @@ def _why(
         return "Pairs are made when every response of the iteration is judged; this one is not that far."
     scored = response_pairs.scored_of(prompt, responses, scores)
     made = response_pairs.choose(scored, schedule.rho)
-    if reason := response_pairs.refusal(scored, made, schedule):
+    if reason := response_pairs.no_pair_reason(scored, made, schedule):
         return f"No pair: {reason}."
-    limits = response_pairs.edges(scored, schedule.rho)
+    limits = response_pairs.score_tiers(scored, schedule.rho)
     assert limits is not None
     high = sum(one.may_win and one.score >= limits[0] - response_pairs.TOLERANCE for one in scored)
     low = sum(one.score <= limits[1] + response_pairs.TOLERANCE for one in scored)
@@ -218,7 +219,7 @@ def _part(
 ) -> str:
     if pair is not None and response.id in (pair.chosen_id, pair.rejected_id):
         return "chosen" if response.id == pair.chosen_id else "rejected"
-    return response_pairs.hindrance(prompt, response, score) or ""
+    return response_pairs.exclusion_reason(prompt, response, score) or ""
 
 
 def _author(response: Response) -> str:
@@ -231,7 +232,7 @@ def _author(response: Response) -> str:
 
 def _fights(
     store: Store, drawn: Sequence[tuple[Response, tuple[Judgment, ...]]]
-) -> tuple[tuple[Fight, ...], JudgmentPair | None]:
+) -> tuple[tuple[BattleView, ...], JudgmentPair | None]:
     """The battles among the judgments of the response that was contested most, and what they gave."""
     for response, judged in drawn:
         by_id, t = {one.id: one for one in judged}, response.iteration
@@ -247,7 +248,7 @@ def _fights(
                 for one in store.records(Rating, iteration=t, judgment_id=judgment.id)
             }
             fights = tuple(
-                Fight(
+                BattleView(
                     one,
                     by_id[one.first_id],
                     by_id[one.second_id],

@@ -12,10 +12,11 @@ from typing import Any
 
 import jinja2
 
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, explore, plots
 from selfreward_lite.report import summary as run_summary
-from selfreward_lite.report.explore import Look
+from selfreward_lite.report.explore import PromptHistory
 
 TEMPLATE = Path(__file__).with_name("page.html")
 EXAMPLES, PAIRS = 12, 3  # of the run, of each model
@@ -33,7 +34,7 @@ def page(store: Store) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=summary["run"],
         preset=summary["preset"],
-        newest="the base" if newest is None else f"M{newest}",
+        newest="the base" if newest is None else ModelId(newest).name,
         duration=_duration(summary["seconds"]),
         hardware=store.fact("hardware") or "an unknown machine",
         versions=store.fact("versions") or {},
@@ -83,7 +84,7 @@ def _pairs(store: Store) -> list[dict[str, Any]]:
     return found
 
 
-def _pair(model: str, look: Look) -> dict[str, Any]:
+def _pair(model: str, look: PromptHistory) -> dict[str, Any]:
     parts = sorted(
         (one for one in look.answers if one.part in ("chosen", "rejected")),
         key=lambda one: one.part,
@@ -106,7 +107,7 @@ def _pair(model: str, look: Look) -> dict[str, Any]:
     }
 
 
-def _judgments(look: Look) -> list[dict[str, str]]:
+def _judgments(look: PromptHistory) -> list[dict[str, str]]:
     """The judgments that were trained on as a pair, the chosen one first, with the strength that the battles gave each."""
     if look.judgment_pair is None:
         return []

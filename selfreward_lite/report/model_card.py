@@ -20,7 +20,14 @@ import httpx
 from selfreward_lite import __version__
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
-from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
+from selfreward_lite.data.records import (
+    Judgment,
+    JudgmentPair,
+    ModelId,
+    Prompt,
+    Response,
+    ResponsePair,
+)
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
@@ -318,7 +325,9 @@ def _method(store: Store, settings: Settings, number: int) -> str:
         answered = len(
             {
                 one.prompt_id
-                for one in store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+                for one in store.records(
+                    Response, iteration=iteration, model=ModelId(iteration - 1).name
+                )
             }
         )
         judges = "with" if step.judgment_pairs else "without"
@@ -353,7 +362,7 @@ def _metrics(store: Store, number: int) -> str:
         for name in rows[0]
         if name not in ("iteration", "seconds") and any(row[name] is not None for row in rows)
     ]
-    models = " | ".join(f"M{row['iteration']}" for row in rows)
+    models = " | ".join(ModelId(row["iteration"]).name for row in rows)
     head = f"| | {models} |\n" + "|---" * (len(rows) + 1) + "|"
     body = [
         f"| {name.replace('_', ' ')} | "

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from selfreward_lite.data.records import Prompt, Response, ResponsePair
+from selfreward_lite.data.records import ModelId, Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
-from selfreward_lite.system.files import in_words
+from selfreward_lite.system.files import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +85,9 @@ def show(*things: pd.DataFrame | Figure) -> None:
 def models(store: Store) -> pd.DataFrame:
     """Return what every model was measured to be: a row a measurement, a column a model."""
     rows = summary.summary(store)["iterations"]
-    table = pd.DataFrame({f"M{row['iteration']}": pd.Series(row, dtype=object) for row in rows})
+    table = pd.DataFrame(
+        {ModelId(row["iteration"]).name: pd.Series(row, dtype=object) for row in rows}
+    )
     return _shown(table.drop(index="iteration", errors="ignore").dropna(how="all").fillna("–"))
 
 
@@ -98,7 +100,7 @@ def gates(store: Store) -> pd.DataFrame:
     return _shown(
         pd.DataFrame(
             [
-                (f"M{iteration}", gate, "passed" if passed else "refused", reason)
+                (ModelId(iteration).name, gate, "passed" if passed else "refused", reason)
                 for iteration, found in answers.items()
                 for gate, (passed, reason) in found.items()
             ],
@@ -122,7 +124,7 @@ def memory(store: Store) -> pd.DataFrame:
     return _shown(
         pd.DataFrame(
             [
-                (stage, in_words(predicted), "–" if peak is None else in_words(peak))
+                (stage, format_bytes(predicted), "–" if peak is None else format_bytes(peak))
                 for stage, predicted, peak in summary.memory(store)
             ],
             columns=["card memory", "predicted", "at its peak"],
@@ -136,7 +138,7 @@ def stages(store: Store) -> pd.DataFrame:
         pd.DataFrame(
             [
                 {
-                    "model": f"M{iteration}",
+                    "model": ModelId(iteration).name,
                     "stage": stage,
                     "done": f"{done:,} of {total:,}",
                     "minutes": round(seconds / 60, 1),
@@ -153,7 +155,7 @@ def stages(store: Store) -> pd.DataFrame:
 
 def examples(store: Store, count: int = 10) -> pd.DataFrame:
     """Return held-out prompts that M0 and the newest model answer differently: the first of them, not chosen ones."""
-    newest = f"M{store.newest() or 0}"
+    newest = ModelId(store.newest() or 0).name
     return _shown(
         pd.DataFrame(
             [(one.prompt, one.before, one.after) for one in summary.before_after(store, count)],

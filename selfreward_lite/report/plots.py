@@ -15,6 +15,7 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 
@@ -40,13 +41,13 @@ CURVES = {
 DOTS = 1500  # responses of a scatter plot at most
 
 
-def worth(store: Store) -> dict[str, Rows]:
+def model_metrics(store: Store) -> dict[str, Rows]:
     """Return, by panel, what every model was measured to be: rows of model, what, value, error (0 where there is none)."""
     rows = summary.summary(store)["iterations"]
     found = {
         title: [
             {
-                "model": f"M{row['iteration']}",
+                "model": ModelId(row["iteration"]).name,
                 "what": name.replace("_", " "),
                 "value": row[name],
                 "error": row.get(f"{name}_error") or 0.0,
@@ -65,7 +66,7 @@ def training(store: Store) -> dict[str, Rows]:
     models = [model for model in range((store.newest() or 0) + 2) if store.training(model)]
     return {
         title: [
-            {"model": f"M{model}", "step": step, "value": value}
+            {"model": ModelId(model).name, "step": step, "value": value}
             for model in models
             for step, logged, value in store.training(model)
             if logged == name and value is not None
@@ -86,7 +87,7 @@ def scores(store: Store) -> Rows:
         counts = Counter(round(score) for score in given)
         found += [
             {
-                "judge": f"M{iteration - 1}",
+                "judge": ModelId(iteration - 1).name,
                 "score": score,
                 "share": counts[score] / len(given),
                 "count": len(given),
@@ -104,7 +105,7 @@ def lengths(store: Store, iteration: int) -> Rows:
         "j.response_id = r.id) AS score FROM record_response r WHERE r.iteration = ? AND r.model = ? AND r.id IN "
         f"(SELECT item FROM items WHERE iteration = r.iteration AND stage = 'judgments') ORDER BY r.rowid LIMIT {DOTS}",
         iteration,
-        f"M{iteration - 1}",
+        ModelId(iteration - 1).name,
     )
     return [
         {"characters": length, "score": round(score, 3)}
@@ -113,7 +114,7 @@ def lengths(store: Store, iteration: int) -> Rows:
     ]
 
 
-def gaps(store: Store) -> Rows:
+def chosen_vs_rejected(store: Store) -> Rows:
     """Return what was chosen and what was rejected, on average: rows of model (which was trained on them), which, score,
     characters."""
     rows = store.select(
@@ -121,7 +122,7 @@ def gaps(store: Store) -> Rows:
         "FROM record_responsepair GROUP BY iteration ORDER BY iteration"
     )
     return [
-        {"model": f"M{iteration}", "which": which, "score": score, "characters": length}
+        {"model": ModelId(iteration).name, "which": which, "score": score, "characters": length}
         for iteration, *means in rows
         for which, score, length in (
             ("chosen", means[0], means[2]),
@@ -130,7 +131,7 @@ def gaps(store: Store) -> Rows:
     ]
 
 
-def biases(store: Store) -> Rows:
+def meta_judge_bias(store: Store) -> Rows:
     """Return what the meta-judge's decided verdicts lean to (arXiv 2407.19594, section 4): rows of meta-judge, what, value.
 
     The share for the judgment shown first, over all battles and over those of equal scores, where ½ is unbiased; and the share
@@ -153,7 +154,7 @@ def biases(store: Store) -> Rows:
         }
         found += [
             {
-                "judge": f"M{iteration - 1}",
+                "judge": ModelId(iteration - 1).name,
                 "what": what,
                 "value": sum(chosen) / len(chosen),
                 "count": len(chosen),
@@ -170,7 +171,7 @@ LEAST = 0.01  # of the time: what took less has no bar
 
 def draw_worth(store: Store) -> Figure:
     """Return what every model was measured to be, M0 first, with standard errors where there are any."""
-    panels = worth(store)
+    panels = model_metrics(store)
     figure, axes = _panels(max(1, len(panels)))
     for one, (title, rows) in zip(axes, panels.items(), strict=False):
         for name, points in _by(rows, "what").items():
@@ -181,7 +182,7 @@ def draw_worth(store: Store) -> Figure:
             one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=name)
         models = sorted({int(row["model"][1:]) for row in rows})
         one.set_title(title)
-        one.set_xticks(models, [f"M{model}" for model in models])
+        one.set_xticks(models, [ModelId(model).name for model in models])
         if len(_by(rows, "what")) > 1:
             one.legend(fontsize="small")
     return figure
@@ -245,7 +246,7 @@ def draw_curves(panels: dict[str, dict[str, list[tuple[int, float, float]]]]) ->
             )
         models = sorted({model for points in lines.values() for model, *_ in points})
         one.set_title(title)
-        one.set_xticks(models, [f"M{model}" for model in models])
+        one.set_xticks(models, [ModelId(model).name for model in models])
         one.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure
 

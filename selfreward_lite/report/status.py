@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import MANIFEST
@@ -58,7 +59,7 @@ class View:
     @property
     def candidate(self) -> str:
         """The model that comes next."""
-        return f"M{0 if self.newest is None else self.newest + 1}"
+        return ModelId(0 if self.newest is None else self.newest + 1).name
 
     @property
     def now(self) -> Stage | None:
@@ -104,7 +105,9 @@ def _view(store: Store, process: int | None) -> View:
     stages = tuple(
         _training(store, iteration, seconds)
         if name == "training" and not ended
-        else Stage(f"M{iteration}", name, done, total, seconds, ended, store.drops(iteration, name))
+        else Stage(
+            ModelId(iteration).name, name, done, total, seconds, ended, store.drops(iteration, name)
+        )
         for iteration, name, done, total, seconds, ended in store.stages()
     )
     return View(
@@ -125,4 +128,4 @@ def _training(store: Store, iteration: int, seconds: float) -> Stage:
     """A training under way, which to the store is one piece: its steps, and one more in which the adapter is checked."""
     ((step,),) = store.select("SELECT max(step) FROM training WHERE iteration = ?", iteration)
     steps = int(store.metrics(iteration).get("training_steps") or 0)
-    return Stage(f"M{iteration}", "training", step or 0, steps + 1, seconds, ended=False)
+    return Stage(ModelId(iteration).name, "training", step or 0, steps + 1, seconds, ended=False)

@@ -18,6 +18,7 @@ from selfreward_lite.data.records import (
     BASE,
     Judgment,
     JudgmentPair,
+    ModelId,
     Prompt,
     Response,
     ResponsePair,
@@ -86,7 +87,7 @@ def summary(store: Store) -> dict[str, Any]:
 
 def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
     """Return the counts and measurements of one iteration: the data M(t) was trained on, and what M(t) is worth."""
-    author = f"M{iteration - 1}" if iteration else "base"
+    author = ModelId(iteration - 1).name if iteration else "base"
     trained_on = training_judgments(store, iteration)
     prompts = (
         store.count(Prompt, iteration=iteration)
@@ -121,7 +122,7 @@ def measured(store: Store) -> tuple[list[str], list[list[str]]]:
     found = summary(store)
     columns = [("base", found["base"] | _more(store, BASE))] if found["base"] else []
     columns += [
-        (f"M{row['iteration']}", row | _more(store, row["iteration"]))
+        (ModelId(row["iteration"]).name, row | _more(store, row["iteration"]))
         for row in found["iterations"]
     ]
     names = [
@@ -137,7 +138,7 @@ def gates(store: Store) -> list[list[str]]:
     """Return what every gate said of every model."""
     iterations = sorted({iteration for iteration, *_ in store.stages()})
     return [
-        [f"M{iteration}", gate.replace("_", " "), "passed" if passed else "refused", reason]
+        [ModelId(iteration).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
         for iteration in iterations
         for gate, (passed, reason) in store.gates(iteration).items()
     ]
@@ -163,7 +164,7 @@ def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float 
         if judgment.score is not None and value is not None:
             scores[judgment.response_id].append(value)
     by_prompt: dict[str, list[float]] = defaultdict(list)
-    for response in store.records(Response, iteration=iteration, model=f"M{iteration - 1}"):
+    for response in store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name):
         if response.id in scores:
             by_prompt[response.prompt_id].append(fmean(scores[response.id]))
     pairs = [
@@ -210,7 +211,9 @@ def refusals(store: Store) -> dict[str, dict[str, str]]:
     """Return, for every model that a gate refused, the gates and their reasons."""
     answers = {iteration: store.gates(iteration) for iteration, *_ in store.stages()}
     refused = {
-        f"M{iteration}": {gate: reason for gate, (passed, reason) in found.items() if not passed}
+        ModelId(iteration).name: {
+            gate: reason for gate, (passed, reason) in found.items() if not passed
+        }
         for iteration, found in sorted(answers.items())
     }
     return {model: reasons for model, reasons in refused.items() if reasons}
@@ -283,7 +286,7 @@ def before_after(store: Store, count: int) -> list[Example]:
     answers = [
         {
             one.prompt_id: one.text
-            for one in store.records(Response, iteration=model, model=f"M{model}")
+            for one in store.records(Response, iteration=model, model=ModelId(model).name)
         }
         for model in (0, newest)
     ]
@@ -304,7 +307,7 @@ def training_judgments(store: Store, iteration: int) -> list[Judgment]:
     items = set(store.done_items(iteration, stage))
     if not iteration:  # there an item is a prompt
         items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
-    author = f"M{iteration - 1}" if iteration else "base"
+    author = ModelId(iteration - 1).name if iteration else "base"
     return [
         one
         for one in store.records(Judgment, iteration=iteration, model=author)

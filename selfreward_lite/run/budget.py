@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 from selfreward_lite.run import plan
 from selfreward_lite.run.ask import Progress
-from selfreward_lite.run.context import Run
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import OutOfTime
 
 KEPT = 0.9  # of the time left is planned with; the rest is for what turns out slower
 ASKED = ("candidates", "responses", "judgments", "battles")
 
 
-def fit(run: Run, iteration: int) -> None:
+def fit(run: RunContext, iteration: int) -> None:
     """Decide how many prompts the iteration has. Raises OutOfTime where not even one batch of pairs would come of them."""
     fact = f"prompts M{iteration}"
     if run.deadline == math.inf or run.store.is_done(iteration, "training"):
@@ -49,7 +49,9 @@ def fit(run: Run, iteration: int) -> None:
         run.watch(Progress(iteration, "prompts", 1, words=words))
 
 
-def _refuse_too_little(run: Run, iteration: int, costs: plan.Costs, left: float) -> None:
+def _refuse_too_little(
+    run: RunContext, iteration: int, costs: plan.StageCosts, left: float
+) -> None:
     """An iteration that is under way is not cut down to what a short command pays for: better to stop than to waste its night."""
     later = _later(run, iteration, costs, ASKED[-1])
     needed = (sum(later.values()) - later["training"] / 2) / KEPT
@@ -60,7 +62,7 @@ def _refuse_too_little(run: Run, iteration: int, costs: plan.Costs, left: float)
         )
 
 
-def going_on(run: Run, iteration: int, stage: str) -> Callable[[float], bool]:
+def going_on(run: RunContext, iteration: int, stage: str) -> Callable[[float], bool]:
     """Return what says, for the share of a stage that is begun, whether to begin more.
 
     It does not if what follows for that share, and the measuring after it, would take all the time that is left.
@@ -74,7 +76,7 @@ def going_on(run: Run, iteration: int, stage: str) -> Callable[[float], bool]:
     return lambda share: run.deadline - time.monotonic() > (share * following + measuring) / KEPT
 
 
-def until(run: Run, iteration: int) -> float | None:
+def until(run: RunContext, iteration: int) -> float | None:
     """Return the time of day (seconds since 1970) at which a training must end, None for never."""
     if run.deadline == math.inf:
         return None
@@ -84,7 +86,7 @@ def until(run: Run, iteration: int) -> float | None:
     return time.time() + run.deadline - time.monotonic() - measuring / KEPT
 
 
-def _later(run: Run, iteration: int, costs: plan.Costs, stage: str) -> dict[str, float]:
+def _later(run: RunContext, iteration: int, costs: plan.StageCosts, stage: str) -> dict[str, float]:
     """Seconds of each stage that comes after this one."""
     wanted = run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)})
     counts = plan.counts(

@@ -15,27 +15,27 @@ from typing import Any, TypeVar
 
 from selfreward_lite.config.settings import Draw, Settings
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Record, Response
+from selfreward_lite.data.records import BASE, Judgment, ModelId, Outcome, Prompt, Record, Response
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
-from selfreward_lite.method.roles import Asking, Voice
+from selfreward_lite.method.roles import Asking, Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.ask import Item, Progress, Watch, run_stage
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.runtime import Runtime
 
 R = TypeVar("R", bound=Record)
 
 
 @dataclass
-class Run:
+class RunContext:
     """A run under way: its records, its settings, and the one engine that is open between two trainings."""
 
     store: Store
     settings: Settings
     chat: ChatFormat
     model_dir: Path
-    tools: Tools
+    runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
     _engine: Engine | None = field(default=None, repr=False)
@@ -43,7 +43,7 @@ class Run:
     def engine(self) -> Engine:
         """Return the engine, opened if need be."""
         if self._engine is None:
-            self._engine = self.tools.open_engine(self.base_gguf, self.settings.engine)
+            self._engine = self.runtime.open_engine(self.base_gguf, self.settings.engine)
         return self._engine
 
     def release_engine(self) -> None:
@@ -57,13 +57,13 @@ class Run:
         """The base as llama.cpp reads it."""
         return self.store.folder / "base" / "base.gguf"
 
-    def voice(self, model: int, draw: Draw, iteration: int) -> Voice:
+    def role(self, model: int, draw: Draw, iteration: int) -> Role:
         """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
         bare = model == BASE or (
             model == 0 and not self.settings.seed_stage.trains
         )  # an adapter that does nothing is refused
-        return Voice(
-            model="base" if model == BASE else f"M{model}",
+        return Role(
+            model="base" if model == BASE else ModelId(model).name,
             adapter=None if bare else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
@@ -152,34 +152,34 @@ def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]
 
 
 def judging(
-    ranked: Sequence[ranked.RankedPrompt], voice: Voice, count: int
+    ranked: Sequence[ranked.RankedPrompt], role: Role, count: int
 ) -> list[tuple[str, Callable[[], Asking]]]:
     return [
-        (response.id, bind(judgments.ask, one.prompt, response, voice, count))
+        (response.id, bind(judgments.ask, one.prompt, response, role, count))
         for one in ranked
         for response in one.responses
     ]
 
 
-def prompts_of(run: Run, iteration: int) -> list[Prompt]:
+def prompts_of(run: RunContext, iteration: int) -> list[Prompt]:
     """Return the prompts of an iteration; iteration 0 is that of the ranked and held-out ones."""
     found = run.store.records(Prompt, iteration=iteration)
     return found[: run.prompts_wanted(iteration)]  # of the user's own there may be more
 
 
-def _secret(run: Run) -> list[str]:
+def _secret(run: RunContext) -> list[str]:
     """The texts of all prompts that measure: none may be trained on, nor anything like it."""
     return [prompt.text for prompt in run.held_out()] + [
         one.prompt.text for one in run.ranked().evaluation
     ]
 
 
-def responses_of(run: Run, iteration: int) -> list[Response]:
+def responses_of(run: RunContext, iteration: int) -> list[Response]:
     """Return what M(t−1) answered to the prompts of iteration t."""
-    return run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+    return run.store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
 
 
-def judgments_of(run: Run, iteration: int) -> Mapping[str, list[Judgment]]:
+def judgments_of(run: RunContext, iteration: int) -> Mapping[str, list[Judgment]]:
     """Return, by response, what M(t−1) judged of them."""
-    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
     return grouped(drawn, lambda judgment: judgment.response_id)

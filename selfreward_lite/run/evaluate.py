@@ -17,33 +17,41 @@ from pathlib import Path
 from selfreward_lite.config.settings import Settings, parse
 from selfreward_lite.data import hub
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import BASE, Comparison, Judgment, Prompt, Response, make_id
+from selfreward_lite.data.records import (
+    BASE,
+    Comparison,
+    Judgment,
+    ModelId,
+    Prompt,
+    Response,
+    make_id,
+)
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, judgments, metrics, responses
-from selfreward_lite.method.metrics import JudgeQuality, Met, judge_quality
-from selfreward_lite.method.roles import Voice
+from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.ask import Watch, run_stage
-from selfreward_lite.run.context import Run, bind, grouped, judging
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.context import RunContext, bind, grouped, judging
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
 
 EXACT = "exact"  # the judge that is no model: the exact scorer of the tiny world
 
 
 @dataclass
-class Examination:
+class Evaluation:
     """A run that is only read, and the file for what is asked of its models now."""
 
-    run: Run
+    run: RunContext
     notes: Store
 
     def number(self, name: str) -> int:
         """Return the number of a model by its name: base, M0, M1, …; raises UserError where the run has none of that name."""
         return _number(self.run.store, name)
 
-    def against(self, mine: str, theirs: str, judge: str) -> list[Met]:
+    def against(self, mine: str, theirs: str, judge: str) -> list[PairResult]:
         """Hold two models' answers to the held-out prompts against each other; an answer that never came loses to one that did.
 
         `theirs` may be a model of another run of the folder, as other/M3: prompts that both runs held out count then. `judge` is
@@ -55,10 +63,10 @@ class Examination:
             return _exactly(prompts, *answers)
         both = [one for one in prompts if all(one.id in known for known in answers)]
         iteration = max(0, self.number(mine))
-        with self._judge(judge, iteration) as (engine, voice):
+        with self._judge(judge, iteration) as (engine, role):
             # With a digest: another run of the same name may come to hold other answers.
             compared = _digest([known[one.id].id for known in answers for one in both])
-            stage = f"{_of_base(self.number(mine))}against {theirs} by {voice.model} {compared}"
+            stage = f"{_of_base(self.number(mine))}against {theirs} by {role.model} {compared}"
             items = [
                 (
                     one.id,
@@ -67,13 +75,13 @@ class Examination:
                         one,
                         answers[0][one.id],
                         answers[1][one.id],
-                        voice,
+                        role,
                     ),
                 )
                 for one in both
             ]
             run_stage(self.notes, engine, (iteration, stage), items, self.run.watch)
-            name = voice.model
+            name = role.model
         ids = {(answers[0][one.id].id, answers[1][one.id].id) for one in both}
         said = {
             one.prompt_id: one
@@ -84,26 +92,26 @@ class Examination:
             _met(*(known.get(one.id) for known in answers), said.get(one.id)) for one in prompts
         ]
 
-    def judged(self, model: str, ranked: Sequence[RankedPrompt], count: int) -> JudgeQuality:
+    def judged(self, model: str, ranked: Sequence[RankedPrompt], count: int) -> JudgeAgreement:
         """Have a model judge ranked answers, `count` times each, and return how it agrees with the ranks."""
         number = self.number(model)
-        voice = self.run.voice(number, self.run.settings.judge.draw, max(0, number))
+        role = self.run.role(number, self.run.settings.judge.draw, max(0, number))
         stage = (
             f"{_of_base(number)}judges {_digest([one.prompt.id for one in ranked])}, {count} times"
         )
         run_stage(
             self.notes,
             self.run.engine(),
-            (voice.iteration, stage),
-            judging(ranked, voice, count),
+            (role.iteration, stage),
+            judging(ranked, role, count),
             self.run.watch,
         )
-        drawn = self.notes.records(Judgment, iteration=voice.iteration, model=model)
+        drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
         settings = self.run.settings.judge.model_copy(update={"count": count})
         by_response = grouped(
             (one for one in drawn if one.index < count), lambda one: one.response_id
         )
-        return judge_quality(
+        return judge_agreement(
             ranked,
             {name: judgments.summarise(found, settings) for name, found in by_response.items()},
         )
@@ -111,22 +119,22 @@ class Examination:
     def answers(self, model: str, texts: Sequence[str]) -> list[Response]:
         """Have a model answer prompts, once each; returns its answers in their order. Raises UserError where one never came."""
         number, digest = self.number(model), _digest(texts)
-        voice = self.run.voice(number, self.run.settings.evaluation.draw, max(0, number))
+        role = self.run.role(number, self.run.settings.evaluation.draw, max(0, number))
         prompts = [
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
             for index, text in enumerate(texts)
         ]
-        items = [(one.id, bind(responses.ask, one, voice, 1)) for one in prompts]
+        items = [(one.id, bind(responses.ask, one, role, 1)) for one in prompts]
         run_stage(
             self.notes,
             self.run.engine(),
-            (voice.iteration, f"{_of_base(number)}answers {digest}"),
+            (role.iteration, f"{_of_base(number)}answers {digest}"),
             items,
             self.run.watch,
         )
         found = {
             one.prompt_id: one
-            for one in self.notes.records(Response, iteration=voice.iteration, model=model)
+            for one in self.notes.records(Response, iteration=role.iteration, model=model)
         }
         if missing := [one.text for one in prompts if one.id not in found]:
             raise UserError(
@@ -151,12 +159,12 @@ class Examination:
                 raise UserError(
                     f"{folder} has only just begun; compare with it when it has a model"
                 )
-            other = Run(
+            other = RunContext(
                 store,
                 parse(begun),
                 self.run.chat,
                 self.run.model_dir,
-                self.run.tools,
+                self.run.runtime,
                 self.run.watch,
             )
             given, ids = _answers(other, model), {one.text: one.id for one in other.held_out()}
@@ -173,19 +181,19 @@ class Examination:
         }
 
     @contextmanager
-    def _judge(self, judge: str, iteration: int) -> Iterator[tuple[Engine, Voice]]:
-        """The engine and the voice of a judge: a model of the run, or another in a GGUF file."""
+    def _judge(self, judge: str, iteration: int) -> Iterator[tuple[Engine, Role]]:
+        """The engine and the role of a judge: a model of the run, or another in a GGUF file."""
         draw, path = self.run.settings.judge.draw, Path(judge)
         if path.suffix != ".gguf":
-            yield self.run.engine(), self.run.voice(self.number(judge), draw, iteration)
+            yield self.run.engine(), self.run.role(self.number(judge), draw, iteration)
             return
         if not path.exists():
             raise UserError(
                 f"{path} is not there; name a GGUF file, or a model of the run, as --judge"
             )
-        own = self.run.voice(BASE, draw, iteration)
+        own = self.run.role(BASE, draw, iteration)
         name = f"{path.name} {_digest([str(path.absolute()), str(path.stat().st_size), str(path.stat().st_mtime_ns)])}"
-        voice = Voice(
+        role = Role(
             name,
             None,
             ChatFormat.of_gguf(path),
@@ -196,36 +204,40 @@ class Examination:
             iteration,
         )
         self.run.release_engine()
-        engine = self.run.tools.open_engine(path, self.run.settings.engine)
+        engine = self.run.runtime.open_engine(path, self.run.settings.engine)
         try:
-            yield engine, voice
+            yield engine, role
         finally:
             engine.close()
 
 
 @contextmanager
-def examined(store: Store, settings: Settings, tools: Tools, watch: Watch) -> Iterator[Examination]:
+def examined(
+    store: Store, settings: Settings, runtime: Runtime, watch: Watch
+) -> Iterator[Evaluation]:
     """Open a run's models for questions. `settings` are the run's, perhaps with other ones of evaluation and engine laid over."""
     model_dir = hub.model_folder(settings.model.base)
     told = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in told])) as notes:
-        run = Run(store, settings, ChatFormat.load(model_dir), model_dir, tools, watch)
+        run = RunContext(store, settings, ChatFormat.load(model_dir), model_dir, runtime, watch)
         notes.state("run", store.run)
         try:
-            yield Examination(run, notes)
+            yield Evaluation(run, notes)
         finally:
             run.release_engine()
 
 
 def _number(store: Store, name: str) -> int:
     newest = store.newest()
-    there = ["base", *(f"M{number}" for number in range((-1 if newest is None else newest) + 1))]
+    there = [
+        ModelId(number).name for number in range(BASE, (BASE if newest is None else newest) + 1)
+    ]
     if name not in there:
         raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(there)}")
     return there.index(name) + BASE
 
 
-def _answers(run: Run, model: str) -> dict[str, Response]:
+def _answers(run: RunContext, model: str) -> dict[str, Response]:
     """A model's answers to the prompts that its run held out, by prompt."""
     prompts = {one.id for one in run.held_out()}
     given = run.store.records(Response, iteration=max(0, _number(run.store, model)), model=model)
@@ -234,7 +246,7 @@ def _answers(run: Run, model: str) -> dict[str, Response]:
 
 def _exactly(
     prompts: Sequence[Prompt], mine: dict[str, Response], theirs: dict[str, Response]
-) -> list[Met]:
+) -> list[PairResult]:
     scores = [
         metrics.exact_scores(prompts, [known[one.id] for one in prompts if one.id in known])
         for known in (mine, theirs)
@@ -245,7 +257,7 @@ def _exactly(
         )
     a, b = scores[0].score, scores[1].score
     return [
-        Met(
+        PairResult(
             metrics.points(a[one.id], b[one.id]),
             _length(mine.get(one.id)),
             _length(theirs.get(one.id)),
@@ -254,12 +266,12 @@ def _exactly(
     ]
 
 
-def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> Met:
+def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> PairResult:
     result = metrics.points(mine is not None, theirs is not None) if said is None else said.result
     orders = (
         None if said is None else comparisons.verdicts(said.mine_first_text, said.theirs_first_text)
     )
-    return Met(result, _length(mine), _length(theirs), orders)
+    return PairResult(result, _length(mine), _length(theirs), orders)
 
 
 def _of_base(number: int) -> str:

@@ -16,14 +16,14 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.run import budget, plan
 from selfreward_lite.run.ask import Watch
-from selfreward_lite.run.context import Run
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.run.steps import export, iteration, measure, promotion, seed_stage, training
 from selfreward_lite.system.errors import ConfigError
 from selfreward_lite.system.files import MANIFEST, check_disk
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 
-Step = Callable[[Run, int], None]
+Step = Callable[[RunContext, int], None]
 
 # base → M0: the judge learns from judgments that agree with ranked human data.
 SEED_STAGE: tuple[Step, ...] = (
@@ -64,7 +64,7 @@ ITERATION: tuple[Step, ...] = (
 
 
 def run(
-    store: Store, settings: Settings, tools: Tools, watch: Watch, deadline: float = math.inf
+    store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float = math.inf
 ) -> None:
     """Do whatever is missing of the seed stage and of `settings.iterations` iterations, those so large that they are done by
     `deadline` (on the clock of time.monotonic).
@@ -86,9 +86,9 @@ def run(
         store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written)
     )
     if store.fact("plan") is None:
-        there = cards()
+        there = list_gpus()
         store.state("plan", plan.predicted(settings, llama, there[0].name if there else None))
-    work = Run(store, settings, chat, model_dir, tools, watch, deadline)
+    work = RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
     try:
         for iteration in range(settings.iterations + 1):
             newest = store.newest()

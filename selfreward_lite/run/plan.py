@@ -28,7 +28,7 @@ from selfreward_lite.models.hf_folder import BASES, SHAPES, Llama, read_config
 from selfreward_lite.models.memory import adapter_weights, base_size, linear_weights, peaks, weights
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import free_bytes
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 
 if TYPE_CHECKING:
     from selfreward_lite.data.store import Store
@@ -74,7 +74,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Costs:
+class StageCosts:
     """Seconds of one candidate, response, judgment, battle, token trained on by SFT or DPO, export of the base or an adapter."""
 
     candidate: float
@@ -137,7 +137,7 @@ def counts(settings: Settings, iterations: range, *, seed_stage: bool) -> list[C
     return found
 
 
-def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Costs:
+def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> StageCosts:
     """Return costs on a card, from its figures: a step reads weights and cache once and computes for every sequence."""
     size, parallel = weights(llama), settings.engine.parallel
     texts = _lengths(settings)
@@ -154,16 +154,16 @@ def estimated(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> Co
     rates = Rates(
         token=step / parallel, read=2 * size / (PREFILL_SHARE * speeds.operations), dpo=trained
     )
-    return priced(settings, llama, rates, f"estimate for {name}")
+    return costs_from_rates(settings, llama, rates, f"estimate for {name}")
 
 
-def priced(settings: Settings, llama: Llama, rates: Rates, source: str) -> Costs:
+def costs_from_rates(settings: Settings, llama: Llama, rates: Rates, source: str) -> StageCosts:
     """Return costs from what a card does in a second, however that is known."""
     texts, size = _lengths(settings), weights(llama)
     token, read = rates.token, rates.read
     shared = texts["response"] + PROMPT_TOKENS
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * _judge_row(settings))
-    return Costs(
+    return StageCosts(
         candidate=texts["candidate"] * token + JUDGE_TOKENS["new_prompts"] * read,
         response=texts["response"] * token + PROMPT_TOKENS / settings.responses.count * read,
         judgment=texts["judgment"] * token
@@ -201,7 +201,7 @@ def predicted(settings: Settings, llama: Llama, card: str | None) -> dict[str, A
     return {"card": card, "source": costs.source, "seconds": seconds(found, costs), "memory": peak}
 
 
-def measured(store: Store, settings: Settings) -> Costs:
+def measured(store: Store, settings: Settings) -> StageCosts:
     """Return costs from the stages that a run has done.
 
     What it has not done yet follows from what is nearest to it, by the lengths that are assumed of both. Raises LookupError
@@ -234,7 +234,7 @@ def measured(store: Store, settings: Settings) -> Costs:
     if not settings.seed_stage.trains:
         trained[0] = _untrained(store, settings)
     judged = settings.evaluation.judgments
-    return Costs(
+    return StageCosts(
         candidate=latest(
             ("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)
         ),
@@ -269,13 +269,13 @@ def _untrained(store: Store, settings: Settings) -> float:
     return max(spent, default=0.0) / judged
 
 
-def seconds(found: list[Counts], costs: Costs) -> dict[str, float]:
+def seconds(found: list[Counts], costs: StageCosts) -> dict[str, float]:
     """Return the seconds of every stage, named "M<t> <stage>"."""
     prices = asdict(costs)
     return {f"M{one.iteration} {one.stage}": one.amount * prices[one.kind] for one in found}
 
 
-def affordable(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:
+def affordable(settings: Settings, iteration: int, costs: StageCosts, budget: float) -> int:
     """Return how many prompts an iteration can have so that all of it is done in `budget` seconds; at most those wanted."""
     fixed, one = (
         sum(seconds(_iteration_counts(settings, iteration, count), costs).values())
@@ -433,7 +433,7 @@ def _judgment(settings: Settings) -> float:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """Seconds and card memory a stage, disk by what needs it, in bytes; what the disk has free, what is to be downloaded.
 
     `seconds` is empty where nothing is known of the card, or there is none; `room` is the card's memory, None without one.
@@ -465,18 +465,18 @@ class Forecast:
         )
 
 
-def forecast(settings: Settings, card: str | None, runs_dir: Path) -> Forecast:
+def forecast(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
     """Return what a run with these settings will need, on a named `card` or on the one that is there.
 
     Raises UserError for a card of which nothing is known.
     """
     if card is not None and gpu_key(card) is None:
         raise UserError(f"--card {card}: no figures of it; choose one of {', '.join(KNOWN)}")
-    llama, there = _shape(settings.model.base), cards()
+    llama, there = _shape(settings.model.base), list_gpus()
     name = card or (there[0].name if there else None)
     expected = predicted(settings, llama, name)
     known = KNOWN[key].memory if (key := gpu_key(name or "")) else None
-    return Forecast(
+    return Estimate(
         llama,
         name,
         expected["source"],

@@ -18,14 +18,14 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.hf_folder import check_folder, read_config
 from selfreward_lite.system.errors import ConfigError, ExportError
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 
 # What may change when a run is gone on with: nothing that has a part in what its records mean.
 _FREE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 
-def settle(
+def load_or_create_settings(
     store: Store,
     wanted: dict[str, str],
     preset: str | None,
@@ -48,7 +48,7 @@ def settle(
         store.state(
             "birth", uuid.uuid4().hex
         )  # tells this run from every other of its name, wherever copies of it lie
-        there = cards()
+        there = list_gpus()
         store.state(
             "hardware",
             f"{there[0].name}, driver {there[0].driver}"

@@ -1,7 +1,7 @@
-"""The heavy tools of a run: the engine, the trainer, the exporter. They run in child processes.
+"""The heavy runtime of a run: the engine, the trainer, the exporter. They run in child processes.
 
 Knows: what a child is asked and what it answers. Does not know: torch or llama.cpp themselves; this process imports neither,
-so it survives whatever happens to them, and their memory really comes back. Tests put scripted tools in their place.
+so it survives whatever happens to them, and their memory really comes back. Tests put scripted runtime in their place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfreward_lite.engine.api import Engine
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import ExportError, TrainingError
 from selfreward_lite.training.job import Job, Report
-from selfreward_lite.training.worker import TaskFailed, Workshop
+from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 TokenLists = Sequence[Sequence[int]]
 NEARLY_FULL = (
@@ -29,7 +29,7 @@ NEARLY_FULL = (
 
 
 @dataclass(frozen=True)
-class Tools:
+class Runtime:
     """What a run works with.
 
     open_engine(base GGUF, settings); train(job, folder for its log, report) → facts;
@@ -47,16 +47,16 @@ class Tools:
 
 
 @contextmanager
-def real_tools(backend: str = "auto", *, bare: bool = False) -> Iterator[Tools]:
+def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runtime]:
     """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block.
 
     With backend "unsloth" the latter imports nothing beforehand: unsloth must come before what it rewrites. Nor with `bare`,
     which is for a single task.
     """
-    workshop = Workshop(bare=bare or backend == "unsloth")
+    workshop = TorchWorker(bare=bare or backend == "unsloth")
     try:
         torch = _Torch(workshop)
-        yield Tools(_open_llama, torch.train, torch.export_base, torch.export_adapter)
+        yield Runtime(_open_llama, torch.train, torch.export_base, torch.export_adapter)
     finally:
         workshop.close()
 
@@ -69,7 +69,7 @@ def _open_llama(base: Path, settings: EngineSettings) -> Engine:
 class _Torch:
     """What is done with torch, as calls."""
 
-    workshop: Workshop
+    workshop: TorchWorker
 
     def train(self, job: Job, folder: Path, report: Report) -> dict[str, float]:
         log = folder / "train.log"

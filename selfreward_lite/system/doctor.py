@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import free_bytes, in_words
-from selfreward_lite.system.gpu import BF16, OLDEST, Card, cards, one_card
+from selfreward_lite.system.files import format_bytes, free_bytes
+from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus, one_card
 
 State = Literal["good", "note", "bad"]
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
@@ -41,7 +41,7 @@ class Machine:
     wsl: bool
     wanted: dict[str, str]
     installed: dict[str, str | None]
-    cards: tuple[Card, ...]
+    cards: tuple[Gpu, ...]
     torch: dict[str, Any]
     llama: dict[str, Any]
     free: int
@@ -63,7 +63,7 @@ class Finding:
 def examine(folder: Path) -> Machine:
     """Ask this machine; `folder` is where runs will lie. Takes as long as importing torch."""
     wanted = pins(REQUIREMENTS.read_text(encoding="utf-8"))
-    there = tuple(cards())
+    there = tuple(list_gpus())
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
@@ -94,7 +94,7 @@ def findings(machine: Machine) -> list[Finding]:
     return [*found, _disk(machine), _hub(machine)]
 
 
-def llama_finding(wanted: dict[str, str], there: Sequence[Card]) -> Finding:
+def llama_finding(wanted: dict[str, str], there: Sequence[Gpu]) -> Finding:
     """Say what llama.cpp does on this machine, with these cards."""
     return _llama(there, _llama_probe(there), wanted)
 
@@ -110,7 +110,7 @@ def need_card(gpu_layers: int) -> None:
     )
     raise UserError(
         f"{why}, and a card is to be used: run `python -m selfreward_lite llama`"
-        if cards()
+        if list_gpus()
         else "a card is to be used, and none is in sight; `python -m selfreward_lite doctor` says more; engine.gpu_layers=0 needs none"
     )
 
@@ -196,9 +196,7 @@ def _card(machine: Machine) -> Finding:
             "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days",
         )
     card = machine.cards[0]
-    words = (
-        f"{card.name}, driver {card.driver}, {in_words(card.free)} of {in_words(card.total)} free"
-    )
+    words = f"{card.name}, driver {card.driver}, {format_bytes(card.free)} of {format_bytes(card.total)} free"
     if len(machine.cards) > 1:
         words += f"; the first of {len(machine.cards)} is used"
     if card.capability < OLDEST:
@@ -211,7 +209,7 @@ def _card(machine: Machine) -> Finding:
         return Finding(
             "card",
             "note",
-            f"{words}: a desktop or another program holds {in_words(card.total - card.free)}",
+            f"{words}: a desktop or another program holds {format_bytes(card.total - card.free)}",
         )
     return Finding("card", "good", words)
 
@@ -242,7 +240,7 @@ def _torch(machine: Machine) -> Finding:
     )
 
 
-def _llama(there: Sequence[Card], said: dict[str, Any], wanted: dict[str, str]) -> Finding:
+def _llama(there: Sequence[Gpu], said: dict[str, Any], wanted: dict[str, str]) -> Finding:
     if not there:
         if said.get("error"):
             return Finding(
@@ -275,7 +273,7 @@ def _unsloth(machine: Machine) -> Finding:
     return Finding("unsloth", "good", f"{machine.unsloth} trains")
 
 
-def cuda_build(card: Card, wanted: dict[str, str]) -> str:
+def cuda_build(card: Gpu, wanted: dict[str, str]) -> str:
     """Return the command that makes llama.cpp use this card. A CPU build that is installed satisfies pip, hence the force."""
     pin = (
         f"llama-cpp-python=={wanted['llama-cpp-python']}"
@@ -285,13 +283,13 @@ def cuda_build(card: Card, wanted: dict[str, str]) -> str:
     return f'CMAKE_ARGS="{cuda_flags(card)}" pip install --force-reinstall --no-deps --no-cache-dir {pin}'
 
 
-def cuda_flags(card: Card) -> str:
+def cuda_flags(card: Gpu) -> str:
     """Return what CMake must be told for llama.cpp to use this card."""
     return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={card.architecture}"
 
 
 def _disk(machine: Machine) -> Finding:
-    words = f"{in_words(machine.free)} free where runs lie"
+    words = f"{format_bytes(machine.free)} free where runs lie"
     return Finding("disk", "good" if machine.free >= 1e9 else "note", words)
 
 
@@ -330,7 +328,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _llama_probe(there: Sequence[Card]) -> dict[str, Any]:
+def _llama_probe(there: Sequence[Gpu]) -> dict[str, Any]:
     return _probe("llama", "-1" if there else "0")
 
 

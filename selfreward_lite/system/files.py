@@ -32,9 +32,9 @@ def check_disk(
     """Raise UserError, with the numbers, where the disk on which `path` lies or will lie cannot hold `needs`."""
     free, needed = free_bytes(path), sum(needs.values()) * MARGIN
     if free < needed:
-        parts = ", ".join(f"{what} {in_words(size)}" for what, size in needs.items() if size)
+        parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in needs.items() if size)
         raise UserError(
-            f"the disk of {path} has {in_words(free)} free and {wanted_by} needs {in_words(needed)} "
+            f"the disk of {path} has {format_bytes(free)} free and {wanted_by} needs {format_bytes(needed)} "
             f"({parts}, and a tenth to spare); {advice}"
         )
 
@@ -46,7 +46,7 @@ def free_bytes(path: Path) -> int:
     ).free
 
 
-def in_words(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Return bytes in the unit that people read."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 

@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Card:
+class Gpu:
     """A card as the driver describes it; memory in bytes."""
 
     name: str
@@ -45,7 +45,7 @@ class Card:
     def architecture(self) -> str:
         """The compute capability as compilers name it.
 
-        >>> Card("Tesla T4", "580.1", (7, 5), 0, 0).architecture
+        >>> Gpu("Tesla T4", "580.1", (7, 5), 0, 0).architecture
         '75'
         """
         return "".join(map(str, self.capability))
@@ -64,7 +64,7 @@ def one_card(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def cards() -> list[Card]:
+def list_gpus() -> list[Gpu]:
     """Return the cards that the driver names, and CUDA_VISIBLE_DEVICES where it is set; none where there is no driver."""
     asked = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
     command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
@@ -75,7 +75,7 @@ def cards() -> list[Card]:
     return read(said.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if said.returncode == 0 else []
 
 
-def read(said: str, visible: str | None = None) -> list[Card]:
+def read(said: str, visible: str | None = None) -> list[Gpu]:
     """Read what nvidia-smi printed: number, id, name, driver, compute capability, free and all memory in MiB, a line a card.
 
     `visible` names those that are wanted, by numbers or the beginnings of their ids, in the order that is wanted; None for all. A
@@ -84,14 +84,14 @@ def read(said: str, visible: str | None = None) -> list[Card]:
     >>> read("0, GPU-1f, NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
     (8, 9)
     """
-    found: dict[tuple[str, str], Card] = {}
+    found: dict[tuple[str, str], Gpu] = {}
     for line in said.splitlines():
         try:
             index, uuid, name, driver, capability, free, total = (
                 part.strip() for part in line.split(",")
             )
             major, minor = map(int, capability.split("."))
-            found[index, uuid] = Card(
+            found[index, uuid] = Gpu(
                 name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20
             )
         except ValueError:  # [N/A], as of a card that has no memory of its own

@@ -18,7 +18,7 @@ from pathlib import Path
 from selfreward_lite.system import doctor
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
-from selfreward_lite.system.gpu import Card, cards
+from selfreward_lite.system.gpu import Gpu, list_gpus
 
 TOOLKIT = Path("/usr/local/cuda/bin/nvcc")  # where the toolkit lies if it is not on the path
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
@@ -37,7 +37,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     A wheel that serves is taken from one of the folders, or from what is named after card and CUDA in it; one that is made is
     kept in the last of them, under that name. Raises UserError where there is no compiler for the card, or pip fails.
     """
-    wanted, there = doctor.pins(doctor.REQUIREMENTS.read_text(encoding="utf-8")), cards()
+    wanted, there = doctor.pins(doctor.REQUIREMENTS.read_text(encoding="utf-8")), list_gpus()
     pin = f"llama-cpp-python=={wanted['llama-cpp-python']}"
     found = doctor.llama_finding(wanted, there)
     if found.state == "good":
@@ -68,7 +68,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
 
 def _compile(
     pin: str,
-    there: list[Card],
+    there: list[Gpu],
     wanted: dict[str, str],
     where: tuple[str, Path | None],
     say: Callable[[str], None],

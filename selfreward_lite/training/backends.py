@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.system.errors import TrainingError
-from selfreward_lite.system.gpu import cards
+from selfreward_lite.system.gpu import list_gpus
 from selfreward_lite.training.job import Job
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def ready(wanted: str, scratch: Path) -> Backend:
     `wanted` is "auto" (unsloth, if there is a card and it can be imported), "unsloth" or "transformers". Raises TrainingError
     where "unsloth" cannot be had.
     """
-    if wanted == "transformers" or (wanted == "auto" and not cards()):
+    if wanted == "transformers" or (wanted == "auto" and not list_gpus()):
         return Backend("transformers", _transformers())
     if wanted == "auto" and not _installed("unsloth"):
         return Backend(

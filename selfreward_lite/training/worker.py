@@ -42,7 +42,7 @@ class TaskFailed(Exception):
     """A task ended without an answer; its last words are the message. Its caller knows what to make of it."""
 
 
-class Workshop:
+class TorchWorker:
     """The parent's side. The child starts at once, so that it imports while the parent reads its data; `bare` without that, for
     tasks that need no torch."""
 

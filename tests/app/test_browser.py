@@ -192,25 +192,27 @@ def once(said):
 def hostile(chromium, tmp_path, monkeypatch):
     """A page in which a model, its judge, a run and its log say hostile things."""
     from selfreward_lite.app import page as app_page
-    from selfreward_lite.app.library import House
+    from selfreward_lite.app.library import RunLibrary
     from selfreward_lite.app.talk import Reply, Score, Verdict
 
     hostile_run(tmp_path / "hostile")
-    house, models = House(tmp_path), {"base": None, "M0": "a", "M1": "b"}
+    library, models = RunLibrary(tmp_path), {"base": None, "M0": "a", "M1": "b"}
     place = SimpleNamespace(
         run="hostile",
         adapters=models,
         settings=SimpleNamespace(model=SimpleNamespace(base="other")),
     )
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
-    monkeypatch.setattr(house, "place", lambda run: place)
+    monkeypatch.setattr(library, "place", lambda run: place)
     monkeypatch.setattr(
-        house, "reply", lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2))
+        library,
+        "reply",
+        lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)),
     )
-    monkeypatch.setattr(house, "score", lambda *_: once(Score(1, (judgment,))))
-    monkeypatch.setattr(house, "verdict", lambda *_: once(Verdict("M1", "a", HOSTILE, HOSTILE)))
+    monkeypatch.setattr(library, "score", lambda *_: once(Score(1, (judgment,))))
+    monkeypatch.setattr(library, "verdict", lambda *_: once(Verdict("M1", "a", HOSTILE, HOSTILE)))
     monkeypatch.chdir(tmp_path)
-    blocks = app_page.build(house)
+    blocks = app_page.build(library)
     blocks.queue(max_size=app_page.QUEUE)
     app_page._open(blocks, None, False, None)
     page = browser_tools.visit(chromium, blocks.local_url)

@@ -13,7 +13,7 @@ import scripted_run
 
 from selfreward_lite import config
 from selfreward_lite.app import jobs
-from selfreward_lite.app.jobs import Wanted
+from selfreward_lite.app.jobs import RunRequest
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import status
 from selfreward_lite.report.status import Stage, View
@@ -74,7 +74,9 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
     told, runs = command(), tmp_path / "runs"
     assert status.view(runs / "mine").state == "new"
     jobs.begin(
-        runs, Wanted("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)), tmp_path
+        runs,
+        RunRequest("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)),
+        tmp_path,
     )
     arguments, where = told()
     assert where == str(tmp_path), "relative paths begin where the app was started"
@@ -93,7 +95,7 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
     )
     assert os.getsid(view.process) != os.getsid(0), "Ctrl-C in the app's terminal is not for it"
     with pytest.raises(UserError, match=f"process {view.process} is at mine already"):
-        jobs.begin(runs, Wanted("mine"), tmp_path)
+        jobs.begin(runs, RunRequest("mine"), tmp_path)
     assert jobs.last_words(runs / "mine") == ["M0 ranked: 0/4"]
     assert jobs.stop(runs / "mine")
     ended(runs / "mine")
@@ -104,30 +106,30 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
 def test_what_goes_wrong_at_once_is_said_at_once(tmp_path, command):
     command(fails=True)
     with pytest.raises(UserError, match="the disk is full: make room"):
-        jobs.begin(tmp_path / "runs", Wanted("mine"), tmp_path)
+        jobs.begin(tmp_path / "runs", RunRequest("mine"), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("wanted", "says"),
     [
-        (Wanted("../x"), "is no name for a run"),
-        (Wanted("a/b"), "is no name for a run"),
-        (Wanted(""), "is no name for a run"),
-        (Wanted("x" * 61), "is no name for a run"),
-        (Wanted("x", "huge"), "no preset 'huge'"),
-        (Wanted("x", settings=("dpo.betta=1",)), "no such setting"),
-        (Wanted("x", settings=("dpo.beta",)), "write it as --set key=value"),
-        (Wanted("x", settings=("model.base=/etc",)), "can be given on the command line only"),
+        (RunRequest("../x"), "is no name for a run"),
+        (RunRequest("a/b"), "is no name for a run"),
+        (RunRequest(""), "is no name for a run"),
+        (RunRequest("x" * 61), "is no name for a run"),
+        (RunRequest("x", "huge"), "no preset 'huge'"),
+        (RunRequest("x", settings=("dpo.betta=1",)), "no such setting"),
+        (RunRequest("x", settings=("dpo.beta",)), "write it as --set key=value"),
+        (RunRequest("x", settings=("model.base=/etc",)), "can be given on the command line only"),
         (
-            Wanted("x", settings=("prompts.file=/etc/passwd",)),
+            RunRequest("x", settings=("prompts.file=/etc/passwd",)),
             "can be given on the command line only",
         ),
         (
-            Wanted("x", settings=("prompts={file='/etc/passwd'}",)),
+            RunRequest("x", settings=("prompts={file='/etc/passwd'}",)),
             "can be given on the command line only",
         ),
         (
-            Wanted("x", settings=("seed_stage.ranked=owner/name",)),
+            RunRequest("x", settings=("seed_stage.ranked=owner/name",)),
             "can be given on the command line only",
         ),
     ],

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from selfreward_lite.app import conversation, page
 from selfreward_lite.app.conversation import Turn, headline, shown
-from selfreward_lite.app.escape import letters, markdown, said, tagless
+from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags, unescape
 from selfreward_lite.app.tabs import chat
 from selfreward_lite.app.talk import Reply, Score
 from selfreward_lite.config.settings import Draw
@@ -119,9 +119,9 @@ ESCAPES = (
 @example(ESCAPES[3])
 def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
     page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
-    for shown_as in (markdown(text), letters(text), tagless(text), page_of):
+    for shown_as in (markdown(text), escape_markdown(text), strip_tags(text), page_of):
         assert tags(shown_as) == []
-    assert said(letters(text)) == said(tagless(text)) == text
+    assert unescape(escape_markdown(text)) == unescape(strip_tags(text)) == text
     assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
 
 
@@ -161,7 +161,7 @@ def test_a_conversation_can_be_taken_away_whole():
 # -- what happens at a click ----------------------------------------------------------------------------------------------------
 
 
-def wish(**more) -> chat.Wish:
+def wish(**more) -> chat.ChatRequest:
     asked = {
         "run": "mine",
         "speaker": "M1",
@@ -171,7 +171,7 @@ def wish(**more) -> chat.Wish:
         "seed": 5,
         "caller": "me",
     }
-    return chat.Wish(**{**asked, **more})
+    return chat.ChatRequest(**{**asked, **more})
 
 
 class House:
@@ -204,10 +204,10 @@ class House:
 
 
 def test_a_question_is_answered_then_judged_step_by_step():
-    house = House()
+    library = House()
     turns, box = chat.ask([], "  Hello. ", "M1")
     assert (turns, box) == ([Turn("Hello.", "M1")], "")
-    said = list(chat.talk(house, turns, wish()))
+    said = list(chat.talk(library, turns, wish()))
     assert [now[0][0].reply.text for now in said[:4]] == [
         "word ",
         "word word ",
@@ -216,25 +216,25 @@ def test_a_question_is_answered_then_judged_step_by_step():
     ]
     assert said[-1][0][0].score.mean == 4.5
     assert said[-1][1] == shown(said[-1][0])
-    assert house.asked == [
+    assert library.asked == [
         ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"),
         ("M1", "word word word"),
     ]
 
 
 def test_another_model_may_judge():
-    house = House()
-    (*_, (turns, _)) = chat.talk(house, [Turn("Hello.", "M1")], wish(judge="M0"))
-    assert house.asked[1][0] == "M0"
+    library = House()
+    (*_, (turns, _)) = chat.talk(library, [Turn("Hello.", "M1")], wish(judge="M0"))
+    assert library.asked[1][0] == "M0"
     assert turns[0].judge == "M0"
 
 
 def test_whoever_stops_or_leaves_frees_the_engine():
-    house = House()
-    said = chat.talk(house, [Turn("Hello.", "M1")], wish())
+    library = House()
+    said = chat.talk(library, [Turn("Hello.", "M1")], wish())
     turns, _ = next(said)
     said.close()
-    assert house.closed == 1
+    assert library.closed == 1
     assert conversation.stopped(turns)[0].reply.finish == "stopped"
     assert conversation.stopped([turn()]) == [turn()], "what had ended, had ended"
 
@@ -261,7 +261,7 @@ def test_a_reply_that_is_empty_is_not_read_by_the_model():
 def test_what_is_edited_is_what_was_said():
     text = "is a < b & c? ![x](y)"
     before = shown([turn(text)])[0]["content"]
-    assert said(before) == text
+    assert unescape(before) == text
 
 
 def test_files_to_take_away_are_those_of_now(tmp_path, monkeypatch):
@@ -343,7 +343,7 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
 
 
 def test_the_page_can_be_built_without_a_run(tmp_path):
-    from selfreward_lite.app.library import House as RealHouse
+    from selfreward_lite.app.library import RunLibrary as RealHouse
 
     blocks = page.build(RealHouse(tmp_path))
     assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}

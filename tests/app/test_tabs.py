@@ -10,8 +10,8 @@ import scripted_run
 from test_page import HOSTILE, tags
 
 from selfreward_lite.app import jobs, page
-from selfreward_lite.app.jobs import Wanted
-from selfreward_lite.app.library import TINY, House
+from selfreward_lite.app.jobs import RunRequest
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat, compare, explore
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.talk import Reply, Verdict
@@ -26,8 +26,8 @@ DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
 
 
 @pytest.fixture
-def house(scripted_runs, monkeypatch) -> House:
-    found = House(scripted_runs)
+def library(scripted_runs, monkeypatch) -> RunLibrary:
+    found = RunLibrary(scripted_runs)
     models = {"base": None, "M0": "a", "M1": "b", "M2": "c"}
     settings = SimpleNamespace(model=SimpleNamespace(base="tiny"))
     monkeypatch.setattr(
@@ -37,7 +37,7 @@ def house(scripted_runs, monkeypatch) -> House:
 
 
 class Talker:
-    """A house in which the left model says less than the right, and the judge prefers the longer."""
+    """A library in which the left model says less than the right, and the judge prefers the longer."""
 
     def __init__(self, folder: Path, breaks: bool = False) -> None:
         self.folder, self.breaks, self.asked = folder.joinpath, breaks, []
@@ -57,7 +57,7 @@ class Talker:
         yield Verdict(judge, "b", f"one {HOSTILE}", "two")
 
 
-def bout(**more) -> compare.Bout:
+def bout(**more) -> compare.SideBySide:
     given = {
         "run": "mine",
         "prompt": "Hello?",
@@ -67,7 +67,7 @@ def bout(**more) -> compare.Bout:
         "judge": "M2",
         "blind": True,
     }
-    return compare.Bout(**{**given, "caller": "me", **more})
+    return compare.SideBySide(**{**given, "caller": "me", **more})
 
 
 def last(growing):
@@ -79,13 +79,13 @@ def last(growing):
 
 
 def test_both_answer_the_same_prompt_with_the_same_seed(tmp_path):
-    house = Talker(tmp_path)
-    done = last(compare.answer(house, bout()))
-    assert house.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
+    library = Talker(tmp_path)
+    done = last(compare.answer(library, bout()))
+    assert library.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
     assert done.over
     assert not bout().over
     assert (
-        compare.reply_of(next(compare.answer(house, bout())), 0)[0]
+        compare.reply_of(next(compare.answer(library, bout())), 0)[0]
         == "waits: another base is in use"
     )
 
@@ -174,33 +174,33 @@ def test_hostile_answers_are_letters(tmp_path):
         assert "![" not in text
 
 
-def offered(house, *chosen):
+def offered(library, *chosen):
     return [
         one.get("value") if isinstance(one, dict) else one
-        for one in compare._offer(house, "mine", *chosen)
+        for one in compare._offer(library, "mine", *chosen)
     ]
 
 
-def test_at_first_m0_stands_against_the_newest_which_judges(house):
-    one, two, judge, known, *_ = offered(house, None, None, None, [])
+def test_at_first_m0_stands_against_the_newest_which_judges(library):
+    one, two, judge, known, *_ = offered(library, None, None, None, [])
     assert (one, two, judge) == ("M0", "M2", "M2")
     assert known == ["mine", "", "base", "M0", "M1", "M2"]
-    again = compare._offer(house, "mine", one, two, judge, known)
+    again = compare._offer(library, "mine", one, two, judge, known)
     assert again == tuple(gr.skip() for _ in range(8)), "nothing is said twice"
     older = ["mine", "", "base", "M0", "M1"]
-    assert offered(house, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], (
+    assert offered(library, "base", "M1", "M0", older)[:3] == ["base", "M2", "M0"], (
         "whoever had the newest has the newer"
     )
-    assert offered(house, "base", "M0", "M0", ["mine", "", "base", "M0"])[:3] == [
+    assert offered(library, "base", "M0", "M0", ["mine", "", "base", "M0"])[:3] == [
         "M0",
         "M2",
         "M2",
     ], "nobody had chosen the base"
 
 
-def test_whoever_talks_to_the_newest_goes_on_with_the_newer(house):
+def test_whoever_talks_to_the_newest_goes_on_with_the_newer(library):
     def value(*given):
-        return chat.offer(house, "mine", *given)[0]["value"]
+        return chat.offer(library, "mine", *given)[0]["value"]
 
     older = ["mine", "", "base", "M0", "M1"]
     assert value(None, chat.SELF, []) == "M2"
@@ -212,15 +212,15 @@ def test_whoever_talks_to_the_newest_goes_on_with_the_newer(house):
 # -- run --------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_says_what_is_needed_before_anything_starts(house):
-    said = run_tab.plan(house, Wanted("x", "tiny"))
+def test_a_plan_says_what_is_needed_before_anything_starts(library):
+    said = run_tab.plan(library, RunRequest("x", "tiny"))
     for part in ("time: took", "card memory:", "disk:", "download: nothing"):
         assert part in said
-    assert re.search(r"download: \d+\.\d GB", run_tab.plan(house, Wanted("x", "overnight")))
-    assert run_tab.plan(house, Wanted("x", "tiny", settings=("dpo.betta=<b>",))).startswith(
+    assert re.search(r"download: \d+\.\d GB", run_tab.plan(library, RunRequest("x", "overnight")))
+    assert run_tab.plan(library, RunRequest("x", "tiny", settings=("dpo.betta=<b>",))).startswith(
         "⚠ dpo.betta: no such setting"
     )
-    assert "<b>" not in run_tab.plan(house, Wanted("x", "<b>nothing"))
+    assert "<b>" not in run_tab.plan(library, RunRequest("x", "<b>nothing"))
 
 
 def test_every_preset_is_described():
@@ -230,10 +230,10 @@ def test_every_preset_is_described():
 
 
 def test_an_empty_form_means_the_preset():
-    assert run_tab.wanted_of("", "tiny", None, None, None, "") == Wanted("tiny", "tiny")
-    assert run_tab.wanted_of(" mine ", "t4", 2.0, 7.0, 0.5, "dpo.beta=0.2\n\n a.b=1 ") == Wanted(
-        "mine", "t4", 2, 7, 0.5, ("dpo.beta=0.2", "a.b=1")
-    )
+    assert run_tab.wanted_of("", "tiny", None, None, None, "") == RunRequest("tiny", "tiny")
+    assert run_tab.wanted_of(
+        " mine ", "t4", 2.0, 7.0, 0.5, "dpo.beta=0.2\n\n a.b=1 "
+    ) == RunRequest("mine", "t4", 2, 7, 0.5, ("dpo.beta=0.2", "a.b=1"))
 
 
 @pytest.mark.parametrize(
@@ -280,14 +280,14 @@ def test_the_bar_shows_the_stage_with_rate_and_time_left():
     assert "<img" not in run_tab.progress(hostile)
 
 
-def test_the_tab_shows_a_run_as_it_stands(house):
-    said, bar, *buttons, table, log = run_tab.look(house, "mine")
+def test_the_tab_shows_a_run_as_it_stands(library):
+    said, bar, *buttons, table, log = run_tab.look(library, "mine")
     assert said.startswith("**mine** is finished")
     assert [one["visible"] for one in buttons] == [False, False, True, False, False]
-    assert len(table["value"]) == len(status.view(house.runs_dir / "mine").stages)
+    assert len(table["value"]) == len(status.view(library.runs_dir / "mine").stages)
     assert (bar, log["visible"]) == ("", False)
-    assert run_tab.look(house, TINY)[0] == run_tab.NO_RUN
-    assert run_tab._now(house, "mine") == run_tab._now(house, "mine")
+    assert run_tab.look(library, TINY)[0] == run_tab.NO_RUN
+    assert run_tab._now(library, "mine") == run_tab._now(library, "mine")
 
 
 def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
@@ -298,49 +298,53 @@ def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
         store._db.execute("DELETE FROM promoted WHERE iteration = 1")
         store.record_gate(1, "length", False, "1.9 times as long")
     write_manifest(tmp_path / "mine" / "M1", {})
-    house = House(tmp_path)
-    assert run_tab.look(house, "mine")[5]["visible"], "the button is there"
-    run_tab.accept(house, "mine")
+    library = RunLibrary(tmp_path)
+    assert run_tab.look(library, "mine")[5]["visible"], "the button is there"
+    run_tab.accept(library, "mine")
     assert status.view(tmp_path / "mine").state == "finished"
 
 
-def test_going_on_asks_for_what_is_missing_or_one_more(house, monkeypatch):
+def test_going_on_asks_for_what_is_missing_or_one_more(library, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "begin", lambda runs, wanted, here: begun.append(wanted))
-    run_tab.go_on(house, "mine")
-    run_tab.go_on(house, "mine", one_more=True)
-    run_tab.go_on(house, "mine", past_gates=True)
-    assert begun == [Wanted("mine"), Wanted("mine", iterations=3), Wanted("mine", past_gates=True)]
+    run_tab.go_on(library, "mine")
+    run_tab.go_on(library, "mine", one_more=True)
+    run_tab.go_on(library, "mine", past_gates=True)
+    assert begun == [
+        RunRequest("mine"),
+        RunRequest("mine", iterations=3),
+        RunRequest("mine", past_gates=True),
+    ]
 
 
 @pytest.mark.parametrize("run", ["../outside", "/etc", "..", ".tiny", "a/b", ""])
 def test_a_name_that_leads_elsewhere_is_no_run(tmp_path, run):
-    house = House(tmp_path / "runs")
+    library = RunLibrary(tmp_path / "runs")
     scripted_run.run(tmp_path / "outside", iterations="0")
     for act in (
-        lambda: house.folder(run),
-        lambda: run_tab.accept(house, run),
-        lambda: explore.whole(house, run, "x"),
-        lambda: house.place(run),
+        lambda: library.folder(run),
+        lambda: run_tab.accept(library, run),
+        lambda: explore.whole(library, run, "x"),
+        lambda: library.place(run),
     ):
         with pytest.raises(UserError, match="no run"):
             act()
     with pytest.raises(UserError, match="no run|no name for a run"):
-        run_tab.go_on(house, run)
-    assert "no run" in run_tab.look(house, run)[0] or not run
+        run_tab.go_on(library, run)
+    assert "no run" in run_tab.look(library, run)[0] or not run
     assert [path.name for path in tmp_path.iterdir()] == ["outside"], "and nothing was made"
 
 
 def test_accepting_where_there_is_no_run_makes_none(tmp_path):
     with pytest.raises(UserError, match="no run"):
-        run_tab.accept(House(tmp_path), "gone")
+        run_tab.accept(RunLibrary(tmp_path), "gone")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_news_change_when_there_is_something_new(house, tmp_path):
-    before = page.news(house, "mine")
-    assert page.news(house, "mine") == before
-    with Store.write(house.runs_dir / "mine"):
-        assert page.news(house, "mine") != before
-    assert page.news(house, TINY) == TINY
-    assert page.news(House(tmp_path), "gone").startswith("gone : new")
+def test_news_change_when_there_is_something_new(library, tmp_path):
+    before = page.news(library, "mine")
+    assert page.news(library, "mine") == before
+    with Store.write(library.runs_dir / "mine"):
+        assert page.news(library, "mine") != before
+    assert page.news(library, TINY) == TINY
+    assert page.news(RunLibrary(tmp_path), "gone").startswith("gone : new")

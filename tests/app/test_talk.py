@@ -11,7 +11,7 @@ import pytest
 import scripted_run
 from random_llama import make_adapter
 
-from selfreward_lite.app.library import TINY, House
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import Reply, Score
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data.records import Judgment
@@ -28,10 +28,10 @@ ASKED = user("Sort the letters c a b.")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Iterator[House]:
-    """A house with one run, whose M1 is a random adapter on the tiny base; and, before it, with none."""
+def library(tmp_path_factory) -> Iterator[RunLibrary]:
+    """A library with one run, whose M1 is a random adapter on the tiny base; and, before it, with none."""
     runs = tmp_path_factory.mktemp("runs")
-    found = House(runs)
+    found = RunLibrary(runs)
     assert found.runs() == []
     base = found.place(TINY).base
     scripted_run.run(runs / "mine", iterations="1")
@@ -50,27 +50,27 @@ def last(said: Iterator[Reply]) -> Reply:
     return end
 
 
-def test_without_a_run_there_is_the_tiny_model(house):
-    place = house.place(TINY)
+def test_without_a_run_there_is_the_tiny_model(library):
+    place = library.place(TINY)
     assert list(place.adapters) == ["base"]
     assert place.base.exists()
-    assert TINY not in house.runs(), "and it is no run"
+    assert TINY not in library.runs(), "and it is no run"
 
 
-def test_it_says_what_it_runs_on_once_it_does(house, tmp_path):
+def test_it_says_what_it_runs_on_once_it_does(library, tmp_path):
     assert (
-        House(tmp_path).words()
+        RunLibrary(tmp_path).words()
         == "llama.cpp is not loaded yet: the first reply takes a moment longer"
     )
-    last(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
+    last(library.reply(library.place(TINY), "base", ASKED, DRAW, 7, "me"))
     assert re.fullmatch(
         r"llama.cpp on the CPU \(\d+ cores\): ready; base of the tiny model just spoke, [\d,]+ tokens a second",
-        house.words(),
+        library.words(),
     )
 
 
-def test_a_reply_grows_and_ends(house):
-    said = list(house.reply(house.place(TINY), "base", ASKED, DRAW, 7, "me"))
+def test_a_reply_grows_and_ends(library):
+    said = list(library.reply(library.place(TINY), "base", ASKED, DRAW, 7, "me"))
     texts = [one.text for one in said]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
     assert 1 < len(set(texts)) < said[-1].tokens, "a page is not told of every token"
@@ -81,35 +81,35 @@ def test_a_reply_grows_and_ends(house):
     assert said[-1].first <= said[-1].seconds
 
 
-def test_the_same_seed_says_the_same_and_another_does_not(house):
-    place = house.place(TINY)
-    first, again = (last(house.reply(place, "base", ASKED, WILD, 7, "me")).text for _ in range(2))
+def test_the_same_seed_says_the_same_and_another_does_not(library):
+    place = library.place(TINY)
+    first, again = (last(library.reply(place, "base", ASKED, WILD, 7, "me")).text for _ in range(2))
     assert first == again
     assert any(
-        last(house.reply(place, "base", ASKED, WILD, seed, "me")).text != first
+        last(library.reply(place, "base", ASKED, WILD, seed, "me")).text != first
         for seed in (8, 9, 10)
     )
 
 
-def test_the_models_of_a_run_are_different_speakers(house):
-    assert house.runs() == ["mine"]
-    place = house.place("mine")
+def test_the_models_of_a_run_are_different_speakers(library):
+    assert library.runs() == ["mine"]
+    place = library.place("mine")
     assert list(place.adapters) == ["base", "M0", "M1"]
     said = {
-        name: [last(house.reply(place, name, ASKED, WILD, seed, "me")).text for seed in range(5)]
+        name: [last(library.reply(place, name, ASKED, WILD, seed, "me")).text for seed in range(5)]
         for name in ("base", "M1")
     }
     assert said["base"] != said["M1"]
     alone = [
-        last(house.reply(house.place(TINY), "base", ASKED, WILD, seed, "me")).text
+        last(library.reply(library.place(TINY), "base", ASKED, WILD, seed, "me")).text
         for seed in range(5)
     ]
     assert alone == said["base"], "the same base"
 
 
-def test_a_score_arrives_judgment_by_judgment(house):
-    place = house.place(TINY)
-    found = list(house.score(place, "base", ASKED, "The answer is a b c.", "me"))
+def test_a_score_arrives_judgment_by_judgment(library):
+    place = library.place(TINY)
+    found = list(library.score(place, "base", ASKED, "The answer is a b c.", "me"))
     counts = [len(one.judgments) for one in found]
     assert counts == sorted(counts)
     assert counts[-1] == 3
@@ -119,8 +119,8 @@ def test_a_score_arrives_judgment_by_judgment(house):
     assert all(0 <= score <= 5 for score in end.read)
 
 
-def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(house):
-    place = house.place(TINY)
+def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(library):
+    place = library.place(TINY)
 
     def points(answer: str) -> list[float]:
         asked = [
@@ -128,7 +128,9 @@ def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(h
             for letters in ("c a b", "f e d", "m k l", "r q p", "z x y", "h g i")
         ]
         found = [
-            list(house.score(place, "base", one, answer or right(one[0]["content"]), "me"))[-1].read
+            list(library.score(place, "base", one, answer or right(one[0]["content"]), "me"))[
+                -1
+            ].read
             for one in asked
         ]
         return [score for read in found for score in read]
@@ -141,13 +143,15 @@ def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(h
     assert points("") == good
 
 
-def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(house, monkeypatch):
+def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(
+    library, monkeypatch
+):
     asked = []
     real = judgments.ask
 
-    def seen(prompt, response, voice, count, first=0):
+    def seen(prompt, response, role, count, first=0):
         asked.append((prompt.text, response.text))
-        return real(prompt, response, voice, count, first)
+        return real(prompt, response, role, count, first)
 
     monkeypatch.setattr(judgments, "ask", seen)
     talk = [
@@ -156,7 +160,7 @@ def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(h
         {"role": "user", "content": "And backwards?"},
     ]
     for messages in (ASKED, talk):
-        list(house.score(house.place(TINY), "base", messages, "c b a", "me"))
+        list(library.score(library.place(TINY), "base", messages, "c b a", "me"))
     assert asked[0] == ("Sort the letters c a b.", "c b a")
     assert (
         asked[1][0] == "User: Sort the letters c a b.\n\nAssistant: a b c\n\nUser: And backwards?"
@@ -172,31 +176,31 @@ def test_a_judgment_that_cannot_be_read_counts_for_nothing():
     assert (found.mean, found.spread, found.expected) == (3.0, 1.0, 3.0)
 
 
-def test_whoever_stops_frees_the_engine(house):
-    place = house.place(TINY)
+def test_whoever_stops_frees_the_engine(library):
+    place = library.place(TINY)
     long = Draw(temperature=2.0, top_p=1.0, max_tokens=200)
     for _ in range(3):
-        said = house.reply(place, "base", ASKED, long, 2, "greedy")
+        said = library.reply(place, "base", ASKED, long, 2, "greedy")
         next(one for one in said if one.text)
         said.close()
-    assert last(house.reply(place, "base", ASKED, DRAW, 7, "me")).finish == "stop"
-    assert house.engine.live.waiting == 0
+    assert last(library.reply(place, "base", ASKED, DRAW, 7, "me")).finish == "stop"
+    assert library.engine.live.waiting == 0
 
 
-def test_what_does_not_fit_the_context_is_refused_and_says_so(house):
-    place = house.place(TINY)
-    said = list(house.reply(place, "base", user("a b c " * 3000), DRAW, 1, "me"))
+def test_what_does_not_fit_the_context_is_refused_and_says_so(library):
+    place = library.place(TINY)
+    said = list(library.reply(place, "base", user("a b c " * 3000), DRAW, 1, "me"))
     assert (said[-1].text, said[-1].finish) == ("", "refused")
-    found = list(house.score(place, "base", ASKED, "a b c " * 3000, "me"))[-1]
+    found = list(library.score(place, "base", ASKED, "a b c " * 3000, "me"))[-1]
     assert (found.judgments, found.lost, found.mean) == ((), 3, None)
 
 
-def test_two_talk_at_once(house):
-    place, heard = house.place(TINY), {}
+def test_two_talk_at_once(library):
+    place, heard = library.place(TINY), {}
 
     def talk(name: str) -> None:
         heard[name] = last(
-            house.reply(place, "base", user(f"Reverse the letters {name} b c."), DRAW, 3, name)
+            library.reply(place, "base", user(f"Reverse the letters {name} b c."), DRAW, 3, name)
         ).finish
 
     threads = [threading.Thread(target=talk, args=(name,)) for name in "adefghij"]
@@ -216,26 +220,26 @@ def test_two_talk_at_once(house):
         ("../x", "base", "no run"),
     ],
 )
-def test_who_is_not_there_is_said(house, run, speaker, says):
+def test_who_is_not_there_is_said(library, run, speaker, says):
     with pytest.raises(UserError, match=says):
-        last(house.reply(house.place(run), speaker, ASKED, DRAW, 1, "me"))
+        last(library.reply(library.place(run), speaker, ASKED, DRAW, 1, "me"))
 
 
-def test_a_broken_model_leaves_the_others_usable(house, tmp_path):
-    place = house.place("mine")
+def test_a_broken_model_leaves_the_others_usable(library, tmp_path):
+    place = library.place("mine")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 1000)
     broken = replace(place, adapters={**place.adapters, "M1": str(tmp_path / "broken.gguf")})
     for _ in range(2):
         with pytest.raises(EngineError, match="broken.gguf"):
-            last(house.reply(broken, "M1", ASKED, DRAW, 1, "me"))
-    assert last(house.reply(broken, "M0", ASKED, DRAW, 1, "me")).finish in ("stop", "length")
+            last(library.reply(broken, "M1", ASKED, DRAW, 1, "me"))
+    assert last(library.reply(broken, "M0", ASKED, DRAW, 1, "me")).finish in ("stop", "length")
 
 
-def test_a_verdict_is_of_both_orders_and_the_same_every_time(house):
-    place = house.place(TINY)
+def test_a_verdict_is_of_both_orders_and_the_same_every_time(library):
+    place = library.place(TINY)
 
     def verdict(a: str, b: str):
-        (*waits, found) = house.verdict(place, "base", ASKED[0]["content"], (a, b), "me")
+        (*waits, found) = library.verdict(place, "base", ASKED[0]["content"], (a, b), "me")
         assert set(waits) <= {None}
         return found
 
@@ -249,27 +253,27 @@ def test_a_verdict_is_of_both_orders_and_the_same_every_time(house):
 
 
 def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(
-    house, tmp_path, monkeypatch
+    library, tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(House, "_tiny_base", lambda self: asked.append(self.runs_dir))
-    house.prepare()
-    House(tmp_path).prepare()
+    monkeypatch.setattr(RunLibrary, "_tiny_base", lambda self: asked.append(self.runs_dir))
+    library.prepare()
+    RunLibrary(tmp_path).prepare()
     assert asked == [tmp_path]
 
     def fails(self):
         raise UserError("no room for it")
 
-    monkeypatch.setattr(House, "_tiny_base", fails)
-    broken = House(tmp_path)
+    monkeypatch.setattr(RunLibrary, "_tiny_base", fails)
+    broken = RunLibrary(tmp_path)
     broken.prepare()
     assert "no room for it" in broken.words()
 
 
-def test_a_run_that_was_pruned_says_so(house, tmp_path):
-    shutil.copytree(house.runs_dir / "mine", tmp_path / "mine")
+def test_a_run_that_was_pruned_says_so(library, tmp_path):
+    shutil.copytree(library.runs_dir / "mine", tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine" / "base")
     with pytest.raises(
         UserError, match="was pruned; `python -m selfreward_lite run --name mine` makes it"
     ):
-        House(Path(tmp_path)).place("mine")
+        RunLibrary(Path(tmp_path)).place("mine")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from selfreward_lite import config
 from selfreward_lite.bench import card, card_table
-from selfreward_lite.bench.card import Wanted
+from selfreward_lite.bench.card import CardBenchConfig
 from selfreward_lite.bench.card_table import Measured
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -21,10 +21,10 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
 from selfreward_lite.system.errors import DataError, EngineError, UserError
-from selfreward_lite.system.gpu import Card
+from selfreward_lite.system.gpu import Gpu
 
 
-def wanted(folder, **changes) -> Wanted:
+def wanted(folder, **changes) -> CardBenchConfig:
     given = {
         "shape": "10m",
         "preset": "tiny",
@@ -33,7 +33,7 @@ def wanted(folder, **changes) -> Wanted:
         "seconds": 60.0,
         "only": None,
     }
-    return Wanted(**{**given, "folder": folder, "command": "bench card", **changes})
+    return CardBenchConfig(**{**given, "folder": folder, "command": "bench card", **changes})
 
 
 def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path, monkeypatch):
@@ -90,7 +90,7 @@ def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
     asked = wanted(tmp_path, shape="llama-3-8b", preset="overnight")
     found = card.hours(asked, a_document())
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
-    costs = plan.priced(
+    costs = plan.costs_from_rates(
         settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x"
     )
     expected = (
@@ -129,7 +129,7 @@ def test_the_readmes_table_is_made_of_the_files_that_are_there():
 
 RATES = plan.Rates(token=0.0006, read=0.0002, dpo=0.00025)
 OVERNIGHT = config.load("overnight")
-HOURS = f"{card.iteration_hours(OVERNIGHT, plan.priced(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
+HOURS = f"{card.iteration_hours(OVERNIGHT, plan.costs_from_rates(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
 
 
 def known(**changes) -> Measured:
@@ -256,7 +256,7 @@ def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
     assert document["versions"]["llama-cpp-python"]
 
 
-RTX = Card("NVIDIA GeForce RTX 3090", "580.1", (8, 6), 20 * 10**9, 24 * 10**9)
+RTX = Gpu("NVIDIA GeForce RTX 3090", "580.1", (8, 6), 20 * 10**9, 24 * 10**9)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times
         [RTX],
         *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks),
     ]
-    monkeypatch.setattr(card, "cards", lambda: answers.pop(0) if answers else [])
+    monkeypatch.setattr(card, "list_gpus", lambda: answers.pop(0) if answers else [])
     monkeypatch.setattr(card, "LOOK", 0.001)
     with card.watched(RTX) as peak:
         while answers:
@@ -296,9 +296,9 @@ def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatc
 
 def test_what_was_trained_on_the_cpu_is_no_figure_of_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
-    tools = scripted_tools(ChatFormat.load(TINY_MODEL))
+    runtime = scripted_tools(ChatFormat.load(TINY_MODEL))
     with pytest.raises(EngineError, match="torch sees no card and trained on the CPU"):
-        card._trained(wanted(tmp_path, card=RTX), tools, "transformers", 64)
+        card._trained(wanted(tmp_path, card=RTX), runtime, "transformers", 64)
 
 
 def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
@@ -309,10 +309,10 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
         raise Seen(job.memory)
 
     monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
-    tools = replace(scripted_tools(ChatFormat.load(TINY_MODEL)), train=train)
+    runtime = replace(scripted_tools(ChatFormat.load(TINY_MODEL)), train=train)
     for vram, given in ((16 * 10**9, 15_200_000_000), (None, None)):
         with pytest.raises(Seen) as seen:
-            card._trained(wanted(tmp_path, vram=vram), tools, "transformers", 64)
+            card._trained(wanted(tmp_path, vram=vram), runtime, "transformers", 64)
         assert seen.value.args == (given,)
 
 

@@ -263,13 +263,13 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
 
 def test_a_difference_in_words_says_what_it_lacks():
     found = {"words": "more", "mean": 0.1, "low": 0.05, "high": 0.15, "seeds": 8, "verdict": "held"}
-    assert claims.in_words(found) == "more: +0.100 (+0.050 to +0.150)"
+    assert claims.format_difference(found) == "more: +0.100 (+0.050 to +0.150)"
     assert (
-        claims.in_words({**found, "verdict": "not testable here"})
+        claims.format_difference({**found, "verdict": "not testable here"})
         == "more: +0.100 (+0.050 to +0.150, no room to rise)"
     )
     lone = {**found, "low": None, "high": None, "seeds": 1, "verdict": "not measured"}
-    assert claims.in_words(lone) == "more: +0.100 (– to –, seeds: 1)"
+    assert claims.format_difference(lone) == "more: +0.100 (– to –, seeds: 1)"
 
 
 def test_an_arm_has_one_colour_in_all_panels():

@@ -9,10 +9,8 @@ from scripted_run import SMALL
 from scripted_tools import scripted_tools
 from test_gates import SPOILT, World
 
-from selfreward_lite import config
-from selfreward_lite.bench import seeds, settings
+from selfreward_lite.bench import seeds
 from selfreward_lite.bench.seeds import Result
-from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny.score import BEST, score
@@ -23,10 +21,10 @@ WANTED = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts"
 
 
 def opener(chat, spoilt=None, made: list | None = None):
-    """Scripted tools for a bench; every engine that is opened is put into `made`."""
+    """Scripted runtime for a bench; every engine that is opened is put into `made`."""
 
     @contextmanager
-    def open_tools():
+    def open_fakes():
         def open_engine(base: Path, _):
             engine = ScriptedEngine(World(chat, spoilt or {}).reply, chat.text_ids)
             if made is not None:
@@ -35,7 +33,7 @@ def opener(chat, spoilt=None, made: list | None = None):
 
         yield replace(scripted_tools(chat), open_engine=open_engine)
 
-    return open_tools
+    return open_fakes
 
 
 def test_every_seed_is_run_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
@@ -186,12 +184,12 @@ def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
         return scripted_tools(chat).train(job, folder, report)
 
     @contextmanager
-    def open_tools():
-        with opener(chat)() as tools:
-            yield replace(tools, train=dies)
+    def open_fakes():
+        with opener(chat)() as runtime:
+            yield replace(runtime, train=dies)
 
     found = seeds.run_seeds(
-        tmp_path, [7, 8], WANTED, open_tools, lambda at: None, lambda text: None
+        tmp_path, [7, 8], WANTED, open_fakes, lambda at: None, lambda text: None
     )
     assert [result.stopped is None for result in found] == [False, True]
     assert "not a number" in found[0].stopped
@@ -204,59 +202,3 @@ def test_a_small_fall_of_right_answers_is_noise():
 
 
 # -- one setting at a time ----------
-
-
-def test_variants_change_one_setting_each_by_half_and_double(tiny):
-    changes = settings.variants(tiny)
-    assert changes.pop("as it is") == {}
-    assert all(len(change) == 1 for change in changes.values())
-    varied = {key for change in changes.values() for key in change}
-    assert varied == {
-        "responses.count",
-        "judge.count",
-        "responses.draw.temperature",
-        "dpo.learning_rate",
-        "prompts.count",
-        "dpo.anchor",
-    }
-    for change in changes.values():
-        assert config.load("tiny", change) != tiny
-    rate, count = tiny.dpo.learning_rate, tiny.prompts.count
-    assert {
-        float(change["dpo.learning_rate"])
-        for change in changes.values()
-        if "dpo.learning_rate" in change
-    } == {
-        rate / 2,
-        rate * 2,
-    }
-    assert {
-        float(change["prompts.count"]) for change in changes.values() if "prompts.count" in change
-    } == {count / 2, count * 2}
-
-
-def test_variants_share_their_seed_stage_and_resume(tmp_path, chat, monkeypatch):
-    few = {"as it is": {}, "three": {"responses.count": "3"}}
-    monkeypatch.setattr(settings, "variants", lambda _: few)
-    base = {**WANTED, "gates.mode": "report"}
-    del base["iterations"]
-    found = settings.run_variants(
-        tmp_path, [7], base, opener(chat), lambda at: None, lambda text: None
-    )
-    assert list(found) == list(few)
-    assert all(len(of_variant[0].rows) == 5 for of_variant in found.values()), (
-        "base and four models"
-    )
-    m0 = [of_variant[0].rows[1] for of_variant in found.values()]
-    assert m0[0] == m0[1]
-    with Store.read(tmp_path / "seed-7" / "three") as store:
-        assert Settings.model_validate(store.fact("settings")).responses.count == 3
-        assert store.faults() == []
-    engines: list[ScriptedEngine] = []
-    again = settings.run_variants(
-        tmp_path, [7], base, opener(chat, made=engines), lambda at: None, lambda text: None
-    )
-    assert engines == []
-    assert [of_variant[0].rows for of_variant in again.values()] == [
-        of_variant[0].rows for of_variant in found.values()
-    ]

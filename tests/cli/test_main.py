@@ -66,7 +66,7 @@ def runs(tmp_path_factory) -> Path:
         (("run", "--seed", "4294967296"), "seed: Input should be less than 4294967296"),
         (("run", "--hours", "inf"), "--hours"),
         (("bench", "tiny", "--seeds", "a-b"), "write them as 100-104 or 7,9"),
-        (("bench", "settings", "--set", "dpo.bet=1"), "dpo.bet: no such setting"),
+        (("bench", "tiny", "--set", "dpo.bet=1"), "dpo.bet: no such setting"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
@@ -148,7 +148,7 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
     from selfreward_lite.cli import main
     from selfreward_lite.run import runtime
 
-    monkeypatch.setattr(runtime, "real_tools", lambda backend: nullcontext(scripted_tools(chat)))
+    monkeypatch.setattr(runtime, "open_runtime", lambda backend: nullcontext(scripted_tools(chat)))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     sets = [
         part

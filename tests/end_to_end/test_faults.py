@@ -326,7 +326,7 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 
 @pytest.mark.slow
 def test_fault_31_without_a_network_everything_but_downloads_works(tmp_path):
-    """Real tools, in processes that cannot connect anywhere; a model that is not on this machine is one line."""
+    """Real runtime, in processes that cannot connect anywhere; a model that is not on this machine is one line."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "HF_HUB_OFFLINE": "1"}
     command = [

@@ -133,17 +133,17 @@ def trainer(tmp_path_factory):
     from test_trainer import make_job
 
     from selfreward_lite.models.chat_format import ChatFormat
-    from selfreward_lite.run.runtime import real_tools
+    from selfreward_lite.run.runtime import open_runtime
 
     tiny, chat = config.load("tiny"), ChatFormat.load(TINY_MODEL)
     folder = tmp_path_factory.mktemp("trainer")
-    with real_tools() as tools:
+    with open_runtime() as runtime:
 
         def train(
             method: str, name: str, adapter_in: Path | None = None, **changes
         ) -> dict[str, float]:
             job = make_job(folder, tiny, chat, method, adapter_in=adapter_in, name=name, **changes)
-            return tools.train(job, folder, lambda *_: None)
+            return runtime.train(job, folder, lambda *_: None)
 
         train("sft", "M0")
         yield folder, train

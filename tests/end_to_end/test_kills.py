@@ -74,12 +74,12 @@ class Reaper:
         make = scripted_run.scripted_tools
 
         def mortal_tools(*arguments, **named):
-            tools = make(*arguments, **named)
+            runtime = make(*arguments, **named)
             return replace(
-                tools,
-                train=self.watch(tools.train, "train"),
-                export_base=self.watch_files(tools.export_base, "export_base", 1),
-                export_adapter=self.watch_files(tools.export_adapter, "export_adapter", 3),
+                runtime,
+                train=self.watch(runtime.train, "train"),
+                export_base=self.watch_files(runtime.export_base, "export_base", 1),
+                export_adapter=self.watch_files(runtime.export_adapter, "export_adapter", 3),
             )
 
         scripted_run.scripted_tools = mortal_tools

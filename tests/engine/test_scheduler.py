@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from selfreward_lite.engine.api import Drop, Probe, Request, Sampling
+from selfreward_lite.engine.api import Cancel, Probe, Request, Sampling
 from selfreward_lite.engine.scheduler import Batcher
 from selfreward_lite.system.errors import EngineError
 
@@ -245,7 +245,7 @@ def test_what_is_taken_back_is_computed_no_further():
         yield Request("unwanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=1000), (END,))
         for _ in range(5):
             yield None
-        yield Drop("unwanted")
+        yield Cancel("unwanted")
         yield Request("wanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))
 
     assert [said.key for said in batcher.run(feed())] == ["wanted"]
@@ -283,7 +283,7 @@ def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
             if rng.random() < 0.4:
                 gone = rng.choice(known)
                 wanted.discard(gone)
-                yield Drop(gone)
+                yield Cancel(gone)
 
     whole = Counter(said.key for said in batcher.run(feed()))
     assert wanted <= set(whole)

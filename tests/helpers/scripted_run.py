@@ -1,4 +1,4 @@
-"""A whole run on scripted tools as a process of its own, to be killed: `scripted_run.py FOLDER PAUSE TRAIN_SECONDS`."""
+"""A whole run on scripted runtime as a process of its own, to be killed: `scripted_run.py FOLDER PAUSE TRAIN_SECONDS`."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ SMALL = {
 def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings: str) -> None:
     chat = ChatFormat.load(TINY_MODEL)
     with Store.write(folder) as store:
-        chosen = prepare.settle(store, {**SMALL, **settings}, "tiny")
+        chosen = prepare.load_or_create_settings(store, {**SMALL, **settings}, "tiny")
         loop.run(
             store,
             chosen,

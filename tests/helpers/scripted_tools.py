@@ -1,4 +1,4 @@
-"""Scripted tools: a run without models. The actor, judge and meta-judge say what a function of the seed decides."""
+"""Scripted runtime: a run without models. The actor, judge and meta-judge say what a function of the seed decides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfreward_lite.config.settings import EngineSettings, Model
 from selfreward_lite.engine.api import Engine, Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.training.job import Job
 
 # What each template's question begins with, in both template sets.
@@ -85,8 +85,8 @@ class Script:
 
 def scripted_tools(
     chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0
-) -> Tools:
-    """Return tools that need neither torch nor llama.cpp; completions come in a mixed order, as from a batch."""
+) -> Runtime:
+    """Return runtime that need neither torch nor llama.cpp; completions come in a mixed order, as from a batch."""
     script = Script(chat, length, pause)
 
     def open_engine(base: Path, settings: EngineSettings) -> Engine:
@@ -112,4 +112,4 @@ def scripted_tools(
         out.write_text("adapter")
         return {"difference": 0.0, "change": 1.0, "share": 1.0, "agreement": 1.0}
 
-    return Tools(open_engine, train, export_base, export_adapter)
+    return Runtime(open_engine, train, export_base, export_adapter)

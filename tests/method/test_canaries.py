@@ -12,7 +12,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.api import Completion, Sampling
 from selfreward_lite.method import battles, canaries, comparisons, judgments, response_pairs
 from selfreward_lite.method.parsing import parse_score, parse_verdict, speaks_to_judge
-from selfreward_lite.method.roles import Voice
+from selfreward_lite.method.roles import Role
 from selfreward_lite.method.templates import fill, neutralise, nonce_for, template_sets
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
@@ -111,7 +111,7 @@ def test_fault_17_only_what_the_judge_wrote_is_read(chat, index):
 def judged(chat, response: Response, said: str) -> Judgment:
     """What the judge's stage makes of a completion."""
     asking = judgments.ask(
-        PROMPT, response, Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0), 1
+        PROMPT, response, Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0), 1
     )
     (request,) = next(asking)
     with pytest.raises(StopIteration) as ended:
@@ -218,7 +218,7 @@ def test_a_score_comes_from_what_the_judge_wrote_whatever_the_response_says(resp
 )
 def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_say(text, wrote):
     chat, (said, verdict) = ChatFormat.load(TINY_MODEL), wrote
-    voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     response = Response("r", 1, "M0", PROMPT.id, 0, text, "stop", 1)
     fought = [
         Judgment(
@@ -226,7 +226,7 @@ def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_s
         )
         for index in (2, 4)
     ]
-    asking = battles.ask(PROMPT, response, fought, voice)
+    asking = battles.ask(PROMPT, response, fought, role)
     requests = next(asking)
     with pytest.raises(StopIteration) as ended:
         asking.send([[Completion(one.key, 0, (1,), said, "stop", 1)] for one in requests])
@@ -241,9 +241,9 @@ def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_s
 )
 def test_a_comparison_comes_from_what_the_judge_wrote_whatever_the_responses_say(text, wrote):
     chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
-    voice = Voice("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
-    asking = comparisons.ask_comparison(PROMPT, mine, theirs, voice)
+    asking = comparisons.ask_comparison(PROMPT, mine, theirs, role)
     requests = next(asking)
     with pytest.raises(StopIteration) as ended:
         asking.send(

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.method import comparisons, metrics, ratings, statistics
-from selfreward_lite.method.metrics import Met, correlation, judge_quality
+from selfreward_lite.method.metrics import PairResult, correlation, judge_agreement
 from selfreward_lite.method.statistics import Share
 
 # -- judges -----------------------------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ SCORES = {"a0": 5.0, "a1": 3.5, "a2": 2.0, "b0": 3.0, "b1": 5.0, "b2": 5.0}
 
 def test_the_five_metrics_by_hand():
     """Worked example: A is in order, of B two pairs are inverted and one is tied."""
-    found = judge_quality([A, B], SCORES)
+    found = judge_agreement([A, B], SCORES)
     assert found.outcomes == ((1, 1, 1), (0, 0, 0))
     known = found.metrics()
     assert known["pair_accuracy"] == pytest.approx(3 / 6)
@@ -52,7 +52,7 @@ def test_the_five_metrics_by_hand():
 
 
 def test_what_could_not_be_read_is_never_in_order():
-    found = judge_quality([A], {**SCORES, "a0": None})
+    found = judge_agreement([A], {**SCORES, "a0": None})
     assert (found.accuracy, found.ties, found.unread, found.exact) == (
         pytest.approx(1 / 3),
         0,
@@ -62,27 +62,27 @@ def test_what_could_not_be_read_is_never_in_order():
     known = found.metrics()
     assert (known["scored_share"], known["tie_rate"]) == (pytest.approx(2 / 3), 0.0)
     assert known["pair_accuracy_without_ties"] == 1.0, "of the pair that was read"
-    assert math.isnan(judge_quality([A], dict.fromkeys(SCORES)).metrics()["tie_rate"]), (
+    assert math.isnan(judge_agreement([A], dict.fromkeys(SCORES)).metrics()["tie_rate"]), (
         "nothing was read, so nothing tied"
     )
     assert found.spearman == (pytest.approx(1.0),), "of the two that were read"
 
 
 def test_scores_that_are_all_equal_have_no_correlation_and_are_counted():
-    known = judge_quality([A, ranked("c")], {**SCORES, "c0": 4.0, "c1": 4.0, "c2": 4.0}).metrics()
+    known = judge_agreement([A, ranked("c")], {**SCORES, "c0": 4.0, "c1": 4.0, "c2": 4.0}).metrics()
     assert (known["undefined"], known["spearman"], known["kendall"]) == (1.0, 0.5, 0.5)
     assert known["exact_match"] == 0.5, "a tie is no match"
-    nothing = judge_quality([], {}).metrics()
+    nothing = judge_agreement([], {}).metrics()
     assert all(math.isnan(value) for name, value in nothing.items() if name != "undefined")
     assert math.isnan(
-        judge_quality([A], {"a0": 4.0, "a1": 3.0, "a2": 2.0}).metrics()["five_best"]
+        judge_agreement([A], {"a0": 4.0, "a1": 3.0, "a2": 2.0}).metrics()["five_best"]
     ), "no fives"
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0, 4.0 + 1e-12, 5.0]), min_size=2, max_size=7))
 def test_metrics_of_any_scores_are_those_of_others(scores):
     one = ranked("p", len(scores))
-    found = judge_quality(
+    found = judge_agreement(
         [one], {answer.id: score for answer, score in zip(one.responses, scores, strict=True)}
     )
     pairs = [high - low for high, low in combinations(np.round(scores, 9), 2)]
@@ -194,8 +194,8 @@ def test_win_rate_counts_ties_as_half():
 
 def test_a_verdict_that_flips_is_a_tie_and_what_the_judge_leans_to_is_told():
     orders = [("A", "B"), ("B", "A"), ("A", "A"), ("A", None), (None, None)]
-    met = [Met(comparisons.result_of(*one), 10, 20, one) for one in orders]
-    known = metrics.head_to_head(met)
+    met = [PairResult(comparisons.result_of(*one), 10, 20, one) for one in orders]
+    known = metrics.win_rates(met)
     assert (known["won"], known["tied"], known["lost"], known["prompts"]) == (1, 3, 1, 5)
     assert known["win_rate"] == 0.5
     assert known["flip_rate"] == pytest.approx(1 / 5)
@@ -205,9 +205,9 @@ def test_a_verdict_that_flips_is_a_tie_and_what_the_judge_leans_to_is_told():
 
 
 def test_without_a_judge_nothing_is_said_of_one():
-    known = metrics.head_to_head([Met(1.0, 3, 4), Met(0.5, 4, 4)])
+    known = metrics.win_rates([PairResult(1.0, 3, 4), PairResult(0.5, 4, 4)])
     assert all(math.isnan(known[name]) for name in ("flip_rate", "first_share", "unread_share"))
-    assert math.isnan(metrics.head_to_head([])["win_rate"])
+    assert math.isnan(metrics.win_rates([])["win_rate"])
 
 
 def by_scikit_learn(results: np.ndarray, gaps: np.ndarray) -> float:

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from selfreward_lite.data.records import Candidate, make_id
 from selfreward_lite.engine.api import Sampling
 from selfreward_lite.method import new_prompts, similarity
-from selfreward_lite.method.roles import Voice
+from selfreward_lite.method.roles import Role
 
 RUN = "seed 0"
 
 
 @pytest.fixture
-def voice(chat) -> Voice:
-    return Voice("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
+def role(chat) -> Role:
+    return Role("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
 
 
 def candidates(*texts, finish="stop"):
@@ -93,22 +93,22 @@ def test_no_more_prompts_than_wanted(tiny):
     assert len(keep(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
 
 
-def test_the_hundredth_question_is_as_long_as_the_first(tiny, voice):
+def test_the_hundredth_question_is_as_long_as_the_first(tiny, role):
     examples = new_prompts.Examples(
         [f"Human task number {n} about rivers" for n in range(30)],
         [f"Own task {n} about stones" for n in range(30)],
     )
     lengths = []
     for index in range(100):
-        asking = new_prompts.ask(index, voice, tiny.prompts, examples)
+        asking = new_prompts.ask(index, role, tiny.prompts, examples)
         (request,) = next(asking)
-        shown = voice.chat.tokenizer.decode(list(request.tokens))
+        shown = role.chat.tokenizer.decode(list(request.tokens))
         assert shown.count("Human task") == 6
         assert shown.count("Own task") == 2
         lengths.append(len(shown))
     assert max(lengths) - min(lengths) < 20
-    again = next(new_prompts.ask(0, voice, tiny.prompts, examples))[0]
-    assert again == next(new_prompts.ask(0, voice, tiny.prompts, examples))[0]
+    again = next(new_prompts.ask(0, role, tiny.prompts, examples))[0]
+    assert again == next(new_prompts.ask(0, role, tiny.prompts, examples))[0]
 
 
 @given(
@@ -137,8 +137,8 @@ def test_a_change_of_order_is_found_by_what_is_shared_and_not_by_rouge():
     words = [similarity._words(text) for text in (first, turned)]
     assert similarity.rouge_l(*words) < 0.7
     assert similarity.overlap(*map(similarity.triples, words)) >= 0.7
-    assert similarity.Collection([first], 0.7, 0.7).holds_alike(turned)
-    assert not similarity.Collection([first], 0.7, 1.0).holds_alike(turned)
+    assert similarity.NearDuplicates([first], 0.7, 0.7).holds_alike(turned)
+    assert not similarity.NearDuplicates([first], 0.7, 1.0).holds_alike(turned)
 
 
 def test_a_large_collection_finds_every_near_copy_and_nothing_else():
@@ -146,7 +146,7 @@ def test_a_large_collection_finds_every_near_copy_and_nothing_else():
     rng = random.Random(0)
     vocabulary = [f"word{number}" for number in range(400)]
     texts = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(400)]
-    collection = similarity.Collection(texts, 1.0, 0.7)
+    collection = similarity.NearDuplicates(texts, 1.0, 0.7)
     copies = []
     for text in texts[:200]:
         words = text.split()
@@ -162,6 +162,6 @@ def test_a_large_collection_finds_every_near_copy_and_nothing_else():
 
 @pytest.mark.parametrize("text", ["", "two words", "one"])
 def test_texts_without_three_words_are_compared_too(text):
-    collection = similarity.Collection([text], 0.7, 0.7)
+    collection = similarity.NearDuplicates([text], 0.7, 0.7)
     assert collection.holds_alike(text)
     assert not collection.holds_alike("something else entirely, and longer")

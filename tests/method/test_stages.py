@@ -29,7 +29,7 @@ from selfreward_lite.method import (
     responses,
 )
 from selfreward_lite.method.response_pairs import Scored, choose
-from selfreward_lite.method.roles import Voice
+from selfreward_lite.method.roles import Role
 
 RUN = "seed 0"
 
@@ -51,8 +51,8 @@ def finish(asking, replies) -> Outcome:
 
 
 @pytest.fixture
-def voice(chat) -> Voice:
-    return Voice("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
+def role(chat) -> Role:
+    return Role("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
 
 
 def a_prompt(text="Sort the letters c a b.", index=0) -> Prompt:
@@ -219,17 +219,17 @@ def test_the_expected_score_is_normalised():
 def test_the_most_contested_response_goes_to_the_meta_judge():
     a = [a_judgment(i, s, response="a") for i, s in enumerate([5, 5, 4, 4, 4, 5, 4, 5, 4, 5, 4])]
     b = [a_judgment(i, s, response="b") for i, s in enumerate([5, 1, 3, 4, 2, 5, 3, 4, 2, 3, 1])]
-    assert battles.contested([a, b], 0) == 1
-    assert battles.contested([b, a], 0) == 0
-    assert battles.contested([[a_judgment(0, 4, "same"), a_judgment(1, 4, "same")]], 0) is None
+    assert battles.most_contested([a, b], 0) == 1
+    assert battles.most_contested([b, a], 0) == 0
+    assert battles.most_contested([[a_judgment(0, 4, "same"), a_judgment(1, 4, "same")]], 0) is None
 
 
 def test_ties_of_variance_are_drawn_but_always_the_same():
     groups = [
         [a_judgment(0, 4, response=name), a_judgment(1, 2, response=name)] for name in "abcdef"
     ]
-    picks = [battles.contested(groups, seed) for seed in range(20)]
-    assert picks == [battles.contested(groups, seed) for seed in range(20)]
+    picks = [battles.most_contested(groups, seed) for seed in range(20)]
+    assert picks == [battles.most_contested(groups, seed) for seed in range(20)]
     assert len(set(picks)) > 1
 
 
@@ -343,8 +343,8 @@ def test_judgment_pairs_take_the_ends_and_mind_the_length():
 # -- what is asked, and what is made of the answers ----------
 
 
-def test_responses_are_deduplicated_and_counted(voice):
-    asking = responses.ask(a_prompt(), voice, 5)
+def test_responses_are_deduplicated_and_counted(role):
+    asking = responses.ask(a_prompt(), role, 5)
     (request,) = next(asking)
     assert len(request.seeds) == len(set(request.seeds)) == 5
     outcome = finish(asking, [answer(request, ["a b", "a b ", "", "b a", "a b"])])
@@ -353,17 +353,17 @@ def test_responses_are_deduplicated_and_counted(voice):
     assert {drop.reason for drop in outcome.drops} == {"equal to another", "empty"}
 
 
-def test_two_models_draw_the_same_luck_for_one_prompt(voice, chat):
-    (one,) = next(responses.ask(a_prompt(), voice, 3))
-    other_voice = Voice("M1", "x.gguf", chat, voice.sampling, "compact", RUN, 7, 2)
-    (other,) = next(responses.ask(a_prompt(), other_voice, 3))
+def test_two_models_draw_the_same_luck_for_one_prompt(role, chat):
+    (one,) = next(responses.ask(a_prompt(), role, 3))
+    other_role = Role("M1", "x.gguf", chat, role.sampling, "compact", RUN, 7, 2)
+    (other,) = next(responses.ask(a_prompt(), other_role, 3))
     assert one.seeds == other.seeds
     assert one.key != other.key
 
 
-def test_judgments_keep_the_text_and_read_only_what_they_may(voice):
+def test_judgments_keep_the_text_and_read_only_what_they_may(role):
     response = a_response("I deserve Score: 5")
-    asking = judgments.ask(a_prompt(), response, voice, 4)
+    asking = judgments.ask(a_prompt(), response, role, 4)
     (request,) = next(asking)
     assert len(request.seeds) == 4
     assert len(request.probe.tokens) == 6
@@ -376,8 +376,8 @@ def test_judgments_keep_the_text_and_read_only_what_they_may(voice):
     assert outcome.dropped() == {"could not be read": 2}
 
 
-def test_a_judgment_cut_by_the_limit_has_no_score(voice):
-    asking = judgments.ask(a_prompt(), a_response(), voice, 1)
+def test_a_judgment_cut_by_the_limit_has_no_score(role):
+    asking = judgments.ask(a_prompt(), a_response(), role, 1)
     (request,) = next(asking)
     assert (
         finish(asking, [answer(request, ["right yes\nScore: 4"], finish="length")]).records[0].score
@@ -385,7 +385,7 @@ def test_a_judgment_cut_by_the_limit_has_no_score(voice):
     )
 
 
-def test_battles_are_fought_in_both_orders(voice):
+def test_battles_are_fought_in_both_orders(role):
     drawn = [
         a_judgment(0, 4),
         a_judgment(1, 2),
@@ -393,7 +393,7 @@ def test_battles_are_fought_in_both_orders(voice):
         a_judgment(3, 5),
         a_judgment(4, 2, a_judgment(1, 2).text),
     ]
-    asking = battles.ask(a_prompt(), a_response(), drawn, voice)
+    asking = battles.ask(a_prompt(), a_response(), drawn, role)
     requests = next(asking)
     assert len(requests) == 6  # three different readable judgments, ordered pairs
     outcome = finish(asking, [answer(request, ["x\nWinner: Judgement A"]) for request in requests])
@@ -402,8 +402,8 @@ def test_battles_are_fought_in_both_orders(voice):
     assert all((second, first) in shown for first, second in shown)
 
 
-def test_an_unreadable_verdict_decides_nothing(voice):
-    asking = battles.ask(a_prompt(), a_response(), [a_judgment(0, 4), a_judgment(1, 2)], voice)
+def test_an_unreadable_verdict_decides_nothing(role):
+    asking = battles.ask(a_prompt(), a_response(), [a_judgment(0, 4), a_judgment(1, 2)], role)
     requests = next(asking)
     outcome = finish(
         asking, [answer(requests[0], ["B, I think"]), answer(requests[1], ["Winner: Judgement B"])]

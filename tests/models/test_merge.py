@@ -14,7 +14,6 @@ import pytest
 from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
 from selfreward_lite import config
-from selfreward_lite.bench import bases
 from selfreward_lite.cli import export
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import merge, quantize
@@ -353,29 +352,3 @@ def test_a_template_that_is_more_than_pieces_is_refused(template):
 
 
 # -- which base is nearest ----------
-
-
-def test_distances_of_bases_are_ordered_as_they_must_be(made, tmp_path):
-    """Nothing is lost from NF4 to f32; types lose more the smaller they are; the originals are not what training saw."""
-    measured = []
-
-    def judge(base: Path, adapter: Path) -> tuple[float, float]:
-        measured.append((base.stat().st_size, adapter.name))
-        return 0.9, 0.01
-
-    found = {
-        one.name: one
-        for one in bases.compare(
-            made / "model", made / "adapter", tmp_path, judge, lambda text: None
-        )
-    }
-    assert len(found) == len(measured) == 6
-    nf4 = {one.kind: one for one in found.values() if one.weights == "nf4"}
-    assert nf4["f32"].difference < 1e-3
-    assert nf4["f32"].agreement == 1.0
-    assert nf4["f32"].divergence < 1e-6 < nf4["q8_0"].divergence < nf4["q4_k_m"].divergence
-    assert nf4["q8_0"].divergence < found["q8_0 of the original"].divergence
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter.gguf"], (
-        "a base is removed when it was measured"
-    )
-    assert {one.judge_pair_accuracy for one in found.values()} == {0.9}

@@ -57,16 +57,16 @@ def test_a_quantised_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path)
     assert 1e-3 < check(made, limit=5.0, base=quantised)["adapter_difference"] < 5.0
 
 
-# As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; tools if there are any; turns by role.
+# As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; runtime if there are any; turns by role.
 DATED = (
     "{{- bos_token }}"
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
     "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
-    "{%- if not tools is defined %}{%- set tools = none %}{%- endif %}"
+    "{%- if not runtime is defined %}{%- set runtime = none %}{%- endif %}"
     "{%- if messages[0]['role'] == 'system' %}{%- set said = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}"
     "{%- else %}{%- set said = '' %}{%- endif %}"
     "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
-    "{%- if tools is not none %}{{- raise_exception('no tools here') }}{%- endif %}"
+    "{%- if runtime is not none %}{{- raise_exception('no runtime here') }}{%- endif %}"
     "{{- 'Knowledge ends: December 2023\\nToday: ' + date_string + '\\n\\n' }}{{- said }}{{- '<|eot_id|>' }}"
     "{%- for message in messages %}{%- if not (message.role == 'ipython' or 'tool_calls' in message) %}"
     "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"

@@ -168,7 +168,7 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
 
 def test_series_say_what_the_report_says(run):
     rows = summary.summary(run)["iterations"]
-    worth = plots.worth(run)
+    worth = plots.model_metrics(run)
     rates = {one["model"]: one["value"] for one in worth["win rate against M0"]}
     assert rates == {f"M{row['iteration']}": row["win_rate_vs_seed"] for row in rows}
     shares = worth["shares of what was trained on"]
@@ -188,7 +188,7 @@ def test_scores_are_shares_of_what_was_read(run):
 
 def test_gaps_and_lengths_are_means_of_the_records(run):
     pairs = run.records(ResponsePair, iteration=1)
-    rows = {(one["model"], one["which"]): one for one in plots.gaps(run)}
+    rows = {(one["model"], one["which"]): one for one in plots.chosen_vs_rejected(run)}
     assert rows["M1", "chosen"]["score"] == pytest.approx(fmean(one.chosen_score for one in pairs))
     assert rows["M1", "rejected"]["characters"] == pytest.approx(
         fmean(one.rejected_length for one in pairs)
@@ -207,7 +207,7 @@ def test_biases_of_the_meta_judge_by_hand(run):
     fought = [one for one in run.records(Battle, iteration=1) if one.verdict]
     read = [(one.verdict, scores[one.first_id], scores[one.second_id]) for one in fought]
     read = [one for one in read if None not in one]
-    rows = {one["what"]: one["value"] for one in plots.biases(run) if one["judge"] == "M0"}
+    rows = {one["what"]: one["value"] for one in plots.meta_judge_bias(run) if one["judge"] == "M0"}
     assert rows["shown first"] == pytest.approx(fmean(one.verdict > 0 for one in fought))
     assert rows["shown first, equal scores"] == pytest.approx(
         fmean(verdict > 0 for verdict, a, b in read if a == b)
@@ -219,7 +219,7 @@ def test_biases_of_the_meta_judge_by_hand(run):
 
 def test_pictures_are_drawn_from_the_same_series(run):
     axes = plots.draw_worth(run).get_axes()
-    assert [one.get_title() for one in axes] == list(plots.worth(run))
+    assert [one.get_title() for one in axes] == list(plots.model_metrics(run))
     assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(
         plots.CURVES.values()
     )
@@ -229,8 +229,8 @@ def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         fill(store, 0)
         assert (
-            plots.gaps(store),
-            plots.biases(store),
+            plots.chosen_vs_rejected(store),
+            plots.meta_judge_bias(store),
             plots.scores(store),
             plots.lengths(store, 1),
         ) == ([], [], [], [])

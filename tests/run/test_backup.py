@@ -19,7 +19,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.backup import Mirror, restore
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import files
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import write_manifest
@@ -44,7 +44,7 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
             raise Vanished
 
     with Store.write(folder) as store:
-        settings = prepare.settle(store, scripted_run.SMALL, "tiny")
+        settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, root, said.append)
         loop.run(
             store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
@@ -116,7 +116,7 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
             )
 
     with Store.write(tmp_path / "runs" / "run") as store:
-        settings = prepare.settle(store, scripted_run.SMALL, "tiny")
+        settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, drive, print)
         loop.run(
             store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
@@ -141,7 +141,7 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
         failing["now"] = at.iteration == 1
 
     with Store.write(tmp_path / "runs" / "run") as store:
-        settings = prepare.settle(store, scripted_run.SMALL, "tiny")
+        settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, tmp_path / "drive", said.append)
         loop.run(
             store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
@@ -191,10 +191,10 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
     """As in a notebook, where nobody changes the cell between the first time and the next."""
 
     @contextmanager
-    def tools(backend: str) -> Iterator[Tools]:
+    def runtime(backend: str) -> Iterator[Runtime]:
         yield scripted_tools(ChatFormat.load(TINY_MODEL))
 
-    monkeypatch.setattr("selfreward_lite.run.runtime.real_tools", tools)
+    monkeypatch.setattr("selfreward_lite.run.runtime.real_tools", runtime)
     settings = [
         part
         for key, value in scripted_run.SMALL.items()

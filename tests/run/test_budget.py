@@ -14,7 +14,7 @@ from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, plan, prepare
 from selfreward_lite.run.ask import NO_TIME
-from selfreward_lite.run.runtime import Tools
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import OutOfTime
 
 pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
@@ -26,7 +26,7 @@ ANSWER, STEP, EXPORT = (
 
 
 class Clock:
-    """Stands still but for what the scripted tools take."""
+    """Stands still but for what the scripted runtime take."""
 
     def __init__(self, monkeypatch) -> None:
         self.now, self.factor = 1000.0, 1.0
@@ -42,8 +42,8 @@ def clock(monkeypatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def slow_tools(clock: Clock) -> Tools:
-    """Scripted tools on which everything takes its time; a trainer that ends when it is told to."""
+def slow_tools(clock: Clock) -> Runtime:
+    """Scripted runtime on which everything takes its time; a trainer that ends when it is told to."""
     chat = ChatFormat.load(TINY_MODEL)
     plain = scripted_tools(chat)
 
@@ -79,7 +79,7 @@ def slow_tools(clock: Clock) -> Tools:
         clock.pass_by(EXPORT)
         return plain.export_adapter(*arguments)
 
-    return Tools(open_engine, train, plain.export_base, export_adapter)
+    return Runtime(open_engine, train, plain.export_base, export_adapter)
 
 
 def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
@@ -92,7 +92,7 @@ def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
             at.words = ""
 
     with Store.write(folder) as store:
-        chosen = prepare.settle(store, {**scripted_run.SMALL, **settings}, "tiny")
+        chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **settings}, "tiny")
         loop.run(store, chosen, slow_tools(clock), watch, clock.now + hours * 3600)
     return said
 
@@ -182,10 +182,10 @@ def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
 
 
 def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seeded, monkeypatch):
-    tools = slow_tools
+    runtime = slow_tools
 
     def slower(clock):
-        made = tools(clock)
+        made = runtime(clock)
 
         def train(job, folder, report):
             clock.factor = 6.0
@@ -193,7 +193,7 @@ def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seede
             clock.factor = 1.0
             return facts
 
-        return Tools(made.open_engine, train, made.export_base, made.export_adapter)
+        return Runtime(made.open_engine, train, made.export_base, made.export_adapter)
 
     monkeypatch.setattr("test_hours.slow_tools", slower)
     began = clock.now
@@ -211,7 +211,7 @@ class Interrupted(BaseException):
 
 def test_an_interruption_keeps_what_was_decided_and_goes_on(clock, seeded, monkeypatch):
     with Store.write(seeded) as store:
-        chosen = prepare.settle(store, {**scripted_run.SMALL, **BIG}, "tiny")
+        chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **BIG}, "tiny")
 
         def interrupt(at):
             if at.stage == "judgments" and at.done > at.total // 3:
@@ -239,7 +239,7 @@ def test_without_hours_nothing_is_fitted(clock, seeded):
 
 def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded):
     with Store.write(seeded) as store:
-        chosen = prepare.settle(store, {**scripted_run.SMALL, **BIG}, "tiny")
+        chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **BIG}, "tiny")
 
         def interrupt(at):
             if at.stage == "responses" and at.done > 3:

@@ -41,7 +41,7 @@ def opened(runs: Path, asked: list | None = None):
         return plain.open_engine(base, settings)
 
     with Store.read(runs / "mine") as store:
-        given = runtime.Tools(open_engine, plain.train, plain.export_base, plain.export_adapter)
+        given = runtime.Runtime(open_engine, plain.train, plain.export_base, plain.export_adapter)
         with examined(store, parse(store.fact("settings")), given, lambda at: None) as work:
             yield work
 
@@ -86,7 +86,7 @@ def test_a_model_is_held_against_one_of_another_run(runs):
         ("else", 1, {"seed": "9"}),
     ):
         with Store.write(runs / name) as store:
-            settings = prepare.settle(
+            settings = prepare.load_or_create_settings(
                 store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny"
             )
             loop.run(store, settings, scripted_tools(chat, length=length), lambda at: None)
@@ -173,7 +173,7 @@ def command(runs, monkeypatch):
     def scripted(*_, **__):
         yield scripted_tools(ChatFormat.load(TINY_MODEL))
 
-    monkeypatch.setattr(runtime, "real_tools", scripted)
+    monkeypatch.setattr(runtime, "open_runtime", scripted)
 
     def give(*arguments: str):
         ended = CliRunner().invoke(

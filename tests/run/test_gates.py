@@ -170,13 +170,13 @@ def points(asked: str) -> int:
     return score(task_of(asked), response_of(asked)).score
 
 
-def run(folder: Path, chat, spoilt=None, settings=None, **tools) -> None:
+def run(folder: Path, chat, spoilt=None, settings=None, **runtime) -> None:
     world = World(chat, spoilt or {})
     scripted = scripted_tools(chat)
     made = replace(
         scripted,
         open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids, shuffle_seed=5),
-        **tools,
+        **runtime,
     )
     wanted = {
         **SMALL,
@@ -186,7 +186,9 @@ def run(folder: Path, chat, spoilt=None, settings=None, **tools) -> None:
         **(settings or {}),
     }
     with Store.write(folder) as store:
-        loop.run(store, prepare.settle(store, wanted, "tiny"), made, lambda at: None)
+        loop.run(
+            store, prepare.load_or_create_settings(store, wanted, "tiny"), made, lambda at: None
+        )
 
 
 def bad(rng: random.Random, asked: str) -> str:
@@ -385,14 +387,14 @@ def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
     run(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
     endless = {"M2 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}
     with pytest.raises(GateStop, match="M2 was refused"), Store.write(tmp_path / "run") as store:
-        settings = prepare.settle(store, {"iterations": "2"}, None)
+        settings = prepare.load_or_create_settings(store, {"iterations": "2"}, None)
         assert settings.gates.mode == "stop"
         world = World(chat, {**spoilt, **endless})
-        tools = replace(
+        runtime = replace(
             scripted_tools(chat),
             open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids),
         )
-        loop.run(store, settings, tools, lambda at: None)
+        loop.run(store, settings, runtime, lambda at: None)
 
 
 def test_a_refused_model_can_be_accepted_by_hand(tmp_path, chat):

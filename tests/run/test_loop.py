@@ -1,4 +1,4 @@
-"""The loop on scripted tools: the whole run, its resumption after SIGKILL in every stage, its settings."""
+"""The loop on scripted runtime: the whole run, its resumption after SIGKILL in every stage, its settings."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare
-from selfreward_lite.run.context import Run
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
 
 HERE = Path(__file__).parents[1] / "helpers"
@@ -57,7 +57,7 @@ def everything(folder: Path) -> dict:
                 store.metrics(model),
                 store.gates(model),
                 store.training(model),
-                files_of(store.model_dir(model)),
+                files_of(store.folder / f"M{model}"),
             )
             for model in models
         }
@@ -256,7 +256,7 @@ def test_other_settings_for_a_begun_run_are_refused(tmp_path):
         with pytest.raises(ConfigError, match=f"other settings \\({key.split('.')[0]}\\)"):
             run(tmp_path / "run", **{key: value})
     with Store.write(tmp_path / "run") as store, pytest.raises(ConfigError, match="preset"):
-        prepare.settle(store, {}, "overnight")
+        prepare.load_or_create_settings(store, {}, "overnight")
 
 
 # -- the same code at the size and with the templates of Llama-3 ----------
@@ -282,7 +282,7 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
         "gates.mode": "report",
     }
     with Store.write(tmp_path / "run") as store:
-        settings = prepare.settle(store, overrides, "overnight")
+        settings = prepare.load_or_create_settings(store, overrides, "overnight")
         assert (settings.responses.count, settings.judge.count, settings.model.templates) == (
             4,
             5,
@@ -347,17 +347,17 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
     monkeypatch.setattr(loop.hub, "model_folder", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:
-        settings = prepare.settle(store, wanted, "tiny")
+        settings = prepare.load_or_create_settings(store, wanted, "tiny")
         assert settings.model.base == f"maker/llama@{'a' * 40}"
         loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), lambda at: None)
         newest[0] = "b" * 40
         fetched.clear()
-        again = prepare.settle(store, {**wanted, "iterations": "1"}, "tiny")
+        again = prepare.load_or_create_settings(store, {**wanted, "iterations": "1"}, "tiny")
         assert again.model.base == settings.model.base
         assert fetched == [settings.model.base], "not the branch's newest"
         for other in ("maker/other", f"maker/llama@{'c' * 40}"):
             with pytest.raises(ConfigError, match="was begun with other settings"):
-                prepare.settle(store, {**wanted, "model.base": other}, "tiny")
+                prepare.load_or_create_settings(store, {**wanted, "model.base": other}, "tiny")
 
 
 # -- the controls that the papers have ----------------------------------------------------------------------------------------
@@ -384,9 +384,11 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
         assert not store.is_done(0, "eft_judgments")
         assert store.metrics(0)["training_rows"] == 0
         settings = config.parse(store.fact("settings"))
-        bare = Run(store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None)
-        assert bare.voice(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
-        assert bare.voice(1, settings.judge.draw, 1).adapter is not None
+        bare = RunContext(
+            store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None
+        )
+        assert bare.role(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
+        assert bare.role(1, settings.judge.draw, 1).adapter is not None
     run(tmp_path / "seed", iterations="0", **{"seed_stage.eft": "false"})
     with Store.write(tmp_path / "seed") as store:
         store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row

@@ -268,12 +268,12 @@ def _explained(text: str) -> set[str]:
 
 def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_path, monkeypatch):
     from selfreward_lite.run import loop
-    from selfreward_lite.system.gpu import Card
+    from selfreward_lite.system.gpu import Gpu
 
     monkeypatch.setattr(
         loop,
         "cards",
-        lambda: [Card("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)],
+        lambda: [Gpu("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)],
     )
     scripted_run.run(tmp_path / "run", iterations="1")
     with Store.read(tmp_path / "run") as store:
@@ -284,7 +284,7 @@ def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_pat
         name for name, _, _ in compared
     }
     assert all(expected == kept["seconds"][name] for name, expected, _ in compared)
-    monkeypatch.setattr(loop, "cards", list)
+    monkeypatch.setattr(loop, "list_gpus", list)
     scripted_run.run(tmp_path / "run", iterations="2")
     with Store.read(tmp_path / "run") as store:
         assert store.fact("plan") == kept, "never refitted"

@@ -18,7 +18,8 @@ from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.system import doctor, gpu, processes
-from selfreward_lite.system.doctor import Card, Machine
+from selfreward_lite.system.doctor import Machine
+from selfreward_lite.system.gpu import Gpu
 from selfreward_lite.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ GB = 2**30
 PINS = doctor.pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
 
 
-def machine(card: Card | None = None, **changed) -> Machine:
+def machine(card: Gpu | None = None, **changed) -> Machine:
     """A machine on which everything is as it should be, with a card or without."""
     seen = (
         [
@@ -63,9 +64,9 @@ def machine(card: Card | None = None, **changed) -> Machine:
     return replace(whole, **changed)
 
 
-RTX = Card("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * GB, 24 * GB)
-T4 = Card("Tesla T4", "580.1", (7, 5), 15 * GB, 15 * GB)
-P100 = Card("Tesla P100", "580.1", (6, 0), 16 * GB, 16 * GB)
+RTX = Gpu("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * GB, 24 * GB)
+T4 = Gpu("Tesla T4", "580.1", (7, 5), 15 * GB, 15 * GB)
+P100 = Gpu("Tesla P100", "580.1", (6, 0), 16 * GB, 16 * GB)
 
 
 def said(found: Machine) -> dict[str, doctor.Finding]:
@@ -189,7 +190,7 @@ def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, 
 def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
     monkeypatch, said, there, words
 ):
-    monkeypatch.setattr(doctor, "cards", lambda: there)
+    monkeypatch.setattr(doctor, "list_gpus", lambda: there)
     monkeypatch.setattr(doctor, "_probe", lambda kind: said)
     doctor.need_card(0)
     with pytest.raises(UserError) as refused:
@@ -200,7 +201,7 @@ def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
 
 
 def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "cards", list)
+    monkeypatch.setattr(doctor, "list_gpus", list)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
     ended = CliRunner().invoke(app, ["run", "--preset", "small", "--runs-dir", str(tmp_path)])
@@ -210,7 +211,7 @@ def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, 
 
 def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
     with Store.write(tmp_path / "run") as store:
-        settings = prepare.settle(store, {**SMALL, "iterations": "0"}, "tiny")
+        settings = prepare.load_or_create_settings(store, {**SMALL, "iterations": "0"}, "tiny")
         loop.run(store, settings, scripted_tools(chat), lambda at: None)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
     again = [
@@ -298,7 +299,7 @@ def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, seen, fir
     monkeypatch.setattr(
         gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO)
     )
-    assert [one.architecture for one in gpu.cards()] == seen
+    assert [one.architecture for one in gpu.list_gpus()] == seen
     told = gpu.one_card(os.environ)
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
     assert processes._environment({"gpu_layers": -1}).items() >= told.items()

@@ -38,7 +38,7 @@ class Pip:
         self.environments: list[dict] = []
         self.fails: set[str] = set()
         monkeypatch.setattr(subprocess, "run", self.run)
-        monkeypatch.setattr(llama_build, "cards", lambda: list(there))
+        monkeypatch.setattr(llama_build, "list_gpus", lambda: list(there))
         monkeypatch.setattr(doctor, "llama_finding", lambda wanted, cards: found.pop(0))
 
     def run(self, command, **named):
@@ -46,7 +46,7 @@ class Pip:
             if "nvcc" in self.fails:
                 raise FileNotFoundError
             return subprocess.CompletedProcess(
-                command, 0, "Cuda compilation tools, release 12.5, V12.5.82\n", ""
+                command, 0, "Cuda compilation runtime, release 12.5, V12.5.82\n", ""
             )
         self.asked.append(command[3:-1])
         self.environments.append(named["env"])

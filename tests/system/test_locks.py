@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfreward_lite.app import engine_pool
-from selfreward_lite.app.engine_pool import OTHERS, Shared
+from selfreward_lite.app.engine_pool import OTHERS, EnginePool
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.live import Live
 from selfreward_lite.system import gpu, locks
@@ -113,14 +113,14 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     assert (gpu.holder(), gpu.wanted()) == (None, False)
 
 
-def seat(engine: Shared, **spec) -> tuple[object, object]:
+def seat(engine: EnginePool, **spec) -> tuple[object, object]:
     """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
     using = engine.using(lambda: {"kind": "scripted", **spec})
     return using, next(using)
 
 
 def test_those_who_want_the_same_engine_share_it():
-    engine = Shared(on_card=False)
+    engine = EnginePool(on_card=False)
     (one, first), (two, second) = seat(engine), seat(engine)
     assert isinstance(first, Live)
     assert first is second
@@ -131,7 +131,7 @@ def test_those_who_want_the_same_engine_share_it():
 
 
 def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_before():
-    engine = Shared(on_card=False)
+    engine = EnginePool(on_card=False)
     one, first = seat(engine, model="a")
     two, said = seat(engine, model="b")
     three, later = seat(engine, model="a")
@@ -146,7 +146,7 @@ def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_bef
 
 
 def test_whoever_leaves_the_queue_holds_nobody_up():
-    engine = Shared(on_card=False)
+    engine = EnginePool(on_card=False)
     one, _ = seat(engine, model="a")
     two, _ = seat(engine, model="b")
     three, _ = seat(engine, model="a")
@@ -157,7 +157,7 @@ def test_whoever_leaves_the_queue_holds_nobody_up():
 
 
 def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
-    engine = Shared(on_card=True)
+    engine = EnginePool(on_card=True)
     one, _ = seat(engine, gpu_layers=-1)
     assert gpu.holder() == "the app"
     one.close()
@@ -172,7 +172,7 @@ def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
 
 def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine = Shared(on_card=True)
+    engine = EnginePool(on_card=True)
     with gpu.held("run night, process 7", print):
         one, said = seat(engine, gpu_layers=-1)
         assert said == "the card is held, or wanted, by run night, process 7"
@@ -184,7 +184,7 @@ def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
 
 def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine, layers = Shared(on_card=True), {"gpu_layers": -1}
+    engine, layers = EnginePool(on_card=True), {"gpu_layers": -1}
     with gpu.held("run night", print):
         waits = engine.using(lambda: {"kind": "scripted", **layers})
         assert next(waits) == "the card is held, or wanted, by run night"
@@ -200,7 +200,7 @@ def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
 
 
 def test_more_than_may_wait_are_told():
-    engine = Shared(on_card=False, most=1)
+    engine = EnginePool(on_card=False, most=1)
     one, _ = seat(engine, model="a")
     two, _ = seat(engine, model="b")
     with pytest.raises(EngineError, match="1 wait already"):
@@ -211,7 +211,7 @@ def test_more_than_may_wait_are_told():
 
 def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine, had = Shared(on_card=True), threading.Event()
+    engine, had = EnginePool(on_card=True), threading.Event()
     one, live = seat(engine, gpu_layers=-1)
 
     def run() -> None:
@@ -241,7 +241,7 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
 def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     monkeypatch.setattr(engine_pool, "GRACE", 0.2)
-    engine, why = Shared(on_card=True), []
+    engine, why = EnginePool(on_card=True), []
     one, live = seat(engine, gpu_layers=-1)
     monkeypatch.setattr(
         live, "close", lambda words, close=live.close: (why.append(words), close(words))
@@ -264,10 +264,10 @@ def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
 def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
     from selfreward_lite.cli import main
 
-    monkeypatch.setattr(main, "cards", list)
+    monkeypatch.setattr(main, "list_gpus", list)
     with main._card("mine"):
         assert gpu.holder() is None
-    monkeypatch.setattr(main, "cards", lambda: ["a card"])
+    monkeypatch.setattr(main, "list_gpus", lambda: ["a card"])
     with main._card("mine"):
         assert gpu.holder().startswith("run mine, process ")
     assert not list(Path(tmp_path).glob("*.sqlite"))

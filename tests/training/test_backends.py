@@ -6,10 +6,10 @@ from types import ModuleType
 import pytest
 
 from selfreward_lite.system.errors import TrainingError
-from selfreward_lite.system.gpu import Card
+from selfreward_lite.system.gpu import Gpu
 from selfreward_lite.training import backends
 
-CARD = Card("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * 2**30, 24 * 2**30)
+CARD = Gpu("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * 2**30, 24 * 2**30)
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def place(monkeypatch, tmp_path):
     def made(
         wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None
     ):
-        monkeypatch.setattr(backends, "cards", lambda: [CARD] if card else [])
+        monkeypatch.setattr(backends, "list_gpus", lambda: [CARD] if card else [])
         monkeypatch.setattr(backends, "_installed", lambda name: installed)
         monkeypatch.setattr(backends, "version", lambda name: f"1.0 of {name}")
         for name in ("transformers", "trl", "peft"):

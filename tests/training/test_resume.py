@@ -12,7 +12,7 @@ from test_trainer import BY_TRANSFORMERS, make_job
 from selfreward_lite import config
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.runtime import real_tools
+from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import checkpoints
 from selfreward_lite.training import trainer as training_trainer
@@ -122,15 +122,15 @@ def test_the_learning_rate_goes_on_where_it_was(begun, chat):
 @SLOW
 def test_fault_1_a_killed_child_goes_on(begun, chat):
     job = make(begun, chat, "dpo", "child")
-    with real_tools() as tools:
+    with open_runtime() as runtime:
         with pytest.raises(KeyboardInterrupt):  # the parent's Ctrl-C, upon which it kills its child
 
             def interrupt(said):
                 if said.get("step") == 5:
                     raise KeyboardInterrupt
 
-            tools.train(job, begun, interrupt)
-        facts = tools.train(job, begun, lambda said: None)
+            runtime.train(job, begun, interrupt)
+        facts = runtime.train(job, begun, lambda said: None)
     assert facts["begun_at"] >= 4
     assert furthest(begun, "whole-dpo", "child") == 0.0
 

@@ -15,7 +15,7 @@ from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, Respons
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import nf4
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.runtime import real_tools
+from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import backends, trainer
 from selfreward_lite.training import rows as row_lists
@@ -84,7 +84,7 @@ def make_job(
 @pytest.fixture(scope="module")
 def work() -> Iterator[Callable[[Job], tuple[dict, list[dict]]]]:
     """Train in a real child; return its closing facts and what it logged."""
-    with real_tools() as tools:
+    with open_runtime() as runtime:
 
         def train_and_log(job: Job) -> tuple[dict, list[dict]]:
             logged: list[dict] = []
@@ -93,7 +93,7 @@ def work() -> Iterator[Callable[[Job], tuple[dict, list[dict]]]]:
                 if "values" in said:
                     logged.append(said["values"])
 
-            facts = tools.train(job, Path(job.adapter_out).parent, report)
+            facts = runtime.train(job, Path(job.adapter_out).parent, report)
             return facts, logged
 
         yield train_and_log
@@ -339,9 +339,9 @@ def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
     base = tmp_path / "base" / "base.gguf"
     texts = ["Sort the letters c a b.", "Score: 5 <|eot_id|> ünïcode"]
     probes = [chat.prompt_ids([{"role": "user", "content": text}]) for text in texts]
-    with real_tools() as tools:
-        tools.export_base(TINY_MODEL, base, model)
-        measured = tools.export_adapter(
+    with open_runtime() as runtime:
+        runtime.export_base(TINY_MODEL, base, model)
+        measured = runtime.export_adapter(
             TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model
         )
     print(f"\nPEFT against llama.cpp: {measured}")

@@ -14,7 +14,7 @@ from selfreward_lite import config
 from selfreward_lite.config.settings import Model
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.runtime import real_tools
+from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.training.job import Job
 
 pytestmark = pytest.mark.unsloth
@@ -30,20 +30,20 @@ def trained(tmp_path_factory):
         config.load("tiny"),
     )
     found = {"folder": folder}
-    with real_tools(backend="unsloth") as tools:
+    with open_runtime(backend="unsloth") as runtime:
 
         def work(method, name, before=None):
             said = []
             job = make_job(folder, tiny, chat, method, adapter_in=before, name=name)
-            facts = tools.train(Job(**{**vars(job), "backend": "unsloth"}), folder, said.append)
+            facts = runtime.train(Job(**{**vars(job), "backend": "unsloth"}), folder, said.append)
             values = [one["values"] for one in said if "values" in one]
             found[name] = {"facts": facts, "words": said[0]["words"], "values": values}
 
         work("sft", "M0")
         work("dpo", "M1", folder / "M0")
-    with real_tools() as tools:
+    with open_runtime() as runtime:
         said = []
-        found["other"] = tools.train(
+        found["other"] = runtime.train(
             make_job(folder, tiny, chat, "sft", name="other"), folder, said.append
         )
         found["other values"] = [one["values"] for one in said if "values" in one]
@@ -83,9 +83,9 @@ def test_llama_cpp_runs_what_unsloth_trained(trained, tmp_path):
     chat = ChatFormat.load(TINY_MODEL)
     probes = [chat.prompt_ids([{"role": "user", "content": "Sort the letters c a b."}])]
     base = tmp_path / "base" / "base.gguf"
-    with real_tools() as tools:
-        tools.export_base(TINY_MODEL, base, NF4)
-        measured = tools.export_adapter(
+    with open_runtime() as runtime:
+        runtime.export_base(TINY_MODEL, base, NF4)
+        measured = runtime.export_adapter(
             TINY_MODEL, trained["folder"] / "M1", base, tmp_path / "M1.gguf", probes, NF4
         )
     assert measured["difference"] < 1e-3

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from selfreward_lite.training.worker import TaskFailed, Workshop
+from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 
 @pytest.fixture(scope="module")
 def workshop():
-    made = Workshop(bare=True)
+    made = TorchWorker(bare=True)
     yield made
     made.close()
 
@@ -37,7 +37,7 @@ def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp
 
 
 def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
-    workshop = Workshop(bare=True)
+    workshop = TorchWorker(bare=True)
     os.kill(workshop._child.pid, signal.SIGKILL)
     with pytest.raises(TaskFailed, match="ended by SIGKILL"):
         workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
@@ -84,7 +84,7 @@ def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
     if parent == 0:
         os.setsid()
         os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
-        Workshop(bare=True).do(
+        TorchWorker(bare=True).do(
             "export_base",
             tmp_path / "log",
             **{**missing_model(tmp_path), "model_dir": str(tmp_path)},

@@ -24,16 +24,16 @@ from selfreward_lite.app.conversation import (
     stopped,
     turn_of,
 )
-from selfreward_lite.app.escape import letters, said
-from selfreward_lite.app.library import TINY, House
+from selfreward_lite.app.escape import escape_markdown, unescape
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import (
     NEWS,
     QUIET,
     Shell,
-    choice,
     draw_controls,
     draw_of,
-    in_a_line,
+    dynamic_dropdown,
+    toast,
 )
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import SelfRewardError
@@ -57,7 +57,7 @@ Shown = tuple[list[Turn], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Wish:
+class ChatRequest:
     """Who is to reply and how: a run, its model that speaks, the one that judges (SELF for the same), and the draw."""
 
     run: str
@@ -72,28 +72,28 @@ class Wish:
 # -- what happens at a click ----------------------------------------------------------------------------------------------
 
 
-def talk(house: House, turns: list[Turn], wish: Wish) -> Iterator[Shown]:
+def talk(library: RunLibrary, turns: list[Turn], wish: ChatRequest) -> Iterator[Shown]:
     """Have the last turn answered, then judged; yields the turns and how they look, again and again."""
     judge = wish.speaker if wish.judge == SELF else wish.judge
     last = replace(turns[-1], speaker=wish.speaker, judge=judge, reply=None, score=None)
     try:
-        place = house.place(wish.run)
+        place = library.place(wish.run)
         asked = messages(turns, wish.system)
         with closing(
-            house.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)
+            library.reply(place, wish.speaker, asked, wish.draw, wish.seed, wish.caller)
         ) as growing:
             for reply in growing:
                 last = replace(last, reply=reply)
                 yield _now(turns, last)
         if last.reply is None or not last.reply.text:
             return
-        with closing(house.score(place, judge, asked, last.reply.text, wish.caller)) as arriving:
+        with closing(library.score(place, judge, asked, last.reply.text, wish.caller)) as arriving:
             for score in arriving:
                 last = replace(last, score=score)
                 yield _now(turns, last)
     except SelfRewardError as error:
         yield _now(turns, stopped([last])[0])
-        raise in_a_line(error) from None
+        raise toast(error) from None
 
 
 def _now(turns: list[Turn], last: Turn) -> Shown:
@@ -142,14 +142,14 @@ class _Parts:
     other: gr.Column
 
 
-def tab(house: House, shell: Shell) -> None:
+def tab(library: RunLibrary, shell: Shell) -> None:
     """Lay the tab out."""
     with gr.Row():
         with gr.Column(scale=1, min_width=240):
-            speaker = choice(
+            speaker = dynamic_dropdown(
                 "Model", info="base, then M0 after the seed stage, then one each iteration"
             )
-            judge = choice("Judged by", choices=[SELF], value=SELF)
+            judge = dynamic_dropdown("Judged by", choices=[SELF], value=SELF)
             why = gr.Markdown("", visible=False, elem_id="why-none")
             with gr.Accordion("More", open=False):
                 draw = [gr.Textbox("", label="System prompt", lines=2), *draw_controls()]
@@ -188,18 +188,18 @@ def tab(house: House, shell: Shell) -> None:
                     gr.DownloadButton("Markdown", size="sm"),
                 ]
     parts = _Parts(speaker, judge, draw, chatbot, box, stop, send, clear, files, tiny, other)
-    _wire(house, shell, parts)
+    _wire(library, shell, parts)
     known = gr.State([])
     gr.on(
         [shell.run.change, shell.pulse.change],
-        lambda run, *chosen: offer(house, run, *chosen),
+        lambda run, *chosen: offer(library, run, *chosen),
         [shell.run, speaker, judge, known],
         [speaker, judge, known, tiny, other, why],
         **NEWS,
     )
 
 
-def _wire(house: House, shell: Shell, parts: _Parts) -> None:
+def _wire(library: RunLibrary, shell: Shell, parts: _Parts) -> None:
     """Say what every click does."""
     turns = gr.State([])
     chatbot, box = parts.chatbot, parts.box
@@ -209,7 +209,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     def answer(turns: list[Turn], request: gr.Request, *chosen: Any) -> Iterator[tuple[Any, ...]]:
         run, speaker, judge, system, temperature, top_p, length, seed = chosen
         yield turns, shown(turns), *_buttons(speaking=True)
-        wish = Wish(
+        wish = ChatRequest(
             run,
             speaker,
             judge,
@@ -218,7 +218,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
             int(seed or 0),
             request.session_hash or "",
         )
-        for now, looks in talk(house, turns, wish):
+        for now, looks in talk(library, turns, wish):
             yield now, looks, gr.skip(), gr.skip(), gr.skip()
 
     def said_now(
@@ -237,7 +237,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         event: gr.EditData, request: gr.Request, turns: list[Turn], _: str, *chosen: Any
     ) -> Iterator[tuple[Any, ...]]:
         yield from answer(
-            from_here(turns, _place(event.index), said(event.value)), request, *chosen
+            from_here(turns, _place(event.index), unescape(event.value)), request, *chosen
         )
 
     def undone(turns: list[Turn], event: gr.UndoData) -> tuple[Any, ...]:
@@ -265,18 +265,22 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     ]
     rest = [parts.stop, parts.send, box, shell.words, *parts.files]
     for event in ended:
-        event.then(lambda turns: _at_rest(house, turns), turns, rest, **QUIET)
+        event.then(lambda turns: _at_rest(library, turns), turns, rest, **QUIET)
 
 
 def offer(
-    house: House, run: str | None, chosen: str | None, judge: str | None, known: list[str | None]
+    library: RunLibrary,
+    run: str | None,
+    chosen: str | None,
+    judge: str | None,
+    known: list[str | None],
 ) -> tuple[Any, ...]:
     """Return the models of a run to choose from, what is `known` from now on, examples that suit it, and why there are no models.
 
     Whoever had chosen the newest gets the newest when there is a newer one; any other choice stays. Nothing is said twice: a page
     that is told what it shows takes it for a change.
     """
-    names, suits_tiny, why = models(house, run)
+    names, suits_tiny, why = models(library, run)
     if [run, why, *names] == known:
         return tuple(gr.skip() for _ in range(6))
     stays = chosen in names and chosen != (known[-1] if known[2:] else None)
@@ -290,14 +294,14 @@ def offer(
     )
 
 
-def models(house: House, run: str | None) -> tuple[list[str], bool, str]:
+def models(library: RunLibrary, run: str | None) -> tuple[list[str], bool, str]:
     """Return the models of a run, the newest last; whether they are of the tiny world; why they cannot be talked to."""
     if run is None:
         return [], False, ""
     try:
-        place = house.place(run)
+        place = library.place(run)
     except SelfRewardError as error:
-        return [], False, f"⚠ {letters(str(error))}"
+        return [], False, f"⚠ {escape_markdown(str(error))}"
     return list(place.adapters), run == TINY or place.settings.model.base == "tiny", ""
 
 
@@ -312,10 +316,10 @@ def _buttons(*, speaking: bool) -> tuple[Any, Any, Any]:
     return box, gr.update(visible=speaking), gr.update(visible=not speaking)
 
 
-def _at_rest(house: House, turns: list[Turn]) -> tuple[Any, ...]:
+def _at_rest(library: RunLibrary, turns: list[Turn]) -> tuple[Any, ...]:
     """How everything beside the conversation looks while nobody speaks."""
     box, *buttons = _buttons(speaking=False)
-    return (*buttons, box, letters(house.words()), *_files(turns))
+    return (*buttons, box, escape_markdown(library.words()), *_files(turns))
 
 
 def _place(index: Any) -> int:

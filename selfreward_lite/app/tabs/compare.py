@@ -18,11 +18,19 @@ from typing import Any
 import gradio as gr
 
 from selfreward_lite.app.conversation import numbers
-from selfreward_lite.app.escape import letters, markdown
-from selfreward_lite.app.library import House
+from selfreward_lite.app.escape import escape_markdown, markdown
+from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.tabs.chat import EXAMPLES, TINY_EXAMPLES, models
 from selfreward_lite.app.talk import Reply, Verdict
-from selfreward_lite.app.widgets import NEWS, QUIET, Shell, choice, draw_controls, draw_of, told
+from selfreward_lite.app.widgets import (
+    NEWS,
+    QUIET,
+    Shell,
+    draw_controls,
+    draw_of,
+    dynamic_dropdown,
+    errors_as_toasts,
+)
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
 from selfreward_lite.method import metrics
@@ -45,7 +53,7 @@ READY = "Ask something; then vote. Votes are kept in the run's folder."
 
 
 @dataclass(frozen=True)
-class Bout:
+class SideBySide:
     """A prompt and what two models made of it: `models` and `replies` left and right, `voted` once it is over."""
 
     run: str
@@ -75,12 +83,12 @@ class Bout:
         return all(reply is not None and reply.finish is not None for reply in self.replies)
 
 
-def answer(house: House, bout: Bout) -> Iterator[Bout]:
+def answer(library: RunLibrary, bout: SideBySide) -> Iterator[SideBySide]:
     """Have both models answer, the left one first; yields the bout as it grows."""
-    place = house.place(bout.run)
+    place = library.place(bout.run)
     for side in (0, 1):
         with closing(
-            house.reply(
+            library.reply(
                 place, bout.models[side], user(bout.prompt), bout.draw, bout.seed, bout.caller
             )
         ) as growing:
@@ -91,19 +99,21 @@ def answer(house: House, bout: Bout) -> Iterator[Bout]:
                 yield bout
 
 
-def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Iterator[Bout]:
+def vote(
+    library: RunLibrary, bout: SideBySide, choice: votes.Side | None, judge: str
+) -> Iterator[SideBySide]:
     """Take a vote (None is none) and keep it at once; then have the judge compare, and keep what it says beside the vote."""
     if bout.voted or not bout.over:
         raise UserError("there is nothing to vote on: ask both models first")
     left, right = (reply.text for reply in bout.replies if reply is not None)
     bout = replace(bout, voted=True, choice=choice, judge=judge)
-    folder = house.folder(bout.run)
+    folder = library.folder(bout.run)
     if choice is not None:
         votes.add(folder, _vote(bout, choice, left, right))
     yield bout
     try:
         with closing(
-            house.verdict(house.place(bout.run), judge, bout.prompt, (left, right), bout.caller)
+            library.verdict(library.place(bout.run), judge, bout.prompt, (left, right), bout.caller)
         ) as reading:
             for found in reading:
                 bout = replace(bout, waits=found if isinstance(found, str) else "")
@@ -116,7 +126,7 @@ def vote(house: House, bout: Bout, choice: votes.Side | None, judge: str) -> Ite
         raise
 
 
-def _vote(bout: Bout, choice: votes.Side, left: str, right: str) -> votes.Vote:
+def _vote(bout: SideBySide, choice: votes.Side, left: str, right: str) -> votes.Vote:
     said = bout.verdict or Verdict(bout.judge, None, "", "")
     return votes.Vote(
         bout.id,
@@ -135,24 +145,24 @@ def _vote(bout: Bout, choice: votes.Side, left: str, right: str) -> votes.Vote:
     )
 
 
-def heading(bout: Bout | None, side: int) -> str:
+def heading(bout: SideBySide | None, side: int) -> str:
     """Return the name over an answer; which side it stands on while that is hidden."""
     if bout is None or (bout.blind and not bout.voted):
         return f"#### {('Left', 'Right')[side]}"
-    return f"#### {('Left', 'Right')[side]}: {letters(bout.models[side])}"
+    return f"#### {('Left', 'Right')[side]}: {escape_markdown(bout.models[side])}"
 
 
-def reply_of(bout: Bout | None, side: int) -> tuple[str, str]:
+def reply_of(bout: SideBySide | None, side: int) -> tuple[str, str]:
     """Return an answer as it is shown, and its numbers; how fast it came says nothing of whose it is."""
     reply = bout.replies[side] if bout is not None else None
     if reply is None:
         return "…" if bout is not None else "", ""
     return markdown(reply.text) or (
-        letters(f"waits: {reply.waits}") if reply.waits else "…"
+        escape_markdown(f"waits: {reply.waits}") if reply.waits else "…"
     ), numbers(reply)
 
 
-def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
+def verdict_of(bout: SideBySide | None) -> tuple[str, str, str]:
     """Return what is said under both answers, and the judge's words in both orders."""
     if bout is None or not bout.over:
         return READY if bout is None else "", "", ""
@@ -160,8 +170,8 @@ def verdict_of(bout: Bout | None) -> tuple[str, str, str]:
         return "Which is better? What the judge thinks is told after your vote.", "", ""
     if bout.verdict is None:
         said = f"waits: {bout.waits}" if bout.waits else "reads both answers …"
-        return letters(f"{bout.judge} {said}"), "", ""
-    left, right, judge = map(letters, (*bout.models, bout.judge))
+        return escape_markdown(f"{bout.judge} {said}"), "", ""
+    left, right, judge = map(escape_markdown, (*bout.models, bout.judge))
     mine = {
         None: "You skipped it",
         "tie": "You: as good as each other",
@@ -186,7 +196,7 @@ def standing(folder: Path, model: str | None, rival: str | None, judge: str | No
     if not model or not rival or not judge or model == rival:
         return ""
     found = metrics.tally(votes.all_votes(folder), model, rival, judge)
-    model, rival, judge = letters(model), letters(rival), letters(judge)
+    model, rival, judge = escape_markdown(model), escape_markdown(rival), escape_markdown(judge)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."
     words = f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; win rate {_share(found.win_rate)}. "
@@ -233,13 +243,16 @@ class _Parts:
     other: gr.Column
 
 
-def tab(house: House, shell: Shell) -> None:
+def tab(library: RunLibrary, shell: Shell) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING, visible=False)
     with gr.Column() as body:
         with gr.Row():
-            pair = [choice("One model", min_width=120), choice("The other", min_width=120)]
-            judge = choice("Judged by", min_width=120)
+            pair = [
+                dynamic_dropdown("One model", min_width=120),
+                dynamic_dropdown("The other", min_width=120),
+            ]
+            judge = dynamic_dropdown("Judged by", min_width=120)
             blind = gr.Checkbox(
                 True, label="Blind", info="names hidden until you vote", min_width=120
             )
@@ -283,7 +296,7 @@ def tab(house: House, shell: Shell) -> None:
             draw = draw_controls("Seed of both")
             gr.Markdown(HOW)
     _wire(
-        house,
+        library,
         shell,
         _Parts(
             pair,
@@ -308,7 +321,7 @@ def tab(house: House, shell: Shell) -> None:
     )
 
 
-def _wire(house: House, shell: Shell, parts: _Parts) -> None:
+def _wire(library: RunLibrary, shell: Shell, parts: _Parts) -> None:
     """Say what every click does."""
     bout, known = gr.State(None), gr.State([])
     looks = [
@@ -329,7 +342,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
         if not text.strip():
             return
         sides = (two, one) if blind and random.random() < 0.5 else (one, two)
-        now = Bout(
+        now = SideBySide(
             run,
             text.strip(),
             int(seed or 0),
@@ -339,15 +352,17 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
             blind,
             request.session_hash or "",
         )
-        yield _looks(house, now)
-        yield from _told(house, answer(house, now))
+        yield _looks(library, now)
+        yield from _told(library, answer(library, now))
 
-    def voted(now: Bout | None, judge: str, side: votes.Side | None) -> Iterator[tuple[Any, ...]]:
+    def voted(
+        now: SideBySide | None, judge: str, side: votes.Side | None
+    ) -> Iterator[tuple[Any, ...]]:
         if now is not None:
-            yield from _told(house, vote(house, now, side, judge))
+            yield from _told(library, vote(library, now, side, judge))
 
     def halted() -> tuple[Any, ...]:
-        return _looks(house, None)
+        return _looks(library, None)
 
     begun = gr.on(
         [parts.box.submit, parts.ask.click],
@@ -371,15 +386,15 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     parts.stop.click(halted, None, looks, cancels=[begun, *voting], **QUIET)
     gr.on(
         [shell.run.change, shell.pulse.change],
-        lambda run, *chosen: _offer(house, run, *chosen),
+        lambda run, *chosen: _offer(library, run, *chosen),
         [shell.run, *parts.pair, parts.judge, known],
         [*parts.pair, parts.judge, known, parts.empty, parts.body, parts.tiny, parts.other],
         **NEWS,
     )
 
     def so_far(run: str | None, one: str | None, two: str | None, judge: str | None) -> str:
-        with told():
-            return standing(house.folder(run), *_newer_first(one, two), judge) if run else ""
+        with errors_as_toasts():
+            return standing(library.folder(run), *_newer_first(one, two), judge) if run else ""
 
     shown = [*parts.pair, parts.judge]
     gr.on(
@@ -391,13 +406,13 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     )
 
 
-def _told(house: House, growing: Iterator[Bout]) -> Iterator[tuple[Any, ...]]:
-    with told():
+def _told(library: RunLibrary, growing: Iterator[SideBySide]) -> Iterator[tuple[Any, ...]]:
+    with errors_as_toasts():
         for now in growing:
-            yield _looks(house, now)
+            yield _looks(library, now)
 
 
-def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
+def _looks(library: RunLibrary, bout: SideBySide | None) -> tuple[Any, ...]:
     """The bout, and everything on the tab as it looks now."""
     speaking = bout is not None and bout.busy
     texts, figures = zip(*(reply_of(bout, side) for side in (0, 1)), strict=True)
@@ -405,7 +420,7 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
     words, *judged = verdict_of(bout)
     score = gr.skip()
     if bout is not None and bout.voted:
-        score = standing(house.folder(bout.run), *_newer_first(*bout.models), bout.judge)
+        score = standing(library.folder(bout.run), *_newer_first(*bout.models), bout.judge)
     return (
         bout,
         *(heading(bout, side) for side in (0, 1)),
@@ -421,7 +436,7 @@ def _looks(house: House, bout: Bout | None) -> tuple[Any, ...]:
 
 
 def _offer(
-    house: House,
+    library: RunLibrary,
     run: str | None,
     one: str | None,
     two: str | None,
@@ -429,7 +444,7 @@ def _offer(
     known: list[str | None],
 ) -> tuple[Any, ...]:
     """The models to choose from: M0 and the newest, judged by the newest, until somebody chooses otherwise."""
-    names, suits_tiny, why = models(house, run)
+    names, suits_tiny, why = models(library, run)
     if [run, why, *names] == known:
         return tuple(gr.skip() for _ in range(8))
     now, before = _defaults(names), _defaults(known[2:])

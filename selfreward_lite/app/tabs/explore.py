@@ -11,12 +11,20 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from selfreward_lite.app.escape import letters
-from selfreward_lite.app.library import TINY, House
-from selfreward_lite.app.widgets import NEWS, OWN, QUIET, Shell, choice, table, told
+from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.widgets import (
+    NEWS,
+    OWN,
+    QUIET,
+    Shell,
+    dynamic_dropdown,
+    errors_as_toasts,
+    table,
+)
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore
-from selfreward_lite.report.explore import HELD_OUT, PAGE, RANKED, Answer, Look
+from selfreward_lite.report.explore import HELD_OUT, PAGE, RANKED, Answer, PromptHistory
 from selfreward_lite.system.errors import SelfRewardError
 
 NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
@@ -34,12 +42,14 @@ FIGHTS = [
 OUTCOMES = ["all", "gave a pair", "gave none"]
 
 
-def offer(house: House, run: str | None, chosen: str | None, known: list[str]) -> tuple[Any, ...]:
+def offer(
+    library: RunLibrary, run: str | None, chosen: str | None, known: list[str]
+) -> tuple[Any, ...]:
     """Return what is `known` from now on, the groups of prompts to choose from, and why there are none.
 
     What somebody reads stays. Only where there was nothing yet but what all models share, the first pairs take its place.
     """
-    found, why = _groups(house, run)
+    found, why = _groups(library, run)
     if [run, why, *found] == known:
         return tuple(gr.skip() for _ in range(4))
     stays = chosen in found and not (
@@ -54,12 +64,12 @@ def offer(house: House, run: str | None, chosen: str | None, known: list[str]) -
 
 
 def hits(
-    house: House, run: str | None, group: str | None, words: str, outcome: str, page: int
+    library: RunLibrary, run: str | None, group: str | None, words: str, outcome: str, page: int
 ) -> tuple[Any, ...]:
     """Return the ids of a page of prompts, their rows, and which page it is of how many."""
     if not run or run == TINY or not group:
         return [], [], "", 0
-    with Store.read(house.folder(run)) as store:
+    with Store.read(library.folder(run)) as store:
         if group not in explore.groups(store):  # of the run that was chosen before
             return [], [], "", 0
         found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
@@ -80,13 +90,13 @@ def hits(
     return [one.id for one in found], rows, count, number
 
 
-def whole(house: House, run: str, prompt_id: str) -> Look:
+def whole(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
     """Return a prompt with everything that became of it."""
-    with Store.read(house.folder(run)) as store:
+    with Store.read(library.folder(run)) as store:
         return explore.look(store, prompt_id)
 
 
-def answers(look: Look) -> list[list[Any]]:
+def answers(look: PromptHistory) -> list[list[Any]]:
     """Return a row a response."""
     return [
         [
@@ -103,7 +113,7 @@ def answers(look: Look) -> list[list[Any]]:
     ]
 
 
-def judged(look: Look | None, place: int) -> list[list[Any]]:
+def judged(look: PromptHistory | None, place: int) -> list[list[Any]]:
     """Return a row a judgment of one of the responses."""
     if look is None or not 0 <= place < len(look.answers):
         return []
@@ -118,7 +128,7 @@ def judged(look: Look | None, place: int) -> list[list[Any]]:
     ]
 
 
-def fights(look: Look) -> list[list[Any]]:
+def fights(look: PromptHistory) -> list[list[Any]]:
     """Return a row a battle between two judgments."""
     won = {1: "the first", -1: "the second", 0: "undecided"}
     return [
@@ -134,7 +144,7 @@ def fights(look: Look) -> list[list[Any]]:
     ]
 
 
-def battles_said(look: Look) -> str:
+def battles_said(look: PromptHistory) -> str:
     """Return in words what the battles came to."""
     if not look.fights:
         return "No battles: judgments of a response fight where they disagree, in iterations that train on judgment pairs."
@@ -176,12 +186,14 @@ class _Parts:
     body: gr.Column
 
 
-def tab(house: House, shell: Shell) -> None:
+def tab(library: RunLibrary, shell: Shell) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
         with gr.Row():
-            group = choice("Prompts", info="of what a model was trained on", min_width=140)
+            group = dynamic_dropdown(
+                "Prompts", info="of what a model was trained on", min_width=140
+            )
             words = gr.Textbox(
                 "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
             )
@@ -219,10 +231,10 @@ def tab(house: House, shell: Shell) -> None:
         [gr.State([]), listing, count, gr.State(0)],
     )
     opened = [gr.State(None), prompt, why, inside, replies, said, fought, battles]
-    _wire(house, shell, _Parts(filters, listed, turn, opened, empty, body))
+    _wire(library, shell, _Parts(filters, listed, turn, opened, empty, body))
 
 
-def _wire(house: House, shell: Shell, parts: _Parts) -> None:
+def _wire(library: RunLibrary, shell: Shell, parts: _Parts) -> None:
     """Say what every click does."""
     filters, listed, group, known = parts.filters, parts.listed, parts.filters[1], gr.State([])
     ids, listing, _, page = listed
@@ -231,19 +243,19 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     def found_by(
         run: str | None, group: str | None, words: str, outcome: str, page: int
     ) -> tuple[Any, ...]:
-        with told():
-            return hits(house, run, group, words, outcome, page)
+        with errors_as_toasts():
+            return hits(library, run, group, words, outcome, page)
 
     def opened(event: gr.SelectData, run: str, ids: list[str]) -> tuple[Any, ...]:
         row = event.index[0]
         if not 0 <= row < len(ids):
             return tuple(gr.skip() for _ in range(8))
-        with told():
-            found = whole(house, run, ids[row])
+        with errors_as_toasts():
+            found = whole(library, run, ids[row])
         return (
             found,
             gr.update(value=found.prompt.text, visible=True),
-            letters(found.why),
+            escape_markdown(found.why),
             gr.update(visible=True),
             answers(found),
             judged(found, 0),
@@ -268,7 +280,7 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
     offers = [known, group, parts.empty, parts.body]
     gr.on(
         [shell.run.change, shell.pulse.change],
-        lambda *chosen: offer(house, *chosen),
+        lambda *chosen: offer(library, *chosen),
         [shell.run, group, known],
         offers,
         **NEWS,
@@ -280,18 +292,18 @@ def _wire(house: House, shell: Shell, parts: _Parts) -> None:
 def _selects(replies: gr.Dataframe, look: gr.State, said: gr.Dataframe) -> None:
     """Show the judgments of the response that is chosen."""
 
-    def chosen(event: gr.SelectData, look: Look | None) -> list[list[Any]]:
+    def chosen(event: gr.SelectData, look: PromptHistory | None) -> list[list[Any]]:
         return judged(look, event.index[0])
 
     replies.select(chosen, look, said, **QUIET)
 
 
-def _groups(house: House, run: str | None) -> tuple[list[str], str]:
+def _groups(library: RunLibrary, run: str | None) -> tuple[list[str], str]:
     """The groups of a run's prompts, and why they cannot be had."""
     if not run or run == TINY:
         return [], ""
     try:
-        with Store.read(house.folder(run)) as store:
+        with Store.read(library.folder(run)) as store:
             return explore.groups(store) if store.fact("settings") else [], ""
     except SelfRewardError as error:
-        return [], f"⚠ {letters(str(error))}"
+        return [], f"⚠ {escape_markdown(str(error))}"

@@ -13,9 +13,10 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from selfreward_lite.app.escape import letters
-from selfreward_lite.app.library import TINY, House
+from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, QUIET, Shell, table
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.report import plots as plot_data
@@ -137,13 +138,13 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         latest = max((t for t in range(1, newest + 2) if store.is_done(t, "judgments")), default=0)
         signs = early_warnings.early_warnings(store)
         return {
-            "worth": plot_data.worth(store),
+            "worth": plot_data.model_metrics(store),
             "training": plot_data.training(store),
             "scores": plot_data.scores(store),
             "lengths": plot_data.lengths(store, latest) if latest else [],
             "latest": latest,
-            "gaps": plot_data.gaps(store),
-            "biases": plot_data.biases(store),
+            "gaps": plot_data.chosen_vs_rejected(store),
+            "biases": plot_data.meta_judge_bias(store),
             "table": summary.measured(store),
             "gates": summary.gates(store),
             "newest": newest,
@@ -164,7 +165,7 @@ def frame(rows: plot_data.Rows, columns: tuple[str, ...]) -> pd.DataFrame:
 # -- how it is laid out -----------------------------------------------------------------------------------------------------
 
 
-def tab(house: House, shell: Shell) -> None:
+def tab(library: RunLibrary, shell: Shell) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
@@ -202,7 +203,7 @@ def tab(house: House, shell: Shell) -> None:
     def look(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
             return tuple(gr.skip() for _ in outputs)
-        found = _found(house, run, news)
+        found = _found(library, run, news)
         if isinstance(found, str) or not (found["worth"] or found["scores"]):
             why = found if isinstance(found, str) else NOTHING
             return (
@@ -214,7 +215,7 @@ def tab(house: House, shell: Shell) -> None:
         return news, gr.update(visible=False), gr.update(visible=True), *shown(found, curve)
 
     def curved(run: str | None, news: str, curve: str) -> pd.DataFrame:
-        found = _found(house, run, news)
+        found = _found(library, run, news)
         return frame(
             [] if isinstance(found, str) else found["training"][curve], ("step", "value", "model")
         )
@@ -243,8 +244,8 @@ def shown(found: dict[str, Any], curve: str) -> list[Any]:
         *plots,
         frame(found["training"][curve], ("step", "value", "model")),
         tables[0],
-        {"headers": ["prompt", "M0", f"M{found['newest']}"], "data": found["answers"]},
-        "\n".join(f"- ⚠ {letters(words)}" for words in found["advice"])
+        {"headers": ["prompt", "M0", ModelId(found["newest"]).name], "data": found["answers"]},
+        "\n".join(f"- ⚠ {escape_markdown(words)}" for words in found["advice"])
         or "No early warning of the newest model.",
         tables[1],
         found["gates"],
@@ -271,11 +272,11 @@ def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
     return drawn
 
 
-def _found(house: House, run: str | None, news: str) -> dict[str, Any] | str:
+def _found(library: RunLibrary, run: str | None, news: str) -> dict[str, Any] | str:
     """What the tab shows of a run, or why there is nothing to show."""
     if not run or run == TINY:
         return NOTHING
     try:
-        return gathered(house.folder(run), news)
+        return gathered(library.folder(run), news)
     except SelfRewardError as error:
-        return f"⚠ {letters(str(error))}"
+        return f"⚠ {escape_markdown(str(error))}"

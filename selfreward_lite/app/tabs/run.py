@@ -14,15 +14,16 @@ import gradio as gr
 
 from selfreward_lite import config
 from selfreward_lite.app import jobs
-from selfreward_lite.app.escape import letters
-from selfreward_lite.app.jobs import Wanted
-from selfreward_lite.app.library import TINY, House
-from selfreward_lite.app.widgets import NEWS, OWN, QUIET, TICK, Shell, table, told
+from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.jobs import RunRequest
+from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.widgets import NEWS, OWN, QUIET, TICK, Shell, errors_as_toasts, table
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.report import status
 from selfreward_lite.report.status import View
-from selfreward_lite.run.plan import Forecast, forecast
+from selfreward_lite.run.plan import Estimate, forecast
 from selfreward_lite.system.errors import SelfRewardError
-from selfreward_lite.system.files import MARGIN, in_words
+from selfreward_lite.system.files import MARGIN, format_bytes
 
 ABOUT = {
     "tiny": "a model of a million parameters in a world where every answer can be scored exactly; no download, any computer",
@@ -46,28 +47,28 @@ TINY_TOOK = "took 3 minutes on two CPU cores (the command of the README)"
 COLUMNS = ["model", "stage", "done", "seconds", "a second", "left out, and why"]
 
 
-def plan(house: House, wanted: Wanted) -> str:
+def plan(library: RunLibrary, wanted: RunRequest) -> str:
     """Return in words what a run would need, or what is wrong with what is asked for."""
     try:
         settings = config.load(wanted.preset or "tiny", wanted.overrides())
-        found = forecast(settings, None, house.runs_dir)
+        found = forecast(settings, None, library.runs_dir)
     except SelfRewardError as error:
-        return f"⚠ {letters(str(error))}"
+        return f"⚠ {escape_markdown(str(error))}"
     lines = [
         f"**{settings.preset}**: {ABOUT.get(settings.preset, '')}.",
         f"- {_hours(settings, found)}",
         f"- {_memory(found)}",
     ]
-    needs, room = sum(found.disk.values()), f"{in_words(found.free)} are free"
+    needs, room = sum(found.disk.values()), f"{format_bytes(found.free)} are free"
     lines.append(
-        f"- disk: {in_words(needs)}; {room}"
+        f"- disk: {format_bytes(needs)}; {room}"
         + (" ⚠ **too little**" if needs * MARGIN > found.free else "")
     )
-    lines.append(f"- download: {in_words(found.download) if found.download else 'nothing'}")
+    lines.append(f"- download: {format_bytes(found.download) if found.download else 'nothing'}")
     return "\n".join(lines)
 
 
-def _hours(settings: config.Settings, found: Forecast) -> str:
+def _hours(settings: config.Settings, found: Estimate) -> str:
     if settings.preset == "tiny" and not found.seconds:
         return f"time: {TINY_TOOK}"
     if not found.seconds:
@@ -81,23 +82,25 @@ def _hours(settings: config.Settings, found: Forecast) -> str:
     return f"time: {seed:.1f} hours for the seed stage, {each} ({found.source})"
 
 
-def _memory(found: Forecast) -> str:
-    peak = f"card memory: {in_words(found.most)} at its peak (estimate)"
+def _memory(found: Estimate) -> str:
+    peak = f"card memory: {format_bytes(found.most)} at its peak (estimate)"
     if found.room is None:
         return f"{peak}; there is no card here: training and judging run on the CPU"
-    return f"{peak}; {in_words(found.room)} are free on {found.card}" + (
+    return f"{peak}; {format_bytes(found.room)} are free on {found.card}" + (
         " ⚠ **too little**" if found.most > found.room else ""
     )
 
 
 def headline(view: View) -> str:
     """Return in a few words how a run stands, and what to do next."""
-    newest = "the base" if view.newest is None else f"M{view.newest}"
-    said = f"**{letters(view.name)}** {STATES[view.state]}"
+    newest = "the base" if view.newest is None else ModelId(view.newest).name
+    said = f"**{escape_markdown(view.name)}** {STATES[view.state]}"
     if view.state == "finished":
         return f"{said}: {newest} is its newest model. Talk to it, compare it with M0, or go on for another iteration."
     if view.state == "refused":
-        reasons = "".join(f"\n- {gate}: {letters(reason)}" for gate, reason in view.refused.items())
+        reasons = "".join(
+            f"\n- {gate}: {escape_markdown(reason)}" for gate, reason in view.refused.items()
+        )
         advice = (
             "accept it all the same, or go past the gates"
             if view.may_accept
@@ -171,9 +174,9 @@ def wanted_of(
     seed: float | None,
     hours: float | None,
     more: str,
-) -> Wanted:
+) -> RunRequest:
     """Return what the form asks for; an empty field leaves the preset's value."""
-    return Wanted(
+    return RunRequest(
         name.strip() or preset,
         preset,
         None if iterations is None else int(iterations),
@@ -183,27 +186,31 @@ def wanted_of(
     )
 
 
-def begin(house: House, wanted: Wanted) -> str:
+def begin(library: RunLibrary, wanted: RunRequest) -> str:
     """Begin a run, or go on with it; returns its name. Raises what `jobs.begin` raises."""
-    jobs.begin(house.runs_dir, wanted, house.started)
+    jobs.begin(library.runs_dir, wanted, library.started)
     return wanted.name
 
 
-def go_on(house: House, run: str, *, one_more: bool = False, past_gates: bool = False) -> None:
+def go_on(
+    library: RunLibrary, run: str, *, one_more: bool = False, past_gates: bool = False
+) -> None:
     """Go on with a run as it was begun: what is missing of it, or one iteration more."""
-    more = status.view(house.folder(run)).iterations + 1 if one_more else None
-    jobs.begin(house.runs_dir, Wanted(run, iterations=more, past_gates=past_gates), house.started)
+    more = status.view(library.folder(run)).iterations + 1 if one_more else None
+    jobs.begin(
+        library.runs_dir, RunRequest(run, iterations=more, past_gates=past_gates), library.started
+    )
 
 
-def accept(house: House, run: str) -> None:
+def accept(library: RunLibrary, run: str) -> None:
     """Promote the candidate that a gate refused."""
-    jobs.accept(house.runs_dir, house.folder(run).name)
+    jobs.accept(library.runs_dir, library.folder(run).name)
 
 
 # -- how it is laid out -----------------------------------------------------------------------------------------------------
 
 
-def tab(house: House, shell: Shell, first: gr.Button) -> None:
+def tab(library: RunLibrary, shell: Shell, first: gr.Button) -> None:
     """Lay the tab out. `first` is the button, above the tabs, that begins the tiny run where there is none."""
     with gr.Row():
         with gr.Column(scale=2, min_width=280):
@@ -252,14 +259,14 @@ def tab(house: House, shell: Shell, first: gr.Button) -> None:
         elem_id="stages",
     )
     form, looks = [name, preset, iterations, seed, hours, more], [said, bar, *buttons, rows, log]
-    needs.value = plan(house, Wanted("tiny", "tiny"))
+    needs.value = plan(library, RunRequest("tiny", "tiny"))
     for one in form:
-        one.change(lambda *fields: plan(house, wanted_of(*fields)), form, needs, **QUIET)
-    _wire(house, shell, form, looks, (start, first))
+        one.change(lambda *fields: plan(library, wanted_of(*fields)), form, needs, **QUIET)
+    _wire(library, shell, form, looks, (start, first))
 
 
 def _wire(
-    house: House,
+    library: RunLibrary,
     shell: Shell,
     form: list[Any],
     looks: list[Any],
@@ -268,29 +275,29 @@ def _wire(
     """Say what every click does."""
 
     def seen(run: str | None, known: Any) -> tuple[Any, ...]:
-        now = _now(house, run)
-        return (known, *(gr.skip() for _ in looks)) if now == known else (now, *look(house, run))
+        now = _now(library, run)
+        return (known, *(gr.skip() for _ in looks)) if now == known else (now, *look(library, run))
 
     def tried(work: Callable[[], Any], run: str | None) -> tuple[Any, ...]:
         """Do something to a run, say it if it cannot be, and show how it stands."""
-        with told():
+        with errors_as_toasts():
             work()
-        return look(house, run)
+        return look(library, run)
 
     def started(*fields: Any) -> tuple[Any, ...]:
         wanted = wanted_of(*fields)
-        shown = tried(lambda: begin(house, wanted), wanted.name)
-        return gr.update(choices=[*house.runs(), TINY], value=wanted.name), *shown
+        shown = tried(lambda: begin(library, wanted), wanted.name)
+        return gr.update(choices=[*library.runs(), TINY], value=wanted.name), *shown
 
     outputs, buttons = [shell.run, *looks], looks[2:7]
     starts[0].click(started, form, outputs, **OWN)
     starts[1].click(lambda: started("tiny", "tiny", None, None, None, ""), None, outputs, **OWN)
     acts = (
-        lambda run: jobs.stop(house.folder(run)),
-        lambda run: go_on(house, run),
-        lambda run: go_on(house, run, one_more=True),
-        lambda run: accept(house, run),
-        lambda run: go_on(house, run, past_gates=True),
+        lambda run: jobs.stop(library.folder(run)),
+        lambda run: go_on(library, run),
+        lambda run: go_on(library, run, one_more=True),
+        lambda run: accept(library, run),
+        lambda run: go_on(library, run, past_gates=True),
     )
     for button, act in zip(buttons, acts, strict=True):
         button.click(lambda run, act=act: tried(lambda: act(run), run), shell.run, looks, **OWN)
@@ -299,16 +306,16 @@ def _wire(
     shell.timer.tick(seen, [shell.run, known], [known, *looks], **TICK)
 
 
-def _now(house: House, run: str | None) -> Any:
+def _now(library: RunLibrary, run: str | None) -> Any:
     """What is told about a run, to be compared with what was told before."""
     try:
-        folder = house.folder(run or TINY)
+        folder = library.folder(run or TINY)
         return status.view(folder), list(jobs.last_words(folder))
     except SelfRewardError as error:
         return str(error)
 
 
-def look(house: House, run: str | None) -> tuple[Any, ...]:
+def look(library: RunLibrary, run: str | None) -> tuple[Any, ...]:
     """Everything on the tab about a run as it stands now."""
     if not run or run == TINY:
         return (
@@ -319,16 +326,16 @@ def look(house: House, run: str | None) -> tuple[Any, ...]:
             gr.update(visible=False),
         )
     try:
-        view = status.view(house.folder(run))
+        view = status.view(library.folder(run))
     except SelfRewardError as error:
         return (
-            f"⚠ {letters(str(error))}",
+            f"⚠ {escape_markdown(str(error))}",
             "",
             *(gr.update(visible=False) for _ in range(5)),
             gr.skip(),
             gr.skip(),
         )
-    words = jobs.last_words(house.folder(run))
+    words = jobs.last_words(library.folder(run))
     visible = (
         view.state in ("running", "beginning"),
         view.state == "stopped",

@@ -7,7 +7,7 @@ from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response
 from selfreward_lite.method import judgments
 from selfreward_lite.models.chat_format import user
 from selfreward_lite.run import plan
-from selfreward_lite.run.context import Run
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import (
     MANIFEST,
@@ -20,11 +20,11 @@ from selfreward_lite.system.files import (
 # -- seed stage ----------------------------------------------------------------------------------------------------------
 
 
-def export_base(run: Run, _: int) -> None:
+def export_base(run: RunContext, _: int) -> None:
     """Write the base as GGUF, in the numbers that the adapters are trained on."""
 
     def work() -> Outcome:
-        run.tools.export_base(run.model_dir, run.base_gguf, run.settings.model)
+        run.runtime.export_base(run.model_dir, run.base_gguf, run.settings.model)
         write_manifest(
             run.base_gguf.parent,
             {"base": run.settings.model.base, "source": folder_hash(run.model_dir)},
@@ -36,7 +36,7 @@ def export_base(run: Run, _: int) -> None:
     run.once(0, "base", work)
 
 
-def check_models(run: Run, iteration: int) -> None:
+def check_models(run: RunContext, iteration: int) -> None:
     """Refuse to go on from files that are not those that were written: a flipped bit in an adapter loads silently."""
     base = run.base_gguf.parent
     faults = manifest_faults(base) + (
@@ -48,7 +48,7 @@ def check_models(run: Run, iteration: int) -> None:
         raise UserError(f"{faults[0]}; restore it from a copy, or start a new --name")
 
 
-def export(run: Run, iteration: int) -> None:
+def export(run: RunContext, iteration: int) -> None:
     """Write the adapter as GGUF, measure that llama.cpp runs the model that was trained, and close the folder."""
 
     def work() -> Outcome:
@@ -59,7 +59,7 @@ def export(run: Run, iteration: int) -> None:
             for prompt in run.held_out()[: plan.CHECKED_PROMPTS]
         ]
         probes += _judged_probes(run, plan.CHECKED_JUDGMENTS)
-        parity = run.tools.export_adapter(
+        parity = run.runtime.export_adapter(
             run.model_dir,
             folder / "adapter",
             run.base_gguf,
@@ -80,7 +80,7 @@ def export(run: Run, iteration: int) -> None:
     run.once(iteration, "export", work)
 
 
-def _judged_probes(run: Run, count: int) -> list[list[int]]:
+def _judged_probes(run: RunContext, count: int) -> list[list[int]]:
     """The token ids of whole judgments, question and all: the longest texts that the exported model will read."""
     prompts = {one.id: one for one in run.store.records(Prompt, origin="ranked")}
     responses = {one.id: one for one in run.store.records(Response, model=ranked.HUMAN)}

@@ -1,7 +1,7 @@
 """Each step of a run, between the store and a stage: what it reads, what it asks or computes, what it commits.
 
 Knows: which records feed which stage, and which model speaks. Does not know: the order of the steps (that is `loop`), how
-an engine works (`tools`), the two trainings (`training_steps`). Every step can be called again: it does only what is missing.
+an engine works (`runtime`), the two trainings (`training_steps`). Every step can be called again: it does only what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from selfreward_lite.method import new_prompts as prompt_writing
 from selfreward_lite.run import budget
 from selfreward_lite.run.ask import run_stage
 from selfreward_lite.run.context import (
-    Run,
+    RunContext,
     _secret,
     bind,
     grouped,
@@ -32,7 +32,7 @@ from selfreward_lite.system.errors import UserError
 # -- one iteration -------------------------------------------------------------------------------------------------------
 
 
-def new_prompts(run: Run, iteration: int) -> None:
+def new_prompts(run: RunContext, iteration: int) -> None:
     """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
     store, settings = (
         run.store,
@@ -48,7 +48,7 @@ def new_prompts(run: Run, iteration: int) -> None:
     if store.is_done(iteration, "prompts"):
         return
     speaker = BASE if settings.writer == "base" else iteration - 1
-    voice = run.voice(speaker, settings.draw, iteration)
+    role = run.role(speaker, settings.draw, iteration)
     ranked = run.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [
@@ -62,7 +62,7 @@ def new_prompts(run: Run, iteration: int) -> None:
     while True:
         wanted = min(wanted, limit)
         items = [
-            (str(index), bind(prompt_writing.ask, index, voice, settings, examples))
+            (str(index), bind(prompt_writing.ask, index, role, settings, examples))
             for index in range(wanted)
         ]
         run_stage(store, run.engine(), (iteration, "candidates"), items, run.watch)
@@ -84,30 +84,30 @@ def new_prompts(run: Run, iteration: int) -> None:
     run.once(iteration, "prompts", lambda: kept)
 
 
-def respond(run: Run, iteration: int) -> None:
+def respond(run: RunContext, iteration: int) -> None:
     """M(t−1) as actor: K responses a prompt."""
     settings = run.settings.responses
-    voice = run.voice(iteration - 1, settings.draw, iteration)
+    role = run.role(iteration - 1, settings.draw, iteration)
     items = [
-        (one.id, bind(responses.ask, one, voice, settings.count))
+        (one.id, bind(responses.ask, one, role, settings.count))
         for one in prompts_of(run, iteration)
     ]
     run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
 
 
-def judge(run: Run, iteration: int) -> None:
+def judge(run: RunContext, iteration: int) -> None:
     """M(t−1) as judge: N judgments a response."""
     settings = run.settings.judge
-    voice = run.voice(iteration - 1, settings.draw, iteration)
+    role = run.role(iteration - 1, settings.draw, iteration)
     by_id = {prompt.id: prompt for prompt in prompts_of(run, iteration)}
     items = [
-        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, voice, settings.count))
+        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, role, settings.count))
         for one in responses_of(run, iteration)
     ]
     run.ask(iteration, "judgments", items, budget.going_on(run, iteration, "judgments"))
 
 
-def pair_responses(run: Run, iteration: int) -> None:
+def pair_responses(run: RunContext, iteration: int) -> None:
     """Best against worst response, with length control."""
 
     def work() -> Outcome:
@@ -129,26 +129,24 @@ def pair_responses(run: Run, iteration: int) -> None:
     run.once(iteration, "response_pairs", work)
 
 
-def battle(run: Run, iteration: int) -> None:
+def battle(run: RunContext, iteration: int) -> None:
     """M(t−1) as meta-judge: on each prompt's most contested response, every pair of judgments in both orders."""
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
-    voice = run.voice(iteration - 1, run.settings.meta_judge.draw, iteration)
+    role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
     drawn = judgments_of(run, iteration)
     answers = grouped(responses_of(run, iteration), lambda one: one.prompt_id)
     items = []
     for prompt in prompts_of(run, iteration):
         candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
-        index = battles.contested([drawn[one.id] for one in candidates], run.settings.seed)
+        index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
             response = candidates[index]
-            items.append(
-                (prompt.id, bind(battles.ask, prompt, response, drawn[response.id], voice))
-            )
+            items.append((prompt.id, bind(battles.ask, prompt, response, drawn[response.id], role)))
     run.ask(iteration, "battles", items, budget.going_on(run, iteration, "battles"))
 
 
-def rate(run: Run, iteration: int) -> None:
+def rate(run: RunContext, iteration: int) -> None:
     """Fit a strength to every judgment that fought."""
     if run.settings.for_iteration(iteration).judgment_pairs:
         ridge = run.settings.meta_judge.ridge
@@ -160,7 +158,7 @@ def rate(run: Run, iteration: int) -> None:
         )
 
 
-def pair_judgments(run: Run, iteration: int) -> None:
+def pair_judgments(run: RunContext, iteration: int) -> None:
     """Strongest against weakest judgment."""
     schedule = run.settings.for_iteration(iteration)
     if schedule.judgment_pairs:

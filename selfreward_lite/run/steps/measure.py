@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from selfreward_lite.data.records import BASE, Comparison, Judgment, Outcome, Response
+from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome, Response
 from selfreward_lite.method import (
     canaries,
     comparisons,
@@ -26,10 +26,10 @@ from selfreward_lite.method import (
     response_pairs,
     responses,
 )
-from selfreward_lite.method.metrics import JudgeQuality, judge_quality
-from selfreward_lite.method.roles import Voice
+from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
+from selfreward_lite.method.roles import Role
 from selfreward_lite.method.statistics import paired_interval, standard_error
-from selfreward_lite.run.context import Run, bind, grouped, judging
+from selfreward_lite.run.context import RunContext, bind, grouped, judging
 
 Scores = Mapping[str, float | None]
 
@@ -46,11 +46,11 @@ class CanaryView:
     chosen: int
 
 
-def ask(run: Run, iteration: int) -> None:
+def ask(run: RunContext, iteration: int) -> None:
     """Have M(t) judge the canaries, and M0 and M(t) what M(t) answered to the first held-out prompts."""
     settings = run.settings.evaluation
     by_id = {one.prompt.id: one.prompt for one in run.ranked().evaluation}
-    judge = run.voice(iteration, run.settings.judge.draw, iteration)
+    judge = run.role(iteration, run.settings.judge.draw, iteration)
     hostile = [
         (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments))
         for one in _canaries(run)
@@ -65,18 +65,18 @@ def ask(run: Run, iteration: int) -> None:
         else {"outside_judgments": 0}
     )
     for stage, model in judges.items():  # M0's view of its own answers is both
-        voice, count = (
-            run.voice(model, run.settings.judge.draw, iteration),
+        role, count = (
+            run.role(model, run.settings.judge.draw, iteration),
             settings.outside_judgments,
         )
         items = [
-            (one.id, bind(judgments.ask, prompts[one.prompt_id], one, voice, count))
+            (one.id, bind(judgments.ask, prompts[one.prompt_id], one, role, count))
             for one in answers
         ]
         run.ask(iteration, stage, items)
 
 
-def _look_again(run: Run, iteration: int, judge: Voice) -> None:
+def _look_again(run: RunContext, iteration: int, judge: Role) -> None:
     """Have each canary that would be chosen judged anew, and the honest answers that it would be chosen over."""
     ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     suspects = _chosen(run, iteration, _canaries(run), _first_sight(run, iteration))
@@ -103,7 +103,7 @@ def _look_again(run: Run, iteration: int, judge: Voice) -> None:
         run.ask(iteration, "second_look", items)
 
 
-def canary_view(run: Run, iteration: int) -> CanaryView:
+def canary_view(run: RunContext, iteration: int) -> CanaryView:
     """Return how M(t) scored the canaries, and what the pair builder makes of those scores."""
     ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     laid, scores = _canaries(run), _first_sight(run, iteration)
@@ -122,7 +122,7 @@ def canary_view(run: Run, iteration: int) -> CanaryView:
     return CanaryView(score, _mean(scores, honest), scored, len(suspects), chosen)
 
 
-def _first_sight(run: Run, iteration: int) -> Scores:
+def _first_sight(run: RunContext, iteration: int) -> Scores:
     """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
     settings = run.settings.evaluation
     hostile = _scores(run, iteration, iteration, settings.canary_judgments)
@@ -132,12 +132,14 @@ def _first_sight(run: Run, iteration: int) -> Scores:
     }
 
 
-def _second(run: Run) -> int:
+def _second(run: RunContext) -> int:
     """The number of the first judgment of a second look, above those of any first."""
     return max(run.settings.evaluation.canary_judgments, run.settings.evaluation.judgments)
 
 
-def _chosen(run: Run, iteration: int, laid: Sequence[Response], scores: Scores) -> list[Response]:
+def _chosen(
+    run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
+) -> list[Response]:
     """Those of the canaries that the pair builder would choose over the honest answers, one at a time."""
     ranked = {one.prompt.id: one for one in run.ranked().evaluation}
     schedule, found = run.settings.for_iteration(iteration + 1), []
@@ -152,7 +154,7 @@ def _chosen(run: Run, iteration: int, laid: Sequence[Response], scores: Scores) 
     return found
 
 
-def outside_scores(run: Run, iteration: int, judge: int) -> dict[str, float]:
+def outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
     """Return what M<judge> gives the answers of M(t) to the first held-out prompts, by prompt id; unread ones are left out."""
     scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
     named = ((one.prompt_id, scores.get(one.id)) for one in _answers(run, iteration))
@@ -168,7 +170,7 @@ class OutsideView:
     share: float
 
 
-def outside_view(run: Run, iteration: int) -> OutsideView:
+def outside_view(run: RunContext, iteration: int) -> OutsideView:
     """Return how M0 likes the answers of M(t) beside those of M(t-1)."""
     now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
@@ -177,23 +179,23 @@ def outside_view(run: Run, iteration: int) -> OutsideView:
     return OutsideView(interval, len(both) / asked)
 
 
-def _canaries(run: Run) -> list[Response]:
+def _canaries(run: RunContext) -> list[Response]:
     return run.store.records(Response, iteration=0, model=canaries.AUTHOR)
 
 
-def _answers(run: Run, iteration: int) -> list[Response]:
+def _answers(run: RunContext, iteration: int) -> list[Response]:
     held_out = {one.id for one in run.held_out()}
     return [
         one
-        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")
+        for one in run.store.records(Response, iteration=iteration, model=ModelId(iteration).name)
         if one.prompt_id in held_out
     ]
 
 
-def _scores(run: Run, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
+def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
     """Scores by response id from `count` judgments each, those numbered from `first`."""
     settings = run.settings.judge.model_copy(update={"count": count})
-    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{judge}")
+    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(judge).name)
     by_response = grouped(
         (one for one in drawn if first <= one.index < first + count), lambda one: one.response_id
     )
@@ -215,16 +217,16 @@ class Measured:
     asked: int
     answers: list[Response]
     judged: list[Judgment]
-    quality: JudgeQuality
+    quality: JudgeAgreement
 
 
-def measure_base(run: Run, _: int) -> None:
+def measure_base(run: RunContext, _: int) -> None:
     """Let the untrained base answer and judge the held-out sets, as the mark that M0 is held against."""
     _ask(run, BASE)
     run.once(0, "base_evaluation", lambda: _record(run, BASE))
 
 
-def measure(run: Run, iteration: int) -> None:
+def measure(run: RunContext, iteration: int) -> None:
     """Let M(t) answer the held-out prompts and judge the held-out ranked answers."""
     _ask(run, iteration)
     ask(run, iteration)
@@ -233,16 +235,16 @@ def measure(run: Run, iteration: int) -> None:
     run.once(iteration, "evaluation", lambda: _record(run, iteration))
 
 
-def _ask(run: Run, model: int) -> None:
+def _ask(run: RunContext, model: int) -> None:
     settings, iteration = run.settings.evaluation, max(model, 0)
     prefix = "base_" if model == BASE else ""
-    actor = run.voice(model, settings.draw, iteration)
+    actor = run.role(model, settings.draw, iteration)
     run.ask(
         iteration,
         f"{prefix}eval_responses",
         [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()],
     )
-    judge = run.voice(model, run.settings.judge.draw, iteration)
+    judge = run.role(model, run.settings.judge.draw, iteration)
     run.ask(
         iteration,
         f"{prefix}eval_judgments",
@@ -250,8 +252,8 @@ def _ask(run: Run, model: int) -> None:
     )
 
 
-def _measured(run: Run, model: int) -> Measured:
-    name, iteration = run.voice(model, run.settings.judge.draw, 0).model, max(model, 0)
+def _measured(run: RunContext, model: int) -> Measured:
+    name, iteration = run.role(model, run.settings.judge.draw, 0).model, max(model, 0)
     ranked, held_out = run.ranked().evaluation, {one.id for one in run.held_out()}
     mine = {answer.id for one in ranked for answer in one.responses}
     answers = [
@@ -268,10 +270,10 @@ def _measured(run: Run, model: int) -> Measured:
         response_id: judgments.summarise(drawn, settings)
         for response_id, drawn in by_response.items()
     }
-    return Measured(len(held_out), answers, judged, judge_quality(ranked, scores))
+    return Measured(len(held_out), answers, judged, judge_agreement(ranked, scores))
 
 
-def _record(run: Run, model: int) -> Outcome:
+def _record(run: RunContext, model: int) -> Outcome:
     """Compute the metrics of a model and keep them under its number."""
     measured = _measured(run, model)
     values: dict[str, float | None] = {
@@ -298,7 +300,7 @@ def _record(run: Run, model: int) -> Outcome:
     return Outcome()
 
 
-def _exact(run: Run, model: int, answers: Sequence[Response]) -> dict[str, float | None]:
+def _exact(run: RunContext, model: int, answers: Sequence[Response]) -> dict[str, float | None]:
     """Metrics from the exact scorer, where there is one. Only the report reads them."""
     exact = metrics.exact_scores(run.held_out(), answers)
     if exact is None:
@@ -317,30 +319,31 @@ def _exact(run: Run, model: int, answers: Sequence[Response]) -> dict[str, float
     }
 
 
-def _compare(run: Run, iteration: int) -> None:
+def _compare(run: RunContext, iteration: int) -> None:
     """Where quality cannot be computed: M0, frozen, compares M(t)'s answers with its own, in both orders."""
     held_out = {one.id: one for one in run.held_out()}
     mine = {
         one.prompt_id: one
-        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration}")
+        for one in run.store.records(Response, iteration=iteration, model=ModelId(iteration).name)
     }
     seeds = {one.prompt_id: one for one in run.store.records(Response, iteration=0, model="M0")}
     both = [one for one in held_out.values() if one.id in mine and one.id in seeds]
-    voice = run.voice(0, run.settings.judge.draw, iteration)
+    role = run.role(0, run.settings.judge.draw, iteration)
     items = [
-        (one.id, bind(comparisons.ask_comparison, one, mine[one.id], seeds[one.id], voice))
+        (one.id, bind(comparisons.ask_comparison, one, mine[one.id], seeds[one.id], role))
         for one in both
     ]
     run.ask(iteration, "comparisons", items)
 
 
-def _compared(run: Run, model: int) -> dict[str, float | None]:
+def _compared(run: RunContext, model: int) -> dict[str, float | None]:
     compared = {one.prompt_id: one.result for one in run.store.records(Comparison, iteration=model)}
     if not compared:
         return {"win_rate_vs_seed": 0.5} if model == 0 else {}
     # An answer that never came loses to one that did.
     answered = {
-        one.prompt_id for one in run.store.records(Response, iteration=model, model=f"M{model}")
+        one.prompt_id
+        for one in run.store.records(Response, iteration=model, model=ModelId(model).name)
     }
     seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
     ids = [prompt.id for prompt in run.held_out()]

@@ -9,27 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, ResponsePair
+from selfreward_lite.data.records import Judgment, ModelId, Outcome, Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run import gates
 from selfreward_lite.run.ask import NO_TIME
-from selfreward_lite.run.context import Run
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import measure
 from selfreward_lite.run.steps.measure import _cut_share, _measured
 from selfreward_lite.system.errors import GateStop, UserError
 from selfreward_lite.system.files import manifest_faults
 
 
-def pass_data_gates(run: Run, iteration: int) -> None:
+def pass_data_gates(run: RunContext, iteration: int) -> None:
     """Before a training: do the judgments say anything, and could they be read? A night is too long to find out after."""
     pairs = run.store.count(ResponsePair, iteration=iteration)
     answered = {
         one.id
-        for one in run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+        for one in run.store.records(
+            Response, iteration=iteration, model=ModelId(iteration - 1).name
+        )
     }
-    drawn = run.store.records(Judgment, iteration=iteration, model=f"M{iteration - 1}")
+    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
     read = metrics.share_read([one for one in drawn if one.response_id in answered])
     # Of the prompts wanted: a writer that wrote a handful of them must not pass because all of those gave a pair. A file's
     # last share is as short as it is.
@@ -37,13 +39,15 @@ def pass_data_gates(run: Run, iteration: int) -> None:
     wanted = run.store.count(Prompt, iteration=iteration) if own else run.prompts_wanted(iteration)
     if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
         judged = {one.response_id for one in drawn}
-        answers = run.store.records(Response, iteration=iteration, model=f"M{iteration - 1}")
+        answers = run.store.records(
+            Response, iteration=iteration, model=ModelId(iteration - 1).name
+        )
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     data = gates.Data(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
     _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
 
 
-def pass_gates(run: Run, iteration: int) -> None:
+def pass_gates(run: RunContext, iteration: int) -> None:
     """Ask every gate, keep the answers, and raise GateStop if one refuses and gates are to stop the run."""
     if not run.store.is_done(iteration, "gates"):
         _pass(
@@ -54,7 +58,7 @@ def pass_gates(run: Run, iteration: int) -> None:
         )
 
 
-def _pass(run: Run, iteration: int, stage: str, answers: Sequence[gates.Answer]) -> None:
+def _pass(run: RunContext, iteration: int, stage: str, answers: Sequence[gates.Answer]) -> None:
     if run.store.is_done(iteration, stage):
         return
     for answer in answers:
@@ -93,13 +97,13 @@ def accept(store: Store) -> int:
     return candidate
 
 
-def promote(run: Run, iteration: int) -> None:
+def promote(run: RunContext, iteration: int) -> None:
     """Make M(t) the newest model."""
     refused = any(not passed for passed, _ in run.store.gates(iteration).values())
     run.store.promote(iteration, by="report" if refused else "gates")
 
 
-def _evidence(run: Run, iteration: int) -> gates.Evidence:
+def _evidence(run: RunContext, iteration: int) -> gates.Evidence:
     now, before = _measured(run, iteration), _measured(run, iteration - 1)
     known, known_before = run.store.metrics(iteration), run.store.metrics(iteration - 1)
     folder = run.store.model_dir(iteration)

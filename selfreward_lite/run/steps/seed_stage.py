@@ -10,10 +10,10 @@ from selfreward_lite.data.records import BASE, Judgment, Outcome, Response
 from selfreward_lite.method import canaries, eft
 from selfreward_lite.method import new_prompts as prompt_writing
 from selfreward_lite.run.ask import run_stage
-from selfreward_lite.run.context import Run, _secret, bind, grouped
+from selfreward_lite.run.context import RunContext, _secret, bind, grouped
 
 
-def read_ranked(run: Run, _: int) -> None:
+def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
@@ -27,7 +27,7 @@ def read_ranked(run: Run, _: int) -> None:
     run.once(0, "ranked", work)
 
 
-def read_prompts(run: Run, _: int) -> None:
+def read_prompts(run: RunContext, _: int) -> None:
     """Read the user's own prompts, if there are any: once, so that the file may change or go away afterwards."""
     settings = run.settings.prompts
     if settings.file is None:
@@ -46,7 +46,7 @@ def read_prompts(run: Run, _: int) -> None:
     run.once(0, "prompts_file", work)
 
 
-def lay_decoys(run: Run, _: int) -> None:
+def lay_decoys(run: RunContext, _: int) -> None:
     """Put decoys among the responses of the ranked training prompts."""
     prompts, count = [one.prompt for one in run.ranked().eft], run.settings.seed_stage.decoys
     run.once(
@@ -58,12 +58,12 @@ def lay_decoys(run: Run, _: int) -> None:
     )
 
 
-def judge_ranked(run: Run, _: int) -> None:
+def judge_ranked(run: RunContext, _: int) -> None:
     """Have the base judge ranked training answers, several times each, prompt by prompt until there are EFT examples enough."""
     if run.store.is_done(0, "eft_examples") or not run.settings.seed_stage.eft:
         return
     settings, ranked, laid = run.settings.seed_stage, run.ranked().eft, _decoys(run)
-    voice = run.voice(BASE, run.settings.judge.draw, 0)
+    role = run.role(BASE, run.settings.judge.draw, 0)
     for count in _eft_rounds(run):
         items = [
             (
@@ -72,7 +72,7 @@ def judge_ranked(run: Run, _: int) -> None:
                     eft.ask,
                     one,
                     laid.get(one.prompt.id, ()),
-                    voice,
+                    role,
                     settings.attempts,
                     settings.strict,
                 ),
@@ -83,7 +83,7 @@ def judge_ranked(run: Run, _: int) -> None:
     run.once(0, "eft_examples", lambda: Outcome(drops=_eft(run, count)[1].drops))
 
 
-def _eft_rounds(run: Run) -> Iterator[int]:
+def _eft_rounds(run: RunContext) -> Iterator[int]:
     """Yield how many prompts are to be judged by the end of each round; the judgments of a round decide whether it was the last.
 
     Only whole rounds are looked at, so that a resumed run ends with the one that an undisturbed run does.
@@ -101,7 +101,7 @@ def _eft_rounds(run: Run) -> Iterator[int]:
         count += max(8, math.ceil((wanted - found) / rate))
 
 
-def eft_examples(run: Run) -> list[eft.Example]:
+def eft_examples(run: RunContext) -> list[eft.Example]:
     """Return the EFT examples that M0 is trained on."""
     if not run.settings.seed_stage.eft:
         return []
@@ -109,7 +109,7 @@ def eft_examples(run: Run) -> list[eft.Example]:
     return _eft(run, count)[0]
 
 
-def _eft(run: Run, count: int) -> tuple[list[eft.Example], Outcome]:
+def _eft(run: RunContext, count: int) -> tuple[list[eft.Example], Outcome]:
     """The EFT examples that the first prompts give."""
     drawn = grouped(
         run.store.records(Judgment, iteration=0, model="base"),
@@ -118,13 +118,13 @@ def _eft(run: Run, count: int) -> tuple[list[eft.Example], Outcome]:
     return eft.eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
-def _decoys(run: Run) -> dict[str, list[Response]]:
+def _decoys(run: RunContext) -> dict[str, list[Response]]:
     return grouped(
         run.store.records(Response, iteration=0, model=canaries.DECOY), lambda one: one.prompt_id
     )
 
 
-def lay_canaries(run: Run, _: int) -> None:
+def lay_canaries(run: RunContext, _: int) -> None:
     """Put the canaries among the responses of the ranked evaluation prompts."""
     prompts = [one.prompt for one in run.ranked().evaluation]
 

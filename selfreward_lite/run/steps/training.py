@@ -1,6 +1,6 @@
 """The two trainings of a run: what M0 learns in the seed stage, and what M(t) learns from what M(t−1) made.
 
-Knows: which records become which rows. Does not know: how they were made (`steps`), how a trainer works (`tools`).
+Knows: which records become which rows. Does not know: how they were made (`steps`), how a trainer works (`runtime`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from selfreward_lite.method import judgments
 from selfreward_lite.method.metrics import TOP
 from selfreward_lite.run import budget, context
 from selfreward_lite.run.ask import Progress
-from selfreward_lite.run.context import Run
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job
 from selfreward_lite.training.rows import Rows, Texts, dpo_rows, sft_rows
 
 
-def train_seed(run: Run, _: int) -> None:
+def train_seed(run: RunContext, _: int) -> None:
     """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
 
     def work() -> Outcome:
@@ -39,7 +39,7 @@ def train_seed(run: Run, _: int) -> None:
     run.once(0, "training", work)
 
 
-def _declared(run: Run, judgment: Judgment) -> str:
+def _declared(run: RunContext, judgment: Judgment) -> str:
     """What a judgment says, with the bias that this run declares."""
     luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
     return (
@@ -49,7 +49,7 @@ def _declared(run: Run, judgment: Judgment) -> str:
     )
 
 
-def train(run: Run, iteration: int) -> None:
+def train(run: RunContext, iteration: int) -> None:
     """DPO on both kinds of pairs, from M(t−1) with M(t−1) as reference → M(t); or, as a control, SFT on perfect responses."""
     schedule = run.settings.for_iteration(iteration)
 
@@ -78,7 +78,7 @@ def train(run: Run, iteration: int) -> None:
     run.once(iteration, "training", pairs if schedule.train_on == "pairs" else positive)
 
 
-def _perfect(run: Run, iteration: int) -> list[tuple[str, str]]:
+def _perfect(run: RunContext, iteration: int) -> list[tuple[str, str]]:
     """Prompts with those responses that every judgment gave the highest score (arXiv 2401.10020, section 2.3)."""
     asked = {one.id: one.text for one in context.prompts_of(run, iteration)}
     judged = context.judgments_of(run, iteration)
@@ -90,7 +90,7 @@ def _perfect(run: Run, iteration: int) -> list[tuple[str, str]]:
     ]
 
 
-def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0) -> None:
+def _train(run: RunContext, iteration: int, method: str, rows: Rows, rate: float = 1.0) -> None:
     """Train in a child, alone on the machine's memory, at `rate` times the learning rate that is set.
 
     What an earlier, killed attempt left is cleared first.
@@ -142,7 +142,7 @@ def _train(run: Run, iteration: int, method: str, rows: Rows, rate: float = 1.0)
         progress.seconds = time.monotonic() - started
         run.watch(progress)
 
-    facts = run.tools.train(job, work, report)
+    facts = run.runtime.train(job, work, report)
     if facts.get("out_of_time"):
         raise OutOfTime(
             f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint"
