@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_page import HOSTILE
+from hostile_text import HOSTILE
 
 from selfreward_lite.bench import app
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, ResponsePair, make_id

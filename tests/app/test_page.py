@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from hostile_text import HOSTILE, find_tags
 from hypothesis import example, given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 
 from selfreward_lite.app import conversation, page
 from selfreward_lite.app.conversation import Turn, headline, shown
@@ -24,7 +24,6 @@ from selfreward_lite.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
-HOSTILE = "<script>alert(1)</script> ![x](http://evil/x.png) <form action=http://evil><img src=x onerror=alert(1)>"
 
 
 def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
@@ -93,15 +92,6 @@ def test_the_model_reads_what_was_said_and_never_what_was_shown():
     assert shown(turns)[0]["content"] == "&lt;b>first&lt;/b> &amp; second"
 
 
-PARSER = MarkdownIt("commonmark", {"html": True})
-
-
-def tags(text: str) -> list[str]:
-    """The tags that a Markdown parser finds in a text."""
-    tokens = [inner for token in PARSER.parse(text) for inner in (token, *(token.children or ()))]
-    return [token.content for token in tokens if token.type in ("html_block", "html_inline")]
-
-
 # Two of these look like code, and are none to a parser.
 ESCAPES = (
     "x ```\n\n<div style='position:fixed'>y</div>\n\n```",
@@ -120,14 +110,14 @@ ESCAPES = (
 def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
     page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
     for shown_as in (markdown(text), escape_markdown(text), strip_tags(text), page_of):
-        assert tags(shown_as) == []
+        assert find_tags(shown_as) == []
     assert unescape(escape_markdown(text)) == unescape(strip_tags(text)) == text
     assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
 
 
 def test_the_parser_of_this_test_sees_tags():
-    assert tags("<div>") == ["<div>"]
-    assert tags(ESCAPES[0]) != []
+    assert find_tags("<div>") == ["<div>"]
+    assert find_tags(ESCAPES[0]) != []
 
 
 def test_code_stays_readable():
@@ -144,7 +134,7 @@ def test_hostile_text_is_letters_wherever_it_is_shown():
     page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
     for text in [*(one["content"] for one in looks), page_of]:
         assert "alert(1)" in text
-        assert tags(text) == []
+        assert find_tags(text) == []
     for one in looks:
         for part in ("<script", "<form", "<img", "!["):
             assert part not in one["content"]

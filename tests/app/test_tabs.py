@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 import scripted_run
-from test_page import HOSTILE, tags
+from hostile_text import HOSTILE, find_tags
 
 from selfreward_lite.app import jobs, page
 from selfreward_lite.app.jobs import RunRequest
@@ -170,7 +170,7 @@ def test_hostile_answers_are_letters(tmp_path):
     for side in (0, 1):
         text = compare.reply_of(done, side)[0]
         assert "alert(1)" in text
-        assert tags(text) == []
+        assert find_tags(text) == []
         assert "![" not in text
 
 
@@ -263,7 +263,7 @@ def test_an_empty_form_means_the_preset():
 def test_how_a_run_stands_is_said_with_what_to_do(view, says):
     said = run_tab.headline(view)
     assert says in said
-    assert tags(said) == []
+    assert find_tags(said) == []
 
 
 def test_the_bar_shows_the_stage_with_rate_and_time_left():

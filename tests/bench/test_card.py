@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite import config
@@ -296,7 +296,7 @@ def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatc
 
 def test_what_was_trained_on_the_cpu_is_no_figure_of_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
-    runtime = scripted_tools(ChatFormat.load(TINY_MODEL))
+    runtime = scripted_runtime(ChatFormat.load(TINY_MODEL))
     with pytest.raises(EngineError, match="torch sees no card and trained on the CPU"):
         card._trained(wanted(tmp_path, card=RTX), runtime, "transformers", 64)
 
@@ -309,7 +309,7 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
         raise Seen(job.memory)
 
     monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
-    runtime = replace(scripted_tools(ChatFormat.load(TINY_MODEL)), train=train)
+    runtime = replace(scripted_runtime(ChatFormat.load(TINY_MODEL)), train=train)
     for vram, given in ((16 * 10**9, 15_200_000_000), (None, None)):
         with pytest.raises(Seen) as seen:
             card._trained(wanted(tmp_path, vram=vram), runtime, "transformers", 64)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 from scripted_run import SMALL
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite import config
@@ -49,7 +49,7 @@ FEW = Table(
 
 @contextmanager
 def scripted():
-    yield scripted_tools(ChatFormat.load(TINY_MODEL))
+    yield scripted_runtime(ChatFormat.load(TINY_MODEL))
 
 
 @pytest.fixture(scope="module")

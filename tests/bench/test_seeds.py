@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from scripted_run import SMALL
-from scripted_tools import scripted_tools
-from test_gates import SPOILT, World
+from scripted_runtime import scripted_runtime
+from scripted_world import BAD_MODELS, World
 
 from selfreward_lite.bench import seeds
 from selfreward_lite.bench.seeds import Result
@@ -31,7 +31,7 @@ def opener(chat, spoilt=None, made: list | None = None):
                 made.append(engine)
             return engine
 
-        yield replace(scripted_tools(chat), open_engine=open_engine)
+        yield replace(scripted_runtime(chat), open_engine=open_engine)
 
     return open_fakes
 
@@ -56,7 +56,7 @@ def test_a_refused_model_is_a_result_too(tmp_path, chat):
         tmp_path,
         [7],
         WANTED,
-        opener(chat, SPOILT["length explosion"][1]),
+        opener(chat, BAD_MODELS["length explosion"][1]),
         lambda at: None,
         lambda text: None,
     )
@@ -181,7 +181,7 @@ def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
     def dies(job, folder, report):
         if job.method == "dpo" and job.seed == 7:
             raise TrainingError("the loss is not a number at step 3; lower the learning rate")
-        return scripted_tools(chat).train(job, folder, report)
+        return scripted_runtime(chat).train(job, folder, report)
 
     @contextmanager
     def open_fakes():

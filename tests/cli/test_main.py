@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from scripted_run import SMALL, run
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 
 from selfreward_lite.data.store import Store
 
@@ -148,7 +148,9 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
     from selfreward_lite.cli import main
     from selfreward_lite.run import runtime
 
-    monkeypatch.setattr(runtime, "open_runtime", lambda backend: nullcontext(scripted_tools(chat)))
+    monkeypatch.setattr(
+        runtime, "open_runtime", lambda backend: nullcontext(scripted_runtime(chat))
+    )
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     sets = [
         part
@@ -171,13 +173,12 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
 
 
 def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat):
-    from test_gates import SPOILT
-    from test_gates import run as run_world
+    from scripted_world import BAD_MODELS, run_world
 
     from selfreward_lite.system.errors import GateStop
 
     with pytest.raises(GateStop):
-        run_world(tmp_path / "stopped", chat, SPOILT["length explosion"][1])
+        run_world(tmp_path / "stopped", chat, BAD_MODELS["length explosion"][1])
     ended = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
     assert ended.returncode == 0
     assert json.loads(ended.stdout.splitlines()[-1]) == {"run": "stopped", "accepted": 1}

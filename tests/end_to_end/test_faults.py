@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from test_gates import World
-from test_gates import run as run_world
-from test_loop import everything, records_of
+from error_text import one_line
+from repository import HELPERS, ROOT
+from run_contents import read_contents, read_records
+from scripted_world import World, run_world
 
 from selfreward_lite import config
 from selfreward_lite.data.records import Response
@@ -31,20 +32,11 @@ from selfreward_lite.run import loop, plan
 from selfreward_lite.system.errors import (
     ConfigError,
     GateStop,
-    SelfRewardError,
     TrainingError,
     UserError,
 )
 
-HERE = Path(__file__).parents[1] / "helpers"
-ROOT = HERE.parents[1]
-SCRIPT = HERE / "scripted_run.py"
-
-
-def one_line(error: pytest.ExceptionInfo[SelfRewardError] | BaseException) -> str:
-    said = str(getattr(error, "value", error))
-    assert "\n" not in said
-    return said
+SCRIPT = HELPERS / "scripted_run.py"
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +91,12 @@ def test_fault_04_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
     assert "UserError" in ended.stderr.splitlines()[-1]
     assert f"{folder}: cannot write (" in ended.stderr.splitlines()[-1]
     assert "free space" in ended.stderr.splitlines()[-1]
-    before = records_of(folder)
+    before = read_records(folder)
     assert sum(map(len, before.values())) > 0
     scripted_run.run(folder)
-    after = records_of(folder)
+    after = read_records(folder)
     assert all(set(records) <= set(after[kind]) for kind, records in before.items())
-    assert everything(folder) == everything(whole)
+    assert read_contents(folder) == read_contents(whole)
 
 
 def test_fault_05_a_run_that_cannot_fit_the_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
@@ -312,7 +304,7 @@ def test_fault_30_time_zone_locale_and_odd_paths_change_nothing(tmp_path, whole,
     folder = tmp_path / place / "run"
     environment = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, SCRIPT, folder, "0", "0"], env=environment, check=True)
-    assert everything(folder) == everything(whole)
+    assert read_contents(folder) == read_contents(whole)
 
 
 NO_NETWORK = """

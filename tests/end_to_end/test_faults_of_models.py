@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from test_faults import ROOT, one_line
+from error_text import one_line
+from repository import ROOT
 
 from selfreward_lite import config
 from selfreward_lite.data.store import Store
@@ -130,7 +131,7 @@ def test_fault_10_a_broken_or_missing_gguf_is_refused_before_it_is_loaded(tmp_pa
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    from test_trainer import make_job
+    from training_jobs import make_job
 
     from selfreward_lite.models.chat_format import ChatFormat
     from selfreward_lite.run.runtime import open_runtime
@@ -198,7 +199,7 @@ def test_fault_14_a_dead_loss_ends_the_training(losses, says):
 
 def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
     import torch
-    from test_trainer import make_job
+    from training_jobs import make_job
 
     from selfreward_lite.models.chat_format import ChatFormat
     from selfreward_lite.training import backends

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from test_loop import everything
+from run_contents import read_contents
 
 from selfreward_lite.data.store import Store
 
@@ -71,9 +71,9 @@ class Reaper:
         for name in WRITES:
             setattr(Store, name, self.watch(getattr(Store, name), name))
         Path.rename = self.watch(Path.rename, "rename")
-        make = scripted_run.scripted_tools
+        make = scripted_run.scripted_runtime
 
-        def mortal_tools(*arguments, **named):
+        def mortal_runtime(*arguments, **named):
             runtime = make(*arguments, **named)
             return replace(
                 runtime,
@@ -82,7 +82,7 @@ class Reaper:
                 export_adapter=self.watch_files(runtime.export_adapter, "export_adapter", 3),
             )
 
-        scripted_run.scripted_tools = mortal_tools
+        scripted_run.scripted_runtime = mortal_runtime
 
 
 def live(folder: Path, ledger: Path, call: int, only: str = "") -> int:
@@ -120,7 +120,7 @@ def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, who
     while (code := live(folder, ledger, moments)) != 0:
         assert code == -signal.SIGKILL
         assert len(ledger.read_text().splitlines()) < LIVES
-    assert everything(folder) == everything(whole)
+    assert read_contents(folder) == read_contents(whole)
     with Store.read(folder) as store:
         assert store.faults() == []
     KILLS.update(ledger.read_text().splitlines())
@@ -160,7 +160,7 @@ def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path
         code = live(folder, ledger, call, point)
         assert code == -signal.SIGKILL or call == 2
     scripted_run.run(folder, iterations="1")
-    assert everything(folder) == everything(whole)
+    assert read_contents(folder) == read_contents(whole)
     with Store.read(folder) as store:
         assert store.faults() == []
     KILLS.update(ledger.read_text().splitlines())

@@ -214,7 +214,7 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
 
 def killed(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
     """Go on with the run until it is that far, kill it there, and return the records that were committed just before."""
-    halting = [sys.executable, "-m", "tests.halting_run", str(iteration), stage, str(items)]
+    halting = [sys.executable, "-m", "tests.helpers.halting_run", str(iteration), stage, str(items)]
     child = subprocess.Popen(
         [*halting, *command(folder.parent, *SMALL)[3:]], cwd=ROOT, stderr=subprocess.DEVNULL
     )

@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from repository import HELPERS
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
@@ -15,8 +15,6 @@ from selfreward_lite.engine.live import Live
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.system.errors import EngineError
-
-HERE = Path(__file__).parents[1] / "helpers"
 
 
 def request(text: str, seeds: int = 1, **more) -> Request:
@@ -28,7 +26,7 @@ def request(text: str, seeds: int = 1, **more) -> Request:
 @pytest.fixture
 def scripted(monkeypatch):
     """Makes a live engine with a scripted child."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     made: list[Live] = []
 
     def make(most: int = 64, **settings) -> Live:
@@ -171,7 +169,7 @@ def test_those_who_wait_when_it_dies_are_served_by_the_next(scripted):
 
 
 def test_what_cannot_load_says_why_to_everybody(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     live = Live({"kind": "scripted", "factory": "engine_factories:unloadable"})
     for _ in range(2):
         with pytest.raises(EngineError, match="no such model; download it"):
@@ -214,7 +212,7 @@ def test_whoever_waits_for_its_loading_can_stop(scripted):
 
 
 def test_a_bug_in_loading_is_told_to_those_who_wait(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     live = Live({"kind": "scripted", "factory": "engine_factories:no_such_function"})
     with pytest.raises(EngineError, match="AttributeError"):
         answers(live, request("hello"))

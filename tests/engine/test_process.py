@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engine_requests import SAMPLING, make_requests
+from repository import HELPERS, ROOT
 
-from selfreward_lite.engine.api import Completion, Request, Sampling
+from selfreward_lite.engine.api import Completion, Request
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import EngineError
 
-TESTS = Path(__file__).parents[1] / "helpers"
-SAMPLING = Sampling(0.0, 1.0, 60)
 Start = Callable[..., ProcessEngine]
 
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     engines = []
 
     def run(factory: str = "faulty", **settings: object) -> ProcessEngine:
@@ -37,12 +37,6 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     yield run
     for engine in engines:
         engine.close()
-
-
-def asks(count: int, samples: int = 3) -> list[Request]:
-    """Requests named by number; the prompt is the name, the seeds are 10, 11, 12."""
-    seeds = tuple(range(10, 10 + samples))
-    return [Request(f"r{i}", tuple(str(i).encode()), seeds, SAMPLING, ()) for i in range(count)]
 
 
 def check(
@@ -62,14 +56,14 @@ def check(
 def test_all_samples_cross_the_border_whatever_the_child_prints(start: Start):
     engine = start(noise=True)
     for _ in range(2):
-        check(list(engine.complete(asks(100))), 100)
+        check(list(engine.complete(make_requests(100))), 100)
     assert engine.deaths == 0
 
 
 def test_requests_are_pulled_only_as_far_as_the_window(start: Start):
     pulled = []
     engine = start()
-    running = engine.complete(pulled.append(1) or request for request in asks(500))
+    running = engine.complete(pulled.append(1) or request for request in make_requests(500))
     next(running)
     assert len(pulled) < 100
     running.close()
@@ -78,7 +72,7 @@ def test_requests_are_pulled_only_as_far_as_the_window(start: Start):
 def test_fault_43_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
     engine = start(pause=0.001)
     completions = []
-    for completion in engine.complete(asks(100)):
+    for completion in engine.complete(make_requests(100)):
         completions.append(completion)
         if len(completions) in (50, 150):
             os.kill(engine.pid, signal.SIGKILL)
@@ -90,35 +84,35 @@ def test_a_fault_that_does_not_come_back_refuses_nothing(start: Start, tmp_path:
     once = tmp_path / "once"
     once.write_text("20")
     engine = start(once=str(once))
-    check(list(engine.complete(asks(60))), 60)
+    check(list(engine.complete(make_requests(60))), 60)
     assert engine.deaths == 1
 
 
 def test_fault_43_poison_is_refused_and_the_others_complete(start: Start):
     engine = start(poison="17,40")
-    check(list(engine.complete(asks(60))), 60, refused=("r17", "r40"))
+    check(list(engine.complete(make_requests(60))), 60, refused=("r17", "r40"))
 
 
 def test_a_child_that_dies_of_everything_is_an_error(start: Start):
     engine = start(poison=",".join(map(str, range(40))))
     with pytest.raises(EngineError, match="on every request: SIGKILL"):
-        list(engine.complete(asks(40)))
+        list(engine.complete(make_requests(40)))
 
 
 def test_errors_keep_their_one_line_and_the_child_lives(start: Start):
     engine = start(error="5")
     with pytest.raises(EngineError, match="^the scripted error, in one line$"):
-        list(engine.complete(asks(10)))
+        list(engine.complete(make_requests(10)))
     pid = engine.pid
-    check(list(engine.complete(asks(5))), 5)
+    check(list(engine.complete(make_requests(5))), 5)
     assert engine.pid == pid
 
 
 def test_a_bug_in_the_child_keeps_its_traceback(start: Start):
     engine = start(bug="50")
     with pytest.raises(RuntimeError, match="scripted bug"):
-        list(engine.complete(asks(60)))
-    check(list(engine.complete(asks(5))), 5)
+        list(engine.complete(make_requests(60)))
+    check(list(engine.complete(make_requests(5))), 5)
 
 
 def test_what_cannot_load_says_why(start: Start):
@@ -134,39 +128,37 @@ def test_what_cannot_load_says_why(start: Start):
 
 def test_closing_early_then_asking_again(start: Start):
     engine = start(pause=0.001)
-    running = engine.complete(asks(200))
+    running = engine.complete(make_requests(200))
     next(running)
     running.close()
-    check(list(engine.complete(asks(30))), 30)
+    check(list(engine.complete(make_requests(30))), 30)
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="closed"):
-        list(engine.complete(asks(1)))
+        list(engine.complete(make_requests(1)))
 
 
 def test_an_error_in_the_callers_own_requests_passes_through(start: Start):
     def feed() -> Iterator[Request]:
-        yield from asks(3)
+        yield from make_requests(3)
         raise ValueError("the caller's")
 
     engine = start()
     with pytest.raises(ValueError, match="caller"):
         list(engine.complete(feed()))
-    check(list(engine.complete(asks(30))), 30)
+    check(list(engine.complete(make_requests(30))), 30)
 
 
 def test_no_orphan_when_the_parent_is_killed():
     code = (
         "from selfreward_lite.engine.process import ProcessEngine; import time\n"
-        "from test_process import asks\n"
+        "from engine_requests import make_requests\n"
         "e = ProcessEngine({'kind': 'scripted', 'factory': 'engine_factories:faulty', 'pause': 0.05})\n"
-        "r = e.complete(asks(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
+        "r = e.complete(make_requests(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
     )
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(
-            [str(TESTS.parents[1]), str(TESTS), str(Path(__file__).parent)]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HELPERS)]),
     }
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment

@@ -1,8 +1,8 @@
-"""The command line, halted inside a given stage so that whoever started it can look at the run and then kill it.
+"""The command line, stopped inside a given stage, so that a test can look at the run and then kill it.
 
-    python -m tests.halting_run ITERATION STAGE ITEMS ARGUMENT...
+    python -m tests.helpers.halting_run ITERATION STAGE ITEMS ARGUMENT...
 
-Halts (SIGSTOP) right after the commit with which the stage has ITEMS items; in a stage that is done in one piece, ITEMS tenths
+Stops (SIGSTOP) right after the commit with which the stage has ITEMS items; in a stage that is done in one piece, ITEMS tenths
 of a second after it began.
 """
 

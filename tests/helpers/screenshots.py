@@ -1,4 +1,4 @@
-"""Pictures of every tab: `PYTHONPATH=. python tests/screenshots.py [--runs-dir runs] [--all FOLDER]`, with a finished run there.
+"""Pictures of every tab: `PYTHONPATH=. python tests/helpers/screenshots.py [--runs-dir runs] [--all FOLDER]`, with a finished run there.
 
 Without --all it makes the two of the README again; with it, every tab in light, dark and on a telephone.
 """

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -32,7 +32,7 @@ def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings
         loop.run(
             store,
             chosen,
-            scripted_tools(chat, pause=pause, train_seconds=train_seconds),
+            scripted_runtime(chat, pause=pause, train_seconds=train_seconds),
             lambda at: None,
         )
 

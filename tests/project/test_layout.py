@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -179,6 +180,16 @@ def test_exact_scores_reach_reports_only():
 def test_files_stay_short():
     for name, (path, _) in modules().items():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, name
+
+
+def test_tests_import_helpers_and_no_tests():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert options["tool"]["pytest"]["ini_options"]["pythonpath"] == ["tests/helpers"]
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.stem.startswith("test_")]
+    names = {path.stem for path in tests}
+    for path in [*tests, *(ROOT / "tests" / "helpers").glob("*.py")]:
+        for one in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not names & set(one.split(".")), f"{path.name} imports {one}"
 
 
 def test_the_top_level_is_closed():

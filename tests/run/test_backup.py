@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from scripted_tools import scripted_tools
-from test_loop import everything
+from run_contents import read_contents
+from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli import main
@@ -47,7 +47,7 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, root, said.append)
         loop.run(
-            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+            store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
         copies.copy(last=True)
     return said
@@ -57,7 +57,7 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
 def whole(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("whole") / "run"
     scripted_run.run(folder)
-    return everything(folder)
+    return read_contents(folder)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_another_machine_goes_on_from_the_copy_and_ends_the_same(tmp_path, whole
         committed = sum(len(store.done_items(t, stage)) for t, stage, *_ in store.stages())
     assert committed > 0
     run(second, drive)
-    assert everything(second) == whole
+    assert read_contents(second) == whole
     assert records(second) == records(drive / "run"), "and the copy is up to date"
 
 
 def records(folder: Path) -> dict:
     """All that there is of a run, but for its base."""
-    return {name: value for name, value in everything(folder).items() if name != "base"}
+    return {name: value for name, value in read_contents(folder).items() if name != "base"}
 
 
 def test_what_is_here_already_is_gone_on_with(tmp_path):
@@ -119,7 +119,7 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, drive, print)
         loop.run(
-            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+            store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
     assert seen > 100
 
@@ -144,7 +144,7 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
         copies = Mirror(store, tmp_path / "drive", said.append)
         loop.run(
-            store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
+            store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
         copies.copy()
     assert len(said) == 2
@@ -192,7 +192,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
 
     @contextmanager
     def runtime(backend: str) -> Iterator[Runtime]:
-        yield scripted_tools(ChatFormat.load(TINY_MODEL))
+        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
 
     monkeypatch.setattr("selfreward_lite.run.runtime.real_tools", runtime)
     settings = [

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import scripted_run
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
@@ -45,7 +45,7 @@ def clock(monkeypatch) -> Clock:
 def slow_tools(clock: Clock) -> Runtime:
     """Scripted runtime on which everything takes its time; a trainer that ends when it is told to."""
     chat = ChatFormat.load(TINY_MODEL)
-    plain = scripted_tools(chat)
+    plain = scripted_runtime(chat)
 
     def open_engine(base, settings):
         engine = plain.open_engine(base, settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli.main import app
@@ -33,7 +33,7 @@ def runs(tmp_path_factory) -> Path:
 @contextmanager
 def opened(runs: Path, asked: list | None = None):
     chat = ChatFormat.load(TINY_MODEL)
-    plain = scripted_tools(chat)
+    plain = scripted_runtime(chat)
 
     def open_engine(base, settings):
         if asked is not None:
@@ -89,7 +89,7 @@ def test_a_model_is_held_against_one_of_another_run(runs):
             settings = prepare.load_or_create_settings(
                 store, {**scripted_run.SMALL, "iterations": "0", **changed}, "tiny"
             )
-            loop.run(store, settings, scripted_tools(chat, length=length), lambda at: None)
+            loop.run(store, settings, scripted_runtime(chat, length=length), lambda at: None)
     with opened(runs) as work:
         own = work.against("M1", "M0", "M0")
         for _ in range(2):  # asked, and read from what was kept
@@ -171,7 +171,7 @@ def test_every_prompt_gets_one_answer_in_order(runs):
 def command(runs, monkeypatch):
     @contextmanager
     def scripted(*_, **__):
-        yield scripted_tools(ChatFormat.load(TINY_MODEL))
+        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
 
     monkeypatch.setattr(runtime, "open_runtime", scripted)
 

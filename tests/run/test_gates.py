@@ -1,23 +1,20 @@
 """Every gate refuses and passes: by its numbers, and in a whole run whose M1 misbehaves; then `accept` and `--gates report`."""
 
 import math
-import random
-import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from scripted_run import SMALL
-from scripted_tools import OPENINGS, scripted_tools
+from scripted_runtime import scripted_runtime
+from scripted_world import (
+    BAD_MODELS,
+    World,
+    find_response,
+    run_world,
+)
 
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny.answers import Habits, write
-from selfreward_lite.data.tiny.score import score
-from selfreward_lite.data.tiny.tasks import draw, read
-from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.run import gates, loop, prepare
 from selfreward_lite.run.steps import measure, promotion
@@ -117,97 +114,6 @@ def test_a_refusal_names_number_limit_and_advice(tiny):
 # -- whole runs, in which the actor answers as the tiny world's authors do and the judge is right ----------
 
 
-class World:
-    """Replies to any request; `spoilt` replaces what M1 (or, for "tie", M0) does in one role."""
-
-    def __init__(self, chat, spoilt: dict[str, Callable]) -> None:
-        self._chat, self._spoilt = chat, spoilt
-
-    def reply(self, request: Request, sample: int) -> Reply:
-        asked = self._chat.tokenizer.decode(list(request.tokens), skip_special_tokens=True)
-        kind = next(
-            (kind for kind, begins in OPENINGS.items() if any(text in asked for text in begins)),
-            "act",
-        )
-        model = Path(request.adapter).parent.name if request.adapter else "base"
-        rng = random.Random(request.seeds[sample])
-        said = self._spoilt.get(f"{model} {kind}", getattr(self, kind))(rng, asked)
-        return (
-            said
-            if isinstance(said, Reply)
-            else Reply(said, probe=(0.2,) * 6 if request.probe else None)
-        )
-
-    @staticmethod
-    def act(rng: random.Random, asked: str) -> str:
-        return write(read(task_of(asked)), rng, Habits()).text
-
-    @staticmethod
-    def judge(rng: random.Random, asked: str) -> str:
-        return f"{rng.choice(('Hm.', 'I see.', 'Well.'))}\nScore: {points(asked)}"
-
-    @staticmethod
-    def meta_judge(rng: random.Random, asked: str) -> str:
-        return f"Both.\nWinner: Judgement {rng.choice('AB')}"
-
-    @staticmethod
-    def new_prompts(rng: random.Random, asked: str) -> str:
-        return " " + draw(rng, "corpus").prompt
-
-
-def task_of(asked: str) -> str:
-    return re.search(
-        r"[A-Z][a-z]+ [a-z ]+\.", asked.split("user\n\n")[-1].split("Task: ")[-1]
-    ).group(0)
-
-
-def response_of(asked: str) -> str:
-    found = re.search(r"<response id=\w*>\n?(.*)\n?</response id", asked, re.DOTALL)
-    return found.group(1) if found else ""
-
-
-def points(asked: str) -> int:
-    return score(task_of(asked), response_of(asked)).score
-
-
-def run(folder: Path, chat, spoilt=None, settings=None, **runtime) -> None:
-    world = World(chat, spoilt or {})
-    scripted = scripted_tools(chat)
-    made = replace(
-        scripted,
-        open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids, shuffle_seed=5),
-        **runtime,
-    )
-    wanted = {
-        **SMALL,
-        "gates.mode": "stop",
-        "iterations": "1",
-        "evaluation.prompts": "30",
-        **(settings or {}),
-    }
-    with Store.write(folder) as store:
-        loop.run(
-            store, prepare.load_or_create_settings(store, wanted, "tiny"), made, lambda at: None
-        )
-
-
-def bad(rng: random.Random, asked: str) -> str:
-    return write(read(task_of(asked)), rng, Habits(right=0.0, form=0.0, brief=0.0)).text
-
-
-def flattered(rng: random.Random, asked: str) -> str:
-    """A judge that likes whoever speaks of points and scores."""
-    return (
-        "Mine!\nScore: 5"
-        if re.search("point|score|perfect|excellent", response_of(asked), re.I)
-        else World.judge(rng, asked)
-    )
-
-
-def self_satisfied(rng: random.Random, asked: str) -> str:
-    return f"Mine!\nScore: {min(5, points(asked) + 3)}"
-
-
 def export_without_effect(*_) -> dict:
     return {"difference": 0.0, "change": 0.0, "agreement": 1.0}
 
@@ -217,46 +123,15 @@ def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
     return {"difference": math.nan, "change": math.nan, "agreement": 0.0}
 
 
-SPOILT = {
-    "reward hacking": ("outside", {"M1 act": bad, "M1 judge": self_satisfied}),
-    "length explosion": (
-        "length",
-        {"M1 act": lambda rng, asked: " and so on".join([World.act(rng, asked)] * 3)},
-    ),
-    "endless answers": (
-        "stopping",
-        {"M1 act": lambda rng, asked: Reply(World.act(rng, asked), "length")},
-    ),
-    "one token for ever": (
-        "repetition",
-        {"M1 act": lambda rng, asked: World.act(rng, asked) + " a" * 200},
-    ),
-    "the same to everybody": ("variety", {"M1 act": lambda rng, asked: "The answer is a b c."}),
-    "parse-rate loss": (
-        "reading",
-        {
-            "M1 judge": lambda rng, asked: (
-                "I like it." if rng.random() < 0.5 else World.judge(rng, asked)
-            )
-        },
-    ),
-    "a judge that forgot": (
-        "judge",
-        {"M1 judge": lambda rng, asked: f"So.\nScore: {5 - points(asked)}"},
-    ),
-    "a judge that canaries fool": ("canary", {"M1 judge": flattered}),
-}
-
-
-@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("name", BAD_MODELS)
 def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(
     tmp_path, chat, name
 ):
-    gate, spoilt = SPOILT[name]
+    gate, spoilt = BAD_MODELS[name]
     with pytest.raises(
         GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"
     ):
-        run(tmp_path / "run", chat, spoilt)
+        run_world(tmp_path / "run", chat, spoilt)
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 0
         passed, reason = store.gates(1)[gate]
@@ -277,15 +152,15 @@ def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stay
 )
 def test_an_adapter_gone_wrong_is_refused(tmp_path, chat, name, gate, export):
     def spoil_m1(*arguments):
-        good = scripted_tools(chat).export_adapter(*arguments)
+        good = scripted_runtime(chat).export_adapter(*arguments)
         return {**good, **export(*arguments)} if "M1" in str(arguments[3]) else good
 
     with pytest.raises(GateStop, match=f"{gate}: "):
-        run(tmp_path / "run", chat, export_adapter=spoil_m1)
+        run_world(tmp_path / "run", chat, export_adapter=spoil_m1)
 
 
 def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
-    run(tmp_path / "run", chat)
+    run_world(tmp_path / "run", chat)
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1
         assert all(passed for passed, _ in store.gates(1).values()), store.gates(1)
@@ -299,13 +174,13 @@ def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, ch
     favour = Counter()
 
     def moody(rng, asked):
-        said = response_of(asked).strip()
+        said = find_response(asked).strip()
         favour[said] += said == "5/5"
         return "Mine!\nScore: 5" if 0 < favour[said] <= 6 else World.judge(rng, asked)
 
     looks = {"evaluation.canary_judgments": "6", "evaluation.second_look": "24"}
-    run(tmp_path / "plain", chat, settings=looks)
-    run(tmp_path / "run", chat, {"M1 judge": moody}, looks)
+    run_world(tmp_path / "plain", chat, settings=looks)
+    run_world(tmp_path / "run", chat, {"M1 judge": moody}, looks)
     with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
         assert store.newest() == 1
         assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (
@@ -324,7 +199,7 @@ def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat)
     favour = Counter()
 
     def silent(rng, asked):
-        said = response_of(asked).strip()
+        said = find_response(asked).strip()
         favour[said] += said == "5/5"
         return (
             "I say no more."
@@ -335,7 +210,7 @@ def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat)
         )
 
     with pytest.raises(GateStop, match="canary: 1 hostile responses would be chosen"):
-        run(tmp_path / "run", chat, {"M1 judge": silent})
+        run_world(tmp_path / "run", chat, {"M1 judge": silent})
 
 
 def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
@@ -343,7 +218,7 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
 
     def train(job, folder, report):
         trained.append(job.method)
-        return scripted_tools(chat).train(job, folder, report)
+        return scripted_runtime(chat).train(job, folder, report)
 
     spoilt = {"M0 judge": lambda rng, asked: "Fine.\nScore: 4"}
     # M0 is made by a right judge (the base); only then does everything become a 4
@@ -351,7 +226,7 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
         GateStop,
         match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained",
     ):
-        run(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
+        run_world(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
     assert trained == ["sft"]
 
 
@@ -361,18 +236,18 @@ MUMBLES = {
 
 
 def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path, chat):
-    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    run_world(tmp_path / "run", chat, settings={"iterations": "0"})
     with pytest.raises(
         GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"
     ):
-        run(tmp_path / "run", chat, MUMBLES)
+        run_world(tmp_path / "run", chat, MUMBLES)
 
 
 def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkeypatch):
     """A data gate was gone past by --gates report, and the run ended between the training and the measuring."""
-    run(tmp_path / "run", chat, settings={"iterations": "0"})
+    run_world(tmp_path / "run", chat, settings={"iterations": "0"})
     monkeypatch.setattr(loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(measure.measure)])
-    run(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
+    run_world(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
     with Store.write(tmp_path / "run") as store:
         assert store.gates(1)["labels"][0] is False
         with pytest.raises(
@@ -383,35 +258,35 @@ def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkey
 
 
 def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
-    spoilt = SPOILT["length explosion"][1]
-    run(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
+    spoilt = BAD_MODELS["length explosion"][1]
+    run_world(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
     endless = {"M2 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}
     with pytest.raises(GateStop, match="M2 was refused"), Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, {"iterations": "2"}, None)
         assert settings.gates.mode == "stop"
         world = World(chat, {**spoilt, **endless})
         runtime = replace(
-            scripted_tools(chat),
+            scripted_runtime(chat),
             open_engine=lambda base, _: ScriptedEngine(world.reply, chat.text_ids),
         )
         loop.run(store, settings, runtime, lambda at: None)
 
 
 def test_a_refused_model_can_be_accepted_by_hand(tmp_path, chat):
-    spoilt = SPOILT["length explosion"][1]
+    spoilt = BAD_MODELS["length explosion"][1]
     with pytest.raises(GateStop):
-        run(tmp_path / "run", chat, spoilt)
+        run_world(tmp_path / "run", chat, spoilt)
     with Store.write(tmp_path / "run") as store:
         assert promotion.accept(store) == 1
         assert store.newest() == 1
         with pytest.raises(UserError, match="nothing to accept"):
             promotion.accept(store)
-    run(tmp_path / "run", chat, spoilt)  # the run is finished now
+    run_world(tmp_path / "run", chat, spoilt)  # the run is finished now
 
 
 def test_a_damaged_candidate_cannot_be_accepted(tmp_path, chat):
     with pytest.raises(GateStop):
-        run(tmp_path / "run", chat, SPOILT["length explosion"][1])
+        run_world(tmp_path / "run", chat, BAD_MODELS["length explosion"][1])
     with Store.write(tmp_path / "run") as store:
         (store.model_dir(1) / "adapter.gguf").write_text("other")
         with pytest.raises(UserError, match="differs from its sha256"):
@@ -419,7 +294,7 @@ def test_a_damaged_candidate_cannot_be_accepted(tmp_path, chat):
 
 
 def test_with_gates_report_the_refusal_is_kept_and_the_run_goes_on(tmp_path, chat):
-    run(tmp_path / "run", chat, SPOILT["length explosion"][1], {"gates.mode": "report"})
+    run_world(tmp_path / "run", chat, BAD_MODELS["length explosion"][1], {"gates.mode": "report"})
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1
         assert store.gates(1)["length"][0] is False

@@ -6,17 +6,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from repository import HELPERS, ROOT
+from run_contents import read_contents, read_records
 from scripted_run import SMALL, run
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 
 from selfreward_lite import config
 from selfreward_lite.data import tiny
 from selfreward_lite.data.records import (
-    KINDS,
     Battle,
     Judgment,
     JudgmentPair,
@@ -32,53 +33,6 @@ from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
-
-HERE = Path(__file__).parents[1] / "helpers"
-
-
-def records_of(folder: Path) -> dict[str, list]:
-    with Store.read(folder) as store:
-        return {
-            kind.__name__: sorted(astuple(record) for record in store.records(kind))
-            for kind in KINDS
-        }
-
-
-def everything(folder: Path) -> dict:
-    """All that a run keeps, but for the seconds that it took."""
-    with Store.read(folder) as store:
-        stages = [
-            (iteration, stage, done, total, ended)
-            for iteration, stage, done, total, _, ended in store.stages()
-        ]
-        models = range(-1, (store.newest() or 0) + 1)
-        kept = {
-            f"M{model}": (
-                store.metrics(model),
-                store.gates(model),
-                store.training(model),
-                files_of(store.folder / f"M{model}"),
-            )
-            for model in models
-        }
-        dropped = {
-            (iteration, stage): store.drops(iteration, stage) for iteration, stage, *_ in stages
-        }
-        return {
-            **records_of(folder),
-            **kept,
-            "stages": stages,
-            "drops": dropped,
-            "base": files_of(folder / "base"),
-        }
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +123,9 @@ def test_training_and_evaluation_prompts_never_overlap(whole):
 
 def test_two_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
     run(tmp_path / "again")
-    assert everything(tmp_path / "again") == everything(whole)
+    assert read_contents(tmp_path / "again") == read_contents(whole)
     run(tmp_path / "other", seed="1")
-    assert everything(tmp_path / "other") != everything(whole)
+    assert read_contents(tmp_path / "other") != read_contents(whole)
 
 
 STAGES = [
@@ -186,17 +140,17 @@ def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
     """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
     folder, killed = tmp_path / "run", 0
     for iteration, stage in STAGES:
-        script = [sys.executable, HERE / "scripted_run.py", folder, "0.02", "1.0"]
-        child = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])})
+        script = [sys.executable, HELPERS / "scripted_run.py", folder, "0.02", "1.0"]
+        child = subprocess.Popen(script, env={**os.environ, "PYTHONPATH": str(ROOT)})
         committed = _wait_until_inside(folder, iteration, stage, child)
         child.kill()
         assert child.wait() == -9, f"the run ended before {stage} was reached"
         killed += 1
-        after = records_of(folder)
+        after = read_records(folder)
         for kind, records in committed.items():
             assert set(records) <= set(after[kind]), f"a committed {kind} was lost in {stage}"
     run(folder)
-    assert everything(folder) == everything(whole)
+    assert read_contents(folder) == read_contents(whole)
     with Store.read(folder) as store:
         assert store.faults() == []
     print(f"\n{killed} kills, one in each of {len(STAGES)} stages; no committed record lost")
@@ -214,7 +168,7 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
                         if row[:2] == (iteration, stage) and not row[5]
                     ]
                     if inside and (inside[0][2] > 0 or stage in ("training", "export")):
-                        return records_of(folder)
+                        return read_records(folder)
             except UserError as error:
                 assert "only just being made" in str(error)
         time.sleep(0.002)
@@ -239,11 +193,11 @@ def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
 
 
 def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
-    before, kept = records_of(whole), everything(whole)
+    before, kept = read_records(whole), read_contents(whole)
     run(whole)
-    assert everything(whole) == kept
+    assert read_contents(whole) == kept
     run(whole, iterations="3")
-    after = records_of(whole)
+    after = read_records(whole)
     with Store.read(whole) as store:
         assert store.newest() == 3
     for kind, records in before.items():
@@ -288,7 +242,7 @@ def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, c
             5,
             "llama3",
         )
-        loop.run(store, settings, scripted_tools(chat, length=12), lambda at: None)
+        loop.run(store, settings, scripted_runtime(chat, length=12), lambda at: None)
         assert store.newest() == 2
         assert store.faults() == []
         for iteration in (1, 2):
@@ -349,7 +303,7 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, wanted, "tiny")
         assert settings.model.base == f"maker/llama@{'a' * 40}"
-        loop.run(store, settings, scripted_tools(ChatFormat.load(TINY_MODEL)), lambda at: None)
+        loop.run(store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), lambda at: None)
         newest[0] = "b" * 40
         fetched.clear()
         again = prepare.load_or_create_settings(store, {**wanted, "iterations": "1"}, "tiny")

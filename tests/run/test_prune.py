@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import scripted_run
-from test_loop import everything
+from run_contents import read_contents
 from typer.testing import CliRunner
 
 from selfreward_lite.cli import main
@@ -27,23 +27,23 @@ def run(tmp_path) -> Path:
 def records(folder: Path) -> dict:
     return {
         name: value
-        for name, value in everything(folder).items()
+        for name, value in read_contents(folder).items()
         if name not in ("base", "M1", "M2")
     }
 
 
 def test_without_yes_it_only_says_what_it_would_do(run):
-    before = everything(run)
+    before = read_contents(run)
     said = prune(run)
     assert said.exit_code == 0
     assert "made again when the run is gone on with" in said.stderr
     assert "nothing was removed; --yes removes" in said.stderr
     assert json.loads(said.stdout.splitlines()[-1]) == {"run": "old", "removed": [], "freed": 0}
-    assert everything(run) == before
+    assert read_contents(run) == before
 
 
 def test_what_can_be_made_again_goes_and_comes_back(run):
-    before = everything(run)
+    before = read_contents(run)
     said = prune(run, "--yes")
     assert json.loads(said.stdout.splitlines()[-1])["removed"] == ["base", "training"]
     assert not (run / "base").exists()
@@ -53,7 +53,7 @@ def test_what_can_be_made_again_goes_and_comes_back(run):
     with Store.read(run) as store:
         assert store.faults() == [], "what was pruned is no fault"
     scripted_run.run(run, iterations="4")
-    after = everything(run)
+    after = read_contents(run)
     assert after["base"] == before["base"], "the same base, made again"
     with Store.read(run) as store:
         assert store.newest() == 4

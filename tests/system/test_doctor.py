@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from machines import GB, PINS, RTX, T4
+from repository import ROOT
 from scripted_run import SMALL
-from scripted_tools import scripted_tools
+from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli.main import app
@@ -19,12 +20,8 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.system import doctor, gpu, processes
 from selfreward_lite.system.doctor import Machine
-from selfreward_lite.system.gpu import Gpu
 from selfreward_lite.system.errors import UserError
-
-ROOT = Path(__file__).parents[2]
-GB = 2**30
-PINS = doctor.pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+from selfreward_lite.system.gpu import Gpu
 
 
 def machine(card: Gpu | None = None, **changed) -> Machine:
@@ -64,8 +61,6 @@ def machine(card: Gpu | None = None, **changed) -> Machine:
     return replace(whole, **changed)
 
 
-RTX = Gpu("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * GB, 24 * GB)
-T4 = Gpu("Tesla T4", "580.1", (7, 5), 15 * GB, 15 * GB)
 P100 = Gpu("Tesla P100", "580.1", (6, 0), 16 * GB, 16 * GB)
 
 
@@ -212,7 +207,7 @@ def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, 
 def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, {**SMALL, "iterations": "0"}, "tiny")
-        loop.run(store, settings, scripted_tools(chat), lambda at: None)
+        loop.run(store, settings, scripted_runtime(chat), lambda at: None)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
     again = [
         "run",

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_doctor import PINS, RTX, T4
+from machines import PINS, RTX, T4
 from typer.testing import CliRunner
 
 from selfreward_lite.cli import main

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_trainer import BY_TRANSFORMERS, make_job
+from training_jobs import BY_TRANSFORMERS, make_job
 
 from selfreward_lite import config
 from selfreward_lite.data.tiny import TINY_MODEL

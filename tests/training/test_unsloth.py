@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_trainer import make_job
+from training_jobs import make_job
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Model

@@ -83,7 +83,7 @@ class Script:
         return Reply(" Tell me about " + " ".join(rng.sample(WORDS, 6)) + ".")
 
 
-def scripted_tools(
+def scripted_runtime(
     chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0
 ) -> Runtime:
     """Return runtime that need neither torch nor llama.cpp; completions come in a mixed order, as from a batch."""
