@@ -1,24 +1,32 @@
+"""`python -m selfreward_lite`, and the command `selfreward-lite`."""
+
 import os
 import sys
 
 
-def refuse(reason: str) -> None:
-    """End before anything could be imported, as a mistake that can be mended ends."""
+def main() -> None:
+    """Run the command line, or say in one line why it cannot start here."""
+    if os.name == "nt":  # runs are locked with POSIX locks, and stages fork
+        _refuse(
+            "selfreward_lite runs on Linux and macOS. On Windows use WSL: "
+            "`wsl --install`, then the same commands in its Linux"
+        )
+    try:
+        from selfreward_lite.cli.main import main as run_command_line
+    except KeyboardInterrupt:  # nothing has started that could be interrupted
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("selfreward_lite"):
+            raise
+        _refuse(f"the package {error.name} is missing: run `pip install -r requirements.txt`")
+    run_command_line()
+
+
+def _refuse(reason: str) -> None:
+    """Print the reason and end with the exit code of a user's mistake."""
     print(reason, file=sys.stderr)
     sys.exit(2)
 
 
-if os.name == "nt":  # a run is locked as POSIX locks, and stages fork
-    refuse(
-        "selfreward_lite runs on Linux and macOS; on Windows, in its Linux: `wsl --install`, then the same commands there"
-    )
-try:
-    from selfreward_lite.cli.main import main
-except KeyboardInterrupt:  # before there is anything to interrupt
-    sys.exit(130)
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("selfreward_lite"):
-        raise
-    refuse(f"the package {error.name} is missing: run `pip install -r requirements.txt`")
-
-main()
+if __name__ == "__main__":
+    main()
