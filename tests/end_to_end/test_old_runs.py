@@ -1,0 +1,86 @@
+"""A run made by the code at commit fc94850, before the twelve folders: it opens, reports, verifies and resumes.
+
+`tests/fixtures/old_run` is a tiny run with one iteration, LoRA rank 4 and small counts, made with `--gates report`,
+one vote added, then pruned (`base/` and `training/` can be made again). Only the path of the base model in
+`adapter_config.json`, and so its sha256 in `manifest.json`, was changed: to one that no longer exists.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from repository import ROOT
+
+from selfreward_lite.data import votes
+from selfreward_lite.data.records import KINDS
+from selfreward_lite.data.store import Store
+
+OLD_RUN = ROOT / "tests" / "fixtures" / "old_run"
+COUNTS = {
+    "Candidate": 12,
+    "Prompt": 70,
+    "Response": 335,
+    "Judgment": 1342,
+    "ResponsePair": 11,
+    "Battle": 56,
+    "Rating": 32,
+    "JudgmentPair": 12,
+    "Comparison": 0,
+}
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    shutil.copytree(OLD_RUN, tmp_path / "runs" / "old")
+    return tmp_path / "runs"
+
+
+def run_command(*arguments: str) -> dict:
+    """Return the JSON in the last line of a command's output."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_old_run_opens_with_every_record(runs):
+    with Store.read(runs / "old") as store:
+        assert store.newest() == 1
+        assert store.faults() == []
+        assert {kind.__name__: store.count(kind) for kind in KINDS} == COUNTS
+    (vote,) = votes.all_votes(runs / "old")
+    assert (vote.model_a, vote.model_b, vote.choice, vote.blind) == ("M0", "M1", "b", True)
+
+
+def test_old_run_has_status_and_verifies(runs):
+    where = ("--runs-dir", str(runs), "--name", "old")
+    document = run_command("status", *where)
+    first, last = document["iterations"]
+    assert (last["response_pairs"], last["judgment_pairs"]) == (11, 12)
+    assert (first["exact_score"], last["exact_score"]) == (4.2, 4.3)
+    assert set(document["refused"]["M1"]) == {"canary", "labels", "reading"}
+    assert run_command("verify", *where) == {"run": "old", "faults": 0}
+
+
+def test_old_run_reports(runs, tmp_path):
+    page = tmp_path / "old.html"
+    assert run_command("report", "old", "--runs-dir", str(runs), "--out", str(page))["bytes"] > 0
+    assert "judge pair accuracy" in page.read_text(encoding="utf-8").replace("_", " ").lower()
+
+
+@pytest.mark.slow
+def test_old_run_resumes_for_one_more_iteration(runs):
+    where = ("--runs-dir", str(runs), "--name", "old")
+    document = run_command("run", *where, "--iterations", "2", "--gates", "report")
+    assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
+    assert document["iterations"][2]["response_pairs"] > 0
+    with Store.read(runs / "old") as store:
+        assert store.newest() == 2
+        assert store.faults() == []
