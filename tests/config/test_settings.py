@@ -1,0 +1,63 @@
+"""Settings: presets, overrides, limits, and errors that say what to do."""
+
+import pytest
+
+from selfreward_lite import config
+from selfreward_lite.system.errors import ConfigError
+
+
+def test_every_preset_loads_and_names_itself():
+    assert config.presets() == ["overnight", "paper", "small", "t4", "tiny"]
+    for preset in config.presets():
+        assert config.load(preset).preset == preset
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("dpo.beta", "0.2", 0.2),
+        ("seed", "7", 7),
+        ("seed_stage.strict", "false", False),
+        ("model.base", "some/where", "some/where"),
+        ("model.base", '"12"', "12"),
+        ("schedule.1.rho", "0.25", 0.25),
+    ],
+)
+def test_overrides_are_read_as_toml_else_as_text(key, text, value):
+    found = config.load("tiny", {key: text}).model_dump()
+    for part in key.split("."):
+        found = found[int(part) if part.isdigit() else part]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("dpo.bet", "1", "dpo.bet: no such setting; docs/settings.md lists all settings"),
+        ("dpo.epochs.x", "1", "dpo.epochs.x: no such setting; docs/settings.md lists all settings"),
+        ("schedule.0", "1", "schedule.0: no such setting; docs/settings.md lists all settings"),
+        ("schedule.3.rho", "0", "schedule.3.rho: 3 is not an entry of that list (0 to 2)"),
+        ("engine.threads.x", "1", "docs/settings.md lists all settings"),
+        ("dpo.beta", "0", "dpo.beta: Input should be greater than 0; docs/settings.md lists"),
+        ("seed_stage.length_bias", "1.5", "Input should be less than or equal to 1"),
+        ("sft.micro_batch", "3", "micro_batch 3 does not divide batch 32"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(key, text, message):
+    with pytest.raises(ConfigError) as error:
+        config.load("tiny", {key: text})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_set_options_need_an_equals_sign():
+    assert config.parse_overrides(["a.b = 1", "c==2"]) == {"a.b": "1", "c": "=2"}
+    with pytest.raises(ConfigError, match="write it as --set key=value"):
+        config.parse_overrides(["dpo.beta"])
+
+
+def test_last_schedule_entry_holds_for_later_iterations():
+    settings = config.load("tiny")
+    assert settings.for_iteration(1) is settings.schedule[0]
+    assert settings.for_iteration(9) is settings.schedule[-1]
