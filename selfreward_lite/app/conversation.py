@@ -14,7 +14,7 @@ from typing import Any
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.talk import Reply, Score
 from selfreward_lite.models.chat_format import Message
-from selfreward_lite.report.summary import quoted
+from selfreward_lite.report.summary import indent_text
 
 ENDS = {
     "stop": "",
@@ -102,9 +102,9 @@ def as_markdown(turns: Sequence[Turn]) -> str:
     """Return the conversation as a page of Markdown. Texts stand in indented blocks, where nothing in them is markup."""
     parts = []
     for turn in turns:
-        parts += ["**You**", quoted(turn.said)]
+        parts += ["**You**", indent_text(turn.said)]
         if turn.reply is not None:
-            parts += [f"**{turn.speaker}**", quoted(turn.reply.text), f"*{headline(turn)}*"]
+            parts += [f"**{turn.speaker}**", indent_text(turn.reply.text), f"*{headline(turn)}*"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -189,8 +189,7 @@ def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
     biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
     opponent = before = _answers(prompts, rival, 0)
     yield Row(arm, seed, BASE, _judging(store, BASE))
-    for row in summary.summary(store)["iterations"]:
-        iteration = row["iteration"]
+    for iteration, row in enumerate(summary.summarize_run(store)["iterations"]):
         mine = _answers(prompts, store, iteration)
         rate, without_length = _against(mine, opponent)
         values = {

@@ -106,7 +106,7 @@ def finish(store: Store, settings: Settings, runtime: Runtime, watch: Watch) -> 
         loop.run(store, settings, runtime, watch)
     except (GateStop, TrainingError) as stop:
         stopped = str(stop)
-    return Result(settings.seed, summary.summary(store), stopped, _limit(store))
+    return Result(settings.seed, summary.summarize_run(store), stopped, _limit(store))
 
 
 def _limit(store: Store) -> float | None:

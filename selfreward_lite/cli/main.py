@@ -30,7 +30,6 @@ from selfreward_lite.cli.export import export
 from selfreward_lite.cli.output import Display, console, downloads, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
-from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.run.backup import Mirror, restore
@@ -174,9 +173,10 @@ def _run(
         finally:
             if copies:
                 copies.copy(last=True)
-            _print_iterations(store)
+            document = summary.summarize_run(store)
+            _print_table(summary.build_run_table(document["iterations"]))
             _print_examples(store)
-            print(json.dumps(summary.summary(store)), flush=True)
+            print(json.dumps(document), flush=True)
 
 
 def _card(name: str) -> AbstractContextManager[None]:
@@ -188,75 +188,26 @@ def _card(name: str) -> AbstractContextManager[None]:
 def status(name: Name = None, runs_dir: RunsDir = Path("runs")) -> None:
     """Show how far a run is; works while it runs."""
     with Store.read(runs_dir / (name or "tiny")) as store:
-        table = Table(
-            "model",
-            "stage",
-            "items",
-            "seconds",
-            "dropped",
-            title=str(store.folder),
-            title_justify="left",
-        )
-        for iteration, stage, done, total, seconds, ended in store.stages():
-            drops = ", ".join(
-                f"{count} {reason}" for reason, count in store.drops(iteration, stage).items()
-            )
-            table.add_row(
-                ModelId(iteration).name,
-                stage,
-                f"{done}/{total}" + ("" if ended else " …"),
-                f"{seconds:.1f}",
-                drops,
-            )
-        console.print(table)
-        if counts := summary.seed_counts(store):
-            table = Table("seed data", "here", "arXiv 2401.10020", title_justify="left")
-            for count in counts:
-                table.add_row(count.what, f"{count.here:,}", count.paper or "–")
-            console.print(table)
-        spent = summary.seconds_by_stage(store)
-        table = Table("where the seconds went", "seconds", "share", title_justify="left")
-        for stage, seconds in spent.items():
-            table.add_row(
-                stage, f"{seconds:.1f}", f"{seconds / max(sum(spent.values()), 1e-9):.0%}"
-            )
-        console.print(table)
-        if compared := summary.predictions(store):
-            table = Table(
-                "predicted before it began",
-                "hours",
-                "spent",
-                "spent / predicted",
-                title_justify="left",
-            )
-            for stage, expected, seconds in compared:
-                table.add_row(
-                    stage,
-                    f"{expected / 3600:.2f}",
-                    f"{seconds / 3600:.2f}",
-                    f"{seconds / max(expected, 1e-9):.2f}",
-                )
-            console.print(table)
-        if memory := summary.memory(store):
-            table = Table("card memory", "predicted", "at its peak", title_justify="left")
-            for what, size, peak in memory:
-                table.add_row(what, format_bytes(size), "–" if peak is None else format_bytes(peak))
-            console.print(table)
-        _print_iterations(store)
-        if readings := early_warnings.early_warnings(store):
-            head, rows = early_warnings.by_sign(readings)
-            table = Table(*head, title="early warnings", title_justify="left")
-            for row in rows:
-                table.add_row(*row)
-            console.print(table)
-            for words in early_warnings.advice(readings):
-                say(words)
+        document = summary.summarize_run(store)
+        for table in (
+            summary.build_stage_table(store),
+            summary.build_seed_table(store),
+            summary.build_time_table(store),
+            summary.build_prediction_table(store),
+            summary.build_memory_table(store),
+            summary.build_run_table(document["iterations"]),
+        ):
+            _print_table(table)
+        readings = early_warnings.early_warnings(store)
+        _print_table(early_warnings.build_sign_table(readings), "early warnings")
+        for words in early_warnings.list_advice(readings):
+            say(words)
         warned = [
             {"model": one.model, "sign": one.sign.name, "value": one.value}
             for one in readings
             if one.warns
         ]
-        print(json.dumps(summary.summary(store) | {"early_warnings": warned}))
+        print(json.dumps({**document, "early_warnings": warned}))
 
 
 @app.command("report")
@@ -440,32 +391,16 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _print_iterations(store: Store) -> None:
-    rows = summary.summary(store)["iterations"]
-    if not rows:
-        return
-    table = Table("", *(ModelId(row["iteration"]).name for row in rows))
-    for name in [name for name in rows[0] if name != "iteration"]:
-        table.add_row(
-            name.replace("_", " "), *("–" if row[name] is None else str(row[name]) for row in rows)
-        )
-    console.print(table)
+def _print_table(table: summary.Table, title: str | None = None) -> None:
+    """Print a table, with brackets as they are; nothing for a table without rows."""
+    if table.rows:
+        shown = Table(*table.head, title=title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*(Text(cell) for cell in row))
+        console.print(shown)
 
 
 def _print_examples(store: Store) -> None:
-    examples = summary.before_after(store, 5)
-    if not examples:
-        return
-    table = Table(
-        "held-out prompt",
-        "M0",
-        ModelId(store.newest()).name,
-        title="before and after",
-        title_justify="left",
-    )
-    for one in examples:
-        texts = (one.prompt, one.before, one.after)
-        table.add_row(
-            *(Text(text if len(text) <= SHOWN else f"{text[:SHOWN]} …") for text in texts)
-        )
-    console.print(table)
+    head, rows = summary.build_example_table(store, 5)
+    short = [[text if len(text) <= SHOWN else f"{text[:SHOWN]} …" for text in row] for row in rows]
+    _print_table(summary.Table(head, short), "before and after")

@@ -152,8 +152,8 @@ def early_warnings(store: Store) -> list[Reading]:
     return found
 
 
-def by_sign(readings: Sequence[Reading]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of a table with a column a model; a value that warns has a ⚠ before it."""
+def build_sign_table(readings: Sequence[Reading]) -> summary.Table:
+    """Return a table with a column a model; a value that warns starts with ⚠."""
     models = list(dict.fromkeys(one.model for one in readings))
     shown = {
         (one.sign, one.model): f"{'⚠ ' if one.warns else ''}{one.value:.2f}" for one in readings
@@ -163,10 +163,10 @@ def by_sign(readings: Sequence[Reading]) -> tuple[list[str], list[list[str]]]:
         for sign in SIGNS
         if any((sign, model) in shown for model in models)
     ]
-    return ["sign", "should be", *models], rows
+    return summary.Table(["sign", "should be", *models], rows)
 
 
-def advice(readings: Sequence[Reading]) -> list[str]:
+def list_advice(readings: Sequence[Reading]) -> list[str]:
     """Return, for each sign that warns of the newest model, what it means."""
     newest = readings[-1].model if readings else ""
     return [
@@ -194,7 +194,7 @@ def _values(store: Store, iteration: int) -> dict[str, float]:
 
 def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
     """Signs in what M(t) was trained on, and in what the training did."""
-    given = summary.training_judgments(store, iteration)
+    given = summary.load_training_judgments(store, iteration)
     scores = [one.score for one in given if one.score is not None]
     lengths = [_mean_length(store, model) for model in (iteration - 1, iteration)]
     biases = {
@@ -206,7 +206,7 @@ def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
     return {
         "mean score given": fmean(scores) if scores else None,
         "share of top scores": fmean(score >= TOP for score in scores) if scores else None,
-        "tie rate": summary.tie_rate(store, iteration, given),
+        "tie rate": summary.measure_tie_rate(store, iteration, given),
         "length ratio": lengths[1] / lengths[0] if lengths[0] else None,
         "meta-judge: shown first": biases.get("shown first"),
         "meta-judge: higher score": biases.get("higher score"),

@@ -14,9 +14,9 @@ import jinja2
 
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, explore, plots
-from selfreward_lite.report import summary as run_summary
+from selfreward_lite.report import early_warnings, explore, plots, summary
 from selfreward_lite.report.explore import PromptHistory
+from selfreward_lite.report.summary import RunSummary
 
 TEMPLATE = Path(__file__).with_name("page.html")
 EXAMPLES, PAIRS = 12, 3  # of the run, of each model
@@ -28,42 +28,42 @@ SUPERVISION = (
 
 def page(store: Store) -> str:
     """Return a run as HTML. Raises UserError where there is none yet."""
-    summary = run_summary.summary(store)
+    document = summary.summarize_run(store)
     newest, readings = store.newest(), early_warnings.early_warnings(store)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        run=summary["run"],
-        preset=summary["preset"],
+        run=document["run"],
+        preset=document["preset"],
         newest="the base" if newest is None else ModelId(newest).name,
-        duration=_duration(summary["seconds"]),
+        duration=_duration(document["seconds"]),
         hardware=store.fact("hardware") or "an unknown machine",
         versions=store.fact("versions") or {},
         supervision=SUPERVISION,
-        measured=run_summary.measured(store),
-        measured_note=_note(summary),
-        pictures=_pictures(store),
-        advice=early_warnings.advice(readings),
-        signs=early_warnings.by_sign(readings),
-        gates=run_summary.gates(store),
-        examples=run_summary.before_after(store, EXAMPLES),
+        measured=summary.build_measurement_table(store, document),
+        measured_note=_note(document),
+        pictures=_pictures(store, document),
+        advice=early_warnings.list_advice(readings),
+        signs=early_warnings.build_sign_table(readings),
+        gates=summary.build_gate_table(store),
+        examples=summary.build_example_table(store, EXAMPLES).rows,
         pairs=_pairs(store),
-        stages=_stages(store),
+        stages=summary.build_stage_table(store),
         settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
 
 
-def _pictures(store: Store) -> dict[str, str]:
+def _pictures(store: Store, document: RunSummary) -> dict[str, str]:
     drawn = {
-        "worth": plots.draw_worth,
-        "training": plots.draw_training,
-        "scores": plots.draw_scores,
-        "seconds": plots.draw_seconds,
+        "worth": plots.draw_worth(store, document),
+        "training": plots.draw_training(store),
+        "scores": plots.draw_scores(store),
+        "seconds": plots.draw_seconds(store),
     }
-    return {title: plots.to_svg(draw(store)) for title, draw in drawn.items()}
+    return {title: plots.to_svg(figure) for title, figure in drawn.items()}
 
 
-def _note(summary: dict[str, Any]) -> str:
-    exact = any(row.get("exact_score") is not None for row in summary["iterations"])
+def _note(document: RunSummary) -> str:
+    exact = any(row.get("exact_score") is not None for row in document["iterations"])
     who = (
         "an exact scorer, which no stage and no gate sees"
         if exact
@@ -122,20 +122,6 @@ def _judgments(look: PromptHistory) -> list[dict[str, str]]:
             "strength": f"{one.rejected_strength:+.2f}",
             "text": texts[one.rejected_id],
         },
-    ]
-
-
-def _stages(store: Store) -> list[list[str]]:
-    return [
-        [
-            f"M{iteration} {name.replace('_', ' ')}",
-            f"{done:,} of {total:,}",
-            f"{seconds:,.1f}",
-            ", ".join(
-                f"{count:,} {reason}" for reason, count in store.drops(iteration, name).items()
-            ),
-        ]
-        for iteration, name, done, total, seconds, _ in store.stages()
     ]
 
 

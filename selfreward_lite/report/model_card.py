@@ -349,36 +349,22 @@ def _data_words(store: Store, settings: Settings) -> str:
         if settings.prompts.file
         else f"written by the {settings.prompts.writer} model"
     )
-    counts = "\n".join(
-        f"| {one.what} | {one.here:,} | {one.paper or '–'} |" for one in summary.seed_counts(store)
-    )
-    return f"Human rankings: {of}. Prompts: {written}.\n\n| seed data | here | arXiv 2401.10020 |\n|---|---|---|\n{counts}"
+    counts = summary.build_seed_table(store).to_markdown()
+    return f"Human rankings: {of}. Prompts: {written}.\n\n{counts}"
 
 
 def _metrics(store: Store, number: int) -> str:
-    rows = [row for row in summary.summary(store)["iterations"] if row["iteration"] <= number]
-    names = [
-        name
-        for name in rows[0]
-        if name not in ("iteration", "seconds") and any(row[name] is not None for row in rows)
-    ]
-    models = " | ".join(ModelId(row["iteration"]).name for row in rows)
-    head = f"| | {models} |\n" + "|---" * (len(rows) + 1) + "|"
-    body = [
-        f"| {name.replace('_', ' ')} | "
-        + " | ".join("–" if row[name] is None else f"{row[name]}" for row in rows)
-        + " |"
-        for name in names
-    ]
-    return "\n".join([head, *body])
+    rows = summary.summarize_run(store)["iterations"][: number + 1]
+    timeless = [{name: row[name] for name in row if name != "seconds"} for row in rows]
+    return summary.build_run_table(timeless).to_markdown()
 
 
 def _examples(store: Store) -> str:
     """The first held-out prompts that both models answer differently, not chosen ones; indented, so that nothing is markup."""
     blocks = []
-    for one in summary.before_after(store, 3):
-        for title, text in (("prompt", one.prompt), ("M0", one.before), ("now", one.after)):
-            blocks.append(f"{title}:\n\n{summary.quoted(text)}")
+    for row in summary.build_example_table(store, 3).rows:
+        for title, text in zip(("prompt", "M0", "now"), row, strict=True):
+            blocks.append(f"{title}:\n\n{summary.indent_text(text)}")
     return "\n\n".join(blocks) or "Both models answer the held-out prompts alike."
 
 

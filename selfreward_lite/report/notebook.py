@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from selfreward_lite.data.records import ModelId, Prompt, Response, ResponsePair
+from selfreward_lite.data.records import Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
-from selfreward_lite.system.files import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,84 +83,32 @@ def show(*things: pd.DataFrame | Figure) -> None:
 
 def models(store: Store) -> pd.DataFrame:
     """Return what every model was measured to be: a row a measurement, a column a model."""
-    rows = summary.summary(store)["iterations"]
-    table = pd.DataFrame(
-        {ModelId(row["iteration"]).name: pd.Series(row, dtype=object) for row in rows}
-    )
-    return _shown(table.drop(index="iteration", errors="ignore").dropna(how="all").fillna("–"))
+    return _frame(summary.build_run_table(summary.summarize_run(store)["iterations"]))
 
 
 def gates(store: Store) -> pd.DataFrame:
-    """Return what every gate said of every model."""
-    answers = {
-        iteration: store.gates(iteration)
-        for iteration in sorted({one[0] for one in store.stages()})
-    }
-    return _shown(
-        pd.DataFrame(
-            [
-                (ModelId(iteration).name, gate, "passed" if passed else "refused", reason)
-                for iteration, found in answers.items()
-                for gate, (passed, reason) in found.items()
-            ],
-            columns=["model", "gate", "", "reason"],
-        )
-    )
+    """Return what every gate decided about every model."""
+    return _frame(summary.build_gate_table(store))
 
 
 def seed(store: Store) -> pd.DataFrame:
     """Return the sizes of the seed data beside those of arXiv 2401.10020."""
-    return _shown(
-        pd.DataFrame(
-            [(one.what, one.here, one.paper or "–") for one in summary.seed_counts(store)],
-            columns=["seed data", "here", "paper"],
-        )
-    )
+    return _frame(summary.build_seed_table(store))
 
 
 def memory(store: Store) -> pd.DataFrame:
-    """Return the card memory that each stage was predicted to take, and what the trainings took; empty without a card."""
-    return _shown(
-        pd.DataFrame(
-            [
-                (stage, format_bytes(predicted), "–" if peak is None else format_bytes(peak))
-                for stage, predicted, peak in summary.memory(store)
-            ],
-            columns=["card memory", "predicted", "at its peak"],
-        )
-    )
+    """Return predicted and peak GPU memory; empty without a GPU."""
+    return _frame(summary.build_memory_table(store))
 
 
 def stages(store: Store) -> pd.DataFrame:
     """Return every stage: how much of it is done, how long it took, what was dropped and why."""
-    return _shown(
-        pd.DataFrame(
-            [
-                {
-                    "model": ModelId(iteration).name,
-                    "stage": stage,
-                    "done": f"{done:,} of {total:,}",
-                    "minutes": round(seconds / 60, 1),
-                    "dropped": ", ".join(
-                        f"{count:,} {reason}"
-                        for reason, count in store.drops(iteration, stage).items()
-                    ),
-                }
-                for iteration, stage, done, total, seconds, _ in store.stages()
-            ]
-        )
-    )
+    return _frame(summary.build_stage_table(store))
 
 
 def examples(store: Store, count: int = 10) -> pd.DataFrame:
-    """Return held-out prompts that M0 and the newest model answer differently: the first of them, not chosen ones."""
-    newest = ModelId(store.newest() or 0).name
-    return _shown(
-        pd.DataFrame(
-            [(one.prompt, one.before, one.after) for one in summary.before_after(store, count)],
-            columns=["prompt", "M0", newest],
-        )
-    )
+    """Return the first held-out prompts that M0 and the newest model answer differently."""
+    return _frame(summary.build_example_table(store, count))
 
 
 def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
@@ -192,10 +139,14 @@ def judgments(store: Store, iteration: int, count: int = 5) -> pd.DataFrame:
         pd.DataFrame(
             [
                 {"response": responses[one.response_id], "judgment": one.text, "score": one.score}
-                for one in summary.training_judgments(store, iteration)[:count]
+                for one in summary.load_training_judgments(store, iteration)[:count]
             ]
         )
     )
+
+
+def _frame(table: summary.Table) -> pd.DataFrame:
+    return _shown(pd.DataFrame(table.rows, columns=table.head))
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

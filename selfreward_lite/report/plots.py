@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.data.records import ModelId
@@ -41,19 +42,18 @@ CURVES = {
 DOTS = 1500  # responses of a scatter plot at most
 
 
-def model_metrics(store: Store) -> dict[str, Rows]:
+def model_metrics(rows: Sequence[summary.Row]) -> dict[str, Rows]:
     """Return, by panel, what every model was measured to be: rows of model, what, value, error (0 where there is none)."""
-    rows = summary.summary(store)["iterations"]
     found = {
         title: [
             {
-                "model": ModelId(row["iteration"]).name,
+                "model": ModelId(number).name,
                 "what": name.replace("_", " "),
                 "value": row[name],
                 "error": row.get(f"{name}_error") or 0.0,
             }
             for name in names
-            for row in rows
+            for number, row in enumerate(rows)
             if row.get(name) is not None
         ]
         for title, names in PANELS
@@ -81,7 +81,7 @@ def scores(store: Store) -> Rows:
     for iteration in range(1, (store.newest() or 0) + 2):
         given = [
             one.score
-            for one in summary.training_judgments(store, iteration)
+            for one in summary.load_training_judgments(store, iteration)
             if one.score is not None
         ]
         counts = Counter(round(score) for score in given)
@@ -169,9 +169,9 @@ WIDTH, HEIGHT = 4.2, 3.0  # inches of one panel
 LEAST = 0.01  # of the time: what took less has no bar
 
 
-def draw_worth(store: Store) -> Figure:
+def draw_worth(store: Store, document: summary.RunSummary | None = None) -> Figure:
     """Return what every model was measured to be, M0 first, with standard errors where there are any."""
-    panels = model_metrics(store)
+    panels = model_metrics((document or summary.summarize_run(store))["iterations"])
     figure, axes = _panels(max(1, len(panels)))
     for one, (title, rows) in zip(axes, panels.items(), strict=False):
         for name, points in _by(rows, "what").items():
@@ -215,7 +215,7 @@ def draw_scores(store: Store) -> Figure:
 
 def draw_seconds(store: Store) -> Figure:
     """Return where the time went, the longest stage on top."""
-    every = summary.seconds_by_stage(store)
+    every = summary.sum_stage_seconds(store)
     spent = {
         stage: took
         for stage, took in reversed(every.items())

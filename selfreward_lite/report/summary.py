@@ -1,16 +1,15 @@
-"""Run folder → the numbers and words that people see. Pure: reads a store, writes nothing, decides nothing.
+"""A run as one JSON document and as tables of text, which terminal, page, app and notebook show alike.
 
-Knows: which record or metric answers which question. Does not know: terminals, pages. The command line shows what this returns.
+Only reads the store. Numbers in the document are rounded to four digits; None means not measured.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 from selfreward_lite.config.settings import parse
 from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split
@@ -27,6 +26,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.method.response_pairs import TOLERANCE
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.files import format_bytes
 
 MEASURED = (
     "exact_score",
@@ -45,7 +45,7 @@ MEASURED = (
     "greedy_agreement",
 )
 
-# … and, where there is room: the other metrics of a judge (arXiv 2401.10020, section 3.2), and of the data.
+# More metrics of a judge (arXiv 2401.10020, section 3.2) and of the training data, for tables with room.
 MORE = (
     "judge_pair_accuracy_without_ties",
     "judge_five_best",
@@ -58,105 +58,105 @@ MORE = (
 )
 OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
 
+# Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1); both are measured when M0's training begins.
+TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
 
-def summary(store: Store) -> dict[str, Any]:
-    """Return the run as one JSON document; iteration 0 is M0, the model after the seed stage."""
+Row = dict[str, float | None]
+
+
+class RunSummary(TypedDict):
+    """A run as one JSON document; `iterations` holds one row a model, M0 first."""
+
+    run: str
+    preset: str
+    seconds: float
+    base: Row
+    iterations: list[Row]
+    refused: dict[str, dict[str, str]]
+
+
+class Table(NamedTuple):
+    """A table of text; every row is as long as the head."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, for model cards."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def summarize_run(store: Store) -> RunSummary:
+    """Return the counts and measurements of every model. Raises UserError for a folder without a run."""
     settings = store.fact("settings")
     if settings is None:
         raise UserError(
             f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`"
         )
-    newest = store.newest()
-    rows = [
-        iteration_row(store, iteration)
-        for iteration in range((-1 if newest is None else newest) + 1)
-    ]
+    newest, base = store.newest(), store.metrics(BASE)
     return {
         "run": store.folder.name,
         "preset": settings["preset"],
-        "seconds": round(sum(stage[4] for stage in store.stages()), 1),
-        "base": {
-            name: _rounded(value)
-            for name in MEASURED
-            if (value := store.metrics(BASE).get(name)) is not None
-        },
-        "iterations": rows,
-        "refused": refusals(store),
+        "seconds": round(sum(row.seconds for row in store.stages()), 1),
+        "base": {name: _round(base[name]) for name in MEASURED if base.get(name) is not None},
+        "iterations": [
+            _summarize_iteration(store, iteration)
+            for iteration in range(0 if newest is None else newest + 1)
+        ],
+        "refused": _list_refusals(store),
     }
 
 
-def iteration_row(store: Store, iteration: int) -> dict[str, Any]:
-    """Return the counts and measurements of one iteration: the data M(t) was trained on, and what M(t) is worth."""
-    author = ModelId(iteration - 1).name if iteration else "base"
-    trained_on = training_judgments(store, iteration)
-    prompts = (
-        store.count(Prompt, iteration=iteration)
-        if iteration
-        else store.count(Prompt, origin="ranked")
-    )
+def _summarize_iteration(store: Store, iteration: int) -> Row:
+    """The training data of M(t), counted, and the measurements of M(t)."""
+    author = ModelId(iteration - 1).name if iteration else HUMAN
+    judgments = load_training_judgments(store, iteration)
+    unread = sum(judgment.score is None for judgment in judgments)
+    source = {"iteration": iteration} if iteration else {"origin": "ranked"}
+    prompts = store.count(Prompt, **source)
     pairs = store.count(ResponsePair, iteration=iteration)
-    unread = sum(judgment.score is None for judgment in trained_on)
     metrics = store.metrics(iteration)
+    seconds = [row.seconds for row in store.stages() if row.iteration == iteration]
     return {
         "iteration": iteration,
         "prompts": prompts,
-        "responses": store.count(
-            Response, iteration=iteration, model=author if iteration else HUMAN
-        ),
-        "judgments": len(trained_on),
+        "responses": store.count(Response, iteration=iteration, model=author),
+        "judgments": len(judgments),
         "judgments_unread": unread,
         "response_pairs": pairs,
         "judgment_pairs": store.count(JudgmentPair, iteration=iteration),
-        "pair_yield": _rounded(pairs / prompts) if iteration and prompts else None,
-        "tie_rate": _rounded(tie_rate(store, iteration, trained_on)) if iteration else None,
-        "unread_rate": _rounded(unread / len(trained_on)) if trained_on else None,
-        **{name: _rounded(metrics.get(name)) for name in MEASURED},
-        "seconds": round(
-            sum(seconds for t, _, _, _, seconds, _ in store.stages() if t == iteration), 1
-        ),
+        "pair_yield": _round(pairs / prompts) if iteration and prompts else None,
+        "tie_rate": _round(measure_tie_rate(store, iteration, judgments)) if iteration else None,
+        "unread_rate": _round(unread / len(judgments)) if judgments else None,
+        **{name: _round(metrics.get(name)) for name in MEASURED},
+        "seconds": round(sum(seconds), 1),
     }
 
 
-def measured(store: Store) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of what every model was measured to be, with standard errors."""
-    found = summary(store)
-    columns = [("base", found["base"] | _more(store, BASE))] if found["base"] else []
-    columns += [
-        (ModelId(row["iteration"]).name, row | _more(store, row["iteration"]))
-        for row in found["iterations"]
-    ]
-    names = [
-        name
-        for name in (*MEASURED, *MORE, *OF_DATA)
-        if not name.endswith("_error") and any(row.get(name) is not None for _, row in columns)
-    ]
-    rows = [[name.replace("_", " "), *(_cell(row, name) for _, row in columns)] for name in names]
-    return ["", *(name for name, _ in columns)], rows
+def _list_refusals(store: Store) -> dict[str, dict[str, str]]:
+    """For every model that a gate refused: the gates and their reasons."""
+    refused: dict[str, dict[str, str]] = {}
+    for iteration in sorted({row.iteration for row in store.stages()}):
+        for gate, (passed, reason) in store.gates(iteration).items():
+            if not passed:
+                refused.setdefault(ModelId(iteration).name, {})[gate] = reason
+    return refused
 
 
-def gates(store: Store) -> list[list[str]]:
-    """Return what every gate said of every model."""
-    iterations = sorted({iteration for iteration, *_ in store.stages()})
-    return [
-        [ModelId(iteration).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for iteration in iterations
-        for gate, (passed, reason) in store.gates(iteration).items()
-    ]
+def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
+    """Return the judgments that M(t) was trained on, without those made for evaluation."""
+    stage = "judgments" if iteration else "eft_judgments"
+    items = store.done_items(iteration, stage)
+    if not iteration:  # the items of this stage are prompts, not responses
+        items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
+    author = ModelId(iteration - 1).name
+    judgments = store.records(Judgment, iteration=iteration, model=author)
+    return [one for one in judgments if one.response_id in items]
 
 
-def _more(store: Store, model: int) -> dict[str, Any]:
-    return {name: value for name, value in store.metrics(model).items() if name in MORE}
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value, error = row.get(name), row.get(f"{name}_error")
-    if value is None:
-        return "–"
-    return f"{value:.3f} ± {error:.3f}" if error else f"{value:,.3f}".rstrip("0").rstrip(".")
-
-
-def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
-    """Return the share of pairs of responses to one prompt whose scores are equal, as this run scores; None for no pair."""
+def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
+    """Return the share of pairs of responses to one prompt with equal mean scores; None without pairs."""
     expected = parse(store.fact("settings")).judge.score == "expected"
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:
@@ -173,147 +173,205 @@ def tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float 
     return fmean(pairs) if pairs else None
 
 
-@dataclass(frozen=True)
-class Count:
-    """How many of something the seed stage has, and how many the papers had (None where they do not say)."""
-
-    what: str
-    here: int
-    paper: str | None
+# -- tables --------------------------------------------------------------------------------------
 
 
-# What M0 was trained on is counted as its training begins.
-TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
-
-
-def seed_counts(store: Store) -> list[Count]:
-    """Return the sizes of the seed data beside those of arXiv 2401.10020 (its third version, section 3.1)."""
-    if not store.is_done(0, "ranked"):
-        return []
-    settings, metrics = parse(store.fact("settings")), store.metrics(0)
-    by_prompt = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
-    evaluation = split(
-        [RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")], settings
-    ).evaluation
-    return [
-        Count("first-turn prompts with two ranked answers", len(by_prompt), None),
-        Count("evaluation prompts", len(evaluation), "about 190"),
-        Count("ranked answers to them", sum(by_prompt[one.prompt.id] for one in evaluation), "541"),
-        *(
-            Count(what, int(metrics[name] or 0), paper)
-            for name, what, paper in TRAINED
-            if name in metrics
-        ),
+def build_run_table(rows: Sequence[Row]) -> Table:
+    """Return counts and measurements, a column a model; without measurements that no model has."""
+    names = [
+        name
+        for name in (rows[0] if rows else ())
+        if name != "iteration" and any(row[name] is not None for row in rows)
     ]
+    return Table(
+        ["", *(ModelId(number).name for number in range(len(rows)))],
+        [
+            [
+                name.replace("_", " "),
+                *("–" if row[name] is None else str(row[name]) for row in rows),
+            ]
+            for name in names
+        ],
+    )
 
 
-def refusals(store: Store) -> dict[str, dict[str, str]]:
-    """Return, for every model that a gate refused, the gates and their reasons."""
-    answers = {iteration: store.gates(iteration) for iteration, *_ in store.stages()}
-    refused = {
-        ModelId(iteration).name: {
-            gate: reason for gate, (passed, reason) in found.items() if not passed
-        }
-        for iteration, found in sorted(answers.items())
-    }
-    return {model: reasons for model, reasons in refused.items() if reasons}
+def build_measurement_table(store: Store, summary: RunSummary) -> Table:
+    """Return all measurements with standard errors, the base first, a column a model."""
+    columns = {"base": summary["base"] | _get_more(store, BASE)} if summary["base"] else {}
+    for number, row in enumerate(summary["iterations"]):
+        columns[ModelId(number).name] = row | _get_more(store, number)
+    names = [
+        name
+        for name in (*MEASURED, *MORE, *OF_DATA)
+        if not name.endswith("_error")
+        and any(row.get(name) is not None for row in columns.values())
+    ]
+    return Table(
+        ["", *columns],
+        [
+            [name.replace("_", " "), *(_format_cell(row, name) for row in columns.values())]
+            for name in names
+        ],
+    )
 
 
-def seconds_by_stage(store: Store) -> dict[str, float]:
-    """Return the working seconds of each stage, all iterations together, the longest first."""
+def build_gate_table(store: Store) -> Table:
+    """Return what every gate decided about every model, and why."""
+    rows = [
+        [ModelId(iteration).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
+        for iteration in sorted({row.iteration for row in store.stages()})
+        for gate, (passed, reason) in store.gates(iteration).items()
+    ]
+    return Table(["model", "gate", "", "reason"], rows)
+
+
+def build_stage_table(store: Store) -> Table:
+    """Return every stage: items done, seconds, what was dropped and why; "…" marks an unfinished one."""
+    rows = [
+        [
+            ModelId(row.iteration).name,
+            row.stage,
+            f"{row.done:,} of {row.total:,}" + ("" if row.ended else " …"),
+            f"{row.seconds:,.1f}",
+            ", ".join(
+                f"{count:,} {reason}"
+                for reason, count in store.drops(row.iteration, row.stage).items()
+            ),
+        ]
+        for row in store.stages()
+    ]
+    return Table(["model", "stage", "items", "seconds", "dropped"], rows)
+
+
+def build_seed_table(store: Store) -> Table:
+    """Return the sizes of the seed data beside the paper's; no rows before the data is read."""
+    head = ["seed data", "here", "arXiv 2401.10020"]
+    if not store.is_done(0, "ranked"):
+        return Table(head, [])
+    settings, metrics = parse(store.fact("settings")), store.metrics(0)
+    answers = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
+    ranked = [RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")]
+    evaluation = split(ranked, settings).evaluation
+    counts: list[tuple[str, float, str]] = [
+        ("first-turn prompts with two ranked answers", len(answers), "–"),
+        ("evaluation prompts", len(evaluation), "about 190"),
+        ("ranked answers to them", sum(answers[one.prompt.id] for one in evaluation), "541"),
+        *((what, metrics[name] or 0, paper) for name, what, paper in TRAINED if name in metrics),
+    ]
+    return Table(head, [[what, f"{count:,.0f}", paper] for what, count, paper in counts])
+
+
+def sum_stage_seconds(store: Store) -> dict[str, float]:
+    """Return the working seconds of each stage, summed over iterations, longest first."""
     spent: dict[str, float] = defaultdict(float)
-    for _, stage, _, _, seconds, _ in store.stages():
-        spent[stage] += seconds
+    for row in store.stages():
+        spent[row.stage] += row.seconds
     return dict(sorted(spent.items(), key=lambda entry: -entry[1]))
 
 
-def predictions(store: Store) -> list[tuple[str, float, float]]:
-    """Return (stage, predicted, spent), in seconds, of every stage that is done and was predicted before the run began."""
-    expected = (store.fact("plan") or {}).get("seconds", {})
-    spent = {
-        f"M{iteration} {stage}": seconds
-        for iteration, stage, _, _, seconds, ended in store.stages()
-        if ended
-    }
-    return [(name, expected[name], seconds) for name, seconds in spent.items() if name in expected]
+def build_time_table(store: Store) -> Table:
+    """Return the seconds of each stage and their share, longest first."""
+    spent = sum_stage_seconds(store)
+    total = max(sum(spent.values()), 1e-9)
+    rows = [[stage, f"{took:.1f}", f"{took / total:.0%}"] for stage, took in spent.items()]
+    return Table(["where the seconds went", "seconds", "share"], rows)
 
 
-def memory(store: Store) -> list[tuple[str, int, int | None]]:
-    """Return (stage, predicted, largest so far), in bytes of the card, of every stage that was predicted to use it.
+class StageTime(NamedTuple):
+    """A finished stage ("M1 responses"): seconds predicted before the run, seconds spent."""
 
-    Without what the driver holds, which torch does not count. Only trainings say what they took; nothing is returned of a run
-    that was begun without a card.
+    stage: str
+    predicted: float
+    spent: float
+
+
+def compare_predictions(store: Store) -> list[StageTime]:
+    """Return predicted and spent seconds of every finished stage that had a prediction."""
+    predicted = (store.fact("plan") or {}).get("seconds", {})
+    names = {f"{ModelId(row.iteration).name} {row.stage}": row for row in store.stages()}
+    return [
+        StageTime(name, predicted[name], row.seconds)
+        for name, row in names.items()
+        if row.ended and name in predicted
+    ]
+
+
+def build_prediction_table(store: Store) -> Table:
+    """Return predicted and spent hours of every finished stage that had a prediction."""
+    rows = [
+        [
+            one.stage,
+            f"{one.predicted / 3600:.2f}",
+            f"{one.spent / 3600:.2f}",
+            f"{one.spent / max(one.predicted, 1e-9):.2f}",
+        ]
+        for one in compare_predictions(store)
+    ]
+    return Table(["predicted before it began", "hours", "spent", "spent / predicted"], rows)
+
+
+def build_memory_table(store: Store) -> Table:
+    """Return predicted and peak GPU memory, without the driver's; no rows for a run begun without a GPU.
+
+    torch does not count what the driver holds. Only trainings record a peak.
     """
-    held = {
+    driver = {
         "SFT": DRIVER["training"],
         "DPO": DRIVER["training"],
         "asking (llama.cpp)": DRIVER["engine"],
     }
-    expected = {
-        stage: size - int(held[stage])
-        for stage, size in (store.fact("plan") or {}).get("memory", {}).items()
-    }
-    peaks = {
-        t: store.metrics(t).get("training_peak_bytes") for t in range((store.newest() or 0) + 2)
-    }
-    taken = {
-        "SFT": peaks.get(0),
-        "DPO": max((peak for t, peak in peaks.items() if t and peak), default=None),
-    }
-    return [
-        (stage, size, int(peak) if (peak := taken.get(stage)) else None)
-        for stage, size in expected.items()
+    peaks = [
+        store.metrics(model).get("training_peak_bytes") or 0
+        for model in range((store.newest() or 0) + 2)
     ]
+    taken = {"SFT": peaks[0], "DPO": max(peaks[1:])}
+    return Table(
+        ["GPU memory", "predicted", "at its peak"],
+        [
+            [
+                stage,
+                format_bytes(size - int(driver[stage])),
+                format_bytes(int(taken[stage])) if taken.get(stage) else "–",
+            ]
+            for stage, size in (store.fact("plan") or {}).get("memory", {}).items()
+        ],
+    )
 
 
-def quoted(text: str) -> str:
-    """Return a text of anybody's as an indented block of Markdown, in which nothing is markup."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-@dataclass(frozen=True)
-class Example:
-    """One held-out prompt and what two models answered."""
-
-    prompt: str
-    before: str
-    after: str
-
-
-def before_after(store: Store, count: int) -> list[Example]:
-    """Return the first held-out prompts that M0 and the newest model answer differently, in a fixed order."""
+def build_example_table(store: Store, count: int) -> Table:
+    """Return the first held-out prompts that M0 and the newest model answer differently, with both answers."""
     newest = store.newest() or 0
-    answers = [
+    before, after = (
         {
             one.prompt_id: one.text
             for one in store.records(Response, iteration=model, model=ModelId(model).name)
         }
         for model in (0, newest)
-    ]
+    )
     prompts = store.records(Prompt, origin="held_out") or store.records(Prompt, origin="ranked")
-    examples = [
-        Example(prompt.text, answers[0][prompt.id], answers[1][prompt.id])
-        for prompt in prompts
-        if prompt.id in answers[0]
-        and prompt.id in answers[1]
-        and answers[0][prompt.id] != answers[1][prompt.id]
+    rows = [
+        [one.text, before[one.id], after[one.id]]
+        for one in prompts
+        if one.id in before and one.id in after and before[one.id] != after[one.id]
     ]
-    return examples[:count]
+    return Table(["held-out prompt", "M0", ModelId(newest).name], rows[:count])
 
 
-def training_judgments(store: Store, iteration: int) -> list[Judgment]:
-    """Return the judgments that training saw, those of the evaluation left out."""
-    stage = "judgments" if iteration else "eft_judgments"
-    items = set(store.done_items(iteration, stage))
-    if not iteration:  # there an item is a prompt
-        items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
-    author = ModelId(iteration - 1).name if iteration else "base"
-    return [
-        one
-        for one in store.records(Judgment, iteration=iteration, model=author)
-        if one.response_id in items
-    ]
+def indent_text(text: str) -> str:
+    """Return a text as an indented block of Markdown, in which nothing is markup."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _rounded(value: float | None) -> float | None:
+def _get_more(store: Store, model: int) -> Row:
+    return {name: value for name, value in store.metrics(model).items() if name in MORE}
+
+
+def _format_cell(row: Row, name: str) -> str:
+    value, error = row.get(name), row.get(f"{name}_error")
+    if value is None:
+        return "–"
+    return f"{value:.3f} ± {error:.3f}" if error else f"{value:,.3f}".rstrip("0").rstrip(".")
+
+
+def _round(value: float | None) -> float | None:
     return None if value is None else round(value, 4)

@@ -112,7 +112,7 @@ def test_what_is_measured_stands_in_the_table_with_its_error(scripted_runs):
     assert head == ["", "base", "M0", "M1", "M2"]
     assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
     row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
-    assert [summary._cell(row, name) for name in ("rate", "tokens", "none")] == [
+    assert [summary._format_cell(row, name) for name in ("rate", "tokens", "none")] == [
         "0.500 ± 0.012",
         "1,234",
         "–",

@@ -127,17 +127,18 @@ def test_counts_stand_beside_the_papers(grown, tmp_path):
     with Store.write(tmp_path / "run") as store:
         store.state("run", RUN)
         store.state("settings", wanted.model_dump(mode="json"))
-        assert summary.seed_counts(store) == []
+        assert summary.build_seed_table(store).rows == []
         store.begin_stage(0, "ranked", 1)
         store.commit(0, "ranked", "all", outcome)
         store.end_stage(0, "ranked")
         store.measure(0, eft_examples=77, ift_examples=0)
-        counts = {one.what: (one.here, one.paper) for one in summary.seed_counts(store)}
+        head, rows = summary.build_seed_table(store)
     held_out = ranked.split(found, wanted).evaluation
-    assert counts == {
-        "first-turn prompts with two ranked answers": (len(grown.kept), None),
-        "evaluation prompts": (40, "about 190"),
-        "ranked answers to them": (sum(len(one.responses) for one in held_out), "541"),
-        "EFT examples": (77, "1,630"),
-        "IFT examples": (0, "3,200"),
-    }
+    assert head == ["seed data", "here", "arXiv 2401.10020"]
+    assert rows == [
+        ["first-turn prompts with two ranked answers", f"{len(grown.kept):,}", "–"],
+        ["evaluation prompts", "40", "about 190"],
+        ["ranked answers to them", f"{sum(len(one.responses) for one in held_out):,}", "541"],
+        ["EFT examples", "77", "1,630"],
+        ["IFT examples", "0", "3,200"],
+    ]

@@ -46,8 +46,8 @@ def test_a_bad_measurement_warns_and_is_told_what_it_means(run, metric, value, s
     run.measure(2, **{metric: value, "honest_bad_score": 1.0})
     (found,) = [one for one in early_warnings(run) if one.model == "M2" and one.sign.name == sign]
     assert found.warns
-    assert f"M2, {sign}: {found.sign.means}" in warning_signs.advice(early_warnings(run))
-    head, rows = warning_signs.by_sign(early_warnings(run))
+    assert f"M2, {sign}: {found.sign.means}" in warning_signs.list_advice(early_warnings(run))
+    head, rows = warning_signs.build_sign_table(early_warnings(run))
     assert head == ["sign", "should be", "M0", "M1", "M2"]
     assert next(row for row in rows if row[0] == sign)[4].startswith("⚠ ")
 
@@ -118,4 +118,4 @@ def test_not_a_number_warns():
 def test_without_a_model_there_is_nothing_to_warn_of(tmp_path):
     with Store.write(tmp_path / "new") as store:
         assert early_warnings(store) == []
-        assert warning_signs.advice([]) == []
+        assert warning_signs.list_advice([]) == []

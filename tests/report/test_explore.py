@@ -167,8 +167,8 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
 
 
 def test_series_say_what_the_report_says(run):
-    rows = summary.summary(run)["iterations"]
-    worth = plots.model_metrics(run)
+    rows = summary.summarize_run(run)["iterations"]
+    worth = plots.model_metrics(rows)
     rates = {one["model"]: one["value"] for one in worth["win rate against M0"]}
     assert rates == {f"M{row['iteration']}": row["win_rate_vs_seed"] for row in rows}
     shares = worth["shares of what was trained on"]
@@ -178,7 +178,7 @@ def test_series_say_what_the_report_says(run):
 
 
 def test_scores_are_shares_of_what_was_read(run):
-    given = [one.score for one in summary.training_judgments(run, 1) if one.score is not None]
+    given = [one.score for one in summary.load_training_judgments(run, 1) if one.score is not None]
     rows = [one for one in plots.scores(run) if one["judge"] == "M0"]
     assert sum(one["share"] for one in rows) == pytest.approx(1)
     assert {one["score"]: one["share"] for one in rows}[3] == pytest.approx(
@@ -194,7 +194,7 @@ def test_gaps_and_lengths_are_means_of_the_records(run):
         fmean(one.rejected_length for one in pairs)
     )
     judged = {
-        one.response_id for one in summary.training_judgments(run, 1) if one.score is not None
+        one.response_id for one in summary.load_training_judgments(run, 1) if one.score is not None
     }
     texts = {one.id: one.text for one in run.records(Response, iteration=1, model="M0")}
     assert sorted(one["characters"] for one in plots.lengths(run, 1)) == sorted(
@@ -219,7 +219,9 @@ def test_biases_of_the_meta_judge_by_hand(run):
 
 def test_pictures_are_drawn_from_the_same_series(run):
     axes = plots.draw_worth(run).get_axes()
-    assert [one.get_title() for one in axes] == list(plots.model_metrics(run))
+    assert [one.get_title() for one in axes] == list(
+        plots.model_metrics(summary.summarize_run(run)["iterations"])
+    )
     assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(
         plots.CURVES.values()
     )

@@ -55,7 +55,7 @@ def test_the_page_holds_what_was_measured(run):
         "M2",
     ):
         assert words in said, words
-    head, rows = summary.measured(run)
+    head, rows = summary.build_measurement_table(run, summary.summarize_run(run))
     for row in rows:
         assert all(cell in said for cell in row)
     assert html.SUPERVISION in said, "what the loop was given is said where its results are"

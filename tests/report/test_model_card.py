@@ -83,7 +83,7 @@ def test_the_model_card_is_read_by_the_hub_and_says_all_that_it_must(of_llama, t
     for words in (
         "## Method", "K = 3 responses", "N = 3 judgments", "beta 0.1", "## Data", "revision `" + "b" * 40,
         "| evaluation prompts | 6 |",
-        "## Metrics", "| | M0 | M1 | M2 |", "judge pair accuracy", "## Versions and hardware", "torch ", "no card", "## Limits",
+        "## Metrics", "|  | M0 | M1 | M2 |", "judge pair accuracy", "## Versions and hardware", "torch ", "no card", "## Limits",
         "## Licence", "Built with Meta Llama 3", "2401.10020", "2407.19594", "unsloth/llama-3-8b-Instruct",
     ):  # fmt: skip
         assert words in card.text, words

@@ -46,7 +46,7 @@ def test_a_run_has_everything_and_verifies(whole):
     with Store.read(whole) as store:
         assert store.newest() == 2
         assert store.faults() == []
-        document = summary.summary(store)
+        document = summary.summarize_run(store)
         assert [row["iteration"] for row in document["iterations"]] == [0, 1, 2]
         assert list(document["iterations"][0]) == [
             "iteration",
@@ -376,11 +376,11 @@ def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, 
 def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
     run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
     with Store.read(tmp_path / "expected") as store:
-        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) == 0.0, (
-            "no two scripted ones are equal"
-        )
+        assert (
+            summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) == 0.0
+        ), "no two scripted ones are equal"
     run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
     with Store.read(tmp_path / "mean") as store:
-        assert summary.tie_rate(store, 1, summary.training_judgments(store, 1)) > 0, (
+        assert summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) > 0, (
             "means of three whole numbers are"
         )

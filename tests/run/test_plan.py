@@ -278,7 +278,7 @@ def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_pat
     scripted_run.run(tmp_path / "run", iterations="1")
     with Store.read(tmp_path / "run") as store:
         kept = store.fact("plan")
-        compared = summary.predictions(store)
+        compared = summary.compare_predictions(store)
     assert kept["card"] == "NVIDIA GeForce RTX 3090"
     assert {"M0 training", "M1 responses", "M1 judgments", "M1 training", "M1 export"} <= {
         name for name, _, _ in compared

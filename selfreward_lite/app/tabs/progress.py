@@ -16,7 +16,6 @@ import pandas as pd
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, QUIET, Shell, table
-from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.report import plots as plot_data
@@ -135,25 +134,22 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
     """Return everything that the tab shows of a run, computed once for all browsers; `news` changes when the run does."""
     with Store.read(folder) as store:
         newest = store.newest() or 0
+        document = summary.summarize_run(store)
         latest = max((t for t in range(1, newest + 2) if store.is_done(t, "judgments")), default=0)
         signs = early_warnings.early_warnings(store)
         return {
-            "worth": plot_data.model_metrics(store),
+            "worth": plot_data.model_metrics(document["iterations"]),
             "training": plot_data.training(store),
             "scores": plot_data.scores(store),
             "lengths": plot_data.lengths(store, latest) if latest else [],
             "latest": latest,
             "gaps": plot_data.chosen_vs_rejected(store),
             "biases": plot_data.meta_judge_bias(store),
-            "table": summary.measured(store),
-            "gates": summary.gates(store),
-            "newest": newest,
-            "signs": early_warnings.by_sign(signs),
-            "advice": early_warnings.advice(signs),
-            "answers": [
-                [one.prompt, one.before, one.after]
-                for one in summary.before_after(store, BOTH_ANSWERS)
-            ],
+            "table": summary.build_measurement_table(store, document),
+            "gates": summary.build_gate_table(store).rows,
+            "signs": early_warnings.build_sign_table(signs),
+            "advice": early_warnings.list_advice(signs),
+            "answers": summary.build_example_table(store, BOTH_ANSWERS),
         }
 
 
@@ -239,15 +235,17 @@ def shown(found: dict[str, Any], curve: str) -> list[Any]:
         plots.append(
             cells.astype({"score": str}) if plot.of == "scores" else cells
         )  # scores are places there, not numbers
-    tables = [{"headers": head, "data": rows} for head, rows in (found["table"], found["signs"])]
+    tables = [
+        {"headers": head, "data": rows}
+        for head, rows in (found["table"], found["answers"], found["signs"])
+    ]
     return [
         *plots,
         frame(found["training"][curve], ("step", "value", "model")),
-        tables[0],
-        {"headers": ["prompt", "M0", ModelId(found["newest"]).name], "data": found["answers"]},
+        *tables[:2],
         "\n".join(f"- ⚠ {escape_markdown(words)}" for words in found["advice"])
         or "No early warning of the newest model.",
-        tables[1],
+        tables[2],
         found["gates"],
     ]
 
