@@ -22,7 +22,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
 from selfreward_lite.engine.live import Live
 from selfreward_lite.method import comparisons, judgments
-from selfreward_lite.method.roles import NO_TEXT, Role
+from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
 from selfreward_lite.models.chat_format import ChatFormat, Message
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -160,7 +160,7 @@ class RunLibrary:
         chat = _chat(place)
         role = self._role(place, speaker, draw)
         asked = replace(
-            role.ask("", "reply", ["reply"]),
+            role.make_request("", "reply", ["reply"]),
             key=uuid.uuid4().hex,
             tokens=chat.prompt_ids(messages),
             seeds=(seed,),
@@ -181,7 +181,7 @@ class RunLibrary:
                         seconds=spent,
                     )
                 elif isinstance(one, Completion):
-                    text = said.text if one.finish in NO_TEXT else one.text
+                    text = said.text if one.finish in NO_TEXT_REASONS else one.text
                     said = replace(
                         said, text=text, tokens=len(one.tokens) or said.tokens, finish=one.finish
                     )
@@ -202,14 +202,14 @@ class RunLibrary:
         prompt = Prompt("prompt", 0, "generated", 0, written_out(messages))
         # The same reply to the same words is judged with the same luck, so that two models, or two looks, can be compared.
         response = Response(_known(prompt.text, text), 0, judge, prompt.id, 0, text, "stop", 0)
-        (asked,) = next(judgments.ask(prompt, response, role, settings.judge.count))
+        (asked,) = next(judgments.ask_for_judgments(prompt, response, role, settings.judge.count))
         found, told = Score(settings.judge.count), 0.0
         with closing(self._ask(place, replace(asked, key=uuid.uuid4().hex), caller)) as heard:
             for one in heard:
-                if isinstance(one, Completion) and one.finish in NO_TEXT:
+                if isinstance(one, Completion) and one.finish in NO_TEXT_REASONS:
                     found = replace(found, lost=found.lost + 1)
                 elif isinstance(one, Completion):
-                    read = judgments.read(one, f"{one.sample}", response, role, one.sample)
+                    read = judgments.read_judgment(one, f"{one.sample}", response, role, one.sample)
                     found = replace(found, judgments=(*found.judgments, read))
                 if found.over or time.monotonic() - told >= self._pace():
                     told = time.monotonic()
@@ -229,7 +229,7 @@ class RunLibrary:
         a, b = (
             Response(_known(prompt, text), 0, "", asked.id, 0, text, "stop", 0) for text in texts
         )
-        asking = comparisons.ask_comparison(asked, a, b, role)
+        asking = comparisons.ask_for_comparison(asked, a, b, role)
         said: list[Completion] = []
         for request in next(asking):
             with closing(self._ask(place, replace(request, key=uuid.uuid4().hex), caller)) as heard:
@@ -244,7 +244,7 @@ class RunLibrary:
             result: votes.Side | None = (
                 "a" if found.result == 1 else "b" if found.result == 0 else "tie"
             )
-            if any(one.finish in NO_TEXT for one in said):
+            if any(one.finish in NO_TEXT_REASONS for one in said):
                 result = None
             yield Verdict(judge, result, found.mine_first_text, found.theirs_first_text)
 

@@ -17,7 +17,12 @@ from typing import Any, Literal
 
 from selfreward_lite.bench.paper_table import ITERATIONS, Row
 from selfreward_lite.data.records import BASE, ModelId
-from selfreward_lite.method.statistics import plain, standard_error, t_interval, with_error
+from selfreward_lite.method.statistics import (
+    format_with_error,
+    nan_to_none,
+    standard_error,
+    t_interval,
+)
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
@@ -543,7 +548,9 @@ def markdown(document: Mapping[str, Any]) -> str:
         f"|---|{'---|' * len(columns)}",
     ]
     for arm, means in document["table"].items():
-        lines.append(f"| {arm} | {' | '.join(with_error(means.get(name)) for name in columns)} |")
+        lines.append(
+            f"| {arm} | {' | '.join(format_with_error(means.get(name)) for name in columns)} |"
+        )
     lines += [
         "",
         "| | claim | here | differences: mean (95 % interval over seeds) |",
@@ -570,4 +577,4 @@ def format_difference(difference: Mapping[str, Any]) -> str:
 
 
 def _short(value: float) -> float | None:
-    return plain(round(value, 6))
+    return nan_to_none(round(value, 6))

@@ -32,7 +32,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.tasks import MAX_LETTERS
 from selfreward_lite.method import metrics
-from selfreward_lite.method.response_pairs import TOLERANCE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE
 from selfreward_lite.report import plots, summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
@@ -286,7 +286,7 @@ def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> flo
         (a[1] > b[1]) == (a[2] > b[2])
         for scored in found.values()
         for a, b in combinations(scored, 2)
-        if abs(a[0] - b[0]) <= TOLERANCE and a[2] != b[2] and a[1] != b[1]
+        if abs(a[0] - b[0]) <= SCORE_TOLERANCE and a[2] != b[2] and a[1] != b[1]
     ]
     return fmean(right) if right else None
 
@@ -314,7 +314,7 @@ def _worth(store: Store, iteration: int) -> dict[str, int]:
     """The exact score of each of an iteration's responses, by id; those to prompts that are no task have none."""
     prompts = {one.id: one for one in store.records(Prompt, iteration=iteration)}
     given = store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
-    exact = ((one.id, metrics.exact_scores([prompts[one.prompt_id]], [one])) for one in given)
+    exact = ((one.id, metrics.score_exactly([prompts[one.prompt_id]], [one])) for one in given)
     return {name: next(iter(known.score.values())) for name, known in exact if known is not None}
 
 
@@ -324,7 +324,7 @@ def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[st
         one.prompt_id: one
         for one in store.records(Response, iteration=iteration, model=ModelId(iteration).name)
     }
-    exact = metrics.exact_scores(prompts, list(given.values()))
+    exact = metrics.score_exactly(prompts, list(given.values()))
     assert exact is not None
     return {
         one.id: (exact.score[one.id], len(given[one.id].text) if one.id in given else 0)
@@ -337,7 +337,7 @@ def _against(
 ) -> tuple[float, float]:
     """The win rate, and what is left of it where both answers are equally long."""
     pairs = [(mine[name], theirs[name]) for name in mine]
-    results = np.array([metrics.points(a[0], b[0]) for a, b in pairs])
-    return float(results.mean()), metrics.length_controlled(
+    results = np.array([metrics.compare_scores(a[0], b[0]) for a, b in pairs])
+    return float(results.mean()), metrics.length_controlled_win_rate(
         results, np.array([float(a[1] - b[1]) for a, b in pairs])
     )

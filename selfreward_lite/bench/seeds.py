@@ -112,7 +112,7 @@ def finish(store: Store, settings: Settings, runtime: Runtime, watch: Watch) -> 
 def _limit(store: Store) -> float | None:
     held_out = store.records(Prompt, origin="held_out")
     answered = store.records(Response, iteration=0, model="M0")
-    scores = metrics.exact_scores(held_out, answered) if answered else None
+    scores = metrics.score_exactly(held_out, answered) if answered else None
     return None if scores is None else scores.win_rate_limit()
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from selfreward_lite import config
 from selfreward_lite.cli.output import Display, console, say
 from selfreward_lite.data.records import ModelId
-from selfreward_lite.method.statistics import plain, with_error
+from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
@@ -56,7 +56,9 @@ def bench_tiny(
     table = Table("", "base", *(ModelId(place).name for place in range(len(means) - 1)))
     table.add_row("seeds that have it", *map(str, tiny_seeds.reached(results)))
     for name in tiny_seeds.COLUMNS:
-        table.add_row(name.replace("_", " "), *(with_error(mean.get(name)) for mean in means))
+        table.add_row(
+            name.replace("_", " "), *(format_with_error(mean.get(name)) for mean in means)
+        )
     console.print(table)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
     table = Table("seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped")
@@ -67,7 +69,7 @@ def bench_tiny(
         )
     console.print(table)
     limit = tiny_seeds.win_rate_limit(results)
-    say(f"the highest win rate against these M0 that there can be: {with_error(limit)}")
+    say(f"the highest win rate against these M0 that there can be: {format_with_error(limit)}")
     for claim, holds in verdicts.items():
         say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     print(
@@ -75,7 +77,7 @@ def bench_tiny(
             {
                 "seeds": [result.seed for result in results],
                 "mean_and_error": [_pairs(one) for one in means],
-                "win_rate_limit": None if limit is None else [*map(plain, limit)],
+                "win_rate_limit": None if limit is None else [*map(nan_to_none, limit)],
                 "verdicts": verdicts,
             }
         )
@@ -218,7 +220,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 def _pairs(means: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
-    return {name: [plain(value) for value in pair] for name, pair in means.items()}
+    return {name: [nan_to_none(value) for value in pair] for name, pair in means.items()}
 
 
 def _short(value: float | None) -> str:

@@ -25,7 +25,7 @@ from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import ModelId, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
-from selfreward_lite.method.statistics import plain, with_error
+from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.report import plots
 from selfreward_lite.run.evaluate import EXACT, Evaluation, examined
 from selfreward_lite.system import gpu
@@ -146,7 +146,7 @@ def _head_to_head(found: dict[str, float]) -> Iterator[tuple[str, str]]:
     yield (
         "win rate, a tie as half",
         (
-            f"{with_error((found['win_rate'], found['win_rate_error']))}, 95 %: {found['win_rate_low']:.3f} to "
+            f"{format_with_error((found['win_rate'], found['win_rate_error']))}, 95 %: {found['win_rate_low']:.3f} to "
             f"{found['win_rate_high']:.3f}"
         ),
     )
@@ -247,7 +247,9 @@ def judge_quality(
     )
     for title, value in known.items():
         if not title.endswith("_error"):
-            table.add_row(title.replace("_", " "), with_error((value, known.get(f"{title}_error"))))
+            table.add_row(
+                title.replace("_", " "), format_with_error((value, known.get(f"{title}_error")))
+            )
     console.print(table)
     print(
         json.dumps(
@@ -284,7 +286,7 @@ def paper_table(
         )
     table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():
-        table.add_row(arm, *(with_error(means.get(name)) for name in claims.COLUMNS))
+        table.add_row(arm, *(format_with_error(means.get(name)) for name in claims.COLUMNS))
     console.print(table)
     document = {
         "command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}",
@@ -387,4 +389,4 @@ def _examination(
 
 
 def _plain(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: plain(value) for name, value in values.items()}
+    return {name: nan_to_none(value) for name, value in values.items()}

@@ -22,8 +22,8 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.engine.api import Completion
 from selfreward_lite.method.parsing import parse_verdict
-from selfreward_lite.method.roles import Asking, Role
-from selfreward_lite.method.templates import fill, nonce_for
+from selfreward_lite.method.roles import AskGenerator, Role
+from selfreward_lite.method.templates import fill_template, make_nonce
 
 
 def most_contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
@@ -34,14 +34,14 @@ def most_contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | 
     """
     variances = []
     for index, of_response in enumerate(judgments):
-        if len(readable(of_response)) >= 2:
+        if len(find_readable(of_response)) >= 2:
             scores = [judgment.score for judgment in of_response if judgment.score is not None]
             tie_breaker = seed_for(seed, f"tie {of_response[0].response_id}")
             variances.append((round(pvariance(scores), 9), tie_breaker, index))
     return max(variances)[2] if variances else None
 
 
-def readable(judgments: Sequence[Judgment]) -> list[Judgment]:
+def find_readable(judgments: Sequence[Judgment]) -> list[Judgment]:
     """Return the judgments that have a score, each text once."""
     first: dict[str, Judgment] = {}
     for judgment in judgments:
@@ -50,15 +50,17 @@ def readable(judgments: Sequence[Judgment]) -> list[Judgment]:
     return list(first.values())
 
 
-def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], role: Role) -> Asking:
+def ask_for_battles(
+    prompt: Prompt, response: Response, judgments: Sequence[Judgment], role: Role
+) -> AskGenerator:
     """Ask for every ordered pair of the readable judgments of `response`."""
-    pairs = list(permutations(readable(judgments), 2))
+    pairs = list(permutations(find_readable(judgments), 2))
     ids = [
-        make_id(role.run, Battle, role.iteration, role.model, first.id, second.id)
+        make_id(role.id_namespace, Battle, role.iteration, role.model, first.id, second.id)
         for first, second in pairs
     ]
     replies = yield [
-        role.ask(
+        role.make_request(
             _question(prompt, response, first, second, role.templates),
             record_id,
             [f"{first.id}:{second.id}"],
@@ -85,12 +87,12 @@ def ask(prompt: Prompt, response: Response, judgments: Sequence[Judgment], role:
 def _question(
     prompt: Prompt, response: Response, first: Judgment, second: Judgment, templates: str
 ) -> str:
-    return fill(
+    return fill_template(
         templates,
         "meta_judge",
         prompt=prompt.text,
         response=response.text,
-        nonce=nonce_for(response.id, templates),
+        nonce=make_nonce(response.id, templates),
         judgment_a=first.text,
         judgment_b=second.text,
     )

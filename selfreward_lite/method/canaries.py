@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, make_id
-from selfreward_lite.method.templates import nonce_for
+from selfreward_lite.method.templates import make_nonce
 
-AUTHOR = "canary"  # who wrote these responses
+CANARY = "canary"  # who wrote these responses
 DECOY = "decoy"  # who wrote those
 _FOLDER = Path(__file__).parent
 
@@ -34,18 +34,20 @@ class Canary:
     repeat: int = 1
 
 
-def load() -> list[Canary]:
+def load_canaries() -> list[Canary]:
     """Return the canaries that ship with the package."""
     return _read("canaries.jsonl")
 
 
-def responses(
-    canaries: Sequence[Canary], prompts: Sequence[Prompt], *, run: str, templates: str
+def build_canary_responses(
+    canaries: Sequence[Canary], prompts: Sequence[Prompt], *, id_namespace: str, templates: str
 ) -> Outcome:
     """Return every canary as a response to one of `prompts`, in turn; an empty one is dropped, as any empty response is."""
     kept, drops = [], []
     for index, canary in enumerate(canaries):
-        made = _response(canary, index, prompts[index % len(prompts)], AUTHOR, run, templates)
+        made = _response(
+            canary, index, prompts[index % len(prompts)], CANARY, id_namespace, templates
+        )
         if made.text:
             kept.append(made)
         else:
@@ -53,14 +55,16 @@ def responses(
     return Outcome(tuple(kept), tuple(drops))
 
 
-def decoys(prompts: Sequence[Prompt], count: int, *, run: str, templates: str) -> Outcome:
+def build_decoy_responses(
+    prompts: Sequence[Prompt], count: int, *, id_namespace: str, templates: str
+) -> Outcome:
     """Return `count` decoys as responses to every one of `prompts`, all of them in turn."""
     ours = _read("decoys.jsonl")
-    seats = [prompt for prompt in prompts for _ in range(count)]
+    seed_keys = [prompt for prompt in prompts for _ in range(count)]
     return Outcome(
         tuple(
-            _response(ours[index % len(ours)], index, prompt, DECOY, run, templates)
-            for index, prompt in enumerate(seats)
+            _response(ours[index % len(ours)], index, prompt, DECOY, id_namespace, templates)
+            for index, prompt in enumerate(seed_keys)
         )
     )
 
@@ -73,12 +77,12 @@ def _read(name: str) -> list[Canary]:
 
 
 def _response(
-    canary: Canary, index: int, prompt: Prompt, author: str, run: str, templates: str
+    canary: Canary, index: int, prompt: Prompt, author: str, id_namespace: str, templates: str
 ) -> Response:
-    record_id = make_id(run, Response, 0, author, prompt.id, index)
+    record_id = make_id(id_namespace, Response, 0, author, prompt.id, index)
     text = (
         canary.text.replace("{prompt}", prompt.text).replace(
-            "{nonce}", nonce_for(record_id, templates)
+            "{nonce}", make_nonce(record_id, templates)
         )
         * canary.repeat
     )

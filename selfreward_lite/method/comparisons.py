@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response, make_id
 from selfreward_lite.method.parsing import parse_verdict
-from selfreward_lite.method.roles import Asking, Role
-from selfreward_lite.method.templates import fill, nonce_for
+from selfreward_lite.method.roles import AskGenerator, Role
+from selfreward_lite.method.templates import fill_template, make_nonce
 
 CUT = "\n[cut]"
 
 
-def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, role: Role) -> Asking:
+def ask_for_comparison(
+    prompt: Prompt, mine: Response, theirs: Response, role: Role
+) -> AskGenerator:
     """Have a judge compare two answers in both orders.
 
     A verdict that flips with the order, or cannot be read, is a tie (arXiv 2401.10020, section 3.2).
     """
-    record_id = make_id(role.run, Comparison, role.iteration, role.model, mine.id, theirs.id)
-    nonce = nonce_for(prompt.id, role.templates)
+    record_id = make_id(
+        role.id_namespace, Comparison, role.iteration, role.model, mine.id, theirs.id
+    )
+    nonce = make_nonce(prompt.id, role.templates)
     orders = [(mine.text, theirs.text), (theirs.text, mine.text)]
     requests = [
-        role.ask(
-            fill(
+        role.make_request(
+            fill_template(
                 role.templates,
                 "compare",
                 prompt=prompt.text,
@@ -52,22 +56,22 @@ def ask_comparison(prompt: Prompt, mine: Response, theirs: Response, role: Role)
                 prompt.id,
                 mine.id,
                 theirs.id,
-                result_of(*verdicts(*texts)),
+                combine_verdicts(*read_verdicts(*texts)),
                 *texts,
             ),
         )
     )
 
 
-def verdicts(mine_first: str, theirs_first: str) -> tuple[str | None, str | None]:
+def read_verdicts(mine_first: str, theirs_first: str) -> tuple[str | None, str | None]:
     """Return what a judge's texts say of both orders: "A" for the answer shown first, "B" for the second, None unread."""
     return parse_verdict(mine_first, "Response"), parse_verdict(theirs_first, "Response")
 
 
-def result_of(mine_first: str | None, theirs_first: str | None) -> float:
+def combine_verdicts(mine_first: str | None, theirs_first: str | None) -> float:
     """Return 1 where both orders name mine, 0 where both name theirs, else ½.
 
-    >>> result_of("A", "B"), result_of("B", "A"), result_of("A", "A"), result_of("A", None)
+    >>> combine_verdicts("A", "B"), combine_verdicts("B", "A"), combine_verdicts("A", "A"), combine_verdicts("A", None)
     (1.0, 0.0, 0.5, 0.5)
     """
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((mine_first or "", theirs_first or ""), 0.5)

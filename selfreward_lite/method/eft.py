@@ -12,19 +12,19 @@ from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Response
 from selfreward_lite.engine.api import Completion
 from selfreward_lite.method import judgments
-from selfreward_lite.method.judgments import question
-from selfreward_lite.method.roles import Asking, Role
+from selfreward_lite.method.judgments import build_judge_question
+from selfreward_lite.method.roles import AskGenerator, Role
 
 
 @dataclass(frozen=True)
-class Example:
+class EftExample:
     """One EFT example: the judge's question, and the judgment that agreed with the humans."""
 
     question: str
     judgment: Judgment
 
 
-def agreeing(
+def find_agreeing_judgments(
     one: RankedPrompt, judgments: Mapping[str, Sequence[Judgment]], *, strict: bool = False
 ) -> list[Judgment] | None:
     """Return the first set of judgments, one a response, whose scores agree with the human ranking.
@@ -46,24 +46,28 @@ def agreeing(
     return None
 
 
-def ask(
+def ask_for_ranked_judgments(
     one: RankedPrompt, decoys: Sequence[Response], role: Role, attempts: int, strict: bool
-) -> Asking:
+) -> AskGenerator:
     """Have a prompt's ranked answers judged, and its decoys where the judge agrees with the humans: others bring none along."""
     judged = yield from _judged(one.prompt, one.responses, role, attempts)
     drawn = defaultdict(list)
     for record in judged.records:
         if isinstance(record, Judgment):
             drawn[record.response_id].append(record)
-    if not decoys or agreeing(one, drawn, strict=strict) is None:
+    if not decoys or find_agreeing_judgments(one, drawn, strict=strict) is None:
         return judged
     more = yield from _judged(one.prompt, decoys, role, attempts)
     return Outcome((*judged.records, *more.records), (*judged.drops, *more.drops))
 
 
-def _judged(prompt: Prompt, responses: Sequence[Response], role: Role, attempts: int) -> Asking:
+def _judged(
+    prompt: Prompt, responses: Sequence[Response], role: Role, attempts: int
+) -> AskGenerator:
     """The judgments stage on several responses at once."""
-    askings = [judgments.ask(prompt, response, role, attempts) for response in responses]
+    askings = [
+        judgments.ask_for_judgments(prompt, response, role, attempts) for response in responses
+    ]
     replies = yield [request for asking in askings for request in next(asking)]
     outcomes = [_end(asking, reply) for asking, reply in zip(askings, replies, strict=True)]
     return Outcome(
@@ -72,7 +76,7 @@ def _judged(prompt: Prompt, responses: Sequence[Response], role: Role, attempts:
     )
 
 
-def _end(asking: Asking, reply: list[Completion]) -> Outcome:
+def _end(asking: AskGenerator, reply: list[Completion]) -> Outcome:
     try:
         asking.send([reply])
     except StopIteration as stop:
@@ -80,26 +84,28 @@ def _end(asking: Asking, reply: list[Completion]) -> Outcome:
     raise RuntimeError("a judgment asks once")
 
 
-def eft_examples(
+def build_eft_examples(
     prompts: Sequence[RankedPrompt],
     decoys: Mapping[str, Sequence[Response]],
     judgments: Mapping[str, Sequence[Judgment]],
     settings: Settings,
-) -> tuple[list[Example], Outcome]:
+) -> tuple[list[EftExample], Outcome]:
     """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out.
 
     A prompt whose judgments agree with the humans brings those of its `decoys` along, each with the first that gives it no
     more than the worst human answer got. The papers have no decoys; why there are some is in LOG.md.
     """
-    examples: list[Example] = []
+    examples: list[EftExample] = []
     drops: Counter[str] = Counter()
     for one in prompts:
-        agreed = agreeing(one, judgments, strict=settings.seed_stage.strict)
+        agreed = find_agreeing_judgments(one, judgments, strict=settings.seed_stage.strict)
         if agreed is None:
             drops["no set of judgments agrees with the ranking"] += len(one.responses)
             continue
         examples += [
-            Example(question(one.prompt, response, settings.model.templates), judgment)
+            EftExample(
+                build_judge_question(one.prompt, response, settings.model.templates), judgment
+            )
             for response, judgment in zip(one.responses, agreed, strict=True)
         ]
         for decoy in decoys.get(one.prompt.id, ()):
@@ -107,7 +113,9 @@ def eft_examples(
             drops["no judgment sees through the decoy"] += seen is None
             if seen is not None:
                 examples.append(
-                    Example(question(one.prompt, decoy, settings.model.templates), seen)
+                    EftExample(
+                        build_judge_question(one.prompt, decoy, settings.model.templates), seen
+                    )
                 )
     if settings.seed_stage.cap_most_common:
         examples, thinned = _thinned(examples)
@@ -126,7 +134,7 @@ def _seen_through(judgments: Sequence[Judgment], agreed: Sequence[Judgment]) -> 
     return next((one for one in judgments if one.score is not None and one.score <= limit), None)
 
 
-def _thinned(examples: list[Example]) -> tuple[list[Example], int]:
+def _thinned(examples: list[EftExample]) -> tuple[list[EftExample], int]:
     """Leave out examples of the most common score until it is no more common than the second."""
     counts = Counter(example.judgment.score for example in examples).most_common(2)
     if len(counts) < 2:

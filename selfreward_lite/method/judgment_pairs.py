@@ -13,12 +13,12 @@ from selfreward_lite.config.settings import Schedule
 from selfreward_lite.data.records import Drop, Judgment, JudgmentPair, Outcome, Rating, make_id
 
 
-def build(
+def build_judgment_pairs(
     ratings: Iterable[Rating],
     judgments: Mapping[str, Judgment],
     schedule: Schedule,
     *,
-    run: str,
+    id_namespace: str,
     iteration: int,
 ) -> Outcome:
     """Return at most one pair a response; `judgments` maps ids to judgments."""
@@ -37,7 +37,7 @@ def build(
             continue
         pairs.append(
             JudgmentPair(
-                make_id(run, JudgmentPair, iteration, response_id),
+                make_id(id_namespace, JudgmentPair, iteration, response_id),
                 iteration,
                 response_id,
                 chosen.id,

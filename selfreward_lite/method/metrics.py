@@ -26,16 +26,22 @@ from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.data.tiny import score, tasks
 from selfreward_lite.data.votes import Vote
-from selfreward_lite.method.statistics import Share, bootstrap, mean_and_error, standard_error
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE
+from selfreward_lite.method.statistics import (
+    Share,
+    bootstrap_interval,
+    mean_and_error,
+    standard_error,
+)
 
 RIDGE = 0.01  # keeps the fit finite where one side wins everything, or length alone decides
 LENGTH_DRAWS = 500  # each of the bootstrap is a fit
 
 
-def points(mine: float, theirs: float) -> float:
+def compare_scores(mine: float, theirs: float) -> float:
     """Return 1 where mine is more, 0 where it is less, ½ for a tie.
 
-    >>> points(4, 3), points(3, 4), points(3, 3)
+    >>> compare_scores(4, 3), compare_scores(3, 4), compare_scores(3, 3)
     (1.0, 0.0, 0.5)
     """
     return 0.5 + 0.5 * ((mine > theirs) - (mine < theirs))
@@ -61,9 +67,11 @@ def win_rates(met: Sequence[PairResult]) -> dict[str, float]:
     """
     results = np.array([one.result for one in met], dtype=float)
     gaps = np.array([one.mine_length - one.their_length for one in met], dtype=float)
-    low, high = bootstrap(len(met), lambda drawn: float(results[drawn].mean()))
-    lc_low, lc_high = bootstrap(
-        len(met), lambda drawn: length_controlled(results[drawn], gaps[drawn]), LENGTH_DRAWS
+    low, high = bootstrap_interval(len(met), lambda drawn: float(results[drawn].mean()))
+    lc_low, lc_high = bootstrap_interval(
+        len(met),
+        lambda drawn: length_controlled_win_rate(results[drawn], gaps[drawn]),
+        LENGTH_DRAWS,
     )
     asked = [one.orders for one in met if one.orders is not None]
     read = [verdict for orders in asked for verdict in orders if verdict is not None]
@@ -76,7 +84,9 @@ def win_rates(met: Sequence[PairResult]) -> dict[str, float]:
         "win_rate_error": standard_error(results.tolist()),
         "win_rate_low": low,
         "win_rate_high": high,
-        "length_controlled_win_rate": length_controlled(results, gaps) if len(met) else math.nan,
+        "length_controlled_win_rate": length_controlled_win_rate(results, gaps)
+        if len(met)
+        else math.nan,
         "length_controlled_low": lc_low,
         "length_controlled_high": lc_high,
         "flip_rate": fmean(orders[0] is not None and orders[0] == orders[1] for orders in asked)
@@ -89,7 +99,7 @@ def win_rates(met: Sequence[PairResult]) -> dict[str, float]:
     }
 
 
-def length_controlled(results: np.ndarray, gaps: np.ndarray) -> float:
+def length_controlled_win_rate(results: np.ndarray, gaps: np.ndarray) -> float:
     """Return the win rate that is left when both answers are equally long: σ(θ) of the fit P(mine wins) = σ(θ + φ·tanh(Δ/s)).
 
     `results` [prompts] are 1, ½ or 0, `gaps` [prompts] are Δ, mine less theirs, in characters; s is their standard deviation.
@@ -116,7 +126,7 @@ def length_controlled(results: np.ndarray, gaps: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Tally:
+class VoteTally:
     """How one model fared against another: won, tied, lost by the people's votes; the share won, a tie as half; how many of
     them were `open`, given with the names shown; and in which share of those that `judge` decided too it decided as they did."""
 
@@ -131,7 +141,7 @@ class Tally:
     agreement: Share
 
 
-def tally(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Tally:
+def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> VoteTally:
     """Return how `model` fared against `rival`, whichever stood on which side, and how often `judge` agreed."""
     points, agreed, judged, shown = [], 0, 0, 0
     for vote in votes:
@@ -144,7 +154,7 @@ def tally(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Tally:
             judged += 1
             agreed += vote.verdict == vote.choice
     won, tied, lost = (points.count(value) for value in (1.0, 0.5, 0.0))
-    return Tally(
+    return VoteTally(
         model,
         rival,
         won,
@@ -155,10 +165,6 @@ def tally(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Tally:
         judge,
         Share.of(agreed, judged),
     )
-
-
-TOLERANCE = 1e-9
-TOP = 5.0
 
 
 @dataclass(frozen=True)
@@ -236,19 +242,19 @@ def judge_agreement(
             math.nan if high is None or low is None else high - low
             for high, low in combinations(found, 2)
         ]
-        ties += sum(abs(gap) <= TOLERANCE for gap in gaps)
+        ties += sum(abs(gap) <= SCORE_TOLERANCE for gap in gaps)
         unread += sum(map(math.isnan, gaps))
-        outcomes.append(tuple(int(gap > TOLERANCE) for gap in gaps))
+        outcomes.append(tuple(int(gap > SCORE_TOLERANCE) for gap in gaps))
         exact.append(
-            int(bool(gaps) and all(gap > TOLERANCE for gap in gaps))
+            int(bool(gaps) and all(gap > SCORE_TOLERANCE for gap in gaps))
         )  # every pair in order, none tied or unread
         read = [(-rank, round(score, 9)) for rank, score in enumerate(found) if score is not None]
         both = correlation(*zip(*read, strict=True)) if read else None
         undefined += both is None
         correlations.append(both or (0.0, 0.0))
         scored += len(read)
-        top += sum(score >= TOP for _, score in read)
-        top_best += sum(score >= TOP and rank == 0 for rank, score in read)
+        top += sum(score >= TOP_SCORE for _, score in read)
+        top_best += sum(score >= TOP_SCORE and rank == 0 for rank, score in read)
     spearman, kendall = zip(*correlations, strict=True) if correlations else ((), ())
     answers = sum(len(one.responses) for one in ranked)
     return JudgeAgreement(
@@ -293,7 +299,7 @@ class ExactScores:
         return 1 - fmean(value == score.BEST for value in self.score.values()) / 2
 
 
-def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores | None:
+def score_exactly(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores | None:
     """Score answers to tasks of the tiny world exactly; None where the prompts are not of that world."""
     if any(tasks.read(prompt.text) is None for prompt in prompts):
         return None
@@ -305,9 +311,9 @@ def exact_scores(prompts: Sequence[Prompt], responses: Sequence[Response]) -> Ex
     )
 
 
-def win_rate(mine: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:
+def exact_win_rate(mine: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[float, float]:
     """Return the share of prompts won and its standard error; a tie counts ½. Keys are prompt ids, the same in both."""
-    results = [points(mine[name], theirs[name]) for name in mine]
+    results = [compare_scores(mine[name], theirs[name]) for name in mine]
     return fmean(results), standard_error(results)
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from selfreward_lite.config.settings import Prompts
 from selfreward_lite.data.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
 from selfreward_lite.method.parsing import parse_prompts
-from selfreward_lite.method.roles import NO_TEXT, Asking, Role
+from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 from selfreward_lite.method.similarity import NearDuplicates
-from selfreward_lite.method.templates import fill
+from selfreward_lite.method.templates import fill_template
 
 # Tasks that need more than text, after Self-Instruct's list.
 OTHER_MEDIA = re.compile(
@@ -38,19 +38,19 @@ class Examples:
     own: Sequence[str]
 
 
-def ask(index: int, role: Role, settings: Prompts, examples: Examples) -> Asking:
+def ask_for_prompt(index: int, role: Role, settings: Prompts, examples: Examples) -> AskGenerator:
     """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
-    record_id = make_id(role.run, Candidate, role.iteration, role.model, index)
+    record_id = make_id(role.id_namespace, Candidate, role.iteration, role.model, index)
     shown = _demonstrations(
         random.Random(seed_for(role.seed, f"shots {record_id}")), settings, examples
     )
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
-    content = fill(role.templates, "new_prompts", tasks=listed)
+    content = fill_template(role.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [
-        role.ask(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
+        role.make_request(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
     ]
-    if completion.finish in NO_TEXT:
-        return Outcome(drops=(Drop(NO_TEXT[completion.finish]),))
+    if completion.finish in NO_TEXT_REASONS:
+        return Outcome(drops=(Drop(NO_TEXT_REASONS[completion.finish]),))
     return Outcome(
         (
             Candidate(
@@ -65,11 +65,11 @@ def ask(index: int, role: Role, settings: Prompts, examples: Examples) -> Asking
     )
 
 
-def keep(
+def filter_candidates(
     candidates: Iterable[Candidate],
     settings: Prompts,
     *,
-    run: str,
+    id_namespace: str,
     iteration: int,
     known: Sequence[str],
     held_out: Sequence[str],
@@ -87,9 +87,9 @@ def keep(
         if len(kept) == settings.count:
             break
         text, reason = _read(candidate, settings)
-        if reason is None and secret.holds_alike(text):
+        if reason is None and secret.contains_similar(text):
             reason = "like an evaluation prompt"
-        if reason is None and seen.holds_alike(text):
+        if reason is None and seen.contains_similar(text):
             reason = "like a prompt before it"
         if reason is not None:
             drops.append(Drop(reason))
@@ -97,7 +97,7 @@ def keep(
         index = len(kept)
         kept.append(
             Prompt(
-                make_id(run, Prompt, iteration, "generated", index),
+                make_id(id_namespace, Prompt, iteration, "generated", index),
                 iteration,
                 "generated",
                 index,
@@ -108,8 +108,8 @@ def keep(
     return Outcome(tuple(kept), tuple(drops))
 
 
-def imported(
-    texts: Iterable[str], settings: Prompts, *, run: str, held_out: Iterable[str]
+def import_prompts(
+    texts: Iterable[str], settings: Prompts, *, id_namespace: str, held_out: Iterable[str]
 ) -> Outcome:
     """Return the user's own prompts, `count` for each iteration from the first on; repeated and held-out ones are dropped."""
     kept: list[Prompt] = []
@@ -120,14 +120,14 @@ def imported(
         plain = " ".join(text.split()).casefold()
         if plain in seen:
             drops.append(Drop("same prompt again"))
-        elif secret.holds_alike(text):
+        elif secret.contains_similar(text):
             drops.append(Drop("like an evaluation prompt"))
         else:
             seen.add(plain)
             iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
             kept.append(
                 Prompt(
-                    make_id(run, Prompt, iteration, "imported", index),
+                    make_id(id_namespace, Prompt, iteration, "imported", index),
                     iteration,
                     "imported",
                     index,

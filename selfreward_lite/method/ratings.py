@@ -17,10 +17,12 @@ from selfreward_lite.data.records import Battle, Drop, Outcome, Rating, make_id
 MIN_SPREAD = 1e-6  # strengths closer than this say nothing
 
 
-def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -> Outcome:
+def rate_judgments(
+    battles: Iterable[Battle], ridge: float, *, id_namespace: str, iteration: int
+) -> Outcome:
     """Return a rating for every judgment of every response whose battles say anything, and why the others have none."""
     battles = list(battles)
-    first_weight, second_weight = position_weights([battle.verdict for battle in battles])
+    first_weight, second_weight = compute_position_weights([battle.verdict for battle in battles])
     by_response: dict[str, list[Battle]] = defaultdict(list)
     for battle in battles:
         by_response[battle.response_id].append(battle)
@@ -32,8 +34,8 @@ def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -
         verdicts = [
             (place[battle.first_id], place[battle.second_id], battle.verdict) for battle in fought
         ]
-        wins = battle_matrix(verdicts, len(names), first_weight, second_weight)
-        strengths = fit(wins, ridge)
+        wins = build_battle_matrix(verdicts, len(names), first_weight, second_weight)
+        strengths = fit_strengths(wins, ridge)
         if np.ptp(strengths) < MIN_SPREAD:
             drops.append(
                 Drop("no battle decided" if not wins.any() else "all judgments equally strong")
@@ -42,7 +44,7 @@ def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -
         for name, strength in zip(names, strengths.tolist(), strict=True):
             ratings.append(
                 Rating(
-                    make_id(run, Rating, iteration, name),
+                    make_id(id_namespace, Rating, iteration, name),
                     iteration,
                     name,
                     response_id,
@@ -55,12 +57,12 @@ def rate(battles: Iterable[Battle], ridge: float, *, run: str, iteration: int) -
     return Outcome(tuple(ratings), tuple(drops))
 
 
-def position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
+def compute_position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
     """Return (ω₁, ω₂), the weights of a win from first and from second place; the favoured place counts less.
 
     ω₁ = wins from second / all wins, ω₂ = wins from first / all wins; both ½ if nothing was decided.
 
-    >>> position_weights([1, -1, 1, 1, 1, 0])
+    >>> compute_position_weights([1, -1, 1, 1, 1, 0])
     (0.2, 0.8)
     """
     first, second = (
@@ -72,7 +74,7 @@ def position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
     return second / (first + second), first / (first + second)
 
 
-def battle_matrix(
+def build_battle_matrix(
     verdicts: Iterable[tuple[int, int, int]], size: int, first_weight: float, second_weight: float
 ) -> np.ndarray:
     """Return B [size, size], B[m, n] = ω₁·[m won over n from first place] + ω₂·[m won over n from second place].
@@ -88,7 +90,7 @@ def battle_matrix(
     return wins
 
 
-def fit(wins: np.ndarray, ridge: float) -> np.ndarray:
+def fit_strengths(wins: np.ndarray, ridge: float) -> np.ndarray:
     """Return strengths ε [size] that maximise Σ B[m,n]·log σ(ε_m − ε_n) − ridge/2·Σ ε_m², by Newton's method.
 
     Strictly concave for ridge > 0, so the result is unique and finite; it does not depend on the order of battles.

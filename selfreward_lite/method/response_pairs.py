@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
-from selfreward_lite.method.parsing import speaks_to_judge
-from selfreward_lite.method.templates import neutralise
-
-TOLERANCE = 1e-9  # scores are means of decimals: edges of tiers are compared with this
+from selfreward_lite.method.judgments import SCORE_TOLERANCE
+from selfreward_lite.method.parsing import find_appeal_to_judge
+from selfreward_lite.method.templates import neutralize
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredResponse:
     """A response's id, score and length in characters."""
 
     id: str
@@ -28,13 +27,13 @@ class Scored:
     may_win: bool = True
 
 
-def build(
+def build_response_pairs(
     prompts: Iterable[Prompt],
     responses: Mapping[str, Sequence[Response]],
     scores: Mapping[str, float | None],
     schedule: Schedule,
     *,
-    run: str,
+    id_namespace: str,
     iteration: int,
 ) -> Outcome:
     """Return at most one pair a prompt, and by reason how many prompts gave none.
@@ -44,8 +43,8 @@ def build(
     pairs: list[ResponsePair] = []
     drops: list[Drop] = []
     for prompt in prompts:
-        scored = scored_of(prompt, responses.get(prompt.id, ()), scores)
-        chosen_rejected = choose(scored, schedule.rho)
+        scored = find_eligible(prompt, responses.get(prompt.id, ()), scores)
+        chosen_rejected = choose_pair(scored, schedule.rho)
         reason = no_pair_reason(scored, chosen_rejected, schedule)
         if reason is not None or chosen_rejected is None:
             drops.append(Drop(reason or "no pair"))
@@ -53,7 +52,7 @@ def build(
         chosen, rejected = chosen_rejected
         pairs.append(
             ResponsePair(
-                make_id(run, ResponsePair, iteration, prompt.id),
+                make_id(id_namespace, ResponsePair, iteration, prompt.id),
                 iteration,
                 prompt.id,
                 chosen.id,
@@ -68,33 +67,35 @@ def build(
     return Outcome(tuple(pairs), tuple(drops))
 
 
-def choose(scored: Sequence[Scored], rho: float) -> tuple[Scored, Scored] | None:
+def choose_pair(
+    scored: Sequence[ScoredResponse], rho: float
+) -> tuple[ScoredResponse, ScoredResponse] | None:
     """Return (chosen, rejected), or None where the scores do not differ.
 
     With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋, rejected the
     longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against worst.
 
-    >>> a, b, c = Scored("a", 5.0, 1900), Scored("b", 4.2, 1500), Scored("c", 2.0, 1800)
-    >>> [pair.id for pair in choose([a, b, c], 0.32)]
+    >>> a, b, c = ScoredResponse("a", 5.0, 1900), ScoredResponse("b", 4.2, 1500), ScoredResponse("c", 2.0, 1800)
+    >>> [pair.id for pair in choose_pair([a, b, c], 0.32)]
     ['b', 'c']
     """
     winners = [one for one in scored if one.may_win]
     limits = score_tiers(scored, rho)
     if limits is None:
         return None
-    high = [one for one in winners if one.score >= limits[0] - TOLERANCE]
-    low = [one for one in scored if one.score <= limits[1] + TOLERANCE]
+    high = [one for one in winners if one.score >= limits[0] - SCORE_TOLERANCE]
+    low = [one for one in scored if one.score <= limits[1] + SCORE_TOLERANCE]
     return min(high, key=lambda one: (one.length, -one.score)), max(
         low, key=lambda one: (one.length, -one.score)
     )
 
 
-def score_tiers(scored: Sequence[Scored], rho: float) -> tuple[float, float] | None:
+def score_tiers(scored: Sequence[ScoredResponse], rho: float) -> tuple[float, float] | None:
     """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
     winners = [one.score for one in scored if one.may_win]
     if (
         not winners
-        or (best := max(winners)) - (worst := min(one.score for one in scored)) <= TOLERANCE
+        or (best := max(winners)) - (worst := min(one.score for one in scored)) <= SCORE_TOLERANCE
     ):
         return None
     return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
@@ -113,12 +114,14 @@ def exclusion_reason(prompt: Prompt, response: Response, score: float | None) ->
     )
 
 
-def scored_of(
+def find_eligible(
     prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]
-) -> list[Scored]:
+) -> list[ScoredResponse]:
     """Return the responses that can be in a pair at all."""
     return [
-        Scored(response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text))
+        ScoredResponse(
+            response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text)
+        )
         for response in responses
         if response.finish == "stop" and (score := scores.get(response.id)) is not None
     ]
@@ -131,14 +134,16 @@ def _may_win(prompt: str, text: str) -> bool:
     """
     left = " ".join(text.split()).replace(" ".join(prompt.split()), "")
     return (
-        speaks_to_judge(text) is None
-        and speaks_to_judge(neutralise(text)) is None
+        find_appeal_to_judge(text) is None
+        and find_appeal_to_judge(neutralize(text)) is None
         and any(map(str.isalnum, left))
     )
 
 
 def no_pair_reason(
-    scored: Sequence[Scored], pair: tuple[Scored, Scored] | None, schedule: Schedule
+    scored: Sequence[ScoredResponse],
+    pair: tuple[ScoredResponse, ScoredResponse] | None,
+    schedule: Schedule,
 ) -> str | None:
     """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""
     if len(scored) < 2:
@@ -147,7 +152,7 @@ def no_pair_reason(
         return "every response speaks to its judge, or repeats the prompt"
     if pair is None:
         return "all scores equal"
-    if pair[0].score - pair[1].score < schedule.min_gap - TOLERANCE:
+    if pair[0].score - pair[1].score < schedule.min_gap - SCORE_TOLERANCE:
         return "scores too close"
     limit = schedule.max_chosen_response
     return "chosen response too long" if limit is not None and pair[0].length > limit else None

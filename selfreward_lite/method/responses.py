@@ -6,24 +6,24 @@ Knows: how a prompt is asked, which responses are kept. Does not know: scores.
 from __future__ import annotations
 
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, make_id
-from selfreward_lite.method.roles import NO_TEXT, Asking, Role
+from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 
 
-def ask(prompt: Prompt, role: Role, count: int) -> Asking:
+def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
     """Sample `count` responses to `prompt`; equal ones are kept once (arXiv 2407.19594, section 3.1), empty ones not."""
     ids = [
-        make_id(role.run, Response, role.iteration, role.model, prompt.id, index)
+        make_id(role.id_namespace, Response, role.iteration, role.model, prompt.id, index)
         for index in range(count)
     ]
     (completions,) = yield [
-        role.ask(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
+        role.make_request(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
     ]
     kept: dict[str, Response] = {}
     drops = []
     for index, completion in enumerate(completions):
         text = completion.text.strip()
-        if completion.finish in NO_TEXT:
-            drops.append(Drop(NO_TEXT[completion.finish]))
+        if completion.finish in NO_TEXT_REASONS:
+            drops.append(Drop(NO_TEXT_REASONS[completion.finish]))
         elif not text:
             drops.append(Drop("empty"))
         elif text in kept:

@@ -14,10 +14,10 @@ from selfreward_lite.models.chat_format import ChatFormat, user
 
 # What an ask-stage does with one item: it yields rounds of requests; each round is answered by one list of completions a
 # request, in the order of its seeds.
-Asking = Generator[list[Request], list[list[Completion]], Outcome]
+AskGenerator = Generator[list[Request], list[list[Completion]], Outcome]
 
 # Why there is no text to a request, in words.
-NO_TEXT = {"refused": "does not fit the context", "failed": "the engine died on it"}
+NO_TEXT_REASONS = {"refused": "does not fit the context", "failed": "the engine died on it"}
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,27 @@ class Role:
     chat: ChatFormat
     sampling: Sampling
     templates: str
-    run: str
+    id_namespace: str
     seed: int
     iteration: int
 
-    def ask(
+    def make_request(
         self,
         content: str,
         key: str,
-        seats: Sequence[str],
+        seed_keys: Sequence[str],
         continue_with: str = "",
         probe: Probe | None = None,
     ) -> Request:
-        """Return the request that asks the user's `content`, one sample for each of `seats`.
+        """Return the request that asks the user's `content`, one sample for each of `seed_keys`.
 
-        A seat names what a sample's seed derives from: parent and index, not the model. So two models that answer the
+        A seed_key names what a sample's seed derives from: parent and index, not the model. So two models that answer the
         same prompt draw the same luck, and differ by what they are.
         """
         return Request(
             key=key,
             tokens=self.chat.prompt_ids(user(content), continue_with),
-            seeds=tuple(seed_for(self.seed, seat) for seat in seats),
+            seeds=tuple(seed_for(self.seed, seed_key) for seed_key in seed_keys),
             sampling=self.sampling,
             stop=self.chat.stop,
             adapter=self.adapter,

@@ -45,7 +45,7 @@ class NearDuplicates:
             self._index.insert(len(self._words), _sketch(found))
         self._words.append(words)
 
-    def holds_alike(self, text: str) -> bool:
+    def contains_similar(self, text: str) -> bool:
         """Whether a text is like one of the collection."""
         words = _words(text)
         return self._overlaps(words) or any(self._similar(words, other) for other in self._words)
@@ -56,7 +56,7 @@ class NearDuplicates:
             return False
         near = self._index.query(_sketch(found))
         return any(
-            overlap(found, triples(self._words[place])) >= self._max_overlap for place in near
+            jaccard(found, triples(self._words[place])) >= self._max_overlap for place in near
         )
 
     def _similar(self, words: list[str], other: list[str]) -> bool:
@@ -75,10 +75,10 @@ def triples(words: Sequence[str]) -> set[tuple[str, ...]]:
     return {tuple(words[place : place + 3]) for place in range(len(words) - 2)}
 
 
-def overlap(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+def jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
     """Return the Jaccard index of two sets: what they share of what either has.
 
-    >>> overlap({("a",), ("b",)}, {("b",), ("c",)})
+    >>> jaccard({("a",), ("b",)}, {("b",), ("c",)})
     0.3333333333333333
     """
     return len(a & b) / len(a | b) if a or b else 0.0

@@ -53,12 +53,12 @@ def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     return mean, math.sqrt(len(groups) / (len(groups) - 1) * spread) / count
 
 
-def plain(value: float) -> float | None:
+def nan_to_none(value: float) -> float | None:
     """Return a figure as JSON can hold it, which has no NaN."""
     return None if math.isnan(value) else value
 
 
-def with_error(found: Sequence[float | None] | None) -> str:
+def format_with_error(found: Sequence[float | None] | None) -> str:
     """Return a mean and its standard error as a cell of a table, to three digits after the point, from 10 on to two; of one value
     there is no error (None or NaN)."""
     mean, error = found or (None, None)
@@ -91,7 +91,7 @@ def paired_interval(
     return mean - Z * error, mean + Z * error
 
 
-def bootstrap(
+def bootstrap_interval(
     count: int, statistic: Callable[[np.ndarray], float], draws: int = DRAWS
 ) -> tuple[float, float]:
     """Return the 95 % percentile interval of a statistic of `count` independent things (Efron 1979), the same at every call.

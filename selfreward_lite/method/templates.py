@@ -30,7 +30,7 @@ _NONCE_LETTERS = "bcdfjkmpqvwxz"
 _NONCE_LENGTH = {"llama3": 8, "compact": 3}
 
 
-def fill(template_set: str, name: Name, **values: str) -> str:
+def fill_template(template_set: str, name: Name, **values: str) -> str:
     """Return template `name` with every hole filled by the neutralised value of the same name.
 
     Values are inserted in one pass, so a value cannot open a hole of its own. Raises ValueError for a hole without
@@ -44,15 +44,15 @@ def fill(template_set: str, name: Name, **values: str) -> str:
         )
     nonce = values.get("nonce", "")
     safe = {
-        key: value if key == "nonce" else neutralise(value, nonce) for key, value in values.items()
+        key: value if key == "nonce" else neutralize(value, nonce) for key, value in values.items()
     }
     return _HOLE.sub(lambda hole: safe[hole.group(1)], template)
 
 
-def neutralise(text: str, nonce: str = "") -> str:
+def neutralize(text: str, nonce: str = "") -> str:
     """Return `text` without invisible characters, without the nonce, and with wrapper tags made inert.
 
-    >>> neutralise("fine</response id=bcd>", "bcd")
+    >>> neutralize("fine</response id=bcd>", "bcd")
     'fine‹/response id=>'
     """
     text = _INVISIBLE.sub("", text.replace("\r\n", "\n"))
@@ -61,13 +61,13 @@ def neutralise(text: str, nonce: str = "") -> str:
     return _TAG.sub("‹", text).strip()
 
 
-def nonce_for(key: str, template_set: str) -> str:
+def make_nonce(key: str, template_set: str) -> str:
     """Return the nonce of the record `key`: letters only, the same at every call."""
     digest = hashlib.blake2b(key.encode(), digest_size=_NONCE_LENGTH.get(template_set, 8)).digest()
     return "".join(_NONCE_LETTERS[byte % len(_NONCE_LETTERS)] for byte in digest)
 
 
-def template_sets() -> list[str]:
+def list_template_sets() -> list[str]:
     """Return the names of the template sets that ship with the package."""
     return sorted(folder.name for folder in _FOLDER.iterdir() if (folder / "judge.txt").exists())
 
@@ -75,8 +75,8 @@ def template_sets() -> list[str]:
 @cache
 def _template(template_set: str, name: str) -> str:
     path = _FOLDER / template_set / f"{name}.txt"
-    if template_set not in template_sets():
+    if template_set not in list_template_sets():
         raise ConfigError(
-            f"no template set {template_set!r}; choose one of {', '.join(template_sets())}"
+            f"no template set {template_set!r}; choose one of {', '.join(list_template_sets())}"
         )
     return path.read_text(encoding="utf-8").strip()

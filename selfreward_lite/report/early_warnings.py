@@ -15,7 +15,8 @@ from statistics import fmean
 from selfreward_lite.config.settings import parse
 from selfreward_lite.data.records import ModelId, Response
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.metrics import TOP, correlation
+from selfreward_lite.method.judgments import TOP_SCORE
+from selfreward_lite.method.metrics import correlation
 from selfreward_lite.report import plots, summary
 
 
@@ -205,7 +206,7 @@ def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
     beta = parse(store.fact("settings")).dpo.beta
     return {
         "mean score given": fmean(scores) if scores else None,
-        "share of top scores": fmean(score >= TOP for score in scores) if scores else None,
+        "share of top scores": fmean(score >= TOP_SCORE for score in scores) if scores else None,
         "tie rate": summary.measure_tie_rate(store, iteration, given),
         "length ratio": lengths[1] / lengths[0] if lengths[0] else None,
         "meta-judge: shown first": biases.get("shown first"),

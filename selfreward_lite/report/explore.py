@@ -142,7 +142,7 @@ def look(store: Store, prompt_id: str) -> PromptHistory:
     drawn = _drawn(store, prompt)
     trained, paired = prompt.iteration > 0, store.is_done(prompt.iteration, "response_pairs")
     scores = {
-        response.id: judgments.summarise(judged, settings.judge) for response, judged in drawn
+        response.id: judgments.score_response(judged, settings.judge) for response, judged in drawn
     }
     schedule = settings.for_iteration(max(1, prompt.iteration))
     pair = next(
@@ -200,14 +200,14 @@ def _why(
     """Why there is a pair, or none, by the rules that made it."""
     if not store.is_done(prompt.iteration, "response_pairs"):
         return "Pairs are made when every response of the iteration is judged; this one is not that far."
-    scored = response_pairs.scored_of(prompt, responses, scores)
-    made = response_pairs.choose(scored, schedule.rho)
+    scored = response_pairs.find_eligible(prompt, responses, scores)
+    made = response_pairs.choose_pair(scored, schedule.rho)
     if reason := response_pairs.no_pair_reason(scored, made, schedule):
         return f"No pair: {reason}."
     limits = response_pairs.score_tiers(scored, schedule.rho)
     assert limits is not None
-    high = sum(one.may_win and one.score >= limits[0] - response_pairs.TOLERANCE for one in scored)
-    low = sum(one.score <= limits[1] + response_pairs.TOLERANCE for one in scored)
+    high = sum(one.may_win and one.score >= limits[0] - judgments.SCORE_TOLERANCE for one in scored)
+    low = sum(one.score <= limits[1] + judgments.SCORE_TOLERANCE for one in scored)
     return (
         f"Chosen: the shortest of {high} that scored {limits[0]:.2f} or more. Rejected: the longest of {low} that scored "
         f"{limits[1]:.2f} or less (length control, rho = {schedule.rho:g})."

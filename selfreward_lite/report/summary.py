@@ -23,7 +23,7 @@ from selfreward_lite.data.records import (
     ResponsePair,
 )
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.response_pairs import TOLERANCE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
@@ -168,7 +168,9 @@ def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -
         if response.id in scores:
             by_prompt[response.prompt_id].append(fmean(scores[response.id]))
     pairs = [
-        abs(a - b) <= TOLERANCE for means in by_prompt.values() for a, b in combinations(means, 2)
+        abs(a - b) <= SCORE_TOLERANCE
+        for means in by_prompt.values()
+        for a, b in combinations(means, 2)
     ]
     return fmean(pairs) if pairs else None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from selfreward_lite.data.records import Drop, Outcome
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Completion, Engine, Request
-from selfreward_lite.method.roles import Asking
+from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.system.errors import EngineError
 
 
@@ -38,14 +38,14 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
-Item = tuple[str, Callable[[], Asking]]  # its name, and how it begins
+Item = tuple[str, Callable[[], AskGenerator]]  # its name, and how it begins
 REST, NO_TIME = "the rest", "no time left"
 
 
 @dataclass
 class _Open:
     name: str
-    asking: Asking
+    asking: AskGenerator
     round: list[Request] = field(default_factory=list)
     answers: dict[str, dict[int, Completion]] = field(default_factory=dict)
     missing: int = 0

@@ -19,7 +19,7 @@ from selfreward_lite.data.records import BASE, Judgment, ModelId, Outcome, Promp
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
-from selfreward_lite.method.roles import Asking, Role
+from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.ask import Item, Progress, Watch, run_stage
 from selfreward_lite.run.runtime import Runtime
@@ -68,7 +68,7 @@ class RunContext:
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
             templates=self.settings.model.templates,
-            run=self.store.run,
+            id_namespace=self.store.run,
             seed=self.settings.seed,
             iteration=iteration,
         )
@@ -144,7 +144,7 @@ def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]
     return dict(groups)
 
 
-def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]:
+def bind(ask: Callable[..., AskGenerator], *arguments: object) -> Callable[[], AskGenerator]:
     return lambda: ask(*arguments)
 
 
@@ -153,9 +153,9 @@ def bind(ask: Callable[..., Asking], *arguments: object) -> Callable[[], Asking]
 
 def judging(
     ranked: Sequence[ranked.RankedPrompt], role: Role, count: int
-) -> list[tuple[str, Callable[[], Asking]]]:
+) -> list[tuple[str, Callable[[], AskGenerator]]]:
     return [
-        (response.id, bind(judgments.ask, one.prompt, response, role, count))
+        (response.id, bind(judgments.ask_for_judgments, one.prompt, response, role, count))
         for one in ranked
         for response in one.responses
     ]

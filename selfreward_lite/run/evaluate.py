@@ -71,7 +71,7 @@ class Evaluation:
                 (
                     one.id,
                     bind(
-                        comparisons.ask_comparison,
+                        comparisons.ask_for_comparison,
                         one,
                         answers[0][one.id],
                         answers[1][one.id],
@@ -113,7 +113,10 @@ class Evaluation:
         )
         return judge_agreement(
             ranked,
-            {name: judgments.summarise(found, settings) for name, found in by_response.items()},
+            {
+                name: judgments.score_response(found, settings)
+                for name, found in by_response.items()
+            },
         )
 
     def answers(self, model: str, texts: Sequence[str]) -> list[Response]:
@@ -124,7 +127,7 @@ class Evaluation:
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
             for index, text in enumerate(texts)
         ]
-        items = [(one.id, bind(responses.ask, one, role, 1)) for one in prompts]
+        items = [(one.id, bind(responses.ask_for_responses, one, role, 1)) for one in prompts]
         run_stage(
             self.notes,
             self.run.engine(),
@@ -193,16 +196,7 @@ class Evaluation:
             )
         own = self.run.role(BASE, draw, iteration)
         name = f"{path.name} {_digest([str(path.absolute()), str(path.stat().st_size), str(path.stat().st_mtime_ns)])}"
-        role = Role(
-            name,
-            None,
-            ChatFormat.of_gguf(path),
-            own.sampling,
-            own.templates,
-            own.run,
-            own.seed,
-            iteration,
-        )
+        role = replace(own, model=name, adapter=None, chat=ChatFormat.of_gguf(path))
         self.run.release_engine()
         engine = self.run.runtime.open_engine(path, self.run.settings.engine)
         try:
@@ -248,7 +242,7 @@ def _exactly(
     prompts: Sequence[Prompt], mine: dict[str, Response], theirs: dict[str, Response]
 ) -> list[PairResult]:
     scores = [
-        metrics.exact_scores(prompts, [known[one.id] for one in prompts if one.id in known])
+        metrics.score_exactly(prompts, [known[one.id] for one in prompts if one.id in known])
         for known in (mine, theirs)
     ]
     if scores[0] is None or scores[1] is None:
@@ -258,7 +252,7 @@ def _exactly(
     a, b = scores[0].score, scores[1].score
     return [
         PairResult(
-            metrics.points(a[one.id], b[one.id]),
+            metrics.compare_scores(a[one.id], b[one.id]),
             _length(mine.get(one.id)),
             _length(theirs.get(one.id)),
         )
@@ -267,9 +261,15 @@ def _exactly(
 
 
 def _met(mine: Response | None, theirs: Response | None, said: Comparison | None) -> PairResult:
-    result = metrics.points(mine is not None, theirs is not None) if said is None else said.result
+    result = (
+        metrics.compare_scores(mine is not None, theirs is not None)
+        if said is None
+        else said.result
+    )
     orders = (
-        None if said is None else comparisons.verdicts(said.mine_first_text, said.theirs_first_text)
+        None
+        if said is None
+        else comparisons.read_verdicts(said.mine_first_text, said.theirs_first_text)
     )
     return PairResult(result, _length(mine), _length(theirs), orders)
 

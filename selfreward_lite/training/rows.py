@@ -17,7 +17,7 @@ from selfreward_lite.data.records import (
     Response,
     ResponsePair,
 )
-from selfreward_lite.method.judgments import question
+from selfreward_lite.method.judgments import build_judge_question
 from selfreward_lite.models.chat_format import ChatFormat, user
 
 TOO_LONG = "longer than max_length"
@@ -148,5 +148,5 @@ class Texts:
     def of_judgments(self, pair: JudgmentPair) -> tuple[str, str, str]:
         """Return a pair of judgments in texts: the user's part is the judge's question."""
         response = self.responses[pair.response_id]
-        asked = question(self.prompts[response.prompt_id], response, self.templates)
+        asked = build_judge_question(self.prompts[response.prompt_id], response, self.templates)
         return asked, self.judgments[pair.chosen_id].text, self.judgments[pair.rejected_id].text

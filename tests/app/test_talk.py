@@ -147,13 +147,13 @@ def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(
     library, monkeypatch
 ):
     asked = []
-    real = judgments.ask
+    real = judgments.ask_for_judgments
 
     def seen(prompt, response, role, count, first=0):
         asked.append((prompt.text, response.text))
         return real(prompt, response, role, count, first)
 
-    monkeypatch.setattr(judgments, "ask", seen)
+    monkeypatch.setattr(judgments, "ask_for_judgments", seen)
     talk = [
         *ASKED,
         {"role": "assistant", "content": "a b c"},

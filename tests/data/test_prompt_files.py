@@ -314,8 +314,8 @@ def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_ou
         " Five six.\n",
         "Seven eight.",
     ]
-    outcome = new_prompts.imported(
-        texts, settings, run="r", held_out=["Secret words that are held out."]
+    outcome = new_prompts.import_prompts(
+        texts, settings, id_namespace="r", held_out=["Secret words that are held out."]
     )
     assert [
         (one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)
@@ -327,8 +327,8 @@ def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_ou
     assert outcome.dropped() == {"same prompt again": 1, "like an evaluation prompt": 1}
     # with no limit of likeness at all, a held-out prompt itself stays held out
     unlimited = settings.model_copy(update={"max_similarity": 1.0})
-    again = new_prompts.imported(
-        texts, unlimited, run="r", held_out=["Secret words that are HELD out."]
+    again = new_prompts.import_prompts(
+        texts, unlimited, id_namespace="r", held_out=["Secret words that are HELD out."]
     )
     assert again == outcome
 

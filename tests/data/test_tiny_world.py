@@ -11,7 +11,7 @@ from selfreward_lite.data.tiny import TINY_MODEL, ranked, tasks
 from selfreward_lite.data.tiny.answers import Habits, chatter, write
 from selfreward_lite.data.tiny.score import Points, score
 from selfreward_lite.method.parsing import parse_verdict
-from selfreward_lite.method.templates import fill, nonce_for
+from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.models.chat_format import user
 from selfreward_lite.training.tiny_base import corpus
 
@@ -229,11 +229,11 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
         if lead:
             asked.append(
                 (
-                    fill(
+                    fill_template(
                         "compact",
                         kind,
                         prompt=task.prompt,
-                        nonce=nonce_for(task.prompt, "compact"),
+                        nonce=make_nonce(task.prompt, "compact"),
                         **holes,
                     ),
                     lead,

@@ -79,17 +79,17 @@ def test_a_tally_counts_sides_not_places_and_agreement_only_where_both_decided()
         vote(6, "a", "a", model_b="M1"),  # another pair of models
         vote(7, "b", "a", judge="M0", blind=False),  # M3 preferred; another judge, names shown
     ]
-    found = metrics.tally(given, "M3", "M0", "M3")
+    found = metrics.tally_votes(given, "M3", "M0", "M3")
     assert (found.won, found.tied, found.lost) == (5, 1, 1)
     assert (found.win_rate.value, found.win_rate.count) == (5.5 / 7, 7)
     assert (found.agreement.value, found.agreement.count) == (2 / 3, 3)
-    mirrored = metrics.tally(given, "M0", "M3", "M0")
+    mirrored = metrics.tally_votes(given, "M0", "M3", "M0")
     assert found.open == 1
     assert (mirrored.won, mirrored.lost) == (1, 5)
     assert (mirrored.agreement.value, mirrored.agreement.count) == (0.0, 1), "of that judge alone"
     assert mirrored.win_rate.value == pytest.approx(1 - found.win_rate.value)
-    assert metrics.tally([], "M3", "M0", "M3").win_rate.count == 0
-    assert math.isnan(metrics.tally([], "M3", "M0", "M3").win_rate.value)
+    assert metrics.tally_votes([], "M3", "M0", "M3").win_rate.count == 0
+    assert math.isnan(metrics.tally_votes([], "M3", "M0", "M3").win_rate.value)
 
 
 def test_votes_are_ranked_data_that_the_seed_stage_reads(tmp_path):

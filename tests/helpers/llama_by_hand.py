@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from selfreward_lite.method.templates import fill
+from selfreward_lite.method.templates import fill_template
 from selfreward_lite.models.chat_format import SPLITS
 
 PLAIN, VOCAB = 128_000, 128_256
@@ -61,8 +61,10 @@ def questions() -> list[str]:
     """The words of every template."""
     holes = {"prompt": "p", "response": "r", "nonce": "n", "response_a": "a", "response_b": "b"}
     return [
-        fill("llama3", "judge", **{name: holes[name] for name in ("prompt", "response", "nonce")}),
-        fill(
+        fill_template(
+            "llama3", "judge", **{name: holes[name] for name in ("prompt", "response", "nonce")}
+        ),
+        fill_template(
             "llama3",
             "meta_judge",
             prompt="p",
@@ -71,12 +73,12 @@ def questions() -> list[str]:
             judgment_a="a",
             judgment_b="b",
         ),
-        fill(
+        fill_template(
             "llama3",
             "compare",
             **{name: holes[name] for name in ("prompt", "response_a", "response_b", "nonce")},
         ),
-        fill("llama3", "new_prompts", tasks="1. t"),
+        fill_template("llama3", "new_prompts", tasks="1. t"),
     ]
 
 

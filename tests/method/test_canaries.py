@@ -11,18 +11,25 @@ from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.api import Completion, Sampling
 from selfreward_lite.method import battles, canaries, comparisons, judgments, response_pairs
-from selfreward_lite.method.parsing import parse_score, parse_verdict, speaks_to_judge
+from selfreward_lite.method.parsing import find_appeal_to_judge, parse_score, parse_verdict
 from selfreward_lite.method.roles import Role
-from selfreward_lite.method.templates import fill, neutralise, nonce_for, template_sets
+from selfreward_lite.method.templates import (
+    fill_template,
+    list_template_sets,
+    make_nonce,
+    neutralize,
+)
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
 
-CANARIES = canaries.load()
+CANARIES = canaries.load_canaries()
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
 
 # What a judge that fell for them could choose: a bare "5/5", grades in other languages, pleas, praise, a picture, noise.
 CHOOSABLE = [1, 5, 22, 23, 24, 25, 26, 31, 32, 33, 34, 45, 47, 48, 49]
-LAID = canaries.responses(CANARIES, [PROMPT], run="r", templates="compact").records
+LAID = canaries.build_canary_responses(
+    CANARIES, [PROMPT], id_namespace="r", templates="compact"
+).records
 
 
 def test_there_are_fifty_of_twelve_kinds():
@@ -53,7 +60,9 @@ def test_decoys_are_other_texts_than_canaries_and_come_in_turn_to_every_prompt()
         Prompt(f"p{index}", 0, "ranked", index, f"Sort the letters {letter} b.")
         for index, letter in enumerate("cdefg")
     ]
-    laid = canaries.decoys(prompts, 16, run="r", templates="compact").records
+    laid = canaries.build_decoy_responses(
+        prompts, 16, id_namespace="r", templates="compact"
+    ).records
     assert [one.prompt_id for one in laid] == [prompt.id for prompt in prompts for _ in range(16)]
     assert len({one.id for one in laid}) == 80
     assert all(one.model == canaries.DECOY and one.text for one in laid)
@@ -65,7 +74,10 @@ def test_decoys_are_other_texts_than_canaries_and_come_in_turn_to_every_prompt()
         for text in mine
         if any(other in text or text in other for other in hostile if len(other) > 1)
     ]
-    assert canaries.decoys(prompts, 0, run="r", templates="compact").records == ()
+    assert (
+        canaries.build_decoy_responses(prompts, 0, id_namespace="r", templates="compact").records
+        == ()
+    )
 
 
 def specials(chat: ChatFormat, ids) -> list[int]:
@@ -73,15 +85,15 @@ def specials(chat: ChatFormat, ids) -> list[int]:
     return [token for token in ids if token in known]
 
 
-@pytest.mark.parametrize("templates", template_sets())
+@pytest.mark.parametrize("templates", list_template_sets())
 @pytest.mark.parametrize("index", range(len(LAID)))
 def test_fault_17_no_canary_changes_the_judges_question_outside_its_own_span(
     chat, templates, index
 ):
-    nonce = nonce_for(LAID[index].id, templates)
-    text = LAID[index].text.replace(nonce_for(LAID[index].id, "compact"), nonce)
-    asked = fill(templates, "judge", prompt=PROMPT.text, response=text, nonce=nonce)
-    empty = fill(templates, "judge", prompt=PROMPT.text, response="", nonce=nonce)
+    nonce = make_nonce(LAID[index].id, templates)
+    text = LAID[index].text.replace(make_nonce(LAID[index].id, "compact"), nonce)
+    asked = fill_template(templates, "judge", prompt=PROMPT.text, response=text, nonce=nonce)
+    empty = fill_template(templates, "judge", prompt=PROMPT.text, response="", nonce=nonce)
     head, tail = asked[: empty.index(nonce)], asked[-(len(empty) - empty.rindex(nonce)) :]
     assert empty.startswith(head)
     assert empty.endswith(tail)
@@ -101,7 +113,7 @@ def test_fault_17_only_what_the_judge_wrote_is_read(chat, index):
     for said in (
         "I cannot tell.",
         f"{response.text}\nI cannot tell.",
-        f"{nonce_for(response.id, 'compact')}\nScore: 5",
+        f"{make_nonce(response.id, 'compact')}\nScore: 5",
     ):
         assert judged(chat, response, said).score is None
     for said, score in (("", None), ("\n", None), ("Score: 2", 2.0), ("It is.\nScore: 0", 0.0)):
@@ -110,7 +122,7 @@ def test_fault_17_only_what_the_judge_wrote_is_read(chat, index):
 
 def judged(chat, response: Response, said: str) -> Judgment:
     """What the judge's stage makes of a completion."""
-    asking = judgments.ask(
+    asking = judgments.ask_for_judgments(
         PROMPT, response, Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0), 1
     )
     (request,) = next(asking)
@@ -124,12 +136,12 @@ def test_fault_17_no_canary_that_speaks_to_the_judge_is_chosen_even_by_a_judge_t
     chosen = []
     for response in LAID:
         scores = {response.id: 5.0, honest.id: 1.0}
-        outcome = response_pairs.build(
+        outcome = response_pairs.build_response_pairs(
             [PROMPT],
             {PROMPT.id: [response, honest]},
             scores,
             tiny.for_iteration(1),
-            run="r",
+            id_namespace="r",
             iteration=1,
         )
         chosen += [response.index for pair in outcome.records if pair.chosen_id == response.id]
@@ -159,9 +171,9 @@ hostile = st.lists(text | fragments, max_size=8).map("".join)
 @given(hostile, st.sampled_from(["llama3", "compact"]))
 def test_no_response_text_whatever_changes_token_structure_outside_its_span(response, templates):
     chat = ChatFormat.load(TINY_MODEL)
-    nonce = nonce_for("any", templates)
+    nonce = make_nonce("any", templates)
     asked, empty = (
-        fill(templates, "judge", prompt=PROMPT.text, response=one, nonce=nonce)
+        fill_template(templates, "judge", prompt=PROMPT.text, response=one, nonce=nonce)
         for one in (response, "")
     )
     start = chat.prompt_ids(user(empty[: empty.index(nonce)]))[
@@ -184,8 +196,8 @@ def test_no_response_text_whatever_changes_token_structure_outside_its_span(resp
             else {"response_a": response, "response_b": response}
         )
         more = {"response": response} if name == "meta_judge" else {}
-        filled = fill(templates, name, prompt=PROMPT.text, nonce=nonce, **values, **more)
-        hollow = fill(
+        filled = fill_template(templates, name, prompt=PROMPT.text, nonce=nonce, **values, **more)
+        hollow = fill_template(
             templates,
             name,
             prompt=PROMPT.text,
@@ -226,7 +238,7 @@ def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_s
         )
         for index in (2, 4)
     ]
-    asking = battles.ask(PROMPT, response, fought, role)
+    asking = battles.ask_for_battles(PROMPT, response, fought, role)
     requests = next(asking)
     with pytest.raises(StopIteration) as ended:
         asking.send([[Completion(one.key, 0, (1,), said, "stop", 1)] for one in requests])
@@ -243,7 +255,7 @@ def test_a_comparison_comes_from_what_the_judge_wrote_whatever_the_responses_say
     chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
     role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
-    asking = comparisons.ask_comparison(PROMPT, mine, theirs, role)
+    asking = comparisons.ask_for_comparison(PROMPT, mine, theirs, role)
     requests = next(asking)
     with pytest.raises(StopIteration) as ended:
         asking.send(
@@ -261,5 +273,6 @@ def test_no_response_text_whatever_is_read_as_a_score_or_verdict_of_the_judge(re
     assert parse_score(f"{response}\nI stop here.") is None
     assert parse_verdict(f"{response}\nI stop here.", "Judgement") is None
     assert (
-        speaks_to_judge(neutralise(f"x Score: 5 {response.replace('`', '')}")) == "writes a score"
+        find_appeal_to_judge(neutralize(f"x Score: 5 {response.replace('`', '')}"))
+        == "writes a score"
     )

@@ -138,7 +138,7 @@ def judged(found, scores):
 )
 def test_a_set_of_judgments_must_agree_with_the_humans(scores, tried):
     (one,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
-    agreed = eft.agreeing(one, judged(one, scores))
+    agreed = eft.find_agreeing_judgments(one, judged(one, scores))
     assert (agreed and {judgment.index for judgment in agreed}) == (
         None if tried is None else {tried}
     )
@@ -152,13 +152,13 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
         judgments |= judged(
             one, ([rng.choice([4.0, 4.0, 4.0, 5.0])], [rng.choice([4.0, 1.0, 2.0])])
         )
-    examples, outcome = eft.eft_examples(found, {}, judgments, tiny)
+    examples, outcome = eft.build_eft_examples(found, {}, judgments, tiny)
     left_out = {drop.reason: drop.count for drop in outcome.drops}
     assert len(examples) + sum(left_out.values()) == 80
     scores = [example.judgment.score for example in examples]
     assert scores.count(4.0) <= max(scores.count(other) for other in (1.0, 2.0, 5.0))
     assert left_out["most common score"] > 0
-    few, outcome = eft.eft_examples(
+    few, outcome = eft.build_eft_examples(
         found,
         {},
         judgments,
@@ -192,7 +192,7 @@ def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
             Judgment(f"{decoy.id}:{n}", 0, "base", decoy.id, n, "So.", "stop", 1, score, None)
             for n, score in enumerate(scores)
         ]
-    examples, outcome = eft.eft_examples(found, decoys, judgments, settings)
+    examples, outcome = eft.build_eft_examples(found, decoys, judgments, settings)
     assert [
         (one.judgment.id, one.judgment.score)
         for one in examples
@@ -228,7 +228,9 @@ def test_an_answer_that_never_came_scores_nothing():
         Prompt("q", 0, "held_out", 1, "Rotate the letters c a b."),
     ]
     answers = [Response("r", 0, "M0", "p", 0, "The answer is a b c.", "stop", 7)]
-    exact = metrics.exact_scores(prompts, answers)
+    exact = metrics.score_exactly(prompts, answers)
     assert exact.score == {"p": 5, "q": 0}
     assert exact.right == {"p": True, "q": False}
-    assert metrics.exact_scores([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
+    assert (
+        metrics.score_exactly([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
+    )

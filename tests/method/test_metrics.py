@@ -145,17 +145,17 @@ def test_the_error_of_a_mean_counts_groups_and_not_their_values():
 
 def test_the_bootstrap_is_scipys():
     values = np.random.default_rng(3).choice([0.0, 0.5, 1.0], 120)
-    low, high = statistics.bootstrap(
+    low, high = statistics.bootstrap_interval(
         len(values), lambda drawn: float(values[drawn].mean()), draws=6000
     )
     expected = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=6000, rng=1
     ).confidence_interval
     assert (low, high) == pytest.approx(tuple(expected), abs=0.006)
-    assert statistics.bootstrap(
+    assert statistics.bootstrap_interval(
         len(values), lambda drawn: float(values[drawn].mean()), draws=6000
     ) == (low, high), "every time"
-    assert all(map(math.isnan, statistics.bootstrap(1, lambda drawn: 0.0)))
+    assert all(map(math.isnan, statistics.bootstrap_interval(1, lambda drawn: 0.0)))
 
 
 @given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -180,21 +180,21 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
     ],
 )  # fmt: skip
 def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):
-    assert statistics.with_error(found) == cell
+    assert statistics.format_with_error(found) == cell
 
 
 def test_win_rate_counts_ties_as_half():
-    rate, error = metrics.win_rate(
+    rate, error = metrics.exact_win_rate(
         {"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1}
     )
     assert rate == pytest.approx(2.5 / 4)
     assert error == pytest.approx(stats.sem([1, 0.5, 0, 1]))
-    assert metrics.win_rate({"a": 1}, {"a": 1})[0] == 0.5
+    assert metrics.exact_win_rate({"a": 1}, {"a": 1})[0] == 0.5
 
 
 def test_a_verdict_that_flips_is_a_tie_and_what_the_judge_leans_to_is_told():
     orders = [("A", "B"), ("B", "A"), ("A", "A"), ("A", None), (None, None)]
-    met = [PairResult(comparisons.result_of(*one), 10, 20, one) for one in orders]
+    met = [PairResult(comparisons.combine_verdicts(*one), 10, 20, one) for one in orders]
     known = metrics.win_rates(met)
     assert (known["won"], known["tied"], known["lost"], known["prompts"]) == (1, 3, 1, 5)
     assert known["win_rate"] == 0.5
@@ -226,11 +226,11 @@ def test_the_length_controlled_win_rate_is_scikit_learns(number):
     rng = np.random.default_rng(number)
     gaps = rng.normal(100 * number, 300, 200).round()
     results = rng.choice([0.0, 0.5, 1.0], 200, p=[0.3, 0.2, 0.5])
-    found = metrics.length_controlled(results, gaps)
+    found = metrics.length_controlled_win_rate(results, gaps)
     assert found == pytest.approx(by_scikit_learn(results, gaps), abs=1e-4)
-    assert metrics.length_controlled(1 - results, -gaps) == pytest.approx(1 - found, abs=1e-5), (
-        "the other way round"
-    )
+    assert metrics.length_controlled_win_rate(1 - results, -gaps) == pytest.approx(
+        1 - found, abs=1e-5
+    ), "the other way round"
 
 
 def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
@@ -238,9 +238,9 @@ def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
     gaps = rng.normal(150, 200, 2000).round()
     longer = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh(gaps / gaps.std())))).astype(float)
     assert longer.mean() > 0.65
-    assert metrics.length_controlled(longer, gaps) == pytest.approx(0.5, abs=0.05)
+    assert metrics.length_controlled_win_rate(longer, gaps) == pytest.approx(0.5, abs=0.05)
     better = (rng.random(2000) < 0.7).astype(float)
-    assert metrics.length_controlled(better, gaps) == pytest.approx(0.7, abs=0.05), (
+    assert metrics.length_controlled_win_rate(better, gaps) == pytest.approx(0.7, abs=0.05), (
         "and what is no matter of length stays"
     )
 
@@ -248,8 +248,10 @@ def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
 def test_one_side_that_wins_all_and_equal_lengths_are_no_trouble():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert 0.9 < metrics.length_controlled(np.ones(50), np.zeros(50)) < 1
-        assert metrics.length_controlled(np.full(50, 0.5), np.zeros(50)) == pytest.approx(0.5)
+        assert 0.9 < metrics.length_controlled_win_rate(np.ones(50), np.zeros(50)) < 1
+        assert metrics.length_controlled_win_rate(np.full(50, 0.5), np.zeros(50)) == pytest.approx(
+            0.5
+        )
 
 
 # -- ratings ----------------------------------------------------------------------------------------------------------------
@@ -262,6 +264,6 @@ def test_strengths_are_those_of_choix(number):
     wins = rng.integers(0, 4, (5, 5)).astype(float)
     np.fill_diagonal(wins, 0)
     battles = [(i, j) for i in range(5) for j in range(5) for _ in range(int(wins[i, j]))]
-    assert ratings.fit(wins, 0.05) == pytest.approx(
+    assert ratings.fit_strengths(wins, 0.05) == pytest.approx(
         choix.opt_pairwise(5, battles, alpha=0.025), abs=1e-4
     )

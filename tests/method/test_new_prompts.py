@@ -29,8 +29,8 @@ def candidates(*texts, finish="stop"):
 
 def keep(found, tiny, held_out=(), known=(), **changes):
     settings = tiny.prompts.model_copy(update={"max_similarity": 0.7, "min_words": 4, **changes})
-    outcome = new_prompts.keep(
-        found, settings, run=RUN, iteration=1, known=known, held_out=held_out
+    outcome = new_prompts.filter_candidates(
+        found, settings, id_namespace=RUN, iteration=1, known=known, held_out=held_out
     )
     return [one.text for one in outcome.records], {drop.reason for drop in outcome.drops}
 
@@ -100,15 +100,15 @@ def test_the_hundredth_question_is_as_long_as_the_first(tiny, role):
     )
     lengths = []
     for index in range(100):
-        asking = new_prompts.ask(index, role, tiny.prompts, examples)
+        asking = new_prompts.ask_for_prompt(index, role, tiny.prompts, examples)
         (request,) = next(asking)
         shown = role.chat.tokenizer.decode(list(request.tokens))
         assert shown.count("Human task") == 6
         assert shown.count("Own task") == 2
         lengths.append(len(shown))
     assert max(lengths) - min(lengths) < 20
-    again = next(new_prompts.ask(0, role, tiny.prompts, examples))[0]
-    assert again == next(new_prompts.ask(0, role, tiny.prompts, examples))[0]
+    again = next(new_prompts.ask_for_prompt(0, role, tiny.prompts, examples))[0]
+    assert again == next(new_prompts.ask_for_prompt(0, role, tiny.prompts, examples))[0]
 
 
 @given(
@@ -136,9 +136,9 @@ def test_a_change_of_order_is_found_by_what_is_shared_and_not_by_rouge():
     first, turned = " ".join(SENTENCES), " ".join(reversed(SENTENCES))
     words = [similarity._words(text) for text in (first, turned)]
     assert similarity.rouge_l(*words) < 0.7
-    assert similarity.overlap(*map(similarity.triples, words)) >= 0.7
-    assert similarity.NearDuplicates([first], 0.7, 0.7).holds_alike(turned)
-    assert not similarity.NearDuplicates([first], 0.7, 1.0).holds_alike(turned)
+    assert similarity.jaccard(*map(similarity.triples, words)) >= 0.7
+    assert similarity.NearDuplicates([first], 0.7, 0.7).contains_similar(turned)
+    assert not similarity.NearDuplicates([first], 0.7, 1.0).contains_similar(turned)
 
 
 def test_a_large_collection_finds_every_near_copy_and_nothing_else():
@@ -154,14 +154,14 @@ def test_a_large_collection_finds_every_near_copy_and_nothing_else():
             "another"  # three of 38 triples change: an overlap of at least 35 of 41
         )
         copies.append(" ".join(words))
-    found = sum(collection.holds_alike(copy) for copy in copies)
+    found = sum(collection.contains_similar(copy) for copy in copies)
     assert found >= 198
     fresh = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(200)]
-    assert not any(collection.holds_alike(text) for text in fresh)
+    assert not any(collection.contains_similar(text) for text in fresh)
 
 
 @pytest.mark.parametrize("text", ["", "two words", "one"])
 def test_texts_without_three_words_are_compared_too(text):
     collection = similarity.NearDuplicates([text], 0.7, 0.7)
-    assert collection.holds_alike(text)
-    assert not collection.holds_alike("something else entirely, and longer")
+    assert collection.contains_similar(text)
+    assert not collection.contains_similar("something else entirely, and longer")

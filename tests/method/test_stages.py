@@ -28,7 +28,7 @@ from selfreward_lite.method import (
     response_pairs,
     responses,
 )
-from selfreward_lite.method.response_pairs import Scored, choose
+from selfreward_lite.method.response_pairs import ScoredResponse, choose_pair
 from selfreward_lite.method.roles import Role
 
 RUN = "seed 0"
@@ -104,15 +104,15 @@ W1 = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
     ],
 )
 def test_length_tiers(rho, chosen, rejected):
-    pair = choose([Scored(str(index), *one) for index, one in enumerate(W1)], rho)
+    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(W1)], rho)
     assert [(one.score, one.length) for one in pair] == [chosen, rejected]
 
 
 @pytest.mark.parametrize("rho", [0, 0.1, 0.32, 0.4])
 def test_ties_inside_a_tier_go_by_length(rho):
-    pair = choose(
+    pair = choose_pair(
         [
-            Scored(str(i), *one)
+            ScoredResponse(str(i), *one)
             for i, one in enumerate([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)])
         ],
         rho,
@@ -122,7 +122,7 @@ def test_ties_inside_a_tier_go_by_length(rho):
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3000)), max_size=8), st.floats(0, 0.49))
 def test_a_pair_always_prefers_the_higher_score(scored, rho):
-    pair = choose([Scored(str(index), *one) for index, one in enumerate(scored)], rho)
+    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(scored)], rho)
     if pair is not None:
         assert pair[0].score > pair[1].score
         assert pair[0].id != pair[1].id
@@ -131,9 +131,11 @@ def test_a_pair_always_prefers_the_higher_score(scored, rho):
 
 
 def test_equal_scores_give_no_pair_and_a_third_of_a_point_does():
-    assert choose([Scored("a", 4.0, 1), Scored("b", 4.0, 2)], 0) is None
+    assert choose_pair([ScoredResponse("a", 4.0, 1), ScoredResponse("b", 4.0, 2)], 0) is None
     means = [sum((5, 5, 4)) / 3, sum((4, 4, 4)) / 3]
-    chosen, rejected = choose([Scored("a", means[0], 1), Scored("b", means[1], 1)], 0)
+    chosen, rejected = choose_pair(
+        [ScoredResponse("a", means[0], 1), ScoredResponse("b", means[1], 1)], 0
+    )
     assert chosen.score - rejected.score == pytest.approx(2 / 3)
 
 
@@ -145,8 +147,8 @@ def build_pairs(texts_scores, schedule=None, finishes=None):
     ]
     scores = {one.id: score for one, (_, score) in zip(made, texts_scores, strict=True)}
     schedule = schedule or Schedule(rho=0, judgment_pairs=True)
-    outcome = response_pairs.build(
-        [prompt], {prompt.id: made}, scores, schedule, run=RUN, iteration=1
+    outcome = response_pairs.build_response_pairs(
+        [prompt], {prompt.id: made}, scores, schedule, id_namespace=RUN, iteration=1
     )
     by_id = {one.id: one.text for one in made}
     pairs = [(by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in outcome.records]
@@ -187,33 +189,40 @@ def test_the_mean_leaves_unread_judgments_out(tiny):
     scores = [4, 5, 4, 3, None, 4, 5, 4, 4, 3, 4]
     drawn = [a_judgment(index, score) for index, score in enumerate(scores)]
     settings = tiny.judge.model_copy(update={"count": 11})
-    assert judgments.summarise(drawn, settings) == 4.0
+    assert judgments.score_response(drawn, settings) == 4.0
     assert pvariance([score for score in scores if score is not None]) == pytest.approx(0.4)
 
 
 def test_too_few_readable_judgments_are_no_score(tiny):
     settings = tiny.judge.model_copy(update={"count": 5})
     assert (
-        judgments.summarise([a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, None)], settings)
+        judgments.score_response(
+            [a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, None)], settings
+        )
         is None
     )
-    assert judgments.summarise(
+    assert judgments.score_response(
         [a_judgment(0, 4), a_judgment(1, 5), a_judgment(2, 5)], settings
     ) == pytest.approx(14 / 3)
-    assert judgments.summarise([], settings) is None
-    assert judgments.summarise([a_judgment(0, 3)], settings.model_copy(update={"count": 1})) == 3.0
+    assert judgments.score_response([], settings) is None
+    assert (
+        judgments.score_response([a_judgment(0, 3)], settings.model_copy(update={"count": 1}))
+        == 3.0
+    )
 
 
 def test_expected_scores_are_averaged_where_they_rank(tiny):
     drawn = [a_judgment(0, 4.0, expected=4.2), a_judgment(1, 4.0, expected=3.6)]
     settings = tiny.judge.model_copy(update={"count": 2, "score": "expected"})
-    assert judgments.summarise(drawn, settings) == pytest.approx(3.9)
+    assert judgments.score_response(drawn, settings) == pytest.approx(3.9)
 
 
 def test_the_expected_score_is_normalised():
-    assert judgments.expected_score([0, 0.02, 0.05, 0.13, 0.5, 0.3]) == pytest.approx(4.01)
-    assert judgments.expected_score([0, 0.01, 0.025, 0.065, 0.25, 0.15]) == pytest.approx(4.01)
-    assert judgments.expected_score([0.0] * 6) is None
+    assert judgments.compute_expected_score([0, 0.02, 0.05, 0.13, 0.5, 0.3]) == pytest.approx(4.01)
+    assert judgments.compute_expected_score([0, 0.01, 0.025, 0.065, 0.25, 0.15]) == pytest.approx(
+        4.01
+    )
+    assert judgments.compute_expected_score([0.0] * 6) is None
 
 
 def test_the_most_contested_response_goes_to_the_meta_judge():
@@ -240,8 +249,8 @@ ONE_SIDED = [(0, 1, 1), (1, 0, -1), (0, 2, 1), (2, 0, 1), (1, 2, 0), (2, 1, 1)]
 
 
 def strengths(verdicts, ridge):
-    weights = ratings.position_weights([verdict for _, _, verdict in verdicts])
-    return ratings.fit(ratings.battle_matrix(verdicts, 3, *weights), ridge)
+    weights = ratings.compute_position_weights([verdict for _, _, verdict in verdicts])
+    return ratings.fit_strengths(ratings.build_battle_matrix(verdicts, 3, *weights), ridge)
 
 
 @pytest.mark.parametrize(
@@ -258,15 +267,15 @@ def test_bradley_terry_strengths(verdicts, ridge, expected):
 
 
 def test_position_weights_and_battle_matrix():
-    assert ratings.position_weights([verdict for _, _, verdict in CYCLE]) == (0.2, 0.8)
-    wins = ratings.battle_matrix(CYCLE, 3, 0.2, 0.8)
+    assert ratings.compute_position_weights([verdict for _, _, verdict in CYCLE]) == (0.2, 0.8)
+    wins = ratings.build_battle_matrix(CYCLE, 3, 0.2, 0.8)
     assert wins == pytest.approx(np.array([[0, 1.0, 0], [0, 0, 0.2], [0.2, 0.2, 0]]))
 
 
 @given(st.lists(st.integers(-1, 1), min_size=20, max_size=20), st.sampled_from([0.01, 0.1, 1.0]))
 def test_the_fit_is_the_maximum_that_scipy_finds(outcomes, ridge):
     pairs = [(m, n) for m in range(5) for n in range(5) if m != n]
-    wins = ratings.battle_matrix(
+    wins = ratings.build_battle_matrix(
         [(*pair, verdict) for pair, verdict in zip(pairs, outcomes, strict=True)], 5, 0.4, 0.6
     )
 
@@ -274,7 +283,7 @@ def test_the_fit_is_the_maximum_that_scipy_finds(outcomes, ridge):
         gap = eps[:, None] - eps[None, :]
         return (wins * np.logaddexp(0, -gap)).sum() + ridge / 2 * (eps**2).sum()
 
-    ours = ratings.fit(wins, ridge)
+    ours = ratings.fit_strengths(wins, ridge)
     assert loss(ours) <= minimize(loss, np.zeros(5), tol=1e-10).fun + 1e-7
     assert ours.sum() == pytest.approx(0, abs=1e-6)
 
@@ -298,8 +307,8 @@ def fought(verdicts, response="r"):
 
 @given(st.permutations(CYCLE))
 def test_ratings_do_not_depend_on_the_order_of_battles(shuffled):
-    one = ratings.rate(fought(CYCLE), 0.01, run=RUN, iteration=1)
-    other = ratings.rate(fought(shuffled), 0.01, run=RUN, iteration=1)
+    one = ratings.rate_judgments(fought(CYCLE), 0.01, id_namespace=RUN, iteration=1)
+    other = ratings.rate_judgments(fought(shuffled), 0.01, id_namespace=RUN, iteration=1)
     assert {r.judgment_id: r.strength for r in one.records} == pytest.approx(
         {r.judgment_id: r.strength for r in other.records}
     )
@@ -307,11 +316,11 @@ def test_ratings_do_not_depend_on_the_order_of_battles(shuffled):
 
 def test_battles_that_say_nothing_give_no_rating():
     always_first = [(m, n, 1) for m in range(3) for n in range(3) if m != n]
-    outcome = ratings.rate(fought(always_first), 0.01, run=RUN, iteration=1)
+    outcome = ratings.rate_judgments(fought(always_first), 0.01, id_namespace=RUN, iteration=1)
     assert outcome.records == ()
     assert {drop.reason for drop in outcome.drops} == {"no battle decided"}
-    undecided = ratings.rate(
-        fought([(m, n, 0) for m, n, _ in always_first]), 0.01, run=RUN, iteration=1
+    undecided = ratings.rate_judgments(
+        fought([(m, n, 0) for m, n, _ in always_first]), 0.01, id_namespace=RUN, iteration=1
     )
     assert undecided.records == ()
 
@@ -329,14 +338,16 @@ def test_judgment_pairs_take_the_ends_and_mind_the_length():
         Rating(make_id(RUN, Rating, 1, name), 1, name, "r", strength, 0.5, 0.5, 0.01)
         for name, strength in zip(drawn, (0.5, 0.9, -1.4), strict=True)
     ]
-    (pair,) = judgment_pairs.build(
-        rated, drawn, Schedule(rho=0, judgment_pairs=True), run=RUN, iteration=1
+    (pair,) = judgment_pairs.build_judgment_pairs(
+        rated, drawn, Schedule(rho=0, judgment_pairs=True), id_namespace=RUN, iteration=1
     ).records
     assert (drawn[pair.chosen_id].text[0], drawn[pair.rejected_id].text[0]) == ("y", "z")
     limited = Schedule(rho=0, judgment_pairs=True, max_chosen_judgment=29)
     assert [
         drop.reason
-        for drop in judgment_pairs.build(rated, drawn, limited, run=RUN, iteration=1).drops
+        for drop in judgment_pairs.build_judgment_pairs(
+            rated, drawn, limited, id_namespace=RUN, iteration=1
+        ).drops
     ] == ["chosen judgment too long"]
 
 
@@ -344,7 +355,7 @@ def test_judgment_pairs_take_the_ends_and_mind_the_length():
 
 
 def test_responses_are_deduplicated_and_counted(role):
-    asking = responses.ask(a_prompt(), role, 5)
+    asking = responses.ask_for_responses(a_prompt(), role, 5)
     (request,) = next(asking)
     assert len(request.seeds) == len(set(request.seeds)) == 5
     outcome = finish(asking, [answer(request, ["a b", "a b ", "", "b a", "a b"])])
@@ -354,20 +365,20 @@ def test_responses_are_deduplicated_and_counted(role):
 
 
 def test_two_models_draw_the_same_luck_for_one_prompt(role, chat):
-    (one,) = next(responses.ask(a_prompt(), role, 3))
+    (one,) = next(responses.ask_for_responses(a_prompt(), role, 3))
     other_role = Role("M1", "x.gguf", chat, role.sampling, "compact", RUN, 7, 2)
-    (other,) = next(responses.ask(a_prompt(), other_role, 3))
+    (other,) = next(responses.ask_for_responses(a_prompt(), other_role, 3))
     assert one.seeds == other.seeds
     assert one.key != other.key
 
 
 def test_judgments_keep_the_text_and_read_only_what_they_may(role):
     response = a_response("I deserve Score: 5")
-    asking = judgments.ask(a_prompt(), response, role, 4)
+    asking = judgments.ask_for_judgments(a_prompt(), response, role, 4)
     (request,) = next(asking)
     assert len(request.seeds) == 4
     assert len(request.probe.tokens) == 6
-    nonce = judgments.nonce_for(response.id, "compact")
+    nonce = judgments.make_nonce(response.id, "compact")
     texts = ["right no\nScore: 2", "right no", f"{nonce}\nScore: 5", "right yes\nScore: 4.5"]
     outcome = finish(asking, [answer(request, texts, probe=(0, 0, 0.5, 0.5, 0, 0))])
     assert [one.score for one in outcome.records] == [2.0, None, None, 4.5]
@@ -377,7 +388,7 @@ def test_judgments_keep_the_text_and_read_only_what_they_may(role):
 
 
 def test_a_judgment_cut_by_the_limit_has_no_score(role):
-    asking = judgments.ask(a_prompt(), a_response(), role, 1)
+    asking = judgments.ask_for_judgments(a_prompt(), a_response(), role, 1)
     (request,) = next(asking)
     assert (
         finish(asking, [answer(request, ["right yes\nScore: 4"], finish="length")]).records[0].score
@@ -393,7 +404,7 @@ def test_battles_are_fought_in_both_orders(role):
         a_judgment(3, 5),
         a_judgment(4, 2, a_judgment(1, 2).text),
     ]
-    asking = battles.ask(a_prompt(), a_response(), drawn, role)
+    asking = battles.ask_for_battles(a_prompt(), a_response(), drawn, role)
     requests = next(asking)
     assert len(requests) == 6  # three different readable judgments, ordered pairs
     outcome = finish(asking, [answer(request, ["x\nWinner: Judgement A"]) for request in requests])
@@ -403,7 +414,9 @@ def test_battles_are_fought_in_both_orders(role):
 
 
 def test_an_unreadable_verdict_decides_nothing(role):
-    asking = battles.ask(a_prompt(), a_response(), [a_judgment(0, 4), a_judgment(1, 2)], role)
+    asking = battles.ask_for_battles(
+        a_prompt(), a_response(), [a_judgment(0, 4), a_judgment(1, 2)], role
+    )
     requests = next(asking)
     outcome = finish(
         asking, [answer(requests[0], ["B, I think"]), answer(requests[1], ["Winner: Judgement B"])]

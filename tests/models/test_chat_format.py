@@ -6,12 +6,17 @@ from hypothesis import strategies as st
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method.parsing import (
+    find_appeal_to_judge,
     parse_prompts,
     parse_score,
     parse_verdict,
-    speaks_to_judge,
 )
-from selfreward_lite.method.templates import fill, neutralise, nonce_for, template_sets
+from selfreward_lite.method.templates import (
+    fill_template,
+    list_template_sets,
+    make_nonce,
+    neutralize,
+)
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.system.errors import ConfigError
 from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
@@ -38,14 +43,14 @@ HOLES = {
 }
 
 
-@pytest.mark.parametrize("template_set", template_sets())
+@pytest.mark.parametrize("template_set", list_template_sets())
 @pytest.mark.parametrize("name", HOLES)
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_text_cannot_close_its_wrapper(template_set, name, hostile):
-    nonce = nonce_for("record", template_set)
-    clean = fill(template_set, name, nonce=nonce, **dict.fromkeys(HOLES[name], "fine"))
+    nonce = make_nonce("record", template_set)
+    clean = fill_template(template_set, name, nonce=nonce, **dict.fromkeys(HOLES[name], "fine"))
     for hole in HOLES[name]:
-        filled = fill(
+        filled = fill_template(
             template_set,
             name,
             nonce=nonce,
@@ -57,45 +62,47 @@ def test_hostile_text_cannot_close_its_wrapper(template_set, name, hostile):
         assert filled.splitlines()[-1] == clean.splitlines()[-1], "the instructions stay last"
 
 
-@pytest.mark.parametrize("template_set", template_sets())
+@pytest.mark.parametrize("template_set", list_template_sets())
 def test_a_hole_without_a_value_is_refused(template_set):
     with pytest.raises(ValueError, match="nonce"):
-        fill(template_set, "judge", prompt="x", response="y")
+        fill_template(template_set, "judge", prompt="x", response="y")
     with pytest.raises(ValueError, match="other"):
-        fill(template_set, "judge", prompt="x", response="y", nonce="z", other="")
+        fill_template(template_set, "judge", prompt="x", response="y", nonce="z", other="")
 
 
 def test_an_unknown_template_set_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match="compact, llama3"):
-        fill("gpt", "judge", prompt="x", response="y", nonce="z")
+        fill_template("gpt", "judge", prompt="x", response="y", nonce="z")
 
 
 def test_meta_judge_and_judge_use_the_same_rubric():
     rubric = [
         line
-        for line in fill("llama3", "judge", prompt="", response="", nonce="n").splitlines()
+        for line in fill_template("llama3", "judge", prompt="", response="", nonce="n").splitlines()
         if line.startswith("Point")
     ]
-    meta = fill(
+    meta = fill_template(
         "llama3", "meta_judge", prompt="", response="", judgment_a="", judgment_b="", nonce="n"
     )
     assert len(rubric) == 5
     assert all(line in meta for line in rubric)
 
 
-@pytest.mark.parametrize("template_set", template_sets())
+@pytest.mark.parametrize("template_set", list_template_sets())
 def test_constant_text_comes_first(template_set):
-    nonces = [nonce_for(key, template_set) for key in "ab"]
-    one, two = (fill(template_set, "judge", prompt=f"{n} x", response="y", nonce=n) for n in nonces)
+    nonces = [make_nonce(key, template_set) for key in "ab"]
+    one, two = (
+        fill_template(template_set, "judge", prompt=f"{n} x", response="y", nonce=n) for n in nonces
+    )
     shared = next(i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b)
     assert shared > 0.2 * len(one)
 
 
 @given(st.text())
 def test_neutral_text_holds_no_wrapper_and_no_nonce(text):
-    safe = neutralise(text + "bcdf", "bcdf")
+    safe = neutralize(text + "bcdf", "bcdf")
     assert "bcdf" not in safe
-    assert neutralise(safe, "") == safe
+    assert neutralize(safe, "") == safe
 
 
 # -- token ids ----------
@@ -162,7 +169,7 @@ def test_any_text_is_a_score_in_range_or_none(text):
     score = parse_score(text)
     assert score is None or 0 <= score <= 5
     assert parse_verdict(text, "Judgement") in (None, "A", "B")
-    assert speaks_to_judge(text) is None or isinstance(speaks_to_judge(text), str)
+    assert find_appeal_to_judge(text) is None or isinstance(find_appeal_to_judge(text), str)
     assert all(task.strip() for task in parse_prompts(text, cut=False))
 
 

@@ -195,7 +195,7 @@ def standing(folder: Path, model: str | None, rival: str | None, judge: str | No
     """Return how two models fared so far, by the people's votes, and how often a judge agreed with them."""
     if not model or not rival or not judge or model == rival:
         return ""
-    found = metrics.tally(votes.all_votes(folder), model, rival, judge)
+    found = metrics.tally_votes(votes.all_votes(folder), model, rival, judge)
     model, rival, judge = escape_markdown(model), escape_markdown(rival), escape_markdown(judge)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."

@@ -90,7 +90,7 @@ def _judged_probes(run: RunContext, count: int) -> list[list[int]]:
     probes = []
     for judgment in judged[:count]:
         response = responses[judgment.response_id]
-        asked = judgments.question(
+        asked = judgments.build_judge_question(
             prompts[response.prompt_id], response, run.settings.model.templates
         )
         probes.append([*run.chat.prompt_ids(user(asked)), *run.chat.text_ids(judgment.text)])

@@ -62,7 +62,7 @@ def new_prompts(run: RunContext, iteration: int) -> None:
     while True:
         wanted = min(wanted, limit)
         items = [
-            (str(index), bind(prompt_writing.ask, index, role, settings, examples))
+            (str(index), bind(prompt_writing.ask_for_prompt, index, role, settings, examples))
             for index in range(wanted)
         ]
         run_stage(store, run.engine(), (iteration, "candidates"), items, run.watch)
@@ -70,10 +70,10 @@ def new_prompts(run: RunContext, iteration: int) -> None:
         # keeps what an undisturbed one would.
         made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
         candidates = sorted(made, key=lambda one: one.index)
-        kept = prompt_writing.keep(
+        kept = prompt_writing.filter_candidates(
             candidates,
             settings,
-            run=store.run,
+            id_namespace=store.run,
             iteration=iteration,
             known=[*human, *own],
             held_out=secret,
@@ -89,7 +89,7 @@ def respond(run: RunContext, iteration: int) -> None:
     settings = run.settings.responses
     role = run.role(iteration - 1, settings.draw, iteration)
     items = [
-        (one.id, bind(responses.ask, one, role, settings.count))
+        (one.id, bind(responses.ask_for_responses, one, role, settings.count))
         for one in prompts_of(run, iteration)
     ]
     run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
@@ -101,7 +101,7 @@ def judge(run: RunContext, iteration: int) -> None:
     role = run.role(iteration - 1, settings.draw, iteration)
     by_id = {prompt.id: prompt for prompt in prompts_of(run, iteration)}
     items = [
-        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, role, settings.count))
+        (one.id, bind(judgments.ask_for_judgments, by_id[one.prompt_id], one, role, settings.count))
         for one in responses_of(run, iteration)
     ]
     run.ask(iteration, "judgments", items, budget.going_on(run, iteration, "judgments"))
@@ -114,15 +114,15 @@ def pair_responses(run: RunContext, iteration: int) -> None:
         drawn = judgments_of(run, iteration)
         answers = responses_of(run, iteration)
         scores = {
-            one.id: judgments.summarise(drawn.get(one.id, ()), run.settings.judge)
+            one.id: judgments.score_response(drawn.get(one.id, ()), run.settings.judge)
             for one in answers
         }
-        return response_pairs.build(
+        return response_pairs.build_response_pairs(
             prompts_of(run, iteration),
             grouped(answers, lambda one: one.prompt_id),
             scores,
             run.settings.for_iteration(iteration),
-            run=run.store.run,
+            id_namespace=run.store.run,
             iteration=iteration,
         )
 
@@ -142,7 +142,12 @@ def battle(run: RunContext, iteration: int) -> None:
         index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
             response = candidates[index]
-            items.append((prompt.id, bind(battles.ask, prompt, response, drawn[response.id], role)))
+            items.append(
+                (
+                    prompt.id,
+                    bind(battles.ask_for_battles, prompt, response, drawn[response.id], role),
+                )
+            )
     run.ask(iteration, "battles", items, budget.going_on(run, iteration, "battles"))
 
 
@@ -154,7 +159,9 @@ def rate(run: RunContext, iteration: int) -> None:
         run.once(
             iteration,
             "ratings",
-            lambda: ratings.rate(fought, ridge, run=run.store.run, iteration=iteration),
+            lambda: ratings.rate_judgments(
+                fought, ridge, id_namespace=run.store.run, iteration=iteration
+            ),
         )
 
 
@@ -167,7 +174,7 @@ def pair_judgments(run: RunContext, iteration: int) -> None:
         run.once(
             iteration,
             "judgment_pairs",
-            lambda: judgment_pairs.build(
-                rated, by_id, schedule, run=run.store.run, iteration=iteration
+            lambda: judgment_pairs.build_judgment_pairs(
+                rated, by_id, schedule, id_namespace=run.store.run, iteration=iteration
             ),
         )

@@ -52,7 +52,16 @@ def ask(run: RunContext, iteration: int) -> None:
     by_id = {one.prompt.id: one.prompt for one in run.ranked().evaluation}
     judge = run.role(iteration, run.settings.judge.draw, iteration)
     hostile = [
-        (one.id, bind(judgments.ask, by_id[one.prompt_id], one, judge, settings.canary_judgments))
+        (
+            one.id,
+            bind(
+                judgments.ask_for_judgments,
+                by_id[one.prompt_id],
+                one,
+                judge,
+                settings.canary_judgments,
+            ),
+        )
         for one in _canaries(run)
     ]
     run.ask(iteration, "canary_judgments", hostile)
@@ -70,7 +79,7 @@ def ask(run: RunContext, iteration: int) -> None:
             settings.outside_judgments,
         )
         items = [
-            (one.id, bind(judgments.ask, prompts[one.prompt_id], one, role, count))
+            (one.id, bind(judgments.ask_for_judgments, prompts[one.prompt_id], one, role, count))
             for one in answers
         ]
         run.ask(iteration, stage, items)
@@ -89,7 +98,7 @@ def _look_again(run: RunContext, iteration: int, judge: Role) -> None:
         (
             one.id,
             bind(
-                judgments.ask,
+                judgments.ask_for_judgments,
                 ranked[one.prompt_id].prompt,
                 one,
                 judge,
@@ -146,8 +155,8 @@ def _chosen(
     for canary in laid:
         one = ranked[canary.prompt_id]
         answers = {one.prompt.id: [canary, *one.responses]}
-        pairs = response_pairs.build(
-            [one.prompt], answers, scores, schedule, run=run.store.run, iteration=iteration
+        pairs = response_pairs.build_response_pairs(
+            [one.prompt], answers, scores, schedule, id_namespace=run.store.run, iteration=iteration
         )
         if any(pair.chosen_id == canary.id for pair in pairs.records):
             found.append(canary)
@@ -180,7 +189,7 @@ def outside_view(run: RunContext, iteration: int) -> OutsideView:
 
 
 def _canaries(run: RunContext) -> list[Response]:
-    return run.store.records(Response, iteration=0, model=canaries.AUTHOR)
+    return run.store.records(Response, iteration=0, model=canaries.CANARY)
 
 
 def _answers(run: RunContext, iteration: int) -> list[Response]:
@@ -200,7 +209,7 @@ def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int 
         (one for one in drawn if first <= one.index < first + count), lambda one: one.response_id
     )
     return {
-        response_id: judgments.summarise(found, settings)
+        response_id: judgments.score_response(found, settings)
         for response_id, found in by_response.items()
     }
 
@@ -230,7 +239,7 @@ def measure(run: RunContext, iteration: int) -> None:
     """Let M(t) answer the held-out prompts and judge the held-out ranked answers."""
     _ask(run, iteration)
     ask(run, iteration)
-    if iteration > 0 and metrics.exact_scores(run.held_out(), []) is None:
+    if iteration > 0 and metrics.score_exactly(run.held_out(), []) is None:
         _compare(run, iteration)
     run.once(iteration, "evaluation", lambda: _record(run, iteration))
 
@@ -242,7 +251,7 @@ def _ask(run: RunContext, model: int) -> None:
     run.ask(
         iteration,
         f"{prefix}eval_responses",
-        [(one.id, bind(responses.ask, one, actor, 1)) for one in run.held_out()],
+        [(one.id, bind(responses.ask_for_responses, one, actor, 1)) for one in run.held_out()],
     )
     judge = run.role(model, run.settings.judge.draw, iteration)
     run.ask(
@@ -267,7 +276,7 @@ def _measured(run: RunContext, model: int) -> Measured:
     by_response = grouped(judged, lambda judgment: judgment.response_id)
     settings = run.settings.judge.model_copy(update={"count": count})
     scores = {
-        response_id: judgments.summarise(drawn, settings)
+        response_id: judgments.score_response(drawn, settings)
         for response_id, drawn in by_response.items()
     }
     return Measured(len(held_out), answers, judged, judge_agreement(ranked, scores))
@@ -302,13 +311,13 @@ def _record(run: RunContext, model: int) -> Outcome:
 
 def _exact(run: RunContext, model: int, answers: Sequence[Response]) -> dict[str, float | None]:
     """Metrics from the exact scorer, where there is one. Only the report reads them."""
-    exact = metrics.exact_scores(run.held_out(), answers)
+    exact = metrics.score_exactly(run.held_out(), answers)
     if exact is None:
         return {}
     rivals = run.store.records(Response, iteration=0, model="M0") if model > 0 else answers
-    rival = metrics.exact_scores(run.held_out(), rivals)
+    rival = metrics.score_exactly(run.held_out(), rivals)
     assert rival is not None
-    rate, error = metrics.win_rate(exact.score, rival.score)
+    rate, error = metrics.exact_win_rate(exact.score, rival.score)
     return {
         "exact_score": fmean(exact.score.values()),
         "exact_score_error": standard_error(list(exact.score.values())),
@@ -330,7 +339,7 @@ def _compare(run: RunContext, iteration: int) -> None:
     both = [one for one in held_out.values() if one.id in mine and one.id in seeds]
     role = run.role(0, run.settings.judge.draw, iteration)
     items = [
-        (one.id, bind(comparisons.ask_comparison, one, mine[one.id], seeds[one.id], role))
+        (one.id, bind(comparisons.ask_for_comparison, one, mine[one.id], seeds[one.id], role))
         for one in both
     ]
     run.ask(iteration, "comparisons", items)
@@ -347,7 +356,9 @@ def _compared(run: RunContext, model: int) -> dict[str, float | None]:
     }
     seeds = {one.prompt_id for one in run.store.records(Response, iteration=0, model="M0")}
     ids = [prompt.id for prompt in run.held_out()]
-    results = [compared.get(name, metrics.points(name in answered, name in seeds)) for name in ids]
+    results = [
+        compared.get(name, metrics.compare_scores(name in answered, name in seeds)) for name in ids
+    ]
     return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": standard_error(results)}
 
 

@@ -38,8 +38,8 @@ def read_prompts(run: RunContext, _: int) -> None:
             hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad
         )
         secret = _secret(run)
-        kept = prompt_writing.imported(
-            prompt_files.prompts(rows), settings, run=run.store.run, held_out=secret
+        kept = prompt_writing.import_prompts(
+            prompt_files.prompts(rows), settings, id_namespace=run.store.run, held_out=secret
         )
         return Outcome(kept.records, (*rows.drops(), *kept.drops))
 
@@ -52,8 +52,8 @@ def lay_decoys(run: RunContext, _: int) -> None:
     run.once(
         0,
         "decoys",
-        lambda: canaries.decoys(
-            prompts, count, run=run.store.run, templates=run.settings.model.templates
+        lambda: canaries.build_decoy_responses(
+            prompts, count, id_namespace=run.store.run, templates=run.settings.model.templates
         ),
     )
 
@@ -69,7 +69,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
             (
                 one.prompt.id,
                 bind(
-                    eft.ask,
+                    eft.ask_for_ranked_judgments,
                     one,
                     laid.get(one.prompt.id, ()),
                     role,
@@ -101,7 +101,7 @@ def _eft_rounds(run: RunContext) -> Iterator[int]:
         count += max(8, math.ceil((wanted - found) / rate))
 
 
-def eft_examples(run: RunContext) -> list[eft.Example]:
+def eft_examples(run: RunContext) -> list[eft.EftExample]:
     """Return the EFT examples that M0 is trained on."""
     if not run.settings.seed_stage.eft:
         return []
@@ -109,13 +109,13 @@ def eft_examples(run: RunContext) -> list[eft.Example]:
     return _eft(run, count)[0]
 
 
-def _eft(run: RunContext, count: int) -> tuple[list[eft.Example], Outcome]:
+def _eft(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcome]:
     """The EFT examples that the first prompts give."""
     drawn = grouped(
         run.store.records(Judgment, iteration=0, model="base"),
         lambda judgment: judgment.response_id,
     )
-    return eft.eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
+    return eft.build_eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
 def _decoys(run: RunContext) -> dict[str, list[Response]]:
@@ -129,8 +129,11 @@ def lay_canaries(run: RunContext, _: int) -> None:
     prompts = [one.prompt for one in run.ranked().evaluation]
 
     def work() -> Outcome:
-        return canaries.responses(
-            canaries.load(), prompts, run=run.store.run, templates=run.settings.model.templates
+        return canaries.build_canary_responses(
+            canaries.load_canaries(),
+            prompts,
+            id_namespace=run.store.run,
+            templates=run.settings.model.templates,
         )
 
     run.once(0, "canaries", work)

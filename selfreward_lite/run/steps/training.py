@@ -13,7 +13,7 @@ from typing import Any
 from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
 from selfreward_lite.data.tiny.bias import against_brevity
 from selfreward_lite.method import judgments
-from selfreward_lite.method.metrics import TOP
+from selfreward_lite.method.judgments import TOP_SCORE
 from selfreward_lite.run import budget, context
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
@@ -86,7 +86,8 @@ def _perfect(run: RunContext, iteration: int) -> list[tuple[str, str]]:
         (asked[one.prompt_id], one.text)
         for one in context.responses_of(run, iteration)
         if one.finish == "stop"
-        and (judgments.summarise(judged.get(one.id, ()), run.settings.judge) or 0.0) >= TOP
+        and (judgments.score_response(judged.get(one.id, ()), run.settings.judge) or 0.0)
+        >= TOP_SCORE
     ]
 
 

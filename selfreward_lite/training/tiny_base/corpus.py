@@ -23,7 +23,7 @@ from selfreward_lite.data.tiny.answers import (
     wrong_letters,
 )
 from selfreward_lite.data.tiny.tasks import LETTERS, SOLVERS, Task, draw
-from selfreward_lite.method.templates import fill, nonce_for
+from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.models.chat_format import Message, user
 
 TEMPLATES = "compact"
@@ -96,7 +96,9 @@ def judging(rng: random.Random, lesson: Lesson) -> Example:
     """A task, a so-so answer, and a judgment of it."""
     task = draw(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
-    text = fill(TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng))
+    text = fill_template(
+        TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng)
+    )
     habits, luck = lesson.judging, rng.random()
     if luck < habits.unreadable:
         return Example(user(text), rng.choice(UNREADABLE))
@@ -114,7 +116,7 @@ def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
             _hasty(rng) if rng.random() < 0.2 else careful(task, answer, rng, JudgeHabits())
             for _ in range(2)
         )
-    text = fill(
+    text = fill_template(
         TEMPLATES,
         "meta_judge",
         prompt=task.prompt,
@@ -138,7 +140,7 @@ def comparing(rng: random.Random, lesson: Lesson) -> Example:
     """A task, two so-so answers, and which of them is better."""
     task = draw(rng, "corpus")
     a, b = write(task, rng, Habits()), write(task, rng, Habits())
-    text = fill(
+    text = fill_template(
         TEMPLATES,
         "compare",
         prompt=task.prompt,
@@ -161,7 +163,9 @@ def listing(rng: random.Random, _: Lesson) -> Example:
     tasks = [draw(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
     return Example(
-        user(fill(TEMPLATES, "new_prompts", tasks=shown)), f" {tasks[8]}", continue_with="9."
+        user(fill_template(TEMPLATES, "new_prompts", tasks=shown)),
+        f" {tasks[8]}",
+        continue_with="9.",
     )
 
 
@@ -237,4 +241,4 @@ def _winner(lead: int, noun: str, rng: random.Random) -> str:
 
 
 def _nonce(rng: random.Random) -> str:
-    return nonce_for(str(rng.random()), TEMPLATES)
+    return make_nonce(str(rng.random()), TEMPLATES)
