@@ -113,7 +113,7 @@ def define(library: RunLibrary) -> None:
 def _described(library: RunLibrary, name: str) -> dict[str, Any]:
     """A run that cannot be read is in the list all the same, and says why."""
     try:
-        view = status.view(library.folder(name))
+        view = status.read_status(library.folder(name))
         models: list[str] = []
         with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
             models = list(library.place(name).adapters)

@@ -82,7 +82,7 @@ class RunLibrary:
         """Return where a run's models are. Raises UserError where there is no such run, or its base is not there."""
         if run == TINY:
             return RunModels(
-                TINY, hub.model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None}
+                TINY, hub.find_model_folder("tiny"), self._tiny_base(), load("tiny"), {BASE: None}
             )
         if run not in self.runs():
             raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of the list")
@@ -111,7 +111,7 @@ class RunLibrary:
         named = (
             self.started / settings.model.base
         )  # a folder is named as from where `run` was given, which is here too
-        model = hub.model_folder(
+        model = hub.find_model_folder(
             str(named) if settings.model.base != "tiny" and named.exists() else settings.model.base
         )
         return RunModels(run, model, base, settings, {BASE: None, **adapters})
@@ -299,7 +299,7 @@ class RunLibrary:
         with self._lock:
             if not (out.parent / MANIFEST).exists():
                 with open_runtime(bare=True) as runtime:
-                    runtime.export_base(hub.model_folder("tiny"), out, load("tiny").model)
+                    runtime.export_base(hub.find_model_folder("tiny"), out, load("tiny").model)
                 write_manifest(out.parent, {"base": "tiny"})
         return out
 

@@ -127,7 +127,7 @@ def news(library: RunLibrary, run: str) -> str:
     if run == TINY:
         return run
     try:
-        view = status.view(library.folder(run))
+        view = status.read_status(library.folder(run))
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [

@@ -75,7 +75,7 @@ def check(
     weights = "nf4" if settings.model.quantisation == "nf4" else "original"
     found = _work(
         "check",
-        model_dir=str(hub.model_folder(settings.model.base)),
+        model_dir=str(hub.find_model_folder(settings.model.base)),
         base=str(base),
         adapter_dir=str(found_run.folder / "adapter"),
         adapter=str(found_run.folder / "adapter.gguf"),
@@ -201,8 +201,8 @@ def votes(
 ) -> None:
     """Write the votes given in the app as ranked data in OASST's schema (JSON lines), which `seed_stage.ranked` reads."""
     Store.read(runs_dir / name).close()
-    found = vote_store.all_votes(runs_dir / name)
-    rows, drops = vote_store.as_ranked(found)
+    found = vote_store.load_votes(runs_dir / name)
+    rows, drops = vote_store.build_ranked_rows(found)
     if not rows:
         raise UserError(
             f"{name} has no decided votes; compare two models in the app (`python app.py`) and vote"
@@ -295,9 +295,9 @@ def _model(folder: Path, number: int | None) -> _Model:
 
 def _base(name: str) -> Path:
     """The folder of a base, downloaded if it is on the hub and not here."""
-    repository = hub.named(name)
+    repository = hub.parse_repository(name)
     if repository is None:
-        return hub.model_folder(name)
+        return hub.find_model_folder(name)
     with downloads() as show:
         return hub.fetch(repository, "model", show)[0]
 

@@ -107,7 +107,7 @@ def run(
     wanted |= {"gates.mode": gates} if gates else {}
     if prompts:
         wanted["prompts.file"] = json.dumps(
-            prompts if hub.named(prompts) else str(Path(prompts).absolute())
+            prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
         )
     wanted |= {"skip_bad": "true"} if skip_bad else {}
     folder = runs_dir / (name or preset or "tiny")
@@ -223,7 +223,7 @@ def write_report(
 
     out = out or Path(f"{name}.html")
     with Store.read(runs_dir / name) as store:
-        page = html.page(store)
+        page = html.render_page(store)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     say(f"{out}: open it in a browser; it needs no network")

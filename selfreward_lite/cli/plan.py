@@ -53,8 +53,8 @@ def show(
         f"download: {format_bytes(found.download) if found.download else 'nothing'}"
     )
     _print_cards(settings, found)
-    file = hub.named(settings.model.gguf_file) if settings.model.gguf_file else None
-    if file and not hub.is_here(file, "model"):
+    file = hub.parse_repository(settings.model.gguf_file) if settings.model.gguf_file else None
+    if file and not hub.is_downloaded(file, "model"):
         say(
             f"{file} is not on this machine: counted as if it were {settings.model.gguf}, and not in the download"
         )

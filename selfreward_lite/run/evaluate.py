@@ -210,11 +210,11 @@ def examined(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch
 ) -> Iterator[Evaluation]:
     """Open a run's models for questions. `settings` are the run's, perhaps with other ones of evaluation and engine laid over."""
-    model_dir = hub.model_folder(settings.model.base)
+    model_dir = hub.find_model_folder(settings.model.base)
     told = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in told])) as notes:
         run = RunContext(store, settings, ChatFormat.load(model_dir), model_dir, runtime, watch)
-        notes.state("run", store.run)
+        notes.state("run", store.id_namespace)
         try:
             yield Evaluation(run, notes)
         finally:

@@ -71,7 +71,7 @@ def run(
 
     Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
     """
-    model_dir = hub.model_folder(settings.model.base)
+    model_dir = hub.find_model_folder(settings.model.base)
     chat = ChatFormat.load(model_dir)
     if settings.judge.score == "expected" and any(
         len(chat.text_ids(digit)) != 1 for digit in "012345"

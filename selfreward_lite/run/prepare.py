@@ -29,7 +29,7 @@ def load_or_create_settings(
     store: Store,
     wanted: dict[str, str],
     preset: str | None,
-    show: hub.Show = hub.quiet,
+    show: hub.Show = hub.show_nothing,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
     """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
@@ -96,7 +96,7 @@ def _downloaded(
     found: dict[str, dict[str, str]] = {section: {} for section, _, _ in needed}
     for section, name, kind in needed:
         text = getattr(getattr(settings, section), name)
-        repository = hub.named(text) if text else None
+        repository = hub.parse_repository(text) if text else None
         if repository is not None:
             found[section][name] = str(hub.fetch(repository, kind, show)[1])
     changed = {
@@ -111,7 +111,7 @@ def _as_begun(settings: Settings, begun: dict[str, Any]) -> Settings:
     changed: dict[str, dict[str, str]] = {}
     for section, name, _ in NAMED:
         text, before = getattr(getattr(settings, section), name), begun[section].get(name)
-        asked, had = (hub.named(one) if one else None for one in (text, before))
+        asked, had = (hub.parse_repository(one) if one else None for one in (text, before))
         if (
             asked
             and had
@@ -136,7 +136,7 @@ def _lasting(settings: Settings) -> dict[str, Any]:
 
 def _check_folder(settings: Settings) -> None:
     """What cannot be served is better said now than after the first stage."""
-    folder = hub.model_folder(settings.model.base)
+    folder = hub.find_model_folder(settings.model.base)
     try:
         check_folder(folder)
         if settings.model.quantisation == "none" and read_config(folder).packed:
@@ -164,9 +164,9 @@ def _check_folder(settings: Settings) -> None:
 def _check_prompts(settings: Settings) -> None:
     """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
     if settings.prompts.file is not None:
-        found = prompt_files.prompts(
+        found = prompt_files.extract_prompts(
             prompt_files.read_rows(
-                hub.local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad
+                hub.find_local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad
             )
         )
         if len(found) <= (settings.iterations - 1) * settings.prompts.count:

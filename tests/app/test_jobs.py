@@ -16,7 +16,7 @@ from selfreward_lite.app import jobs
 from selfreward_lite.app.jobs import RunRequest
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import status
-from selfreward_lite.report.status import Stage, View
+from selfreward_lite.report.status import RunStatus, StageStatus
 from selfreward_lite.system.errors import ConfigError, UserError
 from selfreward_lite.system.files import write_manifest
 
@@ -72,7 +72,7 @@ def ended(folder: Path) -> None:
 
 def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command):
     told, runs = command(), tmp_path / "runs"
-    assert status.view(runs / "mine").state == "new"
+    assert status.read_status(runs / "mine").state == "new"
     jobs.begin(
         runs,
         RunRequest("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)),
@@ -87,7 +87,7 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
     deadline = time.monotonic() + 20
     while not jobs.last_words(runs / "mine") and time.monotonic() < deadline:
         time.sleep(0.02)
-    view = status.view(runs / "mine")
+    view = status.read_status(runs / "mine")
     assert (view.state, view.process, view.candidate) == (
         "running",
         Store.writer(runs / "mine"),
@@ -99,7 +99,7 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
     assert jobs.last_words(runs / "mine") == ["M0 ranked: 0/4"]
     assert jobs.stop(runs / "mine")
     ended(runs / "mine")
-    assert status.view(runs / "mine").state == "stopped"
+    assert status.read_status(runs / "mine").state == "stopped"
     assert not jobs.stop(runs / "mine")
 
 
@@ -149,7 +149,7 @@ def test_every_setting_that_names_a_file_is_known_as_one():
 
 def test_a_view_says_how_far_a_run_is(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="1")
-    view = status.view(tmp_path / "mine")
+    view = status.read_status(tmp_path / "mine")
     assert (view.state, view.newest, view.iterations, view.preset, view.now) == (
         "finished",
         1,
@@ -163,18 +163,20 @@ def test_a_view_says_how_far_a_run_is(tmp_path):
     assert judged.done == judged.total > 0
     assert set(judged.drops) == {"could not be read"}
     with Store.write(tmp_path / "mine"):
-        assert status.view(tmp_path / "mine").state == "running"
+        assert status.read_status(tmp_path / "mine").state == "running"
 
 
 def test_a_training_under_way_is_told_by_its_steps(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:
         store.begin_stage(1, "training", 1)
-        assert status.view(tmp_path / "mine").now == Stage("M1", "training", 0, 1, 0.0, ended=False)
+        assert status.read_status(tmp_path / "mine").now == StageStatus(
+            "M1", "training", 0, 1, 0.0, ended=False
+        )
         store.log_training(1, 5, {"loss": 0.6})
         store.measure(1, training_steps=20)
         store.spend(1, "training", 10.0)
-        now = status.view(tmp_path / "mine").now
+        now = status.read_status(tmp_path / "mine").now
     assert (now.done, now.total, now.left) == (5, 21, 32.0)
 
 
@@ -184,7 +186,7 @@ def test_a_refused_model_is_told_with_its_reasons(tmp_path):
         store.state("settings", {**store.fact("settings"), "iterations": 1})
         store.record_gate(1, "canary", False, "2 hostile responses would be chosen")
         store.record_gate(1, "length", True, "0.98 times as long")
-    view = status.view(tmp_path / "mine")
+    view = status.read_status(tmp_path / "mine")
     assert (view.state, view.refused, view.may_accept) == (
         "refused",
         {"canary": "2 hostile responses would be chosen"},
@@ -195,27 +197,27 @@ def test_a_refused_model_is_told_with_its_reasons(tmp_path):
         store.end_stage(1, "evaluation")
         (tmp_path / "mine" / "M1").mkdir()
         write_manifest(tmp_path / "mine" / "M1", {})
-    assert status.view(tmp_path / "mine").may_accept
+    assert status.read_status(tmp_path / "mine").may_accept
 
 
 def test_a_run_that_is_only_just_begun_is_no_error(tmp_path):
     Store.write(tmp_path / "mine").close()
-    assert status.view(tmp_path / "mine").state == "new"
+    assert status.read_status(tmp_path / "mine").state == "new"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.sqlite").touch()
     with pytest.raises(UserError, match="only just being made"):
-        status.view(tmp_path / "other")
+        status.read_status(tmp_path / "other")
 
 
 def test_rates_and_what_is_left():
-    stage = Stage("M1", "judgments", 30, 120, 10.0, ended=False)
+    stage = StageStatus("M1", "judgments", 30, 120, 10.0, ended=False)
     assert (stage.rate, stage.left) == (3.0, 30.0)
-    assert Stage("M1", "judgments", 0, 120, 0.0, ended=False).left is None
-    assert Stage("M1", "training", 0, 1, 3.0, ended=False).rate is None
-    assert Stage("M1", "judgments", 120, 120, 10.0, ended=True).left is None
+    assert StageStatus("M1", "judgments", 0, 120, 0.0, ended=False).left is None
+    assert StageStatus("M1", "training", 0, 1, 3.0, ended=False).rate is None
+    assert StageStatus("M1", "judgments", 120, 120, 10.0, ended=True).left is None
     assert (
-        View(
-            "x", "stopped", stages=(stage, Stage("M1", "battles", 0, 3, 0.0, ended=False))
+        RunStatus(
+            "x", "stopped", stages=(stage, StageStatus("M1", "battles", 0, 3, 0.0, ended=False))
         ).now.name
         == "battles"
     )
@@ -244,9 +246,9 @@ def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
     process = int(starter.stdout.readline())
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    assert status.view(tmp_path / "runs" / "mine").process == process
+    assert status.read_status(tmp_path / "runs" / "mine").process == process
     deadline = time.monotonic() + 120
-    while not status.view(tmp_path / "runs" / "mine").stages and time.monotonic() < deadline:
+    while not status.read_status(tmp_path / "runs" / "mine").stages and time.monotonic() < deadline:
         time.sleep(0.1)
     assert jobs.stop(tmp_path / "runs" / "mine")
     ended(tmp_path / "runs" / "mine")

@@ -19,7 +19,7 @@ from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import status
-from selfreward_lite.report.status import Stage, View
+from selfreward_lite.report.status import RunStatus, StageStatus
 from selfreward_lite.system.errors import EngineError, UserError
 
 DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
@@ -102,14 +102,14 @@ def test_names_and_verdict_are_told_after_the_vote_only(tmp_path):
     assert compare.heading(begun, 1) == "#### Right: M2"
     assert compare.verdict_of(begun)[0] == "M2 reads both answers …"
     assert compare.verdict_of(end)[0] == "You: M0 is better. M2 says: M2 is better."
-    assert [one.choice for one in votes.all_votes(tmp_path / "mine")] == ["a"]
+    assert [one.choice for one in votes.load_votes(tmp_path / "mine")] == ["a"]
 
 
 def test_a_vote_is_kept_with_everything_it_was_about(tmp_path):
     (tmp_path / "mine").mkdir()
     done = last(compare.answer(Talker(tmp_path), bout(models=("M2", "M0"))))
     last(compare.vote(Talker(tmp_path), done, "tie", "M2"))
-    (kept,) = votes.all_votes(tmp_path / "mine")
+    (kept,) = votes.load_votes(tmp_path / "mine")
     assert (kept.prompt, kept.seed, kept.model_a, kept.model_b, kept.blind) == (
         "Hello?",
         4,
@@ -129,7 +129,9 @@ def test_a_verdict_is_kept_beside_the_vote_and_a_second_click_is_the_same_vote(t
     done = last(compare.answer(Talker(tmp_path), bout()))
     for _ in range(2):
         last(compare.vote(Talker(tmp_path), done, "b", "M2"))
-    assert [(one.choice, one.verdict) for one in votes.all_votes(tmp_path / "mine")] == [("b", "b")]
+    assert [(one.choice, one.verdict) for one in votes.load_votes(tmp_path / "mine")] == [
+        ("b", "b")
+    ]
 
 
 def test_whoever_leaves_while_the_judge_reads_has_voted(tmp_path):
@@ -138,7 +140,7 @@ def test_whoever_leaves_while_the_judge_reads_has_voted(tmp_path):
     voting = compare.vote(Talker(tmp_path), done, "b", "M2")
     next(voting)
     voting.close()
-    (kept,) = votes.all_votes(tmp_path / "mine")
+    (kept,) = votes.load_votes(tmp_path / "mine")
     assert (kept.choice, kept.verdict) == ("b", None)
 
 
@@ -150,7 +152,7 @@ def test_a_judge_that_fails_loses_no_vote(tmp_path):
         for one in compare.vote(Talker(tmp_path, breaks=True), done, "b", "M2"):
             seen.append(one)  # noqa: PERF402 - it ends with an error
     assert compare.verdict_of(seen[-1])[0] == "You: M2 is better. M2 could not be asked."
-    assert [one.choice for one in votes.all_votes(tmp_path / "mine")] == ["b"]
+    assert [one.choice for one in votes.load_votes(tmp_path / "mine")] == ["b"]
 
 
 def test_skipping_keeps_nothing_and_nobody_votes_twice(tmp_path):
@@ -158,7 +160,7 @@ def test_skipping_keeps_nothing_and_nobody_votes_twice(tmp_path):
     done = last(compare.answer(Talker(tmp_path), bout()))
     end = last(compare.vote(Talker(tmp_path), done, None, "M2"))
     assert compare.verdict_of(end)[0] == "You skipped it. M2 says: M2 is better."
-    assert votes.all_votes(tmp_path / "mine") == []
+    assert votes.load_votes(tmp_path / "mine") == []
     with pytest.raises(UserError, match="ask both models first"):
         next(compare.vote(Talker(tmp_path), end, "a", "M2"))
     with pytest.raises(UserError, match="ask both models first"):
@@ -240,22 +242,22 @@ def test_an_empty_form_means_the_preset():
     ("view", "says"),
     [
         (
-            View("mine", "finished", newest=3, iterations=3),
+            RunStatus("mine", "finished", newest=3, iterations=3),
             "**mine** is finished: M3 is its newest model",
         ),
         (
-            View("mine", "running", 77, newest=None, iterations=3),
+            RunStatus("mine", "running", 77, newest=None, iterations=3),
             "is running (process 77): M0 is being made, of M3",
         ),
-        (View("mine", "stopped", newest=1), "Go on with it: it resumes where it was"),
+        (RunStatus("mine", "stopped", newest=1), "Go on with it: it resumes where it was"),
         (
-            View(
+            RunStatus(
                 "mine", "refused", newest=1, refused={"length": "1.9 <b>times</b>"}, may_accept=True
             ),
             "accept it all the same",
         ),
         (
-            View("mine", "refused", newest=1, refused={"length": "1.9 times"}),
+            RunStatus("mine", "refused", newest=1, refused={"length": "1.9 times"}),
             "Then go past the gates",
         ),
     ],
@@ -267,15 +269,15 @@ def test_how_a_run_stands_is_said_with_what_to_do(view, says):
 
 
 def test_the_bar_shows_the_stage_with_rate_and_time_left():
-    view = View(
-        "mine", "running", 7, stages=(Stage("M1", "judgments", 30, 120, 10.0, ended=False),)
+    view = RunStatus(
+        "mine", "running", 7, stages=(StageStatus("M1", "judgments", 30, 120, 10.0, ended=False),)
     )
     bar = run_tab.progress(view)
     assert "M1 judgments: 30 of 120, 3.0 a second, about 30 s left of this stage" in bar
     assert '<progress max="120" value="30">' in bar
-    assert run_tab.progress(View("mine", "finished")) == ""
-    hostile = View(
-        "mine", "running", 7, stages=(Stage("M1", "<img src=x>", 1, 2, 1.0, ended=False),)
+    assert run_tab.progress(RunStatus("mine", "finished")) == ""
+    hostile = RunStatus(
+        "mine", "running", 7, stages=(StageStatus("M1", "<img src=x>", 1, 2, 1.0, ended=False),)
     )
     assert "<img" not in run_tab.progress(hostile)
 
@@ -284,7 +286,7 @@ def test_the_tab_shows_a_run_as_it_stands(library):
     said, bar, *buttons, table, log = run_tab.look(library, "mine")
     assert said.startswith("**mine** is finished")
     assert [one["visible"] for one in buttons] == [False, False, True, False, False]
-    assert len(table["value"]) == len(status.view(library.runs_dir / "mine").stages)
+    assert len(table["value"]) == len(status.read_status(library.runs_dir / "mine").stages)
     assert (bar, log["visible"]) == ("", False)
     assert run_tab.look(library, TINY)[0] == run_tab.NO_RUN
     assert run_tab._now(library, "mine") == run_tab._now(library, "mine")
@@ -301,7 +303,7 @@ def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
     library = RunLibrary(tmp_path)
     assert run_tab.look(library, "mine")[5]["visible"], "the button is there"
     run_tab.accept(library, "mine")
-    assert status.view(tmp_path / "mine").state == "finished"
+    assert status.read_status(tmp_path / "mine").state == "finished"
 
 
 def test_going_on_asks_for_what_is_missing_or_one_more(library, monkeypatch):

@@ -197,7 +197,7 @@ def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(
 ):
     inputs = tmp_path / "input"
     shutil.copytree(tiny.TINY_MODEL, inputs / "model")
-    rows = [json.dumps(row) for row in ranked.rows(400)]
+    rows = [json.dumps(row) for row in ranked.generate_ranked_rows(400)]
     (inputs / "data").mkdir()
     (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
     (

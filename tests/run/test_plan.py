@@ -115,7 +115,7 @@ ONE_B = {
 )
 def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     settings = config.load(preset, wanted)
-    repository = hub.named(settings.model.base)
+    repository = hub.parse_repository(settings.model.base)
     assert repository
     llama = SHAPES[BASES[repository.id]]
     for stage, parts in memory.peaks(settings, llama).items():

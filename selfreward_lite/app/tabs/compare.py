@@ -109,7 +109,7 @@ def vote(
     bout = replace(bout, voted=True, choice=choice, judge=judge)
     folder = library.folder(bout.run)
     if choice is not None:
-        votes.add(folder, _vote(bout, choice, left, right))
+        votes.add_vote(folder, _vote(bout, choice, left, right))
     yield bout
     try:
         with closing(
@@ -119,7 +119,7 @@ def vote(
                 bout = replace(bout, waits=found if isinstance(found, str) else "")
                 bout = replace(bout, verdict=found) if isinstance(found, Verdict) else bout
                 if choice is not None and bout.verdict is not None:
-                    votes.decide(folder, _vote(bout, choice, left, right))
+                    votes.add_verdict(folder, _vote(bout, choice, left, right))
                 yield bout
     except SelfRewardError:
         yield replace(bout, verdict=Verdict(judge, None, "", ""))
@@ -195,7 +195,7 @@ def standing(folder: Path, model: str | None, rival: str | None, judge: str | No
     """Return how two models fared so far, by the people's votes, and how often a judge agreed with them."""
     if not model or not rival or not judge or model == rival:
         return ""
-    found = metrics.tally_votes(votes.all_votes(folder), model, rival, judge)
+    found = metrics.tally_votes(votes.load_votes(folder), model, rival, judge)
     model, rival, judge = escape_markdown(model), escape_markdown(rival), escape_markdown(judge)
     if not found.win_rate.count:
         return f"No votes yet on {model} against {rival}."

@@ -70,12 +70,12 @@ def hits(
     if not run or run == TINY or not group:
         return [], [], "", 0
     with Store.read(library.folder(run)) as store:
-        if group not in explore.groups(store):  # of the run that was chosen before
+        if group not in explore.list_groups(store):  # of the run that was chosen before
             return [], [], "", 0
-        found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
+        found, total = explore.find_prompts(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
         pages = max(1, -(-total // PAGE))
         if page >= pages:
-            found, _ = explore.find(store, group, words or "", outcome, pages - 1)  # type: ignore[arg-type]
+            found, _ = explore.find_prompts(store, group, words or "", outcome, pages - 1)  # type: ignore[arg-type]
     rows = [
         [
             one.text,
@@ -93,7 +93,7 @@ def hits(
 def whole(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
     """Return a prompt with everything that became of it."""
     with Store.read(library.folder(run)) as store:
-        return explore.look(store, prompt_id)
+        return explore.load_history(store, prompt_id)
 
 
 def answers(look: PromptHistory) -> list[list[Any]]:
@@ -304,6 +304,6 @@ def _groups(library: RunLibrary, run: str | None) -> tuple[list[str], str]:
         return [], ""
     try:
         with Store.read(library.folder(run)) as store:
-            return explore.groups(store) if store.fact("settings") else [], ""
+            return explore.list_groups(store) if store.fact("settings") else [], ""
     except SelfRewardError as error:
         return [], f"⚠ {escape_markdown(str(error))}"

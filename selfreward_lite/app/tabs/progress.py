@@ -139,9 +139,9 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         signs = early_warnings.early_warnings(store)
         return {
             "worth": plot_data.model_metrics(document["iterations"]),
-            "training": plot_data.training(store),
-            "scores": plot_data.scores(store),
-            "lengths": plot_data.lengths(store, latest) if latest else [],
+            "training": plot_data.training_curves(store),
+            "scores": plot_data.score_shares(store),
+            "lengths": plot_data.lengths_and_scores(store, latest) if latest else [],
             "latest": latest,
             "gaps": plot_data.chosen_vs_rejected(store),
             "biases": plot_data.meta_judge_bias(store),

@@ -20,7 +20,7 @@ from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, OWN, QUIET, TICK, Shell, errors_as_toasts, table
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.report import status
-from selfreward_lite.report.status import View
+from selfreward_lite.report.status import RunStatus
 from selfreward_lite.run.plan import Estimate, forecast
 from selfreward_lite.system.errors import SelfRewardError
 from selfreward_lite.system.files import MARGIN, format_bytes
@@ -91,7 +91,7 @@ def _memory(found: Estimate) -> str:
     )
 
 
-def headline(view: View) -> str:
+def headline(view: RunStatus) -> str:
     """Return in a few words how a run stands, and what to do next."""
     newest = "the base" if view.newest is None else ModelId(view.newest).name
     said = f"**{escape_markdown(view.name)}** {STATES[view.state]}"
@@ -117,7 +117,7 @@ def headline(view: View) -> str:
     )
 
 
-def progress(view: View) -> str:
+def progress(view: RunStatus) -> str:
     """Return, as HTML of our own words and numbers, a bar of the stage that is under way; nothing when there is none."""
     now = view.now
     if now is None or view.state not in ("running", "stopped", "refused"):
@@ -134,7 +134,7 @@ def progress(view: View) -> str:
     return f'<label class="stage">{said}<progress max="{max(1, now.total)}" value="{now.done}"></progress></label>'
 
 
-def stages(view: View) -> list[list[Any]]:
+def stages(view: RunStatus) -> list[list[Any]]:
     """Return a row a stage, the newest first."""
     return [
         [
@@ -196,7 +196,7 @@ def go_on(
     library: RunLibrary, run: str, *, one_more: bool = False, past_gates: bool = False
 ) -> None:
     """Go on with a run as it was begun: what is missing of it, or one iteration more."""
-    more = status.view(library.folder(run)).iterations + 1 if one_more else None
+    more = status.read_status(library.folder(run)).iterations + 1 if one_more else None
     jobs.begin(
         library.runs_dir, RunRequest(run, iterations=more, past_gates=past_gates), library.started
     )
@@ -310,7 +310,7 @@ def _now(library: RunLibrary, run: str | None) -> Any:
     """What is told about a run, to be compared with what was told before."""
     try:
         folder = library.folder(run or TINY)
-        return status.view(folder), list(jobs.last_words(folder))
+        return status.read_status(folder), list(jobs.last_words(folder))
     except SelfRewardError as error:
         return str(error)
 
@@ -326,7 +326,7 @@ def look(library: RunLibrary, run: str | None) -> tuple[Any, ...]:
             gr.update(visible=False),
         )
     try:
-        view = status.view(library.folder(run))
+        view = status.read_status(library.folder(run))
     except SelfRewardError as error:
         return (
             f"⚠ {escape_markdown(str(error))}",

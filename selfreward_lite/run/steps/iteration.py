@@ -73,7 +73,7 @@ def new_prompts(run: RunContext, iteration: int) -> None:
         kept = prompt_writing.filter_candidates(
             candidates,
             settings,
-            id_namespace=store.run,
+            id_namespace=store.id_namespace,
             iteration=iteration,
             known=[*human, *own],
             held_out=secret,
@@ -122,7 +122,7 @@ def pair_responses(run: RunContext, iteration: int) -> None:
             grouped(answers, lambda one: one.prompt_id),
             scores,
             run.settings.for_iteration(iteration),
-            id_namespace=run.store.run,
+            id_namespace=run.store.id_namespace,
             iteration=iteration,
         )
 
@@ -160,7 +160,7 @@ def rate(run: RunContext, iteration: int) -> None:
             iteration,
             "ratings",
             lambda: ratings.rate_judgments(
-                fought, ridge, id_namespace=run.store.run, iteration=iteration
+                fought, ridge, id_namespace=run.store.id_namespace, iteration=iteration
             ),
         )
 
@@ -175,6 +175,6 @@ def pair_judgments(run: RunContext, iteration: int) -> None:
             iteration,
             "judgment_pairs",
             lambda: judgment_pairs.build_judgment_pairs(
-                rated, by_id, schedule, id_namespace=run.store.run, iteration=iteration
+                rated, by_id, schedule, id_namespace=run.store.id_namespace, iteration=iteration
             ),
         )

@@ -156,7 +156,12 @@ def _chosen(
         one = ranked[canary.prompt_id]
         answers = {one.prompt.id: [canary, *one.responses]}
         pairs = response_pairs.build_response_pairs(
-            [one.prompt], answers, scores, schedule, id_namespace=run.store.run, iteration=iteration
+            [one.prompt],
+            answers,
+            scores,
+            schedule,
+            id_namespace=run.store.id_namespace,
+            iteration=iteration,
         )
         if any(pair.chosen_id == canary.id for pair in pairs.records):
             found.append(canary)

@@ -17,10 +17,10 @@ def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        rows, skipped = ranked.load_rows(run.settings)
-        found, outcome = ranked.ranked_prompts(rows, run.store.run)
-        parts = ranked.split(found, run.settings)
-        own = ranked.held_out_prompts(run.settings, run.store.run, parts.evaluation)
+        rows, skipped = ranked.load_ranked_rows(run.settings)
+        found, outcome = ranked.build_ranked_prompts(rows, run.store.id_namespace)
+        parts = ranked.split_ranked(found, run.settings)
+        own = ranked.pick_held_out_prompts(run.settings, run.store.id_namespace, parts.evaluation)
         new = [prompt for prompt in own if prompt.origin == "held_out"]
         return Outcome((*outcome.records, *new), (*skipped, *outcome.drops))
 
@@ -35,11 +35,14 @@ def read_prompts(run: RunContext, _: int) -> None:
 
     def work() -> Outcome:
         rows = prompt_files.read_rows(
-            hub.local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad
+            hub.find_local(settings.file or "", "dataset"), skip_bad=run.settings.skip_bad
         )
         secret = _secret(run)
         kept = prompt_writing.import_prompts(
-            prompt_files.prompts(rows), settings, id_namespace=run.store.run, held_out=secret
+            prompt_files.extract_prompts(rows),
+            settings,
+            id_namespace=run.store.id_namespace,
+            held_out=secret,
         )
         return Outcome(kept.records, (*rows.drops(), *kept.drops))
 
@@ -53,7 +56,10 @@ def lay_decoys(run: RunContext, _: int) -> None:
         0,
         "decoys",
         lambda: canaries.build_decoy_responses(
-            prompts, count, id_namespace=run.store.run, templates=run.settings.model.templates
+            prompts,
+            count,
+            id_namespace=run.store.id_namespace,
+            templates=run.settings.model.templates,
         ),
     )
 
@@ -132,7 +138,7 @@ def lay_canaries(run: RunContext, _: int) -> None:
         return canaries.build_canary_responses(
             canaries.load_canaries(),
             prompts,
-            id_namespace=run.store.run,
+            id_namespace=run.store.id_namespace,
             templates=run.settings.model.templates,
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
-from selfreward_lite.data.tiny.bias import against_brevity
+from selfreward_lite.data.tiny.bias import flip_brevity
 from selfreward_lite.method import judgments
 from selfreward_lite.method.judgments import TOP_SCORE
 from selfreward_lite.run import budget, context
@@ -43,9 +43,7 @@ def _declared(run: RunContext, judgment: Judgment) -> str:
     """What a judgment says, with the bias that this run declares."""
     luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
     return (
-        against_brevity(judgment.text)
-        if luck < run.settings.seed_stage.length_bias
-        else judgment.text
+        flip_brevity(judgment.text) if luck < run.settings.seed_stage.length_bias else judgment.text
     )
 
 
