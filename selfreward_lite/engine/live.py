@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
@@ -91,7 +91,9 @@ class Live:
                 child.send({"begin": 1, "live": True})
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
 
-    def ask(self, request: Request, caller: str = "") -> Iterator[Piece | Completion | None]:
+    def ask(
+        self, request: Request, caller: str = ""
+    ) -> Generator[Piece | Completion | None, None, None]:
         """Yield what is said to a request: pieces if it is streamed, a completion a sample, None every HEARTBEAT of silence.
 
         Closing the iterator takes the request back. Raises EngineError where too many wait, or the engine cannot be used; one
