@@ -57,7 +57,7 @@ class EnginePool:
         with self._change:
             if len(self._waiting) >= self._max_waiting:
                 raise EngineError(
-                    f"{len(self._waiting)} callers are waiting already; try again in a moment"
+                    f"{len(self._waiting)} callers wait already; try again in a moment"
                 )
             self._waiting.append(me)
         try:

@@ -1,4 +1,4 @@
-"""Runs as processes of their own: begun, watched from their folder, stopped, gone on with; and what a page says of them."""
+"""Runs as background processes: started, watched from their folder, stopped, resumed."""
 
 import json
 import os
@@ -44,7 +44,7 @@ with Store.write(where) as store:
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Have `begin` start the stand-in; returns what it was told."""
+    """Have `start_run` start the stand-in; returns its arguments."""
 
     def write(fails: bool = False):
         said, script = tmp_path / "said.json", tmp_path / "command"
@@ -70,10 +70,10 @@ def ended(folder: Path) -> None:
     assert Store.writer(folder) is None
 
 
-def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command):
+def test_a_run_is_started_watched_and_stopped(tmp_path, command):
     told, runs = command(), tmp_path / "runs"
     assert status.read_status(runs / "mine").state == "new"
-    jobs.begin(
+    jobs.start_run(
         runs,
         RunRequest("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)),
         tmp_path,
@@ -85,7 +85,7 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
         "--set", "dpo.beta=0.2",
     ]  # fmt: skip
     deadline = time.monotonic() + 20
-    while not jobs.last_words(runs / "mine") and time.monotonic() < deadline:
+    while not jobs.last_log_lines(runs / "mine") and time.monotonic() < deadline:
         time.sleep(0.02)
     view = status.read_status(runs / "mine")
     assert (view.state, view.process, view.candidate) == (
@@ -94,49 +94,49 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
         "M0",
     )
     assert os.getsid(view.process) != os.getsid(0), "Ctrl-C in the app's terminal is not for it"
-    with pytest.raises(UserError, match=f"process {view.process} is at mine already"):
-        jobs.begin(runs, RunRequest("mine"), tmp_path)
-    assert jobs.last_words(runs / "mine") == ["M0 ranked: 0/4"]
-    assert jobs.stop(runs / "mine")
+    with pytest.raises(UserError, match=f"process {view.process} is running mine already"):
+        jobs.start_run(runs, RunRequest("mine"), tmp_path)
+    assert jobs.last_log_lines(runs / "mine") == ["M0 ranked: 0/4"]
+    assert jobs.stop_run(runs / "mine")
     ended(runs / "mine")
     assert status.read_status(runs / "mine").state == "stopped"
-    assert not jobs.stop(runs / "mine")
+    assert not jobs.stop_run(runs / "mine")
 
 
-def test_what_goes_wrong_at_once_is_said_at_once(tmp_path, command):
+def test_an_early_failure_is_reported_at_once(tmp_path, command):
     command(fails=True)
     with pytest.raises(UserError, match="the disk is full: make room"):
-        jobs.begin(tmp_path / "runs", RunRequest("mine"), tmp_path)
+        jobs.start_run(tmp_path / "runs", RunRequest("mine"), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "says"),
+    ("asked", "says"),
     [
-        (RunRequest("../x"), "is no name for a run"),
-        (RunRequest("a/b"), "is no name for a run"),
-        (RunRequest(""), "is no name for a run"),
-        (RunRequest("x" * 61), "is no name for a run"),
+        (RunRequest("../x"), "cannot name a run"),
+        (RunRequest("a/b"), "cannot name a run"),
+        (RunRequest(""), "cannot name a run"),
+        (RunRequest("x" * 61), "cannot name a run"),
         (RunRequest("x", "huge"), "no preset 'huge'"),
         (RunRequest("x", settings=("dpo.betta=1",)), "no such setting"),
         (RunRequest("x", settings=("dpo.beta",)), "write it as --set key=value"),
-        (RunRequest("x", settings=("model.base=/etc",)), "can be given on the command line only"),
+        (RunRequest("x", settings=("model.base=/etc",)), "works on the command line only"),
         (
             RunRequest("x", settings=("prompts.file=/etc/passwd",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
         (
             RunRequest("x", settings=("prompts={file='/etc/passwd'}",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
         (
             RunRequest("x", settings=("seed_stage.ranked=owner/name",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
     ],
 )
-def test_a_mistake_begins_nothing(tmp_path, wanted, says):
+def test_a_mistake_starts_nothing(tmp_path, asked, says):
     with pytest.raises((UserError, ConfigError), match=says):
-        jobs.begin(tmp_path / "runs", wanted, tmp_path)
+        jobs.start_run(tmp_path / "runs", asked, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
@@ -223,22 +223,23 @@ def test_rates_and_what_is_left():
     )
 
 
-def test_the_last_words_are_the_last_lines_of_a_log_of_any_size(tmp_path):
-    assert jobs.last_words(tmp_path / "mine") == []
+def test_last_log_lines_of_a_log_of_any_size(tmp_path):
+    assert jobs.last_log_lines(tmp_path / "mine") == []
     (tmp_path / "mine.log").write_bytes(
         b"\xff" * 20_000 + b"\n" + b"\n".join(b"line %d" % number for number in range(40))
     )
-    assert jobs.last_words(tmp_path / "mine", 3) == ["line 37", "line 38", "line 39"]
+    assert jobs.last_log_lines(tmp_path / "mine", 3) == ["line 37", "line 38", "line 39"]
 
 
 @pytest.mark.slow
-def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
+def test_a_run_goes_on_when_its_starter_is_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from selfreward_lite.app import jobs; jobs.let_children_import(); "
         "runs = Path(sys.argv[1]); "
-        "jobs.begin(runs, jobs.Wanted('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
+        "jobs.start_run(runs, jobs.RunRequest('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
-        "print(jobs.view(runs / 'mine').process, flush=True); time.sleep(99)"
+        "from selfreward_lite.report import status; "
+        "print(status.read_status(runs / 'mine').process, flush=True); time.sleep(99)"
     )
     starter = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "runs"], stdout=subprocess.PIPE, text=True
@@ -250,9 +251,9 @@ def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
     deadline = time.monotonic() + 120
     while not status.read_status(tmp_path / "runs" / "mine").stages and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert jobs.stop(tmp_path / "runs" / "mine")
+    assert jobs.stop_run(tmp_path / "runs" / "mine")
     ended(tmp_path / "runs" / "mine")
     assert "Interrupted; what was committed is kept." in " ".join(
-        jobs.last_words(tmp_path / "runs" / "mine")
+        jobs.last_log_lines(tmp_path / "runs" / "mine")
     )
     assert config.parse(Store.read(tmp_path / "runs" / "mine").fact("settings")).prompts.count == 8
