@@ -36,10 +36,10 @@ from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.run import plan
 from selfreward_lite.run.runtime import Runtime, open_runtime
+from selfreward_lite.run.stages import StageCosts, seconds_by_stage
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.gpu import Gpu, list_gpus
-from selfreward_lite.system.processes import describe_exit, one_gpu
+from selfreward_lite.system.gpu import Gpu, list_gpus, one_card
 from selfreward_lite.training.job import Job
 
 PACKAGES = (
@@ -134,7 +134,7 @@ def in_child(wanted: CardBenchConfig, name: str, seconds: float) -> tuple[Found,
         )
     except EOFError:
         child.join()
-        found = f"its process failed: {describe_exit(child.exitcode or 0)}"
+        found = f"its process ended with code {child.exitcode}"
     finally:
         child.kill()
         child.join()
@@ -147,7 +147,7 @@ def in_child(wanted: CardBenchConfig, name: str, seconds: float) -> tuple[Found,
 
 def _measured(wanted: CardBenchConfig, name: str, answer: Any) -> None:
     """What `in_child` starts."""
-    os.environ.update(one_gpu(os.environ))
+    os.environ.update(one_card(os.environ))
     try:
         work = dict(_parts(wanted, lambda words: print(words, file=sys.stderr)))[name]
         answer.send(work())
@@ -171,7 +171,7 @@ def _head(wanted: CardBenchConfig) -> Found:
         "shape": wanted.shape,
         "preset": wanted.preset,
         "vram": wanted.vram,
-        "predicted": plan.predicted(settings, llama, there.name if there else None),
+        "predicted": plan.predict(settings, llama, there.name if there else None).to_json(),
         "found": {},
         "failed": {},
         "left_out": [],
@@ -491,8 +491,8 @@ def hours(wanted: CardBenchConfig, document: Found) -> Found:
     found = {
         "here": iteration_hours(settings, plan.costs_from_rates(settings, llama, rates, "measured"))
     }
-    for name, speeds in plan.KNOWN.items() if here else ():
-        own = plan.KNOWN[here]
+    for name, speeds in plan.GPU_SPEEDS.items() if here else ():
+        own = plan.GPU_SPEEDS[here]
         slower, busier = own.bandwidth / speeds.bandwidth, own.operations / speeds.operations
         scaled = replace(
             rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
@@ -500,15 +500,8 @@ def hours(wanted: CardBenchConfig, document: Found) -> Found:
         found[f"{name} (estimate)"] = iteration_hours(
             settings, plan.costs_from_rates(settings, llama, scaled, "scaled")
         )
-    predicted = (
-        sum(
-            spent
-            for stage, spent in document["predicted"]["seconds"].items()
-            if stage.startswith("M1 ")
-        )
-        / 3600
-    )
-    return {"hours": found, "predicted_hours": predicted or None, "rates": asdict(rates)}
+    predicted = plan.Prediction.from_json(document["predicted"]).hours(1)
+    return {"hours": found, "predicted_hours": predicted, "rates": asdict(rates)}
 
 
 def _rates(wanted: CardBenchConfig, document: Found) -> plan.Rates | None:
@@ -538,9 +531,6 @@ def _rates(wanted: CardBenchConfig, document: Found) -> plan.Rates | None:
     )
 
 
-def iteration_hours(settings: Settings, priced: plan.StageCosts) -> float:
-    """Return the hours of a first iteration at these prices."""
-    return (
-        sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), priced).values())
-        / 3600
-    )
+def iteration_hours(settings: Settings, costs: StageCosts) -> float:
+    """The hours of a first iteration at these costs."""
+    return sum(seconds_by_stage(settings, 1, costs).values()) / 3600

@@ -104,7 +104,7 @@ def table(
         f"|---|{'---|' * 6}",
     ]
     known = shown(documents, shape)
-    for name in dict.fromkeys((*plan.KNOWN, *sorted(known))):
+    for name in dict.fromkeys((*plan.GPU_SPEEDS, *sorted(known))):
         one, hours, guess = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
             hours = _cell(
@@ -114,8 +114,8 @@ def table(
                 failed=False,
             )
         if key := plan.gpu_key(name):
-            guess = f"{iteration_hours(settings, plan.estimated(settings, llama, plan.KNOWN[key], key)):.1f}"
-            if most > plan.KNOWN[key].memory:
+            guess = f"{iteration_hours(settings, plan.estimate_costs(settings, llama, plan.GPU_SPEEDS[key], key)):.1f}"
+            if most > plan.GPU_SPEEDS[key].memory:
                 hours = guess = TOO_SMALL
         lines.append(f"| {name} | {' | '.join([*_measured(one), hours])} | {guess} |")
     return "\n".join(lines) + "\n"

@@ -27,7 +27,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.report import plots
-from selfreward_lite.run.evaluate import EXACT, Evaluation, examined
+from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
 from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import list_gpus
@@ -90,7 +90,7 @@ def compare(
         if export is not None:
             _export(work, (mine, against), prompts, out)
             return
-        met = work.against(mine, against, decided)
+        met = work.compare_answers(mine, against, decided)
     found = metrics.win_rates(met)
     table = Table(
         "", "", title=f"{mine} against {against}, decided by {decided}", title_justify="left"
@@ -174,13 +174,13 @@ def _export(work: Evaluation, models: Sequence[str], prompts: str | None, out: P
     texts = None
     if prompts is not None:
         with downloads() as show:
-            place = hub.fetch_path(prompts, "dataset", show)
-        texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
+            place = hub.fetched(prompts, "dataset", show)
+        texts = prompt_files.prompts(prompt_files.read_rows(place, skip_bad=False))
     for model in dict.fromkeys(models):
         answered = (
             work.held_out_answers(model)
             if texts is None
-            else list(zip(texts, work.answers(model, texts), strict=True))
+            else list(zip(texts, work.answer_prompts(model, texts), strict=True))
         )
         rows[model] = [
             _row(work, model, one if isinstance(one, str) else one.text, answer)
@@ -237,7 +237,9 @@ def judge_quality(
             raise UserError(
                 f"{ranked or name}: no prompt with two ranked answers in it; give other --ranked data"
             )
-        quality = work.judged(mine, found, judgments or work.run.settings.evaluation.judgments)
+        quality = work.measure_judge(
+            mine, found, judgments or work.run.settings.evaluation.judgments
+        )
     known = quality.metrics()
     table = Table(
         "",
@@ -324,21 +326,21 @@ def paper_table(
 def _ranked(work: Evaluation, source: str | None) -> list[RankedPrompt]:
     run = work.run
     if source is None:
-        return run.ranked().evaluation
+        return run.reader.ranked().evaluation
     if source == "votes":
-        rows, _ = votes.build_ranked_rows(votes.load_votes(run.store.folder))
+        rows, _ = votes.as_ranked(votes.all_votes(run.store.folder))
     else:
         with downloads() as show:
-            place = source if source == "tiny" else str(hub.fetch_path(source, "dataset", show))
+            place = source if source == "tiny" else str(hub.fetched(source, "dataset", show))
         stage = run.settings.seed_stage.model_copy(update={"ranked": place})
-        rows, _ = ranked.load_ranked_rows(run.settings.model_copy(update={"seed_stage": stage}))
+        rows, _ = ranked.load_rows(run.settings.model_copy(update={"seed_stage": stage}))
     content = hashlib.blake2b(
         json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8
     ).hexdigest()
-    found, outcome = ranked.build_ranked_prompts(rows, f"{run.store.id_namespace}, {content}")
+    found, outcome = ranked.ranked_prompts(rows, f"{run.store.run}, {content}")
     for reason, count in outcome.dropped().items():
         say(f"left out: {count} {reason}")
-    seen = {one.prompt.text for one in (*run.ranked().eft, *run.ranked().ift)}
+    seen = {one.prompt.text for one in (*run.reader.ranked().eft, *run.reader.ranked().ift)}
     kept = [one for one in found if one.prompt.text not in seen]
     if len(kept) < len(found):
         say(
@@ -383,7 +385,7 @@ def _examination(
             card,
             open_runtime(bare=True) as runtime,
             Display(console) as watch,
-            examined(store, settings, runtime, watch) as work,
+            open_evaluation(store, settings, runtime, watch) as work,
         ):
             yield work
 

@@ -1,7 +1,6 @@
-"""Drives one ask-stage: keeps the engine full, commits item by item, resumes where it stopped.
+"""Drives one asking stage: keeps the engine full, commits item by item, resumes where it stopped.
 
-Knows: items, requests, completions, the store. Does not know: what is asked, or why. An ask-stage is a generator over one
-item: it yields requests, is sent their completions, and returns an Outcome.
+An item is a generator of `method`: it yields requests, is sent their completions, and returns an Outcome.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from selfreward_lite.data.records import Drop, Outcome
 from selfreward_lite.data.store import Store
@@ -19,7 +18,7 @@ from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.system.errors import EngineError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """How far a stage is. `seconds` counts this process only; `already` items were done before it started."""
 
@@ -31,19 +30,17 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     drops: Counter[str] = field(default_factory=Counter)
-    values: dict[str, float] = field(default_factory=dict)  # what a trainer last logged
-    words: str = (
-        ""  # something to be told once: what trains, that it goes on, that memory was short
-    )
+    values: Mapping[str, float] = field(default_factory=dict)  # what a trainer last logged
+    message: str = ""  # to show once: what trains, that it resumes, that memory ran out
 
 
 Watch = Callable[[Progress], None]
-Item = tuple[str, Callable[[], AskGenerator]]  # its name, and how it begins
+Item = tuple[str, Callable[[], AskGenerator]]  # its name, and what starts it
 REST, NO_TIME = "the rest", "no time left"
 
 
 @dataclass
-class _Open:
+class _OpenItem:
     name: str
     asking: AskGenerator
     round: list[Request] = field(default_factory=list)
@@ -65,56 +62,62 @@ class _Open:
 def run_stage(
     store: Store,
     engine: Engine,
-    where: tuple[int, str],
+    iteration: int,
+    stage: str,
     items: Iterable[Item],
     watch: Watch,
-    go_on: Callable[[float], bool] = lambda share: True,
+    may_start: Callable[[float], bool] = lambda share: True,
 ) -> None:
-    """Ask for every item of a stage, `where` = (iteration, name), that is not committed yet; commit each as it completes, and
-    mark the stage done. Called again after a kill, it asks only what is missing.
+    """Ask for every item of a stage that is not committed yet, commit each when complete, and mark the stage done.
 
-    Before each item `go_on` is asked, with the share of all that are begun; once it says no, the others are left out and counted.
+    Before each item `may_start` receives the share of items started so far; once it returns False, the rest is left out and counted.
     """
-    (iteration, stage), items = where, list(items)
+    items = list(items)
     done = store.done_items(iteration, stage)
-    todo = [(name, begin) for name, begin in items if name not in done]
+    todo = [item for item in items if item[0] not in done]
     store.begin_stage(iteration, stage, len(items))
-    progress = Progress(
-        iteration, stage, len(items), done=len(items) - len(todo), already=len(items) - len(todo)
-    )
+    already = len(items) - len(todo)
+    progress = Progress(iteration, stage, len(items), done=already, already=already)
     watch(progress)
     started = last = time.monotonic()
-    begun = itertools.takewhile(
-        lambda entry: go_on((progress.already + entry[0]) / len(items)), enumerate(todo)
+    begun = (
+        item
+        for _, item in itertools.takewhile(
+            lambda entry: may_start((already + entry[0]) / len(items)), enumerate(todo)
+        )
     )
-    for name, outcome, tokens in drive(engine, (item for _, item in begun)):
+    for name, outcome, tokens in drive(engine, begun):
         store.commit(iteration, stage, name, outcome)
-        progress.done += 1
-        progress.tokens += tokens
-        progress.drops.update(outcome.dropped())
-        progress.seconds = time.monotonic() - started
+        now = time.monotonic()
+        progress = replace(
+            progress,
+            done=progress.done + 1,
+            tokens=progress.tokens + tokens,
+            drops=progress.drops + outcome.dropped(),
+            seconds=now - started,
+        )
         watch(progress)
-        if progress.seconds + started - last > 1:
-            store.spend(iteration, stage, progress.seconds + started - last)
-            last = progress.seconds + started
+        if now - last > 1:
+            store.spend(iteration, stage, now - last)
+            last = now
     store.spend(iteration, stage, time.monotonic() - last)
     if left_out := progress.total - progress.done:
         store.commit(iteration, stage, REST, Outcome(drops=(Drop(NO_TIME, left_out),)))
-        progress.drops[NO_TIME], progress.total = left_out, progress.done
-        watch(progress)
+        drops = progress.drops | Counter({NO_TIME: left_out})
+        watch(replace(progress, drops=drops, total=progress.done))
     store.end_stage(iteration, stage)
 
 
 def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome, int]]:
-    """Yield (item, outcome, generated tokens) as items complete. The engine pulls; many items are open at once."""
+    """Yield (item, outcome, generated tokens) as items complete; the engine pulls, so many items are open at once."""
     board = _Board(iter(items))
     while True:
         answered = False
         for completion in engine.complete(board.feed()):
             answered = True
             board.take(completion)
-            yield from board.finished()
-        yield from board.finished()
+            yield from board.pop_finished()
+        yield from board.pop_finished()
         # An engine stops pulling when the feed runs dry; items that ask again after that need another call.
         if not board.ready and not board.owner:
             return
@@ -125,27 +128,27 @@ def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome,
 
 
 class _Board:
-    """Which requests wait, which are under way and for whom, which items are through."""
+    """Requests that wait, requests under way with the items they belong to, and finished items."""
 
     def __init__(self, waiting: Iterator[Item]) -> None:
         self._waiting = waiting
         self.ready: deque[Request] = deque()
-        self.owner: dict[str, _Open] = {}
-        self._through: deque[tuple[str, Outcome]] = deque()
+        self.owner: dict[str, _OpenItem] = {}
+        self._finished: deque[tuple[str, Outcome]] = deque()
         self._tokens: Counter[str] = Counter()
 
     def feed(self) -> Iterator[Request]:
-        """Yield requests for as long as there are any; items begin only when the engine wants more."""
+        """Yield requests as long as there are any; items start only when the engine wants more."""
         while True:
             while not self.ready:
                 entry = next(self._waiting, None)
                 if entry is None:
                     return
-                self._advance(_Open(entry[0], entry[1]()), None)
+                self._advance(_OpenItem(entry[0], entry[1]()), None)
             yield self.ready.popleft()
 
     def take(self, completion: Completion) -> None:
-        """Book a completion; the last one of a round lets its item go on."""
+        """Record a completion; the last one of a round lets its item continue."""
         item = self.owner[completion.key]
         item.answers[completion.key][completion.sample] = completion
         item.missing -= 1
@@ -155,20 +158,20 @@ class _Board:
                 del self.owner[request.key]
             self._advance(item, item.replies())
 
-    def finished(self) -> Iterator[tuple[str, Outcome, int]]:
-        """Yield, once, the items that are through."""
-        while self._through:
-            name, outcome = self._through.popleft()
+    def pop_finished(self) -> Iterator[tuple[str, Outcome, int]]:
+        """Yield the items that finished, each once."""
+        while self._finished:
+            name, outcome = self._finished.popleft()
             yield name, outcome, self._tokens.pop(name, 0)
 
-    def _advance(self, item: _Open, replies: list[list[Completion]] | None) -> None:
-        """Let an item go on until it wants answers or is through."""
+    def _advance(self, item: _OpenItem, replies: list[list[Completion]] | None) -> None:
+        """Let an item continue until it asks again or is finished."""
         try:
             requests = next(item.asking) if replies is None else item.asking.send(replies)
             while not requests:
                 requests = item.asking.send([])
         except StopIteration as stop:
-            self._through.append((item.name, stop.value))
+            self._finished.append((item.name, stop.value))
             return
         item.start_round(requests)
         for request in requests:

@@ -1,7 +1,4 @@
-"""A run under way: its records, its settings, who speaks in it, and the one engine that is open between two trainings.
-
-Knows: how a step is done once and only once, where a model's files lie. Does not know: steps, stages, or their order.
-"""
+"""A run under way: its records, its settings, its roles, and the one engine that is open between two trainings."""
 
 from __future__ import annotations
 
@@ -9,27 +6,83 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from selfreward_lite.config.settings import Draw, Settings
+from selfreward_lite.config.settings import Draw, Judge, Settings
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, ModelId, Outcome, Prompt, Record, Response
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
-from selfreward_lite.method.roles import AskGenerator, Role
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, Progress, Watch, run_stage
 from selfreward_lite.run.runtime import Runtime
 
 R = TypeVar("R", bound=Record)
+Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
+
+
+@dataclass(frozen=True)
+class RunReader:
+    """Reads the records of a run by what they are for; writes nothing."""
+
+    store: Store
+    settings: Settings
+
+    def ranked(self) -> ranked.Split:
+        """The ranked prompts by what they are for, as the first step stored them."""
+        by_prompt = grouped(
+            self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id
+        )
+        found = [
+            ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
+            for prompt in self.store.records(Prompt, origin="ranked")
+        ]
+        return ranked.split(found, self.settings)
+
+    def held_out(self) -> list[Prompt]:
+        """The prompts that every model answers for evaluation."""
+        if own := self.store.records(Prompt, origin="held_out"):
+            return own
+        return [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
+
+    def held_out_texts(self) -> list[str]:
+        """The texts of all prompts that measure: nothing like them may be trained on."""
+        prompts = [*self.held_out(), *(one.prompt for one in self.ranked().evaluation)]
+        return [prompt.text for prompt in prompts]
+
+    def held_out_answers(self, model: int) -> list[Response]:
+        """The answers of a model to the held-out prompts."""
+        ids = {prompt.id for prompt in self.held_out()}
+        answers = self.store.records(Response, iteration=max(model, 0), model=ModelId(model).name)
+        return [answer for answer in answers if answer.prompt_id in ids]
+
+    def prompts_wanted(self, iteration: int) -> int:
+        """How many prompts an iteration has: those set, or what its hours allow (see `budget`)."""
+        return self.store.fact(f"prompts M{iteration}") or self.settings.prompts.count
+
+    def prompts(self, iteration: int) -> list[Prompt]:
+        """The prompts of an iteration; iteration 0 has the ranked and held-out ones."""
+        found = self.store.records(Prompt, iteration=iteration)
+        return found[: self.prompts_wanted(iteration)]  # a user's own file may hold more
+
+    def responses(self, iteration: int) -> list[Response]:
+        """The answers of M(t−1) to the prompts of iteration t."""
+        return self.store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
+
+    def judgments(self, iteration: int) -> list[Judgment]:
+        """The judgments of M(t−1) in iteration t."""
+        return self.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
 
 
 @dataclass
 class RunContext:
-    """A run under way: its records, its settings, and the one engine that is open between two trainings."""
+    """A run under way, as every step receives it."""
 
     store: Store
     settings: Settings
@@ -38,16 +91,22 @@ class RunContext:
     runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
+    steps_left: frozenset[str] = frozenset()  # after the one under way; set by `loop`
     _engine: Engine | None = field(default=None, repr=False)
 
+    @property
+    def reader(self) -> RunReader:
+        """The run's records by what they are for."""
+        return RunReader(self.store, self.settings)
+
     def engine(self) -> Engine:
-        """Return the engine, opened if need be."""
+        """The engine, opened on the first call."""
         if self._engine is None:
             self._engine = self.runtime.open_engine(self.base_gguf, self.settings.engine)
         return self._engine
 
     def release_engine(self) -> None:
-        """Close the engine, so that a trainer has the memory to itself."""
+        """Close the engine, so that a trainer has all memory."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
@@ -58,38 +117,49 @@ class RunContext:
         return self.store.folder / "base" / "base.gguf"
 
     def role(self, model: int, draw: Draw, iteration: int) -> Role:
-        """Return M<model> (or the base) as a speaker whose records belong to `iteration`."""
-        bare = model == BASE or (
-            model == 0 and not self.settings.seed_stage.trains
-        )  # an adapter that does nothing is refused
+        """A model of the run as a role whose records belong to `iteration`."""
+        # llama.cpp refuses an adapter that does nothing, as an untrained M0 has.
+        raw = model == BASE or (model == 0 and not self.settings.seed_stage.trains)
         return Role(
-            model="base" if model == BASE else ModelId(model).name,
-            adapter=None if bare else str(self.store.model_dir(model) / "adapter.gguf"),
+            model=ModelId(model).name,
+            adapter=None if raw else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
             templates=self.settings.model.templates,
-            id_namespace=self.store.id_namespace,
+            id_namespace=self.store.run,
             seed=self.settings.seed,
             iteration=iteration,
         )
+
+    def judge(self, model: int, iteration: int) -> Role:
+        """A model of the run as judge."""
+        return self.role(model, self.settings.judge.draw, iteration)
 
     def ask(
         self,
         iteration: int,
         stage: str,
         items: Iterable[Item],
-        go_on: Callable[[float], bool] = lambda share: True,
+        may_start: Callable[[float], bool] = lambda share: True,
     ) -> None:
-        """Do an ask-stage, unless it is done; see `run_stage` for `go_on`."""
+        """Do an asking stage unless it is done; `may_start` as in `run_stage`."""
         if not self.store.is_done(iteration, stage):
-            run_stage(self.store, self.engine(), (iteration, stage), items, self.watch, go_on)
+            self.ask_round(iteration, stage, items, may_start)
 
-    def prompts_wanted(self, iteration: int) -> int:
-        """Return how many prompts an iteration is to have: as many as are set, or as few as its hours pay for (`budget`)."""
-        return self.store.fact(f"prompts M{iteration}") or self.settings.prompts.count
+    def ask_round(
+        self,
+        iteration: int,
+        stage: str,
+        items: Iterable[Item],
+        may_start: Callable[[float], bool] = lambda share: True,
+    ) -> None:
+        """Ask for the items that are missing, also of a stage that is done: it may grow in rounds."""
+        stages.check_name(iteration, stage)
+        run_stage(self.store, self.engine(), iteration, stage, items, self.watch, may_start)
 
     def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
-        """Do a step that is one piece, unless it is done, and commit what it comes to."""
+        """Do a stage that is one piece, unless it is done, and commit its outcome."""
+        stages.check_name(iteration, stage)
         if self.store.is_done(iteration, stage):
             return
         self.store.begin_stage(iteration, stage, 1)
@@ -101,85 +171,38 @@ class RunContext:
         started = time.monotonic()
         outcome = work()
         self.store.commit(iteration, stage, WHOLE, outcome)
-        progress.done, progress.seconds = 1, time.monotonic() - started
-        progress.drops.update(outcome.dropped())
-        told = (
-            self.store.seconds(iteration, stage) - before
-        )  # a training says on the way what it spends
-        self.store.spend(iteration, stage, progress.seconds - told)
+        seconds = time.monotonic() - started
+        booked = self.store.seconds(iteration, stage) - before  # a training books as it goes
+        self.store.spend(iteration, stage, seconds - booked)
         self.store.end_stage(iteration, stage)
-        self.watch(progress)
-
-    def log_training(self, iteration: int, said: Mapping[str, Any], seconds: float) -> None:
-        """Keep what a trainer says of a step (`step` of `steps`, `values`), and the seconds since it last did."""
-        self.store.log_training(iteration, said["step"], said["values"])
-        self.store.measure(iteration, training_steps=said["steps"])
-        self.store.spend(iteration, "training", seconds)
-
-    def ranked(self) -> ranked.Split:
-        """Return the ranked prompts by what they are for, as the first step stored them."""
-        by_prompt = grouped(
-            self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id
-        )
-        found = [
-            ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
-            for prompt in self.store.records(Prompt, origin="ranked")
-        ]
-        return ranked.split_ranked(found, self.settings)
-
-    def held_out(self) -> list[Prompt]:
-        """Return the prompts that every model answers for evaluation."""
-        own = self.store.records(Prompt, origin="held_out")
-        return (
-            own
-            or [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
-        )
+        self.watch(replace(progress, done=1, seconds=seconds, drops=outcome.dropped()))
 
 
 def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
-    """Group by `key`; in each group, the order of sample numbers, whatever order they were committed in."""
+    """Group by `key`; each group in the order of sample numbers, whatever order they were committed in."""
     groups: dict[str, list[R]] = defaultdict(list)
     for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
         groups[key(record)].append(record)
     return dict(groups)
 
 
-def bind(ask: Callable[..., AskGenerator], *arguments: object) -> Callable[[], AskGenerator]:
-    return lambda: ask(*arguments)
+def by_response(found: Iterable[Judgment]) -> dict[str, list[Judgment]]:
+    """Group judgments by the response they judge."""
+    return grouped(found, lambda judgment: judgment.response_id)
 
 
-# -- shared by the steps -------------------------------------------------------------------------------------------------
+def scores_by_response(found: Iterable[Judgment], settings: Judge) -> dict[str, float | None]:
+    """The score of every response that was judged."""
+    return {
+        response_id: judgments.score_response(drawn, settings)
+        for response_id, drawn in by_response(found).items()
+    }
 
 
-def judging(
-    ranked: Sequence[ranked.RankedPrompt], role: Role, count: int
-) -> list[tuple[str, Callable[[], AskGenerator]]]:
+def judge_items(prompts: Sequence[ranked.RankedPrompt], role: Role, count: int) -> list[Item]:
+    """One item for every ranked answer: `count` judgments of it."""
     return [
-        (response.id, bind(judgments.ask_for_judgments, one.prompt, response, role, count))
-        for one in ranked
+        (response.id, partial(judgments.ask_for_judgments, one.prompt, response, role, count))
+        for one in prompts
         for response in one.responses
     ]
-
-
-def prompts_of(run: RunContext, iteration: int) -> list[Prompt]:
-    """Return the prompts of an iteration; iteration 0 is that of the ranked and held-out ones."""
-    found = run.store.records(Prompt, iteration=iteration)
-    return found[: run.prompts_wanted(iteration)]  # of the user's own there may be more
-
-
-def _secret(run: RunContext) -> list[str]:
-    """The texts of all prompts that measure: none may be trained on, nor anything like it."""
-    return [prompt.text for prompt in run.held_out()] + [
-        one.prompt.text for one in run.ranked().evaluation
-    ]
-
-
-def responses_of(run: RunContext, iteration: int) -> list[Response]:
-    """Return what M(t−1) answered to the prompts of iteration t."""
-    return run.store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
-
-
-def judgments_of(run: RunContext, iteration: int) -> Mapping[str, list[Judgment]]:
-    """Return, by response, what M(t−1) judged of them."""
-    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
-    return grouped(drawn, lambda judgment: judgment.response_id)

@@ -1,7 +1,6 @@
-"""The order of the steps, written once; and what a run is: a folder that can be gone on with at any time.
+"""THE ORDER OF THE STEPS. Read this first.
 
-Knows: which step follows which, when a run is new, unfinished or finished. Does not know: what a step does. Every step does
-only what is missing, so going on after a kill is the same as starting: all of them are called again, in order.
+Every step does only what is missing, so resuming after a kill is the same as starting: all steps are called again, in order.
 """
 
 from __future__ import annotations
@@ -10,18 +9,12 @@ import math
 from collections.abc import Callable
 
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
-from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.hf_folder import read_config
-from selfreward_lite.run import budget, plan
+from selfreward_lite.run import budget, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.run.steps import export, iteration, measure, promotion, seed_stage, training
-from selfreward_lite.system.errors import ConfigError
-from selfreward_lite.system.files import MANIFEST, check_disk
-from selfreward_lite.system.gpu import list_gpus
 
 Step = Callable[[RunContext, int], None]
 
@@ -29,15 +22,15 @@ Step = Callable[[RunContext, int], None]
 SEED_STAGE: tuple[Step, ...] = (
     seed_stage.read_ranked,
     seed_stage.read_prompts,
-    seed_stage.lay_canaries,
+    seed_stage.add_canaries,
     export.export_base,
     export.check_models,
     measure.measure_base,
-    seed_stage.lay_decoys,
+    seed_stage.add_decoys,
     seed_stage.judge_ranked,
     training.train_seed,
-    export.export,
-    measure.measure,
+    export.export_adapter,
+    measure.measure_model,
     promotion.pass_gates,
     promotion.promote,
 )
@@ -46,18 +39,18 @@ SEED_STAGE: tuple[Step, ...] = (
 ITERATION: tuple[Step, ...] = (
     export.export_base,
     export.check_models,
-    budget.fit,
-    iteration.new_prompts,
-    iteration.respond,
-    iteration.judge,
+    budget.fit_prompts,
+    iteration.write_prompts,
+    iteration.answer_prompts,
+    iteration.judge_responses,
     iteration.pair_responses,
-    iteration.battle,
-    iteration.rate,
+    iteration.run_battles,
+    iteration.rate_judgments,
     iteration.pair_judgments,
     promotion.pass_data_gates,
-    training.train,
-    export.export,
-    measure.measure,
+    training.train_model,
+    export.export_adapter,
+    measure.measure_model,
     promotion.pass_gates,
     promotion.promote,
 )
@@ -66,41 +59,27 @@ ITERATION: tuple[Step, ...] = (
 def run(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float = math.inf
 ) -> None:
-    """Do whatever is missing of the seed stage and of `settings.iterations` iterations, those so large that they are done by
-    `deadline` (on the clock of time.monotonic).
+    """Do what is missing of the seed stage and of `settings.iterations` iterations.
 
-    Raises GateStop where a gate refuses a model; the run can be gone on with after it, as after a kill.
+    Iterations are cut to be done by `deadline` (on the clock of time.monotonic). Raises GateStop where a gate refuses a model;
+    the run can be resumed after it.
     """
-    model_dir = hub.find_model_folder(settings.model.base)
-    chat = ChatFormat.load(model_dir)
-    if settings.judge.score == "expected" and any(
-        len(chat.text_ids(digit)) != 1 for digit in "012345"
-    ):
-        raise ConfigError(
-            f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean"
-        )
-    newest = store.newest()
-    left, whole = max(0, settings.iterations - (newest or 0)), newest is None
-    base_written, llama = (store.folder / "base" / MANIFEST).exists(), read_config(model_dir)
-    check_disk(
-        store.folder, plan.disk(settings, llama, left, seed_stage=whole, base_written=base_written)
-    )
-    if store.fact("plan") is None:
-        there = list_gpus()
-        store.state("plan", plan.predicted(settings, llama, there[0].name if there else None))
-    work = RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
+    context = prepare.open_run(store, settings, runtime, watch, deadline)
     try:
-        for iteration in range(settings.iterations + 1):
-            newest = store.newest()
-            if newest is not None and newest >= iteration:
-                continue
-            for step in ITERATION if iteration else SEED_STAGE:
-                step(work, iteration)
+        for number in range(_next_model(store), settings.iterations + 1):
+            steps = ITERATION if number else SEED_STAGE
+            for place, step in enumerate(steps, start=1):
+                context.steps_left = frozenset(later.__name__ for later in steps[place:])
+                step(context, number)
     finally:
-        work.release_engine()
+        context.release_engine()
 
 
 def finished(store: Store, settings: Settings) -> bool:
     """Whether nothing is left to do."""
+    return _next_model(store) > settings.iterations
+
+
+def _next_model(store: Store) -> int:
     newest = store.newest()
-    return newest is not None and newest >= settings.iterations
+    return 0 if newest is None else newest + 1

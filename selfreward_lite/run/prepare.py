@@ -1,4 +1,4 @@
-"""New or resumed: settings, downloads, checks before the first step."""
+"""A run, new or resumed: its settings, its downloads, and all checks before the first step."""
 
 from __future__ import annotations
 
@@ -14,73 +14,23 @@ from jinja2 import TemplateError
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data.records import Drop
 from selfreward_lite.data.store import Store
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.hf_folder import check_folder, read_config
+from selfreward_lite.run import plan
+from selfreward_lite.run.ask import Watch
+from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import ConfigError, ExportError
+from selfreward_lite.system.files import MANIFEST, check_disk
 from selfreward_lite.system.gpu import list_gpus
 
-# What may change when a run is gone on with: nothing that has a part in what its records mean.
-_FREE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
+# Settings that may change when a run resumes: none of them changes what its records mean.
+_MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
-
-def load_or_create_settings(
-    store: Store,
-    wanted: dict[str, str],
-    preset: str | None,
-    show: hub.Show = hub.show_nothing,
-    check: Callable[[Settings], None] = lambda settings: None,
-) -> Settings:
-    """Return the settings of a run: those it was begun with, or for a new run the preset's, with `wanted` laid over.
-
-    `wanted` are dotted overrides. After a `check`, what the settings name on the hub is downloaded, with `show` told how far it
-    is, and from then on named by its commit. Raises ConfigError where they contradict what the run's records were made with.
-    """
-    begun = store.fact("settings")
-    if begun is None or not store.has_items():
-        settings = config.load(preset or "tiny", wanted)
-        check(settings)
-        settings = _downloaded(settings, NAMED, show)
-        _check_folder(settings)
-        _check_prompts(settings)
-        store.state("run", f"seed {settings.seed}")
-        store.state(
-            "birth", uuid.uuid4().hex
-        )  # tells this run from every other of its name, wherever copies of it lie
-        there = list_gpus()
-        store.state(
-            "hardware",
-            f"{there[0].name}, driver {there[0].driver}"
-            if there
-            else f"{os.cpu_count()} CPU cores, no card",
-        )
-        store.state(
-            "versions",
-            {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        )
-        store.state("settings", _lasting(settings))
-        return settings
-    if preset not in (None, begun["preset"]):
-        raise ConfigError(
-            f"{store.folder} was begun with preset {begun['preset']}; give another --name for {preset}"
-        )
-    # What was read is in the records; of what the settings name, a run that goes on needs the model alone.
-    needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
-    settings = _as_begun(config.override(begun, wanted), begun)
-    check(settings)
-    settings = _downloaded(settings, needed, show)
-    before = config.parse(begun).model_dump(mode="json")
-    for key, value in settings.model_dump(mode="json").items():
-        if key not in _FREE and value != before[key]:
-            raise ConfigError(
-                f"{store.folder} was begun with other settings ({key}); give another --name to change them"
-            )
-    store.state("settings", _lasting(settings))
-    return settings
-
-
-# Settings that may name a repository of the hub, with what they expect there.
+# Settings that may name a repository of the hub, and what kind it is.
 NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
     ("model", "base", "model"),
     ("model", "gguf_file", "model"),
@@ -89,54 +39,136 @@ NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
 )
 
 
-def _downloaded(
+def load_or_create_settings(
+    store: Store,
+    wanted: dict[str, str],
+    preset: str | None,
+    show: hub.Show = hub.quiet,
+    check: Callable[[Settings], None] = lambda settings: None,
+) -> Settings:
+    """The settings of a run: those it started with, or for a new run the preset's; `wanted` overrides them.
+
+    After `check`, what the settings name on the hub is downloaded (`show` receives the progress) and pinned to its commit.
+    Raises ConfigError where `wanted` contradicts what the run's records were made with.
+    """
+    stored = store.fact("settings")
+    if stored is None or not store.has_items():
+        settings = config.load(preset or "tiny", wanted)
+        check(settings)
+        settings = _download(settings, NAMED, show)
+        _check_folder(settings)
+        _check_prompts(settings)
+        _store_facts(store, settings)
+    else:
+        if preset not in (None, stored["preset"]):
+            raise ConfigError(
+                f"{store.folder} was started with preset {stored['preset']}; give another --name for {preset}"
+            )
+        settings = _keep_commits(config.override(stored, wanted), stored)
+        check(settings)
+        # The records hold what was read: once the ranked data is there, only the model is still needed.
+        needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
+        settings = _download(settings, needed, show)
+        before = config.parse(stored).model_dump(mode="json")
+        for key, value in settings.model_dump(mode="json").items():
+            if key not in _MAY_CHANGE and value != before[key]:
+                raise ConfigError(
+                    f"{store.folder} was started with other settings ({key}); give another --name to change them"
+                )
+    # `--gates report` holds for one command; it is not stored with the run.
+    gates = settings.gates.model_copy(update={"mode": "stop"})
+    store.state("settings", settings.model_copy(update={"gates": gates}).model_dump(mode="json"))
+    return settings
+
+
+def open_run(
+    store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float
+) -> RunContext:
+    """A run that is ready for its steps: the scores can be read, the disk has room, the prediction is stored."""
+    model_dir = hub.model_folder(settings.model.base)
+    chat, llama = ChatFormat.load(model_dir), read_config(model_dir)
+    if settings.judge.score == "expected" and any(
+        len(chat.text_ids(digit)) != 1 for digit in "012345"
+    ):
+        raise ConfigError(
+            f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean"
+        )
+    newest = store.newest()
+    needs = plan.disk_needs(
+        settings,
+        llama,
+        max(0, settings.iterations - (newest or 0)),
+        seed_stage=newest is None,
+        base_written=(store.folder / "base" / MANIFEST).exists(),
+    )
+    check_disk(store.folder, needs)
+    if store.fact("plan") is None:
+        gpus = list_gpus()
+        prediction = plan.predict(settings, llama, gpus[0].name if gpus else None)
+        store.state("plan", prediction.to_json())
+    return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
+
+
+def read_prompts(settings: Settings) -> tuple[list[str], tuple[Drop, ...]]:
+    """The prompts of the user's own file, and what was skipped; nothing where no file is set."""
+    if settings.prompts.file is None:
+        return [], ()
+    path = hub.local(settings.prompts.file, "dataset")
+    rows = prompt_files.read_rows(path, skip_bad=settings.skip_bad)
+    return prompt_files.prompts(rows), rows.drops()
+
+
+def _store_facts(store: Store, settings: Settings) -> None:
+    """Store what tells a new run from others, and on which machine it starts."""
+    gpus = list_gpus()
+    hardware = (
+        f"{gpus[0].name}, driver {gpus[0].driver}"
+        if gpus
+        else f"{os.cpu_count()} CPU cores, no GPU"
+    )
+    store.state("run", f"seed {settings.seed}")
+    store.state(
+        "birth", uuid.uuid4().hex
+    )  # tells this run from others of its name, and from their copies
+    store.state("hardware", hardware)
+    packages = {name: version(name) for name in _PACKAGES}
+    store.state("versions", {"python": platform.python_version(), **packages})
+
+
+def _download(
     settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show
 ) -> Settings:
-    """The settings with every repository that is needed at the commit that lies on this machine now."""
-    found: dict[str, dict[str, str]] = {section: {} for section, _, _ in needed}
+    """Download what is needed; returns the settings with every repository at its commit on this machine."""
+    commits: dict[tuple[str, str], str] = {}
     for section, name, kind in needed:
         text = getattr(getattr(settings, section), name)
-        repository = hub.parse_repository(text) if text else None
+        repository = hub.named(text) if text else None
         if repository is not None:
-            found[section][name] = str(hub.fetch(repository, kind, show)[1])
-    changed = {
-        section: getattr(settings, section).model_copy(update=values)
-        for section, values in found.items()
-    }
-    return settings.model_copy(update=changed)
+            commits[section, name] = str(hub.fetch(repository, kind, show)[1])
+    return _with_names(settings, commits)
 
 
-def _as_begun(settings: Settings, begun: dict[str, Any]) -> Settings:
-    """The settings with every repository that is named as it was when the run began at the commit that it had then."""
-    changed: dict[str, dict[str, str]] = {}
+def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
+    """The settings with every repository that is named as at the start at the commit it had then."""
+    commits: dict[tuple[str, str], str] = {}
     for section, name, _ in NAMED:
-        text, before = getattr(getattr(settings, section), name), begun[section].get(name)
-        asked, had = (hub.parse_repository(one) if one else None for one in (text, before))
-        if (
-            asked
-            and had
-            and (asked.id, asked.file) == (had.id, had.file)
-            and asked.revision is None
-        ):
-            changed.setdefault(section, {})[name] = before
-    return settings.model_copy(
-        update={
-            section: getattr(settings, section).model_copy(update=values)
-            for section, values in changed.items()
-        }
-    )
+        text, before = getattr(getattr(settings, section), name), stored[section].get(name)
+        now, then = (hub.named(one) if one else None for one in (text, before))
+        if now and then and (now.id, now.file, now.revision) == (then.id, then.file, None):
+            commits[section, name] = before
+    return _with_names(settings, commits)
 
 
-def _lasting(settings: Settings) -> dict[str, Any]:
-    """Going past refusing gates is said anew in every command: whoever resumes without a word is stopped by them."""
-    return settings.model_copy(
-        update={"gates": settings.gates.model_copy(update={"mode": "stop"})}
-    ).model_dump(mode="json")
+def _with_names(settings: Settings, names: dict[tuple[str, str], str]) -> Settings:
+    for (section, name), value in names.items():
+        changed = getattr(settings, section).model_copy(update={name: value})
+        settings = settings.model_copy(update={section: changed})
+    return settings
 
 
 def _check_folder(settings: Settings) -> None:
-    """What cannot be served is better said now than after the first stage."""
-    folder = hub.find_model_folder(settings.model.base)
+    """Refuse a base that cannot be used now, not after the first stage."""
+    folder = hub.model_folder(settings.model.base)
     try:
         check_folder(folder)
         if settings.model.quantisation == "none" and read_config(folder).packed:
@@ -154,7 +186,7 @@ def _check_folder(settings: Settings) -> None:
         ArithmeticError,
         TemplateError,
     ) as error:
-        # somebody else's JSON and Jinja: whatever is not where it belongs ends up here
+        # Other people's JSON and Jinja: every wrong value in them ends here.
         raise ConfigError(
             f"{folder}: its files are not those of a Llama with a chat template ({type(error).__name__}: {error}); "
             "download it again"
@@ -162,15 +194,12 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _check_prompts(settings: Settings) -> None:
-    """A bad line is better found before a run has settings that stick: the same name then takes --skip-bad, or another file."""
-    if settings.prompts.file is not None:
-        found = prompt_files.extract_prompts(
-            prompt_files.read_rows(
-                hub.find_local(settings.prompts.file, "dataset"), skip_bad=settings.skip_bad
-            )
+    """Refuse a bad prompt file before the settings are stored: the same name may then take --skip-bad, or another file."""
+    if settings.prompts.file is None:
+        return
+    found, _ = read_prompts(settings)
+    if len(found) <= (settings.iterations - 1) * settings.prompts.count:
+        raise ConfigError(
+            f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "
+            f"{settings.prompts.count}; set prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
         )
-        if len(found) <= (settings.iterations - 1) * settings.prompts.count:
-            raise ConfigError(
-                f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "
-                f"{settings.prompts.count}; set prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
-            )

@@ -19,7 +19,7 @@ from selfreward_lite.cli.main import app
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.run import plan
+from selfreward_lite.run import plan, stages
 from selfreward_lite.system.errors import DataError, EngineError, UserError
 from selfreward_lite.system.gpu import Gpu
 
@@ -81,7 +81,12 @@ def a_document(**changes) -> dict:
     return {
         "found": found,
         "card": there,
-        "predicted": {"seconds": {"M1 x": 3600.0, "M0 y": 9.0}},
+        "predicted": {
+            "card": None,
+            "source": None,
+            "seconds": {"M1 x": 3600.0, "M0 y": 9.0},
+            "memory": {},
+        },
         **changes,
     }
 
@@ -93,10 +98,7 @@ def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
     costs = plan.costs_from_rates(
         settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x"
     )
-    expected = (
-        sum(plan.seconds(plan.counts(settings, range(1, 2), seed_stage=False), costs).values())
-        / 3600
-    )
+    expected = sum(stages.seconds_by_stage(settings, 1, costs).values()) / 3600
     assert found["hours"]["here"] == pytest.approx(expected)
     assert found["hours"]["RTX 3090 (estimate)"] == pytest.approx(expected), "itself"
     assert found["hours"]["RTX 4090 (estimate)"] < expected < found["hours"]["T4 (estimate)"]
@@ -107,9 +109,9 @@ def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
 
 def test_the_same_arithmetic_prices_a_plan():
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
-    speeds = plan.KNOWN["RTX 3090"]
-    costs = plan.estimated(settings, llama, speeds, "RTX 3090")
-    twice = plan.estimated(
+    speeds = plan.GPU_SPEEDS["RTX 3090"]
+    costs = plan.estimate_costs(settings, llama, speeds, "RTX 3090")
+    twice = plan.estimate_costs(
         settings,
         llama,
         plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations),

@@ -12,11 +12,19 @@ from selfreward_lite.run.ask import Progress
 def shown(terminal: bool) -> str:
     out = io.StringIO()
     with Display(Console(file=out, force_terminal=terminal, width=100, color_system=None)) as watch:
-        at = Progress(1, "responses", 10)
         for done in range(11):
-            at.done, at.tokens, at.seconds = done, 100 * done, 0.5 * done
-            at.drops = Counter({"equal to another": done})
-            watch(at)
+            drops = Counter({"equal to another": done})
+            watch(
+                Progress(
+                    1,
+                    "responses",
+                    10,
+                    done=done,
+                    tokens=100 * done,
+                    seconds=0.5 * done,
+                    drops=drops,
+                )
+            )
             watch(Progress(1, "battles", 5, done=1))
     return out.getvalue()
 

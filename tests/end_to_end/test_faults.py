@@ -28,7 +28,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import Reply
 from selfreward_lite.models.hf_folder import read_config
-from selfreward_lite.run import loop, plan
+from selfreward_lite.run import plan, prepare
 from selfreward_lite.system.errors import (
     ConfigError,
     GateStop,
@@ -63,7 +63,7 @@ def test_fault_03_a_time_budget_ends_the_run_resumably(tmp_path, arguments):
     started = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 130
-    assert "The same command resumes" in ended.stderr
+    assert "The same command goes on" in ended.stderr
     assert "Traceback" not in ended.stderr
     print(f"\nended after {time.monotonic() - started:.1f} s")
     Store.write(tmp_path / "tiny").close()  # nobody holds it any more
@@ -101,10 +101,10 @@ def test_fault_04_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
 
 def test_fault_05_a_run_that_cannot_fit_the_disk_is_refused_with_the_numbers(tmp_path, monkeypatch):
     tiny, llama = config.load("tiny"), read_config(TINY_MODEL)
-    needs = plan.disk(tiny, llama, 3, seed_stage=True, base_written=False)
+    needs = plan.disk_needs(tiny, llama, 3, seed_stage=True, base_written=False)
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
-    assert plan.disk(tiny, llama, 3, seed_stage=True, base_written=True)["base"] == 0
-    assert sum(plan.disk(tiny, llama, 0, seed_stage=False, base_written=True).values()) == 0
+    assert plan.disk_needs(tiny, llama, 3, seed_stage=True, base_written=True)["base"] == 0
+    assert sum(plan.disk_needs(tiny, llama, 0, seed_stage=False, base_written=True).values()) == 0
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
     )
@@ -136,9 +136,9 @@ def test_fault_05_the_size_of_an_adapter_is_that_of_the_one_trained(tmp_path):
 
 def test_fault_05_what_a_run_leaves_is_within_what_was_planned(tmp_path, monkeypatch):
     planned: list[dict] = []
-    check = loop.check_disk
+    check = prepare.check_disk
     monkeypatch.setattr(
-        loop, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs))
+        prepare, "check_disk", lambda folder, needs: (planned.append(needs), check(folder, needs))
     )
     scripted_run.run(tmp_path / "run")
     (needs,) = planned

@@ -20,7 +20,7 @@ QUIET = 2500  # milliseconds until plots are drawn
 
 
 def chat(page) -> None:
-    browser.send(page, "Reverse the letters d o h k.")
+    browser.say(page, "Reverse the letters d o h k.")
     page.get_by_text("scores itself").last.click()
 
 
@@ -33,9 +33,9 @@ def nothing(page) -> None:
 
 
 def explore(page) -> None:
-    page.get_by_label("a pair", exact=True).click()
+    page.get_by_label("gave a pair").click()
     page.wait_for_timeout(QUIET)
-    browser.open_prompt(page, 0)
+    browser.look_into(page, 0)
 
 
 TABS = {"Chat": chat, "Compare": compare, "Run": nothing, "Explore": explore, "Progress": nothing}

@@ -76,9 +76,7 @@ def test_a_resumed_stage_asks_only_what_is_missing(tmp_path):
         for name, outcome, _ in drive(engine(), items(7)):
             store.commit(1, "test", name, outcome)
         resumed, seen = engine(shuffle_seed=3), []
-        run_stage(
-            store, resumed, (1, "test"), items(), lambda at: seen.append((at.done, at.already))
-        )
+        run_stage(store, resumed, 1, "test", items(), lambda at: seen.append((at.done, at.already)))
         assert len(resumed.asked) == 13 * 2
         assert store.is_done(1, "test")
         assert seen[0] == (7, 7)

@@ -7,6 +7,7 @@ import pytest
 import scripted_run
 from scripted_runtime import scripted_runtime
 
+from selfreward_lite import config
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -87,9 +88,8 @@ def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
     said: list[str] = []
 
     def watch(at):
-        if at.words:
-            said.append(at.words)
-            at.words = ""
+        if at.message:
+            said.append(at.message)
 
     with Store.write(folder) as store:
         chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **settings}, "tiny")
@@ -157,7 +157,7 @@ def test_too_few_hours_for_an_iteration_end_before_it_with_what_to_do(clock, see
     began = clock.now
     with pytest.raises(
         OutOfTime,
-        match=r"0\.10 hours are left, too few for an iteration of 7 prompts.*goes on with M1",
+        match=r"0\.10 hours are left, too few for an iteration of 7 prompts.*resume with M1",
     ) as error:
         run(clock, seeded, 0.1, **BIG)
     assert error.value.exit_code == 130
@@ -195,7 +195,7 @@ def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seede
 
         return Runtime(made.open_engine, train, made.export_base, made.export_adapter)
 
-    monkeypatch.setattr("test_hours.slow_tools", slower)
+    monkeypatch.setattr(f"{__name__}.slow_tools", slower)
     began = clock.now
     run(clock, seeded, 4.0, **BIG)
     with Store.read(seeded) as store:
@@ -259,8 +259,8 @@ def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded
 
 def test_costs_are_those_that_were_spent(clock, seeded):
     with Store.read(seeded) as store:
-        settings = loop.config.parse(store.fact("settings"))
-        costs = plan.measured(store, settings)
+        settings = config.parse(store.fact("settings"))
+        costs = plan.measure_costs(store, settings)
     assert costs.response == pytest.approx(ANSWER, rel=0.05)
     assert costs.judgment == pytest.approx(ANSWER, rel=0.05)
     assert costs.export == pytest.approx(EXPORT)

@@ -15,11 +15,11 @@ from selfreward_lite.data import votes
 from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.data.tiny.ranked import generate_ranked_rows as ranked_rows
+from selfreward_lite.data.tiny.ranked import rows as ranked_rows
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.parity import TOKEN_PROBES
 from selfreward_lite.run import loop, prepare, runtime
-from selfreward_lite.run.evaluate import EXACT, examined
+from selfreward_lite.run.evaluate import EXACT, open_evaluation
 from selfreward_lite.system.errors import ConfigError, UserError
 
 
@@ -42,14 +42,14 @@ def opened(runs: Path, asked: list | None = None):
 
     with Store.read(runs / "mine") as store:
         given = runtime.Runtime(open_engine, plain.train, plain.export_base, plain.export_adapter)
-        with examined(store, parse(store.fact("settings")), given, lambda at: None) as work:
+        with open_evaluation(store, parse(store.fact("settings")), given, lambda at: None) as work:
             yield work
 
 
 def test_two_models_are_held_against_each_other_in_both_orders(runs):
     with opened(runs) as work:
-        met = work.against("M1", "M0", "M0")
-        assert len(met) == len(work.run.held_out())
+        met = work.compare_answers("M1", "M0", "M0")
+        assert len(met) == len(work.run.reader.held_out())
         assert {one.result for one in met} == {0.0, 0.5, 1.0}
         assert all(one.orders in {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")} for one in met)
         for one in met:
@@ -58,7 +58,9 @@ def test_two_models_are_held_against_each_other_in_both_orders(runs):
             one.prompt_id: len(one.text)
             for one in work.run.store.records(Response, iteration=1, model="M1")
         }
-        assert [one.mine_length for one in met] == [lengths[one.id] for one in work.run.held_out()]
+        assert [one.mine_length for one in met] == [
+            lengths[one.id] for one in work.run.reader.held_out()
+        ]
 
 
 def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
@@ -66,13 +68,13 @@ def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
         before = (store.count(Comparison), store.count(Judgment), store.stages())
     asked: list = []
     with opened(runs, asked) as work:
-        first = work.against("M1", "base", "M1")
-        assert work.against("M1", "base", "M1") == first
-        other = work.against("base", "M1", "M1")
+        first = work.compare_answers("M1", "base", "M1")
+        assert work.compare_answers("M1", "base", "M1") == first
+        other = work.compare_answers("base", "M1", "M1")
         assert [one.mine_length for one in other] == [one.their_length for one in first]
         assert work.notes.count(Comparison) >= len(first) + len(other)
     with opened(runs) as work:
-        assert work.against("M1", "base", "M1") == first
+        assert work.compare_answers("M1", "base", "M1") == first
     with Store.read(runs / "mine") as store:
         assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
 
@@ -91,9 +93,12 @@ def test_a_model_is_held_against_one_of_another_run(runs):
             )
             loop.run(store, settings, scripted_runtime(chat, length=length), lambda at: None)
     with opened(runs) as work:
-        own = work.against("M1", "M0", "M0")
+        own = work.compare_answers("M1", "M0", "M0")
         for _ in range(2):  # asked, and read from what was kept
-            long, short = work.against("M1", "long/M0", "M0"), work.against("M1", "short/M0", "M0")
+            long, short = (
+                work.compare_answers("M1", "long/M0", "M0"),
+                work.compare_answers("M1", "short/M0", "M0"),
+            )
             assert [one.mine_length for one in long] == [one.mine_length for one in own]
             assert [one.mine_length for one in short] == [one.mine_length for one in own[:4]]
             assert all(one.orders for one in [*long, *short])
@@ -101,28 +106,28 @@ def test_a_model_is_held_against_one_of_another_run(runs):
         assert sum(one.their_length for one in short) > 1.5 * sum(
             one.their_length for one in own[:4]
         )
-        exact = work.against("M0", "long/M0", EXACT)
+        exact = work.compare_answers("M0", "long/M0", EXACT)
         assert [one.mine_length for one in exact] == [one.their_length for one in own], (
             "own: M0 is the rival there"
         )
         assert [one.their_length for one in exact] == [one.their_length for one in long]
         with Store.write(runs / "begun"):
             pass
-        with pytest.raises(UserError, match="begun has only just begun"):
-            work.against("M1", "begun/M0", "M0")
+        with pytest.raises(UserError, match="begun has only just started"):
+            work.compare_answers("M1", "begun/M0", "M0")
         with pytest.raises(UserError, match="else held out none of the prompts that mine did"):
-            work.against("M1", "else/M0", "M0")
+            work.compare_answers("M1", "else/M0", "M0")
         with pytest.raises(UserError, match="long has no model 'M3'; it has base, M0"):
-            work.against("M1", "long/M3", "M0")
+            work.compare_answers("M1", "long/M3", "M0")
         with pytest.raises(UserError, match="nowhere"):
-            work.against("M1", "nowhere/M0", "M0")
+            work.compare_answers("M1", "nowhere/M0", "M0")
 
 
 def test_the_exact_scorer_needs_no_engine(runs):
     asked: list = []
     with opened(runs, asked) as work:
-        met = work.against("M1", "M0", EXACT)
-        assert len(met) == len(work.run.held_out())
+        met = work.compare_answers("M1", "M0", EXACT)
+        assert len(met) == len(work.run.reader.held_out())
         assert {one.orders for one in met} == {None}
     assert asked == []
 
@@ -135,33 +140,35 @@ def test_an_answer_that_never_came_loses(tmp_path):
             "DELETE FROM record_response WHERE prompt_id = ? AND model = 'M1'", (gone.id,)
         )
     with opened(tmp_path) as work:
-        met = work.against("M1", "M0", "M0")
-        place = [one.id for one in work.run.held_out()].index(gone.id)
+        met = work.compare_answers("M1", "M0", "M0")
+        place = [one.id for one in work.run.reader.held_out()].index(gone.id)
         assert (met[place].result, met[place].orders, met[place].mine_length) == (0.0, None, 0)
 
 
 def test_what_is_not_there_is_said(runs):
     with opened(runs) as work:
         with pytest.raises(UserError, match="mine has no model 'M7'; it has base, M0, M1"):
-            work.against("M7", "M0", "M0")
-        with pytest.raises(UserError, match=r"gone\.gguf is not there"):
-            work.against("M1", "M0", "gone.gguf")
+            work.compare_answers("M7", "M0", "M0")
+        with pytest.raises(UserError, match=r"gone\.gguf does not exist"):
+            work.compare_answers("M1", "M0", "gone.gguf")
 
 
 def test_a_judge_of_ranked_data_is_measured(runs):
     with opened(runs) as work:
-        found = work.judged("M1", work.run.ranked().evaluation, 2)
-        assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
+        found = work.measure_judge("M1", work.run.reader.ranked().evaluation, 2)
+        assert found.answers == sum(
+            len(one.responses) for one in work.run.reader.ranked().evaluation
+        )
         assert 0 < found.scored <= found.answers
-        assert work.judged("M1", work.run.ranked().evaluation, 2) == found
+        assert work.measure_judge("M1", work.run.reader.ranked().evaluation, 2) == found
 
 
 def test_every_prompt_gets_one_answer_in_order(runs):
     texts = ["Tell me of rivers.", "And of stones?", "Tell me of rivers."]
     with opened(runs) as work:
-        found = work.answers("M1", texts)
+        found = work.answer_prompts("M1", texts)
         assert len(found) == 3
-        assert [one.text for one in work.answers("M1", texts)] == [one.text for one in found]
+        assert [one.text for one in work.answer_prompts("M1", texts)] == [one.text for one in found]
 
 
 # -- the command ------------------------------------------------------------------------------------------------------------
@@ -252,13 +259,13 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         command("judge", "--ranked", "votes")
     for number in range(3):
         answers = (f"first {number}", f"second {number}")
-        votes.add_vote(runs / "mine", votes.Vote(
+        votes.add(runs / "mine", votes.Vote(
             f"v{number}", "2026-01-01", f"Prompt {number}?", 1, "M0", "M1", *answers, "a", True, "M1", None, "", "",
         ))  # fmt: skip
     _, voted = command("judge", "--ranked", "votes")
     assert (voted["prompts"], voted["answers"]) == (3, 6)
     asked: list = []
-    votes.add_vote(runs / "mine", votes.Vote(
+    votes.add(runs / "mine", votes.Vote(
         "v9", "2026-01-02", "Prompt 0?", 1, "M0", "M1", "quite other words", "and these", "b", True, "M1", None, "", "",
     ))  # fmt: skip
     with opened(runs, asked) as work:

@@ -246,7 +246,9 @@ def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path
 def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkeypatch):
     """A data gate was gone past by --gates report, and the run ended between the training and the measuring."""
     run_world(tmp_path / "run", chat, settings={"iterations": "0"})
-    monkeypatch.setattr(loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(measure.measure)])
+    monkeypatch.setattr(
+        loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(measure.measure_model)]
+    )
     run_world(tmp_path / "run", chat, MUMBLES, {"gates.mode": "report"})
     with Store.write(tmp_path / "run") as store:
         assert store.gates(1)["labels"][0] is False

@@ -219,7 +219,7 @@ def test_other_settings_for_a_begun_run_are_refused(tmp_path):
 def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
     """K, N, templates, token limits and text lengths are the preset's; only the number of prompts is small."""
     ranked = tmp_path / "ranked.jsonl"
-    from selfreward_lite.data.tiny.ranked import generate_ranked_rows as tiny_rows
+    from selfreward_lite.data.tiny.ranked import rows as tiny_rows
 
     rows = [
         {**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"}
@@ -297,8 +297,8 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
         fetched.append(str(repository))
         return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
 
-    monkeypatch.setattr(loop.hub, "fetch", fetch)
-    monkeypatch.setattr(loop.hub, "model_folder", lambda base: TINY_MODEL)
+    monkeypatch.setattr(prepare.hub, "fetch", fetch)
+    monkeypatch.setattr(prepare.hub, "model_folder", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, wanted, "tiny")
@@ -310,7 +310,7 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
         assert again.model.base == settings.model.base
         assert fetched == [settings.model.base], "not the branch's newest"
         for other in ("maker/other", f"maker/llama@{'c' * 40}"):
-            with pytest.raises(ConfigError, match="was begun with other settings"):
+            with pytest.raises(ConfigError, match="was started with other settings"):
                 prepare.load_or_create_settings(store, {**wanted, "model.base": other}, "tiny")
 
 
@@ -347,7 +347,7 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
     with Store.write(tmp_path / "seed") as store:
         store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
         store.spend(0, "eval_judgments", 5.0)
-        costs = plan.measured(store, config.parse(store.fact("settings")))
+        costs = plan.measure_costs(store, config.parse(store.fact("settings")))
     assert costs.dpo > costs.sft > 0, "a training that is still to come is not free"
 
 

@@ -11,12 +11,13 @@ import pytest
 import scripted_run
 
 from selfreward_lite import config
+from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.models import memory
 from selfreward_lite.models.hf_folder import BASES, SHAPES
 from selfreward_lite.report import summary
-from selfreward_lite.run import plan
+from selfreward_lite.run import plan, prepare, stages
 from selfreward_lite.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ ONE_B = {
 )
 def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     settings = config.load(preset, wanted)
-    repository = hub.parse_repository(settings.model.base)
+    repository = hub.named(settings.model.base)
     assert repository
     llama = SHAPES[BASES[repository.id]]
     for stage, parts in memory.peaks(settings, llama).items():
@@ -127,12 +128,14 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     given.write_bytes(bytes(5000))
     settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
     assert memory.peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
-    assert plan.disk(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
+    assert plan.disk_needs(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
     alone = {
         "engine": settings.engine.model_copy(update={"parallel": 1})
     }  # a step is as fast as the weights are read
     seconds = [
-        plan.estimated(one.model_copy(update=alone), LLAMA, plan.KNOWN["T4"], "T4").response
+        plan.estimate_costs(
+            one.model_copy(update=alone), LLAMA, plan.GPU_SPEEDS["T4"], "T4"
+        ).response
         for one in (settings, OVERNIGHT)
     ]
     assert seconds[0] < seconds[1] / 5
@@ -149,79 +152,76 @@ def test_another_base_has_no_origin_but_its_own():
     assert config.load("small").model.origin == "unsloth/Llama-3.2-3B-Instruct"
 
 
+def amounts(settings: Settings, iteration: int) -> dict[str, float]:
+    return {
+        stage.name: stage.amount(settings, iteration) for stage in stages.of_iteration(iteration)
+    }
+
+
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
     # method: full scale is 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
-    counts = {
-        one.stage: one.amount
-        for one in plan.counts(config.load("paper"), range(1, 2), seed_stage=False)
-    }
+    counts = amounts(config.load("paper"), 1)
     assert (counts["responses"], counts["judgments"], counts["battles"]) == (
         35_000,
         385_000,
         550_000,
     )
-    third = {
-        one.stage: one.amount
-        for one in plan.counts(config.load("paper"), range(3, 4), seed_stage=False)
-    }
-    assert third["battles"] == 0
+    assert amounts(config.load("paper"), 3)["battles"] == 0
     small = config.load(
         "overnight", {"prompts.count": "200", "responses.count": "4", "judge.count": "3"}
     )
-    counts = {one.stage: one.amount for one in plan.counts(small, range(1, 2), seed_stage=False)}
+    counts = amounts(small, 1)
     assert (counts["responses"], counts["judgments"], counts["battles"]) == (800, 2400, 1200)
 
 
 def test_a_decode_step_is_bound_by_what_is_slower():
     # 64 sequences of 770 tokens: 8.53 GB of weights and 6.4 GB of cache at 70 % of 936 GB/s, or 2 x 8.03e9 x 64 at 35 % of 71e12.
-    costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN["RTX 3090"], "RTX 3090")
+    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"], "RTX 3090")
     computing = 2 * 8_029_995_008 * 64 / (0.35 * 71e12)
     token = computing / 64
     assert costs.response == pytest.approx(
         0.4 * 1024 * token + 60 / 4 * 2 * 8_029_995_008 / (0.5 * 71e12), rel=1e-6
     )
     slow = plan.Speeds(24e9, 50e9, 71e12)
-    reading = plan.estimated(OVERNIGHT, LLAMA, slow, "slow").response
+    reading = plan.estimate_costs(OVERNIGHT, LLAMA, slow, "slow").response
     assert reading > 2 * costs.response
 
 
 def test_overnight_is_planned_below_nine_hours_on_24_gb():
     for card in ("RTX 3090", "RTX 4090"):
-        costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN[card], card)
-        spent = plan.seconds(plan.counts(OVERNIGHT, range(1, 2), seed_stage=False), costs)
+        costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS[card], card)
+        spent = stages.seconds_by_stage(OVERNIGHT, 1, costs)
         assert 1 < sum(spent.values()) / 3600 < 9
 
 
 def test_what_is_affordable_is_what_its_own_plan_says():
-    costs = plan.estimated(OVERNIGHT, LLAMA, plan.KNOWN["RTX 3090"], "RTX 3090")
+    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"], "RTX 3090")
     for hours in (0.01, 1, 3, 5):
-        count = plan.affordable(OVERNIGHT, 1, costs, hours * 3600)
+        count = plan.affordable_prompts(OVERNIGHT, 1, costs, hours * 3600)
         spent = [
-            sum(plan.seconds(plan.counts(
-                OVERNIGHT.model_copy(update={"prompts": OVERNIGHT.prompts.model_copy(update={"count": prompts})}),
-                range(1, 2), seed_stage=False), costs).values())
+            sum(stages.seconds_by_stage(stages.with_prompts(OVERNIGHT, prompts), 1, costs).values())
             for prompts in (count, count + 1)
-        ]  # fmt: skip
+        ]
         assert count == 0 or spent[0] <= hours * 3600 < spent[1]
-    assert plan.affordable(OVERNIGHT, 1, costs, 1e9) == OVERNIGHT.prompts.count
+    assert plan.affordable_prompts(OVERNIGHT, 1, costs, 1e9) == OVERNIGHT.prompts.count
 
 
 @pytest.mark.parametrize("preset", config.presets())
 def test_every_preset_is_parsed_and_planned(preset):
     settings = config.load(preset)
     llama = SHAPES["3b" if preset == "small" else "llama-3-8b"]
-    expected = plan.predicted(settings, llama, "NVIDIA GeForce RTX 4090")
+    expected = plan.predict(settings, llama, "NVIDIA GeForce RTX 4090").to_json()
     assert len(expected["seconds"]) == 10 + 12 * settings.iterations
     assert (
         sum(
-            plan.disk(
+            plan.disk_needs(
                 settings, llama, settings.iterations, seed_stage=True, base_written=False
             ).values()
         )
         > 8e9
         or preset == "small"
     )
-    assert plan.predicted(settings, llama, None) == {
+    assert plan.predict(settings, llama, None).to_json() == {
         "card": None,
         "source": None,
         "seconds": {},
@@ -267,12 +267,11 @@ def _explained(text: str) -> set[str]:
 
 
 def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_path, monkeypatch):
-    from selfreward_lite.run import loop
     from selfreward_lite.system.gpu import Gpu
 
     monkeypatch.setattr(
-        loop,
-        "cards",
+        prepare,
+        "list_gpus",
         lambda: [Gpu("NVIDIA GeForce RTX 3090", "580", (8, 6), 23 * 2**30, 24 * 2**30)],
     )
     scripted_run.run(tmp_path / "run", iterations="1")
@@ -284,7 +283,7 @@ def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_pat
         name for name, _, _ in compared
     }
     assert all(expected == kept["seconds"][name] for name, expected, _ in compared)
-    monkeypatch.setattr(loop, "list_gpus", list)
+    monkeypatch.setattr(prepare, "list_gpus", list)
     scripted_run.run(tmp_path / "run", iterations="2")
     with Store.read(tmp_path / "run") as store:
         assert store.fact("plan") == kept, "never refitted"
@@ -305,7 +304,7 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
     assert ended.returncode == 0, ended.stderr
     for words in (
         "estimate for RTX 3090",
-        "M1, in total",
+        "M1, all of it",
         "KV cache 6.4",
         "download: 5.7 GB",
         "T4",
@@ -320,7 +319,7 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
 def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
     ended = planned()
     assert ended.returncode == 0, ended.stderr
-    assert "no GPU here, so there is no estimate" in ended.stderr
+    assert "no card here, so nothing is said of them" in ended.stderr
     assert "download: nothing" in ended.stderr
 
 
@@ -344,6 +343,6 @@ def test_what_cannot_be_planned_is_one_line(arguments, says):
 
 def test_a_preset_too_large_for_the_card_says_what_to_do():
     ended = planned("--preset", "overnight", "--card", "T4")
-    assert "That is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(
+    assert "that is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(
         ended.stderr.split()
     )

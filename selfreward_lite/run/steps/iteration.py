@@ -1,45 +1,33 @@
-"""Each step of a run, between the store and a stage: what it reads, what it asks or computes, what it commits.
+"""One iteration, from new prompts to pairs: each step reads records, asks or computes, and commits.
 
-Knows: which records feed which stage, and which model speaks. Does not know: the order of the steps (that is `loop`), how
-an engine works (`runtime`), the two trainings (`training_steps`). Every step can be called again: it does only what is missing.
+M(t−1) answers its prompts, judges its answers, and judges its judgments. Every step can be called again: it does only what is missing.
 """
 
 from __future__ import annotations
 
-from selfreward_lite.data.records import BASE, Battle, Candidate, Judgment, Outcome, Prompt, Rating
+from functools import partial
+
+from selfreward_lite.data.records import BASE, Battle, Candidate, Judgment, Prompt, Rating
 from selfreward_lite.method import (
     battles,
     judgment_pairs,
     judgments,
+    new_prompts,
     ratings,
     response_pairs,
     responses,
 )
-from selfreward_lite.method import new_prompts as prompt_writing
 from selfreward_lite.run import budget
-from selfreward_lite.run.ask import run_stage
-from selfreward_lite.run.context import (
-    RunContext,
-    _secret,
-    bind,
-    grouped,
-    judgments_of,
-    prompts_of,
-    responses_of,
-)
+from selfreward_lite.run.context import RunContext, by_response, grouped, scores_by_response
 from selfreward_lite.system.errors import UserError
 
-# -- one iteration -------------------------------------------------------------------------------------------------------
 
-
-def new_prompts(run: RunContext, iteration: int) -> None:
-    """Have new prompts written, in rounds, until enough are kept or the attempts are used up; or take the user's own."""
-    store, settings = (
-        run.store,
-        run.settings.prompts.model_copy(update={"count": run.prompts_wanted(iteration)}),
-    )
+def write_prompts(run: RunContext, iteration: int) -> None:
+    """New prompts are written, in rounds, until enough are kept or attempts run out; or the user's own are taken."""
+    store, count = run.store, run.reader.prompts_wanted(iteration)
+    settings = run.settings.prompts.model_copy(update={"count": count})
     if settings.file is not None:
-        if not prompts_of(run, iteration):
+        if not run.reader.prompts(iteration):
             raise UserError(
                 f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
                 f"or with fewer an iteration (prompts.count={run.settings.prompts.count})"
@@ -47,112 +35,100 @@ def new_prompts(run: RunContext, iteration: int) -> None:
         return
     if store.is_done(iteration, "prompts"):
         return
-    speaker = BASE if settings.writer == "base" else iteration - 1
-    role = run.role(speaker, settings.draw, iteration)
-    ranked = run.ranked()
+    writer = BASE if settings.writer == "base" else iteration - 1
+    role = run.role(writer, settings.draw, iteration)
+    ranked = run.reader.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [
         prompt.text
         for prompt in store.records(Prompt, origin="generated")
         if prompt.iteration < iteration
     ]
-    secret = _secret(run)
-    examples = prompt_writing.Examples(human, own)
-    wanted, limit = settings.count, int(settings.count * settings.attempts)
+    held_out = run.reader.held_out_texts()
+    examples = new_prompts.Examples(human, own)
+    wanted, limit = count, int(count * settings.attempts)
     while True:
         wanted = min(wanted, limit)
         items = [
-            (str(index), bind(prompt_writing.ask_for_prompt, index, role, settings, examples))
+            (str(index), partial(new_prompts.ask_for_prompt, index, role, settings, examples))
             for index in range(wanted)
         ]
-        run_stage(store, run.engine(), (iteration, "candidates"), items, run.watch)
-        # A killed round may have left some of the next round's: only whole rounds are looked at, so that a resumed run
-        # keeps what an undisturbed one would.
+        run.ask_round(iteration, "candidates", items)
+        # A killed round may have left candidates of the next one. Only complete rounds count, so that a resumed run keeps
+        # what an undisturbed one would.
         made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
-        candidates = sorted(made, key=lambda one: one.index)
-        kept = prompt_writing.filter_candidates(
-            candidates,
+        kept = new_prompts.filter_candidates(
+            sorted(made, key=lambda one: one.index),
             settings,
-            id_namespace=store.id_namespace,
+            id_namespace=store.run,
             iteration=iteration,
             known=[*human, *own],
-            held_out=secret,
+            held_out=held_out,
         )
-        if len(kept.records) >= settings.count or wanted == limit:
+        if len(kept.records) >= count or wanted == limit:
             break
-        wanted += max(8, 2 * (settings.count - len(kept.records)))
+        wanted += max(8, 2 * (count - len(kept.records)))
     run.once(iteration, "prompts", lambda: kept)
 
 
-def respond(run: RunContext, iteration: int) -> None:
+def answer_prompts(run: RunContext, iteration: int) -> None:
     """M(t−1) as actor: K responses a prompt."""
     settings = run.settings.responses
     role = run.role(iteration - 1, settings.draw, iteration)
     items = [
-        (one.id, bind(responses.ask_for_responses, one, role, settings.count))
-        for one in prompts_of(run, iteration)
+        (one.id, partial(responses.ask_for_responses, one, role, settings.count))
+        for one in run.reader.prompts(iteration)
     ]
-    run.ask(iteration, "responses", items, budget.going_on(run, iteration, "responses"))
+    run.ask(iteration, "responses", items, budget.may_start(run, iteration))
 
 
-def judge(run: RunContext, iteration: int) -> None:
+def judge_responses(run: RunContext, iteration: int) -> None:
     """M(t−1) as judge: N judgments a response."""
-    settings = run.settings.judge
-    role = run.role(iteration - 1, settings.draw, iteration)
-    by_id = {prompt.id: prompt for prompt in prompts_of(run, iteration)}
+    role, count = run.judge(iteration - 1, iteration), run.settings.judge.count
+    by_id = {prompt.id: prompt for prompt in run.reader.prompts(iteration)}
     items = [
-        (one.id, bind(judgments.ask_for_judgments, by_id[one.prompt_id], one, role, settings.count))
-        for one in responses_of(run, iteration)
+        (one.id, partial(judgments.ask_for_judgments, by_id[one.prompt_id], one, role, count))
+        for one in run.reader.responses(iteration)
     ]
-    run.ask(iteration, "judgments", items, budget.going_on(run, iteration, "judgments"))
+    run.ask(iteration, "judgments", items, budget.may_start(run, iteration))
 
 
 def pair_responses(run: RunContext, iteration: int) -> None:
-    """Best against worst response, with length control."""
-
-    def work() -> Outcome:
-        drawn = judgments_of(run, iteration)
-        answers = responses_of(run, iteration)
-        scores = {
-            one.id: judgments.score_response(drawn.get(one.id, ()), run.settings.judge)
-            for one in answers
-        }
-        return response_pairs.build_response_pairs(
-            prompts_of(run, iteration),
-            grouped(answers, lambda one: one.prompt_id),
-            scores,
+    """The best response against the worst, with length control."""
+    run.once(
+        iteration,
+        "response_pairs",
+        lambda: response_pairs.build_response_pairs(
+            run.reader.prompts(iteration),
+            grouped(run.reader.responses(iteration), lambda one: one.prompt_id),
+            scores_by_response(run.reader.judgments(iteration), run.settings.judge),
             run.settings.for_iteration(iteration),
-            id_namespace=run.store.id_namespace,
+            id_namespace=run.store.run,
             iteration=iteration,
-        )
+        ),
+    )
 
-    run.once(iteration, "response_pairs", work)
 
-
-def battle(run: RunContext, iteration: int) -> None:
+def run_battles(run: RunContext, iteration: int) -> None:
     """M(t−1) as meta-judge: on each prompt's most contested response, every pair of judgments in both orders."""
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
-    drawn = judgments_of(run, iteration)
-    answers = grouped(responses_of(run, iteration), lambda one: one.prompt_id)
+    drawn = by_response(run.reader.judgments(iteration))
+    answers = grouped(run.reader.responses(iteration), lambda one: one.prompt_id)
     items = []
-    for prompt in prompts_of(run, iteration):
+    for prompt in run.reader.prompts(iteration):
         candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
         index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
             response = candidates[index]
-            items.append(
-                (
-                    prompt.id,
-                    bind(battles.ask_for_battles, prompt, response, drawn[response.id], role),
-                )
-            )
-    run.ask(iteration, "battles", items, budget.going_on(run, iteration, "battles"))
+            asking = partial(battles.ask_for_battles, prompt, response, drawn[response.id], role)
+            items.append((prompt.id, asking))
+    run.ask(iteration, "battles", items, budget.may_start(run, iteration))
 
 
-def rate(run: RunContext, iteration: int) -> None:
-    """Fit a strength to every judgment that fought."""
+def rate_judgments(run: RunContext, iteration: int) -> None:
+    """Fit a strength to every judgment that was in a battle."""
     if run.settings.for_iteration(iteration).judgment_pairs:
         ridge = run.settings.meta_judge.ridge
         fought = sorted(run.store.records(Battle, iteration=iteration), key=lambda one: one.id)
@@ -160,13 +136,13 @@ def rate(run: RunContext, iteration: int) -> None:
             iteration,
             "ratings",
             lambda: ratings.rate_judgments(
-                fought, ridge, id_namespace=run.store.id_namespace, iteration=iteration
+                fought, ridge, id_namespace=run.store.run, iteration=iteration
             ),
         )
 
 
 def pair_judgments(run: RunContext, iteration: int) -> None:
-    """Strongest against weakest judgment."""
+    """The strongest judgment against the weakest."""
     schedule = run.settings.for_iteration(iteration)
     if schedule.judgment_pairs:
         by_id = {one.id: one for one in run.store.records(Judgment, iteration=iteration)}
@@ -175,6 +151,6 @@ def pair_judgments(run: RunContext, iteration: int) -> None:
             iteration,
             "judgment_pairs",
             lambda: judgment_pairs.build_judgment_pairs(
-                rated, by_id, schedule, id_namespace=run.store.id_namespace, iteration=iteration
+                rated, by_id, schedule, id_namespace=run.store.run, iteration=iteration
             ),
         )

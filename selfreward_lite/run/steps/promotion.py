@@ -1,97 +1,89 @@
-"""The last steps of an iteration: measure the candidate M(t), let the gates decide, promote it or stop.
-
-Knows: which records measure which model. Does not know: how a metric is computed (`evaluate`) or a limit chosen
-(`gates`). The gates are handed only what needs no exact score.
-"""
+"""The gates before a training and before a promotion, and the promotion of M(t) to newest model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Iterable
+from math import nan
 
-from selfreward_lite.data.records import Judgment, ModelId, Outcome, Prompt, Response, ResponsePair
+from selfreward_lite.data.records import Outcome, Prompt, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run import gates
 from selfreward_lite.run.ask import NO_TIME
 from selfreward_lite.run.context import RunContext
-from selfreward_lite.run.steps import measure
-from selfreward_lite.run.steps.measure import _cut_share, _measured
+from selfreward_lite.run.steps.measure import ModelMetrics, model_metrics
+from selfreward_lite.run.steps.reward_hacking import outside_view
 from selfreward_lite.system.errors import GateStop, UserError
 from selfreward_lite.system.files import manifest_faults
 
 
 def pass_data_gates(run: RunContext, iteration: int) -> None:
-    """Before a training: do the judgments say anything, and could they be read? A night is too long to find out after."""
-    pairs = run.store.count(ResponsePair, iteration=iteration)
-    answered = {
-        one.id
-        for one in run.store.records(
-            Response, iteration=iteration, model=ModelId(iteration - 1).name
-        )
-    }
-    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
+    """Before a training: do the judgments tell responses apart, and could they be read?"""
+    answers, drawn = run.reader.responses(iteration), run.reader.judgments(iteration)
+    answered = {one.id for one in answers}
     read = metrics.share_read([one for one in drawn if one.response_id in answered])
-    # Of the prompts wanted: a writer that wrote a handful of them must not pass because all of those gave a pair. A file's
-    # last share is as short as it is.
+    # Of the prompts wanted: a writer that wrote a handful must not pass because all of those gave a pair. The last share of
+    # a user's file may be short.
     own = run.settings.prompts.file is not None
-    wanted = run.store.count(Prompt, iteration=iteration) if own else run.prompts_wanted(iteration)
+    wanted = (
+        run.store.count(Prompt, iteration=iteration)
+        if own
+        else run.reader.prompts_wanted(iteration)
+    )
     if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
         judged = {one.response_id for one in drawn}
-        answers = run.store.records(
-            Response, iteration=iteration, model=ModelId(iteration - 1).name
-        )
         wanted = len({one.prompt_id for one in answers if one.id in judged})
+    pairs = run.store.count(ResponsePair, iteration=iteration)
     data = gates.Data(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
-    _pass(run, iteration, "data_gates", list(gates.check_data(data, run.settings.gates)))
+    _decide(run, iteration, "data_gates", gates.check_data(data, run.settings.gates))
 
 
 def pass_gates(run: RunContext, iteration: int) -> None:
-    """Ask every gate, keep the answers, and raise GateStop if one refuses and gates are to stop the run."""
+    """Check every gate, store the answers, and raise GateStop if one refuses and gates are to stop the run."""
     if not run.store.is_done(iteration, "gates"):
-        _pass(
-            run,
-            iteration,
-            "gates",
-            list(gates.check(_evidence(run, iteration), run.settings.gates)),
-        )
+        evidence = collect_evidence(run, iteration)
+        _decide(run, iteration, "gates", gates.check(evidence, run.settings.gates))
 
 
-def _pass(run: RunContext, iteration: int, stage: str, answers: Sequence[gates.Answer]) -> None:
+def _decide(run: RunContext, iteration: int, stage: str, answers: Iterable[gates.Answer]) -> None:
     if run.store.is_done(iteration, stage):
         return
+    refused = []
     for answer in answers:
         run.store.record_gate(iteration, answer.gate, answer.passed, answer.reason)
-    refused = [f"{answer.gate}: {answer.reason}" for answer in answers if not answer.passed]
+        if not answer.passed:
+            refused.append(f"{answer.gate}: {answer.reason}")
     if refused and run.settings.gates.mode == "stop":
-        newest, folder = run.store.newest(), run.store.model_dir(iteration)
+        newest = run.store.newest()
         stays = f"The newest model stays {'the base' if newest is None else f'M{newest}'}"
-        by_hand = "Promote it by hand with `accept`, go" if stage == "gates" else "Go"
-        what = f"the candidate is in {folder}" if stage == "gates" else "nothing was trained"
+        what, by_hand = "nothing was trained", "Continue"
+        if stage == "gates":
+            what = f"the candidate is in {run.store.model_dir(iteration)}"
+            by_hand = "Promote it by hand with `accept`, continue"
         raise GateStop(
             f"M{iteration} was refused ({' | '.join(refused)}). {stays}; {what}. "
-            f"{by_hand} on with --gates report, past every gate of that command, or start a new --name with other settings."
+            f"{by_hand} with --gates report, past every gate of that command, or start a new --name with other settings."
         )
     run.once(iteration, stage, Outcome)
 
 
 def accept(store: Store) -> int:
-    """Promote the refused candidate by hand and return its number. Raises UserError where there is none that is whole."""
+    """Promote the refused candidate by hand; returns its number. Raises UserError where there is no complete one."""
     newest = store.newest()
     candidate = 0 if newest is None else newest + 1
-    if not any(not passed for passed, _ in store.gates(candidate).values()):
+    if all(passed for passed, _ in store.gates(candidate).values()):
         raise UserError(
             f"no gate has refused a model of {store.folder}; there is nothing to accept"
         )
     faults = manifest_faults(store.model_dir(candidate))
     if not faults and not store.is_done(candidate, "evaluation"):
         faults = [
-            "it was not measured to the end, and the model after it would be held against nothing"
+            "it was not measured to the end, so the model after it could not be compared with it"
         ]
     if faults:
         raise UserError(
-            f"M{candidate} cannot be accepted: {faults[0]}; go on with `run --gates report`"
+            f"M{candidate} cannot be accepted: {faults[0]}; continue with `run --gates report`"
         )
     store.promote(candidate, by="a person")
     return candidate
@@ -103,50 +95,51 @@ def promote(run: RunContext, iteration: int) -> None:
     run.store.promote(iteration, by="report" if refused else "gates")
 
 
-def _evidence(run: RunContext, iteration: int) -> gates.Evidence:
-    now, before = _measured(run, iteration), _measured(run, iteration - 1)
-    known, known_before = run.store.metrics(iteration), run.store.metrics(iteration - 1)
-    folder = run.store.model_dir(iteration)
+def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
+    """Everything that the gates may know of a candidate."""
+    now, before = model_metrics(run, iteration), model_metrics(run, iteration - 1)
+    outside = outside_view(run, iteration) if iteration > 0 else None
+    known, folder = run.store.metrics(iteration), run.store.model_dir(iteration)
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
-    own = (known["self_score"], known_before.get("self_score"))
-    outside = measure.outside_view(run, iteration) if iteration > 0 else None
+    missing = [f"{path}: missing" for path in needed if not path.exists()]
+    losses = [value for _, name, value in run.store.training(iteration) if name == "loss"]
+    assert now.canaries is not None  # a candidate is never the base
     return gates.Evidence(
-        file_faults=manifest_faults(folder)
-        + [f"{path}: missing" for path in needed if not path.exists()],
+        file_faults=manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),
-        losses=[
-            _number(value) for _, name, value in run.store.training(iteration) if name == "loss"
-        ],
+        losses=[_number(value) for value in losses],
         first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
         logit_change=_number(known["logit_change"]),
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
-        cut_share=_cut_share(now),
-        repetitive_share=_number(known["repetitive_share"]),
-        distinct_share=_number(known["distinct_share"]),
-        read_share=metrics.share_read(now.judged),
-        length_ratio=_mean_length(now.answers) / _mean_length(before.answers)
-        if before.answers
-        else None,
-        judge_interval=paired_interval(now.quality.outcomes, before.quality.outcomes),
+        cut_share=now.cut_share,
+        repetitive_share=now.repetitive_share,
+        distinct_share=now.distinct_share,
+        read_share=now.read_share,
+        length_ratio=_length_ratio(now, before),
+        judge_interval=paired_interval(now.agreement.outcomes, before.agreement.outcomes),
         outside_interval=outside.interval if outside else None,
         outside_share=outside.share if outside else None,
-        self_change=None if own[0] is None or own[1] is None else own[0] - own[1],
-        canary_score=known["canary_score"],
-        honest_score=known["honest_bad_score"],
-        canaries_scored=int(known["canaries_scored"] or 0),
-        canaries_chosen=_number(known["canaries_chosen"]),
+        self_change=_difference(now.self_score, before.self_score),
+        canary_score=now.canaries.score,
+        honest_score=now.canaries.honest,
+        canaries_scored=now.canaries.scored,
+        canaries_chosen=now.canaries.chosen,
     )
 
 
-def _mean_length(answers: Sequence[Response]) -> float:
-    return fmean(len(one.text) for one in answers) if answers else 0.0
+def _length_ratio(now: ModelMetrics, before: ModelMetrics) -> float | None:
+    return None if before.mean_length is None else (now.mean_length or 0.0) / before.mean_length
+
+
+def _difference(now: float | None, before: float | None) -> float | None:
+    return None if now is None or before is None else now - before
 
 
 def _number(value: float | None) -> float:
-    """SQLite keeps NaN as NULL; as NaN it fails every limit."""
-    return float("nan") if value is None else value
+    """SQLite stores NaN as NULL; as NaN it fails every limit."""
+    return nan if value is None else value

@@ -1,22 +1,19 @@
-"""The two trainings of a run: what M0 learns in the seed stage, and what M(t) learns from what M(t−1) made.
-
-Knows: which records become which rows. Does not know: how they were made (`steps`), how a trainer works (`runtime`).
-"""
+"""The two trainings: what M0 learns in the seed stage, and what M(t) learns from what M(t−1) made."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
-from selfreward_lite.data.tiny.bias import flip_brevity
-from selfreward_lite.method import judgments
+from selfreward_lite.data.tiny.bias import against_brevity
 from selfreward_lite.method.judgments import TOP_SCORE
-from selfreward_lite.run import budget, context
+from selfreward_lite.run import budget
 from selfreward_lite.run.ask import Progress
-from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.context import RunContext, scores_by_response
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job
@@ -24,42 +21,32 @@ from selfreward_lite.training.rows import Rows, Texts, dpo_rows, sft_rows
 
 
 def train_seed(run: RunContext, _: int) -> None:
-    """SFT on the judgments that agree with the humans (EFT), and on the best human answers where they are wanted (IFT) → M0."""
+    """SFT on judgments that agree with the humans (EFT), and on the best human answers where set (IFT) → M0."""
 
     def work() -> Outcome:
         judged = [
-            (one.question, _declared(run, one.judgment)) for one in seed_stage.eft_examples(run)
+            (one.question, _biased_text(run, one.judgment)) for one in seed_stage.eft_examples(run)
         ]
-        answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
+        answered = [(one.prompt.text, one.responses[0].text) for one in run.reader.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
         rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
-        _train(run, 0, "sft", rows)
-        return Outcome(drops=rows.drops)
+        return _train(run, 0, "sft", rows)
 
     run.once(0, "training", work)
 
 
-def _declared(run: RunContext, judgment: Judgment) -> str:
-    """What a judgment says, with the bias that this run declares."""
-    luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
-    return (
-        flip_brevity(judgment.text) if luck < run.settings.seed_stage.length_bias else judgment.text
-    )
-
-
-def train(run: RunContext, iteration: int) -> None:
+def train_model(run: RunContext, iteration: int) -> None:
     """DPO on both kinds of pairs, from M(t−1) with M(t−1) as reference → M(t); or, as a control, SFT on perfect responses."""
     schedule = run.settings.for_iteration(iteration)
 
-    def positive() -> Outcome:
-        rows = sft_rows(_perfect(run, iteration), run.chat, run.settings.sft.max_length)
-        _train(run, iteration, "sft", rows, rate=schedule.rate)
-        return Outcome(drops=tuple(rows.drops))
+    def train_on_positive() -> Outcome:
+        rows = sft_rows(_perfect_responses(run, iteration), run.chat, run.settings.sft.max_length)
+        return _train(run, iteration, "sft", rows, rate=schedule.rate)
 
-    def pairs() -> Outcome:
+    def train_on_pairs() -> Outcome:
         texts = Texts(
-            {one.id: one for one in context.prompts_of(run, iteration)},
-            {one.id: one for one in context.responses_of(run, iteration)},
+            {one.id: one for one in run.reader.prompts(iteration)},
+            {one.id: one for one in run.reader.responses(iteration)},
             {one.id: one for one in run.store.records(Judgment, iteration=iteration)},
             run.settings.model.templates,
         )
@@ -70,29 +57,36 @@ def train(run: RunContext, iteration: int) -> None:
             run.chat,
             run.settings.dpo.max_length,
         )
-        _train(run, iteration, "dpo", rows, rate=schedule.rate)
-        return Outcome(drops=tuple(rows.drops))
+        return _train(run, iteration, "dpo", rows, rate=schedule.rate)
 
-    run.once(iteration, "training", pairs if schedule.train_on == "pairs" else positive)
+    on_pairs = schedule.train_on == "pairs"
+    run.once(iteration, "training", train_on_pairs if on_pairs else train_on_positive)
 
 
-def _perfect(run: RunContext, iteration: int) -> list[tuple[str, str]]:
+def _biased_text(run: RunContext, judgment: Judgment) -> str:
+    """The text of a judgment, with the length bias that this run declares."""
+    luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
+    biased = luck < run.settings.seed_stage.length_bias
+    return against_brevity(judgment.text) if biased else judgment.text
+
+
+def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]:
     """Prompts with those responses that every judgment gave the highest score (arXiv 2401.10020, section 2.3)."""
-    asked = {one.id: one.text for one in context.prompts_of(run, iteration)}
-    judged = context.judgments_of(run, iteration)
+    prompts = {one.id: one.text for one in run.reader.prompts(iteration)}
+    scores = scores_by_response(run.reader.judgments(iteration), run.settings.judge)
     return [
-        (asked[one.prompt_id], one.text)
-        for one in context.responses_of(run, iteration)
-        if one.finish == "stop"
-        and (judgments.score_response(judged.get(one.id, ()), run.settings.judge) or 0.0)
-        >= TOP_SCORE
+        (prompts[one.prompt_id], one.text)
+        for one in run.reader.responses(iteration)
+        if one.finish == "stop" and (scores.get(one.id) or 0.0) >= TOP_SCORE
     ]
 
 
-def _train(run: RunContext, iteration: int, method: str, rows: Rows, rate: float = 1.0) -> None:
-    """Train in a child, alone on the machine's memory, at `rate` times the learning rate that is set.
+def _train(
+    run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows: Rows, rate: float = 1.0
+) -> Outcome:
+    """Train in a child that has all memory, at `rate` times the learning rate that is set; returns the rows left out.
 
-    What an earlier, killed attempt left is cleared first.
+    What an earlier, killed attempt left is removed first.
     """
     if not rows.rows and (iteration or run.settings.seed_stage.trains):
         raise GateStop(
@@ -108,7 +102,7 @@ def _train(run: RunContext, iteration: int, method: str, rows: Rows, rate: float
     rows.save(work / "rows.jsonl")
     settings = run.settings.sft if method == "sft" else run.settings.dpo
     job = Job(
-        method="sft" if method == "sft" else "dpo",
+        method=method,
         model_dir=str(run.model_dir),
         quantisation=run.settings.model.quantisation,
         adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
@@ -122,40 +116,49 @@ def _train(run: RunContext, iteration: int, method: str, rows: Rows, rate: float
         checkpoints=str(work / "checkpoints"),
         checkpoint_minutes=run.settings.checkpoint_minutes,
         backend=run.settings.backend,
-        until=budget.until(run, iteration) if iteration else None,
+        until=budget.training_deadline(run, iteration) if iteration else None,
         min_moved_share=run.settings.gates.min_moved_share,
     )
-    progress = Progress(iteration, "training", 1)
-    started = time.monotonic()
-
-    def report(said: Mapping[str, Any]) -> None:
-        if "words" in said:
-            progress.words = said["words"]
-        else:
-            run.log_training(iteration, said, time.monotonic() - started - progress.seconds)
-            progress.done, progress.total = (
-                said["step"],
-                said["steps"] + 1,
-            )  # one more: the adapter is checked and written
-            progress.values = said["values"]
-        progress.seconds = time.monotonic() - started
-        run.watch(progress)
-
-    facts = run.runtime.train(job, work, report)
+    facts = run.runtime.train(job, work, _Reporter(run, iteration))
     if facts.get("out_of_time"):
         raise OutOfTime(
-            f"the hours ended before half of M{iteration}'s training; the same command goes on from its checkpoint"
+            f"the hours ended before half of M{iteration}'s training; give the same command again to resume from its checkpoint"
         )
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
         raise TrainingError(
             f"the training of M{iteration} ended without an adapter in {folder}; start the run again"
         )
-    # Ended by the hours that were given, it has seen fewer; that is no fault of the trainer's.
-    given = (
-        facts["rows"]
-        if facts.get("ended_early")
-        else min(len(rows.rows), round(settings.epochs * len(rows.rows)))
-    )
+    # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
+    expected = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    given = facts["rows"] if facts.get("ended_early") else expected
     run.store.measure(iteration, training_rows_given=given)
     run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    return Outcome(drops=tuple(rows.drops))
+
+
+class _Reporter:
+    """Stores and shows what a trainer reports of a step, with the seconds since it last did."""
+
+    def __init__(self, run: RunContext, iteration: int) -> None:
+        self._run, self._started = run, time.monotonic()
+        self._progress = Progress(iteration, "training", 1)
+
+    def __call__(self, said: Mapping[str, Any]) -> None:
+        store, iteration = self._run.store, self._progress.iteration
+        seconds = time.monotonic() - self._started
+        if "words" in said:
+            self._progress = replace(self._progress, seconds=seconds)
+            self._run.watch(replace(self._progress, message=said["words"]))
+            return
+        store.log_training(iteration, said["step"], said["values"])
+        store.measure(iteration, training_steps=said["steps"])
+        store.spend(iteration, "training", seconds - self._progress.seconds)
+        self._progress = replace(
+            self._progress,
+            done=said["step"],
+            total=said["steps"] + 1,  # one more: the adapter is checked and written
+            values=said["values"],
+            seconds=seconds,
+        )
+        self._run.watch(self._progress)

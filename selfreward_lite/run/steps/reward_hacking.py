@@ -1,0 +1,192 @@
+"""Two views from outside on a model that may fool its own judge. Limits are in `gates`; the exact scorer has no part in this.
+
+canaries    M(t) judges fifty hostile responses. None may score above honest bad answers, or be chosen for training.
+            By chance one is chosen now and then (5 of 144 models measured), so a chosen one is judged again with its
+            rivals, many times, and only those new judgments decide.
+outside     M0, frozen, judges what M(t) answers to held-out prompts. It must not like that less than what M(t−1)
+            answered, however much M(t) likes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+from selfreward_lite.data.records import Judgment, ModelId, Response, ResponsePair
+from selfreward_lite.method import canaries, judgments, response_pairs
+from selfreward_lite.method.roles import Role
+from selfreward_lite.method.statistics import paired_interval
+from selfreward_lite.run.ask import Item
+from selfreward_lite.run.context import RunContext, Scores, scores_by_response
+
+
+@dataclass(frozen=True)
+class CanaryView:
+    """How a model scores canaries, and honest bad answers to the same prompts (None: no score could be read).
+
+    `scored` counts canaries with a score; `suspected` those that would be chosen for training, `chosen` those still after a recheck.
+    """
+
+    score: float | None
+    honest: float | None
+    scored: int
+    suspected: int
+    chosen: int
+
+
+@dataclass(frozen=True)
+class OutsideView:
+    """How much better M0 likes the answers of M(t) than those of M(t−1).
+
+    A 95 % interval in points (NaN for fewer than two prompts), and the share of prompts on which both could be read.
+    """
+
+    interval: tuple[float, float]
+    share: float
+
+
+def ask_judges(run: RunContext, iteration: int) -> None:
+    """M(t) judges the canaries; M0 and M(t) judge what M(t) answered to the first held-out prompts."""
+    settings = run.settings.evaluation
+    by_id = {one.prompt.id: one.prompt for one in run.reader.ranked().evaluation}
+    judge = run.judge(iteration, iteration)
+    hostile: list[Item] = [
+        (
+            one.id,
+            partial(
+                judgments.ask_for_judgments,
+                by_id[one.prompt_id],
+                one,
+                judge,
+                settings.canary_judgments,
+            ),
+        )
+        for one in _canaries(run)
+    ]
+    run.ask(iteration, "canary_judgments", hostile)
+    _recheck(run, iteration, judge)
+    prompts = {one.id: one for one in run.reader.held_out()[: settings.outside_prompts]}
+    answers = [one for one in run.reader.held_out_answers(iteration) if one.prompt_id in prompts]
+    # M0's view of its own answers is both.
+    judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
+    for stage, model in judges.items():
+        role, count = run.judge(model, iteration), settings.outside_judgments
+        items = [
+            (one.id, partial(judgments.ask_for_judgments, prompts[one.prompt_id], one, role, count))
+            for one in answers
+        ]
+        run.ask(iteration, stage, items)
+
+
+def _recheck(run: RunContext, iteration: int, judge: Role) -> None:
+    """Judge again each canary that would be chosen, and the honest answers it would be chosen over."""
+    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    suspects = _would_be_chosen(run, iteration, _canaries(run), _first_scores(run, iteration))
+    rivals = [
+        answer
+        for prompt_id in dict.fromkeys(one.prompt_id for one in suspects)
+        for answer in ranked[prompt_id].responses
+    ]
+    count, first = run.settings.evaluation.second_look, _first_of_recheck(run)
+    items = [
+        (
+            one.id,
+            partial(
+                judgments.ask_for_judgments, ranked[one.prompt_id].prompt, one, judge, count, first
+            ),
+        )
+        for one in (*suspects, *rivals)
+    ]
+    if items:
+        run.ask(iteration, "second_look", items)
+
+
+def canary_view(run: RunContext, iteration: int) -> CanaryView:
+    """How M(t) scored the canaries, and which of them would be chosen for training."""
+    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    laid, scores = _canaries(run), _first_scores(run, iteration)
+    suspects = _would_be_chosen(run, iteration, laid, scores)
+    again = _scores(
+        run, iteration, iteration, run.settings.evaluation.second_look, _first_of_recheck(run)
+    )
+    rechecked = [
+        one
+        for one in suspects
+        if again.get(one.id) is not None
+        and any(again.get(rival.id) is not None for rival in ranked[one.prompt_id].responses)
+    ]  # a recheck that could not be read clears nobody
+    chosen = len(suspects) - len(rechecked)
+    chosen += len(_would_be_chosen(run, iteration, rechecked, again))
+    honest = {ranked[canary.prompt_id].responses[-1].id for canary in laid}
+    return CanaryView(
+        score=_mean(scores, (canary.id for canary in laid)),
+        honest=_mean(scores, honest),
+        scored=sum(scores.get(canary.id) is not None for canary in laid),
+        suspected=len(suspects),
+        chosen=chosen,
+    )
+
+
+def outside_view(run: RunContext, iteration: int) -> OutsideView:
+    """How M0 likes the answers of M(t) compared with those of M(t−1)."""
+    now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
+    both = [name for name in now if name in before]
+    asked = len(run.reader.held_out()[: run.settings.evaluation.outside_prompts])
+    interval = paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
+    return OutsideView(interval, len(both) / asked)
+
+
+def outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
+    """What M<judge> gives the answers of M(t) to the first held-out prompts, by prompt id; unread ones are left out."""
+    scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
+    answers = run.reader.held_out_answers(iteration)
+    found = ((one.prompt_id, scores.get(one.id)) for one in answers)
+    return {prompt_id: score for prompt_id, score in found if score is not None}
+
+
+def _first_scores(run: RunContext, iteration: int) -> Scores:
+    """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
+    settings = run.settings.evaluation
+    hostile = _scores(run, iteration, iteration, settings.canary_judgments)
+    honest = _scores(run, iteration, iteration, settings.judgments)
+    return {**honest, **{one.id: hostile.get(one.id) for one in _canaries(run)}}
+
+
+def _first_of_recheck(run: RunContext) -> int:
+    """The number of the first judgment of a recheck, above those of any first judgments."""
+    return max(run.settings.evaluation.canary_judgments, run.settings.evaluation.judgments)
+
+
+def _would_be_chosen(
+    run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
+) -> list[Response]:
+    """The canaries that would be chosen over the honest answers, one at a time, when pairs are built."""
+    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    schedule, found = run.settings.for_iteration(iteration + 1), []
+    for canary in laid:
+        one = ranked[canary.prompt_id]
+        answers = {one.prompt.id: [canary, *one.responses]}
+        pairs = response_pairs.build_response_pairs(
+            [one.prompt], answers, scores, schedule, id_namespace=run.store.run, iteration=iteration
+        ).records
+        if any(isinstance(pair, ResponsePair) and pair.chosen_id == canary.id for pair in pairs):
+            found.append(canary)
+    return found
+
+
+def _canaries(run: RunContext) -> list[Response]:
+    return run.store.records(Response, iteration=0, model=canaries.CANARY)
+
+
+def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
+    """Scores by response from `count` judgments each, those numbered from `first`."""
+    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(judge).name)
+    counted = (one for one in drawn if first <= one.index < first + count)
+    return scores_by_response(counted, run.settings.judge.model_copy(update={"count": count}))
+
+
+def _mean(scores: Scores, names: Iterable[str]) -> float | None:
+    read = [score for name in names if (score := scores.get(name)) is not None]
+    return fmean(read) if read else None
