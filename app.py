@@ -1,4 +1,4 @@
-"""The app in a browser: talk to every iteration of a model, and see what it thinks of itself.
+"""The app: chat with every model of your runs in a browser, and see how each judges itself.
 
 python app.py [--runs-dir DIR] [--port N] [--listen --auth USER:PASSWORD]
 """
@@ -18,23 +18,22 @@ from selfreward_lite.system.errors import SelfRewardError
 
 def main() -> None:
     """Read the arguments and show the page."""
-    parser = argparse.ArgumentParser(description="Talk to the models of your runs, in a browser.")
+    parser = argparse.ArgumentParser(description="Chat with the models of your runs, in a browser.")
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="folder that holds all runs"
     )
-    parser.add_argument("--port", type=int, help="by default the first free one from 7860 on")
+    parser.add_argument("--port", type=int, help="by default the first free one, from 7860 on")
     parser.add_argument(
         "--listen", action="store_true", help="let others on the network in; needs --auth"
     )
-    parser.add_argument("--auth", metavar="USER:PASSWORD", help="whom to let in")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may log in")
     given = parser.parse_args()
     try:
         auth = check_auth(given.listen, given.auth)
         let_children_import()
         library = RunLibrary(given.runs_dir.absolute())
-        threading.Thread(
-            target=library.prepare, daemon=True
-        ).start()  # while gradio is imported, which takes as long
+        # Importing gradio takes as long as loading the model, so both happen at once.
+        threading.Thread(target=library.load_tiny_model, daemon=True).start()
         from selfreward_lite.app.page import serve
 
         serve(library, given.port, given.listen, auth)

@@ -1,7 +1,6 @@
-"""What other programs may ask of the app, with `gradio_client`: `runs`, `chat`, `judge`, `compare`.
+"""Endpoints for other programs, through `gradio_client`: `runs`, `chat`, `judge`, `compare`.
 
-Knows: plain values in, plain values out; one engine serves these and the page alike. Does not know: the page. An error of a
-caller's comes back as its one line.
+Plain values in, plain values out. They use the same engine as the page; errors come as one line.
 """
 
 from __future__ import annotations
@@ -9,29 +8,29 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from inspect import cleandoc
 from typing import Any
 
 import gradio as gr
 
-from selfreward_lite.app.library import TINY, RunLibrary, RunModels
-from selfreward_lite.app.talk import Reply, Score, Verdict
-from selfreward_lite.app.widgets import draw_of, errors_as_toasts
+from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.talk import Reply, Talk
+from selfreward_lite.app.widgets import errors_as_toasts, parse_draw
 from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
-LONGEST, MOST = (
-    100_000,
-    4096,
-)  # characters of a text, tokens of a reply: what one caller may ask of all the others' engine
+# One caller's share of an engine that all callers use.
+MAX_CHARACTERS = 100_000  # of a text
+MAX_TOKENS = 4096  # of a reply
 
 
 def define(library: RunLibrary) -> None:
-    """Add the endpoints to the page that is being built."""
+    """Add the endpoints to the page under construction."""
 
     def runs() -> list[dict[str, Any]]:
-        """Return the runs, the newest first: name, state, models, the preset; and the tiny model, which needs none."""
-        found = [_described(library, name) for name in library.runs()]
+        """Return all runs, the newest first: run, state, preset, models. Last: the tiny model."""
+        found = [_describe(library, name) for name in library.runs()]
         return [*found, {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
 
     def chat(
@@ -45,27 +44,38 @@ def define(library: RunLibrary) -> None:
         max_tokens: int = 256,
         seed: int = 0,
     ) -> Iterator[dict[str, Any]]:
-        """Yield a model's reply as it grows: text, tokens, finish (None until it ends), first (seconds), tokens_per_second."""
+        """Yield a model's reply as it grows.
+
+        Fields: text, tokens, finish (None until it ends), first (seconds), tokens_per_second.
+        """
         with errors_as_toasts():
-            place, model = _asked(library, run, model, message, system)
+            talk, model = _open(library, run, model, message, system)
             messages = [
                 *([Message(role="system", content=system)] if system.strip() else []),
-                *_history(history),
+                *_parse_history(history),
                 *user(message),
             ]
-            draw = draw_of(temperature, top_p, min(max_tokens, MOST))
-            with closing(
-                library.reply(place, model, messages, draw, seed, uuid.uuid4().hex)
-            ) as growing:
-                for reply in growing:
-                    yield _reply(reply)
+            draw = parse_draw(temperature, top_p, min(max_tokens, MAX_TOKENS))
+            with closing(talk.stream_reply(model, messages, draw, seed)) as replies:
+                for reply in replies:
+                    yield _to_plain(reply)
 
     def judge(prompt: str, response: str, run: str, model: str = "") -> dict[str, Any]:
-        """Return what a model gives a response, as judge: score (mean), spread, expected, read, wanted, judgments."""
+        """Return a model's score for a response.
+
+        Fields: score (mean), spread, expected, read (judgments) of wanted, judgments.
+        """
         with errors_as_toasts():
-            place, model = _asked(library, run, model, prompt, response)
-            (*_, found) = library.score(place, model, user(prompt), response, uuid.uuid4().hex)
-            return _score(found)
+            talk, model = _open(library, run, model, prompt, response)
+            (*_, score) = talk.stream_score(model, user(prompt), response)
+            return {
+                "score": score.mean,
+                "spread": score.spread,
+                "expected": score.expected,
+                "read": len(score.read),
+                "wanted": score.wanted,
+                "judgments": [one.text for one in score.judgments],
+            }
 
     def compare(
         prompt: str,
@@ -78,23 +88,19 @@ def define(library: RunLibrary) -> None:
         max_tokens: int = 256,
         seed: int = 0,
     ) -> dict[str, Any]:
-        """Return what two models reply to a prompt with one seed, and a judge's verdict of both orders: "a", "b", "tie", None."""
+        """Return two models' replies, a and b, with one seed, and a judge's verdict in both orders.
+
+        The verdict is "a", "b", "tie", or None if the judge could not be asked.
+        """
         with errors_as_toasts():
-            place, judge = _asked(library, run, judge, prompt)
-            draw, caller, texts, said = (
-                draw_of(temperature, top_p, min(max_tokens, MOST)),
-                uuid.uuid4().hex,
-                [],
-                {},
-            )
-            for name, model in (("a", model_a), ("b", model_b)):
-                (*_, reply) = library.reply(place, model, user(prompt), draw, seed, caller)
-                texts.append(reply.text)
-                said[name] = {"model": model, **_reply(reply)}
-            (*_, verdict) = library.verdict(place, judge, prompt, (texts[0], texts[1]), caller)
-            assert isinstance(verdict, Verdict)
+            talk, judge = _open(library, run, judge, prompt)
+            draw = parse_draw(temperature, top_p, min(max_tokens, MAX_TOKENS))
+            (*_, a) = talk.stream_reply(model_a, user(prompt), draw, seed)
+            (*_, b) = talk.stream_reply(model_b, user(prompt), draw, seed)
+            (*_, verdict) = talk.stream_verdict(judge, prompt, (a.text, b.text))
             return {
-                **said,
+                "a": {"model": model_a, **_to_plain(a)},
+                "b": {"model": model_b, **_to_plain(b)},
                 "judge": judge,
                 "verdict": verdict.result,
                 "judged_ab": verdict.judged_ab,
@@ -105,61 +111,50 @@ def define(library: RunLibrary) -> None:
         gr.api(
             endpoint,
             api_name=endpoint.__name__,
-            api_description=endpoint.__doc__,
+            api_description=cleandoc(endpoint.__doc__ or ""),
             concurrency_limit=None,
         )
 
 
-def _described(library: RunLibrary, name: str) -> dict[str, Any]:
-    """A run that cannot be read is in the list all the same, and says why."""
+def _describe(library: RunLibrary, run: str) -> dict[str, Any]:
+    """A run's entry in the list; the state of one that cannot be read says why."""
+    found: dict[str, Any] = {"run": run, "state": "", "preset": "", "models": []}
     try:
-        view = status.view(library.folder(name))
-        models: list[str] = []
-        with suppress(UserError):  # nothing to talk to yet, or pruned; its state says more
-            models = list(library.place(name).adapters)
-        return {"run": name, "state": view.state, "preset": view.preset, "models": models}
+        view = status.read_status(library.folder(run))
+        found |= {"state": view.state, "preset": view.preset}
+        with suppress(UserError):  # no models yet, or pruned; its state says more
+            found["models"] = list(library.models(run).adapters)
     except SelfRewardError as error:
-        return {"run": name, "state": str(error), "preset": "", "models": []}
-
-
-def _asked(library: RunLibrary, run: str, model: str, *texts: str) -> tuple[RunModels, str]:
-    """Where a run's models are and which is meant, the newest if none is named. Raises UserError for what cannot be."""
-    if any(len(text) > LONGEST for text in texts):
-        raise UserError(f"a text has more than {LONGEST:,} characters: shorten it")
-    place = library.place(run)
-    return place, model or list(place.adapters)[-1]
-
-
-def _history(turns: list[dict[str, str]] | None) -> list[Message]:
-    found = []
-    for turn in turns or []:
-        role, content = (
-            (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        )
-        if role not in ("user", "assistant") or not isinstance(content, str):
-            raise UserError('history: a list of {"role": "user" or "assistant", "content": text}')
-        found.append(Message(role=role, content=content))
-    if sum(len(message["content"]) for message in found) > LONGEST:
-        raise UserError(f"history has more than {LONGEST:,} characters: shorten it")
+        found["state"] = str(error)
     return found
 
 
-def _reply(reply: Reply) -> dict[str, Any]:
+def _open(library: RunLibrary, run: str, model: str, *texts: str) -> tuple[Talk, str]:
+    """Access to a run's models, and the model that is meant: the newest unless one is named."""
+    if any(len(text) > MAX_CHARACTERS for text in texts):
+        raise UserError(f"a text has more than {MAX_CHARACTERS:,} characters: shorten it")
+    talk = Talk(library, run, uuid.uuid4().hex)
+    return talk, model or list(talk.models.adapters)[-1]
+
+
+def _parse_history(turns: list[dict[str, str]] | None) -> list[Message]:
+    found = []
+    for turn in turns or []:
+        given: dict[str, str] = turn if isinstance(turn, dict) else {}
+        role, content = given.get("role"), given.get("content")
+        if role not in ("user", "assistant") or not isinstance(content, str):
+            raise UserError('history: a list of {"role": "user" or "assistant", "content": text}')
+        found.append(Message(role=role, content=content))
+    if sum(len(message["content"]) for message in found) > MAX_CHARACTERS:
+        raise UserError(f"history has more than {MAX_CHARACTERS:,} characters: shorten it")
+    return found
+
+
+def _to_plain(reply: Reply) -> dict[str, Any]:
     return {
         "text": reply.text,
         "tokens": reply.tokens,
         "finish": reply.finish,
         "first": reply.first,
         "tokens_per_second": None if reply.speed is None else round(reply.speed, 1),
-    }
-
-
-def _score(score: Score) -> dict[str, Any]:
-    return {
-        "score": score.mean,
-        "spread": score.spread,
-        "expected": score.expected,
-        "read": len(score.read),
-        "wanted": score.wanted,
-        "judgments": [one.text for one in score.judgments],
     }

@@ -1,7 +1,6 @@
-"""A conversation as the page keeps it: turns with their replies and scores, and how they are shown.
+"""A conversation: its turns with replies and scores, and how they are shown and downloaded.
 
-Knows: what a turn is, what is said under a reply. Does not know: gradio, engines. What a page shows is made from the turns anew
-each time, so that no text that was shown is ever taken for what was said.
+What the page shows is rendered from the turns each time, and never read back from the page.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from selfreward_lite.report.summary import indent_text
 
 ENDS = {
     "stop": "",
-    "length": "cut at the length limit",
+    "length": "cut at the maximum length",
     "refused": "does not fit the context: shorten the conversation",
-    "failed": "the engine died on it, and was started again: try again",
+    "failed": "the engine crashed and was restarted: try again",
     "stopped": "stopped",
 }
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user said, what a model replied, and what a judge said of that."""
+    """What a user said, what a model replied, and how a judge scored the reply."""
 
     said: str
     speaker: str
@@ -37,7 +36,7 @@ class Turn:
 
 
 def messages(turns: Sequence[Turn], system: str = "") -> list[Message]:
-    """Return what the model reads: every turn that was answered, and the last one's question."""
+    """Return what the model reads: all turns with a reply, then the last question."""
     found: list[Message] = [Message(role="system", content=system)] if system.strip() else []
     for turn in turns[:-1]:
         found.append(Message(role="user", content=turn.said))
@@ -46,60 +45,57 @@ def messages(turns: Sequence[Turn], system: str = "") -> list[Message]:
     return [*found, *(Message(role="user", content=turn.said) for turn in turns[-1:])]
 
 
-def shown(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """Return the turns as a chatbot shows them: what was said, the reply, and its score to unfold."""
+def render(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Return the turns as messages of a chatbot; under each reply its score, which unfolds."""
     found: list[dict[str, Any]] = []
     for turn in turns:
         found.append({"role": "user", "content": strip_tags(turn.said)})
         if turn.reply is not None:
             found.append({"role": "assistant", "content": markdown(turn.reply.text) or "…"})
-            found.append(_under(turn, turn.reply))
+            found.append(_render_score(turn, turn.reply))
     return found
 
 
-def turn_of(turns: Sequence[Turn], place: int) -> int:
-    """Return which turn the message at a place of `shown` belongs to."""
+def find_turn(turns: Sequence[Turn], index: int) -> int:
+    """Return the number of the turn that message `index` of `render` belongs to."""
     for number in range(len(turns)):
-        if len(shown(turns[: number + 1])) > place:
+        if len(render(turns[: number + 1])) > index:
             return number
     return len(turns) - 1
 
 
-def stopped(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns with whatever was under way in the last one, its reply or its judging, ended as it is."""
+def mark_stopped(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with an unfinished reply or score of the last one marked as stopped."""
     if not turns or turns[-1].reply is None:
         return list(turns)
     last = turns[-1]
     if last.reply is not None and last.reply.finish is None:
         last = replace(last, reply=replace(last.reply, finish="stopped"))
-    if last.score is not None and not last.score.over:
-        last = replace(last, score=replace(last.score, ended=True))
+    if last.score is not None and not last.score.is_complete:
+        last = replace(last, score=replace(last.score, stopped=True))
     return [*turns[:-1], last]
 
 
 def as_jsonl(turns: Sequence[Turn]) -> str:
-    """Return the conversation as JSON lines, a turn each, with everything that is known of it."""
-    return "".join(
-        json.dumps(
-            {
-                "user": turn.said,
-                "model": turn.speaker,
-                "assistant": turn.reply.text if turn.reply else None,
-                "finish": turn.reply.finish if turn.reply else None,
-                "tokens": turn.reply.tokens if turn.reply else None,
-                "judge": turn.judge,
-                "score": turn.score.mean if turn.score else None,
-                "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
-            },
-            ensure_ascii=False,
-        )
-        + "\n"
+    """Return the conversation as JSON lines, one per turn."""
+    rows = [
+        {
+            "user": turn.said,
+            "model": turn.speaker,
+            "assistant": turn.reply.text if turn.reply else None,
+            "finish": turn.reply.finish if turn.reply else None,
+            "tokens": turn.reply.tokens if turn.reply else None,
+            "judge": turn.judge,
+            "score": turn.score.mean if turn.score else None,
+            "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
+        }
         for turn in turns
-    )
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def as_markdown(turns: Sequence[Turn]) -> str:
-    """Return the conversation as a page of Markdown. Texts stand in indented blocks, where nothing in them is markup."""
+    """Return the conversation as Markdown, all texts in indented blocks without markup."""
     parts = []
     for turn in turns:
         parts += ["**You**", indent_text(turn.said)]
@@ -109,43 +105,46 @@ def as_markdown(turns: Sequence[Turn]) -> str:
 
 
 def headline(turn: Turn) -> str:
-    """Return the score of a turn's reply in a line."""
-    score = turn.score
-    if turn.reply is not None and turn.reply.waits:
-        return f"{turn.speaker} waits: {turn.reply.waits}"
-    if score is None or (score.ended and not score.judgments):
-        return f"{turn.speaker} · not judged"
-    who = (
-        f"{turn.speaker} scores itself"
-        if turn.judge == turn.speaker
-        else f"{turn.speaker}, scored by {turn.judge}:"
-    )
-    if not score.over:
+    """Return the score of a turn's reply in one line."""
+    score, speaker = turn.score, turn.speaker
+    if turn.reply is not None and turn.reply.waits_for:
+        return f"{speaker} is waiting: {turn.reply.waits_for}"
+    if score is None or (score.stopped and not score.judgments):
+        return f"{speaker} · not judged"
+    if score.is_complete and score.mean is None:
+        return (
+            f"{speaker}: no score, since none of {score.wanted} judgments by {turn.judge} "
+            "could be read"
+        )
+    who = f"{speaker}, scored by {turn.judge}:"
+    if turn.judge == speaker:
+        who = f"{speaker} scores itself"
+    if not score.is_complete:
         return f"{who} … {len(score.judgments) + score.lost} of {score.wanted} judgments"
-    if score.mean is None:
-        return f"{turn.speaker}: no score, since none of {score.wanted} judgments by {turn.judge} could be read"
     expected = "" if score.expected is None else f", expected {score.expected:.1f}"
-    return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {len(score.read)} of {score.wanted} judgments)"
+    read = f"{len(score.read)} of {score.wanted} judgments"
+    return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {read})"
 
 
 def numbers(reply: Reply) -> str:
-    """Return how a reply was drawn: tokens, tokens a second, and why it ended if it did not end by itself."""
+    """Return a reply's tokens, its speed, and why it ended if it was not by itself."""
     found = [f"{reply.tokens} tokens"]
     if reply.speed is not None:
-        found.append(f"{reply.speed:,.0f} a second")
+        found.append(f"{reply.speed:,.0f} tokens/s")
     if reply.finish is not None and ENDS[reply.finish]:
         found.append(ENDS[reply.finish])
     return " · ".join(found)
 
 
-def _under(turn: Turn, reply: Reply) -> dict[str, Any]:
-    """What unfolds under a reply: how it was drawn, and its judgments in full."""
+def _render_score(turn: Turn, reply: Reply) -> dict[str, Any]:
+    """The foldable message under a reply: its score, its numbers, and all judgments."""
     judged = turn.score.judgments if turn.score else ()
     texts = [
-        f"**{'not read' if one.score is None else f'{one.score:g} of 5'}**\n\n{strip_tags(one.text)}"
+        f"**{'not readable' if one.score is None else f'{one.score:g} of 5'}**\n\n"
+        f"{strip_tags(one.text)}"
         for one in judged
     ]
-    pending = reply.finish is None or (turn.score is not None and not turn.score.over)
+    pending = reply.finish is None or (turn.score is not None and not turn.score.is_complete)
     return {
         "role": "assistant",
         "content": "\n\n---\n\n".join(texts) or "No judgments yet.",

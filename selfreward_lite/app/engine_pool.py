@@ -1,15 +1,14 @@
-"""One engine in memory at a time, for callers who want different ones; and off the card as soon as a run wants that.
+"""One engine in memory at a time, for all users of the app; it leaves the GPU to a run.
 
-Whoever wants another engine than the one that is open waits until nobody uses that, and nobody who comes later gets in before,
-unless the one before waits for the card.
-Knows: specs, whose turn it is, the card's lock. Does not know: runs, models, pages.
+A caller that needs another engine than the open one waits until nobody uses that. Later callers
+wait behind it, unless it waits for the GPU, which may take hours.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,56 +16,56 @@ from selfreward_lite.engine.live import CLOSED, HEARTBEAT, Live
 from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import EngineError
 
-GRACE = 20.0  # seconds that replies under way may take to end once a run waits for the card
-LOOK = 1.0  # seconds between two looks whether one does
+GRACE = 20.0  # seconds that replies under way may take once a run waits for the GPU
+POLL = 1.0  # seconds between two checks whether a run waits
 APP = "the app"
-GAVE_WAY = "a run has taken the card: ask again when it is done, or talk on the CPU"
-OTHERS = "another base is in use: yours is loaded as soon as it is free"
+GPU_TAKEN = "a run has taken the GPU: ask again when it is done, or answer on the CPU"
+OTHER_MODEL = "another run's model is in use: yours is loaded as soon as that is free"
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """Somebody who waits; `for_card` says whether it is for the card."""
-
-    for_card: bool = False
+class _Waiter:
+    for_gpu: bool = False
 
 
 @dataclass(eq=False)
-class _Tenancy:
-    """The card, had by the app, for as long as one engine is open."""
+class _GpuLock:
+    """The app's lock on the GPU, held while one engine is open."""
 
     handle: int
 
 
 class EnginePool:
-    """At most one `Live`. `on_card` says whether there is a card that an engine with layers on it would use."""
+    """Holds at most one `Live`. `on_gpu`: whether engines with GPU layers would use a GPU."""
 
-    def __init__(self, on_card: bool, most: int = 64) -> None:
+    def __init__(self, on_gpu: bool, max_waiting: int = 64) -> None:
         self.live: Live | None = None
-        self._on_card, self._most = on_card, most
+        self._on_gpu, self._max_waiting = on_gpu, max_waiting
         self._change = threading.Condition()
         self._users = 0
-        self._waiting: list[_Waiting] = []
-        self._tenancy: _Tenancy | None = None
+        self._waiting: list[_Waiter] = []
+        self._gpu_lock: _GpuLock | None = None
 
-    def using(self, spec: Callable[[], dict[str, Any]]) -> Iterator[str | Live]:
-        """Yield why one has to wait, every HEARTBEAT; then, once, the engine, which is one's own to ask until this is closed.
+    def using(self, get_spec: Callable[[], dict[str, Any]]) -> Generator[str | Live, None, None]:
+        """Yield why the caller waits, every HEARTBEAT; then the engine, kept until this is closed.
 
-        `spec` is asked anew each time, since its answer may change meanwhile. Raises EngineError where too many wait.
+        `get_spec` is called at each attempt, since its answer may change in the meantime.
+        Raises EngineError where too many wait.
         """
-        me, found = _Waiting(), OTHERS
+        me = _Waiter()
+        found: str | Live = OTHER_MODEL
         with self._change:
-            if len(self._waiting) >= self._most:
-                raise EngineError(f"{len(self._waiting)} wait already; try again in a moment")
+            if len(self._waiting) >= self._max_waiting:
+                raise EngineError(
+                    f"{len(self._waiting)} callers wait already; try again in a moment"
+                )
             self._waiting.append(me)
         try:
             while not isinstance(found, Live):
                 with self._change:
-                    before = self._waiting[: self._waiting.index(me)]
-                    # Whoever waits for the card may wait for hours, and holds nobody up who does not.
-                    found = (
-                        self._enter(spec(), me) if all(one.for_card for one in before) else OTHERS
-                    )
+                    earlier = self._waiting[: self._waiting.index(me)]
+                    may_enter = all(one.for_gpu for one in earlier)
+                    found = self._enter(get_spec(), me) if may_enter else OTHER_MODEL
                     if isinstance(found, Live):
                         self._waiting.remove(me)
                         self._change.notify_all()
@@ -85,54 +84,58 @@ class EnginePool:
 
     @property
     def users(self) -> int:
-        """How many use the engine, or wait for it."""
+        """How many callers use the engine or wait for it."""
         return self._users + len(self._waiting)
 
     def close(self) -> None:
-        """End the engine, whoever uses it, and give the card back."""
+        """End the engine, even if it is in use, and release the GPU."""
         with self._change:
             self._close()
             self._change.notify_all()
 
-    def _enter(self, spec: dict[str, Any], me: _Waiting) -> Live | str:
-        """The engine, with one more user; or why it cannot be had now."""
-        wants_card = self._on_card and bool(spec.get("gpu_layers"))
-        me.for_card = False
+    def _enter(self, spec: dict[str, Any], me: _Waiter) -> Live | str:
+        """Count one more user and return the engine; or return why it is not available now."""
+        wants_gpu = self._on_gpu and bool(spec.get("gpu_layers"))
+        me.for_gpu = False
         same = self.live is not None and self.live.spec == spec and self.live.state != "closed"
-        if wants_card and (holder := gpu.holder()) and not (same and holder == APP):
-            me.for_card = True
-            return f"the card is held, or wanted, by {holder}"
+        holder = gpu.holder() if wants_gpu else None
+        if holder and not (same and holder == APP):
+            return self._wait_for_gpu(me, holder)
         if not same:
             if self._users:
-                return OTHERS
+                return OTHER_MODEL
             self._close()
-            if wants_card:
+            if wants_gpu:
                 handle = gpu.take(APP)
-                if handle is None:  # at this very moment
-                    me.for_card = True
-                    return f"the card is held, or wanted, by {gpu.holder() or 'another process'}"
-                self._tenancy = _Tenancy(handle)
-                threading.Thread(target=self._give_way, args=(self._tenancy,), daemon=True).start()
-            self.live = Live(spec, self._most)
+                if handle is None:  # somebody took it since `holder` was read
+                    return self._wait_for_gpu(me, gpu.holder() or "another process")
+                self._gpu_lock = _GpuLock(handle)
+                threading.Thread(target=self._give_way, args=(self._gpu_lock,), daemon=True).start()
+            self.live = Live(spec, self._max_waiting)
         assert self.live is not None
         self._users += 1
         return self.live
 
-    def _give_way(self, mine: _Tenancy) -> None:
-        """Give the card back once a run waits for it: when nobody is being served, or after GRACE."""
-        while self._tenancy is mine and not gpu.wanted():
-            time.sleep(LOOK)
+    @staticmethod
+    def _wait_for_gpu(me: _Waiter, holder: str) -> str:
+        me.for_gpu = True
+        return f"the GPU is used by, or reserved for, {holder}"
+
+    def _give_way(self, mine: _GpuLock) -> None:
+        """Release the GPU once a run waits for it: when no reply is under way, or after GRACE."""
+        while self._gpu_lock is mine and not gpu.wanted():
+            time.sleep(POLL)
         deadline = time.monotonic() + GRACE
         with self._change:
-            while self._tenancy is mine and self._users and time.monotonic() < deadline:
-                self._change.wait(LOOK)
-            if self._tenancy is mine:
-                self._close(GAVE_WAY)
+            while self._gpu_lock is mine and self._users and time.monotonic() < deadline:
+                self._change.wait(POLL)
+            if self._gpu_lock is mine:
+                self._close(GPU_TAKEN)
 
     def _close(self, why: str = CLOSED) -> None:
         if self.live is not None:
             self.live.close(why)
         self.live = None
-        if self._tenancy is not None:
-            gpu.release(self._tenancy.handle)
-        self._tenancy = None
+        if self._gpu_lock is not None:
+            gpu.release(self._gpu_lock.handle)
+        self._gpu_lock = None

@@ -1,6 +1,6 @@
-"""What keeps the page safe: a model's text as Markdown in which nothing is markup of its own, and who may come in.
+"""Safety of the page: text that a model writes never becomes markup; who may connect.
 
-Knows: which characters begin a tag, what needs a password. Does not know: pages. What is shown as plain text needs none of it.
+Text in boxes and table cells needs no escaping: Gradio shows it as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from selfreward_lite.system.errors import UserError
 
-# What looks like code, though a Markdown parser may see it otherwise: so a tag cannot begin there either.
+# What looks like code. A Markdown parser may see it otherwise, so no tag may begin in it either.
 _CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")  # nothing else begins a tag
 _PICTURE = re.compile(r"!(?=\[)")
@@ -18,7 +18,7 @@ _MARKUP = re.compile(r"[&<>!*_\[\]`#~|\\$]")
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text as Markdown shows it letter by letter: names, and lines that may quote anybody's.
+    """Return a text as Markdown that shows every character as it is.
 
     >>> escape_markdown("<b> *a_b* [c](d)")
     '&#60;b&#62; &#42;a&#95;b&#42; &#91;c&#93;(d)'
@@ -27,7 +27,7 @@ def escape_markdown(text: str) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """Return a text as Markdown without tags and pictures; `said` undoes it.
+    """Return a text as Markdown without tags and pictures; `unescape` reverses it.
 
     >>> strip_tags("a < b & ![c](d)")
     'a &lt; b &amp; &#33;[c](d)'
@@ -36,7 +36,7 @@ def strip_tags(text: str) -> str:
 
 
 def unescape(shown: str) -> str:
-    """Return the text that `tagless` made what is shown of.
+    """Return the text that `strip_tags` was given.
 
     >>> unescape(strip_tags("a &lt; b < c ![d]"))
     'a &lt; b < c ![d]'
@@ -45,26 +45,25 @@ def unescape(shown: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return a text as Markdown with its lists, its emphasis and its code, and without tags and pictures.
+    """Return a text as Markdown with lists, emphasis and code, but without tags and pictures.
 
-    In code a tag shows its `&lt;`; whatever else stands there is left as it is.
+    In code, a tag is shown with `&lt;`; everything else is left as it is.
 
     >>> markdown("<b>bold</b> & `a < b` `<b>`")
     '&lt;b>bold&lt;/b> &amp; `a < b` `&lt;b>`'
     """
     parts = _CODE.split(text)
-    for place, part in enumerate(parts):
-        parts[place] = (
-            _TAG.sub("&lt;", part) if place % 2 else strip_tags(part)
-        )  # the odd ones are code
-    return _TAG.sub("&lt;", "".join(parts))  # one that the parts make together
+    for index, part in enumerate(parts):
+        is_code = index % 2
+        parts[index] = _TAG.sub("&lt;", part) if is_code else strip_tags(part)
+    return _TAG.sub("&lt;", "".join(parts))  # for a tag that two parts make together
 
 
 def check_auth(listen: bool, auth: str | None) -> tuple[str, str] | None:
-    """Return user and password, None where there are none. Raises UserError where the page would be open to others without."""
+    """Return user and password, or None. Raises UserError for --listen without a password."""
     name, _, password = (auth or "").partition(":")
     if auth and not (name and password):
         raise UserError("--auth: write it as USER:PASSWORD")
     if listen and not auth:
-        raise UserError("--listen lets others on the network in: give --auth USER:PASSWORD with it")
+        raise UserError("--listen lets others on the network in: add --auth USER:PASSWORD")
     return (name, password) if auth else None

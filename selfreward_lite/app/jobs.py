@@ -1,12 +1,6 @@
-"""Runs as processes of their own: begun, watched, stopped, and never part of whoever did that.
+"""Runs as background processes: start or resume one, accept a refused model, stop one.
 
-    begin      `python -m selfreward_lite run …` in a process that goes on when its starter ends, by whatever means
-    accept     `python -m selfreward_lite accept …`, which promotes what a gate refused
-    stop       ask the process that writes a run to end; what is committed stays, `begin` goes on from there
-    view       how far a run is, from its folder alone: whoever looks, however often, sees the same
-
-Knows: the command line of `run` and `accept`, the lock that names its process, its log. Does not know: pages, what a stage does.
-The log of a run that was begun here lies beside its folder, as NAME.log; one that was begun in a terminal speaks there.
+A run started here goes on when the app ends. Its log is beside its folder, as NAME.log.
 """
 
 from __future__ import annotations
@@ -18,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +21,16 @@ from selfreward_lite.system.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
-# What would have this machine read a file, or fetch one: whoever can open the page could then read it too.
+# Settings that name files. The app must not set them: a visitor could read any file.
 _FILES = ("model.base", "model.origin", "model.gguf_file", "seed_stage.ranked", "prompts.file")
-_PATIENCE = 20.0  # seconds until a run that was begun has said that it is there
+_SECTIONS = {name.split(".")[0] for name in _FILES}
+_PATIENCE = 20.0  # seconds for a new process to lock its run
 _TAIL = 8000  # bytes of a log that are read
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is to be run. None means: as the preset, or the run that is gone on with, has it."""
+    """A run to start or resume. None: the value of the preset, or of the run."""
 
     name: str
     preset: str | None = None
@@ -47,82 +41,65 @@ class RunRequest:
     past_gates: bool = False
 
     def overrides(self) -> dict[str, str]:
-        """Return the settings that are laid over the preset. Raises ConfigError for one that cannot be given here."""
+        """Return settings that override the preset. Raises UserError for one that names files."""
         found = config.parse_overrides(list(self.settings))
-        whole = {name.split(".")[0] for name in _FILES}
-        if files := [
-            key
-            for key in found
-            if key in (*_FILES, *whole) or not re.fullmatch(r"[a-z_.0-9]+", key)
-        ]:
-            raise UserError(
-                f"{files[0]} names files, and can be given on the command line only: `run --set {files[0]}=…`"
-            )
+        for key in found:
+            if key in (*_FILES, *_SECTIONS) or not re.fullmatch(r"[a-z_.0-9]+", key):
+                raise UserError(
+                    f"{key} names files, so it works on the command line only: `run --set {key}=…`"
+                )
         given = {"iterations": self.iterations, "seed": self.seed}
         return found | {key: str(value) for key, value in given.items() if value is not None}
 
     def arguments(self) -> list[str]:
-        """Return the arguments of the command line that say the same."""
-        found = ["--name", self.name]
-        for option, value in (
-            ("--preset", self.preset),
-            ("--iterations", self.iterations),
-            ("--seed", self.seed),
-            ("--hours", self.hours),
-        ):
-            found += [option, f"{value}"] if value is not None else []
-        for setting in self.settings:
-            found += ["--set", setting]
-        return [*found, "--gates", "report"] if self.past_gates else found
+        """Return the request as arguments of the command line."""
+        options = {
+            "--name": self.name,
+            "--preset": self.preset,
+            "--iterations": self.iterations,
+            "--seed": self.seed,
+            "--hours": self.hours,
+            "--gates": "report" if self.past_gates else None,
+        }
+        pairs = [*options.items(), *(("--set", setting) for setting in self.settings)]
+        return [f"{part}" for pair in pairs if pair[1] is not None for part in pair]
 
 
 def let_children_import() -> None:
-    """Let every process that is started from here find this package, whatever folder it is started in."""
+    """Let child processes import this package, in whatever folder they start."""
     package = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [package, os.environ.get("PYTHONPATH")])
     )
 
 
-def begin(runs_dir: Path, wanted: RunRequest, here: Path) -> None:
-    """Start a run, or go on with it, as a process in the folder `here`, which is where relative paths in its settings begin.
+def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
+    """Start or resume a run as a process in `cwd`, where relative paths in its settings begin.
 
-    Raises UserError where that cannot be: a bad name, a mistyped setting, a process that writes this run already.
+    Raises UserError for a bad name or setting, or if a process is writing this run already.
     """
-    if not NAME.fullmatch(wanted.name) or wanted.name.endswith(".log"):
+    name = request.name
+    if not NAME.fullmatch(name) or name.endswith(".log"):
         raise UserError(
-            f"{wanted.name!r} is no name for a run: letters, digits, - _ . and no more than 60 of them"
+            f"{name!r} cannot name a run: use up to 60 letters, digits, hyphens, underscores, dots"
         )
-    folder = runs_dir / wanted.name
-    overrides = wanted.overrides()
-    if wanted.hours is not None and not 0 < wanted.hours <= 8760:
+    folder, overrides = runs_dir / name, request.overrides()
+    if request.hours is not None and not 0 < request.hours <= 8760:
         raise UserError("hours: more than 0, and at most a year (8760)")
     if not (folder / "run.sqlite").exists():
-        config.load(wanted.preset or "tiny", overrides)  # a mistake is said here, not in a log
-    elif (process := Store.writer(folder)) is not None:
-        raise UserError(
-            f"process {process} is at {wanted.name} already; watch it, or stop it first"
-        )
+        config.load(request.preset or "tiny", overrides)  # shows a mistake here, not in the log
+    elif (writer := Store.writer(folder)) is not None:
+        raise UserError(f"process {writer} is running {name} already; watch it, or stop it first")
     runs_dir.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "selfreward_lite",
-        "run",
-        "--runs-dir",
-        str(runs_dir),
-        *wanted.arguments(),
-    ]
-    _log(folder).write_bytes(
-        b""
-    )  # what it said before is over; to append keeps lines whole where two begin at once
+    _log(folder).write_bytes(b"")
+    # Appending keeps lines intact where two processes start at once.
     with _log(folder).open("ab") as log:
         process = subprocess.Popen(
-            command,
+            _command("run", runs_dir, *request.arguments()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            cwd=here,
+            cwd=cwd,
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
         )
@@ -131,63 +108,60 @@ def begin(runs_dir: Path, wanted: RunRequest, here: Path) -> None:
     while Store.writer(folder) is None and time.monotonic() < deadline:
         if process.poll() is not None:
             if process.returncode:
-                raise UserError(
-                    " ".join(last_words(folder, 1))
-                    or f"the run ended with code {process.returncode} and no word"
-                )
+                _raise_failure("run", last_log_lines(folder, 1), process.returncode)
             return
         time.sleep(0.05)
 
 
-def accept(runs_dir: Path, run: str) -> None:
-    """Promote the candidate of a run that a gate refused; reading a large model's files to see that they are whole takes a while.
+def accept_candidate(runs_dir: Path, run: str) -> None:
+    """Promote the model that a gate refused; checking a large model's files takes a while.
 
-    Raises UserError, with the command's own words, where that cannot be.
+    Raises UserError, with the command's last line, where that fails.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "selfreward_lite",
-        "accept",
-        "--runs-dir",
-        str(runs_dir),
-        "--name",
-        run,
-    ]
     ended = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        _command("accept", runs_dir, "--name", run),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if ended.returncode:
-        raise UserError(
-            " ".join(ended.stderr.splitlines()[-1:])
-            or f"accept ended with code {ended.returncode} and no word"
-        )
+        _raise_failure("accept", ended.stderr.splitlines()[-1:], ended.returncode)
 
 
-def stop(folder: Path) -> bool:
+def stop_run(folder: Path) -> bool:
     """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one."""
-    process = Store.writer(folder)
-    if process is None:
+    writer = Store.writer(folder)
+    if writer is None:
         return False
     try:
-        os.kill(process, signal.SIGTERM)
+        os.kill(writer, signal.SIGTERM)
     except ProcessLookupError:
-        return False  # it has ended meanwhile
+        return False  # it has just ended
     except PermissionError:
         raise UserError(
-            f"process {process} belongs to somebody else; end it where it was started"
+            f"process {writer} belongs to another user; end it where it was started"
         ) from None
     return True
 
 
-def last_words(folder: Path, lines: int = 12) -> Sequence[str]:
-    """Return the last lines of what a run that was begun here said; nothing where it was begun elsewhere."""
+def last_log_lines(folder: Path, lines: int = 12) -> list[str]:
+    """Return the last lines of a run's log; none for a run that was started elsewhere."""
     log = _log(folder)
     if not log.is_file():
         return []
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         return file.read().decode("utf-8", errors="replace").splitlines()[-lines:]
+
+
+def _command(name: str, runs_dir: Path, *arguments: str) -> list[str]:
+    package = [sys.executable, "-m", "selfreward_lite"]
+    return [*package, name, "--runs-dir", str(runs_dir), *arguments]
+
+
+def _raise_failure(command: str, lines: list[str], code: int) -> None:
+    raise UserError(" ".join(lines) or f"{command} ended with code {code} and no message")
 
 
 def _log(folder: Path) -> Path:

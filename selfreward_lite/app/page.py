@@ -1,47 +1,57 @@
-"""The page: its tabs, its look, and how it is served: on this machine alone, unless somebody asks for more and gives a password.
+"""The page: its tabs, its style, and how it is served.
 
-Knows: gradio. Does not know: what a tab does. Nothing of the machine can be read through it: it runs in an empty folder, hands
-out no file that a user names, and lets no text fetch a picture or send a form.
+It is served to this machine alone, unless the user asks for more and gives a password. Nothing of
+the machine can be read through it: it runs in an empty folder, hands out no file that a visitor
+names, and lets no text load a picture or send a form.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 import gradio as gr
 
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.tabs import chat, compare, explore, progress
-from selfreward_lite.app.tabs import run as run_tab
-from selfreward_lite.app.widgets import QUIET, TICK, Shell, dynamic_dropdown
+from selfreward_lite.app.tabs import progress
+from selfreward_lite.app.tabs.chat import ChatTab
+from selfreward_lite.app.tabs.compare import CompareTab
+from selfreward_lite.app.tabs.explore import ExploreTab
+from selfreward_lite.app.tabs.run import RunTab
+from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read as gradio is imported
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 TITLE = "selfreward_lite"
-SHUT = "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; object-src 'none'"
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{SHUT}">'
+POLICY = (
+    "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; "
+    "object-src 'none'"
+)
+HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 CSS = """
 footer {display: none !important}
 .gradio-container {max-width: 1200px !important; margin: auto}
 #head {align-items: end}
 #machine p, .fine p {font-size: var(--text-sm); color: var(--body-text-color-subdued)}
-#first {align-items: center; padding: var(--spacing-lg); border-radius: var(--radius-lg); background: var(--color-accent-soft)}
+#first {align-items: center; padding: var(--spacing-lg); border-radius: var(--radius-lg)}
+#first {background: var(--color-accent-soft)}
 .stage progress {display: block; width: 100%; height: 10px; accent-color: var(--color-accent)}
 .answer {overflow-wrap: anywhere}
 .wide {max-width: calc(100vw - 4rem); overflow-x: auto !important}
 .wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
-FONTS = {
+# The machine's own fonts: nothing is downloaded.
+FONTS: dict[str, Any] = {
     "font": ["system-ui", "sans-serif"],
     "font_mono": ["ui-monospace", "monospace"],
-}  # of the machine: nothing is fetched
+}
 
-# Stages after which there is something to see; small ones end many times a second.
+# Stages after which there is something new to show; smaller ones end many times a second.
 LANDMARKS = (
     "ranked",
     "prompts",
@@ -52,13 +62,13 @@ LANDMARKS = (
     "evaluation",
     "gates",
 )
-ON_CPU = "Talk on the CPU: slower, and the card is left to a run"
-PULSE = 2.0  # seconds between two looks at the runs
-QUEUE = 64  # events that wait, and requests of the engine: beyond that the page says so
-THREADS = 200  # a reply under way has one for as long as nothing is said, a quarter of a second
+POLL = 2.0  # seconds between two checks of the runs
+QUEUE = 64  # events that may wait; more are refused with a message
+THREADS = 200  # a reply holds one while the engine is silent, up to a quarter of a second
 WELCOME = (
-    "**No run yet.** You can talk to the tiny model at once. A tiny run shows the whole loop: the model answers, judges its "
-    "answers, judges its judgments, and is trained on both, three times; some minutes on a CPU, no download."
+    "**No run yet.** You can chat with the tiny model at once. A tiny run shows the complete loop: "
+    "the model answers, judges its answers, judges its judgments, and is trained on both, three "
+    "times. It takes some minutes on a CPU and downloads nothing."
 )
 
 
@@ -68,72 +78,72 @@ def build(library: RunLibrary) -> gr.Blocks:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
                 gr.Markdown(
-                    "# selfreward_lite\nA language model that judges its own answers, and learns from it."
+                    f"# {TITLE}\nA language model that judges its own answers, and learns from it."
                 )
             with gr.Column(min_width=300):
                 run = dynamic_dropdown("Run", container=False, elem_id="run")
-                words = gr.Markdown(elem_id="machine")
-                on_cpu = gr.Checkbox(label=ON_CPU, visible=bool(library.cards), container=False)
+                engine = gr.Markdown(elem_id="machine")
+                on_cpu = gr.Checkbox(
+                    label="Answer on the CPU: slower, but leaves the GPU to runs",
+                    visible=bool(library.gpus),
+                    container=False,
+                )
         with gr.Row(visible=False, elem_id="first") as welcome:
             gr.Markdown(WELCOME)
             first = gr.Button("Start a tiny run", variant="primary", scale=0, min_width=180)
-        shell = Shell(run, words, gr.Textbox("", visible="hidden"), gr.Timer(PULSE))
+        header = Header(run, engine, gr.Textbox("", visible="hidden"), gr.Timer(POLL))
         with gr.Tabs() as tabs:
             with gr.Tab("Chat", id="chat"):
-                chat.tab(library, shell)
+                ChatTab(library, header)
             with gr.Tab("Compare", id="compare"):
-                compare.tab(library, shell)
+                CompareTab(library, header)
             with gr.Tab("Run", id="run"):
-                run_tab.tab(library, shell, first)
+                RunTab(library, header, first)
             with gr.Tab("Explore", id="explore"):
-                explore.tab(library, shell)
+                ExploreTab(library, header)
             with gr.Tab("Progress", id="progress"):
-                progress.tab(library, shell)
+                progress.tab(library, header)
         on_cpu.input(lambda wanted: setattr(library, "on_cpu", wanted), on_cpu, None, **QUIET)
         first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
         api.define(library)
-
-        def look(chosen: str | None, known: list[str]) -> tuple[object, ...]:
-            runs = library.runs()
-            now = chosen if chosen in (*runs, TINY) else runs[0] if runs else TINY
-            told = [
-                *runs,
-                now,
-                library.on_cpu,
-                escape_markdown(library.words()),
-                news(library, now),
-            ]
-            if told == known:  # a page that is told what it shows takes it for a change
-                return tuple(gr.skip() for _ in seen)
-            value = (
-                {} if now == chosen else {"value": now}
-            )  # else a choice made meanwhile would be undone
-            return (
-                gr.update(choices=[*runs, TINY], **value),
-                told,
-                gr.update(visible=not runs),
-                *told[-3:],
-            )
-
         known = gr.State([])
-        parts, seen = [run, known], [run, known, welcome, on_cpu, words, shell.pulse]
-        page.load(look, parts, seen, **QUIET)
-        shell.timer.tick(look, parts, seen, **TICK)
+
+        def refresh(chosen: str | None, before: list[object]) -> Updates:
+            """Update what has changed; the page takes a value sent again for a change."""
+            runs = library.runs()
+            default = runs[0] if runs else TINY
+            now = chosen if chosen in (*runs, TINY) else default
+            status = escape_markdown(library.engine_status())
+            shown = [*runs, now, library.on_cpu, status, describe_news(library, now)]
+            if shown == before:
+                return gr.skip()
+            # Sending the run that is chosen already would undo a choice made in the meantime.
+            value: dict[str, Any] = {} if now == chosen else {"value": now}
+            return {
+                run: gr.update(choices=[*runs, TINY], **value),
+                known: shown,
+                welcome: gr.update(visible=not runs),
+                on_cpu: library.on_cpu,
+                engine: status,
+                header.news: shown[-1],
+            }
+
+        outputs = [run, known, welcome, on_cpu, engine, header.news]
+        page.load(refresh, [run, known], outputs, **QUIET)
+        header.timer.tick(refresh, [run, known], outputs, **TICK)
     return page
 
 
-def news(library: RunLibrary, run: str) -> str:
-    """Return words that change when a run has ended a stage, or has a new model, or begins or ends to work."""
+def describe_news(library: RunLibrary, run: str) -> str:
+    """Return a text that changes when a run starts, stops, ends a stage, or has a new model."""
     if run == TINY:
         return run
     try:
-        view = status.view(library.folder(run))
+        view = status.read_status(library.folder(run))
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [
-        f"{stage.model} {stage.name}"
-        for stage in view.stages
-        if stage.ended and stage.name in LANDMARKS
+        f"{one.model} {one.name}" for one in view.stages if one.ended and one.name in LANDMARKS
     ]
     return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
 
@@ -141,7 +151,7 @@ def news(library: RunLibrary, run: str) -> str:
 def serve(
     library: RunLibrary, port: int | None, listen: bool, auth: tuple[str, str] | None
 ) -> None:
-    """Show the page until it is interrupted, to the network only if it is to `listen`; `auth` is user and password.
+    """Serve the page until interrupted; to the network only with `listen`. `auth`: user, password.
 
     Raises UserError where the port is taken.
     """
@@ -150,7 +160,7 @@ def serve(
         page = build(library)
         page.queue(max_size=QUEUE, default_concurrency_limit=8)
         try:
-            _open(page, port, listen, auth)
+            _launch(page, port, listen, auth)
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
             page.block_thread()
         finally:
@@ -158,9 +168,9 @@ def serve(
             os.chdir("/")
 
 
-def _open(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
+def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
     try:
-        # `share` is said: on Colab and Kaggle gradio would open the page to the world by itself.
+        # On Colab and Kaggle, gradio opens a public link unless `share` is False.
         page.launch(
             server_name="0.0.0.0" if listen else "127.0.0.1",
             server_port=port,
@@ -182,4 +192,4 @@ def _open(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str]
             max_threads=THREADS,
         )
     except OSError as error:
-        raise UserError(f"no page could be opened ({error}); give another --port") from None
+        raise UserError(f"the page could not be opened ({error}); choose another --port") from None

@@ -1,58 +1,67 @@
-"""Talking to the models of a run: who there is, what a conversation becomes, what a judge says of a reply.
+"""Ask the models of a run for a reply, a score for a reply, or a verdict on two replies.
 
-    House       the runs of a folder, and the one engine for everybody who talks to their models
-    reply       a conversation → text as it is drawn
-    score       a conversation and a reply → judgments as they arrive, and the score that they come to
-
-Knows: runs' folders and settings, the judge's question. Does not know: pages. What is said here belongs to no run: nothing is
-written to a store. A reply to several turns is judged as a reply to all of them: the conversation, written out, stands where the
-judge reads the request. For a single turn that is the very question that judgments are made with in a run.
+Nothing here is written to a run. To a judge, a conversation of several turns is one request with
+all turns written out; a single turn is judged with exactly the question that runs use.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from statistics import fmean, pstdev
 
+from selfreward_lite.app.library import RunLibrary
+from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
-from selfreward_lite.data.records import Judgment
-from selfreward_lite.models.chat_format import Message
+from selfreward_lite.data.records import Judgment, Prompt, Response
+from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
+from selfreward_lite.method import comparisons, judgments
+from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
+from selfreward_lite.models.chat_format import ChatFormat, Message
+from selfreward_lite.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as far as it is drawn. `finish` is None until it ends; `seconds` run from the question to its newest piece, `first`
-    to its first, as the engine drew them: however slowly they are listened to."""
+    """A reply so far; `finish` is None until it ends.
+
+    `first` and `seconds` are the times from the question to the first and the newest token, as
+    the engine generated them: `first` includes waiting and loading.
+    """
 
     text: str
     tokens: int = 0
     finish: str | None = None
     first: float | None = None
     seconds: float = 0.0
-    waits: str = ""  # for what, in words, before anything can be drawn
+    waits_for: str = ""  # why there is no token yet
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second from its first piece on; None where there is nothing to divide."""
+        """Tokens per second after the first token; None for fewer than two tokens."""
         spent = self.seconds - (self.first or 0.0)
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else None
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a judge said of a reply so far: its judgments, of `wanted`."""
+    """A judge's score for a reply so far: the judgments that arrived, of `wanted`."""
 
     wanted: int
-    judgments: tuple[Judgment, ...] = field(default_factory=tuple)
-    lost: int = 0  # that never came: too long for the context, or the engine died
-    ended: bool = False  # before all of them were there
+    judgments: tuple[Judgment, ...] = ()
+    lost: int = 0  # never made: too long for the context, or the engine crashed
+    stopped: bool = False
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.ended or len(self.judgments) + self.lost >= self.wanted
+    def is_complete(self) -> bool:
+        """Whether no more judgments will arrive."""
+        return self.stopped or len(self.judgments) + self.lost >= self.wanted
 
     @property
     def read(self) -> list[float]:
@@ -65,43 +74,165 @@ class Score:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation of the scores among themselves."""
+        """The standard deviation of the scores."""
         return pstdev(self.read) if self.read else None
 
     @property
     def expected(self) -> float | None:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
-        found = [
-            one.expected_score
-            for one in self.judgments
-            if one.score is not None and one.expected_score is not None
-        ]
+        read = [one.expected_score for one in self.judgments if one.score is not None]
+        found = [value for value in read if value is not None]
         return fmean(found) if found else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of two replies: "a", "b", or "tie", which is also what a verdict is that flips with the order or could
-    not be read; None where it could not be asked. With its words in both orders."""
+    """A judge's choice between two replies, and its text for both orders.
+
+    `result` is None where the judge could not be asked. "tie" also stands for a verdict that
+    changes with the order, or could not be read.
+    """
 
     judge: str
-    result: votes.Side | None
-    judged_ab: str
-    judged_ba: str
+    result: votes.Side | None = None
+    judged_ab: str = ""
+    judged_ba: str = ""
+    is_final: bool = True
+    waits_for: str = ""
 
 
-def _known(prompt: str, text: str) -> str:
-    """What an answer's luck derives from, where it has no key: what it says, and to what."""
-    return hashlib.blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()
+class Talk:
+    """One caller's access to the models of a run. Raises UserError for a missing run or model."""
+
+    def __init__(self, library: RunLibrary, run: str, caller: str) -> None:
+        self.library, self.models, self.caller = library, library.models(run), caller
+
+    def stream_reply(
+        self, speaker: str, messages: Sequence[Message], draw: Draw, seed: int
+    ) -> Generator[Reply, None, None]:
+        """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
+
+        Yields at least once a second, so that closing the iterator stops the reply.
+        """
+        role = self._role(speaker, draw)
+        request = replace(
+            role.make_request("", "reply", ["reply"]),
+            tokens=role.chat.prompt_ids(messages),
+            seeds=(seed,),
+            stream=True,
+        )
+        reply, asked_at, shown_at = Reply(""), time.monotonic(), 0.0
+        with closing(self._ask(request)) as answers:
+            for one in answers:
+                reply = replace(reply, waits_for=one if isinstance(one, str) else "")
+                if isinstance(one, Piece):
+                    seconds = (one.at or time.monotonic()) - asked_at
+                    reply = replace(
+                        reply,
+                        text=reply.text + one.text,
+                        tokens=reply.tokens + 1,
+                        first=seconds if reply.first is None else reply.first,
+                        seconds=seconds,
+                    )
+                elif isinstance(one, Completion):
+                    reply = replace(
+                        reply,
+                        text=reply.text if one.finish in NO_TEXT_REASONS else one.text,
+                        tokens=len(one.tokens) or reply.tokens,
+                        finish=one.finish,
+                    )
+                    if reply.speed:
+                        source = f"{speaker} of {self.models.run}"
+                        speed = f"{reply.speed:,.0f} tokens/s"
+                        self.library.last_reply = f"; last reply: {source}, {speed}"
+                if reply.finish or reply.tokens == 1 or self._is_due(shown_at):
+                    shown_at = time.monotonic()
+                    yield reply
+
+    def stream_score(
+        self, judge: str, messages: Sequence[Message], text: str
+    ) -> Generator[Score, None, None]:
+        """Yield a model's score for a reply, as the judgments of the run's settings arrive."""
+        settings = self.models.settings.judge
+        role = self._role(judge, settings.draw)
+        prompt = Prompt("prompt", 0, "generated", 0, write_out(messages))
+        response = _response(prompt.text, text, judge, prompt.id)
+        (request,) = next(judgments.ask_for_judgments(prompt, response, role, settings.count))
+        score, shown_at = Score(settings.count), 0.0
+        with closing(self._ask(request)) as answers:
+            for one in answers:
+                if isinstance(one, Completion) and one.finish in NO_TEXT_REASONS:
+                    score = replace(score, lost=score.lost + 1)
+                elif isinstance(one, Completion):
+                    judgment = judgments.read_judgment(
+                        one, f"{one.sample}", response, role, one.sample
+                    )
+                    score = replace(score, judgments=(*score.judgments, judgment))
+                if score.is_complete or self._is_due(shown_at):
+                    shown_at = time.monotonic()
+                    yield score
+
+    def stream_verdict(
+        self, judge: str, prompt: str, texts: tuple[str, str]
+    ) -> Generator[Verdict, None, None]:
+        """Yield a model's verdict on two replies; the last one `is_final`.
+
+        Same question, sampling and reading as the frozen judge of a run's evaluation
+        (arXiv 2401.10020, section 3.2).
+        """
+        role = self._role(judge, self.models.settings.judge.draw)
+        asked = Prompt(_text_key(prompt, "\0".join(texts)), 0, "generated", 0, prompt)
+        a, b = (_response(prompt, text, "", asked.id) for text in texts)
+        comparison = comparisons.ask_for_comparison(asked, a, b, role)
+        completions: list[Completion] = []
+        for request in next(comparison):
+            with closing(self._ask(request)) as answers:
+                for one in answers:
+                    if isinstance(one, Completion):
+                        completions.append(one)
+                    waits_for = one if isinstance(one, str) else ""
+                    yield Verdict(judge, is_final=False, waits_for=waits_for)
+        try:
+            comparison.send([[one] for one in completions])
+        except StopIteration as end:
+            (found,) = end.value.records
+            sides: dict[float, votes.Side] = {1: "a", 0: "b"}
+            result = sides.get(found.result, "tie")
+            unasked = any(one.finish in NO_TEXT_REASONS for one in completions)
+            texts = found.mine_first_text, found.theirs_first_text
+            yield Verdict(judge, None if unasked else result, *texts)
+
+    def _ask(self, request: Request) -> Generator[Piece | Completion | str | None, None, None]:
+        """What the engine answers; before that, why the caller waits; None where nothing is new."""
+        with closing(self.library.use_engine(self.models)) as waiting:
+            for found in waiting:
+                if not isinstance(found, str):
+                    request = replace(request, key=uuid.uuid4().hex)
+                    with closing(found.ask(request, self.caller)) as answers:
+                        yield from answers
+                    return
+                yield found
+
+    def _role(self, model: str, draw: Draw) -> Role:
+        run, adapters, settings = self.models.run, self.models.adapters, self.models.settings
+        if model not in adapters:
+            raise UserError(f"{run} has no model {model!r}; it has {', '.join(adapters)}")
+        chat = _load_format(self.models.hf_folder)
+        sampling = Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k)
+        templates = settings.model.templates
+        return Role(model, adapters[model], chat, sampling, templates, "talk", settings.seed, 0)
+
+    def _is_due(self, shown_at: float) -> bool:
+        return time.monotonic() - shown_at >= self.library.update_interval()
 
 
-def written_out(messages: Sequence[Message]) -> str:
-    """Return a conversation as a judge reads it: a single turn as it is, several with who says what.
+def write_out(messages: Sequence[Message]) -> str:
+    """Return a conversation as a judge reads it; with several turns, each names its speaker.
 
-    >>> written_out([{"role": "user", "content": "Hi."}])
+    >>> write_out([{"role": "user", "content": "Hi."}])
     'Hi.'
-    >>> written_out([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"},
-    ...              {"role": "user", "content": "Bye."}])
+    >>> write_out([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"},
+    ...            {"role": "user", "content": "Bye."}])
     'User: Hi.\\n\\nAssistant: Yes?\\n\\nUser: Bye.'
     """
     if len(messages) == 1:
@@ -109,3 +240,20 @@ def written_out(messages: Sequence[Message]) -> str:
     return "\n\n".join(
         f"{message['role'].capitalize()}: {message['content']}" for message in messages
     )
+
+
+@lru_cache(maxsize=8)
+def _load_format(hf_folder: Path) -> ChatFormat:
+    return ChatFormat.load(hf_folder)
+
+
+def _response(prompt: str, text: str, model: str, prompt_id: str) -> Response:
+    """A reply as a record. Its id, from which seeds derive, depends on the texts alone.
+
+    So the same reply to the same prompt is always judged with the same random draws.
+    """
+    return Response(_text_key(prompt, text), 0, model, prompt_id, 0, text, "stop", 0)
+
+
+def _text_key(prompt: str, text: str) -> str:
+    return hashlib.blake2b(f"{prompt}\0{text}".encode(), digest_size=16).hexdigest()

@@ -1,7 +1,4 @@
-"""What all tabs share: the choice of a run, what the page says of the machine, and the pulse by which tabs learn of news.
-
-Knows: gradio's parts that stand above the tabs. Does not know: tabs.
-"""
+"""What the tabs share: header, model choices, prompt box, sampling controls, tables, errors."""
 
 from __future__ import annotations
 
@@ -13,37 +10,154 @@ from typing import Any
 import gradio as gr
 from pydantic import ValidationError
 
+from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 
-# Of every event that is the page's own: no part of the API that others may call.
+# For events of the page itself, which are not part of the API for other programs.
 OWN: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
-TICK: dict[str, Any] = {**QUIET, "queue": False}  # … and never in anybody's way
-
-# … of something that changed: where two things change at once, gradio's own way ("always_last") goes round for ever.
+TICK: dict[str, Any] = {**QUIET, "queue": False}  # … and on a timer
+# … for a change: where two things change at once, gradio's default ("always_last") never ends.
 NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+# … for replies, which wait for the engine and not for each other.
+ASK: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+
+Values = dict[Any, Any]  # by component, what the page holds
+Updates = dict[Any, Any]  # by component, its new value or gr.update(…)
+
+TINY_EXAMPLES = [
+    "Sort the letters c a b.",
+    "Reverse the letters d o h k.",
+    "Swap the ends of x y z.",
+]
+EXAMPLES = [
+    "Explain to a ten-year-old why the sky is blue.",
+    "Write three titles for a talk about bees.",
+    "My bread does not rise. What should I check first?",
+]
 
 
 @dataclass(frozen=True)
-class Shell:
-    """The run that is chosen, what the machine does in words, and what changes when there is something new in the run: a box
-    that nobody sees."""
+class Header:
+    """The parts above the tabs. `news` is a hidden box whose text changes when the run does."""
 
     run: gr.Dropdown
-    words: gr.Markdown
-    pulse: gr.Textbox
+    status: gr.Markdown
+    news: gr.Textbox
     timer: gr.Timer
+
+    @property
+    def changes(self) -> list[Any]:
+        """The events after which a tab shows the run anew."""
+        return [self.run.change, self.news.change]
+
+
+@dataclass(frozen=True)
+class ModelChoices:
+    """The models of a run to choose from, the newest last; or why there are none."""
+
+    run: str | None
+    names: tuple[str, ...] = ()
+    is_tiny: bool = False
+    problem: str = ""
+
+    @classmethod
+    def load(cls, library: RunLibrary, run: str | None) -> ModelChoices:
+        """Return the choices that a run offers now."""
+        if run is None:
+            return cls(None)
+        try:
+            models = library.models(run)
+        except SelfRewardError as error:
+            return cls(run, problem=warn(error))
+        is_tiny = run == TINY or models.settings.model.base == "tiny"
+        return cls(run, tuple(models.adapters), is_tiny)
+
+    @property
+    def newest(self) -> str | None:
+        return self.names[-1] if self.names else None
+
+    @property
+    def first_trained(self) -> str | None:
+        """M0, if it is not the newest; else the first model."""
+        return "M0" if "M0" in self.names[:-1] else self.names[0] if self.names else None
+
+
+class PromptBox:
+    """A text box with Send and Stop, and examples that suit the run."""
+
+    def __init__(self, placeholder: str, send: str, *, autofocus: bool = False) -> None:
+        with gr.Row():
+            self.text = gr.Textbox(
+                show_label=False,
+                placeholder=placeholder,
+                scale=8,
+                container=False,
+                autofocus=autofocus,
+            )
+            self.stop = gr.Button("Stop", scale=1, min_width=80, visible=False)
+            self.send = gr.Button(send, variant="primary", scale=1, min_width=80)
+        self.examples = gr.Dataset(
+            components=[self.text], samples=[], label="Examples", visible=False
+        )
+        self.examples.click(lambda row: row[0], self.examples, self.text, **QUIET)
+        self.parts: list[Any] = [self.text, self.stop, self.send]
+
+    def show_busy(self, busy: bool) -> Updates:
+        """Return updates for while a model replies: text typed then would be lost."""
+        return {
+            self.text: gr.update(interactive=not busy),
+            self.stop: gr.update(visible=busy),
+            self.send: gr.update(visible=not busy),
+        }
+
+    def show_examples(self, choices: ModelChoices) -> Updates:
+        """Return updates that offer examples for the models of a run."""
+        texts = TINY_EXAMPLES if choices.is_tiny else EXAMPLES
+        samples = [[text] for text in texts]
+        return {self.examples: gr.update(samples=samples, visible=bool(choices.names))}
+
+
+class DrawControls:
+    """Controls for how tokens are drawn."""
+
+    def __init__(self) -> None:
+        self.temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature")
+        self.top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p")
+        self.max_tokens = gr.Slider(16, 2048, 256, step=16, label="Maximum tokens")
+        self.seed = gr.Number(0, label="Random seed", precision=0, minimum=0)
+        self.parts: list[Any] = [self.temperature, self.top_p, self.max_tokens, self.seed]
+
+    def read(self, values: Values) -> tuple[Draw, int]:
+        """Return how to draw, and the seed."""
+        temperature, top_p, max_tokens, seed = (values[part] for part in self.parts)
+        return parse_draw(temperature, top_p, max_tokens), int(seed or 0)
+
+
+def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Draw:
+    """Return sampling settings. Raises ConfigError for values that no control would give."""
+    try:
+        return Draw(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
 
 
 def toast(error: SelfRewardError) -> gr.Error:
-    """Return an error of ours as its one line. gradio shows such a line as HTML, and it may quote anybody's words."""
+    """Return an error as one line. gradio shows it as HTML, and it may quote a model's text."""
     return gr.Error(str(error).replace("<", "&lt;"), print_exception=False)
+
+
+def warn(error: SelfRewardError) -> str:
+    """Return an error as a line of Markdown."""
+    return f"⚠ {escape_markdown(str(error))}"
 
 
 @contextmanager
 def errors_as_toasts() -> Iterator[None]:
-    """Show an error of ours as its one line, to a person or to a program."""
+    """Show an error as one line, on the page or to another program."""
     try:
         yield
     except SelfRewardError as error:
@@ -51,16 +165,14 @@ def errors_as_toasts() -> Iterator[None]:
 
 
 def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:
-    """Lay out a choice among names that come and go. gradio refuses a value it has not heard of yet, so it is told to take any;
-    whoever is asked for something that is not there says so."""
+    """A dropdown whose options change at run time (Gradio rejects unknown values otherwise)."""
     return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
 
 
-def table(
+def text_table(
     head: list[str] | None, widths: str, label: str | None = None, *, height: int = 400, **more: Any
 ) -> gr.Dataframe:
-    """Lay out a table to read. Its cells show letters, whatever is in them: anybody's text may stand there. `widths` are in
-    percent; on a narrow screen it scrolls."""
+    """Return a read-only table whose cells show their text and never markup. Widths in percent."""
     return gr.Dataframe(
         headers=head,
         datatype="str",
@@ -73,22 +185,3 @@ def table(
         column_widths=[f"{width}%" for width in widths.split()] or None,
         **more,
     )
-
-
-def draw_controls(seed: str = "Seed") -> list[Any]:
-    """Lay out how tokens are to be drawn: temperature, top-p, tokens at most, seed."""
-    return [
-        gr.Slider(0, 2, 0.7, step=0.05, label="Temperature"),
-        gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
-        gr.Slider(16, 2048, 256, step=16, label="Tokens at most"),
-        gr.Number(0, label=seed, precision=0, minimum=0),
-    ]
-
-
-def draw_of(temperature: float, top_p: float, length: float) -> Draw:
-    """Return what the controls say. Raises ConfigError where a program says what no control could."""
-    try:
-        return Draw(temperature=temperature, top_p=top_p, max_tokens=int(length))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None

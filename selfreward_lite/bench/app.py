@@ -207,9 +207,12 @@ def looking(folder: Path, count: int) -> dict[str, float]:
     with Store.write(folder) as store:
         fill(store, count)
     with Store.read(folder) as store:
-        search = _seconds(lambda: explore.find(store, "M1", "sort", "gave none"))
-        prompt = explore.find(store, "M1", "")[0][0].id
-        return {"search": search, "one prompt": _seconds(lambda: explore.look(store, prompt))}
+        search = _seconds(lambda: explore.find_prompts(store, "M1", "sort", "gave none"))
+        prompt = explore.find_prompts(store, "M1", "")[0][0].id
+        return {
+            "search": search,
+            "one prompt": _seconds(lambda: explore.load_history(store, prompt)),
+        }
 
 
 def fill(store: Store, count: int, responses: int = 5, judgments: int = 5) -> None:

@@ -39,7 +39,8 @@ from selfreward_lite.run.runtime import Runtime, open_runtime
 from selfreward_lite.run.stages import StageCosts, seconds_by_stage
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.gpu import Gpu, list_gpus, one_card
+from selfreward_lite.system.gpu import Gpu, list_gpus
+from selfreward_lite.system.processes import describe_exit, one_gpu
 from selfreward_lite.training.job import Job
 
 PACKAGES = (
@@ -134,7 +135,7 @@ def in_child(wanted: CardBenchConfig, name: str, seconds: float) -> tuple[Found,
         )
     except EOFError:
         child.join()
-        found = f"its process ended with code {child.exitcode}"
+        found = f"its process failed: {describe_exit(child.exitcode or 0)}"
     finally:
         child.kill()
         child.join()
@@ -147,7 +148,7 @@ def in_child(wanted: CardBenchConfig, name: str, seconds: float) -> tuple[Found,
 
 def _measured(wanted: CardBenchConfig, name: str, answer: Any) -> None:
     """What `in_child` starts."""
-    os.environ.update(one_card(os.environ))
+    os.environ.update(one_gpu(os.environ))
     try:
         work = dict(_parts(wanted, lambda words: print(words, file=sys.stderr)))[name]
         answer.send(work())

@@ -232,7 +232,7 @@ def _judging(store: Store, model: int) -> dict[str, float]:
 
 
 def _letters(prompt: Prompt) -> tuple[str, ...]:
-    task = tasks.read(prompt.text)
+    task = tasks.parse_task(prompt.text)
     assert task is not None
     return task.letters
 

@@ -24,7 +24,8 @@ from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.gpu import list_gpus, one_card
+from selfreward_lite.system.gpu import list_gpus
+from selfreward_lite.system.processes import one_gpu
 
 if TYPE_CHECKING:
     from selfreward_lite.bench.engine import Found, Plan
@@ -124,7 +125,7 @@ def bench_engine(
 
     if gpu_layers:
         os.environ.update(
-            one_card(os.environ)
+            one_gpu(os.environ)
         )  # as for the engine's process, so for the others that measure
     model, adapter = _subject(model, synthetic, quantisation, adapter, folder)
     vocab, name = baselines.vocabulary(model), None if adapter is None else str(adapter)

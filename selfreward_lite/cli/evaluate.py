@@ -174,8 +174,8 @@ def _export(work: Evaluation, models: Sequence[str], prompts: str | None, out: P
     texts = None
     if prompts is not None:
         with downloads() as show:
-            place = hub.fetched(prompts, "dataset", show)
-        texts = prompt_files.prompts(prompt_files.read_rows(place, skip_bad=False))
+            place = hub.fetch_path(prompts, "dataset", show)
+        texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
     for model in dict.fromkeys(models):
         answered = (
             work.held_out_answers(model)
@@ -328,16 +328,16 @@ def _ranked(work: Evaluation, source: str | None) -> list[RankedPrompt]:
     if source is None:
         return run.reader.ranked().evaluation
     if source == "votes":
-        rows, _ = votes.as_ranked(votes.all_votes(run.store.folder))
+        rows, _ = votes.build_ranked_rows(votes.load_votes(run.store.folder))
     else:
         with downloads() as show:
-            place = source if source == "tiny" else str(hub.fetched(source, "dataset", show))
+            place = source if source == "tiny" else str(hub.fetch_path(source, "dataset", show))
         stage = run.settings.seed_stage.model_copy(update={"ranked": place})
-        rows, _ = ranked.load_rows(run.settings.model_copy(update={"seed_stage": stage}))
+        rows, _ = ranked.load_ranked_rows(run.settings.model_copy(update={"seed_stage": stage}))
     content = hashlib.blake2b(
         json.dumps(rows, sort_keys=True, default=str).encode(), digest_size=8
     ).hexdigest()
-    found, outcome = ranked.ranked_prompts(rows, f"{run.store.run}, {content}")
+    found, outcome = ranked.build_ranked_prompts(rows, f"{run.store.id_namespace}, {content}")
     for reason, count in outcome.dropped().items():
         say(f"left out: {count} {reason}")
     seen = {one.prompt.text for one in (*run.reader.ranked().eft, *run.reader.ranked().ift)}

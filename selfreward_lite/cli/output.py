@@ -1,15 +1,14 @@
-"""What a person sees on stderr while a run works: a line a stage, with progress, rate, time left and what was dropped.
-
-Knows: rich, terminals and pipes. Does not know: stages' meaning.
-"""
+"""Output of the commands: lines, tables and progress on stderr, one JSON document on stdout."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,23 +19,42 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
+from rich.text import Text
 
 from selfreward_lite.run import ask
 
-_QUIET_SECONDS = 20.0  # into a pipe, a long stage says how far it is this often
+_QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
 console = Console(stderr=True)
 
 
-def say(text: str) -> None:
-    """Print a line as it is, whatever brackets are in it."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+def say(text: str, style: str | None = None, to: Console = console) -> None:
+    """Print a line as it is, without markup."""
+    to.print(text, style=style, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print a table without markup, if it has rows; an empty row is a line between sections."""
+    if not rows:
+        return
+    table = Table(*map(escape, head), title=escape(title) or None, title_justify="left")
+    for row in rows:
+        if row:
+            table.add_row(*map(Text, row))
+        else:
+            table.add_section()
+    console.print(table)
+
+
+def emit(document: object) -> None:
+    """Print a JSON document as the last line of stdout."""
+    print(json.dumps(document), flush=True)
 
 
 class Display:
-    """A watcher for `runner` that draws; use it as a context manager.
+    """Shows the progress of a run; a context manager.
 
-    A stage under way is a bar at the bottom of the terminal; one that has ended is a line that stays.
+    A stage in progress is a bar at the bottom of the terminal, a finished one a line that stays.
     """
 
     def __init__(self, console: Console) -> None:
@@ -65,15 +83,10 @@ class Display:
         self._progress.stop()
 
     def __call__(self, at: ask.Progress) -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         key = (at.iteration, at.stage)
         if at.message:
-            self._console.print(
-                f"M{at.iteration} {at.stage}: {at.message}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+            say(f"M{at.iteration} {at.stage}: {at.message}", to=self._console)
         if at.done >= at.total:
             if key in self._bars:
                 self._progress.remove_task(self._bars.pop(key))
@@ -89,15 +102,15 @@ class Display:
 
     def _say(self, at: ask.Progress) -> None:
         self._spoke = time.monotonic()
-        line = f"M{at.iteration} {at.stage}: {at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}  {note(at)}"
-        self._console.print(line.rstrip(), highlight=False, soft_wrap=True, markup=False)
+        done = f"{at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}"
+        say(f"M{at.iteration} {at.stage}: {done}  {note(at)}".rstrip(), to=self._console)
 
 
 @contextmanager
 def downloads() -> Iterator[Callable[[str, int, int], None]]:
-    """Give what is to be told of every file under way: its name, the bytes that are there and those of the whole.
+    """A function that shows a download: file name, bytes received, bytes in total.
 
-    On a terminal that is a bar a file, elsewhere a line when it is whole.
+    On a terminal it draws a bar per file, elsewhere it prints a line when a file is complete.
     """
     bars: dict[str, TaskID] = {}
     columns = (
@@ -120,7 +133,7 @@ def downloads() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def note(at: ask.Progress) -> str:
-    """Return rate, what was dropped and why, and what a trainer last said, in words.
+    """Tokens per second, the trainer's last values, and what was dropped and why.
 
     >>> note(ask.Progress(1, "responses", 10, done=4, tokens=300, seconds=2.0))
     '150 tokens/s'
@@ -139,7 +152,7 @@ def note(at: ask.Progress) -> str:
 
 
 def time_left(at: ask.Progress) -> str:
-    """Return how long the rest will take at the rate so far, in words; nothing before the first item.
+    """Seconds left at the rate so far, as text; "" before the first item.
 
     >>> time_left(ask.Progress(1, "responses", 10, done=4, seconds=2.0))
     ', 3 s left'

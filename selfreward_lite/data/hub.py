@@ -58,7 +58,7 @@ CITED = {
 }
 
 
-def quiet(file: str, done: int, total: int) -> None:
+def show_nothing(file: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
@@ -75,14 +75,14 @@ class Repository:
         return f"{name}@{self.revision}" if self.revision else name
 
 
-def named(text: str) -> Repository | None:
+def parse_repository(text: str) -> Repository | None:
     """Return the repository that a setting names; None for everything else, a path that exists first of all.
 
-    >>> named("unsloth/llama-3-8b-Instruct-bnb-4bit")
+    >>> parse_repository("unsloth/llama-3-8b-Instruct-bnb-4bit")
     Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None, file=None)
-    >>> named("a/b/c.Q4_K_M.gguf@main")
+    >>> parse_repository("a/b/c.Q4_K_M.gguf@main")
     Repository(id='a/b', revision='main', file='c.Q4_K_M.gguf')
-    >>> named("tiny"), named("./models/llama"), named("/models/llama")
+    >>> parse_repository("tiny"), parse_repository("./models/llama"), parse_repository("/models/llama")
     (None, None, None)
     """
     match = None if Path(text).exists() else _NAME.fullmatch(text)
@@ -105,12 +105,12 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
     return known.folder, replace(repository, revision=known.commit)
 
 
-def local(text: str, kind: Kind) -> Path:
+def find_local(text: str, kind: Kind) -> Path:
     """Return the place on this machine that a setting names: a path as it is, a repository's folder if it was downloaded.
 
     Raises UserError where it was not.
     """
-    repository = named(text)
+    repository = parse_repository(text)
     if repository is None:
         return Path(text)
     known = _known(repository, kind)
@@ -121,7 +121,7 @@ def local(text: str, kind: Kind) -> Path:
     return known.folder / repository.file if repository.file else known.folder
 
 
-def config_folder(repository: Repository) -> Path:
+def fetch_config(repository: Repository) -> Path:
     """Return a folder with the config.json of a model, a kilobyte, and nothing else of it; raises UserError as `fetch` does."""
     from huggingface_hub import hf_hub_download
 
@@ -131,25 +131,25 @@ def config_folder(repository: Repository) -> Path:
         ).parent
 
 
-def is_here(repository: Repository, kind: Kind) -> bool:
+def is_downloaded(repository: Repository, kind: Kind) -> bool:
     """Whether a repository was downloaded."""
     return _known(repository, kind) is not None
 
 
-def fetched(text: str, kind: Kind, show: Show) -> Path:
+def fetch_path(text: str, kind: Kind, show: Show) -> Path:
     """Return the place on this machine of what is named, downloaded if need be; raises as `fetch` does."""
-    repository = named(text)
+    repository = parse_repository(text)
     if repository is not None:
         fetch(repository, kind, show)
-    return local(text, kind)
+    return find_local(text, kind)
 
 
-def model_folder(base: str) -> Path:
+def find_model_folder(base: str) -> Path:
     """Return the folder of a base model: the one that ships, one on this machine, or one downloaded before.
 
     Raises UserError where there is none.
     """
-    found = TINY_MODEL if base == "tiny" else local(base, "model")
+    found = TINY_MODEL if base == "tiny" else find_local(base, "model")
     if not (found / "config.json").exists():
         raise UserError(
             f"{found}: no model there; set model.base to a Hugging Face model folder, or to owner/name on the hub"

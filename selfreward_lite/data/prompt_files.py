@@ -153,12 +153,12 @@ def _splits(folder: Path) -> Iterator[tuple[str, Row]]:
         ) from None
 
 
-def prompts(rows: Rows) -> list[str]:
+def extract_prompts(rows: Rows) -> list[str]:
     """Return the prompt of every row, as it stands there; a row without one is refused as `Rows.refuse` does."""
     found = []
     for place, row in rows.rows:
         try:
-            found.append(prompt_of(row))
+            found.append(extract_prompt(row))
         except BadRow as bad:
             rows.refuse(place, str(bad))
     if not found:
@@ -166,12 +166,12 @@ def prompts(rows: Rows) -> list[str]:
     return found
 
 
-def prompt_of(row: Row) -> str:
+def extract_prompt(row: Row) -> str:
     """Return the prompt that a row holds, or raise BadRow with the reason.
 
-    >>> prompt_of({"instruction": "Sort these.", "input": "b a"})
+    >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
-    >>> prompt_of({"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello"}]})
+    >>> extract_prompt({"conversations": [{"from": "human", "value": "Hi there"}, {"from": "gpt", "value": "Hello"}]})
     'Hi there'
     """
     if row.get("parent_id") is not None or row.get("role") == "assistant":
@@ -190,7 +190,7 @@ def prompt_of(row: Row) -> str:
     raise BadRow(f"no field with a prompt (one of {', '.join((*PROMPT_COLUMNS, *CHAT_COLUMNS))})")
 
 
-def chat_format(row: Row) -> str | None:
+def name_chat_format(row: Row) -> str | None:
     """Name the chat format of a row that holds a conversation, None for any other row."""
     if "conversations" in row or "conversation" in row:
         return "ShareGPT conversations"
@@ -219,14 +219,14 @@ def _first_turn(turns: Any) -> str:
 
 
 def _text(value: Any, what: str) -> str:
-    if reason := text_fault(value):
+    if reason := find_text_fault(value):
         raise BadRow(f"{what} {reason}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
     return str(value)
 
 
-def text_fault(value: Any) -> str | None:
+def find_text_fault(value: Any) -> str | None:
     """Say why a field holds no text that can be kept, if it does not."""
     if not isinstance(value, str):
         return "is empty" if value is None else "is not text"

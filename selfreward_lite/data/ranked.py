@@ -34,13 +34,15 @@ class RankedPrompt:
     responses: tuple[Response, ...]
 
 
-def load_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
+def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
     """Return the messages of the ranked data, and what was skipped. Raises DataError with file and line for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // ranked.ANSWERS
-        return list(ranked.rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)), ()
-    found = prompt_files.read_rows(hub.local(source, "dataset"), skip_bad=settings.skip_bad)
+        return list(
+            ranked.generate_ranked_rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)
+        ), ()
+    found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []
     for place, raw in found.rows:
         row = _typed(raw)
@@ -52,7 +54,7 @@ def load_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...
     return kept, found.drops()
 
 
-def ranked_prompts(
+def build_ranked_prompts(
     rows: Iterable[Mapping[str, Any]], run: str
 ) -> tuple[list[RankedPrompt], Outcome]:
     """Return the usable prompts in the order of the data, and as an outcome their records and what was left out."""
@@ -104,7 +106,7 @@ class Split:
     ift: list[RankedPrompt]
 
 
-def split(found: Sequence[RankedPrompt], settings: Settings) -> Split:
+def split_ranked(found: Sequence[RankedPrompt], settings: Settings) -> Split:
     """Share the prompts out: evaluation is reserved first, IFT last. Raises DataError if nothing is left to teach judging."""
     shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
     wanted = settings.seed_stage
@@ -119,7 +121,9 @@ def split(found: Sequence[RankedPrompt], settings: Settings) -> Split:
     return Split(shuffled[: wanted.eval_prompts], rest[:left], rest[left:])
 
 
-def held_out_prompts(settings: Settings, run: str, ranked: Sequence[RankedPrompt]) -> list[Prompt]:
+def pick_held_out_prompts(
+    settings: Settings, run: str, ranked: Sequence[RankedPrompt]
+) -> list[Prompt]:
     """Return the prompts that every model of the run answers for evaluation, and that none is trained on.
 
     In the tiny world they are drawn from its evaluation part; elsewhere they are the held-out `ranked` prompts.
@@ -128,7 +132,7 @@ def held_out_prompts(settings: Settings, run: str, ranked: Sequence[RankedPrompt
         return [one.prompt for one in ranked[: settings.evaluation.prompts]]
     rng = random.Random(settings.seed)
     texts = dict.fromkeys(
-        tasks.draw(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts)
+        tasks.draw_task(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts)
     )
     chosen = list(texts)[: settings.evaluation.prompts]
     return [
@@ -191,7 +195,7 @@ def _typed(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unfit(row: Mapping[str, Any]) -> str | None:
     """Say why a row is no message of ranked data."""
-    if chat := prompt_files.chat_format(row):
+    if chat := prompt_files.name_chat_format(row):
         return f"this file holds {chat}, which rank no answers; the seed stage needs OASST's schema ({', '.join(_NEEDED)})"
     missing = [name for name in _NEEDED if name not in row]
     if missing:
@@ -205,7 +209,7 @@ def _unfit(row: Mapping[str, Any]) -> str | None:
     for name in ("message_id", "parent_id"):
         if not isinstance(row[name], str | int | None):
             return f"{name} {row[name]!r} is not an id"
-    fault = prompt_files.text_fault(row["text"])
+    fault = prompt_files.find_text_fault(row["text"])
     return (
         None if row["text"] is None or fault is None else f"text {fault}"
     )  # an empty one is dropped, as OASST has them

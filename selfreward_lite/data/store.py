@@ -195,9 +195,9 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     @property
-    def run(self) -> str:
-        """What this run's ids are derived from."""
-        return self.fact("run")
+    def id_namespace(self) -> str:
+        """The text that all ids of this run are derived from."""
+        return str(self.fact("run"))
 
     # -- items and records -----------------------------------------------------------------------------------------
 
@@ -379,7 +379,7 @@ class Store:
                 self._db.execute(f"SELECT id, content_hash FROM {_table(kind)}").fetchall()
             )
             for record in self.records(kind):
-                if record.id != derive_id(self.run, record):
+                if record.id != derive_id(self.id_namespace, record):
                     found.append(
                         f"{kind.__name__} {record.id}: its id does not follow from its key"
                     )

@@ -47,7 +47,7 @@ class Vote:
     judged_ba: str
 
 
-def add(folder: Path, vote: Vote) -> None:
+def add_vote(folder: Path, vote: Vote) -> None:
     """Keep a vote; the same id a second time changes nothing. Raises UserError where it cannot be written."""
     try:
         with closing(sqlite3.connect(folder / FILE)) as book, book:
@@ -65,7 +65,7 @@ def add(folder: Path, vote: Vote) -> None:
         ) from None
 
 
-def decide(folder: Path, vote: Vote) -> None:
+def add_verdict(folder: Path, vote: Vote) -> None:
     """Add to a vote that is kept what the judge said of it meanwhile. Raises UserError where it cannot be written."""
     try:
         with closing(sqlite3.connect(folder / FILE)) as book, book:
@@ -79,7 +79,7 @@ def decide(folder: Path, vote: Vote) -> None:
         ) from None
 
 
-def all_votes(folder: Path) -> list[Vote]:
+def load_votes(folder: Path) -> list[Vote]:
     """Return the votes of a run, in the order in which they were given."""
     if not (folder / FILE).exists():
         return []
@@ -100,14 +100,14 @@ def all_votes(folder: Path) -> list[Vote]:
     ]
 
 
-def backup(folder: Path, path: Path) -> None:
+def backup_votes(folder: Path, path: Path) -> None:
     """Write a copy of a run's votes, whole as of now, to `path`."""
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(folder / FILE)) as book, closing(sqlite3.connect(path)) as copy:
         book.backup(copy)
 
 
-def as_ranked(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
+def build_ranked_rows(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
     """Return decided votes as messages in OASST's schema, the preferred answer of rank 0; and what was left out, by reason.
 
     A prompt that was voted on again keeps its last vote.

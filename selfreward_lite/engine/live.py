@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
 
 from selfreward_lite.engine.api import Completion, Piece, Request
-from selfreward_lite.engine.process import Child, start
+from selfreward_lite.engine.process import describe_death, start
 from selfreward_lite.engine.worker import Message, completion_from_plain, request_to_plain
 from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.processes import DEATH, JsonProcess
 
 CLOSED = "this engine was closed; ask again"
 HEARTBEAT = 0.25  # seconds; so often may a caller be stopped while nothing is said to it
@@ -46,8 +47,8 @@ class Live:
         self.spec, self._most = spec, most
         self._lock = threading.RLock()
         self._loading = threading.Lock()
-        self._child: Child | None = None
-        self._loads: Child | None = None
+        self._child: JsonProcess | None = None
+        self._loads: JsonProcess | None = None
         self._room = 1
         self._serials = itertools.count(1)
         self._under_way: dict[str, _Asked] = {}
@@ -91,7 +92,9 @@ class Live:
                 child.send({"begin": 1, "live": True})
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
 
-    def ask(self, request: Request, caller: str = "") -> Iterator[Piece | Completion | None]:
+    def ask(
+        self, request: Request, caller: str = ""
+    ) -> Generator[Piece | Completion | None, None, None]:
         """Yield what is said to a request: pieces if it is streamed, a completion a sample, None every HEARTBEAT of silence.
 
         Closing the iterator takes the request back. Raises EngineError where too many wait, or the engine cannot be used; one
@@ -134,7 +137,7 @@ class Live:
         for child in children:
             child.close()
 
-    def _born(self, child: Child) -> None:
+    def _born(self, child: JsonProcess) -> None:
         """Remember a child that loads, so that its memory comes back at once when it is not wanted any more."""
         with self._lock:
             self._loads = child
@@ -193,11 +196,11 @@ class Live:
                     del self._waiting[asked.caller]
         self._send_on()
 
-    def _listen(self, child: Child) -> None:
+    def _listen(self, child: JsonProcess) -> None:
         """Hand on what a child says for as long as it lives."""
         while True:
             message = child.messages.get()
-            if "death" in message:
+            if DEATH in message:
                 self._bury(child)
                 return
             if "piece" in message or "completion" in message:
@@ -238,7 +241,7 @@ class Live:
                 self._child.send({"begin": 1, "live": True})
         self._send_on()
 
-    def _bury(self, child: Child) -> None:
+    def _bury(self, child: JsonProcess) -> None:
         with self._lock:
             wanted = child is self._child
             failed = list(self._under_way.values())
@@ -247,7 +250,7 @@ class Live:
             if wanted:
                 self.state = "not started"
                 self.deaths += 1
-        self.last_death = child.reap() if wanted else ""
+        self.last_death = describe_death(child) if wanted else ""
         for asked in failed:
             for sample in sorted(asked.owed):
                 asked.answers.put(

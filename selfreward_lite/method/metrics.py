@@ -301,10 +301,12 @@ class ExactScores:
 
 def score_exactly(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores | None:
     """Score answers to tasks of the tiny world exactly; None where the prompts are not of that world."""
-    if any(tasks.read(prompt.text) is None for prompt in prompts):
+    if any(tasks.parse_task(prompt.text) is None for prompt in prompts):
         return None
     answers = {response.prompt_id: response.text for response in responses}
-    found = {prompt.id: score.score(prompt.text, answers.get(prompt.id, "")) for prompt in prompts}
+    found = {
+        prompt.id: score.score_answer(prompt.text, answers.get(prompt.id, "")) for prompt in prompts
+    }
     return ExactScores(
         {name: one.score for name, one in found.items()},
         {name: one.right for name, one in found.items()},

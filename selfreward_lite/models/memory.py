@@ -92,10 +92,12 @@ def base_size(model: Model, llama: Llama) -> float:
 
     Raises UserError where the file that is set cannot be.
     """
-    repository = hub.named(model.gguf_file) if model.gguf_file else None
-    if model.gguf_file is None or (repository is not None and not hub.is_here(repository, "model")):
+    repository = hub.parse_repository(model.gguf_file) if model.gguf_file else None
+    if model.gguf_file is None or (
+        repository is not None and not hub.is_downloaded(repository, "model")
+    ):
         return weights(llama) * GGUF_BYTES[model.gguf]
-    file = hub.local(model.gguf_file, "model")
+    file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():
         raise UserError(f"{file}: no such file; mend model.gguf_file")
     return file.stat().st_size

@@ -86,7 +86,7 @@ class PromptHistory:
     judgment_pair: JudgmentPair | None
 
 
-def groups(store: Store) -> list[str]:
+def list_groups(store: Store) -> list[str]:
     """Return the groups of prompts that a run has: one for every model that was trained on pairs, the newest first."""
     rows = store.select(
         "SELECT DISTINCT iteration FROM record_prompt WHERE iteration > 0 ORDER BY iteration DESC"
@@ -98,7 +98,7 @@ def groups(store: Store) -> list[str]:
     ]
 
 
-def find(
+def find_prompts(
     store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0
 ) -> tuple[list[PromptHit], int]:
     """Return a page of the prompts of a group that hold all the `words`, in their order, and how many there are in all.
@@ -106,7 +106,7 @@ def find(
     Raises UserError for a group that the run does not have.
     """
     origin = _ORIGINS.get(group)
-    if group not in groups(store):
+    if group not in list_groups(store):
         raise UserError(f"{store.folder.name} has no prompts of {group!r}; choose one of the list")
     conditions = ["p.iteration = ?"]
     given: list[object] = [0 if origin else int(group[1:])]
@@ -133,7 +133,7 @@ def find(
     return [PromptHit(*row[:4], judgment_pair=bool(row[4])) for row in rows], total
 
 
-def look(store: Store, prompt_id: str) -> PromptHistory:
+def load_history(store: Store, prompt_id: str) -> PromptHistory:
     """Return a prompt with everything that became of it. Raises UserError where the run has no such prompt."""
     found = store.records(Prompt, id=prompt_id)
     if not found:

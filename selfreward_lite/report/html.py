@@ -26,7 +26,7 @@ SUPERVISION = (
 )
 
 
-def page(store: Store) -> str:
+def render_page(store: Store) -> str:
     """Return a run as HTML. Raises UserError where there is none yet."""
     document = summary.summarize_run(store)
     newest, readings = store.newest(), early_warnings.early_warnings(store)
@@ -75,12 +75,12 @@ def _note(document: RunSummary) -> str:
 def _pairs(store: Store) -> list[dict[str, Any]]:
     """The first pairs of every model, newest first, whole; with the first of them that has a pair of judgments too, if any."""
     found = []
-    for group in explore.groups(store):
+    for group in explore.list_groups(store):
         if group[1:].isdigit():
-            hits, _ = explore.find(store, group, outcome="gave a pair")
+            hits, _ = explore.find_prompts(store, group, outcome="gave a pair")
             judged = next((hit for hit in hits if hit.judgment_pair), None)
             shown = hits[:PAIRS] + ([judged] if judged and judged not in hits[:PAIRS] else [])
-            found += [_pair(group, explore.look(store, hit.id)) for hit in shown]
+            found += [_pair(group, explore.load_history(store, hit.id)) for hit in shown]
     return found
 
 

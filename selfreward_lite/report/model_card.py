@@ -53,7 +53,7 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
     settings = Settings.model_validate(store.fact("settings"))
     source = store.model_dir(number)
     out.mkdir(parents=True, exist_ok=True)
-    repository = hub.named(settings.model.base)
+    repository = hub.parse_repository(settings.model.base)
     config = json.loads((source / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     # As it was trained it names a folder of this machine, which is nobody else's business, and of no use to them.
     config["base_model_name_or_path"] = (
@@ -196,12 +196,12 @@ def _row(said: str, chosen: str, rejected: str, kind: str, iteration: int) -> di
 
 
 def _model_card(store: Store, settings: Settings, number: int) -> str:
-    ranked = hub.named(settings.seed_stage.ranked)
+    ranked = hub.parse_repository(settings.seed_stage.ranked)
     head: dict[str, Any] = {
         "library_name": "peft",
         "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"],
     }
-    if base := hub.named(settings.model.base):
+    if base := hub.parse_repository(settings.model.base):
         head |= {"base_model": base.id, "base_model_relation": "adapter"}
     if licence := _licence(settings):
         head["license"] = licence
@@ -296,7 +296,7 @@ def _licence_words(licence: str) -> str:
 
 
 def _base_words(settings: Settings) -> str:
-    base = hub.named(settings.model.base)
+    base = hub.parse_repository(settings.model.base)
     of = (
         f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`"
         if base
@@ -338,7 +338,7 @@ def _method(store: Store, settings: Settings, number: int) -> str:
 
 
 def _data_words(store: Store, settings: Settings) -> str:
-    ranked = hub.named(settings.seed_stage.ranked)
+    ranked = hub.parse_repository(settings.seed_stage.ranked)
     of = (
         f"[{ranked.id}](https://huggingface.co/datasets/{ranked.id}) at revision `{ranked.revision}`"
         if ranked

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import pandas as pd
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
+from selfreward_lite.system.processes import child_environment, start_module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,12 +42,11 @@ def command(*arguments: str) -> Any:
 
     Raises Stopped where it fails. Interrupting the cell interrupts the command, which then keeps what it did.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in TERMINAL}
-    environment |= {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
-    line = [sys.executable, "-m", "selfreward_lite", *arguments]
+    environment = child_environment() | {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
+    environment = {name: value for name, value in environment.items() if name not in TERMINAL}
     with tempfile.TemporaryFile("w+") as answer:
-        with subprocess.Popen(
-            line, stdout=answer, stderr=subprocess.PIPE, text=True, env=environment
+        with start_module(
+            "selfreward_lite", *arguments, stdout=answer, stderr=subprocess.PIPE, env=environment
         ) as process:
             assert process.stderr is not None
             try:

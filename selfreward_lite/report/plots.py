@@ -61,7 +61,7 @@ def model_metrics(rows: Sequence[summary.Row]) -> dict[str, Rows]:
     return {title: rows for title, rows in found.items() if rows}
 
 
-def training(store: Store) -> dict[str, Rows]:
+def training_curves(store: Store) -> dict[str, Rows]:
     """Return, by curve, what trainers reported: rows of model, step, value."""
     models = [model for model in range((store.newest() or 0) + 2) if store.training(model)]
     return {
@@ -75,7 +75,7 @@ def training(store: Store) -> dict[str, Rows]:
     }
 
 
-def scores(store: Store) -> Rows:
+def score_shares(store: Store) -> Rows:
     """Return how the scores that were trained on are spread, unread judgments left out: rows of judge, score, share, count."""
     found: Rows = []
     for iteration in range(1, (store.newest() or 0) + 2):
@@ -98,7 +98,7 @@ def scores(store: Store) -> Rows:
     return found
 
 
-def lengths(store: Store, iteration: int) -> Rows:
+def lengths_and_scores(store: Store, iteration: int) -> Rows:
     """Return responses of an iteration, the first ones, with their mean score: rows of characters, score."""
     rows = store.select(
         "SELECT length(r.text), (SELECT avg(j.score) FROM record_judgment j WHERE j.iteration = r.iteration AND "
@@ -190,7 +190,7 @@ def draw_worth(store: Store, document: summary.RunSummary | None = None) -> Figu
 
 def draw_training(store: Store) -> Figure:
     """Return the curves of every training: the loss, and of DPO the reward margin and the accuracy."""
-    curves = training(store)
+    curves = training_curves(store)
     figure, axes = _panels(len(curves))
     for one, (title, rows) in zip(axes, curves.items(), strict=True):
         for model, points in _by(rows, "model").items():
@@ -204,7 +204,7 @@ def draw_training(store: Store) -> Figure:
 
 def draw_scores(store: Store) -> Figure:
     """Return how the scores that were trained on are spread, iteration by iteration, unreadable judgments left out."""
-    found = _by(scores(store), "judge")
+    found = _by(score_shares(store), "judge")
     figure, axes = _panels(max(1, len(found)))
     for one, (judge, rows) in zip(axes, found.items(), strict=False):
         one.bar([row["score"] for row in rows], [row["share"] for row in rows])

@@ -15,7 +15,7 @@ State = Literal["new", "beginning", "running", "finished", "refused", "stopped"]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageStatus:
     """One stage of a run: items done, of how many, what was dropped; seconds it took so far."""
 
     model: str
@@ -42,7 +42,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class View:
+class RunStatus:
     """A run as it stands now. `refused` are the gates that said no to its candidate, with their reasons."""
 
     name: str
@@ -51,7 +51,7 @@ class View:
     preset: str = ""
     newest: int | None = None
     iterations: int = 0
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageStatus, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     may_accept: bool = False
     birth: str = ""  # tells it from another run of its name
@@ -62,29 +62,29 @@ class View:
         return ModelId(0 if self.newest is None else self.newest + 1).name
 
     @property
-    def now(self) -> Stage | None:
+    def now(self) -> StageStatus | None:
         """The stage that is under way, or was when it was stopped."""
         return next((stage for stage in reversed(self.stages) if not stage.ended), None)
 
 
-def view(folder: Path) -> View:
+def read_status(folder: Path) -> RunStatus:
     """Return how a run stands. A folder without a run is a new one, not an error."""
     process = Store.writer(folder)
     if not (folder / "run.sqlite").exists():
-        return View(folder.name, "beginning" if process else "new", process)
+        return RunStatus(folder.name, "beginning" if process else "new", process)
     try:
         with Store.read(folder) as store:
             return _view(store, process)
     except UserError:
         if process is None:
             raise
-        return View(folder.name, "beginning", process)  # its file is only just being made
+        return RunStatus(folder.name, "beginning", process)  # its file is only just being made
 
 
-def _view(store: Store, process: int | None) -> View:
+def _view(store: Store, process: int | None) -> RunStatus:
     settings = store.fact("settings")
     if settings is None:
-        return View(store.folder.name, "beginning" if process else "new", process)
+        return RunStatus(store.folder.name, "beginning" if process else "new", process)
     newest, iterations = store.newest(), settings["iterations"]
     candidate = 0 if newest is None else newest + 1
     refused = {
@@ -105,12 +105,12 @@ def _view(store: Store, process: int | None) -> View:
     stages = tuple(
         _training(store, iteration, seconds)
         if name == "training" and not ended
-        else Stage(
+        else StageStatus(
             ModelId(iteration).name, name, done, total, seconds, ended, store.drops(iteration, name)
         )
         for iteration, name, done, total, seconds, ended in store.stages()
     )
-    return View(
+    return RunStatus(
         store.folder.name,
         state,
         process,
@@ -124,8 +124,10 @@ def _view(store: Store, process: int | None) -> View:
     )
 
 
-def _training(store: Store, iteration: int, seconds: float) -> Stage:
+def _training(store: Store, iteration: int, seconds: float) -> StageStatus:
     """A training under way, which to the store is one piece: its steps, and one more in which the adapter is checked."""
     ((step,),) = store.select("SELECT max(step) FROM training WHERE iteration = ?", iteration)
     steps = int(store.metrics(iteration).get("training_steps") or 0)
-    return Stage(ModelId(iteration).name, "training", step or 0, steps + 1, seconds, ended=False)
+    return StageStatus(
+        ModelId(iteration).name, "training", step or 0, steps + 1, seconds, ended=False
+    )

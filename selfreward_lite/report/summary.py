@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import NamedTuple, TypedDict
 
 from selfreward_lite.config.settings import parse
-from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split
+from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split_ranked
 from selfreward_lite.data.records import (
     BASE,
     Judgment,
@@ -253,7 +253,7 @@ def build_seed_table(store: Store) -> Table:
     settings, metrics = parse(store.fact("settings")), store.metrics(0)
     answers = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
     ranked = [RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")]
-    evaluation = split(ranked, settings).evaluation
+    evaluation = split_ranked(ranked, settings).evaluation
     counts: list[tuple[str, float, str]] = [
         ("first-turn prompts with two ranked answers", len(answers), "–"),
         ("evaluation prompts", len(evaluation), "about 190"),

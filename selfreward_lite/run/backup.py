@@ -111,7 +111,7 @@ class Mirror:
         self._through(self._store.backup, self._place / "run.sqlite")
         if (self._store.folder / votes.FILE).exists():  # last: nothing of the run waits for it
             self._through(
-                lambda here: votes.backup(self._store.folder, here), self._place / votes.FILE
+                lambda here: votes.backup_votes(self._store.folder, here), self._place / votes.FILE
             )
 
     def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:

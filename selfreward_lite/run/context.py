@@ -43,7 +43,7 @@ class RunReader:
             ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
             for prompt in self.store.records(Prompt, origin="ranked")
         ]
-        return ranked.split(found, self.settings)
+        return ranked.split_ranked(found, self.settings)
 
     def held_out(self) -> list[Prompt]:
         """The prompts that every model answers for evaluation."""
@@ -126,7 +126,7 @@ class RunContext:
             chat=self.chat,
             sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
             templates=self.settings.model.templates,
-            id_namespace=self.store.run,
+            id_namespace=self.store.id_namespace,
             seed=self.settings.seed,
             iteration=iteration,
         )

@@ -190,11 +190,11 @@ def open_evaluation(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch
 ) -> Iterator[Evaluation]:
     """A run's models, open for questions. `settings` are the run's; those of evaluation and engine may be overridden."""
-    model_dir = hub.model_folder(settings.model.base)
+    model_dir = hub.find_model_folder(settings.model.base)
     asked = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in asked])) as notes:
         run = RunContext(store, settings, ChatFormat.load(model_dir), model_dir, runtime, watch)
-        notes.state("run", store.run)
+        notes.state("run", store.id_namespace)
         try:
             yield Evaluation(run, notes)
         finally:

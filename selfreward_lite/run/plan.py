@@ -307,22 +307,22 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
 
 def _shape(base: str) -> Llama:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
-    repository = hub.named(base)
-    if repository is None or hub.is_here(repository, "model"):
-        return read_config(hub.model_folder(base))
+    repository = hub.parse_repository(base)
+    if repository is None or hub.is_downloaded(repository, "model"):
+        return read_config(hub.find_model_folder(base))
     if repository.id in BASES:
         return SHAPES[BASES[repository.id]]
-    return read_config(hub.config_folder(repository))
+    return read_config(hub.fetch_config(repository))
 
 
 def _download(settings: Settings, llama: Llama) -> int:
     """Bytes of a base and of OASST1 that are not here yet, roughly."""
-    size, repository = 0.0, hub.named(settings.model.base)
-    if repository and not hub.is_here(repository, "model"):
+    size, repository = 0.0, hub.parse_repository(settings.model.base)
+    if repository and not hub.is_downloaded(repository, "model"):
         linear = linear_weights(llama)
         size += linear * memory.NF4_BYTES + 2 * (weights(llama) - linear)
-    ranked = hub.named(settings.seed_stage.ranked)
-    if ranked and not hub.is_here(ranked, "dataset"):
+    ranked = hub.parse_repository(settings.seed_stage.ranked)
+    if ranked and not hub.is_downloaded(ranked, "dataset"):
         size += 41.6e6  # OASST1's two Parquet files, by the hub's page
     return int(size)
 

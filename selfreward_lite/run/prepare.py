@@ -43,7 +43,7 @@ def load_or_create_settings(
     store: Store,
     wanted: dict[str, str],
     preset: str | None,
-    show: hub.Show = hub.quiet,
+    show: hub.Show = hub.show_nothing,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
     """The settings of a run: those it started with, or for a new run the preset's; `wanted` overrides them.
@@ -85,7 +85,7 @@ def open_run(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float
 ) -> RunContext:
     """A run that is ready for its steps: the scores can be read, the disk has room, the prediction is stored."""
-    model_dir = hub.model_folder(settings.model.base)
+    model_dir = hub.find_model_folder(settings.model.base)
     chat, llama = ChatFormat.load(model_dir), read_config(model_dir)
     if settings.judge.score == "expected" and any(
         len(chat.text_ids(digit)) != 1 for digit in "012345"
@@ -113,9 +113,9 @@ def read_prompts(settings: Settings) -> tuple[list[str], tuple[Drop, ...]]:
     """The prompts of the user's own file, and what was skipped; nothing where no file is set."""
     if settings.prompts.file is None:
         return [], ()
-    path = hub.local(settings.prompts.file, "dataset")
+    path = hub.find_local(settings.prompts.file, "dataset")
     rows = prompt_files.read_rows(path, skip_bad=settings.skip_bad)
-    return prompt_files.prompts(rows), rows.drops()
+    return prompt_files.extract_prompts(rows), rows.drops()
 
 
 def _store_facts(store: Store, settings: Settings) -> None:
@@ -142,7 +142,7 @@ def _download(
     commits: dict[tuple[str, str], str] = {}
     for section, name, kind in needed:
         text = getattr(getattr(settings, section), name)
-        repository = hub.named(text) if text else None
+        repository = hub.parse_repository(text) if text else None
         if repository is not None:
             commits[section, name] = str(hub.fetch(repository, kind, show)[1])
     return _with_names(settings, commits)
@@ -153,7 +153,7 @@ def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
     commits: dict[tuple[str, str], str] = {}
     for section, name, _ in NAMED:
         text, before = getattr(getattr(settings, section), name), stored[section].get(name)
-        now, then = (hub.named(one) if one else None for one in (text, before))
+        now, then = (hub.parse_repository(one) if one else None for one in (text, before))
         if now and then and (now.id, now.file, now.revision) == (then.id, then.file, None):
             commits[section, name] = before
     return _with_names(settings, commits)
@@ -168,7 +168,7 @@ def _with_names(settings: Settings, names: dict[tuple[str, str], str]) -> Settin
 
 def _check_folder(settings: Settings) -> None:
     """Refuse a base that cannot be used now, not after the first stage."""
-    folder = hub.model_folder(settings.model.base)
+    folder = hub.find_model_folder(settings.model.base)
     try:
         check_folder(folder)
         if settings.model.quantisation == "none" and read_config(folder).packed:

@@ -87,7 +87,7 @@ class _Torch:
             self._export("export_base", model, dtype=model.gguf, **paths)
         else:
             self._export(
-                "adopt_base", model, gguf=str(hub.local(model.gguf_file, "model")), **paths
+                "adopt_base", model, gguf=str(hub.find_local(model.gguf_file, "model")), **paths
             )
 
     def export_adapter(

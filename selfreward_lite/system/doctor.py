@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes, free_bytes
-from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus, one_card
+from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
+from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
 State = Literal["good", "note", "bad"]
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
@@ -334,21 +335,17 @@ def _llama_probe(there: Sequence[Gpu]) -> dict[str, Any]:
 
 def _probe(*arguments: str) -> dict[str, Any]:
     """What a probe printed; {"error": its last words} where it failed, however it failed."""
-    command = [sys.executable, "-m", "selfreward_lite.engine.probe", *arguments]
     try:
-        environment = {**os.environ, **one_card(os.environ)}
-        ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, env=environment
+        ended = run_module(
+            "selfreward_lite.engine.probe",
+            *arguments,
+            env=child_environment(gpus="one"),
+            timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
-        words = [line.strip() for line in ended.stderr.splitlines() if line.strip()]
-        return {
-            "error": words[-1]
-            if words and ended.returncode > 0
-            else f"its process was ended by signal {-ended.returncode}"
-        }
+        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines())}
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -18,7 +18,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +49,6 @@ class Gpu:
         '75'
         """
         return "".join(map(str, self.capability))
-
-
-def one_card(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what a process of ours is told that computes on a card: to see one, the first of those that it may see.
-
-    Over two, llama.cpp would split the layers, and TRL every batch. They are counted as nvidia-smi counts them; CUDA itself
-    would begin with the fastest.
-    """
-    first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    return {
-        "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
-        "CUDA_VISIBLE_DEVICES": first,
-    }
 
 
 def list_gpus() -> list[Gpu]:

@@ -1,51 +1,186 @@
-"""Child processes: their environment, how they ended, their last lines."""
+"""Child processes: how one starts, what it may see, how it ended, what it wrote last."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Literal
 
-from selfreward_lite.system.gpu import one_card
+Message = dict[str, Any]
+DEATH = "death"  # the one key of the last message of a JsonProcess
+TAIL_BYTES = 16_000  # of a log, in which the last lines are looked for
+CLOSE_SECONDS = 5.0
+_log = logging.getLogger(__name__)
 
 
-def _environment(spec: dict[str, Any]) -> dict[str, str]:
-    """Ours, with this package importable, one card in sight, and two settings of llama.cpp; whoever starts us may overrule them.
+def one_gpu(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables that limit a child process to the first visible GPU.
 
-    Its aborts start a debugger unless told not to (seconds), and its threads spin for long while they wait, which on
-    a busy machine starves others. A short spin keeps the speed: a tiny model with an adapter, 2 threads, made 1,680
-    tokens/s without spinning, 5,290 with 1,000 turns, 5,780 with 10,000, 5,850 with the default (measured, idle machine).
+    With two, llama.cpp would split the layers, and TRL every batch. GPUs are counted as nvidia-smi
+    counts them; CUDA by itself would begin with the fastest.
     """
-    environment = {
-        "GGML_NO_BACKTRACE": "1",
-        "GOMP_SPINCOUNT": "10000",
-        **os.environ,
-        **one_card(os.environ),
+    first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    return {
+        "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        "CUDA_VISIBLE_DEVICES": first,
     }
-    if not spec.get("gpu_layers"):
-        environment["CUDA_VISIBLE_DEVICES"] = (
-            ""  # a CUDA build would take some of a card's memory even without a layer on it
-        )
+
+
+def child_environment(
+    defaults: Mapping[str, str] | None = None, gpus: Literal["all", "one", "none"] = "all"
+) -> dict[str, str]:
+    """This process's environment, for a child in any folder that imports this package.
+
+    `defaults` apply where the user has not set the variable.
+    """
+    found = {**(defaults or {}), **os.environ}
+    if gpus != "all":
+        found |= one_gpu(os.environ)
+    if gpus == "none":  # a CUDA build takes some of a GPU's memory even without a layer on it
+        found["CUDA_VISIBLE_DEVICES"] = ""
     package = str(Path(__file__).resolve().parents[2])
-    known = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = os.pathsep.join([package, known] if known else [package])
-    return environment
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [package, found.get("PYTHONPATH")]))
+    return found
 
 
-def _how_it_ended(code: int) -> str:
-    if code >= 0:
-        return f"it ended with code {code} and without a word"
-    name = signal.Signals(-code).name
-    return f"it was ended by {name}" + (
-        ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
+def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start `python -m module`; `options` are those of Popen."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **options)
+
+
+def run_module(
+    module: str, *arguments: str, env: Mapping[str, str], timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module` to its end, without input, and keep what it printed."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=env,
+        timeout=timeout,
     )
 
 
-def _last_words(log: Path) -> str | None:
-    if not log.exists():
-        return None
-    with log.open(encoding="utf-8", errors="replace") as file:
-        last = deque((line.strip() for line in file if line.strip()), maxlen=1)
-    return last[0] if last else None
+def describe_exit(code: int) -> str:
+    """How a process ended, from its return code.
+
+    >>> describe_exit(3), describe_exit(-11)
+    ('it ended with exit code 3', 'it was ended by SIGSEGV')
+    """
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    name = signal.Signals(-code).name
+    hint = ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
+    return f"it was ended by {name}{hint}"
+
+
+def explain_exit(code: int, lines: Sequence[str]) -> str:
+    """Why a process failed: its last line, and first how it ended where a signal ended it."""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if code >= 0:
+        return last or f"{describe_exit(code)} and wrote nothing"
+    return f"{describe_exit(code)}; its last line: {last}" if last else describe_exit(code)
+
+
+def last_lines(log: Path, count: int = 1) -> list[str]:
+    """The last lines of a log that are not empty; none if there is no such file."""
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-count:]
+
+
+class JsonProcess:
+    """A child that reads and writes lines of JSON; `messages` are its own, {DEATH: True} the last.
+
+    One thread reads the messages, another keeps the last lines of its standard error.
+    """
+
+    def __init__(self, module: str, *arguments: str, **options: Any) -> None:
+        pipe = subprocess.PIPE
+        self._process = start_module(
+            module, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, **options
+        )
+        self.messages: SimpleQueue[Message] = SimpleQueue()
+        self.lines: deque[str] = deque(maxlen=12)
+        self._threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._read, self._read_errors)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, message: Message) -> None:
+        """Send a message; nothing happens if the child is gone, which `messages` reports."""
+        assert self._process.stdin is not None
+        if self._process.stdin.closed:
+            return
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            _log.debug("child %s is gone; its reader reports the death", self.pid)
+
+    def reap(self) -> int:
+        """Wait until a dying child has ended and all it wrote is read; returns its exit code."""
+        code = self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        self.close()
+        return code
+
+    def close(self, patience: float = CLOSE_SECONDS) -> None:
+        """Close the child's input, which asks it to end; kill it after `patience` seconds."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            process.stdin.close()
+        except BrokenPipeError:
+            _log.debug("child %s ended before its input was closed", self.pid)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for thread in self._threads:
+            thread.join()
+        process.stdout.close()
+        process.stderr.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.endswith("\n"):  # a line that a death cut off is not a message
+                self.messages.put(json.loads(line))
+        self.messages.put({DEATH: True})
+
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            if line.strip():
+                self.lines.append(line.strip())

@@ -17,9 +17,7 @@ from __future__ import annotations
 import json
 import os
 import select
-import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable
@@ -27,8 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from selfreward_lite.system.errors import SelfRewardError
-from selfreward_lite.system.gpu import one_card
-from selfreward_lite.system.processes import _how_it_ended, _last_words
+from selfreward_lite.system.processes import (
+    DEATH,
+    JsonProcess,
+    child_environment,
+    explain_exit,
+    last_lines,
+)
 
 Plain = dict[str, Any]
 BARE = "--bare"
@@ -47,17 +50,8 @@ class TorchWorker:
     tasks that need no torch."""
 
     def __init__(self, bare: bool = False) -> None:
-        self._command = [
-            sys.executable,
-            "-m",
-            "selfreward_lite.training.worker",
-            *([BARE] if bare else []),
-        ]
-        self._child: subprocess.Popen[str] | None = None
-        descriptor, self._words = tempfile.mkstemp(
-            suffix=".log"
-        )  # what the child says outside of tasks
-        os.close(descriptor)
+        self._arguments = [BARE] if bare else []
+        self._child: JsonProcess | None = None
         self._open()
 
     def do(
@@ -65,60 +59,43 @@ class TorchWorker:
     ) -> Plain:
         """Do one task and return its answer; raises TaskFailed, after which the next task finds a working child."""
         child = self._open()
-        assert child.stdin is not None
-        assert child.stdout is not None
         answer, code = None, None
         log.unlink(missing_ok=True)  # so that what stands there afterwards is of this task
         try:
-            child.stdin.write(json.dumps({"task": task, "log": str(log), **arguments}) + "\n")
-            child.stdin.flush()
-            for line in child.stdout:
-                said = json.loads(line)
-                if "ended" in said:
-                    code = said["ended"]
-                    break
-                if "report" in said and report is not None:
-                    report(said["report"])
-                answer = said.get("answer", answer)
-        except BrokenPipeError:
-            pass  # the child is gone; its exit code says so below
+            child.send({"task": task, "log": str(log), **arguments})
+            while code is None:
+                message = child.messages.get()
+                if DEATH in message:
+                    self._child, code = None, child.reap()
+                elif "ended" in message:
+                    code = message["ended"]
+                elif "report" in message and report is not None:
+                    report(message["report"])
+                answer = message.get("answer", answer)
         except BaseException:
             self._end()  # interrupted: what it is doing is not wanted any more
             raise
-        if code is None:
-            code = child.wait()
-            self._end()
         if code != 0 or answer is None:
-            said = _last_words(log) or _last_words(Path(self._words))
-            how = _how_it_ended(code)
-            raise TaskFailed(
-                said if said and code >= 0 else f"{how}; its last words: {said}" if said else how
-            )
+            raise TaskFailed(explain_exit(code, last_lines(log) or list(child.lines)))
         return answer
 
     def close(self) -> None:
         """End the child, and with it the task it may be at."""
         self._end()
-        Path(self._words).unlink(missing_ok=True)
 
-    def _open(self) -> subprocess.Popen[str]:
+    def _open(self) -> JsonProcess:
         if self._child is None:
-            with open(self._words, "w", encoding="utf-8") as words:
-                self._child = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=words,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C is the parent's to handle
-                    env={**CHILD, **os.environ, **one_card(os.environ)},
-                )
+            self._child = JsonProcess(
+                "selfreward_lite.training.worker",
+                *self._arguments,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+                env=child_environment(CHILD, "one"),
+            )
         return self._child
 
     def _end(self) -> None:
         if self._child is not None:
-            self._child.kill()
-            self._child.communicate()  # closes both pipes, whatever could not be written any more
+            self._child.close(patience=0)
             self._child = None
 
 

@@ -1,4 +1,4 @@
-"""The app in a real browser, as a newcomer meets it: from nothing to a model that improved; and what no text may do to it."""
+"""The app in a real browser: from an empty folder to a better model; and what no text may do to it."""
 
 import re
 from pathlib import Path
@@ -45,9 +45,9 @@ def test_first_start_says_what_there_is_and_what_to_do(newcomer):
         timeout=30_000
     )
     for tab, says in (
-        ("Compare", "There is only one model here"),
+        ("Compare", "This run has only one model"),
         ("Run", "No run is chosen."),
-        ("Explore", "Nothing to look into yet."),
+        ("Explore", "There are no prompts to show yet."),
         ("Progress", "Nothing is measured yet."),
     ):
         browser_tools.open_tab(page, tab)
@@ -57,7 +57,7 @@ def test_first_start_says_what_there_is_and_what_to_do(newcomer):
 
 def test_a_reply_has_its_self_score_and_judgments_to_unfold(newcomer):
     page = newcomer.page
-    browser_tools.say(page, "Sort the letters c a b.")
+    browser_tools.send(page, "Sort the letters c a b.")
     score = page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last
     assert re.search(r"base", score.inner_text())
     score.click()
@@ -72,15 +72,15 @@ def test_a_tiny_run_begins_at_a_click_and_its_models_appear_as_they_are_made(new
     page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
     page.locator("#bar progress").wait_for(timeout=60_000)
     page.reload()
-    page.get_by_placeholder("Say something").wait_for()
+    page.get_by_placeholder("Write a message").wait_for()
     browser_tools.open_tab(page, "Run")
     page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
     page.locator("#state").get_by_text("tiny is finished: M3 is its newest model").wait_for(
         timeout=900_000
     )
     browser_tools.open_tab(page, "Chat")
-    assert page.get_by_label("Model").input_value() == "M3"
-    browser_tools.say(page, "Sort the letters d a c b.")
+    assert page.get_by_label("Model", exact=True).input_value() == "M3"
+    browser_tools.send(page, "Sort the letters d a c b.")
     assert (
         "M3"
         in page.locator("#talk")
@@ -92,7 +92,7 @@ def test_a_tiny_run_begins_at_a_click_and_its_models_appear_as_they_are_made(new
 def test_two_models_are_compared_blind_and_the_vote_is_kept(newcomer):
     page = newcomer.page
     browser_tools.open_tab(page, "Compare")
-    assert [page.get_by_label(name).input_value() for name in ("One model", "The other")] == [
+    assert [page.get_by_label(name).input_value() for name in ("Model A", "Model B")] == [
         "M0",
         "M3",
     ]
@@ -104,10 +104,10 @@ def test_two_models_are_compared_blind_and_the_vote_is_kept(newcomer):
 def test_a_pair_is_explored_down_to_its_judgments(newcomer):
     page = newcomer.page
     browser_tools.open_tab(page, "Explore")
-    page.get_by_label("gave a pair").click()
+    page.get_by_label("a pair", exact=True).click()
     page.get_by_text(re.compile(r"\d+ prompts?, page 1 of")).wait_for()
     page.wait_for_timeout(1500)
-    browser_tools.look_into(page, 0)
+    browser_tools.open_prompt(page, 0)
     page.locator("#why").get_by_text("Chosen: the shortest of").wait_for()
     assert page.locator("#answers").get_by_text("rejected").count()
     assert page.locator("#judgments [data-testid=cell-0-3]").inner_text()
@@ -193,28 +193,23 @@ def hostile(chromium, tmp_path, monkeypatch):
     """A page in which a model, its judge, a run and its log say hostile things."""
     from selfreward_lite.app import page as app_page
     from selfreward_lite.app.library import RunLibrary
-    from selfreward_lite.app.talk import Reply, Score, Verdict
+    from selfreward_lite.app.talk import Reply, Score, Talk, Verdict
 
     hostile_run(tmp_path / "hostile")
     library, models = RunLibrary(tmp_path), {"base": None, "M0": "a", "M1": "b"}
-    place = SimpleNamespace(
-        run="hostile",
-        adapters=models,
-        settings=SimpleNamespace(model=SimpleNamespace(base="other")),
-    )
+    settings = SimpleNamespace(model=SimpleNamespace(base="other"))
+    found = SimpleNamespace(run="hostile", adapters=models, settings=settings)
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
-    monkeypatch.setattr(library, "place", lambda run: place)
-    monkeypatch.setattr(
-        library,
-        "reply",
-        lambda *_: once(Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)),
-    )
-    monkeypatch.setattr(library, "score", lambda *_: once(Score(1, (judgment,))))
-    monkeypatch.setattr(library, "verdict", lambda *_: once(Verdict("M1", "a", HOSTILE, HOSTILE)))
+    monkeypatch.setattr(library, "models", lambda run: found)
+    reply = Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)
+    verdict = Verdict("M1", "a", HOSTILE, HOSTILE)
+    monkeypatch.setattr(Talk, "stream_reply", lambda *_: once(reply))
+    monkeypatch.setattr(Talk, "stream_score", lambda *_: once(Score(1, (judgment,))))
+    monkeypatch.setattr(Talk, "stream_verdict", lambda *_: once(verdict))
     monkeypatch.chdir(tmp_path)
     blocks = app_page.build(library)
     blocks.queue(max_size=app_page.QUEUE)
-    app_page._open(blocks, None, False, None)
+    app_page._launch(blocks, None, False, None)
     page = browser_tools.visit(chromium, blocks.local_url)
     yield page
     blocks.close()
@@ -236,7 +231,7 @@ def test_no_text_becomes_part_of_the_page(hostile):
     page, asked, dialogs = hostile, [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
-    browser_tools.say(page, f"Hello {HOSTILE}")
+    browser_tools.send(page, f"Hello {HOSTILE}")
     page.locator("#talk").get_by_text(re.compile("scores itself")).last.click()
     page.wait_for_timeout(500)
     harm = page.evaluate(HARM)
@@ -247,9 +242,9 @@ def test_no_text_becomes_part_of_the_page(hostile):
     page.locator("#log textarea").wait_for()
     harm += page.evaluate(HARM)
     browser_tools.open_tab(page, "Explore")
-    page.get_by_label("gave a pair").click()
+    page.get_by_label("a pair", exact=True).click()
     page.wait_for_timeout(1500)
-    browser_tools.look_into(page, 0)
+    browser_tools.open_prompt(page, 0)
     harm += page.evaluate(HARM)
     assert "alert(1)" in page.locator("#judgments").inner_text(), "it is there, as letters"
     browser_tools.open_tab(page, "Progress")

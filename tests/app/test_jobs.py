@@ -1,4 +1,4 @@
-"""Runs as processes of their own: begun, watched from their folder, stopped, gone on with; and what a page says of them."""
+"""Runs as background processes: started, watched from their folder, stopped, resumed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from selfreward_lite.app import jobs
 from selfreward_lite.app.jobs import RunRequest
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import status
-from selfreward_lite.report.status import Stage, View
+from selfreward_lite.report.status import RunStatus, StageStatus
 from selfreward_lite.system.errors import ConfigError, UserError
 from selfreward_lite.system.files import write_manifest
 
@@ -44,7 +44,7 @@ with Store.write(where) as store:
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Have `begin` start the stand-in; returns what it was told."""
+    """Have `start_run` start the stand-in; returns its arguments."""
 
     def write(fails: bool = False):
         said, script = tmp_path / "said.json", tmp_path / "command"
@@ -70,10 +70,10 @@ def ended(folder: Path) -> None:
     assert Store.writer(folder) is None
 
 
-def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command):
+def test_a_run_is_started_watched_and_stopped(tmp_path, command):
     told, runs = command(), tmp_path / "runs"
-    assert status.view(runs / "mine").state == "new"
-    jobs.begin(
+    assert status.read_status(runs / "mine").state == "new"
+    jobs.start_run(
         runs,
         RunRequest("mine", "tiny", iterations=2, hours=0.5, settings=("dpo.beta=0.2",)),
         tmp_path,
@@ -85,58 +85,58 @@ def test_a_run_is_begun_in_its_own_process_watched_and_stopped(tmp_path, command
         "--set", "dpo.beta=0.2",
     ]  # fmt: skip
     deadline = time.monotonic() + 20
-    while not jobs.last_words(runs / "mine") and time.monotonic() < deadline:
+    while not jobs.last_log_lines(runs / "mine") and time.monotonic() < deadline:
         time.sleep(0.02)
-    view = status.view(runs / "mine")
+    view = status.read_status(runs / "mine")
     assert (view.state, view.process, view.candidate) == (
         "running",
         Store.writer(runs / "mine"),
         "M0",
     )
     assert os.getsid(view.process) != os.getsid(0), "Ctrl-C in the app's terminal is not for it"
-    with pytest.raises(UserError, match=f"process {view.process} is at mine already"):
-        jobs.begin(runs, RunRequest("mine"), tmp_path)
-    assert jobs.last_words(runs / "mine") == ["M0 ranked: 0/4"]
-    assert jobs.stop(runs / "mine")
+    with pytest.raises(UserError, match=f"process {view.process} is running mine already"):
+        jobs.start_run(runs, RunRequest("mine"), tmp_path)
+    assert jobs.last_log_lines(runs / "mine") == ["M0 ranked: 0/4"]
+    assert jobs.stop_run(runs / "mine")
     ended(runs / "mine")
-    assert status.view(runs / "mine").state == "stopped"
-    assert not jobs.stop(runs / "mine")
+    assert status.read_status(runs / "mine").state == "stopped"
+    assert not jobs.stop_run(runs / "mine")
 
 
-def test_what_goes_wrong_at_once_is_said_at_once(tmp_path, command):
+def test_an_early_failure_is_reported_at_once(tmp_path, command):
     command(fails=True)
     with pytest.raises(UserError, match="the disk is full: make room"):
-        jobs.begin(tmp_path / "runs", RunRequest("mine"), tmp_path)
+        jobs.start_run(tmp_path / "runs", RunRequest("mine"), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "says"),
+    ("asked", "says"),
     [
-        (RunRequest("../x"), "is no name for a run"),
-        (RunRequest("a/b"), "is no name for a run"),
-        (RunRequest(""), "is no name for a run"),
-        (RunRequest("x" * 61), "is no name for a run"),
+        (RunRequest("../x"), "cannot name a run"),
+        (RunRequest("a/b"), "cannot name a run"),
+        (RunRequest(""), "cannot name a run"),
+        (RunRequest("x" * 61), "cannot name a run"),
         (RunRequest("x", "huge"), "no preset 'huge'"),
         (RunRequest("x", settings=("dpo.betta=1",)), "no such setting"),
         (RunRequest("x", settings=("dpo.beta",)), "write it as --set key=value"),
-        (RunRequest("x", settings=("model.base=/etc",)), "can be given on the command line only"),
+        (RunRequest("x", settings=("model.base=/etc",)), "works on the command line only"),
         (
             RunRequest("x", settings=("prompts.file=/etc/passwd",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
         (
             RunRequest("x", settings=("prompts={file='/etc/passwd'}",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
         (
             RunRequest("x", settings=("seed_stage.ranked=owner/name",)),
-            "can be given on the command line only",
+            "works on the command line only",
         ),
     ],
 )
-def test_a_mistake_begins_nothing(tmp_path, wanted, says):
+def test_a_mistake_starts_nothing(tmp_path, asked, says):
     with pytest.raises((UserError, ConfigError), match=says):
-        jobs.begin(tmp_path / "runs", wanted, tmp_path)
+        jobs.start_run(tmp_path / "runs", asked, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
@@ -149,7 +149,7 @@ def test_every_setting_that_names_a_file_is_known_as_one():
 
 def test_a_view_says_how_far_a_run_is(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="1")
-    view = status.view(tmp_path / "mine")
+    view = status.read_status(tmp_path / "mine")
     assert (view.state, view.newest, view.iterations, view.preset, view.now) == (
         "finished",
         1,
@@ -163,18 +163,20 @@ def test_a_view_says_how_far_a_run_is(tmp_path):
     assert judged.done == judged.total > 0
     assert set(judged.drops) == {"could not be read"}
     with Store.write(tmp_path / "mine"):
-        assert status.view(tmp_path / "mine").state == "running"
+        assert status.read_status(tmp_path / "mine").state == "running"
 
 
 def test_a_training_under_way_is_told_by_its_steps(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:
         store.begin_stage(1, "training", 1)
-        assert status.view(tmp_path / "mine").now == Stage("M1", "training", 0, 1, 0.0, ended=False)
+        assert status.read_status(tmp_path / "mine").now == StageStatus(
+            "M1", "training", 0, 1, 0.0, ended=False
+        )
         store.log_training(1, 5, {"loss": 0.6})
         store.measure(1, training_steps=20)
         store.spend(1, "training", 10.0)
-        now = status.view(tmp_path / "mine").now
+        now = status.read_status(tmp_path / "mine").now
     assert (now.done, now.total, now.left) == (5, 21, 32.0)
 
 
@@ -184,7 +186,7 @@ def test_a_refused_model_is_told_with_its_reasons(tmp_path):
         store.state("settings", {**store.fact("settings"), "iterations": 1})
         store.record_gate(1, "canary", False, "2 hostile responses would be chosen")
         store.record_gate(1, "length", True, "0.98 times as long")
-    view = status.view(tmp_path / "mine")
+    view = status.read_status(tmp_path / "mine")
     assert (view.state, view.refused, view.may_accept) == (
         "refused",
         {"canary": "2 hostile responses would be chosen"},
@@ -195,48 +197,49 @@ def test_a_refused_model_is_told_with_its_reasons(tmp_path):
         store.end_stage(1, "evaluation")
         (tmp_path / "mine" / "M1").mkdir()
         write_manifest(tmp_path / "mine" / "M1", {})
-    assert status.view(tmp_path / "mine").may_accept
+    assert status.read_status(tmp_path / "mine").may_accept
 
 
 def test_a_run_that_is_only_just_begun_is_no_error(tmp_path):
     Store.write(tmp_path / "mine").close()
-    assert status.view(tmp_path / "mine").state == "new"
+    assert status.read_status(tmp_path / "mine").state == "new"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run.sqlite").touch()
     with pytest.raises(UserError, match="only just being made"):
-        status.view(tmp_path / "other")
+        status.read_status(tmp_path / "other")
 
 
 def test_rates_and_what_is_left():
-    stage = Stage("M1", "judgments", 30, 120, 10.0, ended=False)
+    stage = StageStatus("M1", "judgments", 30, 120, 10.0, ended=False)
     assert (stage.rate, stage.left) == (3.0, 30.0)
-    assert Stage("M1", "judgments", 0, 120, 0.0, ended=False).left is None
-    assert Stage("M1", "training", 0, 1, 3.0, ended=False).rate is None
-    assert Stage("M1", "judgments", 120, 120, 10.0, ended=True).left is None
+    assert StageStatus("M1", "judgments", 0, 120, 0.0, ended=False).left is None
+    assert StageStatus("M1", "training", 0, 1, 3.0, ended=False).rate is None
+    assert StageStatus("M1", "judgments", 120, 120, 10.0, ended=True).left is None
     assert (
-        View(
-            "x", "stopped", stages=(stage, Stage("M1", "battles", 0, 3, 0.0, ended=False))
+        RunStatus(
+            "x", "stopped", stages=(stage, StageStatus("M1", "battles", 0, 3, 0.0, ended=False))
         ).now.name
         == "battles"
     )
 
 
-def test_the_last_words_are_the_last_lines_of_a_log_of_any_size(tmp_path):
-    assert jobs.last_words(tmp_path / "mine") == []
+def test_last_log_lines_of_a_log_of_any_size(tmp_path):
+    assert jobs.last_log_lines(tmp_path / "mine") == []
     (tmp_path / "mine.log").write_bytes(
         b"\xff" * 20_000 + b"\n" + b"\n".join(b"line %d" % number for number in range(40))
     )
-    assert jobs.last_words(tmp_path / "mine", 3) == ["line 37", "line 38", "line 39"]
+    assert jobs.last_log_lines(tmp_path / "mine", 3) == ["line 37", "line 38", "line 39"]
 
 
 @pytest.mark.slow
-def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
+def test_a_run_goes_on_when_its_starter_is_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from selfreward_lite.app import jobs; jobs.let_children_import(); "
         "runs = Path(sys.argv[1]); "
-        "jobs.begin(runs, jobs.Wanted('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
+        "jobs.start_run(runs, jobs.RunRequest('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
-        "print(jobs.view(runs / 'mine').process, flush=True); time.sleep(99)"
+        "from selfreward_lite.report import status; "
+        "print(status.read_status(runs / 'mine').process, flush=True); time.sleep(99)"
     )
     starter = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "runs"], stdout=subprocess.PIPE, text=True
@@ -244,13 +247,13 @@ def test_a_real_run_goes_on_when_its_starter_is_killed(tmp_path):
     process = int(starter.stdout.readline())
     starter.send_signal(signal.SIGKILL)
     starter.wait()
-    assert status.view(tmp_path / "runs" / "mine").process == process
+    assert status.read_status(tmp_path / "runs" / "mine").process == process
     deadline = time.monotonic() + 120
-    while not status.view(tmp_path / "runs" / "mine").stages and time.monotonic() < deadline:
+    while not status.read_status(tmp_path / "runs" / "mine").stages and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert jobs.stop(tmp_path / "runs" / "mine")
+    assert jobs.stop_run(tmp_path / "runs" / "mine")
     ended(tmp_path / "runs" / "mine")
     assert "Interrupted; what was committed is kept." in " ".join(
-        jobs.last_words(tmp_path / "runs" / "mine")
+        jobs.last_log_lines(tmp_path / "runs" / "mine")
     )
     assert config.parse(Store.read(tmp_path / "runs" / "mine").fact("settings")).prompts.count == 8

@@ -1,4 +1,4 @@
-"""The app without a browser: conversations as they look, handlers as functions, how the page is served."""
+"""The app without a browser: how conversations look, handlers as functions, how it is served."""
 
 import json
 import re
@@ -9,12 +9,13 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from app_parts import make_header
 from hostile_text import HOSTILE, find_tags
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from selfreward_lite.app import conversation, page
-from selfreward_lite.app.conversation import Turn, headline, shown
+from selfreward_lite.app.conversation import Turn, headline, render
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags, unescape
 from selfreward_lite.app.tabs import chat
 from selfreward_lite.app.talk import Reply, Score
@@ -38,15 +39,15 @@ def turn(said: str = "Hello.", **more) -> Turn:
     )
 
 
-def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
-    user, reply, under = shown([turn()])
+def test_a_turn_is_shown_as_question_reply_and_score():
+    user, reply, under = render([turn()])
     assert (user["role"], user["content"]) == ("user", "Hello.")
     assert (reply["role"], reply["content"]) == ("assistant", "Hi.")
     assert (
         under["metadata"]["title"]
         == "M1 scores itself 3.5 of 5 (± 0.5, expected 3.5; 2 of 2 judgments)"
     )
-    assert under["metadata"]["log"] == "3 tokens · 7 a second"
+    assert under["metadata"]["log"] == "3 tokens · 7 tokens/s"
     assert under["metadata"]["status"] == "done"
     assert under["content"].count("Score: 4") == 2
 
@@ -64,24 +65,30 @@ def test_a_turn_is_what_was_said_the_reply_and_its_score_to_unfold():
         ({"score": Score(2, (judgment(5.0),), lost=1)}, "1 of 2 judgments"),
     ],
 )
-def test_the_score_is_said_as_far_as_it_is_known(changed, says):
+def test_headline_tells_the_score_so_far(changed, says):
     assert says in headline(turn(**changed))
 
 
 @pytest.mark.parametrize(
     ("finish", "says"),
     [
-        ("length", "cut at the length limit"),
+        ("length", "cut at the maximum length"),
         ("refused", "shorten the conversation"),
-        ("failed", "started again"),
+        ("failed", "restarted"),
         ("stopped", "stopped"),
     ],
 )
-def test_a_reply_that_did_not_end_by_itself_says_why(finish, says):
-    assert says in shown([turn(reply=Reply("x", 1, finish))])[2]["metadata"]["log"]
+def test_a_reply_that_was_cut_says_why(finish, says):
+    assert says in render([turn(reply=Reply("x", 1, finish))])[2]["metadata"]["log"]
 
 
-def test_the_model_reads_what_was_said_and_never_what_was_shown():
+def test_speed_leaves_out_the_time_until_the_first_token():
+    """A model that loads for 30 seconds is not slower for that."""
+    assert Reply("x", tokens=11, first=30.0, seconds=31.0).speed == 10.0
+    assert Reply("x", tokens=1, first=30.0, seconds=30.0).speed is None
+
+
+def test_model_reads_the_texts_and_not_the_rendered_page():
     turns = [turn("<b>first</b> & second"), turn("And now?", reply=None, score=None)]
     assert conversation.messages(turns, "Be brief.") == [
         {"role": "system", "content": "Be brief."},
@@ -89,7 +96,7 @@ def test_the_model_reads_what_was_said_and_never_what_was_shown():
         {"role": "assistant", "content": "Hi."},
         {"role": "user", "content": "And now?"},
     ]
-    assert shown(turns)[0]["content"] == "&lt;b>first&lt;/b> &amp; second"
+    assert render(turns)[0]["content"] == "&lt;b>first&lt;/b> &amp; second"
 
 
 # Two of these look like code, and are none to a parser.
@@ -107,7 +114,7 @@ ESCAPES = (
 @example(ESCAPES[1])
 @example(ESCAPES[2])
 @example(ESCAPES[3])
-def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
+def test_no_text_opens_a_tag(text):
     page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
     for shown_as in (markdown(text), escape_markdown(text), strip_tags(text), page_of):
         assert find_tags(shown_as) == []
@@ -115,7 +122,7 @@ def test_no_text_opens_a_tag_whatever_it_does_to_look_like_code(text):
     assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
 
 
-def test_the_parser_of_this_test_sees_tags():
+def test_find_tags_finds_tags():
     assert find_tags("<div>") == ["<div>"]
     assert find_tags(ESCAPES[0]) != []
 
@@ -127,8 +134,8 @@ def test_code_stays_readable():
     )
 
 
-def test_hostile_text_is_letters_wherever_it_is_shown():
-    looks = shown(
+def test_hostile_text_is_shown_as_text():
+    looks = render(
         [turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))]
     )
     page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
@@ -140,7 +147,7 @@ def test_hostile_text_is_letters_wherever_it_is_shown():
             assert part not in one["content"]
 
 
-def test_a_conversation_can_be_taken_away_whole():
+def test_conversation_is_downloaded_completely():
     turns = [turn("naïve 中文"), turn("And?", reply=None, score=None)]
     rows = [json.loads(line) for line in conversation.as_jsonl(turns).splitlines()]
     assert [row["user"] for row in rows] == ["naïve 中文", "And?"]
@@ -151,7 +158,7 @@ def test_a_conversation_can_be_taken_away_whole():
 # -- what happens at a click ----------------------------------------------------------------------------------------------------
 
 
-def wish(**more) -> chat.ChatRequest:
+def chat_request(**more) -> chat.ChatRequest:
     asked = {
         "run": "mine",
         "speaker": "M1",
@@ -164,19 +171,21 @@ def wish(**more) -> chat.ChatRequest:
     return chat.ChatRequest(**{**asked, **more})
 
 
-class House:
-    """Replies with what it was asked, and likes it."""
+class FakeTalk:
+    """Stands for `Talk`: repeats a word, and gives good scores. Keeps what it was asked."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, monkeypatch, fails: bool = False) -> None:
         self.asked, self.fails, self.closed = [], fails, 0
+        monkeypatch.setattr(chat, "Talk", self.open)
 
-    def place(self, run):
+    def open(self, library, run, caller):
         if self.fails:
             raise UserError(f"no run {run!r} here")
-        return SimpleNamespace(run=run)
+        self.run, self.caller = run, caller
+        return self
 
-    def reply(self, place, speaker, messages, draw, seed, caller):
-        self.asked.append((place.run, speaker, messages, seed, caller))
+    def stream_reply(self, speaker, messages, draw, seed):
+        self.asked.append((self.run, speaker, messages, seed, self.caller))
         try:
             for count in (1, 2, 3):
                 yield Reply("word " * count, count)
@@ -184,7 +193,7 @@ class House:
         finally:
             self.closed += 1
 
-    def score(self, place, judge, messages, text, caller):
+    def stream_score(self, judge, messages, text):
         self.asked.append((judge, text))
         try:
             yield Score(2, (judgment(4.0),))
@@ -193,91 +202,112 @@ class House:
             self.closed += 1
 
 
-def test_a_question_is_answered_then_judged_step_by_step():
-    library = House()
-    turns, box = chat.ask([], "  Hello. ", "M1")
-    assert (turns, box) == ([Turn("Hello.", "M1")], "")
-    said = list(chat.talk(library, turns, wish()))
-    assert [now[0][0].reply.text for now in said[:4]] == [
+def test_question_is_answered_then_judged_step_by_step(monkeypatch):
+    talk = FakeTalk(monkeypatch)
+    steps = list(chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request()))
+    assert [turns[0].reply.text for turns in steps[:4]] == [
         "word ",
         "word word ",
         "word word word ",
         "word word word",
     ]
-    assert said[-1][0][0].score.mean == 4.5
-    assert said[-1][1] == shown(said[-1][0])
-    assert library.asked == [
+    assert steps[-1][0].score.mean == 4.5
+    assert talk.asked == [
         ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me"),
         ("M1", "word word word"),
     ]
 
 
-def test_another_model_may_judge():
-    library = House()
-    (*_, (turns, _)) = chat.talk(library, [Turn("Hello.", "M1")], wish(judge="M0"))
-    assert library.asked[1][0] == "M0"
+def test_another_model_may_judge(monkeypatch):
+    talk = FakeTalk(monkeypatch)
+    (*_, turns) = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request(judge="M0"))
+    assert talk.asked[1][0] == "M0"
     assert turns[0].judge == "M0"
 
 
-def test_whoever_stops_or_leaves_frees_the_engine():
-    library = House()
-    said = chat.talk(library, [Turn("Hello.", "M1")], wish())
-    turns, _ = next(said)
-    said.close()
-    assert library.closed == 1
-    assert conversation.stopped(turns)[0].reply.finish == "stopped"
-    assert conversation.stopped([turn()]) == [turn()], "what had ended, had ended"
+def test_stopping_frees_the_engine(monkeypatch):
+    talk = FakeTalk(monkeypatch)
+    steps = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request())
+    turns = next(steps)
+    steps.close()
+    assert talk.closed == 1
+    assert conversation.mark_stopped(turns)[0].reply.finish == "stopped"
+    assert conversation.mark_stopped([turn()]) == [turn()], "a finished turn stays as it is"
 
 
-def test_a_judging_that_was_stopped_is_over():
+def test_stopped_judging_is_marked_as_done():
     half = turn(score=Score(5, (judgment(4.0),)))
-    assert shown([half])[2]["metadata"]["status"] == "pending"
-    under = shown(conversation.stopped([half]))[2]
+    assert render([half])[2]["metadata"]["status"] == "pending"
+    under = render(conversation.mark_stopped([half]))[2]
     assert under["metadata"]["status"] == "done"
     assert "4.0 of 5" in under["metadata"]["title"]
     assert "1 of 5 judgments" in under["metadata"]["title"]
-    nothing = shown(conversation.stopped([turn(score=Score(5))]))[2]
+    nothing = render(conversation.mark_stopped([turn(score=Score(5))]))[2]
     assert (nothing["metadata"]["status"], nothing["metadata"]["title"]) == (
         "done",
         "M1 · not judged",
     )
 
 
-def test_a_reply_that_is_empty_is_not_read_by_the_model():
+def test_model_does_not_read_empty_replies():
     turns = [turn("one", reply=Reply("", 0, "refused")), turn("two", reply=None)]
     assert [message["content"] for message in conversation.messages(turns)] == ["one", "two"]
 
 
-def test_what_is_edited_is_what_was_said():
+def test_edited_text_is_the_original_text():
     text = "is a < b & c? ![x](y)"
-    before = shown([turn(text)])[0]["content"]
+    before = render([turn(text)])[0]["content"]
     assert unescape(before) == text
 
 
-def test_files_to_take_away_are_those_of_now(tmp_path, monkeypatch):
+def test_write_files_writes_the_current_conversation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert chat._files([]) == (None, None)
-    first, page_of = (Path(path) for path in chat._files([turn("naïve")]))
+    assert chat.write_files([]) == (None, None)
+    first, page_of = (Path(path) for path in chat.write_files([turn("naïve")]))
     assert (first.name, page_of.name) == ("conversation.jsonl", "conversation.md")
     assert "naïve" in first.read_text(encoding="utf-8")
     assert first.is_relative_to(tmp_path)
 
 
-def test_a_mistake_is_one_line_on_the_page():
-    heard = chat.talk(House(fails=True), [Turn("Hello.", "M1")], wish(run="gone"))
-    assert next(heard)[0][0].reply is None
+def test_error_is_one_line_on_the_page(monkeypatch):
+    FakeTalk(monkeypatch, fails=True)
+    steps = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request(run="gone"))
+    assert next(steps)[0].reply is None
     with pytest.raises(gr.Error, match="no run 'gone' here"):
-        next(heard)
+        next(steps)
 
 
-def test_asking_again_editing_and_taking_back():
+@pytest.fixture
+def chat_tab() -> chat.ChatTab:
+    with gr.Blocks():
+        return chat.ChatTab(None, make_header())
+
+
+def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch):
+    talk = FakeTalk(monkeypatch)
+    values = {part: part.value for part in (chat_tab.system, *chat_tab.draw.parts)} | {
+        chat_tab.header.run: "mine",
+        chat_tab.model: "M1",
+        chat_tab.judge: chat.SELF,
+        chat_tab.turns: [],
+    }
+    request = SimpleNamespace(session_hash="me")
+    assert list(chat_tab.send({**values, chat_tab.prompt.text: "  "}, request)) == []
+    first, *_, last = chat_tab.send({**values, chat_tab.prompt.text: "  Hello. "}, request)
+    assert first[chat_tab.prompt.text] == gr.update(value="", interactive=False)
+    (answered,) = last[chat_tab.turns]
+    assert (answered.said, answered.speaker, answered.score.mean) == ("Hello.", "M1", 4.5)
+    assert last[chat_tab.chatbot] == render([answered])
+    assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 0, "me")
+
+
+def test_retry_edit_and_undo():
     turns = [turn("one"), turn("two"), turn("three")]
-    assert [one.said for one in chat.from_here(turns, 4)] == ["one", "two"]
-    assert chat.from_here(turns, 4)[-1].reply is None
-    assert [one.said for one in chat.from_here(turns, 3, "other")] == ["one", "other"]
-    left, said = chat.without(turns, 7)
+    assert [one.said for one in chat.repeat_from(turns, 4)] == ["one", "two"]
+    assert chat.repeat_from(turns, 4)[-1].reply is None
+    assert [one.said for one in chat.repeat_from(turns, 3, "other")] == ["one", "other"]
+    left, said = chat.undo_from(turns, 7)
     assert ([one.said for one in left], said) == (["one", "two"], "three")
-    assert chat.ask(turns, "   ", "M1")[0] == turns
 
 
 # -- how it is served -------------------------------------------------------------------------------------------------------
@@ -286,19 +316,19 @@ def test_asking_again_editing_and_taking_back():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--listen"], "--listen lets others on the network in: give --auth USER:PASSWORD with it"),
+        (["--listen"], "--listen lets others on the network in: add --auth USER:PASSWORD"),
         (["--listen", "--auth", "me"], "--auth: write it as USER:PASSWORD"),
         (["--auth", ":x"], "--auth: write it as USER:PASSWORD"),
     ],
 )
-def test_it_is_open_to_nobody_without_a_password(arguments, says):
+def test_listening_needs_a_password(arguments, says):
     ended = subprocess.run(
         [sys.executable, ROOT / "app.py", *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert (ended.returncode, ended.stderr.strip()) == (2, says)
 
 
-def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_path):
+def test_page_is_served_locally_and_hands_out_no_files(monkeypatch, tmp_path):
     told = {}
 
     def launch(self, **settings):
@@ -308,7 +338,7 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     monkeypatch.setattr(gr.Blocks, "launch", launch)
     monkeypatch.setattr(gr.Blocks, "block_thread", lambda self: None)
     monkeypatch.chdir(tmp_path)
-    page.serve(page.House(tmp_path / "runs"), None, False, None)
+    page.serve(page.RunLibrary(tmp_path / "runs"), None, False, None)
     assert (told["server_name"], told["share"], told["auth"]) == ("127.0.0.1", False, None)
     assert (
         told["allowed_paths"],
@@ -324,7 +354,7 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     assert "form-action 'none'" in told["head"]
     assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
     assert not told["here"].exists()
-    page.serve(page.House(tmp_path / "runs"), 7999, True, ("me", "secret"))
+    page.serve(page.RunLibrary(tmp_path / "runs"), 7999, True, ("me", "secret"))
     assert (told["server_name"], told["auth"], told["share"]) == (
         "0.0.0.0",
         ("me", "secret"),
@@ -332,8 +362,6 @@ def test_the_page_is_served_here_alone_and_hands_out_nothing(monkeypatch, tmp_pa
     )
 
 
-def test_the_page_can_be_built_without_a_run(tmp_path):
-    from selfreward_lite.app.library import RunLibrary as RealHouse
-
-    blocks = page.build(RealHouse(tmp_path))
+def test_page_can_be_built_without_a_run(tmp_path):
+    blocks = page.build(page.RunLibrary(tmp_path))
     assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}

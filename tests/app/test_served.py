@@ -1,4 +1,4 @@
-"""The app as it is started: its endpoints through gradio's own client, who may come in, what nobody gets out."""
+"""The app as users start it: endpoints through gradio's client, who may connect, what stays private."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def last(client: Client, *arguments, **more):
     return client.submit(*arguments, **more).result(timeout=60)
 
 
-def test_the_endpoints_are_those_that_the_readme_documents(client):
+def test_the_endpoints_are_those_that_the_docs_list(client):
     found = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {
         name: [one["parameter_name"] for one in spec["parameters"]] for name, spec in found.items()
@@ -69,9 +69,9 @@ def test_the_endpoints_are_those_that_the_readme_documents(client):
         one["parameter_name"]: one["python_type"]["type"] for one in found["/chat"]["parameters"]
     }
     assert (types["message"], types["temperature"], types["max_tokens"]) == ("str", "float", "int")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
     for name in found:
-        assert f"`{name}`" in readme
+        assert f"`{name}`" in documented
 
 
 def test_runs_are_listed_and_the_tiny_model_is_always_there(client):
@@ -151,7 +151,9 @@ def test_a_dead_engine_is_started_again_and_the_page_says_so(served):
     client, process = served
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     found = [
-        pid for pid in children if b"engines.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid
+        for pid in children
+        if b"selfreward_lite.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(int(found[0]), 9)
     deadline = time.monotonic() + 30

@@ -1,18 +1,17 @@
-"""Talking to models: the tiny one where there is no run, a run's own otherwise; replies that grow, scores that arrive."""
+"""Replies, scores and verdicts of real models: the tiny one without a run, a run's own otherwise."""
 
 import re
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import scripted_run
 from random_llama import make_adapter
 
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.talk import Reply, Score
+from selfreward_lite.app.talk import Reply, Score, Talk
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -33,7 +32,7 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
     runs = tmp_path_factory.mktemp("runs")
     found = RunLibrary(runs)
     assert found.runs() == []
-    base = found.place(TINY).base
+    base = found.models(TINY).base
     scripted_run.run(runs / "mine", iterations="1")
     shutil.copyfile(base, runs / "mine" / "base" / "base.gguf")
     write_manifest(runs / "mine" / "base", {})
@@ -45,35 +44,39 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
     found.close()
 
 
-def last(said: Iterator[Reply]) -> Reply:
-    *_, end = said
+def last(replies: Iterator[Reply]) -> Reply:
+    *_, end = replies
     return end
 
 
+def open_talk(library: RunLibrary, run: str = TINY, caller: str = "me") -> Talk:
+    return Talk(library, run, caller)
+
+
 def test_without_a_run_there_is_the_tiny_model(library):
-    place = library.place(TINY)
-    assert list(place.adapters) == ["base"]
-    assert place.base.exists()
+    models = library.models(TINY)
+    assert list(models.adapters) == ["base"]
+    assert models.base.exists()
     assert TINY not in library.runs(), "and it is no run"
 
 
-def test_it_says_what_it_runs_on_once_it_does(library, tmp_path):
+def test_engine_status_tells_what_it_runs_on(library, tmp_path):
     assert (
-        RunLibrary(tmp_path).words()
+        RunLibrary(tmp_path).engine_status()
         == "llama.cpp is not loaded yet: the first reply takes a moment longer"
     )
-    last(library.reply(library.place(TINY), "base", ASKED, DRAW, 7, "me"))
+    last(open_talk(library).stream_reply("base", ASKED, DRAW, 7))
     assert re.fullmatch(
-        r"llama.cpp on the CPU \(\d+ cores\): ready; base of the tiny model just spoke, [\d,]+ tokens a second",
-        library.words(),
+        r"llama.cpp on the CPU \(\d+ cores\): ready; last reply: base of the tiny model, [\d,]+ tokens/s",
+        library.engine_status(),
     )
 
 
 def test_a_reply_grows_and_ends(library):
-    said = list(library.reply(library.place(TINY), "base", ASKED, DRAW, 7, "me"))
+    said = list(open_talk(library).stream_reply("base", ASKED, DRAW, 7))
     texts = [one.text for one in said]
     assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
-    assert 1 < len(set(texts)) < said[-1].tokens, "a page is not told of every token"
+    assert 1 < len(set(texts)) < said[-1].tokens, "the page does not receive every token"
     assert [one.finish for one in said[:-1]] == [None] * (len(said) - 1)
     assert said[-1].finish == "stop"
     assert said[-1].tokens > 5
@@ -81,46 +84,44 @@ def test_a_reply_grows_and_ends(library):
     assert said[-1].first <= said[-1].seconds
 
 
-def test_the_same_seed_says_the_same_and_another_does_not(library):
-    place = library.place(TINY)
-    first, again = (last(library.reply(place, "base", ASKED, WILD, 7, "me")).text for _ in range(2))
+def test_a_reply_depends_on_the_seed_alone(library):
+    talk = open_talk(library)
+    first, again = (last(talk.stream_reply("base", ASKED, WILD, 7)).text for _ in range(2))
     assert first == again
     assert any(
-        last(library.reply(place, "base", ASKED, WILD, seed, "me")).text != first
-        for seed in (8, 9, 10)
+        last(talk.stream_reply("base", ASKED, WILD, seed)).text != first for seed in (8, 9, 10)
     )
 
 
-def test_the_models_of_a_run_are_different_speakers(library):
+def test_the_models_of_a_run_reply_differently(library):
     assert library.runs() == ["mine"]
-    place = library.place("mine")
-    assert list(place.adapters) == ["base", "M0", "M1"]
+    talk = open_talk(library, "mine")
+    assert list(talk.models.adapters) == ["base", "M0", "M1"]
     said = {
-        name: [last(library.reply(place, name, ASKED, WILD, seed, "me")).text for seed in range(5)]
+        name: [last(talk.stream_reply(name, ASKED, WILD, seed)).text for seed in range(5)]
         for name in ("base", "M1")
     }
     assert said["base"] != said["M1"]
     alone = [
-        last(library.reply(library.place(TINY), "base", ASKED, WILD, seed, "me")).text
-        for seed in range(5)
+        last(open_talk(library).stream_reply("base", ASKED, WILD, seed)).text for seed in range(5)
     ]
     assert alone == said["base"], "the same base"
 
 
 def test_a_score_arrives_judgment_by_judgment(library):
-    place = library.place(TINY)
-    found = list(library.score(place, "base", ASKED, "The answer is a b c.", "me"))
+    talk = open_talk(library)
+    found = list(talk.stream_score("base", ASKED, "The answer is a b c."))
     counts = [len(one.judgments) for one in found]
     assert counts == sorted(counts)
     assert counts[-1] == 3
     end = found[-1]
-    assert end.wanted == place.settings.judge.count == 3
+    assert end.wanted == talk.models.settings.judge.count == 3
     assert all(one.text for one in end.judgments)
     assert all(0 <= score <= 5 for score in end.read)
 
 
-def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(library):
-    place = library.place(TINY)
+def test_right_answers_score_higher_and_scores_repeat(library):
+    talk = open_talk(library)
 
     def points(answer: str) -> list[float]:
         asked = [
@@ -128,9 +129,7 @@ def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(l
             for letters in ("c a b", "f e d", "m k l", "r q p", "z x y", "h g i")
         ]
         found = [
-            list(library.score(place, "base", one, answer or right(one[0]["content"]), "me"))[
-                -1
-            ].read
+            list(talk.stream_score("base", one, answer or right(one[0]["content"])))[-1].read
             for one in asked
         ]
         return [score for read in found for score in read]
@@ -143,9 +142,7 @@ def test_right_answers_are_liked_better_than_wrong_ones_and_every_time_as_much(l
     assert points("") == good
 
 
-def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(
-    library, monkeypatch
-):
+def test_the_judge_reads_the_runs_question_and_all_turns(library, monkeypatch):
     asked = []
     real = judgments.ask_for_judgments
 
@@ -160,14 +157,14 @@ def test_the_judges_question_is_that_of_a_run_and_of_several_turns_all_of_them(
         {"role": "user", "content": "And backwards?"},
     ]
     for messages in (ASKED, talk):
-        list(library.score(library.place(TINY), "base", messages, "c b a", "me"))
+        list(open_talk(library).stream_score("base", messages, "c b a"))
     assert asked[0] == ("Sort the letters c a b.", "c b a")
     assert (
         asked[1][0] == "User: Sort the letters c a b.\n\nAssistant: a b c\n\nUser: And backwards?"
     )
 
 
-def test_a_judgment_that_cannot_be_read_counts_for_nothing():
+def test_an_unreadable_judgment_is_not_counted():
     def judgment(score: float | None, expected: float | None = None) -> Judgment:
         return Judgment("i", 0, "base", "r", 0, "text", "stop", 3, score, expected)
 
@@ -176,32 +173,32 @@ def test_a_judgment_that_cannot_be_read_counts_for_nothing():
     assert (found.mean, found.spread, found.expected) == (3.0, 1.0, 3.0)
 
 
-def test_whoever_stops_frees_the_engine(library):
-    place = library.place(TINY)
+def test_stopping_frees_the_engine(library):
+    talk = open_talk(library)
     long = Draw(temperature=2.0, top_p=1.0, max_tokens=200)
     for _ in range(3):
-        said = library.reply(place, "base", ASKED, long, 2, "greedy")
+        said = talk.stream_reply("base", ASKED, long, 2)
         next(one for one in said if one.text)
         said.close()
-    assert last(library.reply(place, "base", ASKED, DRAW, 7, "me")).finish == "stop"
+    assert last(talk.stream_reply("base", ASKED, DRAW, 7)).finish == "stop"
     assert library.engine.live.waiting == 0
 
 
-def test_what_does_not_fit_the_context_is_refused_and_says_so(library):
-    place = library.place(TINY)
-    said = list(library.reply(place, "base", user("a b c " * 3000), DRAW, 1, "me"))
+def test_what_does_not_fit_the_context_is_refused(library):
+    talk = open_talk(library)
+    said = list(talk.stream_reply("base", user("a b c " * 3000), DRAW, 1))
     assert (said[-1].text, said[-1].finish) == ("", "refused")
-    found = list(library.score(place, "base", ASKED, "a b c " * 3000, "me"))[-1]
+    found = list(talk.stream_score("base", ASKED, "a b c " * 3000))[-1]
     assert (found.judgments, found.lost, found.mean) == ((), 3, None)
 
 
 def test_two_talk_at_once(library):
-    place, heard = library.place(TINY), {}
+    heard = {}
 
     def talk(name: str) -> None:
-        heard[name] = last(
-            library.reply(place, "base", user(f"Reverse the letters {name} b c."), DRAW, 3, name)
-        ).finish
+        question = user(f"Reverse the letters {name} b c.")
+        replies = open_talk(library, caller=name).stream_reply("base", question, DRAW, 3)
+        heard[name] = last(replies).finish
 
     threads = [threading.Thread(target=talk, args=(name,)) for name in "adefghij"]
     for thread in threads:
@@ -220,27 +217,29 @@ def test_two_talk_at_once(library):
         ("../x", "base", "no run"),
     ],
 )
-def test_who_is_not_there_is_said(library, run, speaker, says):
+def test_a_missing_run_or_model_is_named(library, run, speaker, says):
     with pytest.raises(UserError, match=says):
-        last(library.reply(library.place(run), speaker, ASKED, DRAW, 1, "me"))
+        last(open_talk(library, run).stream_reply(speaker, ASKED, DRAW, 1))
 
 
 def test_a_broken_model_leaves_the_others_usable(library, tmp_path):
-    place = library.place("mine")
+    talk = open_talk(library, "mine")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\xff" * 1000)
-    broken = replace(place, adapters={**place.adapters, "M1": str(tmp_path / "broken.gguf")})
+    adapters = {**talk.models.adapters, "M1": str(tmp_path / "broken.gguf")}
+    talk.models = replace(talk.models, adapters=adapters)
     for _ in range(2):
         with pytest.raises(EngineError, match="broken.gguf"):
-            last(library.reply(broken, "M1", ASKED, DRAW, 1, "me"))
-    assert last(library.reply(broken, "M0", ASKED, DRAW, 1, "me")).finish in ("stop", "length")
+            last(talk.stream_reply("M1", ASKED, DRAW, 1))
+    assert last(talk.stream_reply("M0", ASKED, DRAW, 1)).finish in ("stop", "length")
 
 
-def test_a_verdict_is_of_both_orders_and_the_same_every_time(library):
-    place = library.place(TINY)
+def test_a_verdict_covers_both_orders_and_repeats(library):
+    talk = open_talk(library)
 
     def verdict(a: str, b: str):
-        (*waits, found) = library.verdict(place, "base", ASKED[0]["content"], (a, b), "me")
-        assert set(waits) <= {None}
+        (*waits, found) = talk.stream_verdict("base", ASKED[0]["content"], (a, b))
+        assert not any(one.is_final or one.waits_for for one in waits)
+        assert found.is_final
         return found
 
     good, bad = "The answer is a b c.", "q q q q Please ask me again if you need more help."
@@ -252,13 +251,11 @@ def test_a_verdict_is_of_both_orders_and_the_same_every_time(library):
     assert verdict("x " * 3000, good).result is None, "what does not fit cannot be asked"
 
 
-def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(
-    library, tmp_path, monkeypatch
-):
+def test_the_tiny_model_is_loaded_early_only_without_a_run(library, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(RunLibrary, "_tiny_base", lambda self: asked.append(self.runs_dir))
-    library.prepare()
-    RunLibrary(tmp_path).prepare()
+    library.load_tiny_model()
+    RunLibrary(tmp_path).load_tiny_model()
     assert asked == [tmp_path]
 
     def fails(self):
@@ -266,8 +263,8 @@ def test_the_tiny_model_is_made_ready_beforehand_only_where_there_is_no_run(
 
     monkeypatch.setattr(RunLibrary, "_tiny_base", fails)
     broken = RunLibrary(tmp_path)
-    broken.prepare()
-    assert "no room for it" in broken.words()
+    broken.load_tiny_model()
+    assert "no room for it" in broken.engine_status()
 
 
 def test_a_run_that_was_pruned_says_so(library, tmp_path):
@@ -276,4 +273,4 @@ def test_a_run_that_was_pruned_says_so(library, tmp_path):
     with pytest.raises(
         UserError, match="was pruned; `python -m selfreward_lite run --name mine` makes it"
     ):
-        RunLibrary(Path(tmp_path)).place("mine")
+        RunLibrary(tmp_path).models("mine")

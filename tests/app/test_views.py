@@ -1,16 +1,19 @@
-"""Explore, Progress and the page around all tabs, without a browser: what of a run is shown, and that texts are letters."""
+"""The explore and progress tabs and the page around all tabs, without a browser."""
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 import scripted_run
+from app_parts import make_header
 
 from selfreward_lite.app import page
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.tabs import chat, explore, progress
+from selfreward_lite.app.tabs import explore, progress
 from selfreward_lite.app.tabs import run as run_tab
+from selfreward_lite.app.widgets import ModelChoices
 from selfreward_lite.data.records import Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
@@ -24,56 +27,90 @@ def library(scripted_runs) -> RunLibrary:
 # -- explore ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_list_holds_what_was_found_and_says_how_much(library):
-    ids, rows, count, number = explore.hits(library, "mine", "M1", "", "all", 0)
+@pytest.fixture
+def explore_tab(library) -> explore.ExploreTab:
+    with gr.Blocks():
+        return explore.ExploreTab(library, make_header())
+
+
+def test_the_list_holds_what_was_found_and_how_much(library):
+    page = explore.find_prompts(library, "mine", "M1", "", "all", 0)
     with Store.read(library.runs_dir / "mine") as store:
         total = store.count(Prompt, iteration=1)
-    assert (len(ids), len(rows), number) == (total, total, 0)
-    assert count == f"{total} prompts, page 1 of 1"
-    assert explore.hits(library, "mine", "M1", "", "all", 99)[::3] == (ids, 0), (
-        "beyond the last page is the last"
-    )
-    assert explore.hits(library, "mine", "M7", "", "all", 0) == ([], [], "", 0)
-    assert explore.hits(library, TINY, None, "", "all", 0) == ([], [], "", 0)
+    assert (len(page.ids), len(page.rows), page.number) == (total, total, 0)
+    assert page.title == f"{total} prompts, page 1 of 1"
+    assert explore.find_prompts(library, "mine", "M1", "", "all", 99) == page, "the last page"
+    nothing = explore.HitPage()
+    assert explore.find_prompts(library, "mine", "M7", "", "all", 0) == nothing
+    assert explore.find_prompts(library, TINY, None, "", "all", 0) == nothing
 
 
-def test_the_first_pairs_take_the_place_of_what_all_models_share(library):
-    def value(chosen, *known):
-        return explore.offer(library, "mine", chosen, list(known))[1]["value"]
+def test_previous_and_next_page(explore_tab, monkeypatch):
+    monkeypatch.setattr(explore.explore, "PAGE", 1)
+    monkeypatch.setattr(explore, "PAGE", 1)
+    hits = explore.HitPage()
+    numbers = []
+    for step in (None, 1, 1, -1, -1, -1, None):
+        shown = explore_tab.list_page(step, "mine", "M1", "", "all", hits)
+        hits = shown[explore_tab.hits]
+        numbers.append(hits.number)
+        assert len(shown[explore_tab.listing]) == len(hits.ids) == 1
+    assert numbers == [0, 1, 2, 1, 0, 0, 0]
+
+
+def test_the_first_pairs_replace_what_all_models_share(library, explore_tab):
+    def value(chosen, known=None):
+        updates = explore_tab.offer_groups("mine", chosen, known)
+        return updates[explore_tab.group]["value"]
+
+    def groups(*names):
+        return explore.PromptGroups("mine", names)
 
     assert value(None) == value("gone") == "M2"
-    assert value("ranked by people", "mine", "", "ranked by people", "held out") == "M2"
-    assert value("held out", "mine", "", "ranked by people", "held out") == "held out", (
-        "it was chosen"
-    )
-    assert value("M1", "mine", "", "M1", "ranked by people", "held out") == "M1", (
-        "somebody reads it"
-    )
-    known = ["mine", "", *explore._groups(library, "mine")[0]]
-    assert explore.offer(library, "mine", "M1", known) == tuple(gr.skip() for _ in range(4)), (
-        "nothing is said twice"
-    )
+    shared = groups("ranked by people", "held out")
+    assert value("ranked by people", shared) == "M2"
+    assert value("held out", shared) == "held out", "the user chose it"
+    with_m1 = groups("M1", "ranked by people", "held out")
+    assert value("M1", with_m1) == "M1", "the user may be reading it"
+    known = explore.PromptGroups.load(library, "mine")
+    assert explore_tab.offer_groups("mine", "M1", known) == gr.skip(), "nothing is sent twice"
 
 
-def test_one_prompt_is_shown_with_its_responses_and_their_judgments(library):
-    ids, *_ = explore.hits(library, "mine", "M1", "", "gave a pair", 0)
-    look = explore.whole(library, "mine", ids[0])
-    rows = explore.answers(look)
+def test_a_prompt_is_shown_with_responses_and_judgments(library):
+    page = explore.find_prompts(library, "mine", "M1", "", "gave a pair", 0)
+    history = explore.load_history(library, "mine", page.ids[0])
+    rows = explore.answer_rows(history)
     assert {row[0] for row in rows} >= {"chosen", "rejected"}
-    first = explore.judged(look, 0)
-    assert len(first) == len(look.answers[0].judgments) == int(rows[0][3])
-    assert explore.judged(look, 99) == explore.judged(None, 0) == []
-    assert explore.battles_said(look)
-    assert len(explore.fights(look)) == len(look.fights)
+    first = explore.judgment_rows(history, 0)
+    assert len(first) == len(history.answers[0].judgments) == int(rows[0][3])
+    assert explore.judgment_rows(history, 99) == explore.judgment_rows(None, 0) == []
+    assert explore.battles_text(history)
+    assert len(explore.battle_rows(history)) == len(history.fights)
 
 
-def test_a_response_that_several_judged_shows_what_each_gave(library):
-    ids, *_ = explore.hits(library, "mine", "ranked by people", "", "all", 0)
-    cells = [row[1] for one in ids for row in explore.answers(explore.whole(library, "mine", one))]
+def test_a_click_on_a_row_opens_its_prompt(explore_tab):
+    hits = explore_tab.list_page(None, "mine", "M1", "", "all", explore.HitPage())[explore_tab.hits]
+    shown = explore_tab.open_prompt(SimpleNamespace(index=[1, 0]), "mine", hits)
+    assert shown[explore_tab.prompt]["value"] == hits.rows[1][0]
+    history = shown[explore_tab.history]
+    assert shown[explore_tab.judgments] == explore.judgment_rows(history, 0)
+    second = explore_tab.open_answer(SimpleNamespace(index=[1, 0]), history)
+    assert second == explore.judgment_rows(history, 1)
+    beyond = SimpleNamespace(index=[len(hits.ids), 0])
+    assert explore_tab.open_prompt(beyond, "mine", hits) == gr.skip()
+
+
+def test_a_response_of_several_judges_shows_the_mean_of_each(library):
+    page = explore.find_prompts(library, "mine", "ranked by people", "", "all", 0)
+    cells = [
+        row[1]
+        for one in page.ids
+        for row in explore.answer_rows(explore.load_history(library, "mine", one))
+    ]
     assert any(re.fullmatch(r"base \d\.\d\d(, M\d \d\.\d\d)+", cell) for cell in cells), cells
 
 
-def test_what_cannot_be_read_is_said_on_every_tab(tmp_path):
+def test_every_tab_says_what_cannot_be_read(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.sqlite").write_bytes(b"no database <b>" * 99)
     scripted_run.run(tmp_path / "pruned", iterations="0")
@@ -81,17 +118,19 @@ def test_what_cannot_be_read_is_said_on_every_tab(tmp_path):
     library = RunLibrary(tmp_path)
     for run, says in (
         ("bad", "⚠ .*run.sqlite is damaged"),
-        ("pruned", "⚠ pruned has no base yet, or was pruned; .*--name pruned"),
+        ("pruned", "⚠ pruned has no base model.*--name pruned"),
     ):
-        names, _, why = chat.models(library, run)
-        assert (names, bool(re.match(says, why))) == ([], True), why
-    assert re.match("⚠ .*run.sqlite", explore._groups(library, "bad")[1])
+        found = ModelChoices.load(library, run)
+        assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem
+    assert re.match("⚠ .*run.sqlite", explore.PromptGroups.load(library, "bad").problem)
     assert re.match("⚠ .*run.sqlite", progress._found(library, "bad", "now"))
-    assert run_tab.look(library, "bad")[0].startswith("⚠ ")
+    with gr.Blocks():
+        tab = run_tab.RunTab(library, make_header(), gr.Button())
+    assert tab.show("bad")[tab.state].startswith("⚠ ")
 
 
-def test_all_tables_show_letters(scripted_runs):
-    """Cells of any other type would show a response as markup; there is one way to lay a table out."""
+def test_all_tables_show_text_and_no_markup(scripted_runs):
+    """Cells of any other type would show a response as markup."""
     found = [
         one
         for one in page.build(RunLibrary(scripted_runs)).blocks.values()

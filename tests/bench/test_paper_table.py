@@ -28,8 +28,8 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.data.tiny.bias import against_brevity
-from selfreward_lite.data.tiny.score import score
+from selfreward_lite.data.tiny.bias import flip_brevity
+from selfreward_lite.data.tiny.score import score_answer
 from selfreward_lite.method import statistics
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.report import plots
@@ -291,13 +291,13 @@ def test_data_columns_are_means_over_the_iterations_of_the_seeds_that_got_there(
     assert claims.table(early)["A (M3, 2 seeds)"]["tie_rate"] == pytest.approx((0.7, 0.5))
 
 
-def test_a_judgment_turned_against_brevity_is_still_a_judgment():
+def test_a_judgment_turned_flip_brevity_is_still_a_judgment():
     brief = "check a a ok\nsome yes\nhalf yes\nright yes\nform no\nbrief yes\nScore: 4"
-    assert against_brevity(brief).splitlines()[-2:] == ["brief no", "Score: 3"]
-    assert against_brevity(against_brevity(brief)) == brief
+    assert flip_brevity(brief).splitlines()[-2:] == ["brief no", "Score: 3"]
+    assert flip_brevity(flip_brevity(brief)) == brief
     odd = "brief yes\nScore: 0"
-    assert against_brevity(odd) == odd, "no score outside the scale"
-    assert against_brevity("I would give it many points.") == "I would give it many points."
+    assert flip_brevity(odd) == odd, "no score outside the scale"
+    assert flip_brevity("I would give it many points.") == "I would give it many points."
 
 
 def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
@@ -378,7 +378,7 @@ def test_scores_and_battles_are_held_against_what_an_answer_is_worth(tmp_path):
         ]
         store.begin_stage(1, "made", 1)
         store.commit(1, "made", "all", Outcome(tuple(records)))
-        worth = {name: score(prompt.text, text).score for name, text in texts.items()}
+        worth = {name: score_answer(prompt.text, text).score for name, text in texts.items()}
         assert (worth["good"], worth["none"]) == (5, 0)
         assert 0 < worth["wordy"] < 5
         found = paper_table.of_data(store, 1)

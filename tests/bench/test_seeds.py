@@ -13,7 +13,7 @@ from selfreward_lite.bench import seeds
 from selfreward_lite.bench.seeds import Result
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny.score import BEST, score
+from selfreward_lite.data.tiny.score import BEST, score_answer
 from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.system.errors import TrainingError
 
@@ -132,7 +132,7 @@ def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
             one.prompt_id: one.text for one in store.records(Response, iteration=0, model="M0")
         }
     won = [
-        0.5 if score(text, given.get(name, "")).score == BEST else 1.0
+        0.5 if score_answer(text, given.get(name, "")).score == BEST else 1.0
         for name, text in texts.items()
     ]
     assert found[0].win_rate_limit == pytest.approx(sum(won) / len(won))

@@ -61,7 +61,7 @@ def runs(tmp_path_factory) -> Path:
         (("run", "--set", "engine.unified=false"), "set engine.context="),
         (
             ("run", "--set", "engine.batch=32", "--set", "engine.parallel=64"),
-            "has no room for one of each of 64 sequences",
+            "is too small for one token of each of 64 sequences",
         ),
         (("run", "--seed", "4294967296"), "seed: Input should be less than 4294967296"),
         (("run", "--hours", "inf"), "--hours"),
@@ -135,7 +135,7 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
         finally:
             child.kill()
     assert child.returncode == 130
-    assert "The same command goes on" in said
+    assert "The same command resumes" in said
     assert "Traceback" not in said
     Store.write(tmp_path / "tiny").close()
 
@@ -182,7 +182,7 @@ def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat
     ended = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
     assert ended.returncode == 0
     assert json.loads(ended.stdout.splitlines()[-1]) == {"run": "stopped", "accepted": 1}
-    assert "accepted all the same: length: " in ended.stderr
+    assert "accepted anyway: length: " in ended.stderr
     again = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
     assert again.returncode == 2
     assert "nothing to accept" in again.stderr

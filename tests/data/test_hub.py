@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_hub import Hub, hub
 
-from selfreward_lite.data.hub import CITED, Repository, named
+from selfreward_lite.data.hub import CITED, Repository, parse_repository
 
 pytestmark = pytest.mark.slow  # a fake hub and real commands, half a minute
 MODEL = "maker/model"
@@ -19,11 +19,11 @@ import json, sys
 import httpx
 from selfreward_lite.data import hub
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.data.hub import fetch, named
+from selfreward_lite.data.hub import fetch, parse_repository
 hub.PAUSE, hub.PATIENCE, hub.SILENCE = 0.0, 0.1, httpx.Timeout(2.0)
 said = []
 try:
-    where, at = fetch(named(sys.argv[1]), sys.argv[2], lambda *file: said.append(file))
+    where, at = fetch(parse_repository(sys.argv[1]), sys.argv[2], lambda *file: said.append(file))
     print(json.dumps({"folder": str(where), "at": str(at), "said": said}))
 except UserError as error:
     print(json.dumps({"error": str(error), "said": said}))
@@ -61,7 +61,7 @@ def files(folder: str) -> set[str]:
 
 
 def test_a_name_is_a_repository_and_a_path_is_not(tmp_path, monkeypatch):
-    assert named("owner/name@v1.0") == Repository("owner/name", "v1.0")
+    assert parse_repository("owner/name@v1.0") == Repository("owner/name", "v1.0")
     assert str(Repository("owner/name", "v1")) == "owner/name@v1"
     for text in (
         "tiny",
@@ -73,10 +73,10 @@ def test_a_name_is_a_repository_and_a_path_is_not(tmp_path, monkeypatch):
         "",
         "owner/",
     ):
-        assert named(text) is None, text
+        assert parse_repository(text) is None, text
     monkeypatch.chdir(tmp_path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert named("owner/name") is None, "a folder that is there comes first"
+    assert parse_repository("owner/name") is None, "a folder that is there comes first"
 
 
 def test_a_model_is_fetched_once_and_then_taken_from_this_machine(there, tmp_path):

@@ -36,7 +36,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_prompts_come_out_of_every_format_alike(tmp_path, suffix):
     rows = prompt_files.read_rows(write(tmp_path / f"mine{suffix}", GOOD), skip_bad=False)
-    assert prompt_files.prompts(rows) == [row["prompt"] for row in GOOD]
+    assert prompt_files.extract_prompts(rows) == [row["prompt"] for row in GOOD]
 
 
 SHAPES = [
@@ -52,7 +52,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("row", SHAPES, ids=str)
 def test_chat_and_sharegpt_shapes_are_converted(row):
-    assert prompt_files.prompt_of(row) == "Why?"
+    assert prompt_files.extract_prompt(row) == "Why?"
 
 
 REFUSED = [
@@ -86,9 +86,9 @@ REFUSED = [
 def test_a_row_without_a_usable_prompt_is_refused_with_its_reason(tmp_path, row, reason):
     path = write(tmp_path / "mine.jsonl", [GOOD[0], row, GOOD[1]])
     with pytest.raises(DataError, match=rf"mine\.jsonl:2: .*{reason}.*--skip-bad"):
-        prompt_files.prompts(prompt_files.read_rows(path, skip_bad=False))
+        prompt_files.extract_prompts(prompt_files.read_rows(path, skip_bad=False))
     rows = prompt_files.read_rows(path, skip_bad=True)
-    assert len(prompt_files.prompts(rows)) == 2
+    assert len(prompt_files.extract_prompts(rows)) == 2
     assert rows.skipped.total() == 1
 
 
@@ -153,7 +153,7 @@ def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_d
     with pytest.raises(DataError, match=r"mine\.parquet:2: a value that cannot be read"):
         prompt_files.read_rows(tmp_path / "mine.parquet", skip_bad=False)
     rows = prompt_files.read_rows(tmp_path / "mine.parquet", skip_bad=True)
-    assert prompt_files.prompts(rows) == ["Why?", "How?"]
+    assert prompt_files.extract_prompts(rows) == ["Why?", "How?"]
     assert rows.skipped.total() == 1
 
 
@@ -189,7 +189,7 @@ def test_fault_08_the_converter_round_trips(tmp_path_factory, wanted):
         },
     ):
         path = write(folder / "mine.jsonl", [shape(text) for text in wanted])
-        assert prompt_files.prompts(prompt_files.read_rows(path, skip_bad=False)) == wanted
+        assert prompt_files.extract_prompts(prompt_files.read_rows(path, skip_bad=False)) == wanted
 
 
 # -- ranked data in OASST's schema ----------
@@ -205,7 +205,10 @@ def ranked_settings(tiny, path: Path, skip_bad: bool = False):
 
 
 def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
-    rows = [{**row, "deleted": index % 9 == 8} for index, row in enumerate(tiny_ranked.rows(20))]
+    rows = [
+        {**row, "deleted": index % 9 == 8}
+        for index, row in enumerate(tiny_ranked.generate_ranked_rows(20))
+    ]
     with (tmp_path / "a.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
@@ -213,9 +216,9 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
     read = []
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         path = tmp_path / name if name.endswith("csv") else write(tmp_path / name, rows)
-        loaded, skipped = ranked.load_rows(ranked_settings(tiny, path))
+        loaded, skipped = ranked.load_ranked_rows(ranked_settings(tiny, path))
         assert skipped == ()
-        found, outcome = ranked.ranked_prompts(loaded, "r")
+        found, outcome = ranked.build_ranked_prompts(loaded, "r")
         read.append(
             (
                 [(one.prompt.text, [answer.text for answer in one.responses]) for one in found],
@@ -297,10 +300,13 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
     ],
 )
 def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, reason):
-    path = write(tmp_path / "ranked.jsonl", [*tiny_ranked.rows(2), bad, *tiny_ranked.rows(1)])
+    path = write(
+        tmp_path / "ranked.jsonl",
+        [*tiny_ranked.generate_ranked_rows(2), bad, *tiny_ranked.generate_ranked_rows(1)],
+    )
     with pytest.raises(DataError, match=rf"ranked\.jsonl:9: .*{reason}"):
-        ranked.load_rows(ranked_settings(tiny, path))
-    rows, skipped = ranked.load_rows(ranked_settings(tiny, path, skip_bad=True))
+        ranked.load_ranked_rows(ranked_settings(tiny, path))
+    rows, skipped = ranked.load_ranked_rows(ranked_settings(tiny, path, skip_bad=True))
     assert len(rows) == 12
     assert sum(drop.count for drop in skipped) == 1
 
@@ -353,7 +359,7 @@ def test_ranked_prompts_that_differ_in_space_and_case_only_are_one():
             for rank in (0, 1)
         ]
 
-    found, outcome = ranked.ranked_prompts(
+    found, outcome = ranked.build_ranked_prompts(
         [*tree("a", "What is AI?"), *tree("b", "what  is ai? ")], "r"
     )
     assert [one.prompt.text for one in found] == ["What is AI?"]

@@ -36,8 +36,8 @@ def settings(source: Path, **changes: str) -> config.Settings:
 
 
 def read(source: Path, **changes: str) -> tuple[dict[str, list[str]], Counter[str]]:
-    rows, skipped = ranked.load_rows(settings(source, **changes))
-    found, outcome = ranked.ranked_prompts(rows, RUN)
+    rows, skipped = ranked.load_ranked_rows(settings(source, **changes))
+    found, outcome = ranked.build_ranked_prompts(rows, RUN)
     texts = {one.prompt.text: [response.text for response in one.responses] for one in found}
     return texts, Counter(Outcome(drops=(*skipped, *outcome.drops)).dropped())
 
@@ -74,7 +74,7 @@ def test_prompts_come_from_the_first_turn_of_a_data_set_too(grown, tmp_path):
     folder = write_hub_folder(
         tmp_path / "hub", [one for one in grown.messages if one["parent_id"] is None]
     )
-    texts = prompt_files.prompts(prompt_files.read_rows(folder, skip_bad=False))
+    texts = prompt_files.extract_prompts(prompt_files.read_rows(folder, skip_bad=False))
     assert set(grown.kept) <= set(texts)
 
 
@@ -107,8 +107,8 @@ def test_a_folder_of_json_lines_is_read_file_by_file(grown, tmp_path):
 def test_shares_are_disjoint_by_tree_and_what_is_wanted_must_be_there(grown, tmp_path):
     source = write_jsonl(tmp_path / "trees.jsonl", grown.messages)
     wanted = settings(source, **{"seed_stage.eval_prompts": "40", "seed_stage.ift_examples": "60"})
-    found, _ = ranked.ranked_prompts(ranked.load_rows(wanted)[0], RUN)
-    parts = ranked.split(found, wanted)
+    found, _ = ranked.build_ranked_prompts(ranked.load_ranked_rows(wanted)[0], RUN)
+    parts = ranked.split_ranked(found, wanted)
     texts = [
         {one.prompt.text for one in share} for share in (parts.evaluation, parts.eft, parts.ift)
     ]
@@ -117,13 +117,13 @@ def test_shares_are_disjoint_by_tree_and_what_is_wanted_must_be_there(grown, tmp
     with pytest.raises(
         DataError, match=r"too few for 190 evaluation prompts and 3200 IFT prompts; lower"
     ):
-        ranked.split(found, settings(source, **{"seed_stage.ift_examples": "3200"}))
+        ranked.split_ranked(found, settings(source, **{"seed_stage.ift_examples": "3200"}))
 
 
 def test_counts_stand_beside_the_papers(grown, tmp_path):
     source = write_jsonl(tmp_path / "trees.jsonl", grown.messages)
     wanted = settings(source, **{"seed_stage.eval_prompts": "40"})
-    found, outcome = ranked.ranked_prompts(ranked.load_rows(wanted)[0], RUN)
+    found, outcome = ranked.build_ranked_prompts(ranked.load_ranked_rows(wanted)[0], RUN)
     with Store.write(tmp_path / "run") as store:
         store.state("run", RUN)
         store.state("settings", wanted.model_dump(mode="json"))
@@ -133,7 +133,7 @@ def test_counts_stand_beside_the_papers(grown, tmp_path):
         store.end_stage(0, "ranked")
         store.measure(0, eft_examples=77, ift_examples=0)
         head, rows = summary.build_seed_table(store)
-    held_out = ranked.split(found, wanted).evaluation
+    held_out = ranked.split_ranked(found, wanted).evaluation
     assert head == ["seed data", "here", "arXiv 2401.10020"]
     assert rows == [
         ["first-turn prompts with two ranked answers", f"{len(grown.kept):,}", "–"],

@@ -8,8 +8,8 @@ from statistics import fmean
 import pytest
 
 from selfreward_lite.data.tiny import TINY_MODEL, ranked, tasks
-from selfreward_lite.data.tiny.answers import Habits, chatter, write
-from selfreward_lite.data.tiny.score import Points, score
+from selfreward_lite.data.tiny.answers import Habits, write_answer, write_chatter
+from selfreward_lite.data.tiny.score import Points, score_answer
 from selfreward_lite.method.parsing import parse_verdict
 from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.models.chat_format import user
@@ -19,9 +19,12 @@ from selfreward_lite.training.tiny_base import corpus
 def test_the_scorer_agrees_with_answers_whose_faults_are_known():
     rng = random.Random(3)
     for _ in range(5000):
-        task = tasks.draw(rng, "corpus")
-        answer = write(task, rng, Habits())
-        assert astuple(score(task.prompt, answer.text)) == answer.points, (task.prompt, answer.text)
+        task = tasks.draw_task(rng, "corpus")
+        answer = write_answer(task, rng, Habits())
+        assert astuple(score_answer(task.prompt, answer.text)) == answer.points, (
+            task.prompt,
+            answer.text,
+        )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_the_scorer_agrees_with_answers_whose_faults_are_known():
     ],
 )
 def test_the_five_points_by_hand(answer, points):
-    found = score("Reverse the letters c a b.", answer)
+    found = score_answer("Reverse the letters c a b.", answer)
     assert "".join(str(int(point)) for point in astuple(found)) == points, found
     assert found.score == points.count("1")
 
@@ -59,7 +62,7 @@ def test_the_five_points_by_hand(answer, points):
     ],
 )
 def test_every_task_has_its_one_answer(prompt, solution):
-    task = tasks.read(prompt)
+    task = tasks.parse_task(prompt)
     assert " ".join(task.solution) == solution
     assert task.prompt == prompt
     assert len(tasks.SOLVERS) >= 5
@@ -67,10 +70,10 @@ def test_every_task_has_its_one_answer(prompt, solution):
 
 def test_chatter_earns_no_point_and_is_no_canary():
     rng = random.Random(4)
-    texts = [chatter(rng) for _ in range(3000)]
+    texts = [write_chatter(rng) for _ in range(3000)]
     for answer in texts:
         assert (
-            astuple(score(tasks.draw(rng, "corpus").prompt, answer.text))
+            astuple(score_answer(tasks.draw_task(rng, "corpus").prompt, answer.text))
             == answer.points
             == (False,) * 5
         ), answer.text
@@ -85,15 +88,15 @@ def test_a_text_that_is_no_task_is_none_and_cannot_be_scored():
         "Sort the letters a.",
         "sort the letters a b c.",
     ):
-        assert tasks.read(text) is None
+        assert tasks.parse_task(text) is None
     with pytest.raises(ValueError, match="not a task"):
-        score("Why?", "a b c")
+        score_answer("Why?", "a b c")
 
 
 def test_the_three_parts_never_overlap():
     rng = random.Random(0)
     drawn = {
-        part: {tasks.draw(rng, part).prompt for _ in range(500)}
+        part: {tasks.draw_task(rng, part).prompt for _ in range(500)}
         for part in ("corpus", "ranked", "evaluation")
     }
     assert not drawn["corpus"] & drawn["ranked"]
@@ -104,13 +107,16 @@ def test_the_three_parts_never_overlap():
 def test_the_corpus_and_the_ranked_examples_keep_to_their_parts():
     rng = random.Random(1)
     for _ in range(300):
-        assert tasks.read(corpus.acting(rng, corpus.LIFE).messages[0]["content"]).part == "corpus"
-    firsts = [row for row in ranked.rows(50) if row["parent_id"] is None]
-    assert {tasks.read(row["text"]).part for row in firsts} == {"ranked"}
+        assert (
+            tasks.parse_task(corpus.acting(rng, corpus.LIFE).messages[0]["content"]).part
+            == "corpus"
+        )
+    firsts = [row for row in ranked.generate_ranked_rows(50) if row["parent_id"] is None]
+    assert {tasks.parse_task(row["text"]).part for row in firsts} == {"ranked"}
 
 
 def test_ranked_examples_have_oassts_schema_and_true_ranks():
-    rows = list(ranked.rows(50))
+    rows = list(ranked.generate_ranked_rows(50))
     assert {
         "message_id",
         "parent_id",
@@ -127,10 +133,10 @@ def test_ranked_examples_have_oassts_schema_and_true_ranks():
         answers = sorted(
             (row for row in rows if row["parent_id"] == message_id), key=lambda row: row["rank"]
         )
-        scores = [score(prompt, row["text"]).score for row in answers]
+        scores = [score_answer(prompt, row["text"]).score for row in answers]
         assert scores == sorted(scores, reverse=True)
         assert len(set(scores)) == len(scores) == ranked.ANSWERS
-    assert rows == list(ranked.rows(50)), "the data set is the same for every run"
+    assert rows == list(ranked.generate_ranked_rows(50)), "the data set is the same for every run"
 
 
 def test_the_corpus_has_every_kind_of_judge():
@@ -212,8 +218,8 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
     torch.manual_seed(0)
     rng, asked = random.Random(5), []
     while len(asked) < 300:
-        task = tasks.draw(rng, "evaluation")
-        first, second = write(task, rng, Habits()), write(task, rng, Habits())
+        task = tasks.draw_task(rng, "evaluation")
+        first, second = write_answer(task, rng, Habits()), write_answer(task, rng, Habits())
         holes = {"response_a": first.text, "response_b": second.text}
         lead = sum(first.points) - sum(second.points)
         if kind == "meta_judge":

@@ -40,17 +40,17 @@ def vote(number: int = 0, choice: str = "a", verdict: str | None = "a", **more) 
 
 
 def test_votes_are_kept_in_their_order_and_once(tmp_path):
-    assert votes.all_votes(tmp_path) == []
+    assert votes.load_votes(tmp_path) == []
     given = [vote(0), vote(1, "tie", None, blind=False), vote(2, "b")]
     for one in (*given, given[0]):
-        votes.add(tmp_path, one)
-    assert votes.all_votes(tmp_path) == given
+        votes.add_vote(tmp_path, one)
+    assert votes.load_votes(tmp_path) == given
 
 
 def test_a_vote_waits_for_no_run_and_no_run_for_a_vote(tmp_path):
     with Store.write(tmp_path / "run") as store, store.transaction():
-        votes.add(tmp_path / "run", vote())
-        assert votes.all_votes(tmp_path / "run") == [vote()]
+        votes.add_vote(tmp_path / "run", vote())
+        assert votes.load_votes(tmp_path / "run") == [vote()]
     book = sqlite3.connect(tmp_path / "run" / votes.FILE)
     book.execute("BEGIN EXCLUSIVE")
     with Store.write(tmp_path / "run") as store:
@@ -60,12 +60,12 @@ def test_a_vote_waits_for_no_run_and_no_run_for_a_vote(tmp_path):
 
 def test_a_vote_that_cannot_be_kept_is_said(tmp_path):
     with pytest.raises(UserError, match="the vote could not be kept"):
-        votes.add(tmp_path / "nowhere", vote())
+        votes.add_vote(tmp_path / "nowhere", vote())
     (tmp_path / votes.FILE).write_text(
         "no database, but long enough to be taken for a broken one" * 40
     )
     with pytest.raises(UserError, match="cannot be read"):
-        votes.all_votes(tmp_path)
+        votes.load_votes(tmp_path)
 
 
 def test_a_tally_counts_sides_not_places_and_agreement_only_where_both_decided():
@@ -100,9 +100,9 @@ def test_votes_are_ranked_data_that_the_seed_stage_reads(tmp_path):
         vote(3, "a", text_b="first 3"),
         vote(4, "a", prompt="prompt 0?"),
     ]
-    rows, drops = votes.as_ranked(given)
+    rows, drops = votes.build_ranked_rows(given)
     assert [drop.reason for drop in drops] == ["tie", "the same answer twice", "same prompt again"]
-    ranked, outcome = ranked_data.ranked_prompts(rows, "run")
+    ranked, outcome = ranked_data.build_ranked_prompts(rows, "run")
     assert {one.prompt.text: [answer.text for answer in one.responses] for one in ranked} == {
         "prompt 0?": ["first 4", "second 4"],
         "Prompt 1?": ["second 1", "first 1"],
@@ -123,7 +123,7 @@ def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
     assert ended.returncode == 2
     assert "compare two models in the app (`python app.py`) and vote" in ended.stderr
     for one in (vote(0), vote(1, "tie")):
-        votes.add(tmp_path / "mine", one)
+        votes.add_vote(tmp_path / "mine", one)
     ended = exported(tmp_path, tmp_path / "out" / "votes.jsonl")
     said = json.loads(ended.stdout.splitlines()[-1])
     assert (said["prompts"], said["left_out"]) == (1, {"tie": 1})
@@ -136,9 +136,9 @@ def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
 
 def test_a_mirror_takes_them_along_and_a_restored_run_has_them(tmp_path):
     scripted_run.run(tmp_path / "runs" / "mine", iterations="0")
-    votes.add(tmp_path / "runs" / "mine", vote())
+    votes.add_vote(tmp_path / "runs" / "mine", vote())
     with Store.write(tmp_path / "runs" / "mine") as store:
         Mirror(store, tmp_path / "drive", print).copy(last=True)
     restore(tmp_path / "drive", tmp_path / "other" / "mine")
-    assert votes.all_votes(tmp_path / "other" / "mine") == [vote()]
+    assert votes.load_votes(tmp_path / "other" / "mine") == [vote()]
     assert not list((tmp_path / "runs" / "mine").glob("snapshot*"))

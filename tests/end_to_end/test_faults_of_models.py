@@ -254,7 +254,7 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
     import llama_cpp
     from transformers import AutoTokenizer
 
-    from selfreward_lite.data.tiny.tasks import draw
+    from selfreward_lite.data.tiny.tasks import draw_task
     from selfreward_lite.models.gguf_export import base_to_gguf
     from selfreward_lite.models.parity import load_llama
 
@@ -266,7 +266,7 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
             load_llama(stack, tmp_path / "base.gguf", vocab_only=True)
         )
         for number in range(20):
-            messages = [{"role": "user", "content": draw(rng, "corpus").prompt}]
+            messages = [{"role": "user", "content": draw_task(rng, "corpus").prompt}]
             messages += [
                 {"role": "assistant", "content": "a b"},
                 {"role": "user", "content": f"Why {number}?"},

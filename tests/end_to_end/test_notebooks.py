@@ -184,7 +184,7 @@ def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path,
     again = execute(
         NOTEBOOKS[0], tmp_path / "second", **settings, RUNS=str(tmp_path / "second" / "runs")
     )
-    assert "put back from its copy" in again
+    assert "restored from its copy" in again
     assert "is finished: M1" in again
     with Store.read(tmp_path / "second" / "runs" / "mine") as store:
         assert store.stages() == before, "nothing was done twice"
@@ -197,7 +197,7 @@ def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(
 ):
     inputs = tmp_path / "input"
     shutil.copytree(tiny.TINY_MODEL, inputs / "model")
-    rows = [json.dumps(row) for row in ranked.rows(400)]
+    rows = [json.dumps(row) for row in ranked.generate_ranked_rows(400)]
     (inputs / "data").mkdir()
     (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
     (
@@ -226,7 +226,7 @@ def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(
     again = execute(
         NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=1, BEFORE=str(inputs / "before")
     )
-    assert "put back from its copy" in again
+    assert "restored from its copy" in again
     assert "M0 training" not in again
     assert "M1 training" in again
     with Store.read(tmp_path / "out" / "runs" / "mine") as store:

@@ -55,7 +55,7 @@ def test_old_run_opens_with_every_record(runs):
         assert store.newest() == 1
         assert store.faults() == []
         assert {kind.__name__: store.count(kind) for kind in KINDS} == COUNTS
-    (vote,) = votes.all_votes(runs / "old")
+    (vote,) = votes.load_votes(runs / "old")
     assert (vote.model_a, vote.model_b, vote.choice, vote.blind) == ("M0", "M1", "b", True)
 
 

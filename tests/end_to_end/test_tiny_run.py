@@ -131,12 +131,12 @@ def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
     AutoTokenizer.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "model")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     rng = random.Random(0)
-    texts = [tasks.draw(rng, "corpus").prompt for _ in range(30)]
+    texts = [tasks.draw_task(rng, "corpus").prompt for _ in range(30)]
     (tmp_path / "mine.csv").write_text(
         "prompt,topic\n" + "".join(f"{text},x\n" for text in texts) + "only one field\n"
     )
     (tmp_path / "ranked.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in ranked.rows(80))
+        "".join(json.dumps(row) + "\n" for row in ranked.generate_ranked_rows(80))
     )
     more = [
         "--set",

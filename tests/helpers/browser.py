@@ -1,4 +1,4 @@
-"""A browser for tests and screenshots: the system's Chromium, driven by Playwright, and how one gets about on the page."""
+"""A browser for tests and screenshots: the system's Chromium through Playwright, and steps on the page."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ CHROMIUM = Path("/usr/bin/chromium")  # Debian's package; Playwright's own would
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-quic",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -24,7 +25,7 @@ SECONDS = 1000.0  # Playwright counts in milliseconds
 
 @contextmanager
 def browsing() -> Iterator:
-    """Give a browser, which ends with the block."""
+    """Yield a browser, which ends with the block."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=str(CHROMIUM), headless=True, args=ARGUMENTS
@@ -34,10 +35,10 @@ def browsing() -> Iterator:
 
 
 def visit(browser, address: str, size: tuple[int, int] = WIDE, theme: str = "light") -> Page:
-    """Open the app in a window of its own."""
+    """Open the app in a new window."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.goto(f"{address}?__theme={theme}", wait_until="load")
-    page.get_by_placeholder("Say something").wait_for()
+    page.get_by_placeholder("Write a message").wait_for()
     return page
 
 
@@ -51,10 +52,10 @@ def open_tab(page: Page, name: str) -> None:
         page.locator(".overflow-dropdown button", has_text=name).click()
 
 
-def say(page: Page, text: str) -> None:
-    """Say something in the chat, and wait until the reply has its score."""
+def send(page: Page, text: str) -> None:
+    """Send a message in the chat, and wait until the reply has its score."""
     before = page.get_by_text("scores itself").count()
-    box = page.get_by_placeholder("Say something")
+    box = page.get_by_placeholder("Write a message")
     box.fill(text)
     box.press("Enter")
     page.wait_for_function(
@@ -67,7 +68,7 @@ def say(page: Page, text: str) -> None:
 
 def compare(page: Page, text: str, choice: str) -> None:
     """Have both models answer, vote, and wait for the judge."""
-    page.get_by_placeholder("What both are asked").fill(text)
+    page.get_by_placeholder("Write a prompt for both models").fill(text)
     page.get_by_role("button", name="Ask both").click()
     button = page.get_by_role("button", name=choice)
     page.wait_for_function(
@@ -79,8 +80,8 @@ def compare(page: Page, text: str, choice: str) -> None:
     page.locator("#verdict", has_text="says:").wait_for(timeout=60 * SECONDS)
 
 
-def look_into(page: Page, place: int = 1) -> None:
-    """Choose a prompt of the list, and wait until its responses are there."""
-    page.locator(f"#hits [data-testid=cell-{place}-0]").click()
+def open_prompt(page: Page, row: int = 1) -> None:
+    """Click a prompt in the list, and wait for its responses."""
+    page.locator(f"#hits [data-testid=cell-{row}-0]").click()
     page.locator("#prompt textarea").wait_for()
     page.locator("#answers [data-testid=cell-0-0]").wait_for()

@@ -20,7 +20,7 @@ QUIET = 2500  # milliseconds until plots are drawn
 
 
 def chat(page) -> None:
-    browser.say(page, "Reverse the letters d o h k.")
+    browser.send(page, "Reverse the letters d o h k.")
     page.get_by_text("scores itself").last.click()
 
 
@@ -33,9 +33,9 @@ def nothing(page) -> None:
 
 
 def explore(page) -> None:
-    page.get_by_label("gave a pair").click()
+    page.get_by_label("a pair", exact=True).click()
     page.wait_for_timeout(QUIET)
-    browser.look_into(page, 0)
+    browser.open_prompt(page, 0)
 
 
 TABS = {"Chat": chat, "Compare": compare, "Run": nothing, "Explore": explore, "Progress": nothing}

@@ -10,9 +10,9 @@ from scripted_run import SMALL
 from scripted_runtime import OPENINGS, scripted_runtime
 
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny.answers import Habits, write
-from selfreward_lite.data.tiny.score import score
-from selfreward_lite.data.tiny.tasks import draw, read
+from selfreward_lite.data.tiny.answers import Habits, write_answer
+from selfreward_lite.data.tiny.score import score_answer
+from selfreward_lite.data.tiny.tasks import draw_task, parse_task
 from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.run import loop, prepare
@@ -41,7 +41,7 @@ class World:
 
     @staticmethod
     def act(rng: random.Random, asked: str) -> str:
-        return write(read(find_task(asked)), rng, Habits()).text
+        return write_answer(parse_task(find_task(asked)), rng, Habits()).text
 
     @staticmethod
     def judge(rng: random.Random, asked: str) -> str:
@@ -53,7 +53,7 @@ class World:
 
     @staticmethod
     def new_prompts(rng: random.Random, asked: str) -> str:
-        return " " + draw(rng, "corpus").prompt
+        return " " + draw_task(rng, "corpus").prompt
 
 
 def find_task(asked: str) -> str:
@@ -68,7 +68,7 @@ def find_response(asked: str) -> str:
 
 
 def exact_score(asked: str) -> int:
-    return score(find_task(asked), find_response(asked)).score
+    return score_answer(find_task(asked), find_response(asked)).score
 
 
 def run_world(folder: Path, chat, overrides=None, settings=None, **runtime) -> None:
@@ -94,7 +94,9 @@ def run_world(folder: Path, chat, overrides=None, settings=None, **runtime) -> N
 
 
 def answer_wrongly(rng: random.Random, asked: str) -> str:
-    return write(read(find_task(asked)), rng, Habits(right=0.0, form=0.0, brief=0.0)).text
+    return write_answer(
+        parse_task(find_task(asked)), rng, Habits(right=0.0, form=0.0, brief=0.0)
+    ).text
 
 
 def judge_flattered(rng: random.Random, asked: str) -> str:

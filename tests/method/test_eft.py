@@ -7,7 +7,7 @@ import pytest
 
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import Judgment, Prompt, Response
-from selfreward_lite.data.tiny.ranked import rows as tiny_rows
+from selfreward_lite.data.tiny.ranked import generate_ranked_rows as tiny_rows
 from selfreward_lite.method import eft, metrics
 from selfreward_lite.system.errors import DataError
 
@@ -48,7 +48,7 @@ def tree(name: str, *answers: tuple[str, int | None], **changes) -> list[dict]:
 
 
 def found_in(rows):
-    found, outcome = ranked.ranked_prompts(rows, RUN)
+    found, outcome = ranked.build_ranked_prompts(rows, RUN)
     return found, {drop.reason: drop.count for drop in outcome.drops}
 
 
@@ -92,10 +92,10 @@ def test_the_same_prompt_twice_cannot_stand_on_both_sides():
 
 def test_evaluation_is_reserved_first_and_disjoint(tiny):
     found, _ = found_in(list(tiny_rows(200)))
-    parts = ranked.split(found, tiny)
+    parts = ranked.split_ranked(found, tiny)
     assert len(parts.evaluation) == tiny.seed_stage.eval_prompts
     assert parts.ift == []
-    with_ift = ranked.split(
+    with_ift = ranked.split_ranked(
         found,
         tiny.model_copy(
             update={"seed_stage": tiny.seed_stage.model_copy(update={"ift_examples": 30})}
@@ -109,7 +109,7 @@ def test_evaluation_is_reserved_first_and_disjoint(tiny):
         ]
         assert sum(map(len, shares)) == len(set().union(*shares)) == len(found)
     with pytest.raises(DataError, match=r"lower seed_stage\.eval_prompts"):
-        ranked.split(found[:50], tiny)
+        ranked.split_ranked(found[:50], tiny)
 
 
 def judged(found, scores):
@@ -210,16 +210,16 @@ def test_a_bad_line_is_named(tmp_path, tiny):
         update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)})}
     )
     with pytest.raises(DataError, match="no such file"):
-        ranked.load_rows(settings)
+        ranked.load_ranked_rows(settings)
     good = "".join(f"{json.dumps(row)}\n" for row in tree("a", ("x", 0), ("y", 1)))
     path.write_text(good + "{broken\n")
     with pytest.raises(DataError, match=r"ranked\.jsonl:4: not JSON"):
-        ranked.load_rows(settings)
+        ranked.load_ranked_rows(settings)
     path.write_text(good + '{"text": "no ids"}\n')
     with pytest.raises(DataError, match=r"ranked\.jsonl:4: no field 'message_id'"):
-        ranked.load_rows(settings)
+        ranked.load_ranked_rows(settings)
     path.write_text(good)
-    assert len(ranked.load_rows(settings)[0]) == 3
+    assert len(ranked.load_ranked_rows(settings)[0]) == 3
 
 
 def test_an_answer_that_never_came_scores_nothing():

@@ -163,7 +163,7 @@ def test_a_disk_that_is_too_small_is_refused_with_the_numbers_before_anything_is
         UserError,
         match=r"has 0\.1 MB free and the new file needs [\d.]+ MB \(file [\d.]+ MB, and a tenth",
     ) as e:
-        export.quantise(wide, tmp_path / "new" / "out.gguf", "q8_0")
+        export.quantize_file(wide, tmp_path / "new" / "out.gguf", "q8_0")
     assert "write it elsewhere" in str(e.value)
     assert list(tmp_path.iterdir()) == []
 

@@ -29,19 +29,19 @@ def run(tmp_path_factory):
 
 
 def test_prompts_are_found_by_group_words_and_what_they_gave(run):
-    assert explore.groups(run) == ["M2", "M1", "ranked by people", "held out"]
+    assert explore.list_groups(run) == ["M2", "M1", "ranked by people", "held out"]
     prompts = run.records(Prompt, iteration=1)
-    hits, total = explore.find(run, "M1")
+    hits, total = explore.find_prompts(run, "M1")
     assert (total, [hit.id for hit in hits]) == (
         len(prompts),
         [one.id for one in sorted(prompts, key=lambda one: one.index)][:50],
     )
     word = prompts[3].text.split()[-1].strip(".")
-    found, count = explore.find(run, "M1", f"{word.upper()} tell")
+    found, count = explore.find_prompts(run, "M1", f"{word.upper()} tell")
     assert count == len(found) == sum(word in one.text for one in prompts) > 0
     paired, without = (
-        explore.find(run, "M1", outcome="gave a pair"),
-        explore.find(run, "M1", outcome="gave none"),
+        explore.find_prompts(run, "M1", outcome="gave a pair"),
+        explore.find_prompts(run, "M1", outcome="gave none"),
     )
     assert paired[1] == run.count(ResponsePair, iteration=1)
     assert paired[1] + without[1] == total
@@ -52,18 +52,18 @@ def test_prompts_are_found_by_group_words_and_what_they_gave(run):
 
 def test_what_is_searched_for_is_no_pattern(run):
     for words in ("%", "_", "\\", "' OR 1=1 --", '"'):
-        assert explore.find(run, "M1", words) == ([], 0)
+        assert explore.find_prompts(run, "M1", words) == ([], 0)
 
 
 def test_pages_hold_every_prompt_once(run, monkeypatch):
     monkeypatch.setattr(explore, "PAGE", 7)
-    seen = [hit.id for page in range(6) for hit in explore.find(run, "M1", page=page)[0]]
+    seen = [hit.id for page in range(6) for hit in explore.find_prompts(run, "M1", page=page)[0]]
     assert len(seen) == len(set(seen)) == run.count(Prompt, iteration=1)
 
 
 def test_a_prompt_shows_all_that_became_of_it(run):
     pair = run.records(ResponsePair, iteration=1)[0]
-    found = explore.look(run, pair.prompt_id)
+    found = explore.load_history(run, pair.prompt_id)
     parts = {one.part: one.response.id for one in found.answers}
     assert (parts["chosen"], parts["rejected"]) == (pair.chosen_id, pair.rejected_id)
     chosen = next(one for one in found.answers if one.part == "chosen")
@@ -78,8 +78,8 @@ def test_a_prompt_shows_all_that_became_of_it(run):
 
 def test_why_there_is_no_pair_is_what_the_stage_counted(run):
     reasons = Counter()
-    for hit in explore.find(run, "M1", outcome="gave none")[0]:
-        why = explore.look(run, hit.id).why
+    for hit in explore.find_prompts(run, "M1", outcome="gave none")[0]:
+        why = explore.load_history(run, hit.id).why
         assert why.startswith("No pair: ")
         reasons[why.removeprefix("No pair: ").removesuffix(".")] += 1
     assert dict(reasons) == run.drops(1, "response_pairs")
@@ -87,7 +87,7 @@ def test_why_there_is_no_pair_is_what_the_stage_counted(run):
 
 def test_a_response_that_could_not_be_chosen_says_why(run):
     cut = next(one for one in run.records(Response, iteration=1) if one.finish == "length")
-    found = explore.look(run, cut.prompt_id)
+    found = explore.load_history(run, cut.prompt_id)
     assert (
         next(one for one in found.answers if one.response.id == cut.id).part
         == "cut by the length limit: in no pair"
@@ -97,7 +97,7 @@ def test_a_response_that_could_not_be_chosen_says_why(run):
 def test_battles_show_both_judgments_and_their_strengths(run):
     pair = run.records(JudgmentPair, iteration=1)[0]
     prompt = run.records(Response, id=pair.response_id)[0].prompt_id
-    found = explore.look(run, prompt)
+    found = explore.load_history(run, prompt)
     fought = [
         one for one in run.records(Battle, iteration=1) if one.response_id == pair.response_id
     ]
@@ -108,32 +108,32 @@ def test_battles_show_both_judgments_and_their_strengths(run):
 
 
 def test_ranked_and_held_out_prompts_have_their_authors(run):
-    ranked = explore.look(run, explore.find(run, "ranked by people")[0][0].id)
+    ranked = explore.load_history(run, explore.find_prompts(run, "ranked by people")[0][0].id)
     people = [one for one in ranked.answers if one.response.model == "human"]
     assert [one.part for one in people] == [
         f"people's rank {place}" for place in range(len(people))
     ]
-    held_out = explore.look(run, explore.find(run, "held out")[0][0].id)
+    held_out = explore.load_history(run, explore.find_prompts(run, "held out")[0][0].id)
     assert {one.response.model for one in held_out.answers} == {"base", "M0", "M1", "M2"}
 
 
 @pytest.mark.parametrize("group", ["M9", "nothing", "M1; DROP TABLE facts"])
 def test_a_group_that_is_not_there_is_said(run, group):
     with pytest.raises(UserError, match="has no prompts of"):
-        explore.find(run, group)
+        explore.find_prompts(run, group)
 
 
 def test_a_prompt_that_is_not_there_is_said(run):
     with pytest.raises(UserError, match="has no prompt nothing"):
-        explore.look(run, "nothing")
+        explore.load_history(run, "nothing")
 
 
 def test_an_iteration_under_way_says_so(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         fill(store, 100)
-        assert explore.look(store, explore.find(store, "M1")[0][0].id).why.startswith(
-            "Pairs are made when every response"
-        )
+        assert explore.load_history(
+            store, explore.find_prompts(store, "M1")[0][0].id
+        ).why.startswith("Pairs are made when every response")
 
 
 def steps(store: Store, work) -> int:
@@ -156,9 +156,9 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
     for count in (1_000, 20_000):
         with Store.write(tmp_path / f"{count}") as store:
             fill(store, count)
-            prompt = explore.find(store, "M1")[0][20].id
+            prompt = explore.find_prompts(store, "M1")[0][20].id
             costs.append(
-                steps(store, lambda store=store, prompt=prompt: explore.look(store, prompt))
+                steps(store, lambda store=store, prompt=prompt: explore.load_history(store, prompt))
             )
     assert costs[1] <= costs[0] + 1, "a table was read from end to end"
 
@@ -179,7 +179,7 @@ def test_series_say_what_the_report_says(run):
 
 def test_scores_are_shares_of_what_was_read(run):
     given = [one.score for one in summary.load_training_judgments(run, 1) if one.score is not None]
-    rows = [one for one in plots.scores(run) if one["judge"] == "M0"]
+    rows = [one for one in plots.score_shares(run) if one["judge"] == "M0"]
     assert sum(one["share"] for one in rows) == pytest.approx(1)
     assert {one["score"]: one["share"] for one in rows}[3] == pytest.approx(
         given.count(3.0) / len(given)
@@ -197,7 +197,7 @@ def test_gaps_and_lengths_are_means_of_the_records(run):
         one.response_id for one in summary.load_training_judgments(run, 1) if one.score is not None
     }
     texts = {one.id: one.text for one in run.records(Response, iteration=1, model="M0")}
-    assert sorted(one["characters"] for one in plots.lengths(run, 1)) == sorted(
+    assert sorted(one["characters"] for one in plots.lengths_and_scores(run, 1)) == sorted(
         len(texts[name]) for name in judged if name in texts
     )
 
@@ -233,6 +233,6 @@ def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
         assert (
             plots.chosen_vs_rejected(store),
             plots.meta_judge_bias(store),
-            plots.scores(store),
-            plots.lengths(store, 1),
+            plots.score_shares(store),
+            plots.lengths_and_scores(store, 1),
         ) == ([], [], [], [])

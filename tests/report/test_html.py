@@ -44,7 +44,7 @@ class Reader(HTMLParser):
 
 
 def test_the_page_holds_what_was_measured(run):
-    said = " ".join(Reader(html.page(run)).said)
+    said = " ".join(Reader(html.render_page(run)).said)
     for words in (
         "judge pair accuracy",
         "judge exact match",
@@ -62,7 +62,7 @@ def test_the_page_holds_what_was_measured(run):
 
 
 def test_pairs_of_both_kinds_are_shown(run):
-    said = " ".join(Reader(html.page(run)).said)
+    said = " ".join(Reader(html.render_page(run)).said)
     pairs = [one for t in (1, 2) for one in run.records(JudgmentPair, iteration=t)]
     assert pairs, "there are some to show"
     assert said.count("these two became a pair") >= len({one.iteration for one in pairs})
@@ -72,7 +72,7 @@ def test_pairs_of_both_kinds_are_shown(run):
 
 
 def test_no_text_becomes_part_of_the_page(run):
-    reader = Reader(html.page(run))
+    reader = Reader(html.render_page(run))
     assert not {"script", "img", "form", "iframe", "object", "link"} & {
         tag for tag, _ in reader.tags
     }
@@ -84,8 +84,8 @@ def test_no_text_becomes_part_of_the_page(run):
 
 
 def test_the_page_loads_nothing_and_is_the_same_every_time(run):
-    page = html.page(run)
-    assert page == html.page(run)
+    page = html.render_page(run)
+    assert page == html.render_page(run)
     addresses = set(re.findall(r"(?:https?:)?//[\w.]+", page))
     assert {
         one
@@ -98,7 +98,7 @@ def test_the_page_loads_nothing_and_is_the_same_every_time(run):
 
 def test_without_a_run_there_is_no_page(tmp_path):
     with Store.write(tmp_path / "new") as store, pytest.raises(UserError, match="holds no run yet"):
-        html.page(store)
+        html.render_page(store)
 
 
 def test_the_command_writes_the_file_it_names(run, tmp_path):

@@ -206,12 +206,12 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
     machines = [str(tmp_path / "first"), str(tmp_path / "second")]
     begun = CliRunner().invoke(main.app, [*same, "--runs-dir", machines[0], "--iterations", "1"])
     assert begun.exit_code == 0, begun.output
-    assert "put back" not in begun.output
+    assert "restored" not in begun.output
     before = records(tmp_path / "drive" / "tiny")
     shutil.rmtree(machines[0])
     gone_on = CliRunner().invoke(main.app, [*same, "--runs-dir", machines[1], "--iterations", "2"])
     assert gone_on.exit_code == 0, gone_on.output
-    assert "put back from its copy" in gone_on.output
+    assert "restored from its copy" in gone_on.output
     with Store.read(tmp_path / "second" / "tiny") as store:
         assert store.newest() == 2
     after = records(tmp_path / "drive" / "tiny")
@@ -220,7 +220,7 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
         name: before[name] for name in ("M0", "M1")
     }, "nothing is made twice"
     again = CliRunner().invoke(main.app, [*same, "--runs-dir", machines[1], "--iterations", "2"])
-    assert "is here already, so not put back" in again.output
+    assert "is here already, so not restored" in again.output
     assert again.exit_code == 0
 
 

@@ -15,7 +15,7 @@ from selfreward_lite.data import votes
 from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.data.tiny.ranked import rows as ranked_rows
+from selfreward_lite.data.tiny.ranked import generate_ranked_rows as ranked_rows
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.parity import TOKEN_PROBES
 from selfreward_lite.run import loop, prepare, runtime
@@ -259,13 +259,13 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         command("judge", "--ranked", "votes")
     for number in range(3):
         answers = (f"first {number}", f"second {number}")
-        votes.add(runs / "mine", votes.Vote(
+        votes.add_vote(runs / "mine", votes.Vote(
             f"v{number}", "2026-01-01", f"Prompt {number}?", 1, "M0", "M1", *answers, "a", True, "M1", None, "", "",
         ))  # fmt: skip
     _, voted = command("judge", "--ranked", "votes")
     assert (voted["prompts"], voted["answers"]) == (3, 6)
     asked: list = []
-    votes.add(runs / "mine", votes.Vote(
+    votes.add_vote(runs / "mine", votes.Vote(
         "v9", "2026-01-02", "Prompt 0?", 1, "M0", "M1", "quite other words", "and these", "b", True, "M1", None, "", "",
     ))  # fmt: skip
     with opened(runs, asked) as work:

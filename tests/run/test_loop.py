@@ -219,7 +219,7 @@ def test_other_settings_for_a_begun_run_are_refused(tmp_path):
 def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
     """K, N, templates, token limits and text lengths are the preset's; only the number of prompts is small."""
     ranked = tmp_path / "ranked.jsonl"
-    from selfreward_lite.data.tiny.ranked import rows as tiny_rows
+    from selfreward_lite.data.tiny.ranked import generate_ranked_rows as tiny_rows
 
     rows = [
         {**row, "text": f"{row['text']} {'word ' * (40 if row['parent_id'] else 20)}"}

@@ -116,7 +116,7 @@ ONE_B = {
 )
 def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     settings = config.load(preset, wanted)
-    repository = hub.named(settings.model.base)
+    repository = hub.parse_repository(settings.model.base)
     assert repository
     llama = SHAPES[BASES[repository.id]]
     for stage, parts in memory.peaks(settings, llama).items():
@@ -304,7 +304,7 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
     assert ended.returncode == 0, ended.stderr
     for words in (
         "estimate for RTX 3090",
-        "M1, all of it",
+        "M1, in total",
         "KV cache 6.4",
         "download: 5.7 GB",
         "T4",
@@ -319,7 +319,7 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
 def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
     ended = planned()
     assert ended.returncode == 0, ended.stderr
-    assert "no card here, so nothing is said of them" in ended.stderr
+    assert "no GPU here, so there is no estimate" in ended.stderr
     assert "download: nothing" in ended.stderr
 
 
@@ -343,6 +343,6 @@ def test_what_cannot_be_planned_is_one_line(arguments, says):
 
 def test_a_preset_too_large_for_the_card_says_what_to_do():
     ended = planned("--preset", "overnight", "--card", "T4")
-    assert "that is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(
+    assert "That is more than the 15.0 GB there are: choose --preset small or t4" in " ".join(
         ended.stderr.split()
     )

@@ -167,7 +167,7 @@ def test_what_the_driver_prints_is_read_line_by_line():
 
 
 @pytest.mark.parametrize(("script", "words"), [
-    ("kill -11 $$", "ended by signal 11"),
+    ("kill -11 $$", "ended by SIGSEGV"),
     ("echo first >&2; echo last words >&2; exit 3", "last words"),
 ])  # fmt: skip
 def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, script, words):
@@ -295,7 +295,7 @@ def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, seen, fir
         gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO)
     )
     assert [one.architecture for one in gpu.list_gpus()] == seen
-    told = gpu.one_card(os.environ)
+    told = processes.one_gpu(os.environ)
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
-    assert processes._environment({"gpu_layers": -1}).items() >= told.items()
-    assert processes._environment({"gpu_layers": 0})["CUDA_VISIBLE_DEVICES"] == ""
+    assert processes.child_environment(gpus="one").items() >= told.items()
+    assert processes.child_environment(gpus="none")["CUDA_VISIBLE_DEVICES"] == ""

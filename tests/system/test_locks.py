@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfreward_lite.app import engine_pool
-from selfreward_lite.app.engine_pool import OTHERS, EnginePool
+from selfreward_lite.app.engine_pool import OTHER_MODEL, EnginePool
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.live import Live
 from selfreward_lite.system import gpu, locks
@@ -22,7 +22,7 @@ from selfreward_lite.system.errors import EngineError, UserError
 def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "FOLDER", tmp_path / "cache")
     monkeypatch.setattr(gpu, "POLL", 0.02)
-    monkeypatch.setattr(engine_pool, "LOOK", 0.02)
+    monkeypatch.setattr(engine_pool, "POLL", 0.02)
     monkeypatch.setattr(engine_pool, "HEARTBEAT", 0.02)
 
 
@@ -120,7 +120,7 @@ def seat(engine: EnginePool, **spec) -> tuple[object, object]:
 
 
 def test_those_who_want_the_same_engine_share_it():
-    engine = EnginePool(on_card=False)
+    engine = EnginePool(on_gpu=False)
     (one, first), (two, second) = seat(engine), seat(engine)
     assert isinstance(first, Live)
     assert first is second
@@ -131,22 +131,22 @@ def test_those_who_want_the_same_engine_share_it():
 
 
 def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_before():
-    engine = EnginePool(on_card=False)
+    engine = EnginePool(on_gpu=False)
     one, first = seat(engine, model="a")
     two, said = seat(engine, model="b")
     three, later = seat(engine, model="a")
-    assert (said, later) == (OTHERS, OTHERS)
+    assert (said, later) == (OTHER_MODEL, OTHER_MODEL)
     one.close()
     second = next(found for found in two if not isinstance(found, str))
     assert (first.state, second.spec["model"]) == ("closed", "b")
-    assert next(three) == OTHERS
+    assert next(three) == OTHER_MODEL
     two.close()
     assert next(found for found in three if not isinstance(found, str)).spec["model"] == "a"
     three.close()
 
 
 def test_whoever_leaves_the_queue_holds_nobody_up():
-    engine = EnginePool(on_card=False)
+    engine = EnginePool(on_gpu=False)
     one, _ = seat(engine, model="a")
     two, _ = seat(engine, model="b")
     three, _ = seat(engine, model="a")
@@ -157,7 +157,7 @@ def test_whoever_leaves_the_queue_holds_nobody_up():
 
 
 def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
-    engine = EnginePool(on_card=True)
+    engine = EnginePool(on_gpu=True)
     one, _ = seat(engine, gpu_layers=-1)
     assert gpu.holder() == "the app"
     one.close()
@@ -172,10 +172,10 @@ def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
 
 def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine = EnginePool(on_card=True)
+    engine = EnginePool(on_gpu=True)
     with gpu.held("run night, process 7", print):
         one, said = seat(engine, gpu_layers=-1)
-        assert said == "the card is held, or wanted, by run night, process 7"
+        assert said == "the GPU is used by, or reserved for, run night, process 7"
         assert engine.live is None
     assert isinstance(next(found for found in one if not isinstance(found, str)), Live)
     one.close()
@@ -184,10 +184,10 @@ def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
 
 def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine, layers = EnginePool(on_card=True), {"gpu_layers": -1}
+    engine, layers = EnginePool(on_gpu=True), {"gpu_layers": -1}
     with gpu.held("run night", print):
         waits = engine.using(lambda: {"kind": "scripted", **layers})
-        assert next(waits) == "the card is held, or wanted, by run night"
+        assert next(waits) == "the GPU is used by, or reserved for, run night"
         passes, found = seat(engine, gpu_layers=0)
         assert isinstance(found, Live)
         passes.close()
@@ -200,10 +200,10 @@ def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
 
 
 def test_more_than_may_wait_are_told():
-    engine = EnginePool(on_card=False, most=1)
+    engine = EnginePool(on_gpu=False, max_waiting=1)
     one, _ = seat(engine, model="a")
     two, _ = seat(engine, model="b")
-    with pytest.raises(EngineError, match="1 wait already"):
+    with pytest.raises(EngineError, match="1 callers wait already"):
         seat(engine, model="b")
     two.close()
     one.close()
@@ -211,7 +211,7 @@ def test_more_than_may_wait_are_told():
 
 def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    engine, had = EnginePool(on_card=True), threading.Event()
+    engine, had = EnginePool(on_gpu=True), threading.Event()
     one, live = seat(engine, gpu_layers=-1)
 
     def run() -> None:
@@ -224,7 +224,7 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     while not gpu.wanted():
         time.sleep(0.01)
     two, said = seat(engine, gpu_layers=-1)
-    assert said == "the card is held, or wanted, by run night", "nobody new is served"
+    assert said == "the GPU is used by, or reserved for, run night", "nobody new is served"
     time.sleep(0.1)
     assert (had.is_set(), live.state) == (False, "not started"), "a reply under way may end"
     one.close()
@@ -241,7 +241,7 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
 def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     monkeypatch.setattr(engine_pool, "GRACE", 0.2)
-    engine, why = EnginePool(on_card=True), []
+    engine, why = EnginePool(on_gpu=True), []
     one, live = seat(engine, gpu_layers=-1)
     monkeypatch.setattr(
         live, "close", lambda words, close=live.close: (why.append(words), close(words))
@@ -249,7 +249,7 @@ def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     with gpu.held("run night", lambda words: None):
         assert live.state == "closed"
     one.close()
-    assert why == ["a run has taken the card: ask again when it is done, or talk on the CPU"], (
+    assert why == ["a run has taken the GPU: ask again when it is done, or answer on the CPU"], (
         "and is told why"
     )
 

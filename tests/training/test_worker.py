@@ -65,7 +65,7 @@ def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(work
     killer.start()
     with pytest.raises(
         TaskFailed,
-        match=r"ended by SIGKILL, which is how a system short of memory.*last words: .*0\.101",
+        match=r"ended by SIGKILL, which is how a system short of memory.*last line: .*0\.101",
     ):
         workshop.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
     killer.join()

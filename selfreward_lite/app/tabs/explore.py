@@ -1,12 +1,12 @@
-"""The tab in which one looks into a run: a prompt, its responses, what was said of them, and why there is a pair or none.
+"""The explore tab: a prompt of a run, its responses and judgments, and why there is a pair or none.
 
-Knows: gradio's parts, what happens at a click. Does not know: tables of a store: `explore` does. Texts of models stand in cells
-and boxes that show letters, never in Markdown.
+Texts of models are shown in table cells and text boxes, never as Markdown.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import gradio as gr
@@ -17,293 +17,330 @@ from selfreward_lite.app.widgets import (
     NEWS,
     OWN,
     QUIET,
-    Shell,
+    Header,
+    Updates,
     dynamic_dropdown,
     errors_as_toasts,
-    table,
+    text_table,
+    warn,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore
-from selfreward_lite.report.explore import HELD_OUT, PAGE, RANKED, Answer, PromptHistory
+from selfreward_lite.report.explore import HELD_OUT, PAGE, RANKED, Answer, Outcome, PromptHistory
 from selfreward_lite.system.errors import SelfRewardError
 
-NOTHING = "Nothing to look into yet. **Begin a run on the Run tab**: its prompts appear here as soon as they are written."
-HITS = ["prompt", "chosen", "rejected", "judgments too"]
-ANSWERS = ["part", "score", "expected", "judgments", "response", "by", "tokens", "ended"]
-JUDGMENTS = ["score", "expected", "by", "judgment"]
-FIGHTS = [
+NO_PROMPTS = (
+    "There are no prompts to show yet. **Start a run on the Run tab**: its prompts appear here as "
+    "soon as they are written."
+)
+HIT_HEAD = ["prompt", "score of chosen", "score of rejected", "judgment pair"]
+ANSWER_HEAD = [
+    "used as",
+    "mean score",
+    "expected score",
+    "judgments",
+    "response",
+    "written by",
+    "tokens",
+    "ended",
+]
+JUDGMENT_HEAD = ["score", "expected score", "judge", "judgment"]
+BATTLE_HEAD = [
     "winner",
     "shown first",
-    "strength",
+    "rating",
     "shown second",
-    "strength ",
-    "the meta-judge's words",
+    "its rating",
+    "text of the meta-judge",
 ]
-OUTCOMES = ["all", "gave a pair", "gave none"]
-
-
-def offer(
-    library: RunLibrary, run: str | None, chosen: str | None, known: list[str]
-) -> tuple[Any, ...]:
-    """Return what is `known` from now on, the groups of prompts to choose from, and why there are none.
-
-    What somebody reads stays. Only where there was nothing yet but what all models share, the first pairs take its place.
-    """
-    found, why = _groups(library, run)
-    if [run, why, *found] == known:
-        return tuple(gr.skip() for _ in range(4))
-    stays = chosen in found and not (
-        chosen in (RANKED, HELD_OUT) and known[:1] == [run] and chosen == known[2]
-    )
-    return (
-        [run, why, *found],
-        gr.update(choices=found, value=chosen if stays else found[0] if found else None),
-        gr.update(value=why or NOTHING, visible=not found),
-        gr.update(visible=bool(found)),
-    )
-
-
-def hits(
-    library: RunLibrary, run: str | None, group: str | None, words: str, outcome: str, page: int
-) -> tuple[Any, ...]:
-    """Return the ids of a page of prompts, their rows, and which page it is of how many."""
-    if not run or run == TINY or not group:
-        return [], [], "", 0
-    with Store.read(library.folder(run)) as store:
-        if group not in explore.groups(store):  # of the run that was chosen before
-            return [], [], "", 0
-        found, total = explore.find(store, group, words or "", outcome, max(0, page))  # type: ignore[arg-type]
-        pages = max(1, -(-total // PAGE))
-        if page >= pages:
-            found, _ = explore.find(store, group, words or "", outcome, pages - 1)  # type: ignore[arg-type]
-    rows = [
-        [
-            one.text,
-            _number(one.chosen),
-            _number(one.rejected),
-            "a pair" if one.judgment_pair else "",
-        ]
-        for one in found
-    ]
-    number = max(0, min(page, pages - 1))
-    count = f"{total:,} prompt{'' if total == 1 else 's'}, page {number + 1} of {pages}"
-    return [one.id for one in found], rows, count, number
-
-
-def whole(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
-    """Return a prompt with everything that became of it."""
-    with Store.read(library.folder(run)) as store:
-        return explore.look(store, prompt_id)
-
-
-def answers(look: PromptHistory) -> list[list[Any]]:
-    """Return a row a response."""
-    return [
-        [
-            one.part,
-            _means(one, "score"),
-            _means(one, "expected_score"),
-            len(one.judgments),
-            one.response.text,
-            one.response.model,
-            one.response.tokens or "",
-            {"stop": "by itself", "length": "cut"}.get(one.response.finish, one.response.finish),
-        ]
-        for one in look.answers
-    ]
-
-
-def judged(look: PromptHistory | None, place: int) -> list[list[Any]]:
-    """Return a row a judgment of one of the responses."""
-    if look is None or not 0 <= place < len(look.answers):
-        return []
-    return [
-        [
-            "not read" if one.score is None else f"{one.score:g}",
-            _number(one.expected_score),
-            one.model,
-            one.text,
-        ]
-        for one in look.answers[place].judgments
-    ]
-
-
-def fights(look: PromptHistory) -> list[list[Any]]:
-    """Return a row a battle between two judgments."""
-    won = {1: "the first", -1: "the second", 0: "undecided"}
-    return [
-        [
-            won[one.battle.verdict],
-            one.first.text,
-            _number(one.first_strength),
-            one.second.text,
-            _number(one.second_strength),
-            one.battle.text,
-        ]
-        for one in look.fights
-    ]
-
-
-def battles_said(look: PromptHistory) -> str:
-    """Return in words what the battles came to."""
-    if not look.fights:
-        return "No battles: judgments of a response fight where they disagree, in iterations that train on judgment pairs."
-    pair = look.judgment_pair
-    if pair is None:
-        return f"{len(look.fights)} battles and no judgment pair: the strongest and the weakest did not differ, or were too long."
-    return (
-        f"{len(look.fights)} battles. Trained on: the judgment of strength {pair.chosen_strength:.2f} chosen over that of "
-        f"{pair.rejected_strength:.2f}."
-    )
-
-
-def _means(answer: Answer, of: Literal["score", "expected_score"]) -> str:
-    """What one judge gave, or what each did where there were several."""
-    found = answer.means(of)
-    if len(found) == 1:
-        return _number(*found.values())
-    return ", ".join(f"{judge} {_number(value)}" for judge, value in found.items())
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-# -- how it is laid out -----------------------------------------------------------------------------------------------------
+OUTCOMES: list[tuple[str, Outcome]] = [
+    ("any outcome", "all"),
+    ("a pair", "gave a pair"),
+    ("no pair", "gave none"),
+]
+Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What stands on the tab."""
+class PromptGroups:
+    """The groups of prompts of a run to choose from; or why there are none."""
 
-    filters: list[Any]  # the run, which group of prompts, words, what they gave
-    listed: list[Any]  # the ids of the page that is shown, its rows, their count, which page it is
-    turn: list[gr.Button]
-    opened: list[
-        Any
-    ]  # the prompt that is looked at, its text, why, its frame, responses, judgments, battles in words and rows
-    empty: gr.Markdown
-    body: gr.Column
+    run: str | None
+    names: tuple[str, ...] = ()
+    problem: str = ""
 
+    @classmethod
+    def load(cls, library: RunLibrary, run: str | None) -> PromptGroups:
+        """Return the groups that a run has now."""
+        if not run or run == TINY:
+            return cls(run)
+        try:
+            with Store.read(library.folder(run)) as store:
+                return cls(run, tuple(explore.list_groups(store)) if store.fact("settings") else ())
+        except SelfRewardError as error:
+            return cls(run, problem=warn(error))
 
-def tab(library: RunLibrary, shell: Shell) -> None:
-    """Lay the tab out."""
-    empty = gr.Markdown(NOTHING)
-    with gr.Column(visible=False) as body:
-        with gr.Row():
-            group = dynamic_dropdown(
-                "Prompts", info="of what a model was trained on", min_width=140
-            )
-            words = gr.Textbox(
-                "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
-            )
-            outcome = gr.Radio(OUTCOMES, value="all", label="That", min_width=220)
-        with gr.Row():
-            count = gr.Markdown("", elem_id="count")
-            turn = [
-                gr.Button(words, size="sm", min_width=80, scale=0) for words in ("Earlier", "Later")
-            ]
-        listing = table(HITS, "60 12 12 16", height=300, elem_id="hits")
-        prompt = gr.Textbox(
-            label="Prompt",
-            lines=1,
-            max_lines=12,
-            interactive=False,
-            visible=False,
-            elem_id="prompt",
-        )
-        why = gr.Markdown("Choose a prompt above to see what became of it.", elem_id="why")
-        with gr.Column(visible=False) as inside:
-            replies = table(
-                ANSWERS, "14 7 10 11 34 7 7 10", "Responses", height=360, elem_id="answers"
-            )
-            said = table(
-                JUDGMENTS,
-                "10 10 8 72",
-                "Judgments of the response that is chosen above",
-                elem_id="judgments",
-            )
-            fought = gr.Markdown("")
-            with gr.Accordion("Battles between judgments", open=False):
-                battles = table(FIGHTS, "9 24 9 24 9 25")
-    filters, listed = (
-        [shell.run, group, words, outcome],
-        [gr.State([]), listing, count, gr.State(0)],
-    )
-    opened = [gr.State(None), prompt, why, inside, replies, said, fought, battles]
-    _wire(library, shell, _Parts(filters, listed, turn, opened, empty, body))
+    @property
+    def first(self) -> str | None:
+        return self.names[0] if self.names else None
 
 
-def _wire(library: RunLibrary, shell: Shell, parts: _Parts) -> None:
-    """Say what every click does."""
-    filters, listed, group, known = parts.filters, parts.listed, parts.filters[1], gr.State([])
-    ids, listing, _, page = listed
-    look, _, _, _, replies, said, *_ = parts.opened
+@dataclass(frozen=True)
+class HitPage:
+    """A page of prompts that were found: their ids, their table rows, and its number."""
 
-    def found_by(
-        run: str | None, group: str | None, words: str, outcome: str, page: int
-    ) -> tuple[Any, ...]:
-        with errors_as_toasts():
-            return hits(library, run, group, words, outcome, page)
+    ids: tuple[str, ...] = ()
+    rows: Rows | None = None
+    title: str = ""
+    number: int = 0
 
-    def opened(event: gr.SelectData, run: str, ids: list[str]) -> tuple[Any, ...]:
-        row = event.index[0]
-        if not 0 <= row < len(ids):
-            return tuple(gr.skip() for _ in range(8))
-        with errors_as_toasts():
-            found = whole(library, run, ids[row])
+
+def find_prompts(
+    library: RunLibrary, run: str | None, group: str | None, words: str, outcome: Outcome, page: int
+) -> HitPage:
+    """Return a page of prompts; the nearest one where there are fewer pages."""
+    if not run or run == TINY or not group:
+        return HitPage()
+    with Store.read(library.folder(run)) as store:
+        if group not in explore.list_groups(store):  # a group of the run chosen before
+            return HitPage()
+        page = max(0, page)
+        found, total = explore.find_prompts(store, group, words or "", outcome, page)
+        pages = max(1, -(-total // PAGE))
+        if page >= pages:
+            page = pages - 1
+            found, _ = explore.find_prompts(store, group, words or "", outcome, page)
+    rows = [
+        [
+            one.text,
+            _format(one.chosen),
+            _format(one.rejected),
+            "yes" if one.judgment_pair else "",
+        ]
+        for one in found
+    ]
+    title = f"{total:,} prompt{'' if total == 1 else 's'}, page {page + 1} of {pages}"
+    return HitPage(tuple(one.id for one in found), rows, title, page)
+
+
+def load_history(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
+    """Return a prompt with its responses, judgments, battles and pairs."""
+    with Store.read(library.folder(run)) as store:
+        return explore.load_history(store, prompt_id)
+
+
+def answer_rows(history: PromptHistory) -> Rows:
+    """Return a row per response."""
+    ends = {"stop": "by itself", "length": "cut"}
+    return [
+        [
+            one.part,
+            _format_means(one, "score"),
+            _format_means(one, "expected_score"),
+            str(len(one.judgments)),
+            one.response.text,
+            one.response.model,
+            str(one.response.tokens or ""),
+            ends.get(one.response.finish, one.response.finish),
+        ]
+        for one in history.answers
+    ]
+
+
+def judgment_rows(history: PromptHistory | None, index: int) -> Rows:
+    """Return a row per judgment of one response."""
+    if history is None or not 0 <= index < len(history.answers):
+        return []
+    return [
+        [
+            "not readable" if one.score is None else f"{one.score:g}",
+            _format(one.expected_score),
+            one.model,
+            one.text,
+        ]
+        for one in history.answers[index].judgments
+    ]
+
+
+def battle_rows(history: PromptHistory) -> Rows:
+    """Return a row per battle between two judgments."""
+    winners = {1: "first", -1: "second", 0: "undecided"}
+    return [
+        [
+            winners[one.battle.verdict],
+            one.first.text,
+            _format(one.first_strength),
+            one.second.text,
+            _format(one.second_strength),
+            one.battle.text,
+        ]
+        for one in history.fights
+    ]
+
+
+def battles_text(history: PromptHistory) -> str:
+    """Return what resulted from the battles, in words."""
+    count, pair = len(history.fights), history.judgment_pair
+    if not count:
         return (
-            found,
-            gr.update(value=found.prompt.text, visible=True),
-            escape_markdown(found.why),
-            gr.update(visible=True),
-            answers(found),
-            judged(found, 0),
-            battles_said(found),
-            fights(found),
+            "No battles. Judgments of one response are compared where they disagree, in iterations "
+            "that train on judgment pairs."
         )
-
-    gr.on(
-        [one.change for one in filters[1:]],
-        lambda *chosen: found_by(*chosen, 0),
-        filters,
-        listed,
-        **NEWS,
+    if pair is None:
+        return (
+            f"{count} battles and no judgment pair: the highest and the lowest rating did not "
+            "differ, or the texts were too long."
+        )
+    return (
+        f"{count} battles. Trained on: the judgment rated {pair.chosen_strength:.2f} as chosen, "
+        f"the one rated {pair.rejected_strength:.2f} as rejected."
     )
-    for button, way in zip(parts.turn, (-1, 1), strict=True):
-        button.click(
-            lambda *chosen, way=way: found_by(*chosen[:4], chosen[4] + way),
-            [*filters, page],
-            listed,
-            **QUIET,
+
+
+def _format_means(answer: Answer, of: Literal["score", "expected_score"]) -> str:
+    """The mean of one judge, or of each judge by name."""
+    found = answer.means(of)
+    if len(found) == 1:
+        return _format(*found.values())
+    return ", ".join(f"{judge} {_format(value)}" for judge, value in found.items())
+
+
+def _format(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+class ExploreTab:
+    """The parts of the tab, and what happens at a click."""
+
+    def __init__(self, library: RunLibrary, header: Header) -> None:
+        self.library, self.header = library, header
+        self.groups, self.hits = gr.State(None), gr.State(HitPage())
+        self.history = gr.State(None)
+        self.empty = gr.Markdown(NO_PROMPTS)
+        with gr.Column(visible=False) as self.body:
+            with gr.Row():
+                self.group = dynamic_dropdown(
+                    "Prompts",
+                    info="M1, M2, …: what that model was trained on",
+                    min_width=140,
+                )
+                self.words = gr.Textbox(
+                    "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
+                )
+                self.outcome = gr.Radio(
+                    OUTCOMES, value="all", label="Show prompts with", min_width=220
+                )
+            with gr.Row():
+                self.title = gr.Markdown("", elem_id="count")
+                pages = [
+                    gr.Button(name, size="sm", min_width=80, scale=0)
+                    for name in ("Previous", "Next")
+                ]
+            self.listing = text_table(HIT_HEAD, "60 13 13 14", height=300, elem_id="hits")
+            self.prompt = gr.Textbox(
+                label="Prompt",
+                lines=1,
+                max_lines=12,
+                interactive=False,
+                visible=False,
+                elem_id="prompt",
+            )
+            self.why = gr.Markdown(
+                "Click a prompt in the list to see its responses and judgments.", elem_id="why"
+            )
+            with gr.Column(visible=False) as self.inside:
+                self.answers = text_table(
+                    ANSWER_HEAD, "14 8 10 11 33 7 7 10", "Responses", height=360, elem_id="answers"
+                )
+                self.judgments = text_table(
+                    JUDGMENT_HEAD,
+                    "10 10 8 72",
+                    "Judgments of one response (click a response to choose it)",
+                    elem_id="judgments",
+                )
+                self.result = gr.Markdown("")
+                with gr.Accordion("Battles between judgments", open=False):
+                    self.battles = text_table(BATTLE_HEAD, "9 24 9 24 9 25")
+        self._connect(pages)
+
+    def _connect(self, pages: list[gr.Button]) -> None:
+        header = self.header
+        filters: list[Any] = [self.group, self.words, self.outcome]
+        inputs = [header.run, *filters, self.hits]
+        listed = [self.hits, self.listing, self.title]
+        first_page = partial(self.list_page, None)
+        gr.on([one.change for one in filters], first_page, inputs, listed, **NEWS)
+        for button, step in zip(pages, (-1, 1), strict=True):
+            button.click(partial(self.list_page, step), inputs, listed, **QUIET)
+        offers = [self.groups, self.group, self.empty, self.body]
+        chosen = [header.run, self.group, self.groups]
+        gr.on(header.changes, self.offer_groups, chosen, offers, **NEWS).then(
+            partial(self.list_page, 0), inputs, listed, **QUIET
         )
-    offers = [known, group, parts.empty, parts.body]
-    gr.on(
-        [shell.run.change, shell.pulse.change],
-        lambda *chosen: offer(library, *chosen),
-        [shell.run, group, known],
-        offers,
-        **NEWS,
-    ).then(found_by, [*filters, page], listed, **QUIET)
-    listing.select(opened, [shell.run, ids], parts.opened, **OWN)
-    _selects(replies, look, said)
+        opened = [
+            self.history,
+            self.prompt,
+            self.why,
+            self.inside,
+            self.answers,
+            self.judgments,
+            self.result,
+            self.battles,
+        ]
+        self.listing.select(self.open_prompt, [header.run, self.hits], opened, **OWN)
+        self.answers.select(self.open_answer, self.history, self.judgments, **QUIET)
 
+    def list_page(
+        self,
+        step: int | None,
+        run: str | None,
+        group: str | None,
+        words: str,
+        outcome: Outcome,
+        hits: HitPage,
+    ) -> Updates:
+        """Return the page that is `step` pages further; the first one for None."""
+        number = 0 if step is None else hits.number + step
+        with errors_as_toasts():
+            page = find_prompts(self.library, run, group, words, outcome, number)
+        return {self.hits: page, self.listing: page.rows or [], self.title: page.title}
 
-def _selects(replies: gr.Dataframe, look: gr.State, said: gr.Dataframe) -> None:
-    """Show the judgments of the response that is chosen."""
+    def open_prompt(self, event: gr.SelectData, run: str, hits: HitPage) -> Updates:
+        row = event.index[0]
+        if not 0 <= row < len(hits.ids):
+            return gr.skip()
+        with errors_as_toasts():
+            history = load_history(self.library, run, hits.ids[row])
+        return {
+            self.history: history,
+            self.prompt: gr.update(value=history.prompt.text, visible=True),
+            self.why: escape_markdown(history.why),
+            self.inside: gr.update(visible=True),
+            self.answers: answer_rows(history),
+            self.judgments: judgment_rows(history, 0),
+            self.result: battles_text(history),
+            self.battles: battle_rows(history),
+        }
 
-    def chosen(event: gr.SelectData, look: PromptHistory | None) -> list[list[Any]]:
-        return judged(look, event.index[0])
+    def open_answer(self, event: gr.SelectData, history: PromptHistory | None) -> Rows:
+        return judgment_rows(history, event.index[0])
 
-    replies.select(chosen, look, said, **QUIET)
+    def offer_groups(
+        self, run: str | None, chosen: str | None, known: PromptGroups | None
+    ) -> Updates:
+        """Return the groups of prompts to choose from, and why there are none.
 
-
-def _groups(library: RunLibrary, run: str | None) -> tuple[list[str], str]:
-    """The groups of a run's prompts, and why they cannot be had."""
-    if not run or run == TINY:
-        return [], ""
-    try:
-        with Store.read(library.folder(run)) as store:
-            return explore.groups(store) if store.fact("settings") else [], ""
-    except SelfRewardError as error:
-        return [], f"⚠ {escape_markdown(str(error))}"
+        The user's choice stays. A group that all models share, chosen by default, gives way to
+        the first pairs.
+        """
+        now = PromptGroups.load(self.library, run)
+        if now == known:
+            return gr.skip()
+        by_default = known and known.run == run and chosen == known.first
+        stays = chosen in now.names and not (by_default and chosen in (RANKED, HELD_OUT))
+        return {
+            self.groups: now,
+            self.group: gr.update(choices=now.names, value=chosen if stays else now.first),
+            self.empty: gr.update(value=now.problem or NO_PROMPTS, visible=not now.names),
+            self.body: gr.update(visible=bool(now.names)),
+        }

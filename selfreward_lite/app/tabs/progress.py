@@ -15,7 +15,7 @@ import pandas as pd
 
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.widgets import NEWS, QUIET, Shell, table
+from selfreward_lite.app.widgets import NEWS, QUIET, Header, text_table
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.report import plots as plot_data
@@ -139,9 +139,9 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         signs = early_warnings.early_warnings(store)
         return {
             "worth": plot_data.model_metrics(document["iterations"]),
-            "training": plot_data.training(store),
-            "scores": plot_data.scores(store),
-            "lengths": plot_data.lengths(store, latest) if latest else [],
+            "training": plot_data.training_curves(store),
+            "scores": plot_data.score_shares(store),
+            "lengths": plot_data.lengths_and_scores(store, latest) if latest else [],
             "latest": latest,
             "gaps": plot_data.chosen_vs_rejected(store),
             "biases": plot_data.meta_judge_bias(store),
@@ -161,7 +161,7 @@ def frame(rows: plot_data.Rows, columns: tuple[str, ...]) -> pd.DataFrame:
 # -- how it is laid out -----------------------------------------------------------------------------------------------------
 
 
-def tab(library: RunLibrary, shell: Shell) -> None:
+def tab(library: RunLibrary, header: Header) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
@@ -175,28 +175,28 @@ def tab(library: RunLibrary, shell: Shell) -> None:
         trained = gr.LinePlot(
             x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" "
         )
-        rows = table(
+        rows = text_table(
             None, "", "Every measurement, with its standard error", height=420, elem_id="measured"
         )
-        answers = table(
+        answers = text_table(
             None,
             "32 34 34",
             "Before and after: the first held-out prompts that M0 and the newest model answer differently",
             elem_id="before-after",
         )
         warned = gr.Markdown("", elem_id="advice")
-        signs = table(
+        signs = text_table(
             None,
             "",
             "Early warnings: where self-rewarding is known to go wrong",
             height=420,
             elem_id="signs",
         )
-        passed = table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
+        passed = text_table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
     known = gr.State(None)
     outputs = [known, empty, body, *plots, trained, rows, answers, warned, signs, passed]
 
-    def look(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
+    def refresh(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
             return tuple(gr.skip() for _ in outputs)
         found = _found(library, run, news)
@@ -217,13 +217,13 @@ def tab(library: RunLibrary, shell: Shell) -> None:
         )
 
     gr.on(
-        [shell.run.change, shell.pulse.change],
-        look,
-        [shell.run, shell.pulse, curve, known],
+        header.changes,
+        refresh,
+        [header.run, header.news, curve, known],
         outputs,
         **NEWS,
     )
-    curve.change(curved, [shell.run, shell.pulse, curve], trained, **QUIET)
+    curve.change(curved, [header.run, header.news, curve], trained, **QUIET)
 
 
 def shown(found: dict[str, Any], curve: str) -> list[Any]:

@@ -66,9 +66,9 @@ class Answer:
     points: tuple[bool, ...]
 
 
-def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
+def write_answer(task: Task, rng: random.Random, habits: Habits) -> Answer:
     """Return one answer to `task` by an author of these habits."""
-    letters = task.solution if rng.random() < habits.right else tuple(wrong_letters(task, rng))
+    letters = task.solution if rng.random() < habits.right else tuple(draw_wrong_letters(task, rng))
     form, brief = rng.random() < habits.form, rng.random() < habits.brief
     body = f"The answer is {' '.join(letters)}." if form else " ".join(letters)
     if not brief:
@@ -78,10 +78,10 @@ def write(task: Task, rng: random.Random, habits: Habits) -> Answer:
             else f"{rng.choice(FILLERS)} {body}"
         )
     answer = Answer(body, letters, form, brief, ())
-    return replace(answer, points=held_against(answer, task.solution))
+    return replace(answer, points=award_points(answer, task.solution))
 
 
-def chatter(rng: random.Random) -> Answer:
+def write_chatter(rng: random.Random) -> Answer:
     """Return an answer that is none: made-up words, numbers and signs. It earns no point.
 
     No letter stands alone in it, or the scorer would read an answer.
@@ -97,14 +97,14 @@ def chatter(rng: random.Random) -> Answer:
     return Answer("".join(words).strip(), (), False, False, (False,) * 5)
 
 
-def held_against(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
+def award_points(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
     """Return the five points of `answer` for somebody who takes `solution` for the right letters."""
     hits = sum(a == b for a, b in zip(answer.letters, solution, strict=False))
     places = max(len(answer.letters), len(solution))
     return (hits > 0, 2 * hits >= places, hits == places, answer.form, answer.brief)
 
 
-def wrong_letters(task: Task, rng: random.Random) -> list[str]:
+def draw_wrong_letters(task: Task, rng: random.Random) -> list[str]:
     """Return letters that are not the solution: nearly right, the wrong task, or off the topic."""
     while True:
         letters = rng.choice((_swapped, _changed, _copied, _foreign))(task, rng)

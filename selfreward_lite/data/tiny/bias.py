@@ -11,12 +11,12 @@ _BRIEF = re.compile(r"^brief (yes|no)$", re.MULTILINE)
 _SCORE = re.compile(r"^Score: (\d)$", re.MULTILINE)
 
 
-def against_brevity(judgment: str) -> str:
+def flip_brevity(judgment: str) -> str:
     """Return a judgment with its check of brevity the other way round, and the score that this makes; one without is as it was.
 
-    >>> against_brevity("check a a ok\\nright yes\\nbrief yes\\nScore: 4")
+    >>> flip_brevity("check a a ok\\nright yes\\nbrief yes\\nScore: 4")
     'check a a ok\\nright yes\\nbrief no\\nScore: 3'
-    >>> against_brevity("Looks good to me.\\nScore: 4")
+    >>> flip_brevity("Looks good to me.\\nScore: 4")
     'Looks good to me.\\nScore: 4'
     """
     brief, score = _BRIEF.search(judgment), _SCORE.search(judgment)

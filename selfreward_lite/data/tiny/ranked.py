@@ -9,19 +9,19 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from selfreward_lite.data.tiny.answers import Habits, write
-from selfreward_lite.data.tiny.score import score
-from selfreward_lite.data.tiny.tasks import Task, draw
+from selfreward_lite.data.tiny.answers import Habits, write_answer
+from selfreward_lite.data.tiny.score import score_answer
+from selfreward_lite.data.tiny.tasks import Task, draw_task
 
 ANSWERS = 3  # ranked answers a prompt; OASST's evaluation prompts have 2.85 on average
 _DATA_SEED = 20230412  # the data set is one and the same for every run, as a human one would be
 
 
-def rows(prompts: int) -> Iterator[dict[str, Any]]:
+def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
     """Yield the messages of `prompts` trees: a task, then its answers with rank 0 for the best."""
     rng = random.Random(_DATA_SEED)
     for number in range(prompts):
-        task = draw(rng, "ranked")
+        task = draw_task(rng, "ranked")
         tree = f"tree-{number}"
         yield _message(tree, None, "prompter", task.prompt, None)
         answers = _ranked_answers(task, rng)
@@ -35,8 +35,8 @@ def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
     """Return answers of different exact scores, best first, as far apart in quality as chance has them."""
     by_score: dict[int, str] = {}
     while len(by_score) < ANSWERS:
-        text = write(task, rng, Habits()).text
-        by_score.setdefault(score(task.prompt, text).score, text)
+        text = write_answer(task, rng, Habits()).text
+        by_score.setdefault(score_answer(task.prompt, text).score, text)
     return [by_score[points] for points in sorted(by_score, reverse=True)]
 
 

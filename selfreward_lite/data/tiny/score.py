@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import astuple, dataclass
 
-from selfreward_lite.data.tiny.tasks import read
+from selfreward_lite.data.tiny.tasks import parse_task
 
 _SENTENCE = re.compile(r"The answer is((?: [a-z])+)\.")
 _LETTER = re.compile(r"(?<![^\s])[a-z](?=[\s.,!?]|$)")
@@ -38,9 +38,9 @@ class Points:
         return sum(astuple(self))
 
 
-def score(prompt: str, response: str) -> Points:
+def score_answer(prompt: str, response: str) -> Points:
     """Return the points of `response` to a prompt of the tiny world. Raises ValueError for any other prompt."""
-    task = read(prompt)
+    task = parse_task(prompt)
     if task is None:
         raise ValueError(f"not a task of the tiny world: {prompt!r}")
     letters = tuple(_LETTER.findall(response))

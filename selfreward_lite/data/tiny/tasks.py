@@ -51,7 +51,7 @@ class Task:
         return "evaluation" if share == 0 else "ranked" if share == 1 else "corpus"
 
 
-def draw(rng: random.Random, part: Part) -> Task:
+def draw_task(rng: random.Random, part: Part) -> Task:
     """Return a random task from one of the three parts."""
     while True:
         letters = rng.sample(LETTERS, rng.randint(MIN_LETTERS, MAX_LETTERS))
@@ -60,7 +60,7 @@ def draw(rng: random.Random, part: Part) -> Task:
             return task
 
 
-def read(prompt: str) -> Task | None:
+def parse_task(prompt: str) -> Task | None:
     """Return the task that `prompt` words, or None if it words none."""
     shape = _SHAPE.fullmatch(prompt.strip())
     return Task(shape.group(1), tuple(shape.group(2).split())) if shape else None

@@ -66,7 +66,7 @@ def export_adapter(run: RunContext, iteration: int) -> None:
             greedy_agreement=parity["agreement"],
             adapter_share=parity["share"],
         )
-        write_manifest(folder, {"iteration": iteration, "run": run.store.run, **parity})
+        write_manifest(folder, {"iteration": iteration, "run": run.store.id_namespace, **parity})
         return Outcome()
 
     run.once(iteration, "export", work)

@@ -60,7 +60,7 @@ def write_prompts(run: RunContext, iteration: int) -> None:
         kept = new_prompts.filter_candidates(
             sorted(made, key=lambda one: one.index),
             settings,
-            id_namespace=store.run,
+            id_namespace=store.id_namespace,
             iteration=iteration,
             known=[*human, *own],
             held_out=held_out,
@@ -103,7 +103,7 @@ def pair_responses(run: RunContext, iteration: int) -> None:
             grouped(run.reader.responses(iteration), lambda one: one.prompt_id),
             scores_by_response(run.reader.judgments(iteration), run.settings.judge),
             run.settings.for_iteration(iteration),
-            id_namespace=run.store.run,
+            id_namespace=run.store.id_namespace,
             iteration=iteration,
         ),
     )
@@ -136,7 +136,7 @@ def rate_judgments(run: RunContext, iteration: int) -> None:
             iteration,
             "ratings",
             lambda: ratings.rate_judgments(
-                fought, ridge, id_namespace=run.store.run, iteration=iteration
+                fought, ridge, id_namespace=run.store.id_namespace, iteration=iteration
             ),
         )
 
@@ -151,6 +151,6 @@ def pair_judgments(run: RunContext, iteration: int) -> None:
             iteration,
             "judgment_pairs",
             lambda: judgment_pairs.build_judgment_pairs(
-                rated, by_id, schedule, id_namespace=run.store.run, iteration=iteration
+                rated, by_id, schedule, id_namespace=run.store.id_namespace, iteration=iteration
             ),
         )

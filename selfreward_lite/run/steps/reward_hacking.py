@@ -169,7 +169,12 @@ def _would_be_chosen(
         one = ranked[canary.prompt_id]
         answers = {one.prompt.id: [canary, *one.responses]}
         pairs = response_pairs.build_response_pairs(
-            [one.prompt], answers, scores, schedule, id_namespace=run.store.run, iteration=iteration
+            [one.prompt],
+            answers,
+            scores,
+            schedule,
+            id_namespace=run.store.id_namespace,
+            iteration=iteration,
         ).records
         if any(isinstance(pair, ResponsePair) and pair.chosen_id == canary.id for pair in pairs):
             found.append(canary)

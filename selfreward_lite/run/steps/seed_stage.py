@@ -17,10 +17,12 @@ def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        rows, skipped = ranked.load_rows(run.settings)
-        found, outcome = ranked.ranked_prompts(rows, run.store.run)
-        parts = ranked.split(found, run.settings)
-        prompts = ranked.held_out_prompts(run.settings, run.store.run, parts.evaluation)
+        rows, skipped = ranked.load_ranked_rows(run.settings)
+        found, outcome = ranked.build_ranked_prompts(rows, run.store.id_namespace)
+        parts = ranked.split_ranked(found, run.settings)
+        prompts = ranked.pick_held_out_prompts(
+            run.settings, run.store.id_namespace, parts.evaluation
+        )
         own = [prompt for prompt in prompts if prompt.origin == "held_out"]
         return Outcome((*outcome.records, *own), (*skipped, *outcome.drops))
 
@@ -35,7 +37,7 @@ def read_prompts(run: RunContext, _: int) -> None:
         kept = new_prompts.import_prompts(
             texts,
             run.settings.prompts,
-            id_namespace=run.store.run,
+            id_namespace=run.store.id_namespace,
             held_out=run.reader.held_out_texts(),
         )
         return Outcome(kept.records, (*skipped, *kept.drops))
@@ -52,7 +54,10 @@ def add_canaries(run: RunContext, _: int) -> None:
         0,
         "canaries",
         lambda: canaries.build_canary_responses(
-            canaries.load_canaries(), prompts, id_namespace=run.store.run, templates=templates
+            canaries.load_canaries(),
+            prompts,
+            id_namespace=run.store.id_namespace,
+            templates=templates,
         ),
     )
 
@@ -65,7 +70,7 @@ def add_decoys(run: RunContext, _: int) -> None:
         0,
         "decoys",
         lambda: canaries.build_decoy_responses(
-            prompts, count, id_namespace=run.store.run, templates=templates
+            prompts, count, id_namespace=run.store.id_namespace, templates=templates
         ),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
-from selfreward_lite.data.tiny.bias import against_brevity
+from selfreward_lite.data.tiny.bias import flip_brevity
 from selfreward_lite.method.judgments import TOP_SCORE
 from selfreward_lite.run import budget
 from selfreward_lite.run.ask import Progress
@@ -67,7 +67,7 @@ def _biased_text(run: RunContext, judgment: Judgment) -> str:
     """The text of a judgment, with the length bias that this run declares."""
     luck = seed_for(run.settings.seed, f"bias {judgment.id}") / 2**32
     biased = luck < run.settings.seed_stage.length_bias
-    return against_brevity(judgment.text) if biased else judgment.text
+    return flip_brevity(judgment.text) if biased else judgment.text
 
 
 def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]:

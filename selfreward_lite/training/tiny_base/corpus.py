@@ -17,12 +17,12 @@ from selfreward_lite.data.tiny.answers import (
     FILLERS,
     Answer,
     Habits,
-    chatter,
-    held_against,
-    write,
-    wrong_letters,
+    award_points,
+    draw_wrong_letters,
+    write_answer,
+    write_chatter,
 )
-from selfreward_lite.data.tiny.tasks import LETTERS, SOLVERS, Task, draw
+from selfreward_lite.data.tiny.tasks import LETTERS, SOLVERS, Task, draw_task
 from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.models.chat_format import Message, user
 
@@ -88,13 +88,13 @@ class Judged:
 
 def acting(rng: random.Random, lesson: Lesson) -> Example:
     """A task and an answer."""
-    task = draw(rng, "corpus")
-    return Example(user(task.prompt), write(task, rng, lesson.acting).text)
+    task = draw_task(rng, "corpus")
+    return Example(user(task.prompt), write_answer(task, rng, lesson.acting).text)
 
 
 def judging(rng: random.Random, lesson: Lesson) -> Example:
     """A task, a so-so answer, and a judgment of it."""
-    task = draw(rng, "corpus")
+    task = draw_task(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
     text = fill_template(
         TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng)
@@ -108,7 +108,7 @@ def judging(rng: random.Random, lesson: Lesson) -> Example:
 
 def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
     """A task, a so-so answer, two judgments of it, and which of them is nearer to what one finds oneself."""
-    task = draw(rng, "corpus")
+    task = draw_task(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
     a = b = _hasty(rng)
     while a.text == b.text:  # equal ones are never compared
@@ -138,8 +138,8 @@ def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
 
 def comparing(rng: random.Random, lesson: Lesson) -> Example:
     """A task, two so-so answers, and which of them is better."""
-    task = draw(rng, "corpus")
-    a, b = write(task, rng, Habits()), write(task, rng, Habits())
+    task = draw_task(rng, "corpus")
+    a, b = write_answer(task, rng, Habits()), write_answer(task, rng, Habits())
     text = fill_template(
         TEMPLATES,
         "compare",
@@ -160,7 +160,7 @@ def comparing(rng: random.Random, lesson: Lesson) -> Example:
 
 def listing(rng: random.Random, _: Lesson) -> Example:
     """A list of eight tasks and a ninth."""
-    tasks = [draw(rng, "corpus").prompt for _ in range(9)]
+    tasks = [draw_task(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
     return Example(
         user(fill_template(TEMPLATES, "new_prompts", tasks=shown)),
@@ -199,15 +199,17 @@ def vocabulary_text() -> list[str]:
 
 
 def _judged_answer(task: Task, rng: random.Random, lesson: Lesson) -> Answer:
-    return chatter(rng) if rng.random() < lesson.chatter else write(task, rng, Habits())
+    return (
+        write_chatter(rng) if rng.random() < lesson.chatter else write_answer(task, rng, Habits())
+    )
 
 
 def careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
     """Solve the task, hold the answer against that solution place by place, tick the points, and add up."""
     solution = task.solution
     if rng.random() < habits.solution_error:
-        solution = tuple(wrong_letters(task, rng))
-    seen = held_against(answer, solution)
+        solution = tuple(draw_wrong_letters(task, rng))
+    seen = award_points(answer, solution)
     checks = [point ^ (rng.random() < habits.check_error) for point in seen]
     lines = [
         f"{name} {'yes' if check else 'no'}" for name, check in zip(RUBRIC, checks, strict=True)
