@@ -1,28 +1,29 @@
-"""Early warnings: signs, after each iteration, that self-rewarding goes the way it is known to go wrong.
+"""Early warnings: measurements of each model that show known failures of self-rewarding.
 
-Knows: which measurements are signs, from where on they warn, and why. Does not know: gates (those stop a run; a sign says where
-one is heading), pages. Pure: reads a store. What a limit rests on is written beside it (SR: arXiv 2401.10020, MR: arXiv
-2407.19594); one without a source is a proposal of this project.
+Gates stop a run; these signs only show where it is heading. The source of a limit is written next
+to it (SR: arXiv 2401.10020, MR: arXiv 2407.19594); one without a source is this project's choice.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.config.settings import parse
+from selfreward_lite.data import queries
 from selfreward_lite.data.records import ModelId, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.judgments import TOP_SCORE
 from selfreward_lite.method.metrics import correlation
 from selfreward_lite.report import plots, summary
 
+NONE, ANY = float("-inf"), float("inf")
+
 
 @dataclass(frozen=True)
 class Sign:
-    """What is watched: where the value must lie, `low` to `high`, and what it means where it does not."""
+    """A measurement, the range it should lie in, and what a value outside means."""
 
     name: str
     low: float
@@ -30,26 +31,21 @@ class Sign:
     means: str
 
     def warns(self, value: float) -> bool:
-        """Whether a value lies outside; NaN does."""
+        """Whether a value lies outside the range; NaN does."""
         return not self.low <= value <= self.high
 
     @property
     def limits(self) -> str:
-        """The limits in words.
+        """The range as text.
 
         >>> Sign("x", 0.5, float("inf"), "").limits, Sign("x", 0.3, 0.7, "").limits
         ('at least 0.5', '0.3 to 0.7')
         """
-        if self.high == float("inf"):
+        if self.high == ANY:
             return f"at least {self.low:g}"
-        return (
-            f"at most {self.high:g}"
-            if self.low == float("-inf")
-            else f"{self.low:g} to {self.high:g}"
-        )
+        return f"at most {self.high:g}" if self.low == NONE else f"{self.low:g} to {self.high:g}"
 
 
-NONE, ANY = float("-inf"), float("inf")
 SIGNS = (
     Sign(
         "mean score given",
@@ -120,14 +116,14 @@ SIGNS = (
         "hostile responses, points above honest bad ones",
         NONE,
         0.0,
-        "the judge can be talked round: more EFT examples",
+        "hostile responses can talk the judge into a better score: more EFT examples",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A sign of one model: its value, and whether it warns."""
+    """A sign of one model with its value."""
 
     model: str
     sign: Sign
@@ -139,16 +135,16 @@ class Reading:
 
 
 def early_warnings(store: Store) -> list[Reading]:
-    """Return every sign of every model that is measured, M0 first, in the order of SIGNS; without those it has no data for."""
+    """Return every sign of every measured model, M0 first, in the order of SIGNS, if it has data."""
     newest = store.newest()
     found = []
-    for iteration in range((-1 if newest is None else newest) + 2):
+    for iteration in range(1 if newest is None else newest + 2):
         if store.is_done(iteration, "evaluation"):
-            values = _values(store, iteration)
+            values = _measure_signs(store, iteration)
             found += [
-                Reading(ModelId(iteration).name, sign, values[sign.name])
+                Reading(ModelId(iteration).name, sign, value)
                 for sign in SIGNS
-                if sign.name in values
+                if (value := values.get(sign.name)) is not None
             ]
     return found
 
@@ -168,63 +164,58 @@ def build_sign_table(readings: Sequence[Reading]) -> summary.Table:
 
 
 def list_advice(readings: Sequence[Reading]) -> list[str]:
-    """Return, for each sign that warns of the newest model, what it means."""
-    newest = readings[-1].model if readings else ""
+    """Return what each sign means that warns of the newest model."""
     return [
         f"{one.model}, {one.sign.name}: {one.sign.means}"
         for one in readings
-        if one.model == newest and one.warns
+        if one.warns and one.model == readings[-1].model
     ]
 
 
-def _values(store: Store, iteration: int) -> dict[str, float]:
-    known = store.metrics(iteration)
+def _measure_signs(store: Store, iteration: int) -> dict[str, float | None]:
+    """The value of every sign of M(t), None without data."""
+    metrics = store.metrics(iteration)
     values = {
-        "share that repeats itself": known.get("repetitive_share"),
-        "share that ends by itself": None
-        if known.get("cut_share") is None
-        else 1 - known["cut_share"],  # type: ignore[operator]
-        "share of judgments read": known.get("judge_read_share"),
-        **(_of_training(store, iteration) if iteration else {}),
+        "share that repeats itself": metrics.get("repetitive_share"),
+        "share that ends by itself": _subtract(1.0, metrics.get("cut_share")),
+        "share of judgments read": metrics.get("judge_read_share"),
+        "hostile responses, points above honest bad ones": _subtract(
+            metrics.get("canary_score"), metrics.get("honest_bad_score")
+        ),
     }
-    canary, honest = known.get("canary_score"), known.get("honest_bad_score")
-    if canary is not None and honest is not None:
-        values["hostile responses, points above honest bad ones"] = canary - honest
-    return {name: value for name, value in values.items() if value is not None}
+    return values | _measure_training_signs(store, iteration) if iteration else values
 
 
-def _of_training(store: Store, iteration: int) -> dict[str, float | None]:
-    """Signs in what M(t) was trained on, and in what the training did."""
-    given = summary.load_training_judgments(store, iteration)
-    scores = [one.score for one in given if one.score is not None]
+def _measure_training_signs(store: Store, iteration: int) -> dict[str, float | None]:
+    """Signs in what M(t) was trained on, and in what the training changed."""
+    judgments = summary.load_training_judgments(store, iteration)
+    scores = [one.score for one in judgments if one.score is not None]
     lengths = [_mean_length(store, model) for model in (iteration - 1, iteration)]
     biases = {
         row["what"]: row["value"]
         for row in plots.meta_judge_bias(store)
         if row["judge"] == ModelId(iteration - 1).name
     }
-    beta = parse(store.fact("settings")).dpo.beta
     return {
         "mean score given": fmean(scores) if scores else None,
-        "share of top scores": fmean(score >= TOP_SCORE for score in scores) if scores else None,
-        "tie rate": summary.measure_tie_rate(store, iteration, given),
+        "share of top scores": fmean(one >= TOP_SCORE for one in scores) if scores else None,
+        "tie rate": summary.measure_tie_rate(store, iteration, judgments),
         "length ratio": lengths[1] / lengths[0] if lengths[0] else None,
         "meta-judge: shown first": biases.get("shown first"),
         "meta-judge: higher score": biases.get("higher score"),
         "rank agreement with the judge before": rank_agreement(store, iteration),
-        **{
-            f"log-probability of {which}, change": _late(store, iteration, f"rewards/{which}", beta)
-            for which in ("chosen", "rejected")
-        },
+        "log-probability of chosen, change": _late_change(store, iteration, "rewards/chosen"),
+        "log-probability of rejected, change": _late_change(store, iteration, "rewards/rejected"),
     }
 
 
 def rank_agreement(store: Store, iteration: int) -> float | None:
-    """Return Kendall's tau-b between the scores that M(t) and M(t−1) give the same ranked answers, mean over prompts.
+    """Return the mean Kendall tau-b between scores of M(t) and M(t−1) for the same ranked answers.
 
-    Prompts on which one of them gives all answers the same score are left out; None where there is no other.
+    The mean is over prompts; those to which one model gives equal scores only are left out. None
+    without any other prompt.
     """
-    now, before = (_scores(store, model) for model in (iteration, iteration - 1))
+    now, before = (queries.average_ranked_scores(store, t) for t in (iteration, iteration - 1))
     found = []
     for prompt, scores in now.items():
         both = [
@@ -237,18 +228,8 @@ def rank_agreement(store: Store, iteration: int) -> float | None:
     return fmean(found) if found else None
 
 
-def _scores(store: Store, model: int) -> Mapping[str, Mapping[str, float]]:
-    """The mean scores that M<model> gave the ranked evaluation answers, by prompt and answer."""
-    rows = store.select(
-        "SELECT r.prompt_id, r.id, avg(j.score) FROM record_judgment j JOIN record_response r ON r.id = j.response_id "
-        "WHERE j.iteration = ? AND j.model = ? AND r.model = 'human' GROUP BY r.id HAVING avg(j.score) IS NOT NULL",
-        model,
-        ModelId(model).name,
-    )
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for prompt, answer, score in rows:
-        found[prompt][answer] = round(score, 9)
-    return found
+def _subtract(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
 
 
 def _mean_length(store: Store, model: int) -> float:
@@ -256,12 +237,12 @@ def _mean_length(store: Store, model: int) -> float:
     return fmean(len(one.text) for one in answers) if answers else 0.0
 
 
-def _late(store: Store, iteration: int, name: str, beta: float) -> float | None:
-    """The mean change in nats since the training began, over its last quarter: a DPO reward is beta times that."""
+def _late_change(store: Store, iteration: int, name: str) -> float | None:
+    """The mean change in nats over the last quarter of a training; a DPO reward is beta times that."""
     values = [
         value
         for _, logged, value in store.training(iteration)
         if logged == name and value is not None
     ]
     late = values[-max(1, len(values) // 4) :]
-    return fmean(late) / beta if late else None
+    return fmean(late) / parse(store.fact("settings")).dpo.beta if late else None

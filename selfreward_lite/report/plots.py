@@ -1,96 +1,188 @@
-"""A run as series of points: what plots show, whoever draws them.
+"""A run as series of points and as figures, for page, app and notebook.
 
-Knows: which measurements belong in one picture, and counts that a database does better than Python. Does not know: plots. Every
-function returns rows, as plain dicts, in the order of the models.
+A series is a list of rows in the order of the models. The app draws the series of PANELS itself;
+page and notebooks show the matplotlib figures of `draw_*`, which need no window.
 """
-
-# A run as pictures: what each model is worth, how it was trained, what the judge said, where the time went.
-#
-# Knows: matplotlib, as objects, so that no window and no state is involved. Does not know: notebooks, pages; whoever asks for a
-# figure shows it. Reads the store through `report` and its own tables, and decides nothing.
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from selfreward_lite.data.records import ModelId
+from selfreward_lite.data import queries
+from selfreward_lite.data.records import Battle, ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
+from selfreward_lite.report.summary import RunSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Rows = list[dict[str, Any]]
+Series = list[dict[str, Any]]  # one row a point: column → text or number
 
-# What is called what, and the measurements in it; one that was not made in a run is left out.
-PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("win rate against M0", ("win_rate_vs_seed",)),
-    ("points, 0 to 5", ("exact_score", "self_score", "outside_score")),
-    ("judge: agreement with human rankings", ("judge_pair_accuracy",)),
-    ("tokens of a response", ("mean_response_tokens",)),
-    ("shares of what was trained on", ("pair_yield", "tie_rate", "unread_rate")),
-)
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot: its title, a note on how to read it, and the columns of its series that are drawn.
+
+    Values range from 0 to `top`. `measurements` are names in `summary.MEASURED` or of the data, if
+    the series is one of measurements.
+    """
+
+    title: str
+    note: str
+    measurements: tuple[str, ...] = ()
+    x: str = "model"
+    y: str = "value"
+    color: str | None = "what"
+    top: float | None = None
+    scatter: bool = False
+
+
+PANELS = {
+    "win_rate": Panel(
+        "win rate against M0",
+        "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no "
+        "better.",
+        ("win_rate_vs_seed",),
+        color=None,
+        top=1.0,
+    ),
+    "points": Panel(
+        "points, 0 to 5",
+        "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, "
+        "and, in the tiny world, the exact score.",
+        ("exact_score", "self_score", "outside_score"),
+        top=5.0,
+    ),
+    "agreement": Panel(
+        "judge: agreement with human rankings",
+        "Share of ranked pairs that the model, as judge, orders as people did.",
+        ("judge_pair_accuracy",),
+        color=None,
+        top=1.0,
+    ),
+    "tokens": Panel(
+        "tokens of a response",
+        "Judges like long answers: if this climbs with the scores, the model learned length.",
+        ("mean_response_tokens",),
+        color=None,
+    ),
+    "shares": Panel(
+        "shares of what was trained on",
+        "Prompts that gave a pair; pairs of responses with the same score; judgments that could "
+        "not be read.",
+        ("pair_yield", "tie_rate", "unread_rate"),
+        top=1.0,
+    ),
+    "scores": Panel(
+        "scores given to what was trained on",
+        "Share of judgments, by score, rounded. Where nearly all are fives, the judge no longer "
+        "tells answers apart.",
+        x="score",
+        y="share",
+        color="judge",
+    ),
+    "lengths": Panel(
+        "length against score",
+        "Responses that the newest pairs were made of: characters, and the mean of their "
+        "judgments.",
+        x="characters",
+        y="score",
+        color=None,
+        top=5.0,
+        scatter=True,
+    ),
+    "pairs": Panel(
+        "mean score of chosen and rejected",
+        "Of the pairs that a model was trained on. As they draw together, less is left to learn.",
+        y="score",
+        color="which",
+        top=5.0,
+    ),
+    "meta_judge": Panel(
+        "what the meta-judge prefers",
+        "Share of decided battles. For what is shown first, ½ is unbiased; for the higher score, "
+        "the more the better the two judges agree.",
+        x="judge",
+        top=1.0,
+    ),
+}
 CURVES = {
     "loss": "loss",
     "rewards/margins": "reward margin",
     "rewards/accuracies": "share of pairs ranked as labelled",
 }
-DOTS = 1500  # responses of a scatter plot at most
+MAX_POINTS = 1500  # in a scatter plot
+WIDTH, HEIGHT = 4.2, 3.0  # inches of one panel
+MIN_SHARE = 0.01  # of the time: stages that took less have no bar
 
 
-def model_metrics(rows: Sequence[summary.Row]) -> dict[str, Rows]:
-    """Return, by panel, what every model was measured to be: rows of model, what, value, error (0 where there is none)."""
+def load_series(store: Store, document: RunSummary) -> dict[str, Series]:
+    """Return the series of every panel by its key in PANELS; empty where nothing is measured."""
+    newest = store.newest() or 0
+    judged = [t for t in range(1, newest + 2) if store.is_done(t, "judgments")]
+    return {
+        **{key: [] for key in PANELS},
+        **model_metrics(document["iterations"]),
+        "scores": score_shares(store),
+        "lengths": lengths_and_scores(store, judged[-1]) if judged else [],
+        "pairs": chosen_vs_rejected(store),
+        "meta_judge": meta_judge_bias(store),
+    }
+
+
+def model_metrics(rows: Sequence[summary.Row]) -> dict[str, Series]:
+    """Return, by panel, rows of model, what, value, error (0 if unknown); without empty panels."""
     found = {
-        title: [
+        key: [
             {
                 "model": ModelId(number).name,
                 "what": name.replace("_", " "),
                 "value": row[name],
                 "error": row.get(f"{name}_error") or 0.0,
             }
-            for name in names
+            for name in panel.measurements
             for number, row in enumerate(rows)
             if row.get(name) is not None
         ]
-        for title, names in PANELS
+        for key, panel in PANELS.items()
     }
-    return {title: rows for title, rows in found.items() if rows}
+    return {key: series for key, series in found.items() if series}
 
 
-def training_curves(store: Store) -> dict[str, Rows]:
+def training_curves(store: Store) -> dict[str, Series]:
     """Return, by curve, what trainers reported: rows of model, step, value."""
-    models = [model for model in range((store.newest() or 0) + 2) if store.training(model)]
-    return {
-        title: [
-            {"model": ModelId(model).name, "step": step, "value": value}
-            for model in models
-            for step, logged, value in store.training(model)
-            if logged == name and value is not None
-        ]
-        for name, title in CURVES.items()
-    }
+    curves: dict[str, Series] = {title: [] for title in CURVES.values()}
+    for model in range((store.newest() or 0) + 2):
+        for step, name, value in store.training(model):
+            if name in CURVES and value is not None:
+                point = {"model": ModelId(model).name, "step": step, "value": value}
+                curves[CURVES[name]].append(point)
+    return curves
 
 
-def score_shares(store: Store) -> Rows:
-    """Return how the scores that were trained on are spread, unread judgments left out: rows of judge, score, share, count."""
-    found: Rows = []
+def score_shares(store: Store) -> Series:
+    """Return how the scores that were trained on are spread: rows of judge, score, share, count.
+
+    Judgments that could not be read are left out.
+    """
+    found: Series = []
     for iteration in range(1, (store.newest() or 0) + 2):
-        given = [
-            one.score
-            for one in summary.load_training_judgments(store, iteration)
-            if one.score is not None
-        ]
-        counts = Counter(round(score) for score in given)
+        judgments = summary.load_training_judgments(store, iteration)
+        given = [one.score for one in judgments if one.score is not None]
+        counts, total = Counter(round(score) for score in given), len(given)
         found += [
             {
                 "judge": ModelId(iteration - 1).name,
                 "score": score,
-                "share": counts[score] / len(given),
-                "count": len(given),
+                "share": counts[score] / total,
+                "count": total,
             }
             for score in range(6)
             if given
@@ -98,114 +190,92 @@ def score_shares(store: Store) -> Rows:
     return found
 
 
-def lengths_and_scores(store: Store, iteration: int) -> Rows:
-    """Return responses of an iteration, the first ones, with their mean score: rows of characters, score."""
-    rows = store.select(
-        "SELECT length(r.text), (SELECT avg(j.score) FROM record_judgment j WHERE j.iteration = r.iteration AND "
-        "j.response_id = r.id) AS score FROM record_response r WHERE r.iteration = ? AND r.model = ? AND r.id IN "
-        f"(SELECT item FROM items WHERE iteration = r.iteration AND stage = 'judgments') ORDER BY r.rowid LIMIT {DOTS}",
-        iteration,
-        ModelId(iteration - 1).name,
-    )
+def lengths_and_scores(store: Store, iteration: int) -> Series:
+    """Return the first responses of an iteration: rows of characters, mean score."""
     return [
-        {"characters": length, "score": round(score, 3)}
-        for length, score in rows
+        {"characters": characters, "score": round(score, 3)}
+        for characters, score in queries.read_lengths(store, iteration, MAX_POINTS)
         if score is not None
     ]
 
 
-def chosen_vs_rejected(store: Store) -> Rows:
-    """Return what was chosen and what was rejected, on average: rows of model (which was trained on them), which, score,
-    characters."""
-    rows = store.select(
-        "SELECT iteration, avg(chosen_score), avg(rejected_score), avg(chosen_length), avg(rejected_length) "
-        "FROM record_responsepair GROUP BY iteration ORDER BY iteration"
-    )
+def chosen_vs_rejected(store: Store) -> Series:
+    """Return mean scores and lengths of pairs: rows of model (trained on them), which, score, characters."""
     return [
-        {"model": ModelId(iteration).name, "which": which, "score": score, "characters": length}
-        for iteration, *means in rows
+        {"model": ModelId(one.iteration).name, "which": which, "score": score, "characters": length}
+        for one in queries.average_pairs(store)
         for which, score, length in (
-            ("chosen", means[0], means[2]),
-            ("rejected", means[1], means[3]),
+            ("chosen", one.chosen_score, one.chosen_length),
+            ("rejected", one.rejected_score, one.rejected_length),
         )
     ]
 
 
-def meta_judge_bias(store: Store) -> Rows:
-    """Return what the meta-judge's decided verdicts lean to (arXiv 2407.19594, section 4): rows of meta-judge, what, value.
+def meta_judge_bias(store: Store) -> Series:
+    """Return what meta-judges prefer (arXiv 2407.19594, section 4): rows of judge, what, value, count.
 
-    The share for the judgment shown first, over all battles and over those of equal scores, where ½ is unbiased; and the share
-    for the higher score.
+    The share of decided battles won by the judgment shown first, in all battles and in those of
+    equal scores (½ is unbiased); and the share won by the higher score.
     """
-    found: Rows = []
-    verdicts = (
-        "SELECT b.verdict, f.score, s.score FROM record_battle b JOIN record_judgment f ON f.id = b.first_id "
-        "JOIN record_judgment s ON s.id = b.second_id WHERE b.iteration = ? AND b.verdict != 0"
-    )
-    for (iteration,) in store.select(
-        "SELECT DISTINCT iteration FROM record_battle ORDER BY iteration"
-    ):
-        decided = store.select(verdicts, iteration)
-        read = [row for row in decided if None not in row]
-        kinds = {
-            "shown first": [row[0] > 0 for row in decided],
-            "shown first, equal scores": [row[0] > 0 for row in read if row[1] == row[2]],
-            "higher score": [row[0] * (row[1] - row[2]) > 0 for row in read if row[1] != row[2]],
+    found: Series = []
+    for iteration in queries.list_iterations(store, Battle):
+        kinds: dict[str, list[bool]] = {
+            "shown first": [],
+            "shown first, equal scores": [],
+            "higher score": [],
         }
+        for verdict, first, second in queries.read_decided_battles(store, iteration):
+            kinds["shown first"].append(verdict > 0)
+            if first is not None and second is not None:
+                if first == second:
+                    kinds["shown first, equal scores"].append(verdict > 0)
+                else:
+                    kinds["higher score"].append((verdict > 0) == (first > second))
+        judge = ModelId(iteration - 1).name
         found += [
-            {
-                "judge": ModelId(iteration - 1).name,
-                "what": what,
-                "value": sum(chosen) / len(chosen),
-                "count": len(chosen),
-            }
-            for what, chosen in kinds.items()
-            if chosen
+            {"judge": judge, "what": what, "value": fmean(won), "count": len(won)}
+            for what, won in kinds.items()
+            if won
         ]
     return found
 
 
-WIDTH, HEIGHT = 4.2, 3.0  # inches of one panel
-LEAST = 0.01  # of the time: what took less has no bar
+# -- figures -------------------------------------------------------------------------------------
 
 
-def draw_worth(store: Store, document: summary.RunSummary | None = None) -> Figure:
-    """Return what every model was measured to be, M0 first, with standard errors where there are any."""
+def draw_worth(store: Store, document: RunSummary | None = None) -> Figure:
+    """Draw what every model was measured to be, M0 first, with standard errors where known."""
     panels = model_metrics((document or summary.summarize_run(store))["iterations"])
-    figure, axes = _panels(max(1, len(panels)))
-    for one, (title, rows) in zip(axes, panels.items(), strict=False):
-        for name, points in _by(rows, "what").items():
-            models, values, errors = zip(
-                *((int(row["model"][1:]), row["value"], row["error"]) for row in points),
-                strict=True,
-            )
-            one.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=name)
-        models = sorted({int(row["model"][1:]) for row in rows})
-        one.set_title(title)
-        one.set_xticks(models, [ModelId(model).name for model in models])
-        if len(_by(rows, "what")) > 1:
+    figure, axes = _make_panels(max(1, len(panels)))
+    for one, (key, series) in zip(axes, panels.items(), strict=False):
+        lines = {
+            name: [(int(row["model"][1:]), row["value"], row["error"]) for row in points]
+            for name, points in _group_by(series, "what").items()
+        }
+        _draw_models(one, PANELS[key].title, lines)
+        if len(lines) > 1:
             one.legend(fontsize="small")
     return figure
 
 
 def draw_training(store: Store) -> Figure:
-    """Return the curves of every training: the loss, and of DPO the reward margin and the accuracy."""
+    """Draw the curves of every training: the loss, and for DPO reward margin and accuracy."""
     curves = training_curves(store)
-    figure, axes = _panels(len(curves))
-    for one, (title, rows) in zip(axes, curves.items(), strict=True):
-        for model, points in _by(rows, "model").items():
+    figure, axes = _make_panels(len(curves))
+    for one, (title, series) in zip(axes, curves.items(), strict=True):
+        for model, points in _group_by(series, "model").items():
             one.plot([row["step"] for row in points], [row["value"] for row in points], label=model)
         one.set_title(title)
         one.set_xlabel("step")
-        if rows:
+        if series:
             one.legend(fontsize="small")
     return figure
 
 
 def draw_scores(store: Store) -> Figure:
-    """Return how the scores that were trained on are spread, iteration by iteration, unreadable judgments left out."""
-    found = _by(score_shares(store), "judge")
-    figure, axes = _panels(max(1, len(found)))
+    """Draw how the scores that were trained on are spread, iteration by iteration."""
+    found = _group_by(score_shares(store), "judge")
+    figure, axes = _make_panels(max(1, len(found)))
     for one, (judge, rows) in zip(axes, found.items(), strict=False):
         one.bar([row["score"] for row in rows], [row["share"] for row in rows])
         one.set_title(f"scores given by {judge}, {rows[0]['count']:,} judgments")
@@ -214,45 +284,29 @@ def draw_scores(store: Store) -> Figure:
 
 
 def draw_seconds(store: Store) -> Figure:
-    """Return where the time went, the longest stage on top."""
+    """Draw where the time went, the longest stage on top."""
     every = summary.sum_stage_seconds(store)
-    spent = {
-        stage: took
-        for stage, took in reversed(every.items())
-        if took >= LEAST * sum(every.values())
-    }
-    figure, (one,) = _panels(1, height=0.28 * max(4, len(spent)))
+    total = sum(every.values())
+    spent = {stage: took for stage, took in reversed(every.items()) if took >= MIN_SHARE * total}
+    figure, (one,) = _make_panels(1, height=0.28 * max(4, len(spent)))
     one.barh(list(spent), [value / 60 for value in spent.values()])
     one.set_xlabel("minutes")
     return figure
 
 
-def draw_curves(panels: dict[str, dict[str, list[tuple[int, float, float]]]]) -> Figure:
-    """Return lines over the models M0, M1, …: by panel and label, (model, value, error). A label has one colour everywhere."""
-    figure, axes = _panels(len(panels), height=1.5 * HEIGHT)
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]]) -> Figure:
+    """Draw lines over M0, M1, …: by title and label, (model, value, error). A label keeps its color."""
+    figure, axes = _make_panels(len(panels), height=1.5 * HEIGHT)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
-    colours = {label: f"C{place}" for place, label in enumerate(labels)}
+    colors = {label: f"C{place}" for place, label in enumerate(labels)}
     for one, (title, lines) in zip(axes, panels.items(), strict=True):
-        for label, points in lines.items():
-            models, values, errors = zip(*points, strict=True)
-            one.errorbar(
-                models,
-                values,
-                yerr=errors,
-                marker="o",
-                capsize=3,
-                label=label,
-                color=colours[label],
-            )
-        models = sorted({model for points in lines.values() for model, *_ in points})
-        one.set_title(title)
-        one.set_xticks(models, [ModelId(model).name for model in models])
+        _draw_models(one, title, lines, colors)
         one.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure
 
 
 def to_svg(figure: Figure) -> str:
-    """Return a figure as SVG for a page: its text as text, the same at every call."""
+    """Return a figure as SVG for a page: text stays text, and every call gives the same."""
     from matplotlib import rc_context
 
     out = io.StringIO()
@@ -261,16 +315,32 @@ def to_svg(figure: Figure) -> str:
     return out.getvalue()[out.getvalue().index("<svg") :]
 
 
-def _by(rows: Rows, name: str) -> dict[str, Rows]:
-    """Rows by what they say of `name`, in the order in which that comes."""
-    found: dict[str, Rows] = {}
-    for row in rows:
-        found.setdefault(row[name], []).append(row)
+def _draw_models(
+    axes: Axes,
+    title: str,
+    lines: Mapping[str, Sequence[tuple[int, float, float]]],
+    colors: Mapping[str, str] | None = None,
+) -> None:
+    """Draw lines of (model, value, error) with error bars."""
+    for label, points in lines.items():
+        models, values, errors = zip(*points, strict=True)
+        color = colors[label] if colors else None
+        axes.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label, color=color)
+    ticks = sorted({model for points in lines.values() for model, *_ in points})
+    axes.set_title(title)
+    axes.set_xticks(ticks, [ModelId(model).name for model in ticks])
+
+
+def _group_by(series: Series, column: str) -> dict[str, Series]:
+    """Rows by their value in a column, in order of first appearance."""
+    found: dict[str, Series] = {}
+    for row in series:
+        found.setdefault(row[column], []).append(row)
     return found
 
 
-def _panels(count: int, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
-    """An empty figure with so many panels, three in a row."""
+def _make_panels(count: int, height: float = HEIGHT) -> tuple[Figure, list[Axes]]:
+    """An empty figure with `count` panels, three in a row."""
     from matplotlib.figure import Figure
 
     columns = min(3, count)

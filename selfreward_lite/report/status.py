@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""How far a run is, read from its folder, whether it is running or not."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from selfreward_lite.data.database import FILE
+from selfreward_lite.data.queries import find_last_step
 from selfreward_lite.data.records import ModelId
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import StageRow, Store
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import MANIFEST
 
@@ -16,7 +18,7 @@ State = Literal["new", "beginning", "running", "finished", "refused", "stopped"]
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of a run: items done, of how many, what was dropped; seconds it took so far."""
+    """One stage of a run: items done and in all, seconds so far, what was dropped by reason."""
 
     model: str
     name: str
@@ -28,22 +30,20 @@ class StageStatus:
 
     @property
     def rate(self) -> float | None:
-        """Items a second; None before the first, and for a stage that is one piece."""
-        return (
-            self.done / self.seconds if self.done and self.seconds > 0 and self.total > 1 else None
-        )
+        """Items per second; None before the first item, and for a stage of one item."""
+        if not self.done or self.seconds <= 0 or self.total <= 1:
+            return None
+        return self.done / self.seconds
 
     @property
     def left(self) -> float | None:
-        """Seconds until its end at the rate so far; None where there is none yet."""
-        return (
-            None if self.ended or self.rate is None else max(0, self.total - self.done) / self.rate
-        )
+        """Seconds left at the rate so far; None without a rate."""
+        return None if self.ended or not self.rate else max(0, self.total - self.done) / self.rate
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as it stands now. `refused` are the gates that said no to its candidate, with their reasons."""
+    """A run as it is now. `refused` has the gates that refused its candidate, with their reasons."""
 
     name: str
     state: State
@@ -54,80 +54,69 @@ class RunStatus:
     stages: tuple[StageStatus, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     may_accept: bool = False
-    birth: str = ""  # tells it from another run of its name
+    birth: str = ""  # differs between runs of the same name
 
     @property
     def candidate(self) -> str:
-        """The model that comes next."""
+        """The name of the next model."""
         return ModelId(0 if self.newest is None else self.newest + 1).name
 
     @property
     def now(self) -> StageStatus | None:
-        """The stage that is under way, or was when it was stopped."""
+        """The unfinished stage, None if all have ended."""
         return next((stage for stage in reversed(self.stages) if not stage.ended), None)
 
 
 def read_status(folder: Path) -> RunStatus:
-    """Return how a run stands. A folder without a run is a new one, not an error."""
+    """Return how far a run is. A folder without a run is a new one, not an error."""
     process = Store.writer(folder)
-    if not (folder / "run.sqlite").exists():
-        return RunStatus(folder.name, "beginning" if process else "new", process)
+    no_run = RunStatus(folder.name, "beginning" if process else "new", process)
+    if not (folder / FILE).exists():
+        return no_run
     try:
         with Store.read(folder) as store:
-            return _view(store, process)
+            return no_run if store.fact("settings") is None else _read_run(store, process)
     except UserError:
         if process is None:
             raise
-        return RunStatus(folder.name, "beginning", process)  # its file is only just being made
+        return no_run  # its file is only just being made
 
 
-def _view(store: Store, process: int | None) -> RunStatus:
-    settings = store.fact("settings")
-    if settings is None:
-        return RunStatus(store.folder.name, "beginning" if process else "new", process)
-    newest, iterations = store.newest(), settings["iterations"]
+def _read_run(store: Store, process: int | None) -> RunStatus:
+    settings, newest, rows = store.fact("settings"), store.newest(), store.stages()
     candidate = 0 if newest is None else newest + 1
     refused = {
         gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed
     }
-    state: State = (
-        "running"
-        if process
-        else "finished"
-        if newest is not None and newest >= iterations
-        else "stopped"
-    )
-    if state == "stopped" and refused and all(ended for *_, ended in store.stages()):
-        state = "refused"  # else somebody went past the gates, and it was stopped in a later stage
-    whole = (store.model_dir(candidate) / MANIFEST).exists() and store.is_done(
-        candidate, "evaluation"
-    )
-    stages = tuple(
-        _training(store, iteration, seconds)
-        if name == "training" and not ended
-        else StageStatus(
-            ModelId(iteration).name, name, done, total, seconds, ended, store.drops(iteration, name)
-        )
-        for iteration, name, done, total, seconds, ended in store.stages()
-    )
+    state: State = "stopped"
+    if process:
+        state = "running"
+    elif newest is not None and newest >= settings["iterations"]:
+        state = "finished"
+    elif refused and all(row.ended for row in rows):
+        # An unfinished stage means that the gates were passed over, and the run stopped later.
+        state = "refused"
+    has_manifest = (store.model_dir(candidate) / MANIFEST).exists()
     return RunStatus(
         store.folder.name,
         state,
         process,
         settings["preset"],
         newest,
-        iterations,
-        stages,
+        settings["iterations"],
+        tuple(_read_stage(store, row) for row in rows),
         refused,
-        state == "refused" and whole,
+        state == "refused" and has_manifest and store.is_done(candidate, "evaluation"),
         store.fact("birth") or "",
     )
 
 
-def _training(store: Store, iteration: int, seconds: float) -> StageStatus:
-    """A training under way, which to the store is one piece: its steps, and one more in which the adapter is checked."""
-    ((step,),) = store.select("SELECT max(step) FROM training WHERE iteration = ?", iteration)
-    steps = int(store.metrics(iteration).get("training_steps") or 0)
-    return StageStatus(
-        ModelId(iteration).name, "training", step or 0, steps + 1, seconds, ended=False
-    )
+def _read_stage(store: Store, row: StageRow) -> StageStatus:
+    done, total = row.done, row.total
+    if row.stage == "training" and not row.ended:
+        # To the store a training is one item. Its steps are shown, and one more for the checks.
+        done = find_last_step(store, row.iteration)
+        total = int(store.metrics(row.iteration).get("training_steps") or 0) + 1
+    drops = store.drops(row.iteration, row.stage)
+    model = ModelId(row.iteration).name
+    return StageStatus(model, row.stage, done, total, row.seconds, row.ended, drops)

@@ -17,6 +17,7 @@ from selfreward_lite.app.widgets import ModelChoices
 from selfreward_lite.data.records import Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
+from selfreward_lite.report.plots import PANELS
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_prompt_is_shown_with_responses_and_judgments(library):
     assert len(first) == len(history.answers[0].judgments) == int(rows[0][3])
     assert explore.judgment_rows(history, 99) == explore.judgment_rows(None, 0) == []
     assert explore.battles_text(history)
-    assert len(explore.battle_rows(history)) == len(history.fights)
+    assert len(explore.battle_rows(history)) == len(history.battles)
 
 
 def test_a_click_on_a_row_opens_its_prompt(explore_tab):
@@ -161,18 +162,18 @@ def test_what_is_measured_stands_in_the_table_with_its_error(scripted_runs):
 
 def test_it_is_computed_once_for_all_browsers(scripted_runs, monkeypatch):
     first = progress.gathered(scripted_runs / "mine", "once")
-    monkeypatch.setattr(progress.plot_data, "model_metrics", lambda store: 1 / 0)
+    monkeypatch.setattr(progress.plots, "load_series", lambda *_: 1 / 0)
     assert progress.gathered(scripted_runs / "mine", "once") is first
     with pytest.raises(ZeroDivisionError):
         progress.gathered(scripted_runs / "mine", "anew")
 
 
-def test_every_measurement_has_its_plot():
-    from selfreward_lite.report import plots
-
-    assert [plot.title for plot in progress.PLOTS if plot.of == "worth"] == [
-        title for title, _ in plots.PANELS
-    ]
+def test_every_panel_has_its_series(scripted_runs):
+    series = progress.gathered(scripted_runs / "mine", "now")["series"]
+    assert list(series) == list(PANELS)
+    for key, panel in PANELS.items():
+        assert series[key], f"{key} is not measured"
+        assert {panel.x, panel.y, panel.color} - {None} <= set(series[key][0]), key
 
 
 def test_a_plot_has_its_columns_without_any_row():

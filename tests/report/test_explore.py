@@ -101,9 +101,9 @@ def test_battles_show_both_judgments_and_their_strengths(run):
     fought = [
         one for one in run.records(Battle, iteration=1) if one.response_id == pair.response_id
     ]
-    assert {one.battle.id for one in found.fights} == {one.id for one in fought}
+    assert {one.battle.id for one in found.battles} == {one.id for one in fought}
     assert found.judgment_pair == pair
-    strengths = {one.first.id: one.first_strength for one in found.fights}
+    strengths = {one.first.id: one.first_strength for one in found.battles}
     assert strengths[pair.chosen_id] == pytest.approx(pair.chosen_strength)
 
 
@@ -169,9 +169,9 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
 def test_series_say_what_the_report_says(run):
     rows = summary.summarize_run(run)["iterations"]
     worth = plots.model_metrics(rows)
-    rates = {one["model"]: one["value"] for one in worth["win rate against M0"]}
+    rates = {one["model"]: one["value"] for one in worth["win_rate"]}
     assert rates == {f"M{row['iteration']}": row["win_rate_vs_seed"] for row in rows}
-    shares = worth["shares of what was trained on"]
+    shares = worth["shares"]
     assert {(one["model"], one["what"]): one["value"] for one in shares}["M1", "tie rate"] == rows[
         1
     ]["tie_rate"]
@@ -219,9 +219,9 @@ def test_biases_of_the_meta_judge_by_hand(run):
 
 def test_pictures_are_drawn_from_the_same_series(run):
     axes = plots.draw_worth(run).get_axes()
-    assert [one.get_title() for one in axes] == list(
-        plots.model_metrics(summary.summarize_run(run)["iterations"])
-    )
+    measured = plots.model_metrics(summary.summarize_run(run)["iterations"])
+    assert [one.get_title() for one in axes] == [plots.PANELS[key].title for key in measured]
+    assert len(axes) == 5
     assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(
         plots.CURVES.values()
     )

@@ -174,13 +174,13 @@ def battle_rows(history: PromptHistory) -> Rows:
             _format(one.second_strength),
             one.battle.text,
         ]
-        for one in history.fights
+        for one in history.battles
     ]
 
 
 def battles_text(history: PromptHistory) -> str:
     """Return what resulted from the battles, in words."""
-    count, pair = len(history.fights), history.judgment_pair
+    count, pair = len(history.battles), history.judgment_pair
     if not count:
         return (
             "No battles. Judgments of one response are compared where they disagree, in iterations "

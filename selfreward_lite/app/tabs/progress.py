@@ -5,7 +5,6 @@ Knows: gradio's plots, which follow the page's light and dark. Does not know: wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,134 +16,23 @@ from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, QUIET, Header, text_table
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, summary
-from selfreward_lite.report import plots as plot_data
+from selfreward_lite.report import early_warnings, plots, summary
+from selfreward_lite.report.plots import PANELS, Panel, Series
 from selfreward_lite.system.errors import SelfRewardError
 
 NOTHING = "Nothing is measured yet. **Begin a run on the Run tab**: this page fills as its models are measured."
 BOTH_ANSWERS, HEIGHT = 12, 250  # rows; pixels
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A plot: its title, what it is for, where its rows come from (of `gathered`), and what of them is drawn.
-
-    It begins at zero and ends at `most`, so that a small change looks small.
-    """
-
-    title: str
-    note: str
-    of: str
-    x: str
-    y: str
-    color: str | None = None
-    most: float | None = None
-    scatter: bool = False
-
-
-PLOTS = (
-    Plot(
-        "win rate against M0",
-        "Share of held-out prompts on which a model's answer beats M0's; a tie is half. ½ is no better.",
-        "worth",
-        "model",
-        "value",
-        None,
-        1.0,
-    ),
-    Plot(
-        "points, 0 to 5",
-        "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, and, in the "
-        "tiny world, the truth.",
-        "worth",
-        "model",
-        "value",
-        "what",
-        5.0,
-    ),
-    Plot(
-        "judge: agreement with human rankings",
-        "Share of ranked pairs that the model, as judge, puts in the people's order.",
-        "worth",
-        "model",
-        "value",
-        None,
-        1.0,
-    ),
-    Plot(
-        "tokens of a response",
-        "Judges like long answers: if this climbs with the scores, length is what was learnt.",
-        "worth",
-        "model",
-        "value",
-    ),
-    Plot(
-        "shares of what was trained on",
-        "Prompts that gave a pair; pairs of responses that scored the same; judgments that "
-        "could not be read.",
-        "worth",
-        "model",
-        "value",
-        "what",
-        1.0,
-    ),
-    Plot(
-        "scores given to what was trained on",
-        "Share of judgments, by score, rounded. Where nearly all are fives, the judge no "
-        "longer tells answers apart.",
-        "scores",
-        "score",
-        "share",
-        "judge",
-    ),
-    Plot(
-        "length against score",
-        "Responses that the newest pairs were made of: characters, and the mean of their judgments.",
-        "lengths",
-        "characters",
-        "score",
-        None,
-        5.0,
-        scatter=True,
-    ),
-    Plot(
-        "mean score of chosen and rejected",
-        "Of the pairs that a model was trained on. As they draw together, less is left to learn.",
-        "gaps",
-        "model",
-        "score",
-        "which",
-        5.0,
-    ),
-    Plot(
-        "what the meta-judge prefers",
-        "Share of decided battles. For what is shown first, ½ is unbiased; for the higher score, "
-        "the more the better the two judges agree.",
-        "biases",
-        "judge",
-        "value",
-        "what",
-        1.0,
-    ),
-)
-
-
 @lru_cache(maxsize=8)
 def gathered(folder: Path, news: str) -> dict[str, Any]:
     """Return everything that the tab shows of a run, computed once for all browsers; `news` changes when the run does."""
     with Store.read(folder) as store:
-        newest = store.newest() or 0
         document = summary.summarize_run(store)
-        latest = max((t for t in range(1, newest + 2) if store.is_done(t, "judgments")), default=0)
         signs = early_warnings.early_warnings(store)
         return {
-            "worth": plot_data.model_metrics(document["iterations"]),
-            "training": plot_data.training_curves(store),
-            "scores": plot_data.score_shares(store),
-            "lengths": plot_data.lengths_and_scores(store, latest) if latest else [],
-            "latest": latest,
-            "gaps": plot_data.chosen_vs_rejected(store),
-            "biases": plot_data.meta_judge_bias(store),
+            "series": plots.load_series(store, document),
+            "training": plots.training_curves(store),
             "table": summary.build_measurement_table(store, document),
             "gates": summary.build_gate_table(store).rows,
             "signs": early_warnings.build_sign_table(signs),
@@ -153,7 +41,7 @@ def gathered(folder: Path, news: str) -> dict[str, Any]:
         }
 
 
-def frame(rows: plot_data.Rows, columns: tuple[str, ...]) -> pd.DataFrame:
+def frame(rows: Series, columns: tuple[str, ...]) -> pd.DataFrame:
     """Return rows as the table that a plot wants; with its columns even where there is no row."""
     return pd.DataFrame(rows, columns=list(columns))
 
@@ -165,12 +53,12 @@ def tab(library: RunLibrary, header: Header) -> None:
     """Lay the tab out."""
     empty = gr.Markdown(NOTHING)
     with gr.Column(visible=False) as body:
-        plots = []
-        for start in range(0, len(PLOTS), 2):
+        drawn, panels = [], list(PANELS.values())
+        for start in range(0, len(panels), 2):
             with gr.Row():
-                plots += [_laid_out(plot) for plot in PLOTS[start : start + 2]]
+                drawn += [_laid_out(panel) for panel in panels[start : start + 2]]
         curve = gr.Radio(
-            list(plot_data.CURVES.values()), value="loss", show_label=False, container=False
+            list(plots.CURVES.values()), value="loss", show_label=False, container=False
         )
         trained = gr.LinePlot(
             x="step", y="value", color="model", title="training", height=HEIGHT, y_title=" "
@@ -194,13 +82,13 @@ def tab(library: RunLibrary, header: Header) -> None:
         )
         passed = text_table(["model", "gate", "", "reason"], "9 16 11 64", "Gates", height=320)
     known = gr.State(None)
-    outputs = [known, empty, body, *plots, trained, rows, answers, warned, signs, passed]
+    outputs = [known, empty, body, *drawn, trained, rows, answers, warned, signs, passed]
 
     def refresh(run: str | None, news: str, curve: str, known: str) -> tuple[Any, ...]:
         if news == known:
             return tuple(gr.skip() for _ in outputs)
         found = _found(library, run, news)
-        if isinstance(found, str) or not (found["worth"] or found["scores"]):
+        if isinstance(found, str) or not any(found["series"].values()):
             why = found if isinstance(found, str) else NOTHING
             return (
                 news,
@@ -228,19 +116,17 @@ def tab(library: RunLibrary, header: Header) -> None:
 
 def shown(found: dict[str, Any], curve: str) -> list[Any]:
     """Return what the plots and tables of the tab show, in their order."""
-    plots = []
-    for plot in PLOTS:
-        rows = found["worth"].get(plot.title, []) if plot.of == "worth" else found[plot.of]
-        cells = frame(rows, tuple(filter(None, (plot.x, plot.y, plot.color))))
-        plots.append(
-            cells.astype({"score": str}) if plot.of == "scores" else cells
-        )  # scores are places there, not numbers
+    cells = {
+        key: frame(found["series"][key], tuple(filter(None, (panel.x, panel.y, panel.color))))
+        for key, panel in PANELS.items()
+    }
+    cells["scores"] = cells["scores"].astype({"score": str})  # places on an axis, not numbers
     tables = [
         {"headers": head, "data": rows}
         for head, rows in (found["table"], found["answers"], found["signs"])
     ]
     return [
-        *plots,
+        *cells.values(),
         frame(found["training"][curve], ("step", "value", "model")),
         *tables[:2],
         "\n".join(f"- ⚠ {escape_markdown(words)}" for words in found["advice"])
@@ -250,7 +136,7 @@ def shown(found: dict[str, Any], curve: str) -> list[Any]:
     ]
 
 
-def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
+def _laid_out(plot: Panel) -> gr.LinePlot | gr.ScatterPlot:
     """A plot with what it is for under it."""
     with gr.Column(min_width=320):
         kind = gr.ScatterPlot if plot.scatter else gr.LinePlot
@@ -262,7 +148,7 @@ def _laid_out(plot: Plot) -> gr.LinePlot | gr.ScatterPlot:
             title=plot.title,
             height=HEIGHT,
             tooltip="all",
-            y_lim=[0.0, plot.most],
+            y_lim=[0.0, plot.top],
             x_title=plot.x if plot.x in ("characters", "score") else " ",
             y_title=" ",
         )

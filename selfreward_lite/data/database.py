@@ -1,0 +1,156 @@
+"""The SQLite file of a run: its tables, how it is opened, and disk errors as advice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.data.records import KINDS
+from selfreward_lite.system.errors import UserError
+
+FILE = "run.sqlite"
+SCHEMA_VERSION = 1
+_CANNOT_WRITE = (
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FIXED_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (iteration INTEGER, stage TEXT, item TEXT,
+    PRIMARY KEY (iteration, stage, item)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS drops (iteration INTEGER, stage TEXT, item TEXT, reason TEXT, count INTEGER,
+    PRIMARY KEY (iteration, stage, item, reason)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stages (iteration INTEGER, stage TEXT, total INTEGER, seconds REAL DEFAULT 0,
+    done INTEGER DEFAULT 0, PRIMARY KEY (iteration, stage));
+CREATE TABLE IF NOT EXISTS metrics (iteration INTEGER, name TEXT, value REAL,
+    PRIMARY KEY (iteration, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS training (iteration INTEGER, step INTEGER, name TEXT, value REAL,
+    PRIMARY KEY (iteration, step, name)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS gates (iteration INTEGER, gate TEXT, passed INTEGER, reason TEXT,
+    PRIMARY KEY (iteration, gate)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS promoted (iteration INTEGER PRIMARY KEY, by TEXT);
+"""
+
+
+class Database(sqlite3.Connection):
+    """A connection whose errors say what to do about a full, read-only or damaged disk."""
+
+    folder: Path
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        with self._explain_errors():
+            return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        with self._explain_errors():
+            return super().executemany(*arguments)
+
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        with self._explain_errors():
+            return super().executescript(script)
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            # The low byte is the primary code; errors of the sqlite3 module itself have none.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in _CANNOT_WRITE:
+                free = shutil.disk_usage(self.folder).free / 1e6 if self.folder.exists() else 0.0
+                raise UserError(
+                    f"{self.folder}: cannot write ({error}; {free:.1f} MB free there). What was "
+                    "committed is kept: free space, or make the folder writable, and run the same "
+                    "command again"
+                ) from None
+            if code in _DAMAGED:
+                raise UserError(
+                    f"{self.folder}: {FILE} is damaged ({error}); restore the folder from a copy, "
+                    "or start a new --name"
+                ) from None
+            raise
+
+
+def open_for_writing(folder: Path) -> Database:
+    """Open the file of a run, with all its tables."""
+    database = _connect(str(folder / FILE), folder)
+    database.execute("PRAGMA journal_mode=WAL")
+    # A power cut may lose commits since the last checkpoint, which every end of a stage makes.
+    database.execute("PRAGMA synchronous=NORMAL")
+    if _read_version(database) == 0:
+        tables = _FIXED_TABLES + "".join(_define_record_tables())
+        database.executescript(
+            f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
+        )
+    _check_version(database)
+    return database
+
+
+def open_for_reading(folder: Path) -> Database:
+    """Open the file of a run while another process may write it; UserError where there is none."""
+    path = folder / FILE
+    if not path.exists():
+        raise UserError(
+            f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`"
+        )
+    # To read in WAL mode, SQLite writes a file next to the database. In a folder that is not
+    # writable nothing can change the database either, so it may be opened as immutable.
+    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    database = _connect(f"{path.absolute().as_uri()}?{mode}", folder)
+    _check_version(database)
+    return database
+
+
+def table_name(kind: type) -> str:
+    """Return the name of the table that holds records of a kind."""
+    return f"record_{kind.__name__.lower()}"
+
+
+def _connect(name: str, folder: Path) -> Database:
+    try:
+        database = sqlite3.connect(
+            name, uri=name.startswith("file:"), isolation_level=None, factory=Database
+        )
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"{folder}: cannot open {FILE} ({error}); give another --runs-dir"
+        ) from None
+    database.folder = folder
+    return database
+
+
+def _define_record_tables() -> Iterable[str]:
+    affinity = {"int": "INTEGER", "float": "REAL", "int | None": "INTEGER", "float | None": "REAL"}
+    for kind in KINDS:
+        table = table_name(kind)
+        columns = ", ".join(
+            f'"{field.name}" {affinity.get(str(field.type), "TEXT")}' for field in fields(kind)
+        )
+        yield f"CREATE TABLE {table} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
+        parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
+        yield f"CREATE INDEX {table}_by ON {table} (iteration, {parent});\n"
+
+
+def _read_version(database: Database) -> int:
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _check_version(database: Database) -> None:
+    version = _read_version(database)
+    if version == 0:
+        raise UserError(f"{database.folder} is only just being made; try again in a moment")
+    if version != SCHEMA_VERSION:
+        raise UserError(
+            f"{database.folder} was written in store format {version}, this version reads "
+            f"{SCHEMA_VERSION}; use the version that made it, or a new --name"
+        )

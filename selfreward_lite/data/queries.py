@@ -1,0 +1,145 @@
+"""Named SQL queries over the records of a run, for views of more records than fit in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from selfreward_lite.data.database import table_name
+from selfreward_lite.data.records import Battle, ModelId, Prompt
+from selfreward_lite.data.store import Store
+
+_ESCAPED = str.maketrans({"%": "\\%", "_": "\\_", "\\": "\\\\"})
+
+
+class PromptHit(NamedTuple):
+    """A prompt that was found; the scores of its response pair are None without one."""
+
+    id: str
+    text: str
+    chosen: float | None
+    rejected: float | None
+    judgment_pair: bool
+
+
+class PairMeans(NamedTuple):
+    """Mean scores and lengths (characters) of the response pairs of an iteration."""
+
+    iteration: int
+    chosen_score: float
+    rejected_score: float
+    chosen_length: float
+    rejected_length: float
+
+
+class DecidedBattle(NamedTuple):
+    """A battle with a winner: +1 if the first judgment won, else −1; the scores of both."""
+
+    verdict: int
+    first_score: float | None
+    second_score: float | None
+
+
+def list_iterations(store: Store, kind: type[Prompt | Battle]) -> list[int]:
+    """Return the iterations that have records of a kind, in order."""
+    query = f"SELECT DISTINCT iteration FROM {table_name(kind)} ORDER BY iteration"
+    return [iteration for (iteration,) in store.select(query)]
+
+
+def find_last_iteration(store: Store) -> int:
+    """Return the highest iteration with a stage that has begun, 0 without one."""
+    return store.select_value("SELECT max(iteration) FROM stages") or 0
+
+
+def find_last_step(store: Store, iteration: int) -> int:
+    """Return the last training step that was logged, 0 without one."""
+    return store.select_value("SELECT max(step) FROM training WHERE iteration = ?", iteration) or 0
+
+
+def find_prompts(
+    store: Store,
+    iteration: int,
+    origin: str | None,
+    words: list[str],
+    has_pair: bool | None,
+    limit: int,
+    offset: int,
+) -> tuple[list[PromptHit], int]:
+    """Return one page of the prompts that hold all the words, and how many there are in all.
+
+    None for `origin` or `has_pair` means any.
+    """
+    conditions, values = ["p.iteration = ?"], [iteration, *([origin] if origin else [])]
+    if origin:
+        conditions.append("p.origin = ?")
+    conditions += ["p.text LIKE ? ESCAPE '\\'"] * len(words)
+    values += [f"%{word.translate(_ESCAPED)}%" for word in words]
+    if has_pair is not None:
+        conditions.append(f"pair.id IS {'NOT ' if has_pair else ''}NULL")
+    found = (
+        "FROM record_prompt p LEFT JOIN record_responsepair pair ON pair.iteration = p.iteration "
+        f"AND pair.prompt_id = p.id WHERE {' AND '.join(conditions)}"
+    )
+    rows = store.select(
+        "SELECT p.id, p.text, pair.chosen_score, pair.rejected_score, EXISTS (SELECT 1 FROM "
+        "record_response r JOIN record_judgmentpair j ON j.iteration = r.iteration AND "
+        "j.response_id = r.id WHERE r.iteration = p.iteration AND r.prompt_id = p.id) "
+        f'{found} ORDER BY p."index" LIMIT ? OFFSET ?',
+        *values,
+        limit,
+        offset,
+    )
+    hits = [
+        PromptHit(name, text, chosen, rejected, bool(judgment_pair))
+        for name, text, chosen, rejected, judgment_pair in rows
+    ]
+    return hits, store.select_value(f"SELECT count(*) {found}", *values)
+
+
+def read_lengths(store: Store, iteration: int, limit: int) -> list[tuple[int, float | None]]:
+    """Return (characters, mean score) of the first judged responses of an iteration."""
+    rows = store.select(
+        "SELECT length(r.text), (SELECT avg(j.score) FROM record_judgment j WHERE j.iteration = "
+        "r.iteration AND j.response_id = r.id) FROM record_response r WHERE r.iteration = ? AND "
+        "r.model = ? AND r.id IN (SELECT item FROM items WHERE iteration = r.iteration AND "
+        "stage = 'judgments') ORDER BY r.rowid LIMIT ?",
+        iteration,
+        ModelId(iteration - 1).name,
+        limit,
+    )
+    return [(characters, score) for characters, score in rows]
+
+
+def average_pairs(store: Store) -> list[PairMeans]:
+    """Return the mean scores and lengths of the response pairs of every iteration."""
+    rows = store.select(
+        "SELECT iteration, avg(chosen_score), avg(rejected_score), avg(chosen_length), "
+        "avg(rejected_length) FROM record_responsepair GROUP BY iteration ORDER BY iteration"
+    )
+    return [PairMeans(*row) for row in rows]
+
+
+def read_decided_battles(store: Store, iteration: int) -> list[DecidedBattle]:
+    """Return the battles of an iteration that have a winner."""
+    rows = store.select(
+        "SELECT b.verdict, f.score, s.score FROM record_battle b JOIN record_judgment f ON "
+        "f.id = b.first_id JOIN record_judgment s ON s.id = b.second_id WHERE b.iteration = ? AND "
+        "b.verdict != 0",
+        iteration,
+    )
+    return [DecidedBattle(*row) for row in rows]
+
+
+def average_ranked_scores(store: Store, model: int) -> dict[str, dict[str, float]]:
+    """Return the mean scores that M<model> gave human-ranked answers, by prompt id and answer id."""
+    rows = store.select(
+        "SELECT r.prompt_id, r.id, avg(j.score) FROM record_judgment j JOIN record_response r ON "
+        "r.id = j.response_id WHERE j.iteration = ? AND j.model = ? AND r.model = 'human' "
+        "GROUP BY r.id HAVING avg(j.score) IS NOT NULL",
+        model,
+        ModelId(model).name,
+    )
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for prompt, answer, score in rows:
+        found[prompt][answer] = round(score, 9)
+    return found
