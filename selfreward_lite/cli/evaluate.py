@@ -279,12 +279,12 @@ def paper_table(
     """The papers' comparisons in miniature, in the tiny world: the same M0, as many prompts and judgments a method; hours."""
     from selfreward_lite.bench import claims
     from selfreward_lite.bench import paper_table as paper_bench
-    from selfreward_lite.cli.bench import seeds_of
+    from selfreward_lite.cli.options import parse_seeds
     from selfreward_lite.run.runtime import open_runtime
 
     with Display(console) as watch:
         rows = paper_bench.run_table(
-            runs_dir, paper_bench.Table(seeds_of(seeds)), open_runtime, watch, say
+            runs_dir, paper_bench.Table(parse_seeds(seeds)), open_runtime, watch, say
         )
     table = Table("", *claims.COLUMNS.values())
     for arm, means in claims.table(rows).items():

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from selfreward_lite.system.errors import UserError
+
 RUNS = Path("runs")
 EXPORTED = Path("exported")
 
@@ -26,3 +28,16 @@ OutDir = Annotated[Path, typer.Option(help="Folder in which the export gets a fo
 GgufType = Annotated[
     str, typer.Option("--type", help="Type of the weights: q4_k_m, q8_0, f16 and others.")
 ]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds that an option names; raises UserError for another form."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise UserError(f"--seeds {text}: that names no seed; write them as 100-104 or 7,9")
+    return found

@@ -230,7 +230,7 @@ def test_an_unknown_part_or_shape_is_one_line(tmp_path):
         app, ["bench", "card", "--shape", "7b", "--out", str(tmp_path / "card.json")]
     )
     assert isinstance(ended.exception, UserError)
-    assert str(ended.exception).startswith("--shape 7b: no such shape; choose of tiny, 10m,")
+    assert str(ended.exception).startswith("--shape 7b: no such shape; choose one of tiny, 10m,")
     assert list(tmp_path.iterdir()) == []
 
 
