@@ -78,7 +78,7 @@ def build(library: RunLibrary) -> gr.Blocks:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
                 gr.Markdown(
-                    f"# {TITLE}\nA language model that judges its own answers, and learns from it."
+                    f"# {TITLE}\nA language model that judges its own answers and learns from it."
                 )
             with gr.Column(min_width=300):
                 run = dynamic_dropdown("Run", container=False, elem_id="run")

@@ -332,7 +332,8 @@ def test_run_tab_shows_a_finished_run(library, tab):
     assert visible_buttons(tab, shown) == ["One more iteration"]
     stages = status.read_status(library.runs_dir / "mine").stages
     assert len(shown[tab.stages]["value"]) == len(stages)
-    assert (shown[tab.bar], shown[tab.log]["visible"]) == ("", False)
+    assert not shown[tab.bar]["visible"]
+    assert not shown[tab.log]["visible"]
     nothing = tab.show(TINY)
     assert nothing[tab.state] == run_tab.NO_RUN
     assert visible_buttons(tab, nothing) == []

@@ -1,6 +1,8 @@
-"""Pictures of every tab: `PYTHONPATH=. python tests/helpers/screenshots.py [--runs-dir runs] [--all FOLDER]`, with a finished run there.
+"""Screenshots of the app, with a finished tiny run in the runs folder:
 
-Without --all it makes the two of the README again; with it, every tab in light, dark and on a telephone.
+    PYTHONPATH=. python tests/helpers/screenshots.py [--runs-dir runs] [--all FOLDER]
+
+Without --all, it makes the two of docs/images again; with it, all tabs: light, dark, on a phone.
 """
 
 import argparse
@@ -10,13 +12,13 @@ import browser
 
 from selfreward_lite.bench.app import running
 
-README = Path(__file__).parents[2] / ".github"
-LOOKS = {
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+STYLES = {
     "light": (browser.WIDE, "light"),
     "dark": (browser.WIDE, "dark"),
     "phone": (browser.PHONE, "light"),
 }
-QUIET = 2500  # milliseconds until plots are drawn
+WAIT = 2500  # milliseconds until plots are drawn
 
 
 def chat(page) -> None:
@@ -34,22 +36,22 @@ def nothing(page) -> None:
 
 def explore(page) -> None:
     page.get_by_label("a pair", exact=True).click()
-    page.wait_for_timeout(QUIET)
+    page.wait_for_timeout(WAIT)
     browser.open_prompt(page, 0)
 
 
 TABS = {"Chat": chat, "Compare": compare, "Run": nothing, "Explore": explore, "Progress": nothing}
 
 
-def picture(chromium, address: str, tab: str, look: str, path: Path) -> None:
-    """Take one picture of one tab."""
-    size, theme = LOOKS[look]
+def screenshot(chromium, address: str, tab: str, style: str, path: Path) -> None:
+    """Take one screenshot of one tab."""
+    size, theme = STYLES[style]
     page = browser.visit(chromium, address, size, theme)
     browser.open_tab(page, tab)
-    page.wait_for_timeout(QUIET)
+    page.wait_for_timeout(WAIT)
     TABS[tab](page)
-    page.wait_for_timeout(QUIET)
-    page.screenshot(path=path, full_page=tab not in ("Chat", "Progress") or look == "phone")
+    page.wait_for_timeout(WAIT)
+    page.screenshot(path=path, full_page=tab not in ("Chat", "Progress") or style == "phone")
     page.close()
 
 
@@ -60,15 +62,17 @@ def main() -> None:
     given = parser.parse_args()
     with running(given.runs_dir.absolute()) as (client, _, _), browser.browsing() as chromium:
         if given.all is None:
-            README.mkdir(exist_ok=True)
-            picture(chromium, client.src, "Chat", "light", README / "chat.png")
-            picture(chromium, client.src, "Progress", "dark", README / "progress.png")
+            IMAGES.mkdir(exist_ok=True)
+            screenshot(chromium, client.src, "Chat", "light", IMAGES / "chat.png")
+            screenshot(chromium, client.src, "Progress", "dark", IMAGES / "progress.png")
             return
         given.all.mkdir(parents=True, exist_ok=True)
         for tab in TABS:
-            for look in LOOKS:
-                picture(chromium, client.src, tab, look, given.all / f"{tab.lower()}-{look}.png")
-                print(given.all / f"{tab.lower()}-{look}.png")
+            for style in STYLES:
+                screenshot(
+                    chromium, client.src, tab, style, given.all / f"{tab.lower()}-{style}.png"
+                )
+                print(given.all / f"{tab.lower()}-{style}.png")
 
 
 if __name__ == "__main__":

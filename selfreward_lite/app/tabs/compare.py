@@ -255,7 +255,10 @@ class CompareTab:
                 self.model_b = dynamic_dropdown("Model B", min_width=120)
                 self.judge = dynamic_dropdown("Judge", min_width=120)
                 self.blind = gr.Checkbox(
-                    True, label="Blind", info="hide the names until you vote", min_width=120
+                    True,
+                    label="Blind",
+                    info="names hidden, sides shuffled, until you vote",
+                    min_width=120,
                 )
             self.prompt = PromptBox("Write a prompt for both models", "Ask both")
             self.headings, self.answers, self.numbers = [], [], []

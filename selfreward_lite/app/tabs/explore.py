@@ -40,7 +40,7 @@ ANSWER_HEAD = [
     "expected score",
     "judgments",
     "response",
-    "written by",
+    "author",
     "tokens",
     "ended",
 ]
@@ -54,7 +54,7 @@ BATTLE_HEAD = [
     "text of the meta-judge",
 ]
 OUTCOMES: list[tuple[str, Outcome]] = [
-    ("any outcome", "all"),
+    ("either", "all"),
     ("a pair", "gave a pair"),
     ("no pair", "gave none"),
 ]
@@ -228,7 +228,7 @@ class ExploreTab:
                     "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
                 )
                 self.outcome = gr.Radio(
-                    OUTCOMES, value="all", label="Show prompts with", min_width=220
+                    OUTCOMES, value="all", label="Show prompts with", min_width=280
                 )
             with gr.Row():
                 self.title = gr.Markdown("", elem_id="count")
@@ -250,12 +250,12 @@ class ExploreTab:
             )
             with gr.Column(visible=False) as self.inside:
                 self.answers = text_table(
-                    ANSWER_HEAD, "14 8 10 11 33 7 7 10", "Responses", height=360, elem_id="answers"
+                    ANSWER_HEAD, "13 8 10 11 32 8 8 10", "Responses", height=360, elem_id="answers"
                 )
                 self.judgments = text_table(
                     JUDGMENT_HEAD,
                     "10 10 8 72",
-                    "Judgments of one response (click a response to choose it)",
+                    "Judgments of one response (click another response to see its judgments)",
                     elem_id="judgments",
                 )
                 self.result = gr.Markdown("")

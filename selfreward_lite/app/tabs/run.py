@@ -237,7 +237,7 @@ class RunTab:
                 start = gr.Button("Start", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 self.state = gr.Markdown(NO_RUN, elem_id="state")
-                self.bar = gr.HTML("", elem_id="bar")
+                self.bar = gr.HTML("", visible=False, elem_id="bar")
                 with gr.Row():
                     self.stop, self.resume, self.one_more, self.accept, self.past_gates = (
                         gr.Button(name, visible=False, size="sm", min_width=100)
@@ -323,6 +323,7 @@ class RunTab:
                 state = headline(view)
             except SelfRewardError as error:
                 state = warn(error)
+        bar = progress_bar(view)
         visible = {
             self.stop: view.state in ("running", "beginning"),
             self.resume: view.state == "stopped",
@@ -332,7 +333,7 @@ class RunTab:
         }
         return {
             self.state: state,
-            self.bar: progress_bar(view),
+            self.bar: gr.update(value=bar, visible=bool(bar)),
             **{button: gr.update(visible=shown) for button, shown in visible.items()},
             self.stages: gr.update(value=stage_rows(view), visible=bool(view.stages)),
             self.log: gr.update(value="\n".join(lines), visible=bool(lines)),
