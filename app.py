@@ -11,7 +11,6 @@ import threading
 from pathlib import Path
 
 from selfreward_lite.app.escape import check_auth
-from selfreward_lite.app.jobs import let_children_import
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.system.errors import SelfRewardError
 
@@ -30,7 +29,6 @@ def main() -> None:
     given = parser.parse_args()
     try:
         auth = check_auth(given.listen, given.auth)
-        let_children_import()
         library = RunLibrary(given.runs_dir.absolute())
         # Importing gradio takes as long as loading the model, so both happen at once.
         threading.Thread(target=library.load_tiny_model, daemon=True).start()

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +17,13 @@ from pathlib import Path
 from selfreward_lite import config
 from selfreward_lite.data.store import Store
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.processes import (
+    child_environment,
+    explain_exit,
+    last_lines,
+    run_module,
+    start_module,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
@@ -25,7 +31,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 _FILES = ("model.base", "model.origin", "model.gguf_file", "seed_stage.ranked", "prompts.file")
 _SECTIONS = {name.split(".")[0] for name in _FILES}
 _PATIENCE = 20.0  # seconds for a new process to lock its run
-_TAIL = 8000  # bytes of a log that are read
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,6 @@ class RunRequest:
         return [f"{part}" for pair in pairs if pair[1] is not None for part in pair]
 
 
-def let_children_import() -> None:
-    """Let child processes import this package, in whatever folder they start."""
-    package = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [package, os.environ.get("PYTHONPATH")])
-    )
-
-
 def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
     """Start or resume a run as a process in `cwd`, where relative paths in its settings begin.
 
@@ -94,21 +91,24 @@ def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
     _log(folder).write_bytes(b"")
     # Appending keeps lines intact where two processes start at once.
     with _log(folder).open("ab") as log:
-        process = subprocess.Popen(
-            _command("run", runs_dir, *request.arguments()),
+        process = start_module(
+            "selfreward_lite",
+            *("run", "--runs-dir", str(runs_dir), *request.arguments()),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             cwd=cwd,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
+            env=child_environment() | {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
     deadline = time.monotonic() + _PATIENCE
     while Store.writer(folder) is None and time.monotonic() < deadline:
         if process.poll() is not None:
             if process.returncode:
-                _raise_failure("run", last_log_lines(folder, 1), process.returncode)
+                raise UserError(
+                    explain_exit(process.returncode, last_log_lines(folder, 1), "the run")
+                )
             return
         time.sleep(0.05)
 
@@ -118,15 +118,10 @@ def accept_candidate(runs_dir: Path, run: str) -> None:
 
     Raises UserError, with the command's last line, where that fails.
     """
-    ended = subprocess.run(
-        _command("accept", runs_dir, "--name", run),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    arguments = ("accept", "--runs-dir", str(runs_dir), "--name", run)
+    ended = run_module("selfreward_lite", *arguments, env=child_environment())
     if ended.returncode:
-        _raise_failure("accept", ended.stderr.splitlines()[-1:], ended.returncode)
+        raise UserError(explain_exit(ended.returncode, ended.stderr.splitlines(), "accept"))
 
 
 def stop_run(folder: Path) -> bool:
@@ -147,21 +142,7 @@ def stop_run(folder: Path) -> bool:
 
 def last_log_lines(folder: Path, lines: int = 12) -> list[str]:
     """Return the last lines of a run's log; none for a run that was started elsewhere."""
-    log = _log(folder)
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        return file.read().decode("utf-8", errors="replace").splitlines()[-lines:]
-
-
-def _command(name: str, runs_dir: Path, *arguments: str) -> list[str]:
-    package = [sys.executable, "-m", "selfreward_lite"]
-    return [*package, name, "--runs-dir", str(runs_dir), *arguments]
-
-
-def _raise_failure(command: str, lines: list[str], code: int) -> None:
-    raise UserError(" ".join(lines) or f"{command} ended with code {code} and no message")
+    return last_lines(_log(folder), lines)
 
 
 def _log(folder: Path) -> Path:

@@ -345,7 +345,7 @@ def _probe(*arguments: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
-        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines())}
+        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")}
     return json.loads(ended.stdout.splitlines()[-1])
 
 

@@ -75,25 +75,26 @@ def run_module(
     )
 
 
-def describe_exit(code: int) -> str:
+def describe_exit(code: int, subject: str = "it") -> str:
     """How a process ended, from its return code.
 
     >>> describe_exit(3), describe_exit(-11)
     ('it ended with exit code 3', 'it was ended by SIGSEGV')
     """
     if code >= 0:
-        return f"it ended with exit code {code}"
+        return f"{subject} ended with exit code {code}"
     name = signal.Signals(-code).name
     hint = ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
-    return f"it was ended by {name}{hint}"
+    return f"{subject} was ended by {name}{hint}"
 
 
-def explain_exit(code: int, lines: Sequence[str]) -> str:
+def explain_exit(code: int, lines: Sequence[str], subject: str = "it") -> str:
     """Why a process failed: its last line, and first how it ended where a signal ended it."""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    if code >= 0:
-        return last or f"{describe_exit(code)} and wrote nothing"
-    return f"{describe_exit(code)}; its last line: {last}" if last else describe_exit(code)
+    how = describe_exit(code, subject)
+    if not last:
+        return f"{how} and wrote nothing" if code >= 0 else how
+    return last if code >= 0 else f"{how}; its last line: {last}"
 
 
 def last_lines(log: Path, count: int = 1) -> list[str]:

@@ -57,7 +57,7 @@ def command(tmp_path, monkeypatch):
             )
         )
         script.chmod(0o755)
-        monkeypatch.setattr(jobs.sys, "executable", str(script))
+        monkeypatch.setattr(sys, "executable", str(script))
         return lambda: json.loads(said.read_text())
 
     return write
@@ -234,7 +234,7 @@ def test_last_log_lines_of_a_log_of_any_size(tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_when_its_starter_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from selfreward_lite.app import jobs; jobs.let_children_import(); "
+        "import sys, time; from pathlib import Path; from selfreward_lite.app import jobs; "
         "runs = Path(sys.argv[1]); "
         "jobs.start_run(runs, jobs.RunRequest('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
