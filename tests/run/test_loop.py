@@ -298,7 +298,7 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
         return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
 
     monkeypatch.setattr(prepare.hub, "fetch", fetch)
-    monkeypatch.setattr(prepare.hub, "model_folder", lambda base: TINY_MODEL)
+    monkeypatch.setattr(prepare.hub, "find_model_folder", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, wanted, "tiny")
