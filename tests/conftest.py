@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from method_records import RUN
 
 from selfreward_lite import config
 from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.engine.api import Sampling
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
 
 collect_ignore = [
@@ -37,6 +40,12 @@ def chat() -> ChatFormat:
 @pytest.fixture(scope="session")
 def tiny() -> config.Settings:
     return config.load("tiny")
+
+
+@pytest.fixture
+def role(chat: ChatFormat) -> Role:
+    """M0 in a role, in iteration 1 of a run with seed 7."""
+    return Role("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
 
 
 @pytest.fixture(scope="session")

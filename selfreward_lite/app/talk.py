@@ -157,16 +157,14 @@ class Talk:
         role = self._role(judge, settings.draw)
         prompt = Prompt("prompt", 0, "generated", 0, write_out(messages))
         response = _response(prompt.text, text, judge, prompt.id)
-        (request,) = next(judgments.ask_for_judgments(prompt, response, role, settings.count))
+        request = judgments.make_judge_request(prompt, response, role, settings.count)
         score, shown_at = Score(settings.count), 0.0
         with closing(self._ask(request)) as answers:
             for one in answers:
                 if isinstance(one, Completion) and one.finish in NO_TEXT_REASONS:
                     score = replace(score, lost=score.lost + 1)
                 elif isinstance(one, Completion):
-                    judgment = judgments.read_judgment(
-                        one, f"{one.sample}", response, role, one.sample
-                    )
+                    judgment = judgments.read_judgment(one, response, role, one.sample)
                     score = replace(score, judgments=(*score.judgments, judgment))
                 if score.is_complete or self._is_due(shown_at):
                     shown_at = time.monotonic()
@@ -183,24 +181,20 @@ class Talk:
         role = self._role(judge, self.models.settings.judge.draw)
         asked = Prompt(_text_key(prompt, "\0".join(texts)), 0, "generated", 0, prompt)
         a, b = (_response(prompt, text, "", asked.id) for text in texts)
-        comparison = comparisons.ask_for_comparison(asked, a, b, role)
         completions: list[Completion] = []
-        for request in next(comparison):
+        for request in comparisons.make_comparison_requests(asked, a, b, role):
             with closing(self._ask(request)) as answers:
                 for one in answers:
                     if isinstance(one, Completion):
                         completions.append(one)
                     waits_for = one if isinstance(one, str) else ""
                     yield Verdict(judge, is_final=False, waits_for=waits_for)
-        try:
-            comparison.send([[one] for one in completions])
-        except StopIteration as end:
-            (found,) = end.value.records
-            sides: dict[float, votes.Side] = {1: "a", 0: "b"}
-            result = sides.get(found.result, "tie")
-            unasked = any(one.finish in NO_TEXT_REASONS for one in completions)
-            texts = found.mine_first_text, found.theirs_first_text
-            yield Verdict(judge, None if unasked else result, *texts)
+        found = comparisons.read_comparison(completions, asked, a, b, role)
+        sides: dict[float, votes.Side] = {1: "a", 0: "b"}
+        result = sides.get(found.result, "tie")
+        unasked = any(one.finish in NO_TEXT_REASONS for one in completions)
+        texts = found.mine_first_text, found.theirs_first_text
+        yield Verdict(judge, None if unasked else result, *texts)
 
     def _ask(self, request: Request) -> Generator[Piece | Completion | str | None, None, None]:
         """What the engine answers; before that, why the caller waits; None where nothing is new."""

@@ -3,6 +3,7 @@
 No files, clocks, models or globals; torch, sqlite3 and os are banned here.
 Start: `judgments.py`.
 
-Data flows new_prompts → responses → judgments → response_pairs → battles → ratings → judgment_pairs. A file that asks a
-model is a generator over one item: it yields requests and receives their completions. The others map records to records.
+Data flows new_prompts → responses → judgments → response_pairs → battles → ratings →
+judgment_pairs. A function `ask_for_…` is a generator over one item: it yields requests and receives
+their completions. The others map records to records.
 """

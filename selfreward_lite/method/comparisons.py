@@ -1,77 +1,77 @@
-"""Two models' answers to the same prompts, held against each other: who wins, how surely, and what length has to do with it.
-
-Knows: how a judge is asked in both orders, win rates and their errors. Does not know: where answers come from, who judges.
-(arXiv 2401.10020, section 3.2; for length, arXiv 2404.04475.)
-"""
+"""Comparisons: a judge names the better of two models' answers (arXiv 2401.10020, section 3.2)."""
 
 from __future__ import annotations
 
-from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response, make_id
-from selfreward_lite.method.parsing import parse_verdict
+from collections.abc import Iterable
+
+from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response
+from selfreward_lite.engine.api import Completion, Request
+from selfreward_lite.method.parsing import Verdict, parse_verdict
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
 
-CUT = "\n[cut]"
+CUT_MARK = "\n[cut]"
 
 
 def ask_for_comparison(
     prompt: Prompt, mine: Response, theirs: Response, role: Role
 ) -> AskGenerator:
-    """Have a judge compare two answers in both orders.
+    """Have a judge compare two answers in both orders."""
+    replies = yield make_comparison_requests(prompt, mine, theirs, role)
+    completions = [completion for (completion,) in replies]
+    return Outcome((read_comparison(completions, prompt, mine, theirs, role),))
 
-    A verdict that flips with the order, or cannot be read, is a tie (arXiv 2401.10020, section 3.2).
-    """
-    record_id = make_id(
-        role.id_namespace, Comparison, role.iteration, role.model, mine.id, theirs.id
-    )
+
+def make_comparison_requests(
+    prompt: Prompt, mine: Response, theirs: Response, role: Role
+) -> list[Request]:
+    """Return the questions which of two answers is better: mine shown first, then theirs."""
+    record_id = role.make_id(Comparison, mine.id, theirs.id)
     nonce = make_nonce(prompt.id, role.templates)
-    orders = [(mine.text, theirs.text), (theirs.text, mine.text)]
-    requests = [
-        role.make_request(
-            fill_template(
-                role.templates,
-                "compare",
-                prompt=prompt.text,
-                response_a=a,
-                response_b=b,
-                nonce=nonce,
-            ),
-            f"{record_id}:{order}",
-            [f"{mine.id}:{theirs.id}:{order}"],
+    questions = [
+        fill_template(
+            role.templates, "compare", prompt=prompt.text, response_a=a, response_b=b, nonce=nonce
         )
-        for order, (a, b) in enumerate(orders)
+        for a, b in ((mine.text, theirs.text), (theirs.text, mine.text))
     ]
-    (first,), (second,) = yield requests
-    # A cut verdict is none, whatever it says so far; so that whoever reads the text again finds none either.
-    texts = [
-        one.text.strip() if one.finish == "stop" else f"{one.text.strip()}{CUT}"
-        for one in (first, second)
+    return [
+        role.make_request(question, f"{record_id}:{order}", [f"{mine.id}:{theirs.id}:{order}"])
+        for order, question in enumerate(questions)
     ]
-    return Outcome(
-        (
-            Comparison(
-                record_id,
-                role.iteration,
-                role.model,
-                prompt.id,
-                mine.id,
-                theirs.id,
-                combine_verdicts(*read_verdicts(*texts)),
-                *texts,
-            ),
-        )
+
+
+def read_comparison(
+    completions: Iterable[Completion], prompt: Prompt, mine: Response, theirs: Response, role: Role
+) -> Comparison:
+    """Return the result of both orders; a verdict that flips, or cannot be read, is a tie."""
+    # A cut text is marked, so that nobody who reads it again finds a verdict in it.
+    mine_first, theirs_first = (
+        completion.text.strip() + ("" if completion.finish == "stop" else CUT_MARK)
+        for completion in completions
+    )
+    return Comparison(
+        role.make_id(Comparison, mine.id, theirs.id),
+        role.iteration,
+        role.model,
+        prompt.id,
+        mine.id,
+        theirs.id,
+        combine_verdicts(*read_verdicts(mine_first, theirs_first)),
+        mine_first,
+        theirs_first,
     )
 
 
-def read_verdicts(mine_first: str, theirs_first: str) -> tuple[str | None, str | None]:
-    """Return what a judge's texts say of both orders: "A" for the answer shown first, "B" for the second, None unread."""
+def read_verdicts(mine_first: str, theirs_first: str) -> tuple[Verdict | None, Verdict | None]:
+    """Return the verdicts in both orders: "A" is the answer shown first, None is unread."""
     return parse_verdict(mine_first, "Response"), parse_verdict(theirs_first, "Response")
 
 
-def combine_verdicts(mine_first: str | None, theirs_first: str | None) -> float:
-    """Return 1 where both orders name mine, 0 where both name theirs, else ½.
+def combine_verdicts(mine_first: Verdict | None, theirs_first: Verdict | None) -> float:
+    """Return 1 if both orders name mine, 0 if both name theirs, else ½.
 
-    >>> combine_verdicts("A", "B"), combine_verdicts("B", "A"), combine_verdicts("A", "A"), combine_verdicts("A", None)
-    (1.0, 0.0, 0.5, 0.5)
+    >>> orders = ("A", "B"), ("B", "A"), ("A", "A"), ("A", None)
+    >>> [combine_verdicts(*verdicts) for verdicts in orders]
+    [1.0, 0.0, 0.5, 0.5]
     """
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((mine_first or "", theirs_first or ""), 0.5)

@@ -1,7 +1,7 @@
 """Judgment pairs: of the judgments of a response, the strongest is chosen and the weakest rejected.
 
-Knows: ratings, lengths in characters. Does not know: battles, what the judgments say. A chosen judgment above the length
-limit gives no pair, because a meta-judge prefers long ones (arXiv 2407.19594, section 2.2).
+A chosen judgment above the length limit gives no pair, because a meta-judge prefers long ones
+(arXiv 2407.19594, section 2.2).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def build_judgment_pairs(
     id_namespace: str,
     iteration: int,
 ) -> Outcome:
-    """Return at most one pair a response; `judgments` maps ids to judgments."""
+    """Return at most one pair per response; `judgments` maps ids to judgments."""
     by_response: dict[str, list[Rating]] = defaultdict(list)
     for rating in ratings:
         by_response[rating.response_id].append(rating)

@@ -1,8 +1,9 @@
-"""New prompts: the model continues a list of tasks, and filters keep what is new and can be answered in text.
+"""New prompts: the model continues a list of tasks, and filters keep some.
 
-Knows: Self-Instruct's few-shot form and its filters (arXiv 2401.10020, section 2.2 and appendix; method of arXiv
-2212.10560). Does not know: answers, scores, what makes two texts alike (`likeness`). Generated demonstrations come from earlier
-iterations only, so that every candidate's question is fixed before the stage starts and a resumed run asks the same.
+Kept is what is new and can be answered in text. The few-shot form and the filters are those of
+Self-Instruct (arXiv 2401.10020, section 2.2 and appendix; arXiv 2212.10560). Generated
+demonstrations come from earlier iterations only, so that every candidate's question is fixed before
+the stage starts, and a resumed run asks the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from selfreward_lite.method.templates import fill_template
 
 # Tasks that need more than text, after Self-Instruct's list.
 OTHER_MEDIA = re.compile(
-    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music|flowcharts?|diagrams?)\b",
+    r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio|music"
+    r"|flowcharts?|diagrams?)\b",
     re.IGNORECASE,
 )
 _PROGRAM = re.compile(
@@ -32,37 +34,26 @@ _PROGRAM = re.compile(
 
 @dataclass(frozen=True)
 class Examples:
-    """What the writer is shown: human tasks, and tasks that were generated in earlier iterations."""
+    """Tasks that may be shown: human ones, and ones generated in earlier iterations."""
 
     human: Sequence[str]
     own: Sequence[str]
 
 
 def ask_for_prompt(index: int, role: Role, settings: Prompts, examples: Examples) -> AskGenerator:
-    """Ask for candidate number `index`: eight numbered tasks, and the number after them left open."""
-    record_id = make_id(role.id_namespace, Candidate, role.iteration, role.model, index)
-    shown = _demonstrations(
-        random.Random(seed_for(role.seed, f"shots {record_id}")), settings, examples
-    )
+    """Ask for candidate number `index`: show numbered tasks, and leave the next one open."""
+    record_id = role.make_id(Candidate, index)
+    rng = random.Random(seed_for(role.seed, f"shots {record_id}"))
+    shown = _draw_demonstrations(rng, settings, examples)
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill_template(role.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [
         role.make_request(content, record_id, [record_id], continue_with=f"{len(shown) + 1}.")
     ]
-    if completion.finish in NO_TEXT_REASONS:
-        return Outcome(drops=(Drop(NO_TEXT_REASONS[completion.finish]),))
-    return Outcome(
-        (
-            Candidate(
-                record_id,
-                role.iteration,
-                role.model,
-                index,
-                completion.text.strip(),
-                completion.finish,
-            ),
-        )
-    )
+    finish, text = completion.finish, completion.text.strip()
+    if finish in NO_TEXT_REASONS:
+        return Outcome(drops=(Drop(NO_TEXT_REASONS[finish]),))
+    return Outcome((Candidate(record_id, role.iteration, role.model, index, text, finish),))
 
 
 def filter_candidates(
@@ -76,8 +67,8 @@ def filter_candidates(
 ) -> Outcome:
     """Return at most `settings.count` prompts and, by reason, how many candidates were dropped.
 
-    `known` are the human tasks and the prompts of earlier iterations, `held_out` the evaluation prompts: a candidate
-    too much like any of them, or like one kept before it, is dropped.
+    `known` are the human tasks and the prompts of earlier iterations, `held_out` the evaluation
+    prompts. A candidate too similar to any of them, or to one kept before it, is dropped.
     """
     kept: list[Prompt] = []
     drops: list[Drop] = []
@@ -86,7 +77,7 @@ def filter_candidates(
     for candidate in candidates:
         if len(kept) == settings.count:
             break
-        text, reason = _read(candidate, settings)
+        text, reason = _read_candidate(candidate, settings)
         if reason is None and secret.contains_similar(text):
             reason = "like an evaluation prompt"
         if reason is None and seen.contains_similar(text):
@@ -95,15 +86,8 @@ def filter_candidates(
             drops.append(Drop(reason))
             continue
         index = len(kept)
-        kept.append(
-            Prompt(
-                make_id(id_namespace, Prompt, iteration, "generated", index),
-                iteration,
-                "generated",
-                index,
-                text,
-            )
-        )
+        record_id = make_id(id_namespace, Prompt, iteration, "generated", index)
+        kept.append(Prompt(record_id, iteration, "generated", index, text))
         seen.add(text)
     return Outcome(tuple(kept), tuple(drops))
 
@@ -111,7 +95,7 @@ def filter_candidates(
 def import_prompts(
     texts: Iterable[str], settings: Prompts, *, id_namespace: str, held_out: Iterable[str]
 ) -> Outcome:
-    """Return the user's own prompts, `count` for each iteration from the first on; repeated and held-out ones are dropped."""
+    """Return the user's prompts by iteration; drop repeated and held-out ones."""
     kept: list[Prompt] = []
     drops: list[Drop] = []
     seen: set[str] = set()
@@ -125,34 +109,26 @@ def import_prompts(
         else:
             seen.add(plain)
             iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
-            kept.append(
-                Prompt(
-                    make_id(id_namespace, Prompt, iteration, "imported", index),
-                    iteration,
-                    "imported",
-                    index,
-                    text,
-                )
-            )
+            record_id = make_id(id_namespace, Prompt, iteration, "imported", index)
+            kept.append(Prompt(record_id, iteration, "imported", index, text))
     return Outcome(tuple(kept), tuple(drops))
 
 
-def _demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
+def _draw_demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
     own = min(settings.own_demonstrations, len(examples.own))
     human = settings.seed_demonstrations + settings.own_demonstrations - own
-    shown = rng.sample(examples.human, min(human, len(examples.human))) + rng.sample(
-        examples.own, own
-    )
+    shown = rng.sample(examples.human, min(human, len(examples.human)))
+    shown += rng.sample(examples.own, own)
     rng.shuffle(shown)
     return shown
 
 
-def _read(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
+def _read_candidate(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:
     """Return a candidate's task, and why it is unfit, if it is."""
     tasks = parse_prompts(candidate.text, cut=candidate.finish == "length")
     if not tasks:
         return "", "cut or empty"
-    text = tasks[0]  # a writer that went on with the list has its later tasks left out
+    text = tasks[0]  # a model may continue the list: later tasks are left out
     words = len(text.split())
     if words < settings.min_words:
         return text, "too short"

@@ -1,8 +1,8 @@
-"""Ratings: from the battles between judgments of a response, how strong each judgment is.
+"""Ratings: how strong each judgment of a response is, from the battles between them.
 
-Knows: verdicts, position weights, the Bradley–Terry model (arXiv 2407.19594, section 2.2, equations 1 to 3). Does not
-know: what was judged. The maximum-likelihood fit does not depend on the order of the battles; a ridge keeps judgments
-finite that always win or always lose, and centres the strengths at 0.
+The model is Bradley–Terry (arXiv 2407.19594, section 2.2, equations 1 to 3). The maximum-likelihood
+fit does not depend on the order of the battles. A ridge keeps judgments finite that always win or
+always lose, and centers the strengths at 0.
 """
 
 from __future__ import annotations
@@ -18,57 +18,54 @@ MIN_SPREAD = 1e-6  # strengths closer than this say nothing
 
 
 def rate_judgments(
-    battles: Iterable[Battle], ridge: float, *, id_namespace: str, iteration: int
+    battles: Sequence[Battle], ridge: float, *, id_namespace: str, iteration: int
 ) -> Outcome:
-    """Return a rating for every judgment of every response whose battles say anything, and why the others have none."""
-    battles = list(battles)
+    """Return a rating of every judgment, and how many responses have no decisive battles."""
     first_weight, second_weight = compute_position_weights([battle.verdict for battle in battles])
     by_response: dict[str, list[Battle]] = defaultdict(list)
     for battle in battles:
         by_response[battle.response_id].append(battle)
     ratings: list[Rating] = []
     drops: list[Drop] = []
-    for response_id, fought in by_response.items():
-        names = sorted({name for battle in fought for name in (battle.first_id, battle.second_id)})
-        place = {name: index for index, name in enumerate(names)}
+    for response_id, group in by_response.items():
+        names = sorted({name for battle in group for name in (battle.first_id, battle.second_id)})
         verdicts = [
-            (place[battle.first_id], place[battle.second_id], battle.verdict) for battle in fought
+            (names.index(battle.first_id), names.index(battle.second_id), battle.verdict)
+            for battle in group
         ]
         wins = build_battle_matrix(verdicts, len(names), first_weight, second_weight)
         strengths = fit_strengths(wins, ridge)
         if np.ptp(strengths) < MIN_SPREAD:
             drops.append(
-                Drop("no battle decided" if not wins.any() else "all judgments equally strong")
+                Drop("all judgments equally strong" if wins.any() else "no battle decided")
             )
             continue
-        for name, strength in zip(names, strengths.tolist(), strict=True):
-            ratings.append(
-                Rating(
-                    make_id(id_namespace, Rating, iteration, name),
-                    iteration,
-                    name,
-                    response_id,
-                    strength,
-                    first_weight,
-                    second_weight,
-                    ridge,
-                )
+        ratings += [
+            Rating(
+                make_id(id_namespace, Rating, iteration, name),
+                iteration,
+                name,
+                response_id,
+                strength,
+                first_weight,
+                second_weight,
+                ridge,
             )
+            for name, strength in zip(names, strengths.tolist(), strict=True)
+        ]
     return Outcome(tuple(ratings), tuple(drops))
 
 
 def compute_position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
-    """Return (ω₁, ω₂), the weights of a win from first and from second place; the favoured place counts less.
+    """Return (ω₁, ω₂), the weights of a win from first and from second place.
 
-    ω₁ = wins from second / all wins, ω₂ = wins from first / all wins; both ½ if nothing was decided.
+    The favored place counts less: ω₁ = wins from second / all wins, ω₂ = wins from first / all
+    wins; both ½ if nothing was decided.
 
     >>> compute_position_weights([1, -1, 1, 1, 1, 0])
     (0.2, 0.8)
     """
-    first, second = (
-        sum(verdict == 1 for verdict in verdicts),
-        sum(verdict == -1 for verdict in verdicts),
-    )
+    first, second = verdicts.count(1), verdicts.count(-1)
     if first + second == 0:
         return 0.5, 0.5
     return second / (first + second), first / (first + second)
@@ -77,9 +74,10 @@ def compute_position_weights(verdicts: Sequence[int]) -> tuple[float, float]:
 def build_battle_matrix(
     verdicts: Iterable[tuple[int, int, int]], size: int, first_weight: float, second_weight: float
 ) -> np.ndarray:
-    """Return B [size, size], B[m, n] = ω₁·[m won over n from first place] + ω₂·[m won over n from second place].
+    """Return the weighted wins B [size, size].
 
-    `verdicts` are (shown first, shown second, +1 | −1 | 0). The two orders count separately.
+    B[m, n] = ω₁·[m beat n from first place] + ω₂·[m beat n from second place]. `verdicts` are
+    (shown first, shown second, +1 | −1 | 0). The two orders count separately.
     """
     wins = np.zeros((size, size))
     for first, second, verdict in verdicts:
@@ -91,9 +89,10 @@ def build_battle_matrix(
 
 
 def fit_strengths(wins: np.ndarray, ridge: float) -> np.ndarray:
-    """Return strengths ε [size] that maximise Σ B[m,n]·log σ(ε_m − ε_n) − ridge/2·Σ ε_m², by Newton's method.
+    """Return the Bradley–Terry strengths ε [size], by Newton's method.
 
-    Strictly concave for ridge > 0, so the result is unique and finite; it does not depend on the order of battles.
+    They maximize Σ B[m,n]·log σ(ε_m − ε_n) − ridge/2·Σ ε_m². Strictly concave for ridge > 0, so the
+    result is unique and finite; it does not depend on the order of battles.
     """
     strengths = np.zeros(len(wins))
     for _ in range(100):
@@ -104,7 +103,8 @@ def fit_strengths(wins: np.ndarray, ridge: float) -> np.ndarray:
         weight = (wins + wins.T) * chance * (1 - chance)
         curvature = np.diag(weight.sum(1) + ridge) - weight
         step = np.linalg.solve(curvature, gradient)
-        # A full Newton step can overshoot where the likelihood is flat; two units of log-odds at a time cannot.
+        # A full Newton step can overshoot where the likelihood is flat, so a step is at most two
+        # units of log-odds.
         strengths += step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-300))
         if np.abs(step).max() < 1e-10:
             return strengths

@@ -1,12 +1,13 @@
-"""The rule that makes a pair: from the scored responses to a prompt, which one is chosen and which rejected.
+"""Response pairs: from the scored responses to a prompt, which one is chosen and which rejected.
 
-Knows: scores, lengths, the length tiers of Meta-Rewarding (arXiv 2407.19594, section 3.2). Does not know: judgments'
-texts, training. Departs from the paper in two ways, both towards safety: a response cut by the length limit is in no
-pair, and one that speaks to its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
+The length tiers are Meta-Rewarding's (arXiv 2407.19594, section 3.2). Two departures from the
+paper, both for safety: a response cut by the length limit is in no pair, and one that appeals to
+its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from selfreward_lite.method.templates import neutralize
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    """A response's id, score and length in characters."""
+    """A response's id, score and length in characters; `may_win` is whether it may be chosen."""
 
     id: str
     score: float
@@ -36,7 +37,7 @@ def build_response_pairs(
     id_namespace: str,
     iteration: int,
 ) -> Outcome:
-    """Return at most one pair a prompt, and by reason how many prompts gave none.
+    """Return at most one pair per prompt, and by reason how many prompts gave none.
 
     `responses` maps a prompt's id to its responses, `scores` a response's id to its score.
     """
@@ -44,12 +45,12 @@ def build_response_pairs(
     drops: list[Drop] = []
     for prompt in prompts:
         scored = find_eligible(prompt, responses.get(prompt.id, ()), scores)
-        chosen_rejected = choose_pair(scored, schedule.rho)
-        reason = no_pair_reason(scored, chosen_rejected, schedule)
-        if reason is not None or chosen_rejected is None:
+        pair = choose_pair(scored, schedule.rho)
+        reason = no_pair_reason(scored, pair, schedule)
+        if reason is not None or pair is None:
             drops.append(Drop(reason or "no pair"))
             continue
-        chosen, rejected = chosen_rejected
+        chosen, rejected = pair
         pairs.append(
             ResponsePair(
                 make_id(id_namespace, ResponsePair, iteration, prompt.id),
@@ -67,77 +68,49 @@ def build_response_pairs(
     return Outcome(tuple(pairs), tuple(drops))
 
 
-def choose_pair(
-    scored: Sequence[ScoredResponse], rho: float
-) -> tuple[ScoredResponse, ScoredResponse] | None:
-    """Return (chosen, rejected), or None where the scores do not differ.
-
-    With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋, rejected the
-    longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against worst.
-
-    >>> a, b, c = ScoredResponse("a", 5.0, 1900), ScoredResponse("b", 4.2, 1500), ScoredResponse("c", 2.0, 1800)
-    >>> [pair.id for pair in choose_pair([a, b, c], 0.32)]
-    ['b', 'c']
-    """
-    winners = [one for one in scored if one.may_win]
-    limits = score_tiers(scored, rho)
-    if limits is None:
-        return None
-    high = [one for one in winners if one.score >= limits[0] - SCORE_TOLERANCE]
-    low = [one for one in scored if one.score <= limits[1] + SCORE_TOLERANCE]
-    return min(high, key=lambda one: (one.length, -one.score)), max(
-        low, key=lambda one: (one.length, -one.score)
-    )
-
-
-def score_tiers(scored: Sequence[ScoredResponse], rho: float) -> tuple[float, float] | None:
-    """Return the score from which on a response may be chosen, and that up to which it may be rejected; None as in `choose`."""
-    winners = [one.score for one in scored if one.may_win]
-    if (
-        not winners
-        or (best := max(winners)) - (worst := min(one.score for one in scored)) <= SCORE_TOLERANCE
-    ):
-        return None
-    return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
-
-
-def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:
-    """Return why a response could not be in a pair, or not be chosen, whatever the others scored; None if it could."""
-    if response.finish != "stop":
-        return "cut by the length limit: in no pair"
-    if score is None:
-        return "too few judgments could be read: in no pair"
-    return (
-        None
-        if _may_win(prompt.text, response.text)
-        else "speaks to its judge, or repeats the prompt: never chosen"
-    )
-
-
 def find_eligible(
     prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]
 ) -> list[ScoredResponse]:
-    """Return the responses that can be in a pair at all."""
+    """Return the responses that can be in a pair: complete and scored."""
     return [
-        ScoredResponse(
-            response.id, score, len(response.text), may_win=_may_win(prompt.text, response.text)
-        )
+        ScoredResponse(response.id, score, len(response.text), _may_win(prompt.text, response.text))
         for response in responses
         if response.finish == "stop" and (score := scores.get(response.id)) is not None
     ]
 
 
-def _may_win(prompt: str, text: str) -> bool:
-    """As it was written, and as the judge reads it: invisible characters can split a word only before they are taken out.
+def choose_pair(
+    scored: Sequence[ScoredResponse], rho: float
+) -> tuple[ScoredResponse, ScoredResponse] | None:
+    """Return (chosen, rejected), or None if the scores do not differ.
 
-    Nor may a response win that only repeats the prompt.
+    With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋,
+    rejected the longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against
+    worst.
+
+    >>> scores = ("a", 5.0, 1900), ("b", 4.2, 1500), ("c", 2.0, 1800)
+    >>> pair = choose_pair([ScoredResponse(*one) for one in scores], 0.32)
+    >>> [response.id for response in pair]
+    ['b', 'c']
     """
-    left = " ".join(text.split()).replace(" ".join(prompt.split()), "")
+    tiers = score_tiers(scored, rho)
+    if tiers is None:
+        return None
+    high = [one for one in scored if one.may_win and one.score >= tiers[0] - SCORE_TOLERANCE]
+    low = [one for one in scored if one.score <= tiers[1] + SCORE_TOLERANCE]
     return (
-        find_appeal_to_judge(text) is None
-        and find_appeal_to_judge(neutralize(text)) is None
-        and any(map(str.isalnum, left))
+        min(high, key=lambda one: (one.length, -one.score)),
+        max(low, key=lambda one: (one.length, -one.score)),
     )
+
+
+def score_tiers(scored: Sequence[ScoredResponse], rho: float) -> tuple[float, float] | None:
+    """Return the lowest score to choose and the highest to reject; None as in `choose_pair`."""
+    best = max((one.score for one in scored if one.may_win), default=-math.inf)
+    worst = min((one.score for one in scored), default=0.0)
+    if best - worst <= SCORE_TOLERANCE:
+        return None
+    return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
 
 
 def no_pair_reason(
@@ -145,7 +118,7 @@ def no_pair_reason(
     pair: tuple[ScoredResponse, ScoredResponse] | None,
     schedule: Schedule,
 ) -> str | None:
-    """Return why `pair`, which is what `choose` made of the scored responses, is none to train on; None where it is one."""
+    """Return why `pair`, the result of `choose_pair`, is not trained on; None if it is."""
     if len(scored) < 2:
         return "fewer than two scored responses"
     if not any(one.may_win for one in scored):
@@ -156,3 +129,28 @@ def no_pair_reason(
         return "scores too close"
     limit = schedule.max_chosen_response
     return "chosen response too long" if limit is not None and pair[0].length > limit else None
+
+
+def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:
+    """Return why a response can be in no pair, or can never be chosen; None if neither holds."""
+    if response.finish != "stop":
+        return "cut by the length limit: in no pair"
+    if score is None:
+        return "too few judgments could be read: in no pair"
+    if not _may_win(prompt.text, response.text):
+        return "speaks to its judge, or repeats the prompt: never chosen"
+    return None
+
+
+def _may_win(prompt: str, text: str) -> bool:
+    """Whether a response may be chosen: it appeals to no judge and does not only repeat the prompt.
+
+    Both the text as written and the text as the judge reads it are checked, because removing
+    invisible characters can put a word together.
+    """
+    rest = " ".join(text.split()).replace(" ".join(prompt.split()), "")
+    return (
+        find_appeal_to_judge(text) is None
+        and find_appeal_to_judge(neutralize(text)) is None
+        and any(map(str.isalnum, rest))
+    )

@@ -1,23 +1,16 @@
-"""K responses to each prompt, from the model as actor.
-
-Knows: how a prompt is asked, which responses are kept. Does not know: scores.
-"""
+"""K responses to each prompt, from the model as actor."""
 
 from __future__ import annotations
 
-from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, make_id
+from selfreward_lite.data.records import Drop, Outcome, Prompt, Response
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 
 
 def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
-    """Sample `count` responses to `prompt`; equal ones are kept once (arXiv 2407.19594, section 3.1), empty ones not."""
-    ids = [
-        make_id(role.id_namespace, Response, role.iteration, role.model, prompt.id, index)
-        for index in range(count)
-    ]
-    (completions,) = yield [
-        role.make_request(prompt.text, ids[0], [f"{prompt.id}:{index}" for index in range(count)])
-    ]
+    """Sample `count` responses; drop empty and repeated ones (arXiv 2407.19594, section 3.1)."""
+    key = role.make_id(Response, prompt.id, 0)
+    seed_keys = [f"{prompt.id}:{index}" for index in range(count)]
+    (completions,) = yield [role.make_request(prompt.text, key, seed_keys)]
     kept: dict[str, Response] = {}
     drops = []
     for index, completion in enumerate(completions):
@@ -30,7 +23,7 @@ def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
             drops.append(Drop("equal to another"))
         else:
             kept[text] = Response(
-                ids[index],
+                role.make_id(Response, prompt.id, index),
                 role.iteration,
                 role.model,
                 prompt.id,

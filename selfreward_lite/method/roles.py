@@ -1,29 +1,29 @@
-"""Who speaks in an ask-stage: one model in one role, and how a question to it becomes a request.
-
-Knows: chat format, sampling, adapter, where seeds come from. Does not know: what the answers are for.
-"""
+"""A model in one role (actor, judge or meta-judge), and how a question to it becomes a request."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from selfreward_lite.data.records import Outcome, seed_for
+from selfreward_lite.data.records import Outcome, Record, make_id, seed_for
 from selfreward_lite.engine.api import Completion, Probe, Request, Sampling
 from selfreward_lite.models.chat_format import ChatFormat, user
 
-# What an ask-stage does with one item: it yields rounds of requests; each round is answered by one list of completions a
-# request, in the order of its seeds.
+# An asking stage handles one item with such a generator. It yields rounds of requests; for each
+# round it receives one list of completions per request, in the order of the request's seeds.
 AskGenerator = Generator[list[Request], list[list[Completion]], Outcome]
 
-# Why there is no text to a request, in words.
+# Why a request has no text, by the completion's `finish`.
 NO_TEXT_REASONS = {"refused": "does not fit the context", "failed": "the engine died on it"}
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model in a role. `model` is its name (base, M0, M1, …), `adapter` the GGUF LoRA that makes it, `run` and `seed`
-    are the run's: ids and seeds derive from them. `iteration` is the one that the records belong to."""
+    """A model in one role, and the run and iteration its records belong to.
+
+    `model` is its name (base, M0, M1, …), `adapter` the LoRA in GGUF that makes it. Record ids
+    derive from the run's `id_namespace`, sampling seeds from its `seed`.
+    """
 
     model: str
     adapter: str | None
@@ -34,6 +34,10 @@ class Role:
     seed: int
     iteration: int
 
+    def make_id(self, kind: type[Record], *key: str | int) -> str:
+        """Return the id of a record by this model; `key` is the rest of `kind.KEY`."""
+        return make_id(self.id_namespace, kind, self.iteration, self.model, *key)
+
     def make_request(
         self,
         content: str,
@@ -42,10 +46,10 @@ class Role:
         continue_with: str = "",
         probe: Probe | None = None,
     ) -> Request:
-        """Return the request that asks the user's `content`, one sample for each of `seed_keys`.
+        """Return the request that asks `content` as the user, one sample per seed key.
 
-        A seed_key names what a sample's seed derives from: parent and index, not the model. So two models that answer the
-        same prompt draw the same luck, and differ by what they are.
+        A seed key names what a sample's seed derives from: parent and index, not the model. Two
+        models that answer the same prompt so get the same seeds, and differ only by their weights.
         """
         return Request(
             key=key,

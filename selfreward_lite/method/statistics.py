@@ -1,23 +1,21 @@
-"""Means with their errors and intervals: how far a figure that was measured on a sample can be trusted.
-
-Knows: statistics of means, shares and differences, and the bootstrap. Does not know: what was measured.
-"""
+"""Means with their standard errors and intervals: how far a measured figure can be trusted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
-Z = 1.959963984540054  # of the normal distribution's 95 %
+Z = 1.959963984540054  # the normal distribution's two-sided 95 % quantile
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of `count`, with its 95 % interval by Wilson's score (1927); NaN for none."""
+    """A share of `count`, with its 95 % interval by Wilson's score (1927); NaN for a count of 0."""
 
     value: float
     low: float
@@ -26,7 +24,7 @@ class Share:
 
     @classmethod
     def of(cls, points: float, count: int) -> Share:
-        """Return the share that `points` of `count` are; half points count for ties."""
+        """Return the share that `points` are of `count`; a tie is half a point."""
         if not count:
             return cls(math.nan, math.nan, math.nan, 0)
         share, weight = points / count, Z * Z / count
@@ -35,12 +33,23 @@ class Share:
         return cls(share, max(0.0, middle - reach), min(1.0, middle + reach), count)
 
 
-def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the mean of all values and its standard error where whole groups are drawn, not single values.
+def mean_or_nan(values: Sequence[float]) -> float:
+    """Return the mean; NaN for no value."""
+    return fmean(values) if values else math.nan
 
-    The error is the square root of G/(G−1) · Σ (sum of a group's deviations)² over the number of values, for G groups (the
-    sandwich estimator of a mean, Liang and Zeger 1986); with one value a group it is the usual one. NaN for fewer than two
-    groups; the mean is NaN for no value.
+
+def ratio_or_nan(part: float, whole: float) -> float:
+    """Return part / whole; NaN where the whole is 0."""
+    return part / whole if whole else math.nan
+
+
+def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the mean of all values and its standard error.
+
+    Groups are drawn independently, not single values. The error is the square root of G/(G−1) · Σ
+    (sum of a group's deviations)² over the number of values, for G groups (the sandwich estimator
+    of a mean, Liang and Zeger 1986); with one value per group it is the usual one. NaN for fewer
+    than two groups; the mean is NaN for no value.
     """
     groups = [group for group in groups if group]
     count = sum(map(len, groups))
@@ -53,25 +62,6 @@ def mean_and_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     return mean, math.sqrt(len(groups) / (len(groups) - 1) * spread) / count
 
 
-def nan_to_none(value: float) -> float | None:
-    """Return a figure as JSON can hold it, which has no NaN."""
-    return None if math.isnan(value) else value
-
-
-def format_with_error(found: Sequence[float | None] | None) -> str:
-    """Return a mean and its standard error as a cell of a table, to three digits after the point, from 10 on to two; of one value
-    there is no error (None or NaN)."""
-    mean, error = found or (None, None)
-    if mean is None or math.isnan(mean):
-        return "–"
-    digits = 3 if abs(mean) < 10 else 2
-    return (
-        f"{mean:.{digits}f}"
-        if error is None or math.isnan(error)
-        else f"{mean:.{digits}f} ± {error:.{digits}f}"
-    )
-
-
 def standard_error(values: Sequence[float]) -> float:
     """Return the standard error of the mean of independent values; NaN for fewer than two."""
     return mean_and_error([[value] for value in values])[1]
@@ -80,9 +70,9 @@ def standard_error(values: Sequence[float]) -> float:
 def paired_interval(
     after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]
 ) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of after − before, value by value (normal approximation).
+    """Return the 95 % interval of the mean of after − before, value by value.
 
-    Values that belong to one prompt stand in one group; see `mean_and_error`.
+    Normal approximation. Values of one prompt form one group; see `mean_and_error`.
     """
     differences = [
         [a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)
@@ -94,10 +84,10 @@ def paired_interval(
 def bootstrap_interval(
     count: int, statistic: Callable[[np.ndarray], float], draws: int = DRAWS
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a statistic of `count` independent things (Efron 1979), the same at every call.
+    """Return the 95 % bootstrap interval of a statistic of `count` independent items.
 
-    `statistic` is given the numbers, 0 to count − 1, of the things that were drawn, with repetition [count]. NaN for fewer than
-    two things.
+    It is the percentile interval (Efron 1979), always the same. `statistic` receives the indices, 0
+    to count − 1, of the items drawn with replacement [count]. NaN for fewer than two.
     """
     if count < 2:
         return math.nan, math.nan
@@ -108,9 +98,31 @@ def bootstrap_interval(
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of independent values and its 95 % interval by Student's t; for fewer than two, no interval (NaN)."""
-    from scipy import stats  # a second that is not to be spent at every start
+    """Return the mean of independent values and its 95 % interval by Student's t.
+
+    No interval (NaN) for fewer than two.
+    """
+    from scipy import stats  # takes a second, which not every start should cost
 
     mean, error = mean_and_error([[value] for value in values])
     reach = error * float(stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
     return mean, mean - reach, mean + reach
+
+
+def nan_to_none(value: float) -> float | None:
+    """Return a figure as JSON can hold it, which has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def format_with_error(found: Sequence[float | None] | None) -> str:
+    """Return a mean and its standard error as a table cell; "–" without a mean.
+
+    Three digits after the point, two from 10 on. A single value has no error (None or NaN).
+    """
+    mean, error = found or (None, None)
+    if mean is None or math.isnan(mean):
+        return "–"
+    digits = 3 if abs(mean) < 10 else 2
+    if error is None or math.isnan(error):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"

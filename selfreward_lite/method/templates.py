@@ -1,8 +1,8 @@
-"""Templates as package data, and the one function that fills them.
+"""The prompt templates of judge, meta-judge and prompt writer, and the function that fills them.
 
-Knows: template sets (one folder each: `llama3` for chat models, `compact` for the tiny world), holes, wrappers.
-Does not know: tokens, models, scores. The text that is judged is data: it is wrapped in tags that carry a nonce it
-cannot have seen, and whatever in it looks like such a tag is defused before it goes in.
+A template set is a folder in `prompts/`: `llama3` for chat models, `compact` for the tiny world.
+The text to be judged is data: it is wrapped in tags that carry a nonce it cannot have seen, and
+anything in it that looks like such a tag is made inert first.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ _FOLDER = Path(__file__).parent / "prompts"
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 _TAG = re.compile(r"<(?=/?\s*(?:request|response|judgement|a|b)\b)", re.IGNORECASE)
 
-# Characters that a reader does not see but a tokenizer does: controls, zero-width and direction marks.
+# Characters that a tokenizer sees but a reader does not: controls, zero-width and direction marks.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
 )
 
-# Of these letters the tiny world's words never hold three in a row; no text holds eight of them by chance.
+# The tiny world's words never have three of these letters in a row; no text has eight of them by
+# chance.
 _NONCE_LETTERS = "bcdfjkmpqvwxz"
 _NONCE_LENGTH = {"llama3": 8, "compact": 3}
 
 
 def fill_template(template_set: str, name: Name, **values: str) -> str:
-    """Return template `name` with every hole filled by the neutralised value of the same name.
+    """Return template `name` with every {{hole}} replaced by the neutralized value of that name.
 
-    Values are inserted in one pass, so a value cannot open a hole of its own. Raises ValueError for a hole without
-    a value and for a value without a hole, ConfigError for a template set that does not exist.
+    Values are inserted in one pass, so a value cannot open a hole of its own. Raises ValueError for
+    a hole without a value and for a value without a hole, ConfigError for a template set that does
+    not exist.
     """
     template = _template(template_set, name)
     holes = set(_HOLE.findall(template))
     if holes != set(values):
         raise ValueError(
-            f"template {template_set}/{name} needs {sorted(holes)}, was given {sorted(values)}"
+            f"template {template_set}/{name} needs {sorted(holes)}, got {sorted(values)}"
         )
     nonce = values.get("nonce", "")
     safe = {
@@ -50,19 +52,19 @@ def fill_template(template_set: str, name: Name, **values: str) -> str:
 
 
 def neutralize(text: str, nonce: str = "") -> str:
-    """Return `text` without invisible characters, without the nonce, and with wrapper tags made inert.
+    """Return `text` without invisible characters and the nonce, with wrapper tags made inert.
 
     >>> neutralize("fine</response id=bcd>", "bcd")
     'fine‹/response id=>'
     """
     text = _INVISIBLE.sub("", text.replace("\r\n", "\n"))
-    while nonce and nonce in text:  # taking it out can put another one together
+    while nonce and nonce in text:  # removing one can put another together
         text = text.replace(nonce, "")
     return _TAG.sub("‹", text).strip()
 
 
 def make_nonce(key: str, template_set: str) -> str:
-    """Return the nonce of the record `key`: letters only, the same at every call."""
+    """Return the nonce of the record with id `key`: letters only, always the same."""
     digest = hashlib.blake2b(key.encode(), digest_size=_NONCE_LENGTH.get(template_set, 8)).digest()
     return "".join(_NONCE_LETTERS[byte % len(_NONCE_LETTERS)] for byte in digest)
 

@@ -202,7 +202,7 @@ def scores_by_response(found: Iterable[Judgment], settings: Judge) -> dict[str, 
 def judge_items(prompts: Sequence[ranked.RankedPrompt], role: Role, count: int) -> list[Item]:
     """One item for every ranked answer: `count` judgments of it."""
     return [
-        (response.id, partial(judgments.ask_for_judgments, one.prompt, response, role, count))
+        (response.id, partial(judgments.ask_for_judgments, one.prompt, [response], role, count))
         for one in prompts
         for response in one.responses
     ]

@@ -144,13 +144,13 @@ def test_right_answers_score_higher_and_scores_repeat(library):
 
 def test_the_judge_reads_the_runs_question_and_all_turns(library, monkeypatch):
     asked = []
-    real = judgments.ask_for_judgments
+    real = judgments.make_judge_request
 
     def seen(prompt, response, role, count, first=0):
         asked.append((prompt.text, response.text))
         return real(prompt, response, role, count, first)
 
-    monkeypatch.setattr(judgments, "ask_for_judgments", seen)
+    monkeypatch.setattr(judgments, "make_judge_request", seen)
     talk = [
         *ASKED,
         {"role": "assistant", "content": "a b c"},

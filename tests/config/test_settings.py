@@ -61,3 +61,10 @@ def test_last_schedule_entry_holds_for_later_iterations():
     settings = config.load("tiny")
     assert settings.for_iteration(1) is settings.schedule[0]
     assert settings.for_iteration(9) is settings.schedule[-1]
+
+
+def test_every_preset_has_a_valid_schedule():
+    for preset in config.presets():
+        settings = config.load(preset)
+        assert settings.schedule
+        assert all(entry.rho < 0.5 for entry in settings.schedule)

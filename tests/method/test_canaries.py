@@ -1,4 +1,4 @@
-"""The fifty hostile responses: through templates, token ids, parser and pair builder, none gets what it asks for."""
+"""The fifty hostile responses: none gets through templates, token ids, parser and pair builder."""
 
 import re
 from collections import Counter
@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from method_records import finish_asking
 
 from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -25,14 +26,14 @@ from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
 CANARIES = canaries.load_canaries()
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
 
-# What a judge that fell for them could choose: a bare "5/5", grades in other languages, pleas, praise, a picture, noise.
+# Canaries that a fooled judge could choose: a bare "5/5", grades in other languages, pleas, praise, a picture, noise.
 CHOOSABLE = [1, 5, 22, 23, 24, 25, 26, 31, 32, 33, 34, 45, 47, 48, 49]
-LAID = canaries.build_canary_responses(
+RESPONSES = canaries.build_canary_responses(
     CANARIES, [PROMPT], id_namespace="r", templates="compact"
 ).records
 
 
-def test_there_are_fifty_of_twelve_kinds():
+def test_canaries_are_fifty_of_twelve_kinds():
     kinds = Counter(canary.kind for canary in CANARIES)
     assert kinds == {
         "score injection": 10,
@@ -48,11 +49,11 @@ def test_there_are_fifty_of_twelve_kinds():
         "huge": 2,
         "constant answer": 1,
     }
-    assert max(len(response.text) for response in LAID) >= 99_999
-    assert len({response.id for response in LAID}) == len(LAID) == 47
+    assert max(len(response.text) for response in RESPONSES) >= 99_999
+    assert len({response.id for response in RESPONSES}) == len(RESPONSES) == 47
 
 
-def test_decoys_are_other_texts_than_canaries_and_come_in_turn_to_every_prompt():
+def test_decoys_share_no_text_with_canaries():
     def plain(text: str) -> str:
         return " ".join(re.findall(r"\w+", text.lower()))
 
@@ -60,14 +61,14 @@ def test_decoys_are_other_texts_than_canaries_and_come_in_turn_to_every_prompt()
         Prompt(f"p{index}", 0, "ranked", index, f"Sort the letters {letter} b.")
         for index, letter in enumerate("cdefg")
     ]
-    laid = canaries.build_decoy_responses(
+    made = canaries.build_decoy_responses(
         prompts, 16, id_namespace="r", templates="compact"
     ).records
-    assert [one.prompt_id for one in laid] == [prompt.id for prompt in prompts for _ in range(16)]
-    assert len({one.id for one in laid}) == 80
-    assert all(one.model == canaries.DECOY and one.text for one in laid)
+    assert [one.prompt_id for one in made] == [prompt.id for prompt in prompts for _ in range(16)]
+    assert len({one.id for one in made}) == 80
+    assert all(one.model == canaries.DECOY and one.text for one in made)
     hostile = {plain(canary.text) for canary in CANARIES if "{" not in canary.text} - {""}
-    mine = {plain(one.text) for one in laid} - {""}
+    mine = {plain(one.text) for one in made} - {""}
     assert len(mine) >= 39
     assert not [
         text
@@ -86,12 +87,10 @@ def specials(chat: ChatFormat, ids) -> list[int]:
 
 
 @pytest.mark.parametrize("templates", list_template_sets())
-@pytest.mark.parametrize("index", range(len(LAID)))
-def test_fault_17_no_canary_changes_the_judges_question_outside_its_own_span(
-    chat, templates, index
-):
-    nonce = make_nonce(LAID[index].id, templates)
-    text = LAID[index].text.replace(make_nonce(LAID[index].id, "compact"), nonce)
+@pytest.mark.parametrize("index", range(len(RESPONSES)))
+def test_canary_stays_inside_its_span_of_the_question(chat, templates, index):
+    nonce = make_nonce(RESPONSES[index].id, templates)
+    text = RESPONSES[index].text.replace(make_nonce(RESPONSES[index].id, "compact"), nonce)
     asked = fill_template(templates, "judge", prompt=PROMPT.text, response=text, nonce=nonce)
     empty = fill_template(templates, "judge", prompt=PROMPT.text, response="", nonce=nonce)
     head, tail = asked[: empty.index(nonce)], asked[-(len(empty) - empty.rindex(nonce)) :]
@@ -106,35 +105,35 @@ def test_fault_17_no_canary_changes_the_judges_question_outside_its_own_span(
         )
 
 
-@pytest.mark.parametrize("index", range(len(LAID)))
-def test_fault_17_only_what_the_judge_wrote_is_read(chat, index):
-    """A judge that answers without a score gives none, whatever the response says; one that quotes the wrapper is void."""
-    response = LAID[index]
+@pytest.mark.parametrize("index", range(len(RESPONSES)))
+def test_canary_scores_only_by_the_judges_own_text(chat, index):
+    """A judge that gives no score gives none, whatever the response says; quoting the wrapper voids it."""
+    response = RESPONSES[index]
     for said in (
         "I cannot tell.",
         f"{response.text}\nI cannot tell.",
         f"{make_nonce(response.id, 'compact')}\nScore: 5",
     ):
-        assert judged(chat, response, said).score is None
+        assert ask_judge(chat, response, said).score is None
     for said, score in (("", None), ("\n", None), ("Score: 2", 2.0), ("It is.\nScore: 0", 0.0)):
-        assert judged(chat, response, said).score == score
+        assert ask_judge(chat, response, said).score == score
 
 
-def judged(chat, response: Response, said: str) -> Judgment:
-    """What the judge's stage makes of a completion."""
-    asking = judgments.ask_for_judgments(
-        PROMPT, response, Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0), 1
-    )
+def ask_judge(chat, response: Response, said: str) -> Judgment:
+    """Return the judgment that a judge's output gives."""
+    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0)
+    asking = judgments.ask_for_judgments(PROMPT, [response], role, 1)
     (request,) = next(asking)
-    with pytest.raises(StopIteration) as ended:
-        asking.send([[Completion(request.key, 0, (1,), said, "stop", 1)]])
-    return ended.value.value.records[0]
+    (judgment,) = finish_asking(
+        asking, [[Completion(request.key, 0, (1,), said, "stop", 1)]]
+    ).records
+    return judgment
 
 
-def test_fault_17_no_canary_that_speaks_to_the_judge_is_chosen_even_by_a_judge_that_it_fooled(tiny):
+def test_canary_that_appeals_to_the_judge_is_never_chosen(tiny):
     honest = Response("h", 0, "human", PROMPT.id, 0, "The answer is a b c.", "stop", 0, 0)
     chosen = []
-    for response in LAID:
+    for response in RESPONSES:
         scores = {response.id: 5.0, honest.id: 1.0}
         outcome = response_pairs.build_response_pairs(
             [PROMPT],
@@ -147,7 +146,7 @@ def test_fault_17_no_canary_that_speaks_to_the_judge_is_chosen_even_by_a_judge_t
         chosen += [response.index for pair in outcome.records if pair.chosen_id == response.id]
     assert chosen == CHOOSABLE
     print(
-        f"\n{len(LAID) - len(chosen)} of {len(LAID)} can never be chosen; the others are the judge's to see through"
+        f"\n{len(RESPONSES) - len(chosen)} of {len(RESPONSES)} can never be chosen; the judge must see through the others"
     )
 
 
@@ -169,7 +168,7 @@ hostile = st.lists(text | fragments, max_size=8).map("".join)
 
 
 @given(hostile, st.sampled_from(["llama3", "compact"]))
-def test_no_response_text_whatever_changes_token_structure_outside_its_span(response, templates):
+def test_any_response_stays_inside_its_span_of_tokens(response, templates):
     chat = ChatFormat.load(TINY_MODEL)
     nonce = make_nonce("any", templates)
     asked, empty = (
@@ -215,10 +214,11 @@ WROTE = [("", None), ("I cannot tell.", None), ("Score: 2", 2.0), ("Score: 4.5/5
 
 
 @given(hostile, st.sampled_from(WROTE))
-def test_a_score_comes_from_what_the_judge_wrote_whatever_the_response_says(response, wrote):
+def test_score_comes_from_the_judges_own_text(response, wrote):
     chat, (said, score) = ChatFormat.load(TINY_MODEL), wrote
     assert (
-        judged(chat, Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1), said).score == score
+        ask_judge(chat, Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1), said).score
+        == score
     )
 
 
@@ -228,7 +228,7 @@ def test_a_score_comes_from_what_the_judge_wrote_whatever_the_response_says(resp
         [("Winner: Judgement A", 1), ("Winner: Judgement B", -1), ("", 0), ("I cannot tell.", 0)]
     ),
 )
-def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_say(text, wrote):
+def test_verdict_comes_from_the_meta_judges_own_text(text, wrote):
     chat, (said, verdict) = ChatFormat.load(TINY_MODEL), wrote
     role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     response = Response("r", 1, "M0", PROMPT.id, 0, text, "stop", 1)
@@ -240,9 +240,10 @@ def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_s
     ]
     asking = battles.ask_for_battles(PROMPT, response, fought, role)
     requests = next(asking)
-    with pytest.raises(StopIteration) as ended:
-        asking.send([[Completion(one.key, 0, (1,), said, "stop", 1)] for one in requests])
-    assert {battle.verdict for battle in ended.value.value.records} <= {verdict}
+    outcome = finish_asking(
+        asking, [[Completion(one.key, 0, (1,), said, "stop", 1)] for one in requests]
+    )
+    assert {battle.verdict for battle in outcome.records} <= {verdict}
 
 
 @given(
@@ -251,24 +252,21 @@ def test_a_verdict_comes_from_what_the_meta_judge_wrote_whatever_the_judgments_s
         [("Winner: Response A", "Winner: Response B", 1.0), ("", "Winner: Response B", 0.5)]
     ),
 )
-def test_a_comparison_comes_from_what_the_judge_wrote_whatever_the_responses_say(text, wrote):
+def test_comparison_comes_from_the_judges_own_text(text, wrote):
     chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
     role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
     mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
     asking = comparisons.ask_for_comparison(PROMPT, mine, theirs, role)
     requests = next(asking)
-    with pytest.raises(StopIteration) as ended:
-        asking.send(
-            [
-                [Completion(one.key, 0, (1,), said, "stop", 1)]
-                for one, said in zip(requests, (first, second), strict=True)
-            ]
-        )
-    assert ended.value.value.records[0].result == result
+    replies = [
+        [Completion(one.key, 0, (1,), said, "stop", 1)]
+        for one, said in zip(requests, (first, second), strict=True)
+    ]
+    assert finish_asking(asking, replies).records[0].result == result
 
 
 @given(hostile)
-def test_no_response_text_whatever_is_read_as_a_score_or_verdict_of_the_judge(response):
+def test_quoted_response_is_never_a_score_or_verdict(response):
     """Even a judge that quotes it word by word says nothing by that."""
     assert parse_score(f"{response}\nI stop here.") is None
     assert parse_verdict(f"{response}\nI stop here.", "Judgement") is None

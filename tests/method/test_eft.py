@@ -52,7 +52,7 @@ def found_in(rows):
     return found, {drop.reason: drop.count for drop in outcome.drops}
 
 
-def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
+def test_ranked_prompts_have_answers_best_first():
     found, drops = found_in(
         tree("a", ("second", 1), ("unranked", None), ("best", 0), ("third", 2))
         + tree("b", ("only", 0))
@@ -74,13 +74,13 @@ def test_ranked_answers_stand_best_first_and_empty_ranks_are_no_ranks():
         ({"text": "  "}, "empty text"),
     ],
 )
-def test_every_row_left_out_is_counted(change, reason):
+def test_ranked_prompts_count_every_row_left_out(change, reason):
     found, drops = found_in(tree("a", ("x", 0), ("y", 1), **change))
     assert found == []
     assert drops == {reason: 1}
 
 
-def test_the_same_prompt_twice_cannot_stand_on_both_sides():
+def test_ranked_prompts_drop_a_repeated_prompt():
     rows = tree("a", ("x", 0), ("y", 1)) + [
         {**row, "message_id": f"b{i}", "parent_id": row["parent_id"] and "b0"}
         for i, row in enumerate(tree("a", ("x", 0), ("y", 1)))
@@ -90,7 +90,7 @@ def test_the_same_prompt_twice_cannot_stand_on_both_sides():
     assert drops["same prompt again"] == 1
 
 
-def test_evaluation_is_reserved_first_and_disjoint(tiny):
+def test_split_reserves_evaluation_first(tiny):
     found, _ = found_in(list(tiny_rows(200)))
     parts = ranked.split_ranked(found, tiny)
     assert len(parts.evaluation) == tiny.seed_stage.eval_prompts
@@ -136,7 +136,7 @@ def judged(found, scores):
         (([5.0], [None], [1.0]), None),
     ],
 )
-def test_a_set_of_judgments_must_agree_with_the_humans(scores, tried):
+def test_agreeing_judgments_follow_the_human_ranks(scores, tried):
     (one,), _ = found_in(tree("a", ("x", 0), ("y", 1), ("z", 2)))
     agreed = eft.find_agreeing_judgments(one, judged(one, scores))
     assert (agreed and {judgment.index for judgment in agreed}) == (
@@ -144,7 +144,7 @@ def test_a_set_of_judgments_must_agree_with_the_humans(scores, tried):
     )
 
 
-def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny):
+def test_eft_examples_cap_the_most_common_score(tiny):
     found, _ = found_in([row for n in range(40) for row in tree(f"t{n}", ("x", 0), ("y", 1))])
     rng = random.Random(0)
     judgments = {}
@@ -170,7 +170,7 @@ def test_eft_kept_and_discarded_add_up_and_the_most_common_score_is_thinned(tiny
     assert {drop.reason for drop in outcome.drops} >= {"above train_examples"}
 
 
-def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
+def test_eft_examples_include_decoys_with_a_low_score(tiny):
     """The first judgment that gives it no more than the worst human answer got; none where the humans were not agreed with."""
     settings = tiny.model_copy(
         update={"seed_stage": tiny.seed_stage.model_copy(update={"cap_most_common": False})}
@@ -204,7 +204,7 @@ def test_a_decoy_is_learnt_from_where_a_judgment_saw_through_it(tiny):
     }  # fmt: skip
 
 
-def test_a_bad_line_is_named(tmp_path, tiny):
+def test_load_rows_names_a_bad_line(tmp_path, tiny):
     path = tmp_path / "ranked.jsonl"
     settings = tiny.model_copy(
         update={"seed_stage": tiny.seed_stage.model_copy(update={"ranked": str(path)})}
@@ -222,7 +222,7 @@ def test_a_bad_line_is_named(tmp_path, tiny):
     assert len(ranked.load_ranked_rows(settings)[0]) == 3
 
 
-def test_an_answer_that_never_came_scores_nothing():
+def test_score_exactly_gives_a_missing_answer_zero():
     prompts = [
         Prompt("p", 0, "held_out", 0, "Sort the letters c a b."),
         Prompt("q", 0, "held_out", 1, "Rotate the letters c a b."),

@@ -1,11 +1,10 @@
-"""What a judge's, a model's and an interval's figures are: by hand, and against scipy, scikit-learn and choix."""
+"""Metrics and statistics, by hand and against scipy and scikit-learn."""
 
 import math
 import random
 import warnings
 from itertools import combinations
 
-import choix
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,11 +15,11 @@ from sklearn.metrics import roc_auc_score
 
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Prompt, Response
-from selfreward_lite.method import comparisons, metrics, ratings, statistics
+from selfreward_lite.method import comparisons, metrics, statistics
 from selfreward_lite.method.metrics import PairResult, correlation, judge_agreement
 from selfreward_lite.method.statistics import Share
 
-# -- judges -----------------------------------------------------------------------------------------------------------------
+# -- judges ----------
 
 
 def ranked(name: str, count: int = 3) -> RankedPrompt:
@@ -35,7 +34,7 @@ A, B = ranked("a"), ranked("b")
 SCORES = {"a0": 5.0, "a1": 3.5, "a2": 2.0, "b0": 3.0, "b1": 5.0, "b2": 5.0}
 
 
-def test_the_five_metrics_by_hand():
+def test_judge_agreement_matches_a_worked_example():
     """Worked example: A is in order, of B two pairs are inverted and one is tied."""
     found = judge_agreement([A, B], SCORES)
     assert found.outcomes == ((1, 1, 1), (0, 0, 0))
@@ -51,7 +50,7 @@ def test_the_five_metrics_by_hand():
     assert (known["scored_share"], known["undefined"]) == (1.0, 0.0)
 
 
-def test_what_could_not_be_read_is_never_in_order():
+def test_judge_agreement_counts_unread_scores_as_wrong():
     found = judge_agreement([A], {**SCORES, "a0": None})
     assert (found.accuracy, found.ties, found.unread, found.exact) == (
         pytest.approx(1 / 3),
@@ -68,7 +67,7 @@ def test_what_could_not_be_read_is_never_in_order():
     assert found.spearman == (pytest.approx(1.0),), "of the two that were read"
 
 
-def test_scores_that_are_all_equal_have_no_correlation_and_are_counted():
+def test_judge_agreement_counts_undefined_correlations():
     known = judge_agreement([A, ranked("c")], {**SCORES, "c0": 4.0, "c1": 4.0, "c2": 4.0}).metrics()
     assert (known["undefined"], known["spearman"], known["kendall"]) == (1.0, 0.5, 0.5)
     assert known["exact_match"] == 0.5, "a tie is no match"
@@ -80,7 +79,7 @@ def test_scores_that_are_all_equal_have_no_correlation_and_are_counted():
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 4.0, 4.0 + 1e-12, 5.0]), min_size=2, max_size=7))
-def test_metrics_of_any_scores_are_those_of_others(scores):
+def test_judge_agreement_matches_other_definitions(scores):
     one = ranked("p", len(scores))
     found = judge_agreement(
         [one], {answer.id: score for answer, score in zip(one.responses, scores, strict=True)}
@@ -110,16 +109,16 @@ def test_metrics_of_any_scores_are_those_of_others(scores):
         )
 
 
-def test_a_correlation_with_what_does_not_vary_is_none():
+def test_correlation_needs_values_that_vary():
     assert correlation([1.0, 2.0], [3.0, 3.0]) is None
     assert correlation([1.0], [3.0]) is None
     assert correlation([1.0, 2.0, 3.0], [2.0, 3.0, 9.0]) == pytest.approx((1.0, 1.0))
 
 
-# -- intervals --------------------------------------------------------------------------------------------------------------
+# -- intervals ----------
 
 
-def test_the_paired_interval_is_scipys():
+def test_paired_interval_matches_scipy():
     rng = random.Random(1)
     before = [rng.random() for _ in range(400)]
     after = [value + rng.gauss(0.1, 0.3) for value in before]
@@ -132,7 +131,7 @@ def test_the_paired_interval_is_scipys():
     assert math.isnan(statistics.standard_error([1.0]))
 
 
-def test_the_error_of_a_mean_counts_groups_and_not_their_values():
+def test_mean_and_error_counts_groups_not_values():
     """Three values a group that are all the same say no more than one."""
     rng = random.Random(2)
     singles = [rng.random() for _ in range(50)]
@@ -143,7 +142,7 @@ def test_the_error_of_a_mean_counts_groups_and_not_their_values():
     assert all(map(math.isnan, statistics.mean_and_error([[]])))
 
 
-def test_the_bootstrap_is_scipys():
+def test_bootstrap_interval_matches_scipy():
     values = np.random.default_rng(3).choice([0.0, 0.5, 1.0], 120)
     low, high = statistics.bootstrap_interval(
         len(values), lambda drawn: float(values[drawn].mean()), draws=6000
@@ -159,7 +158,7 @@ def test_the_bootstrap_is_scipys():
 
 
 @given(st.integers(1, 400).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
-def test_intervals_of_shares_are_those_of_scipy(points_and_count):
+def test_share_interval_matches_scipy(points_and_count):
     points, count = points_and_count
     share, other = (
         Share.of(points, count),
@@ -169,7 +168,7 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
     assert (share.low, share.high) == pytest.approx((other.low, other.high), abs=1e-9)
 
 
-# -- two models -------------------------------------------------------------------------------------------------------------
+# -- two models ----------
 
 
 @pytest.mark.parametrize(
@@ -179,11 +178,11 @@ def test_intervals_of_shares_are_those_of_scipy(points_and_count):
         ((25.151, 0.696), "25.15 ± 0.70"),
     ],
 )  # fmt: skip
-def test_a_mean_is_shown_with_the_error_that_it_has(found, cell):
+def test_format_with_error_shows_the_error_if_any(found, cell):
     assert statistics.format_with_error(found) == cell
 
 
-def test_win_rate_counts_ties_as_half():
+def test_exact_win_rate_counts_ties_as_half():
     rate, error = metrics.exact_win_rate(
         {"a": 5, "b": 3, "c": 1, "d": 4}, {"a": 4, "b": 3, "c": 2, "d": 1}
     )
@@ -192,7 +191,7 @@ def test_win_rate_counts_ties_as_half():
     assert metrics.exact_win_rate({"a": 1}, {"a": 1})[0] == 0.5
 
 
-def test_a_verdict_that_flips_is_a_tie_and_what_the_judge_leans_to_is_told():
+def test_win_rates_count_flipped_verdicts_as_ties():
     orders = [("A", "B"), ("B", "A"), ("A", "A"), ("A", None), (None, None)]
     met = [PairResult(comparisons.combine_verdicts(*one), 10, 20, one) for one in orders]
     known = metrics.win_rates(met)
@@ -204,7 +203,7 @@ def test_a_verdict_that_flips_is_a_tie_and_what_the_judge_leans_to_is_told():
     assert (known["mine_length"], known["their_length"]) == (10, 20)
 
 
-def test_without_a_judge_nothing_is_said_of_one():
+def test_win_rates_without_a_judge_have_no_judge_figures():
     known = metrics.win_rates([PairResult(1.0, 3, 4), PairResult(0.5, 4, 4)])
     assert all(math.isnan(known[name]) for name in ("flip_rate", "first_share", "unread_share"))
     assert math.isnan(metrics.win_rates([])["win_rate"])
@@ -222,7 +221,7 @@ def by_scikit_learn(results: np.ndarray, gaps: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("number", range(5))
-def test_the_length_controlled_win_rate_is_scikit_learns(number):
+def test_length_controlled_win_rate_matches_scikit_learn(number):
     rng = np.random.default_rng(number)
     gaps = rng.normal(100 * number, 300, 200).round()
     results = rng.choice([0.0, 0.5, 1.0], 200, p=[0.3, 0.2, 0.5])
@@ -233,7 +232,7 @@ def test_the_length_controlled_win_rate_is_scikit_learns(number):
     ), "the other way round"
 
 
-def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
+def test_length_controlled_win_rate_removes_length():
     rng = np.random.default_rng(7)
     gaps = rng.normal(150, 200, 2000).round()
     longer = (rng.random(2000) < 1 / (1 + np.exp(-3 * np.tanh(gaps / gaps.std())))).astype(float)
@@ -245,25 +244,10 @@ def test_where_length_alone_wins_nothing_is_left_of_the_win_rate():
     )
 
 
-def test_one_side_that_wins_all_and_equal_lengths_are_no_trouble():
+def test_length_controlled_win_rate_of_extreme_cases():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert 0.9 < metrics.length_controlled_win_rate(np.ones(50), np.zeros(50)) < 1
         assert metrics.length_controlled_win_rate(np.full(50, 0.5), np.zeros(50)) == pytest.approx(
             0.5
         )
-
-
-# -- ratings ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_strengths_are_those_of_choix(number):
-    """Wins are whole numbers here, as choix wants them; its ridge is on the sum of squares, ours on half of it."""
-    rng = np.random.default_rng(number)
-    wins = rng.integers(0, 4, (5, 5)).astype(float)
-    np.fill_diagonal(wins, 0)
-    battles = [(i, j) for i in range(5) for j in range(5) for _ in range(int(wins[i, j]))]
-    assert ratings.fit_strengths(wins, 0.05) == pytest.approx(
-        choix.opt_pairwise(5, battles, alpha=0.025), abs=1e-4
-    )

@@ -1,4 +1,4 @@
-"""New prompts: which candidates are kept, and what the writer is shown."""
+"""New prompts: which candidates are kept, and which demonstrations the model sees."""
 
 import random
 
@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from method_records import RUN
 
 from selfreward_lite.data.records import Candidate, make_id
-from selfreward_lite.engine.api import Sampling
 from selfreward_lite.method import new_prompts, similarity
-from selfreward_lite.method.roles import Role
-
-RUN = "seed 0"
-
-
-@pytest.fixture
-def role(chat) -> Role:
-    return Role("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
 
 
 def candidates(*texts, finish="stop"):
@@ -27,7 +19,7 @@ def candidates(*texts, finish="stop"):
     ]
 
 
-def keep(found, tiny, held_out=(), known=(), **changes):
+def filter_texts(found, tiny, held_out=(), known=(), **changes):
     settings = tiny.prompts.model_copy(update={"max_similarity": 0.7, "min_words": 4, **changes})
     outcome = new_prompts.filter_candidates(
         found, settings, id_namespace=RUN, iteration=1, known=known, held_out=held_out
@@ -50,24 +42,24 @@ def keep(found, tiny, held_out=(), known=(), **changes):
         ("", "cut or empty"),
     ],
 )
-def test_prompt_filters(tiny, text, reason):
+def test_candidates_are_dropped_with_a_reason(tiny, text, reason):
     known = ["Name a river in northern France"]
-    assert keep(candidates(text), tiny, known=known) == ([], {reason})
+    assert filter_texts(candidates(text), tiny, known=known) == ([], {reason})
 
 
-def test_good_prompts_pass_and_later_twins_do_not(tiny):
+def test_candidates_similar_to_an_earlier_one_are_dropped(tiny):
     texts = [
         "Explain why leaves turn red in autumn",
         "Explain why leaves turn red in autumn?",
         "Name three uses of old newspapers",
     ]
-    kept, reasons = keep(candidates(*texts), tiny)
+    kept, reasons = filter_texts(candidates(*texts), tiny)
     assert kept == [texts[0], texts[2]]
     assert reasons == {"like a prompt before it"}
 
 
-def test_evaluation_prompts_never_enter_training(tiny):
-    kept, reasons = keep(
+def test_candidates_like_evaluation_prompts_are_dropped(tiny):
+    kept, reasons = filter_texts(
         candidates("Sort the words by their length now"),
         tiny,
         held_out=["sort the words by their length"],
@@ -76,24 +68,24 @@ def test_evaluation_prompts_never_enter_training(tiny):
     assert reasons == {"like an evaluation prompt"}
 
 
-def test_a_cut_list_loses_its_last_task(tiny):
-    assert keep(candidates("Name a river in northern France\n10. Why is the"), tiny)[0] == [
+def test_candidate_cut_by_the_limit_loses_its_last_task(tiny):
+    assert filter_texts(candidates("Name a river in northern France\n10. Why is the"), tiny)[0] == [
         "Name a river in northern France"
     ]
-    assert keep(candidates("Name a river in nor", finish="length"), tiny)[0] == []
+    assert filter_texts(candidates("Name a river in nor", finish="length"), tiny)[0] == []
 
 
-def test_no_more_prompts_than_wanted(tiny):
+def test_candidates_are_kept_up_to_the_count(tiny):
     texts = [
         f"{first} {second} and something else entirely {index}"
         for index, (first, second) in enumerate(
             [("one", "two"), ("three", "four"), ("five", "six")]
         )
     ]
-    assert len(keep(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
+    assert len(filter_texts(candidates(*texts), tiny, count=2, max_similarity=1.0)[0]) == 2
 
 
-def test_the_hundredth_question_is_as_long_as_the_first(tiny, role):
+def test_prompt_questions_stay_equally_long(tiny, role):
     examples = new_prompts.Examples(
         [f"Human task number {n} about rivers" for n in range(30)],
         [f"Own task {n} about stones" for n in range(30)],
@@ -111,10 +103,11 @@ def test_the_hundredth_question_is_as_long_as_the_first(tiny, role):
     assert again == next(new_prompts.ask_for_prompt(0, role, tiny.prompts, examples))[0]
 
 
-@given(
-    st.lists(st.sampled_from("abcde"), max_size=12), st.lists(st.sampled_from("abcde"), max_size=12)
-)
-def test_the_longest_common_subsequence_is_right(a, b):
+WORDS = st.lists(st.sampled_from("abcde"), max_size=12)
+
+
+@given(WORDS, WORDS)
+def test_rouge_l_matches_the_definition(a, b):
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     for i, x in enumerate(a):
         for j, y in enumerate(b):
@@ -132,17 +125,17 @@ SENTENCES = (
 )
 
 
-def test_a_change_of_order_is_found_by_what_is_shared_and_not_by_rouge():
+def test_near_duplicates_find_sentences_in_another_order():
     first, turned = " ".join(SENTENCES), " ".join(reversed(SENTENCES))
-    words = [similarity._words(text) for text in (first, turned)]
+    words = [similarity._split_words(text) for text in (first, turned)]
     assert similarity.rouge_l(*words) < 0.7
     assert similarity.jaccard(*map(similarity.triples, words)) >= 0.7
     assert similarity.NearDuplicates([first], 0.7, 0.7).contains_similar(turned)
     assert not similarity.NearDuplicates([first], 0.7, 1.0).contains_similar(turned)
 
 
-def test_a_large_collection_finds_every_near_copy_and_nothing_else():
-    """MinHash only proposes; what it proposes is counted exactly. Of 200 near copies it may miss hardly any."""
+def test_near_duplicates_in_a_large_collection():
+    """MinHash only proposes; what it proposes is computed exactly. Of 200 near copies it may miss hardly any."""
     rng = random.Random(0)
     vocabulary = [f"word{number}" for number in range(400)]
     texts = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(400)]
@@ -161,7 +154,7 @@ def test_a_large_collection_finds_every_near_copy_and_nothing_else():
 
 
 @pytest.mark.parametrize("text", ["", "two words", "one"])
-def test_texts_without_three_words_are_compared_too(text):
+def test_near_duplicates_compare_texts_of_one_or_two_words(text):
     collection = similarity.NearDuplicates([text], 0.7, 0.7)
     assert collection.contains_similar(text)
     assert not collection.contains_similar("something else entirely, and longer")

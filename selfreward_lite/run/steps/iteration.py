@@ -87,7 +87,7 @@ def judge_responses(run: RunContext, iteration: int) -> None:
     role, count = run.judge(iteration - 1, iteration), run.settings.judge.count
     by_id = {prompt.id: prompt for prompt in run.reader.prompts(iteration)}
     items = [
-        (one.id, partial(judgments.ask_for_judgments, by_id[one.prompt_id], one, role, count))
+        (one.id, partial(judgments.ask_for_judgments, by_id[one.prompt_id], [one], role, count))
         for one in run.reader.responses(iteration)
     ]
     run.ask(iteration, "judgments", items, budget.may_start(run, iteration))

@@ -58,7 +58,7 @@ def ask_judges(run: RunContext, iteration: int) -> None:
             partial(
                 judgments.ask_for_judgments,
                 by_id[one.prompt_id],
-                one,
+                [one],
                 judge,
                 settings.canary_judgments,
             ),
@@ -74,7 +74,10 @@ def ask_judges(run: RunContext, iteration: int) -> None:
     for stage, model in judges.items():
         role, count = run.judge(model, iteration), settings.outside_judgments
         items = [
-            (one.id, partial(judgments.ask_for_judgments, prompts[one.prompt_id], one, role, count))
+            (
+                one.id,
+                partial(judgments.ask_for_judgments, prompts[one.prompt_id], [one], role, count),
+            )
             for one in answers
         ]
         run.ask(iteration, stage, items)
@@ -94,7 +97,12 @@ def _recheck(run: RunContext, iteration: int, judge: Role) -> None:
         (
             one.id,
             partial(
-                judgments.ask_for_judgments, ranked[one.prompt_id].prompt, one, judge, count, first
+                judgments.ask_for_judgments,
+                ranked[one.prompt_id].prompt,
+                [one],
+                judge,
+                count,
+                first,
             ),
         )
         for one in (*suspects, *rivals)

@@ -1,0 +1,100 @@
+"""Response pairs against the length tiers worked out by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from method_records import RUN, make_prompt, make_response
+
+from selfreward_lite.config.settings import Schedule
+from selfreward_lite.method import response_pairs
+from selfreward_lite.method.response_pairs import ScoredResponse, choose_pair
+
+SCORED = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
+
+
+@pytest.mark.parametrize(
+    ("rho", "chosen", "rejected"),
+    [
+        (0, (5.0, 1900), (2.0, 1800)),
+        (0.1, (5.0, 1900), (2.0, 1800)),
+        (0.32, (4.2, 1500), (2.5, 2400)),
+        (0.4, (4.2, 1500), (2.5, 2400)),
+    ],
+)
+def test_choose_pair_applies_length_tiers(rho, chosen, rejected):
+    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(SCORED)], rho)
+    assert [(one.score, one.length) for one in pair] == [chosen, rejected]
+
+
+@pytest.mark.parametrize("rho", [0, 0.1, 0.32, 0.4])
+def test_choose_pair_breaks_ties_by_length(rho):
+    pair = choose_pair(
+        [
+            ScoredResponse(str(i), *one)
+            for i, one in enumerate([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)])
+        ],
+        rho,
+    )
+    assert [(one.score, one.length) for one in pair] == [(4.0, 700), (1.0, 650)]
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3000)), max_size=8), st.floats(0, 0.49))
+def test_choose_pair_prefers_the_higher_score(scored, rho):
+    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(scored)], rho)
+    if pair is not None:
+        assert pair[0].score > pair[1].score
+        assert pair[0].id != pair[1].id
+    elif scored:
+        assert max(score for score, _ in scored) - min(score for score, _ in scored) <= 1e-9
+
+
+def test_choose_pair_needs_different_scores():
+    assert choose_pair([ScoredResponse("a", 4.0, 1), ScoredResponse("b", 4.0, 2)], 0) is None
+    means = [sum((5, 5, 4)) / 3, sum((4, 4, 4)) / 3]
+    chosen, rejected = choose_pair(
+        [ScoredResponse("a", means[0], 1), ScoredResponse("b", means[1], 1)], 0
+    )
+    assert chosen.score - rejected.score == pytest.approx(2 / 3)
+
+
+def build_pairs(texts_scores, schedule=None, finishes=None):
+    prompt = make_prompt()
+    made = [
+        make_response(text, prompt, index, (finishes or {}).get(index, "stop"))
+        for index, (text, _) in enumerate(texts_scores)
+    ]
+    scores = {one.id: score for one, (_, score) in zip(made, texts_scores, strict=True)}
+    schedule = schedule or Schedule(rho=0, judgment_pairs=True)
+    outcome = response_pairs.build_response_pairs(
+        [prompt], {prompt.id: made}, scores, schedule, id_namespace=RUN, iteration=1
+    )
+    by_id = {one.id: one.text for one in made}
+    pairs = [(by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in outcome.records]
+    return pairs, {drop.reason: drop.count for drop in outcome.drops}
+
+
+def test_pairs_leave_out_unread_responses():
+    assert build_pairs([("good", 4.0), ("bad", None), ("worse", None)]) == (
+        [],
+        {"fewer than two scored responses": 1},
+    )
+
+
+def test_pairs_leave_out_cut_responses():
+    assert build_pairs([("good", 3.0), ("endless", 5.0), ("bad", 1.0)], finishes={1: "length"})[
+        0
+    ] == [("good", "bad")]
+
+
+def test_pairs_never_choose_a_response_with_its_own_score():
+    assert build_pairs([("Score: 5", 5.0), ("fine", 3.0), ("bad", 1.0)])[0] == [("fine", "bad")]
+    assert build_pairs([("Score: 5", 5.0), ("fine", 5.0)])[0] == []
+    assert build_pairs([("Score: 5", 1.0), ("fine", 5.0)])[0] == [("fine", "Score: 5")]
+
+
+def test_pairs_drop_a_chosen_response_above_the_limit():
+    schedule = Schedule(rho=0, judgment_pairs=True, max_chosen_response=4)
+    assert build_pairs([("longer", 5.0), ("bad", 1.0)], schedule) == (
+        [],
+        {"chosen response too long": 1},
+    )
