@@ -141,7 +141,8 @@ def merged(
             f"precision, same likeliest token at {found['agreement']:.1%} of the positions"
         )
     say(
-        f"{target}: {size / 1e6:.2f} MB in {seconds} s; {found['tokens']} token ids are right{proof}"
+        f"{target}: {size / 1e6:.2f} MB in {seconds} s; {found['tokens']} token ids are "
+        f"right{proof}"
     )
     modelfile = None if found["no_modelfile"] else str(target.parent / "Modelfile")
     say(

@@ -8,6 +8,7 @@ The run itself is only read. Asked again, only what is missing is generated.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings, parse
-from selfreward_lite.data import hub
+from selfreward_lite.data import hub, ranked, votes
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import (
     BASE,
@@ -132,6 +133,62 @@ class Evaluation:
         """The held-out prompts that a model answered in the run, with its answers."""
         given = _answers(self.run.reader, model)
         return [(one, given[one.id]) for one in self.run.reader.held_out() if one.id in given]
+
+    def export_answers(
+        self, models: Sequence[str], texts: Sequence[str] | None
+    ) -> dict[str, list[dict[str, str]]]:
+        """Each model's answers to `texts`, or to the held-out prompts that all of them answered.
+
+        As AlpacaEval reads them: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model".
+        """
+        answered: dict[str, list[tuple[str, Response]]] = {}
+        for model in models:
+            if texts is None:
+                found = self.held_out_answers(model)
+                answered[model] = [(prompt.text, answer) for prompt, answer in found]
+            else:
+                answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
+        common = set.intersection(*({text for text, _ in rows} for rows in answered.values()))
+        return {
+            model: [
+                {
+                    "instruction": text,
+                    "output": answer.text,
+                    "generator": f"{self.run.store.folder.name}-{model}",
+                }
+                for text, answer in rows
+                if text in common
+            ]
+            for model, rows in answered.items()
+        }
+
+    def load_ranked(
+        self, source: str | None, show: hub.Show
+    ) -> tuple[list[RankedPrompt], dict[str, int]]:
+        """Ranked prompts that M0 was not trained on, and what was left out and why.
+
+        `source` is ranked data as in seed_stage.ranked, "votes" of the app, or None: the run's own
+        evaluation prompts.
+        """
+        own, store = self.run.reader.ranked(), self.run.store
+        if source is None:
+            return own.evaluation, {}
+        if source == "votes":
+            rows, _ = votes.build_ranked_rows(votes.load_votes(store.folder))
+        else:
+            place = source if source == "tiny" else str(hub.fetch_path(source, "dataset", show))
+            stage = self.run.settings.seed_stage.model_copy(update={"ranked": place})
+            settings = self.run.settings.model_copy(update={"seed_stage": stage})
+            rows, _ = ranked.load_ranked_rows(settings)
+        content = json.dumps(rows, sort_keys=True, default=str).encode()
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        found, outcome = ranked.build_ranked_prompts(rows, f"{store.id_namespace}, {digest}")
+        seen = {one.prompt.text for one in (*own.eft, *own.ift)}
+        kept = [one for one in found if one.prompt.text not in seen]
+        left_out = dict(outcome.dropped())
+        if len(kept) < len(found):
+            left_out["prompts that M0 was trained on, or could have been"] = len(found) - len(kept)
+        return kept, left_out
 
     def _ask(self, stage: str, role: Role, items: Sequence[Item]) -> None:
         run_stage(self.notes, self.run.engine(), role.iteration, stage, items, self.run.watch)

@@ -306,7 +306,7 @@ def _set(folder: Path) -> Path:
     [("--name", "mine"), ("--against", "M1"), ("--export", "alpaca_eval"), ("--out", "here")],
 )
 def test_options_before_a_part_are_refused(command, runs, option):
-    with pytest.raises(UserError, match="options of `evaluate judge` stand behind judge"):
+    with pytest.raises(UserError, match="write options of `evaluate judge` after the word judge"):
         ended = CliRunner().invoke(
             app, ["evaluate", *option, "judge", "--name", "mine", "--runs-dir", str(runs)]
         )
@@ -316,15 +316,15 @@ def test_options_before_a_part_are_refused(command, runs, option):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--prompts", "some.json"), "--prompts is for --export"),
-        (("--out", "there"), "--out is for --export"),
+        (("--prompts", "some.json"), "--prompts works only with --export"),
+        (("--out", "there"), "--out works only with --export"),
         (("--export", "alpaca_eval", "--judge", "M0"), "leave --judge out"),
         (
             ("--export", "alpaca_eval", "--prompts", "some.json", "--against", "M0"),
             "leave --against out",
         ),
         (("--export", "alpaca_eval", "--against", "other/M3"), "export other/M3 with --name other"),
-        (("--judge", "exact", "--set", "judge.count=2"), "--set is of no use here"),
+        (("--judge", "exact", "--set", "judge.count=2"), "--set has no effect"),
     ],
 )
 def test_no_option_is_ignored(command, options, says):
@@ -333,7 +333,9 @@ def test_no_option_is_ignored(command, options, says):
 
 
 def test_only_what_is_asked_now_can_be_set(command):
-    with pytest.raises(UserError, match=r"--set dpo.beta: the run was made with its own"):
+    with pytest.raises(
+        UserError, match=r"--set dpo.beta: only evaluation, engine, judge can be set here"
+    ):
         command("--set", "dpo.beta=0.2")
 
 
