@@ -16,10 +16,10 @@ import gradio as gr
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.tabs import progress
 from selfreward_lite.app.tabs.chat import ChatTab
 from selfreward_lite.app.tabs.compare import CompareTab
 from selfreward_lite.app.tabs.explore import ExploreTab
+from selfreward_lite.app.tabs.progress import ProgressTab
 from selfreward_lite.app.tabs.run import RunTab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
 from selfreward_lite.report import status
@@ -102,7 +102,7 @@ def build(library: RunLibrary) -> gr.Blocks:
             with gr.Tab("Explore", id="explore"):
                 ExploreTab(library, header)
             with gr.Tab("Progress", id="progress"):
-                progress.tab(library, header)
+                ProgressTab(library, header)
         on_cpu.input(lambda wanted: setattr(library, "on_cpu", wanted), on_cpu, None, **QUIET)
         first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
         api.define(library)

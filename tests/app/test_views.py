@@ -124,7 +124,7 @@ def test_every_tab_says_what_cannot_be_read(tmp_path):
         found = ModelChoices.load(library, run)
         assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem
     assert re.match("⚠ .*run.sqlite", explore.PromptGroups.load(library, "bad").problem)
-    assert re.match("⚠ .*run.sqlite", progress._found(library, "bad", "now"))
+    assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad", "now").problem)
     with gr.Blocks():
         tab = run_tab.RunTab(library, make_header(), gr.Button())
     assert tab.show("bad")[tab.state].startswith("⚠ ")
@@ -146,38 +146,56 @@ def test_all_tables_show_text_and_no_markup(scripted_runs):
 # -- progress ---------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_measured_stands_in_the_table_with_its_error(scripted_runs):
-    found = progress.gathered(scripted_runs / "mine", "now")
-    head, rows = found["table"]
-    assert head == ["", "base", "M0", "M1", "M2"]
-    assert {row[0] for row in rows} >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
+def test_measurements_are_shown_with_their_errors(scripted_runs):
+    measured, examples, signs, gates = progress.load_results(scripted_runs / "mine", "now").tables
+    assert measured.head == ["", "base", "M0", "M1", "M2"]
+    names = {row[0] for row in measured.rows}
+    assert names >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
     row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
     assert [summary._format_cell(row, name) for name in ("rate", "tokens", "none")] == [
         "0.500 ± 0.012",
         "1,234",
         "–",
     ]
-    assert {row[1] for row in found["gates"]} >= {"length", "canary"}
+    assert {row[1] for row in gates.rows} >= {"length", "canary"}
+    assert len(examples.head) == 3
+    assert signs.rows
 
 
-def test_it_is_computed_once_for_all_browsers(scripted_runs, monkeypatch):
-    first = progress.gathered(scripted_runs / "mine", "once")
+def test_results_are_computed_once_for_all_browsers(scripted_runs, monkeypatch):
+    first = progress.load_results(scripted_runs / "mine", "once")
     monkeypatch.setattr(progress.plots, "load_series", lambda *_: 1 / 0)
-    assert progress.gathered(scripted_runs / "mine", "once") is first
+    assert progress.load_results(scripted_runs / "mine", "once") is first
     with pytest.raises(ZeroDivisionError):
-        progress.gathered(scripted_runs / "mine", "anew")
+        progress.load_results(scripted_runs / "mine", "anew")
 
 
 def test_every_panel_has_its_series(scripted_runs):
-    series = progress.gathered(scripted_runs / "mine", "now")["series"]
+    series = progress.load_results(scripted_runs / "mine", "now").series
     assert list(series) == list(PANELS)
     for key, panel in PANELS.items():
         assert series[key], f"{key} is not measured"
         assert {panel.x, panel.y, panel.color} - {None} <= set(series[key][0]), key
 
 
+def test_progress_tab_fills_every_plot_and_table(library):
+    with gr.Blocks():
+        tab = progress.ProgressTab(library, make_header())
+    shown = tab.refresh("mine", "now", "loss", None)
+    assert (shown[tab.empty]["visible"], shown[tab.body]["visible"]) == (False, True)
+    assert all(len(shown[plot]) for plot in tab.plots.values())
+    tables = progress.load_results(library.runs_dir / "mine", "now").tables
+    assert [shown[part]["data"] for part in tab.tables] == [table.rows for table in tables]
+    assert list(shown[tab.training]["model"].unique()) == ["M0", "M1", "M2"]
+    assert len(tab.show_curve("mine", "now", "reward margin")) < len(shown[tab.training])
+    assert tab.refresh("mine", "now", "loss", "now") == gr.skip(), "nothing is sent twice"
+    nothing = tab.refresh(TINY, TINY, "loss", "now")
+    assert nothing[tab.empty] == gr.update(value=progress.NOTHING, visible=True)
+    assert nothing[tab.body] == gr.update(visible=False)
+
+
 def test_a_plot_has_its_columns_without_any_row():
-    assert list(progress.frame([], ("model", "value")).columns) == ["model", "value"]
+    assert list(progress.to_frame([], ["model", "value"]).columns) == ["model", "value"]
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------------
