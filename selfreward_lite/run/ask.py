@@ -35,8 +35,14 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+MayStart = Callable[[float], bool]  # receives the share of a stage that was started
 Item = tuple[str, Callable[[], AskGenerator]]  # its name, and what starts it
 REST, NO_TIME = "the rest", "no time left"
+
+
+def always(share: float) -> bool:
+    """Start every item."""
+    return True
 
 
 @dataclass
@@ -66,7 +72,7 @@ def run_stage(
     stage: str,
     items: Iterable[Item],
     watch: Watch,
-    may_start: Callable[[float], bool] = lambda share: True,
+    may_start: MayStart = always,
 ) -> None:
     """Ask for every item of a stage that is not committed yet, commit each when complete, and mark the stage done.
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 from selfreward_lite.run import plan, stages
-from selfreward_lite.run.ask import Progress
+from selfreward_lite.run.ask import MayStart, Progress, always
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import OutOfTime
 
@@ -61,13 +60,13 @@ def _check_time(run: RunContext, iteration: int, left: float) -> None:
         )
 
 
-def may_start(run: RunContext, iteration: int) -> Callable[[float], bool]:
+def may_start(run: RunContext, iteration: int) -> MayStart:
     """A function of the share of a stage that was started: whether to start more.
 
     It returns False once what follows for that share, and measuring, would take all the time left.
     """
     if run.deadline == math.inf:
-        return lambda share: True
+        return always
     later = _seconds_left(run, iteration)
     measuring = _measuring(later)
     following = sum(later.values()) - measuring

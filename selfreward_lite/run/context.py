@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from selfreward_lite.data.records import BASE, Judgment, ModelId, Outcome, Promp
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
-from selfreward_lite.method.roles import Role
+from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import stages
-from selfreward_lite.run.ask import Item, Progress, Watch, run_stage
+from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
 
 R = TypeVar("R", bound=Record)
@@ -139,19 +139,41 @@ class RunContext:
         self,
         iteration: int,
         stage: str,
-        items: Iterable[Item],
-        may_start: Callable[[float], bool] = lambda share: True,
+        records: Iterable[R],
+        start: Callable[[R], AskGenerator],
+        may_start: MayStart = always,
     ) -> None:
-        """Do an asking stage unless it is done; `may_start` as in `run_stage`."""
+        """Ask `start`'s questions about every record, unless the stage is done; `may_start` as in `run_stage`."""
         if not self.store.is_done(iteration, stage):
+            items = [(record.id, partial(start, record)) for record in records]
             self.ask_round(iteration, stage, items, may_start)
 
-    def ask_round(
+    def ask_judge(
         self,
         iteration: int,
         stage: str,
-        items: Iterable[Item],
-        may_start: Callable[[float], bool] = lambda share: True,
+        model: int,
+        prompts: Iterable[Prompt],
+        answers: Iterable[Response],
+        count: int,
+        first: int = 0,
+        may_start: MayStart = always,
+    ) -> None:
+        """M<model> judges answers to `prompts`, `count` times each, in judgments numbered from `first`."""
+        role = self.judge(model, iteration)
+        by_id = {prompt.id: prompt for prompt in prompts}
+        self.ask(
+            iteration,
+            stage,
+            answers,
+            lambda answer: judgments.ask_for_judgments(
+                by_id[answer.prompt_id], [answer], role, count, first
+            ),
+            may_start,
+        )
+
+    def ask_round(
+        self, iteration: int, stage: str, items: Iterable[Item], may_start: MayStart = always
     ) -> None:
         """Ask for the items that are missing, also of a stage that is done: it may grow in rounds."""
         stages.check_name(iteration, stage)
@@ -197,12 +219,3 @@ def scores_by_response(found: Iterable[Judgment], settings: Judge) -> dict[str, 
         response_id: judgments.score_response(drawn, settings)
         for response_id, drawn in by_response(found).items()
     }
-
-
-def judge_items(prompts: Sequence[ranked.RankedPrompt], role: Role, count: int) -> list[Item]:
-    """One item for every ranked answer: `count` judgments of it."""
-    return [
-        (response.id, partial(judgments.ask_for_judgments, one.prompt, [response], role, count))
-        for one in prompts
-        for response in one.responses
-    ]

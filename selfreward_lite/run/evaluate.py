@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,12 +29,12 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
-from selfreward_lite.method import comparisons, metrics, responses
+from selfreward_lite.method import comparisons, judgments, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
-from selfreward_lite.method.roles import Role
+from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.ask import Item, Watch, run_stage
-from selfreward_lite.run.context import RunContext, RunReader, judge_items, scores_by_response
+from selfreward_lite.run.ask import Watch, run_stage
+from selfreward_lite.run.context import R, RunContext, RunReader, scores_by_response
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
 
@@ -69,17 +69,13 @@ class Evaluation:
         with self._judge(judge, iteration) as (engine, role):
             # With a digest: another run of the same name may hold other answers later.
             compared = _digest([known[one.id].id for known in (mine, theirs) for one in both])
-            items: list[Item] = [
-                (
-                    one.id,
-                    partial(
-                        comparisons.ask_for_comparison, one, mine[one.id], theirs[one.id], role
-                    ),
-                )
-                for one in both
-            ]
-            stage = f"{_prefix(number)}against {against} by {role.model} {compared}"
-            run_stage(self.notes, engine, iteration, stage, items, self.run.watch)
+            self._ask(
+                engine,
+                number,
+                f"against {against} by {role.model} {compared}",
+                both,
+                lambda one: comparisons.ask_for_comparison(one, mine[one.id], theirs[one.id], role),
+            )
         ids = {(mine[one.id].id, theirs[one.id].id) for one in both}
         verdicts = {
             one.prompt_id: one
@@ -97,11 +93,15 @@ class Evaluation:
         """How a model, judging ranked answers `count` times each, agrees with the ranks."""
         number = self.number(model)
         role = self.run.judge(number, max(0, number))
-        digest = _digest([one.prompt.id for one in ranked])
+        prompts = {one.prompt.id: one.prompt for one in ranked}
         self._ask(
-            f"{_prefix(number)}judges {digest}, {count} times",
-            role,
-            judge_items(ranked, role, count),
+            self.run.engine(),
+            number,
+            f"judges {_digest(list(prompts))}, {count} times",
+            [answer for one in ranked for answer in one.responses],
+            lambda answer: judgments.ask_for_judgments(
+                prompts[answer.prompt_id], [answer], role, count
+            ),
         )
         drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
         settings = self.run.settings.judge.model_copy(update={"count": count})
@@ -116,10 +116,13 @@ class Evaluation:
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
             for index, text in enumerate(texts)
         ]
-        items: list[Item] = [
-            (one.id, partial(responses.ask_for_responses, one, role, 1)) for one in prompts
-        ]
-        self._ask(f"{_prefix(number)}answers {digest}", role, items)
+        self._ask(
+            self.run.engine(),
+            number,
+            f"answers {digest}",
+            prompts,
+            lambda one: responses.ask_for_responses(one, role, 1),
+        )
         given = self.notes.records(Response, iteration=role.iteration, model=model)
         found = {one.prompt_id: one for one in given}
         if missing := [one.text for one in prompts if one.id not in found]:
@@ -190,8 +193,19 @@ class Evaluation:
             left_out["prompts that M0 was trained on, or could have been"] = len(found) - len(kept)
         return kept, left_out
 
-    def _ask(self, stage: str, role: Role, items: Sequence[Item]) -> None:
-        run_stage(self.notes, self.run.engine(), role.iteration, stage, items, self.run.watch)
+    def _ask(
+        self,
+        engine: Engine,
+        number: int,
+        stage: str,
+        records: Sequence[R],
+        start: Callable[[R], AskGenerator],
+    ) -> None:
+        """Do an asking stage in the notes; a prefix tells the base's from M0's: both belong to iteration 0."""
+        if number == BASE:
+            stage = f"base {stage}"
+        items = [(record.id, partial(start, record)) for record in records]
+        run_stage(self.notes, engine, max(0, number), stage, items, self.run.watch)
 
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
         """The prompts to compare on, and a model's answers; with a model of another run, prompts that both runs held out."""
@@ -300,11 +314,6 @@ def _pair_result(
         return PairResult(metrics.compare_scores(mine is not None, theirs is not None), *lengths)
     orders = comparisons.read_verdicts(verdict.mine_first_text, verdict.theirs_first_text)
     return PairResult(verdict.result, *lengths, orders)
-
-
-def _prefix(number: int) -> str:
-    """What tells the base's stages from M0's: both belong to iteration 0."""
-    return "base " if number == BASE else ""
 
 
 def _length(answer: Response | None) -> int:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from selfreward_lite.data.records import BASE, Battle, Candidate, Judgment, Prompt, Rating
+from selfreward_lite.data.records import BASE, Battle, Candidate, Judgment, Prompt, Rating, Response
 from selfreward_lite.method import (
     battles,
     judgment_pairs,
-    judgments,
     new_prompts,
     ratings,
     response_pairs,
@@ -75,22 +74,26 @@ def answer_prompts(run: RunContext, iteration: int) -> None:
     """M(t−1) as actor: K responses a prompt."""
     settings = run.settings.responses
     role = run.role(iteration - 1, settings.draw, iteration)
-    items = [
-        (one.id, partial(responses.ask_for_responses, one, role, settings.count))
-        for one in run.reader.prompts(iteration)
-    ]
-    run.ask(iteration, "responses", items, budget.may_start(run, iteration))
+    run.ask(
+        iteration,
+        "responses",
+        run.reader.prompts(iteration),
+        lambda prompt: responses.ask_for_responses(prompt, role, settings.count),
+        budget.may_start(run, iteration),
+    )
 
 
 def judge_responses(run: RunContext, iteration: int) -> None:
     """M(t−1) as judge: N judgments a response."""
-    role, count = run.judge(iteration - 1, iteration), run.settings.judge.count
-    by_id = {prompt.id: prompt for prompt in run.reader.prompts(iteration)}
-    items = [
-        (one.id, partial(judgments.ask_for_judgments, by_id[one.prompt_id], [one], role, count))
-        for one in run.reader.responses(iteration)
-    ]
-    run.ask(iteration, "judgments", items, budget.may_start(run, iteration))
+    run.ask_judge(
+        iteration,
+        "judgments",
+        iteration - 1,
+        run.reader.prompts(iteration),
+        run.reader.responses(iteration),
+        run.settings.judge.count,
+        may_start=budget.may_start(run, iteration),
+    )
 
 
 def pair_responses(run: RunContext, iteration: int) -> None:
@@ -116,15 +119,21 @@ def run_battles(run: RunContext, iteration: int) -> None:
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
     drawn = by_response(run.reader.judgments(iteration))
     answers = grouped(run.reader.responses(iteration), lambda one: one.prompt_id)
-    items = []
+    contested: dict[str, Response] = {}
     for prompt in run.reader.prompts(iteration):
         candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
         index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
-            response = candidates[index]
-            asking = partial(battles.ask_for_battles, prompt, response, drawn[response.id], role)
-            items.append((prompt.id, asking))
-    run.ask(iteration, "battles", items, budget.may_start(run, iteration))
+            contested[prompt.id] = candidates[index]
+    run.ask(
+        iteration,
+        "battles",
+        [prompt for prompt in run.reader.prompts(iteration) if prompt.id in contested],
+        lambda prompt: battles.ask_for_battles(
+            prompt, contested[prompt.id], drawn[contested[prompt.id].id], role
+        ),
+        budget.may_start(run, iteration),
+    )
 
 
 def rate_judgments(run: RunContext, iteration: int) -> None:

@@ -6,14 +6,13 @@ What gates may know is `ModelMetrics`. Scores by the exact scorer are stored bes
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
 from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import standard_error
-from selfreward_lite.run.context import RunContext, judge_items, scores_by_response
+from selfreward_lite.run.context import RunContext, scores_by_response
 from selfreward_lite.run.steps import reward_hacking
 from selfreward_lite.run.steps.reward_hacking import CanaryView
 
@@ -112,14 +111,21 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
 def _ask(run: RunContext, model: int) -> None:
     settings, iteration = run.settings.evaluation, max(model, 0)
     prefix = "base_" if model == BASE else ""
-    actor, judge = run.role(model, settings.draw, iteration), run.judge(model, iteration)
-    prompts = [
-        (one.id, partial(responses.ask_for_responses, one, actor, 1))
-        for one in run.reader.held_out()
-    ]
-    run.ask(iteration, f"{prefix}eval_responses", prompts)
-    ranked = judge_items(run.reader.ranked().evaluation, judge, settings.judgments)
-    run.ask(iteration, f"{prefix}eval_judgments", ranked)
+    actor, ranked = run.role(model, settings.draw, iteration), run.reader.ranked().evaluation
+    run.ask(
+        iteration,
+        f"{prefix}eval_responses",
+        run.reader.held_out(),
+        lambda prompt: responses.ask_for_responses(prompt, actor, 1),
+    )
+    run.ask_judge(
+        iteration,
+        f"{prefix}eval_judgments",
+        model,
+        [one.prompt for one in ranked],
+        [answer for one in ranked for answer in one.responses],
+        settings.judgments,
+    )
 
 
 def _store_metrics(run: RunContext, model: int) -> Outcome:
@@ -155,12 +161,14 @@ def _compare_with_seed(run: RunContext, iteration: int) -> None:
         for model in (iteration, 0)
     )
     role = run.judge(0, iteration)
-    items = [
-        (one.id, partial(comparisons.ask_for_comparison, one, mine[one.id], seeds[one.id], role))
-        for one in run.reader.held_out()
-        if one.id in mine and one.id in seeds
-    ]
-    run.ask(iteration, "comparisons", items)
+    run.ask(
+        iteration,
+        "comparisons",
+        [one for one in run.reader.held_out() if one.id in mine and one.id in seeds],
+        lambda prompt: comparisons.ask_for_comparison(
+            prompt, mine[prompt.id], seeds[prompt.id], role
+        ),
+    )
 
 
 def _win_rate(run: RunContext, model: int) -> dict[str, float | None]:

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
+from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, ModelId, Response, ResponsePair
-from selfreward_lite.method import canaries, judgments, response_pairs
-from selfreward_lite.method.roles import Role
+from selfreward_lite.method import canaries, response_pairs
 from selfreward_lite.method.statistics import paired_interval
-from selfreward_lite.run.ask import Item
 from selfreward_lite.run.context import RunContext, Scores, scores_by_response
 
 
@@ -49,71 +47,33 @@ class OutsideView:
 
 def ask_judges(run: RunContext, iteration: int) -> None:
     """M(t) judges the canaries; M0 and M(t) judge what M(t) answered to the first held-out prompts."""
-    settings = run.settings.evaluation
-    by_id = {one.prompt.id: one.prompt for one in run.reader.ranked().evaluation}
-    judge = run.judge(iteration, iteration)
-    hostile: list[Item] = [
-        (
-            one.id,
-            partial(
-                judgments.ask_for_judgments,
-                by_id[one.prompt_id],
-                [one],
-                judge,
-                settings.canary_judgments,
-            ),
-        )
-        for one in _canaries(run)
-    ]
-    run.ask(iteration, "canary_judgments", hostile)
-    _recheck(run, iteration, judge)
-    prompts = {one.id: one for one in run.reader.held_out()[: settings.outside_prompts]}
-    answers = [one for one in run.reader.held_out_answers(iteration) if one.prompt_id in prompts]
-    # M0's view of its own answers is both.
-    judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
-    for stage, model in judges.items():
-        role, count = run.judge(model, iteration), settings.outside_judgments
-        items = [
-            (
-                one.id,
-                partial(judgments.ask_for_judgments, prompts[one.prompt_id], [one], role, count),
-            )
-            for one in answers
-        ]
-        run.ask(iteration, stage, items)
-
-
-def _recheck(run: RunContext, iteration: int, judge: Role) -> None:
-    """Judge again each canary that would be chosen, and the honest answers it would be chosen over."""
-    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
-    suspects = _would_be_chosen(run, iteration, _canaries(run), _first_scores(run, iteration))
+    settings, ranked = run.settings.evaluation, _ranked(run)
+    prompts = [one.prompt for one in ranked.values()]
+    laid, count = _canaries(run), settings.canary_judgments
+    run.ask_judge(iteration, "canary_judgments", iteration, prompts, laid, count)
+    # Each canary that would be chosen is judged again, and the honest answers it would be chosen over.
+    suspects = _would_be_chosen(run, iteration, laid, _first_scores(run, iteration))
     rivals = [
         answer
         for prompt_id in dict.fromkeys(one.prompt_id for one in suspects)
         for answer in ranked[prompt_id].responses
     ]
-    count, first = run.settings.evaluation.second_look, _first_of_recheck(run)
-    items = [
-        (
-            one.id,
-            partial(
-                judgments.ask_for_judgments,
-                ranked[one.prompt_id].prompt,
-                [one],
-                judge,
-                count,
-                first,
-            ),
-        )
-        for one in (*suspects, *rivals)
-    ]
-    if items:
-        run.ask(iteration, "second_look", items)
+    if suspects:
+        count, first = settings.second_look, _first_of_recheck(run)
+        again = [*suspects, *rivals]
+        run.ask_judge(iteration, "second_look", iteration, prompts, again, count, first)
+    prompts = run.reader.held_out()[: settings.outside_prompts]
+    ids = {one.id for one in prompts}
+    answers = [one for one in run.reader.held_out_answers(iteration) if one.prompt_id in ids]
+    # M0's view of its own answers is both.
+    judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
+    for stage, model in judges.items():
+        run.ask_judge(iteration, stage, model, prompts, answers, settings.outside_judgments)
 
 
 def canary_view(run: RunContext, iteration: int) -> CanaryView:
     """How M(t) scored the canaries, and which of them would be chosen for training."""
-    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    ranked = _ranked(run)
     laid, scores = _canaries(run), _first_scores(run, iteration)
     suspects = _would_be_chosen(run, iteration, laid, scores)
     again = _scores(
@@ -171,7 +131,7 @@ def _would_be_chosen(
     run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
 ) -> list[Response]:
     """The canaries that would be chosen over the honest answers, one at a time, when pairs are built."""
-    ranked = {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    ranked = _ranked(run)
     schedule, found = run.settings.for_iteration(iteration + 1), []
     for canary in laid:
         one = ranked[canary.prompt_id]
@@ -187,6 +147,11 @@ def _would_be_chosen(
         if any(isinstance(pair, ResponsePair) and pair.chosen_id == canary.id for pair in pairs):
             found.append(canary)
     return found
+
+
+def _ranked(run: RunContext) -> dict[str, RankedPrompt]:
+    """The ranked evaluation prompts by id."""
+    return {one.prompt.id: one for one in run.reader.ranked().evaluation}
 
 
 def _canaries(run: RunContext) -> list[Response]:
