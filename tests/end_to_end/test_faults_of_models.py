@@ -1,11 +1,14 @@
-"""What must survive, fault by fault: broken model files, trainings that are none, templates, engines. See test_faults."""
+"""What must survive: broken model files, failed trainings, templates, engines. See test_faults."""
 
 import json
 import math
+import random
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scripted_run
@@ -21,16 +24,16 @@ from selfreward_lite.system.errors import ConfigError, EngineError, TrainingErro
 
 pytestmark = pytest.mark.slow  # real trainings that go wrong
 
-# -- 9, 10: broken model files ----------
+# -- broken model files ----------
 
 
-def copy_of_the_base(tmp_path: Path) -> Path:
+def copy_base(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TINY_MODEL, tmp_path / "base-model"))
 
 
 @pytest.mark.parametrize("share", [0.99, 0.5, 0.01])
-def test_fault_09_truncated_weights_are_refused_before_the_run_begins(tmp_path, share):
-    base = copy_of_the_base(tmp_path)
+def test_truncated_weights_are_refused_before_the_run(tmp_path, share):
+    base = copy_base(tmp_path)
     weights = (base / "model.safetensors").read_bytes()
     (base / "model.safetensors").write_bytes(weights[: int(len(weights) * share)])
     with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read.*again") as error:
@@ -38,8 +41,8 @@ def test_fault_09_truncated_weights_are_refused_before_the_run_begins(tmp_path, 
     one_line(error)
 
 
-def test_fault_09_a_flipped_byte_in_base_or_adapter_is_caught_by_its_hash(tmp_path):
-    base = copy_of_the_base(tmp_path)
+def test_flipped_byte_is_caught_by_its_hash(tmp_path):
+    base = copy_base(tmp_path)
     scripted_run.run(tmp_path / "run", **{"model.base": str(base), "iterations": "0"})
     for path, says in (
         (base / "model.safetensors", "the base model was changed after the run began"),
@@ -74,10 +77,8 @@ MALFORMED = {
 @pytest.mark.parametrize(
     ("file", "content"), [(file, one) for file, contents in MALFORMED.items() for one in contents]
 )
-def test_fault_09_a_malformed_model_folder_is_one_line_before_the_run_begins(
-    tmp_path, file, content
-):
-    base = copy_of_the_base(tmp_path)
+def test_malformed_model_folder_is_one_line_before_the_run(tmp_path, file, content):
+    base = copy_base(tmp_path)
     if content is None:
         config_json = json.loads((base / file).read_text())
         content = json.dumps({**config_json, "hidden_size": None})
@@ -89,17 +90,15 @@ def test_fault_09_a_malformed_model_folder_is_one_line_before_the_run_begins(
         assert store.fact("settings") is None, "the name is still free"
 
 
-def test_fault_09_weights_of_another_shape_are_refused_before_the_run_begins(tmp_path):
-    base = copy_of_the_base(tmp_path)
+def test_weights_of_another_shape_are_refused_before_the_run(tmp_path):
+    base = copy_base(tmp_path)
     settings = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**settings, "intermediate_size": 7}))
     with pytest.raises(ConfigError, match=r"gate_proj.weight has shape .*config\.json says \(7, "):
         scripted_run.run(tmp_path / "run", **{"model.base": str(base)})
 
 
-def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_it_goes_on(
-    tmp_path, monkeypatch
-):
+def test_base_damaged_in_the_seed_stage_is_found_on_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop, "SEED_STAGE", loop.SEED_STAGE[: loop.SEED_STAGE.index(seed_stage.judge_ranked)]
     )
@@ -114,7 +113,7 @@ def test_fault_10_a_base_that_is_damaged_during_the_seed_stage_is_noticed_when_i
     "content", [b"", b"GGUF" + b"\xff" * 1000, None], ids=["empty", "garbage", "absent"]
 )
 @pytest.mark.parametrize("file", ["base/base.gguf", "M0/adapter.gguf"])
-def test_fault_10_a_broken_or_missing_gguf_is_refused_before_it_is_loaded(tmp_path, file, content):
+def test_broken_or_missing_gguf_is_refused_before_loading(tmp_path, file, content):
     scripted_run.run(tmp_path / "run", iterations="0")
     path = tmp_path / "run" / file
     path.unlink() if content is None else path.write_bytes(content)
@@ -126,7 +125,7 @@ def test_fault_10_a_broken_or_missing_gguf_is_refused_before_it_is_loaded(tmp_pa
     one_line(error)
 
 
-# -- 14, 40, 41: training that is no training ----------
+# -- trainings that fail ----------
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,7 @@ def trainer(tmp_path_factory):
         yield folder, train
 
 
-def test_fault_14_a_nan_in_an_adapter_stops_the_training_and_no_adapter_is_saved(trainer):
+def test_nan_in_an_adapter_stops_training_and_saves_nothing(trainer):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -175,9 +174,7 @@ def test_fault_14_a_nan_in_an_adapter_stops_the_training_and_no_adapter_is_saved
         ([math.inf], "not a number"),
     ],
 )
-def test_fault_14_a_dead_loss_ends_the_training(losses, says):
-    from types import SimpleNamespace
-
+def test_dead_loss_ends_the_training(losses, says):
     import torch
 
     from selfreward_lite.training.checkpoints import State
@@ -197,7 +194,7 @@ def test_fault_14_a_dead_loss_ends_the_training(losses, says):
             )
 
 
-def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
+def test_gradients_are_the_same_after_an_evaluation_pass(trainer):
     import torch
     from training_jobs import make_job
 
@@ -236,7 +233,7 @@ def test_fault_40_gradients_after_an_evaluation_pass_are_those_before(trainer):
     assert torch.allclose(before, after, atol=1e-6)
 
 
-def test_fault_41_steps_too_small_to_move_the_weights_end_the_training_early(trainer):
+def test_steps_too_small_to_move_weights_end_the_training(trainer):
     folder, train = trainer
     with pytest.raises(
         TrainingError, match=r"of the adapter's weights moved in 5 steps.*raise the learning rate"
@@ -245,12 +242,10 @@ def test_fault_41_steps_too_small_to_move_the_weights_end_the_training_early(tra
     assert not (folder / "frozen" / "adapter_model.safetensors").exists()
 
 
-# -- 18: template, beginning, end, padding ----------
+# -- template, beginning, end, padding ----------
 
 
-def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_llama_cpp(
-    tmp_path, chat
-):
+def test_conversations_have_equal_ids_in_both_libraries(tmp_path, chat):
     import llama_cpp
     from transformers import AutoTokenizer
 
@@ -260,8 +255,8 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
 
     base_to_gguf(TINY_MODEL, tmp_path / "base.gguf", weights="original", dtype="f32")
     theirs = AutoTokenizer.from_pretrained(TINY_MODEL)
-    rng = __import__("random").Random(0)
-    with __import__("contextlib").ExitStack() as stack:
+    rng = random.Random(0)
+    with ExitStack() as stack:
         vocab = llama_cpp.llama_model_get_vocab(
             load_llama(stack, tmp_path / "base.gguf", vocab_only=True)
         )
@@ -285,13 +280,13 @@ def test_fault_18_twenty_conversations_have_the_same_ids_in_transformers_and_lla
     assert chat.pad not in chat.stop
 
 
-# -- 36, 37, 38: the engine ----------
+# -- the engine ----------
 
 
-def test_fault_37_a_card_that_was_asked_for_and_is_not_there_ends_the_run_before_it_begins(
+def test_missing_gpu_ends_the_run_before_it_begins(
     tmp_path,
 ):
-    # The engine's own refusal, for those who come to it by another way, is in test_engine_llama.py.
+    # tests/engine/test_llama.py has the engine's own refusal.
     command = [
         sys.executable,
         "-m",
@@ -306,12 +301,10 @@ def test_fault_37_a_card_that_was_asked_for_and_is_not_there_ends_the_run_before
     assert ended.returncode == 2
     assert "a card is to be used" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not list(
-        tmp_path.rglob("*.gguf")
-    )  # nothing was made or fetched for a run that cannot be
+    assert not list(tmp_path.rglob("*.gguf"))  # nothing was made or downloaded
 
 
-def test_fault_38_a_misspelt_argument_is_an_error():
+def test_misspelled_argument_is_an_error():
     from selfreward_lite.engine.llama import LlamaEngine
 
     with pytest.raises(TypeError, match="paralel"):
@@ -320,7 +313,7 @@ def test_fault_38_a_misspelt_argument_is_an_error():
         config.load("tiny", {"engine.paralel": "3"})
 
 
-def test_fault_36_quantised_models_on_cpus_with_amx_are_loaded_without_the_faulting_buffers(
+def test_models_on_amx_cpus_load_without_faulting_buffers(
     monkeypatch,
 ):
     from selfreward_lite.engine import loading

@@ -12,7 +12,7 @@ from run_contents import read_contents
 
 from selfreward_lite.data.store import Store
 
-LIVES = 600  # more than enough; a run that gets no further would end here
+MAX_KILLS = 600  # more than enough; a run that makes no progress ends here
 WRITES = (
     "commit",
     "begin_stage",
@@ -26,16 +26,16 @@ WRITES = (
 )
 
 
-class Reaper:
-    """Kills this process at the `call`-th time that it is about to write, or has just written; says in `ledger` what that was.
+class Killer:
+    """Kills this process at the `call`-th moment before or after a write, and notes it in `ledger`.
 
-    Given `only`, the beginning of a moment's name, no other moment counts.
+    Given `only`, just the moments count whose name begins with it.
     """
 
     def __init__(self, ledger: Path, call: int, only: str = "") -> None:
         self._ledger, self._left, self._only = ledger, call, only
 
-    def pass_by(self, name: str) -> None:
+    def reach(self, name: str) -> None:
         self._left -= name.startswith(self._only)
         if self._left == 0 and name.startswith(self._only):
             with self._ledger.open("a") as file:
@@ -45,35 +45,35 @@ class Reaper:
     def watch(self, function, name: str):
         def wrapped(*arguments, **named):
             stage = f" {arguments[2]}" if name in ("commit", "begin_stage", "end_stage") else ""
-            self.pass_by(f"before {name}{stage}")
+            self.reach(f"before {name}{stage}")
             result = function(*arguments, **named)
-            self.pass_by(f"after {name}{stage}")
+            self.reach(f"after {name}{stage}")
             return result
 
         return wrapped
 
     def watch_files(self, function, name: str, out: int):
-        """As `watch`, and once more with half of the file written; `out` is the place of its path among the arguments."""
+        """Like `watch`, and also with half of the file written; argument number `out` is its path."""
 
         def wrapped(*arguments):
-            self.pass_by(f"before {name}")
+            self.reach(f"before {name}")
             arguments[out].parent.mkdir(parents=True, exist_ok=True)
             arguments[out].write_text("hal")
-            self.pass_by(f"half {name}")
+            self.reach(f"half {name}")
             result = function(*arguments)
-            self.pass_by(f"after {name}")
+            self.reach(f"after {name}")
             return result
 
         return wrapped
 
-    def haunt(self) -> None:
-        """Stand beside everything that writes."""
+    def patch_all(self) -> None:
+        """Watch everything that writes."""
         for name in WRITES:
             setattr(Store, name, self.watch(getattr(Store, name), name))
         Path.rename = self.watch(Path.rename, "rename")
         make = scripted_run.scripted_runtime
 
-        def mortal_runtime(*arguments, **named):
+        def watched_runtime(*arguments, **named):
             runtime = make(*arguments, **named)
             return replace(
                 runtime,
@@ -82,16 +82,16 @@ class Reaper:
                 export_adapter=self.watch_files(runtime.export_adapter, "export_adapter", 3),
             )
 
-        scripted_run.scripted_runtime = mortal_runtime
+        scripted_run.scripted_runtime = watched_runtime
 
 
-def live(folder: Path, ledger: Path, call: int, only: str = "") -> int:
-    """Go on with the run in a process of its own that is killed at its `call`-th moment; return its exit code."""
+def run_until_killed(folder: Path, ledger: Path, call: int, only: str = "") -> int:
+    """Resume the run in a child process killed at its `call`-th moment; return its exit code."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            Reaper(ledger, call, only).haunt()
+            Killer(ledger, call, only).patch_all()
             scripted_run.run(folder, iterations="1")
             code = 0
         finally:
@@ -106,20 +106,20 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-KILLS: Counter[str] = Counter()  # over all the tests of this file
+KILLS: Counter[str] = Counter()  # of all tests in this file
 SLOW = pytest.mark.slow
 
 
-# A life must be long enough for the longest step that is one piece: the gates, each of which is recorded.
+# Between two kills there must be time for the longest indivisible step: recording the gates.
 @pytest.mark.parametrize(
     "moments", [97, *(pytest.param(moments, marks=SLOW) for moments in (45, 46, 49, 51))]
 )
-def test_fault_01_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
-    """Each life gets a few writes further than the last; the lives together pass every write of the run."""
+def test_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
+    """Each process gets a few writes further; together they pass every write of the run."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
-    while (code := live(folder, ledger, moments)) != 0:
+    while (code := run_until_killed(folder, ledger, moments)) != 0:
         assert code == -signal.SIGKILL
-        assert len(ledger.read_text().splitlines()) < LIVES
+        assert len(ledger.read_text().splitlines()) < MAX_KILLS
     assert read_contents(folder) == read_contents(whole)
     with Store.read(folder) as store:
         assert store.faults() == []
@@ -153,11 +153,11 @@ MOMENTS = [f"{when} {what}" for what in POINTS for when in ("before", "after")] 
         for number, point in enumerate(MOMENTS)
     ],
 )
-def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path, whole, point):
-    """Killed at the first and, going on, at the second time; then left in peace."""
+def test_sigkill_twice_at_every_kind_of_moment(tmp_path, whole, point):
+    """Killed at the first such moment and, when resumed, at the second; then it may finish."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
     for call in (1, 2):
-        code = live(folder, ledger, call, point)
+        code = run_until_killed(folder, ledger, call, point)
         assert code == -signal.SIGKILL or call == 2
     scripted_run.run(folder, iterations="1")
     assert read_contents(folder) == read_contents(whole)
@@ -167,7 +167,7 @@ def test_fault_02_sigkill_at_every_rename_export_training_and_promotion(tmp_path
 
 
 @pytest.mark.slow
-def test_fault_01_the_kills_were_many_and_everywhere():
+def test_kills_were_many_and_in_every_kind_of_write():
     kinds = Counter(name.split()[1] for name in KILLS.elements())
     stages = {name.split()[2] for name in KILLS if len(name.split()) > 2}
     print(

@@ -1,4 +1,4 @@
-"""The notebooks: forms that can be read, nothing left in them; executed on this machine without a network, and once more."""
+"""The notebooks: valid forms, no outputs; executed on this machine without a network, twice."""
 
 import ast
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from repository import ROOT
 from scripted_run import run
 
 from selfreward_lite import config
@@ -21,7 +22,6 @@ from selfreward_lite.data.tiny import ranked
 from selfreward_lite.report.notebook import Stopped, command
 from selfreward_lite.system import doctor
 
-ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORM = re.compile(r"^(?P<name>[A-Z]+) = (?P<value>.+?)  # @param (?P<kind>.+)$")
 SMALL = (
@@ -29,7 +29,7 @@ SMALL = (
     "evaluation.prompts=20 evaluation.canary_judgments=2 evaluation.outside_prompts=10"
 )
 
-# Loaded by every Python that starts below a test: a connection that leaves this machine is written down, and refused.
+# Loaded by every Python process a test starts: connections that leave this machine are logged and refused.
 BLOCK = """
 import os, socket
 
@@ -51,12 +51,12 @@ def source(path: Path) -> list[Any]:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def test_all_three_are_there():
+def test_there_are_three_notebooks():
     assert [path.stem for path in NOTEBOOKS] == ["colab", "kaggle", "read_a_run"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_valid_and_holds_no_outputs(path):
+def test_notebook_is_valid_and_has_no_outputs(path):
     book = nbformat.read(path, 4)
     nbformat.validate(book)
     for cell in source(path):
@@ -66,7 +66,7 @@ def test_a_notebook_is_valid_and_holds_no_outputs(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_forms_can_be_read_and_their_defaults_are_among_the_choices(path):
+def test_notebook_form_has_valid_defaults(path):
     tagged = [cell for cell in source(path) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert tagged[0] == source(path)[0], "the form comes first"
@@ -91,9 +91,9 @@ def test_forms_can_be_read_and_their_defaults_are_among_the_choices(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_nothing_in_a_notebook_is_public_pinned_or_knows_of_tests(path):
+def test_notebook_has_no_public_link_pin_or_test(path):
     text = "\n".join(cell.source for cell in source(path))
-    assert "==" not in re.sub(r'PRESET == "tiny"', "", text), "pins stand in requirements.txt alone"
+    assert "==" not in re.sub(r'PRESET == "tiny"', "", text), "pins are in requirements.txt only"
     for word in ("share=True", "ngrok", "--listen", "pytest", "http:", "https:"):
         assert word not in text, word
     for cell in source(path):
@@ -101,7 +101,7 @@ def test_nothing_in_a_notebook_is_public_pinned_or_knows_of_tests(path):
             assert len([line for line in cell.source.splitlines() if line]) <= 8
 
 
-def test_presets_that_a_form_offers_exist():
+def test_notebook_form_offers_existing_presets():
     for path in NOTEBOOKS[:2]:
         (line,) = [
             line for line in source(path)[0].source.splitlines() if line.startswith("PRESET")
@@ -110,7 +110,7 @@ def test_presets_that_a_form_offers_exist():
 
 
 def execute(path: Path, folder: Path, *, twice: bool = False, **parameters: Any) -> str:
-    """Run a notebook in `folder` with other parameters, `twice` in one kernel; returns all that its cells printed and showed."""
+    """Run a notebook with other parameters, perhaps `twice` in one kernel; return its output."""
     book = nbformat.read(path, 4)
     place = next(
         place
@@ -135,7 +135,7 @@ def execute(path: Path, folder: Path, *, twice: bool = False, **parameters: Any)
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """Nothing that is started from here reaches the network; whatever tried is in the file that this returns."""
+    """Block the network for child processes; return the file that lists what they tried."""
     (tmp_path / "block").mkdir()
     (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
     asked = tmp_path / "asked"
@@ -148,15 +148,15 @@ def offline(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
-    """The project as somebody has it who downloaded it: without its history, and without what lies about."""
+    """The project as downloaded: without history, runs and caches."""
     folder = tmp_path_factory.mktemp("download") / "selfreward_lite"
     ignored = shutil.ignore_patterns(".git", "runs", "__pycache__", ".*_cache")
     return Path(shutil.copytree(ROOT, folder, ignore=ignored))
 
 
 @pytest.mark.slow
-def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path, project, offline):
-    repository = tmp_path / "repository"  # to be cloned; the other notebook takes a folder as it is
+def test_colab_without_network_and_again_on_another_machine(tmp_path, project, offline):
+    repository = tmp_path / "repository"  # to be cloned; the other notebook copies a folder
     shutil.copytree(project, repository)
     for git in (
         ("init", "-q"),
@@ -192,18 +192,14 @@ def test_fault_32_colab_without_a_network_and_again_on_another_machine(tmp_path,
 
 
 @pytest.mark.slow
-def test_fault_32_kaggle_without_a_network_and_another_night_from_its_output(
-    tmp_path, project, offline, monkeypatch
-):
+def test_kaggle_without_network_and_again_from_its_output(tmp_path, project, offline, monkeypatch):
     inputs = tmp_path / "input"
     shutil.copytree(tiny.TINY_MODEL, inputs / "model")
     rows = [json.dumps(row) for row in ranked.generate_ranked_rows(400)]
     (inputs / "data").mkdir()
     (inputs / "data" / "trees.jsonl").write_text("\n".join(rows) + "\n")
-    (
-        inputs / "wheels"
-    ).mkdir()  # all pins are met on this machine, so that nothing is taken from it
-    monkeypatch.delenv("HF_HUB_OFFLINE")  # nobody says so, the network is just not there
+    (inputs / "wheels").mkdir()  # this machine meets all pins, so nothing is taken from it
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # not announced: the network is just not there
     settings: dict[str, Any] = {
         "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
         "UNSLOTH": False, "MODEL": str(inputs / "model"), "DATA": str(inputs / "data"), "WHEELS": str(inputs / "wheels"),
@@ -244,7 +240,7 @@ def scripted(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_fault_32_a_run_is_read_twice_and_not_changed(tmp_path, scripted, offline):
+def test_read_a_run_changes_nothing(tmp_path, scripted, offline):
     before = (scripted / "run.sqlite").read_bytes()
     for _ in range(2):
         shown = execute(NOTEBOOKS[2], ROOT / "notebooks", twice=True, RUN=str(scripted))
@@ -254,8 +250,8 @@ def test_fault_32_a_run_is_read_twice_and_not_changed(tmp_path, scripted, offlin
     assert not offline.exists()
 
 
-def test_text_of_a_model_is_text_in_a_table(scripted, tmp_path):
-    """Nothing that a model says becomes markup, or a formula, where a notebook shows it."""
+def test_notebook_tables_show_model_text_as_text(scripted, tmp_path):
+    """No text of a model becomes markup or a formula in a notebook."""
     from selfreward_lite.report import notebook
 
     folder = tmp_path / "hostile"
@@ -281,7 +277,7 @@ def test_text_of_a_model_is_text_in_a_table(scripted, tmp_path):
             assert "tex2jax_ignore" in page
 
 
-def test_a_command_that_fails_ends_the_notebook_with_one_line(capfd, tmp_path):
+def test_command_that_fails_ends_with_one_line(capfd, tmp_path):
     with pytest.raises(
         Stopped, match="`status` ended with exit code 2; what to do stands above"
     ) as caught:
@@ -290,7 +286,7 @@ def test_a_command_that_fails_ends_the_notebook_with_one_line(capfd, tmp_path):
     assert "no run in" in capfd.readouterr().out
 
 
-def test_a_command_gives_back_its_document(scripted):
+def test_command_returns_its_document(scripted):
     assert (
         command("status", "--runs-dir", str(scripted.parent), "--name", scripted.name)["run"]
         == "scripted"

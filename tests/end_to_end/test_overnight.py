@@ -1,5 +1,7 @@
-"""The `overnight` preset from files to a finished night, on a CPU: the same code, the 8B replaced by a Llama made by hand in
-Llama-3's template and vocabulary layout, packed in NF4 as its repository has it. Only sizes are set."""
+"""The `overnight` preset from files to a finished run, on a CPU, with only sizes changed.
+
+A small Llama with hand-made weights replaces the 8B; it has Llama-3's template and vocabulary layout, and is packed in NF4.
+"""
 
 import json
 import os
@@ -10,14 +12,14 @@ from pathlib import Path
 import llama_by_hand
 import pytest
 from oasst_trees import forest, write_hub_folder
+from repository import ROOT
 
 from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, ResponsePair
 from selfreward_lite.data.store import Store
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 SIZES = {
-    # words are drawn by chance, from logits that are nearly equal: which is the likeliest, rounding decides
+    # logits are nearly equal, so rounding decides which token is the likeliest
     "gates.min_agreement": 0,
     "seed_stage.train_examples": 8, "seed_stage.eval_prompts": 6, "prompts.count": 4, "responses.count": 3, "judge.count": 3,
     "responses.draw.max_tokens": 240, "judge.draw.max_tokens": 80, "meta_judge.draw.max_tokens": 80,
@@ -42,7 +44,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory) -> dict:
-    """A run of the preset, with what it printed."""
+    """A run of the preset, with its output."""
     folder = tmp_path_factory.mktemp("overnight")
     trees = forest(50, seed=3, words=8)
     llama_by_hand.make(
@@ -62,7 +64,7 @@ def night(tmp_path_factory) -> dict:
             "document": json.loads(ended.stdout.splitlines()[-1])}  # fmt: skip
 
 
-def test_every_stage_has_something_to_read_and_makes_something(night):
+def test_overnight_fills_every_stage(night):
     with Store.read(night["run"]) as store:
         assert store.newest() == 1
         assert store.faults() == []
@@ -75,7 +77,7 @@ def test_every_stage_has_something_to_read_and_makes_something(night):
         assert store.count(Prompt, origin="ranked") == len(night["trees"].kept)
 
 
-def test_the_adapters_are_trained_from_one_another_on_the_packed_base(night):
+def test_overnight_adapters_build_on_each_other(night):
     with Store.read(night["run"]) as store:
         for model in (0, 1):
             known = store.metrics(model)
@@ -87,7 +89,7 @@ def test_the_adapters_are_trained_from_one_another_on_the_packed_base(night):
     assert adapter["r"] == 16
 
 
-def test_the_morning_finds_both_models_compared_and_the_judges_measured(night):
+def test_overnight_compares_models_and_measures_judges(night):
     first, second = night["document"]["iterations"]
     assert 0 <= second["win_rate_vs_seed"] <= 1
     assert second["win_rate_vs_seed_error"] is not None
@@ -97,13 +99,13 @@ def test_the_morning_finds_both_models_compared_and_the_judges_measured(night):
     assert "before and after" in night["said"]
 
 
-def test_it_said_what_trained_and_in_what(night):
+def test_overnight_names_backend_and_precision(night):
     assert "M0 training: transformers 5." in night["said"]
     assert "in float32" in night["said"]
     assert "llama.cpp runs on the CPU" in night["said"]
 
 
-def test_a_finished_night_says_so_and_is_whole(night):
+def test_overnight_run_that_is_finished_says_so(night):
     again = command("run", "--preset", "overnight", *night["runs"])
     assert again.returncode == 0, again.stderr
     assert "is finished: M1 is its newest model" in again.stderr
@@ -111,7 +113,7 @@ def test_a_finished_night_says_so_and_is_whole(night):
     assert json.loads(verified.stdout.splitlines()[-1])["faults"] == 0
 
 
-def test_what_llama_cpp_runs_is_what_was_trained(night):
+def test_overnight_export_check_passes(night):
     checked = command("export", "check", *night["runs"], "--limit", "10")
     assert checked.returncode == 0, checked.stderr
     found = json.loads(checked.stdout.splitlines()[-1])
@@ -119,7 +121,7 @@ def test_what_llama_cpp_runs_is_what_was_trained(night):
     assert found["adapter_change"] > 0
 
 
-def test_the_merged_model_is_made_of_the_packed_base(night):
+def test_overnight_merged_model_uses_the_packed_base(night):
     made = command(
         "export", "merged", *night["runs"], "--type", "f16", "--out", str(night["folder"] / "out")
     )
@@ -127,6 +129,6 @@ def test_the_merged_model_is_made_of_the_packed_base(night):
     found = json.loads(made.stdout.splitlines()[-1])
     assert Path(found["file"]).stat().st_size == found["bytes"]
     assert found["difference"] < 0.25, (
-        "float16 rounds logits of up to 60; a merge gone wrong is off by whole ones"
+        "float16 rounds logits of up to 60; a wrong merge is off by whole units"
     )
     assert "FROM" in Path(found["modelfile"]).read_text()

@@ -1,4 +1,4 @@
-"""The real thing: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Minutes; run with `pytest -m slow`."""
+"""A real run: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Takes minutes (`-m slow`)."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from selfreward_lite.data.records import KINDS, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL, ranked, tasks
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 SMALL = (
     "--iterations",
@@ -45,7 +45,7 @@ def records(folder: Path) -> dict[str, set]:
         }
 
 
-def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
+def test_readme_first_command_makes_a_better_model(tmp_path):
     ended = subprocess.run(command(tmp_path), capture_output=True, text=True, cwd=ROOT)
     print(ended.stderr)
     print(ended.stdout)
@@ -62,7 +62,7 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
         assert store.faults() == []
         for iteration in (1, 2, 3):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
-    # then the README's lines for the engine alone, word for word, where that run is
+    # the README's Python example, as written, next to that run
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
@@ -78,7 +78,7 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     assert said.returncode == 0, said.stderr
     assert len(said.stdout.splitlines()) == 6
     assert said.stdout.count("The answer is ") >= 3
-    # and what llama.cpp runs is what was trained
+    # llama.cpp runs the model that was trained
     checked = subprocess.run(
         [sys.executable, "-m", "selfreward_lite", "export", "check", "--runs-dir", str(tmp_path)],
         capture_output=True, text=True, cwd=ROOT,
@@ -86,7 +86,7 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     print(checked.stderr)
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout.splitlines()[-1])["adapter_difference"] < 1e-3
-    # and it can be taken elsewhere
+    # the merged model
     merged = subprocess.run(
         [sys.executable, "-m", "selfreward_lite", "export", "merged", "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out"),
          "--type", "q4_k_m"],
@@ -97,21 +97,23 @@ def test_the_first_command_of_the_readme_makes_a_better_model(tmp_path):
     said = json.loads(merged.stdout.splitlines()[-1])
     assert said["agreement"] > 0.8
     assert Path(said["modelfile"]).read_text().startswith("FROM ./tiny-M3-q4_k_m.gguf\n")
-    # and be measured by something else: the exact scorer, and a judge in a file of its own
-    of_run = ["--runs-dir", str(tmp_path)]
-    exact = answer("evaluate", *of_run)
+    # measured by the exact scorer, and by a judge in a GGUF file
+    where = ["--runs-dir", str(tmp_path)]
+    exact = run_command("evaluate", *where)
     assert exact["win_rate"] == pytest.approx(last["win_rate_vs_seed"], abs=1e-4), (
-        "as the run itself found"
+        "the same as in the run"
     )
-    judged = answer("evaluate", "--judge", str(tmp_path / "tiny" / "base" / "base.gguf"), *of_run)
+    judged = run_command(
+        "evaluate", "--judge", str(tmp_path / "tiny" / "base" / "base.gguf"), *where
+    )
     assert judged["prompts"] == 300
-    assert judged["win_rate_low"] > 0.5, "the base, too, likes M3's answers better than M0's"
-    quality = answer("evaluate", "judge", *of_run)
+    assert judged["win_rate_low"] > 0.5, "the base, too, prefers M3's answers to M0's"
+    quality = run_command("evaluate", "judge", *where)
     assert quality["pair_accuracy"] == pytest.approx(last["judge_pair_accuracy"], abs=1e-4)
 
 
-def answer(*arguments: str) -> dict:
-    """The JSON of a command's last line."""
+def run_command(*arguments: str) -> dict:
+    """Return the JSON in the last line of a command's output."""
     ended = subprocess.run(
         [sys.executable, "-m", "selfreward_lite", *arguments],
         capture_output=True,
@@ -122,8 +124,8 @@ def answer(*arguments: str) -> dict:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
-    """A local Hugging Face folder (float32, in shards), prompts as CSV with a bad line, ranked data in OASST's schema."""
+def test_own_model_prompts_and_ranked_data(tmp_path):
+    """A local model (float32, sharded), CSV prompts with a bad line, ranked data like OASST."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype="float32")
@@ -165,7 +167,7 @@ def test_somebody_elses_model_prompts_and_ranked_data(tmp_path):
         assert store.faults() == []
 
 
-# Where the run is killed: an iteration, a stage, and how far it must be: items, or tenths of a second where it has no items.
+# Where the run is killed: iteration, stage, and after how many items (or tenths of a second).
 KILLED_IN = (
     (0, "base", 15),
     (0, "base_eval_responses", 1),
@@ -190,11 +192,11 @@ KILLED_IN = (
 )
 
 
-def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
-    """Killed in every kind of stage of a small run, model children included; then gone on with to the end."""
+def test_sigkill_of_the_real_run_loses_no_record(tmp_path):
+    """Killed in every kind of stage, model processes included; then resumed to the end."""
     folder, kills = tmp_path / "tiny", Counter()
     for iteration, stage, items in KILLED_IN:
-        before = killed(folder, iteration, stage, items)
+        before = kill_at(folder, iteration, stage, items)
         kills[stage] += 1
         after = records(folder)
         assert all(before[kind] <= after[kind] for kind in before), (
@@ -212,8 +214,8 @@ def test_sigkill_of_the_real_run_loses_no_committed_record(tmp_path):
     assert kills.total() == 20
 
 
-def killed(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
-    """Go on with the run until it is that far, kill it there, and return the records that were committed just before."""
+def kill_at(folder: Path, iteration: int, stage: str, items: int) -> dict[str, set]:
+    """Resume the run until it is that far and kill it; return the records committed before."""
     halting = [sys.executable, "-m", "tests.helpers.halting_run", str(iteration), stage, str(items)]
     child = subprocess.Popen(
         [*halting, *command(folder.parent, *SMALL)[3:]], cwd=ROOT, stderr=subprocess.DEVNULL

@@ -251,3 +251,17 @@ def test_length_controlled_win_rate_of_extreme_cases():
         assert metrics.length_controlled_win_rate(np.full(50, 0.5), np.zeros(50)) == pytest.approx(
             0.5
         )
+
+
+def test_score_exactly_gives_a_missing_answer_zero():
+    prompts = [
+        Prompt("p", 0, "held_out", 0, "Sort the letters c a b."),
+        Prompt("q", 0, "held_out", 1, "Rotate the letters c a b."),
+    ]
+    answers = [Response("r", 0, "M0", "p", 0, "The answer is a b c.", "stop", 7)]
+    exact = metrics.score_exactly(prompts, answers)
+    assert exact.score == {"p": 5, "q": 0}
+    assert exact.right == {"p": True, "q": False}
+    assert (
+        metrics.score_exactly([Prompt("x", 0, "held_out", 0, "Why is the sky blue?")], []) is None
+    )
