@@ -1,13 +1,14 @@
-"""Models and data sets of the Hugging Face hub: fetched once, and the very same files ever after.
+"""Models and data sets of the Hugging Face hub: downloaded once, then always the same files.
 
-    owner/name                          the newest revision at the first download, which is then kept to
-    owner/name@revision                 that one
+    owner/name                          the newest revision at the first download; later calls keep it
+    owner/name@revision                 that revision
     owner/name/file.gguf[@revision]     one file of a repository
 
-What was downloaded lies in $HF_HOME/selfreward_lite, with a list of the sha256 of every file; what the hub's own cache holds
-already is linked to and not fetched. Later calls take the files from there, and refuse them where a digest has changed. Knows:
-names, revisions, digests. Does not know: what is in a file. A token for a closed repository is taken from the environment,
-and never kept. The hub's own download begins every file anew in every process (huggingface_hub 1.33), so it is done here.
+Downloads are in $HF_HOME/selfreward_lite, with a list of the sha256 of every file. A file that the
+hub's own cache already holds is linked, not downloaded. A file whose digest has changed is refused.
+A token for a gated repository is taken from the environment and never stored.
+
+huggingface_hub 1.33 restarts an interrupted file in every new process, so files are downloaded here.
 """
 
 from __future__ import annotations
@@ -18,27 +19,31 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import check_disk, sha256_of
+from selfreward_lite.system.files import check_disk, sha256_of, whole_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 Kind = Literal["model", "dataset"]
-Show = Callable[[str, int, int], None]
+Show = Callable[[str, int, int], None]  # a file, its bytes so far, its bytes in all
 LEDGER = "downloads.json"
-SILENCE = httpx.Timeout(60.0)  # seconds without a byte; a line that hangs is a line that broke
-ATTEMPTS, PAUSE = 5, 0.5  # that bring nothing, one after the other; seconds, doubled each time
-BUSY = (429, 500, 502, 503, 504)  # answers after which it may be tried again
-LONGEST_WAIT = 300.0  # seconds, if the hub asks for more
-PATIENCE = 2.0  # seconds for another command to let go of a lock
+SILENCE = httpx.Timeout(60.0)  # seconds without a byte until a connection counts as broken
+ATTEMPTS, PAUSE = 5, 0.5  # attempts in a row without progress; seconds between, doubled each time
+BUSY = (429, 500, 502, 503, 504)  # status codes after which another attempt is made
+LONGEST_WAIT = 300.0  # seconds, even if the hub asks for more
+PATIENCE = 2.0  # seconds to wait for a lock that another command holds
 
-# Of a model, what lies at the top: below it there are other copies of the weights. Of a data set, the first kind that is there:
-# the same rows often lie there as Parquet and as something else. Nothing that is a pickle.
+# Of a model, files at the top level only: below it are other copies of the weights. Of a data set,
+# the first kind that there is: the same rows are often stored as Parquet and as something else.
+# No pickle.
 WANTED = {
     "model": (r"[^/]+\.(json|safetensors|jinja)",),
     "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv"),
@@ -48,23 +53,27 @@ _NAME = re.compile(
     re.ASCII,
 )
 
-# sha256 of what is in OASST1's two Parquet files, from the hub's own page of the commit that wrote them:
+# sha256 of OASST1's two Parquet files, from the hub's page of the commit that wrote them:
 # https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
 CITED = {
     "OpenAssistant/oasst1": {
-        "data/train-00000-of-00001-b42a775f407cee45.parquet": "bbfadf5ed1278ba2208c837fdcad865adf65f5df55d80abadab2745db13fcb5e",
-        "data/validation-00000-of-00001-134b8fd0c89408b6.parquet": "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416",
+        "data/train-00000-of-00001-b42a775f407cee45.parquet": (
+            "bbfadf5ed1278ba2208c837fdcad865adf65f5df55d80abadab2745db13fcb5e"
+        ),
+        "data/validation-00000-of-00001-134b8fd0c89408b6.parquet": (
+            "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416"
+        ),
     },
 }
 
 
 def show_nothing(file: str, done: int, total: int) -> None:
-    """Show nothing."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the hub, or one file of it, at a revision (a branch, a tag or a commit); None is its newest."""
+    """A repository of the hub, or one file of it, at a branch, tag or commit (None: the newest)."""
 
     id: str
     revision: str | None = None
@@ -75,14 +84,28 @@ class Repository:
         return f"{name}@{self.revision}" if self.revision else name
 
 
+@dataclass(frozen=True)
+class _Download:
+    """An entry of the list of downloads. `asked` holds the branches and tags that led to the commit,
+    `files` the sha256 of every file by its path in `folder`."""
+
+    kind: Kind
+    id: str
+    commit: str
+    asked: list[str]
+    folder: str
+    files: dict[str, str]
+    file: str | None = None
+
+
 def parse_repository(text: str) -> Repository | None:
-    """Return the repository that a setting names; None for everything else, a path that exists first of all.
+    """Return the repository that a setting names; None for a path that exists, or anything else.
 
     >>> parse_repository("unsloth/llama-3-8b-Instruct-bnb-4bit")
     Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None, file=None)
     >>> parse_repository("a/b/c.Q4_K_M.gguf@main")
     Repository(id='a/b', revision='main', file='c.Q4_K_M.gguf')
-    >>> parse_repository("tiny"), parse_repository("./models/llama"), parse_repository("/models/llama")
+    >>> parse_repository("tiny"), parse_repository("./models/llama"), parse_repository("/llama")
     (None, None, None)
     """
     match = None if Path(text).exists() else _NAME.fullmatch(text)
@@ -90,39 +113,41 @@ def parse_repository(text: str) -> Repository | None:
 
 
 def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Repository]:
-    """Return the folder of a repository's files, downloaded if need be, and the repository at its commit.
+    """Return the folder of a repository's files, downloaded if needed, and the repository at its commit.
 
-    An interrupted download goes on where it stopped. `show` is told a file, the bytes that are there and those of the whole.
-    Raises UserError, in one line with what to do next, where it cannot be had, does not fit the disk, or is not what was
-    downloaded before.
+    An interrupted download resumes. Raises UserError if the files cannot be downloaded, do not fit
+    the disk, or differ from the first download.
     """
-    known = _known(repository, kind)
+    known = _find_download(repository, kind)
     if known is None:
         with hub_errors(repository):
             known = _download(repository, kind, show)
     else:
-        _confirm(known)
-    return known.folder, replace(repository, revision=known.commit)
+        for name, digest in known.files.items():
+            path = Path(known.folder) / name
+            if sha256_of(path) != digest:
+                raise UserError(
+                    f"{path} is not what was downloaded (its sha256 has changed); delete "
+                    f"{known.folder} and run the same command again"
+                )
+    return Path(known.folder), replace(repository, revision=known.commit)
 
 
 def find_local(text: str, kind: Kind) -> Path:
-    """Return the place on this machine that a setting names: a path as it is, a repository's folder if it was downloaded.
-
-    Raises UserError where it was not.
-    """
+    """Return the local path of what a setting names. Raises UserError if it was not downloaded."""
     repository = parse_repository(text)
     if repository is None:
         return Path(text)
-    known = _known(repository, kind)
+    known = _find_download(repository, kind)
     if known is None:
         raise UserError(
             f"{repository} is not on this machine; `run` downloads it, or give a folder or file"
         )
-    return known.folder / repository.file if repository.file else known.folder
+    return Path(known.folder) / (repository.file or "")
 
 
 def fetch_config(repository: Repository) -> Path:
-    """Return a folder with the config.json of a model, a kilobyte, and nothing else of it; raises UserError as `fetch` does."""
+    """Return a folder with nothing but the config.json of a model; raises UserError as `fetch` does."""
     from huggingface_hub import hf_hub_download
 
     with hub_errors(repository):
@@ -133,11 +158,11 @@ def fetch_config(repository: Repository) -> Path:
 
 def is_downloaded(repository: Repository, kind: Kind) -> bool:
     """Whether a repository was downloaded."""
-    return _known(repository, kind) is not None
+    return _find_download(repository, kind) is not None
 
 
 def fetch_path(text: str, kind: Kind, show: Show) -> Path:
-    """Return the place on this machine of what is named, downloaded if need be; raises as `fetch` does."""
+    """Return the local path of what a setting names, downloaded if needed; raises as `fetch` does."""
     repository = parse_repository(text)
     if repository is not None:
         fetch(repository, kind, show)
@@ -145,80 +170,62 @@ def fetch_path(text: str, kind: Kind, show: Show) -> Path:
 
 
 def find_model_folder(base: str) -> Path:
-    """Return the folder of a base model: the one that ships, one on this machine, or one downloaded before.
-
-    Raises UserError where there is none.
-    """
+    """Return the folder of a base model. Raises UserError if it is not on this machine."""
     found = TINY_MODEL if base == "tiny" else find_local(base, "model")
     if not (found / "config.json").exists():
         raise UserError(
-            f"{found}: no model there; set model.base to a Hugging Face model folder, or to owner/name on the hub"
+            f"{found}: no model there; set model.base to a Hugging Face model folder, or to "
+            "owner/name on the hub"
         )
     return found
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A download: its folder, its commit, and the sha256 of every file by its path."""
-
-    folder: Path
-    commit: str
-    files: dict[str, str]
-
-
-def _known(repository: Repository, kind: Kind) -> _Known | None:
-    """What the list says of a repository: of the commit asked for, else of the one that its branch stood at the first time."""
-    for entry in _read_ledger():
-        asked = (repository.revision or "main") in (entry["commit"], *entry["asked"])
-        if asked and (entry["kind"], entry["id"], entry.get("file")) == (
-            kind,
-            repository.id,
-            repository.file,
+def _find_download(repository: Repository, kind: Kind) -> _Download | None:
+    """The first complete download of the commit, branch or tag asked for."""
+    for one in _read_ledger():
+        if (
+            (one.kind, one.id, one.file) == (kind, repository.id, repository.file)
+            and (repository.revision or "main") in (one.commit, *one.asked)
+            and all((Path(one.folder) / name).exists() for name in one.files)
         ):
-            where = Path(entry["folder"])
-            if all((where / name).exists() for name in entry["files"]):
-                return _Known(where, entry["commit"], entry["files"])
+            return one
     return None
 
 
-def _confirm(known: _Known) -> None:
-    for name, digest in known.files.items():
-        if sha256_of(known.folder / name) != digest:
-            raise UserError(
-                f"{known.folder / name} is not what was downloaded (its sha256 has changed); delete {known.folder} and give the "
-                "same command again"
-            )
-
-
-def _download(repository: Repository, kind: Kind, show: Show) -> _Known:
+def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
     from huggingface_hub import HfApi
 
     asked = repository.revision or "main"
-    info = HfApi().repo_info(repository.id, repo_type=kind, revision=asked, files_metadata=True)
-    wanted = _wanted(info.siblings or [], kind, repository.file)
+    read_info = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    info = read_info(repository.id, revision=asked, files_metadata=True)
+    assert info.sha is not None
+    wanted = _pick_files(info.siblings or [], kind, repository.file)
     if not wanted:
         raise UserError(
-            f"{repository} holds no file that can be used (safetensors and JSON, or tables); name another"
+            f"{repository} holds no file that can be used (safetensors and JSON, or tables); name "
+            "another"
         )
     at = replace(repository, revision=info.sha)
-    place = _home() / kind / str(at).replace("/", "--")
-    with _alone(place, f"another command is downloading {repository}"):
-        missing = [one for one in wanted if not (place / one.rfilename).exists()]
-        needs = {"download": sum(one.size or 0 for one in missing)}
-        check_disk(place, needs, str(repository), "free space, or set HF_HOME elsewhere")
+    folder, ledger = _home() / kind / str(at).replace("/", "--"), _home() / LEDGER
+    with _lock(folder, f"another command is downloading {repository}"):
+        missing = [one.size or 0 for one in wanted if not (folder / one.rfilename).exists()]
+        needs = {"download": sum(missing)}
+        check_disk(folder, needs, str(repository), "free space, or set HF_HOME elsewhere")
         files = {
-            one.rfilename: _fetch_file(at, kind, one, place / one.rfilename, show) for one in wanted
+            one.rfilename: _fetch_file(at, kind, one, folder / one.rfilename, show)
+            for one in wanted
         }
-    named_as = {"kind": kind, "id": repository.id, "file": repository.file}
-    entry = {**named_as, "commit": info.sha, "asked": [asked], "folder": str(place), "files": files}
-    with _alone(_home() / LEDGER, f"another command is writing {_home() / LEDGER}"):
-        _write_ledger([*_read_ledger(), entry])
-    return _Known(place, info.sha, files)
+    done = _Download(kind, at.id, info.sha, [asked], str(folder), files, at.file)
+    with _lock(ledger, f"another command is writing {ledger}"):
+        entries = [asdict(one) for one in (*_read_ledger(), done)]
+        with whole_file(ledger) as path:
+            path.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    return done
 
 
 @contextmanager
-def _alone(path: Path, words: str) -> Iterator[None]:
-    """Hold the lock that stands beside a path; UserError where another process has it."""
+def _lock(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock next to a path; UserError if another process holds it."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
@@ -228,73 +235,68 @@ def _alone(path: Path, words: str) -> Iterator[None]:
             stack.enter_context(WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE))
         except Timeout:
             raise UserError(
-                f"{words}; wait until it is done, and give the same command again"
+                f"{refusal}; wait until it is done, and run the same command again"
             ) from None
         yield
 
 
-def _wanted(files: list[Any], kind: Kind, only: str | None) -> list[Any]:
-    """Of a repository's files, the one that is named, or those of the first kind that there is."""
-    if only is not None:
-        return [one for one in files if one.rfilename == only]
-    for pattern in WANTED[kind]:
+def _pick_files(files: list[RepoSibling], kind: Kind, only: str | None) -> list[RepoSibling]:
+    """The file that is named, else the files of the first kind in WANTED that there is."""
+    for pattern in WANTED[kind] if only is None else [re.escape(only)]:
         if found := [one for one in files if re.fullmatch(pattern, one.rfilename)]:
             return found
     return []
 
 
-def _fetch_file(at: Repository, kind: Kind, file: Any, path: Path, show: Show) -> str:
-    """Put one file in its place and return its sha256: what is there already, a link to the hub's own cache, or its bytes.
+def _fetch_file(at: Repository, kind: Kind, file: RepoSibling, path: Path, show: Show) -> str:
+    """Put one file in its place, from there, from the hub's cache or from the hub; returns its sha256.
 
-    Raises UserError where what the hub sends is not what it announces.
+    Raises UserError if the hub sends something else than it announces.
     """
     from huggingface_hub import try_to_load_from_cache
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        digest, fault = _look_at(at, file, path)
-        if fault is None:
-            return digest
-    path.unlink(missing_ok=True)  # a link to what is gone, too
     cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
-    if isinstance(cached, str):
-        digest, fault = _look_at(at, file, Path(cached))
+    for place in (path, Path(cached) if isinstance(cached, str) else path):
+        digest, fault = _check_file(at, file, place) if place.exists() else ("", "missing")
         if fault is None:
-            path.symlink_to(Path(cached).resolve())
+            if place != path:
+                path.symlink_to(place.resolve())
             return digest
+        path.unlink(missing_ok=True)  # damaged, or a link to a file that is gone
     part = path.with_name(f"{path.name}.part")
     _receive(at, kind, file, part, show)
-    digest, fault = _look_at(at, file, part)
+    digest, fault = _check_file(at, file, part)
     if fault is not None:
         part.unlink()
         raise UserError(
-            f"{path} is not what {at.id} announces ({fault}); give the same command again"
+            f"{path} is not what {at.id} announces ({fault}); run the same command again"
         )
     part.rename(path)
     return digest
 
 
-def _look_at(at: Repository, file: Any, path: Path) -> tuple[str, str | None]:
-    """A file's sha256, and what tells it from the one that was announced: its size, its sha256 (where it lies in LFS, or is
-    cited), its git hash; None where nothing does."""
-    if file.size is not None and path.stat().st_size != file.size:
-        return "", f"{path.stat().st_size} bytes of {file.size}"
+def _check_file(at: Repository, file: RepoSibling, path: Path) -> tuple[str, str | None]:
+    """A file's sha256, and how it differs from what the hub announces, None if it does not.
+
+    Compared are size, sha256 (of LFS files and of cited ones), git hash (of other files).
+    """
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return "", f"{size} bytes of {file.size}"
     digest = sha256_of(path)
     cited = CITED.get(at.id, {}).get(file.rfilename)
     if {cited, file.lfs.sha256 if file.lfs else None} - {None, digest}:
         return digest, "sha256"
     if not file.lfs and file.blob_id:
-        data = path.read_bytes()
-        if (
-            hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-            != file.blob_id
-        ):
+        data = b"blob %d\0" % size + path.read_bytes()
+        if hashlib.sha1(data, usedforsecurity=False).hexdigest() != file.blob_id:
             return digest, "git's hash"
     return digest, None
 
 
-def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> None:
-    """Get what is missing of a file, over a line that may break and a hub that may be busy, as long as there is progress."""
+def _receive(at: Repository, kind: Kind, file: RepoSibling, part: Path, show: Show) -> None:
+    """Append what is missing of a file; retries while a broken line or busy hub still makes progress."""
     from huggingface_hub import errors, hf_hub_url
 
     url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)
@@ -304,40 +306,36 @@ def _receive(at: Repository, kind: Kind, file: Any, part: Path, show: Show) -> N
         try:
             return _stream(url, part, file, show)
         except (httpx.TransportError, errors.HfHubHTTPError) as error:
-            asked = ""  # by a busy hub: so many seconds
+            wait = PAUSE * 2 ** (failures + 1)
             if isinstance(error, errors.HfHubHTTPError):
                 if error.response.status_code not in BUSY:
                     raise
                 asked = error.response.headers.get("Retry-After", "")
+                wait = max(wait, min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0)
             failures = 1 if part.stat().st_size > before else failures + 1
             if failures == ATTEMPTS:
                 raise
-            time.sleep(
-                max(
-                    PAUSE * 2**failures,
-                    min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0,
-                )
-            )
+            time.sleep(wait)
 
 
-def _stream(url: str, part: Path, file: Any, show: Show) -> None:
-    """Append what is still missing of a file."""
+def _stream(url: str, part: Path, file: RepoSibling, show: Show) -> None:
+    """Append what is missing of a file, in one request."""
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     with part.open("ab") as out:
         done = out.tell()
         if file.size is not None and done >= file.size:
-            return  # whole, or more than that: its digest will say
-        headers = (
-            build_hf_headers()
-            | ({"Range": f"bytes={done}-"} if done else {})
-            | {"Accept-Encoding": "identity"}
-        )
+            return  # complete, or too long, which its digest will show
+        headers = {
+            **build_hf_headers(),
+            **({"Range": f"bytes={done}-"} if done else {}),
+            "Accept-Encoding": "identity",
+        }
         with get_session().stream(
             "GET", url, headers=headers, follow_redirects=True, timeout=SILENCE
         ) as response:
             hf_raise_for_status(response)
-            if done and response.status_code == 200:  # it sends all of it, whatever was asked
+            if done and response.status_code == 200:  # the server ignored the range
                 out.truncate(0)
                 done = 0
             for piece in response.iter_bytes(2**20):
@@ -348,7 +346,7 @@ def _stream(url: str, part: Path, file: Any, show: Show) -> None:
 
 @contextmanager
 def hub_errors(repository: Repository) -> Iterator[None]:
-    """Every way in which the hub can fail, as one line with what to do next."""
+    """Turn errors of the hub into one line with what to do next."""
     from huggingface_hub import errors
 
     offline = f"{repository} was not downloaded before, and the hub cannot be reached"
@@ -356,11 +354,12 @@ def hub_errors(repository: Repository) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"{repository} is closed: accept its licence on its page, and set HF_TOKEN to a token of yours"
+            f"{repository} is gated: accept its license on its page, and set HF_TOKEN to your token"
         ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{repository}: neither a path here nor a repository of the hub that all may see; mend it, or set HF_TOKEN"
+            f"{repository}: neither a path here nor a public repository of the hub; correct the "
+            "name, or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(
@@ -371,11 +370,15 @@ def hub_errors(repository: Repository) -> Iterator[None]:
             f"{offline} (HF_HUB_OFFLINE=1): unset it, or give a folder on this machine"
         ) from None
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise UserError(
-            f"{offline} ({why}): connect, and give the same command again; what was downloaded is kept. Or give a folder on "
-            "this machine"
+            f"{offline} ({describe_error(error)}): connect, and run the same command again; what "
+            "was downloaded is kept. Or give a folder on this machine"
         ) from None
+
+
+def describe_error(error: Exception) -> str:
+    """Return the class and the first line of an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _home() -> Path:
@@ -384,26 +387,13 @@ def _home() -> Path:
     return Path(constants.HF_HOME) / "selfreward_lite"
 
 
-def _read_ledger() -> list[dict[str, Any]]:
+def _read_ledger() -> list[_Download]:
     path = _home() / LEDGER
     if not path.exists():
         return []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            entry
-            for entry in entries
-            if entry["kind"] and entry["id"] and entry["commit"] and entry["folder"]
-        ]
-    except (ValueError, KeyError, TypeError):
+        return [_Download(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError):
         raise UserError(
-            f"{path} is damaged; delete it, and what it listed is looked at anew"
+            f"{path} is damaged; delete it, and the files that it listed are checked again"
         ) from None
-
-
-def _write_ledger(entries: list[dict[str, Any]]) -> None:
-    path = _home() / LEDGER
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    unfinished.rename(path)

@@ -108,7 +108,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(there, tmp_path):
     there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 100_000
     there.left = 15_000_000
     failed = asked(there, tmp_path)
-    assert "give the same command again; what was downloaded is kept" in failed["error"]
+    assert "run the same command again; what was downloaded is kept" in failed["error"]
     assert len(failed["error"].splitlines()) == 1
     there.left = None
     there.asked.clear()
@@ -152,7 +152,7 @@ def test_a_busy_hub_is_asked_again_and_not_for_ever(there, tmp_path):
     there.refusals = [503] * 50
     failed = asked(there, tmp_path / "other")
     assert "503" in failed["error"]
-    assert "give the same command again; what was downloaded is kept" in failed["error"]
+    assert "run the same command again; what was downloaded is kept" in failed["error"]
     assert len(there.refusals) == 45
     began = time.monotonic()
     there.refusals, there.wait = [429], 2
@@ -186,7 +186,7 @@ def test_two_commands_do_not_write_the_same_download(there, tmp_path):
         refused = asked(there, tmp_path)
     assert (
         refused["error"]
-        == f"another command is downloading {MODEL}; wait until it is done, and give the same command again"
+        == f"another command is downloading {MODEL}; wait until it is done, and run the same command again"
     )
     there.asked.clear()
     assert asked(there, tmp_path)["folder"] == str(folder)
@@ -281,9 +281,9 @@ def test_of_a_data_set_one_kind_of_table_is_taken(there, tmp_path):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("nobody/nothing", "neither a path here nor a repository of the hub"),
+        ("nobody/nothing", "neither a path here nor a public repository of the hub"),
         (f"{MODEL}@other", "no such revision"),
-        ("closed/model", "accept its licence on its page, and set HF_TOKEN"),
+        ("closed/model", "accept its license on its page, and set HF_TOKEN"),
         ("maker/empty", "holds no file that can be used"),
     ],
 )

@@ -83,8 +83,8 @@ def test_the_model_card_is_read_by_the_hub_and_says_all_that_it_must(of_llama, t
     for words in (
         "## Method", "K = 3 responses", "N = 3 judgments", "beta 0.1", "## Data", "revision `" + "b" * 40,
         "| evaluation prompts | 6 |",
-        "## Metrics", "|  | M0 | M1 | M2 |", "judge pair accuracy", "## Versions and hardware", "torch ", "no card", "## Limits",
-        "## Licence", "Built with Meta Llama 3", "2401.10020", "2407.19594", "unsloth/llama-3-8b-Instruct",
+        "## Metrics", "|  | M0 | M1 | M2 |", "judge pair accuracy", "## Versions and hardware", "torch ", "no GPU", "## Limits",
+        "## License", "Built with Meta Llama 3", "2401.10020", "2407.19594", "unsloth/llama-3-8b-Instruct",
     ):  # fmt: skip
         assert words in card.text, words
 
@@ -276,7 +276,7 @@ def test_a_name_that_is_no_repository_sends_nothing(of_llama, tmp_path, hub, nam
     [
         (401, "set HF_TOKEN to a token that may write there"),
         (403, "name a repository of your own"),
-        (502, "give the same command again"),
+        (502, "run the same command again"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(of_llama, tmp_path, monkeypatch, status, says):
