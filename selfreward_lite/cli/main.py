@@ -190,7 +190,7 @@ def _card(name: str) -> AbstractContextManager[None]:
 
 @app.command()
 def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
-    """Show how far a run is: stages, losses, times, early warnings. Works while it runs."""
+    """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
     with Store.read(runs_dir / name) as store:
         document = summary.summarize_run(store)
         for table in (
@@ -292,7 +292,7 @@ def prune(
 
 @app.command("doctor")
 def check_machine(runs_dir: RunsDir = RUNS) -> None:
-    """Check this machine and print the command that fixes each problem (exit code 2)."""
+    """Check this machine and print the command that fixes each problem."""
     say("checking packages, GPU, torch and llama.cpp …")
     found = doctor.findings(doctor.examine(runs_dir))
     colors = {"good": "green", "note": "yellow", "bad": "red"}

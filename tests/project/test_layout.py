@@ -61,7 +61,7 @@ HEAVY = {
     "pandas": {"report.notebook", "app.tabs.progress"},
 }
 TOP_LEVEL = {
-    "README.md", "LICENSE", "LOG.md", "app.py", "pyproject.toml", "requirements.txt", "requirements-gpu.txt", "selfreward_lite",
+    "README.md", "LICENSE", "app.py", "pyproject.toml", "requirements.txt", "requirements-gpu.txt", "selfreward_lite",
     "tests", "notebooks", "docs", ".ci", ".github", ".gitignore", ".gitattributes",
 }  # fmt: skip
 
