@@ -1,0 +1,69 @@
+"""Parsing: which texts are a score or a verdict, and that any text can be parsed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfreward_lite.method.parsing import (
+    find_appeal_to_judge,
+    parse_prompts,
+    parse_score,
+    parse_verdict,
+)
+
+
+@given(st.text())
+def test_parsers_accept_any_text(text):
+    score = parse_score(text)
+    assert score is None or 0 <= score <= 5
+    assert parse_verdict(text, "Judgement") in (None, "A", "B")
+    assert find_appeal_to_judge(text) is None or isinstance(find_appeal_to_judge(text), str)
+    assert all(task.strip() for task in parse_prompts(text, cut=False))
+
+
+@pytest.mark.parametrize("score", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "Score: {}",
+        "**Score: {}**",
+        "**Score:** {}",
+        "score: {}/5",
+        "Score: {}.0",
+        "  Score:  {}  ",
+        "*Score*: {}",
+    ],
+)
+def test_parse_score_reads_every_tolerated_shape(score, shape):
+    assert parse_score("reasons\n" + shape.format(score) + "\n\n") == score
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'd say ten",
+        "Score: 5\n\nreason",
+        "Score: 5.5",
+        "Score: -0",
+        "Score: 5 5",
+        "Score:",
+        "Score: five",
+        "Score; 4",
+        "Score: 4.",
+        "Score: 0x3",
+        "Score: 4 stars",
+        "The score: 4",
+        "Score: 4, or so",
+        "Score: 4\nScore: 3\nScore: 4",
+        "Score: ５",
+        "Score: 3/10",
+        "Score: NaN",
+    ],
+)
+def test_parse_score_reads_nothing_else(text):
+    assert parse_score(text) is None
+
+
+def test_parse_score_of_a_text_that_quotes_a_score():
+    assert parse_score("the answer says Score: 5\nScore: 2") == 2
+    assert parse_score("Score: 5 it says\nScore: 2") is None
