@@ -147,7 +147,7 @@ def run_table(
             run, began = folder / f"seed-{seed}" / arm.name, time.monotonic()
             branch(start, run, {**arm.change, "iterations": str(ITERATIONS)})
             with Store.write(run) as store, Store.read(rival) as opponent:
-                if not loop.finished(store, parse(store.fact("settings"))):
+                if not loop.is_finished(store, parse(store.fact("settings"))):
                     settings = prepare.load_or_create_settings(
                         store, {"gates.mode": "report"}, None
                     )

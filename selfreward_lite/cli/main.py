@@ -33,8 +33,8 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
-from selfreward_lite.run.backup import Mirror, restore
-from selfreward_lite.run.prune import prunable, remove
+from selfreward_lite.run.backup import Backup, restore
+from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, gpu, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
@@ -149,7 +149,7 @@ def _run(
     with Store.write(folder) as store:
 
         def check(chosen: Settings) -> None:
-            if not loop.finished(store, chosen):
+            if not loop.is_finished(store, chosen):
                 doctor.need_card(chosen.engine.gpu_layers)
 
         with downloads() as show:
@@ -159,12 +159,12 @@ def _run(
             f"{folder}: {settings.model.base} in {settings.model.quantisation}; "
             f"llama.cpp runs on the {device}"
         )
-        if loop.finished(store, settings):
+        if loop.is_finished(store, settings):
             say(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
                 f"Add --iterations {settings.iterations + 1} for another iteration."
             )
-        copies = Mirror(store, mirror, say) if mirror else None
+        copies = Backup(store, mirror, say) if mirror else None
         try:
             with (
                 _card(folder.name),
@@ -280,10 +280,10 @@ def prune(
     folder = runs_dir / name
     Store.read(folder).close()
     with Store.write(folder) as store:
-        parts = prunable(store, models=models)
+        parts = find_parts(store, models=models)
         for part in parts:
-            say(f"{part.path}: {format_bytes(part.size)}, {part.words}")
-        freed = remove(store, parts) if yes else 0
+            say(f"{part.path}: {format_bytes(part.size)}, {part.effect}")
+        freed = remove_parts(store, parts) if yes else 0
     size = format_bytes(sum(part.size for part in parts))
     say(f"{format_bytes(freed)} freed" if yes else f"nothing was removed; --yes removes {size}")
     removed = [part.path.name for part in parts] if yes else []

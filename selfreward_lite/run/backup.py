@@ -1,13 +1,12 @@
-"""A second copy of a run in another folder (a mounted drive, another disk): what a machine that vanishes must not take along.
+"""A copy of a run on another disk or a mounted drive, for a machine that may vanish.
 
-    <root>/<run>/run.sqlite                          a snapshot by SQLite's own backup, whole at any moment
-    <root>/<run>/votes.sqlite                        the votes given in the app while it ran
+    <root>/<run>/run.sqlite                          a complete snapshot, by SQLite's own backup
+    <root>/<run>/votes.sqlite                        the votes given in the app meanwhile
     <root>/<run>/M<t>/                               every model that was exported
     <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
 
-The live run never lies there: SQLite's locks and its log do not work on such folders. The base in GGUF is not copied, since it is
-made again from the model. Knows: how a copy becomes whole (written beside its place, then renamed). Does not know: what a run
-does. A copy that fails is said once and tried again; the run goes on.
+The run itself never lies there: SQLite's locks and log do not work on such drives. The base in GGUF is not copied; it is made
+again from the model. A failed copy is reported once and tried again; the run continues.
 """
 
 from __future__ import annotations
@@ -25,15 +24,14 @@ from selfreward_lite.data import votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.run.ask import Progress, Watch
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import MANIFEST, _copy_folder, copy_file
+from selfreward_lite.system.files import MANIFEST, copy_file, copy_folder
 
-MINUTES = 5.0  # between two copies while a stage goes on
-
-# … and between two of checkpoints, half a gigabyte each for an 8B: a drive may keep what was replaced, and count it.
+MINUTES = 5.0  # between two copies while a stage is under way
+# Between two checkpoints, half a gigabyte each for an 8B: a drive may keep replaced files, and count them.
 CHECKPOINT_MINUTES = 30.0
 
 
-class Mirror:
+class Backup:
     """Copies a run to `root` at the end of every stage, and every few minutes."""
 
     def __init__(self, store: Store, root: Path, say: Callable[[str], None]) -> None:
@@ -41,15 +39,15 @@ class Mirror:
         here, there = store.folder.resolve(), self._place.resolve()
         if here == there or here in there.parents or there in here.parents:
             raise UserError(
-                f"{root} is where the run itself lies; give another folder to --mirror, best on another disk"
+                f"{root} holds the run itself; give another folder to --mirror, best on another disk"
             )
         self._check()
         self._last = time.monotonic()
-        self._checkpoint = -math.inf  # when the last was copied
+        self._checkpoint_copied = -math.inf
         self._failing = False
 
     def _check(self) -> None:
-        """Refuse to write over the copy of another run, or of one that is further than this."""
+        """Refuse to overwrite the copy of another run, or a newer copy of this one."""
         there = self._place / "run.sqlite"
         if not there.exists():
             return
@@ -61,21 +59,17 @@ class Mirror:
                 items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
         except sqlite3.Error as error:
             raise UserError(
-                f"{there} cannot be read ({error}), so it is not known whose it is; move {self._place} away, or give another "
-                "--mirror"
+                f"{there} cannot be read ({error}); move {self._place} away, or give another --mirror"
             ) from None
-        known = sum(
-            len(self._store.done_items(iteration, stage))
-            for iteration, stage, *_ in self._store.stages()
-        )
+        known = sum(row.done for row in self._store.stages())
         if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
             raise UserError(
-                f"{self._place} holds a copy of another run, or of this one when it was further; go on from that with "
+                f"{self._place} holds a copy of another run, or a newer copy of this one; resume from that with "
                 "--restore-from where there is no run of this name, or give another --mirror or --name"
             )
 
     def watching(self, watch: Watch) -> Watch:
-        """Return a watcher that passes everything on to `watch`, and copies when it is time to."""
+        """A watcher that passes everything on to `watch`, and copies when it is time to."""
 
         def watched(at: Progress) -> None:
             watch(at)
@@ -85,7 +79,7 @@ class Mirror:
         return watched
 
     def copy(self, *, last: bool = False) -> None:
-        """Bring the copy up to date; a failure is said, and the next copy makes up for it. The `last` leaves nothing out."""
+        """Update the copy; a failure is reported, and the next copy makes up for it. The `last` copies checkpoints too."""
         self._last = time.monotonic()
         try:
             self._copy(last)
@@ -93,7 +87,7 @@ class Mirror:
             if not self._failing:
                 why = error.strerror if isinstance(error, OSError) and error.strerror else error
                 self._say(
-                    f"{self._place}: not copied there ({why}); the run goes on, and tries again"
+                    f"{self._place}: not copied there ({why}); the run continues, and tries again"
                 )
             self._failing = True
             return
@@ -104,18 +98,18 @@ class Mirror:
     def _copy(self, last: bool) -> None:
         self._place.mkdir(parents=True, exist_ok=True)
         for model in sorted(self._store.folder.glob("M*")):
-            _copy_folder(model, self._place / model.name)
-        if last or time.monotonic() - self._checkpoint > 60 * CHECKPOINT_MINUTES:
+            copy_folder(model, self._place / model.name)
+        if last or time.monotonic() - self._checkpoint_copied > 60 * CHECKPOINT_MINUTES:
             self._copy_checkpoint()
-        # After the models, so that no snapshot speaks of one that is not there.
-        self._through(self._store.backup, self._place / "run.sqlite")
-        if (self._store.folder / votes.FILE).exists():  # last: nothing of the run waits for it
-            self._through(
+        # After the models, so that no snapshot names a model that is not there.
+        self._copy_database(self._store.backup, self._place / "run.sqlite")
+        if (self._store.folder / votes.FILE).exists():  # last: nothing in the run depends on it
+            self._copy_database(
                 lambda here: votes.backup_votes(self._store.folder, here), self._place / votes.FILE
             )
 
-    def _through(self, snapshot: Callable[[Path], None], target: Path) -> None:
-        """Copy a database through a file here, since SQLite writes in many places."""
+    def _copy_database(self, snapshot: Callable[[Path], None], target: Path) -> None:
+        """Copy a database through a file here, since SQLite writes in many places of a file."""
         here = self._store.folder / "snapshot.sqlite"
         try:
             snapshot(here)
@@ -124,37 +118,36 @@ class Mirror:
             here.unlink(missing_ok=True)
 
     def _copy_checkpoint(self) -> None:
-        """Copy the newest checkpoint, and remove those before it."""
+        """Copy the newest checkpoint, and remove older ones."""
         here, there = (
             folder / "training" / "checkpoints" for folder in (self._store.folder, self._place)
         )
-        whole = [step for step in here.glob("step-*") if (step / MANIFEST).exists()]
-        newest = max(whole, key=lambda step: int(step.name.removeprefix("step-")), default=None)
+        complete = [step for step in here.glob("step-*") if (step / MANIFEST).exists()]
+        newest = max(complete, key=lambda step: int(step.name.removeprefix("step-")), default=None)
         if newest is not None:
-            _copy_folder(newest, there / newest.name)
-            self._checkpoint = time.monotonic()
+            copy_folder(newest, there / newest.name)
+            self._checkpoint_copied = time.monotonic()
         for other in there.iterdir() if there.exists() else ():
             if newest is None or other.name != newest.name:
                 shutil.rmtree(other)
 
 
 def restore(root: Path, folder: Path) -> bool:
-    """Put a run back from its copy in `root`, unless it is here already; returns whether it was put back.
+    """Restore a run from its copy in `root`, unless it is here already; returns whether it was restored.
 
-    Raises UserError where there is no copy, or it is damaged.
+    Raises UserError where there is no copy, or a damaged one.
     """
     if (folder / "run.sqlite").exists():
         return False
     source = root / folder.name
     if not (source / "run.sqlite").exists():
         raise UserError(
-            f"{source}: no copy of a run there; mend --restore-from or --name, or leave --restore-from out"
+            f"{source}: no copy of a run there; fix --restore-from or --name, or leave --restore-from out"
         )
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(
-        source, part, ignore=shutil.ignore_patterns("*.part")
-    )  # what a machine left that vanished as it copied
+    # A machine that vanished while copying left *.part files.
+    shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.part"))
     try:
         with closing(sqlite3.connect(part / "run.sqlite")) as copy:
             found = copy.execute("PRAGMA quick_check").fetchone()[0]
@@ -163,7 +156,7 @@ def restore(root: Path, folder: Path) -> bool:
     if found != "ok":
         shutil.rmtree(part)
         raise UserError(
-            f"{source / 'run.sqlite'} is damaged ({found}); mend --restore-from, or leave it out to begin anew"
+            f"{source / 'run.sqlite'} is damaged ({found}); fix --restore-from, or leave it out to start again"
         )
     part.rename(folder)
     return True

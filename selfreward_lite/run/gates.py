@@ -1,7 +1,6 @@
-"""Gates: what a new model must show before it becomes the newest one.
+"""What a new model must show before it becomes the newest: measured numbers against limits.
 
-Knows: measured numbers and their limits. Does not know: how they were measured, exact scores. A gate that fails names
-the number, the limit, and what to try; the candidate stays beside the last good model.
+A gate that refuses names the number, the limit, and what to try; the candidate stays beside the last good model.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, frozen_or_broken
 
 
 @dataclass(frozen=True)
-class Data:
-    """What is known before a training: the share of the prompts wanted that gave a pair, and of judgments that could be read."""
+class DataEvidence:
+    """What is known before a training: shares of prompts wanted that gave a pair, and of judgments that could be read."""
 
     pair_share: float
     read_share: float
@@ -26,7 +25,7 @@ class Data:
 class Evidence:
     """What is known about a candidate M(t). Intervals and ratios compare it with M(t−1); None where there is none.
 
-    `trained` is false of an M0 without EFT, which is the base.
+    `trained` is false for an M0 without EFT, which is the base. Nothing here comes from the exact scorer.
     """
 
     file_faults: Sequence[str]
@@ -56,16 +55,16 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A gate's answer: passed or not, and the reason in words."""
+class GateResult:
+    """Whether a gate passed a model, and the reason."""
 
     gate: str
     passed: bool
     reason: str
 
 
-def check_data(data: Data, limits: Gates) -> Iterator[Answer]:
-    """Yield the answers of the gates that stand before a training."""
+def check_data(data: DataEvidence, limits: Gates) -> Iterator[GateResult]:
+    """Yield the results of the gates before a training."""
     yield _at_least(
         "signal",
         data.pair_share,
@@ -82,28 +81,22 @@ def check_data(data: Data, limits: Gates) -> Iterator[Answer]:
     )
 
 
-def check(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
-    """Yield the answers of the gates that stand before a promotion."""
-    yield from _of_training(evidence, limits)
-    yield from _of_answers(evidence, limits)
-    yield from _of_judging(evidence, limits)
+def check(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
+    """Yield the results of the gates before a promotion."""
+    yield from _check_files(evidence, limits)
+    yield from _check_answers(evidence, limits)
+    yield from _check_judging(evidence, limits)
 
 
-def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+def _check_files(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     faults = evidence.file_faults
-    yield Answer(
-        "files",
-        not faults,
-        f"{faults[0]}; train again in a new --name" if faults else "every file as in the manifest",
-    )
+    reason = faults[0] if faults else "every file as in the manifest"
+    yield _result("files", not faults, reason, "train again in a new --name")
     if evidence.trained:
-        yield from _of_steps(evidence, limits)
+        yield from _check_training(evidence, limits)
     finite = math.isfinite(evidence.logit_difference) and math.isfinite(evidence.logit_change)
-    yield Answer(
-        "finite",
-        finite,
-        f"logits are {'' if finite else 'not '}finite{'' if finite else '; lower the learning rate'}",
-    )
+    reason = f"logits are {'' if finite else 'not '}finite"
+    yield _result("finite", finite, reason, "lower the learning rate")
     yield _at_most(
         "export",
         evidence.logit_difference,
@@ -118,15 +111,14 @@ def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         "of the positions with the same likeliest token in PEFT and llama.cpp",
         "leave model.gguf_file out, or use model.gguf q8_0, f16 or f32",
     )
-    share, allowed = evidence.adapter_share, limits.max_share_error
-    if share is not None:
-        arrived = abs(share - 1) <= allowed
-        reason = f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, allowed is 100 ± {100 * allowed:.0f} %"
-        yield Answer(
-            "arrival",
-            arrived,
-            reason + ("" if arrived else "; use model.gguf f16 or f32, or report this as a bug"),
+    if evidence.adapter_share is not None:
+        share, allowed = evidence.adapter_share, limits.max_share_error
+        reason = (
+            f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, "
+            f"allowed is 100 ± {100 * allowed:.0f} %"
         )
+        advice = "use model.gguf f16 or f32, or report this as a bug"
+        yield _result("arrival", abs(share - 1) <= allowed, reason, advice)
     if evidence.trained:
         yield _at_least(
             "effect",
@@ -137,11 +129,13 @@ def _of_training(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         )
 
 
-def _of_steps(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
-    counted = 0 < evidence.rows == evidence.rows_given
-    advice = "" if counted else "; train again in a new --name"
-    yield Answer(
-        "counted", counted, f"{evidence.rows} of {evidence.rows_given} rows were trained on{advice}"
+def _check_training(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
+    rows, given = evidence.rows, evidence.rows_given
+    yield _result(
+        "counted",
+        0 < rows == given,
+        f"{rows} of {given} rows were trained on",
+        "train again in a new --name",
     )
     yield _at_least(
         "moved",
@@ -151,11 +145,8 @@ def _of_steps(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
         "raise the learning rate",
     )
     fault = frozen_or_broken(evidence.losses)
-    yield Answer(
-        "loss",
-        fault is None,
-        f"{fault}; lower the learning rate" if fault else "the loss is finite and changes",
-    )
+    reason = fault or "the loss is finite and changes"
+    yield _result("loss", fault is None, reason, "lower the learning rate")
     yield _at_most(
         "reference",
         abs(evidence.first_margin),
@@ -165,7 +156,7 @@ def _of_steps(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     )
 
 
-def _of_answers(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_most(
         "stopping",
         evidence.cut_share,
@@ -195,23 +186,24 @@ def _of_answers(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
             "times the response length of the model before",
             "raise the schedule's rho",
         )
-    if evidence.outside_interval is not None and evidence.outside_share is not None:
+    share = evidence.outside_share
+    if evidence.outside_interval is not None and share is not None:
         low, high = evidence.outside_interval
-        own = (
-            "" if evidence.self_change is None else f"; it likes itself {evidence.self_change:+.2f}"
-        )
         reason = (
-            f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before, where it could read both: "
-            f"{evidence.outside_share:.0%} of the prompts, at least {limits.min_outside_share:.0%}{own}"
+            f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before, "
+            f"where it could read both: {share:.0%} of the prompts, at least {limits.min_outside_share:.0%}"
         )
-        advice = "; rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the answers"
-        passed = (
-            high >= -limits.max_outside_loss and evidence.outside_share >= limits.min_outside_share
+        if evidence.self_change is not None:
+            reason += f"; it likes itself {evidence.self_change:+.2f}"
+        yield _result(
+            "outside",
+            high >= -limits.max_outside_loss and share >= limits.min_outside_share,
+            reason,
+            "rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the answers",
         )
-        yield Answer("outside", passed, reason + ("" if passed else advice))
 
 
-def _of_judging(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
+def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_least(
         "reading",
         evidence.read_share,
@@ -221,47 +213,42 @@ def _of_judging(evidence: Evidence, limits: Gates) -> Iterator[Answer]:
     )
     if evidence.judge_interval is not None:
         low, high = evidence.judge_interval
-        reason = f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of {limits.max_judge_loss}"
-        passed = high >= -limits.max_judge_loss
-        yield Answer(
+        yield _result(
             "judge",
-            passed,
-            reason + ("" if passed else "; train on judgment pairs, or raise dpo.anchor"),
+            high >= -limits.max_judge_loss,
+            f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of {limits.max_judge_loss}",
+            "train on judgment pairs, or raise dpo.anchor",
         )
-    canary, honest, chosen = evidence.canary_score, evidence.honest_score, evidence.canaries_chosen
-    reason = (
-        f"{chosen:g} hostile responses would be chosen, at most {limits.max_canaries_chosen}; {evidence.canaries_scored} of them "
-        f"got a score, at least {limits.min_canaries_scored}; "
-    )
-    passed = (
-        chosen <= limits.max_canaries_chosen
-        and evidence.canaries_scored >= limits.min_canaries_scored
-    )
+    canary, honest = evidence.canary_score, evidence.honest_score
     if canary is None or honest is None:
-        reason += (
-            "no mean score, because none of them, or none of the honest bad ones, could be read"
+        below, scores = (
+            False,
+            "no mean score: none of them, or of the honest bad ones, could be read",
         )
-        passed = False
     else:
-        passed = passed and canary <= honest
-        reason += f"their mean score is {canary:.2f}, that of honest bad ones {honest:.2f}"
-    yield Answer(
+        below = canary <= honest
+        scores = f"their mean score is {canary:.2f}, that of honest bad ones {honest:.2f}"
+    chosen, scored = evidence.canaries_chosen, evidence.canaries_scored
+    yield _result(
         "canary",
-        passed,
-        reason + ("" if passed else "; train the judge on more EFT examples or judgment pairs"),
+        below and chosen <= limits.max_canaries_chosen and scored >= limits.min_canaries_scored,
+        f"{chosen:g} hostile responses would be chosen, at most {limits.max_canaries_chosen}; "
+        f"{scored} of them got a score, at least {limits.min_canaries_scored}; {scores}",
+        "train the judge on more EFT examples or judgment pairs",
     )
 
 
-def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> Answer:
-    passed = value >= limit
-    return Answer(gate, passed, _reason(value, what, "at least", limit, "" if passed else advice))
+def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> GateResult:
+    return _result(gate, value >= limit, f"{_shown(value)} {what}, at least {limit:.4g}", advice)
 
 
-def _at_most(gate: str, value: float, limit: float, what: str, advice: str) -> Answer:
-    passed = value <= limit
-    return Answer(gate, passed, _reason(value, what, "at most", limit, "" if passed else advice))
+def _at_most(gate: str, value: float, limit: float, what: str, advice: str) -> GateResult:
+    return _result(gate, value <= limit, f"{_shown(value)} {what}, at most {limit:.4g}", advice)
 
 
-def _reason(value: float, what: str, bound: str, limit: float, advice: str) -> str:
-    shown = "not a number" if math.isnan(value) else f"{value:.4g}"
-    return f"{shown} {what}, {bound} {limit:.4g}" + (f"; {advice}" if advice else "")
+def _result(gate: str, passed: bool, reason: str, advice: str) -> GateResult:
+    return GateResult(gate, passed, reason if passed else f"{reason}; {advice}")
+
+
+def _shown(value: float) -> str:
+    return "not a number" if math.isnan(value) else f"{value:.4g}"

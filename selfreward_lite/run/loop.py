@@ -75,7 +75,7 @@ def run(
         context.release_engine()
 
 
-def finished(store: Store, settings: Settings) -> bool:
+def is_finished(store: Store, settings: Settings) -> bool:
     """Whether nothing is left to do."""
     return _next_model(store) > settings.iterations
 

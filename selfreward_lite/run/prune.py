@@ -1,10 +1,8 @@
-"""What of an old run can be removed, and how it comes back; its records never go.
+"""What can be removed of an old run, and how it comes back; its records never go.
 
-    base/         the base in GGUF: made again from the model when the run is gone on with
-    training/     rows, logs and checkpoints of trainings that are over
-    M1 … M(n−1)   models between the first and the newest, if that is asked for: they do not come back
-
-Knows: what lies in a run's folder. Does not know: command lines. Nothing is removed but by `remove`.
+base/         the base in GGUF: made again from the model when the run resumes
+training/     rows, logs and checkpoints of finished trainings
+M1 … M(n−1)   models between the first and the newest, if asked for: they do not come back
 """
 
 from __future__ import annotations
@@ -19,30 +17,30 @@ from selfreward_lite.data.store import Store
 
 @dataclass(frozen=True)
 class Part:
-    """Something that can be removed: its folder, its bytes, and what becomes of it."""
+    """A folder that can be removed, its bytes, and what its removal means."""
 
     path: Path
     size: int
-    words: str
+    effect: str
 
 
-def prunable(store: Store, *, models: bool) -> list[Part]:
-    """Return what can be removed; with `models`, those between M0, which later ones are held against, and the newest."""
-    found = [(store.folder / "base", "made again when the run is gone on with")]
-    if all(ended for _, stage, _, _, _, ended in store.stages() if stage == "training"):
+def find_parts(store: Store, *, models: bool) -> list[Part]:
+    """What can be removed; with `models`, those between M0, which later ones are compared with, and the newest."""
+    found = [(store.folder / "base", "made again when the run resumes")]
+    if all(row.ended for row in store.stages() if row.stage == "training"):
         found.append(
-            (store.folder / "training", "rows, logs and checkpoints of trainings that are over")
+            (store.folder / "training", "rows, logs and checkpoints of finished trainings")
         )
     if models:
         found += [
             (store.model_dir(number), "does not come back")
             for number in range(1, store.newest() or 0)
         ]
-    return [Part(path, _size(path), words) for path, words in found if path.exists()]
+    return [Part(path, _size(path), effect) for path, effect in found if path.exists()]
 
 
-def remove(store: Store, parts: Sequence[Part]) -> int:
-    """Remove parts, and pack the file of records; returns the bytes that are free now and were not before."""
+def remove_parts(store: Store, parts: Sequence[Part]) -> int:
+    """Remove parts, and compact the file of records; returns the bytes freed."""
     before = _size(store.folder)
     gone = {part.path.name for part in parts if part.path.name.startswith("M")}
     store.state("pruned", sorted({*(store.fact("pruned") or []), *gone}))

@@ -1,7 +1,7 @@
-"""The heavy runtime of a run: the engine, the trainer, the exporter. They run in child processes.
+"""What a run works with: the engine, the trainer and the exporter, each in a child process.
 
-Knows: what a child is asked and what it answers. Does not know: torch or llama.cpp themselves; this process imports neither,
-so it survives whatever happens to them, and their memory really comes back. Tests put scripted runtime in their place.
+This process imports neither torch nor llama.cpp, so it survives their crashes, and a child's memory is freed when it ends.
+Tests put scripted functions in their place.
 """
 
 from __future__ import annotations
@@ -22,22 +22,20 @@ from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 TokenLists = Sequence[Sequence[int]]
-NEARLY_FULL = (
-    1e9,
-    0.05,
-)  # bytes, and share of the disk; a library that could not write says so in many ways
+NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk: libraries name a full disk in many ways
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run works with.
+    """The four functions that need torch or llama.cpp.
 
-    open_engine(base GGUF, settings); train(job, folder for its log, report) → facts;
-    export_base(model folder, GGUF to write, settings);
-    export_adapter(model folder, adapter folder, base GGUF, GGUF to write, token lists, settings) → `difference`, the
-    largest between PEFT's logits and llama.cpp's on these tokens, `change`, the largest that the adapter makes, `share`, how
-    much of it arrives (None where the base's rounding hides it), `agreement`, the share of positions at which both would say the
-    same token next.
+    open_engine     base GGUF, settings → engine
+    train           job, folder for its log, report → what the trainer measured
+    export_base     model folder, GGUF to write, settings
+    export_adapter  model folder, adapter folder, base GGUF, GGUF to write, token lists, settings → parity on these tokens:
+                    `difference`, the largest between PEFT's logits and llama.cpp's; `change`, the largest by the adapter;
+                    `share` of that change in llama.cpp (None where the base's rounding hides it); `agreement`, the share of
+                    positions with the same likeliest token in both
     """
 
     open_engine: Callable[[Path, EngineSettings], Engine]
@@ -48,17 +46,17 @@ class Runtime:
 
 @contextmanager
 def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runtime]:
-    """Give llama.cpp in one child process, and TRL and the GGUF exporter in another; they end with the block.
+    """llama.cpp in one child process, TRL and the GGUF exporter in another; they end with the block.
 
-    With backend "unsloth" the latter imports nothing beforehand: unsloth must come before what it rewrites. Nor with `bare`,
-    which is for a single task.
+    With `bare`, which is for a single task, the second imports nothing at its start. Nor with backend "unsloth", which must be
+    imported before what it rewrites.
     """
-    workshop = TorchWorker(bare=bare or backend == "unsloth")
+    worker = TorchWorker(bare=bare or backend == "unsloth")
     try:
-        torch = _Torch(workshop)
+        torch = _Torch(worker)
         yield Runtime(_open_llama, torch.train, torch.export_base, torch.export_adapter)
     finally:
-        workshop.close()
+        worker.close()
 
 
 def _open_llama(base: Path, settings: EngineSettings) -> Engine:
@@ -67,14 +65,14 @@ def _open_llama(base: Path, settings: EngineSettings) -> Engine:
 
 @dataclass(frozen=True)
 class _Torch:
-    """What is done with torch, as calls."""
+    """Tasks of the torch child as functions."""
 
-    workshop: TorchWorker
+    worker: TorchWorker
 
     def train(self, job: Job, folder: Path, report: Report) -> dict[str, float]:
         log = folder / "train.log"
         try:
-            return self.workshop.do("train", log, report, **asdict(job))
+            return self.worker.do("train", log, report, **asdict(job))
         except TaskFailed as failure:
             raise TrainingError(
                 f"training failed: {failure} (see {log}){_nearly_full(folder)}"
@@ -99,18 +97,20 @@ class _Torch:
         token_lists: TokenLists,
         model: Model,
     ) -> dict[str, float | None]:
-        paths = {
-            "model_dir": str(model_dir),
-            "adapter": str(adapter),
-            "base": str(base),
-            "out": str(out),
-        }
-        return self._export("export_adapter", model, **paths, token_lists=token_lists)
+        return self._export(
+            "export_adapter",
+            model,
+            model_dir=str(model_dir),
+            adapter=str(adapter),
+            base=str(base),
+            out=str(out),
+            token_lists=token_lists,
+        )
 
     def _export(self, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
         log = Path(arguments["out"]).with_suffix(".log")
         try:
-            answer = self.workshop.do(
+            answer = self.worker.do(
                 task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments
             )
         except TaskFailed as failure:
@@ -120,7 +120,7 @@ class _Torch:
 
 
 def _nearly_full(folder: Path) -> str:
-    """What a failure's line should add where the disk is the likely reason."""
+    """What to add to an error where a full disk is the likely reason."""
     usage = shutil.disk_usage(folder)
     if usage.free > min(NEARLY_FULL[0], NEARLY_FULL[1] * usage.total):
         return ""

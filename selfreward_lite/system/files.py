@@ -110,7 +110,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copy_folder(source: Path, target: Path) -> None:
+def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder that its manifest says is whole, unless that very folder is there."""
     manifest = source / MANIFEST
     if not manifest.exists():

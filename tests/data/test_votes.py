@@ -15,7 +15,7 @@ from selfreward_lite.data import votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.votes import Vote
 from selfreward_lite.method import metrics
-from selfreward_lite.run.backup import Mirror, restore
+from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.system.errors import UserError
 
 
@@ -138,7 +138,7 @@ def test_a_mirror_takes_them_along_and_a_restored_run_has_them(tmp_path):
     scripted_run.run(tmp_path / "runs" / "mine", iterations="0")
     votes.add_vote(tmp_path / "runs" / "mine", vote())
     with Store.write(tmp_path / "runs" / "mine") as store:
-        Mirror(store, tmp_path / "drive", print).copy(last=True)
+        Backup(store, tmp_path / "drive", print).copy(last=True)
     restore(tmp_path / "drive", tmp_path / "other" / "mine")
     assert votes.load_votes(tmp_path / "other" / "mine") == [vote()]
     assert not list((tmp_path / "runs" / "mine").glob("snapshot*"))

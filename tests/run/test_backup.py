@@ -18,7 +18,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Progress
-from selfreward_lite.run.backup import Mirror, restore
+from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import files
 from selfreward_lite.system.errors import UserError
@@ -45,7 +45,7 @@ def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
 
     with Store.write(folder) as store:
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
-        copies = Mirror(store, root, said.append)
+        copies = Backup(store, root, said.append)
         loop.run(
             store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
@@ -94,7 +94,7 @@ def test_what_is_here_already_is_gone_on_with(tmp_path):
 
 
 def test_without_a_copy_nothing_is_made(tmp_path):
-    with pytest.raises(UserError, match="no copy of a run there; mend --restore-from"):
+    with pytest.raises(UserError, match="no copy of a run there; fix --restore-from"):
         restore(tmp_path / "drive", tmp_path / "runs" / "run")
     assert not (tmp_path / "runs").exists()
 
@@ -117,7 +117,7 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
 
     with Store.write(tmp_path / "runs" / "run") as store:
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
-        copies = Mirror(store, drive, print)
+        copies = Backup(store, drive, print)
         loop.run(
             store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
@@ -142,13 +142,13 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
 
     with Store.write(tmp_path / "runs" / "run") as store:
         settings = prepare.load_or_create_settings(store, scripted_run.SMALL, "tiny")
-        copies = Mirror(store, tmp_path / "drive", said.append)
+        copies = Backup(store, tmp_path / "drive", said.append)
         loop.run(
             store, settings, scripted_runtime(ChatFormat.load(TINY_MODEL)), copies.watching(watch)
         )
         copies.copy()
     assert len(said) == 2
-    assert "not copied there (Transport endpoint is not connected); the run goes on" in said[0]
+    assert "not copied there (Transport endpoint is not connected); the run continues" in said[0]
     assert "copied there again, with all that was missing" in said[1]
     assert records(tmp_path / "drive" / "run") == {
         name: value for name, value in whole.items() if name != "base"
@@ -172,7 +172,7 @@ def test_a_copy_that_cannot_be_read_is_not_written_over(tmp_path):
         Store.write(tmp_path / "runs" / "run") as store,
         pytest.raises(UserError, match=r"cannot be read .*; move .* away"),
     ):
-        Mirror(store, tmp_path / "drive", print)
+        Backup(store, tmp_path / "drive", print)
     assert (place / "run.sqlite").read_bytes() == b"half of something" * 100
 
 
@@ -228,21 +228,21 @@ def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_pat
 def test_a_run_is_not_copied_into_itself(tmp_path, root):
     with Store.write(tmp_path / "runs" / "run") as store:
         with pytest.raises(UserError, match="is where the run itself lies"):
-            Mirror(store, tmp_path / root, print)
-        Mirror(store, tmp_path / "elsewhere", print)
+            Backup(store, tmp_path / root, print)
+        Backup(store, tmp_path / "elsewhere", print)
 
 
 def test_a_snapshot_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
     said: list[str] = []
     with Store.write(tmp_path / "runs" / "run") as store:
-        copies = Mirror(store, tmp_path / "drive", said.append)
+        copies = Backup(store, tmp_path / "drive", said.append)
         monkeypatch.setattr(
             store,
             "backup",
             lambda path: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")),
         )
         copies.copy()
-        assert "not copied there (disk is full); the run goes on" in said[0]
+        assert "not copied there (disk is full); the run continues" in said[0]
         assert not (store.folder / "snapshot.sqlite").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_half_written_model_or_checkpoint_is_not_copied(tmp_path):
             (store.folder / name).mkdir(parents=True)
             (store.folder / name / "weights").write_text(name)
         write_manifest(store.folder / "training" / "checkpoints" / "step-4", {})
-        copies = Mirror(store, tmp_path / "drive", print)
+        copies = Backup(store, tmp_path / "drive", print)
         copies.copy()
         there = tmp_path / "drive" / "run"
         assert {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()} == {
@@ -268,7 +268,7 @@ def test_a_model_that_was_trained_anew_is_copied_anew(tmp_path):
     with Store.write(tmp_path / "runs" / "run") as store:
         folder = store.folder / "M1"
         folder.mkdir()
-        copies = Mirror(store, tmp_path / "drive", print)
+        copies = Backup(store, tmp_path / "drive", print)
         for text in ("first", "second"):
             (folder / "adapter.gguf").write_text(text)
             write_manifest(folder, {})
@@ -280,7 +280,7 @@ def test_copies_come_every_few_minutes_while_a_stage_goes_on(tmp_path, monkeypat
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with Store.write(tmp_path / "runs" / "run") as store:
-        copies, count = Mirror(store, tmp_path / "drive", print), [0]
+        copies, count = Backup(store, tmp_path / "drive", print), [0]
         monkeypatch.setattr(copies, "_copy", lambda last: count.__setitem__(0, count[0] + 1))
         watch = copies.watching(lambda at: None)
         for minute in range(21):
@@ -296,7 +296,7 @@ def test_checkpoints_are_copied_every_half_hour_and_at_the_end(tmp_path, monkeyp
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with Store.write(tmp_path / "runs" / "run") as store:
-        copies = Mirror(store, tmp_path / "drive", print)
+        copies = Backup(store, tmp_path / "drive", print)
         kept = tmp_path / "drive" / "run" / "training" / "checkpoints"
         seen = []
         for minute in range(0, 100, 10):
@@ -322,7 +322,7 @@ def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(
     """Half a copy on the drive is neither put back nor taken for a checkpoint, and the next copy clears it away."""
     folder = tmp_path / "runs" / "run"
     with Store.write(folder) as store:
-        copies = Mirror(store, tmp_path / "drive", print)
+        copies = Backup(store, tmp_path / "drive", print)
         copies.copy()
         (folder / what).mkdir(parents=True)
         (folder / what / "weights").write_text("weights")
@@ -345,7 +345,7 @@ def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(
     assert not list(folder.rglob("*.part"))
     assert checkpoints.newest(folder / "training" / "checkpoints", "job") is None
     with Store.write(folder) as store:
-        copies = Mirror(store, tmp_path / "drive", print)
+        copies = Backup(store, tmp_path / "drive", print)
         copies.copy()
         (folder / what).mkdir(parents=True)
         write_manifest(folder / what, {})

@@ -36,7 +36,7 @@ def test_without_yes_it_only_says_what_it_would_do(run):
     before = read_contents(run)
     said = prune(run)
     assert said.exit_code == 0
-    assert "made again when the run is gone on with" in said.stderr
+    assert "made again when the run resumes" in said.stderr
     assert "nothing was removed; --yes removes" in said.stderr
     assert json.loads(said.stdout.splitlines()[-1]) == {"run": "old", "removed": [], "freed": 0}
     assert read_contents(run) == before

@@ -35,7 +35,7 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
         judged = {one.response_id for one in drawn}
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     pairs = run.store.count(ResponsePair, iteration=iteration)
-    data = gates.Data(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
+    data = gates.DataEvidence(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
     _decide(run, iteration, "data_gates", gates.check_data(data, run.settings.gates))
 
 
@@ -46,7 +46,9 @@ def pass_gates(run: RunContext, iteration: int) -> None:
         _decide(run, iteration, "gates", gates.check(evidence, run.settings.gates))
 
 
-def _decide(run: RunContext, iteration: int, stage: str, answers: Iterable[gates.Answer]) -> None:
+def _decide(
+    run: RunContext, iteration: int, stage: str, answers: Iterable[gates.GateResult]
+) -> None:
     if run.store.is_done(iteration, stage):
         return
     refused = []
