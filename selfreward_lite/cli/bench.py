@@ -14,7 +14,7 @@ import typer
 
 from selfreward_lite import config
 from selfreward_lite.cli.options import parse_seeds
-from selfreward_lite.cli.output import Display, console, emit, print_table, say
+from selfreward_lite.cli.output import Display, emit, print_table, say
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.models.hf_folder import SHAPES
@@ -47,7 +47,7 @@ def bench_tiny(
     from selfreward_lite.run.runtime import open_runtime
 
     overrides = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
-    with Display(console) as watch:
+    with Display() as watch:
         results = seed_bench.run_seeds(
             runs_dir, parse_seeds(seeds), overrides, open_runtime, watch, say
         )

@@ -14,7 +14,7 @@ import typer
 
 from selfreward_lite import config
 from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, parse_seeds
-from selfreward_lite.cli.output import Display, console, downloads, emit, print_table, say
+from selfreward_lite.cli.output import Display, emit, print_table, say, show_downloads
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
@@ -156,7 +156,7 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
     """Write the answers of one model to own prompts, or of both to the held-out prompts."""
     texts = None
     if prompts is not None:
-        with downloads() as show:
+        with show_downloads() as show:
             place = hub.fetch_path(prompts, "dataset", show)
         texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
     models = dict.fromkeys([mine, against] if texts is None else [mine])
@@ -195,7 +195,7 @@ def measure_judge(
     """Compare a model's scores with human ranks: SR's five metrics (section 3.2) and more."""
     with _open_evaluation(name, runs_dir, set_) as work:
         mine = model or _newest(work)
-        with downloads() as show:
+        with show_downloads() as show:
             found, left_out = work.load_ranked(ranked, show)
         for reason, count in left_out.items():
             say(f"left out: {count} {reason}")
@@ -235,7 +235,7 @@ def paper_table(
     from selfreward_lite.bench import paper_table as paper_bench
     from selfreward_lite.run.runtime import open_runtime
 
-    with Display(console) as watch:
+    with Display() as watch:
         rows = paper_bench.run_table(
             runs_dir, paper_bench.Table(parse_seeds(seeds)), open_runtime, watch, say
         )
@@ -306,7 +306,7 @@ def _open_evaluation(
         with (
             gpu.held(process, say) if holds_gpu else nullcontext(),
             open_runtime(bare=True) as runtime,
-            Display(console) as watch,
+            Display() as watch,
             open_evaluation(store, settings, runtime, watch) as work,
         ):
             yield work

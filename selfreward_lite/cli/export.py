@@ -16,7 +16,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from selfreward_lite.cli.options import EXPORTED, RUNS, GgufType, Number, OutDir, RunName, RunsDir
-from selfreward_lite.cli.output import console, downloads, emit, say
+from selfreward_lite.cli.output import console, emit, say, show_downloads
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
@@ -269,11 +269,10 @@ def _model(folder: Path, number: int | None) -> _Model:
 
 def _base(name: str) -> Path:
     """The folder of a base, downloaded from the hub if needed."""
-    repository = hub.parse_repository(name)
-    if repository is None:
-        return hub.find_model_folder(name)
-    with downloads() as show:
-        return hub.fetch(repository, "model", show)[0]
+    with show_downloads() as show:
+        if repository := hub.parse_repository(name):
+            hub.fetch(repository, "model", show)
+    return hub.find_model_folder(name)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from selfreward_lite.cli.bench import bench
 from selfreward_lite.cli.evaluate import evaluate
 from selfreward_lite.cli.export import export
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
-from selfreward_lite.cli.output import Display, console, downloads, emit, print_table, say
+from selfreward_lite.cli.output import Display, console, emit, print_table, say, show_downloads
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
@@ -152,7 +152,7 @@ def _run(
             if not loop.is_finished(store, chosen):
                 doctor.need_card(chosen.engine.gpu_layers)
 
-        with downloads() as show:
+        with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
         device = "GPU" if settings.engine.gpu_layers else "CPU"
         say(
@@ -169,7 +169,7 @@ def _run(
             with (
                 _card(folder.name),
                 open_runtime(settings.backend) as runtime,
-                Display(console) as watch,
+                Display() as watch,
             ):
                 loop.run(
                     store, settings, runtime, copies.watching(watch) if copies else watch, deadline

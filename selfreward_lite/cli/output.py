@@ -57,10 +57,10 @@ class Display:
     A stage in progress is a bar at the bottom of the terminal, a finished one a line that stays.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console = console) -> None:
         self._console = console
-        self._bars: dict[tuple[int, str], TaskID] = {}
-        self._spoke = time.monotonic()
+        self._bars: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=24, table_column=Column(min_width=10)),
@@ -84,30 +84,30 @@ class Display:
 
     def __call__(self, at: ask.Progress) -> None:
         """Show the progress of a stage."""
-        key = (at.iteration, at.stage)
+        stage = f"M{at.iteration} {at.stage}"
         if at.message:
-            say(f"M{at.iteration} {at.stage}: {at.message}", to=self._console)
+            say(f"{stage}: {at.message}", to=self._console)
         if at.done >= at.total:
-            if key in self._bars:
-                self._progress.remove_task(self._bars.pop(key))
-            self._say(at)
+            if stage in self._bars:
+                self._progress.remove_task(self._bars.pop(stage))
+            self._print(stage, at)
         elif self._console.is_terminal:
-            if key not in self._bars:
-                self._bars[key] = self._progress.add_task(
-                    f"M{at.iteration} {at.stage}", total=at.total, note=""
-                )
-            self._progress.update(self._bars[key], completed=at.done, total=at.total, note=note(at))
-        elif time.monotonic() - self._spoke >= _QUIET_SECONDS:
-            self._say(at)
+            if stage not in self._bars:
+                self._bars[stage] = self._progress.add_task(stage, total=at.total, note="")
+            self._progress.update(
+                self._bars[stage], completed=at.done, total=at.total, note=format_note(at)
+            )
+        elif time.monotonic() - self._last_line >= _QUIET_SECONDS:
+            self._print(stage, at)
 
-    def _say(self, at: ask.Progress) -> None:
-        self._spoke = time.monotonic()
-        done = f"{at.done}/{at.total} in {at.seconds:.1f} s{time_left(at)}"
-        say(f"M{at.iteration} {at.stage}: {done}  {note(at)}".rstrip(), to=self._console)
+    def _print(self, stage: str, at: ask.Progress) -> None:
+        self._last_line = time.monotonic()
+        done = f"{at.done}/{at.total} in {at.seconds:.1f} s{format_time_left(at)}"
+        say(f"{stage}: {done}  {format_note(at)}".rstrip(), to=self._console)
 
 
 @contextmanager
-def downloads() -> Iterator[Callable[[str, int, int], None]]:
+def show_downloads() -> Iterator[Callable[[str, int, int], None]]:
     """A function that shows a download: file name, bytes received, bytes in total.
 
     On a terminal it draws a bar per file, elsewhere it prints a line when a file is complete.
@@ -132,10 +132,10 @@ def downloads() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def note(at: ask.Progress) -> str:
+def format_note(at: ask.Progress) -> str:
     """Tokens per second, the trainer's last values, and what was dropped and why.
 
-    >>> note(ask.Progress(1, "responses", 10, done=4, tokens=300, seconds=2.0))
+    >>> format_note(ask.Progress(1, "responses", 10, done=4, tokens=300, seconds=2.0))
     '150 tokens/s'
     """
     parts = []
@@ -144,17 +144,15 @@ def note(at: ask.Progress) -> str:
     names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
     parts += [f"{word} {at.values[name]:.3f}" for name, word in names.items() if name in at.values]
     if at.drops:
-        parts.append(
-            "dropped: "
-            + ", ".join(f"{count} {reason}" for reason, count in at.drops.most_common(3))
-        )
+        drops = (f"{count} {reason}" for reason, count in at.drops.most_common(3))
+        parts.append(f"dropped: {', '.join(drops)}")
     return "  ".join(parts)
 
 
-def time_left(at: ask.Progress) -> str:
+def format_time_left(at: ask.Progress) -> str:
     """Seconds left at the rate so far, as text; "" before the first item.
 
-    >>> time_left(ask.Progress(1, "responses", 10, done=4, seconds=2.0))
+    >>> format_time_left(ask.Progress(1, "responses", 10, done=4, seconds=2.0))
     ', 3 s left'
     """
     fresh = at.done - at.already
