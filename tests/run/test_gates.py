@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
+from typing import get_args, get_type_hints
 
 import pytest
 from scripted_runtime import scripted_runtime
@@ -13,11 +14,18 @@ from scripted_world import (
     run_world,
 )
 
+from selfreward_lite.config.settings import parse
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
+from selfreward_lite.method import metrics
+from selfreward_lite.method.metrics import ExactScores
 from selfreward_lite.run import gates, loop, prepare
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import measure, promotion
+from selfreward_lite.run.steps.measure import ModelMetrics
+from selfreward_lite.run.steps.reward_hacking import CanaryView, OutsideView
 from selfreward_lite.system.errors import GateStop, UserError
 
 GOOD = gates.Evidence(
@@ -109,6 +117,54 @@ def test_a_refusal_names_number_limit_and_advice(tiny):
     assert "0.8" in answer.reason
     assert "0.9" in answer.reason
     assert "learning rate" in answer.reason
+
+
+# -- what gates receive ----------
+
+
+def fields_of(kind) -> set[str]:
+    """The names of all fields of a dataclass, and of the dataclasses in it."""
+    if not is_dataclass(kind):
+        return set().union(*map(fields_of, get_args(kind)))
+    names = set()
+    for name, hint in get_type_hints(kind).items():
+        assert hint is not ExactScores
+        names |= {name} | fields_of(hint)
+    return names
+
+
+def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
+    """By the types that carry measurements to the gates, and by a run whose exact scorer is gone."""
+    run_world(tmp_path / "run", chat)
+    with Store.read(tmp_path / "run") as store:
+        settings = parse(store.fact("settings"))
+        run = RunContext(store, settings, chat, TINY_MODEL, None, lambda at: None)
+        exact = set(measure.exact_metrics(run, 1))
+        assert {"exact_score", "answer_right", "win_rate_vs_seed"} <= exact <= set(store.metrics(1))
+        for kind in (gates.Evidence, ModelMetrics, CanaryView, OutsideView):
+            assert not fields_of(kind) & exact, kind
+        assert not set(measure.model_metrics(run, 1).stored()) & exact
+
+        def refuse(*_):
+            raise AssertionError("the exact scorer was asked")
+
+        evidence = promotion.collect_evidence(run, 1)
+        monkeypatch.setattr(metrics, "score_exactly", refuse)
+        known = store.metrics
+        monkeypatch.setattr(
+            store,
+            "metrics",
+            lambda model: {
+                name: value for name, value in known(model).items() if name not in exact
+            },
+        )
+        assert promotion.collect_evidence(run, 1) == evidence
+    assert set(gates.Evidence.__dataclass_fields__) == {
+        "file_faults", "trained", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference",
+        "logit_change", "agreement", "adapter_share", "cut_share", "repetitive_share", "distinct_share", "read_share",
+        "length_ratio", "judge_interval", "outside_interval", "outside_share", "self_change", "canary_score",
+        "honest_score", "canaries_scored", "canaries_chosen",
+    }  # fmt: skip
 
 
 # -- whole runs, in which the actor answers as the tiny world's authors do and the judge is right ----------

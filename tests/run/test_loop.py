@@ -30,7 +30,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.report import summary
-from selfreward_lite.run import loop, plan, prepare
+from selfreward_lite.run import loop, plan, prepare, stages
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
 
@@ -173,6 +173,44 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
                 assert "only just being made" in str(error)
         time.sleep(0.002)
     raise AssertionError(f"{stage} of iteration {iteration} was never seen")
+
+
+# -- the table of stages ----------
+
+
+def test_every_stage_names_a_step_of_the_loop():
+    for order, table in ((loop.SEED_STAGE, stages.SEED_STAGE), (loop.ITERATION, stages.ITERATION)):
+        steps = [step.__name__ for step in order]
+        assert len(set(steps)) == len(steps)
+        places = [steps.index(stage.step) for stage in table]
+        assert places == sorted(places), "the table is in the order of the steps"
+
+
+def test_a_stage_outside_the_table_is_refused(tmp_path, chat):
+    with Store.write(tmp_path) as store:
+        settings = config.load("tiny")
+        context = RunContext(store, settings, chat, TINY_MODEL, None, lambda at: None)
+        with pytest.raises(LookupError, match=r"'polish' of iteration 1 is not in run/stages\.py"):
+            context.once(1, "polish", lambda: None)
+        with pytest.raises(LookupError, match="'polish'"):
+            context.ask(1, "polish", [], lambda record: None)
+
+
+def test_a_step_sees_which_steps_are_left(tmp_path, monkeypatch):
+    seen = {}
+
+    def wrap(step):
+        def wrapped(context, iteration):
+            seen[step.__name__] = context.steps_left
+            step(context, iteration)
+
+        wrapped.__name__ = step.__name__
+        return wrapped
+
+    monkeypatch.setattr(loop, "ITERATION", tuple(map(wrap, loop.ITERATION)))
+    run(tmp_path / "run", iterations="1")
+    assert seen["promote"] == frozenset()
+    assert seen["train_model"] == {"export_adapter", "measure_model", "pass_gates", "promote"}
 
 
 # -- gates and settings ----------

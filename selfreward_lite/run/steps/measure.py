@@ -130,12 +130,12 @@ def _ask(run: RunContext, model: int) -> None:
 
 def _store_metrics(run: RunContext, model: int) -> Outcome:
     """Compute the metrics of a model and store them under its number."""
-    rates = _exact_metrics(run, model) or _win_rate(run, model)
+    rates = exact_metrics(run, model) or _win_rate(run, model)
     run.store.measure(model, **model_metrics(run, model).stored(), **rates)
     return Outcome()
 
 
-def _exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
+def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
     """Metrics by the exact scorer, where there is one; only the report reads them."""
     prompts = run.reader.held_out()
     exact = metrics.score_exactly(prompts, run.reader.held_out_answers(model))
