@@ -255,10 +255,18 @@ def test_a_plan_tells_what_a_run_needs(library):
     assert re.search(
         r"download: \d+\.\d GB", run_tab.describe_plan(library, RunRequest("x", "overnight"))
     )
-    assert run_tab.describe_plan(
-        library, RunRequest("x", "tiny", settings=("dpo.betta=<b>",))
-    ).startswith("⚠ dpo.betta: no such setting")
-    assert "<b>" not in run_tab.describe_plan(library, RunRequest("x", "<b>nothing"))
+
+
+def test_the_form_tells_what_is_wrong_with_it(tab):
+    wrong = tab.plan("x", "tiny", "", "", "", "dpo.betta=<b>")
+    assert wrong.startswith("⚠ dpo.betta: no such setting")
+    assert "<b>" not in tab.plan("x", "<b>nothing", "", "", "", "")
+    for number in range(2, 5):
+        form = ["x", "tiny", "", "", "", ""]
+        form[number] = "two"
+        assert re.match("⚠ iterations, hours and random seed must be numbers.*two", tab.plan(*form))
+    with pytest.raises(gr.Error, match="must be numbers"):
+        tab.start(*form)
 
 
 def test_every_preset_is_described():
@@ -268,9 +276,9 @@ def test_every_preset_is_described():
 
 
 def test_an_empty_form_means_the_preset():
-    assert run_tab.parse_form("", "tiny", None, None, None, "") == RunRequest("tiny", "tiny")
+    assert run_tab.parse_form("", "tiny", "", "", "", "") == RunRequest("tiny", "tiny")
     assert run_tab.parse_form(
-        " mine ", "t4", 2.0, 7.0, 0.5, "dpo.beta=0.2\n\n a.b=1 "
+        " mine ", "t4", "2", " 7", "0.5", "dpo.beta=0.2\n\n a.b=1 "
     ) == RunRequest("mine", "t4", 2, 7, 0.5, ("dpo.beta=0.2", "a.b=1"))
 
 
@@ -344,7 +352,7 @@ def test_run_tab_shows_a_finished_run(library, tab):
 def test_starting_a_run_chooses_it(library, tab, monkeypatch):
     begun = []
     monkeypatch.setattr(jobs, "start_run", lambda runs, request, cwd: begun.append(request))
-    shown = tab.start("mine", "tiny", None, None, None, "")
+    shown = tab.start("mine", "tiny", "", "", "", "")
     assert begun == [RunRequest("mine", "tiny")]
     assert shown[tab.header.run]["value"] == "mine"
     assert shown[tab.state].startswith("**mine** is finished")

@@ -228,7 +228,7 @@ class ExploreTab:
                     "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
                 )
                 self.outcome = gr.Radio(
-                    OUTCOMES, value="all", label="Show prompts with", min_width=280
+                    OUTCOMES, value="all", label="Show prompts with", min_width=220, scale=2
                 )
             with gr.Row():
                 self.title = gr.Markdown("", elem_id="count")

@@ -32,7 +32,7 @@ from selfreward_lite.data.records import ModelId
 from selfreward_lite.report import status
 from selfreward_lite.report.status import RunStatus
 from selfreward_lite.run.plan import Estimate, estimate
-from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.errors import ConfigError, SelfRewardError
 from selfreward_lite.system.files import MARGIN, format_bytes
 
 PRESETS = {
@@ -60,12 +60,9 @@ TOO_LITTLE = " ⚠ **too little**"
 
 
 def describe_plan(library: RunLibrary, request: RunRequest) -> str:
-    """Return what a run would need, or what is wrong with the request."""
-    try:
-        settings = config.load(request.preset or "tiny", request.overrides())
-        found = estimate(settings, None, library.runs_dir)
-    except SelfRewardError as error:
-        return warn(error)
+    """Return what a run would need. Raises ConfigError or UserError for a bad request."""
+    settings = config.load(request.preset or "tiny", request.overrides())
+    found = estimate(settings, None, library.runs_dir)
     disk = sum(found.disk.values())
     short = TOO_LITTLE if disk * MARGIN > found.free else ""
     download = format_bytes(found.download) if found.download else "nothing"
@@ -166,22 +163,23 @@ def _format_time(seconds: float) -> str:
 
 
 def parse_form(
-    name: str,
-    preset: str,
-    iterations: float | None,
-    seed: float | None,
-    hours: float | None,
-    settings: str,
+    name: str, preset: str, iterations: str, seed: str, hours: str, settings: str
 ) -> RunRequest:
-    """Return the run that the form asks for; an empty field leaves the preset's value."""
-    return RunRequest(
-        name.strip() or preset,
-        preset,
-        None if iterations is None else int(iterations),
-        None if seed is None else int(seed),
-        hours or None,
-        tuple(line.strip() for line in (settings or "").splitlines() if line.strip()),
-    )
+    """Return the run that the form asks for; an empty field leaves the preset's value.
+
+    Raises ConfigError for a text that is not a number.
+    """
+    try:
+        return RunRequest(
+            name.strip() or preset,
+            preset,
+            int(iterations) if iterations.strip() else None,
+            int(seed) if seed.strip() else None,
+            float(hours) if hours.strip() else None,
+            tuple(line.strip() for line in settings.splitlines() if line.strip()),
+        )
+    except ValueError as error:
+        raise ConfigError(f"iterations, hours and random seed must be numbers ({error})") from None
 
 
 def resume(
@@ -213,20 +211,15 @@ class RunTab:
                 preset = gr.Dropdown(list(PRESETS), value="tiny", label="Preset")
                 name = gr.Textbox("", label="Name", placeholder="same as the preset", max_lines=1)
                 with gr.Accordion("Options", open=False):
-                    iterations = gr.Number(
-                        None,
-                        label="Iterations",
-                        info="empty: as in the preset",
-                        precision=0,
-                        minimum=0,
-                    )
-                    hours = gr.Number(
-                        None,
+                    # Not gr.Number: it turns an empty field into 0 as soon as it is shown.
+                    iterations = gr.Textbox("", label="Iterations", placeholder="as in the preset")
+                    hours = gr.Textbox(
+                        "",
                         label="Time limit in hours",
                         info="uses fewer prompts, so that it ends in time",
-                        minimum=0,
+                        placeholder="none",
                     )
-                    seed = gr.Number(None, label="Random seed", precision=0, minimum=0)
+                    seed = gr.Textbox("", label="Random seed", placeholder="as in the preset")
                     settings = gr.Textbox(
                         "",
                         label="Other settings",
@@ -266,7 +259,7 @@ class RunTab:
             elem_id="stages",
         )
         form: list[Any] = [name, preset, iterations, seed, hours, settings]
-        plan.value = describe_plan(library, RunRequest("tiny", "tiny"))
+        plan.value = self.plan("", "tiny", "", "", "", "")
         for field in form:
             field.change(self.plan, form, plan, **QUIET)
         self._connect(form, start, first)
@@ -282,26 +275,24 @@ class RunTab:
         }
         parts = [self.state, self.bar, *acts, self.stages, self.log]
         start.click(self.start, form, [run, *parts], **OWN)
-        first.click(
-            lambda: self.start("tiny", "tiny", None, None, None, ""), None, [run, *parts], **OWN
-        )
+        first.click(lambda: self.start("tiny", "tiny", "", "", "", ""), None, [run, *parts], **OWN)
         for button, act in acts.items():
             button.click(lambda run, act=act: self.act(act, run), run, parts, **OWN)
         run.change(self.refresh, [run, known], [known, *parts], **NEWS)
         self.header.timer.tick(self.refresh, [run, known], [known, *parts], **TICK)
 
-    def plan(self, *form: Any) -> str:
-        return describe_plan(self.library, parse_form(*form))
+    def plan(self, *form: str) -> str:
+        try:
+            return describe_plan(self.library, parse_form(*form))
+        except SelfRewardError as error:
+            return warn(error)
 
-    def start(self, *form: Any) -> Updates:
-        request, library = parse_form(*form), self.library
-
-        def start_run(run: str) -> None:
-            jobs.start_run(library.runs_dir, request, library.started_in)
-
-        updates = self.act(start_run, request.name)
-        run = gr.update(choices=[*library.runs(), TINY], value=request.name)
-        return {self.header.run: run} | updates
+    def start(self, *form: str) -> Updates:
+        with errors_as_toasts():
+            request = parse_form(*form)
+            jobs.start_run(self.library.runs_dir, request, self.library.started_in)
+        run = gr.update(choices=[*self.library.runs(), TINY], value=request.name)
+        return {self.header.run: run} | self.show(request.name)
 
     def act(self, act: Callable[[str], Any], run: str) -> Updates:
         """Do something to a run, and show its new state; an error is shown as a toast."""
