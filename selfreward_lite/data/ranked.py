@@ -1,9 +1,8 @@
-"""Ranked human data → who trains the judge (EFT), who measures it, who answers held-out prompts.
+"""Human rankings in OASST's schema, split into prompts that train the judge and prompts that measure it.
 
-Knows: OASST's schema (Köpf et al. 2023, arXiv 2304.07327), the selection of arXiv 2401.10020 section 3.1. Does not
-know: how judgments are made; those come from the engine, through the judgments stage. Split by message tree, evaluation
-first, so that no evaluation prompt is ever trained on or shown as an example. What is left out is counted by reason; deeper
-messages of a tree are not looked at.
+The schema is of Köpf et al. 2023 (arXiv 2304.07327), the selection of arXiv 2401.10020, section 3.1.
+Only first turns are read. Evaluation prompts are set aside first, so none is ever trained on. What is
+left out is counted by reason.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from selfreward_lite.system.errors import DataError
 
 HUMAN = "human"  # who wrote the ranked responses
 _NEEDED = ("message_id", "parent_id", "text", "role", "rank")
-_TINY_SPARE = 2  # ranked prompts made a wanted EFT prompt: nearly half of them give no set of judgments that agrees strictly
+# Ranked prompts per wanted EFT prompt: nearly half of them give no judgments that agree strictly.
+_TINY_SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RankedPrompt:
 
 
 def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
-    """Return the messages of the ranked data, and what was skipped. Raises DataError with file and line for a bad row."""
+    """Return the messages of the ranked data, and what was skipped. Raises DataError for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // ranked.ANSWERS
@@ -45,50 +45,43 @@ def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Dr
     found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []
     for place, raw in found.rows:
-        row = _typed(raw)
-        reason = _unfit(row)
-        if reason is None:
-            kept.append(row)
-        else:
+        row = _convert_types(raw)
+        if reason := _find_fault(row):
             found.refuse(place, reason)
+        else:
+            kept.append(row)
     return kept, found.drops()
 
 
 def build_ranked_prompts(
-    rows: Iterable[Mapping[str, Any]], run: str
+    rows: Iterable[Mapping[str, Any]], namespace: str
 ) -> tuple[list[RankedPrompt], Outcome]:
-    """Return the usable prompts in the order of the data, and as an outcome their records and what was left out."""
-    usable, drops = _usable(rows)
-    answers: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    firsts: list[Mapping[str, Any]] = []
+    """Return the usable prompts in the order of the data, and their records and drops as an outcome."""
+    usable, drops = _select_usable(rows)
+    answers: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
     for row in usable:
-        if row["parent_id"] is None:
-            firsts.append(row)
-        else:
-            answers[row["parent_id"]].append(row)
+        answers[row["parent_id"]].append(row)
     found: list[RankedPrompt] = []
     seen: set[str] = set()
-    for row in firsts:
+    for row in answers.pop(None, []):
         plain = " ".join(row["text"].split()).casefold()
-        if plain in seen:  # else an evaluation prompt could stand among the training prompts
+        if plain in seen:  # the same prompt could be in evaluation and in training
             drops["same prompt again"] += 1
             continue
         seen.add(plain)
-        by_rank: dict[float, Mapping[str, Any]] = {}
+        by_rank: dict[float, str] = {}
         for answer in answers[row["message_id"]]:
             if answer["rank"] is None:
                 drops["answer without a rank"] += 1
-            elif by_rank.setdefault(answer["rank"], answer) is not answer:
-                drops["answer of the same rank as another"] += (
-                    1  # the humans did not tell them apart
-                )
-        ranked = [by_rank[rank] for rank in sorted(by_rank)]
-        if len(ranked) < 2:
+            elif answer["rank"] in by_rank:  # people did not tell them apart
+                drops["answer of the same rank as another"] += 1
+            else:
+                by_rank[answer["rank"]] = answer["text"]
+        if len(by_rank) < 2:
             drops["fewer than two ranked answers"] += 1
             continue
-        found.append(
-            _as_records(len(found), row["text"], [answer["text"] for answer in ranked], run)
-        )
+        ranked = [by_rank[rank] for rank in sorted(by_rank)]
+        found.append(_build_records(len(found), row["text"], ranked, namespace))
     records: list[Record] = []
     for one in found:
         records += [one.prompt, *one.responses]
@@ -99,7 +92,7 @@ def build_ranked_prompts(
 
 @dataclass(frozen=True)
 class Split:
-    """Ranked prompts by what they are for: to measure judges, to teach judging (EFT), to teach answering (IFT)."""
+    """Ranked prompts by purpose: measuring judges, training the judge (EFT) and the actor (IFT)."""
 
     evaluation: list[RankedPrompt]
     eft: list[RankedPrompt]
@@ -107,42 +100,44 @@ class Split:
 
 
 def split_ranked(found: Sequence[RankedPrompt], settings: Settings) -> Split:
-    """Share the prompts out: evaluation is reserved first, IFT last. Raises DataError if nothing is left to teach judging."""
+    """Return the prompts split by purpose, evaluation first. Raises DataError if none is left for EFT."""
     shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
     wanted = settings.seed_stage
     left = len(shuffled) - wanted.eval_prompts - wanted.ift_examples
     if left < 1:
         also = f" and {wanted.ift_examples} IFT prompts" if wanted.ift_examples else ""
         raise DataError(
-            f"{len(found)} ranked prompts are too few for {wanted.eval_prompts} evaluation prompts{also}; "
-            f"lower seed_stage.eval_prompts{' or seed_stage.ift_examples' if also else ''}, or give more data"
+            f"{len(found)} ranked prompts are too few for {wanted.eval_prompts} evaluation "
+            f"prompts{also}; lower seed_stage.eval_prompts"
+            f"{' or seed_stage.ift_examples' if also else ''}, or give more data"
         )
     rest = shuffled[wanted.eval_prompts :]
     return Split(shuffled[: wanted.eval_prompts], rest[:left], rest[left:])
 
 
 def pick_held_out_prompts(
-    settings: Settings, run: str, ranked: Sequence[RankedPrompt]
+    settings: Settings, namespace: str, ranked: Sequence[RankedPrompt]
 ) -> list[Prompt]:
-    """Return the prompts that every model of the run answers for evaluation, and that none is trained on.
+    """Return the prompts that every model answers for evaluation, and that none is trained on.
 
-    In the tiny world they are drawn from its evaluation part; elsewhere they are the held-out `ranked` prompts.
+    In the tiny world they are drawn from its evaluation part; elsewhere they are the first of the
+    `ranked` evaluation prompts.
     """
+    count = settings.evaluation.prompts
     if settings.seed_stage.ranked != "tiny":
-        return [one.prompt for one in ranked[: settings.evaluation.prompts]]
+        return [one.prompt for one in ranked[:count]]
     rng = random.Random(settings.seed)
-    texts = dict.fromkeys(
-        tasks.draw_task(rng, "evaluation").prompt for _ in range(4 * settings.evaluation.prompts)
-    )
-    chosen = list(texts)[: settings.evaluation.prompts]
+    texts = dict.fromkeys(tasks.draw_task(rng, "evaluation").prompt for _ in range(4 * count))
     return [
-        Prompt(make_id(run, Prompt, 0, "held_out", index), 0, "held_out", index, text)
-        for index, text in enumerate(chosen)
+        Prompt(make_id(namespace, Prompt, 0, "held_out", index), 0, "held_out", index, text)
+        for index, text in enumerate(list(texts)[:count])
     ]
 
 
-def _usable(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], Counter[str]]:
-    """The base filter of the seed data, with a count for every reason."""
+def _select_usable(
+    rows: Iterable[Mapping[str, Any]],
+) -> tuple[list[Mapping[str, Any]], Counter[str]]:
+    """The rows that may be used as seed data, and a count for every reason to leave one out."""
     kept, drops = [], Counter[str]()
     for row in rows:
         if row.get("lang", "en") != "en":
@@ -158,58 +153,57 @@ def _usable(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]],
     return kept, drops
 
 
-def _as_records(index: int, prompt_text: str, texts: Sequence[str], run: str) -> RankedPrompt:
-    prompt = Prompt(
-        make_id(run, Prompt, 0, "ranked", index), 0, "ranked", index, prompt_text.strip()
-    )
+def _build_records(index: int, text: str, answers: Sequence[str], namespace: str) -> RankedPrompt:
+    prompt_id = make_id(namespace, Prompt, 0, "ranked", index)
     responses = tuple(
         Response(
-            make_id(run, Response, 0, HUMAN, prompt.id, rank),
+            make_id(namespace, Response, 0, HUMAN, prompt_id, rank),
             0,
             HUMAN,
-            prompt.id,
+            prompt_id,
             rank,
-            text.strip(),
+            answer.strip(),
             "stop",
             0,
             rank,
         )
-        for rank, text in enumerate(texts)
+        for rank, answer in enumerate(answers)
     )
-    return RankedPrompt(prompt, responses)
+    return RankedPrompt(Prompt(prompt_id, 0, "ranked", index, text.strip()), responses)
 
 
-def _typed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and truth values that a CSV file could only write as text."""
-    typed = dict(row)
+def _convert_types(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with numbers and booleans where a CSV file has only text."""
+    converted = dict(row)
     if isinstance(row.get("rank"), str):
         try:
-            typed["rank"] = float(row["rank"])
+            converted["rank"] = float(row["rank"])
         except ValueError:
-            return typed  # and it is refused as what it is
+            return converted  # `_find_fault` will refuse it
     for name in ("deleted", "synthetic", "review_result"):
         if isinstance(row.get(name), str):
-            typed[name] = {"true": True, "false": False}.get(row[name].casefold(), row[name])
-    return typed
+            converted[name] = {"true": True, "false": False}.get(row[name].casefold(), row[name])
+    return converted
 
 
-def _unfit(row: Mapping[str, Any]) -> str | None:
-    """Say why a row is no message of ranked data."""
+def _find_fault(row: Mapping[str, Any]) -> str | None:
+    """Why a row is not a message of ranked data, None if it is."""
     if chat := prompt_files.name_chat_format(row):
-        return f"this file holds {chat}, which rank no answers; the seed stage needs OASST's schema ({', '.join(_NEEDED)})"
+        return (
+            f"this file holds {chat}, which rank no answers; the seed stage needs OASST's schema "
+            f"({', '.join(_NEEDED)})"
+        )
     missing = [name for name in _NEEDED if name not in row]
     if missing:
         return f"no field {missing[0]!r}; ranked data must be in OASST's schema"
-    if row["role"] not in ("prompter", "assistant"):
-        return f"role {row['role']!r} is neither prompter nor assistant"
-    if row["rank"] is not None and not (
-        isinstance(row["rank"], int | float) and math.isfinite(row["rank"])
-    ):
-        return f"rank {row['rank']!r} is not a number"
+    role, rank, text = row["role"], row["rank"], row["text"]
+    if role not in ("prompter", "assistant"):
+        return f"role {role!r} is neither prompter nor assistant"
+    if rank is not None and not (isinstance(rank, int | float) and math.isfinite(rank)):
+        return f"rank {rank!r} is not a number"
     for name in ("message_id", "parent_id"):
         if not isinstance(row[name], str | int | None):
             return f"{name} {row[name]!r} is not an id"
-    fault = prompt_files.find_text_fault(row["text"])
-    return (
-        None if row["text"] is None or fault is None else f"text {fault}"
-    )  # an empty one is dropped, as OASST has them
+    fault = prompt_files.find_text_fault(text)
+    # OASST has empty texts; they are dropped later.
+    return None if text is None or fault is None else f"text {fault}"

@@ -1,10 +1,9 @@
-"""The plain values that a run is made of, in the order in which they come about.
+"""The records of a run, plain values in the order in which they are made.
 
-Knows: what identifies a record. Does not know: files, models, how a record was made. An id comes from a record's key
-(run, kind, iteration, model, parent, index), never from its text: two equal texts are two records, and a resumed run finds the
-very records it made before. The content hash is there to notice a text that was changed afterwards.
-
-Scores, lengths and weights in pairs and ratings repeat what they were made with, so that a pair can be explained later.
+An id is derived from a record's key (run, kind, iteration, model, parent, index), never from its
+text: equal texts are two records, and a resumed run finds the records that it made before. The
+content hash shows whether a text was changed later. Pairs and ratings repeat the scores and lengths
+they were made from, so that they can be explained.
 
     Candidate → Prompt → Response → Judgment → ResponsePair
                                        └→ Battle → Rating → JudgmentPair
@@ -39,7 +38,7 @@ Origin = Literal["generated", "imported", "ranked", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A task text as the prompt writer wrote it, before any filter."""
+    """A new prompt as a model wrote it, before any filter."""
 
     KEY: ClassVar = ("iteration", "model", "index")
     id: str
@@ -52,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request of a user. `origin` says where it comes from; "held_out" ones are for evaluation only."""
+    """A user's request. Those of origin "held_out" are for evaluation only."""
 
     KEY: ClassVar = ("iteration", "origin", "index")
     id: str
@@ -64,7 +63,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer to a prompt. `tokens` counts generated tokens (0 for a human's); `rank` is a human's, 0 = best."""
+    """An answer to a prompt. `tokens` counts generated tokens (0 for a person's answer); `rank` is
+    what people gave it, 0 for the best."""
 
     KEY: ClassVar = ("iteration", "model", "prompt_id", "index")
     id: str
@@ -80,8 +80,8 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """A judgment of a response. `score` is what it says, None if that could not be read; `expected_score` is the mean
-    of the six scores under the model's own probabilities at the place where it wrote one."""
+    """A judgment of a response. `score` is read from its text, None if that failed; `expected_score`
+    is the mean of all six scores, weighted by the model's probabilities for the score token."""
 
     KEY: ClassVar = ("iteration", "model", "response_id", "index")
     id: str
@@ -115,7 +115,10 @@ class ResponsePair:
 
 @dataclass(frozen=True, slots=True)
 class Battle:
-    """Two judgments of one response, compared: +1 if the one shown first won, −1 the second, 0 undecided."""
+    """Two judgments of one response, compared by the meta-judge.
+
+    `verdict` is +1 if the judgment shown first won, −1 if the second did, 0 if undecided.
+    """
 
     KEY: ClassVar = ("iteration", "model", "first_id", "second_id")
     id: str
@@ -130,7 +133,7 @@ class Battle:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """The Bradley–Terry strength of a judgment (natural logarithm), and the position weights it was fitted with."""
+    """A judgment's Bradley–Terry strength (natural logarithm), with the position weights of the fit."""
 
     KEY: ClassVar = ("iteration", "judgment_id")
     id: str
@@ -161,8 +164,10 @@ class JudgmentPair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A frozen judge's comparison of two models' answers to a held-out prompt: 1 if `mine` won, 0 if it lost, ½ for a
-    tie, which is also what a verdict is that flips with the order."""
+    """A frozen judge's comparison of two models' answers to a held-out prompt.
+
+    `result` is 1 if `mine` won, 0 if it lost, ½ for a tie or if the verdict flips with the order.
+    """
 
     KEY: ClassVar = ("iteration", "model", "mine_id", "theirs_id")
     id: str
@@ -200,35 +205,37 @@ KINDS: tuple[type[Record], ...] = (
 )
 
 
-def make_id(run: str, kind: type[Record], *key: str | int) -> str:
-    """Return the id of the record of `kind` with this key (the values of `kind.KEY`, in that order)."""
+def make_id(namespace: str, kind: type[Record], *key: str | int) -> str:
+    """Return the id of the record of `kind` with this key (the values of `kind.KEY`, in order)."""
     return hashlib.blake2b(
-        json.dumps([run, kind.__name__, *key]).encode(), digest_size=10
+        json.dumps([namespace, kind.__name__, *key]).encode(), digest_size=10
     ).hexdigest()
 
 
-def derive_id(run: str, record: Record) -> str:
-    """Return the id that `record` must have in this run."""
-    return make_id(run, type(record), *(getattr(record, field) for field in record.KEY))
+def derive_id(namespace: str, record: Record) -> str:
+    """Return the id that `record` must have in the run of this namespace."""
+    return make_id(namespace, type(record), *(getattr(record, field) for field in record.KEY))
 
 
 def content_hash(record: Record) -> str:
-    """Return a hash over everything that the record says."""
+    """Return a hash over all fields of a record."""
     return hashlib.blake2b(
         json.dumps(asdict(record), sort_keys=True).encode(), digest_size=10
     ).hexdigest()
 
 
 def seed_for(run_seed: int, record_id: str) -> int:
-    """Return the sampling seed of a record: the same at every attempt, on every machine; 32 bits, never 2³²−1,
-    which llama.cpp takes as a wish for a random one."""
+    """Return the sampling seed of a record, 32 bits, the same in every attempt and on every machine.
+
+    Never 2³²−1, with which llama.cpp draws a random seed.
+    """
     digest = hashlib.blake2b(f"{run_seed}:{record_id}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") % 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Something that a stage left out, and why. Not a record: a count to be shown."""
+    """How many items a stage left out for a reason. Not a record: only counted."""
 
     reason: str
     count: int = 1
@@ -236,13 +243,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one item of a stage, or a whole fold, came to."""
+    """The records and drops of one item of a stage, or of a stage without items."""
 
     records: tuple[Record, ...] = ()
     drops: tuple[Drop, ...] = ()
 
     def dropped(self) -> Counter[str]:
-        """Return how much was left out, by reason."""
+        """Return how many were left out, by reason."""
         counts: Counter[str] = Counter()
         for drop in self.drops:
             counts[drop.reason] += drop.count

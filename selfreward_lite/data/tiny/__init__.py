@@ -1,8 +1,8 @@
-"""The tiny world: the same loop on a model of a million parameters, in a world where quality can be computed exactly.
+"""The tiny world: letter tasks with an exact score, for a model of a million parameters.
 
-Reading order: `tasks` (what is asked), `answers` (how it is answered, well or badly), `score` (what that is worth),
-`corpus` (what the base learnt from), `ranked` (what plays the human data), `bias` (of a judge, for experiments),
-`tokenizer` and `build` (how `model/` was made).
+Read in this order: `tasks` (the questions), `answers` (good and bad answers), `score` (their exact
+score), `ranked` (the human data of this world), `bias` (of a judge, for experiments). `model/` is the
+base model; `training/tiny_base` made it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Answers of the tiny world, good and bad, made so that their faults are known while they are written.
+"""Answers of the tiny world, good and bad; their faults are known as they are written.
 
-Knows: how an answer can be wrong. Does not know: the exact scorer (a test compares the two).
+The points are computed without the exact scorer; a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,28 +17,10 @@ FILLERS = (
     "Let me know if this is what you wanted.",
 )
 
-# What stands between the words of an author who does not answer.
+# Separators in an answer that answers nothing; a space is drawn as often as five of the others.
 SIGNS = (
-    " ",
-    " ",
-    " ",
-    " ",
-    " ",
-    ", ",
-    ". ",
-    "! ",
-    "? ",
-    ": ",
-    "\n",
-    " - ",
-    "/",
-    "=",
-    "** ",
-    '" ',
-    "> ",
-    " <",
-    " é",
-    " 好 ",
+    *(" ",) * 5,
+    *(", ", ". ", "! ", "? ", ": ", "\n", " - ", "/", "=", "** ", '" ', "> ", " <", " é", " 好 "),
 )
 
 
@@ -46,8 +28,8 @@ SIGNS = (
 class Habits:
     """How often an author's answers have each quality, as shares in [0, 1].
 
-    The defaults make the base: drawn at temperature 0.8 and top-p 0.95, which favour what is frequent, a model trained on
-    them is right in about 70 % of its answers.
+    A model trained on answers with the defaults, and sampled at temperature 0.8 and top-p 0.95,
+    which favor frequent tokens, is right in about 70 % of its answers.
     """
 
     right: float = 0.55
@@ -67,7 +49,7 @@ class Answer:
 
 
 def write_answer(task: Task, rng: random.Random, habits: Habits) -> Answer:
-    """Return one answer to `task` by an author of these habits."""
+    """Return one answer to `task` by an author with these habits."""
     letters = task.solution if rng.random() < habits.right else tuple(draw_wrong_letters(task, rng))
     form, brief = rng.random() < habits.form, rng.random() < habits.brief
     body = f"The answer is {' '.join(letters)}." if form else " ".join(letters)
@@ -82,9 +64,9 @@ def write_answer(task: Task, rng: random.Random, habits: Habits) -> Answer:
 
 
 def write_chatter(rng: random.Random) -> Answer:
-    """Return an answer that is none: made-up words, numbers and signs. It earns no point.
+    """Return an answer of made-up words, numbers and signs, which earns no point.
 
-    No letter stands alone in it, or the scorer would read an answer.
+    It has no single letter, which the scorer would read as an answer.
     """
     words = []
     for _ in range(rng.randint(1, 7)):
@@ -98,14 +80,14 @@ def write_chatter(rng: random.Random) -> Answer:
 
 
 def award_points(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
-    """Return the five points of `answer` for somebody who takes `solution` for the right letters."""
+    """Return the five points of `answer` if `solution` were the right letters."""
     hits = sum(a == b for a, b in zip(answer.letters, solution, strict=False))
     places = max(len(answer.letters), len(solution))
     return (hits > 0, 2 * hits >= places, hits == places, answer.form, answer.brief)
 
 
 def draw_wrong_letters(task: Task, rng: random.Random) -> list[str]:
-    """Return letters that are not the solution: nearly right, the wrong task, or off the topic."""
+    """Return wrong letters: nearly right, for another task, or not from the task at all."""
     while True:
         letters = rng.choice((_swapped, _changed, _copied, _foreign))(task, rng)
         if letters and letters != list(task.solution):

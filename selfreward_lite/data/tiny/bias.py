@@ -1,7 +1,4 @@
-"""A judge's declared bias, for experiments on length: judgments that hold brevity against an answer.
-
-Knows: how a judgment of the tiny world is written. Does not know: answers, the exact scorer, who learns from it.
-"""
+"""A judge's known bias, for experiments on length: judgments that count brevity as a fault."""
 
 from __future__ import annotations
 
@@ -12,7 +9,9 @@ _SCORE = re.compile(r"^Score: (\d)$", re.MULTILINE)
 
 
 def flip_brevity(judgment: str) -> str:
-    """Return a judgment with its check of brevity the other way round, and the score that this makes; one without is as it was.
+    """Return a judgment with its check of brevity reversed and its score changed to match.
+
+    A judgment without that check is returned unchanged.
 
     >>> flip_brevity("check a a ok\\nright yes\\nbrief yes\\nScore: 4")
     'check a a ok\\nright yes\\nbrief no\\nScore: 3'

@@ -1,6 +1,6 @@
-"""Ranked examples of the tiny world in OASST's schema: the human data that the seed stage starts from.
+"""Ranked answers of the tiny world in OASST's schema, from which the seed stage starts.
 
-Knows: the exact scorer, which stands in for the humans who ranked. Does not know: judges. Only ranks leave this file.
+The exact scorer takes the place of the people who ranked. Only ranks leave this file.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from selfreward_lite.data.tiny.answers import Habits, write_answer
 from selfreward_lite.data.tiny.score import score_answer
 from selfreward_lite.data.tiny.tasks import Task, draw_task
 
-ANSWERS = 3  # ranked answers a prompt; OASST's evaluation prompts have 2.85 on average
-_DATA_SEED = 20230412  # the data set is one and the same for every run, as a human one would be
+ANSWERS = 3  # ranked answers per prompt; OASST's evaluation prompts have 2.85 on average
+_DATA_SEED = 20230412  # every run has the same data set
 
 
 def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
@@ -32,7 +32,7 @@ def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
 
 
 def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
-    """Return answers of different exact scores, best first, as far apart in quality as chance has them."""
+    """Random answers with different exact scores, best first."""
     by_score: dict[int, str] = {}
     while len(by_score) < ANSWERS:
         text = write_answer(task, rng, Habits()).text

@@ -1,8 +1,8 @@
-"""The exact scorer of the tiny world: five yes-or-no points, computed, open to no flattery.
+"""The exact scorer of the tiny world: five yes-or-no points, computed from the letters.
 
-Imported by `evaluate` and by the builder of the ranked examples alone (a test holds this): no stage, gate or trainer
-ever sees its values. (The ranks of the ranked examples follow from them, as human ranks follow from human taste.) The
-points have the shape of the judge's additive rubric (arXiv 2401.10020, figure 2).
+Only evaluation and the builder of the ranked answers import it (a test checks this): no stage, gate
+or trainer ever sees its values. The points have the form of the judge's additive rubric (arXiv
+2401.10020, figure 2).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BEST = 5
 
 @dataclass(frozen=True)
 class Points:
-    """What is true of an answer.
+    """The points of an answer.
 
-    some: at least one place holds the right letter. half: at least half of the places do. right: all of them do, and there
-    are no more. form: it begins with the sentence "The answer is … .". brief: nothing
-    stands beside the letters but that sentence.
+    some: at least one place has the right letter. half: at least half of the places do. right: all
+    do, and there are no more. form: it begins with the sentence "The answer is … .". brief: it has
+    nothing but the letters, or that sentence.
     """
 
     some: bool
@@ -47,7 +47,7 @@ def score_answer(prompt: str, response: str) -> Points:
     hits = sum(a == b for a, b in zip(letters, task.solution, strict=False))
     places = max(len(letters), len(task.solution))
     sentence = _SENTENCE.match(response)
-    bare = " ".join(letters)
+    plain = " ".join(letters)
     return Points(
         some=hits > 0,
         half=2 * hits >= places,
@@ -55,5 +55,5 @@ def score_answer(prompt: str, response: str) -> Points:
         form=sentence is not None and tuple(sentence.group(1).split()) == letters,
         brief=bool(letters)
         and response.strip()
-        in (bare, f"{bare}.", f"The answer is {bare}", f"The answer is {bare}."),
+        in (plain, f"{plain}.", f"The answer is {plain}", f"The answer is {plain}."),
     )

@@ -1,7 +1,4 @@
-"""The tasks of the tiny world: letters in, letters out, each with one right answer.
-
-Knows: how a task is worded and solved, and which tasks serve what. Does not know: answers' form, points.
-"""
+"""The tasks of the tiny world: letters in, letters out, each with one right answer."""
 
 from __future__ import annotations
 
@@ -61,6 +58,6 @@ def draw_task(rng: random.Random, part: Part) -> Task:
 
 
 def parse_task(prompt: str) -> Task | None:
-    """Return the task that `prompt` words, or None if it words none."""
+    """Return the task in a prompt, None if there is none."""
     shape = _SHAPE.fullmatch(prompt.strip())
     return Task(shape.group(1), tuple(shape.group(2).split())) if shape else None
