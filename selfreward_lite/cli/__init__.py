@@ -1,5 +1,6 @@
-"""One file a command.
+"""The command line, one file per group of commands.
 
-Parses and prints; a computation here is a mistake. The last line of stdout is JSON.
+It parses and prints: tables to stderr, one JSON document as the last line of stdout. A computation
+here is a mistake.
 Start: `main.py`.
 """

@@ -47,6 +47,7 @@ def bench_tiny(
     from selfreward_lite.run.runtime import open_runtime
 
     overrides = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
+    config.load("tiny", overrides)  # a mistyped setting leaves no folder behind
     with Display() as watch:
         results = seed_bench.run_seeds(
             runs_dir, parse_seeds(seeds), overrides, open_runtime, watch, say

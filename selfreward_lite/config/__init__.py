@@ -1,6 +1,6 @@
-"""Everything that can be set, with limits and the reason of each default.
+"""Everything that can be set, with limits, defaults and their reasons.
 
-Does nothing but parse and check; imports only `system.errors`.
+It parses and checks, nothing else; it imports only `system.errors`.
 Start: `settings.py`; presets are in `presets/`.
 """
 

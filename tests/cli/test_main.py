@@ -1,4 +1,4 @@
-"""The command line as a person meets it: one clear line, a documented exit code, JSON last."""
+"""The command line as a user sees it: one clear line, a documented exit code, JSON last."""
 
 import json
 import signal
@@ -78,7 +78,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
         assert list(tmp_path.iterdir()) == [], "a mistyped command leaves no folder behind"
 
 
-def test_a_finished_run_says_so_and_how_to_go_on(runs):
+def test_a_finished_run_says_so_and_how_to_continue(runs):
     ended = cli("run", "--name", "done", "--runs-dir", str(runs))
     assert ended.returncode == 0
     assert "finished" in ended.stderr
@@ -124,7 +124,7 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
         text=True,
         preexec_fn=lambda: signal.signal(
             signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background jobs are made to ignore it
+        ),  # a shell makes background jobs ignore it
     ) as child:
         try:
             while not (tmp_path / "tiny" / "run.sqlite").exists():
@@ -140,9 +140,7 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
     Store.write(tmp_path / "tiny").close()
 
 
-def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
-    tmp_path, chat, monkeypatch, capsys
-):
+def test_a_refusing_gate_ends_with_code_3_and_json_last(tmp_path, chat, monkeypatch, capsys):
     from contextlib import nullcontext
 
     from selfreward_lite.cli import main
@@ -172,7 +170,7 @@ def test_a_gate_that_refuses_ends_the_command_with_code_3_and_json_last(
     assert "accept" in refusal
 
 
-def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat):
+def test_accept_promotes_a_refused_model_and_names_the_gate(tmp_path, chat):
     from scripted_world import BAD_MODELS, run_world
 
     from selfreward_lite.system.errors import GateStop
@@ -186,3 +184,9 @@ def test_accept_promotes_what_a_gate_refused_and_says_what_it_was(tmp_path, chat
     again = cli("accept", "--name", "stopped", "--runs-dir", str(tmp_path))
     assert again.returncode == 2
     assert "nothing to accept" in again.stderr
+
+
+def test_old_command_names_still_work():
+    ended = cli("export", "quantise", "nowhere.gguf", "out.gguf")
+    assert ended.returncode == 2
+    assert "nowhere.gguf" in ended.stderr
