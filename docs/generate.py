@@ -33,7 +33,8 @@ COMMANDS_HEAD = f"""# Commands
 
 {NOTICE}
 
-Every command is `{PROGRAM} COMMAND`. With the package installed (`pip install .`), `selfreward-lite COMMAND` is the same.
+Every command is `{PROGRAM} COMMAND`. With the package installed (`pip install .`),
+`selfreward-lite COMMAND` is the same.
 Progress and tables go to stderr; the last line of stdout is one JSON document.
 
 | exit code | meaning |
@@ -49,10 +50,10 @@ SETTINGS_HEAD = f"""# Settings
 
 {NOTICE}
 
-`{PROGRAM} run --set KEY=VALUE` changes a setting, as in `--set dpo.beta=0.2`; `--set` may be repeated. A
-value is read as TOML, else as plain text. `--preset NAME` chooses a preset, a file in `selfreward_lite/config/presets/` with
-the reason for each value. A setting without a default is set by every preset. `schedule.0` is the first iteration,
-`schedule.1` the second, and so on.
+`{PROGRAM} run --set KEY=VALUE` changes a setting, as in `--set dpo.beta=0.2`; `--set` may
+be repeated. A value is read as TOML, else as plain text. `--preset NAME` chooses a preset, a file
+in `selfreward_lite/config/presets/` with the reason for each value. A setting without a default is
+set by every preset. `schedule.0` is the first iteration, `schedule.1` the second, and so on.
 
 SR is [Self-Rewarding](https://arxiv.org/abs/2401.10020), MR is [Meta-Rewarding](https://arxiv.org/abs/2407.19594).
 """

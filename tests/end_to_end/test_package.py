@@ -60,7 +60,7 @@ def test_installed_package_runs_from_an_empty_folder(wheel, tmp_path):
     venv.create(environment, system_site_packages=True)
     paths = {"base": str(environment), "platbase": str(environment)}
     site_packages = Path(sysconfig.get_path("purelib", "venv", paths))
-    # The packages of the test's own environment, which may be a virtual one too: nothing is downloaded.
+    # The packages of the test's own environment, which may be virtual too: nothing is downloaded.
     (site_packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python, script = environment / "bin" / "python", environment / "bin" / "selfreward-lite"
     call(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The documents: generated pages are up to date, links and paths lead somewhere, the README is short."""
+"""Documents: generated pages are up to date, links and paths lead somewhere."""
 
 import re
 import subprocess
