@@ -1,4 +1,4 @@
-"""Metrics and statistics, by hand and against scipy and scikit-learn."""
+"""Metrics, by hand and against scipy and scikit-learn."""
 
 import math
 import warnings
