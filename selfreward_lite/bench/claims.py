@@ -1,34 +1,28 @@
-"""What the papers claim, as differences between rows of the table, and whether these results bear it out.
+"""The claims of the two papers that the tiny world can test, and this project's own questions.
 
-Knows: the claims of arXiv 2401.10020 and 2407.19594 that a small world can test, and what would bear each out. Does not know:
-how rows are made (`papers`). A difference is taken seed by seed; a claim is held only where the 95 % interval of every
-difference that it needs lies on the claimed side of zero, and in part where that is so of some and the others show nothing.
-Where what a judge is held against is 1 on every seed, it cannot rise: such a difference says nothing of its claim, unless it
-fell. Whatever comes out is reported.
+A claim is a set of differences between two measurements, taken seed by seed. It is held where the 95 %
+interval of every difference is above zero, and in part where that is so of some and the others show
+nothing. A judge's metric whose comparison is 1 on every seed cannot rise, so it does not count, unless
+it falls.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import median
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from selfreward_lite.bench.paper_table import ITERATIONS, Row
+from selfreward_lite.bench.paper_table import ITERATIONS
+from selfreward_lite.bench.seeds import Row
 from selfreward_lite.data.records import BASE, ModelId
-from selfreward_lite.method.statistics import (
-    format_with_error,
-    nan_to_none,
-    standard_error,
-    t_interval,
-)
+from selfreward_lite.method.statistics import t_interval
 
 LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
 MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # nearly as many training steps as Meta-Rewarding
 POSITIVE = "positive examples only"
-MORE_POSITIVE = f"{POSITIVE}, 7 epochs"  # as many as those
+MORE_POSITIVE = f"{POSITIVE}, 7 epochs"  # as many as MORE_STEPS
 Verdict = Literal[
     "held",
     "held in part",
@@ -38,91 +32,126 @@ Verdict = Literal[
     "not testable here",
     "not measured",
 ]
+_WORST_FIRST: tuple[Verdict, ...] = (
+    "not measured",
+    "not held: the opposite",
+    "not held: no difference seen",
+    "held",
+    "not testable here",
+)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A column of an arm's model; where `arm` is None, the number `constant`."""
-
-    column: str
-    arm: str | None
-    iteration: int = LAST
-    constant: float = 0.0
-
-    def of(self, rows: Mapping[tuple[str, int], Mapping[str, float]]) -> float | None:
-        """Return the value in the rows of one seed, by arm and iteration; None where it was not measured."""
-        return (
-            self.constant
-            if self.arm is None
-            else rows.get((self.arm, self.iteration), {}).get(self.column)
-        )
+Model = tuple[str, int]  # an arm and an iteration
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`more` less `less`, which is claimed to be above zero."""
+    """A column of `more` minus that of `less` (None: minus ½), claimed to be above zero."""
 
-    words: str
-    more: Place
-    less: Place
-
-    @property
-    def limit(self) -> float:
-        """What the column of both cannot pass."""
-        return 1.0 if self.more.column.startswith("judge_") else math.inf
+    text: str
+    column: str
+    more: Model
+    less: Model | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: where it stands, what it says, and the differences that must all be above zero for it to hold."""
+    """A claim, its source, and the differences that must all be above zero."""
 
     name: str
     source: str
-    words: str
+    text: str
     differences: tuple[Difference, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A difference as it was found: mean and 95 % interval over the seeds that have it, of those `wanted`; `room` says whether
-    it could have been above zero on any seed."""
+    """A measured difference: mean and 95 % interval over the seeds that have it, of `all_seeds`.
 
-    words: str
+    `has_room`: on some seed it could have been above zero.
+    """
+
+    text: str
     mean: float
     low: float
     high: float
     seeds: int
-    wanted: int
-    room: bool
+    all_seeds: int
+    has_room: bool
 
     @property
     def verdict(self) -> Verdict:
-        if (
-            math.isnan(self.low) or self.seeds < self.wanted
-        ):  # those that got there are no fair sample
+        """What this difference says of its claim."""
+        # The seeds that have it are no fair sample of all.
+        if math.isnan(self.low) or self.seeds < self.all_seeds:
             return "not measured"
         if self.low > 0 or self.high < 0:
             return "held" if self.low > 0 else "not held: the opposite"
-        return "not held: no difference seen" if self.room else "not testable here"
+        return "not held: no difference seen" if self.has_room else "not testable here"
+
+    def __str__(self) -> str:
+        numbers = (round(one, 6) for one in (self.mean, self.low, self.high))  # as in the JSON
+        mean, low, high = ("–" if math.isnan(one) else f"{one:+.3f}" for one in numbers)
+        more = {"not testable here": ", no room to rise", "not measured": f", seeds: {self.seeds}"}
+        return f"{self.text}: {mean} ({low} to {high}{more.get(self.verdict, '')})"
+
+
+@dataclass(frozen=True)
+class JudgedClaim:
+    """A claim and its differences as measured."""
+
+    claim: Claim
+    found: list[Found]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict of the worst difference, or in part."""
+        verdicts = {one.verdict for one in self.found}
+        worst = min(verdicts, key=_WORST_FIRST.index)
+        if worst == "not held: no difference seen" and "held" in verdicts:
+            return "held in part"
+        if worst == "held" and "not testable here" in verdicts:
+            return "held where testable here"
+        return worst
+
+
+def judge_claim(claim: Claim, rows: Sequence[Row]) -> JudgedClaim:
+    """The claim with its differences, measured seed by seed."""
+    by_seed: dict[int, dict[Model, Mapping[str, float]]] = {}
+    for row in rows:
+        by_seed.setdefault(row.seed, {})[row.arm, row.iteration] = row.values
+    seeds = list(by_seed.values())
+    return JudgedClaim(claim, [_measure(one, seeds) for one in claim.differences])
+
+
+def _measure(one: Difference, seeds: Sequence[Mapping[Model, Mapping[str, float]]]) -> Found:
+    values, has_room = [], False
+    for rows in seeds:
+        more = rows.get(one.more, {}).get(one.column)
+        less = rows.get(one.less, {}).get(one.column) if one.less else 0.5
+        if more is not None and less is not None:
+            values.append(more - less)
+            has_room |= less < 1 or not one.column.startswith("judge_")
+    return Found(one.text, *t_interval(values), len(values), len(seeds), has_room)
 
 
 def _between(
-    column: str, more: str, less: str, words: str = "", iteration: int = LAST
+    column: str, more: str, less: str, text: str = "", iteration: int = LAST
 ) -> Difference:
     """The same model of two arms, by default the last."""
-    words = words or f"{column.replace('_', ' ')}: {more} less {less}"
-    return Difference(words, Place(column, more, iteration), Place(column, less, iteration))
+    text = text or f"{column.replace('_', ' ')}: {more} less {less}"
+    return Difference(text, column, (more, iteration), (less, iteration))
 
 
 def _over(column: str, arm: str, after: int, before: int) -> Difference:
     """Two models of one arm."""
     names = ["the base" if number == BASE else ModelId(number).name for number in (after, before)]
-    words = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
-    return Difference(words, Place(column, arm, after), Place(column, arm, before))
+    text = f"{column.replace('_', ' ')}, {arm}: {names[0]} less {names[1]}"
+    return Difference(text, column, (arm, after), (arm, before))
 
 
-def _above_half(column: str, arm: str, iteration: int, words: str) -> Difference:
-    return Difference(words, Place(column, arm, iteration), Place("", None, constant=0.5))
+def _above_half(column: str, arm: str, iteration: int, text: str) -> Difference:
+    return Difference(text, column, (arm, iteration))
 
 
 JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
@@ -170,8 +199,9 @@ CLAIMS = (
         (
             Difference(
                 f"win rate against the model before, {SR}: M1 less M{LAST}",
-                Place("win_rate_vs_previous", SR, 1),
-                Place("win_rate_vs_previous", SR),
+                "win_rate_vs_previous",
+                (SR, 1),
+                (SR, LAST),
             ),
         ),
     ),
@@ -237,7 +267,7 @@ CLAIMS = (
     ),
 )
 
-# What no paper claims of this, and a user wants to know before choosing a setting.
+# No paper claims these; a user wants to know them before choosing a setting.
 QUESTIONS = (
     Claim(
         "Q0",
@@ -328,7 +358,7 @@ QUESTIONS = (
     ),
 )
 
-# What stands wherever results are shown (method: C21), and what no run of the tiny world can say.
+# Shown below every table of results: what the loop was given (C21), and what the tiny world cannot test.
 NOTES = (
     "C21: only the loop is without human labels. Every judge above, but for that of the arm without EFT, learnt from judgments "
     "that agree with ranks: people's in the papers, the exact scorer's here; in the biased world most of those judgments were "
@@ -337,244 +367,3 @@ NOTES = (
     "(`evaluate --export alpaca_eval` writes what it reads); agreement with people and with a strong judge (C18), for which the "
     "ranks of the tiny world stand.",
 )
-
-
-def judge(claim: Claim, rows: Sequence[Row]) -> tuple[Verdict, list[Found]]:
-    """Return whether a claim is held, and each of its differences as it was found."""
-    found = [_found(one, rows) for one in claim.differences]
-    verdicts = [one.verdict for one in found]
-    order: tuple[Verdict, ...] = (
-        "not measured",
-        "not held: the opposite",
-        "not held: no difference seen",
-        "held",
-        "not testable here",
-    )
-    worst = min(verdicts, key=order.index)
-    if worst == "not held: no difference seen" and "held" in verdicts:
-        return "held in part", found
-    return (
-        "held where testable here" if worst == "held" and "not testable here" in verdicts else worst
-    ), found
-
-
-def _found(difference: Difference, rows: Sequence[Row]) -> Found:
-    values, room = [], False
-    for known in _by_seed(rows).values():
-        more, less = difference.more.of(known), difference.less.of(known)
-        if more is not None and less is not None:
-            values.append(more - less)
-            room |= less < difference.limit
-    return Found(difference.words, *t_interval(values), len(values), len(_by_seed(rows)), room)
-
-
-def _by_seed(rows: Sequence[Row]) -> dict[int, dict[tuple[str, int], Mapping[str, float]]]:
-    found: dict[int, dict[tuple[str, int], Mapping[str, float]]] = {}
-    for row in rows:
-        found.setdefault(row.seed, {})[row.arm, row.iteration] = row.values
-    return found
-
-
-COLUMNS = {  # by what a table calls them
-    "win_rate": "win rate against M0",
-    "length_controlled_win_rate": "at equal length",
-    "exact_score": "exact score",
-    "answer_right": "answers right",
-    "length": "characters",
-    "judge_pair_accuracy": "judge: pairs right",
-    "pair_yield": "prompts with a pair",
-    "pair_accuracy": "pairs: chosen is better",
-    "tie_rate": "ties",
-    "meta_accuracy": "meta-judge: right",
-    "first_share": "meta-judge: for the first shown",
-    "training_steps": "training steps",
-}
-
-# Of what models were trained on, and for how long: the mean over all iterations that have it.
-OF_DATA = (
-    "pair_yield",
-    "pair_accuracy",
-    "tie_rate",
-    "meta_accuracy",
-    "first_share",
-    "training_steps",
-)
-Means = dict[str, tuple[float, float]]
-
-
-def averages(rows: Sequence[Row]) -> dict[str, dict[int, Means]]:
-    """Return, by arm and iteration, each column's mean and standard error over seeds; M0 first, without the base."""
-    found: dict[str, dict[int, Means]] = {}
-    for arm, iteration in dict.fromkeys(
-        (row.arm, row.iteration) for row in rows if row.iteration != BASE
-    ):
-        means: Means = {}
-        for name in COLUMNS:
-            values = [
-                row.values.get(name) for row in rows if (row.arm, row.iteration) == (arm, iteration)
-            ]
-            if read := [value for value in values if value is not None]:
-                means[name] = math.fsum(read) / len(read), standard_error(read)
-        found.setdefault(arm, {})[iteration] = means
-    return found
-
-
-def table(rows: Sequence[Row]) -> dict[str, Means]:
-    """Return the row of each arm: its last model, and its data over all iterations; before them, M0 alone."""
-    found: dict[str, Means] = {}
-    for arm, by_iteration in averages(rows).items():
-        if arm == SR:
-            found["M0 only"] = by_iteration[0]
-        reached = max(by_iteration)
-        there = {row.seed for row in rows if (row.arm, row.iteration) == (arm, reached)}
-        whole = reached == LAST and there == {row.seed for row in rows}
-        title = arm if whole else f"{arm} (M{reached}, {len(there)} seeds)"
-        found[title] = dict(by_iteration[reached])
-        for name in OF_DATA:
-            seeds: dict[int, list[float]] = {}
-            for row in rows:
-                if row.arm == arm and row.seed in there and name in row.values:
-                    seeds.setdefault(row.seed, []).append(row.values[name])
-            if values := [math.fsum(one) / len(one) for one in seeds.values()]:
-                found[title][name] = math.fsum(values) / len(values), standard_error(values)
-    return found
-
-
-# What the figure shows, and of which arms.
-PANELS = (
-    (
-        "win rate against M0",
-        "win_rate",
-        (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT", POSITIVE, MORE_POSITIVE),
-    ),
-    (
-        "judge: agreement with the ranks",
-        "judge_pair_accuracy",
-        (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT"),
-    ),
-    (
-        "characters, judge biased against brevity",
-        "length",
-        (
-            "biased: Self-Rewarding",
-            "biased: Self-Rewarding + length control",
-            "biased: Meta-Rewarding, no length control",
-            "biased: Meta-Rewarding",
-        ),
-    ),
-)
-
-
-def panels(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
-    """Return the figure's lines: by panel and arm, (model, mean, standard error)."""
-    known = averages(rows)
-    found = {
-        title: {
-            arm: [
-                (number, *means[column]) for number, means in known[arm].items() if column in means
-            ]
-            for arm in arms
-            if arm in known
-        }
-        for title, column, arms in PANELS
-    }
-    return {title: lines for title, lines in found.items() if lines}
-
-
-def document(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return everything as JSON: the table, each claim with its differences, and the rows that both come from, to six digits."""
-    rows = [
-        replace(
-            one,
-            values={
-                name: round(value, 6) for name, value in one.values.items() if not math.isnan(value)
-            },
-        )
-        for one in rows
-    ]
-    judged = [(one, *judge(one, rows)) for one in (*CLAIMS, *QUESTIONS)]
-    return {
-        "seeds": sorted({row.seed for row in rows}),
-        "table": {
-            arm: {name: [_short(value) for value in pair] for name, pair in means.items()}
-            for arm, means in table(rows).items()
-        },
-        "notes": list(NOTES),
-        "seconds_of_an_arm": _seconds(rows),
-        "claims": [
-            {
-                "name": one.name,
-                "source": one.source,
-                "words": one.words,
-                "verdict": verdict,
-                "differences": [
-                    {
-                        "words": each.words,
-                        "mean": _short(each.mean),
-                        "low": _short(each.low),
-                        "high": _short(each.high),
-                        "seeds": each.seeds,
-                        "verdict": each.verdict,
-                    }
-                    for each in found
-                ],
-            }
-            for one, verdict, found in judged
-        ],
-        "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in rows],
-    }
-
-
-def _seconds(rows: Sequence[Row]) -> dict[str, float]:
-    """What the stages of an arm's iterations took, its seed stage apart: the median over all arms and seeds, and the most."""
-    spent: dict[tuple[str, int], float] = {}
-    for row in rows:
-        if row.iteration > 0:
-            spent[row.arm, row.seed] = spent.get((row.arm, row.seed), 0.0) + row.values["seconds"]
-    return (
-        {"median": round(median(spent.values()), 1), "most": round(max(spent.values()), 1)}
-        if spent
-        else {}
-    )
-
-
-def markdown(document: Mapping[str, Any]) -> str:
-    """Return table and claims as Markdown, as the README has them."""
-    columns = [
-        name for name in COLUMNS if any(name in means for means in document["table"].values())
-    ]
-    lines = [
-        f"| | {' | '.join(COLUMNS[name] for name in columns)} |",
-        f"|---|{'---|' * len(columns)}",
-    ]
-    for arm, means in document["table"].items():
-        lines.append(
-            f"| {arm} | {' | '.join(format_with_error(means.get(name)) for name in columns)} |"
-        )
-    lines += [
-        "",
-        "| | claim | here | differences: mean (95 % interval over seeds) |",
-        "|---|---|---|---|",
-    ]
-    for one in document["claims"]:
-        differences = "; ".join(format_difference(found) for found in one["differences"])
-        lines.append(f"| {one['name']} | {one['words']} | {one['verdict']} | {differences} |")
-    lines += [f"\n{note}" for note in document["notes"]]
-    return "\n".join(lines) + "\n"
-
-
-def format_difference(difference: Mapping[str, Any]) -> str:
-    """Return a difference of the document in a line, with its 95 % interval; with its seeds where some of them lack it."""
-    mean, low, high = (
-        f"{value:+.3f}" if (value := difference[name]) is not None else "–"
-        for name in ("mean", "low", "high")
-    )
-    lack = {
-        "not testable here": ", no room to rise",
-        "not measured": f", seeds: {difference['seeds']}",
-    }
-    return f"{difference['words']}: {mean} ({low} to {high}{lack.get(difference['verdict'], '')})"
-
-
-def _short(value: float) -> float | None:
-    return nan_to_none(round(value, 6))

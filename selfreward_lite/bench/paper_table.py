@@ -1,24 +1,22 @@
-"""The papers' comparisons in miniature: methods from the same M0 (but for those that change it), on the same prompts and as many
-judgments, seed by seed.
+"""The papers' comparisons in the tiny world: the arms, and what is measured of them.
 
-Knows: the arms, what of a run makes a row, how arms are compared. Does not know: how a run works, how a metric is computed. Every
-run is a folder of its own; all arms of a seed go on from a copy of one seed stage, so an interrupted table goes on where it was.
+All arms of a seed start from a copy of one seed stage, except those that change it. They have the same
+prompts and as many judgments.
 """
 
 from __future__ import annotations
 
-import time
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
-from selfreward_lite.bench.seeds import OpenTools, Say, branch, finish
-from selfreward_lite.config.settings import parse
+from selfreward_lite import config
+from selfreward_lite.bench.seeds import Arm, OpenRuntime, Row, Say, Start, run_arms
 from selfreward_lite.data.records import (
     BASE,
     Battle,
@@ -30,7 +28,6 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import tasks
-from selfreward_lite.data.tiny.tasks import MAX_LETTERS
 from selfreward_lite.method import metrics
 from selfreward_lite.method.judgments import SCORE_TOLERANCE
 from selfreward_lite.report import plots, summary
@@ -38,12 +35,11 @@ from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import grouped
 from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.system.errors import UserError
 
-SEEDS = range(
-    420, 428
-)  # fresh ones: by what they show only the 7 epochs of an arm below were chosen
+SEEDS = range(420, 428)  # only the 7 epochs of an arm below were chosen by what they show
 ITERATIONS = 3
-SIZES = {  # an arm is to take 90 s at most on two cores (LOG.md)
+SIZES = {  # an arm takes at most 90 s on two cores (docs/log/paper-table.md)
     "gates.mode": "report",
     "prompts.count": "80",
     "evaluation.prompts": "500",
@@ -51,33 +47,24 @@ SIZES = {  # an arm is to take 90 s at most on two cores (LOG.md)
 }
 
 
-def _all(**wanted: str) -> dict[str, str]:
-    """The same in every iteration."""
+def _all(**settings: str) -> dict[str, str]:
+    """The same settings in every iteration."""
     return {
         f"schedule.{place}.{name}": value
-        for name, value in wanted.items()
+        for name, value in settings.items()
         for place in range(ITERATIONS)
     }
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A method: what it changes of the tiny preset after the seed stage, and in it (which makes it one of its own); `own_rival`
-    says that it is held against the M0 of that, and not of the plain one."""
-
-    name: str
-    change: Mapping[str, str]
-    seed_stage: Mapping[str, str] = field(default_factory=dict)
-    own_rival: bool = False
-
-
 SELF, NO_CONTROL = _all(judgment_pairs="false"), _all(rho="0")
 
-# In a world whose judge data holds brevity against an answer, with the paper's strength of length control (MR, section 3).
+# A world whose judge was taught to mark short answers down, with the paper's strength of length
+# control (arXiv 2407.19594, section 3).
 BIASED = {"seed_stage.length_bias": "0.8"}
 CONTROL = {"schedule.0.rho": "0", "schedule.1.rho": "0.32", "schedule.2.rho": "0.32"}
 
-# Epochs other than the preset's (DPO 1, SFT 2) make as many training steps as Meta-Rewarding takes, give or take one.
+# Where the epochs differ from the preset's (DPO 1, SFT 2), the arm makes as many training steps as
+# Meta-Rewarding, within one.
 ARMS = (
     Arm("Self-Rewarding", SELF | NO_CONTROL),
     Arm("Self-Rewarding + length control", SELF),
@@ -90,140 +77,121 @@ ARMS = (
     Arm("positive examples only", SELF | _all(train_on="positive")),
     Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
-    Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_rival=True),
-    Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_rival=True),
+    Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_m0=True),
+    Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_m0=True),
     Arm(
         "biased: Self-Rewarding + length control, 1.5 epochs",
         SELF | CONTROL | {"dpo.epochs": "1.5"},
         BIASED,
-        own_rival=True,
+        own_m0=True,
     ),
-    Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_rival=True),
-    Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_rival=True),
+    Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_m0=True),
+    Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_m0=True),
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """What M<iteration> of an arm was measured to be with one seed."""
-
-    arm: str
-    seed: int
-    iteration: int
-    values: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Table:
-    """What is to be run: the arms, with which seeds, what is laid over the tiny preset for all of them."""
-
-    seeds: Sequence[int] = SEEDS
-    arms: Sequence[Arm] = ARMS
-    base: Mapping[str, str] = field(default_factory=lambda: SIZES)
-
-
 def run_table(
-    folder: Path, table: Table, open_runtime: OpenTools, watch: Watch, say: Say
-) -> list[Row]:
-    """Run, or finish, every arm with every seed. What a gate would refuse is gone on with, and a training that fails ends its
-    arm: it has fewer rows then."""
-    work, rows = [(seed, arm) for seed in table.seeds for arm in table.arms], []
-    spent: list[float] = []
-    with open_runtime() as runtime:
-        for number, (seed, arm) in enumerate(work, 1):
-            stage = {"seed": str(seed), "iterations": "0", **table.base}
-            start = _seed_stage(folder / f"seed-{seed}", stage, arm.seed_stage, runtime, watch)
-            rival = (
-                start
-                if arm.own_rival
-                else _seed_stage(folder / f"seed-{seed}", stage, {}, runtime, watch)
-            )
-            left = (
-                f", about {fmean(spent) * (len(work) - number + 1) / 3600:.1f} h left"
-                if spent
-                else ""
-            )
-            say(f"seed {seed}: {arm.name} ({number} of {len(work)}{left})")
-            run, began = folder / f"seed-{seed}" / arm.name, time.monotonic()
-            branch(start, run, {**arm.change, "iterations": str(ITERATIONS)})
-            with Store.write(run) as store, Store.read(rival) as opponent:
-                if not loop.is_finished(store, parse(store.fact("settings"))):
-                    settings = prepare.load_or_create_settings(
-                        store, {"gates.mode": "report"}, None
-                    )
-                    stopped = finish(store, settings, runtime, watch).stopped
-                    spent.append(time.monotonic() - began)
-                    if stopped:
-                        say(f"seed {seed}: {arm.name} stopped: {stopped}")
-                rows += measured(store, opponent, arm.name, seed)
-    return rows
-
-
-def _seed_stage(
     folder: Path,
-    wanted: Mapping[str, str],
+    seeds: Sequence[int],
+    open_runtime: OpenRuntime,
+    watch: Watch,
+    say: Say,
+    arms: Sequence[Arm] = ARMS,
+    settings: Mapping[str, str] = SIZES,
+) -> list[Row]:
+    """Run or resume every arm with every seed; gates only report.
+
+    `settings` override the tiny preset for all arms.
+    """
+
+    def start(arm: Arm, seed: int, runtime: Runtime) -> Start:
+        place = folder / f"seed-{seed}"
+        stage = {"seed": str(seed), "iterations": "0", **settings}
+        own = _run_seed_stage(place, stage, arm.seed_stage, runtime, watch)
+        m0 = own if arm.own_m0 else _run_seed_stage(place, stage, {}, runtime, watch)
+        _branch(own, place / arm.name, {**arm.change, "iterations": str(ITERATIONS)})
+        return Start(place / arm.name, m0, {"gates.mode": "report"})
+
+    trials = run_arms(arms, seeds, start, measure_arm, open_runtime, watch, say)
+    return [row for trial in trials for row in trial.rows]
+
+
+def _run_seed_stage(
+    folder: Path,
+    settings: Mapping[str, str],
     change: Mapping[str, str],
     runtime: Runtime,
     watch: Watch,
 ) -> Path:
-    """The folder of a finished seed stage, which all arms have in common that change the same in it."""
-    place = folder / " ".join(
-        [
-            "seed-stage",
-            *(f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items()),
-        ]
-    )
+    """The folder of the seed stage with this change, which is run if it is not there yet."""
+    changes = (f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items())
+    place = folder / " ".join(["seed-stage", *changes])
     with Store.write(place) as store:
-        settings = prepare.load_or_create_settings(
-            store, {**wanted, **change}, "tiny"
-        )  # refuses one that was begun with others
+        # Refuses a seed stage that was started with other settings.
+        checked = prepare.load_or_create_settings(store, {**settings, **change}, "tiny")
         if store.newest() is None:
-            loop.run(store, settings, runtime, watch)
+            loop.run(store, checked, runtime, watch)
     return place
 
 
-def measured(store: Store, rival: Store, arm: str, seed: int) -> Iterator[Row]:
-    """Yield what every model of a run is, the base and M0 first; `rival` holds the M0 that it is held against."""
+def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
+    """Copy a run after its seed stage, with other settings for what follows; nothing if the copy is there.
+
+    Raises UserError where the copy was started with other settings.
+    """
+    if folder.exists():
+        with Store.read(start) as store, Store.read(folder) as there:
+            # Parsed: a setting that is newer than the run has its default.
+            settings = config.override(store.fact("settings"), dict(change))
+            if config.parse(there.fact("settings")) != settings:
+                raise UserError(
+                    f"{folder} was started with other settings; move it away, or give another --runs-dir"
+                )
+        return
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(start, part)
+    with Store.write(part) as store:
+        settings = config.override(store.fact("settings"), dict(change))
+        store.state("settings", settings.model_dump(mode="json"))
+    part.rename(folder)
+
+
+# -- what is measured of an arm --------------------------------------------------------------------
+
+
+def measure_arm(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
+    """The rows of every model of a run, the base first; `m0` is the run whose M0 they are compared with."""
     prompts = store.records(Prompt, origin="held_out")
-    hard = {one.id for one in prompts if len(_letters(one)) == MAX_LETTERS}
+    hard = {one.id for one in prompts if _is_hard(one)}
     biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
-    opponent = before = _answers(prompts, rival, 0)
-    yield Row(arm, seed, BASE, _judging(store, BASE))
+    with Store.read(m0) as compared:
+        seed_answers = previous = _load_answers(prompts, compared, 0)
+    yield Row(arm.name, seed, BASE, _judge_metrics(store, BASE))
     for iteration, row in enumerate(summary.summarize_run(store)["iterations"]):
-        mine = _answers(prompts, store, iteration)
-        rate, without_length = _against(mine, opponent)
+        answers = _load_answers(prompts, store, iteration)
+        author = ModelId(iteration - 1).name
+        win_rate, length_controlled = _compare(answers, seed_answers)
         values = {
             "seconds": row["seconds"],
-            "win_rate": rate,
-            "length_controlled_win_rate": without_length,
-            "win_rate_vs_previous": _against(mine, before)[0],
-            "length": fmean(length for _, length in mine.values()),
-            "hard_score": fmean(mine[name][0] for name in hard),
-            "first_share": biases.get((ModelId(iteration - 1).name, "shown first")),
-            "higher_share": biases.get((ModelId(iteration - 1).name, "higher score")),
-            **(of_data(store, iteration) if iteration else {}),
-            **{
-                name: row[name]
-                for name in (
-                    "exact_score",
-                    "answer_right",
-                    "pair_yield",
-                    "tie_rate",
-                    "response_pairs",
-                )
-            },
-            **_judging(store, iteration),
+            "win_rate": win_rate,
+            "length_controlled_win_rate": length_controlled,
+            "win_rate_vs_previous": _compare(answers, previous)[0],
+            "length": fmean(length for _, length in answers.values()),
+            "hard_score": fmean(answers[name][0] for name in hard),
+            "first_share": biases.get((author, "shown first")),
+            "higher_share": biases.get((author, "higher score")),
+            **(measure_data(store, iteration) if iteration else {}),
         }
-        yield Row(
-            arm,
-            seed,
-            iteration,
-            {name: value for name, value in values.items() if value is not None},
-        )
-        before = mine
+        for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs"):
+            values[name] = row[name]
+        values |= _judge_metrics(store, iteration)
+        known = {name: value for name, value in values.items() if value is not None}
+        yield Row(arm.name, seed, iteration, known)
+        previous = answers
 
 
-def _judging(store: Store, model: int) -> dict[str, float]:
+def _judge_metrics(store: Store, model: int) -> dict[str, float]:
     return {
         name: value
         for name, value in store.metrics(model).items()
@@ -231,94 +199,93 @@ def _judging(store: Store, model: int) -> dict[str, float]:
     }
 
 
-def _letters(prompt: Prompt) -> tuple[str, ...]:
+def _is_hard(prompt: Prompt) -> bool:
     task = tasks.parse_task(prompt.text)
     assert task is not None
-    return task.letters
+    return len(task.letters) == tasks.MAX_LETTERS
 
 
-def of_data(store: Store, iteration: int) -> dict[str, float | None]:
-    """Return how right the data was that M<iteration> was trained on, as shares, and the steps; None where there is none."""
-    worth = _worth(store, iteration)
+def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
+    """How right M<iteration>'s training data is by the exact scorer, as shares, and its training steps."""
+    scores = _score_responses(store, iteration)
     return {
-        "pair_accuracy": _pair_accuracy(store, iteration, worth),
-        "tie_accuracy": _tie_accuracy(store, iteration, worth),
-        "meta_accuracy": _meta_accuracy(store, iteration, worth),
+        "pair_accuracy": _pair_accuracy(store, iteration, scores),
+        "tie_accuracy": _tie_accuracy(store, iteration, scores),
+        "meta_accuracy": _meta_accuracy(store, iteration, scores),
         "training_steps": store.metrics(iteration).get("training_steps"),
     }
 
 
-def _pair_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
-    """Of the response pairs, the share whose chosen response is truly the better one; pairs of the same worth, or to a prompt
-    that is no task, are left out."""
+def _pair_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+    """The share of response pairs whose chosen response is actually better; equal ones do not count."""
     pairs = [
-        (worth[one.chosen_id], worth[one.rejected_id])
+        (scores[one.chosen_id], scores[one.rejected_id])
         for one in store.records(ResponsePair, iteration=iteration)
-        if one.chosen_id in worth
+        if one.chosen_id in scores
     ]
-    right = [chosen > rejected for chosen, rejected in pairs if chosen != rejected]
-    return fmean(right) if right else None
+    return _mean([chosen > rejected for chosen, rejected in pairs if chosen != rejected])
 
 
-def _tie_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
-    """Of pairs of responses that the mean of the sampled scores ties, the share that the expected score puts in their true order.
+def _tie_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+    """Of pairs that tie by the mean sampled score: the share that the expected score orders rightly.
 
-    Pairs of the same true worth, or the same expected score, say nothing and are left out; None where no pair is left.
+    Pairs with equal exact or equal expected scores do not count.
     """
+    author = ModelId(iteration - 1).name
     judged = grouped(
-        store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name),
-        lambda one: one.response_id,
+        store.records(Judgment, iteration=iteration, model=author), lambda one: one.response_id
     )
-    found = defaultdict(list)
-    for one in store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name):
+    by_prompt = defaultdict(list)
+    for one in store.records(Response, iteration=iteration, model=author):
         read = [
-            each
+            (each.score, each.expected_score)
             for each in judged.get(one.id, ())
             if each.score is not None and each.expected_score is not None
         ]
-        if read and one.id in worth:
-            means = (
-                fmean(each.score or 0.0 for each in read),
-                fmean(each.expected_score or 0.0 for each in read),
-            )
-            found[one.prompt_id].append((*means, worth[one.id]))
-    right = [
-        (a[1] > b[1]) == (a[2] > b[2])
-        for scored in found.values()
-        for a, b in combinations(scored, 2)
-        if abs(a[0] - b[0]) <= SCORE_TOLERANCE and a[2] != b[2] and a[1] != b[1]
-    ]
-    return fmean(right) if right else None
+        if read and one.id in scores:
+            sampled, expected = map(fmean, zip(*read, strict=True))
+            by_prompt[one.prompt_id].append((sampled, expected, scores[one.id]))
+    return _mean(
+        [
+            (a[1] > b[1]) == (a[2] > b[2])
+            for scored in by_prompt.values()
+            for a, b in combinations(scored, 2)
+            if abs(a[0] - b[0]) <= SCORE_TOLERANCE and a[2] != b[2] and a[1] != b[1]
+        ]
+    )
 
 
-def _meta_accuracy(store: Store, iteration: int, worth: Mapping[str, int]) -> float | None:
-    """Of the decided battles between judgments unequally far from the true score, the share that went to the nearer one."""
-    scores = {
+def _meta_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+    """Of decided battles: the share won by the judgment that is nearer to the exact score."""
+    judged = {
         one.id: one.score
         for one in store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
     }
     right = []
     for one in store.records(Battle, iteration=iteration):
-        first, second, true = (
-            scores[one.first_id],
-            scores[one.second_id],
-            worth.get(one.response_id),
-        )
-        if one.verdict and first is not None and second is not None and true is not None:
-            lead = abs(second - true) - abs(first - true)
+        first, second = judged[one.first_id], judged[one.second_id]
+        exact = scores.get(one.response_id)
+        if one.verdict and first is not None and second is not None and exact is not None:
+            lead = abs(second - exact) - abs(first - exact)
             right += [(lead > 0) == (one.verdict > 0)] if lead else []
-    return fmean(right) if right else None
+    return _mean(right)
 
 
-def _worth(store: Store, iteration: int) -> dict[str, int]:
-    """The exact score of each of an iteration's responses, by id; those to prompts that are no task have none."""
+def _mean(values: Sequence[bool]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _score_responses(store: Store, iteration: int) -> dict[str, int]:
+    """The exact score of each training response, by id; none for prompts that are no task."""
     prompts = {one.id: one for one in store.records(Prompt, iteration=iteration)}
     given = store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
     exact = ((one.id, metrics.score_exactly([prompts[one.prompt_id]], [one])) for one in given)
     return {name: next(iter(known.score.values())) for name, known in exact if known is not None}
 
 
-def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, tuple[int, int]]:
+def _load_answers(
+    prompts: Sequence[Prompt], store: Store, iteration: int
+) -> dict[str, tuple[int, int]]:
     """The exact score and the characters of each held-out answer, by prompt."""
     given = {
         one.prompt_id: one
@@ -332,12 +299,11 @@ def _answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[st
     }
 
 
-def _against(
+def _compare(
     mine: Mapping[str, tuple[int, int]], theirs: Mapping[str, tuple[int, int]]
 ) -> tuple[float, float]:
-    """The win rate, and what is left of it where both answers are equally long."""
+    """The win rate, and what it would be for equally long answers."""
     pairs = [(mine[name], theirs[name]) for name in mine]
     results = np.array([metrics.compare_scores(a[0], b[0]) for a, b in pairs])
-    return float(results.mean()), metrics.length_controlled_win_rate(
-        results, np.array([float(a[1] - b[1]) for a, b in pairs])
-    )
+    gaps = np.array([float(a[1] - b[1]) for a, b in pairs])
+    return float(results.mean()), metrics.length_controlled_win_rate(results, gaps)

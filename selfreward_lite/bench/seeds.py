@@ -1,23 +1,19 @@
-"""Does the loop learn? The tiny run over several seeds: what every model is worth, with standard errors, failures included.
+"""Experiments on the method: arms times seeds, each a run of its own; `bench tiny` is the experiment with one arm.
 
-Knows: which runs make the table, how seeds are averaged. Does not know: how a run works or a number is measured. Every seed
-is a run folder of its own, so an interrupted bench goes on where it was.
+An interrupted experiment resumes: what is finished is only read again.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from selfreward_lite import config
-from selfreward_lite.config.settings import Settings
-from selfreward_lite.data.records import Prompt, Response
+from selfreward_lite.data.records import BASE, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import standard_error
@@ -25,10 +21,9 @@ from selfreward_lite.report import summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.runtime import Runtime
-from selfreward_lite.system.errors import GateStop, TrainingError, UserError
+from selfreward_lite.system.errors import GateStop, TrainingError
 
 SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
-HELD_OUT = 1000
 COLUMNS = (
     "exact_score",
     "answer_right",
@@ -53,159 +48,174 @@ CLAIMS = (
     "judge pair accuracy of the last model is at least M0's less 0.02",
     "the seed stage raises judge pair accuracy by at least 0.05",
 )
-OpenTools = Callable[[], AbstractContextManager[Runtime]]
+OpenRuntime = Callable[[], AbstractContextManager[Runtime]]
 Say = Callable[[str], None]
+Means = dict[str, tuple[float, float]]  # mean and standard error, by column
 
 
 @dataclass(frozen=True)
-class Result:
-    """One seed's run: its summary (see `report.summary`), and why it stopped early, if it did: a gate, a training that failed."""
+class Arm:
+    """A method: what it changes after the seed stage, and in the seed stage.
+
+    `own_m0`: its models are compared with the M0 of its own seed stage, not with that of the plain one.
+    """
+
+    name: str
+    change: Mapping[str, str] = field(default_factory=dict)
+    seed_stage: Mapping[str, str] = field(default_factory=dict)
+    own_m0: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """The measurements of one model (-1 is the base) of one arm with one seed."""
+
+    arm: str
+    seed: int
+    iteration: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm with one seed: a row a model, the base first, and why it ended early, if it did."""
 
     seed: int
-    document: Mapping[str, Any]
+    rows: list[Row]
+    seconds: float
     stopped: str | None
-    win_rate_limit: float | None  # what no model can pass against this seed's M0
-
-    @property
-    def rows(self) -> list[Mapping[str, Any]]:
-        """The base, then M0, M1, …"""
-        return [self.document["base"], *self.document["iterations"]]
 
 
-def run_seeds(
-    folder: Path,
+@dataclass(frozen=True)
+class Start:
+    """How the run of an arm is started or resumed; `m0` is the run whose M0 it is compared with."""
+
+    folder: Path
+    m0: Path
+    settings: dict[str, str]
+    preset: str | None = None
+
+
+def run_arms(
+    arms: Sequence[Arm],
     seeds: Iterable[int],
-    wanted: Mapping[str, str],
-    open_runtime: OpenTools,
+    start: Callable[[Arm, int, Runtime], Start],
+    measure: Callable[[Arm, int, Store, Path], Iterable[Row]],
+    open_runtime: OpenRuntime,
     watch: Watch,
     say: Say,
-) -> list[Result]:
-    """Run, or finish, the tiny preset with every seed, and return what came of each. A failure ends its seed's run, not ours."""
-    seeds = list(seeds)
-    results = []
+) -> list[Trial]:
+    """Run or resume every arm with every seed.
+
+    A model that a gate refuses, or a training that fails, ends its own run only: that is a result too.
+    """
+    work = [(seed, arm) for seed in seeds for arm in arms]
+    trials: list[Trial] = []
+    spent: list[float] = []
     with open_runtime() as runtime:
-        for number, seed in enumerate(seeds, 1):
-            say(f"seed {seed} ({number} of {len(seeds)})")
-            results.append(run_seed(folder / f"seed-{seed}", seed, wanted, runtime, watch))
-    return results
+        for number, (seed, arm) in enumerate(work, 1):
+            hours = fmean(spent) * (len(work) - number + 1) / 3600 if spent else 0
+            left = f", about {hours:.1f} h left" if spent else ""
+            say(f"seed {seed}: {arm.name} ({number} of {len(work)}{left})")
+            begin = start(arm, seed, runtime)
+            began, stopped = time.monotonic(), None
+            with Store.write(begin.folder) as store:
+                settings = prepare.load_or_create_settings(store, begin.settings, begin.preset)
+                if not loop.finished(store, settings):
+                    try:
+                        loop.run(store, settings, runtime, watch)
+                    except (GateStop, TrainingError) as stop:
+                        stopped = str(stop)
+                        say(f"seed {seed}: {arm.name} stopped: {stopped}")
+                    spent.append(time.monotonic() - began)
+                rows = list(measure(arm, seed, store, begin.m0))
+                seconds = round(sum(row.seconds for row in store.stages()), 1)
+            trials.append(Trial(seed, rows, seconds, stopped))
+    return trials
 
 
-def run_seed(
-    folder: Path, seed: int, wanted: Mapping[str, str], runtime: Runtime, watch: Watch
-) -> Result:
-    """Run, or finish, one seed."""
-    with Store.write(folder) as store:
-        settings = prepare.load_or_create_settings(store, {**wanted, "seed": str(seed)}, "tiny")
-        return finish(store, settings, runtime, watch)
+def average(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, dict[int, Means]]:
+    """The means over seeds, by arm and iteration."""
+    found: dict[str, dict[int, Means]] = {}
+    for arm, iteration in dict.fromkeys((row.arm, row.iteration) for row in rows):
+        values = [row.values for row in rows if (row.arm, row.iteration) == (arm, iteration)]
+        found.setdefault(arm, {})[iteration] = average_values(values, columns)
+    return found
 
 
-def finish(store: Store, settings: Settings, runtime: Runtime, watch: Watch) -> Result:
-    """Run what is missing of a run; a model that is refused, or cannot be trained, is a result as well."""
-    stopped = None
-    try:
-        loop.run(store, settings, runtime, watch)
-    except (GateStop, TrainingError) as stop:
-        stopped = str(stop)
-    return Result(settings.seed, summary.summarize_run(store), stopped, _limit(store))
+def average_values(values: Sequence[Mapping[str, float]], columns: Iterable[str]) -> Means:
+    """The mean and standard error of each column, over those that have it; none where none has."""
+    known = {name: [one[name] for one in values if name in one] for name in columns}
+    return {name: (fmean(one), standard_error(one)) for name, one in known.items() if one}
 
 
-def _limit(store: Store) -> float | None:
+# -- bench tiny: does the loop learn? --------------------------------------------------------------
+
+
+def run_tiny(
+    folder: Path,
+    seeds: Iterable[int],
+    settings: Mapping[str, str],
+    open_runtime: OpenRuntime,
+    watch: Watch,
+    say: Say,
+) -> list[Trial]:
+    """Run or resume the tiny preset with every seed, changed by `settings`."""
+
+    def start(arm: Arm, seed: int, runtime: Runtime) -> Start:
+        place = folder / f"seed-{seed}"
+        return Start(place, place, {**settings, "seed": str(seed)}, "tiny")
+
+    return run_arms([Arm("tiny")], seeds, start, _measure, open_runtime, watch, say)
+
+
+def _measure(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
+    """The rows of a run's summary; that of the base also has the highest possible win rate against M0."""
+    document, limit = summary.summarize_run(store), _win_rate_limit(store)
+    base = {**document["base"], "win_rate_limit": limit}
+    for iteration, values in enumerate([base, *document["iterations"]], BASE):
+        known = {name: value for name, value in values.items() if value is not None}
+        yield Row(arm.name, seed, iteration, known)
+
+
+def _win_rate_limit(store: Store) -> float | None:
     held_out = store.records(Prompt, origin="held_out")
     answered = store.records(Response, iteration=0, model="M0")
     scores = metrics.score_exactly(held_out, answered) if answered else None
     return None if scores is None else scores.win_rate_limit()
 
 
-def win_rate_limit(results: Sequence[Result]) -> tuple[float, float] | None:
-    """Return the mean, and its standard error over seeds, of the highest win rate against M0 that there can be; None for none."""
-    found = [one.win_rate_limit for one in results if one.win_rate_limit is not None]
-    return (fmean(found), standard_error(found)) if found else None
-
-
-def reached(results: Sequence[Result]) -> list[int]:
-    """Return how many seeds have the base, M0, M1, …"""
-    return [
-        sum(len(result.rows) > place for result in results)
-        for place in range(max(len(one.rows) for one in results))
-    ]
-
-
-def averages(results: Sequence[Result]) -> list[dict[str, tuple[float, float]]]:
-    """Return, for the base, M0, M1, …, the mean and the standard error over the seeds that got there, by column."""
-    longest = max(len(result.rows) for result in results)
-    found = []
-    for place in range(longest):
-        rows = [result.rows[place] for result in results if place < len(result.rows)]
-        columns = {
-            name: [row[name] for row in rows if row.get(name) is not None] for name in COLUMNS
-        }
-        found.append(
-            {
-                name: (fmean(values), standard_error(values))
-                for name, values in columns.items()
-                if values
-            }
-        )
-    return found
-
-
-def verdicts(results: Sequence[Result]) -> dict[str, bool]:
-    """Return what is claimed of the loop, and whether these results bear it out. With a seed that stopped early, none does."""
-    complete = all(
-        len(result.rows) == len(results[0].rows) > 2 and result.stopped is None
-        for result in results
+def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
+    """Whether each claim about the loop holds; none does if a run ended early."""
+    is_complete = all(
+        len(one.rows) == len(trials[0].rows) > 2 and one.stopped is None for one in trials
     )
-    if not complete:
+    if not is_complete:
         return dict.fromkeys(CLAIMS, False)
-    base, *means = averages(results)
-    last = [result.rows[-1] for result in results]
+    rows = [row for one in trials for row in one.rows]
+    (by_iteration,) = average(rows, COLUMNS).values()
+    base, *means = by_iteration.values()
     held = (
-        complete,
-        all(row["win_rate_vs_seed"] > 0.5 for row in last),
+        is_complete,
+        all(one.rows[-1].values["win_rate_vs_seed"] > 0.5 for one in trials),
         means[-1]["win_rate_vs_seed"][0] >= 0.85,
-        _rises([mean["exact_score"][0] for mean in means]),
+        all(
+            after["exact_score"][0] > before["exact_score"][0]
+            for before, after in zip(means, means[1:], strict=False)
+        ),
         means[-1]["answer_right"][0] > means[0]["answer_right"][0],
-        _never_falls(results),
+        not any(map(_falls, trials)),
         means[-1]["judge_pair_accuracy"][0] >= means[0]["judge_pair_accuracy"][0] - 0.02,
         means[0]["judge_pair_accuracy"][0] >= base["judge_pair_accuracy"][0] + 0.05,
     )
     return dict(zip(CLAIMS, held, strict=True))
 
 
-def _rises(values: Sequence[float]) -> bool:
-    return all(after > before for before, after in zip(values, values[1:], strict=False))
-
-
-def _never_falls(results: Sequence[Result]) -> bool:
-    """Seed by seed and step by step, with the standard error of the difference of two shares of the same prompts' number."""
-    for result in results:
-        for before, after in zip(result.rows[1:], result.rows[2:], strict=False):
-            old, new = before["answer_right"], after["answer_right"]
-            error = math.hypot(before["answer_right_error"], after["answer_right_error"])
-            if new < old - 2 * error:
-                return False
-    return True
-
-
-def branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
-    """Copy a run that has ended its seed stage, with other settings for what follows; nothing if it is there already.
-
-    Raises UserError where what is there was begun with others.
-    """
-    if folder.exists():
-        with Store.read(start) as store, Store.read(folder) as there:
-            # Parsed, since a setting that a later version has was not written down then: it has its default.
-            if config.parse(there.fact("settings")) != config.override(
-                store.fact("settings"), dict(change)
-            ):
-                raise UserError(
-                    f"{folder} was begun with other settings; move it away, or give another --runs-dir"
-                )
-        return
-    half = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(start, half)
-    with Store.write(half) as store:
-        begun: dict[str, Any] = store.fact("settings")
-        store.state("settings", config.override(begun, dict(change)).model_dump(mode="json"))
-    half.rename(folder)
+def _falls(trial: Trial) -> bool:
+    """Whether right answers fall in any iteration by more than two standard errors of the difference."""
+    models = [row.values for row in trial.rows[1:]]
+    for before, after in zip(models, models[1:], strict=False):
+        error = math.hypot(before["answer_right_error"], after["answer_right_error"])
+        if after["answer_right"] < before["answer_right"] - 2 * error:
+            return True
+    return False

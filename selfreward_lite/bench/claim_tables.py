@@ -1,0 +1,210 @@
+"""The paper table as JSON, Markdown and plots; all of it follows from the rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from selfreward_lite.bench.claims import (
+    CLAIMS,
+    LAST,
+    MORE_POSITIVE,
+    MORE_STEPS,
+    MR,
+    NOTES,
+    POSITIVE,
+    QUESTIONS,
+    SR,
+    SR_LC,
+    JudgedClaim,
+    judge_claim,
+)
+from selfreward_lite.bench.seeds import Means, Row, average, average_values
+from selfreward_lite.data.records import BASE
+from selfreward_lite.method.statistics import format_with_error, nan_to_none
+
+COLUMNS = {  # with their headings
+    "win_rate": "win rate against M0",
+    "length_controlled_win_rate": "at equal length",
+    "exact_score": "exact score",
+    "answer_right": "answers right",
+    "length": "characters",
+    "judge_pair_accuracy": "judge: pairs right",
+    "pair_yield": "prompts with a pair",
+    "pair_accuracy": "pairs: chosen is better",
+    "tie_rate": "ties",
+    "meta_accuracy": "meta-judge: right",
+    "first_share": "meta-judge: for the first shown",
+    "training_steps": "training steps",
+}
+
+# Columns about the training data, and how long it was trained on: the mean over all iterations.
+OF_DATA = (
+    "pair_yield",
+    "pair_accuracy",
+    "tie_rate",
+    "meta_accuracy",
+    "first_share",
+    "training_steps",
+)
+
+# The plots: heading, column, arms.
+PANELS = (
+    (
+        "win rate against M0",
+        "win_rate",
+        (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT", POSITIVE, MORE_POSITIVE),
+    ),
+    (
+        "judge: agreement with the ranks",
+        "judge_pair_accuracy",
+        (SR_LC, MORE_STEPS, MR, "Meta-Rewarding, no EFT"),
+    ),
+    (
+        "characters, judge biased against brevity",
+        "length",
+        (
+            "biased: Self-Rewarding",
+            "biased: Self-Rewarding + length control",
+            "biased: Meta-Rewarding, no length control",
+            "biased: Meta-Rewarding",
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """The rows of an experiment, to six digits, and what follows from them."""
+
+    rows: list[Row]
+    arms: dict[str, Means]
+    claims: list[JudgedClaim]
+
+    @classmethod
+    def build(cls, rows: Sequence[Row]) -> PaperTable:
+        """Everything that is shown of these rows."""
+        kept = [
+            replace(
+                row,
+                values={
+                    name: round(value, 6)
+                    for name, value in row.values.items()
+                    if not math.isnan(value)
+                },
+            )
+            for row in rows
+        ]
+        claims = [judge_claim(one, kept) for one in (*CLAIMS, *QUESTIONS)]
+        return cls(kept, average_arms(kept), claims)
+
+    @property
+    def seconds_of_an_arm(self) -> dict[str, float]:
+        """Seconds of an arm's iterations, without its seed stage: the median and the most over arms and seeds."""
+        spent: dict[tuple[str, int], float] = {}
+        for row in self.rows:
+            if row.iteration > 0:
+                trial = row.arm, row.seed
+                spent[trial] = spent.get(trial, 0.0) + row.values["seconds"]
+        if not spent:
+            return {}
+        return {"median": round(median(spent.values()), 1), "most": round(max(spent.values()), 1)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that is written; it is read back from its rows alone."""
+        return {
+            "seeds": sorted({row.seed for row in self.rows}),
+            "table": {
+                arm: {name: [*map(_short, pair)] for name, pair in means.items()}
+                for arm, means in self.arms.items()
+            },
+            "notes": list(NOTES),
+            "seconds_of_an_arm": self.seconds_of_an_arm,
+            "claims": [_to_json(one) for one in self.claims],
+            "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in self.rows],
+        }
+
+    def to_markdown(self) -> str:
+        """The table and the claims, as docs/results.md has them."""
+        present = set().union(*self.arms.values())
+        columns = {name: heading for name, heading in COLUMNS.items() if name in present}
+        lines = [f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
+        for arm, means in self.arms.items():
+            cells = (format_with_error(means.get(name)) for name in columns)
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            "| | claim | here | differences: mean (95 % interval over seeds) |",
+            "|---|---|---|---|",
+        ]
+        for one in self.claims:
+            differences = "; ".join(map(str, one.found))
+            lines.append(f"| {one.claim.name} | {one.claim.text} | {one.verdict} | {differences} |")
+        lines += [f"\n{note}" for note in NOTES]
+        return "\n".join(lines) + "\n"
+
+    def panels(self) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
+        """The lines of the plots, by heading and arm: (model, mean, standard error)."""
+        known = average(_models(self.rows), COLUMNS)
+        found = {
+            heading: {
+                arm: [(t, *means[column]) for t, means in known[arm].items() if column in means]
+                for arm in arms
+                if arm in known
+            }
+            for heading, column, arms in PANELS
+        }
+        return {heading: lines for heading, lines in found.items() if lines}
+
+
+def average_arms(rows: Sequence[Row]) -> dict[str, Means]:
+    """Each arm's last model, and its data over all iterations; before them, M0 alone."""
+    found: dict[str, Means] = {}
+    for arm, by_iteration in average(_models(rows), COLUMNS).items():
+        if arm == SR:
+            found["M0 only"] = by_iteration[0]
+        last = max(by_iteration)
+        there = {row.seed for row in rows if (row.arm, row.iteration) == (arm, last)}
+        is_complete = last == LAST and there == {row.seed for row in rows}
+        title = arm if is_complete else f"{arm} (M{last}, {len(there)} seeds)"
+        by_seed = [
+            average_values(
+                [row.values for row in rows if (row.arm, row.seed) == (arm, seed)], OF_DATA
+            )
+            for seed in sorted(there)
+        ]
+        data = [{name: mean for name, (mean, _) in means.items()} for means in by_seed]
+        means = by_iteration[last] | average_values(data, OF_DATA)
+        found[title] = {name: (round(a, 6), round(b, 6)) for name, (a, b) in means.items()}
+    return found
+
+
+def _models(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.iteration != BASE]
+
+
+def _to_json(judged: JudgedClaim) -> dict[str, Any]:
+    return {
+        "name": judged.claim.name,
+        "source": judged.claim.source,
+        "words": judged.claim.text,
+        "verdict": judged.verdict,
+        "differences": [
+            {
+                "words": one.text,
+                "mean": _short(one.mean),
+                "low": _short(one.low),
+                "high": _short(one.high),
+                "seeds": one.seeds,
+                "verdict": one.verdict,
+            }
+            for one in judged.found
+        ],
+    }
+
+
+def _short(value: float) -> float | None:
+    return nan_to_none(round(value, 6))
