@@ -121,7 +121,7 @@ def run_arms(
             began, stopped = time.monotonic(), None
             with Store.write(begin.folder) as store:
                 settings = prepare.load_or_create_settings(store, begin.settings, begin.preset)
-                if not loop.finished(store, settings):
+                if not loop.is_finished(store, settings):
                     try:
                         loop.run(store, settings, runtime, watch)
                     except (GateStop, TrainingError) as stop:

@@ -49,34 +49,38 @@ def bench_tiny(
     overrides = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
     config.load("tiny", overrides)  # a mistyped setting leaves no folder behind
     with Display() as watch:
-        results = seed_bench.run_seeds(
+        trials = seed_bench.run_tiny(
             runs_dir, parse_seeds(seeds), overrides, open_runtime, watch, say
         )
-    means, verdicts = seed_bench.averages(results), seed_bench.verdicts(results)
-    rows = [["seeds that have it", *map(str, seed_bench.reached(results))]]
+    table = [row for one in trials for row in one.rows]
+    (means,) = seed_bench.average(table, seed_bench.COLUMNS).values()
+    reached = (sum(row.iteration == number for row in table) for number in means)
+    rows = [["seeds that have it", *map(str, reached)]]
     for name in seed_bench.COLUMNS:
-        cells = [format_with_error(mean.get(name)) for mean in means]
+        cells = [format_with_error(columns.get(name)) for columns in means.values()]
         rows.append([name.replace("_", " "), *cells])
-    print_table(["", "base", *(ModelId(number).name for number in range(len(means) - 1))], rows)
+    print_table(["", *(ModelId(number).name for number in means)], rows)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
     rows = []
-    for result in results:
-        cells = [" ".join(_short(row.get(name)) for row in result.rows[1:]) for name in shown]
-        seconds = str(result.document["seconds"])
-        rows.append([str(result.seed), *cells, seconds, result.stopped or ""])
+    for one in trials:
+        cells = [" ".join(_short(row.values.get(name)) for row in one.rows[1:]) for name in shown]
+        rows.append([str(one.seed), *cells, str(one.seconds), one.stopped or ""])
     print_table(
         ["seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped because"], rows
     )
-    limit = seed_bench.win_rate_limit(results)
+    limits = [one.rows[0].values for one in trials]
+    limit = seed_bench.average_values(limits, ["win_rate_limit"]).get("win_rate_limit")
     say(f"highest possible win rate against these M0: {format_with_error(limit)}")
+    verdicts = seed_bench.check_claims(trials)
     for claim, holds in verdicts.items():
         say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     pairs = [
-        {name: [*map(nan_to_none, pair)] for name, pair in columns.items()} for columns in means
+        {name: [*map(nan_to_none, pair)] for name, pair in columns.items()}
+        for columns in means.values()
     ]
     emit(
         {
-            "seeds": [result.seed for result in results],
+            "seeds": [one.seed for one in trials],
             "mean_and_error": pairs,
             "win_rate_limit": None if limit is None else [*map(nan_to_none, limit)],
             "verdicts": verdicts,

@@ -231,35 +231,32 @@ def paper_table(
     ] = Path("."),
 ) -> None:
     """The papers' comparisons in miniature, in the tiny world; takes hours."""
-    from selfreward_lite.bench import claims
-    from selfreward_lite.bench import paper_table as paper_bench
+    from selfreward_lite.bench import claim_tables, paper_table
     from selfreward_lite.run.runtime import open_runtime
 
     with Display() as watch:
-        rows = paper_bench.run_table(
-            runs_dir, paper_bench.Table(parse_seeds(seeds)), open_runtime, watch, say
-        )
+        rows = paper_table.run_table(runs_dir, parse_seeds(seeds), open_runtime, watch, say)
+    table = claim_tables.PaperTable.build(rows)
+    columns = claim_tables.COLUMNS
     print_table(
-        ["", *claims.COLUMNS.values()],
+        ["", *columns.values()],
         [
-            [arm, *(format_with_error(means.get(name)) for name in claims.COLUMNS)]
-            for arm, means in claims.table(rows).items()
+            [arm, *(format_with_error(means.get(name)) for name in columns)]
+            for arm, means in table.arms.items()
         ],
     )
-    document = {
-        "command": f"python -m selfreward_lite evaluate paper-table --seeds {seeds}",
-        **claims.document(rows),
-    }
+    command = f"python -m selfreward_lite evaluate paper-table --seeds {seeds}"
+    document = {"command": command, **table.to_json()}
     with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:
         document |= {name: store.fact(name) for name in ("hardware", "versions")}
     say("Differences as mean (95 % interval over seeds):")
-    for one in document["claims"]:
-        say(f"{one['verdict']}: {one['name']} {one['words']}")
-        for found in one["differences"]:
-            say(f"    {claims.format_difference(found)}")
+    for one in table.claims:
+        say(f"{one.verdict}: {one.claim.name} {one.claim.text}")
+        for found in one.found:
+            say(f"    {found}")
     for note in document["notes"]:
         say(note)
-    if spent := document["seconds_of_an_arm"]:
+    if spent := table.seconds_of_an_arm:
         say(
             f"an arm took {spent['median']:.0f} s (median), the slowest {spent['most']:.0f} s, "
             "without the shared seed stage"
@@ -267,9 +264,9 @@ def paper_table(
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     (out / "paper-table.json").write_text(text, encoding="utf-8")
-    (out / "paper-table.md").write_text(claims.markdown(document), encoding="utf-8")
-    plots.draw_curves(claims.panels(rows)).savefig(out / "paper-table.png", dpi=110)
-    verdicts = {one["name"]: one["verdict"] for one in document["claims"]}
+    (out / "paper-table.md").write_text(table.to_markdown(), encoding="utf-8")
+    plots.draw_curves(table.panels()).savefig(out / "paper-table.png", dpi=110)
+    verdicts = {one.claim.name: one.verdict for one in table.claims}
     emit({"seeds": document["seeds"], "verdicts": verdicts})
 
 

@@ -1,5 +1,6 @@
-"""The benches: what they average, what they claim and when they must not, and that they go on where they stopped."""
+"""`bench tiny`: what it averages, what it claims and when it must not, and that it resumes."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +9,22 @@ import pytest
 from scripted_run import SMALL
 from scripted_runtime import scripted_runtime
 from scripted_world import BAD_MODELS, World
+from typer.testing import CliRunner
 
 from selfreward_lite.bench import seeds
-from selfreward_lite.bench.seeds import Result
+from selfreward_lite.bench.seeds import COLUMNS, Row, Trial
+from selfreward_lite.cli.main import app
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny.score import BEST, score_answer
 from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.system.errors import TrainingError
 
-WANTED = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30"}
+SETTINGS = {**SMALL, "gates.mode": "stop", "iterations": "1", "evaluation.prompts": "30"}
 
 
 def opener(chat, spoilt=None, made: list | None = None):
-    """Scripted runtime for a bench; every engine that is opened is put into `made`."""
+    """Scripted runtimes for an experiment; every engine that is opened is put into `made`."""
 
     @contextmanager
     def open_fakes():
@@ -36,33 +39,36 @@ def opener(chat, spoilt=None, made: list | None = None):
     return open_fakes
 
 
-def test_every_seed_is_run_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
-    said: list[str] = []
-    first = seeds.run_seeds(tmp_path, [7, 8], WANTED, opener(chat), lambda at: None, said.append)
-    assert [result.seed for result in first] == [7, 8]
-    assert said == ["seed 7 (1 of 2)", "seed 8 (2 of 2)"]
-    assert all(result.stopped is None and len(result.rows) == 3 for result in first)
-    assert first[0].document["iterations"] != first[1].document["iterations"], "seeds differ"
-    engines: list[ScriptedEngine] = []
-    again = seeds.run_seeds(
-        tmp_path, [7, 8], WANTED, opener(chat, made=engines), lambda at: None, said.append
+def run_tiny(folder, numbers, open_runtime, said=None, **settings) -> list[Trial]:
+    say = (lambda text: None) if said is None else said.append
+    return seeds.run_tiny(
+        folder, numbers, {**SETTINGS, **settings}, open_runtime, lambda at: None, say
     )
+
+
+def values(trial: Trial) -> list[dict[str, float]]:
+    return [dict(one.values) for one in trial.rows]
+
+
+def test_every_seed_runs_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
+    said: list[str] = []
+    first = run_tiny(tmp_path, [7, 8], opener(chat), said)
+    assert [trial.seed for trial in first] == [7, 8]
+    assert said == ["seed 7: tiny (1 of 2)", "seed 8: tiny (2 of 2, about 0.0 h left)"]
+    assert all(trial.stopped is None for trial in first)
+    assert [[row.iteration for row in trial.rows] for trial in first] == [[-1, 0, 1]] * 2
+    assert values(first[0])[1:] != values(first[1])[1:], "seeds differ"
+    engines: list[ScriptedEngine] = []
+    again = run_tiny(tmp_path, [7, 8], opener(chat, made=engines), said)
     assert engines == []
-    assert [result.rows for result in again] == [result.rows for result in first]
+    assert again == first
 
 
 def test_a_refused_model_is_a_result_too(tmp_path, chat):
-    results = seeds.run_seeds(
-        tmp_path,
-        [7],
-        WANTED,
-        opener(chat, BAD_MODELS["length explosion"][1]),
-        lambda at: None,
-        lambda text: None,
-    )
-    assert "M1 was refused" in results[0].stopped
-    assert len(results[0].rows) == 2, "base and M0"
-    assert seeds.verdicts(results)["every seed ran to the end"] is False
+    found = run_tiny(tmp_path, [7], opener(chat, BAD_MODELS["length explosion"][1]))
+    assert "M1 was refused" in found[0].stopped
+    assert len(found[0].rows) == 2, "base and M0"
+    assert seeds.check_claims(found)["every seed ran to the end"] is False
 
 
 def row(win: float, exact: float, right: float, judge: float) -> dict[str, float]:
@@ -75,23 +81,16 @@ def row(win: float, exact: float, right: float, judge: float) -> dict[str, float
     }
 
 
-def test_claims_are_made_of_what_a_run_really_reports(tmp_path, chat):
-    found = seeds.run_seeds(
-        tmp_path,
-        [7],
-        {**WANTED, "iterations": "2"},
-        opener(chat),
-        lambda at: None,
-        lambda text: None,
-    )
+def test_claims_are_made_of_what_a_run_reports(tmp_path, chat):
+    found = run_tiny(tmp_path, [7], opener(chat), iterations="2")
     assert len(found[0].rows) == 4
-    assert seeds.verdicts(found)["every seed ran to the end"]
-    for name in row(0, 0, 0, 0):
-        assert [name for place in found[0].rows[1:] if place[name] is None] == []
+    assert seeds.check_claims(found)["every seed ran to the end"]
+    for one in found[0].rows[1:]:
+        assert set(row(0, 0, 0, 0)) <= set(one.values)
 
 
-def results(**changes: dict[int, float]) -> list[Result]:
-    """Two seeds on which everything holds; `changes` sets a column of the first seed's row: column={row: value}."""
+def trials(**changes: dict[int, float]) -> list[Trial]:
+    """Two seeds on which every claim holds; `changes` of the first: column={place of the row: value}."""
     rows = [
         row(0, 3.4, 0.70, 0.80),
         row(0.5, 3.6, 0.80, 0.90),
@@ -99,33 +98,31 @@ def results(**changes: dict[int, float]) -> list[Result]:
         row(0.9, 4.5, 0.95, 0.95),
     ]
     changed = [dict(one) for one in rows]
-    for column, values in changes.items():
-        for place, value in values.items():
+    for column, places in changes.items():
+        for place, value in places.items():
             changed[place][column] = value
     return [
-        Result(seed, {"base": found[0], "iterations": found[1:]}, None, limit)
-        for seed, found, limit in ((1, changed, 0.9), (2, rows, 0.8))
+        Trial(seed, [Row("tiny", seed, t, one) for t, one in enumerate(found, -1)], 1.0, None)
+        for seed, found in ((1, changed), (2, rows))
     ]
 
 
+def averages(found: list[Trial]) -> dict[int, seeds.Means]:
+    return seeds.average([one for trial in found for one in trial.rows], COLUMNS)["tiny"]
+
+
 def test_averages_are_means_with_standard_errors_over_seeds():
-    means = seeds.averages(results(win_rate_vs_seed={3: 0.8}))
-    assert means[3]["win_rate_vs_seed"] == pytest.approx((0.85, 0.05))
-    assert means[0]["exact_score"] == pytest.approx((3.4, 0.0))
-    assert len(means) == 4
-    assert seeds.win_rate_limit(results()) == pytest.approx((0.85, 0.05))
-    assert seeds.win_rate_limit([replace(results()[0], win_rate_limit=None)]) is None
+    means = averages(trials(win_rate_vs_seed={3: 0.8}))
+    assert means[2]["win_rate_vs_seed"] == pytest.approx((0.85, 0.05))
+    assert means[-1]["exact_score"] == pytest.approx((3.4, 0.0))
+    assert list(means) == [-1, 0, 1, 2]
+    assert seeds.average_values([{"x": 0.9}, {"x": 0.8}, {}], ["x", "y"]) == {
+        "x": pytest.approx((0.85, 0.05))
+    }
 
 
 def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
-    found = seeds.run_seeds(
-        tmp_path,
-        [7],
-        {**WANTED, "iterations": "0"},
-        opener(chat),
-        lambda at: None,
-        lambda text: None,
-    )
+    found = run_tiny(tmp_path, [7], opener(chat), iterations="0")
     with Store.read(tmp_path / "seed-7") as store:
         texts = {one.id: one.text for one in store.records(Prompt, origin="held_out")}
         given = {
@@ -135,8 +132,9 @@ def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
         0.5 if score_answer(text, given.get(name, "")).score == BEST else 1.0
         for name, text in texts.items()
     ]
-    assert found[0].win_rate_limit == pytest.approx(sum(won) / len(won))
-    assert 0.5 < found[0].win_rate_limit < 1.0
+    limit = found[0].rows[0].values["win_rate_limit"]
+    assert limit == pytest.approx(sum(won) / len(won))
+    assert 0.5 < limit < 1.0
 
 
 @pytest.mark.parametrize(
@@ -161,20 +159,16 @@ def test_no_model_wins_where_m0_is_perfect(tmp_path, chat):
     ],
 )
 def test_every_claim_can_fail(changes, claim):
-    assert all(seeds.verdicts(results()).values())
-    assert seeds.verdicts(results(**changes))[claim] is False
+    assert all(seeds.check_claims(trials()).values())
+    assert seeds.check_claims(trials(**changes))[claim] is False
 
 
-def test_with_a_seed_that_stopped_no_claim_holds():
-    good = results()
-    early = replace(
-        good[0],
-        document={"base": good[0].rows[0], "iterations": good[0].rows[1:2]},
-        stopped="M1 was refused",
-    )
+def test_no_claim_holds_with_a_seed_that_stopped():
+    good = trials()
+    early = replace(good[0], rows=good[0].rows[:2], stopped="M1 was refused")
     for found in ([early, good[1]], [good[1], early], [early]):
-        assert set(seeds.verdicts(found).values()) == {False}
-    assert seeds.reached([early, good[1]]) == [2, 2, 1, 1]
+        assert set(seeds.check_claims(found).values()) == {False}
+    assert list(averages([early, good[1]])) == [-1, 0, 1, 2], "as far as the longest"
 
 
 def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
@@ -188,17 +182,34 @@ def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
         with opener(chat)() as runtime:
             yield replace(runtime, train=dies)
 
-    found = seeds.run_seeds(
-        tmp_path, [7, 8], WANTED, open_fakes, lambda at: None, lambda text: None
-    )
-    assert [result.stopped is None for result in found] == [False, True]
+    said: list[str] = []
+    found = run_tiny(tmp_path, [7, 8], open_fakes, said)
+    assert [trial.stopped is None for trial in found] == [False, True]
     assert "not a number" in found[0].stopped
+    assert said[1].startswith("seed 7: tiny stopped: the loss is not a number")
 
 
 def test_a_small_fall_of_right_answers_is_noise():
-    assert seeds.verdicts(results(answer_right={3: 0.88}))[
+    assert seeds.check_claims(trials(answer_right={3: 0.88}))[
         "right answers never fall by more than two standard errors"
     ]
 
 
-# -- one setting at a time ----------
+def test_the_command_prints_means_limits_and_verdicts(tmp_path, monkeypatch):
+    good = trials()
+    early = replace(good[0], rows=good[0].rows[:2], stopped="M1 was refused")
+    for trial, limit in zip((early, good[1]), (0.9, 0.8), strict=True):
+        trial.rows[0].values["win_rate_limit"] = limit
+    monkeypatch.setattr(seeds, "run_tiny", lambda *_: [early, good[1]])
+    ended = CliRunner().invoke(app, ["bench", "tiny", "--runs-dir", str(tmp_path)])
+    assert ended.exception is None, ended.exception
+    document = json.loads(ended.stdout.splitlines()[-1])
+    assert document["seeds"] == [1, 2]
+    assert document["mean_and_error"][0]["exact_score"] == pytest.approx([3.4, 0.0])
+    assert document["mean_and_error"][3]["exact_score"] == [4.5, None], "of one seed no error"
+    assert document["win_rate_limit"] == pytest.approx([0.85, 0.05])
+    assert set(document["verdicts"].values()) == {False}
+    assert "seeds that have it" in ended.stderr
+    (reached,) = [line for line in ended.stderr.splitlines() if "seeds that have it" in line]
+    assert [word for word in reached.split() if word.isdigit()] == ["2", "2", "1", "1"]
+    assert "refused" in ended.stderr
