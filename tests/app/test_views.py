@@ -38,7 +38,7 @@ def test_the_list_holds_what_was_found_and_how_much(library):
     page = explore.find_prompts(library, "mine", "M1", "", "all", 0)
     with Store.read(library.runs_dir / "mine") as store:
         total = store.count(Prompt, iteration=1)
-    assert (len(page.ids), len(page.rows), page.number) == (total, total, 0)
+    assert (len(page.hits), len(page.rows), page.number) == (total, total, 0)
     assert page.title == f"{total} prompts, page 1 of 1"
     assert explore.find_prompts(library, "mine", "M1", "", "all", 99) == page, "the last page"
     nothing = explore.HitPage()
@@ -55,7 +55,7 @@ def test_previous_and_next_page(explore_tab, monkeypatch):
         shown = explore_tab.list_page(step, "mine", "M1", "", "all", hits)
         hits = shown[explore_tab.hits]
         numbers.append(hits.number)
-        assert len(shown[explore_tab.listing]) == len(hits.ids) == 1
+        assert len(shown[explore_tab.listing]) == len(hits.hits) == 1
     assert numbers == [0, 1, 2, 1, 0, 0, 0]
 
 
@@ -79,7 +79,7 @@ def test_the_first_pairs_replace_what_all_models_share(library, explore_tab):
 
 def test_a_prompt_is_shown_with_responses_and_judgments(library):
     page = explore.find_prompts(library, "mine", "M1", "", "gave a pair", 0)
-    history = explore.load_history(library, "mine", page.ids[0])
+    history = explore.load_history(library, "mine", page.hits[0].id)
     rows = explore.answer_rows(history)
     assert {row[0] for row in rows} >= {"chosen", "rejected"}
     first = explore.judgment_rows(history, 0)
@@ -97,7 +97,7 @@ def test_a_click_on_a_row_opens_its_prompt(explore_tab):
     assert shown[explore_tab.judgments] == explore.judgment_rows(history, 0)
     second = explore_tab.open_answer(SimpleNamespace(index=[1, 0]), history)
     assert second == explore.judgment_rows(history, 1)
-    beyond = SimpleNamespace(index=[len(hits.ids), 0])
+    beyond = SimpleNamespace(index=[len(hits.hits), 0])
     assert explore_tab.open_prompt(beyond, "mine", hits) == gr.skip()
 
 
@@ -105,8 +105,8 @@ def test_a_response_of_several_judges_shows_the_mean_of_each(library):
     page = explore.find_prompts(library, "mine", "ranked by people", "", "all", 0)
     cells = [
         row[1]
-        for one in page.ids
-        for row in explore.answer_rows(explore.load_history(library, "mine", one))
+        for one in page.hits
+        for row in explore.answer_rows(explore.load_history(library, "mine", one.id))
     ]
     assert any(re.fullmatch(r"base \d\.\d\d(, M\d \d\.\d\d)+", cell) for cell in cells), cells
 

@@ -1,4 +1,4 @@
-"""A browser for tests and screenshots: the system's Chromium through Playwright, and steps on the page."""
+"""The system's Chromium for tests and screenshots, through Playwright, and steps on the page."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def send(page: Page, text: str) -> None:
     box.fill(text)
     box.press("Enter")
     page.wait_for_function(
-        "count => [...document.querySelectorAll('#talk *')].filter(one => one.children.length == 0 && "
+        "count => [...document.querySelectorAll('#talk *')]"
+        ".filter(one => one.children.length == 0 && "
         "/scores itself \\d|no score, since none/.test(one.textContent)).length > count",
         arg=before,
         timeout=60 * SECONDS,
@@ -72,7 +73,8 @@ def compare(page: Page, text: str, choice: str) -> None:
     page.get_by_role("button", name="Ask both").click()
     button = page.get_by_role("button", name=choice)
     page.wait_for_function(
-        "name => [...document.querySelectorAll('button')].some(one => one.textContent.trim() == name && !one.disabled)",
+        "name => [...document.querySelectorAll('button')]"
+        ".some(one => one.textContent.trim() == name && !one.disabled)",
         arg=choice,
         timeout=60 * SECONDS,
     )

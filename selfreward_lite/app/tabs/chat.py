@@ -113,7 +113,7 @@ class ChatTab:
                     info="base: untrained; M0: after the seed stage; M1, M2, …: after iterations",
                 )
                 self.judge = dynamic_dropdown("Judge", choices=[SELF], value=SELF)
-                self.problem = gr.Markdown("", visible=False, elem_id="why-none")
+                self.problem = gr.Markdown("", visible=False)
                 with gr.Accordion("Settings", open=False):
                     self.system = gr.Textbox("", label="System prompt", lines=2)
                     self.draw = DrawControls()
@@ -239,7 +239,7 @@ def _index(event: gr.RetryData | gr.EditData | gr.UndoData) -> int:
 
 
 def write_files(turns: list[Turn]) -> tuple[str | None, str | None]:
-    """Write the conversation as JSON lines and Markdown to a temporary folder; returns the paths."""
+    """Write the conversation as JSON lines and as Markdown; returns the paths."""
     if not turns:
         return None, None
     folder = Path(tempfile.mkdtemp(dir=Path.cwd()))

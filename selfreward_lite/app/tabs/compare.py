@@ -114,9 +114,24 @@ def stream_vote(
         raise UserError("there is nothing to vote on: ask both models first")
     left, right = (reply.text for reply in pair.replies if reply is not None)
     pair = replace(pair, voted=True, choice=choice, judge=judge)
-    folder = library.folder(pair.run)
+    folder, vote = library.folder(pair.run), None
     if choice is not None:
-        votes.add_vote(folder, _vote(pair, choice, left, right))
+        vote = votes.Vote(
+            pair.id,
+            pair.at,
+            pair.prompt,
+            pair.seed,
+            *pair.models,
+            left,
+            right,
+            choice,
+            pair.blind,
+            judge,
+            verdict=None,
+            judged_ab="",
+            judged_ba="",
+        )
+        votes.add_vote(folder, vote)
     yield pair
     try:
         talk = Talk(library, pair.run, pair.caller)
@@ -124,31 +139,18 @@ def stream_vote(
         with closing(verdicts):
             for verdict in verdicts:
                 pair = replace(pair, verdict=verdict)
-                if choice is not None and verdict.is_final:
-                    votes.add_verdict(folder, _vote(pair, choice, left, right))
+                if vote and verdict.is_final:
+                    vote = replace(
+                        vote,
+                        verdict=verdict.result,
+                        judged_ab=verdict.judged_ab,
+                        judged_ba=verdict.judged_ba,
+                    )
+                    votes.add_verdict(folder, vote)
                 yield pair
     except SelfRewardError:
         yield replace(pair, verdict=Verdict(judge))
         raise
-
-
-def _vote(pair: SideBySide, choice: votes.Side, left: str, right: str) -> votes.Vote:
-    verdict = pair.verdict or Verdict(pair.judge)
-    return votes.Vote(
-        pair.id,
-        pair.at,
-        pair.prompt,
-        pair.seed,
-        *pair.models,
-        left,
-        right,
-        choice,
-        pair.blind,
-        pair.judge,
-        verdict.result,
-        verdict.judged_ab,
-        verdict.judged_ba,
-    )
 
 
 def heading(pair: SideBySide | None, side: int) -> str:

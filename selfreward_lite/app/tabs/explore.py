@@ -26,7 +26,15 @@ from selfreward_lite.app.widgets import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore
-from selfreward_lite.report.explore import HELD_OUT, PAGE, RANKED, Answer, Outcome, PromptHistory
+from selfreward_lite.report.explore import (
+    HELD_OUT,
+    PAGE,
+    RANKED,
+    Answer,
+    Outcome,
+    PromptHistory,
+    PromptHit,
+)
 from selfreward_lite.system.errors import SelfRewardError
 
 NO_PROMPTS = (
@@ -87,12 +95,24 @@ class PromptGroups:
 
 @dataclass(frozen=True)
 class HitPage:
-    """A page of prompts that were found: their ids, their table rows, and its number."""
+    """A page of prompts that were found, its number, and how many there are in all."""
 
-    ids: tuple[str, ...] = ()
-    rows: Rows | None = None
-    title: str = ""
+    hits: tuple[PromptHit, ...] = ()
     number: int = 0
+    title: str = ""
+
+    @property
+    def rows(self) -> Rows:
+        """A table row per prompt."""
+        return [
+            [
+                one.text,
+                _format(one.chosen),
+                _format(one.rejected),
+                "yes" if one.judgment_pair else "",
+            ]
+            for one in self.hits
+        ]
 
 
 def find_prompts(
@@ -110,17 +130,8 @@ def find_prompts(
         if page >= pages:
             page = pages - 1
             found, _ = explore.find_prompts(store, group, words or "", outcome, page)
-    rows = [
-        [
-            one.text,
-            _format(one.chosen),
-            _format(one.rejected),
-            "yes" if one.judgment_pair else "",
-        ]
-        for one in found
-    ]
     title = f"{total:,} prompt{'' if total == 1 else 's'}, page {page + 1} of {pages}"
-    return HitPage(tuple(one.id for one in found), rows, title, page)
+    return HitPage(tuple(found), page, title)
 
 
 def load_history(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
@@ -231,7 +242,7 @@ class ExploreTab:
                     OUTCOMES, value="all", label="Show prompts with", min_width=220, scale=2
                 )
             with gr.Row():
-                self.title = gr.Markdown("", elem_id="count")
+                self.title = gr.Markdown("")
                 pages = [
                     gr.Button(name, size="sm", min_width=80, scale=0)
                     for name in ("Previous", "Next")
@@ -303,14 +314,14 @@ class ExploreTab:
         number = 0 if step is None else hits.number + step
         with errors_as_toasts():
             page = find_prompts(self.library, run, group, words, outcome, number)
-        return {self.hits: page, self.listing: page.rows or [], self.title: page.title}
+        return {self.hits: page, self.listing: page.rows, self.title: page.title}
 
     def open_prompt(self, event: gr.SelectData, run: str, hits: HitPage) -> Updates:
         row = event.index[0]
-        if not 0 <= row < len(hits.ids):
+        if not 0 <= row < len(hits.hits):
             return gr.skip()
         with errors_as_toasts():
-            history = load_history(self.library, run, hits.ids[row])
+            history = load_history(self.library, run, hits.hits[row].id)
         return {
             self.history: history,
             self.prompt: gr.update(value=history.prompt.text, visible=True),

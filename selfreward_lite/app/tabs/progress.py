@@ -111,16 +111,14 @@ class ProgressTab:
             examples = text_table(
                 None,
                 "32 34 34",
-                "Before and after: held-out prompts that M0 and the newest model answer differently",
-                elem_id="before-after",
+                "Before and after: prompts that M0 and the newest model answer differently",
             )
-            self.advice = gr.Markdown("", elem_id="advice")
+            self.advice = gr.Markdown("")
             signs = text_table(
                 None,
                 "",
                 "Early warnings: where self-rewarding is known to go wrong",
                 height=420,
-                elem_id="signs",
             )
             gates = text_table(None, "9 16 11 64", "Gates", height=320)
         self.tables = [measured, examples, signs, gates]

@@ -113,8 +113,8 @@ def headline(view: RunStatus) -> str:
         accept = "accept it anyway, or " if view.may_accept else ""
         return (
             f"{state}: {view.candidate} is not good enough, so {newest} remains the newest model."
-            f"{reasons}\n\nLook at its pairs (Explore) and scores (Progress). Then {accept}continue "
-            "past the gates, or start a new run with other settings."
+            f"{reasons}\n\nLook at its pairs (Explore) and scores (Progress). Then {accept}"
+            "continue past the gates, or start a new run with other settings."
         )
     if view.state in ("running", "beginning"):
         goal = f"{view.candidate}, of M0 to M{view.iterations}"
@@ -226,7 +226,7 @@ class RunTab:
                         info="one per line, such as dpo.beta=0.2",
                         lines=2,
                     )
-                plan = gr.Markdown("", elem_id="plan", container=True)
+                plan = gr.Markdown("", container=True)
                 start = gr.Button("Start", variant="primary")
             with gr.Column(scale=3, min_width=320):
                 self.state = gr.Markdown(NO_RUN, elem_id="state")
@@ -256,7 +256,6 @@ class RunTab:
             "Stages, the newest first",
             height=420,
             visible=False,
-            elem_id="stages",
         )
         form: list[Any] = [name, preset, iterations, seed, hours, settings]
         plan.value = self.plan("", "tiny", "", "", "", "")
