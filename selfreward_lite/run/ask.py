@@ -1,6 +1,6 @@
 """Drives one asking stage: keeps the engine full, commits item by item, resumes where it stopped.
 
-An item is a generator of `method`: it yields requests, is sent their completions, and returns an Outcome.
+An item is a generator of `method`: it yields requests, receives completions, returns an Outcome.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from selfreward_lite.system.errors import EngineError
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is. `seconds` counts this process only; `already` items were done before it started."""
+    """How far a stage is.
+
+    `seconds` counts this process only; `already` items were done before it started.
+    """
 
     iteration: int
     stage: str
@@ -74,9 +77,10 @@ def run_stage(
     watch: Watch,
     may_start: MayStart = always,
 ) -> None:
-    """Ask for every item of a stage that is not committed yet, commit each when complete, and mark the stage done.
+    """Ask for every item of a stage not committed yet, commit each, mark the stage done.
 
-    Before each item `may_start` receives the share of items started so far; once it returns False, the rest is left out and counted.
+    Before each item `may_start` receives the share of items started so far. Once it returns False,
+    the rest is left out and counted.
     """
     items = list(items)
     done = store.done_items(iteration, stage)
@@ -115,7 +119,7 @@ def run_stage(
 
 
 def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome, int]]:
-    """Yield (item, outcome, generated tokens) as items complete; the engine pulls, so many items are open at once."""
+    """Yield (item, outcome, generated tokens) as items complete; many are open at once."""
     board = _Board(iter(items))
     while True:
         answered = False
@@ -124,12 +128,14 @@ def drive(engine: Engine, items: Iterable[Item]) -> Iterator[tuple[str, Outcome,
             board.take(completion)
             yield from board.pop_finished()
         yield from board.pop_finished()
-        # An engine stops pulling when the feed runs dry; items that ask again after that need another call.
+        # An engine stops pulling when the feed runs dry; items that ask again after that need
+        # another call.
         if not board.ready and not board.owner:
             return
         if not answered:
             raise EngineError(
-                f"the engine left {len(board.owner)} requests without an answer; start the run again"
+                f"the engine left {len(board.owner)} requests without an answer; start the run "
+                "again"
             )
 
 

@@ -5,8 +5,9 @@
     <root>/<run>/M<t>/                               every model that was exported
     <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
 
-The run itself never lies there: SQLite's locks and log do not work on such drives. The base in GGUF is not copied; it is made
-again from the model. A failed copy is reported once and tried again; the run continues.
+The run itself never lies there: SQLite's locks and log do not work on such drives. The base in GGUF
+is not copied; it is made again from the model. A failed copy is reported once and tried again; the
+run continues.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import MANIFEST, copy_file, copy_folder
 
 MINUTES = 5.0  # between two copies while a stage is under way
-# Between two checkpoints, half a gigabyte each for an 8B: a drive may keep replaced files, and count them.
+# Between two checkpoints, half a gigabyte each for an 8B: a drive may keep replaced files, and
+# count them.
 CHECKPOINT_MINUTES = 30.0
 
 
@@ -39,7 +41,8 @@ class Backup:
         here, there = store.folder.resolve(), self._place.resolve()
         if here == there or here in there.parents or there in here.parents:
             raise UserError(
-                f"{root} holds the run itself; give another folder to --mirror, best on another disk"
+                f"{root} holds the run itself; give another folder to --mirror, best on another "
+                "disk"
             )
         self._check()
         self._last = time.monotonic()
@@ -59,13 +62,15 @@ class Backup:
                 items = copy.execute("SELECT count(*) FROM items").fetchone()[0]
         except sqlite3.Error as error:
             raise UserError(
-                f"{there} cannot be read ({error}); move {self._place} away, or give another --mirror"
+                f"{there} cannot be read ({error}); move {self._place} away, or give another "
+                "--mirror"
             ) from None
         known = sum(row.done for row in self._store.stages())
         if json.loads(facts.get("birth", "null")) != self._store.fact("birth") or items > known:
             raise UserError(
-                f"{self._place} holds a copy of another run, or a newer copy of this one; resume from that with "
-                "--restore-from where there is no run of this name, or give another --mirror or --name"
+                f"{self._place} holds a copy of another run, or a newer copy of this one; resume "
+                "from that with --restore-from where there is no run of this name, or give "
+                "another --mirror or --name"
             )
 
     def watching(self, watch: Watch) -> Watch:
@@ -79,7 +84,7 @@ class Backup:
         return watched
 
     def copy(self, *, last: bool = False) -> None:
-        """Update the copy; a failure is reported, and the next copy makes up for it. The `last` copies checkpoints too."""
+        """Update the copy; the `last` one leaves nothing out. A failure is reported, not raised."""
         self._last = time.monotonic()
         try:
             self._copy(last)
@@ -133,16 +138,17 @@ class Backup:
 
 
 def restore(root: Path, folder: Path) -> bool:
-    """Restore a run from its copy in `root`, unless it is here already; returns whether it was restored.
+    """Restore a run from its copy in `root`, unless it is here already.
 
-    Raises UserError where there is no copy, or a damaged one.
+    Returns whether it was restored. Raises UserError where there is no copy, or a damaged one.
     """
     if (folder / "run.sqlite").exists():
         return False
     source = root / folder.name
     if not (source / "run.sqlite").exists():
         raise UserError(
-            f"{source}: no copy of a run there; fix --restore-from or --name, or leave --restore-from out"
+            f"{source}: no copy of a run there; fix --restore-from or --name, or leave "
+            "--restore-from out"
         )
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -156,7 +162,8 @@ def restore(root: Path, folder: Path) -> bool:
     if found != "ok":
         shutil.rmtree(part)
         raise UserError(
-            f"{source / 'run.sqlite'} is damaged ({found}); fix --restore-from, or leave it out to start again"
+            f"{source / 'run.sqlite'} is damaged ({found}); fix --restore-from, or leave it out to "
+            "start again"
         )
     part.rename(folder)
     return True

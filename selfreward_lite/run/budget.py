@@ -1,10 +1,11 @@
-"""`--hours`: how many prompts the time allows, and how much must be left for training and measuring.
+"""`--hours`: how many prompts the time allows, and what must be left for training and measuring.
 
     fit_prompts         before an iteration: how many prompts fit, at the speed measured so far
-    may_start           while it asks: whether there is time for more, and for all that follows from it
+    may_start           while it asks: whether there is time for more, and for what follows from it
     training_deadline   when its training must end
 
-What was decided is stored with the run, so that a resumed command keeps to it. Without --hours, nothing changes.
+The decision is stored with the run, so that a resumed command keeps to it. Without --hours, nothing
+changes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ ASKING = ("candidates", "responses", "judgments", "battles")
 
 
 def fit_prompts(run: RunContext, iteration: int) -> None:
-    """Decide how many prompts the iteration has. Raises OutOfTime where they would not give one batch of pairs."""
+    """Decide how many prompts the iteration has.
+
+    Raises OutOfTime where they would not give one batch of pairs.
+    """
     fact = f"prompts M{iteration}"
     if run.deadline == math.inf or run.store.is_done(iteration, "training"):
         return
@@ -36,14 +40,14 @@ def fit_prompts(run: RunContext, iteration: int) -> None:
     least = math.ceil(run.settings.dpo.batch / (2 * stages.PAIR_SHARE))
     if count < min(least, wanted):
         raise OutOfTime(
-            f"{left / 3600:.2f} hours are left, too few for an iteration of {least} prompts with its training; "
-            f"give the same command again to resume with M{iteration}"
+            f"{left / 3600:.2f} hours are left, too few for an iteration of {least} prompts with "
+            f"its training; give the same command again to resume with M{iteration}"
         )
     run.store.state(fact, count)
     if count < wanted:
         message = (
-            f"{count} of {wanted} prompts, so that M{iteration} is trained and measured in the {left / 3600:.2f} hours left, "
-            "at the speed of this run so far"
+            f"{count} of {wanted} prompts, so that M{iteration} is trained and measured in the "
+            f"{left / 3600:.2f} hours left, at the speed of this run so far"
         )
         run.watch(Progress(iteration, "prompts", 1, message=message))
 
@@ -55,8 +59,8 @@ def _check_time(run: RunContext, iteration: int, left: float) -> None:
     needed = (_measuring(later) + training) / KEPT
     if left < needed:
         raise OutOfTime(
-            f"{left / 3600:.2f} hours are left, and M{iteration} needs {needed / 3600:.2f} to be trained and measured; "
-            "give the same command again to resume it"
+            f"{left / 3600:.2f} hours are left, and M{iteration} needs {needed / 3600:.2f} to be "
+            "trained and measured; give the same command again to resume it"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run under way: its records, its settings, its roles, and the one engine that is open between two trainings."""
+"""A run under way: its records, settings and roles, and its one engine between two trainings."""
 
 from __future__ import annotations
 
@@ -143,7 +143,10 @@ class RunContext:
         start: Callable[[R], AskGenerator],
         may_start: MayStart = always,
     ) -> None:
-        """Ask `start`'s questions about every record, unless the stage is done; `may_start` as in `run_stage`."""
+        """Ask what `start` asks about every record, unless the stage is done.
+
+        `may_start` as in `run_stage`.
+        """
         if not self.store.is_done(iteration, stage):
             items = [(record.id, partial(start, record)) for record in records]
             self.ask_round(iteration, stage, items, may_start)
@@ -159,7 +162,7 @@ class RunContext:
         first: int = 0,
         may_start: MayStart = always,
     ) -> None:
-        """M<model> judges answers to `prompts`, `count` times each, in judgments numbered from `first`."""
+        """M<model> judges answers to `prompts`, `count` times each, numbered from `first`."""
         role = self.judge(model, iteration)
         by_id = {prompt.id: prompt for prompt in prompts}
         self.ask(
@@ -175,7 +178,7 @@ class RunContext:
     def ask_round(
         self, iteration: int, stage: str, items: Iterable[Item], may_start: MayStart = always
     ) -> None:
-        """Ask for the items that are missing, also of a stage that is done: it may grow in rounds."""
+        """Ask for missing items, also of a stage that is done: it may grow in rounds."""
         stages.check_name(iteration, stage)
         run_stage(self.store, self.engine(), iteration, stage, items, self.watch, may_start)
 
@@ -201,7 +204,7 @@ class RunContext:
 
 
 def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
-    """Group by `key`; each group in the order of sample numbers, whatever order they were committed in."""
+    """Group by `key`; each group in the order of sample numbers."""
     groups: dict[str, list[R]] = defaultdict(list)
     for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
         groups[key(record)].append(record)

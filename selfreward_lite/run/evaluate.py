@@ -1,6 +1,6 @@
-"""Models of a finished run asked again: two compared, one as judge of ranked data, one answering prompts.
+"""Models of a run asked again: two compared, one judging ranked data, one answering prompts.
 
-    RUN/evaluation/<settings>/run.sqlite     what was asked, apart from the run, and apart for other settings
+    RUN/evaluation/<settings>/run.sqlite     what was asked, in a file of its own for other settings
 
 The run itself is only read. Asked again, only what is missing is generated.
 """
@@ -50,14 +50,18 @@ class Evaluation:
     notes: Store
 
     def number(self, name: str) -> int:
-        """The number of a model by its name: base, M0, M1, …; raises UserError where the run has none of that name."""
+        """The number of a model by its name: base, M0, M1, …
+
+        Raises UserError where the run has no such model.
+        """
         return _number(self.run.store, name)
 
     def compare_answers(self, model: str, against: str, judge: str) -> list[PairResult]:
-        """Compare two models' answers to the held-out prompts; an answer that never came loses to one that did.
+        """Compare two models' answers to the held-out prompts; a missing answer loses.
 
-        `against` may be a model of another run of the folder, as other/M3: then prompts count that both runs held out. `judge` is
-        EXACT, a model of this run, or the path of a GGUF file. Raises UserError where one of them does not exist.
+        `against` may be a model of another run of the folder, as other/M3: then prompts count that
+        both runs held out. `judge` is EXACT, a model of this run, or the path of a GGUF file.
+        Raises UserError where one of them does not exist.
         """
         prompts, theirs = self._rival_answers(against)
         mine = _answers(self.run.reader, model)
@@ -109,7 +113,7 @@ class Evaluation:
         return judge_agreement(ranked, scores_by_response(counted, settings))
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
-        """A model's answers to prompts, one each, in their order. Raises UserError where one never came."""
+        """A model's answers to prompts, in order; raises UserError where one is missing."""
         number, digest = self.number(model), _digest(texts)
         role = self.run.role(number, self.run.settings.evaluation.draw, max(0, number))
         prompts = [
@@ -127,8 +131,8 @@ class Evaluation:
         found = {one.prompt_id: one for one in given}
         if missing := [one.text for one in prompts if one.id not in found]:
             raise UserError(
-                f"{len(missing)} prompts were not answered, the first of them {missing[0][:60]!r}: they do not fit the context; "
-                "give a larger one with --set engine.context=…"
+                f"{len(missing)} prompts were not answered, the first of them {missing[0][:60]!r}: "
+                "they do not fit the context; give a larger one with --set engine.context=…"
             )
         return [found[one.id] for one in prompts]
 
@@ -201,14 +205,14 @@ class Evaluation:
         records: Sequence[R],
         start: Callable[[R], AskGenerator],
     ) -> None:
-        """Do an asking stage in the notes; a prefix tells the base's from M0's: both belong to iteration 0."""
+        """Do an asking stage in the notes; a prefix tells the base's from M0's."""
         if number == BASE:
             stage = f"base {stage}"
         items = [(record.id, partial(start, record)) for record in records]
         run_stage(self.notes, engine, max(0, number), stage, items, self.run.watch)
 
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
-        """The prompts to compare on, and a model's answers; with a model of another run, prompts that both runs held out."""
+        """The prompts that both runs held out, and a model's answers."""
         folder, _, model = name.rpartition("/")
         held_out = self.run.reader.held_out()
         if not folder:
@@ -224,7 +228,8 @@ class Evaluation:
         prompts = [one for one in held_out if one.text in ids]
         if not prompts:
             raise UserError(
-                f"{folder} held out none of the prompts that {self.run.store.folder.name} did; compare runs of the same data"
+                f"{folder} held out none of the prompts that {self.run.store.folder.name} did; "
+                "compare runs of the same data"
             )
         # Two runs may have the same ids, as resumed copies have.
         return prompts, {
@@ -260,7 +265,7 @@ class Evaluation:
 def open_evaluation(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch
 ) -> Iterator[Evaluation]:
-    """A run's models, open for questions. `settings` are the run's; those of evaluation and engine may be overridden."""
+    """A run's models, open for questions; `settings` may differ from the run's own."""
     model_dir = hub.find_model_folder(settings.model.base)
     asked = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in asked])) as notes:
@@ -294,7 +299,8 @@ def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) 
     )
     if ours is None or others is None:
         raise UserError(
-            "only answers to tasks of the tiny world can be scored exactly; name a model as --judge, as M0"
+            "only answers to tasks of the tiny world can be scored exactly; name a model as "
+            "--judge, as M0"
         )
     return [
         PairResult(

@@ -1,6 +1,7 @@
 """What a new model must show before it becomes the newest: measured numbers against limits.
 
-A gate that refuses names the number, the limit, and what to try; the candidate stays beside the last good model.
+A gate that refuses names the number, the limit, and what to try. The candidate is kept beside the
+last good model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, frozen_or_broken
 
 @dataclass(frozen=True)
 class DataEvidence:
-    """What is known before a training: shares of prompts wanted that gave a pair, and of judgments that could be read."""
+    """Before a training: shares of prompts wanted that gave a pair, and of judgments read."""
 
     pair_share: float
     read_share: float
@@ -23,9 +24,10 @@ class DataEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a candidate M(t). Intervals and ratios compare it with M(t−1); None where there is none.
+    """What is known about a candidate M(t); nothing here comes from the exact scorer.
 
-    `trained` is false for an M0 without EFT, which is the base. Nothing here comes from the exact scorer.
+    Intervals and ratios compare it with M(t−1); None where there is none. `trained` is false for an
+    M0 without EFT, which is the base.
     """
 
     file_faults: Sequence[str]
@@ -70,7 +72,8 @@ def check_data(data: DataEvidence, limits: Gates) -> Iterator[GateResult]:
         data.pair_share,
         limits.min_pair_share,
         "of the prompts wanted gave a response pair",
-        "raise responses.count or judge.count, set judge.score=expected against ties, or start from a better judge",
+        "raise responses.count or judge.count, set judge.score=expected against ties, or start "
+        "from a better judge",
     )
     yield _at_least(
         "labels",
@@ -114,8 +117,8 @@ def _check_files(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     if evidence.adapter_share is not None:
         share, allowed = evidence.adapter_share, limits.max_share_error
         reason = (
-            f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, "
-            f"allowed is 100 ± {100 * allowed:.0f} %"
+            f"{share:.0%} of the adapter's effect in PEFT arrives in llama.cpp, allowed is 100 ± "
+            f"{100 * allowed:.0f} %"
         )
         advice = "use model.gguf f16 or f32, or report this as a bug"
         yield _result("arrival", abs(share - 1) <= allowed, reason, advice)
@@ -191,7 +194,8 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         low, high = evidence.outside_interval
         reason = (
             f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before, "
-            f"where it could read both: {share:.0%} of the prompts, at least {limits.min_outside_share:.0%}"
+            f"where it could read both: {share:.0%} of the prompts, at least "
+            f"{limits.min_outside_share:.0%}"
         )
         if evidence.self_change is not None:
             reason += f"; it likes itself {evidence.self_change:+.2f}"
@@ -199,7 +203,8 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
             "outside",
             high >= -limits.max_outside_loss and share >= limits.min_outside_share,
             reason,
-            "rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the answers",
+            "rewards may be hacked: raise dpo.anchor, lower the learning rate, or look at the "
+            "answers",
         )
 
 
@@ -216,7 +221,8 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         yield _result(
             "judge",
             high >= -limits.max_judge_loss,
-            f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of {limits.max_judge_loss}",
+            f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of "
+            f"{limits.max_judge_loss}",
             "train on judgment pairs, or raise dpo.anchor",
         )
     canary, honest = evidence.canary_score, evidence.honest_score

@@ -1,6 +1,7 @@
 """THE ORDER OF THE STEPS. Read this first.
 
-Every step does only what is missing, so resuming after a kill is the same as starting: all steps are called again, in order.
+Every step does only what is missing, so resuming after a kill is the same as starting: all steps
+are called again, in order.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def run(
 ) -> None:
     """Do what is missing of the seed stage and of `settings.iterations` iterations.
 
-    Iterations are cut to be done by `deadline` (on the clock of time.monotonic). Raises GateStop where a gate refuses a model;
-    the run can be resumed after it.
+    Iterations are cut to be done by `deadline` (on the clock of time.monotonic). Raises GateStop
+    where a gate refuses a model; the run can be resumed after it.
     """
     context = prepare.open_run(store, settings, runtime, watch, deadline)
     try:

@@ -1,7 +1,8 @@
 """What a run needs before it starts: hours, GPU memory, disk, download.
 
-Hours are amounts (from the table of stages) times costs a piece: estimated from a GPU's data sheet, or measured in the run's own
-stages. Hours assume average text lengths; disk counts every text at its longest, so that no run fills the disk.
+Hours are amounts (from the table of stages) times costs a piece: estimated from a GPU's data
+sheet, or measured in the run's own stages. Hours assume average text lengths; disk counts every
+text at its longest, so that no run fills the disk.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and the logs of trainers and 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a generated token (with as many sequences as a run has), of a token read, of a token in DPO."""
+    """Seconds of a generated token (among all sequences), of a token read, of a token in DPO."""
 
     token: float
     read: float
@@ -53,14 +54,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Speeds:
-    """A GPU's data sheet: bytes of memory, bytes a second from it, 16-bit operations a second of its matrix units."""
+    """A GPU's data sheet: bytes of memory, bytes a second, 16-bit operations a second."""
 
     memory: float
     bandwidth: float
     operations: float
 
 
-# By what is in the GPU's name: the vendor's figures (dense, 16 bits in, 32 bits summed; a T4 sums in 16 bits).
+# By what is in the GPU's name: the vendor's figures (dense, 16 bits in, 32 bits summed; a T4 sums
+# in 16 bits).
 GPU_SPEEDS = {
     "T4": Speeds(15e9, 320e9, 65e12),
     "RTX 3060": Speeds(12e9, 360e9, 25.6e12),
@@ -71,18 +73,21 @@ GPU_SPEEDS = {
     "H200": Speeds(141e9, 4800e9, 989e12),
 }
 
-# Shares of those figures that are reached: guesses, in the range of public measurements of llama.cpp and QLoRA.
+# Shares of those figures that are reached: guesses, in the range of public measurements of
+# llama.cpp and QLoRA.
 READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
-# A weight of the base, on two CPU cores: reading, unpacking, writing (30 ns measured once; docs/log/export.md).
+# A weight of the base, on two CPU cores: reading, unpacking, writing (30 ns measured once;
+# docs/log/export.md).
 BASE_SECONDS = 40e-9
 WRITER_TOKENS = 400  # of the prompt writer's question
 
-# An adapter's export is checked on a few prompts and judgments, with and without it, by llama.cpp on two CPU cores.
+# An adapter's export is checked on a few prompts and judgments, with and without it, by llama.cpp
+# on two CPU cores.
 CHECKED_PROMPTS, CHECKED_JUDGMENTS = 4, 1
 CPU_OPERATIONS = 60e9  # a second: a guess
 
-# Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen weights), 2 forward again
-# (checkpointing); DPO's reference runs forward too.
+# Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen
+# weights), 2 forward again (checkpointing); DPO's reference runs forward too.
 SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
 
 
@@ -90,7 +95,10 @@ SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
 
 
 def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> StageCosts:
-    """Costs on a GPU, from its data sheet: a step reads weights and cache once and computes for every sequence."""
+    """Costs on a GPU, from its data sheet.
+
+    A step reads weights and cache once, and computes for every sequence.
+    """
     size, parallel = weights(llama), settings.engine.parallel
     tokens = PROMPT_TOKENS + JUDGE_TOKENS + Lengths.of(settings).response
     cells = min(settings.engine.context, parallel * tokens)
@@ -128,10 +136,12 @@ def costs_from_rates(settings: Settings, llama: Llama, rates: Rates, source: str
 
 
 def gpu_key(name: str) -> str | None:
-    """The row of `GPU_SPEEDS` for a GPU's name; None for laptop GPUs, which are slower than their namesakes.
+    """The row of `GPU_SPEEDS` for a GPU's name; None for laptop GPUs, which are slower.
 
-    >>> gpu_key("NVIDIA GeForce RTX 3090 Ti"), gpu_key("NVIDIA RTX A1000"), gpu_key("NVIDIA GeForce RTX 4090 Laptop GPU")
-    ('RTX 3090', None, None)
+    >>> gpu_key("NVIDIA GeForce RTX 3090 Ti"), gpu_key("NVIDIA RTX A1000")
+    ('RTX 3090', None)
+    >>> gpu_key("NVIDIA GeForce RTX 4090 Laptop GPU") is None
+    True
     """
     if "Laptop" in name or "Max-Q" in name:
         return None
@@ -141,7 +151,8 @@ def gpu_key(name: str) -> str | None:
 def measure_costs(store: Store, settings: Settings) -> StageCosts:
     """Costs from the stages that a run has done.
 
-    A stage not done yet is priced by its nearest relative, by assumed lengths. Raises LookupError before the seed stage is over.
+    A stage not done yet is priced like the stage nearest to it, by assumed lengths. Raises
+    LookupError before the seed stage is over.
     """
     newest = store.newest()
     if newest is None:
@@ -153,7 +164,7 @@ def measure_costs(store: Store, settings: Settings) -> StageCosts:
     }
 
     def latest(*names: tuple[str, float]) -> float:
-        """Seconds of a piece, from the first of these stages that was done, where it was done last; with pieces an item."""
+        """Seconds of a piece, by the first of `names` (stage, pieces an item) that was done."""
         for stage, pieces in names:
             for t in range(newest + 1, -1, -1):
                 if (t, stage) in spent:
@@ -199,7 +210,7 @@ def _trained_tokens(store: Store, iteration: int, settings: Settings) -> float:
 
 
 def _untrained_cost(store: Store, settings: Settings) -> float:
-    """Seconds of a token of SFT where M0 was not trained: those of a judgment's token, its nearest relative."""
+    """Seconds of a token of SFT where M0 was not trained: those of a judgment's token."""
     spent = [row.seconds for row in store.stages() if row.ended and row.stage == "eval_judgments"]
     judgments = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments
     return max(spent, default=0.0) / (judgments * Lengths.of(settings).judged)
@@ -219,7 +230,7 @@ def affordable_prompts(settings: Settings, iteration: int, costs: StageCosts, bu
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds a stage, by (iteration, stage), and bytes of GPU memory; empty where nothing is known of the GPU."""
+    """Seconds by (iteration, stage), and bytes of GPU memory; empty for an unknown GPU."""
 
     card: str | None
     source: str | None
@@ -248,7 +259,7 @@ class Prediction:
 
 
 def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
-    """What to expect of a complete run on a GPU, by its name; stored before the run starts and never changed."""
+    """What to expect of a complete run on a GPU, stored before it starts and never changed."""
     key = gpu_key(card) if card else None
     peaks = memory.peaks(settings, llama).items()
     peak = {stage: sum(parts.values()) for stage, parts in peaks} if card else {}
@@ -356,7 +367,7 @@ def disk_needs(
 
 
 def _records(settings: Settings) -> float:
-    """Bytes of what one iteration trains on: every response and judgment at its longest, battles among all judgments."""
+    """Bytes of what one iteration trains on: texts at their longest, battles of all judgments."""
     responses = settings.prompts.count * settings.responses.count
     battles = settings.prompts.count * settings.judge.count * (settings.judge.count - 1)
     return (

@@ -46,10 +46,11 @@ def load_or_create_settings(
     show: hub.Show = hub.show_nothing,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
-    """The settings of a run: those it started with, or for a new run the preset's; `wanted` overrides them.
+    """The settings of a run: those it started with, or the preset's; `wanted` overrides them.
 
-    After `check`, what the settings name on the hub is downloaded (`show` receives the progress) and pinned to its commit.
-    Raises ConfigError where `wanted` contradicts what the run's records were made with.
+    After `check`, what the settings name on the hub is downloaded (`show` receives the progress)
+    and pinned to its commit. Raises ConfigError where `wanted` contradicts what the run's records
+    were made with.
     """
     stored = store.fact("settings")
     if stored is None or not store.has_items():
@@ -62,18 +63,21 @@ def load_or_create_settings(
     else:
         if preset not in (None, stored["preset"]):
             raise ConfigError(
-                f"{store.folder} was started with preset {stored['preset']}; give another --name for {preset}"
+                f"{store.folder} was started with preset {stored['preset']}; give another --name "
+                f"for {preset}"
             )
         settings = _keep_commits(config.override(stored, wanted), stored)
         check(settings)
-        # The records hold what was read: once the ranked data is there, only the model is still needed.
+        # The records hold what was read: once the ranked data is there, only the model is still
+        # needed.
         needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
         settings = _download(settings, needed, show)
         before = config.parse(stored).model_dump(mode="json")
         for key, value in settings.model_dump(mode="json").items():
             if key not in _MAY_CHANGE and value != before[key]:
                 raise ConfigError(
-                    f"{store.folder} was started with other settings ({key}); give another --name to change them"
+                    f"{store.folder} was started with other settings ({key}); give another --name "
+                    "to change them"
                 )
     # `--gates report` holds for one command; it is not stored with the run.
     gates = settings.gates.model_copy(update={"mode": "stop"})
@@ -84,14 +88,15 @@ def load_or_create_settings(
 def open_run(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float
 ) -> RunContext:
-    """A run that is ready for its steps: the scores can be read, the disk has room, the prediction is stored."""
+    """A run that is ready for its steps: the disk has room, the prediction is stored."""
     model_dir = hub.find_model_folder(settings.model.base)
     chat, llama = ChatFormat.load(model_dir), read_config(model_dir)
     if settings.judge.score == "expected" and any(
         len(chat.text_ids(digit)) != 1 for digit in "012345"
     ):
         raise ConfigError(
-            f"{model_dir}: a digit is not one token here, so there is no expected score; use judge.score=mean"
+            f"{model_dir}: a digit is not one token here, so there is no expected score; use "
+            "judge.score=mean"
         )
     newest = store.newest()
     needs = plan.disk_needs(
@@ -138,7 +143,7 @@ def _store_facts(store: Store, settings: Settings) -> None:
 def _download(
     settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show
 ) -> Settings:
-    """Download what is needed; returns the settings with every repository at its commit on this machine."""
+    """Download what is needed; returns the settings with every repository at its commit."""
     commits: dict[tuple[str, str], str] = {}
     for section, name, kind in needed:
         text = getattr(getattr(settings, section), name)
@@ -149,7 +154,7 @@ def _download(
 
 
 def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
-    """The settings with every repository that is named as at the start at the commit it had then."""
+    """The settings with every repository named as at the start at the commit it had then."""
     commits: dict[tuple[str, str], str] = {}
     for section, name, _ in NAMED:
         text, before = getattr(getattr(settings, section), name), stored[section].get(name)
@@ -173,7 +178,8 @@ def _check_folder(settings: Settings) -> None:
         check_folder(folder)
         if settings.model.quantisation == "none" and read_config(folder).packed:
             raise ConfigError(
-                f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a folder in 16 bits"
+                f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a "
+                "folder in 16 bits"
             )
         ChatFormat.load(folder).prompt_ids(user("Hello."))
     except ExportError as error:
@@ -188,18 +194,19 @@ def _check_folder(settings: Settings) -> None:
     ) as error:
         # Other people's JSON and Jinja: every wrong value in them ends here.
         raise ConfigError(
-            f"{folder}: its files are not those of a Llama with a chat template ({type(error).__name__}: {error}); "
-            "download it again"
+            f"{folder}: its files are not those of a Llama with a chat template "
+            f"({type(error).__name__}: {error}); download it again"
         ) from None
 
 
 def _check_prompts(settings: Settings) -> None:
-    """Refuse a bad prompt file before the settings are stored: the same name may then take --skip-bad, or another file."""
+    """Refuse a bad prompt file before the settings are stored, so that they can still change."""
     if settings.prompts.file is None:
         return
     found, _ = read_prompts(settings)
     if len(found) <= (settings.iterations - 1) * settings.prompts.count:
         raise ConfigError(
-            f"{settings.prompts.file} holds {len(found)} prompts: too few for {settings.iterations} iterations of "
-            f"{settings.prompts.count}; set prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
+            f"{settings.prompts.file} holds {len(found)} prompts: too few for "
+            f"{settings.iterations} iterations of {settings.prompts.count}; set "
+            f"prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
         )

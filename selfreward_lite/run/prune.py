@@ -25,7 +25,7 @@ class Part:
 
 
 def find_parts(store: Store, *, models: bool) -> list[Part]:
-    """What can be removed; with `models`, those between M0, which later ones are compared with, and the newest."""
+    """What can be removed; with `models`, those between M0 and the newest too."""
     found = [(store.folder / "base", "made again when the run resumes")]
     if all(row.ended for row in store.stages() if row.stage == "training"):
         found.append(

@@ -1,7 +1,7 @@
 """What a run works with: the engine, the trainer and the exporter, each in a child process.
 
-This process imports neither torch nor llama.cpp, so it survives their crashes, and a child's memory is freed when it ends.
-Tests put scripted functions in their place.
+This process imports neither torch nor llama.cpp, so it survives their crashes, and a child's memory
+is freed when it ends. Tests put scripted functions in their place.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ class Runtime:
     open_engine     base GGUF, settings → engine
     train           job, folder for its log, report → what the trainer measured
     export_base     model folder, GGUF to write, settings
-    export_adapter  model folder, adapter folder, base GGUF, GGUF to write, token lists, settings → parity on these tokens:
-                    `difference`, the largest between PEFT's logits and llama.cpp's; `change`, the largest by the adapter;
-                    `share` of that change in llama.cpp (None where the base's rounding hides it); `agreement`, the share of
-                    positions with the same likeliest token in both
+    export_adapter  model folder, adapter folder, base GGUF, GGUF to write, token lists, settings
+                    → parity on these tokens
+
+    Parity is `difference`, the largest between PEFT's logits and llama.cpp's; `change`, the
+    largest by the adapter; `share` of that change in llama.cpp (None where the base's rounding
+    hides it); `agreement`, the share of positions with the same likeliest token in both.
     """
 
     open_engine: Callable[[Path, EngineSettings], Engine]
@@ -46,10 +48,10 @@ class Runtime:
 
 @contextmanager
 def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runtime]:
-    """llama.cpp in one child process, TRL and the GGUF exporter in another; they end with the block.
+    """llama.cpp in one child process, TRL and the exporter in another; both end with the block.
 
-    With `bare`, which is for a single task, the second imports nothing at its start. Nor with backend "unsloth", which must be
-    imported before what it rewrites.
+    With `bare`, which is for a single task, the second imports nothing at its start. Nor with
+    backend "unsloth", which must be imported before what it rewrites.
     """
     worker = TorchWorker(bare=bare or backend == "unsloth")
     try:
@@ -124,4 +126,7 @@ def _nearly_full(folder: Path) -> str:
     usage = shutil.disk_usage(folder)
     if usage.free > min(NEARLY_FULL[0], NEARLY_FULL[1] * usage.total):
         return ""
-    return f"; the disk of {folder} has only {usage.free / 1e6:.1f} MB free: free space and give the same command again"
+    free = f"{usage.free / 1e6:.1f} MB"
+    return (
+        f"; the disk of {folder} has only {free} free: free space and give the same command again"
+    )

@@ -1,6 +1,7 @@
-"""The one table of a run's stages: its name in the store, the step that does it, and how much work it is.
+"""The one table of a run's stages: name in the store, the step that does it, amount of work.
 
-`loop` has the order of the steps. `plan` and `budget` compute hours from this table, and a run refuses a stage that is not in it.
+`loop` has the order of the steps. `plan` and `budget` compute hours from this table, and a run
+refuses a stage that is not in it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.method import canaries
 
 # Assumed of texts until a run has measured them: shares of the length limits, and tokens.
-RESPONSE_SHARE = 0.4  # Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens
+# Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens.
+RESPONSE_SHARE = 0.4
 JUDGMENT_SHARE = 0.5  # a hundred words and a score
 BATTLE_SHARE = 0.5
 CANDIDATE_SHARE = 0.2
@@ -30,7 +32,7 @@ Piece = Literal["candidate", "response", "judgment", "battle", "sft", "dpo", "ba
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Seconds of one candidate, response, judgment, battle, token trained on by SFT or DPO, export of the base or an adapter."""
+    """Seconds of one piece of each kind: for `sft` and `dpo`, a token trained on."""
 
     candidate: float
     response: float
@@ -45,7 +47,10 @@ class StageCosts:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, done by the step function named `step`: `amount` pieces; without a `piece` it takes no time to speak of."""
+    """A stage: `amount` pieces of work, done by the function named `step`.
+
+    Without a `piece` it takes too little time to count.
+    """
 
     name: str
     step: str
@@ -198,7 +203,7 @@ def of_iteration(iteration: int) -> tuple[Stage, ...]:
 
 
 def check_name(iteration: int, name: str) -> None:
-    """Raise LookupError for a stage that is not in the table: plan and budget would not count it."""
+    """Raise LookupError for a stage not in the table: plan and budget would not count it."""
     if all(stage.name != name for stage in of_iteration(iteration)):
         raise LookupError(f"stage {name!r} of iteration {iteration} is not in run/stages.py")
 

@@ -34,7 +34,7 @@ def export_base(run: RunContext, _: int) -> None:
 
 
 def check_models(run: RunContext, iteration: int) -> None:
-    """Refuse to continue from files that have changed: a flipped bit in an adapter loads without an error."""
+    """Refuse to continue from changed files: a flipped bit in an adapter loads without error."""
     base = run.base_gguf.parent
     faults = manifest_faults(base)
     if iteration:
@@ -46,7 +46,7 @@ def check_models(run: RunContext, iteration: int) -> None:
 
 
 def export_adapter(run: RunContext, iteration: int) -> None:
-    """Write the adapter as GGUF, measure its parity with the trained model, and complete the model's folder."""
+    """Write the adapter as GGUF, measure its parity, and complete the model's folder."""
 
     def work() -> Outcome:
         run.release_engine()
@@ -73,7 +73,7 @@ def export_adapter(run: RunContext, iteration: int) -> None:
 
 
 def _probes(run: RunContext) -> list[tuple[int, ...]]:
-    """Token ids to compare logits on: held-out prompts, and complete judgments, the longest texts that the model reads."""
+    """Token ids to compare logits on: held-out prompts, and judgments, the longest texts."""
     texts = run.reader.held_out()[: plan.CHECKED_PROMPTS]
     probes = [tuple(run.chat.prompt_ids(user(prompt.text))) for prompt in texts]
     prompts = {one.id: one for one in run.store.records(Prompt, origin="ranked")}

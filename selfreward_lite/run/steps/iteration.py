@@ -1,6 +1,7 @@
 """One iteration, from new prompts to pairs: each step reads records, asks or computes, and commits.
 
-M(t−1) answers its prompts, judges its answers, and judges its judgments. Every step can be called again: it does only what is missing.
+M(t−1) answers its prompts, judges its answers, and judges its judgments. Every step can be called
+again: it does only what is missing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from selfreward_lite.system.errors import UserError
 
 
 def write_prompts(run: RunContext, iteration: int) -> None:
-    """New prompts are written, in rounds, until enough are kept or attempts run out; or the user's own are taken."""
+    """Have new prompts written until enough are kept or attempts run out; or use the user's own."""
     store, count = run.store, run.reader.prompts_wanted(iteration)
     settings = run.settings.prompts.model_copy(update={"count": count})
     if settings.file is not None:
         if not run.reader.prompts(iteration):
             raise UserError(
-                f"{settings.file} held no prompts for iteration {iteration}; start a new --name with more of them, "
-                f"or with fewer an iteration (prompts.count={run.settings.prompts.count})"
+                f"{settings.file} held no prompts for iteration {iteration}; start a new --name "
+                "with more of them, or with fewer an iteration "
+                f"(prompts.count={run.settings.prompts.count})"
             )
         return
     if store.is_done(iteration, "prompts"):
@@ -53,8 +55,8 @@ def write_prompts(run: RunContext, iteration: int) -> None:
             for index in range(wanted)
         ]
         run.ask_round(iteration, "candidates", items)
-        # A killed round may have left candidates of the next one. Only complete rounds count, so that a resumed run keeps
-        # what an undisturbed one would.
+        # A killed round may have left candidates of the next one. Only complete rounds count, so
+        # that a resumed run keeps what an undisturbed one would.
         made = (one for one in store.records(Candidate, iteration=iteration) if one.index < wanted)
         kept = new_prompts.filter_candidates(
             sorted(made, key=lambda one: one.index),
@@ -113,7 +115,7 @@ def pair_responses(run: RunContext, iteration: int) -> None:
 
 
 def run_battles(run: RunContext, iteration: int) -> None:
-    """M(t−1) as meta-judge: on each prompt's most contested response, every pair of judgments in both orders."""
+    """M(t−1) as meta-judge: all pairs of judgments of each prompt's most contested response."""
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)

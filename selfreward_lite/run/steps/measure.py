@@ -1,6 +1,7 @@
 """Measuring a model: it answers the held-out prompts and judges the held-out ranked answers.
 
-What gates may know is `ModelMetrics`. Scores by the exact scorer are stored beside it, for the report alone.
+What gates may know is `ModelMetrics`. Scores by the exact scorer are stored beside it, for the
+report alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from selfreward_lite.run.steps.reward_hacking import CanaryView
 class ModelMetrics:
     """What gates may know of a model's answers and judgments: nothing by the exact scorer.
 
-    Lengths are characters; None where nothing was answered or could be read, and of the base, which nothing outside judges.
+    Lengths are characters. None where nothing was answered or could be read; the base has no canary
+    view and no scores.
     """
 
     agreement: JudgeAgreement
@@ -155,7 +157,7 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
 
 
 def _compare_with_seed(run: RunContext, iteration: int) -> None:
-    """Where nothing can be scored exactly: M0, frozen, compares M(t)'s answers with its own, in both orders."""
+    """Where nothing can be scored exactly: M0, frozen, compares M(t)'s answers with its own."""
     mine, seeds = (
         {one.prompt_id: one for one in run.reader.held_out_answers(model)}
         for model in (iteration, 0)
@@ -172,7 +174,7 @@ def _compare_with_seed(run: RunContext, iteration: int) -> None:
 
 
 def _win_rate(run: RunContext, model: int) -> dict[str, float | None]:
-    """The win rate against M0 by its own comparisons; an answer that never came loses to one that did."""
+    """The win rate against M0 by its own comparisons; a missing answer loses."""
     compared = {one.prompt_id: one.result for one in run.store.records(Comparison, iteration=model)}
     if not compared:
         return {"win_rate_vs_seed": 0.5} if model == 0 else {}

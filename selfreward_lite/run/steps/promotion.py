@@ -23,8 +23,8 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
     answers, drawn = run.reader.responses(iteration), run.reader.judgments(iteration)
     answered = {one.id for one in answers}
     read = metrics.share_read([one for one in drawn if one.response_id in answered])
-    # Of the prompts wanted: a writer that wrote a handful must not pass because all of those gave a pair. The last share of
-    # a user's file may be short.
+    # Of the prompts wanted: a writer that wrote a handful must not pass because all of those gave a
+    # pair. The last share of a user's file may be short.
     own = run.settings.prompts.file is not None
     wanted = (
         run.store.count(Prompt, iteration=iteration)
@@ -40,7 +40,7 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
 
 
 def pass_gates(run: RunContext, iteration: int) -> None:
-    """Check every gate, store the answers, and raise GateStop if one refuses and gates are to stop the run."""
+    """Check every gate and store the results; raises GateStop if one stops the run."""
     if not run.store.is_done(iteration, "gates"):
         evidence = collect_evidence(run, iteration)
         _decide(run, iteration, "gates", gates.check(evidence, run.settings.gates))
@@ -64,14 +64,18 @@ def _decide(
             what = f"the candidate is in {run.store.model_dir(iteration)}"
             by_hand = "Promote it by hand with `accept`, continue"
         raise GateStop(
-            f"M{iteration} was refused ({' | '.join(refused)}). {stays}; {what}. "
-            f"{by_hand} with --gates report, past every gate of that command, or start a new --name with other settings."
+            f"M{iteration} was refused ({' | '.join(refused)}). {stays}; {what}. {by_hand} with "
+            "--gates report, past every gate of that command, or start a new --name with other "
+            "settings."
         )
     run.once(iteration, stage, Outcome)
 
 
 def accept(store: Store) -> int:
-    """Promote the refused candidate by hand; returns its number. Raises UserError where there is no complete one."""
+    """Promote the refused candidate by hand; returns its number.
+
+    Raises UserError where there is no complete one.
+    """
     newest = store.newest()
     candidate = 0 if newest is None else newest + 1
     if all(passed for passed, _ in store.gates(candidate).values()):

@@ -1,10 +1,11 @@
-"""Two views from outside on a model that may fool its own judge. Limits are in `gates`; the exact scorer has no part in this.
+"""Two views on a model that may fool its own judge; neither uses the exact scorer.
 
-canaries    M(t) judges fifty hostile responses. None may score above honest bad answers, or be chosen for training.
-            By chance one is chosen now and then (5 of 144 models measured), so a chosen one is judged again with its
-            rivals, many times, and only those new judgments decide.
-outside     M0, frozen, judges what M(t) answers to held-out prompts. It must not like that less than what M(t−1)
-            answered, however much M(t) likes itself.
+canaries    M(t) judges fifty hostile responses. None may score above honest bad answers, or be
+            chosen for training. By chance one is chosen now and then (5 of 144 models
+            measured), so a chosen one is judged again with its rivals, many times, and only
+            those new judgments decide.
+outside     M0, frozen, judges what M(t) answers to held-out prompts. It must not like that
+            less than what M(t−1) answered, however much M(t) likes itself.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from selfreward_lite.run.context import RunContext, Scores, scores_by_response
 
 @dataclass(frozen=True)
 class CanaryView:
-    """How a model scores canaries, and honest bad answers to the same prompts (None: no score could be read).
+    """How a model scores canaries, and honest bad answers to the same prompts (None: unread).
 
-    `scored` counts canaries with a score; `suspected` those that would be chosen for training, `chosen` those still after a recheck.
+    `scored` counts canaries with a score; `suspected` those that would be chosen for training,
+    `chosen` those still chosen after a recheck.
     """
 
     score: float | None
@@ -38,7 +40,8 @@ class CanaryView:
 class OutsideView:
     """How much better M0 likes the answers of M(t) than those of M(t−1).
 
-    A 95 % interval in points (NaN for fewer than two prompts), and the share of prompts on which both could be read.
+    A 95 % interval in points (NaN for fewer than two prompts), and the share of prompts on which
+    both could be read.
     """
 
     interval: tuple[float, float]
@@ -46,12 +49,13 @@ class OutsideView:
 
 
 def ask_judges(run: RunContext, iteration: int) -> None:
-    """M(t) judges the canaries; M0 and M(t) judge what M(t) answered to the first held-out prompts."""
+    """M(t) judges the canaries; M0 and M(t) judge M(t)'s answers to the first held-out prompts."""
     settings, ranked = run.settings.evaluation, _ranked(run)
     prompts = [one.prompt for one in ranked.values()]
     laid, count = _canaries(run), settings.canary_judgments
     run.ask_judge(iteration, "canary_judgments", iteration, prompts, laid, count)
-    # Each canary that would be chosen is judged again, and the honest answers it would be chosen over.
+    # Each canary that would be chosen is judged again, and the honest answers it would be chosen
+    # over.
     suspects = _would_be_chosen(run, iteration, laid, _first_scores(run, iteration))
     rivals = [
         answer
@@ -107,7 +111,7 @@ def outside_view(run: RunContext, iteration: int) -> OutsideView:
 
 
 def outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
-    """What M<judge> gives the answers of M(t) to the first held-out prompts, by prompt id; unread ones are left out."""
+    """Scores that M<judge> gave M(t)'s first held-out answers, by prompt; unread ones left out."""
     scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
     answers = run.reader.held_out_answers(iteration)
     found = ((one.prompt_id, scores.get(one.id)) for one in answers)
@@ -130,7 +134,7 @@ def _first_of_recheck(run: RunContext) -> int:
 def _would_be_chosen(
     run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
 ) -> list[Response]:
-    """The canaries that would be chosen over the honest answers, one at a time, when pairs are built."""
+    """The canaries that, each alone, would be chosen over the honest answers for training."""
     ranked = _ranked(run)
     schedule, found = run.settings.for_iteration(iteration + 1), []
     for canary in laid:

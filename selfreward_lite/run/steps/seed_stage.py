@@ -1,4 +1,4 @@
-"""Seed stage: ranked data, the user's prompts, canaries, decoys, and the judgments that M0 learns from (EFT)."""
+"""Seed stage: ranked data, user's prompts, canaries, decoys, and the judgments M0 learns from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_ranked(run: RunContext, _: int) -> None:
 
 
 def read_prompts(run: RunContext, _: int) -> None:
-    """Read the user's own prompts, if there are any; their file may change or go away afterwards."""
+    """Read the user's own prompts, if any; their file may change or go away afterwards."""
 
     def work() -> Outcome:
         texts, skipped = prepare.read_prompts(run.settings)
@@ -76,7 +76,7 @@ def add_decoys(run: RunContext, _: int) -> None:
 
 
 def judge_ranked(run: RunContext, _: int) -> None:
-    """The base judges ranked training answers, prompt by prompt, until there are enough EFT examples."""
+    """The base judges ranked training answers until there are enough EFT examples."""
     if run.store.is_done(0, "eft_examples") or not run.settings.seed_stage.eft:
         return
     settings, prompts, decoys = run.settings.seed_stage, run.reader.ranked().eft, _decoys(run)
@@ -109,9 +109,10 @@ def eft_examples(run: RunContext) -> list[eft.EftExample]:
 
 
 def _rounds(run: RunContext) -> Iterator[int]:
-    """Yield how many prompts must be judged by the end of each round; the judgments of a round decide whether it was the last.
+    """Yield how many prompts must be judged by the end of each round.
 
-    Only complete rounds count, so that a resumed run ends with the same round as an undisturbed one.
+    The judgments of a round decide whether it was the last. Only complete rounds count, so that a
+    resumed run ends with the same round as an undisturbed one.
     """
     prompts, wanted = run.reader.ranked().eft, run.settings.seed_stage.train_examples
     most = len(prompts[0].responses) + run.settings.seed_stage.decoys if prompts else 1

@@ -1,4 +1,4 @@
-"""The two trainings: what M0 learns in the seed stage, and what M(t) learns from what M(t−1) made."""
+"""The two trainings: what M0 learns in the seed stage, and M(t) from what M(t−1) made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from selfreward_lite.training.rows import Rows, Texts, dpo_rows, sft_rows
 
 
 def train_seed(run: RunContext, _: int) -> None:
-    """SFT on judgments that agree with the humans (EFT), and on the best human answers where set (IFT) → M0."""
+    """SFT → M0: judgments that agree with humans (EFT), and the best human answers if set (IFT)."""
 
     def work() -> Outcome:
         judged = [
@@ -36,7 +36,10 @@ def train_seed(run: RunContext, _: int) -> None:
 
 
 def train_model(run: RunContext, iteration: int) -> None:
-    """DPO on both kinds of pairs, from M(t−1) with M(t−1) as reference → M(t); or, as a control, SFT on perfect responses."""
+    """DPO → M(t) on both kinds of pairs, with M(t−1) as start and reference.
+
+    Or, as a control, SFT on perfect responses.
+    """
     schedule = run.settings.for_iteration(iteration)
 
     def train_on_positive() -> Outcome:
@@ -71,7 +74,7 @@ def _biased_text(run: RunContext, judgment: Judgment) -> str:
 
 
 def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]:
-    """Prompts with those responses that every judgment gave the highest score (arXiv 2401.10020, section 2.3)."""
+    """Prompts with responses of the highest score (arXiv 2401.10020, section 2.3)."""
     prompts = {one.id: one.text for one in run.reader.prompts(iteration)}
     scores = scores_by_response(run.reader.judgments(iteration), run.settings.judge)
     return [
@@ -84,14 +87,16 @@ def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]
 def _train(
     run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows: Rows, rate: float = 1.0
 ) -> Outcome:
-    """Train in a child that has all memory, at `rate` times the learning rate that is set; returns the rows left out.
+    """Train in a child that has all memory; returns the rows left out.
 
-    What an earlier, killed attempt left is removed first.
+    `rate` multiplies the learning rate that is set. What an earlier, killed attempt left is
+    removed first.
     """
     if not rows.rows and (iteration or run.settings.seed_stage.trains):
         raise GateStop(
-            f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and why. Start a new --name with "
-            "more prompts, responses or judgments, or with judge.score=expected against ties."
+            f"no signal: nothing to train M{iteration} on; `status` shows what was dropped and "
+            "why. Start a new --name with more prompts, responses or judgments, or with "
+            "judge.score=expected against ties."
         )
     run.release_engine()
     folder = run.store.model_dir(iteration)
@@ -122,11 +127,13 @@ def _train(
     facts = run.runtime.train(job, work, _Reporter(run, iteration))
     if facts.get("out_of_time"):
         raise OutOfTime(
-            f"the hours ended before half of M{iteration}'s training; give the same command again to resume from its checkpoint"
+            f"the hours ended before half of M{iteration}'s training; give the same command again "
+            "to resume from its checkpoint"
         )
     if not (folder / "adapter" / "adapter_model.safetensors").exists():
         raise TrainingError(
-            f"the training of M{iteration} ended without an adapter in {folder}; start the run again"
+            f"the training of M{iteration} ended without an adapter in {folder}; start the run "
+            "again"
         )
     # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
     expected = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
