@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from selfreward_lite.engine.api import Request, Sampling
 from selfreward_lite.engine.loading import cores
 from selfreward_lite.engine.process import ProcessEngine
-from selfreward_lite.system.errors import ConfigError
+from selfreward_lite.system.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from selfreward_lite.bench.baselines import Layout, Step
+    from selfreward_lite.models.random_models import Quantisation
 
 Tokens = tuple[int, ...]
 Say = Callable[[str], None]
@@ -55,6 +56,37 @@ class Load:
     def longest(self) -> int:
         """Tokens of the longest request with all that it may generate."""
         return max(len(request.tokens) + request.sampling.max_tokens for request in self.requests)
+
+
+def prepare_model(
+    model: Path | None,
+    synthetic: str | None,
+    quantisation: Quantisation,
+    adapter: Path | None,
+    folder: Path,
+    say: Say,
+) -> tuple[Path, Path | None]:
+    """The model and adapter to measure: the given ones, or random ones of a `synthetic` shape."""
+    from selfreward_lite.models import random_models
+
+    if (model is None) == (synthetic is None):
+        raise UserError("name a --model or a --synthetic shape, one of them")
+    is_random = adapter == Path("random")
+    if synthetic is None:
+        assert model is not None
+        if is_random:
+            raise UserError(
+                "a random adapter is made for a --synthetic shape; give the adapter's file with "
+                "--model"
+            )
+        return model, adapter
+    path = folder / f"{synthetic}-{quantisation}.gguf"
+    if not path.exists():
+        say(f"making {path}")
+        random_models.write_model(path, synthetic, quantisation)
+    if is_random:
+        adapter = random_models.write_adapter(folder / f"{synthetic}-adapter.gguf", synthetic)
+    return path, adapter
 
 
 def judge_load(

@@ -137,7 +137,7 @@ def bench_engine(
 
     if gpu_layers:  # the same GPU as the engine's child process
         os.environ.update(one_gpu(os.environ))
-    model, adapter = _subject(model, synthetic, quantisation, adapter, folder)
+    model, adapter = engine.prepare_model(model, synthetic, quantisation, adapter, folder, say)
     vocab, name = baselines.vocabulary(model), None if adapter is None else str(adapter)
     if load == "judge":
         asked = engine.judge_load(
@@ -167,34 +167,6 @@ def bench_engine(
         say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
         document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
     emit(document)
-
-
-def _subject(
-    model: Path | None,
-    synthetic: str | None,
-    quantisation: Literal["q8_0", "q4_k_m"],
-    adapter: Path | None,
-    folder: Path,
-) -> tuple[Path, Path | None]:
-    """The model and adapter to measure; random ones are made."""
-    from selfreward_lite.models import random_models
-
-    if (model is None) == (synthetic is None):
-        raise UserError("name a --model or a --synthetic shape, one of them")
-    is_random = adapter == Path("random")
-    if model is not None and is_random:
-        raise UserError(
-            "a random adapter is made for a --synthetic shape; give the adapter's file with --model"
-        )
-    if synthetic is not None:
-        model = folder / f"{synthetic}-{quantisation}.gguf"
-        if not model.exists():
-            say(f"making {model}")
-            random_models.write_model(model, synthetic, quantisation)
-        if is_random:
-            adapter = random_models.write_adapter(folder / f"{synthetic}-adapter.gguf", synthetic)
-    assert model is not None
-    return model, adapter
 
 
 def _show_engine(plan: Plan, found: Found, document: Mapping[str, Any]) -> None:
