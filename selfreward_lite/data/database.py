@@ -27,9 +27,11 @@ _FIXED_TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS items (iteration INTEGER, stage TEXT, item TEXT,
     PRIMARY KEY (iteration, stage, item)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS drops (iteration INTEGER, stage TEXT, item TEXT, reason TEXT, count INTEGER,
+CREATE TABLE IF NOT EXISTS drops (iteration INTEGER, stage TEXT, item TEXT, reason TEXT,
+    count INTEGER,
     PRIMARY KEY (iteration, stage, item, reason)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS stages (iteration INTEGER, stage TEXT, total INTEGER, seconds REAL DEFAULT 0,
+CREATE TABLE IF NOT EXISTS stages (iteration INTEGER, stage TEXT, total INTEGER,
+    seconds REAL DEFAULT 0,
     done INTEGER DEFAULT 0, PRIMARY KEY (iteration, stage));
 CREATE TABLE IF NOT EXISTS metrics (iteration INTEGER, name TEXT, value REAL,
     PRIMARY KEY (iteration, name)) WITHOUT ROWID;
@@ -100,7 +102,8 @@ def open_for_reading(folder: Path) -> Database:
     path = folder / FILE
     if not path.exists():
         raise UserError(
-            f"no run in {folder}; start one with `python -m selfreward_lite run --name {folder.name}`"
+            f"no run in {folder}; start one with `python -m selfreward_lite run --name "
+            f"{folder.name}`"
         )
     # To read in WAL mode, SQLite writes a file next to the database. In a folder that is not
     # writable nothing can change the database either, so it may be opened as immutable.

@@ -1,6 +1,6 @@
 """Models and data sets of the Hugging Face hub: downloaded once, then always the same files.
 
-    owner/name                          the newest revision at the first download; later calls keep it
+    owner/name                          the newest revision at the first download, kept from then on
     owner/name@revision                 that revision
     owner/name/file.gguf[@revision]     one file of a repository
 
@@ -8,7 +8,7 @@ Downloads are in $HF_HOME/selfreward_lite, with a list of the sha256 of every fi
 hub's own cache already holds is linked, not downloaded. A file whose digest has changed is refused.
 A token for a gated repository is taken from the environment and never stored.
 
-huggingface_hub 1.33 restarts an interrupted file in every new process, so files are downloaded here.
+huggingface_hub 1.33 restarts an interrupted file in a new process, so files are downloaded here.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class _Download:
-    """An entry of the list of downloads. `asked` holds the branches and tags that led to the commit,
+    """An entry of the list of downloads. `asked` has the branches and tags that led to the commit,
     `files` the sha256 of every file by its path in `folder`."""
 
     kind: Kind
@@ -113,7 +113,7 @@ def parse_repository(text: str) -> Repository | None:
 
 
 def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Repository]:
-    """Return the folder of a repository's files, downloaded if needed, and the repository at its commit.
+    """Return the folder of a repository, downloaded if needed, and the repository at its commit.
 
     An interrupted download resumes. Raises UserError if the files cannot be downloaded, do not fit
     the disk, or differ from the first download.
@@ -147,7 +147,7 @@ def find_local(text: str, kind: Kind) -> Path:
 
 
 def fetch_config(repository: Repository) -> Path:
-    """Return a folder with nothing but the config.json of a model; raises UserError as `fetch` does."""
+    """Return a folder with only the config.json of a model; raises UserError as `fetch` does."""
     from huggingface_hub import hf_hub_download
 
     with hub_errors(repository):
@@ -162,7 +162,7 @@ def is_downloaded(repository: Repository, kind: Kind) -> bool:
 
 
 def fetch_path(text: str, kind: Kind, show: Show) -> Path:
-    """Return the local path of what a setting names, downloaded if needed; raises as `fetch` does."""
+    """Return the local path of what a setting names, downloaded if needed; raises like `fetch`."""
     repository = parse_repository(text)
     if repository is not None:
         fetch(repository, kind, show)
@@ -249,7 +249,7 @@ def _pick_files(files: list[RepoSibling], kind: Kind, only: str | None) -> list[
 
 
 def _fetch_file(at: Repository, kind: Kind, file: RepoSibling, path: Path, show: Show) -> str:
-    """Put one file in its place, from there, from the hub's cache or from the hub; returns its sha256.
+    """Put one file in its place, from the hub's cache or the hub if missing; returns its sha256.
 
     Raises UserError if the hub sends something else than it announces.
     """
@@ -296,7 +296,7 @@ def _check_file(at: Repository, file: RepoSibling, path: Path) -> tuple[str, str
 
 
 def _receive(at: Repository, kind: Kind, file: RepoSibling, part: Path, show: Show) -> None:
-    """Append what is missing of a file; retries while a broken line or busy hub still makes progress."""
+    """Append what is missing of a file; retries as long as there is some progress."""
     from huggingface_hub import errors, hf_hub_url
 
     url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)

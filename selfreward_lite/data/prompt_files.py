@@ -1,4 +1,4 @@
-"""Data files as rows and prompts: JSON lines, JSON, CSV, Parquet, and folders of them as on the hub.
+"""Data files as rows and prompts: JSON lines, JSON, CSV, Parquet, and folders of them.
 
 Files are read completely and strictly: a bad row ends the command with file, line and reason, or is
 counted by its reason if bad rows are skipped. Of a conversation only the first turn is used, as in
@@ -130,7 +130,7 @@ def extract_prompt(row: Row) -> str:
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
-    >>> extract_prompt({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]})
+    >>> extract_prompt({"conversations": [{"from": "human", "value": "Hi"}]})
     'Hi'
     """
     if row.get("parent_id") is not None or row.get("role") == "assistant":

@@ -131,7 +131,7 @@ def read_decided_battles(store: Store, iteration: int) -> list[DecidedBattle]:
 
 
 def average_ranked_scores(store: Store, model: int) -> dict[str, dict[str, float]]:
-    """Return the mean scores that M<model> gave human-ranked answers, by prompt id and answer id."""
+    """Return the mean scores that M<model> gave human-ranked answers, by prompt and answer id."""
     rows = store.select(
         "SELECT r.prompt_id, r.id, avg(j.score) FROM record_judgment j JOIN record_response r ON "
         "r.id = j.response_id WHERE j.iteration = ? AND j.model = ? AND r.model = 'human' "

@@ -1,7 +1,7 @@
-"""Human rankings in OASST's schema, split into prompts that train the judge and prompts that measure it.
+"""Human rankings in OASST's schema, split into prompts for training and for evaluation.
 
-The schema is of Köpf et al. 2023 (arXiv 2304.07327), the selection of arXiv 2401.10020, section 3.1.
-Only first turns are read. Evaluation prompts are set aside first, so none is ever trained on. What is
+Schema: Köpf et al. 2023 (arXiv 2304.07327). Selection of rows: arXiv 2401.10020, section 3.1.
+Only first turns are read. Evaluation prompts are set aside first, so none is trained on. What is
 left out is counted by reason.
 """
 
@@ -35,7 +35,7 @@ class RankedPrompt:
 
 
 def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
-    """Return the messages of the ranked data, and what was skipped. Raises DataError for a bad row."""
+    """Return the messages of the ranked data and the skipped rows. Raises DataError for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // ranked.ANSWERS
@@ -56,7 +56,7 @@ def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Dr
 def build_ranked_prompts(
     rows: Iterable[Mapping[str, Any]], namespace: str
 ) -> tuple[list[RankedPrompt], Outcome]:
-    """Return the usable prompts in the order of the data, and their records and drops as an outcome."""
+    """Return the usable prompts in the order of the data, and an outcome with records and drops."""
     usable, drops = _select_usable(rows)
     answers: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
     for row in usable:
@@ -100,7 +100,7 @@ class Split:
 
 
 def split_ranked(found: Sequence[RankedPrompt], settings: Settings) -> Split:
-    """Return the prompts split by purpose, evaluation first. Raises DataError if none is left for EFT."""
+    """Return the prompts split by purpose. Raises DataError if none is left for EFT."""
     shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
     wanted = settings.seed_stage
     left = len(shuffled) - wanted.eval_prompts - wanted.ift_examples

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 
 class ModelId(int):
-    """A model of a run, as a number: -1 is the untrained base, 0 is M0 (after the seed stage), 1 is M1, …"""
+    """A model's number in a run: -1 is the untrained base, 0 is M0 (after the seed stage), 1 is M1."""
 
     @property
     def name(self) -> str:
@@ -80,8 +80,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """A judgment of a response. `score` is read from its text, None if that failed; `expected_score`
-    is the mean of all six scores, weighted by the model's probabilities for the score token."""
+    """A judgment of a response. `score` is read from its text, None if that failed.
+
+    `expected_score` is the mean of all six scores, weighted by the model's probabilities for the
+    score token.
+    """
 
     KEY: ClassVar = ("iteration", "model", "response_id", "index")
     id: str
@@ -133,7 +136,7 @@ class Battle:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """A judgment's Bradley–Terry strength (natural logarithm), with the position weights of the fit."""
+    """A judgment's Bradley–Terry strength (natural log), with the position weights of the fit."""
 
     KEY: ClassVar = ("iteration", "judgment_id")
     id: str
@@ -225,7 +228,7 @@ def content_hash(record: Record) -> str:
 
 
 def seed_for(run_seed: int, record_id: str) -> int:
-    """Return the sampling seed of a record, 32 bits, the same in every attempt and on every machine.
+    """Return the 32-bit sampling seed of a record, the same in every attempt and on every machine.
 
     Never 2³²−1, with which llama.cpp draws a random seed.
     """

@@ -1,6 +1,6 @@
 """The folder of a run and its SQLite file: keyed by item, resumable, readable while it is written.
 
-    runs/<name>/run.sqlite     records, which items of which stage are done, what was dropped and why
+    runs/<name>/run.sqlite     records, done items of every stage, what was dropped and why
     runs/<name>/run.lock       held by the one writer; holds its process id
     runs/<name>/base/          the base model for llama.cpp
     runs/<name>/M<t>/          one model: adapter, GGUF adapter; its manifest is written last
@@ -78,7 +78,7 @@ class Store:
 
     @classmethod
     def read(cls, folder: Path) -> Store:
-        """Open a run for reading, even while it is written. Raises UserError where there is none."""
+        """Open a run for reading, even while it is written. Raises UserError if there is none."""
         return cls(folder, open_for_reading(folder), None)
 
     def close(self) -> None:
@@ -220,8 +220,8 @@ class Store:
     def stages(self) -> list[StageRow]:
         """Return every stage that has begun, in the order in which they began."""
         query = (
-            "SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = s.iteration "
-            "AND i.stage = s.stage), total, seconds, done FROM stages s ORDER BY rowid"
+            "SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = "
+            "s.iteration AND i.stage = s.stage), total, seconds, done FROM stages s ORDER BY rowid"
         )
         return [
             StageRow(iteration, stage, done, total, seconds, bool(ended))
@@ -279,7 +279,7 @@ class Store:
         return self.folder / ModelId(iteration).name
 
     def model(self, number: int | None) -> tuple[int, Path]:
-        """Return number and folder of a model, the newest for None. Raises UserError without one."""
+        """Return number and folder of a model (None: the newest). Raises UserError if missing."""
         number = self.newest() if number is None else number
         if number is None or not (self.model_dir(number) / "adapter.gguf").exists():
             raise UserError(
@@ -289,7 +289,7 @@ class Store:
         return number, self.model_dir(number)
 
     def faults(self) -> list[str]:
-        """Return faults, one line each: damaged file, wrong ids, changed texts, incomplete models."""
+        """Return faults, one per line: damaged file, wrong ids, changed texts, incomplete models."""
         found = [row[0] for row in self.select("PRAGMA integrity_check") if row[0] != "ok"]
         for kind in KINDS:
             hashes = dict(self.select(f"SELECT id, content_hash FROM {table_name(kind)}"))

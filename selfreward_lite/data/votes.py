@@ -85,7 +85,7 @@ def backup_votes(folder: Path, path: Path) -> None:
 
 
 def build_ranked_rows(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
-    """Return decided votes as messages in OASST's schema, rank 0 for the preferred answer, and drops.
+    """Return decided votes as OASST messages, the preferred answer with rank 0, and drops.
 
     Of several votes on one prompt the last counts.
     """

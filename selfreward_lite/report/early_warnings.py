@@ -135,7 +135,7 @@ class Reading:
 
 
 def early_warnings(store: Store) -> list[Reading]:
-    """Return every sign of every measured model, M0 first, in the order of SIGNS, if it has data."""
+    """Return the signs that have data, of every measured model, M0 first, in the order of SIGNS."""
     newest = store.newest()
     found = []
     for iteration in range(1 if newest is None else newest + 2):
@@ -238,7 +238,7 @@ def _mean_length(store: Store, model: int) -> float:
 
 
 def _late_change(store: Store, iteration: int, name: str) -> float | None:
-    """The mean change in nats over the last quarter of a training; a DPO reward is beta times that."""
+    """The mean change (nats) in the last quarter of a training; a DPO reward is beta times that."""
     values = [
         value
         for _, logged, value in store.training(iteration)

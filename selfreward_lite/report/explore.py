@@ -34,8 +34,8 @@ RANKED, HELD_OUT = "ranked by people", "held out"
 Outcome = Literal["all", "gave a pair", "gave none"]
 _ORIGINS = {RANKED: "ranked", HELD_OUT: "held_out"}
 _EXPLAINED_ORIGINS = {
-    "ranked": "Ranked by people: judgments of these answers taught M0 to judge, or measure how well "
-    "every model judges.",
+    "ranked": "Ranked by people: judgments of these answers taught M0 to judge, or measure how "
+    "well every model judges.",
     "held_out": "Held out: every model answers it, and none is trained on it.",
 }
 
@@ -49,7 +49,7 @@ class Answer:
     part: str
 
     def means(self, of: Literal["score", "expected_score"]) -> dict[str, float]:
-        """Return the mean score that each judge gave, by the judge's name, without unread judgments."""
+        """Return the mean score by each judge, by its name, without unread judgments."""
         found: dict[str, list[float]] = {}
         for one in self.judgments:
             value = getattr(one, of)
@@ -81,7 +81,7 @@ class PromptHistory:
 
 
 def list_groups(store: Store) -> list[str]:
-    """Return the groups of prompts of a run: M2, M1, … by what they trained, then what all share."""
+    """Return the groups of prompts of a run: M2, M1, … trained on them, then those for all."""
     models = [ModelId(t).name for t in reversed(queries.list_iterations(store, Prompt)) if t > 0]
     shared = [name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)]
     return models + shared
@@ -134,7 +134,7 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
 
 
 def _load_responses(store: Store, prompt: Prompt) -> list[tuple[Response, tuple[Judgment, ...]]]:
-    """The responses to a prompt, each with its judgments; the base's first, then by rank and index."""
+    """The responses to a prompt with their judgments; the base's first, then by rank and index."""
     last = queries.find_last_iteration(store)
     iterations = [prompt.iteration] if prompt.iteration else range(last + 1)
     found = [
@@ -178,7 +178,10 @@ def _explain_pair(
 ) -> str:
     """Why there is a pair, or none, by the rules that build pairs."""
     if not store.is_done(prompt.iteration, "response_pairs"):
-        return "Pairs are made when every response of the iteration is judged; this one is not that far."
+        return (
+            "Pairs are made when every response of the iteration is judged; this one is not that "
+            "far."
+        )
     scored = response_pairs.find_eligible(prompt, responses, scores)
     made = response_pairs.choose_pair(scored, schedule.rho)
     if reason := response_pairs.no_pair_reason(scored, made, schedule):

@@ -19,8 +19,8 @@ TEMPLATE = Path(__file__).with_name("page.html")
 EXAMPLES, PAIRS = 12, 3  # of the run, of each model
 SUPERVISION = (
     "The loop was given no labels: every score and pair below is the model's own. The seed stage "
-    "was, unless seed_stage.eft is off: M0 learned to judge from judgments that agree with people's "
-    "ranks. The judge's figures are agreement with such ranks."
+    "was, unless seed_stage.eft is off: M0 learned to judge from judgments that agree with "
+    "people's ranks. The judge's figures are agreement with such ranks."
 )
 
 

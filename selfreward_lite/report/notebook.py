@@ -1,7 +1,6 @@
-"""What the notebooks share: a command of the project in a cell, and a run as tables that are safe to show.
+"""Shared by the notebooks: run a command in a cell, show a run as tables and figures.
 
-Knows: how a cell ends a notebook, how pandas shows text. Does not know: what a command does. A model's text in a table is text:
-it is escaped, and no formula is made of it.
+A table shows a model's text as text: it is escaped, and no formula is made of it.
 """
 
 from __future__ import annotations
@@ -23,24 +22,22 @@ from selfreward_lite.system.processes import child_environment, start_module
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLUMNS = 120  # characters a line, since a cell is no terminal that could say
-TERMINAL = (
-    "FORCE_COLOR",
-    "CLICOLOR_FORCE",
-)  # kernels set them; a progress bar would be drawn anew on every line
+COLUMNS = 120  # characters a line, since a cell has no terminal width
+# Set by notebook kernels; with them a progress bar would be drawn again on every line.
+TERMINAL = ("FORCE_COLOR", "CLICOLOR_FORCE")
 
 
 class Stopped(Exception):
-    """A command failed: "Run all" ends here. Shown as its one line; the command's own words stand above it."""
+    """A command failed: "Run all" ends here. Shown as one line, below the output of the command."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 def command(*arguments: str) -> Any:
-    """Run a command of the project and show what it says as it says it; returns the JSON document that it ends with.
+    """Run a command of the project, show its output live, and return the JSON document at its end.
 
-    Raises Stopped where it fails. Interrupting the cell interrupts the command, which then keeps what it did.
+    Raises Stopped if it fails. Interrupting the cell interrupts the command, which keeps its work.
     """
     environment = child_environment() | {"COLUMNS": str(COLUMNS), "PYTHONUNBUFFERED": "1"}
     environment = {name: value for name, value in environment.items() if name not in TERMINAL}
@@ -50,15 +47,15 @@ def command(*arguments: str) -> Any:
         ) as process:
             assert process.stderr is not None
             try:
-                for said in process.stderr:
-                    print(said, end="", flush=True)
+                for line in process.stderr:
+                    print(line, end="", flush=True)
             except KeyboardInterrupt:
                 process.send_signal(signal.SIGINT)
                 print(process.stderr.read(), end="", flush=True)
                 raise
         if process.returncode:
             raise Stopped(
-                f"`{arguments[0]}` ended with exit code {process.returncode}; what to do stands above"
+                f"`{arguments[0]}` ended with exit code {process.returncode}; see above what to do"
             )
         answer.seek(0)
         documents = answer.read().splitlines()
@@ -66,7 +63,7 @@ def command(*arguments: str) -> Any:
 
 
 def show(*things: pd.DataFrame | Figure) -> None:
-    """Show tables and figures under the cell, in their order; a table without rows is left out."""
+    """Show tables and figures under the cell, in order; a table without rows is left out."""
     from IPython.display import Image, display
 
     for one in things:
@@ -80,7 +77,7 @@ def show(*things: pd.DataFrame | Figure) -> None:
 
 
 def models(store: Store) -> pd.DataFrame:
-    """Return what every model was measured to be: a row a measurement, a column a model."""
+    """Return counts and measurements: a row a measurement, a column a model."""
     return _frame(summary.build_run_table(summary.summarize_run(store)["iterations"]))
 
 
@@ -100,7 +97,7 @@ def memory(store: Store) -> pd.DataFrame:
 
 
 def stages(store: Store) -> pd.DataFrame:
-    """Return every stage: how much of it is done, how long it took, what was dropped and why."""
+    """Return every stage: items done, seconds, what was dropped and why."""
     return _frame(summary.build_stage_table(store))
 
 
@@ -110,7 +107,7 @@ def examples(store: Store, count: int = 10) -> pd.DataFrame:
 
 
 def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
-    """Return response pairs that an iteration trained on, with the scores that made them."""
+    """Return response pairs that an iteration trained on, with their scores."""
     prompts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
     found = store.records(ResponsePair, iteration=iteration)[:count]
@@ -131,7 +128,7 @@ def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
 
 
 def judgments(store: Store, iteration: int, count: int = 5) -> pd.DataFrame:
-    """Return judgments that an iteration trained on, in full, with the score that was read from each (None: none could be)."""
+    """Return judgments that an iteration trained on, with their scores (None: unread)."""
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
     return _shown(
         pd.DataFrame(
@@ -148,7 +145,7 @@ def _frame(table: summary.Table) -> pd.DataFrame:
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, with pandas told to show texts whole, and dollar signs as dollar signs."""
+    """The table, with pandas set to show complete texts, and dollar signs as dollar signs."""
     pd.set_option(
         "display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False
     )

@@ -200,7 +200,7 @@ def lengths_and_scores(store: Store, iteration: int) -> Series:
 
 
 def chosen_vs_rejected(store: Store) -> Series:
-    """Return mean scores and lengths of pairs: rows of model (trained on them), which, score, characters."""
+    """Return means of pairs: rows of model (trained on them), which, score, characters."""
     return [
         {"model": ModelId(one.iteration).name, "which": which, "score": score, "characters": length}
         for one in queries.average_pairs(store)
@@ -212,7 +212,7 @@ def chosen_vs_rejected(store: Store) -> Series:
 
 
 def meta_judge_bias(store: Store) -> Series:
-    """Return what meta-judges prefer (arXiv 2407.19594, section 4): rows of judge, what, value, count.
+    """Return what meta-judges prefer: rows of judge, what, value, count (arXiv 2407.19594, 4).
 
     The share of decided battles won by the judgment shown first, in all battles and in those of
     equal scores (½ is unbiased); and the share won by the higher score.
@@ -295,7 +295,7 @@ def draw_seconds(store: Store) -> Figure:
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]]) -> Figure:
-    """Draw lines over M0, M1, …: by title and label, (model, value, error). A label keeps its color."""
+    """Draw lines over M0, M1, …: by title and label, (model, value, error)."""
     figure, axes = _make_panels(len(panels), height=1.5 * HEIGHT)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colors = {label: f"C{place}" for place, label in enumerate(labels)}

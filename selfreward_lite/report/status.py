@@ -43,7 +43,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as it is now. `refused` has the gates that refused its candidate, with their reasons."""
+    """A run as it is now. `refused` has the reasons of the gates that refused its candidate."""
 
     name: str
     state: State

@@ -1,4 +1,4 @@
-"""A run as one JSON document and as tables of text, which terminal, page, app and notebook show alike.
+"""A run as one JSON document and as tables of text for terminal, page, app and notebook.
 
 Only reads the store. Numbers in the document are rounded to four digits; None means not measured.
 """
@@ -45,7 +45,7 @@ MEASURED = (
     "greedy_agreement",
 )
 
-# More metrics of a judge (arXiv 2401.10020, section 3.2) and of the training data, for tables with room.
+# More metrics of a judge (arXiv 2401.10020, section 3.2) and of the data, for tables with room.
 MORE = (
     "judge_pair_accuracy_without_ties",
     "judge_five_best",
@@ -58,7 +58,7 @@ MORE = (
 )
 OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
 
-# Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1); both are measured when M0's training begins.
+# Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1).
 TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
 
 Row = dict[str, float | None]
@@ -88,7 +88,7 @@ class Table(NamedTuple):
 
 
 def summarize_run(store: Store) -> RunSummary:
-    """Return the counts and measurements of every model. Raises UserError for a folder without a run."""
+    """Return counts and measurements of every model. Raises UserError if there is no run yet."""
     settings = store.fact("settings")
     if settings is None:
         raise UserError(
@@ -156,7 +156,7 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
-    """Return the share of pairs of responses to one prompt with equal mean scores; None without pairs."""
+    """Return the share of pairs of responses to one prompt with equal scores; None without pairs."""
     expected = parse(store.fact("settings")).judge.score == "expected"
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:
@@ -228,7 +228,7 @@ def build_gate_table(store: Store) -> Table:
 
 
 def build_stage_table(store: Store) -> Table:
-    """Return every stage: items done, seconds, what was dropped and why; "…" marks an unfinished one."""
+    """Return every stage: items done ("…": unfinished), seconds, what was dropped and why."""
     rows = [
         [
             ModelId(row.iteration).name,
@@ -313,7 +313,7 @@ def build_prediction_table(store: Store) -> Table:
 
 
 def build_memory_table(store: Store) -> Table:
-    """Return predicted and peak GPU memory, without the driver's; no rows for a run begun without a GPU.
+    """Return predicted and peak GPU memory, without the driver's; no rows without a GPU.
 
     torch does not count what the driver holds. Only trainings record a peak.
     """
@@ -341,7 +341,7 @@ def build_memory_table(store: Store) -> Table:
 
 
 def build_example_table(store: Store, count: int) -> Table:
-    """Return the first held-out prompts that M0 and the newest model answer differently, with both answers."""
+    """Return the first held-out prompts that M0 and the newest model answer differently."""
     newest = store.newest() or 0
     before, after = (
         {

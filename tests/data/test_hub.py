@@ -1,4 +1,4 @@
-"""Downloads: of a hub on this machine, each in a process of its own, since the hub's library reads its settings once."""
+"""Downloads from a fake hub, each in a new process: huggingface_hub reads its settings once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The user's own files: every shape of a prompt, and every way in which a line can be broken, by file and line."""
+"""Prompt files: every form of a prompt, and every fault of a line, with file and line number."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Message trees of OASST1's schema, from every kind of file: the same ranked prompts, and every row that was left out counted."""
+"""OASST message trees: the same ranked prompts from every kind of file; dropped rows are counted."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tiny world: tasks and scorer agree, parts never overlap, the shipped base is so-so, a short rebuild learns."""
+"""The tiny world: tasks and scorer agree, parts never overlap, a short rebuild learns."""
 
 import random
 from collections import Counter
@@ -211,7 +211,7 @@ def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
     ("kind", "noun", "least"), [("meta_judge", "Judgement", 0.75), ("compare", "Response", 0.8)]
 )
 def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
-    """On unseen tasks, drawn as a run draws; an author of the corpus, who errs as well, would not always be right either."""
+    """On unseen tasks, sampled as in a run; authors of the corpus make mistakes too."""
     import torch
     from transformers import LlamaForCausalLM
 

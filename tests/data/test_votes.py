@@ -1,4 +1,4 @@
-"""Votes: kept beside the run, counted with intervals, exported as ranked data; what the judge said stands beside."""
+"""Votes: kept with the run, counted with intervals, exported as ranked data."""
 
 import json
 import math

@@ -279,7 +279,7 @@ def test_notebook_tables_show_model_text_as_text(scripted, tmp_path):
 
 def test_command_that_fails_ends_with_one_line(capfd, tmp_path):
     with pytest.raises(
-        Stopped, match="`status` ended with exit code 2; what to do stands above"
+        Stopped, match="`status` ended with exit code 2; see above what to do"
     ) as caught:
         command("status", "--runs-dir", str(tmp_path), "--name", "none")
     assert caught.value._render_traceback_() == [str(caught.value)]

@@ -1,4 +1,4 @@
-"""Looking into a run: prompts by words and by what they gave, all that became of one; series for plots."""
+"""Exploring a run: search for prompts, the history of one prompt, series for plots."""
 
 from collections import Counter
 from statistics import fmean
@@ -163,7 +163,7 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
     assert costs[1] <= costs[0] + 1, "a table was read from end to end"
 
 
-# -- series -----------------------------------------------------------------------------------------------------------------
+# -- series --------------------------------------------------------------------------------------
 
 
 def test_series_say_what_the_report_says(run):

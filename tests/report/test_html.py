@@ -1,4 +1,4 @@
-"""A run as one page: it holds what was measured, loads nothing, and shows anybody's text as letters."""
+"""A run as one page: it has every measurement, loads nothing, and escapes every text."""
 
 import json
 import re

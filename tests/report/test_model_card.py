@@ -1,4 +1,4 @@
-"""What is published: files that PEFT and TRL take, cards that say what is in them, nothing of the machine they were made on."""
+"""Published folders: files for PEFT and TRL, complete cards, no path of this machine."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
 
 
 def test_a_card_says_what_was_done_and_not_what_was_set(run, tmp_path):
-    """Two of three iterations are over, the second with fewer prompts and one row that was too long; the score is another."""
+    """Two of three iterations are over, the second with fewer prompts and one row too long."""
     folder = tmp_path / "night"
     shutil.copytree(run, folder)
     with Store.write(folder) as store:

@@ -39,7 +39,7 @@ class Points:
 
 
 def score_answer(prompt: str, response: str) -> Points:
-    """Return the points of `response` to a prompt of the tiny world. Raises ValueError for any other prompt."""
+    """Return the points of a response. Raises ValueError for a prompt that is not a tiny task."""
     task = parse_task(prompt)
     if task is None:
         raise ValueError(f"not a task of the tiny world: {prompt!r}")

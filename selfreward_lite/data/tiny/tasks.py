@@ -43,7 +43,7 @@ class Task:
 
     @property
     def part(self) -> Part:
-        """What this task may be used for; decided by its text alone, so that the parts never overlap."""
+        """What this task is used for; it depends only on the text, so the parts never overlap."""
         share = blake2b(self.prompt.encode(), digest_size=4).digest()[0] % PARTS
         return "evaluation" if share == 0 else "ranked" if share == 1 else "corpus"
 
