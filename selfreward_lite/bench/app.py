@@ -1,14 +1,11 @@
-"""How fast is the app? It is started as anybody starts it, and asked as another program asks it, on the tiny model.
+"""How fast the app is: started by its command, asked through its endpoints, on the tiny model.
 
-    start       seconds until the page answers, and until the tiny model does, with no run there
-    alone       one user, again and again: from the question to the first token
-    together    many users, two turns each, at once: what that does to a first token, and to tokens a second
-    stop        a reply that would go on for long is taken back: seconds until the engine serves the next
-    overload    more than may wait: how many were served, and how many were told so
-    explore     one prompt of a run with 100,000 judgments, beside one with 2,000
-
-Knows: the app's command and endpoints. Does not know: the page. Everything comes from one run of the command; what is compared is
-compared as a ratio.
+start       seconds until the page answers, and until the tiny model does, without any run
+alone       one user, one question after the other: time to the first token
+together    many users at once, two questions each: the same, and tokens a second
+stop        a long reply is cancelled: seconds until the engine serves the next
+overload    more users than may wait: how many are served, and how many are told to wait
+explore     one prompt of a run with 100,000 judgments, and of one with 2,000
 """
 
 from __future__ import annotations
@@ -17,16 +14,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 from selfreward_lite.app.library import TINY
 from selfreward_lite.config.settings import load
-from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, make_id
+from selfreward_lite.data.records import Judgment, Outcome, Prompt, Record, Response, make_id
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore
 from selfreward_lite.system.errors import UserError
@@ -34,21 +32,18 @@ from selfreward_lite.system.errors import UserError
 APP = Path(__file__).parents[2] / "app.py"
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")
 USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
-PATIENCE, LOOK, CALM = (
-    60.0,
-    0.002,
-    0.05,
-)  # seconds: at most; between two looks of one client, and of each of many
-WAITS = {
-    "timeout": PATIENCE
-}  # the crowd shares this machine with the app: it may not give up because it is slow itself
+PATIENCE = (
+    60.0  # seconds; the clients share the machine with the app, so a slow answer is no failure
+)
+POLL, CROWD_POLL = 0.002, 0.05  # seconds between two polls of a lone client, of one of many
 LONG = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 2000}
 SMALL_RUN, LARGE_RUN = 2_000, 100_000  # judgments
+Figures = dict[str, float]
 
 
 @contextmanager
-def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], dict[str, float]]]:
-    """Start the app and give a client of it, its process, and the seconds that its start took; ends it with the block."""
+def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], Figures]]:
+    """Run the app for the block: a client, its process, and the seconds of its start."""
     from gradio_client import Client
 
     if not APP.exists():
@@ -72,69 +67,83 @@ def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], dict[s
         app.wait()
 
 
-def ask(client: Any, text: str, look: float = LOOK, **more: Any) -> dict[str, Any]:
-    """Ask once; returns seconds to the first token and to the end, tokens, and the error if that is what came."""
-    began, first = time.monotonic(), None
+@dataclass(frozen=True)
+class Reply:
+    """Seconds to the first token and to the end, and tokens.
+
+    `engine` is the part of `first` that the engine took.
+    """
+
+    first: float
+    seconds: float
+    tokens: int
+    engine: float
+
+
+def ask(client: Any, text: str, poll: float = POLL, **more: Any) -> Reply | str:
+    """A reply, or the error that a user would see."""
+    began, first = time.monotonic(), 0.0
     job = client.submit(text, TINY, **more, api_name="/chat")
-    while (
-        first is None and not job.done()
-    ):  # a job that is iterated over never ends where the queue was full
+    # Polled: iterating over a job never ends if the queue was full.
+    while not first and not job.done():
         if any(one["text"] for one in job.outputs()):
             first = time.monotonic() - began
-        time.sleep(look)
+        time.sleep(poll)
     try:
         job.result()
-    except Exception as error:  # noqa: BLE001 - whatever it is that a user would see
-        return {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
-    last = job.outputs()[-1]
-    return {
-        "first": first or time.monotonic() - began,
-        "seconds": time.monotonic() - began,
-        "tokens": last["tokens"],
-        "engine": last["first"],
-    }
+    except Exception as error:  # noqa: BLE001 - a user would see any of them
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    seconds, last = time.monotonic() - began, job.outputs()[-1]
+    return Reply(first or seconds, seconds, last["tokens"], last["first"])
 
 
-def alone(client: Any) -> dict[str, float]:
-    """Ask one after the other."""
-    found = [
+def ask_alone(client: Any) -> Figures:
+    """One question after the other."""
+    asked = [
         ask(client, QUESTIONS[0].format(letters(number)), seed=number) for number in range(ALONE)
     ]
-    firsts = [one["first"] for one in found if one.get("first")]
+    replies = [one for one in asked if isinstance(one, Reply)]
     return {
-        "first token, median": median(firsts),
-        "first token, 95 %": quantiles(firsts, n=20)[-1],
-        "of which the engine, median": median(one["engine"] for one in found if one.get("engine")),
-        "tokens/s": sum(one["tokens"] for one in found) / sum(one["seconds"] for one in found),
+        **_first_tokens(replies),
+        "of which the engine, median": median(one.engine for one in replies if one.engine),
+        "tokens/s": sum(one.tokens for one in replies) / sum(one.seconds for one in replies),
     }
 
 
-def together(client: Any) -> dict[str, float]:
-    """Ask as many users at once, each a second time once it has its first answer."""
-    users = _more(client, USERS)
+def ask_together(client: Any) -> Figures:
+    """Many users at once, each of whom asks again after the first answer."""
+    users = open_clients(client, USERS)
 
-    def user(number: int) -> list[dict[str, Any]]:
+    def user(number: int) -> list[Reply | str]:
         return [
-            ask(users[number], QUESTIONS[turn].format(letters(number)), CALM, seed=number)
+            ask(users[number], QUESTIONS[turn].format(letters(number)), CROWD_POLL, seed=number)
             for turn in range(TURNS)
         ]
 
     began = time.monotonic()
     with ThreadPoolExecutor(USERS) as pool:
-        found = [one for turns in pool.map(user, range(USERS)) for one in turns]
-    spent, firsts = time.monotonic() - began, [one["first"] for one in found if one.get("first")]
+        asked = [one for turns in pool.map(user, range(USERS)) for one in turns]
+    seconds = time.monotonic() - began
+    replies = [one for one in asked if isinstance(one, Reply)]
     return {
-        "asked": len(found),
-        "answered": len(firsts),
-        "seconds": spent,
-        "first token, median": median(firsts),
-        "first token, 95 %": quantiles(firsts, n=20)[-1],
-        "tokens/s": sum(one.get("tokens", 0) for one in found) / spent,
+        "asked": len(asked),
+        "answered": len(replies),
+        "seconds": seconds,
+        **_first_tokens(replies),
+        "tokens/s": sum(one.tokens for one in replies) / seconds,
     }
 
 
-def stopped(client: Any) -> dict[str, float]:
-    """Take back a reply under way, and see how soon the next is served."""
+def _first_tokens(replies: Sequence[Reply]) -> Figures:
+    firsts = [one.first for one in replies]
+    return {
+        "first token, median": median(firsts),
+        "first token, 95 %": quantiles(firsts, n=20)[-1],
+    }
+
+
+def stop_reply(client: Any) -> Figures:
+    """Cancel a reply under way, and ask the next."""
     job = client.submit("Repeat a b c.", TINY, **LONG, api_name="/chat")
     deadline = time.monotonic() + PATIENCE
     while not job.outputs() and time.monotonic() < deadline:
@@ -145,50 +154,51 @@ def stopped(client: Any) -> dict[str, float]:
     return {"the next is served after": time.monotonic() - began}
 
 
-def overload(client: Any) -> dict[str, float]:
-    """Ask more at once than may wait."""
-    users = _more(client, CROWD)
+def overload(client: Any) -> Figures:
+    """More questions at once than may wait."""
+    users = open_clients(client, CROWD)
+
+    def user(number: int) -> Reply | str:
+        return ask(users[number], QUESTIONS[0].format("b a"), CROWD_POLL, **LONG)
+
     with ThreadPoolExecutor(CROWD) as pool:
-        found = list(
-            pool.map(
-                lambda number: ask(users[number], QUESTIONS[0].format("b a"), CALM, **LONG),
-                range(CROWD),
-            )
-        )
-    told = [one["error"] for one in found if "error" in one]
-    clean = [said for said in told if "queue" in said.lower() or "wait already" in said]
+        errors = [one for one in pool.map(user, range(CROWD)) if isinstance(one, str)]
+    refused = [one for one in errors if "queue" in one.lower() or "wait already" in one]
     return {
         "asked": CROWD,
-        "answered": CROWD - len(told),
-        "told that too many wait": len(clean),
-        "lost": len(told) - len(clean),
+        "answered": CROWD - len(errors),
+        "told that too many wait": len(refused),
+        "lost": len(errors) - len(refused),
     }
 
 
-def _more(client: Any, count: int) -> list[Any]:
-    """So many clients, each with a session of its own, as people at their browsers have. (Many threads that share one lose an
-    answer now and then: its one stream of events is closed as a new question comes in.)"""
+def open_clients(client: Any, count: int) -> list[Any]:
+    """Clients with a session each, as browsers have.
+
+    Threads that share one sometimes lose an answer: a new question closes its one stream of events.
+    """
     from gradio_client import Client
 
-    with ThreadPoolExecutor(8) as pool:
-        made = pool.map(
-            lambda _: Client(
-                client.src, verbose=False, analytics_enabled=False, httpx_kwargs=WAITS
-            ),
-            range(count),
+    def connect(_: int) -> Any:
+        return Client(
+            client.src,
+            verbose=False,
+            analytics_enabled=False,
+            httpx_kwargs={"timeout": PATIENCE},
         )
-        return list(made)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(connect, range(count)))
 
 
 def letters(number: int) -> str:
-    """Three letters of its own for every number.
+    """Three letters, different for every number.
 
     >>> letters(0), letters(27)
     ('a a a', 'a b b')
     """
-    return " ".join(
-        chr(ord("a") + digit) for digit in (number // 676 % 26, number // 26 % 26, number % 26)
-    )
+    digits = (number // 676 % 26, number // 26 % 26, number % 26)
+    return " ".join(chr(ord("a") + digit) for digit in digits)
 
 
 def memory(process: subprocess.Popen[str]) -> int:
@@ -199,65 +209,49 @@ def memory(process: subprocess.Popen[str]) -> int:
     return 0
 
 
-# -- Explore ----------------------------------------------------------------------------------------------------------------
+# -- Explore ---------------------------------------------------------------------------------------
 
 
-def looking(folder: Path, count: int) -> dict[str, float]:
-    """Make a run of `count` judgments, and look for prompts in it and into one."""
+def explore_run(folder: Path, count: int) -> Figures:
+    """Make a run of `count` judgments; search its prompts, and open one."""
     with Store.write(folder) as store:
-        fill(store, count)
+        fill_run(store, count)
     with Store.read(folder) as store:
-        search = _seconds(lambda: explore.find_prompts(store, "M1", "sort", "gave none"))
+        search = _median_seconds(lambda: explore.find_prompts(store, "M1", "sort", "gave none"))
         prompt = explore.find_prompts(store, "M1", "")[0][0].id
-        return {
-            "search": search,
-            "one prompt": _seconds(lambda: explore.load_history(store, prompt)),
-        }
+        history = _median_seconds(lambda: explore.load_history(store, prompt))
+        return {"search": search, "one prompt": history}
 
 
-def fill(store: Store, count: int, responses: int = 5, judgments: int = 5) -> None:
-    """Give a store one iteration of made-up records with `count` judgments."""
-    settings = load("tiny")
-    store.state("run", "seed 0")
-    store.state("settings", settings.model_dump(mode="json"))
+def fill_run(store: Store, count: int, responses: int = 5, judgments: int = 5) -> None:
+    """Fill a store with one iteration of made-up records, `count` of them judgments."""
+    run = "seed 0"
+    store.state("run", run)
+    store.state("settings", load("tiny").model_dump(mode="json"))
     store.begin_stage(1, "judgments", count // judgments)
     text = "check a ok b ok some yes half yes right no form yes brief no " * 3
     for number in range(count // (responses * judgments)):
-        prompt = Prompt(
-            make_id("seed 0", Prompt, 1, "generated", number),
-            1,
-            "generated",
-            number,
-            QUESTIONS[number % 2],
-        )
-        records: list[Any] = [prompt]
+        prompt = make_id(run, Prompt, 1, "generated", number)
+        question = QUESTIONS[number % 2]
+        records: list[Record] = [Prompt(prompt, 1, "generated", number, question)]
         for place in range(responses):
-            key = make_id("seed 0", Response, 1, "M0", prompt.id, place)
+            key, answer = make_id(run, Response, 1, "M0", prompt, place), f"{number} {place}"
             records.append(
-                Response(
-                    key, 1, "M0", prompt.id, place, f"The answer is {number} {place}.", "stop", 8
-                )
+                Response(key, 1, "M0", prompt, place, f"The answer is {answer}.", "stop", 8)
             )
-            records += [
-                Judgment(
-                    make_id("seed 0", Judgment, 1, "M0", key, one),
-                    1,
-                    "M0",
-                    key,
-                    one,
-                    f"{text}\nScore: {one % 6}",
-                    "stop",
-                    40,
-                    float(one % 6),
-                    one % 6 + 0.25,
+            for one in range(judgments):
+                judgment, score = make_id(run, Judgment, 1, "M0", key, one), one % 6
+                judged = f"{text}\nScore: {score}"
+                records.append(
+                    Judgment(
+                        judgment, 1, "M0", key, one, judged, "stop", 40, float(score), score + 0.25
+                    )
                 )
-                for one in range(judgments)
-            ]
-        store.commit(1, "judgments", prompt.id, Outcome(tuple(records)))
+        store.commit(1, "judgments", prompt, Outcome(tuple(records)))
     store.end_stage(1, "judgments")
 
 
-def _seconds(work: Any, times: int = 20) -> float:
+def _median_seconds(work: Callable[[], object], times: int = 20) -> float:
     spent = []
     for _ in range(times):
         began = time.perf_counter()
@@ -266,23 +260,23 @@ def _seconds(work: Any, times: int = 20) -> float:
     return median(spent)
 
 
-def measure(scratch: Path, say: Any) -> dict[str, dict[str, float]]:
-    """Measure everything; returns the figures by what they are of. Raises UserError where the app does not start."""
-    found: dict[str, dict[str, float]] = {}
+def measure(scratch: Path, say: Callable[[str], None]) -> dict[str, Figures]:
+    """All figures, by what they are about. Raises UserError if the app does not start."""
+    found: dict[str, Figures] = {}
     with running(scratch / "runs") as (client, app, started):
         found["start"] = started
         before = memory(app)
         for name, work in (
-            ("alone", alone),
-            ("together", together),
-            ("stop", stopped),
+            ("alone", ask_alone),
+            ("together", ask_together),
+            ("stop", stop_reply),
             ("overload", overload),
         ):
             say(f"{name} …")
             found[name] = work(client)
         found["memory"] = {"at first": before, "at the end": memory(app)}
     say("explore …")
-    small, large = (looking(scratch / f"{count}", count) for count in (SMALL_RUN, LARGE_RUN))
+    small, large = (explore_run(scratch / f"{count}", count) for count in (SMALL_RUN, LARGE_RUN))
     found["explore"] = {
         **{f"{name}, {LARGE_RUN:,} judgments": seconds for name, seconds in large.items()},
         **{

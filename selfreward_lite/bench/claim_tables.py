@@ -103,7 +103,7 @@ class PaperTable:
 
     @property
     def seconds_of_an_arm(self) -> dict[str, float]:
-        """Seconds of an arm's iterations, without its seed stage: the median and the most over arms and seeds."""
+        """Seconds of all iterations of an arm: the median and the most over arms and seeds."""
         spent: dict[tuple[str, int], float] = {}
         for row in self.rows:
             if row.iteration > 0:

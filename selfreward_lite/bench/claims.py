@@ -1,9 +1,9 @@
 """The claims of the two papers that the tiny world can test, and this project's own questions.
 
-A claim is a set of differences between two measurements, taken seed by seed. It is held where the 95 %
-interval of every difference is above zero, and in part where that is so of some and the others show
-nothing. A judge's metric whose comparison is 1 on every seed cannot rise, so it does not count, unless
-it falls.
+A claim is a set of differences between two measurements, taken seed by seed. It is held if the 95 %
+interval of every difference is above zero, and in part if that is so of some and the others show
+nothing. A judge's metric that is compared with 1 on every seed cannot rise: it does not count,
+unless it falls.
 """
 
 from __future__ import annotations
@@ -234,7 +234,8 @@ CLAIMS = (
     Claim(
         "C18",
         MR_PAPER,
-        "the judge agrees more with the ranks (the paper: with people) after the iterations that train it",
+        "the judge agrees more with the ranks (the paper: with people) "
+        "after the iterations that train it",
         (_over("judge_pair_accuracy", MR, 2, 0),),
     ),
     Claim(
@@ -326,7 +327,8 @@ QUESTIONS = (
     Claim(
         "Q8",
         "",
-        "in the biased world Meta-Rewarding beats Self-Rewarding + length control of nearly as many steps",
+        "in the biased world Meta-Rewarding beats Self-Rewarding + length control "
+        "of nearly as many steps",
         (_between("win_rate", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),),
     ),
     Claim(
@@ -358,12 +360,13 @@ QUESTIONS = (
     ),
 )
 
-# Shown below every table of results: what the loop was given (C21), and what the tiny world cannot test.
+# Shown below every table: what the loop was given (C21), and what the tiny world cannot test.
 NOTES = (
-    "C21: only the loop is without human labels. Every judge above, but for that of the arm without EFT, learnt from judgments "
-    "that agree with ranks: people's in the papers, the exact scorer's here; in the biased world most of those judgments were "
-    "turned against brevity.",
-    "Not testable here: win rates against GPT-4 Turbo on AlpacaEval 2 (C8, C15) and on Arena-Hard (C16), which need a paid judge "
-    "(`evaluate --export alpaca_eval` writes what it reads); agreement with people and with a strong judge (C18), for which the "
-    "ranks of the tiny world stand.",
+    "C21: only the loop is without human labels. Every judge above, except in the arm without "
+    "EFT, learned from judgments that agree with ranks: people's in the papers, the exact "
+    "scorer's here. In the biased world most of those judgments were turned against brevity.",
+    "Not testable here: win rates against GPT-4 Turbo on AlpacaEval 2 (C8, C15) and on "
+    "Arena-Hard (C16), which need a paid judge (`evaluate --export alpaca_eval` writes what it "
+    "reads); agreement with people and with a strong judge (C18), which the ranks of the tiny "
+    "world replace.",
 )

@@ -1,7 +1,7 @@
 """The papers' comparisons in the tiny world: the arms, and what is measured of them.
 
-All arms of a seed start from a copy of one seed stage, except those that change it. They have the same
-prompts and as many judgments.
+All arms of a seed start from a copy of one seed stage, except those that change it. They have the
+same prompts and as many judgments.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def _run_seed_stage(
 
 
 def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
-    """Copy a run after its seed stage, with other settings for what follows; nothing if the copy is there.
+    """Copy a run after its seed stage, with other settings for what follows, once.
 
-    Raises UserError where the copy was started with other settings.
+    Raises UserError if the copy was started with other settings.
     """
     if folder.exists():
         with Store.read(start) as store, Store.read(folder) as there:
@@ -145,7 +145,8 @@ def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
             settings = config.override(store.fact("settings"), dict(change))
             if config.parse(there.fact("settings")) != settings:
                 raise UserError(
-                    f"{folder} was started with other settings; move it away, or give another --runs-dir"
+                    f"{folder} was started with other settings; move it away, or give another "
+                    "--runs-dir"
                 )
         return
     part = folder.with_name(f"{folder.name}.part")
@@ -161,7 +162,7 @@ def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
 
 
 def measure_arm(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
-    """The rows of every model of a run, the base first; `m0` is the run whose M0 they are compared with."""
+    """One row a model of a run, the base first; they are compared with M0 of the run `m0`."""
     prompts = store.records(Prompt, origin="held_out")
     hard = {one.id for one in prompts if _is_hard(one)}
     biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
@@ -206,7 +207,7 @@ def _is_hard(prompt: Prompt) -> bool:
 
 
 def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
-    """How right M<iteration>'s training data is by the exact scorer, as shares, and its training steps."""
+    """How right M<iteration>'s training data is, by the exact scorer; and its training steps."""
     scores = _score_responses(store, iteration)
     return {
         "pair_accuracy": _pair_accuracy(store, iteration, scores),
@@ -217,7 +218,7 @@ def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
 
 
 def _pair_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
-    """The share of response pairs whose chosen response is actually better; equal ones do not count."""
+    """The share of response pairs whose chosen response is better; equal ones do not count."""
     pairs = [
         (scores[one.chosen_id], scores[one.rejected_id])
         for one in store.records(ResponsePair, iteration=iteration)
@@ -227,7 +228,7 @@ def _pair_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> f
 
 
 def _tie_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
-    """Of pairs that tie by the mean sampled score: the share that the expected score orders rightly.
+    """Of pairs that tie by mean sampled score: the share that the expected score orders rightly.
 
     Pairs with equal exact or equal expected scores do not count.
     """

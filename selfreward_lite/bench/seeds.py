@@ -1,4 +1,4 @@
-"""Experiments on the method: arms times seeds, each a run of its own; `bench tiny` is the experiment with one arm.
+"""Experiments on the method: a run for every arm and seed. `bench tiny` has one arm.
 
 An interrupted experiment resumes: what is finished is only read again.
 """
@@ -57,7 +57,7 @@ Means = dict[str, tuple[float, float]]  # mean and standard error, by column
 class Arm:
     """A method: what it changes after the seed stage, and in the seed stage.
 
-    `own_m0`: its models are compared with the M0 of its own seed stage, not with that of the plain one.
+    With `own_m0`, its models are compared with M0 of its own seed stage, else of the plain one.
     """
 
     name: str
@@ -107,7 +107,7 @@ def run_arms(
 ) -> list[Trial]:
     """Run or resume every arm with every seed.
 
-    A model that a gate refuses, or a training that fails, ends its own run only: that is a result too.
+    A refused model or a failed training ends its own run only: that is a result too.
     """
     work = [(seed, arm) for seed in seeds for arm in arms]
     trials: list[Trial] = []
@@ -170,7 +170,7 @@ def run_tiny(
 
 
 def _measure(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
-    """The rows of a run's summary; that of the base also has the highest possible win rate against M0."""
+    """The rows of a run's summary; the base's also has the highest possible win rate against M0."""
     document, limit = summary.summarize_run(store), _win_rate_limit(store)
     base = {**document["base"], "win_rate_limit": limit}
     for iteration, values in enumerate([base, *document["iterations"]], BASE):
@@ -212,7 +212,7 @@ def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
 
 
 def _falls(trial: Trial) -> bool:
-    """Whether right answers fall in any iteration by more than two standard errors of the difference."""
+    """Whether right answers fall in an iteration by more than two standard errors."""
     models = [row.values for row in trial.rows[1:]]
     for before, after in zip(models, models[1:], strict=False):
         error = math.hypot(before["answer_right_error"], after["answer_right_error"])

@@ -145,7 +145,7 @@ def test_a_page_that_shows_asks_only_for_its_ticks(newcomer):
 def hostile_run(folder: Path) -> None:
     """A run in which every text is hostile."""
     with Store.write(folder) as store:
-        app.fill(store, 25)
+        app.fill_run(store, 25)
         prompt = Prompt(
             make_id("seed 0", Prompt, 1, "generated", 99), 1, "generated", 99, f"Sort {HOSTILE}"
         )

@@ -218,7 +218,7 @@ def test_fifty_talk_at_once_and_nobody_hears_another(served):
         number: f"Sort the letters {app_bench.letters(7 * number + 31)}." for number in range(50)
     }
     alone = {number: last(client, text, TINY, **calm)["text"] for number, text in asked.items()}
-    users = app_bench._more(client, 50)
+    users = app_bench.open_clients(client, 50)
     heard: dict[int, list[str]] = {number: [] for number in asked}
     gate = threading.Barrier(50)
 

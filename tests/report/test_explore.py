@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 import scripted_run
 
-from selfreward_lite.bench.app import fill
+from selfreward_lite.bench.app import fill_run
 from selfreward_lite.data.records import (
     Battle,
     Judgment,
@@ -130,7 +130,7 @@ def test_a_prompt_that_is_not_there_is_said(run):
 
 def test_an_iteration_under_way_says_so(tmp_path):
     with Store.write(tmp_path / "mine") as store:
-        fill(store, 100)
+        fill_run(store, 100)
         assert explore.load_history(
             store, explore.find_prompts(store, "M1")[0][0].id
         ).why.startswith("Pairs are made when every response")
@@ -155,7 +155,7 @@ def test_one_prompt_of_a_large_run_costs_what_it_costs_in_a_small_one(tmp_path):
     costs = []
     for count in (1_000, 20_000):
         with Store.write(tmp_path / f"{count}") as store:
-            fill(store, count)
+            fill_run(store, count)
             prompt = explore.find_prompts(store, "M1")[0][20].id
             costs.append(
                 steps(store, lambda store=store, prompt=prompt: explore.load_history(store, prompt))
@@ -229,7 +229,7 @@ def test_pictures_are_drawn_from_the_same_series(run):
 
 def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
     with Store.write(tmp_path / "mine") as store:
-        fill(store, 0)
+        fill_run(store, 0)
         assert (
             plots.chosen_vs_rejected(store),
             plots.meta_judge_bias(store),
