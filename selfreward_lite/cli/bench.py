@@ -239,7 +239,7 @@ def bench_card(
         "runs/bench-card"
     ),
     out: Annotated[
-        Path | None, typer.Option(help="File to write; by default card-<name>.json, here.")
+        Path | None, typer.Option(help="File to write; by default card-NAME.json, here.")
     ] = None,
 ) -> None:
     """How fast is this GPU? Engine, training and parity at a model's real size, no download."""

@@ -192,7 +192,7 @@ def measure_judge(
     most: Annotated[int, typer.Option(help="Prompts at most.", min=1)] = 1000,
     set_: Set = None,
 ) -> None:
-    """Compare a model's scores with human ranks: SR's five metrics (section 3.2) and more."""
+    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more."""
     with _open_evaluation(name, runs_dir, set_) as work:
         mine = model or _newest(work)
         with show_downloads() as show:

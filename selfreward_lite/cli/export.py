@@ -52,7 +52,10 @@ def check(
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(help="Largest difference of a logit; by default 1e-3 for f32."),
+        typer.Option(
+            help="Largest difference of a logit; by default 1e-3 for f32, else the run's setting "
+            "gates.max_logit_difference."
+        ),
     ] = None,
 ) -> None:
     """Compare token ids and logits of llama.cpp with PEFT's, on a set of conversations."""

@@ -90,7 +90,7 @@ def run(
     hours: Annotated[
         float | None,
         typer.Option(
-            help="Finish within this time, with fewer prompts if needed.", min=0, max=8760
+            help="Finish within this many hours, with fewer prompts if needed.", min=0, max=8760
         ),
     ] = None,
     mirror: Annotated[
