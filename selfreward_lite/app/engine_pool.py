@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
 
+from selfreward_lite.engine.api import EngineSpec
 from selfreward_lite.engine.live import CLOSED, HEARTBEAT, Live
 from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import EngineError
@@ -46,7 +46,7 @@ class EnginePool:
         self._waiting: list[_Waiter] = []
         self._gpu_lock: _GpuLock | None = None
 
-    def using(self, get_spec: Callable[[], dict[str, Any]]) -> Generator[str | Live, None, None]:
+    def using(self, get_spec: Callable[[], EngineSpec]) -> Generator[str | Live, None, None]:
         """Yield why the caller waits, every HEARTBEAT; then the engine, kept until this is closed.
 
         `get_spec` is called at each attempt, since its answer may change in the meantime.
@@ -93,9 +93,9 @@ class EnginePool:
             self._close()
             self._change.notify_all()
 
-    def _enter(self, spec: dict[str, Any], me: _Waiter) -> Live | str:
+    def _enter(self, spec: EngineSpec, me: _Waiter) -> Live | str:
         """Count one more user and return the engine; or return why it is not available now."""
-        wants_gpu = self._on_gpu and bool(spec.get("gpu_layers"))
+        wants_gpu = self._on_gpu and spec.gpu_layers != 0
         me.for_gpu = False
         same = self.live is not None and self.live.spec == spec and self.live.state != "closed"
         holder = gpu.holder() if wants_gpu else None

@@ -8,13 +8,13 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfreward_lite.app.engine_pool import EnginePool
 from selfreward_lite.config.settings import Settings, load, parse
 from selfreward_lite.data import hub
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
+from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.live import Live
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -122,7 +122,7 @@ class RunLibrary:
                 "llama.cpp is not loaded yet: the first reply takes a moment longer"
                 f"{self._load_error}"
             )
-        on_gpu = self.gpus and live.spec["gpu_layers"]
+        on_gpu = self.gpus and live.spec.gpu_layers
         where = self.gpus[0].name if on_gpu else f"the CPU ({os.cpu_count()} cores)"
         crashes = (
             f"; it crashed {live.deaths} times and was restarted ({live.last_death})"
@@ -134,11 +134,10 @@ class RunLibrary:
     def use_engine(self, models: RunModels) -> Generator[str | Live, None, None]:
         """Yield why the caller waits; then the engine with a run's base, until this is closed."""
 
-        def get_spec() -> dict[str, Any]:
-            settings = models.settings.engine.model_dump()
-            if self.on_cpu:
-                settings["gpu_layers"] = 0
-            return {"kind": "llama", "model": str(models.base), **settings}
+        def get_spec() -> LlamaSpec:
+            changed = {"gpu_layers": 0} if self.on_cpu else {}
+            settings = models.settings.engine.model_dump() | changed
+            return LlamaSpec(model=models.base, **settings)
 
         return self.engine.using(get_spec)
 

@@ -10,7 +10,6 @@ with nothing in between. Does not know: loads, tables. Runs in its own process o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,11 +21,11 @@ from typing import Any
 import llama_cpp as cpp
 import numpy as np
 
-from selfreward_lite.engine.api import Request, Sampling
+from selfreward_lite.engine.api import LlamaSpec, Request, Sampling
 from selfreward_lite.engine.llama import LlamaDevice, Rows
-from selfreward_lite.engine.loading import has_amx, hush, refuse_cpu_build
-from selfreward_lite.engine.scheduler import Batcher
-from selfreward_lite.system.errors import ConfigError, EngineError
+from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
+from selfreward_lite.engine.scheduler import Scheduler
+from selfreward_lite.system.errors import ConfigError
 
 Call = tuple[str, tuple[Any, ...]]
 
@@ -88,7 +87,7 @@ class Recorder:
         self._calls.clear()
         return 0
 
-    def sampler(self, sampling: Sampling, seed: int) -> None: ...
+    def make_sampler(self, sampling: Sampling, seed: int) -> None: ...
 
     def sample(self, samplers: list[Any]) -> list[int]:
         return [0] * len(samplers)
@@ -107,63 +106,56 @@ class Recorder:
     def clear(self) -> None:
         self._calls.append(("clear", ()))
 
-    def use(self, adapter: str | None) -> None:
-        self._calls.append(("use", (adapter,)))
+    def use_adapter(self, adapter: str | None) -> None:
+        self._calls.append(("use_adapter", (adapter,)))
 
-    def fresh(self, adapter: str | None) -> bool:
+    def is_unchanged(self, adapter: str | None) -> bool:
         return True
 
-    def piece(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         return b""
 
-    def complaint(self) -> str:
+    def last_error(self) -> str:
         return ""
 
 
 def vocabulary(model: Path) -> int:
-    """Return how many tokens a model knows; raises EngineError for a file that is no model."""
-    if not model.is_file():
-        raise EngineError(f"model {model} does not exist; give another --model")
-    hush()
-    params = cpp.llama_model_default_params()
-    params.vocab_only = True
-    loaded = cpp.llama_model_load_from_file(os.fsencode(model), params)
-    if not loaded:
-        raise EngineError(f"model {model} cannot be loaded; is it a whole GGUF file?")
+    """How many tokens a model knows; raises EngineError for a file that is not a model."""
+    loaded = load_model(model, 0, vocab_only=True)
     try:
         return int(cpp.llama_vocab_n_tokens(cpp.llama_model_get_vocab(loaded)))
     finally:
         cpp.llama_model_free(loaded)
 
 
-def record(model: Path, settings: dict[str, Any], requests: Sequence[Request]) -> Trace:
+def record(spec: LlamaSpec, requests: Sequence[Request]) -> Trace:
     """Return the steps in which the engine serves the requests. Which they are does not depend on what is drawn: nothing ends
     these texts but their length. So nothing is computed. Raises ConfigError for requests that are longer than the model reads."""
     longest = max(len(request.tokens) + request.sampling.max_tokens for request in requests)
-    device = LlamaDevice(model, settings)
+    device = LlamaDevice(spec)
     try:
         if longest > device.limit:
             raise ConfigError(
-                f"a prompt with its answer has {longest} tokens, and {model} reads {device.limit}: lower --prompt-tokens"
+                f"a prompt with its answer has {longest} tokens, and {spec.model} reads {device.limit}: lower --prompt-tokens"
             )
         recorder = Recorder(device)
-        batcher = Batcher(recorder, settings["parallel"], settings["roots"])
+        batcher = Scheduler(recorder, spec.parallel, spec.roots)
         for _ in batcher.run(requests):
             pass
-        return Trace(recorder.steps, batcher.stats.generated, device.quantisation)
+        return Trace(recorder.steps, batcher.stats.generated, device.quantization)
     finally:
         device.close()
 
 
-def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout: Layout) -> float:
+def replay(spec: LlamaSpec, steps: Sequence[Step], layout: Layout) -> float:
     """Make the calls of `steps`, with no sampling and no bookkeeping between them; return the seconds they take."""
     changed = asdict(layout)
     if (
-        settings["unified"] and not layout.unified
+        spec.unified and not layout.unified
     ):  # of one size each, and all as long as the longest needs
         longest = 1 + max(int(step.positions.max()) for step in steps)
-        changed["context"] = -(-longest // 256) * 256 * (settings["parallel"] + settings["roots"])
-    device = LlamaDevice(model, settings | changed)
+        changed["context"] = -(-longest // 256) * 256 * (spec.parallel + spec.roots)
+    device = LlamaDevice(spec.model_copy(update=changed))
     try:
         batches = []
         for step in steps:
@@ -176,10 +168,13 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout:
                 )
             )
         for adapter in {
-            arguments[0] for calls, _, _ in batches for name, arguments in calls if name == "use"
+            arguments[0]
+            for calls, _, _ in batches
+            for name, arguments in calls
+            if name == "use_adapter"
         }:
-            device.use(adapter)
-        device.use(None)
+            device.use_adapter(adapter)
+        device.use_adapter(None)
         warm = Rows(1)
         device.run(warm.fill([0], [0], [0], 1))
         device.drop(0)
@@ -189,7 +184,7 @@ def replay(model: Path, settings: dict[str, Any], steps: Sequence[Step], layout:
                 getattr(device, name)(*arguments)
             if device.run(batch):
                 raise RuntimeError(
-                    f"a step that was written down cannot be computed ({device.complaint()})"
+                    f"a step that was written down cannot be computed ({device.last_error()})"
                 )
         return perf_counter() - started
     finally:
@@ -203,16 +198,14 @@ class Naive:
     buffers, which crash it there, are off.
     """
 
-    def __init__(
-        self, model: Path, context: int, settings: dict[str, Any], adapter: str | None
-    ) -> None:
-        refuse_cpu_build(settings["gpu_layers"])  # it would compute on the CPU, and say nothing
+    def __init__(self, spec: LlamaSpec, context: int, adapter: str | None) -> None:
+        refuse_cpu_build(spec.gpu_layers)  # it would compute on the CPU, and say nothing
         with _without_faulting_buffers():
             self._llama = cpp.Llama(
-                str(model),
+                str(spec.model),
                 n_ctx=context,
-                n_gpu_layers=settings["gpu_layers"],
-                n_threads=settings["threads"],
+                n_gpu_layers=spec.gpu_layers,
+                n_threads=spec.threads,
                 lora_path=adapter,
                 verbose=False,
             )
@@ -264,12 +257,12 @@ SWITCHES = 20
 DRAWN = 9  # steps of each way, of which the first is not counted
 
 
-def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[float, float]:
+def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
     """Return the seconds that it takes to load and prove an adapter, and to switch to it or back once it is loaded.
 
     llama.cpp plans its graph anew at the first step after a switch, so a switch is what such a step takes longer than others.
     """
-    device = LlamaDevice(model, settings)
+    device = LlamaDevice(spec)
     try:
 
         def step() -> float:
@@ -280,12 +273,12 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
 
         step()
         started = perf_counter()
-        device.use(adapter)
+        device.use_adapter(adapter)
         loaded = perf_counter() - started
         switched, plain = [], []
         for number in range(SWITCHES):
             started = perf_counter()
-            device.use(None if number % 2 == 0 else adapter)
+            device.use_adapter(None if number % 2 == 0 else adapter)
             set_seconds = perf_counter() - started
             switched.append(set_seconds + step())
             plain += [step(), step()]
@@ -294,22 +287,22 @@ def switching(model: Path, settings: dict[str, Any], adapter: str) -> tuple[floa
         device.close()
 
 
-def drawing(model: Path, settings: dict[str, Any], sampling: Sampling) -> dict[str, float]:
+def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
     """Return the seconds of a step in which every sequence gets a token drawn as `sampling` says, by who draws it; the first two
     in turn.
 
     `one_thread` reads all logits; `threads` share them, as in the engine, where the vocabulary is worth it; `graph` is llama.cpp
     itself, on the card where there is one (`llama_set_sampler`). Who cannot is missing.
     """
-    device = LlamaDevice(model, settings)
-    count = settings["parallel"]
-    samplers = [device.sampler(sampling, seed) for seed in range(count)]
+    device = LlamaDevice(spec)
+    count = spec.parallel
+    samplers = [device.make_sampler(sampling, seed) for seed in range(count)]
 
     def step(draw: Callable[[], object], position: int) -> float:
         started = perf_counter()
         if device.decode([0] * count, [position] * count, list(range(count)), count):
             raise RuntimeError(
-                f"a step of {count} tokens cannot be computed ({device.complaint()})"
+                f"a step of {count} tokens cannot be computed ({device.last_error()})"
             )
         draw()
         return perf_counter() - started

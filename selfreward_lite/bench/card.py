@@ -319,13 +319,15 @@ class _Engine:
                 replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests
             ),
         )
-        settings = engine.settings_for(load, parallel=parallel, threads=None, gpu_layers=layers)
+        spec = engine.spec_for(self.model, load, parallel=parallel, threads=None, gpu_layers=layers)
         if layers:
-            least = {"batch": preset.engine.batch, "context": preset.engine.context}
-            settings |= {name: max(value, settings[name]) for name, value in least.items()} | {
-                "roots": preset.engine.roots
+            own = preset.engine
+            larger = {
+                "batch": max(own.batch, spec.batch),
+                "context": max(own.context, spec.context),
             }
-        return engine.Plan(self.model, settings, load, 1)
+            spec = spec.model_copy(update={**larger, "roots": own.roots})
+        return engine.Plan(spec, load, 1)
 
 
 def _rate(asked: engine.Plan) -> Found:
@@ -333,9 +335,9 @@ def _rate(asked: engine.Plan) -> Found:
     generated = sum(request.sampling.max_tokens for request in asked.load.requests)
     return {
         "tokens_per_s": rate,
-        "sampling_share": stats["seconds_sample"] / stats["seconds_total"],
+        "sampling_share": stats.seconds_sample / stats.seconds_total,
         "generated": generated,
-        "read": stats["prompt_computed"],
+        "read": stats.prompt_computed,
         "seconds": generated / rate,
     }
 
@@ -343,17 +345,15 @@ def _rate(asked: engine.Plan) -> Found:
 def _prefill(asked: engine.Plan) -> Found:
     """Prompts read a second, once a quarter of them has been read: by then kernels are loaded and chosen."""
     _, stats = engine.engine_rate(asked, warm=len(asked.load.requests) // 4)
-    return {"tokens_per_s": stats["prompt_computed"] / stats["seconds_total"]}
+    return {"tokens_per_s": stats.prompt_computed / stats.seconds_total}
 
 
 def _drawing(asked: engine.Plan) -> Found:
-    return baselines.drawing(asked.model, asked.settings, asked.load.requests[0].sampling)
+    return baselines.drawing(asked.spec, asked.load.requests[0].sampling)
 
 
 def _switch(asked: engine.Plan) -> Found:
-    loaded, switched = baselines.switching(
-        asked.model, asked.settings, asked.load.requests[0].adapter or ""
-    )
+    loaded, switched = baselines.switching(asked.spec, asked.load.requests[0].adapter or "")
     return {"load_s": loaded, "switch_s": switched}
 
 

@@ -17,7 +17,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfreward_lite.engine.api import Request, Sampling
+from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats
 from selfreward_lite.engine.loading import cores
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import ConfigError, UserError
@@ -158,30 +158,29 @@ def _request(
     )
 
 
-def settings_for(
-    load: Load, *, parallel: int, threads: int | None, gpu_layers: int
-) -> dict[str, Any]:
-    """Return the engine's settings for a load: on a card a KV cache that half of the sequences could fill, else one each."""
+def spec_for(
+    model: Path, load: Load, *, parallel: int, threads: int | None, gpu_layers: int
+) -> LlamaSpec:
+    """The engine for a load: on a GPU a KV cache that half of the sequences could fill, else one each."""
     longest = -(-load.longest // 256) * 256
     cells = longest * (max(4, parallel // 2) if gpu_layers else parallel + ROOTS)
-    return {
-        "parallel": parallel,
-        "context": cells,
-        "batch": max(512, parallel),
-        "gpu_layers": gpu_layers,
-        "roots": ROOTS,
-        "threads": threads or cores(),
-        "unified": bool(gpu_layers),
-        "exact": False,
-    }
+    return LlamaSpec(
+        model=model,
+        parallel=parallel,
+        context=cells,
+        batch=max(512, parallel),
+        gpu_layers=gpu_layers,
+        roots=ROOTS,
+        threads=threads or cores(),
+        unified=bool(gpu_layers),
+    )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: the model, the engine's settings, the load, and how often."""
+    """What is measured: the engine with its model, the load, and how often."""
 
-    model: Path
-    settings: dict[str, Any]
+    spec: LlamaSpec
     load: Load
     repeats: int = 3
 
@@ -193,7 +192,7 @@ class Found:
     naive: list[float]
     engine: list[float]
     ceiling: list[float]
-    stats: dict[str, Any]
+    stats: Stats
     quantisation: str
     layout: str
 
@@ -202,16 +201,14 @@ def measure(plan: Plan, say: Say) -> Found:
     """Measure the three in turn, `repeats` times each, after a sweep that finds bare llama.cpp's best setting."""
     from selfreward_lite.bench import baselines
 
-    trace = baselines.record(plan.model, plan.settings, plan.load.requests)
+    trace = baselines.record(plan.spec, plan.load.requests)
     best = _final(plan, trace.steps, _sweep(plan, _beginning(trace.steps), say), say)
-    naive, engine, ceiling, stats = [], [], [], {}
+    naive, engine, ceiling, stats = [], [], [], Stats()
     for number in range(1, plan.repeats + 1):
         naive.append(naive_rate(plan))
         rate, stats = engine_rate(plan)
         engine.append(rate)
-        ceiling.append(
-            trace.generated / baselines.replay(plan.model, plan.settings, trace.steps, best)
-        )
+        ceiling.append(trace.generated / baselines.replay(plan.spec, trace.steps, best))
         say(
             f"{number} of {plan.repeats}: naive {naive[-1]:.1f}, engine {engine[-1]:.1f}, ceiling {ceiling[-1]:.1f} tokens/s"
         )
@@ -229,14 +226,12 @@ def _sweep(plan: Plan, steps: list[Step], say: Say) -> Layout:
     from selfreward_lite.bench import baselines
 
     seconds: dict[Layout, float] = {}
-    best = baselines.Layout(
-        plan.settings["threads"], plan.settings["batch"], unified=True, flash=True
-    )
-    for tried in axes(plan.settings):
+    best = baselines.Layout(plan.spec.threads or cores(), plan.spec.batch, unified=True, flash=True)
+    for tried in axes(plan.spec):
         for changes in tried:
             layout = replace(best, **changes)
             if layout not in seconds:
-                seconds[layout] = baselines.replay(plan.model, plan.settings, steps, layout)
+                seconds[layout] = baselines.replay(plan.spec, steps, layout)
                 say(f"bare llama.cpp, {layout}: {len(steps)} steps in {seconds[layout]:.2f} s")
         best = min(seconds, key=lambda layout: seconds[layout])
     return best
@@ -244,31 +239,29 @@ def _sweep(plan: Plan, steps: list[Step], say: Say) -> Layout:
 
 def _final(plan: Plan, steps: list[Step], best: Layout, say: Say) -> Layout:
     """The best of the beginning, or what the engine itself has, where that wins over the whole, once caches are full."""
-    own = _own(plan.settings)
+    own = _own(plan.spec)
     if own == best:
         return best
     from selfreward_lite.bench import baselines
 
-    seconds = {
-        layout: baselines.replay(plan.model, plan.settings, steps, layout) for layout in (best, own)
-    }
+    seconds = {layout: baselines.replay(plan.spec, steps, layout) for layout in (best, own)}
     for layout, taken in seconds.items():
         say(f"bare llama.cpp, {layout}: all {len(steps)} steps in {taken:.2f} s")
     return min(seconds, key=lambda layout: seconds[layout])
 
 
-def _own(settings: dict[str, Any]) -> Layout:
+def _own(spec: LlamaSpec) -> Layout:
     from selfreward_lite.bench import baselines
-    from selfreward_lite.engine.loading import flash, micro_batch
+    from selfreward_lite.engine.loading import micro_batch, uses_flash
 
     return baselines.Layout(
-        settings["threads"], micro_batch(settings), bool(settings["unified"]), flash(settings)
+        spec.threads or cores(), micro_batch(spec), spec.unified, uses_flash(spec)
     )
 
 
-def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def axes(spec: LlamaSpec) -> list[list[dict[str, Any]]]:
     """What the sweep tries, group after group, keeping the best of each."""
-    threads, rows = settings["threads"], settings["batch"]
+    threads, rows = spec.threads or cores(), spec.batch
     return [
         [
             {"unified": unified, "flash": flash}
@@ -276,7 +269,7 @@ def axes(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
             for flash in (True, False)
         ],
         [{"threads": count} for count in sorted({threads, max(1, threads // 2)})],
-        [{"micro_batch": size} for size in sorted({rows, max(settings["parallel"], rows // 2)})],
+        [{"micro_batch": size} for size in sorted({rows, max(spec.parallel, rows // 2)})],
     ]
 
 
@@ -290,16 +283,16 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
         "ceiling_tokens_per_s": round(ceiling, 1),
         "engine_over_naive": round(engine / naive, 3),
         "engine_over_ceiling": round(engine / ceiling, 3),
-        "prefill_tokens_requested": stats["prompt_requested"],
-        "prefill_tokens_computed": stats["prompt_computed"],
+        "prefill_tokens_requested": stats.prompt_requested,
+        "prefill_tokens_computed": stats.prompt_computed,
         "prefill_tokens_unique": plan.load.unique_tokens,
         "slot_occupancy": round(
-            stats["busy_slot_steps"] / max(1, stats["busy_steps"] * plan.settings["parallel"]), 4
+            stats.busy_slot_steps / max(1, stats.busy_steps * plan.spec.parallel), 4
         ),
-        "sampling_share": round(stats["seconds_sample"] / stats["seconds_total"], 4),
-        "model": plan.model.name,
+        "sampling_share": round(stats.seconds_sample / stats.seconds_total, 4),
+        "model": plan.spec.model.name,
         "quantisation": found.quantisation,
-        "threads": plan.settings["threads"],
+        "threads": plan.spec.threads,
         "ceiling_setting": found.layout,
     }
 
@@ -308,10 +301,8 @@ def bare_rate(plan: Plan) -> float:
     """Return the tokens a second of the engine's own calls, made again with nothing in between, set up as the engine is."""
     from selfreward_lite.bench import baselines
 
-    trace = baselines.record(plan.model, plan.settings, plan.load.requests)
-    return trace.generated / baselines.replay(
-        plan.model, plan.settings, trace.steps, _own(plan.settings)
-    )
+    trace = baselines.record(plan.spec, plan.load.requests)
+    return trace.generated / baselines.replay(plan.spec, trace.steps, _own(plan.spec))
 
 
 def naive_rate(plan: Plan) -> float:
@@ -319,7 +310,7 @@ def naive_rate(plan: Plan) -> float:
     from selfreward_lite.bench import baselines
 
     requests = plan.load.requests[:NAIVE_REQUESTS]
-    naive = baselines.Naive(plan.model, plan.load.longest, plan.settings, requests[0].adapter)
+    naive = baselines.Naive(plan.spec, plan.load.longest, requests[0].adapter)
     try:
         naive.warm(requests[0].tokens[: plan.load.common])
         generated, seconds = naive.run(requests)
@@ -328,25 +319,23 @@ def naive_rate(plan: Plan) -> float:
         naive.close()
 
 
-def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, dict[str, Any]]:
+def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, Stats]:
     """Return the tokens a second of the engine in its child process, where a run has it too, and the child's counters.
 
     The first `warm` requests are served before either begins.
     """
-    engine = ProcessEngine({"kind": "llama", "model": str(plan.model), **plan.settings})
+    engine = ProcessEngine(plan.spec)
     try:
         first = replace(plan.load.requests[0], tokens=(0,), sampling=Sampling(max_tokens=1, **DRAW))
         list(
             engine.complete([first, *plan.load.requests[:warm]])
         )  # as a replay begins: every page touched, the adapter loaded
-        before = dict(engine.stats)
+        before = engine.stats
         started = perf_counter()
         generated = sum(
             len(completion.tokens) for completion in engine.complete(plan.load.requests[warm:])
         )
         seconds = perf_counter() - started
-        return generated / seconds, {
-            name: value - before[name] for name, value in engine.stats.items()
-        }
+        return generated / seconds, engine.stats.since(before)
     finally:
         engine.close()

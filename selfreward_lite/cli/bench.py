@@ -152,18 +152,18 @@ def bench_engine(
         asked = engine.meta_load(
             vocab, requests or 1, judgments=samples, tokens=prompt_tokens, adapter=name
         )
-    settings = engine.settings_for(asked, parallel=parallel, threads=threads, gpu_layers=gpu_layers)
-    plan = engine.Plan(model, settings, asked, repeats)
+    spec = engine.spec_for(model, asked, parallel=parallel, threads=threads, gpu_layers=gpu_layers)
+    plan = engine.Plan(spec, asked, repeats)
     found = engine.measure(plan, say)
     document = engine.document(plan, found)
     document["gpu"] = list_gpus()[0].name if gpu_layers and list_gpus() else None
     _show_engine(plan, found, document)
-    sampled = baselines.drawing(model, settings, asked.requests[0].sampling)
+    sampled = baselines.drawing(spec, asked.requests[0].sampling)
     document["step_s"] = {who: round(seconds, 5) for who, seconds in sampled.items()}
     steps = (f"{1000 * seconds:.1f} ms ({SAMPLERS[who]})" for who, seconds in sampled.items())
     say(f"a step with one token per sequence, by what samples: {', '.join(steps)}")
     if name is not None:
-        loaded, switched = baselines.switching(model, settings, name)
+        loaded, switched = baselines.switching(spec, name)
         say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
         document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
     emit(document)
@@ -181,7 +181,7 @@ def _show_engine(plan: Plan, found: Found, document: Mapping[str, Any]) -> None:
             [arm, *(f"{rate:.1f}" for rate in rates), f"{median(rates):.1f}"]
             for arm, rates in arms.items()
         ],
-        f"{plan.model.name}, {plan.load.name} load",
+        f"{plan.spec.model.name}, {plan.load.name} load",
     )
     say(
         f"{document['engine_over_naive']:.2f} times llama-cpp-python, "

@@ -4,7 +4,7 @@ Knows no text, role or score.
 Start: `api.py`.
 """
 
-from selfreward_lite.engine.api import Completion, Request, Sampling
+from selfreward_lite.engine.api import Completion, LlamaSpec, Request, Sampling
 from selfreward_lite.engine.process import ProcessEngine
 
-__all__ = ["Completion", "ProcessEngine", "Request", "Sampling"]
+__all__ = ["Completion", "LlamaSpec", "ProcessEngine", "Request", "Sampling"]

@@ -1,15 +1,19 @@
-"""What every engine promises, in plain values.
+"""What every engine promises, in plain values: requests in, completions out.
 
-Knows: token ids, sampling settings, the path of an adapter. Does not know: roles, templates, scores, files of a run.
-An engine takes requests as fast as it can serve them and hands back completions in the order in which they finish.
+An engine accepts requests as fast as it can serve them, and returns completions in the order in
+which they finish.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from selfreward_lite.config.settings import EngineSettings
 from selfreward_lite.system.errors import EngineError
 
 Finish = Literal["stop", "length", "refused", "failed"]
@@ -19,7 +23,8 @@ Finish = Literal["stop", "length", "refused", "failed"]
 class Sampling:
     """How to draw tokens: the `top_k` likeliest (0 = all), then `temperature`, then nucleus `top_p`.
 
-    Temperature 0 takes the likeliest token. `max_tokens` bounds the completion, the stop token not counted.
+    Temperature 0 takes the likeliest token. `max_tokens` limits the completion, without the stop
+    token.
     """
 
     temperature: float
@@ -30,11 +35,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Asks for the probabilities of `tokens` where one of them was sampled right after the text `after`.
+    """Asks for the probabilities of `tokens` where one of them is sampled right after `after`.
 
-    Between `after` and the token only white space and asterisks may stand; case is ignored; the last such place
-    counts. Probabilities are the model's own (softmax at temperature 1 over the whole vocabulary), in the order
-    of `tokens`.
+    Only white space and asterisks may be between `after` and the token; case is ignored; the last
+    such place counts. Probabilities are the model's own (softmax at temperature 1 over the whole
+    vocabulary), in the order of `tokens`.
     """
 
     tokens: tuple[int, ...]
@@ -43,11 +48,12 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt and the seeds of the samples wanted from it.
+    """One prompt, and the seeds of the samples to draw; each seed gets a completion.
 
-    `key` is the caller's name for it, unique among requests under way. `tokens` is the whole prompt, the beginning-of-text
-    token included. One completion comes back per seed. `stop` are token ids that end a completion. `adapter` is the
-    path of a GGUF LoRA file, or None for the base alone. With `stream` the text comes in pieces too, as it is drawn.
+    `key` is the caller's name for it, unique among requests under way. `tokens` is the whole
+    prompt, with the beginning-of-text token. `stop` are token ids that end a completion. `adapter`
+    is the path of a GGUF LoRA file, None for the base alone. With `stream` the text also comes in
+    pieces, as it is drawn.
     """
 
     key: str
@@ -60,29 +66,31 @@ class Request:
     stream: bool = False
 
     def check(self, vocab: int) -> None:
-        """Raise EngineError, by name, for a request that makes no sense to a model of `vocab` tokens."""
+        """Raise EngineError for a request that a model of `vocab` tokens cannot serve."""
         if not self.tokens or self.sampling.max_tokens < 1:
             raise EngineError(
                 f"request {self.key}: give at least one prompt token and max_tokens of 1 or more"
             )
         if min(self.tokens) < 0 or max(self.tokens) >= vocab:
             raise EngineError(
-                f"request {self.key}: a token id lies outside the model's {vocab}; "
+                f"request {self.key}: a token id is outside the model's {vocab}; "
                 "tokenize with the tokenizer this model was converted from"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """In a feed of requests: the one of this key is no longer wanted. Nothing more comes of it, not even a completion."""
+    """In a feed: the request of this key is no longer wanted; it gets no further completion."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next bit of a streamed sample's text. All of them, joined, are its completion's text. `at` is when it was drawn, on
-    the clock of time.monotonic, where somebody noted it."""
+    """The next part of a streamed sample's text; all parts joined are its completion's text.
+
+    `at` is when it was drawn, on the clock of time.monotonic, if that was noted.
+    """
 
     key: str
     sample: int
@@ -90,17 +98,18 @@ class Piece:
     at: float | None = None
 
 
-# What comes in while an engine serves at any time: None says that there is nothing at the moment.
+# What a feed of requests yields; None means that there is nothing at the moment.
 Fed = Request | Cancel | None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One sample. `sample` indexes the request's seeds; `tokens` leave the stop token out; `text` shows no control token.
+    """One sample; `sample` is the index of its seed, `tokens` exclude the stop token.
 
-    `finish` is "stop" (a stop token came), "length" (`max_tokens` reached), "refused" (the prompt and its `max_tokens`
-    cannot fit the context; no token was made) or "failed" (the engine died on it again and again). `probe` answers the
-    request's probe, None if its place never came.
+    `text` shows no control token. `finish` is "stop" (a stop token came), "length" (`max_tokens`
+    reached), "refused" (prompt and `max_tokens` do not fit the context; no token was made) or
+    "failed" (the engine died on it every time). `probe` answers the request's probe, None if its
+    place never came.
     """
 
     key: str
@@ -112,17 +121,91 @@ class Completion:
     probe: tuple[float, ...] | None = None
 
 
+@dataclass(slots=True)
+class Stats:
+    """Counters since the engine was made; loading the model is in none of the seconds.
+
+    `prompt_requested` is what an engine that shares nothing would compute. Busy steps are those
+    during which samples were waiting for a slot.
+    """
+
+    prompt_requested: int = 0
+    prompt_computed: int = 0
+    generated: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    occupancy: float = 0.0
+    busy_steps: int = 0
+    busy_slot_steps: int = 0
+    seconds_decode: float = 0.0
+    seconds_sample: float = 0.0
+    seconds_total: float = 0.0
+
+    def since(self, before: Stats) -> Stats:
+        """What was counted after `before`; `occupancy` is not a counter."""
+        names = [field.name for field in fields(self)]
+        return Stats(**{name: getattr(self, name) - getattr(before, name) for name in names})
+
+
+def failed_completions(
+    request: Request, samples: Iterable[int], finish: Finish = "failed"
+) -> list[Completion]:
+    """Completions without a token, for samples that cannot be drawn."""
+    prompt = len(request.tokens)
+    return [Completion(request.key, sample, (), "", finish, prompt) for sample in samples]
+
+
 class Engine(Protocol):
     """Anything that can complete requests."""
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield one completion per seed of every request, in the order in which they finish.
 
-        `requests` is pulled lazily, only as far ahead as the engine needs to stay full. Closing the iterator early
-        drops what is under way. Raises EngineError where the model or an adapter cannot be used.
+        `requests` is read lazily, only as far ahead as the engine needs to stay full. Closing the
+        iterator drops what is under way. Raises EngineError if the model or an adapter cannot be
+        used.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back. Closing twice is allowed."""
+        """Free the memory. Closing twice is allowed."""
         ...
+
+
+# -- which engine to start ----------
+
+
+class LlamaSpec(EngineSettings):
+    """The llama.cpp engine on one GGUF model. What a run does not set is for checks and benches.
+
+    `exact` keeps the KV cache in float32 and switches flash attention off: what else is in the batch
+    then changes a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4).
+    `check_adapters` refuses an adapter that changes nothing. `flash` and `micro_batch` (tokens
+    computed at once) are chosen by the engine if None.
+    """
+
+    kind: Literal["llama"] = "llama"
+    model: Path
+    exact: bool = False
+    check_adapters: bool = True
+    flash: bool | None = None
+    micro_batch: int | None = None
+
+
+class ScriptedSpec(BaseModel):
+    """A ScriptedEngine made by `factory`, a "module:function" called with `arguments`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["scripted"] = "scripted"
+    factory: str
+    arguments: dict[str, Any] = {}
+    gpu_layers: int = 0
+
+
+EngineSpec = LlamaSpec | ScriptedSpec
+
+
+def parse_spec(line: str) -> EngineSpec:
+    """Read back the JSON of a spec; raises ValueError for one that does not fit."""
+    spec: EngineSpec = TypeAdapter(EngineSpec).validate_json(line)
+    return spec

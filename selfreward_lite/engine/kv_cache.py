@@ -1,9 +1,8 @@
-"""Who holds which cells of the key-value memory, and which prompt beginnings are already computed.
+"""Which cells of the KV cache a sequence uses, and which prompts are cached for others to share.
 
-Knows: counts of cells, token ids, sequence numbers. Does not know: llama.cpp, sampling, text. Pure Python and numpy, so
-that admission can be proved without a model. `Cells` counts shared cells once and exactly: a sequence is a leaf of a
-tree whose nodes are runs of cells, and a run is free when nothing below holds it any more. `Roots` are the few
-sequences that keep computed prompts alive, the least recently used leaving first.
+Pure Python and numpy, so that admission can be tested without a model. `Cells` counts shared cells
+once: a sequence is a leaf of a tree of spans, and a span is free when nothing below it needs it.
+`PrefixCache` keeps a few computed prompts, and evicts the least recently used first.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 @dataclass(slots=True, eq=False)
 class Span:
-    """Consecutive cells of a sequence, positions `start` to `end`; `holders` counts sequences and runs that need it."""
+    """Cells for positions `start` to `end`; `holders` counts sequences and spans that need it."""
 
     parent: Span | None
     end: int
@@ -32,7 +31,7 @@ class Span:
 
 
 class Cells:
-    """Counts cells promised to sequences. Never more than `capacity` if callers ask `free` first."""
+    """Counts allocated cells; never more than `capacity` if callers check `free` first."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -42,51 +41,51 @@ class Cells:
     def free(self) -> int:
         return self.capacity - self.used
 
-    def branch(self, leaf: Span | None, keep: int, extra: int) -> Span:
-        """Promise `extra` new cells to a sequence that shares the first `keep` positions of `leaf`."""
-        parent = self._cut(leaf, keep)
+    def allocate(self, leaf: Span | None, keep: int, extra: int) -> Span:
+        """Give a sequence `extra` new cells behind the first `keep` positions of `leaf`."""
+        parent = self._split(leaf, keep)
         if parent:
             parent.holders += 1
         self.used += extra
         return Span(parent, keep + extra)
 
     def release(self, leaf: Span) -> None:
-        """Drop one hold; runs that nobody else needs become free."""
-        run: Span | None = leaf
-        while run:
-            run.holders -= 1
-            if run.holders:
+        """Drop one hold; spans that nothing else needs become free."""
+        span: Span | None = leaf
+        while span:
+            span.holders -= 1
+            if span.holders:
                 return
-            self.used -= run.length
-            run = run.parent
+            self.used -= span.length
+            span = span.parent
 
-    def gain(self, leaf: Span) -> int:
+    def releasable(self, leaf: Span) -> int:
         """How many cells `release(leaf)` would free."""
-        run: Span | None = leaf
+        span: Span | None = leaf
         total = 0
-        while run and run.holders == 1:
-            total += run.length
-            run = run.parent
+        while span and span.holders == 1:
+            total += span.length
+            span = span.parent
         return total
 
-    def _cut(self, leaf: Span | None, keep: int) -> Span | None:
-        """The run that ends exactly at `keep` on the way up from `leaf`, splitting one in two where needed."""
+    def _split(self, leaf: Span | None, keep: int) -> Span | None:
+        """The span above `leaf` that ends at `keep`; one that goes further is split there."""
         if keep == 0:
             return None
-        run = leaf
-        while run and run.start >= keep:
-            run = run.parent
-        if run is None or run.end < keep:
+        span = leaf
+        while span and span.start >= keep:
+            span = span.parent
+        if span is None or span.end < keep:
             raise ValueError(f"cannot keep {keep} positions of a shorter sequence")
-        if run.end == keep:
-            return run
-        run.parent = Span(run.parent, keep)
-        return run.parent
+        if span.end == keep:
+            return span
+        span.parent = Span(span.parent, keep)
+        return span.parent
 
 
 @dataclass(slots=True, eq=False)
 class Root:
-    """A computed (or half computed) prompt that samples fork from. `pins` counts requests that still need it."""
+    """A prompt in the cache that samples fork from; `pins` counts requests that still need it."""
 
     sequence: int
     tokens: np.ndarray
@@ -95,67 +94,71 @@ class Root:
     pins: int = 0
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         return self.computed == len(self.tokens)
 
 
-class Roots:
-    """A small pool of roots. Pinned ones stay; idle ones leave, least recently used first, when room is needed."""
+class PrefixCache:
+    """A few roots. Pinned ones stay; idle ones are evicted if room is needed."""
 
     def __init__(self, cells: Cells, sequences: Iterable[int], drop: Callable[[int], None]) -> None:
         self._cells = cells
-        self._spare = list(sequences)
+        self._free_sequences = list(sequences)
         self._drop = drop
-        self._live: dict[int, Root] = {}  # oldest use first
+        self._roots: dict[int, Root] = {}  # by sequence, least recently used first
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._roots)
 
-    def best(self, tokens: np.ndarray) -> tuple[Root | None, int]:
-        """The root with the longest common beginning, computed or not, and that length (None, 0 if none shares any)."""
+    def find_longest(self, tokens: np.ndarray) -> tuple[Root | None, int]:
+        """The root that shares most of the beginning of `tokens`, and how much: (None, 0) if none.
+
+        Tokens of a root that are not computed yet count too.
+        """
         found, longest = None, 0
-        for root in self._live.values():
+        for root in self._roots.values():
             common = common_prefix(root.tokens, tokens)
             if common > longest or (common == longest and found and root.computed > found.computed):
                 found, longest = root, common
         return found, longest
 
     def add(self, tokens: np.ndarray, source: Root | None, keep: int) -> Root:
-        """A new root that shares the first `keep` positions of `source`. Ask `make_room` first."""
-        leaf = self._cells.branch(source.leaf if source else None, keep, len(tokens) - keep)
-        root = Root(self._spare.pop(), tokens, keep, leaf)
-        self._live[root.sequence] = root
+        """Add a root that shares `keep` positions of `source`; call `make_room` first."""
+        leaf = self._cells.allocate(source.leaf if source else None, keep, len(tokens) - keep)
+        root = Root(self._free_sequences.pop(), tokens, keep, leaf)
+        self._roots[root.sequence] = root
         return root
 
     def touch(self, root: Root) -> None:
-        self._live[root.sequence] = self._live.pop(root.sequence)
+        """Note that a root was just used."""
+        self._roots[root.sequence] = self._roots.pop(root.sequence)
 
     def make_room(self, cells: int, sequences: int = 0) -> bool:
-        """Evict idle roots until so many cells and root sequences are free. False if that cannot be reached."""
-        while len(self._spare) < sequences:
+        """Evict idle roots until so many cells and sequences are free; False if that fails."""
+        while len(self._free_sequences) < sequences:
             if not self._evict(lambda root: True):
                 return False
         while self._cells.free < cells:
-            if not self._evict(lambda root: self._cells.gain(root.leaf) > 0):
+            if not self._evict(lambda root: self._cells.releasable(root.leaf) > 0):
                 return False
         return True
 
     def evict_idle(self) -> int:
         """Evict every idle root; returns how many."""
-        before = len(self._live)
+        before = len(self._roots)
         while self._evict(lambda root: True):
             pass
-        return before - len(self._live)
+        return before - len(self._roots)
 
     def remove(self, root: Root) -> None:
-        del self._live[root.sequence]
-        self._spare.append(root.sequence)
+        del self._roots[root.sequence]
+        self._free_sequences.append(root.sequence)
         self._cells.release(root.leaf)
         self._drop(root.sequence)
 
-    def _evict(self, wanted: Callable[[Root], bool]) -> bool:
-        for root in self._live.values():
-            if not root.pins and wanted(root):
+    def _evict(self, is_wanted: Callable[[Root], bool]) -> bool:
+        for root in self._roots.values():
+            if not root.pins and is_wanted(root):
                 self.remove(root)
                 return True
         return False

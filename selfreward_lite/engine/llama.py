@@ -1,15 +1,15 @@
-"""llama.cpp in this process: one base model, many sequences at once, adapters swapped without reloading.
+"""llama.cpp in this process: one base model, many sequences at once, adapters swapped in memory.
 
-Knows: llama-cpp-python's low-level binding (the high-level one decodes a single sequence and swallows misspelt
-arguments). Does not know: what is computed next (`batching.py`), who shares cells (`kv.py`). A fault in native code
-kills this process, therefore only the child that `process.py` starts imports this module.
+Uses the low-level binding of llama-cpp-python; the high-level one decodes a single sequence and
+ignores misspelled arguments. A fault in native code ends this process, so a run imports this only
+in the child that `process.py` starts.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from typing import Any
 import llama_cpp as cpp
 import numpy as np
 
-from selfreward_lite.engine.api import Completion, Fed, Piece, Sampling
+from selfreward_lite.engine.api import Completion, Fed, LlamaSpec, Piece, Sampling, Stats
 from selfreward_lite.engine.loading import (
     LOG,
     TINY_PARAMETERS,
@@ -29,36 +29,47 @@ from selfreward_lite.engine.loading import (
     make_context,
     threads_for,
 )
-from selfreward_lite.engine.scheduler import Batcher, Stats
+from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import EngineError
 
-MAX_SEQUENCES = 256  # a constant compiled into llama.cpp
-ROOTS = 16  # idle roots cost attention time on a CPU: 32 made a tiny model a third slower than 8 (measured)
 PROBE_TOKENS = 8
 MAX_HELPERS = 8  # threads that draw tokens
-THREAD_WORTH = 200_000  # logits to go through that are worth waking a thread for
-SAME_LOGITS = 1e-6  # relative to the largest logit: below, two runs differ by rounding only
+THREAD_WORTH = 200_000  # logits that one more thread should have to read
+SAME_LOGITS = 1e-6  # of the largest logit: a smaller difference is rounding
 
 
 class Rows:
-    """The arrays of one `llama_batch`, filled through numpy: 20 times cheaper than element by element in ctypes."""
+    """The arrays of one `llama_batch`, filled through numpy.
+
+    Setting single elements through ctypes takes 20 times as long.
+    """
 
     def __init__(self, size: int) -> None:
         self.token, self.pos, self.seq = (np.zeros(size, dtype=np.int32) for _ in range(3))
         self.count = np.ones(size, dtype=np.int32)
         self.wanted = np.zeros(size, dtype=np.int8)
-        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(
-            np.uintp
-        )  # row i points at seq[i]
+        # row i points at seq[i]
+        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(np.uintp)
         self.batch = cpp.llama_batch()
-        for name, values in (("token", self.token), ("pos", self.pos), ("n_seq_id", self.count),
-                             ("logits", self.wanted), ("seq_id", self.seq_rows)):  # fmt: skip
-            kind = dict(cpp.llama_batch._fields_)[name]
-            setattr(self.batch, name, ctypes.cast(values.ctypes.data, kind))
+        arrays: dict[str, np.ndarray] = {
+            "token": self.token,
+            "pos": self.pos,
+            "n_seq_id": self.count,
+            "logits": self.wanted,
+            "seq_id": self.seq_rows,
+        }
+        kinds: dict[str, Any] = {name: kind for name, kind, *_ in cpp.llama_batch._fields_}
+        for name, values in arrays.items():
+            setattr(self.batch, name, ctypes.cast(values.ctypes.data, kinds[name]))
 
     def fill(
-        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        positions: Sequence[int] | np.ndarray,
+        sequences: Sequence[int] | np.ndarray,
+        wanted: int,
     ) -> cpp.llama_batch:
+        """Set the entries of the batch; the first `wanted` get logits."""
         size = len(tokens)
         self.token[:size], self.pos[:size], self.seq[:size] = tokens, positions, sequences
         self.wanted[:wanted], self.wanted[wanted:size] = 1, 0
@@ -67,57 +78,55 @@ class Rows:
 
 
 class LlamaDevice:
-    """A model, its context and its adapters: the verbs that `device.Device` asks for."""
+    """A model, its context and its adapters: a `scheduler.Device`."""
 
-    def __init__(self, model: Path, settings: dict[str, int | bool]) -> None:
+    def __init__(self, spec: LlamaSpec) -> None:
         self._model = self.context = None
-        self._model = load_model(model, int(settings["gpu_layers"]))
-        self.context = make_context(self._model, settings)
+        self._model = load_model(spec.model, spec.gpu_layers, exact=spec.exact)
+        self.context = make_context(self._model, spec)
         self._memory = cpp.llama_get_memory(self.context)
         self._vocab = cpp.llama_model_get_vocab(self._model)
         self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
-        self._unified = bool(settings["unified"])
+        self._unified, self._check_adapters = spec.unified, spec.check_adapters
         self.cells = int(cpp.llama_n_ctx(self.context))
         self.limit = min(
             int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model))
         )
-        self.rows = int(settings["batch"])
-        self.outputs = int(settings["parallel"])
+        self.rows = spec.batch
+        self.outputs = spec.parallel
         self._rows = Rows(self.rows)
-        self.helpers = min(MAX_HELPERS, int(settings["threads"]) or threads_for(self._model))
-        tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
-        self._pace = (
-            ThreadTuner(cores())
-            if tiny and not settings["threads"] and not settings["gpu_layers"]
-            else None
-        )
+        self.helpers = min(MAX_HELPERS, spec.threads or threads_for(self._model))
+        is_tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
+        tune = is_tiny and not spec.threads and not spec.gpu_layers
+        self._tuner = ThreadTuner(cores()) if tune else None
         self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
-        self._adapters: dict[str, tuple[tuple[int, int], Any]] = {}
+        self._adapters: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._base_probe: np.ndarray | None = None
 
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
     ) -> int:
-        """0 when computed; the first `wanted` rows then have logits."""
+        """Compute a batch; 0 if that worked. The first `wanted` rows then have logits."""
         return self.run(self._rows.fill(tokens, positions, sequences, wanted))
 
     def run(self, batch: cpp.llama_batch) -> int:
-        """Compute a batch that was filled before; 0 when computed."""
+        """Compute a filled batch; 0 if that worked."""
         started = perf_counter()
-        code = cpp.llama_decode(self.context, batch)
-        if not code:
-            cpp.llama_synchronize(
-                self.context
-            )  # so that the time is booked here, not on the first sample
-        if self._pace:
-            threads = self._pace.took(perf_counter() - started)
+        code: int = cpp.llama_decode(self.context, batch)
+        if not code:  # so that the time is counted here, not on the first sample
+            cpp.llama_synchronize(self.context)
+        if self._tuner:
+            threads = self._tuner.add_step(perf_counter() - started)
             cpp.llama_set_n_threads(self.context, threads, threads)
         return code
 
-    def sampler(self, sampling: Sampling, seed: int) -> Any:
-        """top_k, temperature, top_p, draw: top_k first, because sorting 128,256 candidates is what costs."""
+    def make_sampler(self, sampling: Sampling, seed: int) -> Any:
+        """A chain of top_k, temperature, top_p, draw.
+
+        top_k comes first: sorting all 128,256 candidates takes most of the time.
+        """
         chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if sampling.temperature <= 0:
             cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_greedy())
@@ -134,21 +143,21 @@ class LlamaDevice:
     def sample(self, samplers: list[Any]) -> list[int]:
         """Draw a token for the first rows of the last batch, row i with sampler i.
 
-        With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call leaves Python's lock alone.
+        With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call
+        does not need Python's lock.
         """
         shares = self.shares(len(samplers))
         if shares < 2:
             return self._draw(samplers, 0)
-        cpp.llama_get_logits_ith(
-            self.context, 0
-        )  # puts the rows in order, once, before several threads read them
+        # puts the rows in order, once, before several threads read them
+        cpp.llama_get_logits_ith(self.context, 0)
         size = -(-len(samplers) // shares)
         parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
         drawn = self._pool.map(lambda part: self._draw(*part), parts)
         return [token for part in drawn for token in part]
 
     def shares(self, count: int) -> int:
-        """How many threads are worth waking to draw so many tokens."""
+        """How many threads should draw so many tokens."""
         return min(self.helpers, count * self.vocab // THREAD_WORTH)
 
     def _draw(self, samplers: list[Any], first: int) -> list[int]:
@@ -159,14 +168,14 @@ class LlamaDevice:
         cpp.llama_sampler_free(sampler)
 
     def row_logits(self, row: int) -> np.ndarray:
-        """Logits [vocab] of one row of the last batch, a view that the next decode overwrites."""
+        """Logits [vocab] of one row of the last batch; the next decode overwrites them."""
         return np.ctypeslib.as_array(cpp.llama_get_logits_ith(self.context, row), (self.vocab,))
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Give an empty sequence the first `length` positions of another."""
         if length and self._unified:
             cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
-        elif length:  # memories of their own can only be copied whole
+        elif length:  # separate caches can only be copied as a whole
             cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
             self.drop(target, length)
 
@@ -176,7 +185,7 @@ class LlamaDevice:
     def clear(self) -> None:
         cpp.llama_memory_clear(self._memory, False)
 
-    def piece(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         found = self._pieces.get(token)
         if found is None:
             size = cpp.llama_token_to_piece(
@@ -185,23 +194,26 @@ class LlamaDevice:
             found = self._pieces[token] = self._buffer.raw[: max(0, size)]
         return found
 
-    def complaint(self) -> str:
-        return LOG.take()
+    def last_error(self) -> str:
+        return LOG.last_error()
 
     @property
-    def quantisation(self) -> str:
-        """The type of most matrices, in llama.cpp's words."""
+    def quantization(self) -> str:
+        """The type of most matrices, as llama.cpp names it."""
         size = cpp.llama_model_desc(self._model, self._buffer, len(self._buffer))
         return self._buffer.raw[:size].decode().rsplit("B ", 1)[-1]  # of "llama 8B Q8_0"
 
-    def use(self, adapter: str | None) -> None:
-        """Switch to an adapter, loading and proving it the first time; None is the base. Clear the memory first."""
+    def use_adapter(self, adapter: str | None) -> None:
+        """Switch to an adapter, None for the base; it is loaded and checked the first time.
+
+        Clear the KV cache first.
+        """
         self._set(None)
         if adapter is not None:
             self._set(self._adapter(adapter))
 
-    def fresh(self, adapter: str | None) -> bool:
-        """Whether a loaded adapter's file is still the one that was loaded."""
+    def is_unchanged(self, adapter: str | None) -> bool:
+        """Whether an adapter's file is still the one that was loaded."""
         return adapter is None or (
             adapter in self._adapters and self._adapters[adapter][0] == _stamp(Path(adapter))
         )
@@ -215,7 +227,7 @@ class LlamaDevice:
             positions = list(range(start, start + len(part)))
             if self.decode(part, positions, [0] * len(part), len(part)):
                 raise EngineError(
-                    f"logits of {len(tokens)} tokens could not be computed ({self.complaint()})"
+                    f"logits of {len(tokens)} tokens could not be computed ({self.last_error()})"
                 )
             parts.append(np.stack([self.row_logits(row).copy() for row in range(len(part))]))
         self.drop(0)
@@ -233,25 +245,28 @@ class LlamaDevice:
         count = 0 if pointer is None else 1
         adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(pointer)
         if cpp.llama_set_adapters_lora(self.context, adapters, count, (ctypes.c_float * 1)(1.0)):
-            raise EngineError(f"llama.cpp refused to switch adapters ({self.complaint()})")
+            raise EngineError(f"llama.cpp refused to switch adapters ({self.last_error()})")
 
     def _adapter(self, name: str) -> Any:
-        """Pointer of a loaded adapter; a file that changed since is loaded anew."""
-        if name in self._adapters and self.fresh(name):
+        """Pointer of a loaded adapter; a file that has changed is loaded again."""
+        if self.is_unchanged(name):
             return self._adapters[name][1]
         path, stamp = Path(name), _stamp(Path(name))
-        check_adapter(path)
+        if self._check_adapters:
+            check_adapter(path)
         pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not pointer:
             raise EngineError(
-                f"adapter {name} does not fit this base model ({self.complaint()}); convert it again"
+                f"adapter {name} does not fit this base model ({self.last_error()}); "
+                "convert it again"
             )
-        self._prove(name, pointer)
+        if self._check_adapters:
+            self._check_effect(name, pointer)
         self._adapters[name] = (stamp, pointer)
         return pointer
 
-    def _prove(self, name: str, pointer: Any) -> None:
-        """An adapter that is loaded and changes nothing, or everything to NaN, is an error that nobody would notice."""
+    def _check_effect(self, name: str, pointer: Any) -> None:
+        """Raise EngineError if a loaded adapter changes nothing, or makes logits not finite."""
         tokens = [int(token) for token in np.linspace(0, self.vocab - 1, PROBE_TOKENS)]
         if self._base_probe is None:
             self._base_probe = self.logits(tokens)
@@ -262,79 +277,54 @@ class LlamaDevice:
             raise EngineError(f"adapter {name} makes logits that are not finite; train it again")
         if np.abs(changed - self._base_probe).max() <= SAME_LOGITS * np.abs(self._base_probe).max():
             raise EngineError(
-                f"adapter {name} has no effect on the logits; it was not trained or belongs elsewhere"
+                f"adapter {name} has no effect on the logits; it was not trained, or for another "
+                "base"
             )
 
 
 class LlamaEngine:
-    """The batched llama.cpp engine. `context` counts key-value cells shared by all sequences.
+    """The batched llama.cpp engine; raises EngineError if the model or the GPU cannot be used.
 
-    `threads` None takes every core, or what proves faster for a tiny model. `gpu_layers` is 0 for the CPU or -1 for all layers.
-    `unified` keeps one KV cache for all sequences: a shared prefix is stored once and a long prompt may take what others
-    leave. False cuts it into `parallel + roots` equal parts (rounded up to 256 cells), one a sequence, and a fork copies a whole
-    part: give as much context as so many of the longest requests need, and a CPU serves prompts of 600 tokens 1.7 times as fast
-    (measured). `exact` keeps the cache in float32 and switches flash attention off, for parity checks: what else is in the batch
-    then changes a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4). Raises EngineError where the model
-    cannot be loaded or a wanted GPU is not there.
+    `spec.context` counts KV cache cells of all sequences. `threads` None takes every core, or what
+    is faster for a tiny model. `gpu_layers` is 0 for the CPU, -1 for all layers. `unified` keeps one
+    KV cache for all: a shared prefix is stored once, and a long prompt may use what others leave.
+    False cuts it into `parallel + roots` equal parts (rounded up to 256 cells), one per sequence, and
+    a fork copies a whole part: give as much context as so many of the longest requests need, and a
+    CPU serves prompts of 600 tokens 1.7 times as fast (measured).
     """
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        parallel: int = 64,
-        context: int = 16384,
-        batch: int = 512,
-        threads: int | None = None,
-        gpu_layers: int = 0,
-        roots: int = ROOTS,
-        unified: bool = True,
-        exact: bool = False,
-    ) -> None:
-        if not 1 <= parallel <= MAX_SEQUENCES - roots or batch < parallel or roots < 1:
-            raise EngineError(
-                f"parallel={parallel}, roots={roots}, batch={batch}: keep parallel + roots within {MAX_SEQUENCES} and "
-                "parallel within batch"
-            )
-        settings = {
-            "parallel": parallel,
-            "context": context,
-            "batch": batch,
-            "gpu_layers": gpu_layers,
-            "roots": roots,
-        }
-        settings |= {"unified": unified, "exact": exact, "threads": threads or 0}
+    def __init__(self, spec: LlamaSpec) -> None:
         self._device: LlamaDevice | None = None
-        self._device = LlamaDevice(Path(model), settings)
-        self._batcher = Batcher(self._device, parallel, roots)
-        self.parallel = parallel
+        self._device = LlamaDevice(spec)
+        self._scheduler = Scheduler(self._device, spec.parallel, spec.roots)
+        self.parallel = spec.parallel
 
     @property
     def stats(self) -> Stats:
-        return self._batcher.stats
+        return self._scheduler.stats
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute at the moment."""
-        return self._batcher.idle
+        return self._scheduler.idle
 
     def complete(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
-        """See `base.Engine`. One iterator at a time; computed prompts stay warm for the next one."""
+        """See `api.Engine`. One iterator at a time; computed prompts stay cached for the next."""
         self._open()
-        return self._batcher.run(requests)
+        return self._scheduler.run(requests)
 
     def cancel(self) -> None:
-        """End the running `complete` after its current step. May be called from another thread."""
-        self._batcher.cancelled = True
+        """End the running `complete` after its current step; any thread may call this."""
+        self._scheduler.cancelled = True
 
     def logits(self, tokens: list[int], adapter: str | None = None) -> np.ndarray:
-        """Logits float32 [len(tokens), vocab] of one text, for parity checks. Not while completing."""
+        """Logits float32 [len(tokens), vocab] of one text; not while completing."""
         device = self._open()
         if not 0 < len(tokens) <= device.limit:
             raise EngineError(
                 f"{len(tokens)} tokens do not fit the context of {device.limit}; raise the context"
             )
-        self._batcher.reset(adapter)
+        self._scheduler.reset(adapter)
         return device.logits(list(tokens))
 
     def close(self) -> None:
@@ -349,6 +339,6 @@ class LlamaEngine:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Tells one version of a file from the next; empty if there is no file."""
+    """What tells one version of a file from the next; empty if there is no file."""
     found = path.stat() if path.is_file() else None
     return (found.st_mtime_ns, found.st_size, found.st_ino) if found else ()

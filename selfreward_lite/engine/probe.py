@@ -56,6 +56,7 @@ def build() -> dict[str, Any]:
 
 def llama(gpu_layers: int) -> dict[str, Any]:
     """Decode a prompt of a small quantised model; `offloaded` is llama.cpp's own line about layers on the card, or None."""
+    from selfreward_lite.engine.api import LlamaSpec
     from selfreward_lite.engine.llama import LlamaEngine
     from selfreward_lite.engine.loading import LOG, has_amx
 
@@ -63,7 +64,8 @@ def llama(gpu_layers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         model = write_model(Path(scratch) / "probe.gguf", "10m")
         try:
-            engine = LlamaEngine(model, parallel=2, context=256, batch=32, gpu_layers=gpu_layers)
+            sizes = {"parallel": 2, "context": 256, "batch": 32}
+            engine = LlamaEngine(LlamaSpec(model=model, gpu_layers=gpu_layers, **sizes))
         except EngineError as error:
             return {**found, "error": str(error)}
         engine.logits(list(range(300, 300 + PROMPT)))

@@ -1,18 +1,10 @@
 """Continuous batching: which token of which sequence is computed next.
 
-Knows: requests, cells, the few verbs of a `Device`. Does not know: llama.cpp, files, processes. One step computes one
-token of every sample under way and fills the rest of the batch with prompts. A prompt of L tokens is computed to L-1
-in a root sequence, once; every sample forks from there and computes the last prompt token itself, so that roots need no
-logits. A sample is let in only when all the cells it may ever need are free, so no decode runs out of them.
+One step computes one token of every sample under way, and fills the rest of the batch with prompts.
+A prompt of L tokens is computed once, to L-1, in a root sequence. Every sample forks from there and
+computes the last prompt token itself, so roots need no logits. A sample starts only when all the
+cells it may ever need are free, so no step runs out of cells and nothing is ever preempted.
 """
-
-# What the batcher keeps of a request: a job until all its samples have started, a slot for each sample under way.
-#
-# Knows: a request's numbers, the run of cells it stands on. Does not know: when it is served.
-
-# What the scheduler needs of a model in memory, and what it counts while it uses it.
-#
-# Knows: rows of a batch, sequence numbers. Does not know: llama.cpp. A test can play the device in pure Python.
 
 from __future__ import annotations
 
@@ -24,56 +16,35 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from operator import attrgetter
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from selfreward_lite.engine.api import Cancel, Completion, Fed, Finish, Piece, Request, Sampling
-from selfreward_lite.engine.kv_cache import Cells, Root, Roots, Span
+from selfreward_lite.engine.api import (
+    Cancel,
+    Completion,
+    Fed,
+    Finish,
+    Piece,
+    Probe,
+    Request,
+    Sampling,
+    Stats,
+    failed_completions,
+)
+from selfreward_lite.engine.kv_cache import Cells, PrefixCache, Root, Span
 from selfreward_lite.system.errors import EngineError
 
-
-@dataclass(slots=True, eq=False)
-class PendingRequest:
-    """An admitted request with samples still to start."""
-
-    request: Request
-    root: Root | None
-    started: int = 0
-
-    @property
-    def base(self) -> int:
-        return len(self.request.tokens) - 1
-
-    @property
-    def need(self) -> int:
-        return 1 + self.request.sampling.max_tokens
-
-    @property
-    def ready(self) -> bool:
-        return self.root is None or self.root.computed >= self.base
-
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A sample under way; `token` at `position` is what it computes next. `decoder` is there where its text is streamed."""
-
-    sequence: int
-    request: Request
-    sample: int
-    sampler: Any
-    leaf: Span
-    token: int
-    position: int
-    stop: frozenset[int]
-    watched: frozenset[int]
-    decoder: IncrementalDecoder | None = None
-    tokens: list[int] = field(default_factory=list)
-    probe: tuple[float, ...] | None = None
+WORTH_WAITING = 16  # tokens saved for which a prompt waits until a shared beginning is computed
+BURST = 8  # batches of samples for one adapter, after which waiting requests for others come first
+utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Device(Protocol):
-    """What the scheduler needs of a model in memory. Rows are the entries of one batch."""
+    """A model in memory, as the scheduler needs it. A row is one entry of a batch.
+
+    `cells` is the size of the KV cache, `limit` the longest sequence, `rows` the largest batch.
+    """
 
     cells: int
     limit: int
@@ -83,49 +54,77 @@ class Device(Protocol):
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
     ) -> int: ...
-    def sampler(self, sampling: Sampling, seed: int) -> Any: ...
+    def make_sampler(self, sampling: Sampling, seed: int) -> Any: ...
     def sample(self, samplers: list[Any]) -> list[int]: ...
     def free_sampler(self, sampler: Any) -> None: ...
     def row_logits(self, row: int) -> np.ndarray: ...
     def fork(self, source: int, target: int, length: int) -> None: ...
     def drop(self, sequence: int, start: int = 0) -> None: ...
     def clear(self) -> None: ...
-    def use(self, adapter: str | None) -> None: ...
-    def fresh(self, adapter: str | None) -> bool: ...
-    def piece(self, token: int) -> bytes: ...
-    def complaint(self) -> str: ...
+    def use_adapter(self, adapter: str | None) -> None: ...
+    def is_unchanged(self, adapter: str | None) -> bool: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def last_error(self) -> str: ...
 
 
-@dataclass(slots=True)
-class Stats:
-    """Counters since the engine was made. `prompt_requested` is what an engine that shares nothing would compute; the busy
-    steps are those during which samples were still waiting for a slot."""
+@dataclass(slots=True, eq=False)
+class PendingRequest:
+    """An admitted request with samples that have not started yet."""
 
-    prompt_requested: int = 0
-    prompt_computed: int = 0
-    generated: int = 0
-    steps: int = 0
-    slot_steps: int = 0
-    occupancy: float = 0.0
-    busy_steps: int = 0
-    busy_slot_steps: int = 0
-    seconds_decode: float = 0.0
-    seconds_sample: float = 0.0
-    seconds_total: float = 0.0
+    request: Request
+    root: Root | None = None
+    started: int = 0
+
+    @property
+    def prefix(self) -> int:
+        """Prompt tokens that all its samples share."""
+        return len(self.request.tokens) - 1
+
+    @property
+    def cells(self) -> int:
+        """Cells that one sample may need beside the prefix."""
+        return 1 + self.request.sampling.max_tokens
+
+    @property
+    def left(self) -> int:
+        return len(self.request.seeds) - self.started
+
+    @property
+    def is_ready(self) -> bool:
+        return self.root is None or self.root.computed >= self.prefix
 
 
-WORTH_WAITING = (
-    16  # a prompt waits for a shared beginning under way if that saves at least so many tokens
-)
-END = object()  # of a feed
-utf8 = codecs.getincrementaldecoder("utf-8")
-BURST = (
-    8  # after so many batches' worth of samples for one adapter, others that wait get their turn
-)
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A sample under way: `token` at `position` is computed next. A streamed one has a `decoder`."""
+
+    sequence: int
+    request: Request
+    sample: int
+    sampler: Any
+    leaf: Span
+    token: int
+    position: int
+    stop: frozenset[int]
+    probe: Probe | None
+    decoder: IncrementalDecoder | None = None
+    tokens: list[int] = field(default_factory=list)
+    probed: tuple[float, ...] | None = None
 
 
-class Batcher:
-    """Keeps up to `parallel` samples under way on one device. Roots stay warm from one `run` to the next."""
+class Rows(NamedTuple):
+    """The columns of a batch."""
+
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[int]
+
+    def part(self, first: int, last: int) -> Rows:
+        return Rows(*(column[first:last] for column in self))
+
+
+class Scheduler:
+    """Keeps up to `parallel` samples under way on one device. `run` may be called again."""
 
     def __init__(self, device: Device, parallel: int, roots: int) -> None:
         self.stats = Stats()
@@ -133,110 +132,107 @@ class Batcher:
         self._device = device
         self._parallel = parallel
         self._cells = Cells(device.cells)
-        self._roots = Roots(self._cells, range(parallel, parallel + roots), device.drop)
-        self._spare = list(range(parallel))  # a heap
-        self._slots: list[Slot] = []
-        self._jobs: deque[PendingRequest] = deque()
-        self._queue: deque[Request] = deque()
-        self._done: list[Completion | Piece] = []
+        self._roots = PrefixCache(self._cells, range(parallel, parallel + roots), device.drop)
+        self._free_sequences = list(range(parallel))  # a heap
+        self._queue: deque[Request] = deque()  # not admitted yet
+        self._pending: deque[PendingRequest] = deque()  # admitted, with samples to start
+        self._slots: list[Slot] = []  # samples under way
+        self._output: list[Completion | Piece] = []
         self._adapter: str | None = None
         self._burst = 0
-        self._running = False
-        self._busy = False  # whether samples wait for a slot
+        self._is_running = False
+        self._is_busy = False  # whether samples wait for a slot
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute: a feed may then wait for its next request."""
-        return not (self._slots or self._jobs or self._queue or self._done)
+        return not (self._slots or self._pending or self._queue or self._output)
 
     def run(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
         """Yield completions as they finish, and pieces of those that are streamed; one run at a time.
 
-        A feed may say None, for nothing at the moment, and is then asked again after the next step.
+        A feed that yields None has nothing at the moment, and is read again after the next step.
         """
-        if self._running:
+        if self._is_running:
             raise RuntimeError("this engine is already completing; close that iterator first")
-        self._running, self.cancelled = True, False
+        self._is_running, self.cancelled = True, False
         started = perf_counter()
         try:
-            if not self._device.fresh(self._adapter):
-                self._switch(None)
+            if not self._device.is_unchanged(self._adapter):
+                self._switch_adapter(None)
             feed = iter(requests)
             more = True
             while not self.cancelled:
-                more = more and self._pull(feed)
+                more = more and self._read_requests(feed)
                 self._admit()
-                self._start()
-                self._close_ranks()
-                self._busy = bool(more or self._queue or self._jobs)
-                if self._slots or self._jobs:
+                self._start_samples()
+                self._compact_slots()
+                self._is_busy = bool(more or self._queue or self._pending)
+                if self._slots or self._pending:
                     self._step()
                 elif self.idle and not more:
                     return
                 paused = perf_counter()
-                yield from self._done
-                started += perf_counter() - paused  # the caller's own time is not ours
-                self._done.clear()
+                yield from self._output
+                started += perf_counter() - paused  # the caller's own time does not count
+                self._output.clear()
         finally:
-            self._abandon()
+            self._abort()
             self.stats.seconds_total += perf_counter() - started
             self.stats.occupancy = self.stats.slot_steps / max(1, self.stats.steps * self._parallel)
-            self._running = False
+            self._is_running = False
 
     def reset(self, adapter: str | None) -> None:
-        """Forget every root and switch to `adapter`, for a caller that uses the device for something else."""
-        if self._running:
+        """Forget every root and switch to `adapter`, so that the device can be used directly."""
+        if self._is_running:
             raise RuntimeError("this engine is completing; close that iterator first")
-        self._switch(None)
+        self._switch_adapter(None)
         self._roots.evict_idle()
-        self._switch(adapter)
+        self._switch_adapter(adapter)
 
-    # Letting requests in
+    # -- admitting requests ----------
 
-    def _pull(self, feed: Iterator[Fed]) -> bool:
-        """Look ahead by at most two batches of samples. False once the feed has ended.
+    def _read_requests(self, feed: Iterator[Fed]) -> bool:
+        """Read ahead by at most two batches of samples. False once the feed has ended.
 
-        What is refused is handed out before more is asked for: a feed may wait for it.
+        A refusal is handed out before more is read: the feed may wait for it.
         """
         waiting = sum(len(request.seeds) for request in self._queue) + self._unstarted()
-        while waiting < 2 * self._parallel and not self._done:
-            request = next(feed, END)
-            if request is None or request is END:
-                return request is None
+        while waiting < 2 * self._parallel and not self._output:
+            try:
+                request = next(feed)
+            except StopIteration:
+                return False
+            if request is None:
+                return True
             if isinstance(request, Cancel):
-                self._abandon(request.key)
+                self._abort(request.key)
                 continue
             request.check(self._device.vocab)
             if len(request.tokens) + request.sampling.max_tokens > self._device.limit:
-                self._refuse(request)
+                self._output += failed_completions(request, range(len(request.seeds)), "refused")
             elif request.seeds:
                 self._queue.append(request)
                 waiting += len(request.seeds)
         return True
 
-    def _refuse(self, request: Request) -> None:
-        for sample in range(len(request.seeds)):
-            self._done.append(
-                Completion(request.key, sample, (), "", "refused", len(request.tokens))
-            )
-
     def _unstarted(self) -> int:
-        return sum(len(job.request.seeds) - job.started for job in self._jobs)
+        return sum(pending.left for pending in self._pending)
 
     def _admit(self) -> None:
         """Give roots to queued requests, a little ahead of the slots that will need them."""
-        ahead = len(self._spare) + max(4, self._parallel // 4)
+        ahead = len(self._free_sequences) + max(4, self._parallel // 4)
         unstarted = self._unstarted()
         while unstarted < ahead:
             request = self._next_request()
-            if request is None or not self._place(request):
+            if request is None or not self._allocate(request):
                 return
             self._queue.remove(request)
             self._burst += len(request.seeds)
             unstarted += len(request.seeds)
 
     def _next_request(self) -> Request | None:
-        """The oldest request of the adapter in use; another adapter's once nothing is under way."""
+        """The oldest request of the adapter in use; another's once nothing is under way."""
         if not self._queue:
             return None
         others = any(request.adapter != self._adapter for request in self._queue)
@@ -244,52 +240,59 @@ class Batcher:
             for request in self._queue:
                 if request.adapter == self._adapter:
                     return request
-        if self._slots or self._jobs:
+        if self._slots or self._pending:
             return None
-        self._switch(self._queue[0].adapter)
+        self._switch_adapter(self._queue[0].adapter)
         return self._queue[0]
 
-    def _switch(self, adapter: str | None) -> None:
+    def _switch_adapter(self, adapter: str | None) -> None:
         """Cached keys and values belong to the old adapter, so everything computed is dropped."""
         self._burst = 0
         if adapter != self._adapter:
             self._roots.evict_idle()
             self._device.clear()
             self._adapter = None
-            self._device.use(adapter)
+            self._device.use_adapter(adapter)
             self._adapter = adapter
 
-    def _place(self, request: Request) -> bool:
-        """Find or make the root of a request. False: wait, for cells, a sequence or a shared beginning under way."""
+    def _allocate(self, request: Request) -> bool:
+        """Find or make the root of a request.
+
+        False: it must wait, for cells, a sequence, or a shared beginning that is being computed.
+        """
         tokens = np.array(request.tokens[:-1], dtype=np.int32)
-        source, common = self._roots.best(tokens)
+        source, common = self._roots.find_longest(tokens)
         usable = min(common, source.computed) if source else 0
-        if source and common - usable >= WORTH_WAITING and not source.complete:
+        if source and common - usable >= WORTH_WAITING and not source.is_complete:
             return False
-        job = PendingRequest(request, None)
-        if not self._room(job, len(tokens) - usable, source):
-            if self._slots or self._jobs:
+        pending = PendingRequest(request)
+        if not self._make_room(pending, len(tokens) - usable, source):
+            if self._slots or self._pending:
                 return False
-            source, usable = (
-                None,
-                0,
-            )  # the source itself is in the way, and nothing else will ever leave
-            if not self._room(job, len(tokens), None):
-                raise RuntimeError(f"request {request.key} fits an empty memory but was not let in")
-        job.root = source if usable == len(tokens) else self._roots.add(tokens, source, usable)
-        if job.root:
-            self._pin(job.root, source, usable)
-        self._jobs.append(job)
+            # The source itself is in the way, and nothing else will ever end.
+            source, usable = None, 0
+            if not self._make_room(pending, len(tokens), None):
+                raise RuntimeError(
+                    f"request {request.key} fits an empty cache but was not admitted"
+                )
+        root = source if usable == len(tokens) else self._roots.add(tokens, source, usable)
+        if root:
+            self._pin(root, source, usable)
+        pending.root = root
+        self._pending.append(pending)
         self.stats.prompt_requested += len(request.tokens) * len(request.seeds)
         return True
 
-    def _room(self, job: PendingRequest, fresh: int, source: Root | None) -> bool:
-        """Room for `fresh` root cells and one sample of any admitted request, so that roots cannot lock each other."""
-        need = max([job.need, *(other.need for other in self._jobs)])
+    def _make_room(self, pending: PendingRequest, fresh: int, source: Root | None) -> bool:
+        """Make room for `fresh` cells of a root and one sample of any admitted request.
+
+        Counting that sample keeps roots from blocking each other.
+        """
+        cells = fresh + max(other.cells for other in (pending, *self._pending))
         if source is None:
-            return self._roots.make_room(fresh + need, 1 if fresh else 0)
-        source.pins += 1  # the source must outlive the evictions
-        fits = self._roots.make_room(fresh + need, 1 if fresh else 0)
+            return self._roots.make_room(cells, 1 if fresh else 0)
+        source.pins += 1  # it must not be evicted
+        fits = self._roots.make_room(cells, 1 if fresh else 0)
         source.pins -= 1
         return fits
 
@@ -301,190 +304,192 @@ class Batcher:
             self._roots.touch(source)
         self._roots.touch(root)
 
-    def _start(self) -> None:
-        """Fill free slots with samples of computed prompts, oldest request first."""
-        for job in [job for job in self._jobs if job.ready]:
-            while self._spare and job.started < len(job.request.seeds):
-                if not self._roots.make_room(job.need):
-                    return
-                self._slots.append(self._open(job))
-                job.started += 1
-            if job.started < len(job.request.seeds):
-                return
-            self._jobs.remove(job)
-            self._unpin(job.root)
-
     def _unpin(self, root: Root | None) -> None:
-        """A job is done with its root. One that nobody will complete is in the way of all that begin as it does."""
+        """End a request's use of its root.
+
+        One that nobody will complete is removed: requests with the same beginning wait for it.
+        """
         if root is not None:
             root.pins -= 1
-            if not root.pins and not root.complete:
+            if not root.pins and not root.is_complete:
                 self._roots.remove(root)
 
-    def _open(self, job: PendingRequest) -> Slot:
-        request, sequence = job.request, heappop(self._spare)
-        if job.root:
-            self._device.fork(job.root.sequence, sequence, job.base)
+    def _start_samples(self) -> None:
+        """Fill free slots with samples of computed prompts, oldest request first."""
+        for pending in [pending for pending in self._pending if pending.is_ready]:
+            while self._free_sequences and pending.left:
+                if not self._roots.make_room(pending.cells):
+                    return
+                self._slots.append(self._open_slot(pending))
+                pending.started += 1
+            if pending.left:
+                return
+            self._pending.remove(pending)
+            self._unpin(pending.root)
+
+    def _open_slot(self, pending: PendingRequest) -> Slot:
+        request, root = pending.request, pending.root
+        sequence, prefix = heappop(self._free_sequences), pending.prefix
+        if root:
+            self._device.fork(root.sequence, sequence, prefix)
         return Slot(
             sequence=sequence,
             request=request,
-            sample=job.started,
-            sampler=self._device.sampler(request.sampling, request.seeds[job.started]),
-            leaf=self._cells.branch(job.root.leaf if job.root else None, job.base, job.need),
+            sample=pending.started,
+            sampler=self._device.make_sampler(request.sampling, request.seeds[pending.started]),
+            leaf=self._cells.allocate(root.leaf if root else None, prefix, pending.cells),
             token=request.tokens[-1],
-            position=job.base,
+            position=prefix,
             stop=frozenset(request.stop),
-            watched=frozenset(request.probe.tokens if request.probe else ()),
+            probe=request.probe,
             decoder=utf8(errors="replace") if request.stream else None,
         )
 
-    def _close_ranks(self) -> None:
-        """Samples keep to the first sequences, in order: only neighbours with their own cells are computed in one go."""
+    def _compact_slots(self) -> None:
+        """Move samples to the first sequences, in order.
+
+        Only neighbors with their own cells are computed in one go.
+        """
         self._slots.sort(key=attrgetter("sequence"))
         for slot in reversed(self._slots):
-            if not self._spare or self._spare[0] > slot.sequence:
+            if not self._free_sequences or self._free_sequences[0] > slot.sequence:
                 break
-            hole = heappop(self._spare)
-            self._device.fork(slot.sequence, hole, slot.position)
+            target = heappop(self._free_sequences)
+            self._device.fork(slot.sequence, target, slot.position)
             self._device.drop(slot.sequence)
-            heappush(self._spare, slot.sequence)
-            slot.sequence = hole
+            heappush(self._free_sequences, slot.sequence)
+            slot.sequence = target
         self._slots.sort(key=attrgetter("sequence"))
 
-    # Computing
+    # -- computing ----------
 
     def _step(self) -> None:
-        """One batch: a token of every sample, then prompts up to the size of the batch."""
+        """Compute one batch: a token of every sample, then prompts up to the size of the batch."""
         slots = self._slots
-        tokens = [slot.token for slot in slots]
-        positions = [slot.position for slot in slots]
-        sequences = [slot.sequence for slot in slots]
-        parts: list[tuple[Root, int]] = []
-        for job in self._jobs:
-            root, room = job.root, self._device.rows - len(tokens)
+        rows = Rows(
+            [slot.token for slot in slots],
+            [slot.position for slot in slots],
+            [slot.sequence for slot in slots],
+        )
+        parts: dict[Root, int] = {}
+        for root in (pending.root for pending in self._pending):
+            room = self._device.rows - len(rows.tokens)
             if room <= 0:
                 break
-            if root is None or root.complete or any(root is other for other, _ in parts):
-                continue  # two jobs may wait for one root, which is computed once
-            count = min(room, len(root.tokens) - root.computed)
-            tokens.extend(root.tokens[root.computed : root.computed + count].tolist())
-            positions.extend(range(root.computed, root.computed + count))
-            sequences.extend([root.sequence] * count)
-            parts.append((root, count))
-        self._compute((tokens, positions, sequences), len(slots))
-        self.stats.prompt_computed += sum(count for _, count in parts) + sum(
-            not slot.tokens for slot in slots
-        )
-        for root, count in parts:
+            if root is None or root.is_complete or root in parts:
+                continue  # two requests may wait for one root, which is computed once
+            first, last = root.computed, min(root.computed + room, len(root.tokens))
+            rows.tokens.extend(root.tokens[first:last].tolist())
+            rows.positions.extend(range(first, last))
+            rows.sequences.extend([root.sequence] * (last - first))
+            parts[root] = last - first
+        self._compute(rows, len(slots))
+        self.stats.prompt_computed += sum(parts.values()) + sum(not slot.tokens for slot in slots)
+        for root, count in parts.items():
             root.computed += count
-        self._settle()
+        self._postprocess()
 
-    def _compute(self, rows: tuple[list[int], list[int], list[int]], wanted: int) -> None:
-        """Compute rows, of which the first `wanted` belong to samples, halving the batch where it cannot be placed."""
-        pending = [(0, len(rows[0]))]
-        while pending:
-            first, last = pending.pop()
-            part = tuple(column[first:last] for column in rows)
+    def _compute(self, rows: Rows, wanted: int) -> None:
+        """Compute rows, the first `wanted` for samples; halve the batch if it does not fit."""
+        stack = [(0, len(rows.tokens))]
+        while stack:
+            first, last = stack.pop()
+            part = rows.part(first, last)
             sampled = max(0, min(wanted, last) - first)
             if self._decode(part, sampled):
                 self._sample(self._slots[first : first + sampled])
                 continue
             if last - first == 1 and not self._roots.evict_idle():
                 raise EngineError(
-                    f"{self._owner(part[2][0])}: not even one token could be computed; lower the context or the batch, "
-                    f"or free memory on the device ({self._device.complaint()})"
+                    f"request {self._owner(part.sequences[0])}: not even one token could be "
+                    "computed; lower the context or the batch, or free memory on the device "
+                    f"({self._device.last_error()})"
                 )
             self._roots.evict_idle()
             middle = (first + last + 1) // 2
-            pending.extend([(middle, last)] * (middle < last) + [(first, middle)])
+            stack.extend([(middle, last)] * (middle < last) + [(first, middle)])
 
-    def _decode(self, part: tuple[list[int], list[int], list[int]], sampled: int) -> bool:
+    def _decode(self, rows: Rows, sampled: int) -> bool:
         started = perf_counter()
-        failed = self._device.decode(*part, sampled)
+        failed = self._device.decode(*rows, sampled)
         self.stats.seconds_decode += perf_counter() - started
         self.stats.steps += 1
         self.stats.slot_steps += sampled
-        self.stats.busy_steps += self._busy
-        self.stats.busy_slot_steps += sampled * self._busy
-        if failed:  # what the call left behind must not stay
-            for sequence, position in zip(part[2], part[1], strict=True):
+        self.stats.busy_steps += self._is_busy
+        self.stats.busy_slot_steps += sampled * self._is_busy
+        if failed:  # remove what the call left behind
+            for sequence, position in zip(rows.sequences, rows.positions, strict=True):
                 self._device.drop(sequence, position)
         return not failed
 
     def _owner(self, sequence: int) -> str:
-        for slot in self._slots:
-            if slot.sequence == sequence:
-                return f"request {slot.request.key}"
-        for job in self._jobs:
-            if job.root and job.root.sequence == sequence:
-                return f"request {job.request.key}"
-        raise RuntimeError(f"sequence {sequence} belongs to nobody")
+        """The key of the request that a sequence belongs to."""
+        keys = {slot.sequence: slot.request.key for slot in self._slots}
+        roots = {one.root.sequence: one.request.key for one in self._pending if one.root}
+        return (keys | roots)[sequence]
 
     def _sample(self, slots: list[Slot]) -> None:
         started = perf_counter()
         drawn = self._device.sample([slot.sampler for slot in slots])
         for row, (slot, token) in enumerate(zip(slots, drawn, strict=True)):
-            if token in slot.watched:
-                self._look(slot, token, row)
+            if slot.probe is not None and token in slot.probe.tokens:
+                self._answer_probe(slot, slot.probe, row)
             slot.token = token
             slot.position += 1
         self.stats.seconds_sample += perf_counter() - started
 
-    def _look(self, slot: Slot, token: int, row: int) -> None:
-        probe = slot.request.probe
-        said = self._text(slot).rstrip(" \t\r\n\f\v*").casefold()
-        if said.endswith(probe.after.rstrip(" \t\r\n\f\v*").casefold()):
-            slot.probe = probabilities(self._device.row_logits(row), probe.tokens)
+    def _answer_probe(self, slot: Slot, probe: Probe, row: int) -> None:
+        text = self._text(slot).rstrip(" \t\r\n\f\v*").casefold()
+        if text.endswith(probe.after.rstrip(" \t\r\n\f\v*").casefold()):
+            slot.probed = probabilities(self._device.row_logits(row), probe.tokens)
 
-    def _settle(self) -> None:
-        """Book the sampled tokens; samples that ended make room at once."""
-        going = []
+    def _postprocess(self) -> None:
+        """Keep the sampled tokens; samples that ended make room at once."""
+        unfinished = []
         for slot in self._slots:
             if slot.token in slot.stop:
                 self._finish(slot, "stop")
                 continue
             slot.tokens.append(slot.token)
-            self._say(slot, self._device.piece(slot.token))
+            self._stream(slot, self._device.token_bytes(slot.token))
             if len(slot.tokens) >= slot.request.sampling.max_tokens:
                 self._finish(slot, "length")
             else:
-                going.append(slot)
-        self._slots = going
+                unfinished.append(slot)
+        self._slots = unfinished
 
-    def _say(self, slot: Slot, said: bytes, final: bool = False) -> None:
-        if slot.decoder is not None and (text := slot.decoder.decode(said, final)):
-            self._done.append(Piece(slot.request.key, slot.sample, text))
+    def _stream(self, slot: Slot, data: bytes, final: bool = False) -> None:
+        if slot.decoder is not None and (text := slot.decoder.decode(data, final)):
+            self._output.append(Piece(slot.request.key, slot.sample, text))
 
     def _finish(self, slot: Slot, finish: Finish) -> None:
-        self._close(slot)
-        self._say(slot, b"", final=True)
+        self._close_slot(slot)
+        self._stream(slot, b"", final=True)
         self.stats.generated += len(slot.tokens)
-        key, prompt = slot.request.key, len(slot.request.tokens)
-        self._done.append(
-            Completion(
-                key, slot.sample, tuple(slot.tokens), self._text(slot), finish, prompt, slot.probe
-            )
-        )
+        tokens, prompt = tuple(slot.tokens), len(slot.request.tokens)
+        text, key = self._text(slot), slot.request.key
+        self._output.append(Completion(key, slot.sample, tokens, text, finish, prompt, slot.probed))
 
     def _text(self, slot: Slot) -> str:
-        return b"".join(map(self._device.piece, slot.tokens)).decode("utf-8", errors="replace")
+        data = b"".join(map(self._device.token_bytes, slot.tokens))
+        return data.decode("utf-8", errors="replace")
 
-    def _close(self, slot: Slot) -> None:
+    def _close_slot(self, slot: Slot) -> None:
         self._device.free_sampler(slot.sampler)
         self._device.drop(slot.sequence)
         self._cells.release(slot.leaf)
-        heappush(self._spare, slot.sequence)
+        heappush(self._free_sequences, slot.sequence)
 
-    def _abandon(self, key: str | None = None) -> None:
-        """Give back what is under way of one request, or of all; computed roots stay."""
+    def _abort(self, key: str | None = None) -> None:
+        """Drop what is under way of one request, or of all; computed roots stay."""
         for slot in [slot for slot in self._slots if key in (None, slot.request.key)]:
-            self._close(slot)
+            self._close_slot(slot)
             self._slots.remove(slot)
-        for job in [job for job in self._jobs if key in (None, job.request.key)]:
-            self._jobs.remove(job)
-            self._unpin(job.root)
+        for pending in [one for one in self._pending if key in (None, one.request.key)]:
+            self._pending.remove(pending)
+            self._unpin(pending.root)
         self._queue = deque(request for request in self._queue if key not in (None, request.key))
-        self._done = [] if key is None else [said for said in self._done if said.key != key]
+        self._output = [] if key is None else [one for one in self._output if one.key != key]
 
 
 def probabilities(logits: np.ndarray, tokens: tuple[int, ...]) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
-"""The shipped double of an engine: answers come from a function. For tests, demonstrations and dry runs.
+"""A fake engine whose answers come from a function, for tests, demonstrations and dry runs.
 
-Knows: the engine protocol. Does not know: models. Deterministic: the same requests bring the same completions in the
-same order, also where that order is shuffled.
+The same requests always give the same completions in the same order, also if it is shuffled.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import NamedTuple
 
 from selfreward_lite.engine.api import Completion, Fed, Finish, Piece, Request
 
-WINDOW = 16  # completions that a shuffled engine holds back at most
+WINDOW = 16  # completions that a shuffled engine holds back
 
 
 class Reply(NamedTuple):
-    """A scripted answer with an ending of its own and, where wanted, the probe's probabilities."""
+    """A scripted answer with its finish and, if there is a probe, the probabilities."""
 
     text: str
     finish: Finish = "stop"
@@ -24,13 +23,13 @@ class Reply(NamedTuple):
 
 
 class ScriptedEngine:
-    """`reply(request, sample)` gives the text (or a `Reply`), `encode(text)` its token ids.
+    """`reply(request, sample)` returns a text or a `Reply`, `encode(text)` its token ids.
 
-    With a `shuffle_seed` completions leave in a mixed order, as they do from a batch. `asked` keeps every request.
+    A `shuffle_seed` mixes the order of the completions, as a batch does. `asked` keeps every request.
     """
 
     parallel = WINDOW
-    idle = True  # an answer takes no time
+    idle = True  # answers take no time
 
     def __init__(
         self,
@@ -46,38 +45,36 @@ class ScriptedEngine:
         self.asked: list[Request] = []
 
     def complete(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
-        """See `base.Engine`; the text of a request that is streamed comes in one piece."""
+        """See `api.Engine`; a streamed text comes in one piece."""
         self._cancelled = False
-        plain = self._plain(requests)
-        return (
-            plain
-            if self._shuffle_seed is None
-            else self._shuffled(plain, random.Random(self._shuffle_seed))
-        )
+        answers = self._answers(requests)
+        if self._shuffle_seed is None:
+            return answers
+        return self._shuffled(answers, random.Random(self._shuffle_seed))
 
     def cancel(self) -> None:
         """End the running `complete` before its next completion."""
         self._cancelled = True
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """There is no memory to free."""
 
-    def _plain(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
+    def _answers(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
         for request in requests:
             if not isinstance(request, Request):
-                continue  # what is dropped was answered long ago
+                continue  # a canceled request was answered long ago
             self.asked.append(request)
             for sample in range(len(request.seeds)):
                 if self._cancelled:
                     return
-                said = self._answer(request, sample)
+                completion = self._answer(request, sample)
                 if request.stream:
-                    yield Piece(request.key, sample, said.text)
-                yield said
+                    yield Piece(request.key, sample, completion.text)
+                yield completion
 
     def _answer(self, request: Request, sample: int) -> Completion:
-        said = self._reply(request, sample)
-        reply = Reply(said) if isinstance(said, str) else said
+        answer = self._reply(request, sample)
+        reply = Reply(answer) if isinstance(answer, str) else answer
         tokens = tuple(self._encode(reply.text))
         return Completion(
             request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe
@@ -85,11 +82,11 @@ class ScriptedEngine:
 
     @staticmethod
     def _shuffled(
-        plain: Iterator[Completion | Piece], order: random.Random
+        answers: Iterator[Completion | Piece], order: random.Random
     ) -> Iterator[Completion | Piece]:
         held: list[Completion | Piece] = []
-        for completion in plain:
-            held.append(completion)
+        for answer in answers:
+            held.append(answer)
             if len(held) == WINDOW:
                 yield held.pop(order.randrange(WINDOW))
         order.shuffle(held)

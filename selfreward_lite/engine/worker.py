@@ -1,17 +1,16 @@
-"""The child's side of `process.py`: reads requests from standard input, runs an engine, writes completions.
-
-Knows: the lines that cross the pipe, which engine a spec means. Does not know: why it was started, or restarted.
+"""The child's side of `process.py`: reads requests from standard input, writes completions.
 
     parent to child                              child to parent
-    {"kind": "llama", ...}      once             {"ready": {"parallel": 64}}, {"error": line} or {"bug": traceback}
+    a spec (see `api.parse_spec`)  once          {"ready": {"parallel": 64}}, {"error": line} or
+                                                 {"bug": traceback}
     {"begin": 1}                                 {"round": 1, "completion": {...}}  any number
-    {"request": {...}}          any number       {"round": 1, "error": line}
+    {"request": {...}}             any number    {"round": 1, "error": line}
     {"end": 1} or {"cancel": 1}                  {"round": 1, "finished": {counters}}
 
-A round that begins with {"begin": 1, "live": true} takes requests whenever they come, and {"drop": key}; of those that are to be
-streamed it answers {"round": 1, "piece": {...}} too.
+A round that begins with {"begin": 1, "live": true} accepts requests at any time, and {"drop": key}.
+For requests to be streamed it also sends {"round": 1, "piece": {...}}.
 
-The end of standard input ends the child at once, whatever it is computing: no parent, no child.
+The end of standard input ends the child at once, whatever it computes: no parent, no child.
 """
 
 from __future__ import annotations
@@ -24,49 +23,40 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from selfreward_lite.engine.api import Cancel, Completion, Fed, Piece, Probe, Request, Sampling
+from pydantic import TypeAdapter
+
+from selfreward_lite.engine.api import (
+    Cancel,
+    EngineSpec,
+    Fed,
+    LlamaSpec,
+    Piece,
+    Request,
+    Stats,
+    parse_spec,
+)
 from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.processes import Message
 
-Message = dict[str, Any]
-
-
-def request_to_plain(request: Request) -> Message:
-    return asdict(request)
+_REQUEST = TypeAdapter(Request)
 
 
-def request_from_plain(plain: Message) -> Request:
-    probe = plain["probe"] and Probe(tuple(plain["probe"]["tokens"]), plain["probe"]["after"])
-    lists = {name: tuple(plain[name]) for name in ("tokens", "seeds", "stop")}
-    return Request(**{**plain, **lists, "sampling": Sampling(**plain["sampling"]), "probe": probe})
+def make_engine(spec: EngineSpec) -> Any:
+    """The engine that a spec describes."""
+    if isinstance(spec, LlamaSpec):
+        from selfreward_lite.engine.llama import LlamaEngine  # native code: only in a child
 
-
-def completion_from_plain(plain: Message) -> Completion:
-    probe = None if plain["probe"] is None else tuple(plain["probe"])
-    return Completion(**{**plain, "tokens": tuple(plain["tokens"]), "probe": probe})
-
-
-def make_engine(spec: Message) -> Any:
-    """The engine that a spec names: "llama" with its settings, or "scripted" with a `factory` "module:function"."""
-    settings = dict(spec)
-    kind = settings.pop("kind", None)
-    if kind == "llama":
-        from selfreward_lite.engine.llama import (
-            LlamaEngine,  # here, so that only a child ever loads native code
-        )
-
-        return LlamaEngine(**settings)
-    if kind == "scripted":
-        module, _, function = settings.pop("factory").partition(":")
-        return getattr(importlib.import_module(module), function)(**settings)
-    raise EngineError(f"engine kind {kind!r} is unknown; use 'llama' or 'scripted'")
+        return LlamaEngine(spec)
+    module, _, function = spec.factory.partition(":")
+    return getattr(importlib.import_module(module), function)(**spec.arguments)
 
 
 class _Inbox:
-    """A thread that reads the pipe all the time, so that the parent's writes never block and its end is noticed."""
+    """Reads the pipe in a thread, so that the parent's writes never block and its end is noticed."""
 
     def __init__(self, pipe: TextIO) -> None:
         self.on_cancel: Callable[[], None] | None = None
@@ -90,14 +80,12 @@ class _Inbox:
                 return message["begin"], message.get("live", False)
 
     def requests(self) -> Iterator[Request]:
-        while True:
-            message = self._messages.get()
-            if "request" not in message:
-                return
-            yield request_from_plain(message["request"])
+        """The requests of a round, up to its end."""
+        while "request" in (message := self._messages.get()):
+            yield _REQUEST.validate_python(message["request"])
 
     def live_requests(self, engine: Any) -> Iterator[Fed]:
-        """What comes, as it comes; None where nothing has come and the engine has something to do."""
+        """What comes, as it comes; None if nothing has come and the engine has work."""
         while True:
             try:
                 message = self._messages.get(block=engine.idle)
@@ -107,35 +95,32 @@ class _Inbox:
             if "drop" in message:
                 yield Cancel(message["drop"])
             elif "request" in message:
-                yield request_from_plain(message["request"])
+                yield _REQUEST.validate_python(message["request"])
             else:
                 return
 
 
 def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
-    """Run rounds for ever; an EngineError ends its round only."""
+    """Run rounds without end; an EngineError ends its round only."""
     inbox.on_cancel = engine.cancel
     send({"ready": {"parallel": engine.parallel}})
     while True:
         number, live = inbox.next_round()
         try:
-            for said in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
-                if isinstance(
-                    said, Piece
-                ):  # the clock is the machine's: the parent reads the same, if later
-                    send({"round": number, "piece": {**asdict(said), "at": time.monotonic()}})
+            for one in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
+                if isinstance(one, Piece):  # parent and child read the same clock
+                    send({"round": number, "piece": {**asdict(one), "at": time.monotonic()}})
                 else:
-                    send({"round": number, "completion": asdict(said)})
-            stats = getattr(engine, "stats", None)
-            send({"round": number, "finished": asdict(stats) if is_dataclass(stats) else {}})
+                    send({"round": number, "completion": asdict(one)})
+            stats = getattr(engine, "stats", Stats())
+            send({"round": number, "finished": asdict(stats)})
         except EngineError as error:
             send({"round": number, "error": str(error)})
 
 
 def main() -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides what it means
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # stray prints must not reach the wire
 
@@ -144,13 +129,13 @@ def main() -> None:
         wire.flush()
 
     pipe = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    spec = json.loads(pipe.readline())
+    line = pipe.readline()
     inbox = _Inbox(pipe)
     try:
-        serve(make_engine(spec), inbox, send)
+        serve(make_engine(parse_spec(line)), inbox, send)
     except EngineError as error:
         send({"error": str(error)})
-    except Exception:  # noqa: BLE001 - a bug of ours: the parent raises it with this traceback
+    except Exception:  # noqa: BLE001 - a bug: the parent raises it with this traceback
         send({"bug": traceback.format_exc()})
     wire.close()
     os._exit(1)  # not through interpreter shutdown, which could wait for the reading thread

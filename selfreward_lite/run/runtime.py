@@ -15,7 +15,7 @@ from typing import Any
 
 from selfreward_lite.config.settings import EngineSettings, Model
 from selfreward_lite.data import hub
-from selfreward_lite.engine.api import Engine
+from selfreward_lite.engine.api import Engine, LlamaSpec
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import ExportError, TrainingError
 from selfreward_lite.training.job import Job, Report
@@ -62,7 +62,7 @@ def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runti
 
 
 def _open_llama(base: Path, settings: EngineSettings) -> Engine:
-    return ProcessEngine({"kind": "llama", "model": str(base), **settings.model_dump()})
+    return ProcessEngine(LlamaSpec(model=base, **settings.model_dump()))
 
 
 @dataclass(frozen=True)

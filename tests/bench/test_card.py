@@ -332,7 +332,7 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
     one = card._Engine(wanted(tmp_path, preset="overnight", card=RTX), "q8_0", lambda words: None)
     asked = one.plan(own.parallel)
     assert {
-        name: asked.settings[name]
+        name: getattr(asked.spec, name)
         for name in ("parallel", "context", "batch", "roots", "gpu_layers")
     } == {
         name: getattr(own, name) for name in ("parallel", "context", "batch", "roots", "gpu_layers")
@@ -343,9 +343,9 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
         draw.top_p,
         draw.top_k,
     )
-    assert one.plan(8).settings["context"] == own.context
+    assert one.plan(8).spec.context == own.context
     small = card._Engine(wanted(tmp_path, preset="tiny", card=RTX), "q8_0", lambda words: None)
-    assert small.plan(32).settings["context"] > config.load("tiny").engine.context, (
+    assert small.plan(32).spec.context > config.load("tiny").engine.context, (
         "what so many sequences need"
     )
 

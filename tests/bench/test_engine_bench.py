@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from selfreward_lite.bench import baselines, engine
 from selfreward_lite.cli.main import app
 from selfreward_lite.engine import loading
+from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.llama import LlamaEngine
 from selfreward_lite.models import quantize, random_models
 from selfreward_lite.models.gguf_export import base_to_gguf
@@ -35,7 +36,7 @@ def model(request, tmp_path_factory) -> Path:
 
 def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
     """Every token another distribution, all finite, no matter how deep: the scales keep activations in range."""
-    made = LlamaEngine(model, parallel=4, context=512, batch=64, threads=1)
+    made = LlamaEngine(LlamaSpec(model=model, parallel=4, context=512, batch=64, threads=1))
     try:
         logits = made.logits([VOCAB - 2, 300, 301, 302])
     finally:
@@ -119,49 +120,44 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
         if kind == "judge"
         else engine.meta_load(VOCAB, 1, judgments=3)
     )
-    settings = engine.settings_for(load, parallel=6, threads=1, gpu_layers=0)
-    trace = baselines.record(model, settings, load.requests)
-    assert trace.quantisation in ("Q8_0", "Q4_K - Medium")
+    spec = engine.spec_for(model, load, parallel=6, threads=1, gpu_layers=0)
+    trace = baselines.record(spec, load.requests)
+    assert trace.quantization in ("Q8_0", "Q4_K - Medium")
     assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
     computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
     assert computed <= load.unique_tokens
-    for changes in (change for group in engine.axes(settings) for change in group):
+    for changes in (change for group in engine.axes(spec) for change in group):
         layout = replace(
             baselines.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes
         )
-        assert baselines.replay(model, settings, trace.steps, layout) > 0
-    on_card = settings | {
-        "unified": True,
-        "context": 1024,
-    }  # as on a card: what is cut into parts must hold the longest
+        assert baselines.replay(spec, trace.steps, layout) > 0
+    # as on a GPU: what is cut into parts must hold the longest
+    on_gpu = spec.model_copy(update={"unified": True, "context": 1024})
     apart = baselines.Layout(threads=1, micro_batch=512, unified=False, flash=True)
-    assert (
-        baselines.replay(
-            model, on_card, baselines.record(model, on_card, load.requests).steps, apart
-        )
-        > 0
-    )
+    steps = baselines.record(on_gpu, load.requests).steps
+    assert baselines.replay(on_gpu, steps, apart) > 0
 
 
 def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
-    settings = {"batch": 512, "unified": False, "gpu_layers": 0, "exact": False}
-    assert not loading.flash(settings)
-    assert loading.flash(settings | {"unified": True})
-    assert loading.flash(settings | {"gpu_layers": -1})
-    assert not loading.flash(settings | {"gpu_layers": -1, "exact": True})
-    assert loading.flash(settings | {"flash": True})
-    assert [loading.micro_batch(settings | more) for more in ({}, {"unified": True}, {"batch": 64}, {"micro_batch": 7})] == [
-        256, 512, 64, 7,
-    ]  # fmt: skip
+    def spec(**settings) -> LlamaSpec:
+        return LlamaSpec(model="m.gguf", **{"unified": False, **settings})
+
+    assert not loading.uses_flash(spec())
+    assert loading.uses_flash(spec(unified=True))
+    assert loading.uses_flash(spec(gpu_layers=-1))
+    assert not loading.uses_flash(spec(gpu_layers=-1, exact=True))
+    assert loading.uses_flash(spec(flash=True))
+    different = ({}, {"unified": True}, {"batch": 64}, {"micro_batch": 7})
+    assert [loading.micro_batch(spec(**more)) for more in different] == [256, 512, 64, 7]
 
 
 def test_the_ceiling_is_the_faster_of_the_sweeps_best_and_the_engines_own(monkeypatch):
     load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
-    settings = engine.settings_for(load, parallel=2, threads=1, gpu_layers=0)
+    spec = engine.spec_for(Path("m.gguf"), load, parallel=2, threads=1, gpu_layers=0)
     own = baselines.Layout(threads=1, micro_batch=256, unified=False, flash=False)
     other = replace(own, unified=True)
-    plan, seconds, said = engine.Plan(Path("m.gguf"), settings, load), {own: 2.0, other: 1.0}, []
-    monkeypatch.setattr(baselines, "replay", lambda model, settings, steps, layout: seconds[layout])
+    plan, seconds, said = engine.Plan(spec, load), {own: 2.0, other: 1.0}, []
+    monkeypatch.setattr(baselines, "replay", lambda spec, steps, layout: seconds[layout])
     assert engine._final(plan, [], own, said.append) == own
     assert said == [], "nothing to compare"
     assert engine._final(plan, [], other, said.append) == other
@@ -221,7 +217,7 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
 @pytest.mark.parametrize(("options", "says"), [
     ((), "name a --model or a --synthetic shape"),
     (("--model", "nothing.gguf", "--synthetic", "10m"), "name a --model or a --synthetic shape"),
-    (("--model", "nothing.gguf"), "model nothing.gguf does not exist; give another --model"),
+    (("--model", "nothing.gguf"), "model nothing.gguf does not exist; export or download it first"),
     (("--model", "nothing.gguf", "--adapter", "random"), "a random adapter is made for a --synthetic shape"),
     (("--synthetic", "10m", "--prompt-tokens", "9000"), "lower --prompt-tokens"),
     (("--synthetic", "10m", "--load", "meta", "--samples", "1"), "give --samples 2 or more"),

@@ -305,10 +305,10 @@ def test_missing_gpu_ends_the_run_before_it_begins(
 
 
 def test_misspelled_argument_is_an_error():
-    from selfreward_lite.engine.llama import LlamaEngine
+    from selfreward_lite.engine.api import LlamaSpec
 
-    with pytest.raises(TypeError, match="paralel"):
-        LlamaEngine(Path("none.gguf"), paralel=3)
+    with pytest.raises(ValueError, match="paralel"):
+        LlamaSpec(model=Path("none.gguf"), paralel=3)
     with pytest.raises(ConfigError, match=r"engine\.paralel: no such setting"):
         config.load("tiny", {"engine.paralel": "3"})
 

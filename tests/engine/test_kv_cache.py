@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from selfreward_lite.engine.kv_cache import Cells, Roots, common_prefix
+from selfreward_lite.engine.kv_cache import Cells, PrefixCache, common_prefix
 
 
 def tokens(*values: int) -> np.ndarray:
@@ -16,11 +16,11 @@ def tokens(*values: int) -> np.ndarray:
 
 def test_shared_cells_count_once_and_stay_until_the_last_holder_leaves():
     cells = Cells(100)
-    root = cells.branch(None, 0, 40)
-    left = cells.branch(root, 30, 5)  # cuts the root in 30 + 10
-    right = cells.branch(root, 40, 7)
+    root = cells.allocate(None, 0, 40)
+    left = cells.allocate(root, 30, 5)  # cuts the root in 30 + 10
+    right = cells.allocate(root, 40, 7)
     assert cells.used == 52
-    assert cells.gain(root) == 0
+    assert cells.releasable(root) == 0
     cells.release(root)
     assert cells.used == 52
     cells.release(right)
@@ -32,7 +32,7 @@ def test_shared_cells_count_once_and_stay_until_the_last_holder_leaves():
 def test_keeping_more_than_there_is_is_refused():
     cells = Cells(10)
     with pytest.raises(ValueError, match="keep 4"):
-        cells.branch(cells.branch(None, 0, 3), 4, 1)
+        cells.allocate(cells.allocate(None, 0, 3), 4, 1)
 
 
 def test_random_trees_agree_with_a_set_of_cells():
@@ -47,7 +47,10 @@ def test_random_trees_agree_with_a_set_of_cells():
             leaf, held = draw.choice(live) if live and draw.random() < 0.8 else (None, [])
             keep, extra = draw.randint(0, len(held)), draw.randint(1, 9)
             live.append(
-                (cells.branch(leaf, keep, extra), held[:keep] + [next(names) for _ in range(extra)])
+                (
+                    cells.allocate(leaf, keep, extra),
+                    held[:keep] + [next(names) for _ in range(extra)],
+                )
             )
         assert cells.used == len(set().union(*(held for _, held in live)))
 
@@ -60,11 +63,11 @@ def test_common_prefix():
 
 def test_roots_find_the_longest_beginning_and_evict_the_least_recently_used():
     dropped: list[int] = []
-    roots = Roots(Cells(20), [7, 8], dropped.append)
+    roots = PrefixCache(Cells(20), [7, 8], dropped.append)
     first = roots.add(tokens(1, 2, 3), None, 0)
     second = roots.add(tokens(1, 2, 9, 9), first, 2)
-    assert roots.best(tokens(1, 2, 9, 5)) == (second, 3)
-    assert roots.best(tokens(4)) == (None, 0)
+    assert roots.find_longest(tokens(1, 2, 9, 5)) == (second, 3)
+    assert roots.find_longest(tokens(4)) == (None, 0)
     roots.touch(first)
     assert roots.make_room(1, sequences=1)
     assert dropped == [second.sequence]
@@ -72,7 +75,7 @@ def test_roots_find_the_longest_beginning_and_evict_the_least_recently_used():
 
 def test_pinned_roots_stay():
     cells = Cells(10)
-    roots = Roots(cells, [0, 1], lambda sequence: None)
+    roots = PrefixCache(cells, [0, 1], lambda sequence: None)
     root = roots.add(tokens(1, 2, 3, 4, 5, 6), None, 0)
     root.pins = 1
     assert not roots.make_room(5)

@@ -10,7 +10,7 @@ import pytest
 from repository import HELPERS
 
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
+from selfreward_lite.engine.api import Completion, LlamaSpec, Piece, Request, Sampling, ScriptedSpec
 from selfreward_lite.engine.live import Live
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_export import base_to_gguf
@@ -30,9 +30,7 @@ def scripted(monkeypatch):
     made: list[Live] = []
 
     def make(most: int = 64, **settings) -> Live:
-        made.append(
-            Live({"kind": "scripted", "factory": "engine_factories:words", **settings}, most)
-        )
+        made.append(Live(ScriptedSpec(factory="engine_factories:words", arguments=settings), most))
         return made[-1]
 
     yield make
@@ -170,7 +168,7 @@ def test_those_who_wait_when_it_dies_are_served_by_the_next(scripted):
 
 def test_what_cannot_load_says_why_to_everybody(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
-    live = Live({"kind": "scripted", "factory": "engine_factories:unloadable"})
+    live = Live(ScriptedSpec(factory="engine_factories:unloadable"))
     for _ in range(2):
         with pytest.raises(EngineError, match="no such model; download it"):
             answers(live, request("hello"))
@@ -213,7 +211,7 @@ def test_whoever_waits_for_its_loading_can_stop(scripted):
 
 def test_a_bug_in_loading_is_told_to_those_who_wait(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
-    live = Live({"kind": "scripted", "factory": "engine_factories:no_such_function"})
+    live = Live(ScriptedSpec(factory="engine_factories:no_such_function"))
     with pytest.raises(EngineError, match="AttributeError"):
         answers(live, request("hello"))
 
@@ -226,16 +224,7 @@ def tiny(tmp_path_factory) -> Live:
     base = base_to_gguf(
         TINY_MODEL, tmp_path_factory.mktemp("base") / "base.gguf", weights="nf4", dtype="f32"
     )
-    live = Live(
-        {
-            "kind": "llama",
-            "model": str(base),
-            "parallel": 8,
-            "context": 2048,
-            "batch": 64,
-            "exact": True,
-        }
-    )
+    live = Live(LlamaSpec(model=base, parallel=8, context=2048, batch=64, exact=True))
     yield live
     live.close()
 

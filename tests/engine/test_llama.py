@@ -13,7 +13,7 @@ import pytest
 from engine_models import quantise, write_adapter, write_model
 
 from selfreward_lite.engine import llama, loading
-from selfreward_lite.engine.api import Completion, Probe, Request, Sampling
+from selfreward_lite.engine.api import Completion, LlamaSpec, Probe, Request, Sampling
 from selfreward_lite.engine.llama import LlamaEngine
 from selfreward_lite.engine.scheduler import probabilities
 from selfreward_lite.system.errors import EngineError
@@ -42,7 +42,9 @@ def adapters(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[LlamaEngine]:
-    engine = LlamaEngine(model, parallel=16, context=4096, batch=128, threads=1, exact=True)
+    engine = LlamaEngine(
+        LlamaSpec(model=model, parallel=16, context=4096, batch=128, threads=1, exact=True)
+    )
     yield engine
     engine.close()
 
@@ -87,7 +89,9 @@ def test_batched_equals_single(engine: LlamaEngine):
 def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, folder: Path):
     """Also on a CPU with AMX. Batches round activations to 8 bits differently, so choices may differ by a hair."""
     engine = LlamaEngine(
-        quantise(model, folder / "q8.gguf"), parallel=8, context=1024, batch=64, threads=1
+        LlamaSpec(
+            model=quantise(model, folder / "q8.gguf"), parallel=8, context=1024, batch=64, threads=1
+        )
     )
     requests = [ask(f"question {index}") for index in range(12)]
     found = answers(engine, requests)
@@ -101,7 +105,16 @@ def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, fol
 
 def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
     parts = LlamaEngine(
-        model, parallel=8, context=4096, batch=64, threads=1, roots=8, unified=False, exact=True
+        LlamaSpec(
+            model=model,
+            parallel=8,
+            context=4096,
+            batch=64,
+            threads=1,
+            roots=8,
+            unified=False,
+            exact=True,
+        )
     )
     requests = [ask(f"question {index}", seeds=(1, 2), adapter=None) for index in range(20)]
     assert answers(parts, requests) == answers(engine, requests)
@@ -112,7 +125,16 @@ def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_de
     engine: LlamaEngine, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     parts = LlamaEngine(
-        model, parallel=4, context=256 * 8, batch=64, threads=1, roots=4, unified=False, exact=True
+        LlamaSpec(
+            model=model,
+            parallel=4,
+            context=256 * 8,
+            batch=64,
+            threads=1,
+            roots=4,
+            unified=False,
+            exact=True,
+        )
     )
     requests = [
         ask(f"question {index}", seeds=(1, 2, 3), adapter=[None, *adapters][index % 3])
@@ -135,7 +157,9 @@ def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_de
 
 
 def test_greedy_follows_the_logits_and_shared_prefixes_are_computed_once(model: Path):
-    engine = LlamaEngine(model, parallel=8, context=2048, batch=64, threads=1, exact=True)
+    engine = LlamaEngine(
+        LlamaSpec(model=model, parallel=8, context=2048, batch=64, threads=1, exact=True)
+    )
     requests = [ask(f"question {index}", seeds=(1, 2, 3)) for index in range(10)]
     found = answers(engine, requests)
     assert engine.stats.prompt_requested == sum(3 * len(request.tokens) for request in requests)
@@ -148,7 +172,9 @@ def test_greedy_follows_the_logits_and_shared_prefixes_are_computed_once(model: 
 
 
 def test_a_prompt_seen_before_and_its_beginning_are_not_computed_again(model: Path):
-    engine = LlamaEngine(model, parallel=4, context=1024, batch=64, threads=1, exact=True)
+    engine = LlamaEngine(
+        LlamaSpec(model=model, parallel=4, context=1024, batch=64, threads=1, exact=True)
+    )
     whole = ask("question")
     first = answers(engine, [whole])
     before = engine.stats.prompt_computed
@@ -177,7 +203,9 @@ def test_threads_that_share_the_drawing_draw_the_same_tokens(
     found = []
     for worth in (10**9, 1):  # rows are never shared out; always
         monkeypatch.setattr(llama, "THREAD_WORTH", worth)
-        drawing = LlamaEngine(model, parallel=8, context=2048, batch=64, threads=2, exact=True)
+        drawing = LlamaEngine(
+            LlamaSpec(model=model, parallel=8, context=2048, batch=64, threads=2, exact=True)
+        )
         drawn: set[int] = set()
         draw = drawing._device._draw
 
@@ -264,7 +292,7 @@ def test_requests_that_make_no_sense_are_named(engine: LlamaEngine):
 
 
 def test_small_memory_lets_in_what_fits_and_completes_all(model: Path):
-    engine = LlamaEngine(model, parallel=16, context=256, batch=64, threads=1)
+    engine = LlamaEngine(LlamaSpec(model=model, parallel=16, context=256, batch=64, threads=1))
     draw = np.random.default_rng(3)
     requests = [
         Request(
@@ -354,20 +382,20 @@ def test_models_that_cannot_be_had(
     folder: Path, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(EngineError, match="does not exist"):
-        LlamaEngine(folder / "nowhere.gguf")
+        LlamaEngine(LlamaSpec(model=folder / "nowhere.gguf"))
     (folder / "half.gguf").write_bytes(model.read_bytes()[:5000])
     with pytest.raises(EngineError, match=r"cannot be loaded \(.*(read|load|tensor|data)"):
-        LlamaEngine(folder / "half.gguf")
+        LlamaEngine(LlamaSpec(model=folder / "half.gguf"))
     (folder / "words.gguf").write_text("not a model at all")
     with pytest.raises(EngineError, match=r"cannot be loaded \(.*magic"):
-        LlamaEngine(folder / "words.gguf")
+        LlamaEngine(LlamaSpec(model=folder / "words.gguf"))
     with pytest.raises(EngineError, match="cannot be loaded"):
-        LlamaEngine(Path(adapters[0]))
-    with pytest.raises(EngineError, match="parallel"):
-        LlamaEngine(model, parallel=300)
+        LlamaEngine(LlamaSpec(model=Path(adapters[0])))
+    with pytest.raises(ValueError, match="parallel"):
+        LlamaSpec(model=model, parallel=300)
     monkeypatch.setattr(loading.cpp, "llama_model_is_recurrent", lambda model: True)
     with pytest.raises(EngineError, match="use an attention model"):
-        LlamaEngine(model)
+        LlamaEngine(LlamaSpec(model=model))
 
 
 def test_a_gpu_that_is_not_there_is_an_error(model: Path):
@@ -376,7 +404,7 @@ def test_a_gpu_that_is_not_there_is_an_error(model: Path):
     if llama_cpp.llama_supports_gpu_offload():
         pytest.skip("this build can use a GPU")
     with pytest.raises(EngineError, match="gpu_layers=0"):
-        LlamaEngine(model, gpu_layers=-1)
+        LlamaEngine(LlamaSpec(model=model, gpu_layers=-1))
 
 
 @pytest.mark.parametrize(("said", "fault"), [
@@ -400,14 +428,16 @@ def test_a_gpu_that_is_there_and_not_used_is_an_error(
     monkeypatch.setattr(loading.cpp, "llama_supports_gpu_offload", lambda: True)
     monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", loads)
     if fault is None:
-        LlamaEngine(model, parallel=2, context=256, batch=32, threads=1, gpu_layers=-1).close()
+        LlamaEngine(
+            LlamaSpec(model=model, parallel=2, context=256, batch=32, threads=1, gpu_layers=-1)
+        ).close()
     else:
         with pytest.raises(EngineError, match=fault):
-            LlamaEngine(model, gpu_layers=-1)
+            LlamaEngine(LlamaSpec(model=model, gpu_layers=-1))
 
 
 def test_closing_twice(model: Path):
-    engine = LlamaEngine(model, parallel=2, context=256, batch=32, threads=1)
+    engine = LlamaEngine(LlamaSpec(model=model, parallel=2, context=256, batch=32, threads=1))
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="closed"):

@@ -14,7 +14,7 @@ import pytest
 from engine_requests import SAMPLING, make_requests
 from repository import HELPERS, ROOT
 
-from selfreward_lite.engine.api import Completion, Request
+from selfreward_lite.engine.api import Completion, LlamaSpec, Request, ScriptedSpec, parse_spec
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import EngineError
 
@@ -28,9 +28,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     def run(factory: str = "faulty", **settings: object) -> ProcessEngine:
         engines.append(
-            ProcessEngine(
-                {"kind": "scripted", "factory": f"engine_factories:{factory}", **settings}
-            )
+            ProcessEngine(ScriptedSpec(factory=f"engine_factories:{factory}", arguments=settings))
         )
         return engines[-1]
 
@@ -122,8 +120,8 @@ def test_what_cannot_load_says_why(start: Start):
         start("broken")
     with pytest.raises(RuntimeError, match="TypeError"):
         start(misspelt=1)
-    with pytest.raises(EngineError, match="kind"):
-        ProcessEngine({"kind": "lama"})
+    with pytest.raises(ValueError, match="kind"):
+        parse_spec('{"kind": "lama", "model": "m.gguf"}')
 
 
 def test_closing_early_then_asking_again(start: Start):
@@ -152,8 +150,9 @@ def test_an_error_in_the_callers_own_requests_passes_through(start: Start):
 def test_no_orphan_when_the_parent_is_killed():
     code = (
         "from selfreward_lite.engine.process import ProcessEngine; import time\n"
+        "from selfreward_lite.engine.api import ScriptedSpec\n"
         "from engine_requests import make_requests\n"
-        "e = ProcessEngine({'kind': 'scripted', 'factory': 'engine_factories:faulty', 'pause': 0.05})\n"
+        "e = ProcessEngine(ScriptedSpec(factory='engine_factories:faulty', arguments={'pause': 0.05}))\n"
         "r = e.complete(make_requests(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
     )
     environment = {
@@ -187,10 +186,10 @@ def test_llama_in_a_child(tmp_path: Path):
 
     model = write_model(tmp_path / "base.gguf", spread=4.0)
     sizes = {"parallel": 4, "context": 1024, "batch": 64, "threads": 1}
-    engine = ProcessEngine({"kind": "llama", "model": model, "exact": True, **sizes})
+    engine = ProcessEngine(LlamaSpec(model=model, exact=True, **sizes))
     requests = [Request(f"{i}", (297, *b"hello", i), (1, 2), SAMPLING, (298,)) for i in range(40)]
     whole = {(c.key, c.sample): c.tokens for c in engine.complete(requests)}
-    assert len(whole) == 80 and engine.stats["steps"] > 0
+    assert len(whole) == 80 and engine.stats.steps > 0
     again, deaths = {}, 0
     for completion in engine.complete(requests):
         again[completion.key, completion.sample] = completion.tokens

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selfreward_lite.engine.api import Cancel, Probe, Request, Sampling
-from selfreward_lite.engine.scheduler import Batcher
+from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import EngineError
 
 VOCAB = 50
@@ -27,7 +27,7 @@ class Device:
         self.batches.append((self.switches[-1] if self.switches else None, len(tokens), wanted))
         return 0
 
-    def sampler(self, sampling, seed):
+    def make_sampler(self, sampling, seed):
         return seed
 
     def sample(self, samplers):
@@ -44,16 +44,16 @@ class Device:
 
     def clear(self): ...
 
-    def use(self, adapter):
+    def use_adapter(self, adapter):
         self.switches.append(adapter)
 
-    def fresh(self, adapter):
+    def is_unchanged(self, adapter):
         return True
 
-    def piece(self, token):
+    def token_bytes(self, token):
         return b"score: " if token == 7 else b"."
 
-    def complaint(self):
+    def last_error(self):
         return "nothing"
 
 
@@ -76,7 +76,7 @@ def ask(
 def test_requests_of_one_adapter_are_taken_together(parallel):
     rng, device = random.Random(1), Device()
     requests = [ask(str(number), rng.choice(["a", "b", "c"])) for number in range(600)]
-    done = list(Batcher(device, parallel, 8).run(requests))
+    done = list(Scheduler(device, parallel, 8).run(requests))
     assert Counter(one.key for one in done) == Counter(one.key for one in requests)
     turns = sum(before != after for before, after in zip(requests, requests[1:], strict=False))
     assert turns > 300, "in the order they came, more than every other request would be a switch"
@@ -96,7 +96,7 @@ def test_nobody_starves_behind_another_adapter():
             yield ask(str(number), "a")
 
     before = 0
-    for done in Batcher(device, parallel, 8).run(feed()):
+    for done in Scheduler(device, parallel, 8).run(feed()):
         if done.key == "waits":
             break
         before += 1
@@ -105,11 +105,11 @@ def test_nobody_starves_behind_another_adapter():
 
 def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
     device = Device(rows=32)
-    batcher = Batcher(device, 8, 4)
-    list(batcher.run([ask(str(number), samples=4, new=20) for number in range(20)]))
+    scheduler = Scheduler(device, 8, 4)
+    list(scheduler.run([ask(str(number), samples=4, new=20) for number in range(20)]))
     assert max(wanted for _, _, wanted in device.batches) == 8
     assert all(size <= 32 for _, size, _ in device.batches)
-    assert batcher.stats.busy_slot_steps / (batcher.stats.busy_steps * 8) > 0.9
+    assert scheduler.stats.busy_slot_steps / (scheduler.stats.busy_steps * 8) > 0.9
 
 
 class Remembering(Device):
@@ -145,7 +145,7 @@ def test_samples_sit_side_by_side_and_take_what_they_computed_with_them():
     requests = [
         ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)
     ]
-    done = list(Batcher(device, 8, 3).run(requests))
+    done = list(Scheduler(device, 8, 3).run(requests))
     assert len(done) == sum(len(request.seeds) for request in requests)
     assert all(sequences == list(range(len(sequences))) for sequences in device.sampled)
     together = {len(sequences) for sequences in device.sampled}
@@ -157,7 +157,7 @@ def test_the_expected_score_costs_no_step():
     for probe in (None, Probe((1, 2, 3), after="score:")):
         device = Device(says=7)
         done = list(
-            Batcher(device, 4, 4).run(
+            Scheduler(device, 4, 4).run(
                 [ask(str(number), samples=3, probe=probe) for number in range(9)]
             )
         )
@@ -166,7 +166,7 @@ def test_the_expected_score_costs_no_step():
     assert steps[0] == steps[1]
     for after, probed in (("score:", True), ("something else:", False)):
         device = Device(says=7)
-        (one,) = Batcher(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after=after))])
+        (one,) = Scheduler(device, 4, 4).run([ask("one", new=3, probe=Probe((7, 8), after=after))])
         assert (one.probe is not None) == probed
         assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
 
@@ -174,16 +174,16 @@ def test_the_expected_score_costs_no_step():
 def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
     device = Device(cells=64)
     requests = [ask("small", new=8), ask("large", samples=2, new=64), ask("small too", new=8)]
-    done = {(one.key, one.sample): one.finish for one in Batcher(device, 4, 4).run(requests)}
+    done = {(one.key, one.sample): one.finish for one in Scheduler(device, 4, 4).run(requests)}
     assert done == {
         ("small", 0): "length",
         ("large", 0): "refused",
         ("large", 1): "refused",
         ("small too", 0): "length",
     }
-    with pytest.raises(EngineError, match=r"request odd: a token id lies outside the model's 50"):
+    with pytest.raises(EngineError, match=r"request odd: a token id is outside the model's 50"):
         list(
-            Batcher(device, 4, 4).run(
+            Scheduler(device, 4, 4).run(
                 [Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]
             )
         )
@@ -200,7 +200,7 @@ def test_refusals_are_handed_out_before_more_is_asked_for():
             yield ask(str(number), new=8 if number % 10 == 9 else 64)
 
     finishes = Counter()
-    for one in Batcher(Device(cells=64), 4, 4).run(feed()):
+    for one in Scheduler(Device(cells=64), 4, 4).run(feed()):
         owed.remove(one.key)
         finishes[one.finish] += 1
     assert finishes == {"refused": 36, "length": 4}
@@ -224,7 +224,7 @@ def test_memory_is_never_promised_twice(cells):
 
     device.decode = counted  # type: ignore[method-assign]
     requests = [ask(str(number), samples=3, new=20) for number in range(30)]
-    assert len(list(Batcher(device, 8, 4).run(requests))) == 90
+    assert len(list(Scheduler(device, 8, 4).run(requests))) == 90
     assert 20 < largest <= cells
 
 
@@ -239,7 +239,7 @@ class Watchful(Device):
 
 def test_what_is_taken_back_is_computed_no_further():
     device = Device(says=1)
-    batcher = Batcher(device, 4, 4)
+    scheduler = Scheduler(device, 4, 4)
 
     def feed():
         yield Request("unwanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=1000), (END,))
@@ -248,7 +248,7 @@ def test_what_is_taken_back_is_computed_no_further():
         yield Cancel("unwanted")
         yield Request("wanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))
 
-    assert [said.key for said in batcher.run(feed())] == ["wanted"]
+    assert [said.key for said in scheduler.run(feed())] == ["wanted"]
     assert len(device.batches) < 30
 
 
@@ -257,7 +257,7 @@ def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
     """Requests that share beginnings, some taken back: all others complete, and every cell, sequence and pin is given back."""
     rng = random.Random(seed)
     device = Watchful(cells=600, rows=16)
-    batcher = Batcher(device, 4, 4)
+    scheduler = Scheduler(device, 4, 4)
     long = tuple(rng.randrange(40) for _ in range(120))
     wanted: set[str] = set()
 
@@ -285,9 +285,9 @@ def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
                 wanted.discard(gone)
                 yield Cancel(gone)
 
-    whole = Counter(said.key for said in batcher.run(feed()))
+    whole = Counter(said.key for said in scheduler.run(feed()))
     assert wanted <= set(whole)
     assert len(device.batches) < 2000
-    assert batcher.idle
-    assert sorted(batcher._spare) == [0, 1, 2, 3]
-    assert all(root.pins == 0 and root.complete for root in batcher._roots._live.values())
+    assert scheduler.idle
+    assert sorted(scheduler._free_sequences) == [0, 1, 2, 3]
+    assert all(root.pins == 0 and root.is_complete for root in scheduler._roots._roots.values())

@@ -19,7 +19,7 @@ def work(
             machine[pace.threads] * rng.uniform(0.9, 1.1) * (3 if rng.random() < 0.1 else 1) / 1000
         )
         spent, twos = spent + seconds, twos + (pace.threads == 2)
-        pace.took(seconds)
+        pace.add_step(seconds)
     return spent, twos
 
 
@@ -51,4 +51,4 @@ def test_a_machine_that_becomes_busy_is_noticed_at_once_and_one_that_becomes_idl
 
 def test_a_single_core_has_nothing_to_try():
     pace = ThreadTuner(1)
-    assert {pace.took(0.01) for _ in range(100)} == {1}
+    assert {pace.add_step(0.01) for _ in range(100)} == {1}

@@ -13,6 +13,7 @@ import pytest
 from selfreward_lite.app import engine_pool
 from selfreward_lite.app.engine_pool import OTHER_MODEL, EnginePool
 from selfreward_lite.data.store import Store
+from selfreward_lite.engine.api import ScriptedSpec
 from selfreward_lite.engine.live import Live
 from selfreward_lite.system import gpu, locks
 from selfreward_lite.system.errors import EngineError, UserError
@@ -113,9 +114,9 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     assert (gpu.holder(), gpu.wanted()) == (None, False)
 
 
-def seat(engine: EnginePool, **spec) -> tuple[object, object]:
+def seat(engine: EnginePool, model: str = "a", gpu_layers: int = 0) -> tuple[object, object]:
     """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
-    using = engine.using(lambda: {"kind": "scripted", **spec})
+    using = engine.using(lambda: ScriptedSpec(factory=model, gpu_layers=gpu_layers))
     return using, next(using)
 
 
@@ -138,10 +139,10 @@ def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_bef
     assert (said, later) == (OTHER_MODEL, OTHER_MODEL)
     one.close()
     second = next(found for found in two if not isinstance(found, str))
-    assert (first.state, second.spec["model"]) == ("closed", "b")
+    assert (first.state, second.spec.factory) == ("closed", "b")
     assert next(three) == OTHER_MODEL
     two.close()
-    assert next(found for found in three if not isinstance(found, str)).spec["model"] == "a"
+    assert next(found for found in three if not isinstance(found, str)).spec.factory == "a"
     three.close()
 
 
@@ -186,7 +187,7 @@ def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine, layers = EnginePool(on_gpu=True), {"gpu_layers": -1}
     with gpu.held("run night", print):
-        waits = engine.using(lambda: {"kind": "scripted", **layers})
+        waits = engine.using(lambda: ScriptedSpec(factory="a", **layers))
         assert next(waits) == "the GPU is used by, or reserved for, run night"
         passes, found = seat(engine, gpu_layers=0)
         assert isinstance(found, Live)
