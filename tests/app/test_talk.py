@@ -253,7 +253,9 @@ def test_a_verdict_covers_both_orders_and_repeats(library):
 
 def test_the_tiny_model_is_loaded_early_only_without_a_run(library, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(RunLibrary, "_tiny_base", lambda self: asked.append(self.runs_dir))
+    monkeypatch.setattr(
+        RunLibrary, "_tiny_base", lambda self: asked.append(self.runs_dir) or tmp_path / "none.gguf"
+    )
     library.load_tiny_model()
     RunLibrary(tmp_path).load_tiny_model()
     assert asked == [tmp_path]
