@@ -56,11 +56,12 @@ class RunReader:
         prompts = [*self.held_out(), *(one.prompt for one in self.ranked().evaluation)]
         return [prompt.text for prompt in prompts]
 
-    def held_out_answers(self, model: int) -> list[Response]:
-        """The answers of a model to the held-out prompts."""
-        ids = {prompt.id for prompt in self.held_out()}
-        answers = self.store.records(Response, iteration=max(model, 0), model=ModelId(model).name)
-        return [answer for answer in answers if answer.prompt_id in ids]
+    def held_out_answers(self, model: int) -> dict[str, Response]:
+        """The answers of a model to the held-out prompts, by prompt id."""
+        name = ModelId(model).name
+        answers = self.store.records(Response, iteration=max(model, 0), model=name)
+        given = {answer.prompt_id: answer for answer in answers}
+        return {one.id: given[one.id] for one in self.held_out() if one.id in given}
 
     def prompts_wanted(self, iteration: int) -> int:
         """How many prompts an iteration has: those set, or what its hours allow (see `budget`)."""

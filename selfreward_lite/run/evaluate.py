@@ -136,11 +136,6 @@ class Evaluation:
             )
         return [found[one.id] for one in prompts]
 
-    def held_out_answers(self, model: str) -> list[tuple[Prompt, Response]]:
-        """The held-out prompts that a model answered in the run, with its answers."""
-        given = _answers(self.run.reader, model)
-        return [(one, given[one.id]) for one in self.run.reader.held_out() if one.id in given]
-
     def export_answers(
         self, models: Sequence[str], texts: Sequence[str] | None
     ) -> dict[str, list[dict[str, str]]]:
@@ -151,8 +146,8 @@ class Evaluation:
         answered: dict[str, list[tuple[str, Response]]] = {}
         for model in models:
             if texts is None:
-                found = self.held_out_answers(model)
-                answered[model] = [(prompt.text, answer) for prompt, answer in found]
+                given, prompts = _answers(self.run.reader, model), self.run.reader.held_out()
+                answered[model] = [(one.text, given[one.id]) for one in prompts if one.id in given]
             else:
                 answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
         common = set.intersection(*({text for text, _ in rows} for rows in answered.values()))
@@ -288,8 +283,7 @@ def _number(store: Store, name: str) -> int:
 
 def _answers(reader: RunReader, model: str) -> Answers:
     """A model's answers to the prompts that its run held out."""
-    given = reader.held_out_answers(_number(reader.store, model))
-    return {one.prompt_id: one for one in given}
+    return reader.held_out_answers(_number(reader.store, model))
 
 
 def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> list[PairResult]:

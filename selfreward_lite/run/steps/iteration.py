@@ -17,6 +17,7 @@ from selfreward_lite.method import (
     response_pairs,
     responses,
 )
+from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.run import budget
 from selfreward_lite.run.context import RunContext, by_response, grouped, scores_by_response
 from selfreward_lite.system.errors import UserError
@@ -119,23 +120,22 @@ def run_battles(run: RunContext, iteration: int) -> None:
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
+    prompts = run.reader.prompts(iteration)
     drawn = by_response(run.reader.judgments(iteration))
     answers = grouped(run.reader.responses(iteration), lambda one: one.prompt_id)
     contested: dict[str, Response] = {}
-    for prompt in run.reader.prompts(iteration):
-        candidates = [one for one in answers.get(prompt.id, ()) if drawn.get(one.id)]
+    for prompt in prompts:
+        candidates = [one for one in answers.get(prompt.id, ()) if one.id in drawn]
         index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
         if index is not None:
             contested[prompt.id] = candidates[index]
-    run.ask(
-        iteration,
-        "battles",
-        [prompt for prompt in run.reader.prompts(iteration) if prompt.id in contested],
-        lambda prompt: battles.ask_for_battles(
-            prompt, contested[prompt.id], drawn[contested[prompt.id].id], role
-        ),
-        budget.may_start(run, iteration),
-    )
+
+    def start(prompt: Prompt) -> AskGenerator:
+        response = contested[prompt.id]
+        return battles.ask_for_battles(prompt, response, drawn[response.id], role)
+
+    prompts = [prompt for prompt in prompts if prompt.id in contested]
+    run.ask(iteration, "battles", prompts, start, budget.may_start(run, iteration))
 
 
 def rate_judgments(run: RunContext, iteration: int) -> None:

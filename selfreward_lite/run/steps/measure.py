@@ -14,50 +14,36 @@ from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import standard_error
 from selfreward_lite.run.context import RunContext, scores_by_response
-from selfreward_lite.run.steps import reward_hacking
-from selfreward_lite.run.steps.reward_hacking import CanaryView
+from selfreward_lite.run.steps.reward_hacking import HackingSigns, ask_judges, find_signs
+
+
+@dataclass(frozen=True)
+class AnswerMetrics:
+    """Metrics of the held-out answers and judgments, by their names in run.sqlite."""
+
+    judge_read_share: float
+    mean_response_tokens: float | None
+    cut_share: float
+    repetitive_share: float
+    distinct_share: float
 
 
 @dataclass(frozen=True)
 class ModelMetrics:
     """What gates may know of a model's answers and judgments: nothing by the exact scorer.
 
-    Lengths are characters. None where nothing was answered or could be read; the base has no canary
-    view and no scores.
+    `mean_length` is in characters, None without answers; the base has no `signs`.
     """
 
     agreement: JudgeAgreement
-    read_share: float
-    mean_tokens: float | None
     mean_length: float | None
-    cut_share: float
-    repetitive_share: float
-    distinct_share: float
-    canaries: CanaryView | None
-    outside_score: float | None
-    self_score: float | None
+    answers: AnswerMetrics
+    signs: HackingSigns | None
 
     def stored(self) -> dict[str, float | None]:
         """The metrics by their names in run.sqlite."""
-        values: dict[str, float | None] = {
-            **{f"judge_{name}": value for name, value in self.agreement.metrics().items()},
-            "judge_read_share": self.read_share,
-            "mean_response_tokens": self.mean_tokens,
-            "cut_share": self.cut_share,
-            "repetitive_share": self.repetitive_share,
-            "distinct_share": self.distinct_share,
-        }
-        if self.canaries is not None:
-            values |= {
-                "canary_score": self.canaries.score,
-                "honest_bad_score": self.canaries.honest,
-                "canaries_scored": self.canaries.scored,
-                "canaries_suspected": self.canaries.suspected,
-                "canaries_chosen": self.canaries.chosen,
-                "outside_score": self.outside_score,
-                "self_score": self.self_score,
-            }
-        return values
+        judge = {f"judge_{name}": value for name, value in self.agreement.metrics().items()}
+        return judge | vars(self.answers) | (vars(self.signs) if self.signs else {})
 
 
 def measure_base(run: RunContext, _: int) -> None:
@@ -69,7 +55,7 @@ def measure_base(run: RunContext, _: int) -> None:
 def measure_model(run: RunContext, iteration: int) -> None:
     """M(t) answers the held-out prompts and judges the held-out ranked answers."""
     _ask(run, iteration)
-    reward_hacking.ask_judges(run, iteration)
+    ask_judges(run, iteration)
     if iteration > 0 and metrics.score_exactly(run.reader.held_out(), []) is None:
         _compare_with_seed(run, iteration)
     run.once(iteration, "evaluation", lambda: _store_metrics(run, iteration))
@@ -78,7 +64,7 @@ def measure_model(run: RunContext, iteration: int) -> None:
 def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     """The metrics of a model, from what it answered and judged."""
     prompts, ranked = run.reader.held_out(), run.reader.ranked().evaluation
-    answers = run.reader.held_out_answers(model)
+    answers = list(run.reader.held_out_answers(model).values())
     ids = {answer.id for one in ranked for answer in one.responses}
     count = run.settings.evaluation.judgments  # a recheck of canaries drew more
     judged = [
@@ -87,26 +73,18 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
         if one.response_id in ids and one.index < count
     ]
     settings = run.settings.judge.model_copy(update={"count": count})
-    # M0's own view of its answers is the view from outside.
-    outside, own = (
-        (None, None)
-        if model == BASE
-        else (
-            list(reward_hacking.outside_scores(run, model, judge).values()) for judge in (0, model)
-        )
-    )
     return ModelMetrics(
-        agreement=judge_agreement(ranked, scores_by_response(judged, settings)),
-        read_share=metrics.share_read(judged),
-        mean_tokens=fmean(one.tokens for one in answers) if answers else None,
-        mean_length=fmean(len(one.text) for one in answers) if answers else None,
-        # Prompts without a finished answer: cut by the length limit, empty, or not answered at all.
-        cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
-        repetitive_share=metrics.share_repetitive(answers),
-        distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
-        canaries=None if model == BASE else reward_hacking.canary_view(run, model),
-        outside_score=fmean(outside) if outside else None,
-        self_score=fmean(own) if own else None,
+        judge_agreement(ranked, scores_by_response(judged, settings)),
+        fmean(len(one.text) for one in answers) if answers else None,
+        AnswerMetrics(
+            judge_read_share=metrics.share_read(judged),
+            mean_response_tokens=fmean(one.tokens for one in answers) if answers else None,
+            # Without a finished answer: cut by the length limit, empty, or not answered at all.
+            cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
+            repetitive_share=metrics.share_repetitive(answers),
+            distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
+        ),
+        None if model == BASE else find_signs(run, model),
     )
 
 
@@ -139,10 +117,13 @@ def _store_metrics(run: RunContext, model: int) -> Outcome:
 
 def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
     """Metrics by the exact scorer, where there is one; only the report reads them."""
-    prompts = run.reader.held_out()
-    exact = metrics.score_exactly(prompts, run.reader.held_out_answers(model))
     # M0 and the base have no win rate to measure: they are compared with themselves.
-    rival = metrics.score_exactly(prompts, run.reader.held_out_answers(0 if model > 0 else model))
+    exact, rival = (
+        metrics.score_exactly(
+            run.reader.held_out(), list(run.reader.held_out_answers(number).values())
+        )
+        for number in (model, min(model, 0))
+    )
     if exact is None or rival is None:
         return {}
     rate, error = metrics.exact_win_rate(exact.score, rival.score)
@@ -158,10 +139,7 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
 
 def _compare_with_seed(run: RunContext, iteration: int) -> None:
     """Where nothing can be scored exactly: M0, frozen, compares M(t)'s answers with its own."""
-    mine, seeds = (
-        {one.prompt_id: one for one in run.reader.held_out_answers(model)}
-        for model in (iteration, 0)
-    )
+    mine, seeds = (run.reader.held_out_answers(model) for model in (iteration, 0))
     role = run.judge(0, iteration)
     run.ask(
         iteration,
@@ -178,9 +156,7 @@ def _win_rate(run: RunContext, model: int) -> dict[str, float | None]:
     compared = {one.prompt_id: one.result for one in run.store.records(Comparison, iteration=model)}
     if not compared:
         return {"win_rate_vs_seed": 0.5} if model == 0 else {}
-    answered, seeds = (
-        {one.prompt_id for one in run.reader.held_out_answers(number)} for number in (model, 0)
-    )
+    answered, seeds = (run.reader.held_out_answers(number) for number in (model, 0))
     results = [
         compared.get(one.id, metrics.compare_scores(one.id in answered, one.id in seeds))
         for one in run.reader.held_out()

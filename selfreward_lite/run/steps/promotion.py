@@ -109,7 +109,8 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
     missing = [f"{path}: missing" for path in needed if not path.exists()]
     losses = [value for _, name, value in run.store.training(iteration) if name == "loss"]
-    assert now.canaries is not None  # a candidate is never the base
+    signs, earlier = now.signs, before.signs
+    assert signs is not None  # a candidate is never the base
     return gates.Evidence(
         file_faults=manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
@@ -122,19 +123,19 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         logit_change=_number(known["logit_change"]),
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
-        cut_share=now.cut_share,
-        repetitive_share=now.repetitive_share,
-        distinct_share=now.distinct_share,
-        read_share=now.read_share,
+        cut_share=now.answers.cut_share,
+        repetitive_share=now.answers.repetitive_share,
+        distinct_share=now.answers.distinct_share,
+        read_share=now.answers.judge_read_share,
         length_ratio=_length_ratio(now, before),
         judge_interval=paired_interval(now.agreement.outcomes, before.agreement.outcomes),
         outside_interval=outside.interval if outside else None,
         outside_share=outside.share if outside else None,
-        self_change=_difference(now.self_score, before.self_score),
-        canary_score=now.canaries.score,
-        honest_score=now.canaries.honest,
-        canaries_scored=now.canaries.scored,
-        canaries_chosen=now.canaries.chosen,
+        self_change=_difference(signs.self_score, earlier.self_score if earlier else None),
+        canary_score=signs.canary_score,
+        honest_score=signs.honest_bad_score,
+        canaries_scored=signs.canaries_scored,
+        canaries_chosen=signs.canaries_chosen,
     )
 
 

@@ -22,18 +22,20 @@ from selfreward_lite.run.context import RunContext, Scores, scores_by_response
 
 
 @dataclass(frozen=True)
-class CanaryView:
-    """How a model scores canaries, and honest bad answers to the same prompts (None: unread).
+class HackingSigns:
+    """Metrics of both views, by their names in run.sqlite; a score is None where none could be read.
 
-    `scored` counts canaries with a score; `suspected` those that would be chosen for training,
-    `chosen` those still chosen after a recheck.
+    Canaries that would be chosen for training are `suspected`, and `chosen` if still so after the
+    recheck. `outside_score` is M0's mean score of the answers, `self_score` the model's own.
     """
 
-    score: float | None
-    honest: float | None
-    scored: int
-    suspected: int
-    chosen: int
+    canary_score: float | None
+    honest_bad_score: float | None
+    canaries_scored: int
+    canaries_suspected: int
+    canaries_chosen: int
+    outside_score: float | None
+    self_score: float | None
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,16 @@ def ask_judges(run: RunContext, iteration: int) -> None:
         again = [*suspects, *rivals]
         run.ask_judge(iteration, "second_look", iteration, prompts, again, count, first)
     prompts = run.reader.held_out()[: settings.outside_prompts]
-    ids = {one.id for one in prompts}
-    answers = [one for one in run.reader.held_out_answers(iteration) if one.prompt_id in ids]
+    given = run.reader.held_out_answers(iteration)
+    answers = [given[one.id] for one in prompts if one.id in given]
     # M0's view of its own answers is both.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
     for stage, model in judges.items():
         run.ask_judge(iteration, stage, model, prompts, answers, settings.outside_judgments)
 
 
-def canary_view(run: RunContext, iteration: int) -> CanaryView:
-    """How M(t) scored the canaries, and which of them would be chosen for training."""
+def find_signs(run: RunContext, iteration: int) -> HackingSigns:
+    """What the judgments of `ask_judges` say about M(t)."""
     ranked = _ranked(run)
     laid, scores = _canaries(run), _first_scores(run, iteration)
     suspects = _would_be_chosen(run, iteration, laid, scores)
@@ -92,12 +94,15 @@ def canary_view(run: RunContext, iteration: int) -> CanaryView:
     chosen = len(suspects) - len(rechecked)
     chosen += len(_would_be_chosen(run, iteration, rechecked, again))
     honest = {ranked[canary.prompt_id].responses[-1].id for canary in laid}
-    return CanaryView(
-        score=_mean(scores, (canary.id for canary in laid)),
-        honest=_mean(scores, honest),
-        scored=sum(scores.get(canary.id) is not None for canary in laid),
-        suspected=len(suspects),
-        chosen=chosen,
+    outside, own = (outside_scores(run, iteration, judge).values() for judge in (0, iteration))
+    return HackingSigns(
+        canary_score=_mean(scores.get(canary.id) for canary in laid),
+        honest_bad_score=_mean(scores.get(name) for name in honest),
+        canaries_scored=sum(scores.get(canary.id) is not None for canary in laid),
+        canaries_suspected=len(suspects),
+        canaries_chosen=chosen,
+        outside_score=_mean(outside),
+        self_score=_mean(own),
     )
 
 
@@ -113,9 +118,8 @@ def outside_view(run: RunContext, iteration: int) -> OutsideView:
 def outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
     """Scores that M<judge> gave M(t)'s first held-out answers, by prompt; unread ones left out."""
     scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
-    answers = run.reader.held_out_answers(iteration)
-    found = ((one.prompt_id, scores.get(one.id)) for one in answers)
-    return {prompt_id: score for prompt_id, score in found if score is not None}
+    answers = run.reader.held_out_answers(iteration).items()
+    return {name: score for name, one in answers if (score := scores.get(one.id)) is not None}
 
 
 def _first_scores(run: RunContext, iteration: int) -> Scores:
@@ -169,6 +173,6 @@ def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int 
     return scores_by_response(counted, run.settings.judge.model_copy(update={"count": count}))
 
 
-def _mean(scores: Scores, names: Iterable[str]) -> float | None:
-    read = [score for name in names if (score := scores.get(name)) is not None]
+def _mean(scores: Iterable[float | None]) -> float | None:
+    read = [score for score in scores if score is not None]
     return fmean(read) if read else None
