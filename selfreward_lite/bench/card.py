@@ -29,8 +29,7 @@ from typing import Any
 from selfreward_lite import config
 from selfreward_lite.bench import baselines, engine
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.engine import probe
-from selfreward_lite.models import random_models
+from selfreward_lite.models import probe, random_models
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.models.memory import DRIVER
@@ -448,7 +447,7 @@ def parity(wanted: CardBenchConfig) -> Found:
             base, adapter, out, out.with_name("adapter.gguf"), lists, model
         )
     return {
-        **found,
+        **asdict(found),
         "gguf": model.gguf,
         "export_base_s": exported,
         "export_adapter_s": time.monotonic() - began - exported,

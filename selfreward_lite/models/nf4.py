@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_card: bool) -> Any:
+def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_gpu: bool) -> Any:
     """Return the model of a folder, on the first card or in memory; `quantisation` is "nf4" or "none".
 
     A folder whose weights are packed already is loaded as it is. All matrices compute in `dtype`, whatever the folder says.
@@ -36,7 +36,7 @@ def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_car
     model, found = AutoModelForCausalLM.from_pretrained(
         str(model_dir),
         dtype=dtype,
-        device_map={"": 0 if on_card else "cpu"},
+        device_map={"": 0 if on_gpu else "cpu"},
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,

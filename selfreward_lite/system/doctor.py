@@ -337,7 +337,7 @@ def _probe(*arguments: str) -> dict[str, Any]:
     """What a probe printed; {"error": its last words} where it failed, however it failed."""
     try:
         ended = run_module(
-            "selfreward_lite.engine.probe",
+            "selfreward_lite.models.probe",
             *arguments,
             env=child_environment(gpus="one"),
             timeout=PATIENCE,

@@ -78,7 +78,7 @@ def _by_transformers(job: Job, dtype: torch.dtype) -> Any:
 
     from selfreward_lite.models import nf4
 
-    base = nf4.load(job.model_dir, job.quantisation, dtype, on_card=torch.cuda.is_available())
+    base = nf4.load(job.model_dir, job.quantisation, dtype, on_gpu=torch.cuda.is_available())
     if job.adapter_in is not None:
         return PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
     return get_peft_model(

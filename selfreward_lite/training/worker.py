@@ -178,15 +178,15 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         return train(job, report, backend)
     from selfreward_lite.models import merge, parity, quantize
 
-    if kind in ("full_model", "quantise"):
-        return {"full_model": merge.write, "quantise": quantize.write}[kind](**task, report=report)
-    tasks = {
+    tasks: dict[str, Callable[..., Any]] = {
         "export_base": parity.export_base,
         "adopt_base": parity.adopt_base,
         "export_adapter": parity.export_adapter,
         "check": parity.check,
+        "full_model": partial(merge.write_model, report=report),
+        "quantise": partial(quantize.quantize, report=report),
     }
-    return tasks[kind](**task)
+    return validate_call(tasks[kind])(**task)  # JSON becomes what the parameters' types say
 
 
 def _end_with_parent() -> None:

@@ -30,7 +30,7 @@ def test_it_is_a_llama_in_nf4_of_its_shape(folder):
 
 
 def test_activations_stay_near_one_and_so_do_logits(folder):
-    model = nf4.load(folder, "nf4", torch.float32, on_card=False)
+    model = nf4.load(folder, "nf4", torch.float32, on_gpu=False)
     with torch.no_grad():
         found = model(torch.randint(0, 500, (2, 64)), output_hidden_states=True)
     assert torch.isfinite(found.logits).all()

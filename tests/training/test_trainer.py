@@ -122,7 +122,7 @@ def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, traine
 
 
 def logits(adapter: Path | None) -> torch.Tensor:
-    base = nf4.load(TINY_MODEL, "nf4", torch.float32, on_card=False)
+    base = nf4.load(TINY_MODEL, "nf4", torch.float32, on_gpu=False)
     if adapter is not None:
         base = trainer.PeftModel.from_pretrained(base, str(adapter))
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """What only a library itself can say of this machine, asked in a child process: a probe may crash, and must not take us along.
 
-    python -m selfreward_lite.engine.probe torch             versions, cards, what they can do
-    python -m selfreward_lite.engine.probe build             whether this llama.cpp can use a card at all
-    python -m selfreward_lite.engine.probe llama GPU_LAYERS  whether llama.cpp decodes a prompt, and where
+    python -m selfreward_lite.models.probe torch             versions, cards, what they can do
+    python -m selfreward_lite.models.probe build             whether this llama.cpp can use a card at all
+    python -m selfreward_lite.models.probe llama GPU_LAYERS  whether llama.cpp decodes a prompt, and where
 
 Prints one JSON document. Knows: torch, llama.cpp. Does not know: what is made of the answers (`doctor`, `bench card`).
 """
