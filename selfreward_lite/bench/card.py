@@ -299,10 +299,10 @@ class _Engine:
         the preset's own, with more where so many sequences need more."""
         if not self.model.exists():
             self.say(f"making {self.model}")
-            random_models.write_model(self.model, self.wanted.shape, self.kind)
+            random_models.write_gguf(self.model, self.wanted.shape, self.kind)
         adapter = self.wanted.folder / f"{self.wanted.shape}-adapter.gguf"
         if with_adapter and not adapter.exists():
-            random_models.write_adapter(adapter, self.wanted.shape)
+            random_models.write_gguf_adapter(adapter, self.wanted.shape)
         vocab, prompts = (
             baselines.vocabulary(self.model),
             prompts or max(1, parallel // (4 if self.wanted.card else 8)),
@@ -383,24 +383,25 @@ def _trained(
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in some), encoding="utf-8")
     job = Job(
         method="dpo",
-        model_dir=str(base),
-        quantisation="nf4",
+        model_dir=base,
+        quantization="nf4",
         adapter_in=None,
-        adapter_out=str(work / "adapter"),
-        rows=str(rows),
+        adapter_out=work / "adapter",
+        rows=rows,
         row_count=len(some),
         pad=ChatFormat.load(base).pad,
         seed=0,
-        lora=settings.lora.model_dump(),
-        checkpoints=str(work / "checkpoints"),
-        settings=settings.dpo.model_dump()
-        | {
-            "epochs": 1,
-            "batch": PAIRS,
-            "micro_batch": 1,
-            "max_length": length,
-            "precompute_reference": early,
-        },
+        lora=settings.lora,
+        checkpoints=work / "checkpoints",
+        settings=settings.dpo.model_copy(
+            update={
+                "epochs": 1,
+                "batch": PAIRS,
+                "micro_batch": 1,
+                "max_length": length,
+                "precompute_reference": early,
+            }
+        ),
         backend=backend,  # type: ignore[arg-type]
         memory=None
         if wanted.vram is None
@@ -412,19 +413,19 @@ def _trained(
         if "values" in said:
             steps.append((time.monotonic(), said["values"]["loss"]))
 
-    facts = runtime.train(job, work, report)
-    if wanted.card and "peak_bytes" not in facts:
+    result = runtime.train(job, work, report)
+    if wanted.card and result.peak_bytes is None:
         raise EngineError(
             "torch sees no card and trained on the CPU; `python -m selfreward_lite doctor` says what to do"
         )
     spent = [after - before for (before, _), (after, _) in zip(steps, steps[1:], strict=False)]
     return {
         "seconds_of_a_pair": median(spent) / PAIRS,
-        "torch_peak_bytes": facts.get("peak_bytes"),
-        "micro_batch": facts["micro_batch"],
-        "first_margin": facts["first_margin"],
+        "torch_peak_bytes": result.peak_bytes,
+        "micro_batch": result.micro_batch,
+        "first_margin": result.first_margin,
         "losses": [loss for _, loss in steps],
-        "load_s": facts["load_seconds"],
+        "load_s": result.load_seconds,
         "finite": all(math.isfinite(loss) for _, loss in steps),
         "tokens_of_a_pair": 4 * half,
     }

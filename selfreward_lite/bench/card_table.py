@@ -97,7 +97,7 @@ def table(
     where the preset does not fit a known card.
     """
     settings, llama = config.load(preset), SHAPES[shape]
-    most = memory.most(memory.peaks(settings, llama))
+    most = memory.largest_peak(memory.estimate_peaks(settings, llama))
     lines = [
         f"| card | tokens/s, 64 sequences | times the naive loop | of bare llama.cpp, 32 | seconds of a DPO pair, 1024 tokens | "
         f"hours of an `{preset}` iteration | estimate |",

@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.models import merge, quantize
 from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.parity import CheckedModel
 from selfreward_lite.report import model_card
 from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk
@@ -65,12 +66,12 @@ def check(
     if limit is None:
         f32 = gguf is None and settings.model.gguf == "f32"
         limit = 1e-3 if f32 else gates.max_logit_difference
-    found = _work(
+    answer = _work(
         "check",
-        model_dir=str(hub.find_model_folder(settings.model.base)),
-        base=str(gguf or found_run.base),
-        adapter_dir=str(found_run.folder / "adapter"),
-        adapter=str(found_run.folder / "adapter.gguf"),
+        model_dir=hub.find_model_folder(settings.model.base),
+        base=gguf or found_run.base,
+        adapter_dir=found_run.folder / "adapter",
+        adapter=found_run.folder / "adapter.gguf",
         weights="nf4" if settings.model.quantisation == "nf4" else "original",
         limits={
             "limit": limit,
@@ -78,21 +79,22 @@ def check(
             "share_error": gates.max_share_error,
         },
     )
-    share = found["adapter_share"]
+    found = CheckedModel(**answer)
+    share = found.adapter_share
     arrived = (
         "too little to measure beside the base's rounding"
         if share is None
         else f"{share:.1%} of its effect in PEFT"
     )
     say(
-        f"M{found_run.number}: same token ids in {found['conversations']} conversations "
-        f"({found['tokens']} tokens). Largest difference of a logit: "
-        f"{found['base_difference']:.2g} without the adapter, {found['adapter_difference']:.2g} "
+        f"M{found_run.number}: same token ids in {found.conversations} conversations "
+        f"({found.tokens} tokens). Largest difference of a logit: "
+        f"{found.base_difference:.2g} without the adapter, {found.adapter_difference:.2g} "
         f"with it (limit {limit:g}). The adapter changes logits by up to "
-        f"{found['adapter_change']:.2g}, {arrived}. Same likeliest token at "
-        f"{found['agreement']:.1%} of the positions."
+        f"{found.adapter_change:.2g}, {arrived}. Same likeliest token at "
+        f"{found.agreement:.1%} of the positions."
     )
-    emit({"run": name, "model": found_run.number, "limit": limit, **found})
+    emit({"run": name, "model": found_run.number, "limit": limit, **asdict(found)})
 
 
 @export.command()
@@ -114,8 +116,8 @@ def merged(
     found_run = _model(runs_dir / name, model)
     stem = f"{name}-M{found_run.number}-{kind}"
     target = out / stem / f"{stem}.gguf"
-    expected = quantize.before(found_run.base, target, kind)
-    float16 = 0 if kind in merge.DIRECT else 2 * quantize.weights(found_run.base)  # bytes
+    expected = quantize.estimate(found_run.base, target, kind)
+    float16 = 0 if kind in merge.DIRECT else 2 * quantize.count_weights(found_run.base)  # bytes
     needs = {"file": expected.size, "float16 while it is made": float16}
     check_disk(target, needs, "the new file", "free space, or give another --out")
     say(f"{target} in {kind}: {expected}, for quantizing alone")
@@ -126,35 +128,33 @@ def merged(
         origin = found_run.settings.model.origin
         other = f"; for 16 bits add --into {origin}" if origin else ""
         say(f"merging into the 4-bit weights that were trained on{other}")
-    found = _work(
+    answer = _work(
         "full_model",
         show_tensors=True,
-        model_dir=str(original),
-        adapter_dir=str(found_run.folder / "adapter"),
-        out=str(target),
+        model_dir=original,
+        adapter_dir=found_run.folder / "adapter",
+        out=target,
         kind=kind,
         prove=prove,
     )
+    found = merge.MergedModel(**answer)
     seconds = round(perf_counter() - started, 1)
     size = target.stat().st_size
     proof = ""
     if prove:
         proof = (
-            f"; logits differ by at most {found['difference']:.2g} from the model in full "
-            f"precision, same likeliest token at {found['agreement']:.1%} of the positions"
+            f"; logits differ by at most {found.difference:.2g} from the model in full "
+            f"precision, same likeliest token at {found.agreement:.1%} of the positions"
         )
-    say(
-        f"{target}: {size / 1e6:.2f} MB in {seconds} s; {found['tokens']} token ids are "
-        f"right{proof}"
-    )
-    modelfile = None if found["no_modelfile"] else str(target.parent / "Modelfile")
+    say(f"{target}: {size / 1e6:.2f} MB in {seconds} s; {found.tokens} token ids are right{proof}")
+    modelfile = None if found.no_modelfile else str(target.parent / "Modelfile")
     say(
         f"for Ollama: ollama create NAME -f {modelfile}"
         if modelfile
-        else f"no Modelfile: {found['no_modelfile']}"
+        else f"no Modelfile: {found.no_modelfile}"
     )
     document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": modelfile}
-    emit({**document, "bytes": size, "seconds": seconds, **found})
+    emit({**document, "bytes": size, "seconds": seconds, **asdict(found)})
 
 
 @export.command()
@@ -242,12 +242,12 @@ def quantize_file(
     existing = (folder for folder in out.absolute().parents if folder.exists())
     if blocked := next((folder for folder in existing if not folder.is_dir()), None):
         raise UserError(f"{blocked} is not a folder, so {out} cannot be made: give another name")
-    expected = quantize.before(source, out, kind)
+    expected = quantize.estimate(source, out, kind)
     check_disk(out, {"file": expected.size}, "the new file", "free space, or write it elsewhere")
     say(f"{out} in {kind}: {expected}")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    _work("quantise", show_tensors=True, source=str(source), out=str(out), kind=kind)
+    _work("quantize", show_tensors=True, source=source, out=out, kind=kind)
     seconds = round(perf_counter() - started, 1)
     size = out.stat().st_size
     say(f"{out}: {size / 1e6:.2f} MB in {seconds} s")
@@ -288,10 +288,10 @@ def _tensor_bar(shown: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda at: bars.update(bar, completed=at["done"], total=at["total"])
 
 
-def _work(task: str, *, show_tensors: bool = False, **arguments: Any) -> dict[str, Any]:
+def _work(task: str, *, show_tensors: bool = False, **arguments: Any) -> Any:
     """The result of a torch task in a child process; raises ExportError if it fails."""
     with tempfile.TemporaryDirectory() as scratch, _tensor_bar(show_tensors) as show:
-        worker = TorchWorker(bare=task == "quantise")
+        worker = TorchWorker(bare=task == "quantize")
         try:
             log = Path(scratch) / f"{task}.log"
             return worker.do(task, log, show if show_tensors else None, **arguments)

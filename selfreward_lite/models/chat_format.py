@@ -29,7 +29,7 @@ _OF_GGUF = (
 )
 
 # How a text is cut into words before they become tokens, by the name that GGUF has for it: Llama-3's way, and Qwen's.
-SPLITS = {
+WORD_SPLITS = {
     name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
     + digits
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -111,12 +111,12 @@ class ChatFormat:
             ) from None
         known = {name: fields[name].contents() for name in _OF_GGUF if name in fields}
         kind = known.get("tokenizer.ggml.pre")
-        if kind not in SPLITS:
+        if kind not in WORD_SPLITS:
             raise ConfigError(
-                f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(SPLITS)}"
+                f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(WORD_SPLITS)}"
             )
         # transformers cuts words as GPT-2 does, whatever the file says, and does not know which look words up whole first.
-        words = pre_tokenizers.Split(Regex(SPLITS[kind]), "isolated")
+        words = pre_tokenizers.Split(Regex(WORD_SPLITS[kind]), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
         tokenizer.model.ignore_merges = kind == "llama-bpe"

@@ -25,8 +25,8 @@ from selfreward_lite.models.hf_folder import (
     Tensor,
     Vocabulary,
     check_shape,
-    layout,
-    locate,
+    find_tensors,
+    list_tensors,
     read_config,
     read_json,
     read_safetensors,
@@ -140,8 +140,8 @@ def base_to_gguf(
         )
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
-    tensors = layout(llama)
-    files = locate(model_dir, llama)
+    tensors = list_tensors(llama)
+    files = find_tensors(model_dir, llama)
     with whole_file(out) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, dtype)
@@ -172,7 +172,7 @@ def _loaded(
 
     for tensor in tensors:
         value = _finite(_stored(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
-        yield tensor, nf4.rounded(value) if tensor.linear and pack else value
+        yield tensor, nf4.round_to_nf4(value) if tensor.linear and pack else value
 
 
 def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
@@ -191,7 +191,7 @@ def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
     if not parts:
         return value
     try:
-        value = nf4.unpacked(value, parts)
+        value = nf4.unpack_nf4(value, parts)
     except ValueError as error:
         raise ExportError(
             f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): download it again"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfreward_lite.models.chat_format import SPLITS
+from selfreward_lite.models.chat_format import WORD_SPLITS
 from selfreward_lite.system.errors import ExportError
 
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
@@ -200,8 +200,8 @@ def check_folder(model_dir: Path) -> None:
     """Raise ExportError where the folder cannot be served; reads its settings, its vocabulary and its files' headers."""
     llama = read_config(model_dir)
     read_vocabulary(model_dir, llama.vocab)
-    files = locate(model_dir, llama)
-    for tensor in layout(llama):
+    files = find_tensors(model_dir, llama)
+    for tensor in list_tensors(llama):
         shape = read_safetensors(
             files[tensor.source],
             lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()),
@@ -219,7 +219,7 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
         )
 
 
-def layout(llama: Llama) -> list[Tensor]:
+def list_tensors(llama: Llama) -> list[Tensor]:
     tensors = [
         Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))
     ]
@@ -263,7 +263,7 @@ def read_safetensors(
         ) from error
 
 
-def locate(model_dir: Path, llama: Llama) -> dict[str, Path]:
+def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
     """Tensor name → safetensors file; every tensor of the layout is there and none is left over."""
     index = model_dir / "model.safetensors.index.json"
     single = model_dir / "model.safetensors"
@@ -277,7 +277,7 @@ def locate(model_dir: Path, llama: Llama) -> dict[str, Path]:
         for file in files
         for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")
     }
-    wanted = layout(llama)
+    wanted = list_tensors(llama)
     names = {tensor.source for tensor in wanted}
     beside = {
         f"{tensor.source}.{part}"
@@ -363,7 +363,7 @@ def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
         ),
         "its pre-tokenizer is not Llama-3's": (
             len(pre.get("pretokenizers", ())) != 2
-            or split.get("pattern") != {"Regex": SPLITS["llama-bpe"]}
+            or split.get("pattern") != {"Regex": WORD_SPLITS["llama-bpe"]}
             or split.get("behavior") != "Isolated"
             or split.get("invert")
             or to_bytes.get("type") != "ByteLevel"

@@ -32,7 +32,9 @@ LOGIT_BYTES, SFT_CHUNK = 16, 256
 DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
 
 
-def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> dict[str, int]:
+def estimate_engine(
+    settings: EngineSettings, llama: Llama, base: float, rank: int
+) -> dict[str, int]:
     """Return what llama.cpp holds with every layer on the card, by what it is; `base` is the bytes of its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
     batch = (
@@ -43,13 +45,13 @@ def engine(settings: EngineSettings, llama: Llama, base: float, rank: int) -> di
         "weights": base,
         "KV cache": settings.context * cell,
         "a step": batch,
-        "two adapters": 2 * 4 * adapter_weights(llama, rank),
+        "two adapters": 2 * 4 * count_adapter_weights(llama, rank),
         "driver": DRIVER["engine"],
     }
     return {name: int(size) for name, size in parts.items()}
 
 
-def training(
+def estimate_training(
     settings: Training, llama: Llama, rank: int, *, quantised: bool, pairs: bool
 ) -> dict[str, int]:
     """Return what a trainer holds at its longest rows, with gradient checkpointing, by what it is; `pairs` is DPO.
@@ -59,9 +61,9 @@ def training(
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
     block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token that one block makes on its way
     parts = {
-        "weights": linear_weights(llama) * (NF4_BYTES if quantised else 2)
-        + 2 * (weights(llama) - linear_weights(llama)),
-        "adapter": adapter_weights(llama, rank)
+        "weights": count_linear_weights(llama) * (NF4_BYTES if quantised else 2)
+        + 2 * (count_weights(llama) - count_linear_weights(llama)),
+        "adapter": count_adapter_weights(llama, rank)
         * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
         "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
         "logits": (tokens if pairs else min(tokens, SFT_CHUNK)) * llama.vocab * LOGIT_BYTES,
@@ -70,24 +72,24 @@ def training(
     return {name: int(size) for name, size in parts.items()}
 
 
-def peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
+def estimate_peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
     """Return what each stage of a run that uses the card holds at its peak, by what it is."""
     quantised, rank = settings.model.quantisation == "nf4", settings.lora.rank
     return {
-        "asking (llama.cpp)": engine(
-            settings.engine, llama, base_size(settings.model, llama), rank
+        "asking (llama.cpp)": estimate_engine(
+            settings.engine, llama, estimate_base(settings.model, llama), rank
         ),
-        "SFT": training(settings.sft, llama, rank, quantised=quantised, pairs=False),
-        "DPO": training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
+        "SFT": estimate_training(settings.sft, llama, rank, quantised=quantised, pairs=False),
+        "DPO": estimate_training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
     }
 
 
-def most(peaks: Mapping[str, Mapping[str, int]]) -> int:
+def largest_peak(peaks: Mapping[str, Mapping[str, int]]) -> int:
     """Return the bytes that the hungriest stage takes."""
     return max(sum(parts.values()) for parts in peaks.values())
 
 
-def base_size(model: Model, llama: Llama) -> float:
+def estimate_base(model: Model, llama: Llama) -> float:
     """Return the bytes of the base as GGUF: of the file that is set, if it is here, else of the weights in the type that is set.
 
     Raises UserError where the file that is set cannot be.
@@ -96,26 +98,26 @@ def base_size(model: Model, llama: Llama) -> float:
     if model.gguf_file is None or (
         repository is not None and not hub.is_downloaded(repository, "model")
     ):
-        return weights(llama) * GGUF_BYTES[model.gguf]
+        return count_weights(llama) * GGUF_BYTES[model.gguf]
     file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():
         raise UserError(f"{file}: no such file; mend model.gguf_file")
     return file.stat().st_size
 
 
-def linear_weights(llama: Llama) -> int:
+def count_linear_weights(llama: Llama) -> int:
     """Return the weights of the blocks' linear layers, which are what NF4 packs."""
     return llama.layers * sum(
         rows * columns for _, (rows, columns), _ in llama.projections().values()
     )
 
 
-def weights(llama: Llama) -> int:
+def count_weights(llama: Llama) -> int:
     """Return the weights of a model's matrices; its norms are lost beside them."""
-    return linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
+    return count_linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
 
 
-def adapter_weights(llama: Llama, rank: int) -> int:
+def count_adapter_weights(llama: Llama, rank: int) -> int:
     """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
     return (
         llama.layers

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_gpu: bool) -> Any:
+def load_model(
+    model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_gpu: bool
+) -> Any:
     """Return the model of a folder, on the first card or in memory; `quantisation` is "nf4" or "none".
 
     A folder whose weights are packed already is loaded as it is. All matrices compute in `dtype`, whatever the folder says.
@@ -49,10 +51,10 @@ def load(model_dir: str | Path, quantisation: str, dtype: torch.dtype, *, on_gpu
         raise ExportError(
             f"{model_dir}: {len(wrong)} weights could not be loaded, first {wrong[0]}: download the model again"
         )
-    return settled(model, dtype)
+    return set_compute_dtype(model, dtype)
 
 
-def settled(model: Any, dtype: torch.dtype) -> Any:
+def set_compute_dtype(model: Any, dtype: torch.dtype) -> Any:
     """Have the 4-bit layers of a loaded model compute in `dtype`, with right gradients; returns the model."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -64,7 +66,7 @@ def settled(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def rounded(weight: torch.Tensor) -> torch.Tensor:
+def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
     """Return what is left of a weight in NF4 with double quantisation, in its own dtype."""
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -77,7 +79,7 @@ def rounded(weight: torch.Tensor) -> torch.Tensor:
     return dequantize_4bit(packed, state).cpu()
 
 
-def unpacked(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def unpack_nf4(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return a weight (out, in) in float32 from its packed bytes and the tensors beside it.
 
     bitsandbytes makes of them the type that it computes in, whatever type they were packed from. `parts` are named by what

@@ -273,7 +273,9 @@ class _Comparison:
         import numpy as np
 
         same = np.concatenate(self.same)
-        change, reference = map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
+        change, reference = (
+            map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
+        )
         is_hidden = base is None or reference <= base.max_abs_diff
         return Parity(
             max_abs_diff=float(np.max(self.differences)),
@@ -314,7 +316,7 @@ class _Reference:
         import torch
 
         is_packed = weights == "nf4"
-        self._model = nf4.load(
+        self._model = nf4.load_model(
             model_dir,
             "nf4" if is_packed else "none",
             torch.float32,

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.models.random_models import write_model
+from selfreward_lite.models.random_models import write_gguf
 from selfreward_lite.system.errors import EngineError
 
 PROMPT = (
@@ -62,7 +62,7 @@ def llama(gpu_layers: int) -> dict[str, Any]:
 
     found = {**build(), "amx": has_amx()}
     with tempfile.TemporaryDirectory() as scratch:
-        model = write_model(Path(scratch) / "probe.gguf", "10m")
+        model = write_gguf(Path(scratch) / "probe.gguf", "10m")
         try:
             sizes = {"parallel": 2, "context": 256, "batch": 32}
             engine = LlamaEngine(LlamaSpec(model=model, gpu_layers=gpu_layers, **sizes))

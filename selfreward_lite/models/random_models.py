@@ -29,7 +29,7 @@ from selfreward_lite.models.gguf_export import (
     write_arrays,
     write_lora,
 )
-from selfreward_lite.models.hf_folder import SHAPES, Llama, Vocabulary, layout
+from selfreward_lite.models.hf_folder import SHAPES, Llama, Vocabulary, list_tensors
 from selfreward_lite.system.errors import ConfigError
 from selfreward_lite.system.files import whole_file
 
@@ -44,7 +44,7 @@ SPECIAL = ("<begin>", "<end>")
 _SPREAD = {"q8_0": 73.9, "q4_k": 250.0, "q6_k": 591.0}
 
 
-def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", seed: int = 0) -> Path:
+def write_gguf(path: Path, shape: str, quantisation: Quantisation = "q8_0", seed: int = 0) -> Path:
     """Write a random Llama of a named shape; returns `path`. Raises ConfigError for a shape or type that is not known."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
@@ -58,7 +58,7 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, quantisation)
         add_vocabulary(writer, _vocabulary(llama.vocab))
-        for tensor in layout(llama):
+        for tensor in list_tensors(llama):
             if len(tensor.shape) == 1:
                 writer.add_tensor_info(tensor.name, tensor.shape, _float32(), 4 * tensor.shape[0])
             else:
@@ -72,7 +72,7 @@ def write_model(path: Path, shape: str, quantisation: Quantisation = "q8_0", see
     return path
 
 
-def write_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
+def write_gguf_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
     """Write a random GGUF LoRA on all seven projections of a named shape; returns `path`."""
     import numpy as np
 
@@ -103,7 +103,7 @@ def _arrays(llama: Llama, quantisation: Quantisation, seed: int) -> Iterator[np.
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    for tensor in layout(llama):
+    for tensor in list_tensors(llama):
         if len(tensor.shape) == 1:
             yield np.ones(tensor.shape, np.float32)
         else:
@@ -174,7 +174,7 @@ RANDOM = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 1
 RANDOM_RANK = 16
 
 
-def random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
+def make_random_model(tokenizer_of: Path, folder: Path) -> tuple[Path, Path]:
     """Write a random Llama of 0.12 billion weights with another model's tokenizer, and a random LoRA; return both folders."""
     import torch
     from peft import LoraConfig, get_peft_model

@@ -31,7 +31,7 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.training.rows import TOO_LONG, Texts
+from selfreward_lite.training.rows import TOO_LONG, PairTexts
 
 TABLE = "data/train-00000-of-00001.parquet"
 
@@ -177,7 +177,7 @@ def _explain_upload_errors(repository: str) -> Iterator[None]:
 
 def _build_rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two replies of the assistant."""
-    texts = Texts(
+    texts = PairTexts(
         {one.id: one for one in store.records(Prompt)},
         {one.id: one for one in store.records(Response)},
         {one.id: one for one in store.records(Judgment)},
@@ -185,10 +185,10 @@ def _build_rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     )
     for pair in store.records(ResponsePair):
         scores = (pair.chosen_score, pair.rejected_score)
-        yield _build_row(texts.of_responses(pair), "response", pair.iteration, scores)
+        yield _build_row(texts.read_response_pair(pair), "response", pair.iteration, scores)
     for judged in store.records(JudgmentPair):
         scores = (judged.chosen_strength, judged.rejected_strength)
-        yield _build_row(texts.of_judgments(judged), "judgment", judged.iteration, scores)
+        yield _build_row(texts.read_judgment_pair(judged), "judgment", judged.iteration, scores)
 
 
 def _build_row(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Gates
-from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, frozen_or_broken
+from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, find_loss_fault
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _check_training(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         "of the adapter's weights moved",
         "raise the learning rate",
     )
-    fault = frozen_or_broken(evidence.losses)
+    fault = find_loss_fault(evidence.losses)
     reason = fault or "the loss is finite and changes"
     yield _result("loss", fault is None, reason, "lower the learning rate")
     yield _at_most(

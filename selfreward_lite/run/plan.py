@@ -20,7 +20,12 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.method import canaries
 from selfreward_lite.models import memory
 from selfreward_lite.models.hf_folder import BASES, SHAPES, Llama, read_config
-from selfreward_lite.models.memory import adapter_weights, base_size, linear_weights, weights
+from selfreward_lite.models.memory import (
+    count_adapter_weights,
+    count_linear_weights,
+    count_weights,
+    estimate_base,
+)
 from selfreward_lite.run.stages import (
     ANSWERS,
     EFT_DRAWN,
@@ -99,25 +104,25 @@ def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds, name: str) 
 
     A step reads weights and cache once, and computes for every sequence.
     """
-    size, parallel = weights(llama), settings.engine.parallel
+    size, parallel = count_weights(llama), settings.engine.parallel
     tokens = PROMPT_TOKENS + JUDGE_TOKENS + Lengths.of(settings).response
     cells = min(settings.engine.context, parallel * tokens)
     cell = llama.layers * llama.kv_heads * llama.head_dim * 4
     step = max(
-        (base_size(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
+        (estimate_base(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
         2 * size * parallel / (STEP_SHARE * speeds.operations),
     )
     rates = Rates(
         token=step / parallel,
         read=2 * size / (PREFILL_SHARE * speeds.operations),
-        dpo=DPO_OPERATIONS * linear_weights(llama) / (TRAIN_SHARE * speeds.operations),
+        dpo=DPO_OPERATIONS * count_linear_weights(llama) / (TRAIN_SHARE * speeds.operations),
     )
     return costs_from_rates(settings, llama, rates, f"estimate for {name}")
 
 
 def costs_from_rates(settings: Settings, llama: Llama, rates: Rates, source: str) -> StageCosts:
     """Costs from seconds a token, estimated or measured."""
-    lengths, size = Lengths.of(settings), weights(llama)
+    lengths, size = Lengths.of(settings), count_weights(llama)
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
@@ -261,7 +266,7 @@ class Prediction:
 def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
     """What to expect of a complete run on a GPU, stored before it starts and never changed."""
     key = gpu_key(card) if card else None
-    peaks = memory.peaks(settings, llama).items()
+    peaks = memory.estimate_peaks(settings, llama).items()
     peak = {stage: sum(parts.values()) for stage, parts in peaks} if card else {}
     if key is None:
         return Prediction(card, None, {}, peak)
@@ -292,7 +297,7 @@ class Estimate:
     @property
     def most(self) -> int:
         """Bytes of GPU memory in the stage that takes most."""
-        return memory.most(self.peaks)
+        return memory.largest_peak(self.peaks)
 
 
 def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
@@ -308,7 +313,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
     return Estimate(
         llama,
         predict(settings, llama, name),
-        memory.peaks(settings, llama),
+        memory.estimate_peaks(settings, llama),
         known if card or not gpus else float(gpus[0].free),
         disk_needs(settings, llama, settings.iterations, seed_stage=True, base_written=False),
         free_bytes(runs_dir),
@@ -330,8 +335,8 @@ def _download(settings: Settings, llama: Llama) -> int:
     """Bytes of a base and of OASST1 that are not here yet, roughly."""
     size, repository = 0.0, hub.parse_repository(settings.model.base)
     if repository and not hub.is_downloaded(repository, "model"):
-        linear = linear_weights(llama)
-        size += linear * memory.NF4_BYTES + 2 * (weights(llama) - linear)
+        linear = count_linear_weights(llama)
+        size += linear * memory.NF4_BYTES + 2 * (count_weights(llama) - linear)
     ranked = hub.parse_repository(settings.seed_stage.ranked)
     if ranked and not hub.is_downloaded(ranked, "dataset"):
         size += 41.6e6  # OASST1's two Parquet files, by the hub's page
@@ -348,7 +353,7 @@ def disk_needs(
 
     `iterations` are those still to do; `seed_stage` says whether it is still to do as well.
     """
-    adapter = adapter_weights(llama, settings.lora.rank)
+    adapter = count_adapter_weights(llama, settings.lora.rank)
     records = iterations * (_records(settings) + _evaluation(settings))
     rows = 2 * settings.prompts.count if iterations else settings.seed_stage.train_examples
     if seed_stage:
@@ -359,7 +364,7 @@ def disk_needs(
     longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
     working = LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES
     return {
-        "base": 0 if base_written else int(base_size(settings.model, llama)),
+        "base": 0 if base_written else int(estimate_base(settings.model, llama)),
         "adapters": (iterations + seed_stage) * adapter * ADAPTER_BYTES,
         "records": int(records),
         "working files": working if iterations or seed_stage else 0,

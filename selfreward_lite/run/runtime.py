@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from selfreward_lite.config.settings import EngineSettings, Model
 from selfreward_lite.data import hub
 from selfreward_lite.engine.api import Engine, LlamaSpec
 from selfreward_lite.engine.process import ProcessEngine
+from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.system.errors import ExportError, TrainingError
-from selfreward_lite.training.job import Job, Report
+from selfreward_lite.training.job import Job, Report, TrainingResult
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 TokenLists = Sequence[Sequence[int]]
@@ -30,20 +31,16 @@ class Runtime:
     """The four functions that need torch or llama.cpp.
 
     open_engine     base GGUF, settings → engine
-    train           job, folder for its log, report → what the trainer measured
+    train           job, folder for its log, report → what the training did
     export_base     model folder, GGUF to write, settings
     export_adapter  model folder, adapter folder, base GGUF, GGUF to write, token lists, settings
-                    → parity on these tokens
-
-    Parity is `difference`, the largest between PEFT's logits and llama.cpp's; `change`, the
-    largest by the adapter; `share` of that change in llama.cpp (None where the base's rounding
-    hides it); `agreement`, the share of positions with the same likeliest token in both.
+                    → its parity on these tokens
     """
 
     open_engine: Callable[[Path, EngineSettings], Engine]
-    train: Callable[[Job, Path, Report], dict[str, float]]
+    train: Callable[[Job, Path, Report], TrainingResult]
     export_base: Callable[[Path, Path, Model], None]
-    export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], dict[str, float | None]]
+    export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], AdapterParity]
 
 
 @contextmanager
@@ -71,10 +68,10 @@ class _Torch:
 
     worker: TorchWorker
 
-    def train(self, job: Job, folder: Path, report: Report) -> dict[str, float]:
+    def train(self, job: Job, folder: Path, report: Report) -> TrainingResult:
         log = folder / "train.log"
         try:
-            return self.worker.do("train", log, report, **asdict(job))
+            return TrainingResult(**self.worker.do("train", log, report, **job.model_dump()))
         except TaskFailed as failure:
             raise TrainingError(
                 f"training failed: {failure} (see {log}){_nearly_full(folder)}"
@@ -82,12 +79,12 @@ class _Torch:
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        paths = {"model_dir": str(model_dir), "out": str(out)}
+        paths = {"model_dir": model_dir, "out": out}
         if model.gguf_file is None:
             self._export("export_base", model, dtype=model.gguf, **paths)
         else:
             self._export(
-                "adopt_base", model, gguf=str(hub.find_local(model.gguf_file, "model")), **paths
+                "adopt_base", model, gguf=hub.find_local(model.gguf_file, "model"), **paths
             )
 
     def export_adapter(
@@ -98,18 +95,19 @@ class _Torch:
         out: Path,
         token_lists: TokenLists,
         model: Model,
-    ) -> dict[str, float | None]:
-        return self._export(
+    ) -> AdapterParity:
+        answer = self._export(
             "export_adapter",
             model,
-            model_dir=str(model_dir),
-            adapter=str(adapter),
-            base=str(base),
-            out=str(out),
+            model_dir=model_dir,
+            adapter=adapter,
+            base=base,
+            out=out,
             token_lists=token_lists,
         )
+        return AdapterParity(**answer)
 
-    def _export(self, task: str, model: Model, **arguments: Any) -> dict[str, Any]:
+    def _export(self, task: str, model: Model, **arguments: Any) -> Any:
         log = Path(arguments["out"]).with_suffix(".log")
         try:
             answer = self.worker.do(

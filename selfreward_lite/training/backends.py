@@ -1,8 +1,6 @@
-"""Which library holds the model while it is trained: unsloth where it can be imported beside a card, else transformers and
-PEFT with bitsandbytes. Chosen once per process, and said in words.
+"""The library that holds the model in training: unsloth where it works, else transformers with PEFT and bitsandbytes.
 
-Knows: how either loads a base and puts a trainable adapter on it. Does not know: trainers, rows. unsloth rewrites transformers
-and TRL as it is imported, so it comes before them or not at all: `ready` is called before anything of theirs is.
+unsloth rewrites transformers and TRL as it is imported, so it must come before them: call `choose_backend` first.
 """
 
 from __future__ import annotations
@@ -25,115 +23,111 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The library that trains, and the same in words, with the reason where it is not the one that was hoped for."""
+    """The library that trains, and its description: versions, and why it is not unsloth if it could be."""
 
     name: Literal["unsloth", "transformers"]
-    words: str
+    description: str
 
 
-def ready(wanted: str, scratch: Path) -> Backend:
-    """Choose the library for this process and import it if it is unsloth; `scratch` takes the code that unsloth generates.
+def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
+    """Choose the library for this process, and import it if it is unsloth; `scratch` takes the code that unsloth generates.
 
-    `wanted` is "auto" (unsloth, if there is a card and it can be imported), "unsloth" or "transformers". Raises TrainingError
-    where "unsloth" cannot be had.
+    "auto" is unsloth, if there is a GPU and it can be imported. Raises TrainingError where "unsloth" cannot be used.
     """
+    plain = f"transformers {version('transformers')}, bitsandbytes {version('bitsandbytes')}"
     if wanted == "transformers" or (wanted == "auto" and not list_gpus()):
-        return Backend("transformers", _transformers())
-    if wanted == "auto" and not _installed("unsloth"):
-        return Backend(
-            "transformers",
-            f"{_transformers()}; unsloth is not installed (pip install -r requirements-gpu.txt)",
-        )
+        return Backend("transformers", plain)
+    if wanted == "auto" and not _is_installed("unsloth"):
+        missing = "unsloth is not installed (pip install -r requirements-gpu.txt)"
+        return Backend("transformers", f"{plain}; {missing}")
     if late := [name for name in ("transformers", "trl", "peft") if name in sys.modules]:
         raise TrainingError(
-            f"unsloth must be imported before {late[0]}, which is not so here; set backend=transformers"
+            f"unsloth must be imported before {late[0]}, but was not; set backend=transformers"
         )
-    os.environ.setdefault(
-        "UNSLOTH_DISABLE_STATISTICS", "1"
-    )  # it would ask the hub for a file at every start
+    # it would ask the hub for a file at every start
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(scratch / "unsloth_compiled_cache"))
     try:
         import unsloth  # noqa: F401
     except Exception as error:  # noqa: BLE001 - it fails in many ways, of which ImportError is one
-        why = f"unsloth cannot be imported ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        reason = next(iter(str(error).splitlines()), "")
+        why = f"unsloth cannot be imported ({type(error).__name__}: {reason})"
         if wanted == "unsloth":
             raise TrainingError(
-                f"{why}; set backend=transformers, or mend it: `doctor` says how"
+                f"{why}; set backend=transformers, or run `doctor` to see how to fix it"
             ) from None
-        return Backend("transformers", f"{_transformers()}; {why}")
+        return Backend("transformers", f"{plain}; {why}")
     return Backend("unsloth", f"unsloth {version('unsloth')}")
 
 
-def load(backend: Backend, job: Job, dtype: torch.dtype) -> Any:
+def load_model(backend: Backend, job: Job, dtype: torch.dtype) -> Any:
     """Return the base with the trainable adapter `default` on it: that of `job.adapter_in`, or a fresh one."""
-    model = (_by_unsloth if backend.name == "unsloth" else _by_transformers)(job, dtype)
+    load = _load_with_unsloth if backend.name == "unsloth" else _load_with_transformers
+    model = load(job, dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("no weight of the adapter is trainable")
     return model
 
 
-def _by_transformers(job: Job, dtype: torch.dtype) -> Any:
+def _load_with_transformers(job: Job, dtype: torch.dtype) -> Any:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     from selfreward_lite.models import nf4
 
-    base = nf4.load(job.model_dir, job.quantisation, dtype, on_gpu=torch.cuda.is_available())
+    base = nf4.load_model(job.model_dir, job.quantization, dtype, on_gpu=torch.cuda.is_available())
     if job.adapter_in is not None:
         return PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
     return get_peft_model(
         base,
         LoraConfig(
-            r=job.lora["rank"],
-            lora_alpha=job.lora["alpha"],
-            lora_dropout=job.lora["dropout"],
+            r=job.lora.rank,
+            lora_alpha=job.lora.alpha,
+            lora_dropout=job.lora.dropout,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         ),
     )
 
 
-def _by_unsloth(job: Job, dtype: torch.dtype) -> Any:
+def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
     from selfreward_lite.models import nf4
 
-    modules = [name.rsplit(".", 1)[-1] for name in read_config(Path(job.model_dir)).projections()]
-    longest, checkpointing = (
-        job.settings["max_length"],
-        "unsloth" if torch.cuda.is_available() else False,
-    )
     base, _ = FastLanguageModel.from_pretrained(
-        job.model_dir,
-        max_seq_length=longest,
+        str(job.model_dir),
+        max_seq_length=job.settings.max_length,
         dtype=dtype,
-        load_in_4bit=job.quantisation == "nf4",
+        load_in_4bit=job.quantization == "nf4",
         use_exact_model_name=True,
         local_files_only=True,
     )
     model = FastLanguageModel.get_peft_model(
-        nf4.settled(base, dtype),
-        r=job.lora["rank"],
-        lora_alpha=job.lora["alpha"],
-        lora_dropout=job.lora["dropout"],
-        target_modules=modules,
-        use_gradient_checkpointing=checkpointing,
+        nf4.set_compute_dtype(base, dtype),
+        r=job.lora.rank,
+        lora_alpha=job.lora.alpha,
+        lora_dropout=job.lora.dropout,
+        target_modules=[
+            name.rsplit(".", 1)[-1] for name in read_config(job.model_dir).projections()
+        ],
+        use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=job.seed,
     )
     if job.adapter_in is not None:
-        restore(model, job.adapter_in)
+        restore_adapter(model, job.adapter_in)
     return model
 
 
-def restore(model: Any, adapter_in: str) -> None:
+def restore_adapter(model: Any, adapter_in: Path) -> None:
     """Put an adapter's weights on a model as they were saved: TRL rounds those of a 4-bit model to bfloat16.
 
-    Raises TrainingError where they are not those of this model's adapter.
+    Raises TrainingError where they do not belong to this model's adapter.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    weights = load_peft_weights(adapter_in, device="cpu")
+    weights = load_peft_weights(str(adapter_in), device="cpu")
     result = set_peft_model_state_dict(model, weights, adapter_name="default")
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
     if result.unexpected_keys or len(weights) != trainable:
@@ -142,11 +136,7 @@ def restore(model: Any, adapter_in: str) -> None:
         )
 
 
-def _transformers() -> str:
-    return f"transformers {version('transformers')}, bitsandbytes {version('bitsandbytes')}"
-
-
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         version(name)
     except PackageNotFoundError:

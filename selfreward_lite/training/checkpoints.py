@@ -1,9 +1,8 @@
-"""A training under way, kept on disk: adapter, optimizer and how far it is, as safetensors and JSON. Never a pickle.
+"""A training under way, on disk: adapter, optimizer and progress, as safetensors and JSON. Never a pickle.
 
     <folder>/step-<n>/adapter.safetensors  optimizer.safetensors  state.json  manifest.json, written last
 
-Knows: when such a folder is whole, and whose it is. Does not know: trainers. A checkpoint of another job, or one that its
-manifest does not confirm, is as good as none.
+A checkpoint of another job, or one that its manifest does not confirm, is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """How far a training is: optimizer steps done, losses so far, what its first step said, the scale of fp16's gradients."""
+    """The progress of a training: steps done, losses, what the first step logged, the scale of float16's gradients."""
 
     job: str
     step: int
@@ -43,20 +42,18 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; when it is whole, and not before, those of earlier steps are removed."""
+    """Write a checkpoint; once it is complete, those of earlier steps are removed."""
     from safetensors.torch import save_file
 
     target = folder / f"step-{checkpoint.state.step}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    save_file(
-        {name: weight.contiguous() for name, weight in checkpoint.adapter.items()},
-        target / "adapter.safetensors",
-    )
-    save_file(
-        {name: weight.contiguous() for name, weight in checkpoint.optimizer.items()},
-        target / "optimizer.safetensors",
-    )
+    for name in ("adapter", "optimizer"):
+        weights: Weights = getattr(checkpoint, name)
+        save_file(
+            {key: weight.contiguous() for key, weight in weights.items()},
+            target / f"{name}.safetensors",
+        )
     (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)), encoding="utf-8")
     write_manifest(target, {})
     for other in folder.iterdir():
@@ -64,20 +61,16 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def newest(folder: Path, job: str) -> Checkpoint | None:
-    """Return the checkpoint of this job with the most steps, None if there is none that is whole."""
+def find_newest(folder: Path, job: str) -> Checkpoint | None:
+    """Return the complete checkpoint of this job with the most steps, None if there is none."""
     from safetensors.torch import load_file
 
-    for path in sorted(
-        folder.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")), reverse=True
-    ):
+    steps = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
+    for _, path in sorted(steps.items(), reverse=True):
         if manifest_faults(path):
             continue
         state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         if state.job == job:
-            return Checkpoint(
-                state,
-                load_file(path / "adapter.safetensors"),
-                load_file(path / "optimizer.safetensors"),
-            )
+            adapter = load_file(path / "adapter.safetensors")
+            return Checkpoint(state, adapter, load_file(path / "optimizer.safetensors"))
     return None

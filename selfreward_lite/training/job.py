@@ -1,9 +1,4 @@
-"""A training job: what is trained on which rows, and in which order.
-
-Knows: which text is prompt and which completion, token ids, how long a row is. Does not know: torch, trainers (those are in
-`train`, which runs in a child so that its memory really comes back). All ids come from `chat`, so a prompt is the same
-tokens to a trainer as to the engine; a completion is its stripped text, encoded again.
-"""
+"""A training job, what comes back from it, and what its losses must look like."""
 
 from __future__ import annotations
 
@@ -11,75 +6,105 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
+from selfreward_lite.config.settings import Dpo, Lora, Section, Training
 from selfreward_lite.system.files import sha256_of
 
-FIRST_MARGIN_LIMIT = (
-    1e-4  # reward margin of the first step; larger means that the reference is another model
-)
+FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; more means another reference model
 PROBE_STEPS = 5
-FROZEN_STEPS = 5  # a loss that is the same to the last digit for so many steps is not being trained
-Report = Callable[
-    [Mapping[str, Any]], None
-]  # `step`, `steps` in all and the `values` that the trainer logged; or `words`
+FROZEN_STEPS = 5  # a loss that stays the same to the last digit for so many steps is not trained
+# `step`, `steps` in all and the `values` that the trainer logged; or `words`, a message
+Report = Callable[[Mapping[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(Section):
     """Everything that the training child needs.
 
-    `adapter_in` is the adapter to go on from, None for a fresh one; for DPO it is the reference as well. `rows` is a
-    JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO).
-    `min_moved_share` of the adapter's weights must have moved after PROBE_STEPS, or the rest of the training is not worth it.
-    At the time of day `until` (seconds since 1970) the training ends: with a model if half of it is done, else with a checkpoint
-    and no model. A checkpoint is written to `checkpoints` every `checkpoint_minutes`, and gone on from if one of this very job is
-    there. `memory` are the bytes of the card that torch may take, None for all.
+    `adapter_in` is the adapter to continue from, None for a fresh one; in DPO it is the reference too. `rows` is a JSON-lines
+    file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO). The training fails if
+    less than `min_moved_share` of the adapter's weights have moved after PROBE_STEPS. At the time `until` (seconds since 1970) it
+    ends: with a model if half of it is done, else with a checkpoint and no model. A checkpoint is written every
+    `checkpoint_minutes`, and the training resumes from one if its job is this one. `memory` limits torch to so many bytes of the GPU.
     """
 
     method: Literal["sft", "dpo"]
-    model_dir: str
-    quantisation: str
-    adapter_in: str | None
-    adapter_out: str
-    rows: str
+    model_dir: Path
+    quantization: Literal["nf4", "none"]
+    adapter_in: Path | None
+    adapter_out: Path
+    rows: Path
     row_count: int
     pad: int
     seed: int
-    settings: Mapping[str, Any]
-    lora: Mapping[str, Any]
-    checkpoints: str
+    settings: Training | Dpo
+    lora: Lora
+    checkpoints: Path
     checkpoint_minutes: float = 10.0
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     min_moved_share: float = 0.9
     until: float | None = None
     memory: int | None = None
 
+    @model_validator(mode="after")
+    def _check_settings(self) -> Job:
+        if isinstance(self.settings, Dpo) != (self.method == "dpo"):
+            raise ValueError(
+                f"{type(self.settings).__name__} are not the settings of {self.method}"
+            )
+        return self
+
     def digest(self) -> str:
-        """Return what tells this job from any other: what it begins with, its rows, and all that its steps depend on."""
-        weights = Path(self.adapter_in) / "adapter_model.safetensors" if self.adapter_in else None
-        steps = {
-            name: value for name, value in self.settings.items() if name != "micro_batch"
-        }  # it pads otherwise, and no more
+        """Return a hash of all that the steps of this job depend on: where it begins, its rows, its settings."""
+        weights = self.adapter_in and sha256_of(self.adapter_in / "adapter_model.safetensors")
         known = [
             self.method,
-            self.quantisation,
-            sha256_of(Path(self.rows)),
-            weights and sha256_of(weights),
+            self.quantization,
+            sha256_of(self.rows),
+            weights,
             self.seed,
-            steps,
+            self.settings.model_dump(exclude={"micro_batch"}),  # it changes the padding only
+            self.lora.model_dump(),
         ]
-        return hashlib.sha256(
-            json.dumps([*known, dict(self.lora)], sort_keys=True).encode()
-        ).hexdigest()
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def frozen_or_broken(losses: Sequence[float]) -> str | None:
-    """Say what is wrong with a course of losses: one that is not finite, is exactly 0, or stays the same for FROZEN_STEPS.
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training did; a field is None where there was nothing to measure, such as without rows or a GPU.
 
-    >>> frozen_or_broken([0.69, 0.5]), frozen_or_broken([0.69, 0.0]), frozen_or_broken([0.69] * 5)
+    `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the step that it resumed from.
+    """
+
+    steps: int
+    rows: int
+    moved_share: float  # of the adapter's weights
+    first_margin: float
+    tokens: int | None = None
+    train_seconds: float | None = None
+    load_seconds: float | None = None
+    micro_batch: int | None = None
+    begun_at: int | None = None
+    skipped: int | None = None
+    first_loss: float | None = None
+    peak_bytes: float | None = None
+    ended_early: bool | None = None
+    out_of_time: bool | None = None  # before half of it was done, so that there is no model
+
+    def metrics(self) -> dict[str, float]:
+        """Return the fields that were measured, by the names of their metrics in a run's store."""
+        known = asdict(self).items()
+        return {f"training_{name}": float(value) for name, value in known if value is not None}
+
+
+def find_loss_fault(losses: Sequence[float]) -> str | None:
+    """Return what is wrong with a series of losses: one not finite, exactly 0, or the same for FROZEN_STEPS.
+
+    >>> find_loss_fault([0.69, 0.5]), find_loss_fault([0.69, 0.0]), find_loss_fault([0.69] * 5)
     (None, 'the loss is exactly 0', 'the loss stayed at 0.69 for 5 steps')
     """
     if not all(math.isfinite(loss) for loss in losses):

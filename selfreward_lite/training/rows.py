@@ -1,4 +1,4 @@
-"""Pairs and examples as token-id rows."""
+"""Pairs and examples as rows of token ids, in the order in which they are trained on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from selfreward_lite.data.records import (
     Drop,
@@ -21,19 +20,19 @@ from selfreward_lite.method.judgments import build_judge_question
 from selfreward_lite.models.chat_format import ChatFormat, user
 
 TOO_LONG = "longer than max_length"
-Row = dict[str, Any]
+Row = dict[str, list[int]]  # prompt_ids, and completion_ids or chosen_ids and rejected_ids
 
 
 @dataclass
 class Rows:
-    """Rows for a trainer, and by reason what was left out."""
+    """Rows for a trainer, and what was left out, with the reason."""
 
     rows: list[Row] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
 
     def add(self, row: Row, max_length: int) -> None:
         """Take a row unless it is too long: a trainer would cut it, and the model would never see its end."""
-        if length(row) > max_length:
+        if row_length(row) > max_length:
             self.drops.append(Drop(TOO_LONG))
         else:
             self.rows.append(row)
@@ -43,44 +42,40 @@ class Rows:
         path.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
 
 
-def length(row: Row) -> int:
-    """Return the tokens of a row: its prompt and the longest of its completions."""
+def row_length(row: Row) -> int:
+    """Return the tokens of a row's prompt and the longest of its completions."""
     return len(row["prompt_ids"]) + max(map(len, _completions(row)))
 
 
-def tokens(row: Row) -> int:
-    """Return the tokens that a row is trained on: its prompt with each of its completions."""
-    completions = _completions(row)
-    return len(completions) * len(row["prompt_ids"]) + sum(map(len, completions))
+def count_tokens(row: Row) -> int:
+    """Return the tokens that are computed for a row: its prompt with each of its completions."""
+    return sum(len(row["prompt_ids"]) + len(completion) for completion in _completions(row))
 
 
 def _completions(row: Row) -> list[list[int]]:
-    """The row's completions; beside them a trainer may have put numbers of its own."""
+    """The row's completions; a trainer may have added numbers of its own."""
     return [ids for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids"]
 
 
-def arranged(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:
-    """Return the rows in the order in which a trainer is to see them, all epochs after one another.
+def arrange_rows(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:
+    """Return the rows in the order of training, all epochs after one another.
 
-    Every epoch is shuffled anew; inside a batch, rows stand by length. The batch, and so the step, is the same in any
-    order, but the micro-batches that it is cut into are padded less: of judgments among short responses, half was padding.
+    Every epoch is shuffled anew; within a batch, rows are sorted by length. The batch, and so the step, is the same in any
+    order, but its micro-batches need less padding: of judgments among short responses, half was padding.
     """
     rng = random.Random(seed)
     order: list[Row] = []
-    while len(order) < round(epochs * len(rows)):
+    count = round(epochs * len(rows))
+    while len(order) < count:
         order += rng.sample(rows, len(rows))
-    order = order[: round(epochs * len(rows))]
-    return [
-        row
-        for start in range(0, len(order), batch)
-        for row in sorted(order[start : start + batch], key=length)
-    ]
+    batches = [order[start : min(start + batch, count)] for start in range(0, count, batch)]
+    return [row for one in batches for row in sorted(one, key=row_length)]
 
 
-def micro_batches(batch: int, wanted: int) -> Iterator[int]:
-    """Yield how many examples to put on the device at once: as many as wanted, then fewer each time, always a divisor of batch.
+def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:
+    """Yield sizes of micro-batches to try in turn: as wanted, then smaller; always a divisor of the batch.
 
-    >>> list(micro_batches(32, 6)), list(micro_batches(6, 4))
+    >>> list(list_micro_batches(32, 6)), list(list_micro_batches(6, 4))
     ([4, 2, 1], [3, 1])
     """
     size = wanted
@@ -92,47 +87,45 @@ def micro_batches(batch: int, wanted: int) -> Iterator[int]:
             size -= 1
 
 
-def sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: int) -> Rows:
-    """Return rows of (what the user says, what the assistant is to answer)."""
+def build_sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: int) -> Rows:
+    """Return rows of (the user's message, the assistant's answer)."""
     rows = Rows()
-    for content, answer in examples:
+    for message, answer in examples:
         row = {
-            "prompt_ids": chat.prompt_ids(user(content)),
-            "completion_ids": chat.completion_ids(answer),
+            "prompt_ids": list(chat.prompt_ids(user(message))),
+            "completion_ids": list(chat.completion_ids(answer)),
         }
         rows.add(row, max_length)
     return rows
 
 
-def dpo_rows(
+def build_dpo_rows(
     response_pairs: Iterable[ResponsePair],
     judgment_pairs: Iterable[JudgmentPair],
-    texts: Texts,
+    texts: PairTexts,
     chat: ChatFormat,
     max_length: int,
 ) -> Rows:
-    """Return both kinds of pairs as rows: a prompt with two responses, or a judge's question with two judgments."""
+    """Return both kinds of pairs as rows: a prompt with two responses, a judge's question with two judgments."""
     rows = Rows()
-    for said, chosen, rejected in (
-        *map(texts.of_responses, response_pairs),
-        *map(texts.of_judgments, judgment_pairs),
+    for message, chosen, rejected in (
+        *map(texts.read_response_pair, response_pairs),
+        *map(texts.read_judgment_pair, judgment_pairs),
     ):
-        rows.add(
-            {
-                "prompt_ids": chat.prompt_ids(user(said)),
-                "chosen_ids": chat.completion_ids(chosen),
-                "rejected_ids": chat.completion_ids(rejected),
-            },
-            max_length,
-        )
+        row = {
+            "prompt_ids": list(chat.prompt_ids(user(message))),
+            "chosen_ids": list(chat.completion_ids(chosen)),
+            "rejected_ids": list(chat.completion_ids(rejected)),
+        }
+        rows.add(row, max_length)
     return rows
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The records that pairs point to, by id, and the template set that the judge was asked with.
+class PairTexts:
+    """The records that pairs refer to, by id, and the judge's template set.
 
-    A pair in texts is what the user says, the chosen answer and the rejected one.
+    A pair as texts is the user's message, the chosen answer and the rejected one.
     """
 
     prompts: Mapping[str, Prompt]
@@ -140,13 +133,14 @@ class Texts:
     judgments: Mapping[str, Judgment]
     templates: str
 
-    def of_responses(self, pair: ResponsePair) -> tuple[str, str, str]:
-        """Return a pair of responses in texts."""
+    def read_response_pair(self, pair: ResponsePair) -> tuple[str, str, str]:
+        """Return a pair of responses as texts."""
         chosen, rejected = self.responses[pair.chosen_id], self.responses[pair.rejected_id]
         return self.prompts[pair.prompt_id].text, chosen.text, rejected.text
 
-    def of_judgments(self, pair: JudgmentPair) -> tuple[str, str, str]:
-        """Return a pair of judgments in texts: the user's part is the judge's question."""
+    def read_judgment_pair(self, pair: JudgmentPair) -> tuple[str, str, str]:
+        """Return a pair of judgments as texts: the user's message is the judge's question."""
         response = self.responses[pair.response_id]
-        asked = build_judge_question(self.prompts[response.prompt_id], response, self.templates)
-        return asked, self.judgments[pair.chosen_id].text, self.judgments[pair.rejected_id].text
+        prompt = self.prompts[response.prompt_id]
+        question = build_judge_question(prompt, response, self.templates)
+        return question, self.judgments[pair.chosen_id].text, self.judgments[pair.rejected_id].text

@@ -1,16 +1,12 @@
-"""SFT and DPO of the adapter with TRL. Runs in a child process, as a task of the workshop.
+"""SFT and DPO of the adapter with TRL, in a child process.
 
-Knows: how a trainer is told, watched, interrupted, and given less at once where memory is short. Does not know: which library
-holds the model (`backends`), records, stages, scores.
+The reference of DPO is the model that made the data, M(t-1): training starts from its adapter, of which TRL keeps a frozen copy
+named `ref`. At the first step policy and reference agree, so the reward margin is 0 and the sigmoid term is ln 2 (arXiv
+2407.19594 and 2401.10020 start DPO from the model that labelled); anything else is refused.
 
-The reference of DPO is the model that made the data, M(t−1): the trainer is given the trainable adapter of M(t−1), of
-which TRL keeps a frozen copy named `ref`. At the first step, then, policy and reference agree, the reward margin is 0
-and the sigmoid term is ln 2 (arXiv 2407.19594 and 2401.10020 start DPO from the model that labelled); anything else
-is refused.
-
-A training that was interrupted goes on from its newest checkpoint and ends with the weights that it would have ended with:
-rows stand in their order beforehand, and the learning rate depends on the step's number alone. To the last bit that holds on a
-CPU, without dropout, with as many rows at once as before; a card may add up in another order.
+An interrupted training resumes from its newest checkpoint and ends with the same weights: the order of rows is fixed, and the
+learning rate depends on the step's number alone. That holds to the last bit on a CPU, without dropout, with as many rows at once;
+a GPU may add in another order.
 """
 
 from __future__ import annotations
@@ -21,86 +17,121 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from selfreward_lite.config.settings import Dpo
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.gpu import BF16, OLDEST
 from selfreward_lite.training import backends, checkpoints
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.checkpoints import Checkpoint, State
-from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, PROBE_STEPS, Job, frozen_or_broken
-from selfreward_lite.training.rows import Row, arranged, length, micro_batches, tokens
+from selfreward_lite.training.job import (
+    FIRST_MARGIN_LIMIT,
+    PROBE_STEPS,
+    Job,
+    TrainingResult,
+    find_loss_fault,
+)
+from selfreward_lite.training.rows import (
+    Row,
+    arrange_rows,
+    count_tokens,
+    list_micro_batches,
+    row_length,
+)
 
 IGNORED = -100
-NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+PLAIN_MEMORY_ERRORS = ("out of memory", "alloc_failed")  # CUDA's and cuBLAS's, without a class
 
-# Where float16 begins to scale losses: at torch's 2^16 the first steps overflow, and are left out. It grows by itself.
+# Where float16 begins to scale losses: at torch's 2^16 the first steps overflow and are skipped. It grows by itself.
 FIRST_SCALE = 2.0**12
 Say = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
 
+# The private parts of TRL and of transformers' Trainer that TokenRows uses were read in these versions.
+READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
 
-class TokenisedDPOTrainer(DPOTrainer):
-    """TRL's trainer for rows that are token ids already.
 
-    TRL would render messages with the tokenizer, which reads `<|eot_id|>` inside a message as the end of a turn.
-    """
+class TokenRows:
+    """Lets a TRL trainer work on rows of token ids. The only place that uses private parts of TRL: see READ_VERSIONS."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        """TRL would render messages with the tokenizer, which reads `<|eot_id|>` in one as the end of a turn."""
         return dataset
+
+    def try_longest_rows(self: Any) -> None:
+        """Run one step on the longest rows, without a trace: too little memory should show now, not in an hour."""
+        rows, args = self.train_dataset, self.args
+        order = sorted(range(len(rows)), key=lambda index: _padded_length(rows[index]))
+        longest = [rows[index] for index in order[-args.per_device_train_batch_size :]]
+        # Trainer's loop sets it a little later, and training_step reads it.
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+        self.training_step(self.model_wrapped, self.data_collator(longest))
+        self.model.zero_grad()
+        self._metrics["train"].clear()  # these belong to no step
+
+    def reference_logps(self: Any, rows: list[Row]) -> list[tuple[float, float]]:
+        """The reference's log probabilities of the chosen and the rejected completion of each row, in DPO."""
+        # Prepared as in training: in mixed precision the same weights give other numbers without it.
+        model = self.accelerator.prepare(self.model).eval()
+        size = self.args.per_device_train_batch_size
+        found: list[tuple[float, float]] = []
+        for start in range(0, len(rows), size):
+            inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
+            with torch.no_grad():
+                chosen, rejected = self.compute_ref_log_probs(model, inputs)
+            found += zip(chosen.tolist(), rejected.tolist(), strict=True)
+        model.train()
+        return found
+
+
+class TokenDPOTrainer(TokenRows, DPOTrainer):
+    """TRL's DPO on token ids."""
+
+
+class TokenSFTTrainer(TokenRows, SFTTrainer):
+    """TRL's SFT on token ids."""
 
 
 class Watcher(TrainerCallback):
-    """Tries the longest rows first, passes on what the trainer logs, keeps checkpoints, and ends a training that went wrong."""
+    """Tries the longest rows first, reports, keeps checkpoints, and ends a training that went wrong."""
 
     def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
         self.trainer, self.job, self.state, self.report = trainer, job, state, report
         self.begun_at, self.out_of_time = state.step, False
-        self.skipped = 0  # steps that float16 had no numbers for, which changed nothing
-        self.before = trainable(trainer.model)
+        self.skipped = 0  # steps in which float16 overflowed, which changed nothing
+        self.before = trainable_weights(trainer.model)
         self.saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One forward and backward over the longest rows: memory that is short is better short now than in an hour."""
-        rows = self.trainer.train_dataset
-        longest = sorted(range(len(rows)), key=lambda place: _padded(rows[place]))
-        batch = self.trainer.data_collator(
-            [rows[place] for place in longest[-args.per_device_train_batch_size :]]
-        )
-        self.trainer.current_gradient_accumulation_steps = (
-            args.gradient_accumulation_steps
-        )  # set by the loop, a little later
-        self.trainer.training_step(self.trainer.model_wrapped, batch)
-        self.trainer.model.zero_grad()
-        self.trainer._metrics["train"].clear()  # what it measured belongs to no step
+        self.trainer.try_longest_rows()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = self.begun_at + state.global_step
         if self.trainer.accelerator.optimizer_step_was_skipped:
             self.skipped += 1
-        elif self.begun_at + state.global_step - self.skipped == PROBE_STEPS:
+        elif step - self.skipped == PROBE_STEPS:
             moved = moved_share(self.before, self.trainer.model)
             if moved < self.job.min_moved_share:
                 raise TrainingError(
-                    f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least {self.job.min_moved_share:.0%} "
-                    "must; raise the learning rate"
+                    f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least "
+                    f"{self.job.min_moved_share:.0%} must; raise the learning rate"
                 )
         if self.job.until is not None and time.time() > self.job.until:
             control.should_training_stop = True
-            self.out_of_time = (
-                2 * (self.begun_at + state.global_step) < self.begun_at + state.max_steps
-            )
+            self.out_of_time = 2 * step < self.begun_at + state.max_steps
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if (
-            self.out_of_time
-        ):  # less than half a training is no model; it is gone on with another time
+        if self.out_of_time:  # less than half a training is no model; it resumes another time
             self._save()
 
     def on_log(
@@ -114,291 +145,237 @@ class Watcher(TrainerCallback):
         if "loss" not in values:
             return
         step, known = self.begun_at + state.global_step, self.state
-        losses, first = [*known.losses, values["loss"]], known.first or values
-        if fault := frozen_or_broken(losses):
+        losses = [*known.losses, values["loss"]]
+        if fault := find_loss_fault(losses):
             raise TrainingError(f"{fault} at step {step}; lower the learning rate")
-        if not known.first:
-            rewards = (
-                [first[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")]
-                if self.job.method == "dpo"
-                else []
-            )
-            if not all(
-                abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards
-            ):  # so that NaN is refused too
+        if not known.first and self.job.method == "dpo":
+            rewards = [values[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")]
+            # written so that NaN is refused too
+            if not all(abs(reward) <= FIRST_MARGIN_LIMIT for reward in rewards):
                 raise TrainingError(
                     f"rewards {rewards} at the first step: the reference is not M(t-1)"
                 )
-        self.state = State(known.job, step, losses, first, {})
+        self.state = State(known.job, step, losses, known.first or values, {})
         self.report({"step": step, "steps": self.begun_at + state.max_steps, "values": values})
-        if (
-            time.monotonic() - self.saved >= 60 * self.job.checkpoint_minutes
-            and state.global_step < state.max_steps
-        ):
+        is_due = time.monotonic() - self.saved >= 60 * self.job.checkpoint_minutes
+        if is_due and state.global_step < state.max_steps:
             self._save()
 
     def _save(self) -> None:
-        scaler = self.trainer.accelerator.scaler
-        state = State(**{**vars(self.state), "scaler": scaler.state_dict() if scaler else {}})
-        moments = _moments(self.trainer.optimizer, self.trainer.model)
-        checkpoints.save(
-            Path(self.job.checkpoints), Checkpoint(state, trainable(self.trainer.model), moments)
-        )
+        scaler, model = self.trainer.accelerator.scaler, self.trainer.model
+        state = replace(self.state, scaler=scaler.state_dict() if scaler else {})
+        moments = _optimizer_moments(self.trainer.optimizer, model)
+        checkpoints.save(self.job.checkpoints, Checkpoint(state, trainable_weights(model), moments))
         self.saved = time.monotonic()
 
 
-def train(job: Job, report: Say, backend: Backend) -> dict[str, float]:
-    """Train, write the adapter, and return the closing facts (steps, seconds, share of weights moved, …).
+def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
+    """Train, write the adapter, and return what was done. Without rows the adapter is a fresh one, and the model the base.
 
-    Without any row the adapter is a fresh one, and the model the base.
-
-    `report` is given `step`, `steps` and `values` as training goes on, or `words`. Where the memory does not hold
-    `micro_batch` rows at once, fewer are put there, and the batch stays what it is. Raises TrainingError where the result, or
-    what went in, must not be used.
+    Where memory does not hold `micro_batch` rows at once, fewer are tried; the batch stays as it is. Raises TrainingError where
+    the result, or the job, must not be used.
     """
-    report({"words": f"{backend.words}, in {str(_compute_dtype()).removeprefix('torch.')}"})
+    dtype = _compute_dtype()
+    report({"words": f"{backend.description}, in {str(dtype).removeprefix('torch.')}"})
     if not job.row_count:
         set_seed(job.seed)
-        save_adapter(
-            backends.load(backend, job, _compute_dtype()), Path(job.adapter_out)
-        )  # a fresh one changes nothing
-        return dict.fromkeys(
-            ("steps", "rows", "moved_share", "first_margin", "tokens", "train_seconds"), 0.0
-        )
-    for size in micro_batches(job.settings["batch"], job.settings["micro_batch"]):
+        save_adapter(backends.load_model(backend, job, dtype), job.adapter_out)
+        return TrainingResult(0, 0, 0.0, 0.0, tokens=0, train_seconds=0.0)
+    settings = job.settings
+    for size in list_micro_batches(settings.batch, settings.micro_batch):
         try:
             return _train(job, size, report, backend)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; cuBLAS, bitsandbytes and CUDA itself have others
-            if not any(words in str(error).casefold() for words in NO_MEMORY):
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
                 raise
             report({"words": f"no memory for {size} of the longest rows at once"})
-        gc.collect()  # what an exception's frames held
+        gc.collect()  # what the exception's frames held
         torch.cuda.empty_cache()
     raise TrainingError(
-        f"not even one row of up to {job.settings['max_length']} tokens fits the memory; lower {job.method}.max_length, free "
-        "memory of the card, or take a smaller model"
+        f"not even one row of up to {settings.max_length} tokens fits into memory; "
+        f"lower {job.method}.max_length, free memory of the GPU, or use a smaller model"
     )
 
 
-def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> dict[str, float]:
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    is_known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    return is_known or any(text in str(error).casefold() for text in PLAIN_MEMORY_ERRORS)
+
+
+def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> TrainingResult:
     """`train`, with so many rows on the device at once."""
     started = time.monotonic()
     if torch.cuda.is_available():
         if job.memory is not None:
-            torch.cuda.set_per_process_memory_fraction(
-                min(1.0, job.memory / torch.cuda.get_device_properties(0).total_memory)
-            )
-        torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the card
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
+        torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the GPU
     set_seed(job.seed)
-    rows = _read_rows(job)
-    order = arranged(rows, job.settings["epochs"], job.settings["batch"], job.seed)
-    kept = checkpoints.newest(Path(job.checkpoints), job.digest())
-    state = kept.state if kept else State(job.digest(), 0, [], {}, {})
-    model = backends.load(backend, job, _compute_dtype())
-    left = order[state.step * job.settings["batch"] :]
-    trainer = (_dpo_trainer if job.method == "dpo" else _sft_trainer)(model, job, left, micro_batch)
+    settings, digest = job.settings, job.digest()
+    order = arrange_rows(_read_rows(job), settings.epochs, settings.batch, job.seed)
+    checkpoint = checkpoints.find_newest(job.checkpoints, digest)
+    state = checkpoint.state if checkpoint else State(digest, 0, [], {}, {})
+    left = order[state.step * settings.batch :]
+    model = backends.load_model(backend, job, _compute_dtype())
+    trainer = _make_trainer(model, job, left, micro_batch)
     if len(trainer.train_dataset) != len(left):
         raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(left)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
         raise TrainingError(
             "the trainer made no copy of M(t-1) as reference; its reference would be the base"
         )
-    _as_float32(trainer.model)
+    _make_float32(trainer.model)
     if job.adapter_in is not None:
-        backends.restore(trainer.model, job.adapter_in)
-    if job.settings.get("precompute_reference"):
-        trainer.train_dataset = _with_reference(trainer, left, micro_batch)
-        trainer.precompute_ref_logps = True
+        backends.restore_adapter(trainer.model, job.adapter_in)
+    if isinstance(settings, Dpo) and settings.precompute_reference:
+        _precompute_reference(trainer, left)
     watcher = Watcher(trainer, job, state, report)
-    _give_optimizer(trainer, job, math.ceil(len(order) / job.settings["batch"]), state.step)
-    if kept:
-        _go_on(trainer, kept)
-        report({"words": f"goes on from step {state.step}"})
+    _set_optimizer(trainer, job, math.ceil(len(order) / settings.batch), state.step)
+    if checkpoint:
+        _restore_checkpoint(trainer, checkpoint)
+        report({"words": f"resumes from step {state.step}"})
     elif scaler := trainer.accelerator.scaler:
         scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
     trainer.add_callback(watcher)
     loaded = time.monotonic()
     trainer.train()
     done = watcher.state
-    facts = {
-        "steps": done.step,
-        "rows": len({id(row) for row in order[: done.step * job.settings["batch"]]}),
-        "moved_share": moved_share(watcher.before, trainer.model),
-        "micro_batch": micro_batch,
-        "begun_at": state.step,
-        "tokens": sum(
-            map(
-                tokens,
-                order[state.step * job.settings["batch"] : done.step * job.settings["batch"]],
-            )
-        ),
-        "out_of_time": float(watcher.out_of_time),
-        "ended_early": float(done.step * job.settings["batch"] < len(order)),
-        "load_seconds": loaded - started,
-        "train_seconds": time.monotonic() - loaded,
-        "skipped": float(watcher.skipped),
-        "first_loss": done.first.get("loss", math.nan),
-        "first_margin": done.first["rewards/margins"] if job.method == "dpo" else 0.0,
-    }
-    if torch.cuda.is_available():
-        facts["peak_bytes"] = float(torch.cuda.max_memory_reserved())
+    end = done.step * settings.batch
+    result = TrainingResult(
+        steps=done.step,
+        rows=len({id(row) for row in order[:end]}),
+        moved_share=moved_share(watcher.before, trainer.model),
+        first_margin=done.first["rewards/margins"] if job.method == "dpo" else 0.0,
+        tokens=sum(map(count_tokens, order[state.step * settings.batch : end])),
+        train_seconds=time.monotonic() - loaded,
+        load_seconds=loaded - started,
+        micro_batch=micro_batch,
+        begun_at=state.step,
+        skipped=watcher.skipped,
+        first_loss=done.first.get("loss", math.nan),
+        peak_bytes=float(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None,
+        ended_early=end < len(order),
+        out_of_time=watcher.out_of_time,
+    )
     if not watcher.out_of_time:
-        save_adapter(trainer.model, Path(job.adapter_out))
-    return facts
+        save_adapter(trainer.model, job.adapter_out)
+    return result
 
 
-def _padded(row: Row) -> int:
-    """Tokens that a row is padded to, alone in its batch: with DPO, prompt and the longer completion."""
-    return length(row) if "prompt_ids" in row else len(row["input_ids"])
+def _padded_length(row: Row) -> int:
+    """Tokens of a row alone in its batch, padding included: in DPO, prompt and the longer completion."""
+    return row_length(row) if "prompt_ids" in row else len(row["input_ids"])
 
 
-def trainable(model: torch.nn.Module) -> Weights:
+def trainable_weights(model: torch.nn.Module) -> Weights:
     """Return copies of the trainable weights by name."""
-    return {
-        name: weight.detach().clone()
-        for name, weight in model.named_parameters()
-        if weight.requires_grad
-    }
+    return {name: weight.detach().clone() for name, weight in _named_trainable(model)}
+
+
+def _named_trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
 def moved_share(before: Weights, model: torch.nn.Module) -> float:
     """Return the share of trainable weights, in [0, 1], that differ from `before`."""
-    after = trainable(model)
+    after = dict(_named_trainable(model))
     moved = sum(int((after[name] != weight).sum()) for name, weight in before.items())
     return moved / sum(weight.numel() for weight in before.values())
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter `default` alone, to the disk itself. Raises TrainingError if a weight is not finite."""
-    for name, weight in trainable(model).items():
+    """Write the adapter `default` alone, synced to disk. Raises TrainingError if a weight is not finite."""
+    for name, weight in _named_trainable(model):
         if not torch.isfinite(weight).all():
             raise TrainingError(f"{name} is not finite after training; lower the learning rate")
     model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in folder.iterdir():
         file.chmod(0o644)
-    for path in (
-        *folder.iterdir(),
-        folder,
-    ):  # a power cut must not leave a finished training with half an adapter
+    for path in (*folder.iterdir(), folder):  # a power cut must not leave half an adapter
         opened = os.open(path, os.O_RDONLY)
         os.fsync(opened)
         os.close(opened)
 
 
-def _give_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
-    """AdamW as TRL would make it, and a cosine over all `steps`, begun where `done` of them left it."""
-    rate, settings = job.settings["learning_rate"], job.settings
-    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-    # A fused step decides by itself whether float16 overflowed, and nobody hears of it (accelerate 1.15).
+def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
+    """AdamW as TRL would make it, and a cosine over all `steps`, where `done` of them left it."""
+    rate, weights = job.settings.learning_rate, [one for _, one in _named_trainable(trainer.model)]
+    # A fused step skips a float16 overflow by itself, and accelerate 1.15 does not report it.
     fused = trainer.accelerator.scaler is None
     trainer.optimizer = torch.optim.AdamW(
         weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused
     )
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = rate
+    warmup = int(job.settings.warmup * steps)
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(
-        trainer.optimizer, int(settings["warmup"] * steps), steps, last_epoch=done - 1
+        trainer.optimizer, warmup, steps, last_epoch=done - 1
     )
 
 
-def _moments(optimizer: Any, model: torch.nn.Module) -> Weights:
+def _optimizer_moments(optimizer: Any, model: torch.nn.Module) -> Weights:
     """AdamW's two moments and step count of every trainable weight, named after it."""
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     return {
         f"{name}.{part}": value
-        for name, weight in named
+        for name, weight in _named_trainable(model)
         for part, value in optimizer.state[weight].items()
     }
 
 
-def _go_on(trainer: Any, kept: Checkpoint) -> None:
+def _restore_checkpoint(trainer: Any, checkpoint: Checkpoint) -> None:
     """Put adapter, optimizer and gradient scale back where a checkpoint left them."""
-    for name, weight in trainer.model.named_parameters():
-        if weight.requires_grad:
-            weight.data.copy_(kept.adapter[name])
-            parts = ("step", "exp_avg", "exp_avg_sq")
-            trainer.optimizer.state[weight] = {
-                part: kept.optimizer[f"{name}.{part}"].to(weight.device) for part in parts
-            }
-    if trainer.accelerator.scaler and kept.state.scaler:
-        trainer.accelerator.scaler.load_state_dict(kept.state.scaler)
-
-
-def _dpo_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> DPOTrainer:
-    settings = job.settings
-    anchored = settings["anchor"] > 0
-    arguments = DPOConfig(
-        **_common(job, micro_batch),
-        beta=settings["beta"],
-        loss_type=["sigmoid", "sft"] if anchored else ["sigmoid"],
-        loss_weights=[1.0, settings["anchor"]] if anchored else None,
-    )
-    return TokenisedDPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=_tokenizer(job),
-    )
-
-
-def _with_reference(trainer: DPOTrainer, rows: list[Row], size: int) -> Dataset:
-    """The rows with what the reference gives them, each read once; TRL's own way would do it before the adapter is as saved."""
-    unique = list({id(row): row for row in rows}.values())
-    # Prepared as training will find it: in mixed precision the same weights give other numbers without it.
-    model = trainer.accelerator.prepare(trainer.model).eval()
-    found: dict[int, tuple[float, float]] = {}
-    for start in range(0, len(unique), size):
-        batch = unique[start : start + size]
-        inputs = trainer._prepare_inputs(trainer.data_collator(batch))
-        with torch.no_grad():
-            chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
-        found |= {
-            id(row): pair
-            for row, pair in zip(
-                batch, zip(chosen.tolist(), rejected.tolist(), strict=True), strict=True
-            )
+    for name, weight in _named_trainable(trainer.model):
+        weight.data.copy_(checkpoint.adapter[name])
+        trainer.optimizer.state[weight] = {
+            part: checkpoint.optimizer[f"{name}.{part}"].to(weight.device)
+            for part in ("step", "exp_avg", "exp_avg_sq")
         }
-    model.train()
-    return Dataset.from_list(
-        [
-            row | {"ref_chosen_logps": found[id(row)][0], "ref_rejected_logps": found[id(row)][1]}
-            for row in rows
-        ]
-    )
+    if trainer.accelerator.scaler and checkpoint.state.scaler:
+        trainer.accelerator.scaler.load_state_dict(checkpoint.state.scaler)
 
 
-def _sft_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> SFTTrainer:
-    whole = [
+def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> Any:
+    settings, options = job.settings, _common_options(job, micro_batch)
+    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)
+    if isinstance(settings, Dpo):
+        if settings.anchor > 0:
+            options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.anchor]}
+        else:
+            options |= {"loss_type": ["sigmoid"]}
+        return TokenDPOTrainer(
+            model=model,
+            args=DPOConfig(**options, beta=settings.beta),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+    labelled = [
         {
             "input_ids": row["prompt_ids"] + row["completion_ids"],
             "labels": [IGNORED] * len(row["prompt_ids"]) + row["completion_ids"],
         }
         for row in rows
     ]
-    arguments = SFTConfig(
-        **_common(job, micro_batch),
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-    )
-    return SFTTrainer(
+    options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    return TokenSFTTrainer(
         model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(whole),
-        processing_class=_tokenizer(job),
+        args=SFTConfig(**options),
+        train_dataset=Dataset.from_list(labelled),
+        processing_class=tokenizer,
     )
 
 
-def _common(job: Job, micro_batch: int) -> dict[str, Any]:
-    """What both trainers are told. Dropout is in the adapter's own settings; optimizer and learning rate are given apart."""
-    settings, on_card, dtype = job.settings, torch.cuda.is_available(), _compute_dtype()
+def _common_options(job: Job, micro_batch: int) -> dict[str, Any]:
+    """Options of both trainers. Dropout is the adapter's; optimizer and learning rate are set apart."""
+    on_gpu, dtype = torch.cuda.is_available(), _compute_dtype()
     return {
-        "output_dir": str(Path(job.adapter_out).parent / "trainer"),
+        "output_dir": str(job.adapter_out.parent / "trainer"),
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": settings["batch"] // micro_batch,
+        "gradient_accumulation_steps": job.settings.batch // micro_batch,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
-        "max_length": settings["max_length"],
+        "max_length": job.settings.max_length,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -406,41 +383,48 @@ def _common(job: Job, micro_batch: int) -> dict[str, Any]:
         "seed": job.seed,
         "data_seed": job.seed,
         "disable_tqdm": True,
-        "use_cpu": not on_card,
+        "use_cpu": not on_gpu,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
-        "gradient_checkpointing": on_card,
-        "dataloader_pin_memory": on_card,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
     }
 
 
+def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
+    """Give every row the reference's log probabilities, each different row read once.
+
+    TRL's own way would do it before the adapter's weights are restored.
+    """
+    unique = list({id(row): row for row in rows}.values())
+    found = dict(zip(map(id, unique), trainer.reference_logps(unique), strict=True))
+    names = ("ref_chosen_logps", "ref_rejected_logps")
+    trainer.train_dataset = Dataset.from_list(
+        [row | dict(zip(names, found[id(row)], strict=True)) for row in rows]
+    )
+    trainer.precompute_ref_logps = True
+
+
 def _compute_dtype() -> torch.dtype:
-    """float32 on a CPU; bfloat16 from compute capability 8, float16 below (a T4 claims bfloat16 but is slow and wrong)."""
+    """float32 on a CPU; bfloat16 from compute capability 8, float16 below (a T4's bfloat16 is slow and wrong)."""
     if not torch.cuda.is_available():
         return torch.float32
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST:
         raise TrainingError(
-            f"compute capability {capability} is too old: {OLDEST} is needed; take another card"
+            f"compute capability {capability} is too old: {OLDEST} is needed; use another GPU"
         )
     return torch.bfloat16 if capability >= BF16 else torch.float16
 
 
-def _as_float32(model: torch.nn.Module) -> None:
-    """In bfloat16, steps of a usual size round to nothing: after 5 steps at 1e-6, 0.4 % of the weights had moved."""
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
-
-
-def _tokenizer(job: Job) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)
-    return tokenizer
+def _make_float32(model: torch.nn.Module) -> None:
+    """In bfloat16, usual steps round to nothing: after 5 steps at 1e-6, 0.4 % of the weights had moved."""
+    for _, weight in _named_trainable(model):
+        weight.data = weight.data.float()
 
 
 def _read_rows(job: Job) -> list[Row]:
-    with open(job.rows, encoding="utf-8") as file:
+    with job.rows.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     if len(rows) != job.row_count:
         raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")

@@ -1,14 +1,12 @@
-"""Where torch works: training and export as tasks of one child process, which forks for each.
+"""Training and export as tasks of one child process, which forks for each.
 
-Knows: how the child is started, told, watched and ended. Does not know: what a trainer or an exporter does. Importing
-torch and TRL takes longer than a tiny training (6 of 9 seconds, measured), so a child without a card imports them once, and
-every task begins in a fresh copy of it; the copy's memory really comes back. On a machine with a card a task imports for
-itself: a process that has touched CUDA must not be forked. Nobody uses what an orphan makes, so each end of a pipe that
-closes ends whoever reads from it.
+Importing torch and TRL takes longer than a tiny training (6 of 9 seconds, measured). So a child without a GPU imports them once,
+and every task runs in a fresh fork, whose memory really comes back. With a GPU each task imports for itself: a process that has
+used CUDA must not be forked. Nobody uses what an orphan makes, so each end of a pipe that closes ends the process that reads it.
 
     parent to child                                  child to parent
     {"task": "train", "log": path, ...}  any number  {"report": {...}}    any number, then
-                                                     {"answer": {...}}    unless the task failed; its log says why
+                                                     {"answer": ...}      unless the task failed; its log says why
                                                      {"ended": exit code}
 """
 
@@ -21,8 +19,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import validate_call
+from pydantic_core import to_jsonable_python
 
 from selfreward_lite.system.errors import SelfRewardError
 from selfreward_lite.system.processes import (
@@ -35,19 +38,20 @@ from selfreward_lite.system.processes import (
 
 Plain = dict[str, Any]
 BARE = "--bare"
-CHILD = {
-    "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths, one after the other, leave holes
-}
-CARD_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
+# rows of many lengths, one after the other, would leave holes in a GPU's memory
+CHILD = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
 
 
 class TaskFailed(Exception):
-    """A task ended without an answer; its last words are the message. Its caller knows what to make of it."""
+    """A task ended without an answer; the message is the last line that it wrote."""
 
 
 class TorchWorker:
-    """The parent's side. The child starts at once, so that it imports while the parent reads its data; `bare` without that, for
-    tasks that need no torch."""
+    """The parent's side of the child process.
+
+    The child starts at once, to import while the parent reads its data; a `bare` one imports nothing before its first task.
+    """
 
     def __init__(self, bare: bool = False) -> None:
         self._arguments = [BARE] if bare else []
@@ -56,13 +60,13 @@ class TorchWorker:
 
     def do(
         self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any
-    ) -> Plain:
-        """Do one task and return its answer; raises TaskFailed, after which the next task finds a working child."""
+    ) -> Any:
+        """Do one task and return its answer, as JSON. Raises TaskFailed; the next task gets a working child again."""
         child = self._open()
         answer, code = None, None
-        log.unlink(missing_ok=True)  # so that what stands there afterwards is of this task
+        log.unlink(missing_ok=True)  # what is there afterwards is from this task
         try:
-            child.send({"task": task, "log": str(log), **arguments})
+            child.send(to_jsonable_python({"task": task, "log": log, **arguments}))
             while code is None:
                 message = child.messages.get()
                 if DEATH in message:
@@ -73,14 +77,14 @@ class TorchWorker:
                     report(message["report"])
                 answer = message.get("answer", answer)
         except BaseException:
-            self._end()  # interrupted: what it is doing is not wanted any more
+            self._end()  # interrupted: the task is no longer wanted
             raise
         if code != 0 or answer is None:
             raise TaskFailed(explain_exit(code, last_lines(log) or list(child.lines)))
         return answer
 
     def close(self) -> None:
-        """End the child, and with it the task it may be at."""
+        """End the child, and with it its task."""
         self._end()
 
     def _open(self) -> JsonProcess:
@@ -99,18 +103,18 @@ class TorchWorker:
             self._child = None
 
 
-# -- the child -----------------------------------------------------------------------------------------------------------
+# -- the child ----------
 
 
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
-    if BARE not in sys.argv and not any(device.exists() for device in CARD_DEVICES):
-        from selfreward_lite.models import parity  # noqa: F401 - imported once, for all the copies
-        from selfreward_lite.training import trainer  # noqa: F401 - imported once, for all the copies
+    if BARE not in sys.argv and not any(device.exists() for device in GPU_DEVICES):
+        from selfreward_lite.models import parity  # noqa: F401 - once, for all forks
+        from selfreward_lite.training import trainer  # noqa: F401 - once, for all forks
     wire = os.dup(1)
-    os.dup2(2, 1)  # libraries print; only reports may go where the parent reads
+    os.dup2(2, 1)  # libraries print; only messages may go where the parent reads
     while line := _next_line():
-        ours, theirs = os.pipe(), os.pipe()  # one end each tells one side that the other is gone
+        ours, theirs = os.pipe(), os.pipe()  # one end each shows one side that the other is gone
         pid = os.fork()
         if pid == 0:
             os.close(ours[0])
@@ -123,11 +127,11 @@ def serve() -> None:
         if 0 in ready and ours[0] not in ready:
             os._exit(
                 1
-            )  # the parent never speaks during a task, so it is gone; and the task goes with us
+            )  # the parent never writes during a task, so it is gone; so the task ends too
         _, status = os.waitpid(pid, 0)
         os.close(ours[0])
         os.close(theirs[1])
-        _say(wire, {"ended": os.waitstatus_to_exitcode(status)})
+        _send(wire, {"ended": os.waitstatus_to_exitcode(status)})
 
 
 def _next_line() -> bytes:
@@ -142,19 +146,20 @@ def _next_line() -> bytes:
 
 
 def _do(task: Plain, wire: int) -> None:
-    """Do one task in this copy of the child, which ends with it."""
+    """Do one task in this fork of the child, and exit."""
     code = 1
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 2)
         os.dup2(log, 1)
-        _say(wire, {"answer": _work(task, lambda values: _say(wire, {"report": values}))})
+        answer = _work(task, lambda values: _send(wire, {"report": values}))
+        _send(wire, {"answer": asdict(answer) if is_dataclass(answer) else answer})
         code = 0
     except SelfRewardError as error:
-        sys.stdout.flush()  # what a trainer printed comes before the reason, which is the log's last line
+        sys.stdout.flush()  # the reason must be the log's last line
         sys.stderr.write(f"{error}\n")
-    except BaseException:  # noqa: BLE001 - whatever it is: a copy must not go on as if it were the child itself
+    except BaseException:  # noqa: BLE001 - a fork must never continue as the child itself
         sys.stdout.flush()
         traceback.print_exc()
     finally:
@@ -163,16 +168,14 @@ def _do(task: Plain, wire: int) -> None:
         os._exit(code)
 
 
-def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
+def _work(task: Plain, report: Callable[[Plain], None]) -> Any:
     kind = task.pop("task")
     if kind == "train":
         from selfreward_lite.training import backends
         from selfreward_lite.training.job import Job
 
-        job = Job(**task)
-        backend = backends.ready(
-            job.backend, Path(job.rows).parent
-        )  # before anything imports transformers
+        job = Job.model_validate(task)
+        backend = backends.choose_backend(job.backend, job.rows.parent)  # before transformers
         from selfreward_lite.training.trainer import train
 
         return train(job, report, backend)
@@ -184,7 +187,7 @@ def _work(task: Plain, report: Callable[[Plain], None]) -> Plain:
         "export_adapter": parity.export_adapter,
         "check": parity.check,
         "full_model": partial(merge.write_model, report=report),
-        "quantise": partial(quantize.quantize, report=report),
+        "quantize": partial(quantize.quantize, report=report),
     }
     return validate_call(tasks[kind])(**task)  # JSON becomes what the parameters' types say
 
@@ -194,7 +197,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _say(wire: int, message: Plain) -> None:
+def _send(wire: int, message: Plain) -> None:
     data = json.dumps(message).encode() + b"\n"
     while data:
         data = data[os.write(wire, data) :]

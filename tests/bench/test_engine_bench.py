@@ -29,7 +29,7 @@ VOCAB = random_models.SHAPES["10m"].vocab
 
 @pytest.fixture(scope="module", params=["q8_0", "q4_k_m"])
 def model(request, tmp_path_factory) -> Path:
-    return random_models.write_model(
+    return random_models.write_gguf(
         tmp_path_factory.mktemp("models") / "10m.gguf", "10m", request.param
     )
 
@@ -55,7 +55,7 @@ def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
     llama = replace(random_models.SHAPES["10m"], layers=16)
     random_models.SHAPES["16 layers"] = llama
     try:
-        ours = random_models.write_model(tmp_path / "ours.gguf", "16 layers", "q4_k_m")
+        ours = random_models.write_gguf(tmp_path / "ours.gguf", "16 layers", "q4_k_m")
         folder = write_folder(tmp_path / "folder", "16 layers")
     finally:
         del random_models.SHAPES["16 layers"]
@@ -75,7 +75,7 @@ def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
         ConfigError,
         match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m",
     ):
-        random_models.write_model(tmp_path / "m.gguf", "7m")
+        random_models.write_gguf(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
 
 

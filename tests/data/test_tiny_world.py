@@ -156,7 +156,7 @@ def test_the_shipped_base_is_small():
 def test_the_tokenizer_is_the_one_that_the_builder_makes(chat):
     from selfreward_lite.training.tiny_base import tokenizer
 
-    built = tokenizer.build(corpus.vocabulary_text())
+    built = tokenizer.build_tokenizer(corpus.vocabulary_text())
     assert built.get_vocab() == chat.tokenizer.get_vocab()
     for word in (" the", " a", "a", "7", "Score", "\n\n", "<|eot_id|>"):
         assert built.token_to_id(word.replace(" ", "Ġ").replace("\n", "Ċ")) is not None, word

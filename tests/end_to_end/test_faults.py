@@ -32,6 +32,7 @@ from selfreward_lite.system.errors import (
     TrainingError,
     UserError,
 )
+from selfreward_lite.training.job import TrainingResult
 
 SCRIPT = HELPERS / "scripted_run.py"
 
@@ -270,7 +271,7 @@ def test_response_that_kills_the_engine_is_a_counted_drop(tmp_path, chat):
 
 def test_training_without_adapter_or_rows_fails(tmp_path, chat):
     def train(job, folder, report):
-        return {"rows": 3, "moved_share": 1.0, "first_margin": 0.0, "steps": 3}
+        return TrainingResult(steps=3, rows=3, moved_share=1.0, first_margin=0.0)
 
     with pytest.raises(TrainingError, match="ended without an adapter"):
         run_world(tmp_path / "run", chat, train=train)

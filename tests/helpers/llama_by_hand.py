@@ -19,7 +19,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from selfreward_lite.method.templates import fill_template
-from selfreward_lite.models.chat_format import SPLITS
+from selfreward_lite.models.chat_format import WORD_SPLITS
 
 PLAIN, VOCAB = 128_000, 128_256
 NAMED = {
@@ -84,7 +84,7 @@ def questions() -> list[str]:
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
     split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
+        pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     said = [

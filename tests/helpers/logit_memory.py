@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from selfreward_lite import config
+from selfreward_lite.config.settings import Lora
 from selfreward_lite.data import tiny
 from selfreward_lite.training import trainer
 from selfreward_lite.training.backends import Backend
@@ -41,7 +42,7 @@ def main(method: str, tokens: int, folder: Path) -> None:
     ).to(torch.bfloat16)
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(tiny.TINY_MODEL).save_pretrained(folder / "model")
-    lora = {"rank": 8, "alpha": 8, "dropout": 0.0}
+    lora = Lora(rank=8, alpha=8)
     fresh = LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(model, fresh).save_pretrained(folder / "adapter")
     half = list(range(10, 10 + tokens // 2))
@@ -49,12 +50,13 @@ def main(method: str, tokens: int, folder: Path) -> None:
     (folder / "rows").write_text(
         json.dumps({"prompt_ids": half} | dict.fromkeys(others, half)) + "\n"
     )
-    settings = getattr(config.load("overnight"), method).model_dump()
+    settings = getattr(config.load("overnight"), method)
+    small = {"batch": 1, "micro_batch": 1, "epochs": 1, "max_length": tokens}
     job = Job(
-        method=method, model_dir=str(folder / "model"), quantisation="none",
-        adapter_in=str(folder / "adapter") if method == "dpo" else None, adapter_out=str(folder / "out"),
-        rows=str(folder / "rows"), row_count=1, pad=0, seed=0, lora=lora, checkpoints=str(folder / "kept"),
-        settings=settings | {"batch": 1, "epochs": 1, "max_length": tokens}, min_moved_share=0.0,
+        method=method, model_dir=folder / "model", quantization="none",
+        adapter_in=folder / "adapter" if method == "dpo" else None, adapter_out=folder / "out",
+        rows=folder / "rows", row_count=1, pad=0, seed=0, lora=lora, checkpoints=folder / "kept",
+        settings=settings.model_copy(update=small), min_moved_share=0.0,
     )  # fmt: skip
     peaks = []
     longest_first = trainer.Watcher.on_train_begin

@@ -15,7 +15,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.models.chat_format import SPLITS
+from selfreward_lite.models.chat_format import WORD_SPLITS
 from selfreward_lite.training.tiny_base.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 TEMPLATE = (
@@ -60,7 +60,7 @@ def make_tokenizer() -> Any:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), "isolated"),
+            pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

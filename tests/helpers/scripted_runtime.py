@@ -11,8 +11,9 @@ from selfreward_lite.config.settings import EngineSettings, Model
 from selfreward_lite.engine.api import Engine, Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.run.runtime import Runtime
-from selfreward_lite.training.job import Job
+from selfreward_lite.training.job import Job, TrainingResult
 
 # What each template's question begins with, in both template sets.
 OPENINGS = {
@@ -92,7 +93,7 @@ def scripted_runtime(
     def open_engine(base: Path, settings: EngineSettings) -> Engine:
         return ScriptedEngine(script.reply, chat.text_ids, shuffle_seed=None if pause else 5)
 
-    def train(job: Job, folder: Path, report) -> dict[str, float]:
+    def train(job: Job, folder: Path, report) -> TrainingResult:
         rows = [json.loads(line) for line in Path(job.rows).read_text().splitlines()]
         assert len(rows) == job.row_count
         for step in range(3):
@@ -101,15 +102,15 @@ def scripted_runtime(
         adapter = Path(job.adapter_out)
         adapter.mkdir(parents=True)
         (adapter / "adapter_model.safetensors").write_text(json.dumps(rows))
-        return {"rows": len(rows), "moved_share": 1.0, "first_margin": 0.0, "steps": 3}
+        return TrainingResult(steps=3, rows=len(rows), moved_share=1.0, first_margin=0.0)
 
     def export_base(model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("base")
 
-    def export_adapter(model_dir, adapter, base, out, token_lists, model) -> dict[str, float]:
+    def export_adapter(model_dir, adapter, base, out, token_lists, model) -> AdapterParity:
         time.sleep(train_seconds / 3)
         out.write_text("adapter")
-        return {"difference": 0.0, "change": 1.0, "share": 1.0, "agreement": 1.0}
+        return AdapterParity(difference=0.0, change=1.0, share=1.0, agreement=1.0)
 
     return Runtime(open_engine, train, export_base, export_adapter)

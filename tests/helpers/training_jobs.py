@@ -46,21 +46,19 @@ def make_job(
                 256,
             )
     made.save(rows)
-    settings = (
-        tiny.sft.model_dump() if method == "sft" else {**tiny.dpo.model_dump(), "anchor": 1.0}
-    )
-    settings |= {"batch": 8, "micro_batch": 8, "epochs": 4, **changes}
+    settings = tiny.sft if method == "sft" else tiny.dpo.model_copy(update={"anchor": 1.0})
+    changes = {"batch": 8, "micro_batch": 8, "epochs": 4, **changes}
     return Job(
-        method,
-        str(TINY_MODEL),
-        "nf4",
-        adapter_in and str(adapter_in),
-        str(folder / name),
-        str(rows),
-        len(made.rows),
-        chat.pad,
-        0,
-        settings,
-        tiny.lora.model_dump(),
-        str(folder / f"{name}-checkpoints"),
+        method=method,
+        model_dir=TINY_MODEL,
+        quantization="nf4",
+        adapter_in=adapter_in,
+        adapter_out=folder / name,
+        rows=rows,
+        row_count=len(made.rows),
+        pad=chat.pad,
+        seed=0,
+        settings=settings.model_copy(update=changes),
+        lora=tiny.lora,
+        checkpoints=folder / f"{name}-checkpoints",
     )

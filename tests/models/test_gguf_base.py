@@ -97,16 +97,16 @@ def test_nf4_weights_equal_the_loaded_model_bit_for_bit(
         device_map={"": "cpu"},
         dtype=getattr(torch, load_dtype),
     )
-    quantised = 0
-    for tensor in gguf_export.layout(gguf_export.read_config(folders["gqa"])):
+    quantized = 0
+    for tensor in gguf_export.list_tensors(gguf_export.read_config(folders["gqa"])):
         held = model.get_parameter(tensor.source)
         if hasattr(held, "quant_state"):
-            quantised += 1
+            quantized += 1
             held = dequantize_4bit(held.data, held.quant_state)
         held = held.detach().float()
         held = gguf_export._permute(held, tensor.heads) if tensor.heads else held
         assert torch.equal(stored[tensor.name], held), tensor.source
-    assert quantised == 14
+    assert quantized == 14
 
 
 def test_smaller_dtypes_stay_close(folders: Any, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from random_llama import CORPUS, LISTS, edited, make_model
 from selfreward_lite.models import gguf_export
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.models.parity import Parity, check_parity, parity, token_parity
-from selfreward_lite.system.errors import ExportError
+from selfreward_lite.system.errors import EngineError, ExportError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +93,7 @@ def test_a_broken_gguf_is_an_error_not_a_crash(
     bad = tmp_path / "bad.gguf"
     for keep in (-100, 200):
         bad.write_bytes(good.read_bytes()[:keep])
-        with pytest.raises(ExportError, match="cannot load .*bad.gguf"):
+        with pytest.raises(EngineError, match="adapter .*bad.gguf does not fit"):
             parity(
                 folders["gqa"],
                 adapter,
@@ -102,7 +102,7 @@ def test_a_broken_gguf_is_an_error_not_a_crash(
                 LISTS[:1],
                 weights="original",
             )
-    with pytest.raises(ExportError, match="cannot load .*bad.gguf"):
+    with pytest.raises(EngineError, match="model .*bad.gguf cannot be loaded"):
         token_parity(folders["gqa"], bad, ["a"])
 
 

@@ -20,7 +20,7 @@ from selfreward_lite.models import merge, quantize
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.models.parity import Parity
-from selfreward_lite.models.random_models import write_model
+from selfreward_lite.models.random_models import write_gguf
 from selfreward_lite.system.errors import ExportError, UserError
 
 pytestmark = pytest.mark.slow  # models written and loaded again, a quarter of a minute
@@ -31,7 +31,7 @@ def write(
     made: Path, out: Path, kind: str, adapter: Path | None = None, prove: bool = True
 ) -> dict:
     said: list[dict] = []
-    found = merge.write(
+    found = merge.write_model(
         str(made / "model"), str(adapter or made / "adapter"), str(out), kind, prove, said.append
     )
     return {**found, "said": said}
@@ -145,9 +145,9 @@ def wide(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("kind", quantize.KINDS)
 def test_size_is_known_before(wide, tmp_path, kind):
-    wanted = quantize.before(wide, tmp_path / "out.gguf", kind)
+    wanted = quantize.estimate(wide, tmp_path / "out.gguf", kind)
     assert not (tmp_path / "out.gguf").exists(), "asking writes nothing"
-    made = quantize.quantise(wide, tmp_path / "out.gguf", kind)
+    made = quantize.quantize(wide, tmp_path / "out.gguf", kind)
     assert made.stat().st_size == pytest.approx(wanted.size, rel=0.01)
     assert wanted.seconds > 0
     assert re.fullmatch(r"[\d.]+ MB, about \d+ s; the disk has [\d.]+ [MG]B free", str(wanted))
@@ -182,7 +182,10 @@ def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, w
         with pytest.raises(UserError, match="no room"):
             export.merged("tiny", tmp_path, None, kind, tmp_path / "exported", True)
     assert (
-        needed[0]["float16 while it is made"] == 2 * quantize.weights(wide) > needed[0]["file"] > 0
+        needed[0]["float16 while it is made"]
+        == 2 * quantize.count_weights(wide)
+        > needed[0]["file"]
+        > 0
     )
     assert needed[1]["float16 while it is made"] == 0
     assert not (tmp_path / "exported").exists()
@@ -191,7 +194,7 @@ def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, w
 def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(wide.read_bytes()[:100_000])
     (tmp_path / "words.gguf").write_text("not a model")
-    twice = write_model(tmp_path / "small.gguf", "10m", "q8_0")
+    twice = write_gguf(tmp_path / "small.gguf", "10m", "q8_0")
     for source, reason in (
         (tmp_path / "cut.gguf", "corrupted or incomplete"),
         (tmp_path / "words.gguf", "failed to load"),
@@ -199,10 +202,10 @@ def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path)
         (twice, "requantizing from type q8_0 is disabled"),
     ):
         with pytest.raises((ExportError, UserError), match=reason) as caught:
-            quantize.quantise(source, tmp_path / "out.gguf", "q4_k_m")
+            quantize.quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="q9 is no type of a GGUF here: choose of f16, q8_0"):
-        quantize.before(wide, tmp_path / "out.gguf", "q9")
+        quantize.estimate(wide, tmp_path / "out.gguf", "q9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cut.gguf",
         "small.gguf",
@@ -216,7 +219,7 @@ def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
         "import resource, sys; from pathlib import Path; from selfreward_lite.models import quantize\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "try: quantize.quantise(Path(sys.argv[1]), Path(sys.argv[2]), 'q8_0')\n"
+        "try: quantize.quantize(Path(sys.argv[1]), Path(sys.argv[2]), 'q8_0')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     said = subprocess.run(
@@ -249,7 +252,7 @@ def test_mistakes_in_the_command_are_one_line(wide, tmp_path, arguments, code, s
     (tmp_path / "folder").mkdir()
     (tmp_path / "words.gguf").write_text("not a model")
     os.mkfifo(tmp_path / "pipe")
-    quantize.quantise(wide, tmp_path / "small.gguf", "q8_0")
+    quantize.quantize(wide, tmp_path / "small.gguf", "q8_0")
     ended = command(tmp_path, *arguments)
     assert ended.returncode == code, ended.stderr
     assert says in " ".join(ended.stderr.split())
@@ -292,7 +295,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_modelfile_says_template_stops_and_context(chat):
-    lines = merge.modelfile(chat, "m.gguf", adds_bos=False, context=1024).splitlines()
+    lines = merge.build_modelfile(chat, "m.gguf", adds_bos=False, context=1024).splitlines()
     assert lines[0] == "FROM ./m.gguf"
     assert lines[2:] == ["PARAMETER num_ctx 1024", 'PARAMETER stop "<|eot_id|>"']
     header = '{{ "<|start_header_id|>%s<|end_header_id|>\\n\\n" }}'
@@ -308,15 +311,17 @@ def test_the_modelfile_says_template_stops_and_context(chat):
 
 
 def test_a_file_that_begins_the_text_itself_has_no_second_beginning(chat):
-    assert "begin_of_text" not in merge.modelfile(chat, "m.gguf", adds_bos=True, context=10**6)
-    assert "num_ctx 8192" in merge.modelfile(chat, "m.gguf", adds_bos=True, context=10**6)
+    assert "begin_of_text" not in merge.build_modelfile(
+        chat, "m.gguf", adds_bos=True, context=10**6
+    )
+    assert "num_ctx 8192" in merge.build_modelfile(chat, "m.gguf", adds_bos=True, context=10**6)
 
 
 def test_every_token_that_ends_a_turn_is_a_stop(chat):
     more = replace(
         chat, stop=(chat.stop[0], chat.tokenizer.token_to_id("<|begin_of_text|>"), 10**6)
     )
-    said = merge.modelfile(more, "m.gguf", adds_bos=False, context=512)
+    said = merge.build_modelfile(more, "m.gguf", adds_bos=False, context=512)
     assert said.count("PARAMETER stop") == 2, "and none for an id that is no token"
 
 
@@ -325,7 +330,7 @@ def templated(template: str) -> ChatFormat:
 
 
 def test_pieces_of_a_template_make_up_the_template():
-    found = merge.pieces(templated(TEMPLATE))
+    found = merge.split_template(templated(TEMPLATE))
     assert found.beginning == "<|begin_of_text|>"
     assert found.around["user"] == ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
     assert found.turn == "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -348,7 +353,7 @@ def test_pieces_of_a_template_make_up_the_template():
 ])  # fmt: skip
 def test_a_template_that_is_more_than_pieces_is_refused(template):
     with pytest.raises(ExportError, match="write the Modelfile by hand"):
-        merge.pieces(templated(template))
+        merge.split_template(templated(template))
 
 
 # -- which base is nearest ----------

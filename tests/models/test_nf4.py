@@ -63,7 +63,7 @@ def test_a_packed_folder_is_known_and_passes_its_check(folders: Path) -> None:
 
 
 def test_unpacked_weights_are_those_that_training_computes_with(folders: Path) -> None:
-    model = nf4.load(folders / "packed", "nf4", torch.float32, on_gpu=False)
+    model = nf4.load_model(folders / "packed", "nf4", torch.float32, on_gpu=False)
     tensors = load_file(folders / "packed" / "model.safetensors")
     for name in ("self_attn.k_proj", "mlp.down_proj"):
         key = f"model.layers.1.{name}.weight"
@@ -75,7 +75,7 @@ def test_unpacked_weights_are_those_that_training_computes_with(folders: Path) -
         layer = model.get_submodule(f"model.layers.1.{name}")
         # An identity matrix goes in, the weight comes out: what the layer really multiplies with.
         assert torch.equal(
-            layer(torch.eye(layer.in_features)).T, nf4.unpacked(tensors[key], parts).float()
+            layer(torch.eye(layer.in_features)).T, nf4.unpack_nf4(tensors[key], parts).float()
         )
 
 

@@ -17,25 +17,26 @@ from selfreward_lite.system.errors import ExportError
 ROOT = Path(__file__).parents[2]
 
 
-def check(made: Path, limit: float = 1e-3, **changed: Path) -> dict:
+def check(made: Path, limit: float = 1e-3, **changed: Path) -> parity.CheckedModel:
     names = {
         "model_dir": "model",
         "base": "base.gguf",
         "adapter_dir": "adapter",
         "adapter": "adapter.gguf",
     }
-    paths = {name: str(changed.get(name, made / file)) for name, file in names.items()}
-    return parity.check(**paths, weights="original", limits={"limit": limit, "share_error": 0.25})
+    paths = {name: changed.get(name, made / file) for name, file in names.items()}
+    limits = {"limit": limit, "share_error": 0.25}
+    return parity.check(**paths, weights="original", limits=limits)
 
 
 def test_the_same_model_is_the_same(made):
     found = check(made)
-    assert found["conversations"] == len(parity.CONVERSATIONS)
-    assert found["base_difference"] < 1e-3
-    assert found["adapter_difference"] < 1e-3
-    assert found["adapter_change"] > 0.05
-    assert found["adapter_share"] == pytest.approx(1.0, abs=1e-3)
-    assert found["agreement"] == 1.0
+    assert found.conversations == len(parity.CONVERSATIONS)
+    assert found.base_difference < 1e-3
+    assert found.adapter_difference < 1e-3
+    assert found.adapter_change > 0.05
+    assert found.adapter_share == pytest.approx(1.0, abs=1e-3)
+    assert found.agreement == 1.0
 
 
 def test_another_adapter_is_refused_with_the_number(made, tmp_path):
@@ -50,11 +51,11 @@ def test_another_adapter_is_refused_with_the_number(made, tmp_path):
         )
 
 
-def test_a_quantised_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path):
-    quantised = base_to_gguf(made / "model", tmp_path / "q8.gguf", weights="original", dtype="q8_0")
+def test_a_quantized_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path):
+    quantized = base_to_gguf(made / "model", tmp_path / "q8.gguf", weights="original", dtype="q8_0")
     with pytest.raises(ExportError, match="differs from transformers"):
-        check(made, base=quantised)
-    assert 1e-3 < check(made, limit=5.0, base=quantised)["adapter_difference"] < 5.0
+        check(made, base=quantized)
+    assert 1e-3 < check(made, limit=5.0, base=quantized).adapter_difference < 5.0
 
 
 # As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; runtime if there are any; turns by role.
@@ -109,7 +110,7 @@ def test_another_tokenizer_is_refused_by_conversation_and_place(made, tmp_path):
     spec["model"]["merges"] = spec["model"]["merges"][:5]
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(
-        ExportError, match=r"llama\.cpp reads conversation \d otherwise, from token \d+ on"
+        ExportError, match=r"llama\.cpp reads conversation \d differently from token \d+ on"
     ):
         parity.conversation_ids(folder, made / "base.gguf")
 
@@ -141,22 +142,22 @@ def test_the_command_wants_a_run_with_that_model(tmp_path):
 def test_a_base_that_somebody_else_made_is_taken_if_it_reads_the_same_tokens(made, tmp_path):
     out = tmp_path / "run" / "base.gguf"
     out.parent.mkdir()
-    found = parity.adopt_base(str(made / "model"), str(made / "base.gguf"), str(out), "original")
-    assert found["tokens"] > 100
+    found = parity.adopt_base(made / "model", made / "base.gguf", out, "original")
+    assert found > 100
     assert out.read_bytes() == (made / "base.gguf").read_bytes()
-    assert check(made, base=out)["base_difference"] < 1e-3
+    assert check(made, base=out).base_difference < 1e-3
 
 
 def test_a_base_of_another_model_is_refused_and_not_left_there(made, tmp_path):
     out = tmp_path / "base.gguf"
-    with pytest.raises(ExportError, match="no such file; mend model.gguf_file"):
-        parity.adopt_base(str(made / "model"), str(tmp_path / "none.gguf"), str(out), "original")
+    with pytest.raises(ExportError, match="no such file; correct model.gguf_file"):
+        parity.adopt_base(made / "model", tmp_path / "none.gguf", out, "original")
     other = copy(made, tmp_path)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ExportError):
-        parity.adopt_base(str(other), str(made / "base.gguf"), str(out), "original")
+        parity.adopt_base(other, made / "base.gguf", out, "original")
     assert not out.exists()
     assert (made / "base.gguf").exists(), "what was linked is still there"

@@ -7,7 +7,7 @@ from bitsandbytes.functional import dequantize_4bit
 from selfreward_lite.models import nf4
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.hf_folder import SHAPES, check_folder, read_config
-from selfreward_lite.models.memory import linear_weights
+from selfreward_lite.models.memory import count_linear_weights
 from selfreward_lite.models.random_models import write_folder
 from selfreward_lite.system.errors import ConfigError
 
@@ -30,7 +30,7 @@ def test_it_is_a_llama_in_nf4_of_its_shape(folder):
 
 
 def test_activations_stay_near_one_and_so_do_logits(folder):
-    model = nf4.load(folder, "nf4", torch.float32, on_gpu=False)
+    model = nf4.load_model(folder, "nf4", torch.float32, on_gpu=False)
     with torch.no_grad():
         found = model(torch.randint(0, 500, (2, 64)), output_hidden_states=True)
     assert torch.isfinite(found.logits).all()
@@ -46,7 +46,7 @@ def test_activations_stay_near_one_and_so_do_logits(folder):
 def test_no_matrix_of_the_blocks_lies_there_in_16_bits(folder):
     llama = SHAPES["10m"]
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    assert size < 0.6 * linear_weights(llama) + 2 * 2 * llama.vocab * llama.hidden + 100_000
+    assert size < 0.6 * count_linear_weights(llama) + 2 * 2 * llama.vocab * llama.hidden + 100_000
     assert not list(folder.parent.glob("*.part"))
 
 

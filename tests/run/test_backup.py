@@ -343,7 +343,7 @@ def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(
     shutil.rmtree(tmp_path / "runs")
     assert restore(tmp_path / "drive", folder)
     assert not list(folder.rglob("*.part"))
-    assert checkpoints.newest(folder / "training" / "checkpoints", "job") is None
+    assert checkpoints.find_newest(folder / "training" / "checkpoints", "job") is None
     with Store.write(folder) as store:
         copies = Backup(store, tmp_path / "drive", print)
         copies.copy()

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import scripted_run
@@ -62,19 +63,21 @@ def slow_tools(clock: Clock) -> Runtime:
 
     def train(job, folder, report):
         began, done = clock.now, 0
-        facts = plain.train(job, folder, lambda said: None)
-        steps = math.ceil(job.row_count * job.settings["epochs"] / job.settings["batch"])
+        result = plain.train(job, folder, lambda said: None)
+        steps = math.ceil(job.row_count * job.settings.epochs / job.settings.batch)
         while done < steps and not (job.until is not None and 1e9 + clock.now > job.until):
             clock.pass_by(STEP)
             done += 1
             report({"step": done, "steps": steps, "values": {"loss": 0.69 - done / 100}})
-        rows = min(job.row_count, done * job.settings["batch"])
-        early = {
-            "ended_early": float(done < steps),
-            "train_seconds": clock.now - began,
-            "tokens": 100.0 * rows,
-        }
-        return {**facts, "rows": rows, "steps": done, **early}
+        rows = min(job.row_count, done * job.settings.batch)
+        return replace(
+            result,
+            rows=rows,
+            steps=done,
+            ended_early=done < steps,
+            train_seconds=clock.now - began,
+            tokens=100 * rows,
+        )
 
     def export_adapter(*arguments):
         clock.pass_by(EXPORT)
@@ -189,9 +192,9 @@ def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seede
 
         def train(job, folder, report):
             clock.factor = 6.0
-            facts = made.train(job, folder, report)
+            result = made.train(job, folder, report)
             clock.factor = 1.0
-            return facts
+            return result
 
         return Runtime(made.open_engine, train, made.export_base, made.export_adapter)
 

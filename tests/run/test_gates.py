@@ -209,7 +209,7 @@ def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stay
 def test_an_adapter_gone_wrong_is_refused(tmp_path, chat, name, gate, export):
     def spoil_m1(*arguments):
         good = scripted_runtime(chat).export_adapter(*arguments)
-        return {**good, **export(*arguments)} if "M1" in str(arguments[3]) else good
+        return replace(good, **export(*arguments)) if "M1" in str(arguments[3]) else good
 
     with pytest.raises(GateStop, match=f"{gate}: "):
         run_world(tmp_path / "run", chat, export_adapter=spoil_m1)

@@ -28,16 +28,16 @@ OVERNIGHT = config.load("overnight")
 def test_the_weights_of_llama_3_8b():
     # A block: q and o 4096 x 4096, k and v 1024 x 4096, three of 14336 x 4096. Two matrices of 128,256 x 4096 outside.
     block = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
-    assert memory.linear_weights(LLAMA) == 32 * block == 6_979_321_856
-    assert memory.weights(LLAMA) == 6_979_321_856 + 2 * 128256 * 4096 == 8_029_995_008
+    assert memory.count_linear_weights(LLAMA) == 32 * block == 6_979_321_856
+    assert memory.count_weights(LLAMA) == 6_979_321_856 + 2 * 128256 * 4096 == 8_029_995_008
     # LoRA of rank 16: 16 x (in + out) of each of the seven.
     sides = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
-    assert memory.adapter_weights(LLAMA, 16) == 32 * 16 * sides == 41_943_040
+    assert memory.count_adapter_weights(LLAMA, 16) == 32 * 16 * sides == 41_943_040
 
 
 def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.engine.model_copy(update={"parallel": 64, "context": 49152, "batch": 2048})
-    parts = memory.engine(settings, LLAMA, memory.weights(LLAMA) * 34 / 32, 16)
+    parts = memory.estimate_engine(settings, LLAMA, memory.count_weights(LLAMA) * 34 / 32, 16)
     assert parts["weights"] == pytest.approx(8_029_995_008 * 34 / 32)  # 8.53 GB
     assert (
         parts["KV cache"] == 49152 * 32 * 8 * 128 * 2 * 2 == 6_442_450_944
@@ -49,7 +49,7 @@ def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
 
 def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.dpo.model_copy(update={"micro_batch": 1, "max_length": 2048})
-    parts = memory.training(settings, LLAMA, 16, quantised=True, pairs=True)
+    parts = memory.estimate_training(settings, LLAMA, 16, quantised=True, pairs=True)
     assert parts["weights"] == pytest.approx(
         6_979_321_856 * (0.5 + 1 / 64 + 4 / 16384) + 2 * 2 * 128256 * 4096, abs=2
     )
@@ -57,10 +57,10 @@ def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     assert parts["adapter"] == 41_943_040 * 20
     assert parts["logits"] == 2 * 2048 * 128256 * 16
     assert parts["activations"] == 4096 * 2 * (32 * 4096 + 2 * (8 * 4096 + 6 * 14336))
-    alone = memory.training(settings, LLAMA, 16, quantised=True, pairs=False)
+    alone = memory.estimate_training(settings, LLAMA, 16, quantised=True, pairs=False)
     assert alone["logits"] == 256 * 128256 * 16
     assert alone["adapter"] == 41_943_040 * 16
-    plain = memory.training(settings, LLAMA, 16, quantised=False, pairs=False)
+    plain = memory.estimate_training(settings, LLAMA, 16, quantised=False, pairs=False)
     assert plain["weights"] == 2 * 8_029_995_008
 
 
@@ -119,7 +119,7 @@ def test_presets_fit_the_cards_they_are_for(preset, wanted, gigabytes):
     repository = hub.parse_repository(settings.model.base)
     assert repository
     llama = SHAPES[BASES[repository.id]]
-    for stage, parts in memory.peaks(settings, llama).items():
+    for stage, parts in memory.estimate_peaks(settings, llama).items():
         assert sum(parts.values()) < gigabytes * 1e9, stage
 
 
@@ -127,7 +127,7 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     given = tmp_path / "llama.Q4_K_M.gguf"
     given.write_bytes(bytes(5000))
     settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
-    assert memory.peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
+    assert memory.estimate_peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
     assert plan.disk_needs(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
     alone = {
         "engine": settings.engine.model_copy(update={"parallel": 1})
@@ -141,9 +141,11 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     assert seconds[0] < seconds[1] / 5
     given.unlink()
     with pytest.raises(UserError, match="mend model.gguf_file"):
-        memory.peaks(settings, LLAMA)
+        memory.estimate_peaks(settings, LLAMA)
     named = config.load("overnight", {"model.gguf_file": '"a/b/llama.Q4_K_M.gguf"'})
-    assert memory.peaks(named, LLAMA) == memory.peaks(OVERNIGHT, LLAMA), "it is not here yet"
+    assert memory.estimate_peaks(named, LLAMA) == memory.estimate_peaks(OVERNIGHT, LLAMA), (
+        "it is not here yet"
+    )
 
 
 def test_another_base_has_no_origin_but_its_own():

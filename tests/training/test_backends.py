@@ -29,7 +29,7 @@ def place(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "unsloth", imports)
         monkeypatch.setenv("UNSLOTH_COMPILE_LOCATION", "")
         monkeypatch.setenv("UNSLOTH_DISABLE_STATISTICS", "")
-        return backends.ready(wanted, tmp_path)
+        return backends.choose_backend(wanted, tmp_path)
 
     return made
 

@@ -16,7 +16,7 @@ from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import checkpoints
 from selfreward_lite.training import trainer as training_trainer
-from selfreward_lite.training.job import Job
+from selfreward_lite.training.job import Job, TrainingResult
 
 pytestmark = pytest.mark.slow  # real trainings, most of a minute
 torch.set_num_threads(1)
@@ -42,10 +42,10 @@ def make(folder: Path, chat: ChatFormat, method: str, name: str, **changes) -> J
     job = make_job(
         folder, config.load("tiny"), chat, method, adapter_in=before, name=name, **changes
     )
-    return Job(**{**vars(job), "checkpoint_minutes": 0.0})
+    return job.model_copy(update={"checkpoint_minutes": 0.0})
 
 
-def done(job: Job, report=lambda said: None) -> dict[str, float]:
+def done(job: Job, report=lambda said: None) -> TrainingResult:
     return training_trainer.train(job, report, BY_TRANSFORMERS)
 
 
@@ -89,15 +89,15 @@ def test_fault_2_a_killed_training_goes_on_to_the_same_bits(begun, chat, method,
             done(job, killed_after(step))
     said = []
     facts = done(job, said.append)
-    assert facts["begun_at"] == moments[-1] - 1
-    assert facts["steps"] == 12
-    assert facts["rows"] == 24
-    if facts["begun_at"]:
-        assert {"words": f"goes on from step {moments[-1] - 1}"} in said
+    assert facts.begun_at == moments[-1] - 1
+    assert facts.steps == 12
+    assert facts.rows == 24
+    if facts.begun_at:
+        assert {"words": f"resumes from step {moments[-1] - 1}"} in said
     assert [one["step"] for one in said if "step" in one] == list(range(moments[-1], 13))
     assert furthest(begun, f"whole-{method}", f"killed-{method}-{len(moments)}") == 0.0
-    assert facts["moved_share"] > 0.9
-    assert facts["first_margin"] == 0.0
+    assert facts.moved_share > 0.9
+    assert facts.first_margin == 0.0
 
 
 @SLOW
@@ -131,7 +131,7 @@ def test_fault_1_a_killed_child_goes_on(begun, chat):
 
             runtime.train(job, begun, interrupt)
         facts = runtime.train(job, begun, lambda said: None)
-    assert facts["begun_at"] >= 4
+    assert facts.begun_at >= 4
     assert furthest(begun, "whole-dpo", "child") == 0.0
 
 
@@ -147,14 +147,14 @@ def test_fault_2_a_half_written_checkpoint_is_none(begun, chat):
     (later / "adapter.safetensors").write_bytes(
         (newest / "adapter.safetensors").read_bytes()[:1000]
     )
-    kept = checkpoints.newest(folder, job.digest())
+    kept = checkpoints.find_newest(folder, job.digest())
     assert kept is not None
     assert kept.state.step == 5
     flipped = bytearray((newest / "optimizer.safetensors").read_bytes())
     flipped[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(flipped)
-    assert checkpoints.newest(folder, job.digest()) is None
-    assert done(job)["begun_at"] == 0
+    assert checkpoints.find_newest(folder, job.digest()) is None
+    assert done(job).begun_at == 0
     assert furthest(begun, "whole-sft", "halves") == 0.0
 
 
@@ -162,19 +162,19 @@ def test_a_checkpoint_of_another_job_is_left_alone(begun, chat):
     job = make(begun, chat, "sft", "other")
     with pytest.raises(Killed):
         done(job, killed_after(6))
-    assert checkpoints.newest(Path(job.checkpoints), job.digest()) is not None
+    assert checkpoints.find_newest(Path(job.checkpoints), job.digest()) is not None
     for changed in (
         {"seed": 1},
-        {"settings": {**job.settings, "learning_rate": 1e-3}},
-        {"adapter_in": str(begun / "M0")},
+        {"settings": job.settings.model_copy(update={"learning_rate": 1e-3})},
+        {"adapter_in": begun / "M0"},
     ):
         assert (
-            checkpoints.newest(Path(job.checkpoints), Job(**{**vars(job), **changed}).digest())
+            checkpoints.find_newest(Path(job.checkpoints), job.model_copy(update=changed).digest())
             is None
         )
     rows = Path(job.rows).read_text().splitlines()
     Path(job.rows).write_text("\n".join(rows[::-1]) + "\n")
-    assert checkpoints.newest(Path(job.checkpoints), job.digest()) is None
+    assert checkpoints.find_newest(Path(job.checkpoints), job.digest()) is None
 
 
 def test_a_checkpoint_holds_no_pickle(begun, chat):
@@ -189,7 +189,7 @@ def test_a_checkpoint_holds_no_pickle(begun, chat):
 
 
 def test_checkpoints_come_by_time(begun, chat):
-    job = Job(**{**vars(make(begun, chat, "sft", "seldom")), "checkpoint_minutes": 10.0})
+    job = make(begun, chat, "sft", "seldom").model_copy(update={"checkpoint_minutes": 10.0})
     with pytest.raises(Killed):
         done(job, killed_after(8))
     assert not Path(job.checkpoints).exists()
@@ -206,15 +206,14 @@ def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(
     def report(said):
         now[0] += "step" in said
 
-    facts = done(
-        Job(**{**vars(job), "until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}), report
-    )
-    assert facts["ended_early"]
-    assert bool(facts["out_of_time"]) is not model
+    until = {"until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}
+    facts = done(job.model_copy(update=until), report)
+    assert facts.ended_early
+    assert bool(facts.out_of_time) is not model
     assert (begun / job.adapter_out / "adapter_model.safetensors").exists() is model
     if not model:
         whole = done(job)
-        assert whole["begun_at"] == facts["steps"] > 0
+        assert whole.begun_at == facts.steps > 0
         assert furthest(begun, "whole-sft", f"hours-{model}") == 0.0
 
 
@@ -227,13 +226,13 @@ def memory(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     def holds(limit: int, from_call: int = 0):
-        for kind in (training_trainer.TokenisedDPOTrainer, training_trainer.SFTTrainer):
+        for kind in (training_trainer.TokenDPOTrainer, training_trainer.TokenSFTTrainer):
             step = kind.training_step
 
             def limited(self, model, inputs, num_items_in_batch=None, step=step):
                 rows, length = inputs["input_ids"].shape
                 rows //= (
-                    2 if isinstance(self, training_trainer.TokenisedDPOTrainer) else 1
+                    2 if isinstance(self, training_trainer.TokenDPOTrainer) else 1
                 )  # chosen and rejected lie in one batch
                 seen.append((rows, length))
                 if rows > limit and len(seen) > from_call:
@@ -251,8 +250,8 @@ def test_fault_13_less_at_once_where_memory_is_short(begun, chat, memory, method
     seen = memory(limit=2)
     said = []
     facts = done(make(begun, chat, method, f"short-{method}"), said.append)
-    assert facts["micro_batch"] == 2
-    assert facts["steps"] == 12, "the batch stays what it is"
+    assert facts.micro_batch == 2
+    assert facts.steps == 12, "the batch stays what it is"
     assert [one["words"] for one in said if "words" in one][1:] == [
         "no memory for 8 of the longest rows at once", "no memory for 4 of the longest rows at once"
     ]  # fmt: skip
@@ -276,9 +275,9 @@ def test_fault_13_a_row_that_never_fits_ends_with_advice(begun, chat, memory):
 def test_fault_13_memory_that_runs_out_on_the_way_costs_no_step(begun, chat, memory):
     memory(limit=4, from_call=7)
     facts = done(make(begun, chat, "dpo", "way"))
-    assert facts["micro_batch"] == 4
-    assert facts["begun_at"] == 6
-    assert facts["steps"] == 12
+    assert facts.micro_batch == 4
+    assert facts.begun_at == 6
+    assert facts.steps == 12
     assert furthest(begun, "whole-dpo", "way") < 1e-4
 
 
@@ -341,8 +340,8 @@ def test_a_step_that_float16_left_out_is_heard_of():
     Accelerator(cpu=True)
     layer, scaler = torch.nn.Linear(2, 2), torch.amp.GradScaler("cpu")
     trainer = SimpleNamespace(model=layer, accelerator=SimpleNamespace(scaler=scaler))
-    training_trainer._give_optimizer(
-        trainer, SimpleNamespace(settings={"learning_rate": 0.1, "warmup": 0.0}), 10, 0
+    training_trainer._set_optimizer(
+        trainer, SimpleNamespace(settings=SimpleNamespace(learning_rate=0.1, warmup=0.0)), 10, 0
     )
     optimizer = AcceleratedOptimizer(trainer.optimizer, device_placement=False, scaler=scaler)
     for worst, left_out in ((torch.inf, True), (1.0, False)):

@@ -1,14 +1,18 @@
 """Training on the real base, in 4 bits, on the CPU: what moves, what stays, and which model is the reference."""
 
+import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from training_jobs import BY_TRANSFORMERS, make_job
+from transformers import Trainer
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Model
@@ -20,8 +24,8 @@ from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import backends, trainer
 from selfreward_lite.training import rows as row_lists
-from selfreward_lite.training.job import Job
-from selfreward_lite.training.rows import Texts
+from selfreward_lite.training.job import Job, TrainingResult
+from selfreward_lite.training.rows import PairTexts
 
 torch.set_num_threads(1)
 
@@ -63,7 +67,7 @@ def test_fault_42_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
     # Defect 14 of other projects: a wrong reference shows from the second DPO round on.
     for name in ("M1", "M2"):
         facts, logged = trained[name]
-        assert facts["first_margin"] == 0.0
+        assert facts.first_margin == 0.0
         assert logged[0]["rewards/chosen"] == logged[0]["rewards/rejected"] == 0.0
         anchor = -logged[0][
             "logps/chosen"
@@ -91,8 +95,8 @@ def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained, wo
 def test_training_moves_every_weight_and_stays_float32(trained):
     # Defect 15: frozen adapters, or steps that round to nothing.
     for name in ("M0", "M1", "M2"):
-        assert trained[name][0]["moved_share"] > 0.9
-        assert trained[name][0]["steps"] >= 10
+        assert trained[name][0].moved_share > 0.9
+        assert trained[name][0].steps >= 10
         assert {tensor.dtype for tensor in weights(trained, name).values()} == {torch.float32}
 
 
@@ -122,7 +126,7 @@ def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, traine
 
 
 def logits(adapter: Path | None) -> torch.Tensor:
-    base = nf4.load(TINY_MODEL, "nf4", torch.float32, on_gpu=False)
+    base = nf4.load_model(TINY_MODEL, "nf4", torch.float32, on_gpu=False)
     if adapter is not None:
         base = trainer.PeftModel.from_pretrained(base, str(adapter))
     with torch.no_grad():
@@ -135,12 +139,12 @@ def test_a_loaded_adapter_is_the_saved_one(trained, tiny, chat):
     plain, first = logits(None), logits(folder / "M1")
     assert (plain - first).abs().max() > 1e-3
     job = make_job(folder, tiny, chat, "dpo", adapter_in=folder / "M1", name="again")
-    model = backends.load(BY_TRANSFORMERS, job, torch.float32)
-    backends.restore(model, job.adapter_in)
+    model = backends.load_model(BY_TRANSFORMERS, job, torch.float32)
+    backends.restore_adapter(model, job.adapter_in)
     with torch.no_grad():
         assert torch.equal(model(input_ids=torch.tensor([[1, 5, 9, 40, 80]])).logits, first)
     saved = weights(trained, "M1")
-    for name, weight in trainer.trainable(model).items():
+    for name, weight in trainer.trainable_weights(model).items():
         assert torch.equal(weight, saved[name.replace(".default", "")])
 
 
@@ -162,9 +166,7 @@ def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(
 ):
     # Defect 2: a hard-coded model.
     job = make_job(tmp_path, tiny, chat, "sft")
-    missing = Job(
-        **{**json.loads(json.dumps(job.__dict__)), "model_dir": str(tmp_path / "unique-name")}
-    )
+    missing = job.model_copy(update={"model_dir": tmp_path / "unique-name"})
     with pytest.raises(TrainingError, match="unique-name"):
         work(missing)
     adapter = json.loads((trained["folder"] / "M2" / "adapter_config.json").read_text())
@@ -172,7 +174,7 @@ def test_the_model_that_was_asked_for_is_the_one_that_is_loaded(
 
 
 def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, chat, work):
-    job = make_job(tmp_path, tiny, chat, "sft", learning_rate=float("inf"))
+    job = make_job(tmp_path, tiny, chat, "sft", learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"train\.log"):
         work(job)
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
@@ -181,7 +183,7 @@ def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, ch
 def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat, work):
     job = make_job(tmp_path, tiny, chat, "sft")
     with pytest.raises(TrainingError, match="24 rows of 25"):
-        work(Job(**{**job.__dict__, "row_count": 25}))
+        work(job.model_copy(update={"row_count": 25}))
 
 
 @pytest.fixture
@@ -194,14 +196,14 @@ def dpo(tmp_path, tiny, chat, trained) -> Callable[[], dict[str, float]]:
 
 
 def spoil_trainer(monkeypatch, spoil: Callable) -> None:
-    make = trainer._dpo_trainer
+    make = trainer._make_trainer
 
     def spoilt(*arguments):
         trainer = make(*arguments)
         spoil(trainer)
         return trainer
 
-    monkeypatch.setattr(trainer, "_dpo_trainer", spoilt)
+    monkeypatch.setattr(trainer, "_make_trainer", spoilt)
 
 
 def test_fault_39_a_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
@@ -214,19 +216,21 @@ def test_fault_39_a_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
 
 
 def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo, monkeypatch):
-    assert dpo()["rows"] == 24
+    assert dpo().rows == 24
 
     def stop_early(trainer):
         trainer.args.max_steps = 2
 
     spoil_trainer(monkeypatch, stop_early)
-    assert dpo()["rows"] == 16
+    assert dpo().rows == 16
 
 
 def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
-    restore = backends.restore
+    restore = backends.restore_adapter
     monkeypatch.setattr(
-        backends, "restore", lambda model, adapter_in: restore(model, str(trained["folder"] / "M0"))
+        backends,
+        "restore_adapter",
+        lambda model, adapter_in: restore(model, trained["folder"] / "M0"),
     )
     with pytest.raises(TrainingError, match=r"the reference is not M\(t-1\)"):
         dpo()
@@ -242,17 +246,21 @@ def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
     rows = [
         {"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)
     ]
-    order = row_lists.arranged(rows, epochs=2, batch=4, seed=3)
+    order = row_lists.arrange_rows(rows, epochs=2, batch=4, seed=3)
     names = [row["prompt_ids"][0] for row in order]
-    lengths = [row_lists.length(row) for row in order]
+    lengths = [row_lists.row_length(row) for row in order]
     assert sorted(names) == sorted(list(range(10)) * 2)
     assert all(
         lengths[start : start + 4] == sorted(lengths[start : start + 4])
         for start in range(0, 20, 4)
     )
-    assert order == row_lists.arranged(rows, 2, 4, seed=3) != row_lists.arranged(rows, 2, 4, seed=4)
+    assert (
+        order
+        == row_lists.arrange_rows(rows, 2, 4, seed=3)
+        != row_lists.arrange_rows(rows, 2, 4, seed=4)
+    )
     assert set(names[:8]) != set(names[8:16]), "epochs are shuffled apart"
-    assert len(row_lists.arranged(rows, 0.5, 4, 0)) == 5
+    assert len(row_lists.arrange_rows(rows, 0.5, 4, 0)) == 5
 
 
 def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
@@ -267,8 +275,8 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
         for name, text in (("jg", "fine\nScore: 3"), ("jb", "no\nScore: 1"))
     )
     judged = JudgmentPair("jp", 1, "g", "jg", "jb", 1.0, -1.0, 9, 9)
-    texts = Texts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
-    rows = row_lists.dpo_rows([pair], [judged], texts, chat, 250)
+    texts = PairTexts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
+    rows = row_lists.build_dpo_rows([pair], [judged], texts, chat, 250)
     (row,) = rows.rows
     assert [drop.reason for drop in rows.drops] == ["longer than max_length"]
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == chat.end_of_turn
@@ -290,16 +298,17 @@ def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
             TINY_MODEL, trained["folder"] / "M2", base, tmp_path / "M2.gguf", probes, model
         )
     print(f"\nPEFT against llama.cpp: {measured}")
-    assert measured["difference"] < 1e-3
-    assert measured["change"] > 0.1
-    assert measured["agreement"] == 1.0
+    assert measured.difference < 1e-3
+    assert measured.change > 0.1
+    assert measured.agreement == 1.0
 
 
 def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, chat, work):
-    job = replace(make_job(tmp_path, tiny, chat, "sft", name="bare"), row_count=0)
+    job = make_job(tmp_path, tiny, chat, "sft", name="bare")
+    job = job.model_copy(update={"row_count": 0})
     Path(job.rows).write_text("")
     facts, logged = work(job)
-    assert (facts["rows"], facts["moved_share"], logged) == (0.0, 0.0, [])
+    assert (facts.rows, facts.moved_share, logged) == (0, 0.0, [])
     assert torch.equal(logits(tmp_path / "bare"), logits(None))
 
 
@@ -320,7 +329,7 @@ def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(
             precompute_reference=early,
         )
         facts, logged = work(job)
-        assert abs(facts["first_margin"]) < 1e-4
+        assert abs(facts.first_margin) < 1e-4
         runs[early] = (
             load_file(tmp_path / f"early-{early}" / "adapter_model.safetensors"),
             [one["loss"] for one in logged],
@@ -350,12 +359,61 @@ def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(
             adapter_in=trained["folder"] / "M1",
             name=f"early-{early}",
             precompute_reference=early,
+            epochs=2,
         )
-        assert (
-            trainer.train(
-                replace(job, settings=job.settings | {"epochs": 2}), report, BY_TRANSFORMERS
-            )["first_margin"]
-            == 0.0
-        )
+        assert trainer.train(job, report, BY_TRANSFORMERS).first_margin == 0.0
     assert losses[True] == losses[False]
     assert len(losses[True]) == 6
+
+
+def test_private_parts_of_trl_are_as_read():
+    """On an upgrade: read `TokenRows` against the new sources, then change READ_VERSIONS."""
+    for name, known in trainer.READ_VERSIONS.items():
+        assert version(name) == known, f"{name} was upgraded: check trainer.TokenRows"
+    for kind in (trainer.DPOTrainer, trainer.SFTTrainer):
+        assert callable(kind._prepare_dataset)
+        assert callable(kind._prepare_inputs)
+        source = inspect.getsource(kind)
+        assert "self._metrics[mode]" in source
+    assert "ref_chosen_logps" in inspect.getsource(trainer.DPOTrainer)
+    assert "self.current_gradient_accumulation_steps" in inspect.getsource(Trainer.training_step)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_job_crosses_the_process_border_unchanged(tmp_path, tiny, chat, method):
+    job = make_job(tmp_path, tiny, chat, method)
+    again = Job.model_validate(json.loads(job.model_dump_json()))
+    assert again == job
+    assert type(again.settings) is type(job.settings)
+    assert again.digest() == job.digest()
+    other = tiny.dpo if method == "sft" else tiny.sft
+    with pytest.raises(ValidationError, match=f"are not the settings of {method}"):
+        Job(**{**vars(job), "settings": other})
+
+
+def test_a_digest_is_that_of_checkpoints_written_before(tmp_path, tiny, chat):
+    """By hand: method, quantization, hash of the rows, no adapter, seed, settings without micro_batch, LoRA."""
+    job = make_job(tmp_path, tiny, chat, "sft")
+    settings = {
+        "learning_rate": tiny.sft.learning_rate,
+        "epochs": 4,
+        "batch": 8,
+        "max_length": tiny.sft.max_length,
+        "warmup": tiny.sft.warmup,
+    }
+    lora = {"rank": tiny.lora.rank, "alpha": tiny.lora.alpha, "dropout": tiny.lora.dropout}
+    rows = hashlib.sha256(job.rows.read_bytes()).hexdigest()
+    known = json.dumps(["sft", "nf4", rows, None, 0, settings, lora], sort_keys=True)
+    assert job.digest() == hashlib.sha256(known.encode()).hexdigest()
+    assert job.model_copy(update={"settings": tiny.sft}).digest() != job.digest()
+
+
+def test_a_result_becomes_the_metrics_of_a_run():
+    result = TrainingResult(steps=3, rows=2, moved_share=1.0, first_margin=0.0, ended_early=False)
+    assert result.metrics() == {
+        "training_steps": 3.0,
+        "training_rows": 2.0,
+        "training_moved_share": 1.0,
+        "training_first_margin": 0.0,
+        "training_ended_early": 0.0,
+    }

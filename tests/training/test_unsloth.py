@@ -15,7 +15,6 @@ from selfreward_lite.config.settings import Model
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.runtime import open_runtime
-from selfreward_lite.training.job import Job
 
 pytestmark = pytest.mark.unsloth
 NF4 = Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
@@ -35,7 +34,9 @@ def trained(tmp_path_factory):
         def work(method, name, before=None):
             said = []
             job = make_job(folder, tiny, chat, method, adapter_in=before, name=name)
-            facts = runtime.train(Job(**{**vars(job), "backend": "unsloth"}), folder, said.append)
+            facts = runtime.train(
+                job.model_copy(update={"backend": "unsloth"}), folder, said.append
+            )
             values = [one["values"] for one in said if "values" in one]
             found[name] = {"facts": facts, "words": said[0]["words"], "values": values}
 
@@ -58,14 +59,14 @@ def test_it_was_unsloth(trained):
 def test_sft_and_dpo_move_every_weight(trained):
     for name in ("M0", "M1"):
         facts = trained[name]["facts"]
-        assert facts["steps"] == 12
-        assert facts["moved_share"] > 0.9
+        assert facts.steps == 12
+        assert facts.moved_share > 0.9
     first, last = trained["M0"]["values"][0], trained["M0"]["values"][-1]
     assert last["loss"] < first["loss"] / 2
 
 
 def test_the_reference_of_dpo_is_the_model_before(trained):
-    assert trained["M1"]["facts"]["first_margin"] == 0.0
+    assert trained["M1"]["facts"].first_margin == 0.0
     assert trained["M1"]["values"][-1]["rewards/margins"] > 0.3
 
 
@@ -88,8 +89,8 @@ def test_llama_cpp_runs_what_unsloth_trained(trained, tmp_path):
         measured = runtime.export_adapter(
             TINY_MODEL, trained["folder"] / "M1", base, tmp_path / "M1.gguf", probes, NF4
         )
-    assert measured["difference"] < 1e-3
-    assert measured["change"] > 0.1
+    assert measured.difference < 1e-3
+    assert measured.change > 0.1
 
 
 def test_an_adapter_of_unsloth_is_a_plain_one(trained):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response
 from selfreward_lite.method import judgments
@@ -61,12 +63,13 @@ def export_adapter(run: RunContext, iteration: int) -> None:
         )
         run.store.measure(
             iteration,
-            logit_difference=parity["difference"],
-            logit_change=parity["change"],
-            greedy_agreement=parity["agreement"],
-            adapter_share=parity["share"],
+            logit_difference=parity.difference,
+            logit_change=parity.change,
+            greedy_agreement=parity.agreement,
+            adapter_share=parity.share,
         )
-        write_manifest(folder, {"iteration": iteration, "run": run.store.id_namespace, **parity})
+        manifest = {"iteration": iteration, "run": run.store.id_namespace, **asdict(parity)}
+        write_manifest(folder, manifest)
         return Outcome()
 
     run.once(iteration, "export", work)

@@ -17,7 +17,7 @@ from selfreward_lite.run.context import RunContext, scores_by_response
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job
-from selfreward_lite.training.rows import Rows, Texts, dpo_rows, sft_rows
+from selfreward_lite.training.rows import PairTexts, Rows, build_dpo_rows, build_sft_rows
 
 
 def train_seed(run: RunContext, _: int) -> None:
@@ -29,7 +29,7 @@ def train_seed(run: RunContext, _: int) -> None:
         ]
         answered = [(one.prompt.text, one.responses[0].text) for one in run.reader.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
-        rows = sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
+        rows = build_sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
         return _train(run, 0, "sft", rows)
 
     run.once(0, "training", work)
@@ -43,17 +43,19 @@ def train_model(run: RunContext, iteration: int) -> None:
     schedule = run.settings.for_iteration(iteration)
 
     def train_on_positive() -> Outcome:
-        rows = sft_rows(_perfect_responses(run, iteration), run.chat, run.settings.sft.max_length)
+        rows = build_sft_rows(
+            _perfect_responses(run, iteration), run.chat, run.settings.sft.max_length
+        )
         return _train(run, iteration, "sft", rows, rate=schedule.rate)
 
     def train_on_pairs() -> Outcome:
-        texts = Texts(
+        texts = PairTexts(
             {one.id: one for one in run.reader.prompts(iteration)},
             {one.id: one for one in run.reader.responses(iteration)},
             {one.id: one for one in run.store.records(Judgment, iteration=iteration)},
             run.settings.model.templates,
         )
-        rows = dpo_rows(
+        rows = build_dpo_rows(
             run.store.records(ResponsePair, iteration=iteration),
             run.store.records(JudgmentPair, iteration=iteration),
             texts,
@@ -108,24 +110,24 @@ def _train(
     settings = run.settings.sft if method == "sft" else run.settings.dpo
     job = Job(
         method=method,
-        model_dir=str(run.model_dir),
-        quantisation=run.settings.model.quantisation,
-        adapter_in=None if iteration == 0 else str(run.store.model_dir(iteration - 1) / "adapter"),
-        adapter_out=str(folder / "adapter"),
-        rows=str(work / "rows.jsonl"),
+        model_dir=run.model_dir,
+        quantization=run.settings.model.quantisation,
+        adapter_in=None if iteration == 0 else run.store.model_dir(iteration - 1) / "adapter",
+        adapter_out=folder / "adapter",
+        rows=work / "rows.jsonl",
         row_count=len(rows.rows),
         pad=run.chat.pad,
         seed=run.settings.seed,
-        settings={**settings.model_dump(), "learning_rate": settings.learning_rate * rate},
-        lora=run.settings.lora.model_dump(),
-        checkpoints=str(work / "checkpoints"),
+        settings=settings.model_copy(update={"learning_rate": settings.learning_rate * rate}),
+        lora=run.settings.lora,
+        checkpoints=work / "checkpoints",
         checkpoint_minutes=run.settings.checkpoint_minutes,
         backend=run.settings.backend,
         until=budget.training_deadline(run, iteration) if iteration else None,
         min_moved_share=run.settings.gates.min_moved_share,
     )
-    facts = run.runtime.train(job, work, _Reporter(run, iteration))
-    if facts.get("out_of_time"):
+    result = run.runtime.train(job, work, _Reporter(run, iteration))
+    if result.out_of_time:
         raise OutOfTime(
             f"the hours ended before half of M{iteration}'s training; give the same command again "
             "to resume from its checkpoint"
@@ -137,9 +139,8 @@ def _train(
         )
     # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
     expected = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
-    given = facts["rows"] if facts.get("ended_early") else expected
-    run.store.measure(iteration, training_rows_given=given)
-    run.store.measure(iteration, **{f"training_{name}": value for name, value in facts.items()})
+    given = result.rows if result.ended_early else expected
+    run.store.measure(iteration, training_rows_given=given, **result.metrics())
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     return Outcome(drops=tuple(rows.drops))
 

@@ -51,7 +51,7 @@ class Recipe:
 def build(out: Path, recipe: Recipe) -> float:
     """Train the base, write it to `out` as a Hugging Face folder, and return the mean loss of the last 50 steps."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(tokenizer.build(vocabulary_text()), out)
+    tokenizer.save_tokenizer(tokenizer.build_tokenizer(vocabulary_text()), out)
     chat = ChatFormat.load(out)
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(_architecture(chat))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.models.chat_format import SPLITS
+from selfreward_lite.models.chat_format import WORD_SPLITS
 
 BOS, EOS, EOT, PAD = (
     "<|begin_of_text|>",
@@ -29,17 +29,17 @@ CHAT_TEMPLATE = (
 ROLES = ("system", "user", "assistant")
 
 
-def build(texts: list[str]) -> Tokenizer:
+def build_tokenizer(texts: list[str]) -> Tokenizer:
     """Return a tokenizer in which every word of `texts` is one token and every other text falls back to bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    split = pre_tokenizers.Split(Regex(SPLITS["llama-bpe"]), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated")
     words = {word for text in [*texts, *ROLES, "\n\n"] for word, _ in split.pre_tokenize_str(text)}
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
@@ -54,7 +54,7 @@ def build(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json`, its settings and the chat template as a Hugging Face model folder holds them."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
