@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import SerializeAsAny, ValidationInfo, field_validator
 
 from selfreward_lite.config.settings import Dpo, Lora, Section, Training
 from selfreward_lite.system.files import sha256_of
@@ -41,7 +41,7 @@ class Job(Section):
     row_count: int
     pad: int
     seed: int
-    settings: Training | Dpo
+    settings: SerializeAsAny[Training]  # a Dpo if that is the method
     lora: Lora
     checkpoints: Path
     checkpoint_minutes: float = 10.0
@@ -50,13 +50,13 @@ class Job(Section):
     until: float | None = None
     memory: int | None = None
 
-    @model_validator(mode="after")
-    def _check_settings(self) -> Job:
-        if isinstance(self.settings, Dpo) != (self.method == "dpo"):
-            raise ValueError(
-                f"{type(self.settings).__name__} are not the settings of {self.method}"
-            )
-        return self
+    @field_validator("settings", mode="plain")
+    @classmethod
+    def _parse_settings(cls, value: Any, info: ValidationInfo) -> Training:
+        kind = Dpo if info.data.get("method") == "dpo" else Training
+        if isinstance(value, Section) and type(value) is not kind:
+            raise ValueError(f"{type(value).__name__} is not {kind.__name__}, as the method needs")
+        return kind.model_validate(value)
 
     def digest(self) -> str:
         """Return a hash of all that the steps of this job depend on: where it begins, its rows, its settings."""

@@ -58,7 +58,7 @@ def make_job(
         row_count=len(made.rows),
         pad=chat.pad,
         seed=0,
-        settings=settings.model_copy(update=changes),
+        settings=type(settings).model_validate(settings.model_dump() | changes),
         lora=tiny.lora,
         checkpoints=folder / f"{name}-checkpoints",
     )

@@ -20,7 +20,7 @@ def place(monkeypatch, tmp_path):
         wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None
     ):
         monkeypatch.setattr(backends, "list_gpus", lambda: [CARD] if card else [])
-        monkeypatch.setattr(backends, "_installed", lambda name: installed)
+        monkeypatch.setattr(backends, "_is_installed", lambda name: installed)
         monkeypatch.setattr(backends, "version", lambda name: f"1.0 of {name}")
         for name in ("transformers", "trl", "peft"):
             monkeypatch.delitem(sys.modules, name, raising=False)
@@ -36,24 +36,24 @@ def place(monkeypatch, tmp_path):
 
 def test_unsloth_trains_where_there_is_a_card_and_it_imports(place):
     chosen = place("auto", imports=ModuleType("unsloth"))
-    assert (chosen.name, chosen.words) == ("unsloth", "unsloth 1.0 of unsloth")
+    assert (chosen.name, chosen.description) == ("unsloth", "unsloth 1.0 of unsloth")
 
 
 def test_without_a_card_transformers_train(place):
     assert place("auto", card=False).name == "transformers"
-    assert "bitsandbytes 1.0" in place("auto", card=False).words
+    assert "bitsandbytes 1.0" in place("auto", card=False).description
 
 
 def test_without_unsloth_transformers_train_and_the_reason_is_said(place):
     chosen = place("auto", installed=False)
     assert chosen.name == "transformers"
-    assert "unsloth is not installed (pip install -r requirements-gpu.txt)" in chosen.words
+    assert "unsloth is not installed (pip install -r requirements-gpu.txt)" in chosen.description
 
 
 def test_fault_21_an_unsloth_that_cannot_be_imported_is_said_and_done_without(place):
     chosen = place("auto", imports=None)  # None in sys.modules: import raises
     assert chosen.name == "transformers"
-    assert "unsloth cannot be imported (ModuleNotFoundError" in chosen.words
+    assert "unsloth cannot be imported (ModuleNotFoundError" in chosen.description
     with pytest.raises(TrainingError, match="unsloth cannot be imported.*set backend=transformers"):
         place("unsloth", imports=None)
 
