@@ -83,9 +83,9 @@ def prepare_model(
     path = folder / f"{synthetic}-{quantisation}.gguf"
     if not path.exists():
         say(f"making {path}")
-        random_models.write_model(path, synthetic, quantisation)
+        random_models.write_gguf(path, synthetic, quantisation)
     if is_random:
-        adapter = random_models.write_adapter(folder / f"{synthetic}-adapter.gguf", synthetic)
+        adapter = random_models.write_gguf_adapter(folder / f"{synthetic}-adapter.gguf", synthetic)
     return path, adapter
 
 

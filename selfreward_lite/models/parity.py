@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.models import nf4
 from selfreward_lite.models.chat_format import DATE, ChatFormat, Message
 from selfreward_lite.models.gguf_export import Dtype, Weights, adapter_to_gguf, base_to_gguf
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 BLOCK = 64  # rows of logits that are compared at once
 STEP_TOKENS = 128  # tokens that llama.cpp computes at once
 MAX_THREADS = 8
+MIN_CONTEXT = 256
 
 # Texts on which different tokenizers disagree: special tokens as plain text, digits, accents, other scripts, spaces.
 TOKEN_PROBES = (
@@ -339,17 +341,20 @@ class _Reference:
 
 def _open_engine(gguf: Path, longest: int) -> LlamaEngine:
     """The engine of a run, set to exact arithmetic on the CPU, for lists of up to `longest` tokens."""
-    from selfreward_lite.engine.llama import LlamaEngine, cores
+    from selfreward_lite.engine.llama import LlamaEngine
+    from selfreward_lite.engine.loading import cores
 
-    return LlamaEngine(
-        gguf,
+    spec = LlamaSpec(
+        model=gguf,
         parallel=STEP_TOKENS,
-        context=longest,
+        context=max(MIN_CONTEXT, longest),
         batch=STEP_TOKENS,
         threads=min(MAX_THREADS, cores()),
         roots=1,
         exact=True,
+        check_adapters=False,  # what an adapter changes is measured here
     )
+    return LlamaEngine(spec)
 
 
 # -- token ids ----------
