@@ -35,7 +35,7 @@ class RankedPrompt:
 
 
 def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
-    """Return the messages of the ranked data and the skipped rows. Raises DataError for a bad row."""
+    """Return the messages of the ranked data, and drops. Raises DataError for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // ranked.ANSWERS

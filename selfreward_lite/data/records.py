@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 
 class ModelId(int):
-    """A model's number in a run: -1 is the untrained base, 0 is M0 (after the seed stage), 1 is M1."""
+    """A model's number in a run: -1 is the untrained base, 0 is M0 (after the seed stage)."""
 
     @property
     def name(self) -> str:

@@ -289,7 +289,7 @@ class Store:
         return number, self.model_dir(number)
 
     def faults(self) -> list[str]:
-        """Return faults, one per line: damaged file, wrong ids, changed texts, incomplete models."""
+        """Return faults, a line each: damaged file, wrong ids, changed texts, incomplete models."""
         found = [row[0] for row in self.select("PRAGMA integrity_check") if row[0] != "ok"]
         for kind in KINDS:
             hashes = dict(self.select(f"SELECT id, content_hash FROM {table_name(kind)}"))

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from selfreward_lite.config.settings import Schedule, parse
+from selfreward_lite.config.settings import parse
 from selfreward_lite.data import queries
 from selfreward_lite.data.queries import PromptHit
-from selfreward_lite.data.ranked import HUMAN
 from selfreward_lite.data.records import (
     Battle,
     Judgment,
@@ -31,6 +30,7 @@ from selfreward_lite.system.errors import UserError
 
 PAGE = 50
 RANKED, HELD_OUT = "ranked by people", "held out"
+JudgedResponse = tuple[Response, tuple[Judgment, ...]]
 Outcome = Literal["all", "gave a pair", "gave none"]
 _ORIGINS = {RANKED: "ranked", HELD_OUT: "held_out"}
 _EXPLAINED_ORIGINS = {
@@ -109,31 +109,18 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
     found = store.records(Prompt, id=prompt_id)
     if not found:
         raise UserError(f"{store.folder.name} has no prompt {prompt_id}; choose one of the list")
-    (prompt,), settings = found, parse(store.fact("settings"))
+    (prompt,) = found
     judged = _load_responses(store, prompt)
     if prompt.iteration > 0:
-        scores = {
-            response.id: judgments.score_response(given, settings.judge)
-            for response, given in judged
-        }
-        parts = _name_parts(store, prompt, [one for one, _ in judged], scores)
-        schedule = settings.for_iteration(prompt.iteration)
-        why = _explain_pair(store, prompt, [one for one, _ in judged], scores, schedule)
-        if settings.judge.score == "expected":
-            why += " Scores are expected scores here."
+        parts, why = _explain_pair(store, prompt, judged)
     else:
-        parts = [
-            f"people's rank {one.rank}" if one.model == HUMAN and one.rank is not None else ""
-            for one, _ in judged
-        ]
+        parts = {one.id: f"people's rank {one.rank}" for one, _ in judged if one.rank is not None}
         why = _EXPLAINED_ORIGINS[prompt.origin]
-    answers = tuple(
-        Answer(response, given, part) for (response, given), part in zip(judged, parts, strict=True)
-    )
+    answers = tuple(Answer(one, given, parts.get(one.id, "")) for one, given in judged)
     return PromptHistory(prompt, answers, why, *_load_battles(store, judged))
 
 
-def _load_responses(store: Store, prompt: Prompt) -> list[tuple[Response, tuple[Judgment, ...]]]:
+def _load_responses(store: Store, prompt: Prompt) -> list[JudgedResponse]:
     """The responses to a prompt with their judgments; the base's first, then by rank and index."""
     last = queries.find_last_iteration(store)
     iterations = [prompt.iteration] if prompt.iteration else range(last + 1)
@@ -154,50 +141,44 @@ def _load_responses(store: Store, prompt: Prompt) -> list[tuple[Response, tuple[
     ]
 
 
-def _name_parts(
-    store: Store, prompt: Prompt, responses: Sequence[Response], scores: dict[str, float | None]
-) -> list[str]:
-    """The part of each response in the pair; nothing before pairs are made."""
+def _explain_pair(
+    store: Store, prompt: Prompt, judged: Sequence[JudgedResponse]
+) -> tuple[dict[str, str], str]:
+    """The part of each response by its id, and why there is a pair or none, by the pair rules."""
+    settings = parse(store.fact("settings"))
+    note = " Scores are expected scores here." if settings.judge.score == "expected" else ""
     if not store.is_done(prompt.iteration, "response_pairs"):
-        return [""] * len(responses)
+        why = (
+            "Pairs are made when every response of the iteration is judged; this one is not that "
+            "far."
+        )
+        return {}, why + note
+    responses = [response for response, _ in judged]
+    scores = {one.id: judgments.score_response(given, settings.judge) for one, given in judged}
     parts = {
         one.id: response_pairs.exclusion_reason(prompt, one, scores[one.id]) or ""
         for one in responses
     }
     for pair in store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id):
         parts |= {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}
-    return [parts[one.id] for one in responses]
-
-
-def _explain_pair(
-    store: Store,
-    prompt: Prompt,
-    responses: Sequence[Response],
-    scores: dict[str, float | None],
-    schedule: Schedule,
-) -> str:
-    """Why there is a pair, or none, by the rules that build pairs."""
-    if not store.is_done(prompt.iteration, "response_pairs"):
-        return (
-            "Pairs are made when every response of the iteration is judged; this one is not that "
-            "far."
-        )
+    schedule = settings.for_iteration(prompt.iteration)
     scored = response_pairs.find_eligible(prompt, responses, scores)
     made = response_pairs.choose_pair(scored, schedule.rho)
     if reason := response_pairs.no_pair_reason(scored, made, schedule):
-        return f"No pair: {reason}."
+        return parts, f"No pair: {reason}.{note}"
     tiers = response_pairs.score_tiers(scored, schedule.rho)
     assert tiers is not None
     high = sum(one.may_win and one.score >= tiers[0] - judgments.SCORE_TOLERANCE for one in scored)
     low = sum(one.score <= tiers[1] + judgments.SCORE_TOLERANCE for one in scored)
-    return (
+    why = (
         f"Chosen: the shortest of {high} that scored {tiers[0]:.2f} or more. Rejected: the longest "
         f"of {low} that scored {tiers[1]:.2f} or less (length control, rho = {schedule.rho:g})."
     )
+    return parts, why + note
 
 
 def _load_battles(
-    store: Store, judged: Sequence[tuple[Response, tuple[Judgment, ...]]]
+    store: Store, judged: Sequence[JudgedResponse]
 ) -> tuple[tuple[BattleView, ...], JudgmentPair | None]:
     """The battles between judgments of the one contested response, and the pair that they gave."""
     for response, given in judged:

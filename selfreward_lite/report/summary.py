@@ -156,7 +156,7 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
-    """Return the share of pairs of responses to one prompt with equal scores; None without pairs."""
+    """Return the share of response pairs of one prompt with equal scores; None without pairs."""
     expected = parse(store.fact("settings")).judge.score == "expected"
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:

@@ -89,28 +89,17 @@ def award_points(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
 def draw_wrong_letters(task: Task, rng: random.Random) -> list[str]:
     """Return wrong letters: nearly right, for another task, or not from the task at all."""
     while True:
-        letters = rng.choice((_swapped, _changed, _copied, _foreign))(task, rng)
-        if letters and letters != list(task.solution):
+        letters = list(task.solution)
+        fault = rng.choice(("two swapped", "one changed", "task copied", "foreign"))
+        if fault == "two swapped":
+            i, j = rng.sample(range(len(letters)), 2)
+            letters[i], letters[j] = letters[j], letters[i]
+        elif fault == "one changed":
+            letters[rng.randrange(len(letters))] = rng.choice(LETTERS)
+        elif fault == "task copied":
+            letters = list(task.letters)
+        else:
+            others = [letter for letter in LETTERS if letter not in task.letters]
+            letters = rng.sample(others, len(task.letters))
+        if letters != list(task.solution):
             return letters
-
-
-def _swapped(task: Task, rng: random.Random) -> list[str]:
-    letters = list(task.solution)
-    i, j = rng.sample(range(len(letters)), 2)
-    letters[i], letters[j] = letters[j], letters[i]
-    return letters
-
-
-def _changed(task: Task, rng: random.Random) -> list[str]:
-    letters = list(task.solution)
-    letters[rng.randrange(len(letters))] = rng.choice(LETTERS)
-    return letters
-
-
-def _copied(task: Task, rng: random.Random) -> list[str]:
-    return list(task.letters)
-
-
-def _foreign(task: Task, rng: random.Random) -> list[str]:
-    others = [letter for letter in LETTERS if letter not in task.letters]
-    return rng.sample(others, len(task.letters))
