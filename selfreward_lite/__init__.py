@@ -5,8 +5,8 @@ A file imports only from its own folder and from folders above it:
     system    the machine: errors, files, locks, GPUs, child processes
     config    everything that can be set; presets
     data      records, the run's SQLite store, downloads, rankings, the tiny world
-    models    a model as tokens and files; the proof that PEFT and llama.cpp agree
     engine    token ids in, completions out, in a child process that may crash
+    models    a model as tokens and files; the proof that PEFT and llama.cpp agree
     method    the two papers as pure functions
     training  token-id rows in, a LoRA adapter out
     run       one run: the order of its steps, and what must survive a kill
