@@ -1,14 +1,12 @@
-"""What many tests share: the tiny model's chat format and settings; random Llamas, made once."""
+"""Shared fixtures: chat format and settings of the tiny model, a role, a run, random Llamas."""
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # on two busy cores, two threads a small model are slower than one
+# On two busy cores, a small model is slower with two threads than with one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop(
-    "PYTHONUNBUFFERED", None
-)  # as in a user's shell: it once hid that a reason was not the last line of a log
+# As in a user's shell: when set, it hid that a reason was not the last line of a log.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 from pathlib import Path
 
@@ -22,12 +20,9 @@ from selfreward_lite.engine.api import Sampling
 from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
 
-collect_ignore = [
-    "helpers/browser.py",
-    "helpers/screenshots.py",
-]  # no tests in them, and they need playwright
+collect_ignore = ["helpers/browser.py", "helpers/screenshots.py"]  # they need playwright
 
-# How long an example takes is the machine's affair, not the test's.
+# The duration of an example depends on the machine, so it has no deadline.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
@@ -50,7 +45,7 @@ def role(chat: ChatFormat) -> Role:
 
 @pytest.fixture(scope="session")
 def scripted_runs(tmp_path_factory) -> Path:
-    """A folder with a finished run on scripted runtime, `mine`. Not to be changed."""
+    """A folder with a finished scripted run, `mine`. Do not change it."""
     import scripted_run
 
     folder = tmp_path_factory.mktemp("runs")
@@ -60,8 +55,8 @@ def scripted_runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """A random Llama and a LoRA on it, as folders and as GGUF files in f32. Not to be changed."""
-    from random_llama import make_adapter, make_model  # loads torch, which most tests do without
+    """A random Llama and a LoRA on it, as folders and as GGUF files in f32. Do not change them."""
+    from random_llama import make_adapter, make_model  # loads torch, which most tests do not need
 
     from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 

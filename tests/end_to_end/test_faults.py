@@ -108,7 +108,8 @@ def test_run_too_large_for_the_disk_is_refused_with_numbers(tmp_path, monkeypatc
     )
     with pytest.raises(
         UserError,
-        match=r"has 1\.0 MB free and this run needs \d+\.\d MB \(base .*adapters .*records .*--runs-dir",
+        match=r"has 1\.0 MB free and this run needs \d+\.\d MB "
+        r"\(base .*adapters .*records .*--runs-dir",
     ) as e:
         scripted_run.run(tmp_path / "run")
     one_line(e)
@@ -117,7 +118,7 @@ def test_run_too_large_for_the_disk_is_refused_with_numbers(tmp_path, monkeypatc
 
 
 def test_planned_adapter_size_is_that_of_a_trained_one(tmp_path):
-    """Arithmetic against a real adapter's shape: rank 16 on the seven linear layers of each block."""
+    """The estimate equals a real adapter: rank 16 on the seven linear layers of each block."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -290,7 +291,7 @@ def test_second_writer_is_refused_and_readers_are_not(tmp_path):
         one_line(error)
         store.state("run", "seed 0")
         with Store.read(tmp_path / "run") as reader:
-            assert reader.run == "seed 0"
+            assert reader.id_namespace == "seed 0"
 
 
 @pytest.mark.parametrize("place", ["ä b", "#1?x=%20"])

@@ -1,4 +1,4 @@
-"""A run killed by SIGKILL before and after every write: commits, stage ends, renames, exports, trainings, promotions."""
+"""Runs killed by SIGKILL before and after every write, rename, export, training and promotion."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ class Killer:
         return wrapped
 
     def watch_files(self, function, name: str, out: int):
-        """Like `watch`, and also with half of the file written; argument number `out` is its path."""
+        """Like `watch`, and also with half of the file written; argument `out` is its path."""
 
         def wrapped(*arguments):
             self.reach(f"before {name}")
@@ -124,9 +124,8 @@ def test_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, momen
     with Store.read(folder) as store:
         assert store.faults() == []
     KILLS.update(ledger.read_text().splitlines())
-    print(
-        f"\n{len(ledger.read_text().splitlines())} kills; the records are those of an undisturbed run"
-    )
+    count = len(ledger.read_text().splitlines())
+    print(f"\n{count} kills; the records are those of an undisturbed run")
 
 
 POINTS = (
@@ -171,7 +170,8 @@ def test_kills_were_many_and_in_every_kind_of_write():
     kinds = Counter(name.split()[1] for name in KILLS.elements())
     stages = {name.split()[2] for name in KILLS if len(name.split()) > 2}
     print(
-        f"\n{KILLS.total()} SIGKILLs at {len(KILLS)} different moments: {dict(kinds)}; in {len(stages)} stages"
+        f"\n{KILLS.total()} SIGKILLs at {len(KILLS)} different moments: {dict(kinds)}; "
+        f"in {len(stages)} stages"
     )
     assert KILLS.total() >= 100
     assert {"commit", *POINTS} <= set(kinds)

@@ -25,16 +25,19 @@ from selfreward_lite.system import doctor
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FORM = re.compile(r"^(?P<name>[A-Z]+) = (?P<value>.+?)  # @param (?P<kind>.+)$")
 SMALL = (
-    "prompts.count=24 responses.count=3 judge.count=3 seed_stage.train_examples=60 seed_stage.eval_prompts=20 "
+    "prompts.count=24 responses.count=3 judge.count=3 "
+    "seed_stage.train_examples=60 seed_stage.eval_prompts=20 "
     "evaluation.prompts=20 evaluation.canary_judgments=2 evaluation.outside_prompts=10"
 )
 
-# Loaded by every Python process a test starts: connections that leave this machine are logged and refused.
+# Every Python process of a test loads this: connections to other machines are logged and refused.
 BLOCK = """
 import os, socket
 
+HERE = "127.0.0.1", "::1", "localhost", "0.0.0.0", ""
+
 def local(address):
-    return not isinstance(address, tuple) or address[0] in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "")
+    return not isinstance(address, tuple) or address[0] in HERE
 
 def refuse(kind):
     with open(os.environ["ASKED"], "a") as out:
@@ -42,8 +45,14 @@ def refuse(kind):
     raise OSError(101, "Network is unreachable")
 
 connect, resolve = socket.socket.connect, socket.getaddrinfo
-socket.socket.connect = lambda self, address: connect(self, address) if local(address) else refuse(str(address))
-socket.getaddrinfo = lambda host, *more, **named: resolve(host, *more, **named) if local((host,)) else refuse(str(host))
+
+def connect_here(self, address):
+    return connect(self, address) if local(address) else refuse(str(address))
+
+def resolve_here(host, *more, **named):
+    return resolve(host, *more, **named) if local((host,)) else refuse(str(host))
+
+socket.socket.connect, socket.getaddrinfo = connect_here, resolve_here
 """
 
 
@@ -165,9 +174,16 @@ def test_colab_without_network_and_again_on_another_machine(tmp_path, project, o
     ):
         subprocess.run(["git", *git], cwd=repository, check=True)
     settings: dict[str, Any] = {
-        "PROJECT": str(repository), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
-        "DRIVE": False, "KEEP": str(tmp_path / "drive"), "UNSLOTH": False,
-    }  # fmt: skip
+        "PROJECT": str(repository),
+        "PRESET": "tiny",
+        "RUN": "mine",
+        "HOURS": 1.0,
+        "SETTINGS": SMALL,
+        "GATES": "report",
+        "DRIVE": False,
+        "KEEP": str(tmp_path / "drive"),
+        "UNSLOTH": False,
+    }
     first = execute(
         NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs")
     )
@@ -201,9 +217,17 @@ def test_kaggle_without_network_and_again_from_its_output(tmp_path, project, off
     (inputs / "wheels").mkdir()  # this machine meets all pins, so nothing is taken from it
     monkeypatch.delenv("HF_HUB_OFFLINE")  # not announced: the network is just not there
     settings: dict[str, Any] = {
-        "PROJECT": str(project), "PRESET": "tiny", "RUN": "mine", "HOURS": 1.0, "SETTINGS": SMALL, "GATES": "report",
-        "UNSLOTH": False, "MODEL": str(inputs / "model"), "DATA": str(inputs / "data"), "WHEELS": str(inputs / "wheels"),
-    }  # fmt: skip
+        "PROJECT": str(project),
+        "PRESET": "tiny",
+        "RUN": "mine",
+        "HOURS": 1.0,
+        "SETTINGS": SMALL,
+        "GATES": "report",
+        "UNSLOTH": False,
+        "MODEL": str(inputs / "model"),
+        "DATA": str(inputs / "data"),
+        "WHEELS": str(inputs / "wheels"),
+    }
     places = {"OUT": str(tmp_path / "out"), "SCRATCH": str(tmp_path / "temp")}
     first = execute(NOTEBOOKS[1], tmp_path, **settings, **places, ITERATIONS=0)
     assert "M0 training" in first

@@ -1,8 +1,9 @@
-"""A run made by the code at commit fc94850, before the twelve folders: it opens, reports, verifies and resumes.
+"""A run made by the code at commit fc94850 opens, reports, verifies and resumes.
 
-`tests/fixtures/old_run` is a tiny run with one iteration, LoRA rank 4 and small counts, made with `--gates report`,
-one vote added, then pruned (`base/` and `training/` can be made again). Only the path of the base model in
-`adapter_config.json`, and so its sha256 in `manifest.json`, was changed: to one that no longer exists.
+`tests/fixtures/old_run` is a tiny run with one iteration, LoRA rank 4 and small counts, made with
+`--gates report`, one vote added, then pruned (`base/` and `training/` can be made again). Only the
+path of the base model in `adapter_config.json`, and so its sha256 in `manifest.json`, was changed:
+to one that no longer exists.
 """
 
 import json

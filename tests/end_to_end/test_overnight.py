@@ -1,6 +1,7 @@
 """The `overnight` preset from files to a finished run, on a CPU, with only sizes changed.
 
-A small Llama with hand-made weights replaces the 8B; it has Llama-3's template and vocabulary layout, and is packed in NF4.
+A small Llama with hand-made weights replaces the 8B; it has Llama-3's template and vocabulary
+layout, and is packed in NF4.
 """
 
 import json
@@ -21,13 +22,31 @@ pytestmark = pytest.mark.slow
 SIZES = {
     # logits are nearly equal, so rounding decides which token is the likeliest
     "gates.min_agreement": 0,
-    "seed_stage.train_examples": 8, "seed_stage.eval_prompts": 6, "prompts.count": 4, "responses.count": 3, "judge.count": 3,
-    "responses.draw.max_tokens": 240, "judge.draw.max_tokens": 80, "meta_judge.draw.max_tokens": 80,
-    "evaluation.draw.max_tokens": 240, "evaluation.prompts": 6, "evaluation.judgments": 2, "evaluation.canary_judgments": 2,
-    "evaluation.outside_prompts": 4, "evaluation.second_look": 4, "engine.parallel": 8, "engine.context": 24576,
-    "engine.batch": 512, "engine.gpu_layers": 0, "sft.batch": 4, "sft.epochs": 1, "sft.learning_rate": 1e-3, "dpo.batch": 4,
-    "dpo.epochs": 1, "dpo.learning_rate": 1e-4,
-}  # fmt: skip
+    "seed_stage.train_examples": 8,
+    "seed_stage.eval_prompts": 6,
+    "prompts.count": 4,
+    "responses.count": 3,
+    "judge.count": 3,
+    "responses.draw.max_tokens": 240,
+    "judge.draw.max_tokens": 80,
+    "meta_judge.draw.max_tokens": 80,
+    "evaluation.draw.max_tokens": 240,
+    "evaluation.prompts": 6,
+    "evaluation.judgments": 2,
+    "evaluation.canary_judgments": 2,
+    "evaluation.outside_prompts": 4,
+    "evaluation.second_look": 4,
+    "engine.parallel": 8,
+    "engine.context": 24576,
+    "engine.batch": 512,
+    "engine.gpu_layers": 0,
+    "sft.batch": 4,
+    "sft.epochs": 1,
+    "sft.learning_rate": 1e-3,
+    "dpo.batch": 4,
+    "dpo.epochs": 1,
+    "dpo.learning_rate": 1e-4,
+}
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
@@ -60,8 +79,14 @@ def night(tmp_path_factory) -> dict:
     ended = command("run", "--preset", "overnight", *runs, *settings, "--gates", "report")
     print(ended.stderr)
     assert ended.returncode == 0, ended.stderr
-    return {"folder": folder, "run": folder / "runs" / "night", "said": ended.stderr, "runs": runs, "trees": trees,
-            "document": json.loads(ended.stdout.splitlines()[-1])}  # fmt: skip
+    return {
+        "folder": folder,
+        "run": folder / "runs" / "night",
+        "said": ended.stderr,
+        "runs": runs,
+        "trees": trees,
+        "document": json.loads(ended.stdout.splitlines()[-1]),
+    }
 
 
 def test_overnight_fills_every_stage(night):

@@ -81,17 +81,32 @@ def test_readme_first_command_makes_a_better_model(tmp_path):
     # llama.cpp runs the model that was trained
     checked = subprocess.run(
         [sys.executable, "-m", "selfreward_lite", "export", "check", "--runs-dir", str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     print(checked.stderr)
     assert checked.returncode == 0, checked.stderr
     assert json.loads(checked.stdout.splitlines()[-1])["adapter_difference"] < 1e-3
     # the merged model
     merged = subprocess.run(
-        [sys.executable, "-m", "selfreward_lite", "export", "merged", "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out"),
-         "--type", "q4_k_m"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "selfreward_lite",
+            "export",
+            "merged",
+            "--runs-dir",
+            str(tmp_path),
+            "--out",
+            str(tmp_path / "out"),
+            "--type",
+            "q4_k_m",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     print(merged.stderr)
     assert merged.returncode == 0, merged.stderr
     said = json.loads(merged.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Scripted engines for a child process, with faults that a test can order. Named in specs as "module:function"."""
+"""Scripted engines with faults, for a child process; a spec names one as "module:function"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def faulty(
     pause: float = 0.0,
     noise: bool = False,
 ) -> ScriptedEngine:
-    """Dies on every request whose key (as sent on) starts the prompt with a poisoned number; see the tests."""
+    """Return an engine that fails on prompts with given numbers.
+
+    `poison` kills the process each time, `once` (a file) a single time; `error` and `bug` raise.
+    """
 
     def reply(request: Request, sample: int) -> str:
         name = bytes(request.tokens).decode()
@@ -43,7 +46,7 @@ def faulty(
 
 
 def broken() -> ScriptedEngine:
-    """A child that dies while loading."""
+    """Die while loading."""
     os.kill(os.getpid(), signal.SIGSEGV)
     raise AssertionError("unreachable")
 
@@ -53,7 +56,7 @@ def unloadable() -> ScriptedEngine:
 
 
 def words(*, pause: float = 0.0, poison: str = "", load: float = 0.0) -> ScriptedEngine:
-    """Says its prompt and its seed, after a pause; dies on a poisoned prompt; takes its time to load."""
+    """Return an engine that repeats prompt and seed; it dies on the prompt `poison`."""
     time.sleep(load)
 
     def reply(request: Request, sample: int) -> str:

@@ -1,4 +1,4 @@
-"""Tiny random models in GGUF for the engine's tests: a base, a quantised copy and LoRA adapters, in milliseconds.
+"""Tiny random models in GGUF for the engine's tests: base, quantized copy, LoRA adapters.
 
 The vocabulary is byte-level: 256 bytes, a few merged words, and three control tokens at the end.
 """
@@ -29,14 +29,14 @@ class Shape:
 
 
 def byte_letters() -> list[str]:
-    """The printable stand-ins of GPT-2's byte-level alphabet, byte 0 to 255."""
+    """Return the printable letters of GPT-2's byte-level alphabet, byte 0 to 255."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(code) if code in plain else chr(next(spare)) for code in range(BYTES)]
 
 
 def vocabulary(size: int) -> tuple[list[str], list[int], list[str]]:
-    """Tokens, their types and the merges; the last three are <begin>, <end>, <turn>."""
+    """Return tokens, types and merges; the last three tokens are <begin>, <end>, <turn>."""
     tokens, merges = byte_letters(), []
     for left in "abcdefghijklmnopqrstuvwxyz":
         for right in "aeiouns":
@@ -53,7 +53,7 @@ def vocabulary(size: int) -> tuple[list[str], list[int], list[str]]:
 
 
 def write_model(path: Path, shape: Shape = Shape(), seed: int = 0, spread: float = 1.0) -> Path:
-    """A random Llama in float32. `spread` scales the output layer: large values make greedy choices robust."""
+    """Write a random Llama in float32; a large `spread` of logits makes greedy choices robust."""
     writer = gguf.GGUFWriter(path, "llama")
     head = shape.hidden // shape.heads
     writer.add_context_length(shape.context)
@@ -107,7 +107,7 @@ def random_weights(shape: Shape, seed: int, spread: float) -> dict[str, np.ndarr
 def write_adapter(
     path: Path, seed: int = 1, scale: float = 1.0, hidden: int = 64, rank: int = 4
 ) -> Path:
-    """A random LoRA on the queries and values of block 0; `scale` 0 makes B zero."""
+    """Write a random LoRA on the queries and values of block 0; `scale` 0 makes B zero."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_string("general.type", "adapter")
     writer.add_string("adapter.type", "lora")
@@ -125,7 +125,7 @@ def write_adapter(
 
 
 def quantise(source: Path, target: Path) -> Path:
-    """A Q8_0 copy of `source`."""
+    """Write a Q8_0 copy of `source`."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()

@@ -1,4 +1,4 @@
-"""A hub on this machine: the few answers that a download needs, with files that a test gives; ranges, revisions, closed doors."""
+"""A Hugging Face hub on this machine: ranges, revisions, gated and missing repositories."""
 
 from __future__ import annotations
 
@@ -14,32 +14,30 @@ from urllib.parse import unquote, urlparse
 
 @dataclass
 class Hub:
-    """`files` by (repository, path); `commit` of every branch; `closed` ones; the line is dead after `left` bytes of files."""
+    """What the hub serves, and how it fails.
+
+    `files` are by (repository, path), `commit` is that of every branch, `closed` repositories are
+    gated. After `left` bytes of files every connection breaks.
+    """
 
     address: str = ""
     files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     commit: str = "a" * 40
     closed: set[str] = field(default_factory=set)
-    announced: dict[tuple[str, str], str] = field(
-        default_factory=dict
-    )  # another digest than the file's
+    # a digest to announce instead of the file's
+    announced: dict[tuple[str, str], str] = field(default_factory=dict)
     left: int | None = None
-    breaks: list[int] = field(
-        default_factory=list
-    )  # how much each of the next answers brings before its line breaks
-    refusals: list[int] = field(
-        default_factory=list
-    )  # what the next requests for files are answered, before any is served
+    # bytes after which each of the next answers breaks
+    breaks: list[int] = field(default_factory=list)
+    # status codes of the next requests for files
+    refusals: list[int] = field(default_factory=list)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
-    wait: int = 0  # seconds that a refusal asks to wait
-    elsewhere: str = (
-        ""  # the address of the store to which the hub sends whoever asks for a large file
-    )
-    silent: int = 0  # how many of the next large files come to a halt halfway
+    wait: int = 0  # seconds in a refusal's Retry-After
+    elsewhere: str = ""  # the address of the store that serves large files
+    silent: int = 0  # how many of the next large files stop halfway
     over: threading.Event = field(default_factory=threading.Event)
-    tokens: list[tuple[str, str | None]] = field(
-        default_factory=list
-    )  # which server was shown which token
+    # the token that each server received
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
 
     def info(self, name: str) -> dict:
         siblings = [
@@ -81,7 +79,7 @@ class Hub:
 
 @contextmanager
 def hub() -> Iterator[Hub]:
-    """Serve on a port of the loopback for as long as the block lasts."""
+    """Serve on a loopback port while the block lasts."""
     found = Hub()
     servers = []
     for name in ("hub", "store"):

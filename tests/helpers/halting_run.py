@@ -1,9 +1,9 @@
-"""The command line, stopped inside a given stage, so that a test can look at the run and then kill it.
+"""The command line, stopped inside a stage so that a test can read the run and then kill it.
 
     python -m tests.helpers.halting_run ITERATION STAGE ITEMS ARGUMENT...
 
-Stops (SIGSTOP) right after the commit with which the stage has ITEMS items; in a stage that is done in one piece, ITEMS tenths
-of a second after it began.
+It stops (SIGSTOP) right after the commit of the stage's item number ITEMS; in a stage without
+items, ITEMS tenths of a second after the stage began.
 """
 
 import os
@@ -22,7 +22,7 @@ def halt() -> None:
 
 
 def halting(place: tuple[int, str], items: int) -> None:
-    """Make the store halt this process at that place."""
+    """Make the store stop this process at that iteration and stage."""
     commit, begin = Store.commit, Store.begin_stage
 
     def commit_then_halt(store, iteration, stage, *more):

@@ -1,11 +1,14 @@
-"""A Llama whose weights are set by hand, in Llama-3's vocabulary layout and template: it says random words, and ends; asked to
-judge it ends with a score, asked to compare with a winner. So every stage of a run has something to read, and no download.
+"""A Llama with hand-made weights, in Llama-3's vocabulary layout and template.
 
-    x = what the token is (one of a few classes) + a constant + what the conversation is about, which one attention layer fetches
-    from wherever a telling word stands in the question; the head turns both into the next token's logits.
+It generates random words and then ends; a judgment ends with a score, a comparison with a winner.
+So every stage of a run can read its output, without a download.
 
-128,000 tokens of byte-level BPE, most of them never used, then Llama-3's 256 special ones. A little noise everywhere else, so
-that training has something to move.
+The residual stream is the sum of the token's class, a constant, and the kind of question, which one
+attention layer copies from the keyword in the question. The head turns them into the next token's
+logits. Everything else is a little noise, so that training has weights to move.
+
+The vocabulary is 128,000 tokens of byte-level BPE, most of them unused, then Llama-3's 256 special
+ones.
 """
 
 from __future__ import annotations
@@ -23,30 +26,52 @@ from selfreward_lite.models.chat_format import WORD_SPLITS
 
 PLAIN, VOCAB = 128_000, 128_256
 NAMED = {
-    128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128006: "<|start_header_id|>", 128007: "<|end_header_id|>",
+    128000: "<|begin_of_text|>",
+    128001: "<|end_of_text|>",
+    128006: "<|start_header_id|>",
+    128007: "<|end_header_id|>",
     128009: "<|eot_id|>",
-}  # fmt: skip
+}
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
     "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 WORDS = [
-    "river", "stone", "cloud", "amber", "violet", "harbour", "lantern", "meadow", "copper", "saffron", "winter", "orchard",
-    "silver", "thunder", "marble", "willow", "canyon", "feather", "garnet", "compass",
-]  # fmt: skip
+    "river",
+    "stone",
+    "cloud",
+    "amber",
+    "violet",
+    "harbour",
+    "lantern",
+    "meadow",
+    "copper",
+    "saffron",
+    "winter",
+    "orchard",
+    "silver",
+    "thunder",
+    "marble",
+    "willow",
+    "canyon",
+    "feather",
+    "garnet",
+    "compass",
+]
 HIDDEN, HEADS, KV_HEADS, LAYERS, FFN, HEAD = 64, 4, 2, 2, 128, 16
-STRENGTH, GAP = 24.0, 60.0  # logits of what may follow, and how far below it the rest is kept
+STRENGTH, GAP = 24.0, 60.0  # logits of a token that may follow, and how far the others are below it
 
-# Dimensions of the residual stream: a constant, what kind of token this is, and what is asked.
+# Dimensions of the residual stream: a constant, the class of the token, the kind of question.
 CONSTANT, WORD, ENDING, NEWLINE, OPENING, COLON, SPACE, NOUN, LAST = range(9)
-JUDGE, META, COMPARE = 9, 10, 11  # of a telling word itself
-ASKED = {JUDGE: 12, META: 13, COMPARE: 14}  # and of every token after it
-TELLING = {"Ġgrade": JUDGE, "Ġjudgments": META, "Ġanswers": COMPARE}
+JUDGE, META, COMPARE = 9, 10, 11  # at the keyword itself
+ASKED = {JUDGE: 12, META: 13, COMPARE: 14}  # at every token after it
+KEYWORDS = {"Ġgrade": JUDGE, "Ġjudgments": META, "Ġanswers": COMPARE}
 
 
 def make(folder: Path, texts: list[str], *, packed: bool = False) -> Path:
-    """Write the model as a Hugging Face folder; `texts` is what will be asked, so that its words are tokens. `packed`: in NF4."""
+    """Write the model as a folder, in NF4 if `packed`; words of `texts` become tokens."""
     tokenizer = _tokenizer(texts)
     plain = folder if not packed else folder.with_name(f"{folder.name}-plain")
     _model(tokenizer).save_pretrained(plain)
@@ -58,7 +83,7 @@ def make(folder: Path, texts: list[str], *, packed: bool = False) -> Path:
 
 
 def questions() -> list[str]:
-    """The words of every template."""
+    """Return every template, filled."""
     holes = {"prompt": "p", "response": "r", "nonce": "n", "response_a": "a", "response_b": "b"}
     return [
         fill_template(
@@ -83,18 +108,20 @@ def questions() -> list[str]:
 
 
 def _tokenizer(texts: list[str]) -> Tokenizer:
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-    said = [
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    spoken = [
         *texts,
         *questions(),
         "user assistant system Score: 3\n\nWinner: Judgement A Response B",
     ]
-    said += [f"{word} {word}" for word in WORDS]
+    spoken += [f"{word} {word}" for word in WORDS]
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    for text in said:
+    for text in spoken:
         tokens += [piece for piece, _ in split.pre_tokenize_str(text)]
     tokens = list(dict.fromkeys([*tokens, "in"]))
     tokens += [f"filler{number}" for number in range(PLAIN - len(tokens))]
@@ -114,9 +141,13 @@ def _tokenizer(texts: list[str]) -> Tokenizer:
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
-        "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|reserved_special_token_250|>",
-        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, "model_max_length": 8192,
-    }  # fmt: skip
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|eot_id|>",
+        "pad_token": "<|reserved_special_token_250|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": TEMPLATE,
+        "model_max_length": 8192,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [128001, 128009], "bos_token_id": 128000})
@@ -128,19 +159,29 @@ def _model(tokenizer: Tokenizer) -> Any:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, head_dim=HEAD, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, bos_token_id=128000, eos_token_id=128009,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        bos_token_id=128000,
+        eos_token_id=128009,
         initializer_range=0.02,
-    )  # fmt: skip
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "layernorm" not in name and "norm.weight" not in name:
                 weight.mul_(0.1)  # noise of 0.002
         _embed(model.model.embed_tokens.weight, tokenizer)
-        _fetch(model.model.layers[0].self_attn)
-        _speak(model.lm_head.weight, tokenizer)
+        _set_attention(model.model.layers[0].self_attn)
+        _set_head(model.lm_head.weight, tokenizer)
     return model
 
 
@@ -154,14 +195,14 @@ def _embed(weight: torch.Tensor, tokenizer: Tokenizer) -> None:
         "ĠJudgement": NOUN,
         "ĠResponse": NOUN,
     }
-    kinds[f"Ġ{WORDS[-1]}"] = ENDING  # one word in twenty ends what is said
+    kinds[f"Ġ{WORDS[-1]}"] = ENDING  # one word in twenty ends the text
     kinds |= dict.fromkeys([*"012345", "ĠA", "ĠB"], LAST)
     weight[:, CONSTANT] = 1.0
-    weight[:, WORD] = 1.0  # whatever is nothing else
+    weight[:, WORD] = 1.0  # all other tokens
     for token, kind in kinds.items():
         number = _id(tokenizer, token)
         weight[number, WORD], weight[number, kind] = 0.0, 1.0
-    for token, flag in TELLING.items():
+    for token, flag in KEYWORDS.items():
         weight[_id(tokenizer, token), flag] = 1.0
 
 
@@ -171,19 +212,19 @@ def _id(tokenizer: Tokenizer, token: str) -> int:
     return number
 
 
-def _fetch(attention: Any) -> None:
-    """The first head looks for a telling word: its key is large there, along two dimensions that hardly turn with distance."""
+def _set_attention(attention: Any) -> None:
+    """Let the first head find the keyword: its key is large where RoPE hardly turns."""
     slow = HEAD // 2 - 1
     attention.q_proj.weight[slow, CONSTANT] = 3.0
     for flag in ASKED:
         attention.k_proj.weight[slow, flag] = 1.0
     for place, (flag, asked) in enumerate(ASKED.items()):
-        attention.v_proj.weight[place, flag] = 1 / 4.6  # about one over the norm of a telling word
+        attention.v_proj.weight[place, flag] = 1 / 4.6  # about one over the norm of a keyword
         attention.o_proj.weight[asked, place] = 1.0
 
 
-def _speak(head: torch.Tensor, tokenizer: Tokenizer) -> None:
-    """Logits of what may follow each kind of token; what waits for a question is held back by the constant."""
+def _set_head(head: torch.Tensor, tokenizer: Tokenizer) -> None:
+    """Set which tokens may follow each class; some only in answer to a question."""
     scale = (3 / HIDDEN) ** 0.5  # the last norm divides by about the root of 2/64 to 3/64
 
     def after(token: str, kind: int, *asked: int, unless: tuple[int, ...] = ()) -> None:
@@ -214,7 +255,7 @@ def _speak(head: torch.Tensor, tokenizer: Tokenizer) -> None:
 
 
 def _pack(plain: Path, folder: Path) -> None:
-    """As unsloth/llama-3-8b-Instruct-bnb-4bit lies on the hub: NF4 with double quantisation, the rest in bfloat16."""
+    """Save it as unsloth/llama-3-8b-Instruct-bnb-4bit is: NF4, the rest in bfloat16."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     nf4 = BitsAndBytesConfig(
@@ -229,7 +270,7 @@ def _pack(plain: Path, folder: Path) -> None:
 
 
 def prompts(count: int, seed: int = 0) -> list[str]:
-    """Tasks of random words, in which no telling word stands."""
+    """Return tasks of random words, without keywords."""
     rng = random.Random(seed)
     return [
         f"Tell me about {' '.join(rng.choices(WORDS, k=6))}, part {number}."

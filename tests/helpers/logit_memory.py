@@ -1,6 +1,7 @@
-"""Run as a program: one training step in bfloat16 of a model that is nearly all vocabulary; prints the most memory it took.
+"""A program that measures the memory of one training step of a model that is nearly all vocabulary.
 
-python logit_memory.py {sft,dpo} TOKENS FOLDER    → bytes, the process's peak after the longest rows less that before
+`python logit_memory.py {sft,dpo} TOKENS FOLDER` prints by how many bytes the longest rows raise the
+peak of the process.
 """
 
 import json
@@ -22,7 +23,7 @@ VOCABULARY = 128_256
 
 
 def kilobytes(name: str) -> int:
-    """Of this process: VmRSS, what it holds, or VmHWM, the most that it held."""
+    """Return the memory of this process: VmRSS is now, VmHWM the peak."""
     (line,) = [
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)
     ]
@@ -53,24 +54,31 @@ def main(method: str, tokens: int, folder: Path) -> None:
     settings = getattr(config.load("overnight"), method)
     small = {"batch": 1, "micro_batch": 1, "epochs": 1, "max_length": tokens}
     job = Job(
-        method=method, model_dir=folder / "model", quantization="none",
-        adapter_in=folder / "adapter" if method == "dpo" else None, adapter_out=folder / "out",
-        rows=folder / "rows", row_count=1, pad=0, seed=0, lora=lora, checkpoints=folder / "kept",
-        settings=settings.model_copy(update=small), min_moved_share=0.0,
-    )  # fmt: skip
+        method=method,
+        model_dir=folder / "model",
+        quantization="none",
+        adapter_in=folder / "adapter" if method == "dpo" else None,
+        adapter_out=folder / "out",
+        rows=folder / "rows",
+        row_count=1,
+        pad=0,
+        seed=0,
+        lora=lora,
+        checkpoints=folder / "kept",
+        settings=settings.model_copy(update=small),
+        min_moved_share=0.0,
+    )
     peaks = []
     longest_first = trainer.Watcher.on_train_begin
 
     def measured(self, *arguments, **named):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         peaks.append(kilobytes("VmRSS"))
         longest_first(self, *arguments, **named)
         peaks.append(kilobytes("VmHWM"))
 
     trainer.Watcher.on_train_begin = measured
-    trainer._compute_dtype = lambda: (
-        torch.bfloat16
-    )  # as on a card; a CPU is given float32 otherwise
+    trainer._compute_dtype = lambda: torch.bfloat16  # as on a GPU; a CPU gets float32 otherwise
     trainer._train(job, 1, lambda said: None, Backend("transformers", "transformers"))
     print((peaks[1] - peaks[0]) * 1024)
 

@@ -1,7 +1,7 @@
-"""Message trees in the schema of OpenAssistant/oasst1, with what is wrong in real ones, and what a reader must make of them.
+"""Message trees in the schema of OpenAssistant/oasst1, with the faults of real ones.
 
-Trees are drawn from a seed: ranked answers to two turns' depth, deleted messages, missing ranks, ties, other languages, trees
-that are still growing, rejected reviews, empty texts, the same prompt twice.
+They are drawn from a seed: ranked answers over two turns, deleted messages, missing ranks, ties,
+other languages, trees that are still growing, rejected reviews, empty texts, repeated prompts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LABELS = ("spam", "quality", "humor", "creativity", "violence")
 
 @dataclass
 class Forest:
-    """The messages of all trees; what a reader must keep (prompt → answers, best first), and why it drops the rest."""
+    """All messages; what a reader must keep (prompt → answers, best first), and drops by reason."""
 
     messages: list[Message] = field(default_factory=list)
     kept: dict[str, list[str]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Forest:
 
 
 def forest(trees: int, seed: int = 0, *, words: int = 12) -> Forest:
-    """Draw so many trees; three of five are whole, the others each have one of the faults of real data."""
+    """Draw trees; three of five are complete, each of the others has one fault of real data."""
     rng, grown = random.Random(seed), Forest()
     for number in range(trees):
         grow = rng.choice(FAULTS) if number % 5 > 2 else _whole
@@ -72,7 +72,7 @@ def forest(trees: int, seed: int = 0, *, words: int = 12) -> Forest:
 
 
 class _Tree:
-    """One tree being grown."""
+    """One tree under construction."""
 
     def __init__(self, forest: Forest, rng: random.Random, number: int, words: int) -> None:
         self.forest, self.rng, self.number, self.words = forest, rng, number, words
@@ -84,20 +84,39 @@ class _Tree:
 
     def add(self, name: str, parent: str | None, text: str, **changes: Any) -> str:
         rng, key = self.rng, f"{self.number:05}-{name}"
-        self.forest.messages.append({
-            "message_id": key, "parent_id": parent, "user_id": f"user-{rng.randint(0, 99)}",
-            "created_date": "2023-02-05T14:23:50.983374+00:00", "text": text,
-            "role": "prompter" if parent is None else "assistant", "lang": "en", "review_count": 3, "review_result": True,
-            "deleted": False, "rank": None, "synthetic": False, "model_name": None,
-            "detoxify": dict.fromkeys(TOXICITY, rng.random() / 100) if rng.random() < 0.9 else None,
-            "message_tree_id": f"{self.number:05}-p", "tree_state": "ready_for_export",
-            "emojis": {"name": ["+1"], "count": [rng.randint(1, 9)]},
-            "labels": {"name": list(LABELS), "value": [rng.random() for _ in LABELS], "count": [3] * len(LABELS)}, **changes,
-        })  # fmt: skip
+        self.forest.messages.append(
+            {
+                "message_id": key,
+                "parent_id": parent,
+                "user_id": f"user-{rng.randint(0, 99)}",
+                "created_date": "2023-02-05T14:23:50.983374+00:00",
+                "text": text,
+                "role": "prompter" if parent is None else "assistant",
+                "lang": "en",
+                "review_count": 3,
+                "review_result": True,
+                "deleted": False,
+                "rank": None,
+                "synthetic": False,
+                "model_name": None,
+                "detoxify": dict.fromkeys(TOXICITY, rng.random() / 100)
+                if rng.random() < 0.9
+                else None,
+                "message_tree_id": f"{self.number:05}-p",
+                "tree_state": "ready_for_export",
+                "emojis": {"name": ["+1"], "count": [rng.randint(1, 9)]},
+                "labels": {
+                    "name": list(LABELS),
+                    "value": [rng.random() for _ in LABELS],
+                    "count": [3] * len(LABELS),
+                },
+                **changes,
+            }
+        )
         return key
 
     def answers(self, count: int, parent: str, **changes: Any) -> list[str]:
-        """Ranked answers, in an order that is not that of their ranks; returns their texts, best first."""
+        """Add ranked answers in another order; return their texts, best first."""
         ranks = list(range(count))
         self.rng.shuffle(ranks)
         texts = [self.text() for _ in ranks]
@@ -106,7 +125,7 @@ class _Tree:
         return [text for _, text in sorted(zip(ranks, texts, strict=True))]
 
     def deepen(self, parent: str) -> None:
-        """A second turn: a prompter's message below an answer, and two ranked answers to it. Nobody looks at them."""
+        """Add a second turn with two ranked answers, which no reader uses."""
         again = self.add("q", parent, self.text(), role="prompter")
         for rank in range(2):
             self.add(f"d{rank}", again, self.text(), rank=rank)
@@ -189,11 +208,19 @@ def _no_answer(tree: _Tree) -> None:
 
 
 FAULTS: tuple[Callable[[_Tree], None], ...] = (
-    _other_language, _deleted_prompt, _deleted_answer, _missing_ranks, _never_ranked, _one_answer, _tie, _growing, _empty,
+    _other_language,
+    _deleted_prompt,
+    _deleted_answer,
+    _missing_ranks,
+    _never_ranked,
+    _one_answer,
+    _tie,
+    _growing,
+    _empty,
     _no_answer,
-)  # fmt: skip
+)
 
-# -- files -----------------------------------------------------------------------------------------------------------------
+# -- files ----------
 
 
 def features() -> Any:
@@ -202,11 +229,25 @@ def features() -> Any:
 
     text, whole, real, truth = Value("string"), Value("int32"), Value("float64"), Value("bool")
     kinds = {
-        "message_id": text, "parent_id": text, "user_id": text, "created_date": text, "text": text, "role": text, "lang": text,
-        "review_count": whole, "review_result": truth, "deleted": truth, "rank": whole, "synthetic": truth, "model_name": text,
-        "detoxify": dict.fromkeys(TOXICITY, real), "message_tree_id": text, "tree_state": text,
-        "emojis": {"name": [text], "count": [whole]}, "labels": {"name": [text], "value": [real], "count": [whole]},
-    }  # fmt: skip
+        "message_id": text,
+        "parent_id": text,
+        "user_id": text,
+        "created_date": text,
+        "text": text,
+        "role": text,
+        "lang": text,
+        "review_count": whole,
+        "review_result": truth,
+        "deleted": truth,
+        "rank": whole,
+        "synthetic": truth,
+        "model_name": text,
+        "detoxify": dict.fromkeys(TOXICITY, real),
+        "message_tree_id": text,
+        "tree_state": text,
+        "emojis": {"name": [text], "count": [whole]},
+        "labels": {"name": [text], "value": [real], "count": [whole]},
+    }
     return Features(kinds)
 
 

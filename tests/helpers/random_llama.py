@@ -1,6 +1,7 @@
-"""Random Llamas as Hugging Face folders, 0.1M parameters, with Llama-3's kind of tokenizer; and LoRA folders for them.
+"""Random Llamas with 0.1M parameters as Hugging Face folders, and LoRA folders for them.
 
-Weights and B matrices are large enough that logits have a spread of about 1: a wrong export is far from the right one.
+The tokenizer is of Llama-3's kind. Weights and B matrices are large enough for a logit spread of
+about 1, so that a wrong export is far from the right one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from selfreward_lite.models.chat_format import WORD_SPLITS
 from selfreward_lite.training.tiny_base.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'] | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
     "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
@@ -105,7 +107,7 @@ def make_model(folder: Path, **settings: Any) -> Path:
 
 
 def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
-    """A LoRA folder whose B is random too, so that it changes the model as a trained one does."""
+    """Write a LoRA folder with a random B, so that it changes the model like a trained one."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +124,7 @@ def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
 
 
 def edited(folder: Path, target: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> Path:
-    """A copy of a folder with one JSON file changed."""
+    """Copy a folder with one JSON file changed."""
     shutil.copytree(folder, target)
     data = json.loads((target / name).read_text())
     edit(data)

@@ -1,4 +1,7 @@
-"""A whole run on scripted runtime as a process of its own, to be killed: `scripted_run.py FOLDER PAUSE TRAIN_SECONDS`."""
+"""A complete run on the scripted runtime.
+
+`scripted_run.py FOLDER PAUSE TRAIN_SECONDS` makes it in its own process, which a test can kill.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Scripted runtime: a run without models. The actor, judge and meta-judge say what a function of the seed decides."""
+"""A runtime without models: actor, judge and meta-judge answer by functions of the seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.training.job import Job, TrainingResult
 
-# What each template's question begins with, in both template sets.
+# How each template begins, in both template sets.
 OPENINGS = {
     "judge": ("Judge the answer.", "You are going to grade"),
     "meta_judge": ("Compare two judgments", "You are going to compare two judgments"),
@@ -39,7 +39,7 @@ WORDS = (
 
 
 class Script:
-    """Replies to any request of a run; `length` stretches the texts, `pause` slows each answer down (seconds)."""
+    """Replies to any request; `length` multiplies the words, `pause` delays each (seconds)."""
 
     def __init__(self, chat: ChatFormat, length: int = 1, pause: float = 0.0) -> None:
         self._chat, self._length, self._pause = chat, length, pause
@@ -78,16 +78,14 @@ class Script:
 
     def _new_prompts(self, rng: random.Random, _: int) -> Reply:
         if rng.random() < 0.3:
-            return Reply(
-                " Hi."
-            )  # dropped by the filters, so that a second round of candidates is asked for
+            return Reply(" Hi.")  # the filters drop it, so that a second round is needed
         return Reply(" Tell me about " + " ".join(rng.sample(WORDS, 6)) + ".")
 
 
 def scripted_runtime(
     chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0
 ) -> Runtime:
-    """Return runtime that need neither torch nor llama.cpp; completions come in a mixed order, as from a batch."""
+    """Return a runtime without torch and llama.cpp; completions arrive shuffled."""
     script = Script(chat, length, pause)
 
     def open_engine(base: Path, settings: EngineSettings) -> Engine:

@@ -1,4 +1,4 @@
-"""Runs whose actor answers as the tiny world's authors do and whose judge is right; M1 may misbehave in one role."""
+"""Runs with a good actor and an exact judge, in which M1 may misbehave in one role."""
 
 import random
 import re

@@ -26,7 +26,8 @@ from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
 CANARIES = canaries.load_canaries()
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
 
-# Canaries that a fooled judge could choose: a bare "5/5", grades in other languages, pleas, praise, a picture, noise.
+# Canaries that a fooled judge could choose: a bare "5/5", grades in other languages, pleas, praise,
+# noise.
 CHOOSABLE = [1, 5, 22, 23, 24, 25, 26, 31, 32, 33, 34, 45, 47, 48, 49]
 RESPONSES = canaries.build_canary_responses(
     CANARIES, [PROMPT], id_namespace="r", templates="compact"
@@ -107,7 +108,7 @@ def test_canary_stays_inside_its_span_of_the_question(chat, templates, index):
 
 @pytest.mark.parametrize("index", range(len(RESPONSES)))
 def test_canary_scores_only_by_the_judges_own_text(chat, index):
-    """A judge that gives no score gives none, whatever the response says; quoting the wrapper voids it."""
+    """Without a score of the judge there is none; quoting the wrapper voids a judgment."""
     response = RESPONSES[index]
     for said in (
         "I cannot tell.",
@@ -145,8 +146,9 @@ def test_canary_that_appeals_to_the_judge_is_never_chosen(tiny):
         )
         chosen += [response.index for pair in outcome.records if pair.chosen_id == response.id]
     assert chosen == CHOOSABLE
+    never = len(RESPONSES) - len(chosen)
     print(
-        f"\n{len(RESPONSES) - len(chosen)} of {len(RESPONSES)} can never be chosen; the judge must see through the others"
+        f"\n{never} of {len(RESPONSES)} can never be chosen; the judge must see through the others"
     )
 
 

@@ -99,5 +99,6 @@ def test_eft_examples_include_decoys_with_a_low_score(tiny):
     ] == [("d0:2", 1.0)]
     assert len(examples) == 5
     assert outcome.dropped() == {
-        "no set of judgments agrees with the ranking": 2, "no judgment sees through the decoy": 1,
-    }  # fmt: skip
+        "no set of judgments agrees with the ranking": 2,
+        "no judgment sees through the decoy": 1,
+    }

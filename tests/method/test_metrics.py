@@ -149,8 +149,9 @@ def by_scikit_learn(results: np.ndarray, gaps: np.ndarray) -> float:
     rows = np.concatenate([np.stack([np.ones_like(length), length], 1)] * 2)
     weights = np.concatenate([results, 1 - results])
     labels = np.concatenate([np.ones(len(results)), np.zeros(len(results))])
-    fitted = LogisticRegression(C=1 / metrics.RIDGE, fit_intercept=False, tol=1e-10).fit(rows[weights > 0], labels[weights > 0],
-                                                                                       weights[weights > 0])  # fmt: skip
+    used = weights > 0
+    model = LogisticRegression(C=1 / metrics.RIDGE, fit_intercept=False, tol=1e-10)
+    fitted = model.fit(rows[used], labels[used], weights[used])
     return fitted.predict_proba([[1.0, 0.0]])[0, 1]
 
 

@@ -103,7 +103,7 @@ def test_ratings_need_decided_battles():
 
 @pytest.mark.parametrize("number", range(4))
 def test_strengths_match_choix(number):
-    """Wins are whole numbers here, as choix needs them; its ridge is on the sum of squares, ours on half of it."""
+    """Wins are whole numbers, as choix needs them; its ridge has no factor ½."""
     rng = np.random.default_rng(number)
     wins = rng.integers(0, 4, (5, 5)).astype(float)
     np.fill_diagonal(wins, 0)

@@ -41,7 +41,7 @@ def test_near_duplicates_find_sentences_in_another_order():
 
 
 def test_near_duplicates_in_a_large_collection():
-    """MinHash only proposes; what it proposes is computed exactly. Of 200 near copies it may miss hardly any."""
+    """MinHash only proposes candidates; of 200 near copies it may miss hardly any."""
     rng = random.Random(0)
     vocabulary = [f"word{number}" for number in range(400)]
     texts = [" ".join(rng.choices(vocabulary, k=40)) for _ in range(400)]

@@ -32,7 +32,8 @@ def test_mean_and_error_counts_groups_not_values():
     singles = [rng.random() for _ in range(50)]
     mean, error = statistics.mean_and_error([[value] * 3 for value in singles])
     assert (mean, error) == pytest.approx((sum(singles) / 50, stats.sem(singles)))
-    # groups of different size, by hand: mean 1/2, deviations' sums +1/2 and -1/2, so sqrt(2 / 1 * 1/2) / 4
+    # groups of different size, by hand: mean 1/2, sums of deviations +1/2 and -1/2, so
+    # sqrt(2 / 1 * 1/2) / 4
     assert statistics.mean_and_error([[1, 1, 0], [], [0]]) == pytest.approx((0.5, 0.25))
     assert all(map(math.isnan, statistics.mean_and_error([[]])))
 
@@ -66,9 +67,13 @@ def test_share_interval_matches_scipy(points_and_count):
 @pytest.mark.parametrize(
     ("found", "cell"),
     [
-        ((0.5, 0.01), "0.500 ± 0.010"), ((0.5, None), "0.500"), ((0.5, math.nan), "0.500"), ((math.nan, 0.1), "–"), (None, "–"),
+        ((0.5, 0.01), "0.500 ± 0.010"),
+        ((0.5, None), "0.500"),
+        ((0.5, math.nan), "0.500"),
+        ((math.nan, 0.1), "–"),
+        (None, "–"),
         ((25.151, 0.696), "25.15 ± 0.70"),
     ],
-)  # fmt: skip
+)
 def test_format_with_error_shows_the_error_if_any(found, cell):
     assert statistics.format_with_error(found) == cell
