@@ -122,7 +122,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(there, tmp_path):
     assert found["said"][0][1] > 14_000_000
 
 
-def test_a_line_that_breaks_now_and_then_is_gone_on_with(there, tmp_path):
+def test_a_line_that_breaks_now_and_then_is_resumed(there, tmp_path):
     there.files[MODEL, "model.safetensors"] = bytes(range(256)) * 20_000
     there.breaks = [2_000_000, 1_500_000]
     found = asked(there, tmp_path)
@@ -241,14 +241,14 @@ def test_a_file_that_is_not_what_the_hub_announces_is_refused_and_removed(there,
     assert "folder" in asked(there, tmp_path)
 
 
-def test_a_small_file_is_held_against_git_s_own_hash(there, tmp_path):
+def test_a_small_file_is_compared_with_its_git_hash(there, tmp_path):
     there.announced[MODEL, "config.json"] = "d" * 40
     assert "is not what maker/model announces (git's hash)" in asked(there, tmp_path)["error"]
     del there.announced[MODEL, "config.json"]
     assert "folder" in asked(there, tmp_path)
 
 
-def test_oasst1_is_held_against_the_digests_that_are_cited(there, tmp_path):
+def test_oasst1_is_compared_with_the_cited_digests(there, tmp_path):
     name = "OpenAssistant/oasst1"
     for path in CITED[name]:
         there.files[name, path] = b"rows of somebody else"
@@ -346,7 +346,7 @@ def test_one_file_of_a_repository_is_fetched_alone(there, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_begun_from_the_hub_and_gone_on_with_offline(there, tmp_path):
+def test_a_run_is_begun_from_the_hub_and_resumed_offline(there, tmp_path):
     from selfreward_lite.data.tiny import TINY_MODEL
 
     for path in TINY_MODEL.iterdir():

@@ -7,7 +7,7 @@ import scripted_run
 
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, make_id
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings as warning_signs
+from selfreward_lite.report import early_warnings as signs
 from selfreward_lite.report.early_warnings import SIGNS, Reading, early_warnings
 
 
@@ -46,8 +46,8 @@ def test_a_bad_measurement_warns_and_is_told_what_it_means(run, metric, value, s
     run.measure(2, **{metric: value, "honest_bad_score": 1.0})
     (found,) = [one for one in early_warnings(run) if one.model == "M2" and one.sign.name == sign]
     assert found.warns
-    assert f"M2, {sign}: {found.sign.means}" in warning_signs.list_advice(early_warnings(run))
-    head, rows = warning_signs.build_sign_table(early_warnings(run))
+    assert f"M2, {sign}: {found.sign.means}" in signs.list_advice(early_warnings(run))
+    head, rows = signs.build_sign_table(early_warnings(run))
     assert head == ["sign", "should be", "M0", "M1", "M2"]
     assert next(row for row in rows if row[0] == sign)[4].startswith("⚠ ")
 
@@ -103,10 +103,8 @@ def test_rank_agreement_is_kendalls_tau_over_the_same_ranked_answers(tmp_path):
             for place, (answer, score) in enumerate(zip(answers, scores, strict=True))
         ]
         store.commit(0, "x", "all", Outcome((prompt, *answers, *judged)))
-        assert warning_signs.rank_agreement(store, 1) == pytest.approx(
-            1 / 3
-        )  # two of three pairs agree
-        assert warning_signs.rank_agreement(store, 2) is None
+        assert signs.rank_agreement(store, 1) == pytest.approx(1 / 3)  # two of three pairs agree
+        assert signs.rank_agreement(store, 2) is None
 
 
 def test_not_a_number_warns():
@@ -118,4 +116,4 @@ def test_not_a_number_warns():
 def test_without_a_model_there_is_nothing_to_warn_of(tmp_path):
     with Store.write(tmp_path / "new") as store:
         assert early_warnings(store) == []
-        assert warning_signs.list_advice([]) == []
+        assert signs.list_advice([]) == []
