@@ -98,7 +98,7 @@ class EnginePool:
         wants_gpu = self._on_gpu and spec.gpu_layers != 0
         me.for_gpu = False
         same = self.live is not None and self.live.spec == spec and self.live.state != "closed"
-        holder = gpu.holder() if wants_gpu else None
+        holder = gpu.lock_holder() if wants_gpu else None
         if holder and not (same and holder == APP):
             return self._wait_for_gpu(me, holder)
         if not same:
@@ -106,9 +106,9 @@ class EnginePool:
                 return OTHER_MODEL
             self._close()
             if wants_gpu:
-                handle = gpu.take(APP)
+                handle = gpu.try_lock(APP)
                 if handle is None:  # somebody took it since `holder` was read
-                    return self._wait_for_gpu(me, gpu.holder() or "another process")
+                    return self._wait_for_gpu(me, gpu.lock_holder() or "another process")
                 self._gpu_lock = _GpuLock(handle)
                 threading.Thread(target=self._give_way, args=(self._gpu_lock,), daemon=True).start()
             self.live = Live(spec, self._max_waiting)
@@ -123,7 +123,7 @@ class EnginePool:
 
     def _give_way(self, mine: _GpuLock) -> None:
         """Release the GPU once a run waits for it: when no reply is under way, or after GRACE."""
-        while self._gpu_lock is mine and not gpu.wanted():
+        while self._gpu_lock is mine and not gpu.is_wanted():
             time.sleep(POLL)
         deadline = time.monotonic() + GRACE
         with self._change:
@@ -137,5 +137,5 @@ class EnginePool:
             self.live.close(why)
         self.live = None
         if self._gpu_lock is not None:
-            gpu.release(self._gpu_lock.handle)
+            gpu.unlock(self._gpu_lock.handle)
         self._gpu_lock = None

@@ -301,7 +301,7 @@ def _open_evaluation(
         holds_gpu = asks_models and list_gpus()
         process = f"evaluate {name}, process {os.getpid()}"
         with (
-            gpu.held(process, say) if holds_gpu else nullcontext(),
+            gpu.gpu_lock(process, say) if holds_gpu else nullcontext(),
             open_runtime(bare=True) as runtime,
             Display() as watch,
             open_evaluation(store, settings, runtime, watch) as work,

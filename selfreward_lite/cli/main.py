@@ -150,7 +150,7 @@ def _run(
 
         def check(chosen: Settings) -> None:
             if not loop.is_finished(store, chosen):
-                doctor.need_card(chosen.engine.gpu_layers)
+                doctor.check_gpu(chosen.engine.gpu_layers)
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
@@ -185,7 +185,7 @@ def _run(
 
 def _card(name: str) -> AbstractContextManager[None]:
     """The GPU, if there is one, for this run alone; an app that uses it gives it up."""
-    return gpu.held(f"run {name}, process {os.getpid()}", say) if list_gpus() else nullcontext()
+    return gpu.gpu_lock(f"run {name}, process {os.getpid()}", say) if list_gpus() else nullcontext()
 
 
 @app.command()
@@ -300,8 +300,8 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
         console.print(
             Text(f"{one.what:<10} ", style=colors[one.state]) + Text(one.words), soft_wrap=True
         )
-        if one.mend:
-            say(f"{'':<10} → {one.mend}")
+        if one.fix:
+            say(f"{'':<10} → {one.fix}")
     emit([asdict(one) for one in found])
     bad = [one.what for one in found if one.state == "bad"]
     if bad:
@@ -323,7 +323,7 @@ def llama(
     """Make llama.cpp use this machine's GPU: from a kept wheel, or compiled."""
     found = llama_build.install(wheels or [], say)
     if found.state == "bad":
-        by_hand = f"; by hand: {found.mend}" if found.mend else ""
+        by_hand = f"; by hand: {found.fix}" if found.fix else ""
         raise UserError(f"llama.cpp {found.words}{by_hand}")
     say(f"llama.cpp {found.words}")
     emit(asdict(found))

@@ -27,7 +27,7 @@ import httpx
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import check_disk, sha256_of, whole_file
+from selfreward_lite.system.files import atomic_write, check_disk, hash_file
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -125,7 +125,7 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
     else:
         for name, digest in known.files.items():
             path = Path(known.folder) / name
-            if sha256_of(path) != digest:
+            if hash_file(path) != digest:
                 raise UserError(
                     f"{path} is not what was downloaded (its sha256 has changed); delete "
                     f"{known.folder} and run the same command again"
@@ -218,7 +218,7 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
     done = _Download(kind, at.id, info.sha, [asked], str(folder), files, at.file)
     with _lock(ledger, f"another command is writing {ledger}"):
         entries = [asdict(one) for one in (*_read_ledger(), done)]
-        with whole_file(ledger) as path:
+        with atomic_write(ledger) as path:
             path.write_text(json.dumps(entries, indent=1), encoding="utf-8")
     return done
 
@@ -284,7 +284,7 @@ def _check_file(at: Repository, file: RepoSibling, path: Path) -> tuple[str, str
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return "", f"{size} bytes of {file.size}"
-    digest = sha256_of(path)
+    digest = hash_file(path)
     cited = CITED.get(at.id, {}).get(file.rfilename)
     if {cited, file.lfs.sha256 if file.lfs else None} - {None, digest}:
         return digest, "sha256"

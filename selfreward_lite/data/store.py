@@ -29,7 +29,7 @@ from selfreward_lite.data.database import (
 from selfreward_lite.data.records import KINDS, ModelId, Outcome, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import manifest_faults
+from selfreward_lite.system.files import find_manifest_faults
 
 LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
@@ -306,7 +306,7 @@ class Store:
         folders = [base] if self.is_done(0, "base") and (base.exists() or pruned is None) else []
         promoted = [self.model_dir(one) for (one,) in self.select("SELECT iteration FROM promoted")]
         folders += [folder for folder in promoted if folder.name not in (pruned or ())]
-        return found + [fault for folder in folders for fault in manifest_faults(folder)]
+        return found + [fault for folder in folders for fault in find_manifest_faults(folder)]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ from selfreward_lite.models.hf_folder import (
     rope_factors,
 )
 from selfreward_lite.system.errors import ExportError
-from selfreward_lite.system.files import whole_file
+from selfreward_lite.system.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ def base_to_gguf(
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     tensors = list_tensors(llama)
     files = find_tensors(model_dir, llama)
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, dtype)
         writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
@@ -318,7 +318,7 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
     """Write float32 arrays, by GGUF name, as the LoRA that llama.cpp scales by `alpha` / rank; returns `out`."""
     from gguf import GGUFWriter, Keys
 
-    with whole_file(out) as part:
+    with atomic_write(out) as part:
         writer = GGUFWriter(part, "llama")
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")

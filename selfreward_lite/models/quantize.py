@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from selfreward_lite.system.errors import ExportError, UserError
-from selfreward_lite.system.files import format_bytes, free_bytes, whole_file
+from selfreward_lite.system.files import atomic_write, format_bytes, free_bytes
 
 KINDS = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k")
 PROBE_ROWS, PROBE_COLUMNS = 256, 4096  # of the matrix that measures the speed of this machine
@@ -85,7 +85,7 @@ def quantize(source: Path, out: Path, kind: str, report: Report = lambda at: Non
 
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         left.unlink()
-    with whole_file(out) as part, _capture_log(report_tensor) as log:
+    with atomic_write(out) as part, _capture_log(report_tensor) as log:
         part.touch()  # an OSError with its reason, if nothing can be written there
         _run(source, part, _params(kind), log)
     return out.stat().st_size

@@ -31,7 +31,7 @@ from selfreward_lite.models.gguf_export import (
 )
 from selfreward_lite.models.hf_folder import SHAPES, Llama, Vocabulary, list_tensors
 from selfreward_lite.system.errors import ConfigError
-from selfreward_lite.system.files import whole_file
+from selfreward_lite.system.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def write_gguf(path: Path, shape: str, quantisation: Quantisation = "q8_0", seed
             f"no synthetic {shape} in {quantisation}; choose of {', '.join(SHAPES)}, in {known}"
         )
     llama = SHAPES[shape]
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, quantisation)
         add_vocabulary(writer, _vocabulary(llama.vocab))

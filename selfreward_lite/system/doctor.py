@@ -1,9 +1,7 @@
-"""What this machine can do, in words, and the one command that mends what it cannot.
+"""What this machine can do, and the command that fixes what it cannot.
 
-    examine      asks: the packages, the driver, torch and llama.cpp in child processes, the disk, the hub  →  Machine
-    findings     Machine  →  findings, worst said plainly; pure, so that every machine can be played in a test
-
-Knows: which versions were proved together (`requirements.txt`), which cards can do what. Does not know: presets, plans.
+examine      asks packages, driver, torch, llama.cpp, disk and hub  →  Machine
+findings     Machine  →  findings; pure, so a test can make up any machine
 """
 
 from __future__ import annotations
@@ -15,7 +13,8 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,22 +26,22 @@ from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
 from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
 State = Literal["good", "note", "bad"]
-REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 HUB = "huggingface.co"
-PATIENCE = 180  # seconds for a probe; importing torch from a cold disk is most of it
+INSTALL = "pip install -r requirements.txt"
+PATIENCE = 180  # seconds for a probe; importing torch from a cold disk takes most of it
 _LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """All that was found out. `torch` and `llama` are what the probes printed, or {"error": line} where they failed."""
+    """What was found. `torch` and `llama` are a probe's answer, or {"error": line}."""
 
     python: tuple[int, int, int]
     system: str
     wsl: bool
     wanted: dict[str, str]
     installed: dict[str, str | None]
-    cards: tuple[Gpu, ...]
+    gpus: tuple[Gpu, ...]
     torch: dict[str, Any]
     llama: dict[str, Any]
     free: int
@@ -53,273 +52,228 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the machine: `bad` stops a run, a `note` limits it; `mend` is a command, or None."""
+    """One fact about the machine: `bad` stops a run, a `note` limits it; `fix` is a command."""
 
     what: str
     state: State
     words: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def examine(folder: Path) -> Machine:
-    """Ask this machine; `folder` is where runs will lie. Takes as long as importing torch."""
-    wanted = pins(REQUIREMENTS.read_text(encoding="utf-8"))
-    there = tuple(list_gpus())
+    """Ask this machine; `folder` is where runs will be. Takes as long as importing torch."""
+    wanted, gpus = read_pins(), tuple(list_gpus())
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
         wsl="microsoft" in platform.release().casefold(),
         wanted=wanted,
         installed={name: _version(name) for name in wanted},
-        cards=there,
+        gpus=gpus,
         torch=_probe("torch"),
-        llama=_llama_probe(there),
+        llama=_probe_llama(gpus),
         free=free_bytes(folder),
-        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _reachable(HUB),
+        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _is_reachable(HUB),
         unsloth=_version("unsloth"),
         token=bool(os.environ.get("HF_TOKEN")),
     )
 
 
 def findings(machine: Machine) -> list[Finding]:
-    """Say what the machine can do, in the order in which one thing needs another."""
-    found = [
+    """What the machine can do, in the order in which one thing needs another."""
+    return [
         _python(machine),
         _packages(machine),
         _system(machine),
-        _card(machine),
+        _gpu(machine),
         _torch(machine),
+        _llama(machine.gpus, machine.llama, machine.wanted),
+        *([_unsloth(machine)] if machine.gpus else []),
+        _disk(machine),
+        _hub(machine),
     ]
-    found.append(_llama(machine.cards, machine.llama, machine.wanted))
-    found += [_unsloth(machine)] if machine.cards else []
-    return [*found, _disk(machine), _hub(machine)]
 
 
-def llama_finding(wanted: dict[str, str], there: Sequence[Gpu]) -> Finding:
-    """Say what llama.cpp does on this machine, with these cards."""
-    return _llama(there, _llama_probe(there), wanted)
+def llama_finding(wanted: dict[str, str], gpus: Sequence[Gpu]) -> Finding:
+    """What llama.cpp does on this machine, with these GPUs."""
+    return _llama(gpus, _probe_llama(gpus), wanted)
 
 
-def need_card(gpu_layers: int) -> None:
-    """Raise UserError where layers are to go on a card that is not there, or that this build of llama.cpp cannot use."""
-    if not gpu_layers or (said := _probe("build")).get("can_offload"):
+def check_gpu(gpu_layers: int) -> None:
+    """Raise UserError if layers are to go on a GPU that is missing, or unused by llama.cpp."""
+    if not gpu_layers or (probed := _probe("build")).get("can_offload"):
         return
-    why = (
-        f"llama.cpp cannot be used ({said['error']})"
-        if "error" in said
-        else "llama.cpp was built for the CPU only"
-    )
-    raise UserError(
-        f"{why}, and a card is to be used: run `python -m selfreward_lite llama`"
-        if list_gpus()
-        else "a card is to be used, and none is in sight; `python -m selfreward_lite doctor` says more; engine.gpu_layers=0 needs none"
-    )
+    if not list_gpus():
+        raise UserError(
+            "a GPU is to be used, and none is found; `python -m selfreward_lite doctor` says more; "
+            "engine.gpu_layers=0 needs none"
+        )
+    error = probed.get("error")
+    why = f"llama.cpp cannot be used ({error})" if error else "llama.cpp was built for the CPU only"
+    raise UserError(f"{why}, and a GPU is to be used: run `python -m selfreward_lite llama`")
 
 
-def pins(text: str) -> dict[str, str]:
-    """Return name → version of every line `name==version`, apart from what only the tests need.
+def read_pins() -> dict[str, str]:
+    """The pinned versions this package needs: as installed, else from its pyproject.toml."""
+    try:
+        return parse_pins(metadata.requires("selfreward_lite") or [])
+    except metadata.PackageNotFoundError:
+        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        return parse_pins(tomllib.loads(text)["project"]["dependencies"])
 
-    >>> pins("# a card\\n-r other.txt\\ntorch==2.13.0\\n# tests\\npytest==9.2.0\\n")
+
+def parse_pins(requirements: Iterable[str]) -> dict[str, str]:
+    """Name → version of every pinned requirement; those of extras are left out.
+
+    >>> parse_pins(["torch==2.13.0", "pandas>=2.2", 'unsloth==2026.10.7; extra == "gpu"'])
     {'torch': '2.13.0'}
     """
-    lines = text.partition("\n# tests\n")[0].splitlines()
-    return dict(
-        line.strip().split("==") for line in lines if "==" in line and not line.startswith("#")
-    )
+    pairs = (one.split("==") for one in requirements if "==" in one and "extra" not in one)
+    return {name.strip(): version.strip() for name, version in pairs}
+
+
+# -- findings ----------
 
 
 def _python(machine: Machine) -> Finding:
-    version = ".".join(map(str, machine.python))
+    version = _dotted(machine.python)
     if machine.python < (3, 11, 0):
-        return Finding(
-            "Python", "bad", f"{version} is too old: 3.11 is needed", "python3.11 -m venv .venv"
-        )
+        text = f"{version} is too old: 3.11 is needed"
+        return Finding("Python", "bad", text, "python3.11 -m venv .venv")
     return Finding("Python", "good", version)
 
 
 def _packages(machine: Machine) -> Finding:
+    wanted = machine.wanted
     missing = [name for name, version in machine.installed.items() if version is None]
     others = {
         name: version
         for name, version in machine.installed.items()
-        if version is not None and version.split("+")[0] != machine.wanted[name]
+        if version is not None and version.split("+")[0] != wanted[name]
     }
     if missing:
-        compiler = (
-            " (llama-cpp-python is compiled: a C++ compiler is needed)"
-            if "llama-cpp-python" in missing
-            else ""
-        )
-        return Finding(
-            "packages",
-            "bad",
-            f"missing: {', '.join(missing)}{compiler}",
-            "pip install -r requirements.txt",
-        )
+        text = f"missing: {', '.join(missing)}"
+        if "llama-cpp-python" in missing:
+            text += " (llama-cpp-python is compiled: a C++ compiler is needed)"
+        return Finding("packages", "bad", text, INSTALL)
     if others:
-        words = ", ".join(
-            f"{name} {version} instead of {machine.wanted[name]}"
-            for name, version in others.items()
-        )
-        # A torch that came with the machine fits its driver, and torchvision's wheel fits that torch alone.
-        mend = " ".join(f"{name}=={machine.wanted[name]}" for name in others if name != "torch")
+        text = ", ".join(f"{name} {one} instead of {wanted[name]}" for name, one in others.items())
+        # A torch that came with the machine fits its driver, and torchvision's wheel only that torch.
+        pins = " ".join(f"{name}=={wanted[name]}" for name in others if name != "torch")
         return Finding(
             "packages",
             "note",
-            f"not the versions that were proved together: {words}",
-            f"pip install {mend}" if mend else None,
+            f"not the versions that were tested together: {text}",
+            f"pip install {pins}" if pins else None,
         )
-    return Finding("packages", "good", f"all {len(machine.wanted)} as pinned")
+    return Finding("packages", "good", f"all {len(wanted)} as pinned")
 
 
 def _system(machine: Machine) -> Finding:
     if machine.system == "Windows":
-        return Finding(
-            "system",
-            "bad",
-            "Windows itself is not served: its Linux (WSL2) is, with the card",
-            "wsl --install",
-        )
+        text = "Windows itself is not supported: its Linux (WSL2) is, with the GPU"
+        return Finding("system", "bad", text, "wsl --install")
     if machine.wsl:
-        return Finding(
-            "system",
-            "note",
-            "WSL2: keep runs inside Linux, not under /mnt, where locks and syncing are slow",
-        )
+        text = "WSL2: keep runs inside Linux, not under /mnt, where locks and syncing are slow"
+        return Finding("system", "note", text)
     return Finding("system", "good", machine.system)
 
 
-def _card(machine: Machine) -> Finding:
-    if not machine.cards:
-        return Finding(
-            "card",
-            "note",
-            "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days",
-        )
-    card = machine.cards[0]
-    words = f"{card.name}, driver {card.driver}, {format_bytes(card.free)} of {format_bytes(card.total)} free"
-    if len(machine.cards) > 1:
-        words += f"; the first of {len(machine.cards)} is used"
-    if card.capability < OLDEST:
-        return Finding(
-            "card",
-            "bad",
-            f"{words}; compute capability {_dotted(card.capability)} is below {_dotted(OLDEST)}",
-        )
-    if card.free < 0.9 * card.total:
-        return Finding(
-            "card",
-            "note",
-            f"{words}: a desktop or another program holds {format_bytes(card.total - card.free)}",
-        )
-    return Finding("card", "good", words)
+def _gpu(machine: Machine) -> Finding:
+    if not machine.gpus:
+        text = "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days"
+        return Finding("GPU", "note", text)
+    gpu = machine.gpus[0]
+    text = (
+        f"{gpu.name}, driver {gpu.driver}, "
+        f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} free"
+    )
+    if len(machine.gpus) > 1:
+        text += f"; the first of {len(machine.gpus)} is used"
+    if gpu.capability < OLDEST:
+        text += f"; compute capability {_dotted(gpu.capability)} is below {_dotted(OLDEST)}"
+        return Finding("GPU", "bad", text)
+    if gpu.free < 0.9 * gpu.total:
+        used = format_bytes(gpu.total - gpu.free)
+        return Finding("GPU", "note", f"{text}: a desktop or another program uses {used}")
+    return Finding("GPU", "good", text)
 
 
 def _torch(machine: Machine) -> Finding:
-    said = machine.torch
-    if said.get("error"):
-        return Finding(
-            "torch", "bad", f"cannot be used: {said['error']}", "pip install -r requirements.txt"
-        )
-    if not machine.cards:
-        return Finding("torch", "good", f"{said['version']} on the CPU")
-    if not said["cards"]:
-        return Finding(
-            "torch",
-            "bad",
-            f"{said['version']} sees no card"
-            + (": it was built without CUDA" if not said["cuda"] else ""),
-            f"pip install --force-reinstall torch=={machine.wanted.get('torch', said['version'].split('+')[0])}",
-        )
-    number = (
-        "bf16"
-        if machine.cards[0].capability >= BF16
-        else "fp16, since bf16 begins at compute capability 8.0"
-    )
-    return Finding(
-        "torch", "good", f"{said['version']} with CUDA {said['cuda']}; trains in {number}"
-    )
+    probed = machine.torch
+    if probed.get("error"):
+        return Finding("torch", "bad", f"cannot be used: {probed['error']}", INSTALL)
+    version = probed["version"]
+    if not machine.gpus:
+        return Finding("torch", "good", f"{version} on the CPU")
+    if not probed["cards"]:
+        why = "" if probed["cuda"] else ": it was built without CUDA"
+        pin = machine.wanted.get("torch", version.split("+")[0])
+        fix = f"pip install --force-reinstall torch=={pin}"
+        return Finding("torch", "bad", f"{version} sees no GPU{why}", fix)
+    has_bf16 = machine.gpus[0].capability >= BF16
+    number = "bf16" if has_bf16 else "fp16, since bf16 needs compute capability 8.0"
+    return Finding("torch", "good", f"{version} with CUDA {probed['cuda']}; trains in {number}")
 
 
-def _llama(there: Sequence[Gpu], said: dict[str, Any], wanted: dict[str, str]) -> Finding:
-    if not there:
-        if said.get("error"):
-            return Finding(
-                "llama.cpp",
-                "bad",
-                f"cannot decode: {said['error']}",
-                "pip install -r requirements.txt",
-            )
-        return Finding(
-            "llama.cpp",
-            "good",
-            f"{said['version']} decodes on the CPU"
-            + ("; its matrix units (AMX) fault and are not used" if said["amx"] else ""),
-        )
-    layers = _LAYERS.search(said.get("offloaded") or "")
-    if said.get("error") or not layers or layers[1] != layers[2]:
-        why = said.get("error") or f"it said {said.get('offloaded')!r} of the layers"
-        return Finding(
-            "llama.cpp", "bad", f"does not use the card: {why}", cuda_build(there[0], wanted)
-        )
-    return Finding(
-        "llama.cpp", "good", f"{said['version']} puts every layer on the card ({layers[0]})"
-    )
+def _llama(gpus: Sequence[Gpu], probed: dict[str, Any], wanted: dict[str, str]) -> Finding:
+    error = probed.get("error")
+    if not gpus:
+        if error:
+            return Finding("llama.cpp", "bad", f"cannot decode: {error}", INSTALL)
+        amx = "; its matrix units (AMX) crash it and are not used" if probed["amx"] else ""
+        return Finding("llama.cpp", "good", f"{probed['version']} decodes on the CPU{amx}")
+    layers = _LAYERS.search(probed.get("offloaded") or "")
+    if error or not layers or layers[1] != layers[2]:
+        why = error or f"its log says {probed.get('offloaded')!r} of the layers"
+        fix = build_command(gpus[0], wanted)
+        return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", fix)
+    text = f"{probed['version']} puts every layer on the GPU ({layers[0]})"
+    return Finding("llama.cpp", "good", text)
 
 
 def _unsloth(machine: Machine) -> Finding:
     if machine.unsloth is None:
-        words = "not installed: transformers and bitsandbytes train, in more memory and time"
-        return Finding("unsloth", "note", words, "pip install -r requirements-gpu.txt")
+        text = "not installed: transformers and bitsandbytes train, in more memory and time"
+        return Finding("unsloth", "note", text, "pip install -r requirements-gpu.txt")
     return Finding("unsloth", "good", f"{machine.unsloth} trains")
 
 
-def cuda_build(card: Gpu, wanted: dict[str, str]) -> str:
-    """Return the command that makes llama.cpp use this card. A CPU build that is installed satisfies pip, hence the force."""
-    pin = (
-        f"llama-cpp-python=={wanted['llama-cpp-python']}"
-        if "llama-cpp-python" in wanted
-        else "llama-cpp-python"
+def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
+    """The command that builds llama.cpp for a GPU. An installed CPU build satisfies pip: force."""
+    version = wanted.get("llama-cpp-python")
+    pin = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
+    return (
+        f'CMAKE_ARGS="{cuda_flags(gpu)}" pip install --force-reinstall --no-deps --no-cache-dir '
+        f"{pin}"
     )
-    return f'CMAKE_ARGS="{cuda_flags(card)}" pip install --force-reinstall --no-deps --no-cache-dir {pin}'
 
 
-def cuda_flags(card: Gpu) -> str:
-    """Return what CMake must be told for llama.cpp to use this card."""
-    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={card.architecture}"
+def cuda_flags(gpu: Gpu) -> str:
+    """CMake's options for a llama.cpp that uses this GPU."""
+    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={gpu.architecture}"
 
 
 def _disk(machine: Machine) -> Finding:
-    words = f"{format_bytes(machine.free)} free where runs lie"
-    return Finding("disk", "good" if machine.free >= 1e9 else "note", words)
+    text = f"{format_bytes(machine.free)} free in the folder of the runs"
+    return Finding("disk", "good" if machine.free >= 1e9 else "note", text)
 
 
 def _hub(machine: Machine) -> Finding:
-    if machine.hub is None:
-        return Finding(
-            "model hub",
-            "note",
-            "switched off (HF_HUB_OFFLINE=1): models and data must lie on this machine",
-        )
     if not machine.hub:
-        return Finding(
-            "model hub",
-            "note",
-            f"{HUB} cannot be reached: models and data must lie on this machine",
-        )
-    whose = (
-        "with the token in HF_TOKEN"
-        if machine.token
-        else "without a token (HF_TOKEN), which open models do not need"
-    )
-    return Finding("model hub", "good", f"{HUB} answers, {whose}")
+        off = "switched off (HF_HUB_OFFLINE=1)"
+        why = off if machine.hub is None else f"{HUB} cannot be reached"
+        return Finding("model hub", "note", f"{why}: models and data must be on this machine")
+    without = "without a token (HF_TOKEN), which open models do not need"
+    how = "with the token in HF_TOKEN" if machine.token else without
+    return Finding("model hub", "good", f"{HUB} answers, {how}")
 
 
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
-# -- asking --------------------------------------------------------------------------------------------------------------
+# -- asking the machine ----------
 
 
 def _version(name: str) -> str | None:
@@ -329,27 +283,25 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _llama_probe(there: Sequence[Gpu]) -> dict[str, Any]:
-    return _probe("llama", "-1" if there else "0")
+def _probe_llama(gpus: Sequence[Gpu]) -> dict[str, Any]:
+    return _probe("llama", "-1" if gpus else "0")
 
 
 def _probe(*arguments: str) -> dict[str, Any]:
-    """What a probe printed; {"error": its last words} where it failed, however it failed."""
+    """What a probe printed; {"error": why} if it failed, crashed or did not answer."""
+    module, environment = "selfreward_lite.models.probe", child_environment(gpus="one")
     try:
-        ended = run_module(
-            "selfreward_lite.models.probe",
-            *arguments,
-            env=child_environment(gpus="one"),
-            timeout=PATIENCE,
-        )
+        ended = run_module(module, *arguments, env=environment, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
-        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")}
-    return json.loads(ended.stdout.splitlines()[-1])
+        why = explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")
+        return {"error": why}
+    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return answer
 
 
-def _reachable(host: str) -> bool:
+def _is_reachable(host: str) -> bool:
     try:
         socket.create_connection((host, 443), timeout=5).close()
     except OSError:

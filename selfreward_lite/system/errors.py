@@ -1,29 +1,27 @@
-"""Everything that can go wrong in a way that a user can mend.
+"""Errors that a user can fix. Anything else is a bug and keeps its traceback.
 
-    SelfRewardError            one line that says what happened and what to do next
-    ├── UserError              exit code 2: bad option, bad file, wrong folder, second writer
-    │   ├── ConfigError        a setting that does not exist or cannot hold
-    │   └── DataError          a file that cannot be read, with its name and line
-    ├── EngineError            exit code 1: the model could not be loaded or asked
-    │   └── ExportError        an adapter or base that GGUF cannot express, or that came out different
-    ├── TrainingError          exit code 1: the training child failed; the last good adapter stands
-    ├── GateStop               exit code 3: a gate refused the new model; the run is whole and resumable
-    └── OutOfTime              exit code 130: the hours given are used up; the run is whole and resumable
-
-Anything that is not in this tree is a bug of ours and keeps its traceback.
+SelfRewardError            one line: what happened, and what to do next
+├── UserError              exit code 2: bad option, bad file, wrong folder, second writer
+│   ├── ConfigError        a setting that does not exist or has a wrong value
+│   └── DataError          a file that cannot be read, with its name and line
+├── EngineError            exit code 1: the model could not be loaded or used
+│   └── ExportError        a model that GGUF cannot express, or that differs after export
+├── TrainingError          exit code 1: the training process failed; the last adapter is kept
+├── GateStop               exit code 3: a gate refused the new model; the run can be resumed
+└── OutOfTime              exit code 130: the given hours are used; the run can be resumed
 """
 
 from __future__ import annotations
 
 
 class SelfRewardError(Exception):
-    """Base of all errors shown to a user as one line."""
+    """Base of all errors that are shown as one line."""
 
     exit_code = 1
 
 
 class UserError(SelfRewardError):
-    """Something in the command, the configuration or the data must be changed."""
+    """The command, the configuration or the data must be changed."""
 
     exit_code = 2
 
@@ -41,7 +39,7 @@ class EngineError(SelfRewardError):
 
 
 class ExportError(EngineError):
-    """A model cannot be written as GGUF exactly, or its logits differ after writing."""
+    """A model cannot be written as GGUF exactly, or its logits differ afterwards."""
 
 
 class TrainingError(SelfRewardError):
@@ -49,12 +47,12 @@ class TrainingError(SelfRewardError):
 
 
 class GateStop(SelfRewardError):
-    """A new model was refused; the previous one stays the newest."""
+    """A new model was refused; the previous one remains the newest."""
 
     exit_code = 3
 
 
 class OutOfTime(SelfRewardError):
-    """The hours that the command was given do not pay for what comes next."""
+    """The hours that the command was given are too few for the next step."""
 
     exit_code = 130

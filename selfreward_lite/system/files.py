@@ -1,11 +1,7 @@
-"""What a disk has free, and a refusal before anything is written that it cannot hold.
+"""Free disk space, files and folders that appear complete or not at all, and their hashes.
 
-Knows: bytes. Does not know: what needs them.
+A model's folder is complete when it has a manifest, which is written last.
 """
-
-# A model's folder and the file that makes it one: names and sha256 of all that belongs to it, written last.
-#
-# Knows: files, hashes. Does not know: models, runs. A folder without its manifest does not exist.
 
 from __future__ import annotations
 
@@ -21,6 +17,10 @@ from typing import Any
 from selfreward_lite.system.errors import UserError
 
 MARGIN = 1.1
+MANIFEST = "manifest.json"
+
+
+# -- disk space ----------
 
 
 def check_disk(
@@ -29,52 +29,51 @@ def check_disk(
     wanted_by: str = "this run",
     advice: str = "free space, or give another --runs-dir",
 ) -> None:
-    """Raise UserError, with the numbers, where the disk on which `path` lies or will lie cannot hold `needs`."""
+    """Raise UserError, with the numbers, if the disk of `path` cannot hold `needs` (bytes)."""
     free, needed = free_bytes(path), sum(needs.values()) * MARGIN
     if free < needed:
         parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in needs.items() if size)
         raise UserError(
-            f"the disk of {path} has {format_bytes(free)} free and {wanted_by} needs {format_bytes(needed)} "
-            f"({parts}, and a tenth to spare); {advice}"
+            f"the disk of {path} has {format_bytes(free)} free and {wanted_by} needs "
+            f"{format_bytes(needed)} ({parts}, and a tenth to spare); {advice}"
         )
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes that are free where `path` lies or, so far as it does not exist yet, will lie."""
-    return shutil.disk_usage(
-        next(place for place in (path, *path.absolute().parents) if place.exists())
-    ).free
+    """Free bytes on the disk of `path`, which need not exist yet."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
 
 
 def format_bytes(count: float) -> str:
-    """Return bytes in the unit that people read."""
+    """Bytes as text: "1.5 GB" or "20.0 MB"."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-MANIFEST = "manifest.json"
+# -- manifests ----------
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `manifest.json` with the sha256 of every file in `folder`, last of all and at once.
+    """Write `manifest.json`: the sha256 of every file in `folder`, and `facts`.
 
-    Half-written files that a killed exporter left (`*.part`) do not belong to it.
+    Unfinished files that a killed exporter left (`*.part`) are not listed.
     """
-    unfinished = folder / f"{MANIFEST}.part"
-    paths = [
-        path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".part"
-    ]
-    files = {
-        str(path.relative_to(folder)): sha256_of(path) for path in paths if path.name != MANIFEST
+    names = {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".part" and path.name != MANIFEST
     }
-    with unfinished.open("w", encoding="utf-8") as file:
+    files = {name: hash_file(path) for name, path in names.items()}
+    part = folder / f"{MANIFEST}.part"
+    with part.open("w", encoding="utf-8") as file:
         json.dump({"files": files, **facts}, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.rename(folder / MANIFEST)
+    part.rename(folder / MANIFEST)
 
 
-def manifest_faults(folder: Path) -> list[str]:
-    """Return what differs between a folder and its manifest, one line each."""
+def find_manifest_faults(folder: Path) -> list[str]:
+    """The differences between a folder and its manifest, one line each."""
     if not (folder / MANIFEST).exists():
         return [f"{folder}: no manifest, so this folder is not complete"]
     try:
@@ -86,37 +85,39 @@ def manifest_faults(folder: Path) -> list[str]:
         path = folder / name
         if not path.exists():
             faults.append(f"{path}: missing")
-        elif sha256_of(path) != digest:
+        elif hash_file(path) != digest:
             faults.append(f"{path}: differs from its sha256 in the manifest")
     return faults
 
 
-def manifest_fact(folder: Path, name: str) -> Any:
-    """Return a fact that the manifest of a complete folder states, None if it does not."""
+def read_manifest_fact(folder: Path, name: str) -> Any:
+    """A fact from the manifest of a complete folder; None if it is not there."""
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get(name)
 
 
-def folder_hash(folder: Path) -> str:
-    """Return one sha256 over the names and contents of a folder's files."""
+def hash_folder(folder: Path) -> str:
+    """One sha256 over the names and contents of a folder's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+        digest.update(f"{path.name} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, as 64 hex digits."""
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# -- copying and writing ----------
+
+
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder that its manifest says is whole, unless that very folder is there."""
-    manifest = source / MANIFEST
+    """Copy a folder that has a manifest, unless `target` has the same one."""
+    manifest, existing = source / MANIFEST, target / MANIFEST
     if not manifest.exists():
         return
-    there = target / MANIFEST
-    if there.exists() and there.read_bytes() == manifest.read_bytes():
+    if existing.exists() and existing.read_bytes() == manifest.read_bytes():
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -126,7 +127,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file so that it is there whole or not at all; raises OSError where only a part of it arrives."""
+    """Copy a file, completely or not at all; raises OSError if only a part arrives."""
     part = target.with_name(f"{target.name}.part")
     shutil.copyfile(source, part)
     with part.open("rb") as file:
@@ -136,12 +137,9 @@ def copy_file(source: Path, target: Path) -> None:
     part.rename(target)
 
 
-# ---------------------------------------------------------------------------------------------- writing a file
-
-
 @contextmanager
-def whole_file(out: Path) -> Iterator[Path]:
-    """A temporary path beside `out`; it becomes `out`, synced to disk, only if the block ends well."""
+def atomic_write(out: Path) -> Iterator[Path]:
+    """A temporary path beside `out`, renamed to `out` and synced if the block succeeds."""
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -151,9 +149,7 @@ def whole_file(out: Path) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
-    if (
-        os.name == "posix"
-    ):  # the new name must survive a power cut too; Windows cannot sync a folder
+    if os.name == "posix":  # the new name must survive a power cut; Windows cannot sync a folder
         folder = os.open(out.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -1,16 +1,10 @@
-"""The cards of this machine, as their driver describes them, which of them is used, and what a compute capability means.
+"""The GPUs of this machine as their driver describes them, and the lock on the one that is used.
 
-Knows: nvidia-smi, CUDA_VISIBLE_DEVICES. Does not know: torch, llama.cpp; asking costs milliseconds, and no memory of the card.
+One process at a time uses the GPU, and a run comes before an app. A run waits in `gpu_lock`, and
+asks the holder to release it. An app takes it at once or not at all (`try_lock`), and releases it
+when a run waits (`is_wanted`). Two models in one GPU would end a run hours later, out of memory.
+Nothing here imports torch; asking takes milliseconds and no GPU memory.
 """
-
-# Who has the card: one process at a time, and a run before an app.
-#
-#     held       a run: waits until it has the card, and asks whoever has it to give it up
-#     take       an app: has the card at once, or not at all
-#     wanted     an app: whether a run waits for the card, which is when it gives it back
-#
-# Knows: two locks in the user's cache folder. Does not know: cards, models, pages. A card that two processes fill is how a night of
-# work ends in its third hour.
 
 from __future__ import annotations
 
@@ -26,14 +20,16 @@ from pathlib import Path
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
 
-OLDEST = (7, 5)  # Turing: torch 2.13 brings no kernels for anything older
-BF16 = (8, 0)  # what torch says of a T4 is not to be trusted (unslothai/unsloth#504)
+OLDEST = (7, 5)  # Turing: torch 2.13 has no kernels for older compute capabilities
+BF16 = (8, 0)  # torch's own answer is wrong for a T4 (unslothai/unsloth#504)
+FOLDER = Path.home() / ".cache" / "selfreward_lite"
+POLL = 0.5  # seconds between two attempts to take the lock
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card as the driver describes it; memory in bytes."""
+    """A GPU as its driver describes it; memory in bytes."""
 
     name: str
     driver: str
@@ -52,78 +48,71 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """Return the cards that the driver names, and CUDA_VISIBLE_DEVICES where it is set; none where there is no driver."""
-    asked = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
-    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    """The GPUs of the driver that CUDA_VISIBLE_DEVICES allows; none without a driver."""
+    columns = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
+    command = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return []
-    return read(said.stdout, os.environ.get("CUDA_VISIBLE_DEVICES")) if said.returncode == 0 else []
+    if ended.returncode:
+        return []
+    return parse_gpus(ended.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def read(said: str, visible: str | None = None) -> list[Gpu]:
-    """Read what nvidia-smi printed: number, id, name, driver, compute capability, free and all memory in MiB, a line a card.
+def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
+    """GPUs from nvidia-smi's output: a line each, with memory in MiB.
 
-    `visible` names those that are wanted, by numbers or the beginnings of their ids, in the order that is wanted; None for all. A
-    part of a card (MIG) cannot be told by this: then it is all of them.
+    `visible` are numbers or beginnings of ids, in the order wanted; None for all. Parts of a GPU
+    (MIG) cannot be told apart, so all GPUs are returned for them.
 
-    >>> read("0, GPU-1f, NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
+    >>> parse_gpus("0, GPU-1f, NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
     (8, 9)
     """
     found: dict[tuple[str, str], Gpu] = {}
-    for line in said.splitlines():
+    for line in output.splitlines():
         try:
-            index, uuid, name, driver, capability, free, total = (
-                part.strip() for part in line.split(",")
-            )
+            index, uuid, name, driver, capability, free, total = map(str.strip, line.split(","))
             major, minor = map(int, capability.split("."))
-            found[index, uuid] = Gpu(
-                name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20
-            )
-        except ValueError:  # [N/A], as of a card that has no memory of its own
-            _log.warning(
-                "nvidia-smi does not tell of a card what must be known to use it: %s", line
-            )
+            memory = (int(free) * 2**20, int(total) * 2**20)
+            found[index, uuid] = Gpu(name, driver, (major, minor), *memory)
+        except ValueError:  # [N/A], as for a GPU without memory of its own
+            _log.warning("nvidia-smi does not give all figures of a GPU, so it is unused: %s", line)
     if visible is None or visible.startswith("MIG"):
         return list(found.values())
     wanted = [one.strip() for one in visible.split(",") if one.strip()]
     return [
-        card
+        gpu
         for one in wanted
-        for (index, uuid), card in found.items()
+        for (index, uuid), gpu in found.items()
         if one == index or (len(one) > 3 and uuid.startswith(one))
     ]
 
 
-FOLDER = Path.home() / ".cache" / "selfreward_lite"
-POLL = 0.5  # seconds between two looks
+def try_lock(who: str) -> int | None:
+    """Lock the GPU; a handle for `unlock`, or None if it is in use or a run waits for it."""
+    return None if is_wanted() else locks.take(_lock_file("card"), who)
 
 
-def take(who: str) -> int | None:
-    """Take the card and return what `release` wants; None where another process has it, or a run waits for it."""
-    return None if wanted() else locks.take(_file("card"), who)
-
-
-def release(handle: int) -> None:
-    """Give the card back."""
+def unlock(handle: int) -> None:
+    """Release the GPU."""
     locks.release(handle)
 
 
-def holder() -> str | None:
-    """Return who waits for the card, in words, or else who has it; None for nobody."""
-    return locks.holder(_file("card.wanted")) or locks.holder(_file("card"))
+def lock_holder() -> str | None:
+    """Who waits for the GPU, or else who has it; None if nobody does."""
+    return locks.holder(_lock_file("card.wanted")) or locks.holder(_lock_file("card"))
 
 
-def wanted() -> bool:
-    """Whether a run waits for the card."""
-    return locks.holder(_file("card.wanted")) is not None
+def is_wanted() -> bool:
+    """Whether a run waits for the GPU."""
+    return locks.holder(_lock_file("card.wanted")) is not None
 
 
 @contextmanager
-def held(who: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the card while the block runs; until then wait, and say once for whom."""
-    handle = _wait(_file("card"), who, say)
+def gpu_lock(who: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the GPU during the block; waits for it first, and says once for whom."""
+    handle = _wait(_lock_file("card"), who, say)
     try:
         yield
     finally:
@@ -135,12 +124,13 @@ def _wait(path: Path, who: str, say: Callable[[str], None]) -> int:
     if handle is not None:
         return handle
     say(
-        f"the card is held by {locks.holder(path) or 'another process'}: waiting for it; end that process, or interrupt this one"
+        f"the GPU is used by {locks.holder(path) or 'another process'}: waiting for it; end that "
+        "process, or interrupt this one"
     )
     asking = None
     try:
         while handle is None:
-            asking = asking if asking is not None else locks.take(_file("card.wanted"), who)
+            asking = asking if asking is not None else locks.take(_lock_file("card.wanted"), who)
             time.sleep(POLL)
             handle = locks.take(path, who)
     finally:
@@ -149,11 +139,11 @@ def _wait(path: Path, who: str, say: Callable[[str], None]) -> int:
     return handle
 
 
-def _file(name: str) -> Path:
+def _lock_file(name: str) -> Path:
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{FOLDER}: {error.strerror}; it says who has the card: make it writable, or set HOME"
+            f"{FOLDER}: {error.strerror}; it says who has the GPU: make it writable, or set HOME"
         ) from None
     return FOLDER / f"{name}.lock"

@@ -1,7 +1,7 @@
-"""llama.cpp for the card of this machine: from a wheel that was kept, else compiled, and kept.
+"""llama.cpp for this machine's GPU: from a kept wheel, else compiled and kept.
 
-Knows: which build fits which machine. Does not know: what llama.cpp is used for. PyPI has the source alone, which pip compiles
-for the CPU; with CUDA that takes a quarter of an hour and more, so that on machines that are wiped a wheel is kept on a drive.
+The package index has only the source, which pip compiles for the CPU. With CUDA that takes a quarter
+of an hour or more, so on machines that are wiped the wheel is kept on a drive.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from selfreward_lite.system import doctor
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
 from selfreward_lite.system.gpu import Gpu, list_gpus
+from selfreward_lite.system.processes import last_lines
 
-TOOLKIT = Path("/usr/local/cuda/bin/nvcc")  # where the toolkit lies if it is not on the path
+NVCC = Path("/usr/local/cuda/bin/nvcc")  # where the CUDA toolkit is, if not on the path
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
 
-# What a compiler, CMake or pip's resolver says; pip itself says "error" of every package that could not be built.
+# Lines of a compiler, CMake or pip's resolver; pip itself prints "error" for any failed build.
 _CAUSE = re.compile(
     r"CMake Error|fatal error|error: [^s]|No matching distribution|Could not find a version",
     re.IGNORECASE,
@@ -32,91 +33,76 @@ _RELEASE = re.compile(r"release (\d+)\.")
 
 
 def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Finding:
-    """Bring llama.cpp to use the card, or to run on the CPU where there is none; returns what it does now.
+    """Make llama.cpp use the GPU, or run on the CPU if there is none; returns what it does now.
 
-    A wheel that serves is taken from one of the folders, or from what is named after card and CUDA in it; one that is made is
-    kept in the last of them, under that name. Raises UserError where there is no compiler for the card, or pip fails.
+    A wheel that works is used from one of the folders `wheels`, or their subfolder named after GPU
+    and CUDA. One that is built is kept in that subfolder of the last. Raises UserError if there is
+    no CUDA compiler, or pip fails.
     """
-    wanted, there = doctor.pins(doctor.REQUIREMENTS.read_text(encoding="utf-8")), list_gpus()
-    pin = f"llama-cpp-python=={wanted['llama-cpp-python']}"
-    found = doctor.llama_finding(wanted, there)
+    wanted, gpus = doctor.read_pins(), list_gpus()
+    version = wanted["llama-cpp-python"]
+    pin = f"llama-cpp-python=={version}"
+    found = doctor.llama_finding(wanted, gpus)
     if found.state == "good":
         return found
-    if not there:
+    if not gpus:
         say(f"installing {pin}: pip compiles it, some minutes")
         _pip("install", pin)
-        return doctor.llama_finding(wanted, there)
-    compiler, release = _toolkit()
-    own = f"sm{there[0].architecture}-cuda{release}"
+        return doctor.llama_finding(wanted, gpus)
+    compiler, release = _find_cuda()
+    own = f"sm{gpus[0].architecture}-cuda{release}"
     keep = wheels[-1] / own if wheels else None
-    name = f"{pin.replace('-', '_').replace('==', '-')}-*.whl"
-    for kept in (
-        file
-        for wheel in wheels
-        for folder in (wheel / own, wheel)
-        for file in sorted(folder.glob(name))
-    ):
-        say(f"installing {kept}")
-        _pip("install", "--force-reinstall", "--no-deps", str(kept))
-        found = doctor.llama_finding(wanted, there)
-        if found.state == "good":
-            _keep(kept, keep)
-            return found
-        say(f"that wheel does not serve here ({found.words})")
-    return _compile(pin, there, wanted, (compiler, keep), say)
-
-
-def _compile(
-    pin: str,
-    there: list[Gpu],
-    wanted: dict[str, str],
-    where: tuple[str, Path | None],
-    say: Callable[[str], None],
-) -> doctor.Finding:
-    compiler, folder = where
-    say(f"compiling {pin} for {there[0].name}: a quarter of an hour and more on two cores")
-    # Not for this machine's CPU alone: the next one that is lent may be older.
-    flags = f"{doctor.cuda_flags(there[0])} -DGGML_NATIVE=off"
+    folders = [folder for wheel in wheels for folder in (wheel / own, wheel)]
+    for folder in folders:
+        for kept in sorted(folder.glob(f"llama_cpp_python-{version}-*.whl")):
+            say(f"installing {kept}")
+            _pip("install", "--force-reinstall", "--no-deps", str(kept))
+            found = doctor.llama_finding(wanted, gpus)
+            if found.state == "good":
+                _keep(kept, keep)
+                return found
+            say(f"that wheel does not work here ({found.words})")
+    say(f"compiling {pin} for {gpus[0].name}: a quarter of an hour or more on two cores")
     with tempfile.TemporaryDirectory() as scratch:
-        _pip(
-            "wheel",
-            "--no-deps",
-            "--no-cache-dir",
-            "-w",
-            scratch,
-            pin,
-            CMAKE_ARGS=flags,
-            CUDACXX=compiler,
-        )
-        (wheel,) = Path(scratch).glob("*.whl")
+        wheel = _compile(pin, gpus[0], compiler, scratch)
         _pip("install", "--force-reinstall", "--no-deps", str(wheel))
-        found = doctor.llama_finding(wanted, there)
-        if folder is not None and found.state == "good":
-            _keep(wheel, folder)
-            say(f"kept in {folder}")
+        found = doctor.llama_finding(wanted, gpus)
+        if keep is not None and found.state == "good":
+            _keep(wheel, keep)
+            say(f"kept in {keep}")
     return found
 
 
+def _compile(pin: str, gpu: Gpu, compiler: str, folder: str) -> Path:
+    """Build a wheel into a folder."""
+    # Not for this machine's CPU alone: the next one may be older.
+    flags = f"{doctor.cuda_flags(gpu)} -DGGML_NATIVE=off"
+    arguments = ("--no-deps", "--no-cache-dir", "-w", folder, pin)
+    _pip("wheel", *arguments, CMAKE_ARGS=flags, CUDACXX=compiler)
+    (wheel,) = Path(folder).glob("*.whl")
+    return wheel
+
+
 def _keep(wheel: Path, folder: Path | None) -> None:
-    """Put a wheel that serves where the next machine finds it."""
+    """Copy a wheel that works to where the next machine finds it."""
     if folder is not None and wheel.parent != folder:
         folder.mkdir(parents=True, exist_ok=True)
         copy_file(wheel, folder / wheel.name)
 
 
-def _toolkit() -> tuple[str, str]:
-    """CUDA's compiler and the first part of its version, which a build needs to find again where it runs."""
-    compiler = shutil.which("nvcc") or str(TOOLKIT)
+def _find_cuda() -> tuple[str, str]:
+    """CUDA's compiler and its major version, which a build needs again at run time."""
+    compiler = shutil.which("nvcc") or str(NVCC)
     try:
-        said = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, check=True
-        ).stdout
-        release = _RELEASE.search(said)
+        command = [compiler, "--version"]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        release = _RELEASE.search(output)
     except (OSError, subprocess.CalledProcessError):
         release = None
     if release is None:
         raise UserError(
-            "no CUDA compiler (nvcc) here, which makes llama.cpp use the card; install the CUDA toolkit"
+            "no CUDA compiler (nvcc) here, which makes llama.cpp use the GPU; install the CUDA "
+            "toolkit"
         )
     return compiler, release[1]
 
@@ -129,15 +115,9 @@ def _pip(*arguments: str, **environment: str) -> None:
             command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment
         )
     if ended.returncode:
-        lines = [
-            line.strip()
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.strip()
-        ]
-        why = next(
-            (line for line in lines if _CAUSE.search(line)),
-            lines[-1] if lines else "it said nothing",
-        )
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        causes = [line for line in lines if _CAUSE.search(line)]
+        why = (causes or last_lines(log) or ["it printed nothing"])[0].strip()
         raise UserError(
-            f"pip {arguments[0]} failed: {why} (all of it in {log}); mend that, and try again"
+            f"pip {arguments[0]} failed: {why} (full log: {log}); fix that, and try again"
         )

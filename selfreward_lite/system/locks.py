@@ -1,7 +1,6 @@
-"""Locks between processes: one holder at a time, who says who it is. The kernel frees one when its holder dies, however it dies,
-so a file that was left behind never stands in the way.
+"""Locks between processes: one holder at a time, whose name can be read.
 
-Knows: flock. Does not know: what is locked.
+The kernel frees a lock when its holder ends, for any reason, so a file left behind blocks nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import os
 import time
 from pathlib import Path
 
-PATIENCE = 0.5  # seconds: whoever looks whether a lock is held holds it for an instant
+PATIENCE = 0.5  # seconds to retry: `holder` itself holds a lock for an instant
 
 
 def take(path: Path, who: str) -> int | None:
-    """Take a lock, in which `who` is written, and return what `release` wants; None where another process holds it."""
+    """Take a lock and write `who` in it; a handle for `release`, or None if another has it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + PATIENCE
-    while not _locked(handle, fcntl.LOCK_EX):
+    while not _try_lock(handle, fcntl.LOCK_EX):
         if time.monotonic() > deadline:
             os.close(handle)
             return None
@@ -33,34 +32,32 @@ def take(path: Path, who: str) -> int | None:
 
 
 def release(handle: int) -> None:
-    """Give a lock back."""
+    """Release a lock."""
     os.close(handle)
 
 
 def holder(path: Path) -> str | None:
-    """Return what the holder of a lock said of itself, None where nobody holds it."""
+    """Who holds a lock, as given to `take`; None if nobody does."""
     deadline = time.monotonic() + PATIENCE
-    while (said := _said(path)) == "" and time.monotonic() < deadline:
-        time.sleep(0.002)  # it has the lock since this instant, and writes its name now
-    return said
+    while (name := _read_holder(path)) == "" and time.monotonic() < deadline:
+        time.sleep(0.002)  # it has just taken the lock, and writes its name now
+    return name
 
 
-def _said(path: Path) -> str | None:
+def _read_holder(path: Path) -> str | None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        return (
-            None
-            if _locked(handle, fcntl.LOCK_SH)
-            else os.read(handle, 200).decode(errors="replace").strip()
-        )
+        if _try_lock(handle, fcntl.LOCK_SH):
+            return None
+        return os.read(handle, 200).decode(errors="replace").strip()
     finally:
         os.close(handle)
 
 
-def _locked(handle: int, kind: int) -> bool:
+def _try_lock(handle: int, kind: int) -> bool:
     try:
         fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:

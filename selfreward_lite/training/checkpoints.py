@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfreward_lite.system.files import manifest_faults, write_manifest
+from selfreward_lite.system.files import find_manifest_faults, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def find_newest(folder: Path, job: str) -> Checkpoint | None:
 
     steps = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
     for _, path in sorted(steps.items(), reverse=True):
-        if manifest_faults(path):
+        if find_manifest_faults(path):
             continue
         state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
         if state.job == job:

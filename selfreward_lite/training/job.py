@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import SerializeAsAny, ValidationInfo, field_validator
 
 from selfreward_lite.config.settings import Dpo, Lora, Section, Training
-from selfreward_lite.system.files import sha256_of
+from selfreward_lite.system.files import hash_file
 
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; more means another reference model
 PROBE_STEPS = 5
@@ -60,11 +60,11 @@ class Job(Section):
 
     def digest(self) -> str:
         """Return a hash of all that the steps of this job depend on: where it begins, its rows, its settings."""
-        weights = self.adapter_in and sha256_of(self.adapter_in / "adapter_model.safetensors")
+        weights = self.adapter_in and hash_file(self.adapter_in / "adapter_model.safetensors")
         known = [
             self.method,
             self.quantization,
-            sha256_of(self.rows),
+            hash_file(self.rows),
             weights,
             self.seed,
             self.settings.model_dump(exclude={"micro_batch"}),  # it changes the padding only

@@ -21,7 +21,7 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import manifest_faults, write_manifest
+from selfreward_lite.system.files import find_manifest_faults, write_manifest
 
 
 def prompt(run: str, index: int, text: str = "same text") -> Prompt:
@@ -155,15 +155,15 @@ def test_verify_finds_false_ids_and_changed_texts(tmp_path):
 def test_a_folder_without_its_manifest_does_not_exist(tmp_path):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "weights").write_bytes(b"1234")
-    assert "no manifest" in manifest_faults(tmp_path)[0]
+    assert "no manifest" in find_manifest_faults(tmp_path)[0]
     write_manifest(tmp_path, {"iteration": 1})
-    assert manifest_faults(tmp_path) == []
+    assert find_manifest_faults(tmp_path) == []
     (tmp_path / "adapter" / "weights").write_bytes(
         b"1235"
     )  # one flipped bit loads without complaint elsewhere
-    assert "differs" in manifest_faults(tmp_path)[0]
+    assert "differs" in find_manifest_faults(tmp_path)[0]
     (tmp_path / "adapter" / "weights").unlink()
-    assert "missing" in manifest_faults(tmp_path)[0]
+    assert "missing" in find_manifest_faults(tmp_path)[0]
 
 
 def test_another_store_format_is_refused_with_advice(tmp_path):

@@ -288,7 +288,7 @@ def test_missing_gpu_ends_the_run_before_it_begins(
     ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
-    assert "a card is to be used" in ended.stderr
+    assert "a GPU is to be used" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.rglob("*.gguf"))  # nothing was made or downloaded
 

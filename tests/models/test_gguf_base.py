@@ -18,7 +18,7 @@ from selfreward_lite.models import gguf_export
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.models.parity import check_parity, parity
 from selfreward_lite.system.errors import ExportError
-from selfreward_lite.system.files import sha256_of
+from selfreward_lite.system.files import hash_file
 from selfreward_lite.training.tiny_base.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_transformers_4_writes_the_same_rope_elsewhere(
 
     old = edited(folders["llama3"], tmp_path / "old", "config.json", as_in_4)
     again = base_to_gguf(old, tmp_path / "b.gguf", weights="original", dtype="f32")
-    assert sha256_of(again) == sha256_of(bases["llama3", "original"])
+    assert hash_file(again) == hash_file(bases["llama3", "original"])
 
 
 def test_nf4_base_of_the_original_is_another_model(folders: Any, bases: Any) -> None:
@@ -163,7 +163,7 @@ def test_shards_give_the_same_file(folders: Any, bases: Any, tmp_path: Path) -> 
     )
     assert len(list(shards.glob("*.safetensors"))) > 1
     again = base_to_gguf(shards, tmp_path / "s.gguf", weights="original", dtype="f32")
-    assert sha256_of(again) == sha256_of(bases["gqa", "original"])
+    assert hash_file(again) == hash_file(bases["gqa", "original"])
     next(shards.glob("*.safetensors")).unlink()
     with pytest.raises(ExportError, match="cannot be read"):
         base_to_gguf(shards, tmp_path / "t.gguf", weights="original", dtype="f32")

@@ -45,7 +45,7 @@ def machine(card: Gpu | None = None, **changed) -> Machine:
         wsl=False,
         wanted=PINS,
         installed=dict(PINS),
-        cards=(card,) if card else (),
+        gpus=(card,) if card else (),
         unsloth="2026.10.7" if card else None,
         torch={"version": "2.13.0", "cuda": "13.0" if card else None, "kernels": [], "cards": seen},
         llama={
@@ -69,10 +69,10 @@ def said(found: Machine) -> dict[str, doctor.Finding]:
 
 
 @pytest.mark.parametrize("card", [None, RTX, T4])
-def test_a_machine_as_it_should_be_needs_no_mending(card):
+def test_a_machine_as_it_should_be_needs_no_fix(card):
     found = doctor.findings(machine(card))
     assert {one.state for one in found} <= {"good", "note"}
-    assert [one.mend for one in found] == [None] * len(found)
+    assert [one.fix for one in found] == [None] * len(found)
     assert len({one.what for one in found}) == len(found)
 
 
@@ -81,17 +81,17 @@ def test_bf16_follows_the_capability_and_not_what_torch_says():
     assert "trains in fp16" in said(machine(T4))["torch"].words
 
 
-def test_a_card_that_is_too_old_cannot_be_mended():
-    found = said(machine(P100))["card"]
+def test_a_card_that_is_too_old_cannot_be_fixed():
+    found = said(machine(P100))["GPU"]
     assert found.state == "bad"
     assert "6.0 is below 7.5" in found.words
 
 
 def test_a_desktop_on_the_card_is_said_with_what_it_holds():
-    found = said(machine(replace(RTX, free=20 * GB)))["card"]
+    found = said(machine(replace(RTX, free=20 * GB)))["GPU"]
     assert found.state == "note"
-    assert "holds 4.3 GB" in found.words
-    assert "the first of 2 is used" in said(machine(RTX, cards=(RTX, RTX)))["card"].words
+    assert "uses 4.3 GB" in found.words
+    assert "the first of 2 is used" in said(machine(RTX, gpus=(RTX, RTX)))["GPU"].words
 
 
 @pytest.mark.parametrize("llama", [
@@ -105,8 +105,8 @@ def test_llama_cpp_beside_a_card_has_to_prove_that_it_uses_it(llama):
     whole = machine(RTX)
     found = said(replace(whole, llama={**whole.llama, **llama}))["llama.cpp"]
     assert found.state == "bad"
-    assert found.words.startswith("does not use the card: ")
-    assert found.mend == (
+    assert found.words.startswith("does not use the GPU: ")
+    assert found.fix == (
         'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
         f"pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=={PINS['llama-cpp-python']}"
     )
@@ -115,7 +115,7 @@ def test_llama_cpp_beside_a_card_has_to_prove_that_it_uses_it(llama):
 def test_torch_without_cuda_beside_a_card():
     whole = machine(RTX)
     found = said(replace(whole, torch={**whole.torch, "cuda": None, "cards": []}))["torch"]
-    assert (found.state, found.mend) == (
+    assert (found.state, found.fix) == (
         "bad",
         f"pip install --force-reinstall torch=={PINS['torch']}",
     )
@@ -124,14 +124,14 @@ def test_torch_without_cuda_beside_a_card():
 
 def test_packages_missing_or_of_another_version():
     found = said(machine(installed={**PINS, "llama-cpp-python": None}))["packages"]
-    assert (found.state, found.mend) == ("bad", "pip install -r requirements.txt")
+    assert (found.state, found.fix) == ("bad", "pip install -r requirements.txt")
     assert "missing: llama-cpp-python (" in found.words
     assert "a C++ compiler is needed" in found.words
     found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))[
         "packages"
     ]
-    assert (found.state, found.words, found.mend) == (
-        "note", f"not the versions that were proved together: trl 1.16.0 instead of {PINS['trl']}",
+    assert (found.state, found.words, found.fix) == (
+        "note", f"not the versions that were tested together: trl 1.16.0 instead of {PINS['trl']}",
         f"pip install trl=={PINS['trl']}",
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_packages_missing_or_of_another_version():
 def test_a_torch_that_came_with_the_machine_is_named_and_left_alone():
     found = said(machine(T4, installed={**PINS, "torch": "2.11.0+cu128"}))["packages"]
     assert "torch 2.11.0+cu128 instead of" in found.words
-    assert (found.state, found.mend) == ("note", None)
+    assert (found.state, found.fix) == ("note", None)
 
 
 @pytest.mark.parametrize(("changed", "what", "state", "words"), [
@@ -159,7 +159,7 @@ def test_every_other_fault_is_said(changed, what, state, words):
 
 
 def test_what_the_driver_prints_is_read_line_by_line():
-    found = gpu.read(
+    found = gpu.parse_gpus(
         "0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n"
     )
     assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
@@ -178,21 +178,21 @@ def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(("said", "there", "words"), [
-    ({"can_offload": False}, [RTX], "built for the CPU only, and a card is to be used: run `python -m selfreward_lite llama`"),
+    ({"can_offload": False}, [RTX], "built for the CPU only, and a GPU is to be used: run `python -m selfreward_lite llama`"),
     ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
-    ({"can_offload": False}, [], "none is in sight"),
+    ({"can_offload": False}, [], "none is found"),
 ])  # fmt: skip
 def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
     monkeypatch, said, there, words
 ):
     monkeypatch.setattr(doctor, "list_gpus", lambda: there)
     monkeypatch.setattr(doctor, "_probe", lambda kind: said)
-    doctor.need_card(0)
+    doctor.check_gpu(0)
     with pytest.raises(UserError) as refused:
-        doctor.need_card(-1)
+        doctor.check_gpu(-1)
     assert words in str(refused.value)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": True})
-    doctor.need_card(-1)
+    doctor.check_gpu(-1)
 
 
 def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, tmp_path):
@@ -201,7 +201,7 @@ def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, 
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
     ended = CliRunner().invoke(app, ["run", "--preset", "small", "--runs-dir", str(tmp_path)])
     assert isinstance(ended.exception, UserError), ended.exception
-    assert "none is in sight" in str(ended.exception)
+    assert "none is found" in str(ended.exception)
 
 
 def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
@@ -259,7 +259,7 @@ def test_what_cannot_even_begin_is_one_line(before, words):
 def test_unsloth_is_named_where_there_is_a_card_to_train_on():
     assert "unsloth" not in said(machine())
     missing = said(machine(RTX, unsloth=None))["unsloth"]
-    assert (missing.state, missing.mend) == ("note", "pip install -r requirements-gpu.txt")
+    assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
     assert said(machine(RTX))["unsloth"].words == "2026.10.7 trains"
 
 
@@ -275,7 +275,7 @@ TWO = """0, GPU-1f2e, Tesla T4, 535.1, 7.5, 14900, 15360
 
 
 def test_a_card_of_unknown_memory_is_left_out_and_named(caplog):
-    found = gpu.read(f"{TWO}2, GPU-00, NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\n")
+    found = gpu.parse_gpus(f"{TWO}2, GPU-00, NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\n")
     assert [one.architecture for one in found] == ["75", "89"]
     assert "NVIDIA GB10" in caplog.text
 

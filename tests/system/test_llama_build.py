@@ -13,8 +13,8 @@ from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import UserError
 
 WHEEL = f"llama_cpp_python-{PINS['llama-cpp-python']}-py3-none-linux_x86_64.whl"
-GOOD = doctor.Finding("llama.cpp", "good", "puts every layer on the card")
-BAD = doctor.Finding("llama.cpp", "bad", "does not use the card", "by hand")
+GOOD = doctor.Finding("llama.cpp", "good", "puts every layer on the GPU")
+BAD = doctor.Finding("llama.cpp", "bad", "does not use the GPU", "by hand")
 
 # As pip 23.2 writes it of a build that fails.
 FAILURE = """Collecting llama-cpp-python==0.3.36
@@ -77,7 +77,7 @@ def test_without_a_wheel_one_is_compiled_for_the_card_and_kept_in_the_last_folde
     assert "-DGGML_NATIVE=off" in flags, "another machine's processor may know less"
     assert (tmp_path / "kept" / "sm75-cuda12" / WHEEL).read_text() == "compiled"
     assert not (tmp_path / "readonly").exists()
-    assert "a quarter of an hour and more" in said[0]
+    assert "a quarter of an hour or more" in said[0]
 
 
 def test_a_wheel_that_was_kept_is_installed(monkeypatch, tmp_path):
@@ -122,7 +122,7 @@ def test_a_kept_wheel_that_does_not_serve_is_replaced(monkeypatch, tmp_path):
     said: list[str] = []
     assert llama_build.install([tmp_path], said.append) == GOOD
     assert (folder / WHEEL).read_text() == "compiled"
-    assert any("does not serve here" in line for line in said)
+    assert any("does not work here" in line for line in said)
 
 
 def test_what_does_not_serve_is_not_kept(monkeypatch, tmp_path):
@@ -142,7 +142,7 @@ def test_failures_are_one_line(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [BAD, BAD], there=(RTX,))
     pip.fails = {"wheel"}
     with pytest.raises(
-        UserError, match=r"pip wheel failed: CMake Error at .*:178 .*\(all of it in .*-pip.log\)"
+        UserError, match=r"pip wheel failed: CMake Error at .*:178 .*\(full log: .*-pip.log\)"
     ):
         llama_build.install([tmp_path], print)
     pip.fails = {"nvcc"}
@@ -157,4 +157,4 @@ def test_the_command_says_what_came_of_it(monkeypatch, tmp_path):
     Pip(monkeypatch, [BAD, BAD])
     failed = CliRunner().invoke(main.app, ["llama"])
     assert isinstance(failed.exception, UserError)
-    assert "does not use the card; by hand: by hand" in str(failed.exception)
+    assert "does not use the GPU; by hand: by hand" in str(failed.exception)

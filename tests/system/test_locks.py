@@ -92,26 +92,26 @@ def test_a_run_says_which_process_writes_it(tmp_path, monkeypatch):
 
 def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
-    theirs, said, had = gpu.take("the app"), [], threading.Event()
+    theirs, said, had = gpu.try_lock("the app"), [], threading.Event()
 
     def run() -> None:
-        with gpu.held("run mine", said.append):
+        with gpu.gpu_lock("run mine", said.append):
             had.set()
 
     thread = threading.Thread(target=run)
     thread.start()
-    while not gpu.wanted():
+    while not gpu.is_wanted():
         time.sleep(0.01)
-    assert gpu.holder() == "run mine"
+    assert gpu.lock_holder() == "run mine"
     assert not had.is_set()
-    assert gpu.take("another app") is None, "nobody gets in before a run that waits"
-    gpu.release(theirs)
+    assert gpu.try_lock("another app") is None, "nobody gets in before a run that waits"
+    gpu.unlock(theirs)
     thread.join(10)
     assert had.is_set()
     assert said == [
-        "the card is held by the app: waiting for it; end that process, or interrupt this one"
+        "the GPU is used by the app: waiting for it; end that process, or interrupt this one"
     ]
-    assert (gpu.holder(), gpu.wanted()) == (None, False)
+    assert (gpu.lock_holder(), gpu.is_wanted()) == (None, False)
 
 
 def seat(engine: EnginePool, model: str = "a", gpu_layers: int = 0) -> tuple[object, object]:
@@ -160,21 +160,21 @@ def test_whoever_leaves_the_queue_holds_nobody_up():
 def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
     engine = EnginePool(on_gpu=True)
     one, _ = seat(engine, gpu_layers=-1)
-    assert gpu.holder() == "the app"
+    assert gpu.lock_holder() == "the app"
     one.close()
-    assert gpu.holder() == "the app", "the next reply needs it again"
+    assert gpu.lock_holder() == "the app", "the next reply needs it again"
     engine.close()
-    assert gpu.holder() is None
+    assert gpu.lock_holder() is None
     two, found = seat(engine, gpu_layers=0)
     assert isinstance(found, Live), "on the CPU it needs nobody's leave"
-    assert gpu.holder() is None
+    assert gpu.lock_holder() is None
     two.close()
 
 
 def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine = EnginePool(on_gpu=True)
-    with gpu.held("run night, process 7", print):
+    with gpu.gpu_lock("run night, process 7", print):
         one, said = seat(engine, gpu_layers=-1)
         assert said == "the GPU is used by, or reserved for, run night, process 7"
         assert engine.live is None
@@ -186,7 +186,7 @@ def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
 def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine, layers = EnginePool(on_gpu=True), {"gpu_layers": -1}
-    with gpu.held("run night", print):
+    with gpu.gpu_lock("run night", print):
         waits = engine.using(lambda: ScriptedSpec(factory="a", **layers))
         assert next(waits) == "the GPU is used by, or reserved for, run night"
         passes, found = seat(engine, gpu_layers=0)
@@ -216,13 +216,13 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     one, live = seat(engine, gpu_layers=-1)
 
     def run() -> None:
-        with gpu.held("run night", lambda words: None):
+        with gpu.gpu_lock("run night", lambda words: None):
             had.set()
             time.sleep(0.2)
 
     thread = threading.Thread(target=run)
     thread.start()
-    while not gpu.wanted():
+    while not gpu.is_wanted():
         time.sleep(0.01)
     two, said = seat(engine, gpu_layers=-1)
     assert said == "the GPU is used by, or reserved for, run night", "nobody new is served"
@@ -247,7 +247,7 @@ def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(
         live, "close", lambda words, close=live.close: (why.append(words), close(words))
     )
-    with gpu.held("run night", lambda words: None):
+    with gpu.gpu_lock("run night", lambda words: None):
         assert live.state == "closed"
     one.close()
     assert why == ["a run has taken the GPU: ask again when it is done, or answer on the CPU"], (
@@ -258,8 +258,8 @@ def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
 def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / "home").write_text("a file")
     monkeypatch.setattr(gpu, "FOLDER", tmp_path / "home" / "locks")
-    with pytest.raises(UserError, match="it says who has the card: make it writable, or set HOME"):
-        gpu.holder()
+    with pytest.raises(UserError, match="it says who has the GPU: make it writable, or set HOME"):
+        gpu.lock_holder()
 
 
 def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
@@ -267,10 +267,10 @@ def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
 
     monkeypatch.setattr(main, "list_gpus", list)
     with main._card("mine"):
-        assert gpu.holder() is None
+        assert gpu.lock_holder() is None
     monkeypatch.setattr(main, "list_gpus", lambda: ["a card"])
     with main._card("mine"):
-        assert gpu.holder().startswith("run mine, process ")
+        assert gpu.lock_holder().startswith("run mine, process ")
     assert not list(Path(tmp_path).glob("*.sqlite"))
 
 

@@ -13,9 +13,9 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import (
     MANIFEST,
-    folder_hash,
-    manifest_fact,
-    manifest_faults,
+    find_manifest_faults,
+    hash_folder,
+    read_manifest_fact,
     write_manifest,
 )
 
@@ -26,7 +26,7 @@ def export_base(run: RunContext, _: int) -> None:
 
     def work() -> Outcome:
         run.runtime.export_base(run.model_dir, run.base_gguf, run.settings.model)
-        source = folder_hash(run.model_dir)
+        source = hash_folder(run.model_dir)
         write_manifest(folder, {"base": run.settings.model.base, "source": source})
         return Outcome()
 
@@ -38,10 +38,10 @@ def export_base(run: RunContext, _: int) -> None:
 def check_models(run: RunContext, iteration: int) -> None:
     """Refuse to continue from changed files: a flipped bit in an adapter loads without error."""
     base = run.base_gguf.parent
-    faults = manifest_faults(base)
+    faults = find_manifest_faults(base)
     if iteration:
-        faults += manifest_faults(run.store.model_dir(iteration - 1))
-    if not faults and manifest_fact(base, "source") != folder_hash(run.model_dir):
+        faults += find_manifest_faults(run.store.model_dir(iteration - 1))
+    if not faults and read_manifest_fact(base, "source") != hash_folder(run.model_dir):
         faults = [f"{run.model_dir}: the base model was changed after the run started"]
     if faults:
         raise UserError(f"{faults[0]}; restore it from a copy, or start a new --name")

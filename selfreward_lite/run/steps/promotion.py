@@ -15,7 +15,7 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps.measure import ModelMetrics, model_metrics
 from selfreward_lite.run.steps.reward_hacking import outside_view
 from selfreward_lite.system.errors import GateStop, UserError
-from selfreward_lite.system.files import manifest_faults
+from selfreward_lite.system.files import find_manifest_faults
 
 
 def pass_data_gates(run: RunContext, iteration: int) -> None:
@@ -82,7 +82,7 @@ def accept(store: Store) -> int:
         raise UserError(
             f"no gate has refused a model of {store.folder}; there is nothing to accept"
         )
-    faults = manifest_faults(store.model_dir(candidate))
+    faults = find_manifest_faults(store.model_dir(candidate))
     if not faults and not store.is_done(candidate, "evaluation"):
         faults = [
             "it was not measured to the end, so the model after it could not be compared with it"
@@ -112,7 +112,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
     signs, earlier = now.signs, before.signs
     assert signs is not None  # a candidate is never the base
     return gates.Evidence(
-        file_faults=manifest_faults(folder) + missing,
+        file_faults=find_manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
