@@ -1,0 +1,154 @@
+"""The file that `bench card` writes for a GPU, and the hours that follow from its figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from selfreward_lite import config
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.models.hf_folder import SHAPES
+from selfreward_lite.run import plan
+from selfreward_lite.run.stages import StageCosts, seconds_by_stage
+from selfreward_lite.system.errors import DataError
+
+PRECOMPUTED = "reference precomputed"  # its seconds a pair include loading
+
+
+class Figures(BaseModel, extra="allow"):
+    """What one measurement found; figures that nobody reads back have no field. 0 = not measured."""
+
+    tokens_per_s: float = 0.0
+    generated: int = 0
+    read: int = 0
+    seconds: float = 0.0
+    seconds_of_a_pair: float = 0.0
+    tokens_of_a_pair: int = 0
+    peak_bytes: int | None = None
+
+
+class GpuName(BaseModel, extra="allow"):
+    """A GPU, as its driver names it."""
+
+    name: str
+
+    @property
+    def short(self) -> str:
+        """The name without its maker.
+
+        >>> GpuName(name="NVIDIA GeForce RTX 4090").short, GpuName(name="Tesla T4").short
+        ('RTX 4090', 'T4')
+        """
+        return re.sub(r"NVIDIA |GeForce |Tesla ", "", self.name)
+
+
+class CardFile(BaseModel):
+    """A file of `bench card`: the machine, the figures by name, and what failed or had no time."""
+
+    card: GpuName | None
+    cpu_cores: int | None = None
+    python: str = ""
+    versions: dict[str, str] = {}
+    at: str = ""
+    command: str = ""
+    shape: str
+    preset: str = "overnight"
+    vram: int | None
+    predicted: dict[str, Any] = {}
+    found: dict[str, Figures]
+    failed: dict[str, str] = {}
+    left_out: list[str] = []
+    seconds: dict[str, float] = {}
+    hours: dict[str, float] = {}
+    predicted_hours: float | None = None
+    rates: plan.Rates | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> CardFile:
+        """Read a file of `bench card`. Raises DataError if it is not one."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}); give files of `bench card`, such as "
+                "docs/results/gpus/card-NAME.json"
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(
+                f"{path} is not a file of `bench card`: {f'{where}: ' if where else ''}{first['msg']}"
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write what is known so far."""
+        document = self.model_dump(exclude_unset=True)
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    def add_hours(self) -> None:
+        """Add the hours of an iteration that follow, here and on other GPUs.
+
+        Generation scales with memory bandwidth, prompts and training with operations a second.
+        """
+        settings, llama = config.load(self.preset), SHAPES[self.shape]
+        self.hours, self.predicted_hours, self.rates = {}, None, None  # set: they are written
+        rates = self._measure_rates(settings)
+        if rates is None:
+            return
+        if rates.token <= 0:
+            self.failed["hours"] = (
+                "prompts took longer alone than with generation; measure again on a quiet machine"
+            )
+            return
+
+        def hours(rates: plan.Rates, source: str) -> float:
+            return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates, source))
+
+        self.hours, self.rates = {"here": hours(rates, "measured")}, rates
+        own = plan.GPU_SPEEDS.get(plan.gpu_key(self.card.name) or "") if self.card else None
+        for name, other in plan.GPU_SPEEDS.items() if own else ():
+            slower, busier = own.bandwidth / other.bandwidth, own.operations / other.operations
+            scaled = replace(
+                rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
+            )
+            self.hours[f"{name} (estimate)"] = hours(scaled, "scaled")
+        self.predicted_hours = plan.Prediction.from_json(self.predicted).hours(1)
+
+    def _measure_rates(self, settings: Settings) -> plan.Rates | None:
+        """Seconds a token; None while a part is missing, negative if parts contradict each other.
+
+        Presets make Q8_0 of NF4. Of the training libraries the faster one counts, at the length of a
+        typical row: half of the longest.
+        """
+        found = self.found
+        matches = (re.fullmatch(r"q8_0: (\d+) sequences", name) for name in found)
+        counts = [int(match[1]) for match in matches if match]
+        prompts = found.get("q8_0: prompts alone")
+        trained = [
+            figures
+            for name, figures in found.items()
+            if name.startswith("DPO, ") and not name.endswith(PRECOMPUTED)
+        ]
+        if not counts or prompts is None or not trained:
+            return None
+        nearest = min(counts, key=lambda count: abs(count - settings.engine.parallel))
+        generation, read = found[f"q8_0: {nearest} sequences"], 1 / prompts.tokens_per_s
+        typical = settings.dpo.max_length
+        best = min(
+            trained, key=lambda one: (abs(one.tokens_of_a_pair - typical), one.seconds_of_a_pair)
+        )
+        return plan.Rates(
+            token=(generation.seconds - generation.read * read) / generation.generated,
+            read=read,
+            dpo=best.seconds_of_a_pair / best.tokens_of_a_pair,
+        )
+
+
+def iteration_hours(settings: Settings, costs: StageCosts) -> float:
+    """The hours of a first iteration at these costs."""
+    return sum(seconds_by_stage(settings, 1, costs).values()) / 3600
