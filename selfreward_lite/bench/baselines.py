@@ -1,17 +1,13 @@
-"""What the engine is held against: llama-cpp-python as most people use it, and bare llama.cpp, which nobody can outrun.
+"""What the engine is compared with: llama-cpp-python's usual API, and raw llama.cpp.
 
-Knows: the high-level `Llama`; the calls that an engine makes of its device, so that they can be written down and made again
-with nothing in between. Does not know: loads, tables. Runs in its own process or a bench's, never in a run's.
+Raw llama.cpp makes the engine's own calls again, with no sampling and no bookkeeping in between. Also
+what the engine pays beside computing: switching adapters, and sampling from a large vocabulary.
 """
-
-# What the engine pays beside computing: for another adapter, and for drawing tokens from a large vocabulary.
-#
-# Knows: the engine's device. Does not know: loads, tables. Runs in a bench's process, never in a run's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -27,63 +23,46 @@ from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
 from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import ConfigError
 
+SWITCHES = 20
+SAMPLED = 9  # steps of each way to sample, of which the first does not count
 Call = tuple[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One `llama_decode` of a trace, and the calls on the memory that came before it."""
+    """One `llama_decode`, and the calls on the KV cache and adapters before it.
+
+    `columns` holds tokens, positions and sequences [3, rows]; the first `wanted` rows have logits.
+    """
 
     calls: tuple[Call, ...]
-    tokens: np.ndarray
-    positions: np.ndarray
-    sequences: np.ndarray
+    columns: np.ndarray
     wanted: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Every step of a run of the engine, how many tokens came out of it, and the type of the model's matrices."""
+    """Every step of the engine, the tokens it generated, and the type of the model's weights."""
 
     steps: list[Step]
     generated: int
-    quantisation: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How bare llama.cpp is set up for a replay: CPU threads, tokens a micro-batch, one KV cache for all sequences or one each,
-    flash attention or not."""
-
-    threads: int
-    micro_batch: int
-    unified: bool
-    flash: bool
-
-    def __str__(self) -> str:
-        cache = "unified KV cache" if self.unified else "a KV cache each"
-        attention = "flash attention" if self.flash else "no flash attention"
-        return f"{cache}, {attention}, {self.threads} threads, micro-batch {self.micro_batch}"
+    quantization: str
 
 
 class Recorder:
-    """Stands in for a device: writes down what is asked of it, and computes nothing. Every token that it draws is 0."""
+    """A device that computes nothing and records its calls; every sampled token is 0."""
 
     def __init__(self, device: LlamaDevice) -> None:
-        self.cells, self.limit, self.rows, self.vocab = (
-            device.cells,
-            device.limit,
-            device.rows,
-            device.vocab,
-        )
+        self.cells, self.limit = device.cells, device.limit
+        self.rows, self.vocab = device.rows, device.vocab
         self.steps: list[Step] = []
         self._calls: list[Call] = []
 
     def decode(
         self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
     ) -> int:
-        columns = (np.array(column, np.int32) for column in (tokens, positions, sequences))
-        self.steps.append(Step(tuple(self._calls), *columns, wanted))
+        columns = np.array((tokens, positions, sequences), np.int32)
+        self.steps.append(Step(tuple(self._calls), columns, wanted))
         self._calls.clear()
         return 0
 
@@ -129,115 +108,81 @@ def vocabulary(model: Path) -> int:
 
 
 def record(spec: LlamaSpec, requests: Sequence[Request]) -> Trace:
-    """Return the steps in which the engine serves the requests. Which they are does not depend on what is drawn: nothing ends
-    these texts but their length. So nothing is computed. Raises ConfigError for requests that are longer than the model reads."""
+    """The steps in which the engine serves the requests.
+
+    Nothing is computed: a text ends by its length only, so the steps do not depend on what is sampled.
+    Raises ConfigError for requests that are longer than the model reads.
+    """
     longest = max(len(request.tokens) + request.sampling.max_tokens for request in requests)
-    device = LlamaDevice(spec)
-    try:
+    with closing(LlamaDevice(spec)) as device:
         if longest > device.limit:
             raise ConfigError(
-                f"a prompt with its answer has {longest} tokens, and {spec.model} reads {device.limit}: lower --prompt-tokens"
+                f"a prompt with its answer has {longest} tokens, and {spec.model} reads "
+                f"{device.limit}: lower --prompt-tokens"
             )
         recorder = Recorder(device)
-        batcher = Scheduler(recorder, spec.parallel, spec.roots)
-        for _ in batcher.run(requests):
+        scheduler = Scheduler(recorder, spec.parallel, spec.roots)
+        for _ in scheduler.run(requests):
             pass
-        return Trace(recorder.steps, batcher.stats.generated, device.quantization)
-    finally:
-        device.close()
+        return Trace(recorder.steps, scheduler.stats.generated, device.quantization)
 
 
-def replay(spec: LlamaSpec, steps: Sequence[Step], layout: Layout) -> float:
-    """Make the calls of `steps`, with no sampling and no bookkeeping between them; return the seconds they take."""
-    changed = asdict(layout)
-    if (
-        spec.unified and not layout.unified
-    ):  # of one size each, and all as long as the longest needs
-        longest = 1 + max(int(step.positions.max()) for step in steps)
-        changed["context"] = -(-longest // 256) * 256 * (spec.parallel + spec.roots)
-    device = LlamaDevice(spec.model_copy(update=changed))
-    try:
+def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
+    """The seconds that the calls of `steps` take."""
+    with closing(LlamaDevice(spec)) as device:
         batches = []
         for step in steps:
-            rows = Rows(len(step.tokens))
-            batches.append(
-                (
-                    step.calls,
-                    rows,
-                    rows.fill(step.tokens, step.positions, step.sequences, step.wanted),
-                )
-            )
-        for adapter in {
-            arguments[0]
-            for calls, _, _ in batches
-            for name, arguments in calls
-            if name == "use_adapter"
-        }:
-            device.use_adapter(adapter)
+            tokens, positions, sequences = step.columns
+            rows = Rows(len(tokens))
+            filled = rows.fill(tokens, positions, sequences, step.wanted)
+            batches.append((step.calls, rows, filled))
+        calls = [call for step in steps for call in step.calls]
+        for adapter in {arguments[0] for name, arguments in calls if name == "use_adapter"}:
+            device.use_adapter(adapter)  # loaded before the clock starts
         device.use_adapter(None)
         warm = Rows(1)
         device.run(warm.fill([0], [0], [0], 1))
         device.drop(0)
         started = perf_counter()
-        for calls, _, batch in batches:
-            for name, arguments in calls:
+        for before, _, batch in batches:
+            for name, arguments in before:
                 getattr(device, name)(*arguments)
             if device.run(batch):
-                raise RuntimeError(
-                    f"a step that was written down cannot be computed ({device.last_error()})"
-                )
+                raise RuntimeError(f"a recorded step cannot be computed ({device.last_error()})")
         return perf_counter() - started
-    finally:
-        device.close()
 
 
-class Naive:
-    """llama-cpp-python's `Llama`: one call after another, its own cache of the last prompt kept, default parameters.
+def naive_rate(spec: LlamaSpec, context: int, requests: Sequence[Request], common: int) -> float:
+    """Tokens a second of llama-cpp-python's `Llama`, called for one sample after the other.
 
-    Two are set: as many threads as the engine has, where its default would be half of the cores; and on CPUs with AMX the extra
-    buffers, which crash it there, are off.
+    It keeps the prompt of the last call; the first `common` tokens are computed before the clock
+    starts. Parameters are the defaults but for two: it gets as many threads as the engine (its default
+    is half of the cores), and on CPUs with AMX no extra buffers, which crash there.
     """
-
-    def __init__(self, spec: LlamaSpec, context: int, adapter: str | None) -> None:
-        refuse_cpu_build(spec.gpu_layers)  # it would compute on the CPU, and say nothing
-        with _without_faulting_buffers():
-            self._llama = cpp.Llama(
-                str(spec.model),
-                n_ctx=context,
-                n_gpu_layers=spec.gpu_layers,
-                n_threads=spec.threads,
-                lora_path=adapter,
-                verbose=False,
-            )
-
-    def warm(self, tokens: Sequence[int]) -> None:
-        """Compute a prompt's beginning, as the call before would have."""
-        self._llama.create_completion(list(tokens), max_tokens=1)
-
-    def run(self, requests: Iterable[Request]) -> tuple[int, float]:
-        """Return how many tokens were generated, and the seconds that it took."""
+    refuse_cpu_build(spec.gpu_layers)  # it would compute on the CPU, without an error
+    with _without_amx_buffers():
+        llama = cpp.Llama(
+            str(spec.model),
+            n_ctx=context,
+            n_gpu_layers=spec.gpu_layers,
+            n_threads=spec.threads,
+            lora_path=requests[0].adapter,
+            verbose=False,
+        )
+    with closing(llama):
+        llama.create_completion(list(requests[0].tokens[:common]), max_tokens=1)
         generated, started = 0, perf_counter()
         for request in requests:
             for seed in request.seeds:
-                sampling = request.sampling
-                ended = self._llama.create_completion(
-                    list(request.tokens),
-                    max_tokens=sampling.max_tokens,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    min_p=0.0,
-                    seed=seed,
+                completion: Any = llama.create_completion(
+                    list(request.tokens), **asdict(request.sampling), min_p=0.0, seed=seed
                 )
-                generated += ended["usage"]["completion_tokens"]
-        return generated, perf_counter() - started
-
-    def close(self) -> None:
-        self._llama.close()
+                generated += completion["usage"]["completion_tokens"]
+        return generated / (perf_counter() - started)
 
 
 @contextmanager
-def _without_faulting_buffers() -> Iterator[None]:
+def _without_amx_buffers() -> Iterator[None]:
     module = cpp.llama_cpp
     make = module.llama_model_default_params
 
@@ -253,17 +198,12 @@ def _without_faulting_buffers() -> Iterator[None]:
         module.llama_model_default_params = make
 
 
-SWITCHES = 20
-DRAWN = 9  # steps of each way, of which the first is not counted
-
-
 def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
-    """Return the seconds that it takes to load and prove an adapter, and to switch to it or back once it is loaded.
+    """Seconds to load and check an adapter, and to switch to it or back once it is loaded.
 
-    llama.cpp plans its graph anew at the first step after a switch, so a switch is what such a step takes longer than others.
+    llama.cpp plans its graph again at the first step after a switch: that step's extra time counts.
     """
-    device = LlamaDevice(spec)
-    try:
+    with closing(LlamaDevice(spec)) as device:
 
         def step() -> float:
             started = perf_counter()
@@ -278,66 +218,54 @@ def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
         switched, plain = [], []
         for number in range(SWITCHES):
             started = perf_counter()
-            device.use_adapter(None if number % 2 == 0 else adapter)
-            set_seconds = perf_counter() - started
-            switched.append(set_seconds + step())
+            device.use_adapter(adapter if number % 2 else None)
+            setting = perf_counter() - started
+            switched.append(setting + step())
             plain += [step(), step()]
         return loaded, median(switched) - median(plain)
-    finally:
-        device.close()
 
 
 def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
-    """Return the seconds of a step in which every sequence gets a token drawn as `sampling` says, by who draws it; the first two
-    in turn.
+    """Seconds of a step in which every sequence gets a token, by what samples it.
 
-    `one_thread` reads all logits; `threads` share them, as in the engine, where the vocabulary is worth it; `graph` is llama.cpp
-    itself, on the card where there is one (`llama_set_sampler`). Who cannot is missing.
+    `one_thread` reads all logits. `threads` share them, as in the engine, if the vocabulary is large
+    enough. `graph` is llama.cpp itself, on the GPU if there is one (`llama_set_sampler`). What is not
+    possible is missing.
     """
-    device = LlamaDevice(spec)
-    count = spec.parallel
-    samplers = [device.make_sampler(sampling, seed) for seed in range(count)]
+    count, taken = spec.parallel, dict[str, list[float]]()
+    with closing(LlamaDevice(spec)) as device:
+        samplers = [device.make_sampler(sampling, seed) for seed in range(count)]
 
-    def step(draw: Callable[[], object], position: int) -> float:
-        started = perf_counter()
-        if device.decode([0] * count, [position] * count, list(range(count)), count):
-            raise RuntimeError(
-                f"a step of {count} tokens cannot be computed ({device.last_error()})"
-            )
-        draw()
-        return perf_counter() - started
+        def step(name: str, position: int, sample: Callable[[], object]) -> None:
+            started = perf_counter()
+            if device.decode([0] * count, [position] * count, list(range(count)), count):
+                raise RuntimeError(
+                    f"a step of {count} tokens cannot be computed ({device.last_error()})"
+                )
+            sample()
+            taken.setdefault(name, []).append(perf_counter() - started)
 
-    def on_host(threads: int) -> Callable[[], object]:
-        def draw() -> None:
-            device.helpers = threads
-            device.sample(samplers)
+        def in_graph() -> None:
+            for row in range(count):
+                cpp.llama_get_sampled_token_ith(device.context, row)
 
-        return draw
-
-    def in_graph() -> None:
-        for row in range(count):
-            cpp.llama_get_sampled_token_ith(device.context, row)
-
-    ways = {"one_thread": on_host(1)} | (
-        {"threads": on_host(device.helpers)} if device.shares(count) > 1 else {}
-    )
-    taken: dict[str, list[float]] = {name: [] for name in (*ways, "graph")}
-    try:
-        for position in range(DRAWN * len(ways)):
-            name = list(ways)[position % len(ways)]
-            taken[name].append(step(ways[name], position))
-        accepted = [
-            cpp.llama_set_sampler(device.context, row, sampler)
-            for row, sampler in enumerate(samplers)
-        ]
-        device.clear()
-        taken["graph"] = (
-            [step(in_graph, position) for position in range(DRAWN)] if all(accepted) else []
-        )
-        return {name: median(seconds[1:]) for name, seconds in taken.items() if seconds}
-    finally:
-        for row in range(count):
-            cpp.llama_set_sampler(device.context, row, None)
-        for sampler in samplers:
-            device.free_sampler(sampler)
-        device.close()
+        threads = {"one_thread": 1}
+        if device.shares(count) > 1:
+            threads["threads"] = device.helpers
+        try:
+            for number in range(SAMPLED):  # in turn
+                for place, (name, helpers) in enumerate(threads.items()):
+                    device.helpers = helpers
+                    step(name, number * len(threads) + place, lambda: device.sample(samplers))
+            set_all = [
+                cpp.llama_set_sampler(device.context, row, sampler)
+                for row, sampler in enumerate(samplers)
+            ]
+            device.clear()
+            for position in range(SAMPLED if all(set_all) else 0):
+                step("graph", position, in_graph)
+            return {name: median(seconds[1:]) for name, seconds in taken.items()}
+        finally:
+            for row, sampler in enumerate(samplers):
+                cpp.llama_set_sampler(device.context, row, None)
+                device.free_sampler(sampler)

@@ -202,7 +202,9 @@ def watch_memory(gpu: Gpu | None) -> Iterator[Callable[[], int | None]]:
 
     def poll() -> None:
         while not is_over.wait(POLL):
-            seen.extend(before - one.free for one in list_gpus()[:1])  # sometimes there is no answer
+            seen.extend(
+                before - one.free for one in list_gpus()[:1]
+            )  # sometimes there is no answer
 
     polling = threading.Thread(target=poll, daemon=True)
     polling.start()
@@ -326,9 +328,7 @@ class _EngineParts:
             adapter=str(adapter) if adapter else None,
         )
         draw = preset.judge.draw.model_dump(exclude={"max_tokens"})
-        requests = (
-            replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests
-        )
+        requests = (replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests)
         load = replace(load, requests=tuple(requests))
         spec = engine.spec_for(
             model, load, parallel=parallel, threads=None, gpu_layers=-1 if wanted.gpu else 0

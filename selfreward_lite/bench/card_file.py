@@ -110,14 +110,17 @@ class CardFile(BaseModel):
             return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates, source))
 
         self.hours, self.rates = {"here": hours(rates, "measured")}, rates
-        own = plan.GPU_SPEEDS.get(plan.gpu_key(self.card.name) or "") if self.card else None
-        for name, other in plan.GPU_SPEEDS.items() if own else ():
+        self.predicted_hours = plan.Prediction.from_json(self.predicted).hours(1)
+        key = plan.gpu_key(self.card.name) if self.card else None
+        if key is None:
+            return
+        own = plan.GPU_SPEEDS[key]
+        for name, other in plan.GPU_SPEEDS.items():
             slower, busier = own.bandwidth / other.bandwidth, own.operations / other.operations
             scaled = replace(
                 rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
             )
             self.hours[f"{name} (estimate)"] = hours(scaled, "scaled")
-        self.predicted_hours = plan.Prediction.from_json(self.predicted).hours(1)
 
     def _measure_rates(self, settings: Settings) -> plan.Rates | None:
         """Seconds a token; None while a part is missing, negative if parts contradict each other.

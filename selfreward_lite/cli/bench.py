@@ -24,6 +24,7 @@ from selfreward_lite.system.gpu import list_gpus
 from selfreward_lite.system.processes import one_gpu
 
 if TYPE_CHECKING:
+    from selfreward_lite.bench.card_file import Figures
     from selfreward_lite.bench.engine import Found, Plan
 
 SAMPLERS = {"one_thread": "one thread", "threads": "all threads", "graph": "llama.cpp's graph"}
@@ -258,41 +259,41 @@ def bench_card(
     for needed in (folder, out.parent):
         needed.mkdir(parents=True, exist_ok=True)
     limit = None if vram is None else int(vram * 1e9)
-    preset = card.preset_for(size, limit or (gpu.total if gpu else None))
+    preset = card.choose_preset(size, limit or (gpu.total if gpu else None))
     wanted = card.CardBenchConfig(
         size, preset, gpu, limit, minutes * 60, only, folder.absolute(), given
     )
-    document = card.measure(wanted, out, say)
+    file = card.measure(wanted, out, say)
     rows = [
-        [part, _card_figures(found), _peak(found["peak_bytes"])]
-        for part, found in document["found"].items()
+        [
+            part,
+            _card_figures(found),
+            "–" if found.peak_bytes is None else format_bytes(found.peak_bytes),
+        ]
+        for part, found in file.found.items()
     ]
     print_table(["", "", "peak GPU memory"], rows, f"{name}, {shape}")
-    for part in document["left_out"]:
+    for part in file.left_out:
         say(f"left out, no time: {part}")
-    for part, why in document["failed"].items():
+    for part, why in file.failed.items():
         say(f"failed: {part}: {why}")
-    if document["predicted_hours"]:
-        say(f"the plan predicted {document['predicted_hours']:.2f} hours")
-    if len(document["hours"]) > 1:
+    if file.predicted_hours:
+        say(f"the plan predicted {file.predicted_hours:.2f} hours")
+    if len(file.hours) > 1:
         say(
             "Estimates for other GPUs: generation scales with memory bandwidth, prompts and "
             "training with operations per second."
         )
-    for where, value in document["hours"].items():
-        say(f"{value:.2f} hours for an iteration of {document['preset']}: {where}")
-    kept = ("failed", "left_out", "hours", "predicted_hours")
-    emit({"out": str(out), **{name: document[name] for name in kept}})
+    for where, value in file.hours.items():
+        say(f"{value:.2f} hours for an iteration of {file.preset}: {where}")
+    kept = {"failed", "left_out", "hours", "predicted_hours"}
+    emit({"out": str(out), **file.model_dump(include=kept)})
 
 
-def _peak(size: int | None) -> str:
-    return "–" if size is None else format_bytes(size)
-
-
-def _card_figures(found: Mapping[str, Any]) -> str:
+def _card_figures(found: Figures) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in found.items()
+        for name, value in found.model_dump(exclude_unset=True).items()
         if isinstance(value, float) and not name.endswith("bytes")
     )
 
@@ -305,14 +306,15 @@ def bench_cards(
 ) -> None:
     """What is known of which GPU, as Markdown: measured in these files, or estimated."""
     from selfreward_lite.bench import card_table
+    from selfreward_lite.bench.card_file import CardFile
 
-    documents = {path: card_table.read(path) for path in sorted(files or ())}
-    say(card_table.table([*documents.values()]))
-    shown = card_table.shown([*documents.values()]).values()
-    for path, one in documents.items():
+    found = {path: CardFile.read(path) for path in sorted(files or ())}
+    say(card_table.build_table([*found.values()]))
+    shown = card_table.select_files([*found.values()]).values()
+    for path, one in found.items():
         if not any(one is each for each in shown):
             say(
                 f"left out: {path}: it did not measure a complete GPU with llama-3-8b, or another "
                 "file of that GPU has more"
             )
-    emit({"cards": [one.card.name for one in documents.values() if one.card]})
+    emit({"cards": [one.card.name for one in found.values() if one.card]})

@@ -1,20 +1,20 @@
-"""The card's bench: what it keeps when time runs out or a part fails, what follows from its figures; and all of it on a CPU."""
+"""`bench card`: what it keeps when time runs out or a part fails, and what follows from its figures."""
 
 import json
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from repository import ROOT, generated_block
 from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite import config
 from selfreward_lite.bench import card, card_table
 from selfreward_lite.bench.card import CardBenchConfig
-from selfreward_lite.bench.card_table import Measured
+from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures, iteration_hours
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
@@ -28,7 +28,7 @@ def wanted(folder, **changes) -> CardBenchConfig:
     given = {
         "shape": "10m",
         "preset": "tiny",
-        "card": None,
+        "gpu": None,
         "vram": None,
         "seconds": 60.0,
         "only": None,
@@ -36,33 +36,34 @@ def wanted(folder, **changes) -> CardBenchConfig:
     return CardBenchConfig(**{**given, "folder": folder, "command": "bench card", **changes})
 
 
-def test_every_figure_is_kept_as_it_comes_and_what_has_no_time_is_named(tmp_path, monkeypatch):
+def test_figures_are_kept_as_they_come_and_parts_without_time_are_named(tmp_path, monkeypatch):
     out, seen = tmp_path / "card.json", []
 
     def slow():
         seen.append(json.loads(out.read_text())["found"])
         time.sleep(0.3)
-        return {"tokens_per_s": 2.0}, None
-
-    def breaks():
-        return {}, "no room on the card"
+        return Figures(tokens_per_s=2.0)
 
     parts = [
-        ("a", lambda: ({"tokens_per_s": 1.0}, None)),
+        ("a", lambda: Figures(tokens_per_s=1.0)),
         ("b", slow),
-        ("c", breaks),
+        ("c", lambda: "no room on the GPU"),
         ("d", lambda: 1 / 0),
     ]
-    monkeypatch.setattr(card, "_parts", lambda *_: iter(parts))
-    monkeypatch.setattr(card, "in_child", lambda _, name, seconds: dict(parts)[name]())
-    found = card.measure(wanted(tmp_path, seconds=0.2), out, lambda words: None)
+    monkeypatch.setattr(card, "_list_parts", lambda *_: iter(parts))
+    monkeypatch.setattr(card, "run_in_child", lambda _, name, seconds: dict(parts)[name]())
+    found = card.measure(wanted(tmp_path, seconds=0.2), out, lambda text: None)
     assert seen[0]["a"]["tokens_per_s"] == 1.0, "written before the next began"
-    assert found["left_out"] == ["c", "d"]
-    monkeypatch.setattr(card, "_parts", lambda *_: iter(parts[:3]))
-    found = card.measure(wanted(tmp_path), out, lambda words: None)
-    assert found["failed"] == {"c": "no room on the card"}
-    assert json.loads(out.read_text()) == found
-    assert found["hours"] == {}, "too little is known"
+    assert found.left_out == ["c", "d"]
+    monkeypatch.setattr(card, "_list_parts", lambda *_: iter(parts[:3]))
+    found = card.measure(wanted(tmp_path), out, lambda text: None)
+    assert found.failed == {"c": "no room on the GPU"}
+    assert json.loads(out.read_text())["found"] == {
+        "a": {"tokens_per_s": 1.0, "peak_bytes": None},
+        "b": {"tokens_per_s": 2.0, "peak_bytes": None},
+    }
+    assert CardFile.read(out) == found
+    assert found.hours == {}, "too little is known"
 
 
 def a_document(**changes) -> dict:
@@ -91,20 +92,24 @@ def a_document(**changes) -> dict:
     }
 
 
-def test_hours_follow_from_the_figures_and_scale_by_the_vendors(tmp_path):
-    asked = wanted(tmp_path, shape="llama-3-8b", preset="overnight")
-    found = card.hours(asked, a_document())
+def hours(**changes) -> CardFile:
+    found = CardFile(shape="llama-3-8b", preset="overnight", vram=None, **a_document(**changes))
+    found.add_hours()
+    return found
+
+
+def test_hours_follow_from_the_figures_and_scale_by_data_sheets():
+    found = hours()
     settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
     costs = plan.costs_from_rates(
         settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048), "x"
     )
     expected = sum(stages.seconds_by_stage(settings, 1, costs).values()) / 3600
-    assert found["hours"]["here"] == pytest.approx(expected)
-    assert found["hours"]["RTX 3090 (estimate)"] == pytest.approx(expected), "itself"
-    assert found["hours"]["RTX 4090 (estimate)"] < expected < found["hours"]["T4 (estimate)"]
-    assert found["predicted_hours"] == pytest.approx(1.0)
-    none = card.hours(asked, a_document(card=None))
-    assert list(none["hours"]) == ["here"], "of no card, no other card follows"
+    assert found.hours["here"] == pytest.approx(expected)
+    assert found.hours["RTX 3090 (estimate)"] == pytest.approx(expected), "itself"
+    assert found.hours["RTX 4090 (estimate)"] < expected < found.hours["T4 (estimate)"]
+    assert found.predicted_hours == pytest.approx(1.0)
+    assert list(hours(card=None).hours) == ["here"], "without a GPU, nothing about others follows"
 
 
 def test_the_same_arithmetic_prices_a_plan():
@@ -121,32 +126,30 @@ def test_the_same_arithmetic_prices_a_plan():
     assert twice.judgment == pytest.approx(costs.judgment / 2)
 
 
-def test_the_readmes_table_is_made_of_the_files_that_are_there():
-    root = Path(__file__).parents[2]
-    documents = [
-        card_table.read(path) for path in sorted((root / ".github" / "cards").glob("card-*.json"))
-    ]
-    assert card_table.table(documents) in (root / "README.md").read_text(encoding="utf-8")
+def test_the_published_table_follows_from_the_files():
+    files = sorted((ROOT / "docs" / "results" / "gpus").glob("card-*.json"))
+    table = card_table.build_table([CardFile.read(path) for path in files])
+    assert generated_block("your-gpu.md", "gpu-table") == table
 
 
 RATES = plan.Rates(token=0.0006, read=0.0002, dpo=0.00025)
 OVERNIGHT = config.load("overnight")
-HOURS = f"{card.iteration_hours(OVERNIGHT, plan.costs_from_rates(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
+HOURS = f"{iteration_hours(OVERNIGHT, plan.costs_from_rates(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
 
 
-def known(**changes) -> Measured:
+def known(**changes) -> CardFile:
     found = {
         "q8_0: naive loop": {"tokens_per_s": 50.0},
         "q8_0: 32 sequences": {"tokens_per_s": 700.0},
     }
     whole = a_document(shape="llama-3-8b", vram=None, rates=asdict(RATES))
-    return Measured.model_validate(whole | {"found": whole["found"] | found} | changes)
+    return CardFile.model_validate(whole | {"found": whole["found"] | found} | changes)
 
 
-def rows_of(*documents: Measured) -> dict[str, list[str]]:
+def rows_of(*documents: CardFile) -> dict[str, list[str]]:
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in card_table.table(documents).splitlines()[2:]
+        for line in card_table.build_table(documents).splitlines()[2:]
     ]
     return {name: rest for name, *rest in cells}
 
@@ -207,7 +210,7 @@ def test_a_card_that_the_preset_does_not_fit_has_figures_and_no_hours():
     [
         (None, "cannot be read (No such file"),
         ("{", "Invalid JSON"),
-        ("[1, 2]", "is no file of `bench card`"),
+        ("[1, 2]", "is not a file of `bench card`"),
         ("{}", "card: Field required"),
         ('{"card": null, "shape": "x", "vram": null, "found": {"a": {"tokens_per_s": "many"}}}', "found.a.tokens_per_s"),
         ('{"card": null, "shape": "x", "vram": null, "found": {}, "rates": {"token": 1}}', "rates.read"),
@@ -272,8 +275,8 @@ def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times
         *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks),
     ]
     monkeypatch.setattr(card, "list_gpus", lambda: answers.pop(0) if answers else [])
-    monkeypatch.setattr(card, "LOOK", 0.001)
-    with card.watched(RTX) as peak:
+    monkeypatch.setattr(card, "POLL", 0.001)
+    with card.watch_memory(RTX) as peak:
         while answers:
             time.sleep(0.001)
     assert peak() == most
@@ -281,26 +284,26 @@ def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times
 
 def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatch):
     @contextmanager
-    def watched(_):
+    def watch_memory(_):
         yield lambda: 17 * 10**9
 
-    monkeypatch.setattr(card, "watched", watched)
-    monkeypatch.setattr(card, "_parts", lambda *_: iter([("a", dict)]))
-    monkeypatch.setattr(card, "in_child", lambda *_: ({"tokens_per_s": 1.0}, None))
+    monkeypatch.setattr(card, "watch_memory", watch_memory)
+    monkeypatch.setattr(card, "_list_parts", lambda *_: iter([("a", dict)]))
+    monkeypatch.setattr(card, "run_in_child", lambda *_: Figures(tokens_per_s=1.0))
     for vram, fails in ((16 * 10**9, True), (24 * 10**9, False), (None, False)):
         found = card.measure(
             wanted(tmp_path, vram=vram), tmp_path / "card.json", lambda words: None
         )
-        assert ("a" in found["failed"]) == fails
-        assert ("a" in found["found"]) != fails
-    assert found["found"]["a"]["peak_bytes"] == 17 * 10**9
+        assert ("a" in found.failed) == fails
+        assert ("a" in found.found) != fails
+    assert found.found["a"].peak_bytes == 17 * 10**9
 
 
 def test_what_was_trained_on_the_cpu_is_no_figure_of_a_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
+    monkeypatch.setattr(card, "_make_base", lambda _: TINY_MODEL)
     runtime = scripted_runtime(ChatFormat.load(TINY_MODEL))
-    with pytest.raises(EngineError, match="torch sees no card and trained on the CPU"):
-        card._trained(wanted(tmp_path, card=RTX), runtime, "transformers", 64)
+    with pytest.raises(EngineError, match="torch sees no GPU and trained on the CPU"):
+        card._train(wanted(tmp_path, gpu=RTX), runtime, "transformers", 64)
 
 
 def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
@@ -310,11 +313,11 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
     def train(job, work, report):
         raise Seen(job.memory)
 
-    monkeypatch.setattr(card, "_base", lambda _: TINY_MODEL)
+    monkeypatch.setattr(card, "_make_base", lambda _: TINY_MODEL)
     runtime = replace(scripted_runtime(ChatFormat.load(TINY_MODEL)), train=train)
     for vram, given in ((16 * 10**9, 15_200_000_000), (None, None)):
         with pytest.raises(Seen) as seen:
-            card._trained(wanted(tmp_path, vram=vram), runtime, "transformers", 64)
+            card._train(wanted(tmp_path, vram=vram), runtime, "transformers", 64)
         assert seen.value.args == (given,)
 
 
@@ -324,12 +327,14 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
      ("3b", 12 * 10**9, "small"), ("10m", None, "tiny")],
 )  # fmt: skip
 def test_what_is_measured_is_the_preset_for_such_a_card(shape, memory, preset):
-    assert card.preset_for(shape, memory) == preset
+    assert card.choose_preset(shape, memory) == preset
 
 
 def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
     own, draw = config.load("overnight").engine, config.load("overnight").judge.draw
-    one = card._Engine(wanted(tmp_path, preset="overnight", card=RTX), "q8_0", lambda words: None)
+    one = card._EngineParts(
+        wanted(tmp_path, preset="overnight", gpu=RTX), "q8_0", lambda words: None
+    )
     asked = one.plan(own.parallel)
     assert {
         name: getattr(asked.spec, name)
@@ -344,7 +349,7 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
         draw.top_k,
     )
     assert one.plan(8).spec.context == own.context
-    small = card._Engine(wanted(tmp_path, preset="tiny", card=RTX), "q8_0", lambda words: None)
+    small = card._EngineParts(wanted(tmp_path, preset="tiny", gpu=RTX), "q8_0", lambda words: None)
     assert small.plan(32).spec.context > config.load("tiny").engine.context, (
         "what so many sequences need"
     )
@@ -352,7 +357,7 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
 
 def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
     monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: False)
-    parts = dict(card._parts(wanted(tmp_path, card=RTX), lambda words: None))
+    parts = dict(card._list_parts(wanted(tmp_path, gpu=RTX), lambda words: None))
     for name in ("llama.cpp", "q8_0: naive loop"):
         with pytest.raises(EngineError, match="built for the CPU only"):
             parts[name]()
@@ -369,38 +374,32 @@ def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch)
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert card.in_child(wanted(tmp_path), "x", 5.0) == (
-        {},
-        "not done in time, and ended after 5 s",
-    )
+    ended = card.run_in_child(wanted(tmp_path), "x", 5.0)
+    assert ended == "not done in time, and ended after 5 s"
     assert [(tmp_path / name).exists() for name in names] == [False, False, False, True], (
         "by whichever of its processes"
     )
 
 
-def test_hours_do_not_follow_from_figures_that_contradict_each_other(tmp_path):
-    document = a_document(failed={"x": "y"})
-    document["found"]["q8_0: prompts alone"]["tokens_per_s"] = 1000.0
-    found = card.hours(wanted(tmp_path, shape="llama-3-8b", preset="overnight"), document)
-    assert (found["hours"], set(found["failed"])) == ({}, {"x", "hours"})
+def test_hours_do_not_follow_from_figures_that_contradict_each_other():
+    figures = a_document()["found"]
+    figures["q8_0: prompts alone"]["tokens_per_s"] = 1000.0
+    found = hours(found=figures, failed={"x": "y"})
+    assert (found.hours, set(found.failed)) == ({}, {"x", "hours"})
 
 
 @pytest.mark.slow
-def test_a_measurement_is_done_apart_and_what_goes_wrong_there_is_a_line(tmp_path):
-    found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
-    assert why is None
-    assert found["tokens_per_s"] > 0
-    assert card.in_child(wanted(tmp_path), "no such part", 100) == ({}, "'no such part'")
-    assert card.in_child(wanted(tmp_path), "q8_0: naive loop", 0.01) == (
-        {},
-        "not done in time, and ended after 0 s",
-    )
+def test_a_part_runs_in_its_own_process_and_a_failure_is_one_line(tmp_path):
+    found = card.run_in_child(wanted(tmp_path), "q8_0: naive loop", 100)
+    assert found.tokens_per_s > 0
+    assert card.run_in_child(wanted(tmp_path), "no such part", 100) == "'no such part'"
+    late = card.run_in_child(wanted(tmp_path), "q8_0: naive loop", 0.01)
+    assert late == "not done in time, and ended after 0 s"
     broken = tmp_path / "10m-q8_0.gguf"
     broken.write_bytes(b"no model")
-    found, why = card.in_child(wanted(tmp_path), "q8_0: naive loop", 100)
-    assert found == {}
-    assert "10m-q8_0.gguf" in why
-    assert str(tmp_path) not in why, "the file is for others to see"
+    found = card.run_in_child(wanted(tmp_path), "q8_0: naive loop", 100)
+    assert "10m-q8_0.gguf" in found
+    assert str(tmp_path) not in found, "the file is for others to see"
 
 
 @pytest.mark.slow
@@ -423,6 +422,6 @@ def test_all_of_it_runs_on_a_cpu_with_the_tiny_shape(tmp_path):
         True,
         card.STEPS,
     )
-    assert abs(found[f"DPO, transformers, 64 tokens, {card.EARLY}"]["first_margin"]) < 1e-4
+    assert abs(found[f"DPO, transformers, 64 tokens, {PRECOMPUTED}"]["first_margin"]) < 1e-4
     assert found["NF4 against its GGUF"]["difference"] < 0.2
     assert document["hours"]["here"] > 0

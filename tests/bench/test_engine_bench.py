@@ -124,18 +124,16 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
     trace = baselines.record(spec, load.requests)
     assert trace.quantization in ("Q8_0", "Q4_K - Medium")
     assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
-    computed = sum(len(step.tokens) - step.wanted for step in trace.steps)
+    computed = sum(step.columns.shape[1] - step.wanted for step in trace.steps)
     assert computed <= load.unique_tokens
-    for changes in (change for group in engine.axes(spec) for change in group):
-        layout = replace(
-            baselines.Layout(threads=1, micro_batch=512, unified=False, flash=False), **changes
-        )
-        assert baselines.replay(spec, trace.steps, layout) > 0
-    # as on a GPU: what is cut into parts must hold the longest
+    # and as on a GPU: of a cache that is divided, each part must hold the longest request
     on_gpu = spec.model_copy(update={"unified": True, "context": 1024})
-    apart = baselines.Layout(threads=1, micro_batch=512, unified=False, flash=True)
-    steps = baselines.record(on_gpu, load.requests).steps
-    assert baselines.replay(on_gpu, steps, apart) > 0
+    for one, count in ((spec, 5), (on_gpu, 4)):
+        layouts = engine.list_layouts(engine.Plan(one, load))
+        assert len(layouts) == count, "the engine's own is one of the others, or another"
+        steps = baselines.record(one, load.requests).steps
+        for layout in layouts.values():
+            assert baselines.replay(layout, steps) > 0
 
 
 def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
@@ -151,19 +149,24 @@ def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_
     assert [loading.micro_batch(spec(**more)) for more in different] == [256, 512, 64, 7]
 
 
-def test_the_ceiling_is_the_faster_of_the_sweeps_best_and_the_engines_own(monkeypatch):
+def test_the_ceiling_is_the_fastest_layout(monkeypatch):
     load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
     spec = engine.spec_for(Path("m.gguf"), load, parallel=2, threads=1, gpu_layers=0)
-    own = baselines.Layout(threads=1, micro_batch=256, unified=False, flash=False)
-    other = replace(own, unified=True)
-    plan, seconds, said = engine.Plan(spec, load), {own: 2.0, other: 1.0}, []
-    monkeypatch.setattr(baselines, "replay", lambda spec, steps, layout: seconds[layout])
-    assert engine._final(plan, [], own, said.append) == own
-    assert said == [], "nothing to compare"
-    assert engine._final(plan, [], other, said.append) == other
-    seconds[own] = 0.5
-    assert engine._final(plan, [], other, said.append) == own
-    assert len(said) == 4
+    plan, said = engine.Plan(spec, load, repeats=1), []
+    layouts = engine.list_layouts(plan)
+    own = "a KV cache each, no flash attention, 1 threads, micro-batch 256"
+    assert next(iter(layouts)) == own
+    monkeypatch.setattr(baselines, "record", lambda *_: baselines.Trace([], 8, "Q8_0"))
+    monkeypatch.setattr(engine, "naive_rate", lambda _: 1.0)
+    monkeypatch.setattr(engine, "engine_rate", lambda _: (2.0, engine.Stats()))
+    for fastest in layouts:
+        seconds = dict.fromkeys(layouts, 4.0) | {fastest: 2.0}
+        monkeypatch.setattr(
+            baselines, "replay", lambda spec, _, seconds=seconds: seconds[engine._describe(spec)]
+        )
+        found = engine.measure(plan, said.append)
+        assert (found.layout, found.ceiling, found.quantization) == (fastest, [4.0], "Q8_0")
+    assert sum(line.startswith("raw llama.cpp, ") for line in said) == 25, "all are tried"
 
 
 def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
@@ -207,7 +210,7 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
         said["engine_tokens_per_s"] / said["ceiling_tokens_per_s"], rel=0.01
     )
     assert 0 < said["slot_occupancy"] <= 1
-    assert "bare llama.cpp, unified KV cache, flash attention, 1 threads" in ended.stderr
+    assert "raw llama.cpp, unified KV cache, flash attention, 1 threads" in ended.stderr
     assert set(said["step_s"]) == {"one_thread", "graph"}, (
         "with so few tokens a second thread is not woken"
     )
