@@ -60,9 +60,7 @@ def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
     finally:
         del random_models.SHAPES["16 layers"]
     whole = base_to_gguf(folder, tmp_path / "f16.gguf", weights="nf4", dtype="f16")
-    quantize.write(
-        source=str(whole), out=str(tmp_path / "theirs.gguf"), kind="q4_k_m", report=lambda at: None
-    )
+    quantize.quantize(whole, tmp_path / "theirs.gguf", "q4_k_m")
     kinds = [
         {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
         for path in (ours, tmp_path / "theirs.gguf")
