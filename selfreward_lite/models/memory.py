@@ -101,7 +101,7 @@ def estimate_base(model: Model, llama: Llama) -> float:
         return count_weights(llama) * GGUF_BYTES[model.gguf]
     file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():
-        raise UserError(f"{file}: no such file; mend model.gguf_file")
+        raise UserError(f"{file}: no such file; fix model.gguf_file")
     return file.stat().st_size
 
 

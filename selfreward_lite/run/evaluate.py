@@ -49,13 +49,6 @@ class Evaluation:
     run: RunContext
     notes: Store
 
-    def number(self, name: str) -> int:
-        """The number of a model by its name: base, M0, M1, …
-
-        Raises UserError where the run has no such model.
-        """
-        return _number(self.run.store, name)
-
     def compare_answers(self, model: str, against: str, judge: str) -> list[PairResult]:
         """Compare two models' answers to the held-out prompts; a missing answer loses.
 
@@ -68,7 +61,7 @@ class Evaluation:
         if judge == EXACT:
             return _compare_exactly(prompts, mine, theirs)
         both = [one for one in prompts if one.id in mine and one.id in theirs]
-        number = self.number(model)
+        number = _number(self.run.store, model)
         iteration = max(0, number)
         with self._judge(judge, iteration) as (engine, role):
             # With a digest: another run of the same name may hold other answers later.
@@ -95,7 +88,7 @@ class Evaluation:
         self, model: str, ranked: Sequence[RankedPrompt], count: int
     ) -> JudgeAgreement:
         """How a model, judging ranked answers `count` times each, agrees with the ranks."""
-        number = self.number(model)
+        number = _number(self.run.store, model)
         role = self.run.judge(number, max(0, number))
         prompts = {one.prompt.id: one.prompt for one in ranked}
         self._ask(
@@ -114,7 +107,7 @@ class Evaluation:
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""
-        number, digest = self.number(model), _digest(texts)
+        number, digest = _number(self.run.store, model), _digest(texts)
         role = self.run.role(number, self.run.settings.evaluation.draw, max(0, number))
         prompts = [
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
@@ -238,7 +231,7 @@ class Evaluation:
         """The engine and the role of a judge: a model of the run, or another in a GGUF file."""
         path = Path(judge)
         if path.suffix != ".gguf":
-            yield self.run.engine(), self.run.judge(self.number(judge), iteration)
+            yield self.run.engine(), self.run.judge(_number(self.run.store, judge), iteration)
             return
         if not path.exists():
             raise UserError(
@@ -273,6 +266,7 @@ def open_evaluation(
 
 
 def _number(store: Store, name: str) -> int:
+    """The number of a model by its name; raises UserError where the run has no such model."""
     newest = store.newest()
     last = BASE if newest is None else newest
     names = [ModelId(number).name for number in range(BASE, last + 1)]

@@ -30,8 +30,9 @@ from selfreward_lite.system.gpu import list_gpus
 _MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
-# Settings that may name a repository of the hub, and what kind it is.
-NAMED: tuple[tuple[str, str, hub.Kind], ...] = (
+# Settings that may name a repository of the hub: section, name, and what kind it is.
+Named = tuple[str, str, hub.Kind]
+NAMED: tuple[Named, ...] = (
     ("model", "base", "model"),
     ("model", "gguf_file", "model"),
     ("seed_stage", "ranked", "dataset"),
@@ -140,34 +141,39 @@ def _store_facts(store: Store, settings: Settings) -> None:
     store.state("versions", {"python": platform.python_version(), **packages})
 
 
-def _download(
-    settings: Settings, needed: Sequence[tuple[str, str, hub.Kind]], show: hub.Show
-) -> Settings:
+def _download(settings: Settings, needed: Sequence[Named], show: hub.Show) -> Settings:
     """Download what is needed; returns the settings with every repository at its commit."""
-    commits: dict[tuple[str, str], str] = {}
-    for section, name, kind in needed:
-        text = getattr(getattr(settings, section), name)
-        repository = hub.parse_repository(text) if text else None
-        if repository is not None:
-            commits[section, name] = str(hub.fetch(repository, kind, show)[1])
-    return _with_names(settings, commits)
+    return _rename_repositories(
+        settings, needed, lambda repository, named: str(hub.fetch(repository, named[2], show)[1])
+    )
 
 
 def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
     """The settings with every repository named as at the start at the commit it had then."""
-    commits: dict[tuple[str, str], str] = {}
-    for section, name, _ in NAMED:
-        text, before = getattr(getattr(settings, section), name), stored[section].get(name)
-        now, then = (hub.parse_repository(one) if one else None for one in (text, before))
-        if now and then and (now.id, now.file, now.revision) == (then.id, then.file, None):
-            commits[section, name] = before
-    return _with_names(settings, commits)
+
+    def find_commit(now: hub.Repository, named: Named) -> str | None:
+        before = stored[named[0]].get(named[1])
+        then = hub.parse_repository(before) if before else None
+        same = then and (now.id, now.file, now.revision) == (then.id, then.file, None)
+        return before if same else None
+
+    return _rename_repositories(settings, NAMED, find_commit)
 
 
-def _with_names(settings: Settings, names: dict[tuple[str, str], str]) -> Settings:
-    for (section, name), value in names.items():
-        changed = getattr(settings, section).model_copy(update={name: value})
-        settings = settings.model_copy(update={section: changed})
+def _rename_repositories(
+    settings: Settings,
+    entries: Sequence[Named],
+    rename: Callable[[hub.Repository, Named], str | None],
+) -> Settings:
+    """The settings with the repositories of `entries` renamed; None leaves a name as it is."""
+    for named in entries:
+        section, name, _ = named
+        text = getattr(getattr(settings, section), name)
+        repository = hub.parse_repository(text) if text else None
+        new = repository and rename(repository, named)
+        if new:
+            changed = getattr(settings, section).model_copy(update={name: new})
+            settings = settings.model_copy(update={section: changed})
     return settings
 
 

@@ -1,4 +1,4 @@
-"""A machine that vanishes: the copy on the drive is whole at any moment, and another machine goes on from it."""
+"""Backups: the copy is complete at any moment, and another machine resumes from it."""
 
 import shutil
 import sqlite3
@@ -33,7 +33,7 @@ class Vanished(BaseException):
 
 
 def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
-    """A scripted run with a mirror; after so many of its events the machine is gone. Returns what the mirror said."""
+    """A scripted run with a backup; after some events the machine is gone. Returns its messages."""
     said: list[str] = []
     events = 0
 
@@ -63,7 +63,7 @@ def whole(tmp_path_factory) -> dict:
 @pytest.mark.parametrize(
     "events", [3, 250, *(pytest.param(events, marks=pytest.mark.slow) for events in (60, 420))]
 )
-def test_another_machine_goes_on_from_the_copy_and_ends_the_same(tmp_path, whole, events):
+def test_another_machine_resumes_from_the_copy_with_equal_result(tmp_path, whole, events):
     drive = tmp_path / "drive"
     with pytest.raises(Vanished):
         run(tmp_path / "first" / "run", drive, vanish_after=events)
@@ -124,9 +124,7 @@ def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
     assert seen > 100
 
 
-def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_for(
-    tmp_path, monkeypatch, whole
-):
+def test_a_lost_drive_does_not_stop_the_run_and_is_caught_up(tmp_path, monkeypatch, whole):
     copied, failing = files.copy_file, {"now": False}
 
     def copy(source: Path, target: Path) -> None:
@@ -155,8 +153,8 @@ def test_fault_06_a_drive_that_goes_away_does_not_stop_the_run_and_is_made_up_fo
     }
 
 
-def test_the_copy_of_another_run_or_of_a_further_one_is_never_written_over(tmp_path):
-    """As when somebody begins anew on a fresh machine, and forgets to say from where to go on."""
+def test_the_copy_of_another_or_newer_run_is_never_overwritten(tmp_path):
+    """As when a user starts on a fresh machine and forgets --restore-from."""
     run(tmp_path / "first" / "run", tmp_path / "drive")
     before = records(tmp_path / "drive" / "run")
     with pytest.raises(UserError, match="holds a copy of another run.*--restore-from"):
@@ -187,8 +185,8 @@ def test_a_damaged_copy_is_said_where_it_is_put_back(tmp_path):
     )
 
 
-def test_one_command_begins_a_run_and_goes_on_with_it_on_another_machine(tmp_path, monkeypatch):
-    """As in a notebook, where nobody changes the cell between the first time and the next."""
+def test_one_command_starts_and_resumes_on_another_machine(tmp_path, monkeypatch):
+    """As in a notebook, whose cell stays the same between the first time and the next."""
 
     @contextmanager
     def runtime(backend: str) -> Iterator[Runtime]:
@@ -232,7 +230,7 @@ def test_a_run_is_not_copied_into_itself(tmp_path, root):
         Backup(store, tmp_path / "elsewhere", print)
 
 
-def test_a_snapshot_that_cannot_be_written_does_not_stop_the_run(tmp_path, monkeypatch):
+def test_an_unwritable_snapshot_does_not_stop_the_run(tmp_path, monkeypatch):
     said: list[str] = []
     with Store.write(tmp_path / "runs" / "run") as store:
         copies = Backup(store, tmp_path / "drive", said.append)
@@ -276,7 +274,7 @@ def test_a_model_that_was_trained_anew_is_copied_anew(tmp_path):
             assert (tmp_path / "drive" / "run" / "M1" / "adapter.gguf").read_text() == text
 
 
-def test_copies_come_every_few_minutes_while_a_stage_goes_on(tmp_path, monkeypatch):
+def test_copies_are_made_every_few_minutes_within_a_stage(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with Store.write(tmp_path / "runs" / "run") as store:
@@ -316,10 +314,8 @@ def test_checkpoints_are_copied_every_half_hour_and_at_the_end(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("what", ["M1", "training/checkpoints/step-8"])
-def test_a_machine_that_vanishes_as_it_copies_leaves_nothing_in_the_way(
-    tmp_path, monkeypatch, what
-):
-    """Half a copy on the drive is neither put back nor taken for a checkpoint, and the next copy clears it away."""
+def test_a_half_written_copy_is_never_used(tmp_path, monkeypatch, what):
+    """It is neither restored nor taken for a checkpoint, and the next copy removes it."""
     folder = tmp_path / "runs" / "run"
     with Store.write(folder) as store:
         copies = Backup(store, tmp_path / "drive", print)

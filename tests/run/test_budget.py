@@ -1,4 +1,4 @@
-"""`--hours`: as many prompts as the time pays for, an end with a trained model, nothing lost on the way. The clock is a fake."""
+"""`--hours`: prompts that fit the time, an end with a trained model. The clock is a fake."""
 
 import math
 import shutil
@@ -45,7 +45,7 @@ def clock(monkeypatch) -> Clock:
 
 
 def slow_tools(clock: Clock) -> Runtime:
-    """Scripted runtime on which everything takes its time; a trainer that ends when it is told to."""
+    """A scripted runtime on which everything takes time; its trainer ends at its deadline."""
     chat = ChatFormat.load(TINY_MODEL)
     plain = scripted_runtime(chat)
 
@@ -122,7 +122,7 @@ def facts_of(folder) -> tuple[int, int | None, int | None]:
         return store.count(Prompt, iteration=1), store.fact("prompts M1"), store.newest()
 
 
-def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded):
+def test_the_number_of_prompts_fits_the_hours(clock, seeded):
     began = clock.now
     said = run(clock, seeded, 4.0, **BIG)
     prompts, decided, newest = facts_of(seeded)
@@ -143,7 +143,7 @@ def test_the_number_of_prompts_fits_the_hours_and_it_ends_in_time(clock, seeded)
 
 
 @pytest.mark.slow
-def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, seeded, tmp_path):
+def test_more_hours_allow_more_prompts_up_to_all_of_them(clock, seeded, tmp_path):
     counts = []
     for hours in (2.0, 4.0, 500.0):
         folder = tmp_path / f"{hours}"
@@ -156,7 +156,7 @@ def test_more_hours_are_more_prompts_and_enough_hours_are_all_of_them(clock, see
     assert counts[0] < counts[1] < counts[2] == 200
 
 
-def test_too_few_hours_for_an_iteration_end_before_it_with_what_to_do(clock, seeded):
+def test_too_few_hours_for_an_iteration_stop_before_it(clock, seeded):
     began = clock.now
     with pytest.raises(
         OutOfTime,
@@ -169,7 +169,7 @@ def test_too_few_hours_for_an_iteration_end_before_it_with_what_to_do(clock, see
 
 
 def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
-    """Twice as slow from the first answer on: fewer are judged, what was judged is trained on, and the hours hold."""
+    """Twice as slow from the first answer on: less is judged, and the hours hold."""
     clock.factor = 2.0
     began = clock.now
     run(clock, seeded, 4.0, **BIG)
@@ -184,7 +184,7 @@ def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
         assert store.gates(1)["signal"][0], "measured against the prompts that were judged"
 
 
-def test_a_training_that_would_overrun_is_ended_and_counted_as_such(clock, seeded, monkeypatch):
+def test_a_training_that_would_overrun_ends_early_and_is_counted(clock, seeded, monkeypatch):
     runtime = slow_tools
 
     def slower(clock):
@@ -212,7 +212,7 @@ class Interrupted(BaseException):
     pass
 
 
-def test_an_interruption_keeps_what_was_decided_and_goes_on(clock, seeded, monkeypatch):
+def test_a_resumed_run_keeps_the_decided_number_of_prompts(clock, seeded, monkeypatch):
     with Store.write(seeded) as store:
         chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **BIG}, "tiny")
 
@@ -240,7 +240,7 @@ def test_without_hours_nothing_is_fitted(clock, seeded):
     assert facts_of(seeded) == (200, None, 1)
 
 
-def test_an_iteration_under_way_is_not_cut_down_to_a_short_command(clock, seeded):
+def test_an_iteration_under_way_is_not_cut_to_a_short_command(clock, seeded):
     with Store.write(seeded) as store:
         chosen = prepare.load_or_create_settings(store, {**scripted_run.SMALL, **BIG}, "tiny")
 

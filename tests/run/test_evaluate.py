@@ -1,4 +1,4 @@
-"""Models of a run asked again: against each other, as judges of ranked data, for AlpacaEval; the run stays as it is."""
+"""Models of a run asked again: compared, as judges, for AlpacaEval; the run stays unchanged."""
 
 import json
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ def opened(runs: Path, asked: list | None = None):
             yield work
 
 
-def test_two_models_are_held_against_each_other_in_both_orders(runs):
+def test_two_models_are_compared_in_both_orders(runs):
     with opened(runs) as work:
         met = work.compare_answers("M1", "M0", "M0")
         assert len(met) == len(work.run.reader.held_out())
@@ -63,7 +63,7 @@ def test_two_models_are_held_against_each_other_in_both_orders(runs):
         ]
 
 
-def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
+def test_nothing_is_asked_twice_and_the_run_stays_unchanged(runs):
     with Store.read(runs / "mine") as store:
         before = (store.count(Comparison), store.count(Judgment), store.stages())
     asked: list = []
@@ -79,8 +79,8 @@ def test_what_was_asked_is_not_asked_again_and_the_run_stays_as_it_was(runs):
         assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
 
 
-def test_a_model_is_held_against_one_of_another_run(runs):
-    """Runs of one seed have the same ids for other answers; of what one of them was not asked, nothing counts."""
+def test_a_model_is_compared_with_one_of_another_run(runs):
+    """Runs of one seed have the same ids for other answers; only common prompts count."""
     chat = ChatFormat.load(TINY_MODEL)
     for name, length, changed in (
         ("long", 3, {}),
@@ -171,7 +171,7 @@ def test_every_prompt_gets_one_answer_in_order(runs):
         assert [one.text for one in work.answer_prompts("M1", texts)] == [one.text for one in found]
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# -- the command ----------
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def command(runs, monkeypatch):
     return give
 
 
-def test_the_command_holds_the_newest_against_m0(command):
+def test_the_command_compares_the_newest_with_m0(command):
     _, said = command()
     assert (said["model"], said["against"], said["judge"]) == ("M1", "M0", "exact")
     assert said["won"] + said["tied"] + said["lost"] == said["prompts"] == 8
@@ -206,7 +206,7 @@ def test_the_command_holds_the_newest_against_m0(command):
 
 
 def test_alpaca_eval_reads_what_is_exported(command, runs, tmp_path):
-    """Its keys: instruction and output of every answer, and the one generator that is named on its board."""
+    """Its keys: instruction, output, and the generator that its leaderboard names."""
     ended, said = command("--export", "alpaca_eval", "--out", str(tmp_path))
     mine, theirs = (json.loads(Path(path).read_text()) for path in said["files"])
     assert [row["instruction"] for row in mine] == [row["instruction"] for row in theirs]
@@ -339,7 +339,7 @@ def test_only_what_is_asked_now_can_be_set(command):
         command("--set", "dpo.beta=0.2")
 
 
-# -- a judge in a file of its own -------------------------------------------------------------------------------------------
+# -- a judge in a file of its own ----------
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,7 @@ def test_a_ggufs_chat_is_that_of_its_folder(gguf):
     assert (file.stop, file.bos_token) == (folder.stop, folder.bos_token)
 
 
-def test_a_file_that_is_no_chat_model_is_refused_in_a_line(gguf, tmp_path):
+def test_a_gguf_that_is_no_chat_model_is_refused(gguf, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ConfigError, match=r"broken\.gguf"):

@@ -1,4 +1,4 @@
-"""Every gate refuses and passes: by its numbers, and in a whole run whose M1 misbehaves; then `accept` and `--gates report`."""
+"""Every gate refuses and passes, by numbers and in runs whose M1 misbehaves; `accept`."""
 
 import math
 from collections import Counter
@@ -134,7 +134,7 @@ def fields_of(kind) -> set[str]:
 
 
 def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
-    """By the types that carry measurements to the gates, and by a run whose exact scorer is gone."""
+    """By the types that carry measurements, and by a run whose exact scorer is gone."""
     run_world(tmp_path / "run", chat)
     with Store.read(tmp_path / "run") as store:
         settings = parse(store.fact("settings"))
@@ -167,7 +167,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
     }  # fmt: skip
 
 
-# -- whole runs, in which the actor answers as the tiny world's authors do and the judge is right ----------
+# -- runs whose actor answers as the tiny world's authors do and whose judge is right ----------
 
 
 def export_without_effect(*_) -> dict:
@@ -180,9 +180,7 @@ def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
 
 
 @pytest.mark.parametrize("name", BAD_MODELS)
-def test_fault_15_19_20_a_model_gone_wrong_is_refused_and_the_last_good_one_stays(
-    tmp_path, chat, name
-):
+def test_a_bad_model_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
     gate, spoilt = BAD_MODELS[name]
     with pytest.raises(
         GateStop, match=rf"M1 was refused.*{gate}: .*The newest model stays M0; the candidate is in"
@@ -225,7 +223,7 @@ def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
         )
 
 
-def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, chat):
+def test_a_canary_chosen_by_chance_is_rechecked(tmp_path, chat):
     """The judge likes one hostile response six times running, and never again."""
     favour = Counter()
 
@@ -244,14 +242,14 @@ def test_a_canary_that_would_be_chosen_by_chance_gets_a_second_look(tmp_path, ch
             0.0,
         )
         assert store.is_done(1, "second_look")
-        assert not plain.is_done(1, "second_look"), "where nobody is suspected, nobody is asked"
-        # the suspect and its three rivals were judged anew; what is measured of the judge does not count those judgments
+        assert not plain.is_done(1, "second_look"), "without suspects there is no recheck"
+        # The suspect and its three rivals were judged again; judge metrics do not count that.
         assert store.count(Judgment, model="M1") == plain.count(Judgment, model="M1") + 4 * 24
         assert store.metrics(1)["judge_pair_accuracy"] == plain.metrics(1)["judge_pair_accuracy"]
         assert store.metrics(1)["honest_bad_score"] == plain.metrics(1)["honest_bad_score"]
 
 
-def test_a_second_look_that_sees_nothing_takes_no_suspicion_away(tmp_path, chat):
+def test_a_recheck_that_cannot_be_read_clears_nobody(tmp_path, chat):
     favour = Counter()
 
     def silent(rng, asked):
@@ -291,7 +289,7 @@ MUMBLES = {
 }
 
 
-def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path, chat):
+def test_unreadable_judgments_are_refused_before_the_training(tmp_path, chat):
     run_world(tmp_path / "run", chat, settings={"iterations": "0"})
     with pytest.raises(
         GateStop, match=r"M1 was refused \(.*labels: 0\.\d+ of the judgments.*nothing was trained"
@@ -300,7 +298,7 @@ def test_judgments_that_nobody_can_read_are_refused_before_the_training(tmp_path
 
 
 def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkeypatch):
-    """A data gate was gone past by --gates report, and the run ended between the training and the measuring."""
+    """--gates report passed a data gate, and the run ended between training and measuring."""
     run_world(tmp_path / "run", chat, settings={"iterations": "0"})
     monkeypatch.setattr(
         loop, "ITERATION", loop.ITERATION[: loop.ITERATION.index(measure.measure_model)]
@@ -315,7 +313,7 @@ def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkey
         assert store.newest() == 0
 
 
-def test_going_past_gates_holds_for_one_command_only(tmp_path, chat):
+def test_gates_report_holds_for_one_command_only(tmp_path, chat):
     spoilt = BAD_MODELS["length explosion"][1]
     run_world(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
     endless = {"M2 act": lambda rng, asked: Reply(World.act(rng, asked), "length")}
@@ -351,7 +349,7 @@ def test_a_damaged_candidate_cannot_be_accepted(tmp_path, chat):
             promotion.accept(store)
 
 
-def test_with_gates_report_the_refusal_is_kept_and_the_run_goes_on(tmp_path, chat):
+def test_gates_report_stores_the_refusal_and_continues(tmp_path, chat):
     run_world(tmp_path / "run", chat, BAD_MODELS["length explosion"][1], {"gates.mode": "report"})
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1

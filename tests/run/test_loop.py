@@ -1,4 +1,4 @@
-"""The loop on scripted runtime: the whole run, its resumption after SIGKILL in every stage, its settings."""
+"""The loop on a scripted runtime: a complete run, SIGKILL in every stage, settings."""
 
 import json
 import os
@@ -137,7 +137,7 @@ STAGES = [
 
 @pytest.mark.slow
 def test_sigkill_in_every_stage_loses_nothing(whole, tmp_path):
-    """One run, killed in every stage in turn, ends with the very records of a run that nobody disturbed."""
+    """One run, killed in every stage in turn, ends with the records of an undisturbed run."""
     folder, killed = tmp_path / "run", 0
     for iteration, stage in STAGES:
         script = [sys.executable, HELPERS / "scripted_run.py", folder, "0.02", "1.0"]
@@ -216,7 +216,7 @@ def test_a_step_sees_which_steps_are_left(tmp_path, monkeypatch):
 # -- gates and settings ----------
 
 
-def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
+def test_a_refused_model_is_not_promoted_and_the_run_resumes(tmp_path):
     with pytest.raises(GateStop, match=r"M0 was refused.*reading"):
         run(tmp_path / "run", **{"gates.mode": "stop", "gates.min_read_share": "0.99"})
     with Store.read(tmp_path / "run") as store:
@@ -230,7 +230,7 @@ def test_a_refused_model_is_not_promoted_and_the_run_stays_whole(tmp_path):
         assert store.newest() == 2
 
 
-def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
+def test_a_finished_run_does_nothing_and_can_be_extended(whole, tmp_path):
     before, kept = read_records(whole), read_contents(whole)
     run(whole)
     assert read_contents(whole) == kept
@@ -242,7 +242,7 @@ def test_a_finished_run_does_nothing_and_can_go_on(whole, tmp_path):
         assert set(records) <= set(after[kind])
 
 
-def test_other_settings_for_a_begun_run_are_refused(tmp_path):
+def test_other_settings_for_a_started_run_are_refused(tmp_path):
     run(tmp_path / "run", iterations="0")
     for key, value in (("dpo.beta", "0.3"), ("seed", "5"), ("responses.count", "4")):
         with pytest.raises(ConfigError, match=f"other settings \\({key.split('.')[0]}\\)"):
@@ -254,8 +254,8 @@ def test_other_settings_for_a_begun_run_are_refused(tmp_path):
 # -- the same code at the size and with the templates of Llama-3 ----------
 
 
-def test_all_stages_run_with_the_llama3_templates_at_overnight_sizes(tmp_path, chat):
-    """K, N, templates, token limits and text lengths are the preset's; only the number of prompts is small."""
+def test_all_stages_run_with_llama3_templates_at_overnight_sizes(tmp_path, chat):
+    """All sizes are the preset's; only the number of prompts is small."""
     ranked = tmp_path / "ranked.jsonl"
     from selfreward_lite.data.tiny.ranked import generate_ranked_rows as tiny_rows
 
@@ -309,7 +309,7 @@ def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
         assert made == judgments * len(responses)
 
 
-def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_file(tmp_path):
+def test_a_refused_prompt_file_leaves_the_name_free(tmp_path):
     bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
     good.write_text(
         "prompt,topic\n" + "".join(f"Sort the letters {'abcdefgh'[n]} z y.,x\n" for n in range(8))
@@ -325,10 +325,8 @@ def test_a_refused_prompts_file_leaves_the_name_free_for_skip_bad_or_another_fil
             assert 0 < store.count(Prompt, iteration=1) <= 8
 
 
-def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
-    tmp_path, monkeypatch
-):
-    """A branch moves on between two nights; nobody changes the command."""
+def test_a_resumed_run_keeps_the_commits_of_its_start(tmp_path, monkeypatch):
+    """A branch moves on between two nights; the command stays the same."""
     newest, fetched = ["a" * 40], []
 
     def fetch(repository, kind, show):
@@ -352,7 +350,7 @@ def test_the_same_command_goes_on_with_the_commit_that_its_names_meant_at_first(
                 prepare.load_or_create_settings(store, {**wanted, "model.base": other}, "tiny")
 
 
-# -- the controls that the papers have ----------------------------------------------------------------------------------------
+# -- the controls that the papers have ----------
 
 
 def rows_of(folder: Path, iteration: int) -> list[dict]:
@@ -389,7 +387,7 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
     assert costs.dpo > costs.sft > 0, "a training that is still to come is not free"
 
 
-def test_positive_examples_are_the_perfect_responses_and_nothing_else(tmp_path, chat):
+def test_positive_examples_are_the_perfect_responses_only(tmp_path, chat):
     run(
         tmp_path / "r",
         iterations="1",

@@ -1,4 +1,4 @@
-"""What a run will need: memory of a card and disk by hand, hours by counts, and a prediction that is kept as it was."""
+"""What a run needs: GPU memory and disk by hand, hours by counts, the stored prediction."""
 
 import json
 import os
@@ -26,7 +26,8 @@ OVERNIGHT = config.load("overnight")
 
 
 def test_the_weights_of_llama_3_8b():
-    # A block: q and o 4096 x 4096, k and v 1024 x 4096, three of 14336 x 4096. Two matrices of 128,256 x 4096 outside.
+    # A block: q and o 4096 x 4096, k and v 1024 x 4096, three of 14336 x 4096.
+    # Two matrices of 128,256 x 4096 outside.
     block = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096
     assert memory.count_linear_weights(LLAMA) == 32 * block == 6_979_321_856
     assert memory.count_weights(LLAMA) == 6_979_321_856 + 2 * 128256 * 4096 == 8_029_995_008
@@ -66,7 +67,7 @@ def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
 
 @pytest.mark.slow
 def test_a_logit_weighs_what_is_said_of_it(tmp_path):
-    """By the memory that one more token takes, in a step of a model that is nearly all vocabulary."""
+    """By the memory of one more token, in a step of a model that is nearly all vocabulary."""
     taken = {}
     for method in ("dpo", "sft"):
         for tokens in (512, 1024):
@@ -140,7 +141,7 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     ]
     assert seconds[0] < seconds[1] / 5
     given.unlink()
-    with pytest.raises(UserError, match="mend model.gguf_file"):
+    with pytest.raises(UserError, match="fix model.gguf_file"):
         memory.estimate_peaks(settings, LLAMA)
     named = config.load("overnight", {"model.gguf_file": '"a/b/llama.Q4_K_M.gguf"'})
     assert memory.estimate_peaks(named, LLAMA) == memory.estimate_peaks(OVERNIGHT, LLAMA), (
@@ -161,7 +162,7 @@ def amounts(settings: Settings, iteration: int) -> dict[str, float]:
 
 
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
-    # method: full scale is 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
+    # Full scale: 35,000 responses, 385,000 judgments, at most 550,000 battles an iteration.
     counts = amounts(config.load("paper"), 1)
     assert (counts["responses"], counts["judgments"], counts["battles"]) == (
         35_000,
@@ -177,7 +178,8 @@ def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
 
 
 def test_a_decode_step_is_bound_by_what_is_slower():
-    # 64 sequences of 770 tokens: 8.53 GB of weights and 6.4 GB of cache at 70 % of 936 GB/s, or 2 x 8.03e9 x 64 at 35 % of 71e12.
+    # 64 sequences of 770 tokens: 8.53 GB of weights and 6.4 GB of cache at 70 % of 936 GB/s, or
+    # 2 x 8.03e9 x 64 at 35 % of 71e12.
     costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"], "RTX 3090")
     computing = 2 * 8_029_995_008 * 64 / (0.35 * 71e12)
     token = computing / 64
@@ -232,8 +234,8 @@ def test_every_preset_is_parsed_and_planned(preset):
 
 
 @pytest.mark.parametrize("preset", [name for name in config.presets() if name != "tiny"])
-def test_every_line_of_a_preset_has_its_reason_or_stands_in_another(preset):
-    """P, K, N and the caps are written out, and what is not said elsewhere is explained where it stands."""
+def test_every_line_of_a_preset_is_explained_here_or_in_another(preset):
+    """P, K, N and the caps are written out; every line has a reason, here or in another preset."""
     text = (config.PRESETS_DIR / f"{preset}.toml").read_text(encoding="utf-8")
     tree = tomllib.loads(text)
     for section, key in (
@@ -265,10 +267,10 @@ def _explained(text: str) -> set[str]:
     return names | {"rho", "judgment_pairs", "max_chosen_response", "max_chosen_judgment", "warmup"}
 
 
-# -- the prediction --------------------------------------------------------------------------------------------------------
+# -- the prediction ----------
 
 
-def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_path, monkeypatch):
+def test_a_stored_prediction_never_changes(tmp_path, monkeypatch):
     from selfreward_lite.system.gpu import Gpu
 
     monkeypatch.setattr(
@@ -291,7 +293,7 @@ def test_a_prediction_is_kept_as_it_was_and_stands_beside_what_was_spent(tmp_pat
         assert store.fact("plan") == kept, "never refitted"
 
 
-# -- the command -----------------------------------------------------------------------------------------------------------
+# -- the command ----------
 
 
 def planned(*arguments: str) -> subprocess.CompletedProcess:
@@ -301,7 +303,7 @@ def planned(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_path):
+def test_the_command_prints_a_plan_without_the_model(tmp_path):
     ended = planned("--preset", "overnight", "--card", "RTX 3090", "--runs-dir", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     for words in (
@@ -318,7 +320,7 @@ def test_the_command_says_hours_memory_disk_and_download_without_the_model(tmp_p
     assert document["memory"]["DPO"] == pytest.approx(18.8e9, rel=0.01)
 
 
-def test_without_a_card_it_says_so_and_the_tiny_preset_needs_no_download():
+def test_without_a_gpu_the_command_gives_no_hours():
     ended = planned()
     assert ended.returncode == 0, ended.stderr
     assert "no GPU here, so there is no estimate" in ended.stderr

@@ -1,4 +1,4 @@
-"""Old runs made smaller: never silently, never a record, and what is gone comes back or is known to be gone."""
+"""Pruning: never silently, never a record; what is gone comes back or is known to be gone."""
 
 import json
 from pathlib import Path

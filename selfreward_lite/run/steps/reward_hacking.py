@@ -23,7 +23,7 @@ from selfreward_lite.run.context import RunContext, Scores, scores_by_response
 
 @dataclass(frozen=True)
 class HackingSigns:
-    """Metrics of both views, by their names in run.sqlite; a score is None where none could be read.
+    """Metrics of both views, by their names in run.sqlite; a score is None where all are unread.
 
     Canaries that would be chosen for training are `suspected`, and `chosen` if still so after the
     recheck. `outside_score` is M0's mean score of the answers, `self_score` the model's own.

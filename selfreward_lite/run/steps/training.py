@@ -16,7 +16,7 @@ from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext, scores_by_response
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
-from selfreward_lite.training.job import Job
+from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.rows import PairTexts, Rows, build_dpo_rows, build_sft_rows
 
 
@@ -126,7 +126,7 @@ def _train(
         until=budget.training_deadline(run, iteration) if iteration else None,
         min_moved_share=run.settings.gates.min_moved_share,
     )
-    result = run.runtime.train(job, work, _Reporter(run, iteration))
+    result = run.runtime.train(job, work, _reporter(run, iteration))
     if result.out_of_time:
         raise OutOfTime(
             f"the hours ended before half of M{iteration}'s training; give the same command again "
@@ -145,28 +145,23 @@ def _train(
     return Outcome(drops=tuple(rows.drops))
 
 
-class _Reporter:
-    """Stores and shows what a trainer reports of a step, with the seconds since it last did."""
+def _reporter(run: RunContext, iteration: int) -> Report:
+    """A function that stores and shows what a trainer reports, and the seconds it took."""
+    progress, started = Progress(iteration, "training", 1), time.monotonic()
 
-    def __init__(self, run: RunContext, iteration: int) -> None:
-        self._run, self._started = run, time.monotonic()
-        self._progress = Progress(iteration, "training", 1)
-
-    def __call__(self, said: Mapping[str, Any]) -> None:
-        store, iteration = self._run.store, self._progress.iteration
-        seconds = time.monotonic() - self._started
+    def report(said: Mapping[str, Any]) -> None:
+        nonlocal progress
+        before = progress.seconds
+        progress = replace(progress, seconds=time.monotonic() - started)
         if "words" in said:
-            self._progress = replace(self._progress, seconds=seconds)
-            self._run.watch(replace(self._progress, message=said["words"]))
+            run.watch(replace(progress, message=said["words"]))
             return
-        store.log_training(iteration, said["step"], said["values"])
-        store.measure(iteration, training_steps=said["steps"])
-        store.spend(iteration, "training", seconds - self._progress.seconds)
-        self._progress = replace(
-            self._progress,
-            done=said["step"],
-            total=said["steps"] + 1,  # one more: the adapter is checked and written
-            values=said["values"],
-            seconds=seconds,
-        )
-        self._run.watch(self._progress)
+        step, steps, values = said["step"], said["steps"], said["values"]
+        run.store.log_training(iteration, step, values)
+        run.store.measure(iteration, training_steps=steps)
+        run.store.spend(iteration, "training", progress.seconds - before)
+        # One more step than the trainer's: the adapter is checked and written.
+        progress = replace(progress, done=step, total=steps + 1, values=values)
+        run.watch(progress)
+
+    return report
