@@ -1,5 +1,6 @@
 """A real run: llama.cpp, TRL, PEFT, bitsandbytes, the shipped base. Takes minutes (`-m slow`)."""
 
+import ast
 import json
 import os
 import random
@@ -45,6 +46,22 @@ def records(folder: Path) -> dict[str, set]:
         }
 
 
+def run_example(page: str, folder: Path) -> list[str]:
+    """The lines that the Python example of a page prints."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = (block for block in blocks if "ProcessEngine" in block)
+    ended = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
 def test_readme_first_command_makes_a_better_model(tmp_path):
     ended = subprocess.run(command(tmp_path), capture_output=True, text=True, cwd=ROOT)
     print(ended.stderr)
@@ -62,22 +79,17 @@ def test_readme_first_command_makes_a_better_model(tmp_path):
         assert store.faults() == []
         for iteration in (1, 2, 3):
             assert store.metrics(iteration)["training_first_margin"] == 0.0
-    # the README's Python example, as written, next to that run
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    (lines,) = (block for block in blocks if "ProcessEngine" in block)
+    # the Python examples of two pages, as written, next to that run
     (tmp_path / "runs").symlink_to(tmp_path)
-    said = subprocess.run(
-        [sys.executable, "-c", lines],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert said.returncode == 0, said.stderr
-    assert len(said.stdout.splitlines()) == 6
-    assert said.stdout.count("The answer is ") >= 3
+    printed = run_example("docs/engine.md", tmp_path)
+    assert len(printed) == 6, "three samples of two requests"
+    assert sum("The answer is " in line for line in printed) >= 3
+    (printed,) = run_example("README.md", tmp_path)
+    answer, _, scores = printed.rpartition(" [")
+    assert answer.startswith("The answer is ")
+    scores = ast.literal_eval(f"[{scores}")
+    assert len(scores) == 3
+    assert max(score for score in scores if score is not None) >= 3
     # llama.cpp runs the model that was trained
     checked = subprocess.run(
         [sys.executable, "-m", "selfreward_lite", "export", "check", "--runs-dir", str(tmp_path)],
