@@ -28,8 +28,9 @@ def test_no_pickle_no_remote_code_no_share():
 
 
 # Words that a newcomer stumbles over; docs/CONTRIBUTING.md asks for plain English.
+# "mend" in quotes is allowed: a key of `doctor`'s JSON, which keeps its name.
 FORBIDDEN = re.compile(
-    r"\b(mend(s|ed|ing)?|gone on with|held against|laid over|whoever|tripwires|beforehand)\b",
+    r'\b((?<!")mend(s|ed|ing)?|gone on with|held against|laid over|whoever|tripwires|beforehand)\b',
     re.IGNORECASE,
 )
 TEXTS = {
@@ -51,6 +52,9 @@ TEXTS = {
 
 def test_no_forbidden_words():
     assert len(TEXTS) > 100
-    for path in sorted(TEXTS):
-        found = FORBIDDEN.search(path.read_text(encoding="utf-8"))
-        assert not found, f"{path.relative_to(ROOT)}: {found}"
+    found = {
+        str(path.relative_to(ROOT)): [match[0] for match in FORBIDDEN.finditer(text)]
+        for path in sorted(TEXTS)
+        if FORBIDDEN.search(text := path.read_text(encoding="utf-8"))
+    }
+    assert not found
