@@ -3,7 +3,7 @@
 Knows: how a so-so actor and a noisy judge would write. Does not know: tokens, weights, the exact scorer.
 The judge is made worse than it could be on purpose: only part of its judgments check the points one by one, some
 are a hasty "looks good" that is nearly always worth 4, and some cannot be read at all. That is what the seed stage
-(EFT) finds and mends, as it does in a real chat model (arXiv 2401.10020, section 2.3).
+(EFT) finds and fixes, as it does in a real chat model (arXiv 2401.10020, section 2.3).
 """
 
 from __future__ import annotations
