@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from selfreward_lite.engine.api import EngineSpec
 from selfreward_lite.engine.live import CLOSED, HEARTBEAT, Live
-from selfreward_lite.system import gpu
+from selfreward_lite.system import gpu, locks
 from selfreward_lite.system.errors import EngineError
 
 GRACE = 20.0  # seconds that replies under way may take once a run waits for the GPU
@@ -137,5 +137,5 @@ class EnginePool:
             self.live.close(why)
         self.live = None
         if self._gpu_lock is not None:
-            gpu.unlock(self._gpu_lock.handle)
+            locks.release(self._gpu_lock.handle)
         self._gpu_lock = None

@@ -18,7 +18,7 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling
-from selfreward_lite.engine.llama import LlamaDevice, Rows
+from selfreward_lite.engine.llama import BatchArrays, LlamaDevice
 from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
 from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import ConfigError
@@ -133,14 +133,14 @@ def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
         batches = []
         for step in steps:
             tokens, positions, sequences = step.columns
-            rows = Rows(len(tokens))
+            rows = BatchArrays(len(tokens))
             filled = rows.fill(tokens, positions, sequences, step.wanted)
             batches.append((step.calls, rows, filled))
         calls = [call for step in steps for call in step.calls]
         for adapter in {arguments[0] for name, arguments in calls if name == "use_adapter"}:
             device.use_adapter(adapter)  # loaded before the clock starts
         device.use_adapter(None)
-        warm = Rows(1)
+        warm = BatchArrays(1)
         device.run(warm.fill([0], [0], [0], 1))
         device.drop(0)
         started = perf_counter()

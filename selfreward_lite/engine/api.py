@@ -21,7 +21,7 @@ Finish = Literal["stop", "length", "refused", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw tokens: the `top_k` likeliest (0 = all), then `temperature`, then nucleus `top_p`.
+    """How to draw tokens: `top_k` likeliest (0 = all), then `temperature`, then nucleus `top_p`.
 
     Temperature 0 takes the likeliest token. `max_tokens` limits the completion, without the stop
     token.
@@ -178,8 +178,8 @@ class Engine(Protocol):
 class LlamaSpec(EngineSettings):
     """The llama.cpp engine on one GGUF model. What a run does not set is for checks and benches.
 
-    `exact` keeps the KV cache in float32 and switches flash attention off: what else is in the batch
-    then changes a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4).
+    `exact` keeps the KV cache in float32 and switches flash attention off: other requests in the
+    batch then change a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4).
     `check_adapters` refuses an adapter that changes nothing. `flash` and `micro_batch` (tokens
     computed at once) are chosen by the engine if None.
     """

@@ -1,8 +1,8 @@
 """One engine for many callers at once, as an app needs it: text goes out as it is drawn.
 
-Callers take turns, and so do adapters: while a caller waits for another adapter, no more requests of
-the current one are started. A child that dies fails what was under way; the next request starts it
-again.
+Callers take turns, and so do adapters: while a caller waits for another adapter, no more requests
+of the current one are started. A child that dies fails what was under way; the next request starts
+it again.
 """
 
 from __future__ import annotations

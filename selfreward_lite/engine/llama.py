@@ -38,28 +38,26 @@ THREAD_WORTH = 200_000  # logits that one more thread should have to read
 SAME_LOGITS = 1e-6  # of the largest logit: a smaller difference is rounding
 
 
-class Rows:
+class BatchArrays:
     """The arrays of one `llama_batch`, filled through numpy.
 
     Setting single elements through ctypes takes 20 times as long.
     """
 
     def __init__(self, size: int) -> None:
-        self.token, self.pos, self.seq = (np.zeros(size, dtype=np.int32) for _ in range(3))
-        self.count = np.ones(size, dtype=np.int32)
+        self.token, self.pos, self.seq = np.zeros((3, size), dtype=np.int32)
         self.wanted = np.zeros(size, dtype=np.int8)
-        # row i points at seq[i]
-        self.seq_rows = (self.seq.ctypes.data + 4 * np.arange(size)).astype(np.uintp)
-        self.batch = cpp.llama_batch()
-        arrays: dict[str, np.ndarray] = {
+        self.arrays: dict[str, np.ndarray] = {
             "token": self.token,
             "pos": self.pos,
-            "n_seq_id": self.count,
+            "n_seq_id": np.ones(size, dtype=np.int32),
             "logits": self.wanted,
-            "seq_id": self.seq_rows,
+            # row i points at seq[i]
+            "seq_id": (self.seq.ctypes.data + 4 * np.arange(size)).astype(np.uintp),
         }
+        self.batch = cpp.llama_batch()
         kinds: dict[str, Any] = {name: kind for name, kind, *_ in cpp.llama_batch._fields_}
-        for name, values in arrays.items():
+        for name, values in self.arrays.items():
             setattr(self.batch, name, ctypes.cast(values.ctypes.data, kinds[name]))
 
     def fill(
@@ -94,7 +92,7 @@ class LlamaDevice:
         )
         self.rows = spec.batch
         self.outputs = spec.parallel
-        self._rows = Rows(self.rows)
+        self._batch = BatchArrays(self.rows)
         self.helpers = min(MAX_HELPERS, spec.threads or threads_for(self._model))
         is_tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
         tune = is_tiny and not spec.threads and not spec.gpu_layers
@@ -109,7 +107,7 @@ class LlamaDevice:
         self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
     ) -> int:
         """Compute a batch; 0 if that worked. The first `wanted` rows then have logits."""
-        return self.run(self._rows.fill(tokens, positions, sequences, wanted))
+        return self.run(self._batch.fill(tokens, positions, sequences, wanted))
 
     def run(self, batch: cpp.llama_batch) -> int:
         """Compute a filled batch; 0 if that worked."""
@@ -219,7 +217,7 @@ class LlamaDevice:
         )
 
     def logits(self, tokens: list[int]) -> np.ndarray:
-        """Logits float32 [len(tokens), vocab] after every token of one sequence. Overwrites sequence 0."""
+        """Logits float32 [len(tokens), vocab] of one text; overwrites sequence 0."""
         self.drop(0)
         parts = []
         for start in range(0, len(tokens), self.outputs):
@@ -286,11 +284,11 @@ class LlamaEngine:
     """The batched llama.cpp engine; raises EngineError if the model or the GPU cannot be used.
 
     `spec.context` counts KV cache cells of all sequences. `threads` None takes every core, or what
-    is faster for a tiny model. `gpu_layers` is 0 for the CPU, -1 for all layers. `unified` keeps one
-    KV cache for all: a shared prefix is stored once, and a long prompt may use what others leave.
-    False cuts it into `parallel + roots` equal parts (rounded up to 256 cells), one per sequence, and
-    a fork copies a whole part: give as much context as so many of the longest requests need, and a
-    CPU serves prompts of 600 tokens 1.7 times as fast (measured).
+    is faster for a tiny model. `unified` keeps one KV cache for all sequences: a shared prefix is
+    stored once, and a long prompt may use what others leave. False cuts it into `parallel + roots`
+    equal parts (rounded up to 256 cells), and a fork copies a complete part. With as much context
+    as so many of the longest requests need, a CPU then serves prompts of 600 tokens 1.7 times as
+    fast (measured).
     """
 
     def __init__(self, spec: LlamaSpec) -> None:

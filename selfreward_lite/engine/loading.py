@@ -262,8 +262,8 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
 def uses_flash(spec: LlamaSpec) -> bool:
     """Whether flash attention is used.
 
-    Not on a CPU where every sequence has its own cells: matrix products over all of them make a step
-    nearly twice as fast. In a unified cache they would include every other sequence's cells too
+    Not on a CPU where every sequence has its own cells: matrix products over all of them make a
+    step nearly twice as fast. In a unified cache they would include other sequences' cells too
     (measured: docs/log/engine.md).
     """
     default = bool(spec.gpu_layers) or spec.unified

@@ -96,7 +96,7 @@ class PendingRequest:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A sample under way: `token` at `position` is computed next. A streamed one has a `decoder`."""
+    """A sample under way: `token` at `position` is next. A streamed one has a `decoder`."""
 
     sequence: int
     request: Request
@@ -149,7 +149,7 @@ class Scheduler:
         return not (self._slots or self._pending or self._queue or self._output)
 
     def run(self, requests: Iterable[Fed]) -> Iterator[Completion | Piece]:
-        """Yield completions as they finish, and pieces of those that are streamed; one run at a time.
+        """Yield completions as they finish, and pieces of streamed ones; one run at a time.
 
         A feed that yields None has nothing at the moment, and is read again after the next step.
         """

@@ -25,7 +25,7 @@ class Reply(NamedTuple):
 class ScriptedEngine:
     """`reply(request, sample)` returns a text or a `Reply`, `encode(text)` its token ids.
 
-    A `shuffle_seed` mixes the order of the completions, as a batch does. `asked` keeps every request.
+    A `shuffle_seed` mixes the order of completions, as a batch does. `asked` keeps all requests.
     """
 
     parallel = WINDOW

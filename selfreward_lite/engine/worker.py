@@ -56,7 +56,7 @@ def make_engine(spec: EngineSpec) -> Any:
 
 
 class _Inbox:
-    """Reads the pipe in a thread, so that the parent's writes never block and its end is noticed."""
+    """Reads the pipe in a thread: the parent's writes never block, and its end is noticed."""
 
     def __init__(self, pipe: TextIO) -> None:
         self.on_cancel: Callable[[], None] | None = None

@@ -158,7 +158,7 @@ def _packages(machine: Machine) -> Finding:
         return Finding("packages", "bad", text, INSTALL)
     if others:
         text = ", ".join(f"{name} {one} instead of {wanted[name]}" for name, one in others.items())
-        # A torch that came with the machine fits its driver, and torchvision's wheel only that torch.
+        # A torch that came with the machine fits its driver, and torchvision fits only that torch.
         pins = " ".join(f"{name}=={wanted[name]}" for name in others if name != "torch")
         return Finding(
             "packages",

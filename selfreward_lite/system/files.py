@@ -64,12 +64,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         if path.is_file() and path.suffix != ".part" and path.name != MANIFEST
     }
     files = {name: hash_file(path) for name, path in names.items()}
-    part = folder / f"{MANIFEST}.part"
-    with part.open("w", encoding="utf-8") as file:
-        json.dump({"files": files, **facts}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(folder / MANIFEST)
+    with atomic_write(folder / MANIFEST) as part:
+        part.write_text(json.dumps({"files": files, **facts}, indent=2), encoding="utf-8")
 
 
 def find_manifest_faults(folder: Path) -> list[str]:

@@ -90,13 +90,8 @@ def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
 
 
 def try_lock(who: str) -> int | None:
-    """Lock the GPU; a handle for `unlock`, or None if it is in use or a run waits for it."""
+    """Lock the GPU; a handle for `locks.release`, or None if it is in use or a run waits for it."""
     return None if is_wanted() else locks.take(_lock_file("card"), who)
-
-
-def unlock(handle: int) -> None:
-    """Release the GPU."""
-    locks.release(handle)
 
 
 def lock_holder() -> str | None:

@@ -1,7 +1,7 @@
 """llama.cpp for this machine's GPU: from a kept wheel, else compiled and kept.
 
-The package index has only the source, which pip compiles for the CPU. With CUDA that takes a quarter
-of an hour or more, so on machines that are wiped the wheel is kept on a drive.
+The package index has only the source, which pip compiles for the CPU. With CUDA that takes a
+quarter of an hour or more, so on machines that are wiped the wheel is kept on a drive.
 """
 
 from __future__ import annotations

@@ -68,7 +68,6 @@ def run_module(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        encoding="utf-8",
         errors="replace",
         env=env,
         timeout=timeout,
@@ -115,9 +114,11 @@ class JsonProcess:
 
     def __init__(self, module: str, *arguments: str, **options: Any) -> None:
         pipe = subprocess.PIPE
-        self._process = start_module(
+        self._process = process = start_module(
             module, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, **options
         )
+        assert process.stdin and process.stdout and process.stderr
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self.messages: SimpleQueue[Message] = SimpleQueue()
         self.lines: deque[str] = deque(maxlen=12)
         self._threads = [
@@ -136,12 +137,11 @@ class JsonProcess:
 
     def send(self, message: Message) -> None:
         """Send a message; nothing happens if the child is gone, which `messages` reports."""
-        assert self._process.stdin is not None
-        if self._process.stdin.closed:
+        if self._stdin.closed:
             return
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps(message) + "\n")
+            self._stdin.flush()
         except BrokenPipeError:
             _log.debug("child %s is gone; its reader reports the death", self.pid)
 
@@ -155,33 +155,27 @@ class JsonProcess:
 
     def close(self, patience: float = CLOSE_SECONDS) -> None:
         """Close the child's input, which asks it to end; kill it after `patience` seconds."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
         try:
-            process.stdin.close()
+            self._stdin.close()
         except BrokenPipeError:
             _log.debug("child %s ended before its input was closed", self.pid)
         try:
-            process.wait(patience)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self._process.kill()
+            self._process.wait()
         for thread in self._threads:
             thread.join()
-        process.stdout.close()
-        process.stderr.close()
+        self._stdout.close()
+        self._stderr.close()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._stdout:
             if line.endswith("\n"):  # a line that a death cut off is not a message
                 self.messages.put(json.loads(line))
         self.messages.put({DEATH: True})
 
     def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+        for line in self._stderr:
             if line.strip():
                 self.lines.append(line.strip())

@@ -105,7 +105,7 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     assert gpu.lock_holder() == "run mine"
     assert not had.is_set()
     assert gpu.try_lock("another app") is None, "nobody gets in before a run that waits"
-    gpu.unlock(theirs)
+    locks.release(theirs)
     thread.join(10)
     assert had.is_set()
     assert said == [
