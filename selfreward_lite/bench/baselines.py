@@ -1,7 +1,7 @@
 """What the engine is compared with: llama-cpp-python's usual API, and raw llama.cpp.
 
-Raw llama.cpp makes the engine's own calls again, with no sampling and no bookkeeping in between. Also
-what the engine pays beside computing: switching adapters, and sampling from a large vocabulary.
+Raw llama.cpp makes the engine's own calls again, with no sampling and no bookkeeping in between.
+Also what the engine does beside computing: switching adapters, sampling from a large vocabulary.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def vocabulary(model: Path) -> int:
 def record(spec: LlamaSpec, requests: Sequence[Request]) -> Trace:
     """The steps in which the engine serves the requests.
 
-    Nothing is computed: a text ends by its length only, so the steps do not depend on what is sampled.
+    Nothing is computed: a text ends by its length only, so the steps do not depend on sampling.
     Raises ConfigError for requests that are longer than the model reads.
     """
     longest = max(len(request.tokens) + request.sampling.max_tokens for request in requests)
@@ -156,8 +156,8 @@ def naive_rate(spec: LlamaSpec, context: int, requests: Sequence[Request], commo
     """Tokens a second of llama-cpp-python's `Llama`, called for one sample after the other.
 
     It keeps the prompt of the last call; the first `common` tokens are computed before the clock
-    starts. Parameters are the defaults but for two: it gets as many threads as the engine (its default
-    is half of the cores), and on CPUs with AMX no extra buffers, which crash there.
+    starts. Two parameters are not the defaults: it gets as many threads as the engine (by default
+    half of the cores), and on CPUs with AMX no extra buffers, which crash there.
     """
     refuse_cpu_build(spec.gpu_layers)  # it would compute on the CPU, without an error
     with _without_amx_buffers():
@@ -228,9 +228,9 @@ def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
 def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
     """Seconds of a step in which every sequence gets a token, by what samples it.
 
-    `one_thread` reads all logits. `threads` share them, as in the engine, if the vocabulary is large
-    enough. `graph` is llama.cpp itself, on the GPU if there is one (`llama_set_sampler`). What is not
-    possible is missing.
+    `one_thread` reads all logits. `threads` share them, as in the engine, if the vocabulary is
+    large enough. `graph` is llama.cpp itself, on the GPU if there is one (`llama_set_sampler`).
+    What is not possible is missing.
     """
     count, taken = spec.parallel, dict[str, list[float]]()
     with closing(LlamaDevice(spec)) as device:

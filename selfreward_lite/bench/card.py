@@ -1,7 +1,7 @@
 """What a GPU does: engine, training and parity on random models of a named shape, in bounded time.
 
-Nothing is downloaded. Each figure is written as soon as it is known, and a part that fails is one line
-beside the others.
+Nothing is downloaded. Each figure is written as soon as it is known, and a part that fails is one
+line beside the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +30,7 @@ from typing import Any, Literal
 from selfreward_lite import config
 from selfreward_lite.bench import baselines, engine
 from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures, GpuName
+from selfreward_lite.engine.api import Sampling
 from selfreward_lite.models import probe, random_models
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
@@ -66,9 +67,9 @@ Part = tuple[str, Callable[[], Figures]]  # one measurement
 class CardBenchConfig:
     """What to measure.
 
-    `gpu`: None for the CPU. `vram`: bytes of it to use, None for all. `seconds`: in total. `only`: one
-    part, None for all. `folder`: for random models. `command`: as given, for the file. `sequences`: how
-    many at once. `lengths`: of training rows, in tokens.
+    `gpu`: None for the CPU. `vram`: bytes of it to use, None for all. `seconds`: in total. `only`:
+    one part, None for all. `folder`: for random models. `command`: as given, for the file.
+    `sequences`: how many at once. `lengths`: of training rows, in tokens.
     """
 
     shape: str
@@ -250,7 +251,7 @@ def _probe(gpu_layers: int) -> Figures:
 
 @dataclass(frozen=True)
 class _EngineParts:
-    """Measurements of the engine with a random model of one type, which is made when it is needed."""
+    """Measurements of the engine with a random model of one type, made when it is needed."""
 
     wanted: CardBenchConfig
     kind: random_models.Quantisation
@@ -326,10 +327,8 @@ class _EngineParts:
             samples=8,
             new=new,
             adapter=str(adapter) if adapter else None,
+            draw=Sampling(**preset.judge.draw.model_dump()),
         )
-        draw = preset.judge.draw.model_dump(exclude={"max_tokens"})
-        requests = (replace(one, sampling=replace(one.sampling, **draw)) for one in load.requests)
-        load = replace(load, requests=tuple(requests))
         spec = engine.spec_for(
             model, load, parallel=parallel, threads=None, gpu_layers=-1 if wanted.gpu else 0
         )
@@ -353,7 +352,7 @@ def _speed(rate: float) -> Figures:
 def train(
     wanted: CardBenchConfig, backend: Backend, length: int, *, precompute: bool = False
 ) -> Figures:
-    """Train on a few pairs of one length: seconds a pair, peak memory, and whether DPO began right."""
+    """Train on a few pairs of one length: seconds a pair, peak memory, the first margin."""
     with open_runtime(backend) as runtime:
         return _train(wanted, runtime, backend, length, precompute=precompute)
 
@@ -428,7 +427,7 @@ def _train(
 
 
 def check_parity(wanted: CardBenchConfig) -> Figures:
-    """Export the random base and an adapter as a run does; compare llama.cpp's logits with PEFT's."""
+    """Export a random base and adapter as a run does; compare llama.cpp's logits with PEFT's."""
     with open_runtime("transformers") as runtime:
         adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
         if not adapter.exists():

@@ -21,7 +21,7 @@ PRECOMPUTED = "reference precomputed"  # its seconds a pair include loading
 
 
 class Figures(BaseModel, extra="allow"):
-    """What one measurement found; figures that nobody reads back have no field. 0 = not measured."""
+    """What one measurement found; 0 = not measured. Figures that nothing reads have no field."""
 
     tokens_per_s: float = 0.0
     generated: int = 0
@@ -82,7 +82,7 @@ class CardFile(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise DataError(
-                f"{path} is not a file of `bench card`: {f'{where}: ' if where else ''}{first['msg']}"
+                f"{path} is not a file of `bench card`: {where and f'{where}: '}{first['msg']}"
             ) from error
 
     def write(self, path: Path) -> None:
@@ -125,8 +125,8 @@ class CardFile(BaseModel):
     def _measure_rates(self, settings: Settings) -> plan.Rates | None:
         """Seconds a token; None while a part is missing, negative if parts contradict each other.
 
-        Presets make Q8_0 of NF4. Of the training libraries the faster one counts, at the length of a
-        typical row: half of the longest.
+        Presets make Q8_0 of NF4. Of the training libraries the faster one counts, at the length of
+        a typical row: half of the longest.
         """
         found = self.found
         matches = (re.fullmatch(r"q8_0: (\d+) sequences", name) for name in found)

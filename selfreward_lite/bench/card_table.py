@@ -22,7 +22,7 @@ QUOTIENTS = (
 
 
 def select_files(files: Sequence[CardFile]) -> dict[str, CardFile]:
-    """The file that is shown of each GPU: of the complete GPU at this shape, with the most figures."""
+    """The file to show of each GPU: of the complete GPU at this shape, with the most figures."""
     found: dict[str, CardFile] = {}
     for one in files:
         if one.card is not None and one.shape == SHAPE and one.vram is None:

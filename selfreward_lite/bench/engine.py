@@ -1,7 +1,7 @@
 """How fast the engine is, compared with llama-cpp-python's usual API and with raw llama.cpp.
 
-Prompts are random tokens, since speed does not depend on the text. A random model never ends a text by
-itself, so each sample is a request with a length of its own.
+Prompts are random tokens, since speed does not depend on the text. A random model never ends a text
+by itself, so each sample is a request with a length of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 COMMON = 250  # tokens of every judge prompt: rubric and examples
 JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
+DRAW = Sampling(temperature=1.0, top_p=0.95, max_tokens=1, top_k=64)
 ROOTS = 16  # the engine's default
 NAIVE_REQUESTS = 8  # enough for the slowest of the three
 
@@ -100,6 +101,7 @@ def judge_load(
     new: tuple[int, int] = (40, 160),
     adapter: str | None = None,
     seed: int = 0,
+    draw: Sampling = DRAW,
 ) -> Load:
     """Judgments of responses: prompts of `tokens` with a common beginning, `samples` of each.
 
@@ -111,7 +113,7 @@ def judge_load(
     for number in range(prompts):
         prompt = common + _draw_tokens(rng, vocab, tokens - len(common))
         requests += [
-            _make_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter)
+            _make_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter, draw)
             for index in range(samples)
         ]
     return Load("judge", tuple(requests), len(common))
@@ -126,7 +128,7 @@ def meta_load(
     adapter: str | None = None,
     seed: int = 0,
 ) -> Load:
-    """Battles between the judgments of each response: all pairs in both orders, a short verdict each.
+    """Battles between the judgments of each response: all pairs in both orders, a short verdict.
 
     Of the `tokens` of a prompt, 400 are the two judgments; three quarters of the rest are common.
     """
@@ -159,19 +161,21 @@ def _draw_tokens(rng: random.Random, vocab: int, count: int) -> Tokens:
 
 
 def _make_request(
-    key: str, prompt: Tokens, new: int, rng: random.Random, adapter: str | None
+    key: str,
+    prompt: Tokens,
+    new: int,
+    rng: random.Random,
+    adapter: str | None,
+    draw: Sampling = DRAW,
 ) -> Request:
-    return Request(key, prompt, (rng.randrange(2**31),), _sampling(new), (), adapter)
-
-
-def _sampling(new: int) -> Sampling:
-    return Sampling(temperature=1.0, top_p=0.95, max_tokens=new, top_k=64)
+    sampling = replace(draw, max_tokens=new)
+    return Request(key, prompt, (rng.randrange(2**31),), sampling, (), adapter)
 
 
 def spec_for(
     model: Path, load: Load, *, parallel: int, threads: int | None, gpu_layers: int
 ) -> LlamaSpec:
-    """The engine for a load; on a GPU half of the sequences fill the KV cache, else each has its own."""
+    """The engine for a load. On a GPU the KV cache holds half of the sequences at full length."""
     return LlamaSpec(
         model=model,
         parallel=parallel,
@@ -231,7 +235,7 @@ def measure(plan: Plan, say: Say) -> Found:
 
 
 def list_layouts(plan: Plan) -> dict[str, LlamaSpec]:
-    """Ways to set up raw llama.cpp, by name: the engine's own, and other KV caches and attention."""
+    """Ways to set up raw llama.cpp, by name: the engine's, and others of cache and attention."""
     own = _fix_layout(plan.spec)
     specs = [own]
     for unified in (True, False):
@@ -291,7 +295,7 @@ def raw_rate(plan: Plan) -> float:
 
 
 def prompt_rate(plan: Plan) -> float:
-    """Prompt tokens computed a second, after a quarter of them: kernels are then loaded and chosen."""
+    """Prompt tokens computed a second, after a quarter of them: by then kernels are chosen."""
     _, stats = engine_rate(plan, warm=len(plan.load.requests) // 4)
     return stats.prompt_computed / stats.seconds_total
 
@@ -304,7 +308,7 @@ def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, Stats]:
     requests = plan.load.requests
     with closing(ProcessEngine(plan.spec)) as engine:
         # As a replay begins: every page is touched, the adapter is loaded.
-        first = replace(requests[0], tokens=(0,), sampling=_sampling(1))
+        first = replace(requests[0], tokens=(0,), sampling=replace(DRAW, max_tokens=1))
         list(engine.complete([first, *requests[:warm]]))
         before, started = engine.stats, perf_counter()
         generated = sum(len(one.tokens) for one in engine.complete(requests[warm:]))

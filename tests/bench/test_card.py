@@ -1,4 +1,4 @@
-"""`bench card`: what it keeps when time runs out or a part fails, and what follows from its figures."""
+"""`bench card`: what it keeps when time runs out or a part fails; what its figures imply."""
 
 import json
 import time
@@ -36,7 +36,7 @@ def wanted(folder, **changes) -> CardBenchConfig:
     return CardBenchConfig(**{**given, "folder": folder, "command": "bench card", **changes})
 
 
-def test_figures_are_kept_as_they_come_and_parts_without_time_are_named(tmp_path, monkeypatch):
+def test_figures_are_kept_and_parts_without_time_are_named(tmp_path, monkeypatch):
     out, seen = tmp_path / "card.json", []
 
     def slow():
@@ -134,7 +134,8 @@ def test_the_published_table_follows_from_the_files():
 
 RATES = plan.Rates(token=0.0006, read=0.0002, dpo=0.00025)
 OVERNIGHT = config.load("overnight")
-HOURS = f"{iteration_hours(OVERNIGHT, plan.costs_from_rates(OVERNIGHT, SHAPES['llama-3-8b'], RATES, 'x')):.2f}"
+COSTS = plan.costs_from_rates(OVERNIGHT, SHAPES["llama-3-8b"], RATES, "x")
+HOURS = f"{iteration_hours(OVERNIGHT, COSTS):.2f}"
 
 
 def known(**changes) -> CardFile:
@@ -192,7 +193,7 @@ def test_no_card_that_was_measured_is_left_out(name, row, estimate):
     assert (cells[5] != "–") == estimate
 
 
-def test_a_card_that_the_preset_does_not_fit_has_figures_and_no_hours():
+def test_a_gpu_too_small_for_the_preset_has_no_hours():
     cells = rows_of(known(card={"name": "Tesla T4"}))
     assert cells["T4"] == [
         "1000",
@@ -237,7 +238,7 @@ def test_an_unknown_part_or_shape_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_names_what_had_no_time_and_writes_the_prediction(tmp_path):
+def test_the_command_names_parts_without_time(tmp_path):
     out = tmp_path / "card.json"
     command = [
         "bench",
@@ -267,9 +268,7 @@ RTX = Gpu("NVIDIA GeForce RTX 3090", "580.1", (8, 6), 20 * 10**9, 24 * 10**9)
 @pytest.mark.parametrize(
     ("looks", "most"), [([None, 7, None, 3], 7), ([None, None], None), ([-5], 0)]
 )
-def test_the_most_of_the_card_is_seen_though_its_driver_fails_to_answer_at_times(
-    monkeypatch, looks, most
-):
+def test_peak_memory_is_seen_though_the_driver_fails_at_times(monkeypatch, looks, most):
     answers = [
         [RTX],
         *([] if taken is None else [replace(RTX, free=RTX.free - taken)] for taken in looks),
@@ -381,7 +380,7 @@ def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch)
     )
 
 
-def test_hours_do_not_follow_from_figures_that_contradict_each_other():
+def test_contradicting_figures_give_no_hours():
     figures = a_document()["found"]
     figures["q8_0: prompts alone"]["tokens_per_s"] = 1000.0
     found = hours(found=figures, failed={"x": "y"})
@@ -389,7 +388,7 @@ def test_hours_do_not_follow_from_figures_that_contradict_each_other():
 
 
 @pytest.mark.slow
-def test_a_part_runs_in_its_own_process_and_a_failure_is_one_line(tmp_path):
+def test_a_part_runs_in_a_child_and_a_failure_is_one_line(tmp_path):
     found = card.run_in_child(wanted(tmp_path), "q8_0: naive loop", 100)
     assert found.tokens_per_s > 0
     assert card.run_in_child(wanted(tmp_path), "no such part", 100) == "'no such part'"

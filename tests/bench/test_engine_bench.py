@@ -1,4 +1,4 @@
-"""The engine's bench on a small random model: its loads, what it counts, what it claims, and its command."""
+"""`bench engine` on a small random model: its loads, its counts, its ceiling, its command."""
 
 import json
 import subprocess
@@ -34,8 +34,8 @@ def model(request, tmp_path_factory) -> Path:
     )
 
 
-def test_a_random_model_is_written_in_its_type_and_computes_sane_logits(model):
-    """Every token another distribution, all finite, no matter how deep: the scales keep activations in range."""
+def test_a_random_model_has_its_type_and_sane_logits(model):
+    """Every token has another distribution, all finite: the scales keep activations in range."""
     made = LlamaEngine(LlamaSpec(model=model, parallel=4, context=512, batch=64, threads=1))
     try:
         logits = made.logits([VOCAB - 2, 300, 301, 302])
@@ -77,7 +77,7 @@ def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_judge_load_shares_a_beginning_and_each_prompt_with_all_its_samples():
+def test_the_judge_load_shares_beginnings_and_prompts():
     load = engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20))
     assert len(load.requests) == 12
     prompts = list(dict.fromkeys(request.tokens for request in load.requests))
@@ -95,7 +95,8 @@ def test_the_meta_load_has_every_pair_in_both_orders():
     load = engine.meta_load(VOCAB, 2, judgments=3)
     assert len(load.requests) == 2 * 6
     assert {len(request.tokens) for request in load.requests} == {600}
-    # common 150; a response's six prompts: one question of 50, three judgments after it, two more after each of those
+    # Common: 150. Six prompts a response: a question of 50, three judgments after it, two more
+    # after each of those.
     assert load.unique_tokens == 150 + 2 * (50 + 3 * 200 + 6 * 200)
     with pytest.raises(ConfigError, match="--prompt-tokens above 401"):
         engine.meta_load(VOCAB, 2, tokens=400)
@@ -112,7 +113,7 @@ def test_unique_tokens_are_the_nodes_of_a_trie():
 
 
 @pytest.mark.parametrize("kind", ["judge", "meta"])
-def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_again(model, kind):
+def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
     load = (
         engine.judge_load(VOCAB, 3, samples=4, tokens=120, new=(4, 12))
         if kind == "judge"
@@ -134,7 +135,7 @@ def test_the_engine_computes_no_beginning_twice_and_the_replay_makes_every_call_
             assert baselines.replay(layout, steps) > 0
 
 
-def test_without_flash_attention_only_where_sequences_have_their_own_cells_on_a_cpu():
+def test_flash_is_off_on_a_cpu_with_own_cells():
     def spec(**settings) -> LlamaSpec:
         return LlamaSpec(model="m.gguf", **{"unified": False, **settings})
 

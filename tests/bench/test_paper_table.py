@@ -1,4 +1,4 @@
-"""The paper table: arms share what they should, claims follow from rows, an interrupted table resumes."""
+"""The paper table: arms share what they should, claims follow from rows, it resumes."""
 
 import json
 import math
@@ -153,7 +153,7 @@ def test_every_claim_is_about_arms_and_columns_that_there_are(made):
                 assert model[0] in {arm.name for arm in ARMS}, one
 
 
-# -- claims -----------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
 
 def rows_of(*seeds: tuple[float, float]) -> list[Row]:
@@ -233,7 +233,7 @@ def test_a_claim_of_several_parts_is_as_good_as_its_worst():
     )
 
 
-def test_differences_are_taken_seed_by_seed_with_students_interval():
+def test_differences_are_taken_seed_by_seed():
     rng = random.Random(4)
     seeds = [(base + 0.1 + rng.gauss(0, 0.01), base) for base in (rng.random() for _ in range(8))]
     (found,) = claims.judge_claim(CLAIM, rows_of(*seeds)).found
@@ -287,7 +287,7 @@ def test_an_arm_has_one_colour_in_all_panels():
     assert first["A"] != first["B"] == second["B"]
 
 
-def test_data_columns_are_means_over_the_iterations_of_the_seeds_that_got_there():
+def test_data_columns_are_means_over_iterations():
     rows = [Row("A", seed, t, {"tie_rate": t / 10 + seed}) for seed in (0, 1) for t in (1, 2, 3)]
     assert claim_tables.average_arms(rows)["A"]["tie_rate"] == pytest.approx((0.7, 0.5))
     early = [*rows, Row("A", 2, 1, {"tie_rate": 9.0})]
@@ -343,7 +343,7 @@ def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
 
 
 def test_data_is_compared_with_exact_scores(tmp_path):
-    """Three answers worth 5, 3 and 0 points, all given 3; the expected score has two of the three pairs in their order."""
+    """Three answers worth 5, 3 and 0 points, all given 3; expected scores order two of three pairs."""
     prompt = Prompt("p", 1, "own", 0, "Sort the letters c a b.")
     texts = {"good": "The answer is a b c.", "wordy": "a b c", "none": "no idea"}
     expected = {"good": 3.4, "wordy": 2.0, "none": 2.5}
@@ -398,7 +398,7 @@ def test_data_is_compared_with_exact_scores(tmp_path):
 
 
 def test_the_published_table_follows_from_its_rows():
-    """docs/results.md and its JSON file; the sentences around the table are written to these verdicts."""
+    """docs/results.md and its JSON file. The sentences around the table rest on these verdicts."""
     path = ROOT / "docs" / "results" / "paper-table.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["seeds"] == list(paper_table.SEEDS)

@@ -90,7 +90,7 @@ def test_claims_are_made_of_what_a_run_reports(tmp_path, chat):
 
 
 def trials(**changes: dict[int, float]) -> list[Trial]:
-    """Two seeds on which every claim holds; `changes` of the first: column={place of the row: value}."""
+    """Two seeds on which every claim holds; `changes` of the first: column={row: value}."""
     rows = [
         row(0, 3.4, 0.70, 0.80),
         row(0.5, 3.6, 0.80, 0.90),
