@@ -254,7 +254,7 @@ class _EngineParts:
     """Measurements of the engine with a random model of one type, made when it is needed."""
 
     wanted: CardBenchConfig
-    kind: random_models.Quantisation
+    kind: random_models.Quantization
     say: Say
 
     def speeds(self) -> Iterator[Part]:

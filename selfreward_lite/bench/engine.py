@@ -22,7 +22,7 @@ from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats
 from selfreward_lite.engine.loading import cores, micro_batch, uses_flash
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.models import random_models
-from selfreward_lite.models.random_models import Quantisation
+from selfreward_lite.models.random_models import Quantization
 from selfreward_lite.system.errors import ConfigError, UserError
 
 Tokens = tuple[int, ...]
@@ -64,7 +64,7 @@ class Load:
 def prepare_model(
     model: Path | None,
     synthetic: str | None,
-    quantisation: Quantisation,
+    quantisation: Quantization,
     adapter: Path | None,
     folder: Path,
     say: Say,

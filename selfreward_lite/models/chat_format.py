@@ -1,8 +1,7 @@
 """The one place where messages become token ids, for every engine and for the trainers alike.
 
-Knows: a model folder's tokenizer and chat template. Does not know: roles of the loop, scores, models' weights.
-The template's own tokens are special; the content of a message never is: `<|eot_id|>` typed by a user or written by a
-model is seven ordinary characters here. So no text can close its own turn or speak as somebody else.
+The template's own tokens are special; the content of a message never is: `<|eot_id|>` typed by a user or written by a model is
+seven ordinary characters here. So no text can close its own turn or speak in another role.
 """
 
 from __future__ import annotations
@@ -12,35 +11,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jinja2.sandbox
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from selfreward_lite.system.errors import ConfigError
 
-# Llama-3.1's and 3.2's templates write a day into the system's turn: this one where none is given, and today's where transformers
-# renders. A run must ask the same on every day, so it is given everywhere.
+# Llama-3.1's and 3.2's templates write a date into the system's turn: this one by default, and today's where transformers
+# renders. A run must send the same text on every day, so it is given everywhere.
 DATE = "26 Jul 2024"
-_OF_GGUF = (
+_GGUF_FIELDS = (
     "tokenizer.chat_template",
     "tokenizer.ggml.pre",
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
 )
 
-# How a text is cut into words before they become tokens, by the name that GGUF has for it: Llama-3's way, and Qwen's.
+# How text is split into words before they become tokens, by its name in GGUF: Llama-3's way, and Qwen's.
 WORD_SPLITS = {
     name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
     + digits
     + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
 }
-_ENDS_OF_TURN = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<end_of_turn>",
-    "<|end|>",
-)  # of Llama-3, ChatML, Gemma, Phi
+# Llama-3, ChatML, Gemma, Phi
+_ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
+
+
+# What transformers raises for a file that it cannot read.
+GGUF_ERRORS = (ValueError, LookupError, OSError, NotImplementedError, AttributeError)
+Json = dict[str, Any]
 
 
 class Message(TypedDict):
@@ -50,7 +50,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, eq=False)  # two are the same if they are one: so results can be kept by it
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that a cache can use it as a key
 class ChatFormat:
     """A tokenizer together with its chat template.
 
@@ -72,50 +72,43 @@ class ChatFormat:
         settings = _read_json(model_dir / "tokenizer_config.json")
         tokenizer = Tokenizer.from_file(str(_existing(model_dir / "tokenizer.json")))
         tokenizer.encode_special_tokens = True
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True
-        )
         stop = _stop_ids(model_dir, settings, tokenizer)
         return cls(
             tokenizer=tokenizer,
-            template=environment.from_string(_template_text(model_dir, settings)),
+            template=_parse_template(_template_text(model_dir, settings)),
             bos_token=_token_text(settings.get("bos_token")) or "",
             stop=stop,
             pad=_pad_id(settings, tokenizer, stop, model_dir),
         )
 
     @classmethod
-    def of_gguf(cls, path: Path) -> ChatFormat:
-        """Read tokenizer and chat template from a GGUF file, as transformers understands them.
+    def from_gguf(cls, path: Path) -> ChatFormat:
+        """Read tokenizer and chat template from a GGUF file, with the help of transformers.
 
-        Raises ConfigError where the file has none, or they are of a kind that transformers does not know.
+        Raises ConfigError where the file has none, or of a kind that is not supported.
         """
         from gguf import GGUFReader
         from transformers import AutoTokenizer
 
         try:
             fields = GGUFReader(path).fields
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer: Any = AutoTokenizer.from_pretrained(
                 str(path.parent), gguf_file=path.name
             ).backend_tokenizer
-        except (
-            ValueError,
-            KeyError,
-            IndexError,
-            OSError,
-            NotImplementedError,
-            AttributeError,
-        ) as error:
+        except GGUF_ERRORS as error:
             raise ConfigError(
-                f"{path}: no tokenizer could be read from it ({error}); take a GGUF of a chat model"
+                f"{path}: its tokenizer cannot be read ({error}); use a GGUF of a chat model"
             ) from None
-        known = {name: fields[name].contents() for name in _OF_GGUF if name in fields}
+        known: dict[str, Any] = {
+            name: fields[name].contents() for name in _GGUF_FIELDS if name in fields
+        }
         kind = known.get("tokenizer.ggml.pre")
         if kind not in WORD_SPLITS:
             raise ConfigError(
-                f"{path}: its tokenizer cuts words as {kind!r}; take a judge of one of {', '.join(WORD_SPLITS)}"
+                f"{path}: its tokenizer splits words as {kind!r}; use a judge with one of "
+                f"{', '.join(WORD_SPLITS)}"
             )
-        # transformers cuts words as GPT-2 does, whatever the file says, and does not know which look words up whole first.
+        # transformers splits words as GPT-2 does, whatever the file says, and cannot know ignore_merges.
         words = pre_tokenizers.Split(Regex(WORD_SPLITS[kind]), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
@@ -124,37 +117,35 @@ class ChatFormat:
         template = known.get("tokenizer.chat_template")
         if not isinstance(template, str):
             raise ConfigError(
-                f"{path} has no chat template; take a GGUF of an instruct (chat) model"
+                f"{path} has no chat template; use a GGUF of an instruct (chat) model"
             )
         named = [tokenizer.token_to_id(token) for token in _ENDS_OF_TURN]
         ends = [*named, *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos"))]
-        bos = known.get("tokenizer.ggml.bos_token_id")
-        begins = "bos_token" in template and bos is not None
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True
-        )
+        bos: Any = known.get("tokenizer.ggml.bos_token_id")
+        writes_bos = "bos_token" in template and bos is not None
         return cls(
             tokenizer,
-            environment.from_string(template),
-            tokenizer.id_to_token(bos) if begins else "",
+            _parse_template(template),
+            tokenizer.id_to_token(bos) if writes_bos else "",
             tuple(dict.fromkeys(token for token in ends if token is not None)),
             known.get("tokenizer.ggml.padding_token_id", 0),
         )
 
     def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
-        """Return the ids of a conversation, ending where the assistant is to speak.
+        """Return the ids of a conversation, up to where the assistant's turn begins.
 
-        `continue_with` is the beginning of the assistant's turn, to be continued by the model.
+        `continue_with` is the beginning of that turn, to be continued by the model.
         """
         ids = self._render(messages) + self.text_ids(continue_with)
-        if self.bos_token and ids.count(self._id(self.bos_token)) != 1:
+        bos: Any = self.tokenizer.token_to_id(self.bos_token)
+        if self.bos_token and ids.count(bos) != 1:
             raise ConfigError(
                 f"the chat template must begin a conversation with exactly one {self.bos_token}"
             )
         return tuple(ids)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an assistant's turn, the token that ends it included."""
+        """Return the ids of an assistant's turn, with the token that ends it."""
         return (*self.text_ids(text), self.end_of_turn)
 
     def text_ids(self, text: str) -> list[int]:
@@ -167,17 +158,17 @@ class ChatFormat:
         return self.stop[0]
 
     def _render(self, messages: Sequence[Message]) -> list[int]:
-        """Render with placeholders for the contents, so that only what the template wrote is parsed as special."""
+        """Render with placeholders for the contents, so that only the template's own text is parsed as special."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-        hollow = [
-            {"role": message["role"], "content": mark}
-            for message, mark in zip(messages, marks, strict=True)
-        ]
+        pairs = list(zip(messages, marks, strict=True))
         text = self.template.render(
-            messages=hollow, bos_token=self.bos_token, add_generation_prompt=True, date_string=DATE
+            messages=[{**message, "content": mark} for message, mark in pairs],
+            bos_token=self.bos_token,
+            add_generation_prompt=True,
+            date_string=DATE,
         )
         ids: list[int] = []
-        for message, mark in zip(messages, marks, strict=True):
+        for message, mark in pairs:
             if text.count(mark) != 1:
                 raise ConfigError(
                     "the chat template repeats or leaves out a message; use a Llama-family template"
@@ -194,17 +185,19 @@ class ChatFormat:
         finally:
             self.tokenizer.encode_special_tokens = True
 
-    def _id(self, token: str) -> int:
-        return self.tokenizer.token_to_id(token)
-
 
 def user(content: str) -> list[Message]:
-    """Return the one-turn conversation in which a user says `content`."""
+    """Return a conversation of one turn, a user's message."""
     return [Message(role="user", content=content)]
 
 
-def _stop_ids(model_dir: Path, settings: dict, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """End-of-turn token of the template first, then what the model's own files call the end of a text."""
+def _parse_template(text: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text)
+
+
+def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The template's end-of-turn token first, then the ends of a text in the model's own files."""
     named = ["<|eot_id|>", _token_text(settings.get("eos_token"))]
     ids = [tokenizer.token_to_id(token) for token in named if token]
     for file in ("generation_config.json", "config.json"):
@@ -217,34 +210,33 @@ def _stop_ids(model_dir: Path, settings: dict, tokenizer: Tokenizer) -> tuple[in
     return stop
 
 
-def _pad_id(settings: dict, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
-    """Pad must not be a stop token: a collator masks pads, and the model would never learn to stop."""
+def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
+    """The pad token's id. It is no stop token: a collator masks pads, and the model would never learn to stop."""
     names = (
         _token_text(settings.get("pad_token")),
         "<|finetune_right_pad_id|>",
         "<|reserved_special_token_0|>",
     )
     for name in names:
-        token = tokenizer.token_to_id(name) if name else None
+        token: int | None = tokenizer.token_to_id(name) if name else None
         if token is not None and token not in stop:
             return token
     raise ConfigError(
-        f"{model_dir}: no padding token apart from the stop tokens; set pad_token in tokenizer_config.json"
+        f"{model_dir}: no padding token apart from the stop tokens; "
+        "set pad_token in tokenizer_config.json"
     )
 
 
-def _template_text(model_dir: Path, settings: dict) -> str:
-    beside = model_dir / "chat_template.jinja"
-    template = (
-        beside.read_text(encoding="utf-8") if beside.exists() else settings.get("chat_template")
-    )
+def _template_text(model_dir: Path, settings: Json) -> str:
+    file = model_dir / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
     if not isinstance(template, str):
         raise ConfigError(f"{model_dir} has no chat template; use an instruct (chat) model")
     return template
 
 
-def _token_text(token: str | dict | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _token_text(token: str | Json | None) -> str | None:
+    return str(token["content"]) if isinstance(token, dict) else token
 
 
 def _existing(path: Path) -> Path:
@@ -255,5 +247,6 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(_existing(path).read_text(encoding="utf-8"))
+def _read_json(path: Path) -> Json:
+    found: Json = json.loads(_existing(path).read_text(encoding="utf-8"))
+    return found

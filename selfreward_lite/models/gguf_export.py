@@ -1,11 +1,10 @@
-"""Hugging Face folders → GGUF: a Llama base, a PEFT LoRA adapter.
+"""Hugging Face folders as GGUF files: a Llama base, a PEFT LoRA adapter.
 
-    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, as NF4 training held it, or merged)
+    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, rounded to NF4, or merged)
     adapter_to_gguf    adapter_config.json, adapter_model.safetensors  →  adapter.gguf
 
-Works on folders only: no network, no run folder, no knowledge of stages; what may be exported at all is decided in
-`llama_folder`, and here for adapters; whether the result is right is proved in `parity`. Files appear whole or not at
-all. torch, bitsandbytes and gguf are imported inside functions: importing this file is cheap.
+Which bases can be exported is decided in `hf_folder`, which adapters here; `parity` proves the result. Files appear complete or
+not at all. torch, bitsandbytes and gguf are imported inside functions, so importing this file is cheap.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from selfreward_lite.models.hf_folder import (
     check_shape,
     find_tensors,
     list_tensors,
+    open_safetensors,
     read_config,
     read_json,
-    read_safetensors,
     read_vocabulary,
     rope_factors,
 )
@@ -45,7 +44,7 @@ Weights = Literal["original", "nf4"]
 Dtype = Literal["f32", "f16", "q8_0"]
 LoadDtype = Literal["float32", "float16", "bfloat16"]
 
-# Of adapter_config.json: what never changes the result, given that each tensor in the file is checked and written.
+# Settings in adapter_config.json that never change the result, since each tensor in the file is checked and written.
 ADAPTER_NEUTRAL = {
     "task_type",
     "peft_type",
@@ -68,13 +67,13 @@ ADAPTER_NEUTRAL = {
     "runtime_config",
 }
 
-# Initialisations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
+# Initializations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
 ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
 LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
 
 def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
-    """Header, settings, tensor table, then the arrays in the order in which they were announced."""
+    """Write header, settings, tensor table, then the arrays in the order of the table."""
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -86,7 +85,7 @@ def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
 
 
 def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows from HF's order in a head (first halves, then second halves) to the interleaved pairs llama.cpp rotates."""
+    """Reorder the rows of each head from HF's halves to the interleaved pairs that llama.cpp rotates."""
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -99,7 +98,7 @@ def _finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
 
 
 def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
-    """Numpy array as GGUF stores it (bytes for q8_0). Raises ExportError where float16 overflows."""
+    """A numpy array as GGUF stores it (bytes for q8_0). Raises ExportError where float16 overflows."""
     import numpy as np
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -111,7 +110,7 @@ def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
     return data
 
 
-# ---------------------------------------------------------------------------------------------- the base
+# -- the base ----------
 
 
 def base_to_gguf(
@@ -125,12 +124,11 @@ def base_to_gguf(
 ) -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
-    `weights="nf4"` replaces each linear layer of the blocks by what BitsAndBytesConfig(load_in_4bit, nf4, double quant)
-    makes of it, so that llama.cpp runs the model a QLoRA adapter was trained on; a folder that holds NF4 already is unpacked
-    either way. `load_dtype` is the `dtype=` with
-    which transformers loads the model for training: every weight is rounded to it first. `dtype` is how matrices are
-    stored; norms are always f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A
-    (LoRA, arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
+    `weights="nf4"` rounds each linear layer of the blocks as BitsAndBytesConfig(load_in_4bit, nf4, double quant) does, so that
+    llama.cpp runs the model that a QLoRA adapter was trained on; a folder of NF4 weights is unpacked either way. `load_dtype` is
+    the `dtype=` of transformers in training: every weight is rounded to it first. `dtype` is the type of matrices; norms are
+    always f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A (LoRA, arXiv 2106.09685,
+    section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
     """
     from gguf import GGUFWriter
 
@@ -147,46 +145,39 @@ def base_to_gguf(
         add_settings(writer, llama, dtype)
         writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
         add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
-        rope = (
-            [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))]
-            if llama.rope
-            else []
-        )
-        for tensor in rope + tensors:
+        rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))]
+        for tensor in (rope if llama.rope else []) + tensors:
             _announce(writer, tensor, dtype)
-        loaded = _loaded(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
+        loaded = _load_tensors(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
         if lora:
             loaded = (
-                (tensor, _finite(lora.merged(tensor, value), tensor.source))
+                (tensor, _finite(lora.merge(tensor, value), tensor.source))
                 for tensor, value in loaded
             )
         write_arrays(writer, _base_arrays(llama, loaded, dtype))
     return out
 
 
-def _loaded(
+def _load_tensors(
     tensors: list[Tensor], files: dict[str, Path], pack: bool, load_dtype: LoadDtype
 ) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """Each tensor with its values as the loaded model would hold them; `pack` says that loading makes NF4 of the linear ones."""
+    """Each tensor with its values in the loaded model; `pack` if loading rounds the linear ones to NF4."""
     import torch
 
     for tensor in tensors:
-        value = _finite(_stored(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
+        value = _finite(_read_tensor(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
         yield tensor, nf4.round_to_nf4(value) if tensor.linear and pack else value
 
 
-def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
-    """A tensor as its file holds it, unpacked if it is NF4."""
-
-    def read(name: str) -> torch.Tensor:
-        return read_safetensors(files[name], lambda file: file.get_tensor(name))
-
-    value = read(tensor.source)
-    parts = {
-        part: read(f"{tensor.source}.{part}")
-        for part in PACKED_PARTS
-        if f"{tensor.source}.{part}" in files
-    }
+def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
+    """A tensor from its file, unpacked if it is NF4."""
+    parts: dict[str, torch.Tensor] = {}
+    for part in ("", *PACKED_PARTS):
+        name = f"{tensor.source}.{part}" if part else tensor.source
+        if name in files:
+            with open_safetensors(files[name]) as file:
+                parts[part] = file.get_tensor(name)
+    value = parts.pop("")
     check_shape(tensor, tuple(value.shape), packed=STATE in parts)
     if not parts:
         return value
@@ -194,7 +185,8 @@ def _stored(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
         value = nf4.unpack_nf4(value, parts)
     except ValueError as error:
         raise ExportError(
-            f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): download it again"
+            f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): "
+            "download it again"
         ) from None
     check_shape(tensor, tuple(value.shape))
     return value
@@ -217,7 +209,7 @@ def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:
 
 
 def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
-    """Enter name, shape and size, so that the data can follow one tensor at a time."""
+    """Enter name, shape and size in the tensor table, so that the data can follow one tensor at a time."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -225,14 +217,15 @@ def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     if tensor.shape[-1] % block:
         raise ExportError(
-            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: use f16"
+            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: "
+            "use f16"
         )
     stored_bytes = math.prod(tensor.shape) // block * size
     writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, kind)
 
 
 def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
-    """Enter the numbers of the architecture, and how most matrices are stored: f32, f16, q8_0 or q4_k_m."""
+    """Enter the numbers of the architecture, and the type of most matrices: f32, f16, q8_0 or q4_k_m."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     kinds = {
@@ -267,40 +260,32 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
     writer.add_token_merges(vocabulary.merges)
-    add = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "pad": writer.add_pad_token_id,
-        "eot": writer.add_eot_token_id,
-        "eom": writer.add_eom_token_id,
-    }
     for role, token_id in vocabulary.roles.items():
-        add[role](token_id)
+        getattr(writer, f"add_{role}_token_id")(token_id)
     writer.add_add_bos_token(vocabulary.add_bos)
     if vocabulary.template:
         writer.add_chat_template(vocabulary.template)
 
 
-# ---------------------------------------------------------------------------------------------- the adapter
+# -- the adapter ----------
 
 
 @dataclass(frozen=True)
 class _Lora:
-    """A plain LoRA adapter: `pairs` of (A (rank, in), B (out, rank)) by block and HF module; alpha/r or alpha/√r is `scale`."""
+    """A plain LoRA adapter: (A (rank, in), B (out, rank)) by block and HF module; `scale` is alpha/r or alpha/√r."""
 
     pairs: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
     rank: int
     scale: float
 
-    def merged(self, tensor: Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The weight with the adapter's change added, in float32; as it is where the adapter changes nothing."""
+    def merge(self, tensor: Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The weight with the adapter's change added, in float32; unchanged where there is none."""
         place = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", tensor.source)
         pair = self.pairs.get((int(place[1]), place[2])) if place else None
-        return (
-            value
-            if pair is None
-            else value.float() + self.scale * (pair[1].float() @ pair[0].float())
-        )
+        if pair is None:
+            return value
+        left, right = pair
+        return value.float() + self.scale * (right.float() @ left.float())
 
 
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
@@ -330,52 +315,52 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
 
 
 def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
+    init, bias = config.get("init_lora_weights", True), config.get("bias", "none")
+    fault = None
     if config.get("peft_type") != "LORA":
-        raise ExportError(
-            f"{adapter_dir}: peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter"
-        )
-    if config.get("bias", "none") != "none":
-        raise ExportError(
-            f"{adapter_dir}: bias={config['bias']!r} changes the base: train with bias='none'"
-        )
-    if config.get("init_lora_weights", True) not in ADAPTER_INITS:
-        raise ExportError(
-            f"{adapter_dir}: init_lora_weights={config['init_lora_weights']!r} changes the base: "
+        fault = f"peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter"
+    elif bias != "none":
+        fault = f"bias={bias!r} changes the base: train with bias='none'"
+    elif init not in ADAPTER_INITS:
+        fault = (
+            f"init_lora_weights={init!r} changes the base: "
             "convert the adapter to plain LoRA with PEFT first"
         )
-    for key, value in config.items():
-        if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
-            raise ExportError(
-                f"{adapter_dir}: {key}={value!r} cannot be written as a GGUF LoRA: train without {key}"
-            )
-    if not config.get("r") or not config.get("lora_alpha"):
-        raise ExportError(
-            f"{adapter_dir}: r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: "
-            "train with both above 0"
+    else:
+        for key, value in config.items():
+            if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
+                fault = f"{key}={value!r} cannot be written as a GGUF LoRA: train without {key}"
+                break
+    if fault is None and not (config.get("r") and config.get("lora_alpha")):
+        fault = (
+            f"r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: train with both above 0"
         )
+    if fault:
+        raise ExportError(f"{adapter_dir}: {fault}")
 
 
 def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
-    """A PEFT folder that holds plain LoRA for this base, whole and finite, or ExportError."""
+    """Read plain LoRA for this base from a PEFT folder. Raises ExportError if it is anything else, broken or not finite."""
     config = read_json(adapter_dir / "adapter_config.json")
     _check_adapter(adapter_dir, config)
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
-    tensors = read_safetensors(
-        path, lambda file: {name: file.get_tensor(name) for name in list(file.keys())}
-    )
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     projections, pairs = llama.projections(), {}
     for key, tensor in sorted(tensors.items()):
         match = LORA_KEY.fullmatch(key)
         if not match or match[2] not in projections or int(match[1]) >= llama.layers:
             raise ExportError(
-                f"{path}: {key} has no place in a GGUF LoRA: train LoRA on attention and MLP layers only"
+                f"{path}: {key} has no place in a GGUF LoRA: "
+                "train LoRA on attention and MLP layers only"
             )
-        _, (rows, columns), _ = projections[match[2]]
+        rows, columns = projections[match[2]].shape
         side, other = ("A", "B") if match[3] == "A" else ("B", "A")
         expected = (rank, columns) if side == "A" else (rows, rank)
         if tuple(tensor.shape) != expected:
             raise ExportError(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: it is for another base"
+                f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: "
+                "it is for another base"
             )
         if (partner := key.replace(f".lora_{side}.", f".lora_{other}.")) not in tensors:
             raise ExportError(f"{path}: {partner} is missing: save the adapter again")
@@ -386,15 +371,12 @@ def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
             )
     if not pairs:
         raise ExportError(f"{path} holds no LoRA tensors: save the adapter again")
-    return _Lora(
-        pairs,
-        rank,
-        float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank),
-    )
+    scaled_by = math.sqrt(rank) if config.get("use_rslora") else rank
+    return _Lora(pairs, rank, float(config["lora_alpha"]) / scaled_by)
 
 
 def _adapter_arrays(lora: _Lora, llama: Llama) -> dict[str, np.ndarray]:
-    """GGUF name → f32 array: lora_a (rank, in), lora_b (out, rank), the rows of B ordered as the base's rows are."""
+    """Arrays in f32 by GGUF name: lora_a (rank, in), lora_b (out, rank), with B's rows in the base's order."""
     projections, arrays = llama.projections(), {}
     for (layer, module), (left, right) in lora.pairs.items():
         name, _, heads = projections[module]

@@ -1,40 +1,45 @@
 """A Hugging Face Llama folder as plain values in GGUF's terms: numbers, tensor names, vocabulary.
 
-Reads config.json, tokenizer.json, tokenizer_config.json, the chat template and the headers of *.safetensors. Does not
-know how GGUF is written. Knows one architecture (LlamaForCausalLM) and one vocabulary (byte-level BPE, split as Llama-3
-splits), and refuses everything else by name, because llama.cpp would load many of those files without a word and
-compute something else. Nothing heavy is imported until a tensor is read.
+Reads config.json, the tokenizer's files and the headers of *.safetensors. Only one architecture (LlamaForCausalLM) and one
+vocabulary (byte-level BPE, split as in Llama-3) are accepted; everything else is refused by name, because llama.cpp would load
+many such files without an error and compute something else. SHAPES are models by name, for plans before a download and for random
+models. Nothing heavy is imported until a tensor is read.
 """
-
-# Shapes of models by name: what their config.json says, for planning before a download and for random models of the same size.
-#
-# Knows: a few Llamas (from the config.json of their repositories). Does not know: weights, files.
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from selfreward_lite.models.chat_format import WORD_SPLITS
 from selfreward_lite.system.errors import ExportError
 
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
 
-# What stands beside a weight that bitsandbytes has packed, after its name and a dot; the last says how it was packed.
+# Tensors beside a weight that bitsandbytes has packed, after its name and a dot; the last tells how it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 TokenKind = Literal["NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"]
+
+
+class Projection(NamedTuple):
+    """A linear layer of a block: its GGUF name, its shape (out, in), and the heads whose rows llama.cpp reorders, or 0."""
+
+    name: str
+    shape: tuple[int, int]
+    heads: int = 0
 
 
 @dataclass(frozen=True)
 class Llama:
     """The numbers of config.json that GGUF needs; `rope` is None or the llama3 scaling settings.
 
-    `packed` says that weights lie in the folder as NF4, such as in those whose names end in -bnb-4bit.
+    `packed` means that the folder holds NF4 weights, as those whose names end in -bnb-4bit.
     """
 
     hidden: int
@@ -51,23 +56,23 @@ class Llama:
     tied: bool
     packed: bool = False
 
-    def projections(self) -> dict[str, tuple[str, tuple[int, int], int]]:
-        """HF module → (GGUF name, shape (out, in), heads whose rows llama.cpp orders differently, 0 for none)."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+    def projections(self) -> dict[str, Projection]:
+        """The linear layers of a block, by their HF module."""
+        hidden, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
-            "self_attn.q_proj": ("attn_q", (q, self.hidden), self.heads),
-            "self_attn.k_proj": ("attn_k", (kv, self.hidden), self.kv_heads),
-            "self_attn.v_proj": ("attn_v", (kv, self.hidden), 0),
-            "self_attn.o_proj": ("attn_output", (self.hidden, q), 0),
-            "mlp.gate_proj": ("ffn_gate", (self.ffn, self.hidden), 0),
-            "mlp.up_proj": ("ffn_up", (self.ffn, self.hidden), 0),
-            "mlp.down_proj": ("ffn_down", (self.hidden, self.ffn), 0),
+            "self_attn.q_proj": Projection("attn_q", (q, hidden), self.heads),
+            "self_attn.k_proj": Projection("attn_k", (kv, hidden), self.kv_heads),
+            "self_attn.v_proj": Projection("attn_v", (kv, hidden)),
+            "self_attn.o_proj": Projection("attn_output", (hidden, q)),
+            "mlp.gate_proj": Projection("ffn_gate", (self.ffn, hidden)),
+            "mlp.up_proj": Projection("ffn_up", (self.ffn, hidden)),
+            "mlp.down_proj": Projection("ffn_down", (hidden, self.ffn)),
         }
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the base: its names on both sides, its shape, and what happens to it on the way."""
+    """One tensor of the base: its names in GGUF and in the folder, its shape, and how it is converted."""
 
     name: str
     source: str
@@ -77,7 +82,7 @@ class Tensor:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ExportError if there is none."""
+    """Return the object in a JSON file; raises ExportError if there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -90,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(model_dir: Path) -> Llama:
-    """config.json → `Llama`. Raises ExportError naming the first setting that GGUF or this module cannot express."""
+    """Read config.json. Raises ExportError naming the first setting that GGUF or this module cannot express."""
     config = read_json(model_dir / "config.json")
     kind = config.get("architectures") or [config.get("model_type")]
     if kind not in (["LlamaForCausalLM"], ["llama"]):
@@ -141,7 +146,7 @@ def read_config(model_dir: Path) -> Llama:
 
 
 def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
-    """Whether the weights are NF4; ExportError for every other quantisation."""
+    """Whether the weights are NF4; raises ExportError for any other quantization."""
     found = config.get("quantization_config")
     if not found:
         return False
@@ -162,12 +167,10 @@ def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) not in (
-        None,
-        1.0,
-    ):
+    rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if rotary not in (None, 1.0):
         raise ExportError(
-            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates whole heads"
+            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates complete heads"
         )
     if kind == "default":
         return theta, None
@@ -180,10 +183,10 @@ def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str
 
 
 def rope_factors(llama: Llama) -> list[float]:
-    """What llama.cpp divides each of the head_dim/2 rotation frequencies by (llama3 scaling).
+    """Return the divisors of the head_dim/2 rotation frequencies in llama.cpp (llama3 scaling).
 
-    The rule of Llama 3.1: wavelengths shorter than context/high stay, longer than context/low are slowed by `factor`,
-    and those between are blended, frequency' = ((1−s)/factor + s)·frequency with s rising from 0 to 1.
+    The rule of Llama 3.1: wavelengths shorter than context/high stay, longer than context/low are slowed by `factor`, and those
+    between are blended, frequency' = ((1−s)/factor + s)·frequency with s rising from 0 to 1.
     """
     assert llama.rope is not None
     low, high = llama.rope["low_freq_factor"], llama.rope["high_freq_factor"]
@@ -197,21 +200,18 @@ def rope_factors(llama: Llama) -> list[float]:
 
 
 def check_folder(model_dir: Path) -> None:
-    """Raise ExportError where the folder cannot be served; reads its settings, its vocabulary and its files' headers."""
+    """Raise ExportError if the folder cannot be exported; reads settings, vocabulary and headers, no weights."""
     llama = read_config(model_dir)
     read_vocabulary(model_dir, llama.vocab)
     files = find_tensors(model_dir, llama)
     for tensor in list_tensors(llama):
-        shape = read_safetensors(
-            files[tensor.source],
-            lambda file, name=tensor.source: tuple(file.get_slice(name).get_shape()),
-            "numpy",
-        )
+        with open_safetensors(files[tensor.source], "numpy") as file:
+            shape = tuple(file.get_slice(tensor.source).get_shape())
         check_shape(tensor, shape, packed=f"{tensor.source}.{STATE}" in files)
 
 
 def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) -> None:
-    """Raise ExportError unless a tensor in a file has the shape that config.json gives it; packed, two weights are a byte."""
+    """Raise ExportError unless a tensor has the shape in config.json; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:
         raise ExportError(
@@ -220,43 +220,33 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
 
 
 def list_tensors(llama: Llama) -> list[Tensor]:
-    tensors = [
-        Tensor("token_embd.weight", "model.embed_tokens.weight", (llama.vocab, llama.hidden))
-    ]
-    for n in range(llama.layers):
-        source, target = f"model.layers.{n}", f"blk.{n}"
-        for name, module in (
-            ("attn_norm", "input_layernorm"),
-            ("ffn_norm", "post_attention_layernorm"),
-        ):
+    """Return the tensors of the base in the order of a GGUF file."""
+    embeddings = (llama.vocab, llama.hidden)
+    tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", embeddings)]
+    norms = (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"))
+    for layer in range(llama.layers):
+        source, target = f"model.layers.{layer}", f"blk.{layer}"
+        for name, module in norms:
             tensors.append(
                 Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", (llama.hidden,))
             )
         for module, (name, shape, heads) in llama.projections().items():
-            tensors.append(
-                Tensor(
-                    f"{target}.{name}.weight",
-                    f"{source}.{module}.weight",
-                    shape,
-                    heads,
-                    linear=True,
-                )
-            )
+            names = f"{target}.{name}.weight", f"{source}.{module}.weight"
+            tensors.append(Tensor(*names, shape, heads, linear=True))
     tensors.append(Tensor("output_norm.weight", "model.norm.weight", (llama.hidden,)))
     if not llama.tied:
-        tensors.append(Tensor("output.weight", "lm_head.weight", (llama.vocab, llama.hidden)))
+        tensors.append(Tensor("output.weight", "lm_head.weight", embeddings))
     return tensors
 
 
-def read_safetensors(
-    path: Path, read: Callable[[Any], Any], framework: Literal["pt", "numpy"] = "pt"
-) -> Any:
-    """`read(open file)`, with every way in which the file can be broken as one line. "numpy" leaves torch alone."""
+@contextmanager
+def open_safetensors(path: Path, framework: Literal["pt", "numpy"] = "pt") -> Iterator[Any]:
+    """Give the open file; every error of a broken file becomes one line. "numpy" does not import torch."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework=framework) as file:
-            return read(file)
+            yield file
     except (SafetensorError, OSError) as error:
         raise ExportError(
             f"{path} cannot be read ({error}): copy, download or save it again"
@@ -264,27 +254,19 @@ def read_safetensors(
 
 
 def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
-    """Tensor name → safetensors file; every tensor of the layout is there and none is left over."""
-    index = model_dir / "model.safetensors.index.json"
-    single = model_dir / "model.safetensors"
-    files = (
-        [single]
-        if single.exists() or not index.exists()
-        else sorted({model_dir / name for name in read_json(index).get("weight_map", {}).values()})
-    )
-    found = {
-        name: file
-        for file in files
-        for name in read_safetensors(file, lambda opened: list(opened.keys()), "numpy")
-    }
-    wanted = list_tensors(llama)
-    names = {tensor.source for tensor in wanted}
-    beside = {
-        f"{tensor.source}.{part}"
-        for tensor in wanted
-        if tensor.linear and llama.packed
-        for part in PACKED_PARTS
-    }
+    """Return the safetensors file of every tensor. Raises ExportError if one is missing, or there is another."""
+    index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
+    files = {single}
+    if index.exists() and not single.exists():
+        files = {model_dir / name for name in read_json(index).get("weight_map", {}).values()}
+    found: dict[str, Path] = {}
+    for path in sorted(files):
+        with open_safetensors(path, "numpy") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    tensors = list_tensors(llama)
+    names = {tensor.source for tensor in tensors}
+    linear = {tensor.source for tensor in tensors if tensor.linear and llama.packed}
+    packed = {f"{name}.{part}" for name in linear for part in PACKED_PARTS}
     # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
     unused = {
         name
@@ -295,7 +277,7 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
         raise ExportError(
             f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: download it again"
         )
-    if extra := sorted(found.keys() - names - beside - unused):
+    if extra := sorted(found.keys() - names - packed - unused):
         raise ExportError(
             f"{model_dir}: tensor {extra[0]} is not part of a Llama: choose the plain model"
         )
@@ -304,7 +286,7 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in id order with their kinds, merges as "left right", the ids of the special roles, the template."""
+    """Tokens in id order with their kinds, merges as "left right", ids of the special roles, the chat template."""
 
     tokens: list[str]
     kinds: list[TokenKind]
@@ -315,7 +297,10 @@ class Vocabulary:
 
 
 def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
-    """Byte-level BPE of `size` tokens (rows of the embedding). ExportError where llama.cpp would split otherwise."""
+    """Read a byte-level BPE of `size` tokens (rows of the embedding).
+
+    Raises ExportError where llama.cpp would split text in another way.
+    """
     spec = read_json(model_dir / "tokenizer.json")
     settings = read_json(model_dir / "tokenizer_config.json")
     _check_tokenizer(model_dir, spec)
@@ -347,42 +332,35 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
 
 def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
     model, pre, added = spec["model"], spec.get("pre_tokenizer") or {}, spec["added_tokens"]
-    split, to_bytes = (pre.get("pretokenizers") or [{}, {}])[:2]
-    complaints = {
+    steps = pre.get("pretokenizers", ())
+    split, to_bytes = (steps or [{}, {}])[:2]
+    is_llama3 = (
+        len(steps) == 2
+        and split.get("pattern") == {"Regex": WORD_SPLITS["llama-bpe"]}
+        and split.get("behavior") == "Isolated"
+        and not split.get("invert")
+        and to_bytes.get("type") == "ByteLevel"
+        and not to_bytes.get("add_prefix_space")
+        and not to_bytes.get("use_regex", True)
+    )
+    affixes = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
+    strips = ("lstrip", "rstrip", "single_word")
+    faults = {
         "it is not BPE": model.get("type") != "BPE",
-        "it normalises text": spec.get("normalizer") is not None,
+        "it normalizes text": spec.get("normalizer") is not None,
         "ignore_merges is off": not model.get("ignore_merges"),
-        "it uses dropout, byte_fallback or affixes": any(
-            model.get(key)
-            for key in (
-                "dropout",
-                "byte_fallback",
-                "continuing_subword_prefix",
-                "end_of_word_suffix",
-            )
-        ),
-        "its pre-tokenizer is not Llama-3's": (
-            len(pre.get("pretokenizers", ())) != 2
-            or split.get("pattern") != {"Regex": WORD_SPLITS["llama-bpe"]}
-            or split.get("behavior") != "Isolated"
-            or split.get("invert")
-            or to_bytes.get("type") != "ByteLevel"
-            or to_bytes.get("add_prefix_space")
-            or to_bytes.get("use_regex", True)
-        ),
-        "an added token swallows spaces": any(
-            t.get(k) for t in added for k in ("lstrip", "rstrip", "single_word")
-        ),
+        "it uses dropout, byte_fallback or affixes": any(model.get(key) for key in affixes),
+        "its pre-tokenizer is not Llama-3's": not is_llama3,
+        "an added token swallows spaces": any(t.get(key) for t in added for key in strips),
     }
-    for complaint, holds in complaints.items():
-        if holds:
-            raise ExportError(
-                f"{model_dir}: tokenizer.json: {complaint}: choose a model with Llama-3's tokenizer"
-            )
+    if fault := next((fault for fault, holds in faults.items() if holds), None):
+        raise ExportError(
+            f"{model_dir}: tokenizer.json: {fault}: choose a model with Llama-3's tokenizer"
+        )
 
 
 def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> dict[str, int]:
-    """bos and eos always, pad, eot and eom where they exist."""
+    """Ids of bos and eos, and of pad, eot and eom where they exist."""
     roles = {}
     for role in ("bos", "eos", "pad"):
         token = settings.get(f"{role}_token")
@@ -409,16 +387,16 @@ def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
     return template
 
 
-def _llama(
-    hidden: int, layers: int, ffn: int, heads: tuple[int, int], vocab: int, tied: bool = False
+def _shape(
+    hidden: int, layers: int, ffn: int, heads: int, kv_heads: int, vocab: int, tied: bool = False
 ) -> Llama:
     return Llama(
-        hidden=hidden,
-        layers=layers,
-        ffn=ffn,
-        heads=heads[0],
-        kv_heads=heads[1],
-        head_dim=hidden // heads[0],
+        hidden,
+        layers,
+        ffn,
+        heads,
+        kv_heads,
+        head_dim=hidden // heads,
         context=8192,
         eps=1e-5,
         vocab=vocab,
@@ -429,14 +407,14 @@ def _llama(
 
 
 SHAPES = {
-    "10m": _llama(256, 4, 768, (4, 2), 4096),  # for tests
-    "250m": _llama(1024, 16, 2816, (16, 4), 32000),
-    "1b": _llama(2048, 16, 8192, (32, 8), 128256, tied=True),  # Llama-3.2-1B
-    "3b": _llama(3072, 28, 8192, (24, 8), 128256, tied=True),  # Llama-3.2-3B
-    "llama-3-8b": _llama(4096, 32, 14336, (32, 8), 128256),
+    "10m": _shape(256, 4, 768, 4, 2, 4096),  # for tests
+    "250m": _shape(1024, 16, 2816, 16, 4, 32000),
+    "1b": _shape(2048, 16, 8192, 32, 8, 128256, tied=True),  # Llama-3.2-1B
+    "3b": _shape(3072, 28, 8192, 24, 8, 128256, tied=True),  # Llama-3.2-3B
+    "llama-3-8b": _shape(4096, 32, 14336, 32, 8, 128256),
 }
 
-# Repositories that presets and their headers name.
+# Repositories that presets name.
 BASES = {
     "unsloth/llama-3-8b-Instruct-bnb-4bit": "llama-3-8b",
     "unsloth/Llama-3.2-3B-Instruct-bnb-4bit": "3b",

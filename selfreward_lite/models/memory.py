@@ -1,11 +1,11 @@
-"""How much memory of a card each half of a run takes: llama.cpp that asks, a trainer that trains. Arithmetic, in bytes.
+"""Estimates of GPU memory in bytes: of llama.cpp that generates, and of a trainer that trains.
 
-Knows: what weights, caches, adapters, activations and logits weigh. Does not know: cards, time. Every figure is an estimate until
-`bench card` has measured it; what a card's own driver and libraries hold is a guess.
+`bench card` measures the same. What the GPU's driver and libraries hold is a guess.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from selfreward_lite.config.settings import EngineSettings, Model, Settings, Training
@@ -13,21 +13,18 @@ from selfreward_lite.data import hub
 from selfreward_lite.models.hf_folder import Llama
 from selfreward_lite.system.errors import UserError
 
-GGUF_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "q8_0": 34 / 32,
-}  # bytes a weight; Q8_0 keeps 32 weights in 34 bytes
+# Bytes a weight; Q8_0 keeps 32 weights in 34 bytes.
+GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 
-# NF4 with double quantisation (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of them, 4 bytes for 256 scales.
+# NF4 with double quantization (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of them, 4 bytes for 256 scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-ADAPTER_BYTES = (
-    16  # a weight in training: itself, its gradient and AdamW's two moments, all in float32
-)
-REFERENCE_BYTES = 4  # its frozen copy, with which DPO compares
+
+# Bytes of an adapter's weight in training: itself, its gradient and AdamW's two moments, all in float32.
+ADAPTER_BYTES = 16
+REFERENCE_BYTES = 4  # its frozen copy, the reference of DPO
 
 # A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so many tokens at once. Both
-# measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow tests/test_plan.py -k logit -s`.
+# measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow tests/run/test_plan.py -k logit -s`.
 LOGIT_BYTES, SFT_CHUNK = 16, 256
 DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
 
@@ -35,16 +32,13 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 def estimate_engine(
     settings: EngineSettings, llama: Llama, base: float, rank: int
 ) -> dict[str, int]:
-    """Return what llama.cpp holds with every layer on the card, by what it is; `base` is the bytes of its GGUF."""
+    """Return what llama.cpp holds with every layer on the GPU, by part; `base` is the bytes of its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
-    batch = (
-        4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
-        + 4 * settings.parallel * llama.vocab
-    )
+    activations = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
     parts = {
         "weights": base,
         "KV cache": settings.context * cell,
-        "a step": batch,
+        "a step": activations + 4 * settings.parallel * llama.vocab,
         "two adapters": 2 * 4 * count_adapter_weights(llama, rank),
         "driver": DRIVER["engine"],
     }
@@ -52,17 +46,18 @@ def estimate_engine(
 
 
 def estimate_training(
-    settings: Training, llama: Llama, rank: int, *, quantised: bool, pairs: bool
+    settings: Training, llama: Llama, rank: int, *, packed: bool, pairs: bool
 ) -> dict[str, int]:
-    """Return what a trainer holds at its longest rows, with gradient checkpointing, by what it is; `pairs` is DPO.
+    """Return what a trainer holds at its longest rows, with gradient checkpointing, by part; `pairs` is DPO.
 
-    Of every block its input is kept (two bytes a number); one block at a time is computed again, with its gradients.
+    The input of every block is kept (two bytes a number); one block at a time is computed again, with its gradients.
     """
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
-    block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token that one block makes on its way
+    block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token inside one block
+    linear = count_linear_weights(llama)
+    other = count_weights(llama) - linear
     parts = {
-        "weights": count_linear_weights(llama) * (NF4_BYTES if quantised else 2)
-        + 2 * (count_weights(llama) - count_linear_weights(llama)),
+        "weights": linear * (NF4_BYTES if packed else 2) + 2 * other,
         "adapter": count_adapter_weights(llama, rank)
         * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
         "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
@@ -73,31 +68,29 @@ def estimate_training(
 
 
 def estimate_peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
-    """Return what each stage of a run that uses the card holds at its peak, by what it is."""
-    quantised, rank = settings.model.quantisation == "nf4", settings.lora.rank
+    """Return what each kind of stage that uses the GPU holds at its peak, by part."""
+    packed, rank = settings.model.quantisation == "nf4", settings.lora.rank
+    base = estimate_base(settings.model, llama)
     return {
-        "asking (llama.cpp)": estimate_engine(
-            settings.engine, llama, estimate_base(settings.model, llama), rank
-        ),
-        "SFT": estimate_training(settings.sft, llama, rank, quantised=quantised, pairs=False),
-        "DPO": estimate_training(settings.dpo, llama, rank, quantised=quantised, pairs=True),
+        "asking (llama.cpp)": estimate_engine(settings.engine, llama, base, rank),
+        "SFT": estimate_training(settings.sft, llama, rank, packed=packed, pairs=False),
+        "DPO": estimate_training(settings.dpo, llama, rank, packed=packed, pairs=True),
     }
 
 
 def largest_peak(peaks: Mapping[str, Mapping[str, int]]) -> int:
-    """Return the bytes that the hungriest stage takes."""
+    """Return the bytes of the stage that needs most."""
     return max(sum(parts.values()) for parts in peaks.values())
 
 
 def estimate_base(model: Model, llama: Llama) -> float:
-    """Return the bytes of the base as GGUF: of the file that is set, if it is here, else of the weights in the type that is set.
+    """Return the bytes of the base as GGUF: of the file in the settings if it is here, else of the weights in their type.
 
-    Raises UserError where the file that is set cannot be.
+    Raises UserError if there is no such file.
     """
     repository = hub.parse_repository(model.gguf_file) if model.gguf_file else None
-    if model.gguf_file is None or (
-        repository is not None and not hub.is_downloaded(repository, "model")
-    ):
+    is_remote = repository is not None and not hub.is_downloaded(repository, "model")
+    if model.gguf_file is None or is_remote:
         return count_weights(llama) * GGUF_BYTES[model.gguf]
     file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():
@@ -106,21 +99,15 @@ def estimate_base(model: Model, llama: Llama) -> float:
 
 
 def count_linear_weights(llama: Llama) -> int:
-    """Return the weights of the blocks' linear layers, which are what NF4 packs."""
-    return llama.layers * sum(
-        rows * columns for _, (rows, columns), _ in llama.projections().values()
-    )
+    """Return the weights of the blocks' linear layers, those that NF4 packs."""
+    return llama.layers * sum(math.prod(one.shape) for one in llama.projections().values())
 
 
 def count_weights(llama: Llama) -> int:
-    """Return the weights of a model's matrices; its norms are lost beside them."""
+    """Return the weights of a model's matrices; its norms are negligible."""
     return count_linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
 
 
 def count_adapter_weights(llama: Llama, rank: int) -> int:
     """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
-    return (
-        llama.layers
-        * rank
-        * sum(rows + columns for _, (rows, columns), _ in llama.projections().values())
-    )
+    return llama.layers * rank * sum(sum(one.shape) for one in llama.projections().values())

@@ -93,7 +93,7 @@ def adopt_base(model_dir: Path, gguf: Path, out: Path, weights: Weights) -> int:
     Its logits are compared with the first adapter's export, as for every base, so `weights` is not needed yet.
     """
     if not gguf.is_file():
-        raise ExportError(f"{gguf}: no such file; correct model.gguf_file")
+        raise ExportError(f"{gguf}: no such file; fix model.gguf_file")
     out.unlink(missing_ok=True)
     try:
         os.link(gguf.resolve(), out)
@@ -295,9 +295,10 @@ def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
     import numpy as np
 
     def log_softmax(logits: np.ndarray) -> np.ndarray:
-        exact = logits.astype(np.float64)
+        exact: np.ndarray = logits.astype(np.float64)
         exact -= exact.max(axis=1, keepdims=True)
-        return exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+        exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+        return exact
 
     out = np.empty(len(expected))
     for rows in _blocks(len(expected)):
@@ -336,7 +337,8 @@ class _Reference:
 
         ids = torch.tensor([list(tokens)], device=self._model.device)
         with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
-            return self._model(ids).logits[0].float().cpu().numpy()
+            logits: np.ndarray = self._model(ids).logits[0].float().cpu().numpy()
+        return logits
 
 
 def _open_engine(gguf: Path, longest: int) -> LlamaEngine:
@@ -428,7 +430,7 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     chat = ChatFormat.load(model_dir)
-    theirs = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    theirs: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     options: dict[str, Any] = {"add_generation_prompt": True, "date_string": DATE}
     found = []
     with open_tokenizer(gguf) as llama:
@@ -439,9 +441,8 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
             )
         for number, messages in enumerate(_conversations(), 1):
             ours = list(chat.prompt_ids(messages))
-            turns: Any = messages
-            encoded = theirs.apply_chat_template(turns, return_dict=True, **options)
-            text = theirs.apply_chat_template(turns, tokenize=False, **options)
+            encoded = theirs.apply_chat_template(messages, return_dict=True, **options)
+            text = theirs.apply_chat_template(messages, tokenize=False, **options)
             others = {
                 "transformers": encoded["input_ids"],
                 "llama.cpp": llama.encode(text, special=True),

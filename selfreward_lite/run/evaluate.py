@@ -240,7 +240,7 @@ class Evaluation:
         stat = path.stat()
         digest = _digest([str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns)])
         own = self.run.judge(BASE, iteration)
-        role = replace(own, model=f"{path.name} {digest}", chat=ChatFormat.of_gguf(path))
+        role = replace(own, model=f"{path.name} {digest}", chat=ChatFormat.from_gguf(path))
         self.run.release_engine()
         engine = self.run.runtime.open_engine(path, self.run.settings.engine)
         try:

@@ -128,7 +128,7 @@ def restore_adapter(model: Any, adapter_in: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     weights = load_peft_weights(str(adapter_in), device="cpu")
-    result = set_peft_model_state_dict(model, weights, adapter_name="default")
+    result: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
     if result.unexpected_keys or len(weights) != trainable:
         raise TrainingError(

@@ -19,7 +19,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +153,7 @@ def _do(task: Plain, wire: int) -> None:
         os.dup2(log, 2)
         os.dup2(log, 1)
         answer = _work(task, lambda values: _send(wire, {"report": values}))
-        _send(wire, {"answer": asdict(answer) if is_dataclass(answer) else answer})
+        _send(wire, {"answer": to_jsonable_python(answer)})
         code = 0
     except SelfRewardError as error:
         sys.stdout.flush()  # the reason must be the log's last line

@@ -204,7 +204,7 @@ def test_base_refuses_by_name(words: str, folders: Any, tmp_path: Path) -> None:
 
 TOKENIZER_REFUSALS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "not BPE": lambda t: t["model"].update(type="Unigram"),
-    "normalises": lambda t: t.update(normalizer={"type": "NFC"}),
+    "normalizes": lambda t: t.update(normalizer={"type": "NFC"}),
     "ignore_merges": lambda t: t["model"].update(ignore_merges=False),
     "byte_fallback": lambda t: t["model"].update(byte_fallback=True),
     "pre-tokenizer": lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(

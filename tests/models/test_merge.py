@@ -1,4 +1,4 @@
-"""Models out of a run: base and adapter merged into one GGUF, quantised by llama.cpp, with a Modelfile that Ollama can follow."""
+"""Models out of a run: base and adapter merged into one GGUF, quantized by llama.cpp, with a Modelfile that Ollama can follow."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jinja2
@@ -32,9 +32,9 @@ def write(
 ) -> dict:
     said: list[dict] = []
     found = merge.write_model(
-        str(made / "model"), str(adapter or made / "adapter"), str(out), kind, prove, said.append
+        made / "model", adapter or made / "adapter", out, kind, prove, said.append
     )
-    return {**found, "said": said}
+    return {**asdict(found), "said": said}
 
 
 # -- merging ----------
@@ -68,7 +68,7 @@ def test_another_adapter_merged_is_far_away(made, tmp_path):
     )
 
 
-def test_a_quantised_merge_says_how_near_it_is_and_how_far_it_has_come(made, tmp_path):
+def test_a_quantized_merge_says_how_near_it_is_and_how_far_it_has_come(made, tmp_path):
     half, small = (
         write(made, tmp_path / "half" / "m.gguf", "f16"),
         write(made, tmp_path / "small" / "m.gguf", "q4_k_m"),
@@ -147,8 +147,8 @@ def wide(tmp_path_factory) -> Path:
 def test_size_is_known_before(wide, tmp_path, kind):
     wanted = quantize.estimate(wide, tmp_path / "out.gguf", kind)
     assert not (tmp_path / "out.gguf").exists(), "asking writes nothing"
-    made = quantize.quantize(wide, tmp_path / "out.gguf", kind)
-    assert made.stat().st_size == pytest.approx(wanted.size, rel=0.01)
+    size = quantize.quantize(wide, tmp_path / "out.gguf", kind)
+    assert size == (tmp_path / "out.gguf").stat().st_size == pytest.approx(wanted.size, rel=0.01)
     assert wanted.seconds > 0
     assert re.fullmatch(r"[\d.]+ MB, about \d+ s; the disk has [\d.]+ [MG]B free", str(wanted))
 
@@ -191,7 +191,7 @@ def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, w
     assert not (tmp_path / "exported").exists()
 
 
-def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path):
+def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(wide, tmp_path):
     (tmp_path / "cut.gguf").write_bytes(wide.read_bytes()[:100_000])
     (tmp_path / "words.gguf").write_text("not a model")
     twice = write_gguf(tmp_path / "small.gguf", "10m", "q8_0")
@@ -204,7 +204,7 @@ def test_what_cannot_be_quantised_is_one_line_and_leaves_nothing(wide, tmp_path)
         with pytest.raises((ExportError, UserError), match=reason) as caught:
             quantize.quantize(source, tmp_path / "out.gguf", "q4_k_m")
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="q9 is no type of a GGUF here: choose of f16, q8_0"):
+    with pytest.raises(UserError, match="q9 is no type of a GGUF here: choose one of f16, q8_0"):
         quantize.estimate(wide, tmp_path / "out.gguf", "q9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "cut.gguf",
@@ -240,11 +240,11 @@ def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
         (["folder", "out.gguf"], 2, "folder is no file"),
         (["f16.gguf", "words.gguf/out.gguf"], 2, "words.gguf is not a folder"),
         (["f16.gguf", "pipe"], 2, "pipe is not a file"),
-        (["small.gguf", "new/out.gguf"], 2, "small.gguf is quantised already (Q8_0)"),
+        (["small.gguf", "new/out.gguf"], 2, "small.gguf is quantized already (Q8_0)"),
         (["f16.gguf", "f16.gguf"], 2, "f16.gguf is the source itself"),
         (["f16.gguf", "folder"], 2, "folder is not a file"),
         (["f16.gguf", "out.gguf", "--type", "q9"], 2, "q9 is no type of a GGUF here"),
-        (["words.gguf", "out.gguf"], 1, "words.gguf is no whole GGUF file"),
+        (["words.gguf", "out.gguf"], 1, "words.gguf is no complete GGUF file"),
     ],
 )
 def test_mistakes_in_the_command_are_one_line(wide, tmp_path, arguments, code, says):

@@ -150,7 +150,7 @@ def test_a_base_that_somebody_else_made_is_taken_if_it_reads_the_same_tokens(mad
 
 def test_a_base_of_another_model_is_refused_and_not_left_there(made, tmp_path):
     out = tmp_path / "base.gguf"
-    with pytest.raises(ExportError, match="no such file; correct model.gguf_file"):
+    with pytest.raises(ExportError, match="no such file; fix model.gguf_file"):
         parity.adopt_base(made / "model", tmp_path / "none.gguf", out, "original")
     other = copy(made, tmp_path)
     tokenizer = json.loads((other / "tokenizer.json").read_text())

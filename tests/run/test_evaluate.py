@@ -352,7 +352,7 @@ def gguf(tmp_path_factory) -> Path:
 
 
 def test_a_ggufs_chat_is_that_of_its_folder(gguf):
-    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.of_gguf(gguf)
+    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.from_gguf(gguf)
     for text in (
         *TOKEN_PROBES,
         "Sort the letters c a b.\n <|eot_id|> é 12",
@@ -366,4 +366,4 @@ def test_a_gguf_that_is_no_chat_model_is_refused(gguf, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ConfigError, match=r"broken\.gguf"):
-        ChatFormat.of_gguf(broken)
+        ChatFormat.from_gguf(broken)

@@ -50,7 +50,7 @@ def test_memory_while_it_asks_is_that_of_a_calculation_by_hand():
 
 def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     settings = OVERNIGHT.dpo.model_copy(update={"micro_batch": 1, "max_length": 2048})
-    parts = memory.estimate_training(settings, LLAMA, 16, quantised=True, pairs=True)
+    parts = memory.estimate_training(settings, LLAMA, 16, packed=True, pairs=True)
     assert parts["weights"] == pytest.approx(
         6_979_321_856 * (0.5 + 1 / 64 + 4 / 16384) + 2 * 2 * 128256 * 4096, abs=2
     )
@@ -58,10 +58,10 @@ def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     assert parts["adapter"] == 41_943_040 * 20
     assert parts["logits"] == 2 * 2048 * 128256 * 16
     assert parts["activations"] == 4096 * 2 * (32 * 4096 + 2 * (8 * 4096 + 6 * 14336))
-    alone = memory.estimate_training(settings, LLAMA, 16, quantised=True, pairs=False)
+    alone = memory.estimate_training(settings, LLAMA, 16, packed=True, pairs=False)
     assert alone["logits"] == 256 * 128256 * 16
     assert alone["adapter"] == 41_943_040 * 16
-    plain = memory.estimate_training(settings, LLAMA, 16, quantised=False, pairs=False)
+    plain = memory.estimate_training(settings, LLAMA, 16, packed=False, pairs=False)
     assert plain["weights"] == 2 * 8_029_995_008
 
 
