@@ -25,6 +25,7 @@ from selfreward_lite.data.records import (
     Prompt,
     Response,
     ResponsePair,
+    group_records,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import tasks
@@ -33,7 +34,6 @@ from selfreward_lite.method.judgments import SCORE_TOLERANCE
 from selfreward_lite.report import plots, summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
-from selfreward_lite.run.context import grouped
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
 
@@ -233,7 +233,7 @@ def _tie_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> fl
     Pairs with equal exact or equal expected scores do not count.
     """
     author = ModelId(iteration - 1).name
-    judged = grouped(
+    judged = group_records(
         store.records(Judgment, iteration=iteration, model=author), lambda one: one.response_id
     )
     by_prompt = defaultdict(list)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 
 class ModelId(int):
@@ -195,6 +196,7 @@ Record = (
     | JudgmentPair
     | Comparison
 )
+R = TypeVar("R", bound=Record)
 KINDS: tuple[type[Record], ...] = (
     Candidate,
     Prompt,
@@ -206,6 +208,14 @@ KINDS: tuple[type[Record], ...] = (
     JudgmentPair,
     Comparison,
 )
+
+
+def group_records(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
+    """Group records by `key`, each group in the order of sample numbers."""
+    groups: dict[str, list[R]] = defaultdict(list)
+    for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
+        groups[key(record)].append(record)
+    return dict(groups)
 
 
 def make_id(namespace: str, kind: type[Record], *key: str | int) -> str:

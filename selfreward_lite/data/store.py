@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from selfreward_lite.data.database import (
     Database,
@@ -26,14 +26,13 @@ from selfreward_lite.data.database import (
     open_for_writing,
     table_name,
 )
-from selfreward_lite.data.records import KINDS, ModelId, Outcome, Record, content_hash, derive_id
+from selfreward_lite.data.records import KINDS, ModelId, Outcome, R, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import find_manifest_faults
 
 LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
-R = TypeVar("R", bound=Record)
 
 
 class StageRow(NamedTuple):

@@ -5,7 +5,7 @@ This is evaluation fine-tuning (EFT; arXiv 2401.10020, section 3.1).
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +13,11 @@ from itertools import combinations
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Drop, Judgment, Outcome, Response
-from selfreward_lite.method.judgments import ask_for_judgments, build_judge_question
+from selfreward_lite.method.judgments import (
+    ask_for_judgments,
+    build_judge_question,
+    group_by_response,
+)
 from selfreward_lite.method.roles import AskGenerator, Role
 
 
@@ -30,10 +34,7 @@ def ask_for_ranked_judgments(
 ) -> AskGenerator:
     """Have ranked answers judged, and decoys too if a set of judgments agrees with the humans."""
     judged = yield from ask_for_judgments(ranked.prompt, ranked.responses, role, attempts)
-    by_response = defaultdict(list)
-    for record in judged.records:
-        if isinstance(record, Judgment):
-            by_response[record.response_id].append(record)
+    by_response = group_by_response(one for one in judged.records if isinstance(one, Judgment))
     if not decoys or find_agreeing_judgments(ranked, by_response, strict=strict) is None:
         return judged
     more = yield from ask_for_judgments(ranked.prompt, decoys, role, attempts)

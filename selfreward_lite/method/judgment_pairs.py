@@ -6,11 +6,18 @@ A chosen judgment above the length limit gives no pair, because a meta-judge pre
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from selfreward_lite.config.settings import Schedule
-from selfreward_lite.data.records import Drop, Judgment, JudgmentPair, Outcome, Rating, make_id
+from selfreward_lite.data.records import (
+    Drop,
+    Judgment,
+    JudgmentPair,
+    Outcome,
+    Rating,
+    group_records,
+    make_id,
+)
 
 
 def build_judgment_pairs(
@@ -22,9 +29,7 @@ def build_judgment_pairs(
     iteration: int,
 ) -> Outcome:
     """Return at most one pair per response; `judgments` maps ids to judgments."""
-    by_response: dict[str, list[Rating]] = defaultdict(list)
-    for rating in ratings:
-        by_response[rating.response_id].append(rating)
+    by_response = group_records(ratings, lambda rating: rating.response_id)
     pairs: list[JudgmentPair] = []
     drops: list[Drop] = []
     for response_id, rated in by_response.items():

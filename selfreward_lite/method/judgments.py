@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from selfreward_lite.config.settings import Judge
-from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Response
+from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Response, group_records
 from selfreward_lite.engine.api import Completion, Probe, Request
 from selfreward_lite.method.parsing import parse_score
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
@@ -109,6 +109,17 @@ def compute_expected_score(probabilities: Sequence[float]) -> float | None:
     if not total > 0:
         return None
     return math.fsum(score * share for score, share in enumerate(probabilities)) / total
+
+
+def group_by_response(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]]:
+    """Group judgments by the id of the response they judge."""
+    return group_records(judgments, lambda judgment: judgment.response_id)
+
+
+def score_responses(judgments: Iterable[Judgment], settings: Judge) -> dict[str, float | None]:
+    """Return the score of every judged response by its id."""
+    groups = group_by_response(judgments)
+    return {name: score_response(group, settings) for name, group in groups.items()}
 
 
 def score_response(judgments: Iterable[Judgment], settings: Judge) -> float | None:

@@ -183,66 +183,85 @@ def length_controlled_win_rate(results: np.ndarray, gaps: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class JudgeAgreement:
-    """How a judge's scores of ranked answers agree with the humans' order.
+    """A judge's scores of ranked answers, compared with the humans' order.
 
     The metrics are those of arXiv 2401.10020, section 3.2. Where the paper leaves something open
     (ties, unread scores, prompts whose scores are all equal), the stricter reading is taken, and
     what it concerns is counted.
 
-    `outcomes` holds for each pair of each prompt, in a fixed order, 1 for agreement, 0 for
-    disagreement, a tie or an unread score. `spearman` and `kendall` hold one value per prompt; a
-    correlation that does not exist, because all scores are equal or fewer than two could be read,
-    is 0 and counted as `undefined`. `ties` counts pairs of two equal scores, `unread` pairs with a
-    score that could not be read. `top` counts answers with the highest score, `top_best` those of
-    them that people ranked first; `scored` of `answers` have a score.
+    `scores` holds, for each prompt, the scores of its answers from the humans' best to their worst;
+    None is unread.
     """
 
-    outcomes: tuple[tuple[int, ...], ...]
-    ties: int
-    unread: int
-    spearman: tuple[float, ...]
-    kendall: tuple[float, ...]
-    undefined: int
-    top: int
-    top_best: int
-    scored: int
-    answers: int
+    scores: tuple[tuple[float | None, ...], ...]
 
     @property
-    def pairs(self) -> int:
-        """Pairs of answers to one prompt."""
-        return sum(map(len, self.outcomes))
+    def answers(self) -> int:
+        """The number of answers, scored or not."""
+        return sum(map(len, self.scores))
 
     @property
-    def accuracy(self) -> float:
-        """Share of pairs in the human order; ties and unread scores count as wrong."""
-        return mean_and_error(self.outcomes)[0]
+    def gaps(self) -> list[list[float]]:
+        """For each prompt, the score of the better answer minus that of the worse one, by pair.
+
+        NaN if one of the two is unread.
+        """
+        return [
+            [
+                math.nan if better is None or worse is None else better - worse
+                for better, worse in combinations(scores, 2)
+            ]
+            for scores in self.scores
+        ]
 
     @property
-    def exact(self) -> tuple[int, ...]:
-        """For each prompt, 1 if every pair is in the human order."""
-        return tuple(int(bool(pairs) and all(pairs)) for pairs in self.outcomes)
+    def outcomes(self) -> list[list[int]]:
+        """For each prompt, 1 for each pair in the human order, 0 for one inverted, tied or unread."""
+        return [[int(gap > SCORE_TOLERANCE) for gap in gaps] for gaps in self.gaps]
+
+    @property
+    def correlations(self) -> list[tuple[float, float] | None]:
+        """For each prompt, Spearman's rho and Kendall's tau-b of its scores with the human order.
+
+        None if the scores are all equal, or fewer than two could be read.
+        """
+        read = [
+            [(-rank, round(one, 9)) for rank, one in enumerate(scores) if one is not None]
+            for scores in self.scores
+        ]
+        return [correlation(*zip(*pairs, strict=True)) if pairs else None for pairs in read]
 
     def metrics(self) -> dict[str, float]:
         """Return every metric by name; NaN where there is nothing to divide by.
 
         The error of the accuracy draws prompts, not pairs, since the pairs of one prompt share
-        answers.
+        answers. A correlation that does not exist counts as 0, and as `undefined`.
         """
         accuracy, error = mean_and_error(self.outcomes)
-        decided = self.pairs - self.unread - self.ties
+        gaps = [gap for gaps in self.gaps for gap in gaps if not math.isnan(gap)]
+        ties = sum(abs(gap) <= SCORE_TOLERANCE for gap in gaps)
+        ranks = [
+            (rank, round(one, 9) >= TOP_SCORE)
+            for scores in self.scores
+            for rank, one in enumerate(scores)
+            if one is not None
+        ]
+        top = [rank for rank, is_top in ranks if is_top]
+        known = [both or (0.0, 0.0) for both in self.correlations]
         return {
             "pair_accuracy": accuracy,
             "pair_accuracy_error": error,
-            "pair_accuracy_without_ties": ratio_or_nan(sum(map(sum, self.outcomes)), decided),
-            "five_best": ratio_or_nan(self.top_best, self.top),
-            "exact_match": mean_or_nan(self.exact),
-            "spearman": mean_or_nan(self.spearman),
-            "kendall": mean_or_nan(self.kendall),
-            "tie_rate": ratio_or_nan(self.ties, self.pairs - self.unread),
-            "top_share": ratio_or_nan(self.top, self.scored),
-            "scored_share": ratio_or_nan(self.scored, self.answers),
-            "undefined": float(self.undefined),
+            "pair_accuracy_without_ties": ratio_or_nan(
+                sum(map(sum, self.outcomes)), len(gaps) - ties
+            ),
+            "five_best": ratio_or_nan(top.count(0), len(top)),
+            "exact_match": mean_or_nan([bool(pairs) and all(pairs) for pairs in self.outcomes]),
+            "spearman": mean_or_nan([rho for rho, _ in known]),
+            "kendall": mean_or_nan([tau for _, tau in known]),
+            "tie_rate": ratio_or_nan(ties, len(gaps)),
+            "top_share": ratio_or_nan(len(top), len(ranks)),
+            "scored_share": ratio_or_nan(len(ranks), self.answers),
+            "undefined": float(self.correlations.count(None)),
         }
 
 
@@ -250,35 +269,8 @@ def judge_agreement(
     ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]
 ) -> JudgeAgreement:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses."""
-    outcomes, correlations = [], []
-    ties = unread = undefined = top = top_best = scored = 0
-    for prompt in ranked:
-        found = [scores.get(response.id) for response in prompt.responses]
-        gaps = [
-            math.nan if high is None or low is None else high - low
-            for high, low in combinations(found, 2)
-        ]
-        ties += sum(abs(gap) <= SCORE_TOLERANCE for gap in gaps)
-        unread += sum(map(math.isnan, gaps))
-        outcomes.append(tuple(int(gap > SCORE_TOLERANCE) for gap in gaps))
-        read = [(-rank, round(value, 9)) for rank, value in enumerate(found) if value is not None]
-        both = correlation(*zip(*read, strict=True)) if read else None
-        undefined += both is None
-        correlations.append(both or (0.0, 0.0))
-        scored += len(read)
-        top += sum(value >= TOP_SCORE for _, value in read)
-        top_best += sum(value >= TOP_SCORE and rank == 0 for rank, value in read)
     return JudgeAgreement(
-        tuple(outcomes),
-        ties,
-        unread,
-        tuple(spearman for spearman, _ in correlations),
-        tuple(kendall for _, kendall in correlations),
-        undefined,
-        top,
-        top_best,
-        scored,
-        sum(len(prompt.responses) for prompt in ranked),
+        tuple(tuple(scores.get(one.id) for one in prompt.responses) for prompt in ranked)
     )
 
 
@@ -303,14 +295,11 @@ class VoteTally:
     the share of votes for one side in which `judge`, where it decided too, decided the same.
     """
 
-    model: str
-    rival: str
     won: int
     tied: int
     lost: int
     win_rate: Share
     open: int
-    judge: str
     agreement: Share
 
 
@@ -328,13 +317,10 @@ def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Vo
     ]
     won, tied, lost = (points.count(value) for value in (1.0, 0.5, 0.0))
     return VoteTally(
-        model,
-        rival,
         won,
         tied,
         lost,
         Share.of(sum(points), len(points)),
         sum(not vote.blind for vote in met),
-        judge,
         Share.of(sum(agreed), len(agreed)),
     )

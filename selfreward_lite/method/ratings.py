@@ -7,12 +7,11 @@ always lose, and centers the strengths at 0.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from selfreward_lite.data.records import Battle, Drop, Outcome, Rating, make_id
+from selfreward_lite.data.records import Battle, Drop, Outcome, Rating, group_records, make_id
 
 MIN_SPREAD = 1e-6  # strengths closer than this say nothing
 
@@ -22,9 +21,7 @@ def rate_judgments(
 ) -> Outcome:
     """Return a rating of every judgment, and how many responses have no decisive battles."""
     first_weight, second_weight = compute_position_weights([battle.verdict for battle in battles])
-    by_response: dict[str, list[Battle]] = defaultdict(list)
-    for battle in battles:
-        by_response[battle.response_id].append(battle)
+    by_response = group_records(battles, lambda battle: battle.response_id)
     ratings: list[Rating] = []
     drops: list[Drop] = []
     for response_id, group in by_response.items():

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from selfreward_lite.config.settings import Draw, Judge, Settings
+from selfreward_lite.config.settings import Draw, Settings
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import BASE, Judgment, ModelId, Outcome, Prompt, Record, Response
+from selfreward_lite.data.records import (
+    BASE,
+    Judgment,
+    ModelId,
+    Outcome,
+    Prompt,
+    R,
+    Response,
+    group_records,
+)
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
@@ -23,7 +30,6 @@ from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
 
-R = TypeVar("R", bound=Record)
 Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 
 
@@ -36,7 +42,7 @@ class RunReader:
 
     def ranked(self) -> ranked.Split:
         """The ranked prompts by what they are for, as the first step stored them."""
-        by_prompt = grouped(
+        by_prompt = group_records(
             self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id
         )
         found = [
@@ -202,24 +208,3 @@ class RunContext:
         self.store.spend(iteration, stage, seconds - booked)
         self.store.end_stage(iteration, stage)
         self.watch(replace(progress, done=1, seconds=seconds, drops=outcome.dropped()))
-
-
-def grouped(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:
-    """Group by `key`; each group in the order of sample numbers."""
-    groups: dict[str, list[R]] = defaultdict(list)
-    for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
-        groups[key(record)].append(record)
-    return dict(groups)
-
-
-def by_response(found: Iterable[Judgment]) -> dict[str, list[Judgment]]:
-    """Group judgments by the response they judge."""
-    return grouped(found, lambda judgment: judgment.response_id)
-
-
-def scores_by_response(found: Iterable[Judgment], settings: Judge) -> dict[str, float | None]:
-    """The score of every response that was judged."""
-    return {
-        response_id: judgments.score_response(drawn, settings)
-        for response_id, drawn in by_response(found).items()
-    }

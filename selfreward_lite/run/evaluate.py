@@ -24,17 +24,19 @@ from selfreward_lite.data.records import (
     Judgment,
     ModelId,
     Prompt,
+    R,
     Response,
     make_id,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, judgments, metrics, responses
+from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.ask import Watch, run_stage
-from selfreward_lite.run.context import R, RunContext, RunReader, scores_by_response
+from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
 
@@ -103,7 +105,7 @@ class Evaluation:
         drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
         settings = self.run.settings.judge.model_copy(update={"count": count})
         counted = (one for one in drawn if one.index < count)
-        return judge_agreement(ranked, scores_by_response(counted, settings))
+        return judge_agreement(ranked, score_responses(counted, settings))
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""

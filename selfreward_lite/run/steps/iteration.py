@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from selfreward_lite.data.records import BASE, Battle, Candidate, Judgment, Prompt, Rating, Response
+from selfreward_lite.data.records import (
+    BASE,
+    Battle,
+    Candidate,
+    Judgment,
+    Prompt,
+    Rating,
+    Response,
+    group_records,
+)
 from selfreward_lite.method import (
     battles,
     judgment_pairs,
@@ -17,9 +26,10 @@ from selfreward_lite.method import (
     response_pairs,
     responses,
 )
+from selfreward_lite.method.judgments import group_by_response, score_responses
 from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.run import budget
-from selfreward_lite.run.context import RunContext, by_response, grouped, scores_by_response
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import UserError
 
 
@@ -106,8 +116,8 @@ def pair_responses(run: RunContext, iteration: int) -> None:
         "response_pairs",
         lambda: response_pairs.build_response_pairs(
             run.reader.prompts(iteration),
-            grouped(run.reader.responses(iteration), lambda one: one.prompt_id),
-            scores_by_response(run.reader.judgments(iteration), run.settings.judge),
+            group_records(run.reader.responses(iteration), lambda one: one.prompt_id),
+            score_responses(run.reader.judgments(iteration), run.settings.judge),
             run.settings.for_iteration(iteration),
             id_namespace=run.store.id_namespace,
             iteration=iteration,
@@ -121,8 +131,8 @@ def run_battles(run: RunContext, iteration: int) -> None:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
     prompts = run.reader.prompts(iteration)
-    drawn = by_response(run.reader.judgments(iteration))
-    answers = grouped(run.reader.responses(iteration), lambda one: one.prompt_id)
+    drawn = group_by_response(run.reader.judgments(iteration))
+    answers = group_records(run.reader.responses(iteration), lambda one: one.prompt_id)
     contested: dict[str, Response] = {}
     for prompt in prompts:
         candidates = [one for one in answers.get(prompt.id, ()) if one.id in drawn]

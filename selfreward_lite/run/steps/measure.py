@@ -11,9 +11,10 @@ from statistics import fmean
 
 from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
 from selfreward_lite.method import comparisons, metrics, responses
+from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import standard_error
-from selfreward_lite.run.context import RunContext, scores_by_response
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps.reward_hacking import HackingSigns, ask_judges, find_signs
 
 
@@ -74,7 +75,7 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     ]
     settings = run.settings.judge.model_copy(update={"count": count})
     return ModelMetrics(
-        judge_agreement(ranked, scores_by_response(judged, settings)),
+        judge_agreement(ranked, score_responses(judged, settings)),
         fmean(len(one.text) for one in answers) if answers else None,
         AnswerMetrics(
             judge_read_share=metrics.share_read(judged),

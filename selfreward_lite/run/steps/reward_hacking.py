@@ -17,8 +17,9 @@ from statistics import fmean
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, ModelId, Response, ResponsePair
 from selfreward_lite.method import canaries, response_pairs
+from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.statistics import paired_interval
-from selfreward_lite.run.context import RunContext, Scores, scores_by_response
+from selfreward_lite.run.context import RunContext, Scores
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int 
     """Scores by response from `count` judgments each, those numbered from `first`."""
     drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(judge).name)
     counted = (one for one in drawn if first <= one.index < first + count)
-    return scores_by_response(counted, run.settings.judge.model_copy(update={"count": count}))
+    return score_responses(counted, run.settings.judge.model_copy(update={"count": count}))
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:

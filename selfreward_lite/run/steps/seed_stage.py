@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import BASE, Judgment, Outcome, Response
+from selfreward_lite.data.records import BASE, Judgment, Outcome, Response, group_records
 from selfreward_lite.method import canaries, eft, new_prompts
+from selfreward_lite.method.judgments import group_by_response
 from selfreward_lite.run import prepare
-from selfreward_lite.run.context import RunContext, by_response, grouped
+from selfreward_lite.run.context import RunContext
 
 
 def read_ranked(run: RunContext, _: int) -> None:
@@ -129,7 +130,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcome]:
     """The EFT examples from the first `count` prompts, and what was left out."""
-    drawn = by_response(run.store.records(Judgment, iteration=0, model="base"))
+    drawn = group_by_response(run.store.records(Judgment, iteration=0, model="base"))
     return eft.build_eft_examples(
         run.reader.ranked().eft[:count], _decoys(run), drawn, run.settings
     )
@@ -138,4 +139,4 @@ def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcom
 def _decoys(run: RunContext) -> dict[str, list[Response]]:
     """The decoys by prompt."""
     found = run.store.records(Response, iteration=0, model=canaries.DECOY)
-    return grouped(found, lambda one: one.prompt_id)
+    return group_records(found, lambda one: one.prompt_id)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
 from selfreward_lite.data.tiny.bias import flip_brevity
-from selfreward_lite.method.judgments import TOP_SCORE
+from selfreward_lite.method.judgments import TOP_SCORE, score_responses
 from selfreward_lite.run import budget
 from selfreward_lite.run.ask import Progress
-from selfreward_lite.run.context import RunContext, scores_by_response
+from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job, Report
@@ -78,7 +78,7 @@ def _biased_text(run: RunContext, judgment: Judgment) -> str:
 def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]:
     """Prompts with responses of the highest score (arXiv 2401.10020, section 2.3)."""
     prompts = {one.id: one.text for one in run.reader.prompts(iteration)}
-    scores = scores_by_response(run.reader.judgments(iteration), run.settings.judge)
+    scores = score_responses(run.reader.judgments(iteration), run.settings.judge)
     return [
         (prompts[one.prompt_id], one.text)
         for one in run.reader.responses(iteration)
