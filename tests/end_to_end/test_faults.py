@@ -24,6 +24,7 @@ from selfreward_lite.data.records import Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import Reply
+from selfreward_lite.models import memory
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.run import plan, prepare
 from selfreward_lite.system.errors import (
@@ -129,8 +130,8 @@ def test_planned_adapter_size_is_that_of_a_trained_one(tmp_path):
     )
     trained = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
     llama = read_config(TINY_MODEL)
-    assert plan.adapter_weights(llama, 16) == trained
-    assert plan.weights(llama) == pytest.approx(total, rel=0.01)
+    assert memory.count_adapter_weights(llama, 16) == trained
+    assert memory.count_weights(llama) == pytest.approx(total, rel=0.01)
 
 
 def test_records_fit_in_what_was_planned(tmp_path, monkeypatch):
