@@ -1,4 +1,4 @@
-"""The accounting of cells and prefixes, without any model."""
+"""Counting cells and caching prompts, without a model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_shared_cells_count_once_and_stay_until_the_last_holder_leaves():
     assert cells.used == 0
 
 
-def test_keeping_more_than_there_is_is_refused():
+def test_keeping_more_than_there_is_fails():
     cells = Cells(10)
     with pytest.raises(ValueError, match="keep 4"):
         cells.allocate(cells.allocate(None, 0, 3), 4, 1)
 
 
 def test_random_trees_agree_with_a_set_of_cells():
-    """Independent bookkeeping: every sequence as the set of cell names it holds."""
+    """Independent bookkeeping: each sequence as the set of its cells."""
     draw, cells, names = random.Random(5), Cells(10**9), iter(range(10**9))
     live: list[tuple[object, list[int]]] = []
     for _ in range(2000):
@@ -61,7 +61,7 @@ def test_common_prefix():
     assert common_prefix(tokens(), tokens(1)) == 0
 
 
-def test_roots_find_the_longest_beginning_and_evict_the_least_recently_used():
+def test_roots_find_longest_prefix_and_evict_least_recently_used():
     dropped: list[int] = []
     roots = PrefixCache(Cells(20), [7, 8], dropped.append)
     first = roots.add(tokens(1, 2, 3), None, 0)

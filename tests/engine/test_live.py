@@ -1,4 +1,4 @@
-"""One engine for many callers at once: streams, turns, taking back, deaths; on a scripted child and on llama.cpp itself."""
+"""One engine for many callers: streams, turns, canceling, deaths; scripted and llama.cpp."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def request(text: str, seeds: int = 1, **more) -> Request:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Makes a live engine with a scripted child."""
+    """Return a function that makes a live engine with a scripted child."""
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     made: list[Live] = []
 
@@ -43,23 +43,23 @@ def answers(live: Live, asked: Request, caller: str = "") -> list[Completion]:
 
 
 def crowd(pool: ThreadPoolExecutor, live: Live, count: int) -> list[Future[list[Completion]]]:
-    """So many callers at once, of whom one is served and the others wait."""
-    heard = [
+    """Let many callers ask at once: one is served, the others wait."""
+    received = [
         pool.submit(answers, live, request(str(number), seeds=16), str(number))
         for number in range(count)
     ]
     time.sleep(0.3)
-    return heard
+    return received
 
 
-def test_an_answer_comes_in_pieces_and_then_whole(scripted):
+def test_answer_comes_in_pieces_and_then_complete(scripted):
     said = [one for one in scripted().ask(request("hello", stream=True)) if one is not None]
     assert [type(one) for one in said] == [Piece, Completion]
     assert "".join(one.text for one in said[:-1]) == said[-1].text == "hello:0"
     assert {one.key for one in said} == {"hello"}
 
 
-def test_many_callers_at_once_hear_their_own_answers_only(scripted):
+def test_many_callers_receive_only_their_own_answers(scripted):
     live = scripted(most=1000)
 
     def talk(caller: int) -> list[str]:
@@ -70,8 +70,8 @@ def test_many_callers_at_once_hear_their_own_answers_only(scripted):
         ]
 
     with ThreadPoolExecutor(50) as pool:
-        heard = list(pool.map(talk, range(50)))
-    assert heard == [
+        received = list(pool.map(talk, range(50)))
+    assert received == [
         [f"{caller} {turn}:{seed}" for turn in range(2) for seed in range(3)]
         for caller in range(50)
     ]
@@ -79,7 +79,7 @@ def test_many_callers_at_once_hear_their_own_answers_only(scripted):
     assert (live.waiting, live.deaths, live.state) == (0, 0, "ready")
 
 
-def test_beyond_the_queue_it_says_so_and_serves_the_others(scripted):
+def test_full_queue_refuses_and_serves_the_others(scripted):
     live = scripted(most=3, pause=0.02)
     outcomes: list[str] = []
 
@@ -101,7 +101,7 @@ def test_beyond_the_queue_it_says_so_and_serves_the_others(scripted):
 
 
 def test_callers_take_turns(scripted):
-    """Somebody who asked for much at once does not keep the others waiting."""
+    """A caller with many requests does not keep the others waiting."""
     live, order = scripted(pause=0.02), []
     live.load()
 
@@ -122,7 +122,7 @@ def test_callers_take_turns(scripted):
     assert order.index("modest") <= 2
 
 
-def test_a_request_that_is_taken_back_while_it_waits_is_never_asked(scripted):
+def test_request_canceled_while_waiting_is_never_sent(scripted):
     live = scripted(pause=0.05)
     live.load()
     busy = threading.Thread(target=answers, args=(live, request("busy", seeds=16), "a"))
@@ -138,15 +138,15 @@ def test_a_request_that_is_taken_back_while_it_waits_is_never_asked(scripted):
     assert live.completions == 17
 
 
-def test_silence_is_broken_so_that_a_caller_can_stop(scripted):
+def test_silence_gives_none_so_that_a_caller_can_stop(scripted):
     live = scripted(pause=1.0)
     live.load()
-    heard = live.ask(request("slow"))
-    assert next(heard) is None
-    heard.close()
+    received = live.ask(request("slow"))
+    assert next(received) is None
+    received.close()
 
 
-def test_a_death_fails_what_was_under_way_and_the_next_request_is_served(scripted):
+def test_death_fails_requests_under_way_and_serves_the_next(scripted):
     live = scripted(poison="poison", pause=0.01)
     assert answers(live, request("before"))[0].finish == "stop"
     assert [one.finish for one in answers(live, request("poison", seeds=2))] == ["failed", "failed"]
@@ -155,18 +155,18 @@ def test_a_death_fails_what_was_under_way_and_the_next_request_is_served(scripte
     assert "SIGKILL" in live.last_death
 
 
-def test_those_who_wait_when_it_dies_are_served_by_the_next(scripted):
+def test_waiting_callers_are_served_after_a_death(scripted):
     live = scripted(pause=0.03)
     live.load()
     with ThreadPoolExecutor(4) as pool:
-        heard = crowd(pool, live, 4)
+        received = crowd(pool, live, 4)
         os.kill(live.pid, signal.SIGKILL)
-        finishes = sorted({one.finish for said in heard for one in said.result()})
+        finishes = sorted({one.finish for said in received for one in said.result()})
     assert finishes == ["failed", "stop"]
     assert live.deaths == 1
 
 
-def test_what_cannot_load_says_why_to_everybody(monkeypatch):
+def test_load_error_reaches_every_caller(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     live = Live(ScriptedSpec(factory="engine_factories:unloadable"))
     for _ in range(2):
@@ -177,19 +177,19 @@ def test_what_cannot_load_says_why_to_everybody(monkeypatch):
         answers(live, request("hello"))
 
 
-def test_everybody_is_told_when_it_is_closed(scripted):
+def test_closing_reaches_every_caller(scripted):
     live = scripted(pause=0.05)
     live.load()
     with ThreadPoolExecutor(3) as pool:
-        heard = crowd(pool, live, 3)
+        received = crowd(pool, live, 3)
         live.close("it makes room")
-        assert [str(one.exception(timeout=20)) for one in heard] == ["it makes room"] * 3, (
+        assert [str(one.exception(timeout=20)) for one in received] == ["it makes room"] * 3, (
             "one was under way, two waited"
         )
     assert live.deaths == 0
 
 
-def test_closing_it_while_it_loads_leaves_no_child(scripted):
+def test_closing_while_loading_leaves_no_child(scripted):
     live = scripted(load=1.0)
     loading = threading.Thread(target=lambda: pytest.raises(EngineError, live.load))
     loading.start()
@@ -201,22 +201,22 @@ def test_closing_it_while_it_loads_leaves_no_child(scripted):
         live.load()
 
 
-def test_whoever_waits_for_its_loading_can_stop(scripted):
-    heard = scripted(load=2.0).ask(request("hello"))
+def test_caller_that_waits_for_loading_can_stop(scripted):
+    received = scripted(load=2.0).ask(request("hello"))
     began = time.monotonic()
-    assert next(heard) is None
-    heard.close()
+    assert next(received) is None
+    received.close()
     assert time.monotonic() - began < 1.5
 
 
-def test_a_bug_in_loading_is_told_to_those_who_wait(monkeypatch):
+def test_bug_while_loading_reaches_waiting_callers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HELPERS))
     live = Live(ScriptedSpec(factory="engine_factories:no_such_function"))
     with pytest.raises(EngineError, match="AttributeError"):
         answers(live, request("hello"))
 
 
-# -- llama.cpp ----------------------------------------------------------------------------------------------------------------
+# -- llama.cpp ----------
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def spoken(chat: ChatFormat, text: str, seeds: int = 1, tokens: int = 40, **more
     )
 
 
-def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny, chat):
+def test_joined_pieces_equal_the_text_of_a_plain_engine(tiny, chat):
     from selfreward_lite.engine.process import ProcessEngine
 
     asked = spoken(chat, "Sort the letters c a b.", seeds=4, stream=True)
@@ -260,23 +260,23 @@ def test_pieces_joined_are_the_text_and_the_text_is_that_of_a_plain_engine(tiny,
     assert again == whole
 
 
-def test_what_is_taken_back_is_no_longer_computed(tiny, chat):
-    """The others go on, and the memory that it held serves the next."""
+def test_canceled_request_is_no_longer_computed(tiny, chat):
+    """Other requests continue, and its cells are free for the next."""
     before = tiny.completions
     for _ in range(20):
-        heard = tiny.ask(
+        received = tiny.ask(
             spoken(chat, "Reverse the letters a b c d.", seeds=8, tokens=200, stream=True), "a"
         )
-        first = next(said for said in heard if said is not None)
+        first = next(said for said in received if said is not None)
         assert isinstance(first, Piece)
-        heard.close()
+        received.close()
     assert len(answers(tiny, spoken(chat, "Swap the ends of a b c.", seeds=8), "b")) == 8
-    assert tiny.completions - before < 20 * 8 / 2 + 8, "most of the 160 were never finished"
+    assert tiny.completions - before < 20 * 8 / 2 + 8, "most of the 160 never finished"
     assert (tiny.waiting, tiny._under_way) == (0, {})
     assert tiny.deaths == 0
 
 
-def test_sixteen_talk_at_once_and_hear_what_they_would_hear_alone(tiny, chat):
+def test_sixteen_callers_at_once_get_the_same_as_alone(tiny, chat):
     questions = [f"Sort the letters {a} {b} c." for a in "abdf" for b in "xyzw"]
 
     def talk(question: str) -> str:

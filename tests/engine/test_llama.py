@@ -1,4 +1,4 @@
-"""The batched engine against itself: batched, shared and swapped must say what single, unshared and alone say."""
+"""The batched engine compared with itself: batched, shared and swapped equal single and alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def answers(engine: LlamaEngine, requests: list[Request]) -> dict[tuple[str, int
 
 
 def alone(engine: LlamaEngine, requests: list[Request]) -> dict[tuple[str, int], tuple[int, ...]]:
-    """Every request in a run of its own, nothing shared."""
+    """Complete every request in a run of its own, with nothing shared."""
     found = {}
     for request in requests:
         engine.logits([1])  # forgets all computed prompts
@@ -86,8 +86,8 @@ def test_batched_equals_single(engine: LlamaEngine):
     assert answers(engine, requests) == alone(engine, requests)
 
 
-def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, folder: Path):
-    """Also on a CPU with AMX. Batches round activations to 8 bits differently, so choices may differ by a hair."""
+def test_quantized_prompts_do_not_crash_and_follow_their_logits(model: Path, folder: Path):
+    """Also with AMX. Batches round activations to 8 bits differently, so near-ties may differ."""
     engine = LlamaEngine(
         LlamaSpec(
             model=quantise(model, folder / "q8.gguf"), parallel=8, context=1024, batch=64, threads=1
@@ -103,7 +103,7 @@ def test_quantised_prompts_do_not_fault_and_follow_their_logits(model: Path, fol
     engine.close()
 
 
-def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
+def test_unified_and_split_cache_give_the_same_text(engine: LlamaEngine, model: Path):
     parts = LlamaEngine(
         LlamaSpec(
             model=model,
@@ -121,7 +121,7 @@ def test_unified_or_not_is_the_same_text(engine: LlamaEngine, model: Path):
     parts.close()
 
 
-def test_own_cells_serve_adapters_and_survive_a_closed_iterator_and_a_refused_decode(
+def test_split_cache_serves_adapters_and_survives_failures(
     engine: LlamaEngine, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     parts = LlamaEngine(
@@ -171,7 +171,7 @@ def test_greedy_follows_the_logits_and_shared_prefixes_are_computed_once(model: 
     engine.close()
 
 
-def test_a_prompt_seen_before_and_its_beginning_are_not_computed_again(model: Path):
+def test_known_prompt_and_its_prefix_are_not_computed_again(model: Path):
     engine = LlamaEngine(
         LlamaSpec(model=model, parallel=4, context=1024, batch=64, threads=1, exact=True)
     )
@@ -196,9 +196,7 @@ def test_seeds_differ_and_come_back_alone(engine: LlamaEngine):
         )
 
 
-def test_threads_that_share_the_drawing_draw_the_same_tokens(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_sampling_threads_draw_the_same_tokens(model: Path, monkeypatch: pytest.MonkeyPatch):
     requests = [ask(f"question {index}", sampling=WARM, seeds=(1, 2, 3)) for index in range(10)]
     found = []
     for worth in (10**9, 1):  # rows are never shared out; always
@@ -220,9 +218,7 @@ def test_threads_that_share_the_drawing_draw_the_same_tokens(
     assert found[0] == found[1]
 
 
-def test_adapter_changes_the_answer_and_mixed_requests_equal_separate_ones(
-    engine: LlamaEngine, adapters: list[str]
-):
+def test_mixed_adapters_equal_separate_runs(engine: LlamaEngine, adapters: list[str]):
     names = [None, *adapters]
     requests = [ask(f"question {index}", adapter=names[index % 3]) for index in range(150)]
     mixed = answers(engine, requests)
@@ -242,7 +238,7 @@ def test_logits_with_and_without_adapter(engine: LlamaEngine, adapters: list[str
     assert np.array_equal(engine.logits(text), base)
 
 
-def test_probe_is_the_softmax_of_the_row_where_the_token_was_drawn(engine: LlamaEngine):
+def test_probe_is_the_softmax_where_the_token_was_drawn(engine: LlamaEngine):
     digits = tuple(b"012345")
     spoken = Request(
         "probe", HEAD, tuple(range(60)), replace(WARM, max_tokens=30, top_k=0, top_p=1.0), (END,)
@@ -257,7 +253,7 @@ def test_probe_is_the_softmax_of_the_row_where_the_token_was_drawn(engine: Llama
 
 
 def test_probe_waits_for_its_text(engine: LlamaEngine):
-    """Greedy text is known beforehand: probe the token behind a marker that is there, and behind one that is not."""
+    """Greedy text is known: probe behind a marker that is there, and behind one that is not."""
     said = next(iter(engine.complete([ask("place")]))).tokens
     letters = [chr(token) if token < 128 else "?" for token in said]
     place = next((i for i in range(1, 12) if letters[i - 1].isalnum()), None)
@@ -285,13 +281,13 @@ def test_how_a_completion_ends(engine: LlamaEngine):
     assert refused[0].tokens == () and refused[0].prompt_tokens == 2046
 
 
-def test_requests_that_make_no_sense_are_named(engine: LlamaEngine):
+def test_invalid_requests_are_named(engine: LlamaEngine):
     for wrong in (replace(ask("wrong"), tokens=()), replace(ask("wrong"), tokens=(BEGIN, 300))):
         with pytest.raises(EngineError, match="wrong"):
             list(engine.complete([wrong]))
 
 
-def test_small_memory_lets_in_what_fits_and_completes_all(model: Path):
+def test_small_cache_admits_what_fits_and_completes_all(model: Path):
     engine = LlamaEngine(LlamaSpec(model=model, parallel=16, context=256, batch=64, threads=1))
     draw = np.random.default_rng(3)
     requests = [
@@ -326,7 +322,7 @@ def test_a_refused_decode_halves_the_batch(engine: LlamaEngine, monkeypatch: pyt
     assert answers(engine, requests) == whole
 
 
-def test_bad_adapters_are_errors_in_words(
+def test_bad_adapters_are_errors(
     engine: LlamaEngine, folder: Path, model: Path, adapters: list[str]
 ):
     whole = Path(adapters[0]).read_bytes()
@@ -358,7 +354,7 @@ def test_adapters_that_do_nothing_or_do_not_fit(engine: LlamaEngine, folder: Pat
         list(engine.complete([ask("question", adapter=str(faint))]))
 
 
-def test_an_adapter_file_that_changes_is_loaded_anew(engine: LlamaEngine, folder: Path):
+def test_changed_adapter_file_is_loaded_again(engine: LlamaEngine, folder: Path):
     path = folder / "changing.gguf"
     write_adapter(path, seed=1)
     first = engine.logits([1, 2, 3], str(path))
@@ -378,7 +374,7 @@ def test_closing_early_leaves_the_engine_usable(engine: LlamaEngine):
     assert answers(engine, requests) == whole
 
 
-def test_models_that_cannot_be_had(
+def test_models_that_cannot_be_loaded(
     folder: Path, model: Path, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(EngineError, match="does not exist"):
@@ -398,7 +394,7 @@ def test_models_that_cannot_be_had(
         LlamaEngine(LlamaSpec(model=model))
 
 
-def test_a_gpu_that_is_not_there_is_an_error(model: Path):
+def test_missing_gpu_is_an_error(model: Path):
     import llama_cpp
 
     if llama_cpp.llama_supports_gpu_offload():
@@ -407,15 +403,18 @@ def test_a_gpu_that_is_not_there_is_an_error(model: Path):
         LlamaEngine(LlamaSpec(model=model, gpu_layers=-1))
 
 
-@pytest.mark.parametrize(("said", "fault"), [
-    (None, r"no layer went there \(None\)"),
-    ("load_tensors: offloaded 0/5 layers to GPU", "no layer went there .*offloaded 0/5"),
-    ("load_tensors: offloaded 5/5 layers to GPU", None),
-])  # fmt: skip
-def test_a_gpu_that_is_there_and_not_used_is_an_error(
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (None, r"no layer went there \(None\)"),
+        ("load_tensors: offloaded 0/5 layers to GPU", "no layer went there .*offloaded 0/5"),
+        ("load_tensors: offloaded 5/5 layers to GPU", None),
+    ],
+)
+def test_unused_gpu_is_an_error(
     model: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, fault
 ):
-    """What a build for cards says is played to the engine: the machine of a test has none."""
+    """The log of a GPU build is simulated: test machines have no GPU."""
     load = loading.cpp.llama_model_load_from_file
 
     def loads(path, params):

@@ -51,7 +51,7 @@ def check(
             assert completion.finish == "stop"
 
 
-def test_all_samples_cross_the_border_whatever_the_child_prints(start: Start):
+def test_all_samples_arrive_whatever_the_child_prints(start: Start):
     engine = start(noise=True)
     for _ in range(2):
         check(list(engine.complete(make_requests(100))), 100)
@@ -67,7 +67,7 @@ def test_requests_are_pulled_only_as_far_as_the_window(start: Start):
     running.close()
 
 
-def test_fault_43_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
+def test_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
     engine = start(pause=0.001)
     completions = []
     for completion in engine.complete(make_requests(100)):
@@ -78,7 +78,7 @@ def test_fault_43_killed_in_mid_batch_completes_all_without_duplicates(start: St
     assert engine.deaths == 2
 
 
-def test_a_fault_that_does_not_come_back_refuses_nothing(start: Start, tmp_path: Path):
+def test_single_crash_refuses_nothing(start: Start, tmp_path: Path):
     once = tmp_path / "once"
     once.write_text("20")
     engine = start(once=str(once))
@@ -86,18 +86,18 @@ def test_a_fault_that_does_not_come_back_refuses_nothing(start: Start, tmp_path:
     assert engine.deaths == 1
 
 
-def test_fault_43_poison_is_refused_and_the_others_complete(start: Start):
+def test_request_that_kills_is_refused_and_the_others_complete(start: Start):
     engine = start(poison="17,40")
     check(list(engine.complete(make_requests(60))), 60, refused=("r17", "r40"))
 
 
-def test_a_child_that_dies_of_everything_is_an_error(start: Start):
+def test_child_that_dies_on_everything_is_an_error(start: Start):
     engine = start(poison=",".join(map(str, range(40))))
     with pytest.raises(EngineError, match="on every request: it was ended by SIGKILL"):
         list(engine.complete(make_requests(40)))
 
 
-def test_errors_keep_their_one_line_and_the_child_lives(start: Start):
+def test_error_keeps_its_line_and_the_child_lives(start: Start):
     engine = start(error="5")
     with pytest.raises(EngineError, match="^the scripted error, in one line$"):
         list(engine.complete(make_requests(10)))
@@ -113,7 +113,7 @@ def test_a_bug_in_the_child_keeps_its_traceback(start: Start):
     check(list(engine.complete(make_requests(5))), 5)
 
 
-def test_what_cannot_load_says_why(start: Start):
+def test_load_error_says_why(start: Start):
     with pytest.raises(EngineError, match="^no such model; download it$"):
         start("unloadable")
     with pytest.raises(EngineError, match="died while loading.*ended by SIGSEGV"):
@@ -124,7 +124,7 @@ def test_what_cannot_load_says_why(start: Start):
         parse_spec('{"kind": "lama", "model": "m.gguf"}')
 
 
-def test_closing_early_then_asking_again(start: Start):
+def test_closing_early_then_completing_again(start: Start):
     engine = start(pause=0.001)
     running = engine.complete(make_requests(200))
     next(running)
@@ -136,7 +136,7 @@ def test_closing_early_then_asking_again(start: Start):
         list(engine.complete(make_requests(1)))
 
 
-def test_an_error_in_the_callers_own_requests_passes_through(start: Start):
+def test_error_in_the_feed_passes_through(start: Start):
     def feed() -> Iterator[Request]:
         yield from make_requests(3)
         raise ValueError("the caller's")
@@ -152,7 +152,8 @@ def test_no_orphan_when_the_parent_is_killed():
         "from selfreward_lite.engine.process import ProcessEngine; import time\n"
         "from selfreward_lite.engine.api import ScriptedSpec\n"
         "from engine_requests import make_requests\n"
-        "e = ProcessEngine(ScriptedSpec(factory='engine_factories:faulty', arguments={'pause': 0.05}))\n"
+        "s = ScriptedSpec(factory='engine_factories:faulty', arguments={'pause': 0.05})\n"
+        "e = ProcessEngine(s)\n"
         "r = e.complete(make_requests(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
     )
     environment = {
@@ -203,9 +204,7 @@ def test_llama_in_a_child(tmp_path: Path):
     few = {(c.key, c.sample): c.tokens for c in engine.complete(requests[:3])}
     assert few == {key: tokens for key, tokens in whole.items() if key[0] in ("0", "1", "2")}
     long = [Request(f"{i}", (297, *b"x" * 1200), (1, 2), SAMPLING, (298,)) for i in range(40)]
-    assert [c.finish for c in engine.complete(long)] == ["refused"] * 80, (
-        "none fits, and none is waited for"
-    )
+    assert [c.finish for c in engine.complete(long)] == ["refused"] * 80, "none fits, so none waits"
     with pytest.raises(EngineError, match="does not exist"):
         list(
             engine.complete(

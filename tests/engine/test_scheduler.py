@@ -1,4 +1,4 @@
-"""The scheduler on a device that computes nothing: how often it switches adapters, who waits how long, what a step holds."""
+"""The scheduler on a fake device: adapter switches, waiting times, batches, cells."""
 
 import random
 from collections import Counter
@@ -15,7 +15,7 @@ END = 49
 
 
 class Device:
-    """Says tokens at random and writes down what is asked of it."""
+    """Draws tokens at random and records its calls."""
 
     def __init__(self, cells: int = 4096, rows: int = 64, says: int | None = None) -> None:
         self.cells, self.limit, self.rows, self.vocab = cells, cells, rows, VOCAB
@@ -73,20 +73,20 @@ def ask(
 
 
 @pytest.mark.parametrize("parallel", [4, 16])
-def test_requests_of_one_adapter_are_taken_together(parallel):
+def test_requests_of_one_adapter_are_grouped(parallel):
     rng, device = random.Random(1), Device()
     requests = [ask(str(number), rng.choice(["a", "b", "c"])) for number in range(600)]
     done = list(Scheduler(device, parallel, 8).run(requests))
     assert Counter(one.key for one in done) == Counter(one.key for one in requests)
     turns = sum(before != after for before, after in zip(requests, requests[1:], strict=False))
-    assert turns > 300, "in the order they came, more than every other request would be a switch"
+    assert turns > 300, "in order, more than every other request would be a switch"
     assert len(device.switches) < turns / parallel, (
-        "what is looked ahead, two batches, is sorted by adapter"
+        "two batches are read ahead and sorted by adapter"
     )
 
 
-def test_nobody_starves_behind_another_adapter():
-    """Without an end of requests for `a` in sight, `b` has its turn after a burst."""
+def test_no_request_starves_behind_another_adapter():
+    """With requests for `a` coming without end, `b` has its turn after a burst."""
     parallel, device = 4, Device()
 
     def feed():
@@ -103,7 +103,7 @@ def test_nobody_starves_behind_another_adapter():
     assert before <= 11 * parallel
 
 
-def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
+def test_step_has_a_token_of_every_sample_and_prompts():
     device = Device(rows=32)
     scheduler = Scheduler(device, 8, 4)
     list(scheduler.run([ask(str(number), samples=4, new=20) for number in range(20)]))
@@ -113,7 +113,7 @@ def test_a_step_holds_a_token_of_every_sample_and_prompts_beside_them():
 
 
 class Remembering(Device):
-    """Knows which tokens stand in which sequence, and refuses a row that does not continue its own."""
+    """Knows the tokens of every sequence, and refuses a row that does not continue one."""
 
     def __init__(self, **sizes):
         super().__init__(**sizes)
@@ -131,7 +131,7 @@ class Remembering(Device):
         return super().decode(tokens, positions, sequences, wanted)
 
     def fork(self, source, target, length):
-        assert not self.holds.get(target), "what is forked to is empty"
+        assert not self.holds.get(target), "the target of a fork is empty"
         assert len(self.holds[source]) >= length
         self.holds[target] = self.holds[source][:length]
 
@@ -139,8 +139,8 @@ class Remembering(Device):
         del self.holds.setdefault(sequence, [])[start:]
 
 
-def test_samples_sit_side_by_side_and_take_what_they_computed_with_them():
-    """Neighbours are computed in one go where every sequence has its own memory: so the first sequences are used, in order."""
+def test_samples_stay_in_the_first_sequences():
+    """With a cache per sequence, neighbors are computed in one go: the first are used, in order."""
     rng, device = random.Random(2), Remembering(rows=48)
     requests = [
         ask(str(number), samples=rng.randint(1, 5), new=rng.randint(1, 30)) for number in range(60)
@@ -171,7 +171,7 @@ def test_the_expected_score_costs_no_step():
         assert len(device.batches) == 1 + 3, "the prompt, and a step a token"
 
 
-def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
+def test_request_that_cannot_fit_is_refused_and_others_continue():
     device = Device(cells=64)
     requests = [ask("small", new=8), ask("large", samples=2, new=64), ask("small too", new=8)]
     done = {(one.key, one.sample): one.finish for one in Scheduler(device, 4, 4).run(requests)}
@@ -189,13 +189,13 @@ def test_what_cannot_fit_is_refused_by_name_and_the_others_go_on():
         )
 
 
-def test_refusals_are_handed_out_before_more_is_asked_for():
-    """A feed may wait for what is owed, as that of an engine in a child process does."""
+def test_refusals_come_before_more_is_read():
+    """A feed may wait for owed samples, as that of an engine in a child process does."""
     owed, window = set(), 6
 
     def feed():
         for number in range(40):
-            assert len(owed) < window, "the feed would wait for ever"
+            assert len(owed) < window, "the feed would wait forever"
             owed.add(str(number))
             yield ask(str(number), new=8 if number % 10 == 9 else 64)
 
@@ -208,8 +208,8 @@ def test_refusals_are_handed_out_before_more_is_asked_for():
 
 
 @pytest.mark.parametrize("cells", [70, 100, 200])
-def test_memory_is_never_promised_twice(cells):
-    """However small it is, at every step the cells that samples under way may still need are there."""
+def test_cells_are_never_allocated_twice(cells):
+    """At every step, the cells that samples under way may still need exist."""
     device = Device(cells=cells)
     held: Counter[int] = Counter()
     device.drop = lambda sequence, start=0: held.pop(sequence, None) if start == 0 else None  # type: ignore[method-assign]
@@ -229,7 +229,7 @@ def test_memory_is_never_promised_twice(cells):
 
 
 class Watchful(Device):
-    """Sees to it that nothing is computed twice in one batch."""
+    """Checks that nothing is computed twice in one batch."""
 
     def decode(self, tokens, positions, sequences, wanted):
         places = list(zip(sequences, positions, strict=True))
@@ -237,7 +237,7 @@ class Watchful(Device):
         return super().decode(tokens, positions, sequences, wanted)
 
 
-def test_what_is_taken_back_is_computed_no_further():
+def test_canceled_request_is_computed_no_further():
     device = Device(says=1)
     scheduler = Scheduler(device, 4, 4)
 
@@ -253,8 +253,8 @@ def test_what_is_taken_back_is_computed_no_further():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_taking_back_at_any_moment_leaves_nothing_behind(seed):
-    """Requests that share beginnings, some taken back: all others complete, and every cell, sequence and pin is given back."""
+def test_canceling_at_any_moment_leaves_nothing_behind(seed):
+    """Requests share prefixes, some are canceled: the others complete, all cells are released."""
     rng = random.Random(seed)
     device = Watchful(cells=600, rows=16)
     scheduler = Scheduler(device, 4, 4)

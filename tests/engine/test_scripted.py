@@ -1,4 +1,4 @@
-"""The shipped double keeps the protocol."""
+"""The fake engine follows the protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def encode(text: str) -> list[int]:
     return list(text.encode())
 
 
-def test_one_completion_a_seed():
+def test_one_completion_per_seed():
     engine = ScriptedEngine(lambda request, sample: f"{request.key}{sample}", encode)
     found = list(engine.complete([ask("a"), ask("b", 1)]))
     assert [(c.key, c.sample, c.text) for c in found] == [
@@ -29,13 +29,13 @@ def test_one_completion_a_seed():
     assert [request.key for request in engine.asked] == ["a", "b"]
 
 
-def test_reply_sets_ending_and_probe():
+def test_reply_sets_finish_and_probe():
     engine = ScriptedEngine(lambda request, sample: Reply("x", "length", (0.25, 0.75)), encode)
     found = next(iter(engine.complete([ask("a", 1)])))
     assert (found.finish, found.probe) == ("length", (0.25, 0.75))
 
 
-def test_shuffled_order_is_seeded_and_whole():
+def test_shuffled_order_is_seeded_and_complete():
     requests = [ask(f"{index}") for index in range(30)]
 
     def order(seed: int | None) -> list[tuple[str, int]]:

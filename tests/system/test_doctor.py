@@ -1,4 +1,4 @@
-"""`doctor`: machines that are played, and this one."""
+"""`doctor` on simulated machines, and on this one."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from selfreward_lite.system.gpu import Gpu
 
 
 def machine(card: Gpu | None = None, **changed) -> Machine:
-    """A machine on which everything is as it should be, with a card or without."""
+    """A machine without faults, with a GPU or without."""
     seen = (
         [
             {
@@ -69,7 +69,7 @@ def said(found: Machine) -> dict[str, doctor.Finding]:
 
 
 @pytest.mark.parametrize("card", [None, RTX, T4])
-def test_a_machine_as_it_should_be_needs_no_fix(card):
+def test_machine_without_faults_needs_no_fix(card):
     found = doctor.findings(machine(card))
     assert {one.state for one in found} <= {"good", "note"}
     assert [one.fix for one in found] == [None] * len(found)
@@ -81,38 +81,45 @@ def test_bf16_follows_the_capability_and_not_what_torch_says():
     assert "trains in fp16" in said(machine(T4))["torch"].words
 
 
-def test_a_card_that_is_too_old_cannot_be_fixed():
+def test_gpu_that_is_too_old_has_no_fix():
     found = said(machine(P100))["GPU"]
     assert found.state == "bad"
     assert "6.0 is below 7.5" in found.words
 
 
-def test_a_desktop_on_the_card_is_said_with_what_it_holds():
+def test_memory_used_by_a_desktop_is_reported():
     found = said(machine(replace(RTX, free=20 * GB)))["GPU"]
     assert found.state == "note"
     assert "uses 4.3 GB" in found.words
     assert "the first of 2 is used" in said(machine(RTX, gpus=(RTX, RTX)))["GPU"].words
 
 
-@pytest.mark.parametrize("llama", [
-    {"error": "a GPU was asked for, but this llama-cpp-python is built for the CPU only", "can_offload": False},
-    {"error": None, "offloaded": "load_tensors: offloaded 0/5 layers to GPU"},
-    {"error": None, "offloaded": "load_tensors: offloaded 3/5 layers to GPU"},
-    {"error": None, "offloaded": None},
-    {"error": "its process was ended by signal 11"},
-])  # fmt: skip
-def test_llama_cpp_beside_a_card_has_to_prove_that_it_uses_it(llama):
+@pytest.mark.parametrize(
+    "llama",
+    [
+        {
+            "error": "a GPU was asked for, but this llama-cpp-python is built for the CPU only",
+            "can_offload": False,
+        },
+        {"error": None, "offloaded": "load_tensors: offloaded 0/5 layers to GPU"},
+        {"error": None, "offloaded": "load_tensors: offloaded 3/5 layers to GPU"},
+        {"error": None, "offloaded": None},
+        {"error": "its process was ended by signal 11"},
+    ],
+)
+def test_llama_cpp_must_prove_that_it_uses_the_gpu(llama):
     whole = machine(RTX)
     found = said(replace(whole, llama={**whole.llama, **llama}))["llama.cpp"]
     assert found.state == "bad"
     assert found.words.startswith("does not use the GPU: ")
     assert found.fix == (
         'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
-        f"pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python=={PINS['llama-cpp-python']}"
+        "pip install --force-reinstall --no-deps --no-cache-dir "
+        f"llama-cpp-python=={PINS['llama-cpp-python']}"
     )
 
 
-def test_torch_without_cuda_beside_a_card():
+def test_torch_without_cuda_on_a_gpu_machine():
     whole = machine(RTX)
     found = said(replace(whole, torch={**whole.torch, "cuda": None, "cards": []}))["torch"]
     assert (found.state, found.fix) == (
@@ -131,60 +138,79 @@ def test_packages_missing_or_of_another_version():
         "packages"
     ]
     assert (found.state, found.words, found.fix) == (
-        "note", f"not the versions that were tested together: trl 1.16.0 instead of {PINS['trl']}",
+        "note",
+        f"not the versions that were tested together: trl 1.16.0 instead of {PINS['trl']}",
         f"pip install trl=={PINS['trl']}",
-    )  # fmt: skip
+    )
 
 
-def test_a_torch_that_came_with_the_machine_is_named_and_left_alone():
+def test_preinstalled_torch_is_named_and_kept():
     found = said(machine(T4, installed={**PINS, "torch": "2.11.0+cu128"}))["packages"]
     assert "torch 2.11.0+cu128 instead of" in found.words
     assert (found.state, found.fix) == ("note", None)
 
 
-@pytest.mark.parametrize(("changed", "what", "state", "words"), [
-    ({"python": (3, 10, 2)}, "Python", "bad", "3.10.2 is too old"),
-    ({"system": "Windows"}, "system", "bad", "WSL2"),
-    ({"wsl": True}, "system", "note", "not under /mnt"),
-    ({"torch": {"error": "No module named 'torch'"}}, "torch", "bad", "No module named 'torch'"),
-    ({"llama": {"error": "it died"}}, "llama.cpp", "bad", "cannot decode: it died"),
-    ({"free": 5 * 10**8}, "disk", "note", "500.0 MB free"),
-    ({"hub": None}, "model hub", "note", "HF_HUB_OFFLINE=1"),
-    ({"hub": False}, "model hub", "note", "cannot be reached"),
-])  # fmt: skip
-def test_every_other_fault_is_said(changed, what, state, words):
+@pytest.mark.parametrize(
+    ("changed", "what", "state", "words"),
+    [
+        ({"python": (3, 10, 2)}, "Python", "bad", "3.10.2 is too old"),
+        ({"system": "Windows"}, "system", "bad", "WSL2"),
+        ({"wsl": True}, "system", "note", "not under /mnt"),
+        (
+            {"torch": {"error": "No module named 'torch'"}},
+            "torch",
+            "bad",
+            "No module named 'torch'",
+        ),
+        ({"llama": {"error": "it died"}}, "llama.cpp", "bad", "cannot decode: it died"),
+        ({"free": 5 * 10**8}, "disk", "note", "500.0 MB free"),
+        ({"hub": None}, "model hub", "note", "HF_HUB_OFFLINE=1"),
+        ({"hub": False}, "model hub", "note", "cannot be reached"),
+    ],
+)
+def test_every_other_fault_is_reported(changed, what, state, words):
     found = said(machine(**changed))[what]
     assert found.state == state
     assert words in found.words
 
 
-def test_what_the_driver_prints_is_read_line_by_line():
+def test_driver_output_is_read_line_by_line():
     found = gpu.parse_gpus(
-        "0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n"
+        "0, GPU-1, Tesla T4, 535.1, 7.5, 14900, 15360\n"
+        "1, GPU-2, Tesla T4, 535.1, 7.5, 15000, 15360\n"
     )
     assert [card.free for card in found] == [14900 * 2**20, 15000 * 2**20]
     assert found[0].name == "Tesla T4"
 
 
-@pytest.mark.parametrize(("script", "words"), [
-    ("kill -11 $$", "ended by SIGSEGV"),
-    ("echo first >&2; echo last words >&2; exit 3", "last words"),
-])  # fmt: skip
-def test_a_probe_that_dies_is_a_finding_and_nothing_more(tmp_path, monkeypatch, script, words):
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("kill -11 $$", "ended by SIGSEGV"),
+        ("echo first >&2; echo last words >&2; exit 3", "last words"),
+    ],
+)
+def test_probe_that_dies_is_a_finding(tmp_path, monkeypatch, script, words):
     (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     assert words in doctor._probe("llama", "0")["error"]
 
 
-@pytest.mark.parametrize(("said", "there", "words"), [
-    ({"can_offload": False}, [RTX], "built for the CPU only, and a GPU is to be used: run `python -m selfreward_lite llama`"),
-    ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
-    ({"can_offload": False}, [], "none is found"),
-])  # fmt: skip
-def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
-    monkeypatch, said, there, words
-):
+@pytest.mark.parametrize(
+    ("said", "there", "words"),
+    [
+        (
+            {"can_offload": False},
+            [RTX],
+            "built for the CPU only, and a GPU is to be used: run "
+            "`python -m selfreward_lite llama`",
+        ),
+        ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
+        ({"can_offload": False}, [], "none is found"),
+    ],
+)
+def test_unusable_gpu_is_reported_before_any_download(monkeypatch, said, there, words):
     monkeypatch.setattr(doctor, "list_gpus", lambda: there)
     monkeypatch.setattr(doctor, "_probe", lambda kind: said)
     doctor.check_gpu(0)
@@ -195,7 +221,7 @@ def test_a_card_that_cannot_be_used_is_said_before_anything_is_fetched(
     doctor.check_gpu(-1)
 
 
-def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, tmp_path):
+def test_run_without_its_gpu_ends_before_any_download(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "list_gpus", list)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
@@ -204,7 +230,7 @@ def test_a_run_that_wants_a_card_ends_before_it_downloads_anything(monkeypatch, 
     assert "none is found" in str(ended.exception)
 
 
-def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
+def test_finished_run_needs_no_gpu(monkeypatch, tmp_path, chat):
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, {**SMALL, "iterations": "0"}, "tiny")
         loop.run(store, settings, scripted_runtime(chat), lambda at: None)
@@ -223,7 +249,7 @@ def test_a_run_that_is_finished_needs_no_card(monkeypatch, tmp_path, chat):
     assert isinstance(CliRunner().invoke(app, [*again, "1"]).exception, UserError)
 
 
-def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):
+def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -242,14 +268,20 @@ def test_this_machine_is_examined_and_the_answer_ends_in_json(tmp_path):
     assert found["llama.cpp"]["state"] == "good"
     assert all(one["mend"] == one["fix"] for one in found.values()), "both keys have readers"
     assert found["model hub"]["state"] == "note"
-    assert not (tmp_path / "runs").exists(), "asking leaves nothing behind"
+    assert not (tmp_path / "runs").exists(), "doctor writes nothing"
 
 
-@pytest.mark.parametrize(("before", "words"), [
-    ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
-    ("import sys; sys.modules['typer'] = None", "the package typer is missing: run `pip install -r requirements.txt`"),
-])  # fmt: skip
-def test_what_cannot_even_begin_is_one_line(before, words):
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
+        (
+            "import sys; sys.modules['typer'] = None",
+            "the package typer is missing: run `pip install -r requirements.txt`",
+        ),
+    ],
+)
+def test_start_failure_is_one_line(before, words):
     code = f"{before}; import runpy; runpy.run_module('selfreward_lite', run_name='__main__')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
@@ -257,14 +289,14 @@ def test_what_cannot_even_begin_is_one_line(before, words):
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_unsloth_is_named_where_there_is_a_card_to_train_on():
+def test_unsloth_is_reported_with_a_gpu():
     assert "unsloth" not in said(machine())
     missing = said(machine(RTX, unsloth=None))["unsloth"]
     assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
     assert said(machine(RTX))["unsloth"].words == "2026.10.7 trains"
 
 
-def test_a_token_is_named_and_never_shown(monkeypatch, tmp_path):
+def test_token_is_named_and_never_shown(monkeypatch, tmp_path):
     assert "HF_TOKEN" in said(machine(hub=True))["model hub"].words
     assert "with the token in HF_TOKEN" in said(machine(hub=True, token=True))["model hub"].words
     assert not [value for value in vars(machine(token=True)).values() if "hf_" in str(value)]
@@ -275,7 +307,7 @@ TWO = """0, GPU-1f2e, Tesla T4, 535.1, 7.5, 14900, 15360
 """
 
 
-def test_a_card_of_unknown_memory_is_left_out_and_named(caplog):
+def test_gpu_of_unknown_memory_is_skipped_and_named(caplog):
     found = gpu.parse_gpus(f"{TWO}2, GPU-00, NVIDIA GB10, 580.1, 12.1, [N/A], [N/A]\n")
     assert [one.architecture for one in found] == ["75", "89"]
     assert "NVIDIA GB10" in caplog.text
@@ -284,11 +316,18 @@ def test_a_card_of_unknown_memory_is_left_out_and_named(caplog):
 @pytest.mark.parametrize(
     ("visible", "seen", "first"),
     [
-        (None, ["75", "89"], "0"), ("1", ["89"], "1"), ("1,0", ["89", "75"], "1"), ("GPU-8a", ["89"], "GPU-8a"), ("", [], ""),
-        ("-1", [], "-1"), ("7", [], "7"), ("MIG-5", ["75", "89"], "MIG-5"), ("0, 1", ["75", "89"], "0"),
+        (None, ["75", "89"], "0"),
+        ("1", ["89"], "1"),
+        ("1,0", ["89", "75"], "1"),
+        ("GPU-8a", ["89"], "GPU-8a"),
+        ("", [], ""),
+        ("-1", [], "-1"),
+        ("7", [], "7"),
+        ("MIG-5", ["75", "89"], "MIG-5"),
+        ("0, 1", ["75", "89"], "0"),
     ],
-)  # fmt: skip
-def test_the_card_is_the_one_that_cuda_is_to_see(monkeypatch, visible, seen, first):
+)
+def test_gpu_is_the_first_that_cuda_may_see(monkeypatch, visible, seen, first):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

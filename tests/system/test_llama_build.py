@@ -1,4 +1,4 @@
-"""llama.cpp for the card: a kept wheel first, else compiled and kept; with a pip that is played."""
+"""llama.cpp for the GPU: a kept wheel first, else compiled and kept; with a fake pip."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ ERROR: Failed to build one or more wheels
 
 
 class Pip:
-    """Stands for every process that is started: nvcc says its version, pip makes a wheel; `fails` names what does not work."""
+    """Replaces nvcc, which prints a version, and pip, which makes a wheel; `fails` names failures."""
 
     def __init__(self, monkeypatch, found: list[doctor.Finding], there=(T4,)) -> None:
         self.asked: list[list[str]] = []
@@ -58,15 +58,13 @@ class Pip:
         return subprocess.CompletedProcess(command, 0)
 
 
-def test_what_uses_the_card_already_is_left_alone(monkeypatch, tmp_path):
+def test_working_build_is_kept(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [GOOD])
     assert llama_build.install([tmp_path], print) == GOOD
     assert not pip.asked
 
 
-def test_without_a_wheel_one_is_compiled_for_the_card_and_kept_in_the_last_folder(
-    monkeypatch, tmp_path
-):
+def test_wheel_is_compiled_and_kept_in_the_last_folder(monkeypatch, tmp_path):
     pip, said = Pip(monkeypatch, [BAD, GOOD]), []
     assert llama_build.install([tmp_path / "readonly", tmp_path / "kept"], said.append) == GOOD
     assert [asked[0] for asked in pip.asked] == ["wheel", "install"]
@@ -74,13 +72,13 @@ def test_without_a_wheel_one_is_compiled_for_the_card_and_kept_in_the_last_folde
     flags = pip.environments[0]["CMAKE_ARGS"]
     assert "-DGGML_CUDA=on" in flags
     assert "-DCMAKE_CUDA_ARCHITECTURES=75" in flags
-    assert "-DGGML_NATIVE=off" in flags, "another machine's processor may know less"
+    assert "-DGGML_NATIVE=off" in flags, "another machine's CPU may lack instructions"
     assert (tmp_path / "kept" / "sm75-cuda12" / WHEEL).read_text() == "compiled"
     assert not (tmp_path / "readonly").exists()
     assert "a quarter of an hour or more" in said[0]
 
 
-def test_a_wheel_that_was_kept_is_installed(monkeypatch, tmp_path):
+def test_kept_wheel_is_installed(monkeypatch, tmp_path):
     folder = tmp_path / "kept" / "sm75-cuda12"
     folder.mkdir(parents=True)
     (folder / WHEEL).write_text("kept")
@@ -90,8 +88,8 @@ def test_a_wheel_that_was_kept_is_installed(monkeypatch, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_wheel_from_an_input_is_kept_for_the_next_night_too(monkeypatch, tmp_path):
-    """A flat folder, as pip wants it, or one that was kept; the last folder then holds it as well."""
+def test_wheel_from_an_input_is_kept_too(monkeypatch, tmp_path):
+    """From a flat folder, as pip uses, or a kept one; the last folder then has it too."""
     for number, place in enumerate(("", "sm75-cuda12")):
         folder, kept = tmp_path / f"input{number}" / place, tmp_path / f"kept{number}"
         folder.mkdir(parents=True)
@@ -106,7 +104,7 @@ def test_a_wheel_from_an_input_is_kept_for_the_next_night_too(monkeypatch, tmp_p
     "place",
     [f"sm89-cuda12/{WHEEL}", f"sm75-cuda13/{WHEEL}", "sm75-cuda12/llama_cpp_python-0.1.0-any.whl"],
 )
-def test_a_wheel_for_another_card_cuda_or_version_is_not(monkeypatch, tmp_path, place):
+def test_wheel_for_another_gpu_cuda_or_version_is_not(monkeypatch, tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text("other")
     pip = Pip(monkeypatch, [BAD, GOOD])
@@ -114,7 +112,7 @@ def test_a_wheel_for_another_card_cuda_or_version_is_not(monkeypatch, tmp_path, 
     assert [asked[0] for asked in pip.asked] == ["wheel", "install"]
 
 
-def test_a_kept_wheel_that_does_not_serve_is_replaced(monkeypatch, tmp_path):
+def test_kept_wheel_that_does_not_work_is_replaced(monkeypatch, tmp_path):
     folder = tmp_path / "sm75-cuda12"
     folder.mkdir()
     (folder / WHEEL).write_text("broken")
@@ -125,13 +123,13 @@ def test_a_kept_wheel_that_does_not_serve_is_replaced(monkeypatch, tmp_path):
     assert any("does not work here" in line for line in said)
 
 
-def test_what_does_not_serve_is_not_kept(monkeypatch, tmp_path):
+def test_wheel_that_does_not_work_is_not_kept(monkeypatch, tmp_path):
     Pip(monkeypatch, [BAD, BAD])
     assert llama_build.install([tmp_path], print) == BAD
     assert not list(tmp_path.rglob("*.whl"))
 
 
-def test_without_a_card_pips_own_build_is_installed_if_there_is_none(monkeypatch, tmp_path):
+def test_without_a_gpu_the_cpu_build_is_installed(monkeypatch, tmp_path):
     pip = Pip(monkeypatch, [BAD, GOOD], there=())
     assert llama_build.install([tmp_path], print) == GOOD
     assert pip.asked == [["install", f"llama-cpp-python=={PINS['llama-cpp-python']}"]]
@@ -150,7 +148,7 @@ def test_failures_are_one_line(monkeypatch, tmp_path):
         llama_build.install([tmp_path], print)
 
 
-def test_the_command_says_what_came_of_it(monkeypatch, tmp_path):
+def test_command_reports_the_result(monkeypatch, tmp_path):
     Pip(monkeypatch, [GOOD])
     done = CliRunner().invoke(main.app, ["llama", "--wheels", str(tmp_path)])
     assert json.loads(done.stdout.splitlines()[-1])["state"] == "good"

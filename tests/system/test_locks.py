@@ -1,4 +1,4 @@
-"""Locks between processes, and the card's one tenant: a run waits for it, an app gives it up."""
+"""Locks between processes, and the GPU lock: a run waits for it, an app releases it."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_pool, "HEARTBEAT", 0.02)
 
 
-def test_a_lock_has_one_holder_who_says_who_it_is(tmp_path, monkeypatch):
+def test_lock_has_one_named_holder(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     path = tmp_path / "x.lock"
     assert locks.holder(path) is None
@@ -41,7 +41,7 @@ def test_a_lock_has_one_holder_who_says_who_it_is(tmp_path, monkeypatch):
     locks.release(again)
 
 
-def test_whoever_only_looks_is_in_nobodys_way(tmp_path):
+def test_reading_the_holder_blocks_nothing(tmp_path):
     path, stop = tmp_path / "x.lock", threading.Event()
     path.touch()
 
@@ -63,7 +63,7 @@ def test_whoever_only_looks_is_in_nobodys_way(tmp_path):
             thread.join()
 
 
-def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
+def test_lock_ends_with_its_process(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from selfreward_lite.system import locks; "
         "locks.take(Path(sys.argv[1]), 'child'); print('there', flush=True); time.sleep(60)"
@@ -78,7 +78,7 @@ def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     assert locks.holder(tmp_path / "x.lock") is None
 
 
-def test_a_run_says_which_process_writes_it(tmp_path, monkeypatch):
+def test_run_says_which_process_writes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.05)
     assert Store.writer(tmp_path / "run") is None
     with Store.write(tmp_path / "run"):
@@ -90,7 +90,7 @@ def test_a_run_says_which_process_writes_it(tmp_path, monkeypatch):
     assert Store.writer(tmp_path / "run") is None
 
 
-def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
+def test_run_waits_for_the_gpu_and_says_for_whom(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     theirs, said, had = gpu.try_lock("the app"), [], threading.Event()
 
@@ -104,7 +104,7 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
         time.sleep(0.01)
     assert gpu.lock_holder() == "run mine"
     assert not had.is_set()
-    assert gpu.try_lock("another app") is None, "nobody gets in before a run that waits"
+    assert gpu.try_lock("another app") is None, "a waiting run comes first"
     locks.release(theirs)
     thread.join(10)
     assert had.is_set()
@@ -114,15 +114,15 @@ def test_a_run_waits_for_the_card_and_says_for_whom(monkeypatch):
     assert (gpu.lock_holder(), gpu.is_wanted()) == (None, False)
 
 
-def seat(engine: EnginePool, model: str = "a", gpu_layers: int = 0) -> tuple[object, object]:
-    """Sit down, if that can be at once: the seat, to be closed, and the engine; else the words that were said."""
+def use_engine(engine: EnginePool, model: str = "a", gpu_layers: int = 0) -> tuple[object, object]:
+    """A use of the engine, to be closed, and the engine or the reason to wait."""
     using = engine.using(lambda: ScriptedSpec(factory=model, gpu_layers=gpu_layers))
     return using, next(using)
 
 
-def test_those_who_want_the_same_engine_share_it():
+def test_callers_of_the_same_engine_share_it():
     engine = EnginePool(on_gpu=False)
-    (one, first), (two, second) = seat(engine), seat(engine)
+    (one, first), (two, second) = use_engine(engine), use_engine(engine)
     assert isinstance(first, Live)
     assert first is second
     one.close()
@@ -131,11 +131,11 @@ def test_those_who_want_the_same_engine_share_it():
     assert first.state == "closed"
 
 
-def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_before():
+def test_another_base_waits_until_the_engine_is_free():
     engine = EnginePool(on_gpu=False)
-    one, first = seat(engine, model="a")
-    two, said = seat(engine, model="b")
-    three, later = seat(engine, model="a")
+    one, first = use_engine(engine, model="a")
+    two, said = use_engine(engine, model="b")
+    three, later = use_engine(engine, model="a")
     assert (said, later) == (OTHER_MODEL, OTHER_MODEL)
     one.close()
     second = next(found for found in two if not isinstance(found, str))
@@ -146,36 +146,36 @@ def test_another_base_waits_until_the_present_one_is_free_and_nobody_gets_in_bef
     three.close()
 
 
-def test_whoever_leaves_the_queue_holds_nobody_up():
+def test_leaving_the_queue_blocks_nothing():
     engine = EnginePool(on_gpu=False)
-    one, _ = seat(engine, model="a")
-    two, _ = seat(engine, model="b")
-    three, _ = seat(engine, model="a")
+    one, _ = use_engine(engine, model="a")
+    two, _ = use_engine(engine, model="b")
+    three, _ = use_engine(engine, model="a")
     two.close()
     assert isinstance(next(found for found in three if not isinstance(found, str)), Live)
     one.close()
     three.close()
 
 
-def test_an_engine_on_the_card_has_it_for_as_long_as_it_is_open():
+def test_engine_holds_the_gpu_while_it_is_open():
     engine = EnginePool(on_gpu=True)
-    one, _ = seat(engine, gpu_layers=-1)
+    one, _ = use_engine(engine, gpu_layers=-1)
     assert gpu.lock_holder() == "the app"
     one.close()
     assert gpu.lock_holder() == "the app", "the next reply needs it again"
     engine.close()
     assert gpu.lock_holder() is None
-    two, found = seat(engine, gpu_layers=0)
-    assert isinstance(found, Live), "on the CPU it needs nobody's leave"
+    two, found = use_engine(engine, gpu_layers=0)
+    assert isinstance(found, Live), "the CPU needs no lock"
     assert gpu.lock_holder() is None
     two.close()
 
 
-def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
+def test_app_waits_while_a_run_has_the_gpu(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine = EnginePool(on_gpu=True)
     with gpu.gpu_lock("run night, process 7", print):
-        one, said = seat(engine, gpu_layers=-1)
+        one, said = use_engine(engine, gpu_layers=-1)
         assert said == "the GPU is used by, or reserved for, run night, process 7"
         assert engine.live is None
     assert isinstance(next(found for found in one if not isinstance(found, str)), Live)
@@ -183,37 +183,37 @@ def test_while_a_run_has_the_card_the_app_waits_and_says_why(monkeypatch):
     engine.close()
 
 
-def test_whoever_waits_for_the_card_holds_nobody_up_who_does_not(monkeypatch):
+def test_waiting_for_the_gpu_blocks_only_gpu_callers(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine, layers = EnginePool(on_gpu=True), {"gpu_layers": -1}
     with gpu.gpu_lock("run night", print):
         waits = engine.using(lambda: ScriptedSpec(factory="a", **layers))
         assert next(waits) == "the GPU is used by, or reserved for, run night"
-        passes, found = seat(engine, gpu_layers=0)
+        passes, found = use_engine(engine, gpu_layers=0)
         assert isinstance(found, Live)
         passes.close()
         layers["gpu_layers"] = 0
         assert isinstance(next(one for one in waits if not isinstance(one, str)), Live), (
-            "who changes their mind need not ask again"
+            "a caller that changes to the CPU need not ask again"
         )
         waits.close()
     engine.close()
 
 
-def test_more_than_may_wait_are_told():
+def test_full_queue_is_an_error():
     engine = EnginePool(on_gpu=False, max_waiting=1)
-    one, _ = seat(engine, model="a")
-    two, _ = seat(engine, model="b")
+    one, _ = use_engine(engine, model="a")
+    two, _ = use_engine(engine, model="b")
     with pytest.raises(EngineError, match="1 callers wait already"):
-        seat(engine, model="b")
+        use_engine(engine, model="b")
     two.close()
     one.close()
 
 
-def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
+def test_app_releases_the_gpu_once_no_reply_is_under_way(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     engine, had = EnginePool(on_gpu=True), threading.Event()
-    one, live = seat(engine, gpu_layers=-1)
+    one, live = use_engine(engine, gpu_layers=-1)
 
     def run() -> None:
         with gpu.gpu_lock("run night", lambda words: None):
@@ -224,26 +224,26 @@ def test_the_app_gives_the_card_up_once_nobody_is_being_served(monkeypatch):
     thread.start()
     while not gpu.is_wanted():
         time.sleep(0.01)
-    two, said = seat(engine, gpu_layers=-1)
-    assert said == "the GPU is used by, or reserved for, run night", "nobody new is served"
+    two, said = use_engine(engine, gpu_layers=-1)
+    assert said == "the GPU is used by, or reserved for, run night", "no new reply starts"
     time.sleep(0.1)
     assert (had.is_set(), live.state) == (False, "not started"), "a reply under way may end"
     one.close()
     assert had.wait(10)
     assert live.state == "closed"
     assert isinstance(next(found for found in two if not isinstance(found, str)), Live), (
-        "afterwards all is as before"
+        "the app gets the GPU back"
     )
     thread.join()
     two.close()
     engine.close()
 
 
-def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
+def test_endless_reply_is_ended_after_a_while(monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.02)
     monkeypatch.setattr(engine_pool, "GRACE", 0.2)
     engine, why = EnginePool(on_gpu=True), []
-    one, live = seat(engine, gpu_layers=-1)
+    one, live = use_engine(engine, gpu_layers=-1)
     monkeypatch.setattr(
         live, "close", lambda words, close=live.close: (why.append(words), close(words))
     )
@@ -251,18 +251,18 @@ def test_a_reply_that_does_not_end_is_ended_after_a_while(monkeypatch):
         assert live.state == "closed"
     one.close()
     assert why == ["a run has taken the GPU: ask again when it is done, or answer on the CPU"], (
-        "and is told why"
+        "with the reason"
     )
 
 
-def test_a_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
+def test_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / "home").write_text("a file")
     monkeypatch.setattr(gpu, "FOLDER", tmp_path / "home" / "locks")
     with pytest.raises(UserError, match="it says who has the GPU: make it writable, or set HOME"):
         gpu.lock_holder()
 
 
-def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
+def test_commands_take_the_gpu_if_there_is_one(monkeypatch, tmp_path):
     from selfreward_lite.cli import main
 
     monkeypatch.setattr(main, "list_gpus", list)
@@ -274,8 +274,8 @@ def test_the_commands_take_the_card_where_there_is_one(monkeypatch, tmp_path):
     assert not list(Path(tmp_path).glob("*.sqlite"))
 
 
-def test_a_holder_that_has_not_said_its_name_yet_is_waited_for(tmp_path):
-    """Between taking a lock and writing in it there is an instant, and somebody looks in it."""
+def test_holder_without_a_name_yet_is_waited_for(tmp_path):
+    """A lock may be read between being taken and being written."""
     handle = os.open(tmp_path / "x.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(handle, fcntl.LOCK_EX)
     threading.Timer(0.1, os.write, (handle, b"late\n")).start()
