@@ -302,18 +302,13 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
         )
         if one.fix:
             say(f"{'':<10} → {one.fix}")
-    emit([_to_json(one) for one in found])
+    emit([asdict(one) for one in found])
     bad = [one.what for one in found if one.state == "bad"]
     if bad:
         raise UserError(
             f"not ready: {', '.join(bad)}; give the commands above, then "
             "`python -m selfreward_lite doctor` again"
         )
-
-
-def _to_json(found: doctor.Finding) -> dict[str, str | None]:
-    """A finding with its fields as keys; "mend" is the older name of "fix"."""
-    return {**asdict(found), "mend": found.fix}
 
 
 @app.command()
@@ -331,7 +326,7 @@ def llama(
         by_hand = f"; by hand: {found.fix}" if found.fix else ""
         raise UserError(f"llama.cpp {found.words}{by_hand}")
     say(f"llama.cpp {found.words}")
-    emit(_to_json(found))
+    emit(asdict(found))
 
 
 def main() -> None:

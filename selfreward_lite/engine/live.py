@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -103,7 +103,9 @@ class Live:
                 self._is_loading, self._loading_child = False, None
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
 
-    def ask(self, request: Request, caller: str = "") -> Iterator[Piece | Completion | None]:
+    def ask(
+        self, request: Request, caller: str = ""
+    ) -> Generator[Piece | Completion | None, None, None]:
         """Yield pieces of a streamed request, a completion per sample, and None every HEARTBEAT.
 
         Closing the iterator takes the request back. Raises EngineError if too many requests wait or

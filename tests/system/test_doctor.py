@@ -266,7 +266,6 @@ def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
         ended.stderr
     )
     assert found["llama.cpp"]["state"] == "good"
-    assert all(one["mend"] == one["fix"] for one in found.values()), "both keys have readers"
     assert found["model hub"]["state"] == "note"
     assert not (tmp_path / "runs").exists(), "doctor writes nothing"
 
