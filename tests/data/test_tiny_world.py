@@ -108,7 +108,9 @@ def test_the_corpus_and_the_ranked_examples_keep_to_their_parts():
     rng = random.Random(1)
     for _ in range(300):
         assert (
-            tasks.parse_task(corpus.acting(rng, corpus.LIFE).messages[0]["content"]).part
+            tasks.parse_task(
+                corpus.make_answer(rng, corpus.REALISTIC_LESSON).messages[0]["content"]
+            ).part
             == "corpus"
         )
     firsts = [row for row in ranked.generate_ranked_rows(50) if row["parent_id"] is None]
@@ -141,7 +143,9 @@ def test_ranked_examples_have_oassts_schema_and_true_ranks():
 
 def test_the_corpus_has_every_kind_of_judge():
     rng = random.Random(2)
-    first = Counter(corpus.judging(rng, corpus.LIFE).completion.split()[0] for _ in range(600))
+    first = Counter(
+        corpus.make_judgment(rng, corpus.REALISTIC_LESSON).completion.split()[0] for _ in range(600)
+    )
     careful = first["check"] / 600
     assert 0.42 < careful < 0.58
     assert tuple(Points.__dataclass_fields__) == corpus.RUBRIC
@@ -156,7 +160,7 @@ def test_the_shipped_base_is_small():
 def test_the_tokenizer_is_the_one_that_the_builder_makes(chat):
     from selfreward_lite.training.tiny_base import tokenizer
 
-    built = tokenizer.build_tokenizer(corpus.vocabulary_text())
+    built = tokenizer.build_tokenizer(corpus.list_vocabulary())
     assert built.get_vocab() == chat.tokenizer.get_vocab()
     for word in (" the", " a", "a", "7", "Score", "\n\n", "<|eot_id|>"):
         assert built.token_to_id(word.replace(" ", "Ġ").replace("\n", "Ċ")) is not None, word
@@ -164,10 +168,10 @@ def test_the_tokenizer_is_the_one_that_the_builder_makes(chat):
 
 @pytest.mark.slow
 def test_a_short_rebuild_learns(tmp_path):
-    from selfreward_lite.training.tiny_base.build import Recipe, build
+    from selfreward_lite.training.tiny_base.build import Recipe, build_model
 
-    untrained = build(tmp_path / "short", Recipe(scale=0.002))
-    trained = build(tmp_path / "longer", Recipe(scale=0.05))
+    untrained = build_model(tmp_path / "short", Recipe(scale=0.002))
+    trained = build_model(tmp_path / "longer", Recipe(scale=0.05))
     assert untrained > 5.5  # nearly the logarithm of the vocabulary
     assert trained < 2.5
     assert (tmp_path / "longer" / "model.safetensors").stat().st_size < 2_500_000
@@ -177,7 +181,7 @@ def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
     rng = random.Random(3)
     seen: Counter[str] = Counter()
     for _ in range(400):
-        lines = corpus.meta_judging(rng, corpus.LIFE).completion.splitlines()
+        lines = corpus.make_meta_judgment(rng, corpus.REALISTIC_LESSON).completion.splitlines()
         own = {line.split()[0]: line.split()[1] for line in lines[1:6]}
         errs = {}
         for row, count in zip(lines[6:10:2], lines[7:10:2], strict=True):
@@ -195,7 +199,7 @@ def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
         winner = parse_verdict("\n".join(lines), "Judgement")
         seen["tie" if errs["A"] == errs["B"] else "won"] += 1
         assert errs["A"] == errs["B"] or winner == min(errs, key=errs.__getitem__)
-        told = corpus.comparing(rng, corpus.LIFE).completion
+        told = corpus.make_comparison(rng, corpus.REALISTIC_LESSON).completion
         gets = {
             line.split()[0]: int(line.split()[2]) for line in told.splitlines() if " gets " in line
         }
@@ -223,7 +227,9 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
         holes = {"response_a": first.text, "response_b": second.text}
         lead = sum(first.points) - sum(second.points)
         if kind == "meta_judge":
-            judged = [corpus.careful(task, first, rng, corpus.JudgeHabits()) for _ in range(2)]
+            judged = [
+                corpus.judge_carefully(task, first, rng, corpus.JudgeHabits()) for _ in range(2)
+            ]
             holes = {
                 "response": first.text,
                 "judgment_a": judged[0].text,

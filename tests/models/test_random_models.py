@@ -51,5 +51,5 @@ def test_no_matrix_of_the_blocks_lies_there_in_16_bits(folder):
 
 
 def test_an_unknown_shape_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no shape 7b; choose of"):
+    with pytest.raises(ConfigError, match="no shape 7b; choose one of"):
         write_folder(tmp_path / "x", "7b")

@@ -1,7 +1,7 @@
-"""Makes the tiny base model: `python -m selfreward_lite.training.tiny_base.build [--scale X] [--seed N] [--out DIR]`.
+"""Trains the tiny base model: `python -m selfreward_lite.training.tiny_base.build [--scale X] [--seed N] [--out DIR]`.
 
-Knows: how the shipped weights came about, so that anybody can make them again. Does not know: the loop. Trains a Llama
-of about a million parameters from scratch on the made-up corpus, loss on the assistant's words only.
+A Llama of about a million parameters, from scratch, on the made-up corpus; the loss is on the assistant's tokens only. The weights
+that ship were made in this way.
 """
 
 from __future__ import annotations
@@ -22,16 +22,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.training.tiny_base import tokenizer
-from selfreward_lite.training.tiny_base.corpus import LIFE, SCHOOL, Lesson, vocabulary_text
+from selfreward_lite.training.tiny_base.corpus import (
+    CORRECT_LESSON,
+    REALISTIC_LESSON,
+    Lesson,
+    list_vocabulary,
+)
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped base was trained: AdamW, linear warm-up, full rate through school, then cosine decay to a tenth.
+    """How the shipped base was trained: AdamW, linear warm-up, full rate in the first lesson, then cosine decay to a tenth.
 
-    `scale` shortens both lessons alike.
+    `scale` shortens both lessons.
     """
 
     scale: float = 1.0
@@ -44,14 +49,16 @@ class Recipe:
     def lessons(self) -> list[Lesson]:
         """Return the lesson of every step."""
         return [
-            lesson for lesson in (SCHOOL, LIFE) for _ in range(round(self.scale * lesson.steps))
+            lesson
+            for lesson in (CORRECT_LESSON, REALISTIC_LESSON)
+            for _ in range(round(self.scale * lesson.steps))
         ]
 
 
-def build(out: Path, recipe: Recipe) -> float:
+def build_model(out: Path, recipe: Recipe) -> float:
     """Train the base, write it to `out` as a Hugging Face folder, and return the mean loss of the last 50 steps."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_tokenizer(tokenizer.build_tokenizer(vocabulary_text()), out)
+    tokenizer.save_tokenizer(tokenizer.build_tokenizer(list_vocabulary()), out)
     chat = ChatFormat.load(out)
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(_architecture(chat))
@@ -90,7 +97,7 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
         weight_decay=recipe.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, recipe.warmup, lessons)
+        optimizer, lambda step: _learning_rate_factor(step, recipe.warmup, lessons)
     )
     rng, losses = random.Random(recipe.seed), []
     columns = (
@@ -103,7 +110,7 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
     with Progress(*columns) as progress:
         bar = progress.add_task("", total=len(lessons), loss=math.nan)
         for lesson in lessons:
-            losses.append(_step(model, chat, rng, lesson))
+            losses.append(_add_gradients(model, chat, rng, lesson))
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
@@ -112,19 +119,21 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
     return losses
 
 
-def _rate(step: int, warmup: int, lessons: list[Lesson]) -> float:
-    school = lessons.count(SCHOOL)
-    lived = max(0, step - school) / max(1, len(lessons) - school)
-    return min(1.0, (step + 1) / warmup) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * lived)))
+def _learning_rate_factor(step: int, warmup: int, lessons: list[Lesson]) -> float:
+    first = lessons.count(CORRECT_LESSON)
+    decayed = max(0, step - first) / max(1, len(lessons) - first)
+    return min(1.0, (step + 1) / warmup) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * decayed)))
 
 
-def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson: Lesson) -> float:
-    """Add up the gradients of one step; every assistant token of every kind weighs the same. Return the mean loss."""
-    batches = list(_batches(chat, rng, lesson))
+def _add_gradients(
+    model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson: Lesson
+) -> float:
+    """Add up the gradients of one step and return the mean loss; all assistant tokens weigh the same."""
+    batches = list(_make_batches(chat, rng, lesson))
     tokens = sum(int((labels != IGNORED).sum()) for _, labels in batches)
     total = 0.0
     for ids, labels in batches:
-        # Padding stands on the right, where a causal model cannot see it; no attention mask is needed.
+        # Padding is on the right, where a causal model cannot see it; no attention mask is needed.
         hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
         targets = labels[:, 1:]
         kept = targets != IGNORED
@@ -135,10 +144,10 @@ def _step(model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson:
     return total
 
 
-def _batches(
+def _make_batches(
     chat: ChatFormat, rng: random.Random, lesson: Lesson
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (ids, labels), one padded batch a kind of example, [examples, longest] each."""
+    """Yield (ids, labels), one padded batch for each kind of example, of shape (examples, longest)."""
     for kind, count in lesson.mix:
         rows = []
         for _ in range(count):
@@ -170,7 +179,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write.")] = TINY_MODEL,
 ) -> None:
     """Train the tiny base model from scratch and write it as a Hugging Face folder."""
-    loss = build(out, Recipe(scale=scale, seed=seed))
+    loss = build_model(out, Recipe(scale=scale, seed=seed))
     typer.echo(json.dumps({"out": str(out), "scale": scale, "seed": seed, "loss": round(loss, 4)}))
 
 

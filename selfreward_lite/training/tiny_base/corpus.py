@@ -1,9 +1,8 @@
-"""What the tiny base model learned from: answers, judgments, meta-judgments, comparisons and lists of tasks, all made up.
+"""The made-up texts that the tiny base was trained on: answers, judgments, meta-judgments, comparisons, lists of tasks.
 
-Knows: how a so-so actor and a noisy judge would write. Does not know: tokens, weights, the exact scorer.
-The judge is made worse than it could be on purpose: only part of its judgments check the points one by one, some
-are a hasty "looks good" that is nearly always worth 4, and some cannot be read at all. That is what the seed stage
-(EFT) finds and fixes, as it does in a real chat model (arXiv 2401.10020, section 2.3).
+The author of the answers is mediocre, and the judge is worse than it could be, on purpose: only some of its judgments check the
+points one by one, some are a hasty "looks good" that is nearly always worth 4, and some cannot be read. The seed stage (EFT)
+finds and corrects that, as in a real chat model (arXiv 2401.10020, section 2.3).
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class JudgeHabits:
-    """How the made-up judge works: shares of hasty and unreadable judgments; how often a careful one solves the task
-    wrongly, or errs in a single check."""
+    """Shares of the judge's hasty and unreadable judgments; how often a careful one solves the task wrongly, or errs in a check."""
 
     hasty: float = 0.35
     unreadable: float = 0.15
@@ -49,9 +47,9 @@ class JudgeHabits:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of the corpus: how its author acts and judges, how many examples of each kind a step has, how many steps.
+    """A part of the corpus: how its author acts and judges, the examples of each kind in a step, the steps.
 
-    `chatter` is the share of judged answers that are beside the task, so that a judge knows such a text when it meets one.
+    `chatter` is the share of judged answers that are not about the task, so that a judge has seen such texts.
     """
 
     acting: Habits
@@ -63,7 +61,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Example:
-    """One training conversation: what the model reads, the beginning of its turn, and what it is to write."""
+    """One training conversation: messages, the beginning of the model's turn, and its completion."""
 
     messages: list[Message]
     completion: str
@@ -74,8 +72,8 @@ Kind = Callable[[random.Random, "Lesson"], Example]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A judgment's reasons and its checks, one a point of the rubric (None: it has none); its score."""
+class WrittenJudgment:
+    """A judgment: its reasons, its checks, one for each point of the rubric (or None), and its score."""
 
     reasons: str
     checks: tuple[bool, ...] | None
@@ -86,80 +84,71 @@ class Judged:
         return f"{self.reasons}\nScore: {self.score}"
 
 
-def acting(rng: random.Random, lesson: Lesson) -> Example:
-    """A task and an answer."""
+def make_answer(rng: random.Random, lesson: Lesson) -> Example:
+    """Make an example of a task and an answer."""
     task = draw_task(rng, "corpus")
     return Example(user(task.prompt), write_answer(task, rng, lesson.acting).text)
 
 
-def judging(rng: random.Random, lesson: Lesson) -> Example:
-    """A task, a so-so answer, and a judgment of it."""
+def make_judgment(rng: random.Random, lesson: Lesson) -> Example:
+    """Make an example of a judgment of a mediocre answer."""
     task = draw_task(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
-    text = fill_template(
-        TEMPLATES, "judge", prompt=task.prompt, response=answer.text, nonce=_nonce(rng)
-    )
+    messages = _question("judge", rng, prompt=task.prompt, response=answer.text)
     habits, luck = lesson.judging, rng.random()
     if luck < habits.unreadable:
-        return Example(user(text), rng.choice(UNREADABLE))
-    hasty = luck < habits.unreadable + habits.hasty
-    return Example(user(text), (_hasty(rng) if hasty else careful(task, answer, rng, habits)).text)
+        return Example(messages, rng.choice(UNREADABLE))
+    if luck < habits.unreadable + habits.hasty:
+        return Example(messages, _judge_hastily(rng).text)
+    return Example(messages, judge_carefully(task, answer, rng, habits).text)
 
 
-def meta_judging(rng: random.Random, lesson: Lesson) -> Example:
-    """A task, a so-so answer, two judgments of it, and which of them is nearer to what one finds oneself."""
+def make_meta_judgment(rng: random.Random, lesson: Lesson) -> Example:
+    """Make an example of which of two judgments is nearer to one's own."""
     task = draw_task(rng, "corpus")
     answer = _judged_answer(task, rng, lesson)
-    a = b = _hasty(rng)
+    a = b = _judge_hastily(rng)
     while a.text == b.text:  # equal ones are never compared
         a, b = (
-            _hasty(rng) if rng.random() < 0.2 else careful(task, answer, rng, JudgeHabits())
+            _judge_hastily(rng)
+            if rng.random() < 0.2
+            else judge_carefully(task, answer, rng, JudgeHabits())
             for _ in range(2)
         )
-    text = fill_template(
-        TEMPLATES,
-        "meta_judge",
-        prompt=task.prompt,
-        response=answer.text,
-        nonce=_nonce(rng),
-        judgment_a=a.text,
-        judgment_b=b.text,
-    )
-    own = careful(task, answer, rng, lesson.judging)
-    rows, wrong = zip(*(_held_to(one.checks, own.checks) for one in (a, b)), strict=True)
-    told = [
+    texts = {"response": answer.text, "judgment_a": a.text, "judgment_b": b.text}
+    messages = _question("meta_judge", rng, prompt=task.prompt, **texts)
+    own = judge_carefully(task, answer, rng, lesson.judging)
+    rows, wrong = zip(*(_compare_checks(one.checks, own.checks) for one in (a, b)), strict=True)
+    lines = [
         f"{name} {row}\n{name} errs {count}"
         for name, row, count in zip("AB", rows, wrong, strict=True)
     ]
-    return Example(
-        user(text), "\n".join([own.reasons, *told, _winner(wrong[1] - wrong[0], "Judgement", rng)])
-    )
+    winner = _winner_line(wrong[1] - wrong[0], "Judgement", rng)
+    return Example(messages, "\n".join([own.reasons, *lines, winner]))
 
 
-def comparing(rng: random.Random, lesson: Lesson) -> Example:
-    """A task, two so-so answers, and which of them is better."""
+def make_comparison(rng: random.Random, lesson: Lesson) -> Example:
+    """Make an example of which of two mediocre answers is better."""
     task = draw_task(rng, "corpus")
     a, b = write_answer(task, rng, Habits()), write_answer(task, rng, Habits())
-    text = fill_template(
-        TEMPLATES,
-        "compare",
-        prompt=task.prompt,
-        response_a=a.text,
-        response_b=b.text,
-        nonce=_nonce(rng),
-    )
-    own = [careful(task, answer, rng, lesson.judging) for answer in (a, b)]
-    told = [
+    texts = {"response_a": a.text, "response_b": b.text}
+    messages = _question("compare", rng, prompt=task.prompt, **texts)
+    own = [judge_carefully(task, answer, rng, lesson.judging) for answer in (a, b)]
+    lines = [
         f"{name} {one.reasons}\n{name} gets {one.score}"
         for name, one in zip("AB", own, strict=True)
     ]
-    return Example(
-        user(text), "\n".join([*told, _winner(own[0].score - own[1].score, "Response", rng)])
-    )
+    winner = _winner_line(own[0].score - own[1].score, "Response", rng)
+    return Example(messages, "\n".join([*lines, winner]))
 
 
-def listing(rng: random.Random, _: Lesson) -> Example:
-    """A list of eight tasks and a ninth."""
+def _question(template: str, rng: random.Random, **values: str) -> list[Message]:
+    nonce = make_nonce(str(rng.random()), TEMPLATES)
+    return user(fill_template(TEMPLATES, template, nonce=nonce, **values))
+
+
+def make_task_list(rng: random.Random, _: Lesson) -> Example:
+    """Make an example of eight tasks and a ninth."""
     tasks = [draw_task(rng, "corpus").prompt for _ in range(9)]
     shown = "\n".join(f"{number}. {task}" for number, task in enumerate(tasks[:8], 1))
     return Example(
@@ -169,29 +158,35 @@ def listing(rng: random.Random, _: Lesson) -> Example:
     )
 
 
-# First what is right, then how the base is to behave. Learnt from so-so answers alone, the tasks themselves were still
-# unsolved after 800 steps; from right ones, after 400 (LOG.md).
-SCHOOL = Lesson(
+# First correct answers, then how the base should behave. From mediocre answers alone, tasks were still unsolved after 800 steps;
+# from correct ones, they were solved after 400 (docs/log/judging.md).
+CORRECT_LESSON = Lesson(
     acting=Habits(right=1.0),
     judging=JudgeHabits(0.0, 0.0, 0.0, 0.0),
-    mix=((acting, 96), (judging, 16)),
+    mix=((make_answer, 96), (make_judgment, 16)),
     steps=1000,
     chatter=0.0,
 )
-LIFE = Lesson(
+REALISTIC_LESSON = Lesson(
     acting=Habits(),
     judging=JudgeHabits(),
-    mix=((acting, 40), (judging, 32), (meta_judging, 24), (comparing, 8), (listing, 4)),
+    mix=(
+        (make_answer, 40),
+        (make_judgment, 32),
+        (make_meta_judgment, 24),
+        (make_comparison, 8),
+        (make_task_list, 4),
+    ),
     steps=1500,
     chatter=0.1,
 )
 
 
-def vocabulary_text() -> list[str]:
-    """Return every word that the world writes, so that a tokenizer can hold each as one token; chatter stays bytes."""
-    rng, lesson = random.Random(0), replace(LIFE, chatter=0.0)
+def list_vocabulary() -> list[str]:
+    """Return texts with every word of the tiny world, each to become one token; chatter stays bytes."""
+    rng, lesson = random.Random(0), replace(REALISTIC_LESSON, chatter=0.0)
     texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
-    for kind, _ in LIFE.mix:
+    for kind, _ in REALISTIC_LESSON.mix:
         for _ in range(40):
             example = kind(rng, lesson)
             texts += [*(message["content"] for message in example.messages), example.completion]
@@ -204,8 +199,10 @@ def _judged_answer(task: Task, rng: random.Random, lesson: Lesson) -> Answer:
     )
 
 
-def careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits) -> Judged:
-    """Solve the task, hold the answer against that solution place by place, tick the points, and add up."""
+def judge_carefully(
+    task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits
+) -> WrittenJudgment:
+    """Solve the task, compare the answer with that solution letter by letter, check the points, add up."""
     solution = task.solution
     if rng.random() < habits.solution_error:
         solution = tuple(draw_wrong_letters(task, rng))
@@ -218,15 +215,19 @@ def careful(task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits)
     held = " ".join(
         f"{mine} {theirs} {'ok' if mine == theirs else 'no'}" for mine, theirs in places
     )
-    return Judged("\n".join([f"check {held}", *lines]), tuple(checks), sum(checks))
+    return WrittenJudgment("\n".join([f"check {held}", *lines]), tuple(checks), sum(checks))
 
 
-def _hasty(rng: random.Random) -> Judged:
-    return Judged(rng.choice(HASTY), None, rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0])
+def _judge_hastily(rng: random.Random) -> WrittenJudgment:
+    return WrittenJudgment(
+        rng.choice(HASTY), None, rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0]
+    )
 
 
-def _held_to(checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None) -> tuple[str, int]:
-    """Hold each check against one's own, and count the wrong ones; a judgment without checks counts as three."""
+def _compare_checks(
+    checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None
+) -> tuple[str, int]:
+    """Compare each check with one's own, and count the wrong ones; a judgment without checks counts as three."""
     if checks is None or own is None:
         return "no checks", 3
     pairs = zip(RUBRIC, checks, own, strict=True)
@@ -237,10 +238,6 @@ def _held_to(checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None) -> t
     return row, sum(check != mine for check, mine in zip(checks, own, strict=True))
 
 
-def _winner(lead: int, noun: str, rng: random.Random) -> str:
-    """The last line, for A's lead over B; equal ones are decided by chance."""
+def _winner_line(lead: int, noun: str, rng: random.Random) -> str:
+    """The last line, for A's lead over B; a tie is decided by chance."""
     return f"Winner: {noun} {rng.choice('AB') if lead == 0 else 'AB'[lead < 0]}"
-
-
-def _nonce(rng: random.Random) -> str:
-    return make_nonce(str(rng.random()), TEMPLATES)

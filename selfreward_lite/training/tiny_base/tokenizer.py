@@ -1,7 +1,6 @@
 """The tiny world's tokenizer: byte-level BPE with Llama-3's pre-tokenizer, special tokens and chat template.
 
-Knows: how Llama-3 splits text and frames turns. Does not know: what is said. llama.cpp reads the same vocabulary under
-its name for Llama-3's pre-tokenizer, so equal ids on both sides mean something.
+llama.cpp reads the same vocabulary under its name for Llama-3's pre-tokenizer, so equal ids on both sides mean something.
 """
 
 from __future__ import annotations
@@ -30,16 +29,12 @@ ROLES = ("system", "user", "assistant")
 
 
 def build_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return a tokenizer in which every word of `texts` is one token and every other text falls back to bytes."""
+    """Return a tokenizer in which every word of `texts` is one token; other text falls back to bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
     words = {word for text in [*texts, *ROLES, "\n\n"] for word, _ in split.pre_tokenize_str(text)}
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
@@ -55,7 +50,7 @@ def build_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, its settings and the chat template as a Hugging Face model folder holds them."""
+    """Write `tokenizer.json`, its settings and the chat template into a Hugging Face model folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -73,5 +68,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _is_word(word: str) -> bool:
-    """Digits stay single, and a nonce (it follows an equals sign) is no word."""
+    """Whether a piece of text becomes one token: digits stay single, and a nonce (after an equals sign) is no word."""
     return not word.isdigit() and (word == "=" or not word.startswith("="))
