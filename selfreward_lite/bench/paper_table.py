@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,12 @@ from selfreward_lite.data.records import (
     Prompt,
     Response,
     ResponsePair,
-    group_records,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import tasks
+from selfreward_lite.data.tiny.score import score_answer
 from selfreward_lite.method import metrics
-from selfreward_lite.method.judgments import SCORE_TOLERANCE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, group_by_response
 from selfreward_lite.report import plots, summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
@@ -178,17 +179,16 @@ def measure_arm(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
             "win_rate": win_rate,
             "length_controlled_win_rate": length_controlled,
             "win_rate_vs_previous": _compare(answers, previous)[0],
-            "length": fmean(length for _, length in answers.values()),
-            "hard_score": fmean(answers[name][0] for name in hard),
+            "length": fmean(one.length for one in answers.values()),
+            "hard_score": fmean(answers[name].score for name in hard),
             "first_share": biases.get((author, "shown first")),
             "higher_share": biases.get((author, "higher score")),
             **(measure_data(store, iteration) if iteration else {}),
         }
         for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs"):
             values[name] = row[name]
-        values |= _judge_metrics(store, iteration)
         known = {name: value for name, value in values.items() if value is not None}
-        yield Row(arm.name, seed, iteration, known)
+        yield Row(arm.name, seed, iteration, known | _judge_metrics(store, iteration))
         previous = answers
 
 
@@ -207,45 +207,53 @@ def _is_hard(prompt: Prompt) -> bool:
 
 
 def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
-    """How right M<iteration>'s training data is, by the exact scorer; and its training steps."""
-    scores = _score_responses(store, iteration)
+    """How right M<iteration>'s training data is, by the exact scorer; and its training steps.
+
+    Responses to prompts that are no task do not count.
+    """
+    own = {"iteration": iteration, "model": ModelId(iteration - 1).name}
+    texts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
+    responses = [
+        one for one in store.records(Response, **own) if tasks.parse_task(texts[one.prompt_id])
+    ]
+    exact = {one.id: score_answer(texts[one.prompt_id], one.text).score for one in responses}
+    judgments = store.records(Judgment, **own)
+    pairs = store.records(ResponsePair, iteration=iteration)
     return {
-        "pair_accuracy": _pair_accuracy(store, iteration, scores),
-        "tie_accuracy": _tie_accuracy(store, iteration, scores),
-        "meta_accuracy": _meta_accuracy(store, iteration, scores),
+        "pair_accuracy": _pair_accuracy(pairs, exact),
+        "tie_accuracy": _tie_accuracy(responses, judgments, exact),
+        "meta_accuracy": _meta_accuracy(
+            store.records(Battle, iteration=iteration), judgments, exact
+        ),
         "training_steps": store.metrics(iteration).get("training_steps"),
     }
 
 
-def _pair_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+def _pair_accuracy(pairs: Sequence[ResponsePair], exact: Mapping[str, int]) -> float | None:
     """The share of response pairs whose chosen response is better; equal ones do not count."""
-    pairs = [
-        (scores[one.chosen_id], scores[one.rejected_id])
-        for one in store.records(ResponsePair, iteration=iteration)
-        if one.chosen_id in scores
+    scores = [
+        (exact[one.chosen_id], exact[one.rejected_id]) for one in pairs if one.chosen_id in exact
     ]
-    return _mean([chosen > rejected for chosen, rejected in pairs if chosen != rejected])
+    return _mean([chosen > rejected for chosen, rejected in scores if chosen != rejected])
 
 
-def _tie_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+def _tie_accuracy(
+    responses: Sequence[Response], judgments: Sequence[Judgment], exact: Mapping[str, int]
+) -> float | None:
     """Of pairs that tie by mean sampled score: the share that the expected score orders rightly.
 
     Pairs with equal exact or equal expected scores do not count.
     """
-    author = ModelId(iteration - 1).name
-    judged = group_records(
-        store.records(Judgment, iteration=iteration, model=author), lambda one: one.response_id
-    )
-    by_prompt = defaultdict(list)
-    for one in store.records(Response, iteration=iteration, model=author):
+    judged, by_prompt = group_by_response(judgments), defaultdict(list)
+    for one in responses:
         read = [
             (each.score, each.expected_score)
             for each in judged.get(one.id, ())
             if each.score is not None and each.expected_score is not None
         ]
-        if read and one.id in scores:
+        if read:
             sampled, expected = map(fmean, zip(*read, strict=True))
-            by_prompt[one.prompt_id].append((sampled, expected, scores[one.id]))
+            by_prompt[one.prompt_id].append((sampled, expected, exact[one.id]))
     return _mean(
         [
             (a[1] > b[1]) == (a[2] > b[2])
@@ -256,18 +264,17 @@ def _tie_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> fl
     )
 
 
-def _meta_accuracy(store: Store, iteration: int, scores: Mapping[str, int]) -> float | None:
+def _meta_accuracy(
+    battles: Sequence[Battle], judgments: Sequence[Judgment], exact: Mapping[str, int]
+) -> float | None:
     """Of decided battles: the share won by the judgment that is nearer to the exact score."""
-    judged = {
-        one.id: one.score
-        for one in store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
-    }
+    scores = {one.id: one.score for one in judgments}
     right = []
-    for one in store.records(Battle, iteration=iteration):
-        first, second = judged[one.first_id], judged[one.second_id]
-        exact = scores.get(one.response_id)
-        if one.verdict and first is not None and second is not None and exact is not None:
-            lead = abs(second - exact) - abs(first - exact)
+    for one in battles:
+        first, second = scores[one.first_id], scores[one.second_id]
+        best = exact.get(one.response_id)
+        if one.verdict and first is not None and second is not None and best is not None:
+            lead = abs(second - best) - abs(first - best)
             right += [(lead > 0) == (one.verdict > 0)] if lead else []
     return _mean(right)
 
@@ -276,35 +283,27 @@ def _mean(values: Sequence[bool]) -> float | None:
     return fmean(values) if values else None
 
 
-def _score_responses(store: Store, iteration: int) -> dict[str, int]:
-    """The exact score of each training response, by id; none for prompts that are no task."""
-    prompts = {one.id: one for one in store.records(Prompt, iteration=iteration)}
-    given = store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
-    exact = ((one.id, metrics.score_exactly([prompts[one.prompt_id]], [one])) for one in given)
-    return {name: next(iter(known.score.values())) for name, known in exact if known is not None}
+class _Answer(NamedTuple):
+    """The exact score and the characters of a held-out answer; a missing one has none."""
+
+    score: int
+    length: int
 
 
-def _load_answers(
-    prompts: Sequence[Prompt], store: Store, iteration: int
-) -> dict[str, tuple[int, int]]:
-    """The exact score and the characters of each held-out answer, by prompt."""
-    given = {
-        one.prompt_id: one
-        for one in store.records(Response, iteration=iteration, model=ModelId(iteration).name)
-    }
-    exact = metrics.score_exactly(prompts, list(given.values()))
-    assert exact is not None
+def _load_answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, _Answer]:
+    """The held-out answers of a model, by prompt."""
+    given = store.records(Response, iteration=iteration, model=ModelId(iteration).name)
+    texts = {one.prompt_id: one.text for one in given}
     return {
-        one.id: (exact.score[one.id], len(given[one.id].text) if one.id in given else 0)
+        one.id: _Answer(score_answer(one.text, text).score, len(text))
         for one in prompts
+        for text in [texts.get(one.id, "")]
     }
 
 
-def _compare(
-    mine: Mapping[str, tuple[int, int]], theirs: Mapping[str, tuple[int, int]]
-) -> tuple[float, float]:
+def _compare(mine: Mapping[str, _Answer], theirs: Mapping[str, _Answer]) -> tuple[float, float]:
     """The win rate, and what it would be for equally long answers."""
     pairs = [(mine[name], theirs[name]) for name in mine]
-    results = np.array([metrics.compare_scores(a[0], b[0]) for a, b in pairs])
-    gaps = np.array([float(a[1] - b[1]) for a, b in pairs])
+    results = np.array([metrics.compare_scores(a.score, b.score) for a, b in pairs])
+    gaps = np.array([float(a.length - b.length) for a, b in pairs])
     return float(results.mean()), metrics.length_controlled_win_rate(results, gaps)
