@@ -203,9 +203,8 @@ def watch_memory(gpu: Gpu | None) -> Iterator[Callable[[], int | None]]:
 
     def poll() -> None:
         while not is_over.wait(POLL):
-            seen.extend(
-                before - one.free for one in list_gpus()[:1]
-            )  # sometimes there is no answer
+            for gpu in list_gpus()[:1]:  # sometimes the driver does not answer
+                seen.append(before - gpu.free)
 
     polling = threading.Thread(target=poll, daemon=True)
     polling.start()
