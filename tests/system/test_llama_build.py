@@ -31,7 +31,7 @@ ERROR: Failed to build one or more wheels
 
 
 class Pip:
-    """Replaces nvcc, which prints a version, and pip, which makes a wheel; `fails` names failures."""
+    """Replaces nvcc, which prints a version, and pip, which makes a wheel; `fails` names faults."""
 
     def __init__(self, monkeypatch, found: list[doctor.Finding], there=(T4,)) -> None:
         self.asked: list[list[str]] = []
