@@ -64,6 +64,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         if path.is_file() and path.suffix != ".part" and path.name != MANIFEST
     }
     files = {name: hash_file(path) for name, path in names.items()}
+    for left in folder.glob(f".{MANIFEST}.*.part"):  # of a process that was killed
+        left.unlink()
     with atomic_write(folder / MANIFEST) as part:
         part.write_text(json.dumps({"files": files, **facts}, indent=2), encoding="utf-8")
 

@@ -71,6 +71,7 @@ class Killer:
         for name in WRITES:
             setattr(Store, name, self.watch(getattr(Store, name), name))
         Path.rename = self.watch(Path.rename, "rename")
+        os.replace = self.watch(os.replace, "rename")
         make = scripted_run.scripted_runtime
 
         def watched_runtime(*arguments, **named):
