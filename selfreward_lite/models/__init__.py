@@ -1,4 +1,4 @@
-"""A model as tokens and files: chat format, HF folder, NF4, GGUF, and the proof that both sides agree.
+"""A model as tokens and files: chat format, HF folder, NF4, GGUF, and the proof that they agree.
 
 Knows no run and no record.
 Start: `chat_format.py`.

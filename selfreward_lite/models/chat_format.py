@@ -1,7 +1,8 @@
 """The one place where messages become token ids, for every engine and for the trainers alike.
 
-The template's own tokens are special; the content of a message never is: `<|eot_id|>` typed by a user or written by a model is
-seven ordinary characters here. So no text can close its own turn or speak in another role.
+The template's own tokens are special; the content of a message never is: `<|eot_id|>` typed by a
+user or written by a model is seven ordinary characters here. So no text can close its own turn or
+speak in another role.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from selfreward_lite.system.errors import ConfigError
 
-# Llama-3.1's and 3.2's templates write a date into the system's turn: this one by default, and today's where transformers
-# renders. A run must send the same text on every day, so it is given everywhere.
+# Llama-3.1's and 3.2's templates write a date into the system's turn: this one by default, and
+# today's where transformers renders. A run must send the same text on every day, so it is given
+# everywhere.
 DATE = "26 Jul 2024"
 _GGUF_FIELDS = (
     "tokenizer.chat_template",
@@ -27,7 +29,8 @@ _GGUF_FIELDS = (
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
 )
 
-# How text is split into words before they become tokens, by its name in GGUF: Llama-3's way, and Qwen's.
+# How text is split into words before they become tokens, by its name in GGUF: Llama-3's way, and
+# Qwen's.
 WORD_SPLITS = {
     name: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
     + digits
@@ -65,7 +68,7 @@ class ChatFormat:
 
     @classmethod
     def load(cls, model_dir: Path) -> ChatFormat:
-        """Read `tokenizer.json`, `tokenizer_config.json` and the chat template of a Hugging Face model folder.
+        """Read `tokenizer.json`, `tokenizer_config.json` and the chat template of a folder.
 
         Raises ConfigError where one of them is missing or the pad token would end a turn.
         """
@@ -108,7 +111,8 @@ class ChatFormat:
                 f"{path}: its tokenizer splits words as {kind!r}; use a judge with one of "
                 f"{', '.join(WORD_SPLITS)}"
             )
-        # transformers splits words as GPT-2 does, whatever the file says, and cannot know ignore_merges.
+        # transformers splits words as GPT-2 does, whatever the file says, and cannot know
+        # ignore_merges.
         words = pre_tokenizers.Split(Regex(WORD_SPLITS[kind]), "isolated")
         whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
@@ -158,7 +162,7 @@ class ChatFormat:
         return self.stop[0]
 
     def _render(self, messages: Sequence[Message]) -> list[int]:
-        """Render with placeholders for the contents, so that only the template's own text is parsed as special."""
+        """Render with placeholders for contents, so only the template's text can be special."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
         pairs = list(zip(messages, marks, strict=True))
         text = self.template.render(
@@ -211,7 +215,7 @@ def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[in
 
 
 def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
-    """The pad token's id. It is no stop token: a collator masks pads, and the model would never learn to stop."""
+    """The pad token's id. Not a stop token: collators mask pads, so no stop would be learned."""
     names = (
         _token_text(settings.get("pad_token")),
         "<|finetune_right_pad_id|>",

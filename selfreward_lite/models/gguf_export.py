@@ -1,10 +1,11 @@
 """Hugging Face folders as GGUF files: a Llama base, a PEFT LoRA adapter.
 
-    base_to_gguf       config.json, tokenizer.json, *.safetensors  →  base.gguf  (as it is, rounded to NF4, or merged)
-    adapter_to_gguf    adapter_config.json, adapter_model.safetensors  →  adapter.gguf
+    base_to_gguf       config.json, tokenizer.json, *.safetensors → base.gguf
+    adapter_to_gguf    adapter_config.json, adapter_model.safetensors → adapter.gguf
 
-Which bases can be exported is decided in `hf_folder`, which adapters here; `parity` proves the result. Files appear complete or
-not at all. torch, bitsandbytes and gguf are imported inside functions, so importing this file is cheap.
+Which bases can be exported is decided in `hf_folder`, which adapters here; `parity` proves the
+result. Files appear complete or not at all. torch, bitsandbytes and gguf are imported inside
+functions, so importing this file is cheap.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ Weights = Literal["original", "nf4"]
 Dtype = Literal["f32", "f16", "q8_0"]
 LoadDtype = Literal["float32", "float16", "bfloat16"]
 
-# Settings in adapter_config.json that never change the result, since each tensor in the file is checked and written.
+# Settings in adapter_config.json that never change the result, since each tensor in the file is
+# checked and written.
 ADAPTER_NEUTRAL = {
     "task_type",
     "peft_type",
@@ -67,7 +69,8 @@ ADAPTER_NEUTRAL = {
     "runtime_config",
 }
 
-# Initializations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move them.
+# Initializations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move
+# them.
 ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
 LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
 
@@ -85,20 +88,20 @@ def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
 
 
 def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reorder the rows of each head from HF's halves to the interleaved pairs that llama.cpp rotates."""
+    """Reorder the rows of each head from HF's halves to llama.cpp's interleaved pairs."""
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
 def _finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
     if not tensor.isfinite().all():
         raise ExportError(
-            f"{label} holds NaN or infinity: do not use these weights, go back to the last good ones"
+            f"{label} holds NaN or infinity: do not use these weights, go back to good ones"
         )
     return tensor
 
 
 def _encode(tensor: torch.Tensor, dtype: Dtype, label: str) -> np.ndarray:
-    """A numpy array as GGUF stores it (bytes for q8_0). Raises ExportError where float16 overflows."""
+    """A numpy array as GGUF stores it (bytes for q8_0); raises ExportError on overflow."""
     import numpy as np
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -124,11 +127,13 @@ def base_to_gguf(
 ) -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
-    `weights="nf4"` rounds each linear layer of the blocks as BitsAndBytesConfig(load_in_4bit, nf4, double quant) does, so that
-    llama.cpp runs the model that a QLoRA adapter was trained on; a folder of NF4 weights is unpacked either way. `load_dtype` is
-    the `dtype=` of transformers in training: every weight is rounded to it first. `dtype` is the type of matrices; norms are
-    always f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A (LoRA, arXiv 2106.09685,
-    section 4.1). Raises ExportError where GGUF cannot express the model or a file is broken.
+    `weights="nf4"` rounds each linear layer of the blocks as BitsAndBytesConfig(load_in_4bit, nf4,
+    double quant) does, so that llama.cpp runs the model that a QLoRA adapter was trained on; a
+    folder of NF4 weights is unpacked either way. `load_dtype` is the `dtype=` of transformers in
+    training: every weight is rounded to it first. `dtype` is the type of matrices; norms are always
+    f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A (LoRA,
+    arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file
+    is broken.
     """
     from gguf import GGUFWriter
 
@@ -147,7 +152,7 @@ def base_to_gguf(
         add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
         rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))]
         for tensor in (rope if llama.rope else []) + tensors:
-            _announce(writer, tensor, dtype)
+            add_tensor(writer, tensor, _stored_as(tensor, dtype))
         loaded = _load_tensors(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
         if lora:
             loaded = (
@@ -161,7 +166,7 @@ def base_to_gguf(
 def _load_tensors(
     tensors: list[Tensor], files: dict[str, Path], pack: bool, load_dtype: LoadDtype
 ) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """Each tensor with its values in the loaded model; `pack` if loading rounds the linear ones to NF4."""
+    """Each tensor with its values in the loaded model; `pack` rounds the linear ones to NF4."""
     import torch
 
     for tensor in tensors:
@@ -208,24 +213,24 @@ def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:
     return dtype if len(tensor.shape) == 2 else "f32"
 
 
-def _announce(writer: GGUFWriter, tensor: Tensor, dtype: Dtype) -> None:
-    """Enter name, shape and size in the tensor table, so that the data can follow one tensor at a time."""
+def add_tensor(writer: GGUFWriter, tensor: Tensor, kind: str) -> None:
+    """Enter name, shape and type in the tensor table; the data follow one tensor at a time."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    kind = GGMLQuantizationType[_stored_as(tensor, dtype).upper()]
-    block, size = GGML_QUANT_SIZES[kind]
+    stored = GGMLQuantizationType[kind.upper()]
+    block, size = GGML_QUANT_SIZES[stored]
     if tensor.shape[-1] % block:
         raise ExportError(
-            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {dtype} blocks of {block}: "
+            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {kind} blocks of {block}: "
             "use f16"
         )
     stored_bytes = math.prod(tensor.shape) // block * size
-    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, kind)
+    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, stored)
 
 
 def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
-    """Enter the numbers of the architecture, and the type of most matrices: f32, f16, q8_0 or q4_k_m."""
+    """Enter the architecture, and the type of most matrices: f32, f16, q8_0 or q4_k_m."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     kinds = {
@@ -272,7 +277,7 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 @dataclass(frozen=True)
 class _Lora:
-    """A plain LoRA adapter: (A (rank, in), B (out, rank)) by block and HF module; `scale` is alpha/r or alpha/√r."""
+    """A LoRA: (A (rank, in), B (out, rank)) by block and module; `scale` is alpha/r or alpha/√r."""
 
     pairs: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
     rank: int
@@ -291,8 +296,9 @@ class _Lora:
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
     """Write a PEFT LoRA folder as a GGUF LoRA in f32; returns `out`.
 
-    llama.cpp multiplies by alpha/r. Rank-stabilised LoRA means alpha/√r, so alpha·√r is written for it.
-    Raises ExportError, by name, for everything that is not plain LoRA on the seven projections of the blocks.
+    llama.cpp multiplies by alpha/r. Rank-stabilized LoRA means alpha/√r, so alpha·√r is written for
+    it. Raises ExportError, by name, for everything that is not plain LoRA on the seven projections
+    of the blocks.
     """
     llama = read_config(base_config_dir)
     lora = _read_lora(adapter_dir, llama)
@@ -300,7 +306,7 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
 
 
 def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
-    """Write float32 arrays, by GGUF name, as the LoRA that llama.cpp scales by `alpha` / rank; returns `out`."""
+    """Write float32 arrays, by GGUF name, as a LoRA of scale `alpha` / rank; returns `out`."""
     from gguf import GGUFWriter, Keys
 
     with atomic_write(out) as part:
@@ -340,7 +346,7 @@ def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
 
 
 def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
-    """Read plain LoRA for this base from a PEFT folder. Raises ExportError if it is anything else, broken or not finite."""
+    """Read plain LoRA for this base from a PEFT folder; raises ExportError for anything else."""
     config = read_json(adapter_dir / "adapter_config.json")
     _check_adapter(adapter_dir, config)
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
@@ -376,7 +382,7 @@ def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
 
 
 def _adapter_arrays(lora: _Lora, llama: Llama) -> dict[str, np.ndarray]:
-    """Arrays in f32 by GGUF name: lora_a (rank, in), lora_b (out, rank), with B's rows in the base's order."""
+    """lora_a (rank, in), lora_b (out, rank) in f32 by GGUF name, B's rows in the base's order."""
     projections, arrays = llama.projections(), {}
     for (layer, module), (left, right) in lora.pairs.items():
         name, _, heads = projections[module]

@@ -1,9 +1,10 @@
 """A Hugging Face Llama folder as plain values in GGUF's terms: numbers, tensor names, vocabulary.
 
-Reads config.json, the tokenizer's files and the headers of *.safetensors. Only one architecture (LlamaForCausalLM) and one
-vocabulary (byte-level BPE, split as in Llama-3) are accepted; everything else is refused by name, because llama.cpp would load
-many such files without an error and compute something else. SHAPES are models by name, for plans before a download and for random
-models. Nothing heavy is imported until a tensor is read.
+Reads config.json, the tokenizer's files and the headers of *.safetensors. Only one architecture
+(LlamaForCausalLM) and one vocabulary (byte-level BPE, split as in Llama-3) are accepted; everything
+else is refused by name, because llama.cpp would load many such files without an error and compute
+something else. SHAPES are models by name, for plans before a download and for random models.
+Nothing heavy is imported until a tensor is read.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from selfreward_lite.system.errors import ExportError
 
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
 
-# Tensors beside a weight that bitsandbytes has packed, after its name and a dot; the last tells how it was packed.
+# Tensors beside a weight that bitsandbytes has packed, after its name and a dot; the last tells how
+# it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
 TokenKind = Literal["NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"]
 
 
 class Projection(NamedTuple):
-    """A linear layer of a block: its GGUF name, its shape (out, in), and the heads whose rows llama.cpp reorders, or 0."""
+    """A linear layer: GGUF name, shape (out, in), heads whose rows llama.cpp reorders (or 0)."""
 
     name: str
     shape: tuple[int, int]
@@ -72,7 +74,7 @@ class Llama:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of the base: its names in GGUF and in the folder, its shape, and how it is converted."""
+    """A tensor of the base: its names in GGUF and in the folder, its shape, its conversion."""
 
     name: str
     source: str
@@ -95,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(model_dir: Path) -> Llama:
-    """Read config.json. Raises ExportError naming the first setting that GGUF or this module cannot express."""
+    """Read config.json; raises ExportError naming the first setting that is not supported."""
     config = read_json(model_dir / "config.json")
     kind = config.get("architectures") or [config.get("model_type")]
     if kind not in (["LlamaForCausalLM"], ["llama"]):
@@ -105,7 +107,7 @@ def read_config(model_dir: Path) -> Llama:
     for key in MUST_BE_OFF:
         if config.get(key):
             raise ExportError(
-                f"{model_dir}: {key} is set, which the export cannot express: choose the plain model"
+                f"{model_dir}: {key} is set, which cannot be exported: choose the plain model"
             )
     if config.get("hidden_act", "silu") != "silu":
         raise ExportError(
@@ -136,11 +138,13 @@ def read_config(model_dir: Path) -> Llama:
     for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
         if not isinstance(getattr(llama, name), int) or getattr(llama, name) < 1:
             raise ExportError(
-                f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: download it again"
+                f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: "
+                "download it again"
             )
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
         raise ExportError(
-            f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: fix config.json"
+            f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: "
+            "fix config.json"
         )
     return llama
 
@@ -156,21 +160,21 @@ def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
         or found.get("bnb_4bit_quant_storage", "uint8") != "uint8"
     ):
         raise ExportError(
-            f"{model_dir}: quantization_config names {found.get('quant_method')}, which cannot be read: "
+            f"{model_dir}: quantization_config names {found.get('quant_method')}, not NF4: "
             "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)"
         )
     return True
 
 
 def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str, float] | None]:
-    """(theta, llama3 scaling or None) from `rope_parameters` (transformers 5) or `rope_scaling` (transformers 4)."""
+    """(theta, llama3 scaling or None), as transformers 5 or 4 writes them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if rotary not in (None, 1.0):
         raise ExportError(
-            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates complete heads"
+            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates full heads"
         )
     if kind == "default":
         return theta, None
@@ -185,8 +189,9 @@ def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str
 def rope_factors(llama: Llama) -> list[float]:
     """Return the divisors of the head_dim/2 rotation frequencies in llama.cpp (llama3 scaling).
 
-    The rule of Llama 3.1: wavelengths shorter than context/high stay, longer than context/low are slowed by `factor`, and those
-    between are blended, frequency' = ((1−s)/factor + s)·frequency with s rising from 0 to 1.
+    The rule of Llama 3.1: wavelengths shorter than context/high stay, longer than context/low are
+    slowed by `factor`, and those between are blended, frequency' = ((1−s)/factor + s)·frequency
+    with s rising from 0 to 1.
     """
     assert llama.rope is not None
     low, high = llama.rope["low_freq_factor"], llama.rope["high_freq_factor"]
@@ -200,7 +205,7 @@ def rope_factors(llama: Llama) -> list[float]:
 
 
 def check_folder(model_dir: Path) -> None:
-    """Raise ExportError if the folder cannot be exported; reads settings, vocabulary and headers, no weights."""
+    """Raise ExportError if the folder cannot be exported; reads no weights."""
     llama = read_config(model_dir)
     read_vocabulary(model_dir, llama.vocab)
     files = find_tensors(model_dir, llama)
@@ -211,11 +216,12 @@ def check_folder(model_dir: Path) -> None:
 
 
 def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) -> None:
-    """Raise ExportError unless a tensor has the shape in config.json; packed, two weights are a byte."""
+    """Raise ExportError unless a tensor has its shape; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:
         raise ExportError(
-            f"{tensor.source} has shape {shape}, config.json says {expected}: download the model again"
+            f"{tensor.source} has shape {shape}, config.json says {expected}: "
+            "download the model again"
         )
 
 
@@ -241,7 +247,7 @@ def list_tensors(llama: Llama) -> list[Tensor]:
 
 @contextmanager
 def open_safetensors(path: Path, framework: Literal["pt", "numpy"] = "pt") -> Iterator[Any]:
-    """Give the open file; every error of a broken file becomes one line. "numpy" does not import torch."""
+    """Give the open file; a broken one is an ExportError. "numpy" does not import torch."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -254,7 +260,7 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"] = "pt") -> It
 
 
 def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
-    """Return the safetensors file of every tensor. Raises ExportError if one is missing, or there is another."""
+    """Return the file of every tensor; raises ExportError for missing and unknown tensors."""
     index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
     files = {single}
     if index.exists() and not single.exists():
@@ -267,7 +273,8 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
     names = {tensor.source for tensor in tensors}
     linear = {tensor.source for tensor in tensors if tensor.linear and llama.packed}
     packed = {f"{name}.{part}" for name in linear for part in PACKED_PARTS}
-    # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints stored.
+    # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints
+    # stored.
     unused = {
         name
         for name in found
@@ -275,7 +282,8 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
     }
     if missing := sorted(names - found.keys()):
         raise ExportError(
-            f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: download it again"
+            f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: "
+            "download it again"
         )
     if extra := sorted(found.keys() - names - packed - unused):
         raise ExportError(
@@ -286,7 +294,7 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens in id order with their kinds, merges as "left right", ids of the special roles, the chat template."""
+    """Tokens by id, their kinds, merges as "left right", ids of special roles, chat template."""
 
     tokens: list[str]
     kinds: list[TokenKind]
@@ -308,7 +316,8 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
     ids = spec["model"]["vocab"] | {content: token["id"] for content, token in added.items()}
     if sorted(ids.values()) != list(range(len(ids))) or len(ids) > size:
         raise ExportError(
-            f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: use the model's own"
+            f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: "
+            "use the model's own"
         )
     tokens = sorted(ids, key=ids.__getitem__)
     filler = size - len(tokens)  # embedding rows that no token uses
@@ -324,7 +333,8 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
             for merge in spec["model"]["merges"]
         ],
         roles=_roles(model_dir, settings, ids),
-        # Off unless the folder says otherwise: the chat template writes BOS, and llama.cpp would add a second one.
+        # Off unless the folder says otherwise: the chat template writes BOS, and llama.cpp would
+        # add a second one.
         add_bos=bool(settings.get("add_bos_token", False)),
         template=_chat_template(model_dir, settings),
     )

@@ -16,15 +16,18 @@ from selfreward_lite.system.errors import UserError
 # Bytes a weight; Q8_0 keeps 32 weights in 34 bytes.
 GGUF_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}
 
-# NF4 with double quantization (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of them, 4 bytes for 256 scales.
+# NF4 with double quantization (arXiv 2305.14314, section 3): 4 bits, a byte of scale for 64 of
+# them, 4 bytes for 256 scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
-# Bytes of an adapter's weight in training: itself, its gradient and AdamW's two moments, all in float32.
+# Bytes of an adapter's weight in training: itself, its gradient and AdamW's two moments, all in
+# float32.
 ADAPTER_BYTES = 16
 REFERENCE_BYTES = 4  # its frozen copy, the reference of DPO
 
-# A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so many tokens at once. Both
-# measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow tests/run/test_plan.py -k logit -s`.
+# A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so
+# many tokens at once. Both measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow
+# tests/run/test_plan.py -k logit -s`.
 LOGIT_BYTES, SFT_CHUNK = 16, 256
 DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
 
@@ -32,7 +35,7 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 def estimate_engine(
     settings: EngineSettings, llama: Llama, base: float, rank: int
 ) -> dict[str, int]:
-    """Return what llama.cpp holds with every layer on the GPU, by part; `base` is the bytes of its GGUF."""
+    """Return what llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
     activations = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
     parts = {
@@ -48,9 +51,10 @@ def estimate_engine(
 def estimate_training(
     settings: Training, llama: Llama, rank: int, *, packed: bool, pairs: bool
 ) -> dict[str, int]:
-    """Return what a trainer holds at its longest rows, with gradient checkpointing, by part; `pairs` is DPO.
+    """Return what a trainer holds at its longest rows, by part; `pairs` is DPO.
 
-    The input of every block is kept (two bytes a number); one block at a time is computed again, with its gradients.
+    With gradient checkpointing, the input of every block is kept (two bytes a number); one block at
+    a time is computed again, with its gradients.
     """
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
     block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token inside one block
@@ -84,8 +88,9 @@ def largest_peak(peaks: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def estimate_base(model: Model, llama: Llama) -> float:
-    """Return the bytes of the base as GGUF: of the file in the settings if it is here, else of the weights in their type.
+    """Return the bytes of the base as GGUF.
 
+    That is the size of the file in the settings if it is here, else the weights in their type.
     Raises UserError if there is no such file.
     """
     repository = hub.parse_repository(model.gguf_file) if model.gguf_file else None
@@ -109,5 +114,5 @@ def count_weights(llama: Llama) -> int:
 
 
 def count_adapter_weights(llama: Llama, rank: int) -> int:
-    """Return the weights of a LoRA on every linear layer of the blocks: rank · (in + out) each (arXiv 2106.09685)."""
+    """Return the weights of a LoRA: rank · (in + out) for each linear layer (arXiv 2106.09685)."""
     return llama.layers * rank * sum(sum(one.shape) for one in llama.projections().values())

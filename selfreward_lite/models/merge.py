@@ -1,7 +1,8 @@
-"""A model of a run as one GGUF that runs anywhere, base and adapter merged, with an Ollama Modelfile beside it.
+"""A model of a run as one GGUF, base and adapter merged, with an Ollama Modelfile beside it.
 
-The base is the original one in full precision, not what 4-bit training saw of it: merging into NF4 weights would keep their
-rounding for ever. So its answers are near those that the run measured, and not the same.
+The base is the original one in full precision, not what 4-bit training saw of it: merging into NF4
+weights would keep their rounding for ever. So its answers are near those that the run measured, and
+not the same.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ from selfreward_lite.system.errors import EngineError, ExportError
 DIRECT = get_args(Dtype)  # types written without llama.cpp; it makes the others from float16
 MARK = "\ue000"  # stands for the content of a message; no template contains it
 MAX_CONTEXT = 8192  # Ollama's own default cuts a conversation earlier
-PROOFS = (
-    ("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user", "assistant", "user"),
-)  # fmt: skip
+PROOFS = tuple(
+    tuple(roles.split())
+    for roles in (
+        "user",
+        "system user",
+        "user assistant user",
+        "system user assistant user assistant user",
+    )
+)
 
 
 @dataclass(frozen=True)
 class MergedModel:
-    """A full model that was written: what was proved, and why there is no Modelfile, if there is none.
+    """A full model that was written: what was proved, and why there is no Modelfile if so.
 
-    `tokens` counts the compared token ids, `difference` is the largest difference of a logit from PEFT on the full-precision
-    base, `agreement` the share of positions with the same likeliest token.
+    `tokens` counts the compared token ids, `difference` is the largest difference of a logit from
+    PEFT on the full-precision base, `agreement` the share of positions with the same likeliest
+    token.
     """
 
     tokens: int
@@ -51,10 +59,11 @@ def write_model(
     prove: bool,
     report: Report = lambda at: None,
 ) -> MergedModel:
-    """Write the full model as `out` in type `kind`, and `Modelfile` beside it, alone in their folder.
+    """Write the full model as `out` in type `kind`, and `Modelfile` beside it.
 
-    `prove` compares its logits with PEFT's, which needs four bytes of memory a weight. Raises EngineError, and leaves no file,
-    where one cannot be written or read back, or is in float32 and differs by more than rounding.
+    `prove` compares its logits with PEFT's, which needs four bytes of memory a weight. Raises
+    EngineError, and leaves no file, where one cannot be written or read back, or is in float32 and
+    differs by more than rounding.
     """
     for left in out.parent.glob("*.part"):  # of an attempt that was killed; hidden ones too
         left.unlink()
@@ -109,7 +118,7 @@ def _modelfile(model_dir: Path, out: Path) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True)
 class TemplatePieces:
-    """What a chat template writes: at the beginning, around each message by its role, before the assistant's turn."""
+    """What a chat template writes: first, around each message by role, before the next turn."""
 
     beginning: str
     around: dict[str, tuple[str, str]]
@@ -123,7 +132,8 @@ class TemplatePieces:
 def split_template(chat: ChatFormat) -> TemplatePieces:
     """Split a chat template into pieces, and prove that they make up the template.
 
-    Raises ExportError where it is more than pieces around messages, as in Llama-3.1, which writes the date.
+    Raises ExportError where it is more than pieces around messages, as in Llama-3.1, which writes
+    the date.
     """
 
     def render(*roles: str, speak: bool = False) -> str:
@@ -160,7 +170,8 @@ def split_template(chat: ChatFormat) -> TemplatePieces:
 def build_modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int) -> str:
     """Return the Modelfile for a GGUF of that name in the same folder.
 
-    `adds_bos` tells whether llama.cpp adds the beginning of text to this GGUF by itself; there must be exactly one.
+    `adds_bos` tells whether llama.cpp adds the beginning of text to this GGUF by itself; there must
+    be exactly one.
     """
     found = split_template(chat)
     template = "" if adds_bos else _literal(found.beginning)
@@ -187,5 +198,5 @@ def build_modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int
 
 
 def _literal(text: str) -> str:
-    """Text as a string in Ollama's template language, which keeps its line ends and braces as they are."""
+    """Text as a string in Ollama's template language, with its line ends and braces."""
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

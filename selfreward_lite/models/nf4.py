@@ -1,4 +1,4 @@
-"""NF4, the 4-bit type of QLoRA (arXiv 2305.14314, section 3): loading a base in it, and unpacking its weights.
+"""NF4, the 4-bit type of QLoRA (arXiv 2305.14314, section 3): loading, rounding, unpacking.
 
 torch, transformers and bitsandbytes are imported inside functions, so importing this file is cheap.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def load_model(model_dir: Path, quantization: str, dtype: torch.dtype, *, on_gpu: bool) -> Any:
-    """Return the model of a folder, on the first GPU or in memory; `quantization` is "nf4" or "none".
+    """Return the model of a folder, on the first GPU or the CPU; `quantization` is "nf4" or "none".
 
-    A folder with packed weights is loaded as it is. All matrices compute in `dtype`, whatever the folder says. Raises ExportError
-    where a weight did not come from the folder.
+    A folder with packed weights is loaded as it is. All matrices compute in `dtype`, whatever the
+    folder says. Raises ExportError where a weight did not come from the folder.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -52,10 +52,11 @@ def load_model(model_dir: Path, quantization: str, dtype: torch.dtype, *, on_gpu
 
 
 def set_compute_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """Make the 4-bit layers of a loaded model compute in `dtype`, with correct gradients; returns the model."""
+    """Make a model's 4-bit layers compute in `dtype`, with correct gradients; returns the model."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On CPUs with AVX512-BF16, a layer that ran without gradients repacks itself and then gives wrong ones.
+            # On CPUs with AVX512-BF16, a layer that ran without gradients repacks itself and then
+            # gives wrong ones.
             module.support_avx512bf16_for_cpu = False
             # A T4 would compute nonsense in the bfloat16 of most packed folders.
             module.compute_dtype = dtype
@@ -76,8 +77,9 @@ def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
 def unpack_nf4(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return a weight (out, in) in float32 from its packed bytes and the tensors beside it.
 
-    `parts` are named by what follows the weight's name and a dot. bitsandbytes itself unpacks to the type that it computes in,
-    whatever type was packed. Raises ValueError where the parts do not belong together.
+    `parts` are named by what follows the weight's name and a dot. bitsandbytes itself unpacks to
+    the type that it computes in, whatever type was packed. Raises ValueError where the parts do not
+    belong together.
     """
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit

@@ -1,7 +1,8 @@
-"""Proof that llama.cpp runs the model that was trained: the same token ids, and the same logits at every position.
+"""Proof that llama.cpp runs the model that was trained: the same token ids and logits.
 
-Both sides compute in float32 on the CPU (a 4-bit reference on the GPU, if there is one). This is a check on a few short texts,
-so it is exact before it is fast. Heavy packages are imported inside functions.
+Both sides compute in float32 on the CPU (a 4-bit reference on the GPU, if there is one). This is a
+check on a few short texts, so it is exact before it is fast. Heavy packages are imported inside
+functions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ STEP_TOKENS = 128  # tokens that llama.cpp computes at once
 MAX_THREADS = 8
 MIN_CONTEXT = 256
 
-# Texts on which different tokenizers disagree: special tokens as plain text, digits, accents, other scripts, spaces.
+# Texts on which different tokenizers disagree: special tokens as plain text, digits, accents, other
+# scripts, spaces.
 TOKEN_PROBES = (
     "Score: 4.5/5",
     "<|eot_id|><|start_header_id|>assistant",
@@ -41,7 +43,8 @@ TOKEN_PROBES = (
     "I'll 12345",
 )
 
-# Turns, digits, spaces, code, accents, other scripts. The user begins, and the number of turns is odd: the assistant is next.
+# Turns, digits, spaces, code, accents, other scripts. The user begins, and the number of turns is
+# odd: the assistant is next.
 CONVERSATIONS: tuple[tuple[str, ...], ...] = (
     ("Hello.",),
     ("Sort the letters c a b.", "The answer is a b c.", "And backwards?"),
@@ -59,7 +62,7 @@ CONVERSATIONS: tuple[tuple[str, ...], ...] = (
 
 @dataclass(frozen=True)
 class AdapterParity:
-    """What `export_adapter` measured, in logits; see `Parity`. The names are keys in the manifest of a run's models."""
+    """What `export_adapter` measured; see `Parity`. Names are keys in the manifest of a model."""
 
     difference: float
     change: float | None
@@ -69,7 +72,7 @@ class AdapterParity:
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """What `check` compared: counts, the largest differences of a logit, and the adapter's effect; see `Parity`."""
+    """What `check` compared: counts, largest differences, the adapter's effect; see `Parity`."""
 
     conversations: int
     tokens: int
@@ -89,8 +92,9 @@ def export_base(model_dir: Path, out: Path, weights: Weights, dtype: Dtype) -> i
 def adopt_base(model_dir: Path, gguf: Path, out: Path, weights: Weights) -> int:
     """Use an existing GGUF as the base and prove its token ids; returns how many were compared.
 
-    `out` is a link where the disk allows, else a copy. Raises ExportError, and leaves no file, if it is no GGUF of this model.
-    Its logits are compared with the first adapter's export, as for every base, so `weights` is not needed yet.
+    `out` is a link where the disk allows, else a copy. Raises ExportError, and leaves no file, if
+    it is no GGUF of this model. Its logits are compared with the first adapter's export, as for
+    every base, so `weights` is not needed yet.
     """
     if not gguf.is_file():
         raise ExportError(f"{gguf}: no such file; fix model.gguf_file")
@@ -132,7 +136,8 @@ def check(
 ) -> CheckedModel:
     """Compare a base GGUF, and an adapter on it, with the folders that they were made from.
 
-    Raises ExportError, with the numbers, where token ids differ, or logits by more than the `limits` of `check_parity`.
+    Raises ExportError, with the numbers, where token ids differ, or logits by more than the
+    `limits` of `check_parity`.
     """
     ids = conversation_ids(model_dir, base)
     found = parity(model_dir, adapter_dir, base, adapter, ids, weights=weights)
@@ -157,10 +162,11 @@ def check(
 class Parity:
     """How far llama.cpp is from transformers on the same token ids, in logits.
 
-    `adapter_change` is the largest change that a GGUF adapter makes in llama.cpp, 0 if it does nothing; None without one.
-    `adapter_share` is how much of PEFT's change arrives there; None too where the base alone is off by more than that change.
-    `agreement` is the share of positions with the same likeliest token, `divergence` the mean KL(transformers ‖ llama.cpp) in
-    nats, `base` the same comparison of the base alone, beside a GGUF adapter.
+    `adapter_change` is the largest change that a GGUF adapter makes in llama.cpp, 0 if it does
+    nothing; None without one. `adapter_share` is how much of PEFT's change arrives there; None too
+    where the base alone is off by more than that change. `agreement` is the share of positions with
+    the same likeliest token, `divergence` the mean KL(transformers ‖ llama.cpp) in nats, `base` the
+    same comparison of the base alone, beside a GGUF adapter.
     """
 
     max_abs_diff: float
@@ -181,10 +187,11 @@ def parity(
     *,
     weights: Weights,
 ) -> Parity:
-    """Compare the logits of every position of every list; both sides compute in float32 with a float32 cache.
+    """Compare the logits of every position of every list, both sides in float32.
 
-    `weights="nf4"` loads the reference in 4 bits, as training does. An `adapter_dir` without a `gguf_adapter` means that the
-    adapter is merged into `gguf_base`. Raises EngineError (ExportError is one) if a file cannot be loaded.
+    `weights="nf4"` loads the reference in 4 bits, as training does. An `adapter_dir` without a
+    `gguf_adapter` means that the adapter is merged into `gguf_base`. Raises EngineError
+    (ExportError is one) if a file cannot be loaded.
     """
     if not token_lists or not all(token_lists) or (adapter_dir is None and gguf_adapter):
         raise ExportError(
@@ -214,19 +221,25 @@ def check_parity(
 ) -> None:
     """Raise ExportError, with the numbers, if a measured value is outside its limit.
 
-    `limit` is for the largest difference of a logit, `agreement` for the share of positions with the same likeliest token,
-    `share_error` for how far `adapter_share` may be from 1.
+    `limit` is for the largest difference of a logit, `agreement` for the share of positions with
+    the same likeliest token, `share_error` for how far `adapter_share` may be from 1.
     """
     share = measured.adapter_share
     if not measured.max_abs_diff <= limit:  # written so that NaN fails
-        why = f"differs from transformers by {measured.max_abs_diff:.3g} in a logit, more than {limit:g}"
+        why = (
+            f"differs from transformers by {measured.max_abs_diff:.3g} in a logit, "
+            f"more than {limit:g}"
+        )
     elif not measured.agreement >= agreement:
         why = (
             f"has the same likeliest token as transformers at {measured.agreement:.1%} of the "
             f"positions, not {agreement:.0%}"
         )
     elif share is not None and not abs(share - 1) <= share_error:
-        why = f"shows {share:.0%} of the adapter's effect in PEFT, not 100 ± {100 * share_error:.0f} %"
+        why = (
+            f"shows {share:.0%} of the adapter's effect in PEFT, "
+            f"not 100 ± {100 * share_error:.0f} %"
+        )
     else:
         return
     raise ExportError(
@@ -236,7 +249,7 @@ def check_parity(
 
 @dataclass
 class _Comparison:
-    """Sums over the lists compared so far; logits, 0.5 GB for a thousand tokens of Llama-3, are not kept."""
+    """Sums over the lists so far, without the logits (0.5 GB for 1,000 tokens of Llama-3)."""
 
     differences: list[float] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
@@ -267,10 +280,11 @@ class _Comparison:
             self.square += float((change * change).sum())
 
     def result(self, base: Parity | None = None) -> Parity:
-        """Return the comparison of all lists, beside that of the `base` alone where there is an adapter.
+        """Return the comparison of all lists, with that of the `base` alone beside an adapter.
 
-        The share of an adapter that arrives is the slope of llama.cpp's change on PEFT's, by least squares through 0: the
-        error of a quantized base, with and without the adapter, mostly averages out over so many logits.
+        The share of an adapter that arrives is the slope of llama.cpp's change on PEFT's, by least
+        squares through 0: the error of a quantized base, with and without the adapter, mostly
+        averages out over so many logits.
         """
         import numpy as np
 
@@ -291,7 +305,7 @@ class _Comparison:
 
 
 def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(p ‖ q) = Σ p·(log p − log q) of each row of two arrays of logits (rows, vocabulary), in nats."""
+    """KL(p ‖ q) = Σ p·(log p − log q) of each row of logits (rows, vocabulary), in nats."""
     import numpy as np
 
     def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -308,7 +322,7 @@ def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def _blocks(rows: int) -> Iterator[slice]:
-    """A few rows at a time: in float64, a thousand of Llama-3's with all intermediate values would take 5 GB."""
+    """A few rows at a time: in float64, a thousand of Llama-3's would take 5 GB."""
     return (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
 
 
@@ -342,7 +356,7 @@ class _Reference:
 
 
 def _open_engine(gguf: Path, longest: int) -> LlamaEngine:
-    """The engine of a run, set to exact arithmetic on the CPU, for lists of up to `longest` tokens."""
+    """The engine of a run, but exact and on the CPU, for lists of up to `longest` tokens."""
     from selfreward_lite.engine.llama import LlamaEngine
     from selfreward_lite.engine.loading import cores
 
@@ -369,7 +383,7 @@ class GgufTokenizer:
     vocab: Any
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of a text; `special` parses special tokens in it. No beginning of text is added."""
+        """Token ids of a text; `special` parses special tokens in it. Adds no beginning of text."""
         import llama_cpp
 
         data = text.encode()
@@ -387,7 +401,7 @@ class GgufTokenizer:
 
 @contextmanager
 def open_tokenizer(gguf: Path) -> Iterator[GgufTokenizer]:
-    """Give the tokenizer of a GGUF file, without its weights. Raises EngineError if it cannot be loaded."""
+    """Give the tokenizer of a GGUF file without its weights; EngineError if it cannot be loaded."""
     import llama_cpp
 
     from selfreward_lite.engine.loading import load_model
@@ -422,10 +436,10 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
 
 
 def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
-    """Return the token ids of CONVERSATIONS, the same in our chat format, transformers and llama.cpp.
+    """Return the token ids of CONVERSATIONS, equal in ChatFormat, transformers and llama.cpp.
 
-    Raises ExportError naming the first that differs or has not exactly one beginning of text, or where llama.cpp ends a turn
-    with a token that our chat format does not stop at.
+    Raises ExportError naming the first that differs or has not exactly one beginning of text, or
+    where llama.cpp ends a turn with a token that our chat format does not stop at.
     """
     from transformers import AutoTokenizer
 

@@ -1,8 +1,8 @@
-"""What torch and llama.cpp find on this machine; run as a child process, because a library may crash.
+"""What torch and llama.cpp find on this machine; a child process, because a library may crash.
 
     python -m selfreward_lite.models.probe torch             versions, GPUs, what they can do
-    python -m selfreward_lite.models.probe build             whether this llama.cpp can use a GPU at all
-    python -m selfreward_lite.models.probe llama GPU_LAYERS  whether llama.cpp decodes a prompt, and where
+    python -m selfreward_lite.models.probe build             whether this llama.cpp can use a GPU
+    python -m selfreward_lite.models.probe llama GPU_LAYERS  whether it decodes a prompt, and where
 
 Prints one JSON document.
 """
@@ -52,7 +52,7 @@ def build() -> dict[str, Any]:
 
 
 def llama(gpu_layers: int) -> dict[str, Any]:
-    """Decode a prompt of a small quantized model; `offloaded` is llama.cpp's line about layers on the GPU, or None."""
+    """Decode a prompt of a small model; `offloaded` is llama.cpp's line on GPU layers, or None."""
     from selfreward_lite.engine.api import LlamaSpec
     from selfreward_lite.engine.llama import LlamaEngine
     from selfreward_lite.engine.loading import LOG, has_amx

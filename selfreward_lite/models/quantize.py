@@ -26,7 +26,7 @@ Report = Callable[[dict[str, int]], None]  # tensors `done` of a `total`
 
 @dataclass(frozen=True)
 class Estimate:
-    """What quantizing a file will take: its size in bytes, the seconds, and the free bytes on its disk."""
+    """What quantizing a file will take: bytes, seconds, and the free bytes on its disk."""
 
     size: int
     seconds: float
@@ -42,8 +42,8 @@ class Estimate:
 def estimate(source: Path, out: Path, kind: str) -> Estimate:
     """Ask llama.cpp for the size, and time this machine for the seconds; nothing is written.
 
-    `source` may be any GGUF with these tensors, a quantized one too. Raises UserError for an unknown type or a source that does
-    not exist, ExportError for a file that cannot be read.
+    `source` may be any GGUF with these tensors, a quantized one too. Raises UserError for an
+    unknown type or a source that does not exist, ExportError for a file that cannot be read.
     """
     params = _params(kind)
     params.dry_run = params.allow_requantize = True
@@ -62,7 +62,7 @@ def estimate(source: Path, out: Path, kind: str) -> Estimate:
 
 
 def check_source(source: Path) -> None:
-    """Raise UserError for a source that is no file or already quantized; ExportError for a broken GGUF."""
+    """Raise UserError for a missing or already quantized source, ExportError for a broken one."""
     if not source.is_file():
         raise UserError(f"{source} is no file: give a GGUF file in f32 or f16")
     types = {tensor.tensor_type.name for tensor in _tensors(source)} - {"F32", "F16", "BF16"}
@@ -73,10 +73,12 @@ def check_source(source: Path) -> None:
 
 
 def quantize(source: Path, out: Path, kind: str, report: Report = lambda at: None) -> int:
-    """Write `source` as `out` in another type, and return its bytes. Leftovers of killed attempts are removed.
+    """Write `source` as `out` in another type, and return its bytes.
 
-    `report` receives how many tensors are `done`, of a `total`. Raises ExportError where llama.cpp refuses, as it does for a
-    quantized source: each time loses more. An interrupt cannot stop this native code: run it in a process that can be killed.
+    Leftovers of killed attempts are removed. `report` receives how many tensors are `done`, of a
+    `total`. Raises ExportError where llama.cpp refuses, as it does for a quantized source: each
+    time loses more. An interrupt cannot stop this native code: run it in a process that can be
+    killed.
     """
 
     def report_tensor(line: str) -> None:

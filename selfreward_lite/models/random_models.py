@@ -1,7 +1,8 @@
-"""Llamas of random weights, to measure speed and memory without a download: as GGUF files, and as folders in NF4.
+"""Llamas of random weights, to measure speed and memory without a download: as GGUF or in NF4.
 
-How long a model takes does not depend on what it knows. Every matrix is random bytes in its own packed type, so that eight billion
-weights never need a 16-bit copy, neither on disk nor in memory. The scales keep activations near size 1 from layer to layer.
+How long a model takes does not depend on what it knows. Every matrix is random bytes in its own
+packed type, so that eight billion weights never need a 16-bit copy, neither on disk nor in memory.
+The scales keep activations near size 1 from layer to layer.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.gguf_export import (
     add_settings,
+    add_tensor,
     add_vocabulary,
     write_arrays,
     write_lora,
 )
-from selfreward_lite.models.hf_folder import SHAPES, Llama, TokenKind, Vocabulary, list_tensors
+from selfreward_lite.models.hf_folder import (
+    SHAPES,
+    Llama,
+    Tensor,
+    TokenKind,
+    Vocabulary,
+    list_tensors,
+)
 from selfreward_lite.system.errors import ConfigError
 from selfreward_lite.system.files import atomic_write
 
@@ -32,8 +41,9 @@ if TYPE_CHECKING:
 Quantization = Literal["q8_0", "q4_k_m"]
 SPECIAL = ("<begin>", "<end>")
 
-# Of each packed type: the weights of a block, its fields, and the spread of a weight in units of the block's scale (int8 uniform;
-# 4-bit values times 6-bit scales, less minima that center them; 6-bit values times a scale of 32).
+# Of each packed type: the weights of a block, its fields, and the spread of a weight in units of
+# the block's scale (int8 uniform; 4-bit values times 6-bit scales, less minima that center them;
+# 6-bit values times a scale of 32).
 _BLOCKS: dict[str, tuple[int, list[tuple[Any, ...]], float]] = {
     "q8_0": (32, [("scale", "<f2"), ("random", "u1", 32)], 73.9),
     "q4_k": (256, [("scale", "<f2"), ("minimum", "<f2"), ("random", "u1", 140)], 250.0),
@@ -53,29 +63,21 @@ TOKENIZER = (
 
 
 def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0", seed: int = 0) -> Path:
-    """Write a random Llama of a named shape; returns `path`. Raises ConfigError for an unknown shape or type."""
-    import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+    """Write a random Llama; returns `path`. Raises ConfigError for an unknown shape or type."""
+    from gguf import GGUFWriter
 
     if shape not in SHAPES or quantization not in get_args(Quantization):
         raise ConfigError(
             f"no synthetic {shape} in {quantization}; choose one of {', '.join(SHAPES)}, "
             f"in {' or '.join(get_args(Quantization))}"
         )
-    llama, float32 = SHAPES[shape], np.dtype(np.float32)
+    llama = SHAPES[shape]
     with atomic_write(path) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, quantization)
         add_vocabulary(writer, _vocabulary(llama.vocab))
         for tensor in list_tensors(llama):
-            if len(tensor.shape) == 1:
-                writer.add_tensor_info(tensor.name, tensor.shape, float32, 4 * tensor.shape[0])
-            else:
-                rows, columns = tensor.shape
-                kind = GGMLQuantizationType[_kind(tensor.name, llama, quantization).upper()]
-                weights, size = GGML_QUANT_SIZES[kind]
-                stored_bytes = rows * columns // weights * size
-                writer.add_tensor_info(tensor.name, tensor.shape, float32, stored_bytes, kind)
+            add_tensor(writer, tensor, _kind(tensor, llama, quantization))
         write_arrays(writer, _arrays(llama, quantization, seed))
     return path
 
@@ -94,10 +96,13 @@ def write_gguf_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) ->
     return write_lora(path, rank, arrays)
 
 
-def _kind(name: str, llama: Llama, quantization: Quantization) -> str:
-    """The type of a matrix. llama.cpp's Q4_K_M keeps the output, and half of two matrices of each block, in six bits."""
+def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
+    """The type of a tensor. Q4_K_M keeps the output, and half of two matrices, in six bits."""
+    if len(tensor.shape) == 1:
+        return "f32"
     if quantization == "q8_0":
         return "q8_0"
+    name = tensor.name
     if name == "output.weight" or (llama.tied and name == "token_embd.weight"):
         return "q6_k"
     if not name.endswith(("attn_v.weight", "ffn_down.weight")):
@@ -112,11 +117,12 @@ def _arrays(llama: Llama, quantization: Quantization, seed: int) -> Iterator[np.
 
     rng = np.random.default_rng(seed)
     for tensor in list_tensors(llama):
-        if len(tensor.shape) == 1:
+        kind = _kind(tensor, llama, quantization)
+        if kind == "f32":
             yield np.ones(tensor.shape, np.float32)
         else:
             spread = 1.0 if tensor.name == "token_embd.weight" else tensor.shape[1] ** -0.5
-            yield _random_blocks(rng, _kind(tensor.name, llama, quantization), tensor.shape, spread)
+            yield _random_blocks(rng, kind, tensor.shape, spread)
 
 
 def _random_blocks(
@@ -159,9 +165,9 @@ def _vocabulary(size: int) -> Vocabulary:
 
 
 def write_folder(folder: Path, shape: str, seed: int = 0) -> Path:
-    """Write a random Llama of a named shape; returns `folder`. Tokens are the tiny world's; other ids have no text.
+    """Write a random Llama of a named shape; returns `folder`.
 
-    Raises ConfigError for an unknown shape.
+    Tokens are the tiny world's; other ids have no text. Raises ConfigError for an unknown shape.
     """
     import torch
     from safetensors.torch import save_file

@@ -1,6 +1,7 @@
-"""The library that holds the model in training: unsloth where it works, else transformers with PEFT and bitsandbytes.
+"""The library that holds the model in training: unsloth if it works, else transformers and PEFT.
 
-unsloth rewrites transformers and TRL as it is imported, so it must come before them: call `choose_backend` first.
+unsloth rewrites transformers and TRL as it is imported, so it must come before them: call
+`choose_backend` first.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """The library that trains, and its description: versions, and why it is not unsloth if it could be."""
+    """The library that trains, and its description: versions, and why it is not unsloth."""
 
     name: Literal["unsloth", "transformers"]
     description: str
 
 
 def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
-    """Choose the library for this process, and import it if it is unsloth; `scratch` takes the code that unsloth generates.
+    """Choose the library for this process, and import it if it is unsloth.
 
-    "auto" is unsloth, if there is a GPU and it can be imported. Raises TrainingError where "unsloth" cannot be used.
+    `scratch` takes the code that unsloth generates. "auto" is unsloth, if there is a GPU and it can
+    be imported. Raises TrainingError where "unsloth" cannot be used.
     """
     plain = f"transformers {version('transformers')}, bitsandbytes {version('bitsandbytes')}"
     if wanted == "transformers" or (wanted == "auto" and not list_gpus()):
@@ -61,7 +63,7 @@ def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: 
 
 
 def load_model(backend: Backend, job: Job, dtype: torch.dtype) -> Any:
-    """Return the base with the trainable adapter `default` on it: that of `job.adapter_in`, or a fresh one."""
+    """Return the base with the trainable adapter `default`: `job.adapter_in`, or a fresh one."""
     load = _load_with_unsloth if backend.name == "unsloth" else _load_with_transformers
     model = load(job, dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -121,9 +123,10 @@ def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
 
 
 def restore_adapter(model: Any, adapter_in: Path) -> None:
-    """Put an adapter's weights on a model as they were saved: TRL rounds those of a 4-bit model to bfloat16.
+    """Put an adapter's weights on a model as they were saved.
 
-    Raises TrainingError where they do not belong to this model's adapter.
+    TRL rounds those of a 4-bit model to bfloat16. Raises TrainingError where they do not belong to
+    this model's adapter.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 

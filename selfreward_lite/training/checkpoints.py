@@ -1,6 +1,6 @@
-"""A training under way, on disk: adapter, optimizer and progress, as safetensors and JSON. Never a pickle.
+"""A training under way, on disk: adapter, optimizer and progress, without any pickle.
 
-    <folder>/step-<n>/adapter.safetensors  optimizer.safetensors  state.json  manifest.json, written last
+    <folder>/step-<n>/{adapter,optimizer}.safetensors, state.json; manifest.json, written last
 
 A checkpoint of another job, or one that its manifest does not confirm, is ignored.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """The progress of a training: steps done, losses, what the first step logged, the scale of float16's gradients."""
+    """Steps done, losses, what the first step logged, the scale of float16's gradients."""
 
     job: str
     step: int
@@ -34,7 +34,7 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state with the adapter's weights, by name, and the optimizer's two moments and step count of each."""
+    """A state with the adapter's weights by name, and their two moments and step counts."""
 
     state: State
     adapter: Weights

@@ -25,11 +25,13 @@ Report = Callable[[Mapping[str, Any]], None]
 class Job(Section):
     """Everything that the training child needs.
 
-    `adapter_in` is the adapter to continue from, None for a fresh one; in DPO it is the reference too. `rows` is a JSON-lines
-    file of token ids: prompt_ids with completion_ids (SFT), or with chosen_ids and rejected_ids (DPO). The training fails if
-    less than `min_moved_share` of the adapter's weights have moved after PROBE_STEPS. At the time `until` (seconds since 1970) it
-    ends: with a model if half of it is done, else with a checkpoint and no model. A checkpoint is written every
-    `checkpoint_minutes`, and the training resumes from one if its job is this one. `memory` limits torch to so many bytes of the GPU.
+    `adapter_in` is the adapter to continue from, None for a fresh one; in DPO it is the reference
+    too. `rows` is a JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with
+    chosen_ids and rejected_ids (DPO). The training fails if less than `min_moved_share` of the
+    adapter's weights have moved after PROBE_STEPS. At the time `until` (seconds since 1970) it
+    ends: with a model if half of it is done, else with a checkpoint and no model. A checkpoint is
+    written every `checkpoint_minutes`, and the training resumes from one if its job is this one.
+    `memory` limits torch to so many bytes of the GPU.
     """
 
     method: Literal["sft", "dpo"]
@@ -59,7 +61,7 @@ class Job(Section):
         return kind.model_validate(value)
 
     def digest(self) -> str:
-        """Return a hash of all that the steps of this job depend on: where it begins, its rows, its settings."""
+        """Return a hash of all that the steps of this job depend on."""
         weights = self.adapter_in and hash_file(self.adapter_in / "adapter_model.safetensors")
         known = [
             self.method,
@@ -75,9 +77,10 @@ class Job(Section):
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training did; a field is None where there was nothing to measure, such as without rows or a GPU.
+    """What a training did. A field is None if not measured, such as without rows or a GPU.
 
-    `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the step that it resumed from.
+    `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the
+    step that it resumed from.
     """
 
     steps: int
@@ -102,7 +105,7 @@ class TrainingResult:
 
 
 def find_loss_fault(losses: Sequence[float]) -> str | None:
-    """Return what is wrong with a series of losses: one not finite, exactly 0, or the same for FROZEN_STEPS.
+    """Return what is wrong with a series of losses, None if nothing is.
 
     >>> find_loss_fault([0.69, 0.5]), find_loss_fault([0.69, 0.0]), find_loss_fault([0.69] * 5)
     (None, 'the loss is exactly 0', 'the loss stayed at 0.69 for 5 steps')

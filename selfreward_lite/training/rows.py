@@ -31,7 +31,7 @@ class Rows:
     drops: list[Drop] = field(default_factory=list)
 
     def add(self, row: Row, max_length: int) -> None:
-        """Take a row unless it is too long: a trainer would cut it, and the model would never see its end."""
+        """Take a row unless it is too long: a trainer would cut off its end."""
         if row_length(row) > max_length:
             self.drops.append(Drop(TOO_LONG))
         else:
@@ -60,8 +60,9 @@ def _completions(row: Row) -> list[list[int]]:
 def arrange_rows(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:
     """Return the rows in the order of training, all epochs after one another.
 
-    Every epoch is shuffled anew; within a batch, rows are sorted by length. The batch, and so the step, is the same in any
-    order, but its micro-batches need less padding: of judgments among short responses, half was padding.
+    Every epoch is shuffled anew; within a batch, rows are sorted by length. The batch, and so the
+    step, is the same in any order, but its micro-batches need less padding: of judgments among
+    short responses, half was padding.
     """
     rng = random.Random(seed)
     order: list[Row] = []
@@ -73,7 +74,7 @@ def arrange_rows(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> l
 
 
 def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:
-    """Yield sizes of micro-batches to try in turn: as wanted, then smaller; always a divisor of the batch.
+    """Yield sizes of micro-batches to try: as wanted, then smaller; always a divisor of the batch.
 
     >>> list(list_micro_batches(32, 6)), list(list_micro_batches(6, 4))
     ([4, 2, 1], [3, 1])
@@ -106,7 +107,7 @@ def build_dpo_rows(
     chat: ChatFormat,
     max_length: int,
 ) -> Rows:
-    """Return both kinds of pairs as rows: a prompt with two responses, a judge's question with two judgments."""
+    """Return rows of a prompt with two responses, and of a judge's question with two judgments."""
     rows = Rows()
     for message, chosen, rejected in (
         *map(texts.read_response_pair, response_pairs),

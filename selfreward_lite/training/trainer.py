@@ -1,12 +1,13 @@
 """SFT and DPO of the adapter with TRL, in a child process.
 
-The reference of DPO is the model that made the data, M(t-1): training starts from its adapter, of which TRL keeps a frozen copy
-named `ref`. At the first step policy and reference agree, so the reward margin is 0 and the sigmoid term is ln 2 (arXiv
-2407.19594 and 2401.10020 start DPO from the model that labelled); anything else is refused.
+The reference of DPO is the model that made the data, M(t-1): training starts from its adapter, of
+which TRL keeps a frozen copy named `ref`. At the first step policy and reference agree, so the
+reward margin is 0 and the sigmoid term is ln 2 (arXiv 2407.19594 and 2401.10020 start DPO from the
+model that labelled); anything else is refused.
 
-An interrupted training resumes from its newest checkpoint and ends with the same weights: the order of rows is fixed, and the
-learning rate depends on the step's number alone. That holds to the last bit on a CPU, without dropout, with as many rows at once;
-a GPU may add in another order.
+An interrupted training resumes from its newest checkpoint and ends with the same weights: the order
+of rows is fixed, and the learning rate depends on the step's number alone. That holds to the last
+bit on a CPU, without dropout, with as many rows at once; a GPU may add in another order.
 """
 
 from __future__ import annotations
@@ -52,24 +53,26 @@ from selfreward_lite.training.rows import (
 IGNORED = -100
 PLAIN_MEMORY_ERRORS = ("out of memory", "alloc_failed")  # CUDA's and cuBLAS's, without a class
 
-# Where float16 begins to scale losses: at torch's 2^16 the first steps overflow and are skipped. It grows by itself.
+# Where float16 begins to scale losses: at torch's 2^16 the first steps overflow and are skipped. It
+# grows by itself.
 FIRST_SCALE = 2.0**12
 Say = Callable[[dict[str, Any]], None]
 Weights = dict[str, torch.Tensor]
 
-# The private parts of TRL and of transformers' Trainer that TokenRows uses were read in these versions.
+# The private parts of TRL and of transformers' Trainer that TokenRows uses were read in these
+# versions.
 READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
 
 
 class TokenRows:
-    """Lets a TRL trainer work on rows of token ids. The only place that uses private parts of TRL: see READ_VERSIONS."""
+    """Rows of token ids for a TRL trainer; the only user of TRL's private parts (READ_VERSIONS)."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        """TRL would render messages with the tokenizer, which reads `<|eot_id|>` in one as the end of a turn."""
+        """Return it unchanged: TRL's tokenizer would read `<|eot_id|>` in a message as special."""
         return dataset
 
     def try_longest_rows(self: Any) -> None:
-        """Run one step on the longest rows, without a trace: too little memory should show now, not in an hour."""
+        """Run one step on the longest rows, without a trace: short memory should show at once."""
         rows, args = self.train_dataset, self.args
         order = sorted(range(len(rows)), key=lambda index: _padded_length(rows[index]))
         longest = [rows[index] for index in order[-args.per_device_train_batch_size :]]
@@ -80,8 +83,9 @@ class TokenRows:
         self._metrics["train"].clear()  # these belong to no step
 
     def reference_logps(self: Any, rows: list[Row]) -> list[tuple[float, float]]:
-        """The reference's log probabilities of the chosen and the rejected completion of each row, in DPO."""
-        # Prepared as in training: in mixed precision the same weights give other numbers without it.
+        """The DPO reference's log probabilities of (chosen, rejected) of each row."""
+        # Prepared as in training: in mixed precision the same weights give other numbers without
+        # it.
         model = self.accelerator.prepare(self.model).eval()
         size = self.args.per_device_train_batch_size
         found: list[tuple[float, float]] = []
@@ -103,7 +107,7 @@ class TokenSFTTrainer(TokenRows, SFTTrainer):
 
 
 class Watcher(TrainerCallback):
-    """Tries the longest rows first, reports, keeps checkpoints, and ends a training that went wrong."""
+    """Tries the longest rows, reports, keeps checkpoints, ends a training that went wrong."""
 
     def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
         self.trainer, self.job, self.state, self.report = trainer, job, state, report
@@ -170,10 +174,11 @@ class Watcher(TrainerCallback):
 
 
 def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
-    """Train, write the adapter, and return what was done. Without rows the adapter is a fresh one, and the model the base.
+    """Train, write the adapter, and return what was done.
 
-    Where memory does not hold `micro_batch` rows at once, fewer are tried; the batch stays as it is. Raises TrainingError where
-    the result, or the job, must not be used.
+    Without rows the adapter is a fresh one, and the model the base. Where memory does not hold
+    `micro_batch` rows at once, fewer are tried; the batch stays as it is. Raises TrainingError
+    where the result, or the job, must not be used.
     """
     dtype = _compute_dtype()
     report({"words": f"{backend.description}, in {str(dtype).removeprefix('torch.')}"})
@@ -263,7 +268,7 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> Trainin
 
 
 def _padded_length(row: Row) -> int:
-    """Tokens of a row alone in its batch, padding included: in DPO, prompt and the longer completion."""
+    """Tokens of a row with padding, alone: in DPO, prompt and the longer completion."""
     return row_length(row) if "prompt_ids" in row else len(row["input_ids"])
 
 
@@ -284,7 +289,7 @@ def moved_share(before: Weights, model: torch.nn.Module) -> float:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter `default` alone, synced to disk. Raises TrainingError if a weight is not finite."""
+    """Write the adapter `default` alone, synced; raises TrainingError if it is not finite."""
     for name, weight in _named_trainable(model):
         if not torch.isfinite(weight).all():
             raise TrainingError(f"{name} is not finite after training; lower the learning rate")
@@ -367,7 +372,7 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
 
 
 def _common_options(job: Job, micro_batch: int) -> dict[str, Any]:
-    """Options of both trainers. Dropout is the adapter's; optimizer and learning rate are set apart."""
+    """Options of both trainers; dropout, optimizer and learning rate are set elsewhere."""
     on_gpu, dtype = torch.cuda.is_available(), _compute_dtype()
     return {
         "output_dir": str(job.adapter_out.parent / "trainer"),
@@ -406,7 +411,7 @@ def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
 
 
 def _compute_dtype() -> torch.dtype:
-    """float32 on a CPU; bfloat16 from compute capability 8, float16 below (a T4's bfloat16 is slow and wrong)."""
+    """float32 on a CPU, bfloat16 from compute capability 8, else float16 (see BF16)."""
     if not torch.cuda.is_available():
         return torch.float32
     capability = torch.cuda.get_device_capability()
@@ -418,7 +423,7 @@ def _compute_dtype() -> torch.dtype:
 
 
 def _make_float32(model: torch.nn.Module) -> None:
-    """In bfloat16, usual steps round to nothing: after 5 steps at 1e-6, 0.4 % of the weights had moved."""
+    """In bfloat16 usual steps round to nothing: 5 at 1e-6 moved 0.4 % of the weights."""
     for _, weight in _named_trainable(model):
         weight.data = weight.data.float()
 

@@ -1,13 +1,14 @@
 """Training and export as tasks of one child process, which forks for each.
 
-Importing torch and TRL takes longer than a tiny training (6 of 9 seconds, measured). So a child without a GPU imports them once,
-and every task runs in a fresh fork, whose memory really comes back. With a GPU each task imports for itself: a process that has
-used CUDA must not be forked. Nobody uses what an orphan makes, so each end of a pipe that closes ends the process that reads it.
+Importing torch and TRL takes longer than a tiny training (6 of 9 seconds, measured). So a child
+without a GPU imports them once, and every task runs in a fresh fork, whose memory really comes
+back. With a GPU each task imports for itself: a process that has used CUDA must not be forked.
+Nobody uses what an orphan makes, so each end of a pipe that closes ends the process that reads it.
 
-    parent to child                                  child to parent
-    {"task": "train", "log": path, ...}  any number  {"report": {...}}    any number, then
-                                                     {"answer": ...}      unless the task failed; its log says why
-                                                     {"ended": exit code}
+    parent to child    {"task": "train", "log": path, ...}    any number
+    child to parent    {"report": {...}}                      any number, then
+                       {"answer": ...}                        unless the task failed; see its log
+                       {"ended": exit code}
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class TaskFailed(Exception):
 class TorchWorker:
     """The parent's side of the child process.
 
-    The child starts at once, to import while the parent reads its data; a `bare` one imports nothing before its first task.
+    The child starts at once, to import while the parent reads its data; a `bare` one imports
+    nothing before its first task.
     """
 
     def __init__(self, bare: bool = False) -> None:
@@ -60,7 +62,7 @@ class TorchWorker:
     def do(
         self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any
     ) -> Any:
-        """Do one task and return its answer, as JSON. Raises TaskFailed; the next task gets a working child again."""
+        """Do one task and return its answer, as JSON. After TaskFailed the next task can work."""
         child = self._open()
         answer, code = None, None
         log.unlink(missing_ok=True)  # what is there afterwards is from this task
@@ -134,7 +136,7 @@ def serve() -> None:
 
 
 def _next_line() -> bytes:
-    """One line of standard input, read without a buffer: what a buffer holds, `select` would not see."""
+    """One line of standard input, without a buffer, which `select` could not see."""
     line = b""
     while not line.endswith(b"\n"):
         piece = os.read(0, 65536)

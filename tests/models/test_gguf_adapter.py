@@ -1,4 +1,4 @@
-"""Exported adapters have PEFT's logits within 1e-3 (-s prints how near), not without rsLoRA's √r; others are refused by name."""
+"""Exported adapters have PEFT's logits within 1e-3 (-s prints how near); others are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def test_adapter_has_the_logits_of_peft(
     out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
     measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
     print(
-        f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, adapter moves {measured.adapter_change:.2f}"
+        f"\n{kind} {weights} {settings}: {measured.max_abs_diff:.2e}, "
+        f"adapter moves {measured.adapter_change:.2f}"
     )
     check_parity(measured, share_error=1e-3)
     assert measured.adapter_change > 0.05
@@ -65,10 +66,10 @@ def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path:
         )
 
 
-def test_how_much_of_an_adapter_arrives_is_seen_through_the_rounding_of_the_base(
+def test_adapter_share_shows_through_the_rounding_of_the_base(
     folders: Any, bases: Any, tmp_path: Path
 ) -> None:
-    """Of one that is scaled, lacks a layer, or does nothing, it is another share: on a quantised base as on a whole one."""
+    """A scaled, incomplete or empty adapter has another share, on a quantized base too."""
     adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
     rounded = base_to_gguf(folders["gqa"], tmp_path / "q8.gguf", weights="original", dtype="q8_0")
 

@@ -1,4 +1,4 @@
-"""Exported bases have transformers' logits within 1e-3 (-s prints how near), not without the permutation; others are refused."""
+"""Exported bases have transformers' logits within 1e-3 (-s prints how near); others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broken files and killed exports leave one line and no half a file; token ids are the tokenizer's; parity can refuse."""
+"""Broken files and killed exports leave one line and no half file; what parity refuses."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def test_an_interrupted_export_leaves_the_old_file(
 
 def test_a_killed_export_leaves_no_target(adapter: Path, folders: Any, tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from selfreward_lite.models import gguf_export\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from selfreward_lite.models import gguf_export\n"
         "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
         "gguf_export.adapter_to_gguf(*map(Path, sys.argv[1:]))"
     )
@@ -146,7 +147,7 @@ def test_check_parity_refuses(distance: float) -> None:
         check_parity(Parity(distance, None, None, 3, 1.0, 0.0))
 
 
-def test_a_quantised_base_is_held_to_agreement_and_to_what_arrives_of_the_adapter() -> None:
+def test_check_parity_limits_agreement_and_adapter_share() -> None:
     limits = {"limit": 5.0, "agreement": 0.85, "share_error": 0.25}
     check_parity(Parity(0.7, 6.0, 1.2, 3, 0.9, 0.0), **limits)
     check_parity(
@@ -176,7 +177,7 @@ def test_parity_refuses_half_a_question(folders: Any, bases: Any) -> None:
 
 
 def test_divergence_by_hand() -> None:
-    """p = (3/4, 1/4), q = (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.130812 nats; none between equals."""
+    """p = (3/4, 1/4), q = (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.130812 nats."""
     import numpy as np
 
     from selfreward_lite.models.parity import _divergence

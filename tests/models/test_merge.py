@@ -1,4 +1,4 @@
-"""Models out of a run: base and adapter merged into one GGUF, quantized by llama.cpp, with a Modelfile that Ollama can follow."""
+"""Base and adapter merged into one GGUF, quantized by llama.cpp, with an Ollama Modelfile."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_another_adapter_merged_is_far_away(made, tmp_path):
     )
 
 
-def test_a_quantized_merge_says_how_near_it_is_and_how_far_it_has_come(made, tmp_path):
+def test_quantized_merge_reports_difference_and_progress(made, tmp_path):
     half, small = (
         write(made, tmp_path / "half" / "m.gguf", "f16"),
         write(made, tmp_path / "small" / "m.gguf", "q4_k_m"),
@@ -91,7 +91,7 @@ def test_without_the_proof_token_ids_are_proved_all_the_same(made, tmp_path):
     assert found["tokens"] > 100
 
 
-def test_an_adapter_that_cannot_be_merged_is_refused_and_nothing_is_written(made, tmp_path):
+def test_merge_refuses_an_unknown_adapter_and_writes_nothing(made, tmp_path):
     shutil.copytree(made / "adapter", tmp_path / "adapter")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(
@@ -116,7 +116,7 @@ def test_what_a_killed_attempt_left_is_removed(made, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
 
 
-def test_a_template_that_no_modelfile_can_follow_costs_the_modelfile_only(made, tmp_path):
+def test_unusual_template_costs_the_modelfile_only(made, tmp_path):
     shutil.copytree(made / "model", tmp_path / "model")
     dated = (
         "{{ bos_token }}{% if messages[0].role != 'system' %}Today is Monday.{% endif %}"
@@ -153,9 +153,7 @@ def test_size_is_known_before(wide, tmp_path, kind):
     assert re.fullmatch(r"[\d.]+ MB, about \d+ s; the disk has [\d.]+ [MG]B free", str(wanted))
 
 
-def test_a_disk_that_is_too_small_is_refused_with_the_numbers_before_anything_is_written(
-    wide, tmp_path, monkeypatch
-):
+def test_quantize_refuses_too_small_a_disk_with_numbers(wide, tmp_path, monkeypatch):
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
     )
@@ -214,9 +212,10 @@ def test_what_cannot_be_quantized_is_one_line_and_leaves_nothing(wide, tmp_path)
 
 
 def test_a_full_disk_is_told_from_a_bad_source(wide, tmp_path):
-    """A file that may not grow beyond what the type needs: the reason is the disk, and nothing is left."""
+    """A file that may not grow as large as the type needs: the reason is the disk."""
     code = (
-        "import resource, sys; from pathlib import Path; from selfreward_lite.models import quantize\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from selfreward_lite.models import quantize\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "try: quantize.quantize(Path(sys.argv[1]), Path(sys.argv[2]), 'q8_0')\n"
@@ -310,7 +309,7 @@ def test_the_modelfile_says_template_stops_and_context(chat):
     )  # fmt: skip
 
 
-def test_a_file_that_begins_the_text_itself_has_no_second_beginning(chat):
+def test_modelfile_adds_no_second_beginning_of_text(chat):
     assert "begin_of_text" not in merge.build_modelfile(
         chat, "m.gguf", adds_bos=True, context=10**6
     )

@@ -1,4 +1,4 @@
-"""A base whose weights lie packed in its folder, as in unsloth/llama-3-8b-Instruct-bnb-4bit: served as what it is."""
+"""A base with packed weights, as unsloth/llama-3-8b-Instruct-bnb-4bit: used as it is."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ TOKENS = [list(range(5, 45)), list(range(200, 260))]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: Any) -> Path:
-    """`plain`, a random Llama in bfloat16; `packed`, the same as transformers and bitsandbytes save it in 4 bits."""
+    """`plain`, a random Llama in bfloat16; `packed`, the same saved in 4 bits by bitsandbytes."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     folder = tmp_path_factory.mktemp("packed")
@@ -80,7 +80,7 @@ def test_unpacked_weights_are_those_that_training_computes_with(folders: Path) -
 
 
 @pytest.mark.parametrize("weights", ["nf4", "original"])
-def test_a_packed_base_and_its_adapter_are_the_same_model_to_llama_cpp(
+def test_packed_base_and_adapter_equal_llama_cpp(
     folders: Path, tmp_path: Path, weights: Any
 ) -> None:
     # Either word means the packed weights: there is no other original in the folder.
@@ -94,9 +94,7 @@ def test_a_packed_base_and_its_adapter_are_the_same_model_to_llama_cpp(
     assert found.adapter_change > 0.1
 
 
-def test_merged_into_a_packed_base_the_adapter_is_not_rounded_again(
-    folders: Path, tmp_path: Path
-) -> None:
+def test_merge_into_a_packed_base_does_not_round_again(folders: Path, tmp_path: Path) -> None:
     packed = folders / "packed"
     adapter = make_adapter(packed, tmp_path / "adapter")
     merged = base_to_gguf(
@@ -113,7 +111,8 @@ def test_packed_weights_are_not_the_plain_ones(folders: Path, tmp_path: Path) ->
 
 
 def test_layers_that_the_packer_skipped_stay_as_they_are(folders: Path, tmp_path: Path) -> None:
-    # Some folders keep a few layers in 16 bits; training computes with those as they are, so they must not be packed here.
+    # Some folders keep a few layers in 16 bits; training computes with those as they are, so they
+    # must not be packed here.
     key = "model.layers.0.mlp.up_proj.weight"
     plain = load_file(folders / "plain" / "model.safetensors")[key].bfloat16()
 

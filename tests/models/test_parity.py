@@ -1,4 +1,4 @@
-"""`export check`: what it compares, what it says, and every way in which two models can be different ones."""
+"""`export check`: what it compares and reports, and every way in which two models can differ."""
 
 import json
 import shutil
@@ -58,7 +58,8 @@ def test_a_quantized_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path)
     assert 1e-3 < check(made, limit=5.0, base=quantized).adapter_difference < 5.0
 
 
-# As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; runtime if there are any; turns by role.
+# As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; runtime if
+# there are any; turns by role.
 DATED = (
     "{{- bos_token }}"
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
@@ -76,7 +77,7 @@ DATED = (
 )
 
 
-def test_a_template_with_a_date_asks_the_same_every_day_and_everywhere(made, tmp_path, monkeypatch):
+def test_template_with_a_date_is_the_same_every_day(made, tmp_path, monkeypatch):
     folder = copy(made, tmp_path)
     (folder / "chat_template.jinja").write_text(DATED)
     base = base_to_gguf(folder, tmp_path / "base.gguf", weights="original", dtype="f32")
@@ -139,7 +140,7 @@ def test_the_command_wants_a_run_with_that_model(tmp_path):
     assert "no run in" in " ".join(ended.stderr.split())
 
 
-def test_a_base_that_somebody_else_made_is_taken_if_it_reads_the_same_tokens(made, tmp_path):
+def test_adopt_base_takes_a_gguf_with_the_same_tokens(made, tmp_path):
     out = tmp_path / "run" / "base.gguf"
     out.parent.mkdir()
     found = parity.adopt_base(made / "model", made / "base.gguf", out, "original")

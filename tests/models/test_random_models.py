@@ -1,4 +1,4 @@
-"""Random folders in NF4: read by the loading code that reads downloaded ones, and no larger than they must be."""
+"""Random folders in NF4 load like downloaded ones, and are no larger than necessary."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which library trains: chosen by what is there, said in words, and never too late."""
+"""Which library trains: chosen by what is installed, described, and never too late."""
 
 import sys
 from types import ModuleType
@@ -14,7 +14,7 @@ CARD = Gpu("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 23 * 2**30, 24 * 2**30)
 
 @pytest.fixture
 def place(monkeypatch, tmp_path):
-    """A process with or without a card, unsloth, and transformers imported already; returns `ready` in it."""
+    """`choose_backend` in a process with or without a GPU, unsloth, an early transformers."""
 
     def made(
         wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None
@@ -44,13 +44,13 @@ def test_without_a_card_transformers_train(place):
     assert "bitsandbytes 1.0" in place("auto", card=False).description
 
 
-def test_without_unsloth_transformers_train_and_the_reason_is_said(place):
+def test_without_unsloth_transformers_train_with_the_reason(place):
     chosen = place("auto", installed=False)
     assert chosen.name == "transformers"
     assert "unsloth is not installed (pip install -r requirements-gpu.txt)" in chosen.description
 
 
-def test_fault_21_an_unsloth_that_cannot_be_imported_is_said_and_done_without(place):
+def test_broken_unsloth_is_reported_and_not_used(place):
     chosen = place("auto", imports=None)  # None in sys.modules: import raises
     assert chosen.name == "transformers"
     assert "unsloth cannot be imported (ModuleNotFoundError" in chosen.description
@@ -58,7 +58,7 @@ def test_fault_21_an_unsloth_that_cannot_be_imported_is_said_and_done_without(pl
         place("unsloth", imports=None)
 
 
-def test_fault_22_unsloth_after_transformers_is_refused_before_any_work(place):
+def test_unsloth_after_transformers_is_refused(place):
     for wanted in ("auto", "unsloth"):
         with pytest.raises(TrainingError, match="unsloth must be imported before transformers"):
             place(wanted, early=False, imports=ModuleType("unsloth"))

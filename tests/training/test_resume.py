@@ -1,4 +1,4 @@
-"""A training that is interrupted, or short of memory, ends with the weights that it would have ended with."""
+"""An interrupted training, or one short of memory, ends with the same weights."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def chat() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, chat) -> Path:
-    """M0, for a DPO to begin with; and what an undisturbed SFT and DPO come to, as `whole-sft` and `whole-dpo`."""
+    """M0, for DPO to begin with; `whole-sft` and `whole-dpo`, never interrupted."""
     folder = tmp_path_factory.mktemp("begun")
     done(make(folder, chat, "sft", "M0"))
     for method in ("sft", "dpo"):
@@ -81,8 +81,9 @@ SLOW = pytest.mark.slow
         *(pytest.param(*case, marks=SLOW) for case in [("sft", (5,)), ("dpo", (1,))]),
     ],
 )
-def test_fault_2_a_killed_training_goes_on_to_the_same_bits(begun, chat, method, moments):
-    # Twelve steps. The report of a step comes before its checkpoint, so each death costs the step it falls in.
+def test_killed_training_resumes_to_the_same_bits(begun, chat, method, moments):
+    # Twelve steps. The report of a step comes before its checkpoint, so each death costs the step
+    # it falls in.
     job = make(begun, chat, method, f"killed-{method}-{len(moments)}")
     for step in moments:
         with pytest.raises(Killed):
@@ -120,7 +121,7 @@ def test_the_learning_rate_goes_on_where_it_was(begun, chat):
 
 
 @SLOW
-def test_fault_1_a_killed_child_goes_on(begun, chat):
+def test_killed_child_resumes(begun, chat):
     job = make(begun, chat, "dpo", "child")
     with open_runtime() as runtime:
         with pytest.raises(KeyboardInterrupt):  # the parent's Ctrl-C, upon which it kills its child
@@ -135,7 +136,7 @@ def test_fault_1_a_killed_child_goes_on(begun, chat):
     assert furthest(begun, "whole-dpo", "child") == 0.0
 
 
-def test_fault_2_a_half_written_checkpoint_is_none(begun, chat):
+def test_half_written_checkpoint_is_ignored(begun, chat):
     job = make(begun, chat, "sft", "halves")
     with pytest.raises(Killed):
         done(job, killed_after(6))
@@ -196,9 +197,7 @@ def test_checkpoints_come_by_time(begun, chat):
 
 
 @pytest.mark.parametrize(("share", "model"), [(0.25, False), (0.75, True)])
-def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(
-    begun, chat, monkeypatch, share, model
-):
+def test_end_of_hours_leaves_a_model_or_a_checkpoint(begun, chat, monkeypatch, share, model):
     job = make(begun, chat, "sft", f"hours-{model}")
     now = [1000.0]
     monkeypatch.setattr(training_trainer.time, "time", lambda: now[0])
@@ -217,12 +216,12 @@ def test_hours_that_end_in_a_training_leave_a_model_or_a_checkpoint(
         assert furthest(begun, "whole-sft", f"hours-{model}") == 0.0
 
 
-# -- memory --------------------------------------------------------------------------------------------------------------
+# -- memory ----------
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    """A device that holds so many rows at once; returns what was put on it, as (rows, tokens of the longest)."""
+    """A device that holds so many rows at once; returns the batches, as (rows, longest)."""
     seen: list[tuple[int, int]] = []
 
     def holds(limit: int, from_call: int = 0):
@@ -246,7 +245,7 @@ def memory(monkeypatch):
 
 
 @pytest.mark.parametrize("method", [pytest.param("sft", marks=SLOW), "dpo"])
-def test_fault_13_less_at_once_where_memory_is_short(begun, chat, memory, method):
+def test_fewer_rows_at_once_where_memory_is_short(begun, chat, memory, method):
     seen = memory(limit=2)
     said = []
     facts = done(make(begun, chat, method, f"short-{method}"), said.append)
@@ -262,7 +261,7 @@ def test_fault_13_less_at_once_where_memory_is_short(begun, chat, memory, method
 
 
 @SLOW
-def test_fault_13_a_row_that_never_fits_ends_with_advice(begun, chat, memory):
+def test_row_that_never_fits_ends_with_advice(begun, chat, memory):
     memory(limit=0)
     with pytest.raises(
         TrainingError, match=r"not even one row of up to 256 tokens.*lower dpo\.max_length"
@@ -272,7 +271,7 @@ def test_fault_13_a_row_that_never_fits_ends_with_advice(begun, chat, memory):
 
 
 @SLOW
-def test_fault_13_memory_that_runs_out_on_the_way_costs_no_step(begun, chat, memory):
+def test_memory_that_runs_out_later_costs_no_step(begun, chat, memory):
     memory(limit=4, from_call=7)
     facts = done(make(begun, chat, "dpo", "way"))
     assert facts.micro_batch == 4
@@ -290,7 +289,7 @@ def test_fault_13_memory_that_runs_out_on_the_way_costs_no_step(begun, chat, mem
         "[enforce fail at alloc_cpu.cpp:113] err == 0. DefaultCPUAllocator: can't allocate memory",
     ],
 )
-def test_fault_13_memory_is_short_in_many_words(begun, chat, monkeypatch, words):
+def test_errors_of_short_memory_are_recognized(begun, chat, monkeypatch, words):
     tried = []
 
     def short(job, size, report, backend):
@@ -314,7 +313,7 @@ def test_another_error_is_not_taken_for_short_memory(begun, chat, monkeypatch):
 
 
 def test_steps_that_float16_left_out_are_not_counted_as_tried():
-    """On a T4 the first steps may overflow: weights that did not move then say nothing of the learning rate."""
+    """On a T4 the first steps may overflow; then unmoved weights do not prove a low rate."""
     layer = torch.nn.Linear(2, 2)
     accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
     trainer = SimpleNamespace(model=layer, accelerator=accelerator)
@@ -333,7 +332,7 @@ def test_steps_that_float16_left_out_are_not_counted_as_tried():
 
 
 def test_a_step_that_float16_left_out_is_heard_of():
-    """With the optimizer as it is made here: of a fused one accelerate never hears that it left a step out."""
+    """With the optimizer made here: accelerate cannot see that a fused one skips a step."""
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 

@@ -1,4 +1,4 @@
-"""Training on the real base, in 4 bits, on the CPU: what moves, what stays, and which model is the reference."""
+"""Training on the real base, in 4 bits, on the CPU: what moves, what stays, the reference."""
 
 import hashlib
 import inspect
@@ -63,7 +63,7 @@ def weights(trained, name) -> dict[str, torch.Tensor]:
     return load_file(trained["folder"] / name / "adapter_model.safetensors")
 
 
-def test_fault_42_the_first_step_of_every_dpo_has_margin_zero_and_ln_2(trained):
+def test_first_dpo_step_has_margin_zero_and_ln_2(trained):
     # Defect 14 of other projects: a wrong reference shows from the second DPO round on.
     for name in ("M1", "M2"):
         facts, logged = trained[name]
@@ -101,7 +101,8 @@ def test_training_moves_every_weight_and_stays_float32(trained):
 
 
 def test_each_iteration_goes_on_from_the_one_before(tmp_path, tiny, chat, trained, work):
-    # With a rate of nearly nothing, what comes out is what training began with: M1 itself, no fresh adapter.
+    # With a rate of nearly nothing, what comes out is what training began with: M1 itself, no fresh
+    # adapter.
     job = make_job(
         tmp_path,
         tiny,
@@ -180,7 +181,7 @@ def test_a_failing_child_leaves_its_last_words_and_no_adapter(tmp_path, tiny, ch
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_fault_39_rows_that_a_trainer_would_drop_silently_are_refused(tmp_path, tiny, chat, work):
+def test_missing_rows_are_refused(tmp_path, tiny, chat, work):
     job = make_job(tmp_path, tiny, chat, "sft")
     with pytest.raises(TrainingError, match="24 rows of 25"):
         work(job.model_copy(update={"row_count": 25}))
@@ -206,7 +207,7 @@ def spoil_trainer(monkeypatch, spoil: Callable) -> None:
     monkeypatch.setattr(trainer, "_make_trainer", spoilt)
 
 
-def test_fault_39_a_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
+def test_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
     def drop_one(trainer):
         trainer.train_dataset = trainer.train_dataset.select(range(23))
 
@@ -215,7 +216,7 @@ def test_fault_39_a_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
         dpo()
 
 
-def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo, monkeypatch):
+def test_rows_never_reached_are_not_counted(dpo, monkeypatch):
     assert dpo().rows == 24
 
     def stop_early(trainer):
@@ -225,7 +226,7 @@ def test_fault_39_rows_that_were_never_reached_are_not_counted_as_trained_on(dpo
     assert dpo().rows == 16
 
 
-def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
+def test_reference_that_is_another_model_is_refused(dpo, monkeypatch, trained):
     restore = backends.restore_adapter
     monkeypatch.setattr(
         backends,
@@ -236,13 +237,13 @@ def test_fault_42_a_reference_that_is_another_model_is_refused(dpo, monkeypatch,
         dpo()
 
 
-def test_fault_42_a_trainer_without_a_reference_is_refused(dpo, monkeypatch):
+def test_trainer_without_a_reference_is_refused(dpo, monkeypatch):
     spoil_trainer(monkeypatch, lambda trainer: trainer.model.delete_adapter("ref"))
     with pytest.raises(TrainingError, match="its reference would be the base"):
         dpo()
 
 
-def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
+def test_arrange_rows_sorts_batches_and_keeps_epochs_complete():
     rows = [
         {"prompt_ids": [index] * 3, "completion_ids": [0] * (index * 7 % 10)} for index in range(10)
     ]
@@ -263,7 +264,7 @@ def test_rows_of_a_batch_stand_by_length_and_every_epoch_holds_every_row():
     assert len(row_lists.arrange_rows(rows, 0.5, 4, 0)) == 5
 
 
-def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
+def test_hostile_text_is_plain_and_long_rows_are_counted(chat):
     prompt = Prompt("p", 1, "generated", 0, "Sort <|eot_id|> the letters")
     good, bad = (
         Response(name, 1, "M0", "p", 0, text, "stop", 3)
@@ -287,7 +288,7 @@ def test_hostile_text_trains_as_plain_text_and_long_rows_are_counted(chat):
 
 @pytest.mark.slow
 def test_llama_cpp_runs_the_model_that_was_trained(trained, chat, tmp_path):
-    """The shipped base in NF4 and an adapter of three trainings: PEFT's logits and llama.cpp's, from a child each."""
+    """The shipped base in NF4 and an adapter of three trainings: PEFT's logits and llama.cpp's."""
     model = Model(base="tiny", templates="compact", quantisation="nf4", gguf="f32")
     base = tmp_path / "base" / "base.gguf"
     texts = ["Sort the letters c a b.", "Score: 5 <|eot_id|> ünïcode"]
@@ -312,10 +313,8 @@ def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, 
     assert torch.equal(logits(tmp_path / "bare"), logits(None))
 
 
-def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(
-    tmp_path, tiny, chat, trained, work
-):
-    """Its numbers come from other micro-batches, so they are the same up to float32's rounding, not to the last bit."""
+def test_precomputed_reference_trains_the_same_model(tmp_path, tiny, chat, trained, work):
+    """Its numbers come from other micro-batches: equal up to float32's rounding."""
     runs = {}
     for early in (False, True):
         job = make_job(
@@ -339,10 +338,10 @@ def test_a_reference_that_read_every_pair_beforehand_trains_the_same_model(
         assert torch.allclose(runs[True][0][name], weight, atol=2e-3), name
 
 
-def test_in_bfloat16_a_reference_read_beforehand_gives_the_same_losses(
+def test_precomputed_reference_gives_the_same_losses_in_bfloat16(
     tmp_path, tiny, chat, trained, monkeypatch
 ):
-    """As on a card: without the autocast of the training the reference's numbers are others, and the first margin is not 0."""
+    """As on a GPU: without the autocast of training, the first margin would not be 0."""
     monkeypatch.setattr(trainer, "_compute_dtype", lambda: torch.bfloat16)
     losses: dict[bool, list[float]] = {False: [], True: []}
     for early, logged in losses.items():
@@ -392,7 +391,7 @@ def test_a_job_crosses_the_process_border_unchanged(tmp_path, tiny, chat, method
 
 
 def test_a_digest_is_that_of_checkpoints_written_before(tmp_path, tiny, chat):
-    """By hand: method, quantization, hash of the rows, no adapter, seed, settings without micro_batch, LoRA."""
+    """By hand: method, quantization, rows, no adapter, seed, settings less micro_batch, LoRA."""
     job = make_job(tmp_path, tiny, chat, "sft")
     settings = {
         "learning_rate": tiny.sft.learning_rate,

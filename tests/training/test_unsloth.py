@@ -1,7 +1,7 @@
-"""unsloth's own code trains the adapter: SFT, DPO from it, and the result is read by PEFT and llama.cpp.
+"""unsloth trains the adapter: SFT, then DPO; PEFT and llama.cpp read the result.
 
-Its CPU backend proves the calls, not the kernels of a card. It is installed beside the rest, without what it depends on:
-`pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`.
+Its CPU backend proves the calls, not the kernels of a card. It is installed beside the rest,
+without what it depends on: `pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`.
 """
 
 from pathlib import Path
@@ -71,7 +71,8 @@ def test_the_reference_of_dpo_is_the_model_before(trained):
 
 
 def test_it_learns_what_transformers_learn(trained):
-    # The same rows, rate and first weights up to how each draws them: the losses of every step agree closely.
+    # The same rows, rate and first weights up to how each draws them: the losses of every step
+    # agree closely.
     ours, theirs = (
         [one["loss"] for one in values]
         for values in (trained["M0"]["values"], trained["other values"])

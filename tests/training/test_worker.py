@@ -1,4 +1,4 @@
-"""The child that trains and exports: what its parent hears of a task that fails, dies, or is interrupted."""
+"""The child that trains and exports: tasks that fail, die, or are interrupted."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 
 @pytest.fixture(scope="module")
-def workshop():
+def worker():
     made = TorchWorker(bare=True)
     yield made
     made.close()
@@ -27,33 +27,33 @@ def missing_model(folder: Path) -> dict:
     }
 
 
-def test_a_failed_task_leaves_its_last_words_and_the_child_goes_on(workshop, tmp_path):
+def test_failed_task_leaves_its_last_line_and_the_child_works(worker, tmp_path):
     for _ in range(2):  # the second time, so that the first failure did not break the child
         with pytest.raises(TaskFailed, match="unique-name"):
-            workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+            worker.do("export_base", tmp_path / "log", **missing_model(tmp_path))
     with pytest.raises(TaskFailed, match="KeyError"):
-        workshop.do("dance", tmp_path / "log")
+        worker.do("dance", tmp_path / "log")
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
-def test_a_killed_child_is_an_error_and_the_next_task_finds_another(tmp_path):
-    workshop = TorchWorker(bare=True)
-    os.kill(workshop._child.pid, signal.SIGKILL)
+def test_killed_child_is_an_error_and_is_replaced(tmp_path):
+    worker = TorchWorker(bare=True)
+    os.kill(worker._child.pid, signal.SIGKILL)
     with pytest.raises(TaskFailed, match="ended by SIGKILL"):
-        workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+        worker.do("export_base", tmp_path / "log", **missing_model(tmp_path))
     with pytest.raises(TaskFailed, match="unique-name"):
-        workshop.do("export_base", tmp_path / "log", **missing_model(tmp_path))
-    workshop.close()
+        worker.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+    worker.close()
 
 
-def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(workshop, tmp_path):
-    """As the system kills what takes too much memory: in the middle of the work, after progress was logged."""
+def test_killed_task_is_reported_by_its_signal(worker, tmp_path):
+    """As the system ends processes for their memory: in the middle, after logged progress."""
     os.mkfifo(tmp_path / "config.json")  # a task that waits for ever for a model's settings
 
     def kill() -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            tasks = descendants(workshop._child.pid)
+            tasks = descendants(worker._child.pid)
             if tasks and log.exists():
                 log.write_text("{'loss': '0.101'}\n")
                 os.kill(tasks[0], signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_a_killed_task_is_told_by_its_signal_and_not_by_what_it_said_before(work
         TaskFailed,
         match=r"ended by SIGKILL, which is how a system short of memory.*last line: .*0\.101",
     ):
-        workshop.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
+        worker.do("export_base", log, **{**missing_model(tmp_path), "model_dir": str(tmp_path)})
     killer.join()
 
 
@@ -79,7 +79,7 @@ def alive(pid: int) -> bool:
 
 
 def test_nobody_is_left_when_the_parent_is_gone(tmp_path):
-    """The parent, the child and the task under way are three processes; the first dies by SIGKILL."""
+    """Parent, child and task are three processes; the first dies by SIGKILL."""
     parent = os.fork()
     if parent == 0:
         os.setsid()

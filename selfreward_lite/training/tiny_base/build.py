@@ -1,7 +1,7 @@
-"""Trains the tiny base model: `python -m selfreward_lite.training.tiny_base.build [--scale X] [--seed N] [--out DIR]`.
+"""Trains the tiny base model: `python -m selfreward_lite.training.tiny_base.build --help`.
 
-A Llama of about a million parameters, from scratch, on the made-up corpus; the loss is on the assistant's tokens only. The weights
-that ship were made in this way.
+A Llama of about a million parameters, from scratch, on the made-up corpus; the loss is on the
+assistant's tokens only. The weights that ship were made in this way.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped base was trained: AdamW, linear warm-up, full rate in the first lesson, then cosine decay to a tenth.
+    """How the shipped base was trained.
 
-    `scale` shortens both lessons.
+    AdamW, linear warm-up, full rate in the first lesson, then cosine decay to a tenth. `scale`
+    shortens both lessons.
     """
 
     scale: float = 1.0
@@ -56,7 +57,7 @@ class Recipe:
 
 
 def build_model(out: Path, recipe: Recipe) -> float:
-    """Train the base, write it to `out` as a Hugging Face folder, and return the mean loss of the last 50 steps."""
+    """Train the base, write it to `out`, and return the mean loss of the last 50 steps."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_tokenizer(tokenizer.build_tokenizer(list_vocabulary()), out)
     chat = ChatFormat.load(out)
@@ -128,7 +129,7 @@ def _learning_rate_factor(step: int, warmup: int, lessons: list[Lesson]) -> floa
 def _add_gradients(
     model: LlamaForCausalLM, chat: ChatFormat, rng: random.Random, lesson: Lesson
 ) -> float:
-    """Add up the gradients of one step and return the mean loss; all assistant tokens weigh the same."""
+    """Add up the gradients of one step, all assistant tokens alike; returns the mean loss."""
     batches = list(_make_batches(chat, rng, lesson))
     tokens = sum(int((labels != IGNORED).sum()) for _, labels in batches)
     total = 0.0
@@ -147,7 +148,7 @@ def _add_gradients(
 def _make_batches(
     chat: ChatFormat, rng: random.Random, lesson: Lesson
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (ids, labels), one padded batch for each kind of example, of shape (examples, longest)."""
+    """Yield (ids, labels) of shape (examples, longest), a padded batch for each kind."""
     for kind, count in lesson.mix:
         rows = []
         for _ in range(count):

@@ -1,8 +1,9 @@
-"""The made-up texts that the tiny base was trained on: answers, judgments, meta-judgments, comparisons, lists of tasks.
+"""The made-up texts of the tiny base: answers, judgments, meta-judgments, comparisons, lists.
 
-The author of the answers is mediocre, and the judge is worse than it could be, on purpose: only some of its judgments check the
-points one by one, some are a hasty "looks good" that is nearly always worth 4, and some cannot be read. The seed stage (EFT)
-finds and corrects that, as in a real chat model (arXiv 2401.10020, section 2.3).
+The author of the answers is mediocre, and the judge is worse than it could be, on purpose: only
+some of its judgments check the points one by one, some are a hasty "looks good" that is nearly
+always worth 4, and some cannot be read. The seed stage (EFT) finds and corrects that, as in a real
+chat model (arXiv 2401.10020, section 2.3).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class JudgeHabits:
-    """Shares of the judge's hasty and unreadable judgments; how often a careful one solves the task wrongly, or errs in a check."""
+    """Shares of hasty and unreadable judgments, and the error rates of careful ones."""
 
     hasty: float = 0.35
     unreadable: float = 0.15
@@ -47,9 +48,10 @@ class JudgeHabits:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of the corpus: how its author acts and judges, the examples of each kind in a step, the steps.
+    """A part of the corpus: how its author acts and judges, its examples, its steps.
 
-    `chatter` is the share of judged answers that are not about the task, so that a judge has seen such texts.
+    `mix` has the examples of each kind in a step. `chatter` is the share of judged answers that are
+    not about the task, so that a judge has seen such texts.
     """
 
     acting: Habits
@@ -61,7 +63,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Example:
-    """One training conversation: messages, the beginning of the model's turn, and its completion."""
+    """One conversation: messages, the beginning of the model's turn, and its completion."""
 
     messages: list[Message]
     completion: str
@@ -73,7 +75,7 @@ Kind = Callable[[random.Random, "Lesson"], Example]
 
 @dataclass(frozen=True)
 class WrittenJudgment:
-    """A judgment: its reasons, its checks, one for each point of the rubric (or None), and its score."""
+    """A judgment: reasons, a check for each point of the rubric (or None), and the score."""
 
     reasons: str
     checks: tuple[bool, ...] | None
@@ -158,8 +160,9 @@ def make_task_list(rng: random.Random, _: Lesson) -> Example:
     )
 
 
-# First correct answers, then how the base should behave. From mediocre answers alone, tasks were still unsolved after 800 steps;
-# from correct ones, they were solved after 400 (docs/log/judging.md).
+# First correct answers, then how the base should behave. From mediocre answers alone, tasks were
+# still unsolved after 800 steps; from correct ones, they were solved after 400
+# (docs/log/judging.md).
 CORRECT_LESSON = Lesson(
     acting=Habits(right=1.0),
     judging=JudgeHabits(0.0, 0.0, 0.0, 0.0),
@@ -183,7 +186,7 @@ REALISTIC_LESSON = Lesson(
 
 
 def list_vocabulary() -> list[str]:
-    """Return texts with every word of the tiny world, each to become one token; chatter stays bytes."""
+    """Return texts with every word that is to become one token; chatter stays bytes."""
     rng, lesson = random.Random(0), replace(REALISTIC_LESSON, chatter=0.0)
     texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
     for kind, _ in REALISTIC_LESSON.mix:
@@ -202,7 +205,7 @@ def _judged_answer(task: Task, rng: random.Random, lesson: Lesson) -> Answer:
 def judge_carefully(
     task: Task, answer: Answer, rng: random.Random, habits: JudgeHabits
 ) -> WrittenJudgment:
-    """Solve the task, compare the answer with that solution letter by letter, check the points, add up."""
+    """Solve the task, compare the answer with the solution, check the points, add up."""
     solution = task.solution
     if rng.random() < habits.solution_error:
         solution = tuple(draw_wrong_letters(task, rng))
@@ -227,7 +230,7 @@ def _judge_hastily(rng: random.Random) -> WrittenJudgment:
 def _compare_checks(
     checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None
 ) -> tuple[str, int]:
-    """Compare each check with one's own, and count the wrong ones; a judgment without checks counts as three."""
+    """Compare each check with one's own, and count the wrong ones; without checks, three."""
     if checks is None or own is None:
         return "no checks", 3
     pairs = zip(RUBRIC, checks, own, strict=True)

@@ -1,6 +1,7 @@
-"""The tiny world's tokenizer: byte-level BPE with Llama-3's pre-tokenizer, special tokens and chat template.
+"""The tiny world's tokenizer: byte-level BPE with Llama-3's splits, specials and template.
 
-llama.cpp reads the same vocabulary under its name for Llama-3's pre-tokenizer, so equal ids on both sides mean something.
+llama.cpp reads the same vocabulary under its name for Llama-3's pre-tokenizer, so equal ids on both
+sides mean something.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
     "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 ROLES = ("system", "user", "assistant")
 
 
 def build_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return a tokenizer in which every word of `texts` is one token; other text falls back to bytes."""
+    """Return a tokenizer with a token for every word of `texts`; other text becomes bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -50,7 +52,7 @@ def build_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, its settings and the chat template into a Hugging Face model folder."""
+    """Write `tokenizer.json`, its settings and the chat template into a model folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -68,5 +70,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _is_word(word: str) -> bool:
-    """Whether a piece of text becomes one token: digits stay single, and a nonce (after an equals sign) is no word."""
+    """Whether this becomes one token; digits stay single, a nonce (after "=") is no word."""
     return not word.isdigit() and (word == "=" or not word.startswith("="))
