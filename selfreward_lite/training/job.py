@@ -18,7 +18,7 @@ from selfreward_lite.system.files import hash_file
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; more means another reference model
 PROBE_STEPS = 5
 FROZEN_STEPS = 5  # a loss that stays the same to the last digit for so many steps is not trained
-# `step`, `steps` in all and the `values` that the trainer logged; or `words`, a message
+# `step`, `steps` in all and the `values` that the trainer logged; or a `message`
 Report = Callable[[Mapping[str, Any]], None]
 
 

@@ -181,7 +181,7 @@ def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
     where the result, or the job, must not be used.
     """
     dtype = _compute_dtype()
-    report({"words": f"{backend.description}, in {str(dtype).removeprefix('torch.')}"})
+    report({"message": f"{backend.description}, in {str(dtype).removeprefix('torch.')}"})
     if not job.row_count:
         set_seed(job.seed)
         save_adapter(backends.load_model(backend, job, dtype), job.adapter_out)
@@ -193,7 +193,7 @@ def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            report({"words": f"no memory for {size} of the longest rows at once"})
+            report({"message": f"no memory for {size} of the longest rows at once"})
         gc.collect()  # what the exception's frames held
         torch.cuda.empty_cache()
     raise TrainingError(
@@ -238,7 +238,7 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> Trainin
     _set_optimizer(trainer, job, math.ceil(len(order) / settings.batch), state.step)
     if checkpoint:
         _restore_checkpoint(trainer, checkpoint)
-        report({"words": f"resumes from step {state.step}"})
+        report({"message": f"resumes from step {state.step}"})
     elif scaler := trainer.accelerator.scaler:
         scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
     trainer.add_callback(watcher)

@@ -94,7 +94,7 @@ def test_killed_training_resumes_to_the_same_bits(begun, chat, method, moments):
     assert facts.steps == 12
     assert facts.rows == 24
     if facts.begun_at:
-        assert {"words": f"resumes from step {moments[-1] - 1}"} in said
+        assert {"message": f"resumes from step {moments[-1] - 1}"} in said
     assert [one["step"] for one in said if "step" in one] == list(range(moments[-1], 13))
     assert furthest(begun, f"whole-{method}", f"killed-{method}-{len(moments)}") == 0.0
     assert facts.moved_share > 0.9
@@ -251,7 +251,7 @@ def test_fewer_rows_at_once_where_memory_is_short(begun, chat, memory, method):
     facts = done(make(begun, chat, method, f"short-{method}"), said.append)
     assert facts.micro_batch == 2
     assert facts.steps == 12, "the batch stays what it is"
-    assert [one["words"] for one in said if "words" in one][1:] == [
+    assert [one["message"] for one in said if "message" in one][1:] == [
         "no memory for 8 of the longest rows at once", "no memory for 4 of the longest rows at once"
     ]  # fmt: skip
     assert [rows for rows, _ in seen][:3] == [8, 4, 2], "found out before the first step"

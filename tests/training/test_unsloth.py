@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
                 job.model_copy(update={"backend": "unsloth"}), folder, said.append
             )
             values = [one["values"] for one in said if "values" in one]
-            found[name] = {"facts": facts, "words": said[0]["words"], "values": values}
+            found[name] = {"facts": facts, "words": said[0]["message"], "values": values}
 
         work("sft", "M0")
         work("dpo", "M1", folder / "M0")

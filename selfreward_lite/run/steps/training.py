@@ -153,8 +153,8 @@ def _reporter(run: RunContext, iteration: int) -> Report:
         nonlocal progress
         before = progress.seconds
         progress = replace(progress, seconds=time.monotonic() - started)
-        if "words" in said:
-            run.watch(replace(progress, message=said["words"]))
+        if "message" in said:
+            run.watch(replace(progress, message=said["message"]))
             return
         step, steps, values = said["step"], said["steps"], said["values"]
         run.store.log_training(iteration, step, values)

@@ -23,7 +23,7 @@ from selfreward_lite.data.tiny.answers import (
     write_chatter,
 )
 from selfreward_lite.data.tiny.tasks import LETTERS, SOLVERS, Task, draw_task
-from selfreward_lite.method.templates import fill_template, make_nonce
+from selfreward_lite.method.templates import Name, fill_template, make_nonce
 from selfreward_lite.models.chat_format import Message, user
 
 TEMPLATES = "compact"
@@ -144,7 +144,7 @@ def make_comparison(rng: random.Random, lesson: Lesson) -> Example:
     return Example(messages, "\n".join([*lines, winner]))
 
 
-def _question(template: str, rng: random.Random, **values: str) -> list[Message]:
+def _question(template: Name, rng: random.Random, **values: str) -> list[Message]:
     nonce = make_nonce(str(rng.random()), TEMPLATES)
     return user(fill_template(TEMPLATES, template, nonce=nonce, **values))
 
