@@ -44,7 +44,7 @@ def test_flipped_byte_is_caught_by_its_hash(tmp_path):
     base = copy_base(tmp_path)
     scripted_run.run(tmp_path / "run", **{"model.base": str(base), "iterations": "0"})
     for path, says in (
-        (base / "model.safetensors", "the base model was changed after the run began"),
+        (base / "model.safetensors", "the base model was changed after the run started"),
         (
             tmp_path / "run" / "M0" / "adapter" / "adapter_model.safetensors",
             "differs from its sha256",

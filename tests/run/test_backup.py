@@ -16,7 +16,7 @@ from selfreward_lite.cli import main
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run import loop, prepare
+from selfreward_lite.run import backup, loop, prepare
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.runtime import Runtime
@@ -133,6 +133,7 @@ def test_a_lost_drive_does_not_stop_the_run_and_is_caught_up(tmp_path, monkeypat
         copied(source, target)
 
     monkeypatch.setattr(files, "copy_file", copy)
+    monkeypatch.setattr(backup, "copy_file", copy)
     said: list[str] = []
 
     def watch(at: Progress) -> None:
@@ -192,7 +193,7 @@ def test_one_command_starts_and_resumes_on_another_machine(tmp_path, monkeypatch
     def runtime(backend: str) -> Iterator[Runtime]:
         yield scripted_runtime(ChatFormat.load(TINY_MODEL))
 
-    monkeypatch.setattr("selfreward_lite.run.runtime.real_tools", runtime)
+    monkeypatch.setattr("selfreward_lite.run.runtime.open_runtime", runtime)
     settings = [
         part
         for key, value in scripted_run.SMALL.items()
@@ -225,7 +226,7 @@ def test_one_command_starts_and_resumes_on_another_machine(tmp_path, monkeypatch
 @pytest.mark.parametrize("root", ["runs", "runs/run", "runs/run/copies"])
 def test_a_run_is_not_copied_into_itself(tmp_path, root):
     with Store.write(tmp_path / "runs" / "run") as store:
-        with pytest.raises(UserError, match="is where the run itself lies"):
+        with pytest.raises(UserError, match="holds the run itself"):
             Backup(store, tmp_path / root, print)
         Backup(store, tmp_path / "elsewhere", print)
 
