@@ -7,10 +7,10 @@ by itself, so each sample is a request with a length of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import accumulate, permutations
 from os.path import commonprefix
 from pathlib import Path
 from statistics import median
@@ -32,6 +32,7 @@ JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
 DRAW = Sampling(temperature=1.0, top_p=0.95, max_tokens=1, top_k=64)
 ROOTS = 16  # the engine's default
+SEARCH_ROWS = 2000  # tokens of a trace that the search for the fastest layout takes
 NAIVE_REQUESTS = 8  # enough for the slowest of the three
 
 
@@ -215,17 +216,13 @@ class Found:
 def measure(plan: Plan, say: Say) -> Found:
     """Measure the three in turn, `repeats` times, with raw llama.cpp's fastest layout."""
     trace = baselines.record(plan.spec, plan.load.requests)
-    layouts, seconds = list_layouts(plan), {}
-    for name, spec in layouts.items():
-        seconds[name] = baselines.replay(spec, trace.steps)
-        say(f"raw llama.cpp, {name}: {len(trace.steps)} steps in {seconds[name]:.2f} s")
-    fastest = min(seconds, key=seconds.__getitem__)
-    found = Found([], [], [], Stats(), trace.quantization, fastest)
+    fastest = find_fastest(plan, trace.steps, say)
+    found = Found([], [], [], Stats(), trace.quantization, _describe(fastest))
     for number in range(1, plan.repeats + 1):
         found.naive.append(naive_rate(plan))
         rate, stats = engine_rate(plan)
         found.engine.append(rate)
-        raw = trace.generated / baselines.replay(layouts[fastest], trace.steps)
+        raw = trace.generated / baselines.replay(fastest, trace.steps)
         found.ceiling.append(raw)
         say(
             f"{number} of {plan.repeats}: naive {found.naive[-1]:.1f}, engine {rate:.1f}, "
@@ -234,21 +231,41 @@ def measure(plan: Plan, say: Say) -> Found:
     return replace(found, stats=stats)
 
 
-def list_layouts(plan: Plan) -> dict[str, LlamaSpec]:
-    """Ways to set up raw llama.cpp, by name: the engine's, and others of cache and attention."""
-    own = _fix_layout(plan.spec)
-    specs = [own]
-    for unified in (True, False):
-        parted = own.unified and not unified  # every part must hold the longest request
-        cells = plan.load.cells * (own.parallel + own.roots) if parted else own.context
-        update = {"unified": unified, "context": cells, "micro_batch": own.batch}
-        specs += [own.model_copy(update={**update, "flash": flash}) for flash in (True, False)]
-    return {_describe(spec): spec for spec in specs}
+def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec:
+    """The fastest layout of raw llama.cpp, or the engine's own if that wins.
+
+    The search takes the first steps; then both are compared on all of them, with full caches.
+    """
+
+    def fastest(specs: Iterable[LlamaSpec], steps: list[baselines.Step]) -> LlamaSpec:
+        taken = []
+        for number, spec in enumerate(specs):
+            seconds = baselines.replay(spec, steps)
+            say(f"raw llama.cpp, {_describe(spec)}: {len(steps)} steps in {seconds:.2f} s")
+            taken.append((seconds, number, spec))
+        return min(taken)[2]
+
+    ends = accumulate(step.columns.shape[1] for step in steps)
+    first = [step for step, end in zip(steps, ends, strict=True) if end <= SEARCH_ROWS]
+    spec = plan.spec
+    own = spec.model_copy(update={"flash": uses_flash(spec), "micro_batch": micro_batch(spec)})
+    best = own.model_copy(update={"micro_batch": own.batch})
+    for changes in list_layouts(plan):
+        best = fastest((best.model_copy(update=one) for one in changes), first or steps[:1])
+    return own if best == own else fastest((best, own), steps)
 
 
-def _fix_layout(spec: LlamaSpec) -> LlamaSpec:
-    """The spec with what the engine would choose itself."""
-    return spec.model_copy(update={"flash": uses_flash(spec), "micro_batch": micro_batch(spec)})
+def list_layouts(plan: Plan) -> list[list[dict[str, int]]]:
+    """What is searched, one after the other: KV cache and attention, threads, micro-batch."""
+    spec, threads = plan.spec, plan.spec.threads or cores()
+    # Of a cache that is divided, each part must hold the longest request.
+    parts = plan.load.cells * (spec.parallel + spec.roots) if spec.unified else spec.context
+    caches = ({"unified": True, "context": spec.context}, {"unified": False, "context": parts})
+    return [
+        [{**cache, "flash": flash} for cache in caches for flash in (True, False)],
+        [{"threads": count} for count in sorted({threads, max(1, threads // 2)})],
+        [{"micro_batch": n} for n in sorted({spec.batch, max(spec.parallel, spec.batch // 2)})],
+    ]
 
 
 def _describe(spec: LlamaSpec) -> str:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from os.path import commonprefix
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFReader
 from typer.testing import CliRunner
@@ -71,7 +73,7 @@ def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
 def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"no synthetic 7m in q8_0; choose of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m",
+        match=r"no synthetic 7m in q8_0; choose one of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m",
     ):
         random_models.write_gguf(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
@@ -127,12 +129,11 @@ def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
     assert computed <= load.unique_tokens
     # and as on a GPU: of a cache that is divided, each part must hold the longest request
     on_gpu = spec.model_copy(update={"unified": True, "context": 1024})
-    for one, count in ((spec, 5), (on_gpu, 4)):
-        layouts = engine.list_layouts(engine.Plan(one, load))
-        assert len(layouts) == count, "the engine's own is one of the others, or another"
+    for one in (spec, on_gpu):
         steps = baselines.record(one, load.requests).steps
-        for layout in layouts.values():
-            assert baselines.replay(layout, steps) > 0
+        for changes in engine.list_layouts(engine.Plan(one, load)):
+            for change in changes:
+                assert baselines.replay(one.model_copy(update=change), steps) > 0
 
 
 def test_flash_is_off_on_a_cpu_with_own_cells():
@@ -150,22 +151,29 @@ def test_flash_is_off_on_a_cpu_with_own_cells():
 
 def test_the_ceiling_is_the_fastest_layout(monkeypatch):
     load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
-    spec = engine.spec_for(Path("m.gguf"), load, parallel=2, threads=1, gpu_layers=0)
-    plan, said = engine.Plan(spec, load, repeats=1), []
-    layouts = engine.list_layouts(plan)
-    own = "a KV cache each, no flash attention, 1 threads, micro-batch 256"
-    assert next(iter(layouts)) == own
-    monkeypatch.setattr(baselines, "record", lambda *_: baselines.Trace([], 8, "Q8_0"))
-    monkeypatch.setattr(engine, "naive_rate", lambda _: 1.0)
-    monkeypatch.setattr(engine, "engine_rate", lambda _: (2.0, engine.Stats()))
-    for fastest in layouts:
-        seconds = dict.fromkeys(layouts, 4.0) | {fastest: 2.0}
-        monkeypatch.setattr(
-            baselines, "replay", lambda spec, _, seconds=seconds: seconds[engine._describe(spec)]
-        )
-        found = engine.measure(plan, said.append)
-        assert (found.layout, found.ceiling, found.quantization) == (fastest, [4.0], "Q8_0")
-    assert sum(line.startswith("raw llama.cpp, ") for line in said) == 25, "all are tried"
+    spec = engine.spec_for(Path("m.gguf"), load, parallel=2, threads=2, gpu_layers=0)
+    plan, said = engine.Plan(spec, load), []
+    steps = [baselines.Step((), np.zeros((3, 1500), np.int32), 1)] * 3
+    own = {"unified": False, "flash": False, "threads": 2, "micro_batch": 256}
+
+    def search(target: dict, own_wins: bool) -> dict:
+        def replay(spec, steps):
+            there = {name: getattr(spec, name) for name in own}
+            if own_wins and len(steps) == 3 and there == own:
+                return 0.5
+            return 1.0 + sum(there[name] != target[name] for name in target)
+
+        said.clear()
+        monkeypatch.setattr(baselines, "replay", replay)
+        found = engine.find_fastest(plan, steps, said.append)
+        return {name: getattr(found, name) for name in own}
+
+    for values in product((True, False), (True, False), (1, 2), (256, 512)):
+        target = dict(zip(own, values, strict=True))
+        assert search(target, own_wins=False) == target
+        assert search(target, own_wins=True) == own
+        assert sum("1 steps in" in line for line in said) == 8, "searched on the first steps"
+        assert sum("3 steps in" in line for line in said) == (0 if target == own else 2)
 
 
 def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
