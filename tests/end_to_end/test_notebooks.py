@@ -190,7 +190,7 @@ def test_colab_without_network_and_again_on_another_machine(tmp_path, project, o
     assert "M1 training" in first
     assert "\x1b" not in first, "a cell is no terminal"
     assert first.count("M1 judgments:") == 1
-    assert "win_rate_vs_seed" in first
+    assert "win rate vs seed" in first
     assert first.count("image/png") == 4
     assert (tmp_path / "drive" / "exported" / "mine-M1-adapter" / "adapter.gguf").exists()
     with Store.read(tmp_path / "first" / "runs" / "mine") as store:
