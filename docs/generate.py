@@ -26,7 +26,8 @@ from selfreward_lite.cli.main import app  # noqa: E402
 
 PROGRAM = "python -m selfreward_lite"
 NOTICE = "<!-- Made by `python docs/generate.py`: change the code and run it again. -->"
-PRESETS = ("tiny", "t4", "small", "overnight", "paper")
+ORDER = ("tiny", "t4", "small", "overnight", "paper")  # the smallest first; others follow
+PRESETS = sorted(config.presets(), key=lambda name: (*ORDER, name).index(name))
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 COMMANDS_HEAD = f"""# Commands

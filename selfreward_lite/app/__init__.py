@@ -1,5 +1,6 @@
 """The page: tabs, conversation, background runs.
 
-No SQL, no rule of the papers; every text shown goes through `escape`.
+No SQL, no rule of the papers; every text of a model shown as Markdown goes through
+`escape`.
 Start: `page.py`.
 """

@@ -94,7 +94,7 @@ class Recorder:
     def token_bytes(self, token: int) -> bytes:
         return b""
 
-    def last_error(self) -> str:
+    def take_errors(self) -> str:
         return ""
 
 
@@ -148,7 +148,7 @@ def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
             for name, arguments in before:
                 getattr(device, name)(*arguments)
             if device.run(batch):
-                raise RuntimeError(f"a recorded step cannot be computed ({device.last_error()})")
+                raise RuntimeError(f"a recorded step cannot be computed ({device.take_errors()})")
         return perf_counter() - started
 
 
@@ -240,7 +240,7 @@ def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
             started = perf_counter()
             if device.decode([0] * count, [position] * count, list(range(count)), count):
                 raise RuntimeError(
-                    f"a step of {count} tokens cannot be computed ({device.last_error()})"
+                    f"a step of {count} tokens cannot be computed ({device.take_errors()})"
                 )
             sample()
             taken.setdefault(name, []).append(perf_counter() - started)

@@ -53,6 +53,7 @@ class EngineSettings(Section):
     parallel: int = Field(32, ge=1, le=256, description="sequences generated at once")
     context: int = Field(16384, ge=256, description="cells of the KV cache, for all sequences")
     batch: int = Field(512, ge=32, description="tokens computed in one step at most")
+    # 16: idle roots cost attention time on a CPU; 32 made a tiny model a third slower than 8.
     roots: int = Field(
         16, ge=1, description="finished prompts kept in the cache, so that others share their start"
     )
@@ -294,8 +295,7 @@ class Gates(Section):
     max_logit_difference: float = Field(
         1e-2,
         gt=0,
-        description="largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32, and "
-        "6.7 for a damaged base (docs/log/export.md)",
+        description="largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32",
     )
     min_agreement: Share = Field(
         0.85,
@@ -315,7 +315,7 @@ class Gates(Section):
         "(MR, section 3.2)",
     )
     max_cut_share: Share = Field(
-        0.10, description="share of responses cut by the length limit; they never show how to stop"
+        0.10, description="share of prompts without a finished answer: cut, empty or missing"
     )
     max_repetitive_share: Share = Field(
         0.05, description="share of responses that mostly repeat themselves; people hardly ever do"
@@ -325,8 +325,8 @@ class Gates(Section):
     )
     min_read_share: Share = Field(
         0.90,
-        description="share of judgments that must be readable, after the seed stage; with fewer, "
-        "scores are those of the easy answers only",
+        description="share of judgments that must be readable: those to train on, and a new "
+        "model's own; with fewer, scores are those of the easy answers only",
     )
     max_judge_loss: float = Field(
         0.03,
@@ -385,9 +385,8 @@ class Settings(Section):
     def _own_cells(self) -> Settings:
         """Check that the longest conversation fits a sequence with its own cells."""
         sequences = self.engine.parallel + self.engine.roots
-        longest = max(
-            self.sft.max_length, self.dpo.max_length
-        )  # trained texts were generated first
+        # Texts that are trained on were generated first.
+        longest = max(self.sft.max_length, self.dpo.max_length)
         if not self.engine.unified and self.engine.context < sequences * longest:
             raise ValueError(
                 f"engine.unified=false shares engine.context among {sequences} sequences, and "
@@ -445,7 +444,9 @@ def parse(tree: dict[str, Any]) -> Settings:
         key = ".".join(str(part) for part in first["loc"]) or "settings"
         if first["type"] == "extra_forbidden":
             raise _unknown(key) from None
-        raise ConfigError(f"{key}: {first['msg']}; docs/settings.md lists all settings") from None
+        raise ConfigError(
+            f"{key}: {first['msg']}; see selfreward_lite/config/settings.py"
+        ) from None
 
 
 def presets() -> list[str]:
@@ -474,7 +475,7 @@ def _set(tree: dict[str, Any], dotted: str, value: str) -> None:
 
 
 def _unknown(key: str) -> ConfigError:
-    return ConfigError(f"{key}: no such setting; docs/settings.md lists all settings")
+    return ConfigError(f"{key}: no such setting; see selfreward_lite/config/settings.py")
 
 
 def _toml_value(text: str) -> Any:

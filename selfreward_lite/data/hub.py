@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -257,13 +257,16 @@ def _fetch_file(at: Repository, kind: Kind, file: RepoSibling, path: Path, show:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
-    for place in (path, Path(cached) if isinstance(cached, str) else path):
-        digest, fault = _check_file(at, file, place) if place.exists() else ("", "missing")
+    if path.exists():
+        digest, fault = _check_file(at, file, path)
         if fault is None:
-            if place != path:
-                path.symlink_to(place.resolve())
             return digest
-        path.unlink(missing_ok=True)  # damaged, or a link to a file that is gone
+    path.unlink(missing_ok=True)  # damaged, or a link to a file that is gone
+    if isinstance(cached, str):
+        digest, fault = _check_file(at, file, Path(cached))
+        if fault is None:
+            path.symlink_to(Path(cached).resolve())
+            return digest
     part = path.with_name(f"{path.name}.part")
     _receive(at, kind, file, part, show)
     digest, fault = _check_file(at, file, part)
@@ -306,13 +309,13 @@ def _receive(at: Repository, kind: Kind, file: RepoSibling, part: Path, show: Sh
         try:
             return _stream(url, part, file, show)
         except (httpx.TransportError, errors.HfHubHTTPError) as error:
-            wait = PAUSE * 2 ** (failures + 1)
+            failures = 1 if part.stat().st_size > before else failures + 1
+            wait = PAUSE * 2**failures
             if isinstance(error, errors.HfHubHTTPError):
                 if error.response.status_code not in BUSY:
                     raise
                 asked = error.response.headers.get("Retry-After", "")
                 wait = max(wait, min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0)
-            failures = 1 if part.stat().st_size > before else failures + 1
             if failures == ATTEMPTS:
                 raise
             time.sleep(wait)
@@ -392,7 +395,11 @@ def _read_ledger() -> list[_Download]:
     if not path.exists():
         return []
     try:
-        return [_Download(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        names = [field.name for field in fields(_Download)]  # a later version may add others
+        return [
+            _Download(**{key: entry[key] for key in names if key in entry}) for entry in entries
+        ]
     except (ValueError, TypeError):
         raise UserError(
             f"{path} is damaged; delete it, and the files that it listed are checked again"

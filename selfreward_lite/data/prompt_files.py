@@ -140,8 +140,9 @@ def extract_prompt(row: Row) -> str:
         columns = ", ".join((*PROMPT_COLUMNS, *CHAT_COLUMNS))
         raise BadRow(f"no field with a prompt (one of {columns})")
     if name in CHAT_COLUMNS or isinstance(row[name], list):
-        return _extract_first_turn(row[name])
-    text = _check_text(row[name], f"field {name!r}")
+        text = _extract_first_turn(row[name])
+    else:
+        text = _check_text(row[name], f"field {name!r}")
     extra = row.get("input") if name == "instruction" else None
     return f"{text}\n\n{_check_text(extra, 'field input')}" if extra else text
 

@@ -94,7 +94,7 @@ class Store:
         return int(holder) if holder and holder.isdigit() else None
 
     def select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of a query; only `queries` and this file write SQL."""
+        """Return the rows of a query; only `queries`, this file and backups write SQL."""
         return self._db.execute(query, values).fetchall()
 
     def select_value(self, query: str, *values: Any) -> Any:

@@ -1,6 +1,6 @@
 """Token ids in, completions out, many at once, in a child process that may crash.
 
-Knows no text, role or score.
+Knows no role or score.
 Start: `api.py`.
 """
 

@@ -178,7 +178,8 @@ class Engine(Protocol):
 class LlamaSpec(EngineSettings):
     """The llama.cpp engine on one GGUF model. What a run does not set is for checks and benches.
 
-    `exact` keeps the KV cache in float32 and switches flash attention off: other requests in the
+    `exact` keeps the KV cache in float32, switches flash attention and repacked weights off, and
+    leaves a GPU without layers alone: other requests in the
     batch then change a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4).
     `check_adapters` refuses an adapter that changes nothing. `flash` and `micro_batch` (tokens
     computed at once) are chosen by the engine if None.

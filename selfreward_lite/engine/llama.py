@@ -2,7 +2,7 @@
 
 Uses the low-level binding of llama-cpp-python; the high-level one decodes a single sequence and
 ignores misspelled arguments. A fault in native code ends this process, so a run imports this only
-in the child that `process.py` starts.
+in child processes.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ class LlamaDevice:
         self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
         self._unified, self._check_adapters = spec.unified, spec.check_adapters
         self.cells = int(cpp.llama_n_ctx(self.context))
-        self.limit = min(
-            int(cpp.llama_n_ctx_seq(self.context)), int(cpp.llama_model_n_ctx_train(self._model))
-        )
+        self.room = int(cpp.llama_n_ctx_seq(self.context))  # of one sequence
+        self.limit = min(self.room, int(cpp.llama_model_n_ctx_train(self._model)))
         self.rows = spec.batch
         self.outputs = spec.parallel
         self._batch = BatchArrays(self.rows)
@@ -192,8 +191,8 @@ class LlamaDevice:
             found = self._pieces[token] = self._buffer.raw[: max(0, size)]
         return found
 
-    def last_error(self) -> str:
-        return LOG.last_error()
+    def take_errors(self) -> str:
+        return LOG.take_errors()
 
     @property
     def quantization(self) -> str:
@@ -225,7 +224,7 @@ class LlamaDevice:
             positions = list(range(start, start + len(part)))
             if self.decode(part, positions, [0] * len(part), len(part)):
                 raise EngineError(
-                    f"logits of {len(tokens)} tokens could not be computed ({self.last_error()})"
+                    f"logits of {len(tokens)} tokens could not be computed ({self.take_errors()})"
                 )
             parts.append(np.stack([self.row_logits(row).copy() for row in range(len(part))]))
         self.drop(0)
@@ -243,7 +242,7 @@ class LlamaDevice:
         count = 0 if pointer is None else 1
         adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(pointer)
         if cpp.llama_set_adapters_lora(self.context, adapters, count, (ctypes.c_float * 1)(1.0)):
-            raise EngineError(f"llama.cpp refused to switch adapters ({self.last_error()})")
+            raise EngineError(f"llama.cpp refused to switch adapters ({self.take_errors()})")
 
     def _adapter(self, name: str) -> Any:
         """Pointer of a loaded adapter; a file that has changed is loaded again."""
@@ -255,7 +254,7 @@ class LlamaDevice:
         pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not pointer:
             raise EngineError(
-                f"adapter {name} does not fit this base model ({self.last_error()}); "
+                f"adapter {name} does not fit this base model ({self.take_errors()}); "
                 "convert it again"
             )
         if self._check_adapters:
@@ -318,9 +317,9 @@ class LlamaEngine:
     def logits(self, tokens: list[int], adapter: str | None = None) -> np.ndarray:
         """Logits float32 [len(tokens), vocab] of one text; not while completing."""
         device = self._open()
-        if not 0 < len(tokens) <= device.limit:
+        if not 0 < len(tokens) <= device.room:  # beyond the training context too: to be compared
             raise EngineError(
-                f"{len(tokens)} tokens do not fit the context of {device.limit}; raise the context"
+                f"{len(tokens)} tokens do not fit the context of {device.room}; raise the context"
             )
         self._scheduler.reset(adapter)
         return device.logits(list(tokens))

@@ -151,7 +151,7 @@ class LogCapture:
         self.errors.clear()
         self.offload = None
 
-    def last_error(self) -> str:
+    def take_errors(self) -> str:
         """The last error lines, joined; they are forgotten."""
         lines = "; ".join(self.errors) or "llama.cpp gave no reason"
         self.errors.clear()
@@ -169,9 +169,8 @@ def silence_log() -> None:
 
 # -- model and context ----------
 
-NO_FLASH_ROWS = (
-    256  # tokens at once without flash attention; with 512, prompts took 2 to 5 % longer
-)
+# Tokens at once without flash attention; with 512, prompts took 2 to 5 % longer.
+NO_FLASH_ROWS = 256
 
 
 def has_amx() -> bool:
@@ -213,7 +212,7 @@ def load_model(
     model = cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise EngineError(
-            f"model {path} cannot be loaded ({LOG.last_error()}); is it a complete GGUF file?"
+            f"model {path} cannot be loaded ({LOG.take_errors()}); is it a complete GGUF file?"
         )
     fault = None
     if cpp.llama_model_is_recurrent(model) or cpp.llama_model_is_hybrid(model):
@@ -245,6 +244,7 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
     params.kv_unified = spec.unified
     if spec.exact:
         params.type_k = params.type_v = cpp.GGML_TYPE_F32
+        # The child that proves an export may see a GPU: nothing of an exact context goes there.
         params.offload_kqv = params.op_offload = bool(spec.gpu_layers)
     if not uses_flash(spec):
         params.flash_attn_type = cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -253,7 +253,7 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
     if not context:
         cpp.llama_model_free(model)
         raise EngineError(
-            f"no memory for a context of {spec.context} cells ({LOG.last_error()}); lower the "
+            f"no memory for a context of {spec.context} cells ({LOG.take_errors()}); lower the "
             "context"
         )
     return context

@@ -51,8 +51,7 @@ def start(
     `on_start` receives the child before it loads, so that closing it ends the loading. Raises
     EngineError, with the child's own line, if it cannot load.
     """
-    environment = child_environment(ENVIRONMENT, "one" if spec.gpu_layers else "none")
-    child = JsonProcess("selfreward_lite.engine.worker", env=environment)
+    child = JsonProcess("selfreward_lite.engine.worker", env=environment_for(spec))
     child.send(spec.model_dump(mode="json"))
     on_start(child)
     message = child.messages.get()
@@ -65,6 +64,11 @@ def start(
             "the context"
         )
     raise error_from(message)
+
+
+def environment_for(spec: EngineSpec) -> dict[str, str]:
+    """What the child of a spec gets: llama.cpp's settings, and one GPU if it uses any."""
+    return child_environment(ENVIRONMENT, "one" if spec.gpu_layers else "none")
 
 
 def describe_death(child: JsonProcess) -> str:

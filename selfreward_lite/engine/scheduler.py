@@ -64,7 +64,7 @@ class Device(Protocol):
     def use_adapter(self, adapter: str | None) -> None: ...
     def is_unchanged(self, adapter: str | None) -> bool: ...
     def token_bytes(self, token: int) -> bytes: ...
-    def last_error(self) -> str: ...
+    def take_errors(self) -> str: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -403,7 +403,7 @@ class Scheduler:
                 raise EngineError(
                     f"request {self._owner(part.sequences[0])}: not even one token could be "
                     "computed; lower the context or the batch, or free memory on the device "
-                    f"({self._device.last_error()})"
+                    f"({self._device.take_errors()})"
                 )
             self._roots.evict_idle()
             middle = (first + last + 1) // 2

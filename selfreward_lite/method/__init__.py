@@ -1,6 +1,7 @@
 """Self-Rewarding and Meta-Rewarding as pure functions and generators.
 
-No files, clocks, models or globals; torch, sqlite3 and os are banned here.
+No clocks, models or globals, and no files but its own templates and canaries; torch, sqlite3 and
+os are banned here.
 Start: `judgments.py`.
 
 Data flows new_prompts → responses → judgments → response_pairs → battles → ratings →

@@ -1,8 +1,8 @@
 """What a model's answers and judgments are worth.
 
 In order: answers alone, win rates between two models, judge quality, votes. Nothing computed by the
-tiny world's exact scorer may reach a stage, a gate or a trainer; they see only what does not need
-it.
+tiny world's exact scorer may reach a stage, a gate or a trainer, but for the ranks in the seed
+data.
 """
 
 from __future__ import annotations

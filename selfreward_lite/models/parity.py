@@ -89,12 +89,11 @@ def export_base(model_dir: Path, out: Path, weights: Weights, dtype: Dtype) -> i
     return _check_tokens(model_dir, out)
 
 
-def adopt_base(model_dir: Path, gguf: Path, out: Path, weights: Weights) -> int:
+def adopt_base(model_dir: Path, gguf: Path, out: Path) -> int:
     """Use an existing GGUF as the base and prove its token ids; returns how many were compared.
 
     `out` is a link where the disk allows, else a copy. Raises ExportError, and leaves no file, if
-    it is no GGUF of this model. Its logits are compared with the first adapter's export, as for
-    every base, so `weights` is not needed yet.
+    it is no GGUF of this model. Its logits are compared with the first adapter's export.
     """
     if not gguf.is_file():
         raise ExportError(f"{gguf}: no such file; fix model.gguf_file")
@@ -165,8 +164,7 @@ class Parity:
     `adapter_change` is the largest change that a GGUF adapter makes in llama.cpp, 0 if it does
     nothing; None without one. `adapter_share` is how much of PEFT's change arrives there; None too
     where the base alone is off by more than that change. `agreement` is the share of positions with
-    the same likeliest token, `divergence` the mean KL(transformers ‖ llama.cpp) in nats, `base` the
-    same comparison of the base alone, beside a GGUF adapter.
+    the same likeliest token, `base` the same comparison of the base alone, beside a GGUF adapter.
     """
 
     max_abs_diff: float
@@ -174,7 +172,6 @@ class Parity:
     adapter_share: float | None
     tokens: int
     agreement: float
-    divergence: float
     base: Parity | None = None
 
 
@@ -253,7 +250,6 @@ class _Comparison:
 
     differences: list[float] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
-    divergences: list[np.ndarray] = field(default_factory=list)
     changes: list[tuple[float, float]] = field(default_factory=list)  # in llama.cpp, in PEFT
     product: float = 0.0  # of both changes
     square: float = 0.0  # of PEFT's change
@@ -264,7 +260,6 @@ class _Comparison:
 
         self.differences.append(float(np.abs(expected - found).max()))
         self.same.append(expected.argmax(axis=1) == found.argmax(axis=1))
-        self.divergences.append(_divergence(expected, found))
 
     def add_adapters(
         self, expected: np.ndarray, found: np.ndarray, plain: np.ndarray, found_plain: np.ndarray
@@ -299,26 +294,8 @@ class _Comparison:
             adapter_share=None if is_hidden else self.product / self.square,
             tokens=len(same),
             agreement=float(np.mean(same)),
-            divergence=float(np.mean(np.concatenate(self.divergences))),
             base=base,
         )
-
-
-def _divergence(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """KL(p ‖ q) = Σ p·(log p − log q) of each row of logits (rows, vocabulary), in nats."""
-    import numpy as np
-
-    def log_softmax(logits: np.ndarray) -> np.ndarray:
-        exact: np.ndarray = logits.astype(np.float64)
-        exact -= exact.max(axis=1, keepdims=True)
-        exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
-        return exact
-
-    out = np.empty(len(expected))
-    for rows in _blocks(len(expected)):
-        log_p, log_q = log_softmax(expected[rows]), log_softmax(found[rows])
-        out[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return out
 
 
 def _blocks(rows: int) -> Iterator[slice]:

@@ -164,7 +164,7 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         "stopping",
         evidence.cut_share,
         limits.max_cut_share,
-        "of the responses cut by the length limit",
+        "of the prompts without a finished answer",
         "raise dpo.anchor or the schedule's rho, or lower the learning rate",
     )
     yield _at_most(

@@ -17,6 +17,7 @@ from selfreward_lite.config.settings import EngineSettings, Model
 from selfreward_lite.data import hub
 from selfreward_lite.engine.api import Engine, LlamaSpec
 from selfreward_lite.engine.process import ProcessEngine
+from selfreward_lite.models.gguf_export import Weights
 from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.system.errors import ExportError, TrainingError
 from selfreward_lite.training.job import Job, Report, TrainingResult
@@ -81,11 +82,10 @@ class _Torch:
         out.parent.mkdir(parents=True, exist_ok=True)
         paths = {"model_dir": model_dir, "out": out}
         if model.gguf_file is None:
-            self._export("export_base", model, dtype=model.gguf, **paths)
+            self._export("export_base", weights=_weights(model), dtype=model.gguf, **paths)
         else:
-            self._export(
-                "adopt_base", model, gguf=hub.find_local(model.gguf_file, "model"), **paths
-            )
+            gguf = hub.find_local(model.gguf_file, "model")
+            self._export("adopt_base", gguf=gguf, **paths)
 
     def export_adapter(
         self,
@@ -98,7 +98,7 @@ class _Torch:
     ) -> AdapterParity:
         answer = self._export(
             "export_adapter",
-            model,
+            weights=_weights(model),
             model_dir=model_dir,
             adapter=adapter,
             base=base,
@@ -107,16 +107,18 @@ class _Torch:
         )
         return AdapterParity(**answer)
 
-    def _export(self, task: str, model: Model, **arguments: Any) -> Any:
+    def _export(self, task: str, **arguments: Any) -> Any:
         log = Path(arguments["out"]).with_suffix(".log")
         try:
-            answer = self.worker.do(
-                task, log, weights="nf4" if model.quantisation == "nf4" else "original", **arguments
-            )
+            answer = self.worker.do(task, log, **arguments)
         except TaskFailed as failure:
             raise ExportError(f"{failure} (see {log}){_nearly_full(log.parent)}") from None
         log.unlink()  # the manifest of the folder lists what belongs to the model
         return answer
+
+
+def _weights(model: Model) -> Weights:
+    return "nf4" if model.quantisation == "nf4" else "original"
 
 
 def _nearly_full(folder: Path) -> str:

@@ -146,7 +146,7 @@ _MEASURING = (
 )
 _DECIDING = (Stage("evaluation", "measure_model"), Stage("gates", "pass_gates"))
 
-SEED_STAGE: tuple[Stage, ...] = (
+SEED_STAGE_WORK: tuple[Stage, ...] = (
     Stage("ranked", "read_ranked"),
     Stage("prompts_file", "read_prompts"),
     Stage("canaries", "add_canaries"),
@@ -162,7 +162,7 @@ SEED_STAGE: tuple[Stage, ...] = (
     *_DECIDING,
 )
 
-ITERATION: tuple[Stage, ...] = (
+ITERATION_WORK: tuple[Stage, ...] = (
     Stage(
         "candidates",
         "write_prompts",
@@ -199,7 +199,7 @@ ITERATION: tuple[Stage, ...] = (
 
 def of_iteration(iteration: int) -> tuple[Stage, ...]:
     """The stages of an iteration; 0 is the seed stage."""
-    return ITERATION if iteration else SEED_STAGE
+    return ITERATION_WORK if iteration else SEED_STAGE_WORK
 
 
 def check_name(iteration: int, name: str) -> None:

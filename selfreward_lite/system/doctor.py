@@ -114,12 +114,16 @@ def check_gpu(gpu_layers: int) -> None:
 
 
 def read_pins() -> dict[str, str]:
-    """The pinned versions this package needs: as installed, else from its pyproject.toml."""
-    try:
-        return parse_pins(metadata.requires("selfreward_lite") or [])
-    except metadata.PackageNotFoundError:
-        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-        return parse_pins(tomllib.loads(text)["project"]["dependencies"])
+    """The pinned versions this package needs: of its checkout, else of the installed package."""
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    if project.exists():  # what is installed may be of an older checkout
+        wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        wanted = metadata.requires("selfreward_lite") or []
+    pins = parse_pins(wanted)
+    if not pins:
+        raise UserError("the installed selfreward_lite names no packages; install it again")
+    return pins
 
 
 def parse_pins(requirements: Iterable[str]) -> dict[str, str]:

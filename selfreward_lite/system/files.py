@@ -147,7 +147,6 @@ def atomic_write(out: Path) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name must survive a power cut; Windows cannot sync a folder
-        folder = os.open(out.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+    folder = os.open(out.parent, os.O_RDONLY)  # the new name must survive a power cut
+    os.fsync(folder)
+    os.close(folder)

@@ -47,8 +47,10 @@ def child_environment(
         found |= one_gpu(os.environ)
     if gpus == "none":  # a CUDA build takes some of a GPU's memory even without a layer on it
         found["CUDA_VISIBLE_DEVICES"] = ""
-    package = str(Path(__file__).resolve().parents[2])
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, [package, found.get("PYTHONPATH")]))
+    package = Path(__file__).resolve().parents[2]
+    if package.name not in ("site-packages", "dist-packages"):  # there, a child finds it anyway
+        known = found.get("PYTHONPATH")
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), known]))
     return found
 
 
@@ -68,6 +70,7 @@ def run_module(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        encoding="utf-8",
         errors="replace",
         env=env,
         timeout=timeout,
@@ -104,6 +107,15 @@ def last_lines(log: Path, count: int = 1) -> list[str]:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]
+
+
+def _parse(line: str) -> Message | None:
+    """The message of a line, None where there is none."""
+    try:
+        message = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return message if isinstance(message, dict) and line.endswith("\n") else None
 
 
 class JsonProcess:
@@ -170,10 +182,15 @@ class JsonProcess:
         self._stderr.close()
 
     def _read(self) -> None:
-        for line in self._stdout:
-            if line.endswith("\n"):  # a line that a death cut off is not a message
-                self.messages.put(json.loads(line))
-        self.messages.put({DEATH: True})
+        try:
+            for line in self._stdout:
+                message = _parse(line)
+                if message is not None:
+                    self.messages.put(message)
+                elif line.strip():  # a library printed it, or a death cut a message off
+                    self.lines.append(line.strip())
+        finally:
+            self.messages.put({DEATH: True})
 
     def _read_errors(self) -> None:
         for line in self._stderr:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, TrainerCallback, get_cosine_schedule_with_warmup, set_seed
@@ -51,7 +50,8 @@ from selfreward_lite.training.rows import (
 )
 
 IGNORED = -100
-PLAIN_MEMORY_ERRORS = ("out of memory", "alloc_failed")  # CUDA's and cuBLAS's, without a class
+# Errors of CUDA, of the CPU allocator and of cuBLAS, which have no class of their own.
+PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 
 # Where float16 begins to scale losses: at torch's 2^16 the first steps overflow and are skipped. It
 # grows by itself.
@@ -203,7 +203,7 @@ def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    is_known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+    is_known = isinstance(error, torch.OutOfMemoryError)
     return is_known or any(text in str(error).casefold() for text in PLAIN_MEMORY_ERRORS)
 
 
@@ -349,6 +349,7 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
             options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.anchor]}
         else:
             options |= {"loss_type": ["sigmoid"]}
+        # No ref_model: TRL copies the adapter, which is M(t−1) now, and freezes the copy as `ref`.
         return TokenDPOTrainer(
             model=model,
             args=DPOConfig(**options, beta=settings.beta),

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import validate_call
+from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
 
 from selfreward_lite.system.errors import SelfRewardError
@@ -109,11 +109,11 @@ class TorchWorker:
 
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
+    wire = os.dup(1)
+    os.dup2(2, 1)  # libraries print; only messages may go where the parent reads
     if BARE not in sys.argv and not any(device.exists() for device in GPU_DEVICES):
         from selfreward_lite.models import parity  # noqa: F401 - once, for all forks
         from selfreward_lite.training import trainer  # noqa: F401 - once, for all forks
-    wire = os.dup(1)
-    os.dup2(2, 1)  # libraries print; only messages may go where the parent reads
     while line := _next_line():
         ours, theirs = os.pipe(), os.pipe()  # one end each shows one side that the other is gone
         pid = os.fork()
@@ -126,9 +126,8 @@ def serve() -> None:
         os.close(theirs[0])
         ready, _, _ = select.select([0, ours[0]], [], [])
         if 0 in ready and ours[0] not in ready:
-            os._exit(
-                1
-            )  # the parent never writes during a task, so it is gone; so the task ends too
+            # The parent never writes during a task, so it is gone; so the task ends too.
+            os._exit(1)
         _, status = os.waitpid(pid, 0)
         os.close(ours[0])
         os.close(theirs[1])
@@ -160,6 +159,11 @@ def _do(task: Plain, wire: int) -> None:
     except SelfRewardError as error:
         sys.stdout.flush()  # the reason must be the log's last line
         sys.stderr.write(f"{error}\n")
+    except ValidationError as error:  # its own last line names no argument
+        sys.stdout.flush()
+        traceback.print_exc()
+        first = error.errors()[0]
+        sys.stderr.write(f"{'.'.join(map(str, first['loc']))}: {first['msg']}\n")
     except BaseException:  # noqa: BLE001 - a fork must never continue as the child itself
         sys.stdout.flush()
         traceback.print_exc()

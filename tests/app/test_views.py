@@ -119,7 +119,10 @@ def test_every_tab_says_what_cannot_be_read(tmp_path):
     library = RunLibrary(tmp_path)
     for run, says in (
         ("bad", "⚠ .*run.sqlite is damaged"),
-        ("pruned", "⚠ pruned has no base model.*--name pruned"),
+        (
+            "pruned",
+            "⚠ pruned has no base model: it was never converted, or was pruned; .*--name pruned",
+        ),
     ):
         found = ModelChoices.load(library, run)
         assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem

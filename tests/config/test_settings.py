@@ -1,8 +1,12 @@
 """Settings: presets, overrides, limits, and errors that say what to do."""
 
+from typing import get_args
+
 import pytest
 
 from selfreward_lite import config
+from selfreward_lite.config.settings import Model
+from selfreward_lite.method.templates import list_template_sets
 from selfreward_lite.system.errors import ConfigError
 
 
@@ -34,12 +38,16 @@ def test_overrides_are_read_as_toml_else_as_text(key, text, value):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("dpo.bet", "1", "dpo.bet: no such setting; docs/settings.md lists all settings"),
-        ("dpo.epochs.x", "1", "dpo.epochs.x: no such setting; docs/settings.md lists all settings"),
-        ("schedule.0", "1", "schedule.0: no such setting; docs/settings.md lists all settings"),
+        ("dpo.bet", "1", "dpo.bet: no such setting; see selfreward_lite/config/settings.py"),
+        (
+            "dpo.epochs.x",
+            "1",
+            "dpo.epochs.x: no such setting; see selfreward_lite/config/settings.py",
+        ),
+        ("schedule.0", "1", "schedule.0: no such setting; see selfreward_lite/config/settings.py"),
         ("schedule.3.rho", "0", "schedule.3.rho: 3 is not an entry of that list (0 to 2)"),
-        ("engine.threads.x", "1", "docs/settings.md lists all settings"),
-        ("dpo.beta", "0", "dpo.beta: Input should be greater than 0; docs/settings.md lists"),
+        ("engine.threads.x", "1", "see selfreward_lite/config/settings.py"),
+        ("dpo.beta", "0", "dpo.beta: Input should be greater than 0; see selfreward_lite/config"),
         ("seed_stage.length_bias", "1.5", "Input should be less than or equal to 1"),
         ("sft.micro_batch", "3", "micro_batch 3 does not divide batch 32"),
     ],
@@ -68,3 +76,8 @@ def test_every_preset_has_a_valid_schedule():
         settings = config.load(preset)
         assert settings.schedule
         assert all(entry.rho < 0.5 for entry in settings.schedule)
+
+
+def test_the_template_sets_are_those_that_ship():
+    annotation = Model.model_fields["templates"].annotation
+    assert sorted(get_args(annotation)) == list_template_sets()

@@ -364,3 +364,8 @@ def test_ranked_prompts_that_differ_in_space_and_case_only_are_one():
     )
     assert [one.prompt.text for one in found] == ["What is AI?"]
     assert outcome.dropped() == {"same prompt again": 1}
+
+
+def test_input_beside_an_instruction_of_turns_is_kept():
+    row = {"instruction": [{"role": "user", "content": "Sort these."}], "input": "b a"}
+    assert prompt_files.extract_prompt(row) == "Sort these.\n\nb a"

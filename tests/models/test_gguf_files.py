@@ -176,16 +176,6 @@ def test_parity_refuses_half_a_question(folders: Any, bases: Any) -> None:
             parity(folders["gqa"], None, base, gguf_adapter, lists, weights="nf4")
 
 
-def test_divergence_by_hand() -> None:
-    """p = (3/4, 1/4), q = (1/2, 1/2): KL = 3/4·ln(3/2) + 1/4·ln(1/2) = 0.130812 nats."""
-    import numpy as np
-
-    from selfreward_lite.models.parity import _divergence
-
-    p, q = np.log([[0.75, 0.25], [0.5, 0.5]]), np.log([[0.5, 0.5], [0.5, 0.5]])
-    assert _divergence(p + 7.0, q) == pytest.approx([0.130812, 0.0], abs=1e-6)
-
-
 def test_importing_is_cheap() -> None:
     code = (
         "import sys, selfreward_lite.models.parity\n"

@@ -143,7 +143,7 @@ def test_the_command_wants_a_run_with_that_model(tmp_path):
 def test_adopt_base_takes_a_gguf_with_the_same_tokens(made, tmp_path):
     out = tmp_path / "run" / "base.gguf"
     out.parent.mkdir()
-    found = parity.adopt_base(made / "model", made / "base.gguf", out, "original")
+    found = parity.adopt_base(made / "model", made / "base.gguf", out)
     assert found > 100
     assert out.read_bytes() == (made / "base.gguf").read_bytes()
     assert check(made, base=out).base_difference < 1e-3
@@ -152,13 +152,22 @@ def test_adopt_base_takes_a_gguf_with_the_same_tokens(made, tmp_path):
 def test_a_base_of_another_model_is_refused_and_not_left_there(made, tmp_path):
     out = tmp_path / "base.gguf"
     with pytest.raises(ExportError, match="no such file; fix model.gguf_file"):
-        parity.adopt_base(made / "model", tmp_path / "none.gguf", out, "original")
+        parity.adopt_base(made / "model", tmp_path / "none.gguf", out)
     other = copy(made, tmp_path)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ExportError):
-        parity.adopt_base(other, made / "base.gguf", out, "original")
+        parity.adopt_base(other, made / "base.gguf", out)
     assert not out.exists()
     assert (made / "base.gguf").exists(), "what was linked is still there"
+
+
+def test_texts_beyond_the_training_context_are_compared_too(made):
+    """A long held-out prompt must not end a run at its first export."""
+    long = [7 + i % 50 for i in range(1100)]  # the model was made for 1,024 tokens
+    found = parity.parity(
+        made / "model", None, made / "base.gguf", None, [long], weights="original"
+    )
+    assert found.tokens == 1100

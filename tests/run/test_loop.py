@@ -179,7 +179,10 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
 
 
 def test_every_stage_names_a_step_of_the_loop():
-    for order, table in ((loop.SEED_STAGE, stages.SEED_STAGE), (loop.ITERATION, stages.ITERATION)):
+    for order, table in (
+        (loop.SEED_STAGE, stages.SEED_STAGE_WORK),
+        (loop.ITERATION, stages.ITERATION_WORK),
+    ):
         steps = [step.__name__ for step in order]
         assert len(set(steps)) == len(steps)
         places = [steps.index(stage.step) for stage in table]

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from selfreward_lite.cli.main import app
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
+from selfreward_lite.engine.api import LlamaSpec
+from selfreward_lite.engine.process import environment_for
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.system import doctor, gpu, processes
 from selfreward_lite.system.doctor import Machine
@@ -336,5 +338,17 @@ def test_gpu_is_the_first_that_cuda_may_see(monkeypatch, visible, seen, first):
     assert [one.architecture for one in gpu.list_gpus()] == seen
     told = processes.one_gpu(os.environ)
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
-    assert processes.child_environment(gpus="one").items() >= told.items()
-    assert processes.child_environment(gpus="none")["CUDA_VISIBLE_DEVICES"] == ""
+    on_gpu = environment_for(LlamaSpec(model="base.gguf", gpu_layers=-1))
+    assert on_gpu.items() >= told.items()
+    on_cpu = environment_for(LlamaSpec(model="base.gguf", gpu_layers=0))
+    assert on_cpu["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_pins_are_those_of_the_checkout_else_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch==0.0.1"])
+    assert doctor.read_pins()["torch"] != "0.0.1", "what is installed may be older"
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "a" / "system" / "doctor.py"))
+    assert doctor.read_pins() == {"torch": "0.0.1"}
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: None)
+    with pytest.raises(UserError, match="install it again"):
+        doctor.read_pins()

@@ -374,3 +374,8 @@ def test_trying_them_leaves_no_trace(begun, chat, monkeypatch):
             lambda said, logged=logged: logged.append(said.get("values")),
         )
         assert furthest(begun, f"whole-{method}", f"untried-{method}") == 0.0
+
+
+def test_other_errors_are_not_taken_for_short_memory():
+    for text in ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "mat1 and mat2 shapes"):
+        assert not training_trainer._is_out_of_memory(RuntimeError(text))

@@ -36,6 +36,21 @@ def test_failed_task_leaves_its_last_line_and_the_child_works(worker, tmp_path):
     assert "Traceback" in (tmp_path / "log").read_text()
 
 
+def test_bad_arguments_are_named(worker, tmp_path):
+    wrong = {**missing_model(tmp_path), "dtype": "f8"}
+    with pytest.raises(TaskFailed, match="dtype: Input should be"):
+        worker.do("export_base", tmp_path / "log", **wrong)
+
+
+def test_a_library_that_prints_while_it_is_imported_hangs_nobody(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text('print("a banner of a library")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    worker = TorchWorker(bare=True)
+    with pytest.raises(TaskFailed, match="unique-name"):
+        worker.do("export_base", tmp_path / "log", **missing_model(tmp_path))
+    worker.close()
+
+
 def test_killed_child_is_an_error_and_is_replaced(tmp_path):
     worker = TorchWorker(bare=True)
     os.kill(worker._child.pid, signal.SIGKILL)
