@@ -18,7 +18,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("selfreward_lite"):
             raise
-        _refuse(f"the package {error.name} is missing: run `pip install -r requirements.txt`")
+        _refuse(
+            f"the package {error.name} is missing: run `pip install -r requirements.txt`, "
+            "or install selfreward_lite again with pip"
+        )
     run_command_line()
 
 

@@ -4,3 +4,7 @@ No SQL, no rule of the papers; every text of a model shown as Markdown goes thro
 `escape`.
 Start: `page.py`.
 """
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before a module here imports gradio

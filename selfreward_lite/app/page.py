@@ -25,7 +25,6 @@ from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dr
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 TITLE = "selfreward_lite"
 POLICY = (
     "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; "

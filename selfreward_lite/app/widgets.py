@@ -18,7 +18,10 @@ from selfreward_lite.system.errors import ConfigError, SelfRewardError
 # For events of the page itself, which are not part of the API for other programs.
 OWN: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
-TICK: dict[str, Any] = {**QUIET, "queue": False}  # … and on a timer
+TICK: dict[str, Any] = {
+    **QUIET,
+    "queue": False,
+}  # … and outside the queue, so that it never waits or makes others wait
 # … for a change: where two things change at once, gradio's default ("always_last") never ends.
 NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 # … for replies, which wait for the engine and not for each other.

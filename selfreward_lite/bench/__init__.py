@@ -1,4 +1,4 @@
-"""Commands that measure; each writes its figures as it goes and can be resumed.
+"""Commands that measure. The paper table and `tiny` resume; `card` writes each figure as it comes.
 
 Nothing else may import it but `cli`.
 Start: `paper_table.py`, `engine.py`.

@@ -32,9 +32,8 @@ from selfreward_lite.system.errors import UserError
 APP = Path(__file__).parents[2] / "app.py"
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")
 USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
-PATIENCE = (
-    60.0  # seconds; the clients share the machine with the app, so a slow answer is no failure
-)
+# Seconds; the clients share the machine with the app, so a slow answer is no failure.
+PATIENCE = 60.0
 POLL, CROWD_POLL = 0.002, 0.05  # seconds between two polls of a lone client, of one of many
 LONG = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 2000}
 SMALL_RUN, LARGE_RUN = 2_000, 100_000  # judgments

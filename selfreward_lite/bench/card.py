@@ -138,7 +138,7 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
         return found
     except EOFError:
         child.join()
-        return f"its process failed: {describe_exit(child.exitcode or 0)}"
+        return f"its process gave no answer: {describe_exit(child.exitcode or 0)}"
     finally:
         child.kill()
         child.join()

@@ -21,14 +21,14 @@ PRECOMPUTED = "reference precomputed"  # its seconds a pair include loading
 
 
 class Figures(BaseModel, extra="allow"):
-    """What one measurement found; 0 = not measured. Figures that nothing reads have no field."""
+    """What one measurement found; None: not measured. Figures that nothing reads have no field."""
 
-    tokens_per_s: float = 0.0
-    generated: int = 0
-    read: int = 0
-    seconds: float = 0.0
-    seconds_of_a_pair: float = 0.0
-    tokens_of_a_pair: int = 0
+    tokens_per_s: float | None = None
+    generated: int | None = None
+    read: int | None = None
+    seconds: float | None = None
+    seconds_of_a_pair: float | None = None
+    tokens_of_a_pair: int | None = None
     peak_bytes: int | None = None
 
 
@@ -133,22 +133,25 @@ class CardFile(BaseModel):
         counts = [int(match[1]) for match in matches if match]
         prompts = found.get("q8_0: prompts alone")
         trained = [
-            figures
+            (figures.tokens_of_a_pair, figures.seconds_of_a_pair)
             for name, figures in found.items()
-            if name.startswith("DPO, ") and not name.endswith(PRECOMPUTED)
+            if name.startswith("DPO, ")
+            and not name.endswith(PRECOMPUTED)
+            and figures.tokens_of_a_pair
+            and figures.seconds_of_a_pair
         ]
-        if not counts or prompts is None or not trained:
+        if not counts or prompts is None or not prompts.tokens_per_s or not trained:
             return None
         nearest = min(counts, key=lambda count: abs(count - settings.engine.parallel))
         generation, read = found[f"q8_0: {nearest} sequences"], 1 / prompts.tokens_per_s
+        if not generation.generated or generation.seconds is None or generation.read is None:
+            return None
         typical = settings.dpo.max_length
-        best = min(
-            trained, key=lambda one: (abs(one.tokens_of_a_pair - typical), one.seconds_of_a_pair)
-        )
+        tokens, seconds = min(trained, key=lambda one: (abs(one[0] - typical), one[1]))
         return plan.Rates(
             token=(generation.seconds - generation.read * read) / generation.generated,
             read=read,
-            dpo=best.seconds_of_a_pair / best.tokens_of_a_pair,
+            dpo=seconds / tokens,
         )
 
 

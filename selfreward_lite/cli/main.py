@@ -193,8 +193,8 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
     with Store.read(runs_dir / name) as store:
         document = summary.summarize_run(store)
+        print_table(*summary.build_stage_table(store), str(store.folder))
         for table in (
-            summary.build_stage_table(store),
             summary.build_seed_table(store),
             summary.build_time_table(store),
             summary.build_prediction_table(store),

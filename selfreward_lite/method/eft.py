@@ -71,8 +71,8 @@ def build_eft_examples(
 ) -> tuple[list[EftExample], Outcome]:
     """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out.
 
-    A prompt whose judgments agree with the humans includes those of its `decoys`, each with the
-    first judgment that gives it no more than the worst human answer got. The papers have no decoys;
+    If a prompt's judgments agree with the humans, its `decoys` become examples too: each with its
+    first judgment that scores it no higher than the worst human answer. The papers have no decoys;
     docs/log/judging.md says why there are some here.
     """
     limit, templates = settings.seed_stage.train_examples, settings.model.templates

@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from statistics import fmean
 
@@ -200,7 +201,7 @@ class JudgeAgreement:
         """The number of answers, scored or not."""
         return sum(map(len, self.scores))
 
-    @property
+    @cached_property
     def gaps(self) -> list[list[float]]:
         """For each prompt, the score of the better answer minus that of the worse one, by pair.
 
@@ -214,12 +215,12 @@ class JudgeAgreement:
             for scores in self.scores
         ]
 
-    @property
+    @cached_property
     def outcomes(self) -> list[list[int]]:
         """For each prompt, 1 for each pair in the human order, 0 for one inverted, tied or unread."""
         return [[int(gap > SCORE_TOLERANCE) for gap in gaps] for gaps in self.gaps]
 
-    @property
+    @cached_property
     def correlations(self) -> list[tuple[float, float] | None]:
         """For each prompt, Spearman's rho and Kendall's tau-b of its scores with the human order.
 

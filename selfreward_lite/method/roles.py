@@ -48,8 +48,8 @@ class Role:
     ) -> Request:
         """Return the request that asks `content` as the user, one sample per seed key.
 
-        A seed key names what a sample's seed derives from: parent and index, not the model. Two
-        models that answer the same prompt so get the same seeds, and differ only by their weights.
+        A seed key names what a sample's seed derives from: parent and index, not the model. So
+        two models that answer the same prompt get the same seeds, and differ only by their weights.
         """
         return Request(
             key=key,

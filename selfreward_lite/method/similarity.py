@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 _WORD = re.compile(r"\w+")
-HASHES = (
-    128  # the share of equal hashes estimates the overlap, with a standard error of at most 0.04
-)
+# The share of equal hashes estimates the overlap, with a standard error of at most 0.04.
+HASHES = 128
 
 
 class NearDuplicates:

@@ -79,6 +79,11 @@ class PromptHistory:
     battles: tuple[BattleView, ...]
     judgment_pair: JudgmentPair | None
 
+    def judgment_text(self, judgment_id: str) -> str:
+        """The text of a judgment of one of the answers. Raises KeyError where it is not there."""
+        texts = {one.id: one.text for answer in self.answers for one in answer.judgments}
+        return texts[judgment_id]
+
 
 def list_groups(store: Store) -> list[str]:
     """Return the groups of prompts of a run: M2, M1, … trained on them, then those for all."""

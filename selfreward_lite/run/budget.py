@@ -87,6 +87,8 @@ def training_deadline(run: RunContext, iteration: int) -> float | None:
 
 def _seconds_left(run: RunContext, iteration: int) -> dict[str, float]:
     """Seconds of each stage of the steps that follow the one under way."""
+    if run.steps_left is None:
+        raise RuntimeError("the steps that follow are unknown; `loop.run` sets them")
     costs = plan.measure_costs(run.store, run.settings)
     settings = stages.with_prompts(run.settings, run.reader.prompts_wanted(iteration))
     return {

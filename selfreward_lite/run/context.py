@@ -58,7 +58,7 @@ class RunReader:
         return [one.prompt for one in self.ranked().evaluation][: self.settings.evaluation.prompts]
 
     def held_out_texts(self) -> list[str]:
-        """The texts of all prompts that measure: nothing like them may be trained on."""
+        """The texts of all prompts used for evaluation; no similar prompt may be trained on."""
         prompts = [*self.held_out(), *(one.prompt for one in self.ranked().evaluation)]
         return [prompt.text for prompt in prompts]
 
@@ -74,7 +74,7 @@ class RunReader:
         return self.store.fact(f"prompts M{iteration}") or self.settings.prompts.count
 
     def prompts(self, iteration: int) -> list[Prompt]:
-        """The prompts of an iteration; iteration 0 has the ranked and held-out ones."""
+        """The prompts of an iteration."""
         found = self.store.records(Prompt, iteration=iteration)
         return found[: self.prompts_wanted(iteration)]  # a user's own file may hold more
 
@@ -98,7 +98,7 @@ class RunContext:
     runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
-    steps_left: frozenset[str] = frozenset()  # after the one under way; set by `loop`
+    steps_left: frozenset[str] | None = None  # after the one under way; set by `loop`
     _engine: Engine | None = field(default=None, repr=False)
 
     @property

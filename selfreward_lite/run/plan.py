@@ -181,8 +181,7 @@ def measure_costs(store: Store, settings: Settings) -> StageCosts:
     lengths = Lengths.of(settings)
     shorter, quicker = lengths.response / lengths.candidate, lengths.judgment / lengths.battle
     trained = {
-        t: (store.metrics(t)["training_train_seconds"] or 0.0)
-        / max(1.0, _trained_tokens(store, t, settings))
+        t: _training_seconds(store, t) / max(1.0, _trained_tokens(store, t, settings))
         for t in range(newest + 1)
     }
     if not settings.seed_stage.trains:
@@ -204,6 +203,13 @@ def measure_costs(store: Store, settings: Settings) -> StageCosts:
         export=latest(("export", 1)),
         source="measured in this run",
     )
+
+
+def _training_seconds(store: Store, iteration: int) -> float:
+    seconds = store.metrics(iteration)["training_train_seconds"]
+    if seconds is None:
+        raise LookupError(f"{store.folder} does not say how long M{iteration} was trained")
+    return seconds
 
 
 def _trained_tokens(store: Store, iteration: int, settings: Settings) -> float:
@@ -235,7 +241,7 @@ def affordable_prompts(settings: Settings, iteration: int, costs: StageCosts, bu
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds by (iteration, stage), and bytes of GPU memory; empty for an unknown GPU."""
+    """Seconds by (iteration, stage), empty for an unknown GPU; bytes of GPU memory, empty for none."""
 
     card: str | None
     source: str | None

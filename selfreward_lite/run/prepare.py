@@ -16,6 +16,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.records import Drop
 from selfreward_lite.data.store import Store
+from selfreward_lite.method.judgments import make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.models.hf_folder import check_folder, read_config
 from selfreward_lite.run import plan
@@ -92,9 +93,7 @@ def open_run(
     """A run that is ready for its steps: the disk has room, the prediction is stored."""
     model_dir = hub.find_model_folder(settings.model.base)
     chat, llama = ChatFormat.load(model_dir), read_config(model_dir)
-    if settings.judge.score == "expected" and any(
-        len(chat.text_ids(digit)) != 1 for digit in "012345"
-    ):
+    if settings.judge.score == "expected" and make_score_probe(chat) is None:
         raise ConfigError(
             f"{model_dir}: a digit is not one token here, so there is no expected score; use "
             "judge.score=mean"
@@ -133,9 +132,8 @@ def _store_facts(store: Store, settings: Settings) -> None:
         else f"{os.cpu_count()} CPU cores, no GPU"
     )
     store.state("run", f"seed {settings.seed}")
-    store.state(
-        "birth", uuid.uuid4().hex
-    )  # tells this run from others of its name, and from their copies
+    # What tells this run from others of its name, and from their copies.
+    store.state("birth", uuid.uuid4().hex)
     store.state("hardware", hardware)
     packages = {name: version(name) for name in _PACKAGES}
     store.state("versions", {"python": platform.python_version(), **packages})

@@ -278,7 +278,8 @@ def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
         ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
         (
             "import sys; sys.modules['typer'] = None",
-            "the package typer is missing: run `pip install -r requirements.txt`",
+            "the package typer is missing: run `pip install -r requirements.txt`, "
+            "or install selfreward_lite again with pip",
         ),
     ],
 )

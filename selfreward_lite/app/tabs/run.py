@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -34,6 +34,8 @@ from selfreward_lite.report.status import RunStatus
 from selfreward_lite.run.plan import Estimate, estimate
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 from selfreward_lite.system.files import MARGIN, format_bytes
+
+N = TypeVar("N")
 
 PRESETS = {
     "tiny": "a model of a million parameters in a world where every answer has an exact score; "
@@ -169,17 +171,21 @@ def parse_form(
 
     Raises ConfigError for a text that is not a number.
     """
+    return RunRequest(
+        name.strip() or preset,
+        preset,
+        _parse_number("iterations", iterations, int, "a whole number"),
+        _parse_number("random seed", seed, int, "a whole number"),
+        _parse_number("hours", hours, float, "a number"),
+        tuple(line.strip() for line in settings.splitlines() if line.strip()),
+    )
+
+
+def _parse_number(name: str, text: str, kind: Callable[[str], N], what: str) -> N | None:
     try:
-        return RunRequest(
-            name.strip() or preset,
-            preset,
-            int(iterations) if iterations.strip() else None,
-            int(seed) if seed.strip() else None,
-            float(hours) if hours.strip() else None,
-            tuple(line.strip() for line in settings.splitlines() if line.strip()),
-        )
-    except ValueError as error:
-        raise ConfigError(f"iterations, hours and random seed must be numbers ({error})") from None
+        return kind(text) if text.strip() else None
+    except ValueError:
+        raise ConfigError(f"{name} must be {what}, not {text.strip()!r}") from None
 
 
 def resume(

@@ -1,9 +1,9 @@
 """Two views on a model that may fool its own judge; neither uses the exact scorer.
 
-canaries    M(t) judges fifty hostile responses. None may score above honest bad answers, or be
-            chosen for training. By chance one is chosen now and then (5 of 144 models
-            measured), so a chosen one is judged again with its rivals, many times, and only
-            those new judgments decide.
+canaries    M(t) judges fifty hostile responses. Their mean score may not be above that of honest
+            bad answers, and at most `gates.max_canaries_chosen` may be chosen for training. By
+            chance one is chosen now and then (5 of 144 models measured). So a chosen one is judged
+            again with its rivals, many times, and only those new judgments decide.
 outside     M0, frozen, judges what M(t) answers to held-out prompts. It must not like that
             less than what M(t−1) answered, however much M(t) likes itself.
 """
@@ -72,7 +72,7 @@ def ask_judges(run: RunContext, iteration: int) -> None:
     prompts = run.reader.held_out()[: settings.outside_prompts]
     given = run.reader.held_out_answers(iteration)
     answers = [given[one.id] for one in prompts if one.id in given]
-    # M0's view of its own answers is both.
+    # For M0 both judges are the same, so one stage is enough.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
     for stage, model in judges.items():
         run.ask_judge(iteration, stage, model, prompts, answers, settings.outside_judgments)
