@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.talk import Reply, Talk
+from selfreward_lite.app.talk import StreamedReply, Talk
 from selfreward_lite.app.widgets import errors_as_toasts, parse_draw
 from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report import status
@@ -150,7 +150,7 @@ def _parse_history(turns: list[dict[str, str]] | None) -> list[Message]:
     return found
 
 
-def _to_plain(reply: Reply) -> dict[str, Any]:
+def _to_plain(reply: StreamedReply) -> dict[str, Any]:
     return {
         "text": reply.text,
         "tokens": reply.tokens,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
-from selfreward_lite.app.talk import Reply, Score
-from selfreward_lite.models.chat_format import Message
+from selfreward_lite.app.talk import Score, StreamedReply
+from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report.summary import indent_text
 
 ENDS = {
@@ -30,19 +30,19 @@ class Turn:
 
     said: str
     speaker: str
-    reply: Reply | None = None
+    reply: StreamedReply | None = None
     judge: str = ""
     score: Score | None = None
 
 
 def messages(turns: Sequence[Turn], system: str = "") -> list[Message]:
-    """Return what the model reads: all turns with a reply, then the last question."""
-    found: list[Message] = [Message(role="system", content=system)] if system.strip() else []
-    for turn in turns[:-1]:
-        found.append(Message(role="user", content=turn.said))
+    """Return what the model reads: the system prompt, then all questions and replies."""
+    found = [Message(role="system", content=system)] if system.strip() else []
+    for turn in turns:
+        found += user(turn.said)
         if turn.reply is not None and turn.reply.text:
             found.append(Message(role="assistant", content=turn.reply.text))
-    return [*found, *(Message(role="user", content=turn.said) for turn in turns[-1:])]
+    return found
 
 
 def render(turns: Sequence[Turn]) -> list[dict[str, Any]]:
@@ -58,22 +58,21 @@ def render(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 def find_turn(turns: Sequence[Turn], index: int) -> int:
     """Return the number of the turn that message `index` of `render` belongs to."""
-    for number in range(len(turns)):
-        if len(render(turns[: number + 1])) > index:
-            return number
-    return len(turns) - 1
+    numbers = [number for number, turn in enumerate(turns) for _ in render([turn])]
+    return numbers[min(index, len(numbers) - 1)]
 
 
 def mark_stopped(turns: Sequence[Turn]) -> list[Turn]:
     """Return the turns with an unfinished reply or score of the last one marked as stopped."""
-    if not turns or turns[-1].reply is None:
-        return list(turns)
-    last = turns[-1]
-    if last.reply is not None and last.reply.finish is None:
-        last = replace(last, reply=replace(last.reply, finish="stopped"))
-    if last.score is not None and not last.score.is_complete:
-        last = replace(last, score=replace(last.score, stopped=True))
-    return [*turns[:-1], last]
+    if not turns:
+        return []
+    *earlier, last = turns
+    reply, score = last.reply, last.score
+    if reply is not None and reply.finish is None:
+        reply = replace(reply, finish="stopped")
+    if score is not None and not score.is_complete:
+        score = replace(score, stopped=True)
+    return [*earlier, replace(last, reply=reply, score=score)]
 
 
 def as_jsonl(turns: Sequence[Turn]) -> str:
@@ -82,11 +81,11 @@ def as_jsonl(turns: Sequence[Turn]) -> str:
         {
             "user": turn.said,
             "model": turn.speaker,
-            "assistant": turn.reply.text if turn.reply else None,
-            "finish": turn.reply.finish if turn.reply else None,
-            "tokens": turn.reply.tokens if turn.reply else None,
+            "assistant": turn.reply and turn.reply.text,
+            "finish": turn.reply and turn.reply.finish,
+            "tokens": turn.reply and turn.reply.tokens,
             "judge": turn.judge,
-            "score": turn.score.mean if turn.score else None,
+            "score": turn.score and turn.score.mean,
             "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
         }
         for turn in turns
@@ -116,9 +115,8 @@ def headline(turn: Turn) -> str:
             f"{speaker}: no score, since none of {score.wanted} judgments by {turn.judge} "
             "could be read"
         )
-    who = f"{speaker}, scored by {turn.judge}:"
-    if turn.judge == speaker:
-        who = f"{speaker} scores itself"
+    is_own = turn.judge == speaker
+    who = f"{speaker} scores itself" if is_own else f"{speaker}, scored by {turn.judge}:"
     if not score.is_complete:
         return f"{who} … {len(score.judgments) + score.lost} of {score.wanted} judgments"
     expected = "" if score.expected is None else f", expected {score.expected:.1f}"
@@ -126,17 +124,14 @@ def headline(turn: Turn) -> str:
     return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {read})"
 
 
-def numbers(reply: Reply) -> str:
+def numbers(reply: StreamedReply) -> str:
     """Return a reply's tokens, its speed, and why it ended if it was not by itself."""
-    found = [f"{reply.tokens} tokens"]
-    if reply.speed is not None:
-        found.append(f"{reply.speed:,.0f} tokens/s")
-    if reply.finish is not None and ENDS[reply.finish]:
-        found.append(ENDS[reply.finish])
-    return " · ".join(found)
+    speed = "" if reply.speed is None else f"{reply.speed:,.0f} tokens/s"
+    end = ENDS[reply.finish] if reply.finish else ""
+    return " · ".join(filter(None, [f"{reply.tokens} tokens", speed, end]))
 
 
-def _render_score(turn: Turn, reply: Reply) -> dict[str, Any]:
+def _render_score(turn: Turn, reply: StreamedReply) -> dict[str, Any]:
     """The foldable message under a reply: its score, its numbers, and all judgments."""
     judged = turn.score.judgments if turn.score else ()
     texts = [

@@ -28,13 +28,6 @@ class _Waiter:
     for_gpu: bool = False
 
 
-@dataclass(eq=False)
-class _GpuLock:
-    """The app's lock on the GPU, held while one engine is open."""
-
-    handle: int
-
-
 class EnginePool:
     """Holds at most one `Live`. `on_gpu`: whether engines with GPU layers would use a GPU."""
 
@@ -44,7 +37,7 @@ class EnginePool:
         self._change = threading.Condition()
         self._users = 0
         self._waiting: list[_Waiter] = []
-        self._gpu_lock: _GpuLock | None = None
+        self._gpu_lock: int | None = None  # held while an engine that uses the GPU is open
 
     def using(self, get_spec: Callable[[], EngineSpec]) -> Generator[str | Live, None, None]:
         """Yield why the caller waits, every HEARTBEAT; then the engine, kept until this is closed.
@@ -66,14 +59,9 @@ class EnginePool:
                     earlier = self._waiting[: self._waiting.index(me)]
                     may_enter = all(one.for_gpu for one in earlier)
                     found = self._enter(get_spec(), me) if may_enter else OTHER_MODEL
-                    if isinstance(found, Live):
-                        self._waiting.remove(me)
-                        self._change.notify_all()
-                    else:
+                    if isinstance(found, str):
                         self._change.wait(HEARTBEAT)
-                if not isinstance(found, Live):
-                    yield found
-            yield found
+                yield found
         finally:
             with self._change:
                 if me in self._waiting:
@@ -94,48 +82,45 @@ class EnginePool:
             self._change.notify_all()
 
     def _enter(self, spec: EngineSpec, me: _Waiter) -> Live | str:
-        """Count one more user and return the engine; or return why it is not available now."""
+        """Count `me` as a user and return the engine; or return why it is not available now."""
         wants_gpu = self._on_gpu and spec.gpu_layers != 0
-        me.for_gpu = False
         same = self.live is not None and self.live.spec == spec and self.live.state != "closed"
         holder = gpu.lock_holder() if wants_gpu else None
-        if holder and not (same and holder == APP):
-            return self._wait_for_gpu(me, holder)
-        if not same:
+        me.for_gpu = holder is not None and not (same and holder == APP)
+        if not me.for_gpu and not same:
             if self._users:
                 return OTHER_MODEL
             self._close()
             if wants_gpu:
-                handle = gpu.try_lock(APP)
-                if handle is None:  # somebody took it since `holder` was read
-                    return self._wait_for_gpu(me, gpu.lock_holder() or "another process")
-                self._gpu_lock = _GpuLock(handle)
-                threading.Thread(target=self._give_way, args=(self._gpu_lock,), daemon=True).start()
+                self._gpu_lock = gpu.try_lock(APP)
+                if self._gpu_lock is None:  # somebody took it since `holder` was read
+                    me.for_gpu, holder = True, gpu.lock_holder() or "another process"
+        if me.for_gpu:
+            return f"the GPU is used by, or reserved for, {holder}"
+        if not same:
             self.live = Live(spec, self._max_waiting)
+            if wants_gpu:
+                threading.Thread(target=self._give_way, args=(self.live,), daemon=True).start()
         assert self.live is not None
+        self._waiting.remove(me)
         self._users += 1
+        self._change.notify_all()
         return self.live
 
-    @staticmethod
-    def _wait_for_gpu(me: _Waiter, holder: str) -> str:
-        me.for_gpu = True
-        return f"the GPU is used by, or reserved for, {holder}"
-
-    def _give_way(self, mine: _GpuLock) -> None:
+    def _give_way(self, mine: Live) -> None:
         """Release the GPU once a run waits for it: when no reply is under way, or after GRACE."""
-        while self._gpu_lock is mine and not gpu.is_wanted():
+        while self.live is mine and not gpu.is_wanted():
             time.sleep(POLL)
         deadline = time.monotonic() + GRACE
         with self._change:
-            while self._gpu_lock is mine and self._users and time.monotonic() < deadline:
+            while self.live is mine and self._users and time.monotonic() < deadline:
                 self._change.wait(POLL)
-            if self._gpu_lock is mine:
+            if self.live is mine:
                 self._close(GPU_TAKEN)
 
     def _close(self, why: str = CLOSED) -> None:
         if self.live is not None:
             self.live.close(why)
-        self.live = None
         if self._gpu_lock is not None:
-            locks.release(self._gpu_lock.handle)
-        self._gpu_lock = None
+            locks.release(self._gpu_lock)
+        self.live = self._gpu_lock = None

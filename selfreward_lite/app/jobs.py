@@ -113,12 +113,12 @@ def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
         time.sleep(0.05)
 
 
-def accept_candidate(runs_dir: Path, run: str) -> None:
+def accept_candidate(folder: Path) -> None:
     """Promote the model that a gate refused; checking a large model's files takes a while.
 
     Raises UserError, with the command's last line, where that fails.
     """
-    arguments = ("accept", "--runs-dir", str(runs_dir), "--name", run)
+    arguments = ("accept", "--runs-dir", str(folder.parent), "--name", folder.name)
     ended = run_module("selfreward_lite", *arguments, env=child_environment())
     if ended.returncode:
         raise UserError(explain_exit(ended.returncode, ended.stderr.splitlines(), "accept"))

@@ -12,7 +12,6 @@ from pathlib import Path
 from selfreward_lite.app.engine_pool import EnginePool
 from selfreward_lite.config.settings import Settings, load, parse
 from selfreward_lite.data import hub
-from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.live import Live
@@ -40,11 +39,11 @@ class RunModels:
 class RunLibrary:
     """The runs of a folder, and one engine, which loads the base of the run that is asked."""
 
-    def __init__(self, runs_dir: Path, max_waiting: int = 64) -> None:
+    def __init__(self, runs_dir: Path) -> None:
         self.runs_dir, self.started_in = runs_dir, Path.cwd()
         self.gpus = list_gpus()
         self.on_cpu = False  # whether to leave the GPU to runs
-        self.engine = EnginePool(bool(self.gpus), max_waiting)
+        self.engine = EnginePool(bool(self.gpus))
         self.last_reply = ""  # who replied last, and how fast
         self._lock = threading.Lock()
         self._load_error = ""
@@ -81,8 +80,8 @@ class RunLibrary:
                 raise UserError(f"{run} has only just started; try again in a moment")
             settings, newest = parse(store.fact("settings")), store.newest()
             count = 0 if newest is None else newest + 1
-            folders = {ModelId(number).name: store.model_dir(number) for number in range(count)}
-        base = self.runs_dir / run / "base" / "base.gguf"
+            folders = [store.model_dir(number) for number in range(count)]
+        base = self.folder(run) / "base" / "base.gguf"
         if not (base.parent / MANIFEST).exists():
             if Store.writer(self.folder(run)) is not None:
                 raise UserError(
@@ -93,9 +92,9 @@ class RunLibrary:
                 f"`python -m selfreward_lite run --name {run}` makes it"
             )
         adapters: dict[str, str | None] = {BASE: None}
-        for name, folder in folders.items():
+        for folder in folders:
             if (folder / MANIFEST).exists():
-                adapters[name] = str(folder / "adapter.gguf")
+                adapters[folder.name] = str(folder / "adapter.gguf")
         if "M0" in adapters and not settings.seed_stage.trains:
             adapters["M0"] = None  # the base itself
         # `run` and the app are started in the same folder, so a relative path means the same here.
@@ -124,11 +123,9 @@ class RunLibrary:
             )
         on_gpu = self.gpus and live.spec.gpu_layers
         where = self.gpus[0].name if on_gpu else f"the CPU ({os.cpu_count()} cores)"
-        crashes = (
-            f"; it crashed {live.deaths} times and was restarted ({live.last_death})"
-            if live.deaths
-            else ""
-        )
+        crashes = ""
+        if live.deaths:
+            crashes = f"; it crashed {live.deaths} times and was restarted ({live.last_death})"
         return f"llama.cpp on {where}: {live.state}{self.last_reply}{crashes}{self._load_error}"
 
     def use_engine(self, models: RunModels) -> Generator[str | Live, None, None]:
@@ -144,10 +141,6 @@ class RunLibrary:
     def update_interval(self) -> float:
         """Return the seconds between updates, each of which costs milliseconds per user."""
         return min(1.0, INTERVAL * max(1, self.engine.users / 2))
-
-    def close(self) -> None:
-        """End the engine and free its memory."""
-        self.engine.close()
 
     def _no_such_run(self, run: str) -> UserError:
         return UserError(f"no run {run!r} in {self.runs_dir}; choose one from the list")

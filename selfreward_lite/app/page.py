@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -69,6 +70,13 @@ WELCOME = (
     "the model answers, judges its answers, judges its judgments, and is trained on both, three "
     "times. It takes some minutes on a CPU and downloads nothing."
 )
+TABS: dict[str, Callable[[RunLibrary, Header], object]] = {
+    "Chat": ChatTab,
+    "Compare": CompareTab,
+    "Run": RunTab,
+    "Explore": ExploreTab,
+    "Progress": ProgressTab,
+}
 
 
 def build(library: RunLibrary) -> gr.Blocks:
@@ -90,28 +98,21 @@ def build(library: RunLibrary) -> gr.Blocks:
         with gr.Row(visible=False, elem_id="first") as welcome:
             gr.Markdown(WELCOME)
             first = gr.Button("Start a tiny run", variant="primary", scale=0, min_width=180)
-        header = Header(run, engine, gr.Textbox("", visible="hidden"), gr.Timer(POLL))
+        header = Header(run, engine, gr.Textbox("", visible="hidden"), gr.Timer(POLL), first)
         with gr.Tabs() as tabs:
-            with gr.Tab("Chat", id="chat"):
-                ChatTab(library, header)
-            with gr.Tab("Compare", id="compare"):
-                CompareTab(library, header)
-            with gr.Tab("Run", id="run"):
-                RunTab(library, header, first)
-            with gr.Tab("Explore", id="explore"):
-                ExploreTab(library, header)
-            with gr.Tab("Progress", id="progress"):
-                ProgressTab(library, header)
+            for name, build_tab in TABS.items():
+                with gr.Tab(name, id=name):
+                    build_tab(library, header)
         on_cpu.input(lambda wanted: setattr(library, "on_cpu", wanted), on_cpu, None, **QUIET)
-        first.click(lambda: gr.update(selected="run"), None, tabs, **QUIET)
+        first.click(lambda: gr.update(selected="Run"), None, tabs, **QUIET)
         api.define(library)
         known = gr.State([])
 
         def refresh(chosen: str | None, before: list[object]) -> Updates:
             """Update what has changed; the page takes a value sent again for a change."""
             runs = library.runs()
-            default = runs[0] if runs else TINY
-            now = chosen if chosen in (*runs, TINY) else default
+            choices = [*runs, TINY]
+            now = chosen if chosen in choices else choices[0]
             status = escape_markdown(library.engine_status())
             shown = [*runs, now, library.on_cpu, status, describe_news(library, now)]
             if shown == before:
@@ -119,7 +120,7 @@ def build(library: RunLibrary) -> gr.Blocks:
             # Sending the run that is chosen already would undo a choice made in the meantime.
             value: dict[str, Any] = {} if now == chosen else {"value": now}
             return {
-                run: gr.update(choices=[*runs, TINY], **value),
+                run: gr.update(choices=choices, **value),
                 known: shown,
                 welcome: gr.update(visible=not runs),
                 on_cpu: library.on_cpu,
@@ -163,7 +164,7 @@ def serve(
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
             page.block_thread()
         finally:
-            library.close()
+            library.engine.close()
             os.chdir("/")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from statistics import fmean, pstdev
 
 from selfreward_lite.app.library import RunLibrary
@@ -28,7 +27,7 @@ from selfreward_lite.system.errors import UserError
 
 
 @dataclass(frozen=True)
-class Reply:
+class StreamedReply:
     """A reply so far; `finish` is None until it ends.
 
     `first` and `seconds` are the times from the question to the first and the newest token, as
@@ -80,20 +79,22 @@ class Score:
     @property
     def expected(self) -> float | None:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
-        read = [one.expected_score for one in self.judgments if one.score is not None]
-        found = [value for value in read if value is not None]
+        found = [
+            one.expected_score
+            for one in self.judgments
+            if one.score is not None and one.expected_score is not None
+        ]
         return fmean(found) if found else None
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PairVerdict:
     """A judge's choice between two replies, and its text for both orders.
 
     `result` is None where the judge could not be asked. "tie" also stands for a verdict that
     changes with the order, or could not be read.
     """
 
-    judge: str
     result: votes.Side | None = None
     judged_ab: str = ""
     judged_ba: str = ""
@@ -109,7 +110,7 @@ class Talk:
 
     def stream_reply(
         self, speaker: str, messages: Sequence[Message], draw: Draw, seed: int
-    ) -> Generator[Reply, None, None]:
+    ) -> Generator[StreamedReply, None, None]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
         Yields at least once a second, so that closing the iterator stops the reply.
@@ -121,7 +122,7 @@ class Talk:
             seeds=(seed,),
             stream=True,
         )
-        reply, asked_at, shown_at = Reply(""), time.monotonic(), 0.0
+        reply, asked_at, shown_at = StreamedReply(""), time.monotonic(), 0.0
         with closing(self._ask(request)) as answers:
             for one in answers:
                 reply = replace(reply, waits_for=one if isinstance(one, str) else "")
@@ -142,9 +143,10 @@ class Talk:
                         finish=one.finish,
                     )
                     if reply.speed:
-                        source = f"{speaker} of {self.models.run}"
-                        speed = f"{reply.speed:,.0f} tokens/s"
-                        self.library.last_reply = f"; last reply: {source}, {speed}"
+                        self.library.last_reply = (
+                            f"; last reply: {speaker} of {self.models.run}, "
+                            f"{reply.speed:,.0f} tokens/s"
+                        )
                 if reply.finish or reply.tokens == 1 or self._is_due(shown_at):
                     shown_at = time.monotonic()
                     yield reply
@@ -156,7 +158,7 @@ class Talk:
         settings = self.models.settings.judge
         role = self._role(judge, settings.draw)
         prompt = Prompt("prompt", 0, "generated", 0, write_out(messages))
-        response = _response(prompt.text, text, judge, prompt.id)
+        response = _response(prompt, text)
         request = judgments.make_judge_request(prompt, response, role, settings.count)
         score, shown_at = Score(settings.count), 0.0
         with closing(self._ask(request)) as answers:
@@ -172,7 +174,7 @@ class Talk:
 
     def stream_verdict(
         self, judge: str, prompt: str, texts: tuple[str, str]
-    ) -> Generator[Verdict, None, None]:
+    ) -> Generator[PairVerdict, None, None]:
         """Yield a model's verdict on two replies; the last one `is_final`.
 
         Same question, sampling and reading as the frozen judge of a run's evaluation
@@ -180,30 +182,26 @@ class Talk:
         """
         role = self._role(judge, self.models.settings.judge.draw)
         asked = Prompt(_text_key(prompt, "\0".join(texts)), 0, "generated", 0, prompt)
-        a, b = (_response(prompt, text, "", asked.id) for text in texts)
+        a, b = (_response(asked, text) for text in texts)
         completions: list[Completion] = []
         for request in comparisons.make_comparison_requests(asked, a, b, role):
             with closing(self._ask(request)) as answers:
                 for one in answers:
                     if isinstance(one, Completion):
                         completions.append(one)
-                    waits_for = one if isinstance(one, str) else ""
-                    yield Verdict(judge, is_final=False, waits_for=waits_for)
+                    yield PairVerdict(is_final=False, waits_for=one if isinstance(one, str) else "")
         found = comparisons.read_comparison(completions, asked, a, b, role)
         sides: dict[float, votes.Side] = {1: "a", 0: "b"}
-        result = sides.get(found.result, "tie")
         unasked = any(one.finish in NO_TEXT_REASONS for one in completions)
-        texts = found.mine_first_text, found.theirs_first_text
-        yield Verdict(judge, None if unasked else result, *texts)
+        result = None if unasked else sides.get(found.result, "tie")
+        yield PairVerdict(result, found.mine_first_text, found.theirs_first_text)
 
     def _ask(self, request: Request) -> Generator[Piece | Completion | str | None, None, None]:
         """What the engine answers; before that, why the caller waits; None where nothing is new."""
         with closing(self.library.use_engine(self.models)) as waiting:
             for found in waiting:
                 if not isinstance(found, str):
-                    request = replace(request, key=uuid.uuid4().hex)
-                    with closing(found.ask(request, self.caller)) as answers:
-                        yield from answers
+                    yield from found.ask(replace(request, key=uuid.uuid4().hex), self.caller)
                     return
                 yield found
 
@@ -212,7 +210,7 @@ class Talk:
         if model not in adapters:
             raise UserError(f"{run} has no model {model!r}; it has {', '.join(adapters)}")
         chat = _load_format(self.models.hf_folder)
-        sampling = Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k)
+        sampling = Sampling(**draw.model_dump())
         templates = settings.model.templates
         return Role(model, adapters[model], chat, sampling, templates, "talk", settings.seed, 0)
 
@@ -236,17 +234,15 @@ def write_out(messages: Sequence[Message]) -> str:
     )
 
 
-@lru_cache(maxsize=8)
-def _load_format(hf_folder: Path) -> ChatFormat:
-    return ChatFormat.load(hf_folder)
+_load_format = lru_cache(maxsize=8)(ChatFormat.load)
 
 
-def _response(prompt: str, text: str, model: str, prompt_id: str) -> Response:
+def _response(prompt: Prompt, text: str) -> Response:
     """A reply as a record. Its id, from which seeds derive, depends on the texts alone.
 
     So the same reply to the same prompt is always judged with the same random draws.
     """
-    return Response(_text_key(prompt, text), 0, model, prompt_id, 0, text, "stop", 0)
+    return Response(_text_key(prompt.text, text), 0, "", prompt.id, 0, text, "stop", 0)
 
 
 def _text_key(prompt: str, text: str) -> str:

@@ -18,10 +18,8 @@ from selfreward_lite.system.errors import ConfigError, SelfRewardError
 # For events of the page itself, which are not part of the API for other programs.
 OWN: dict[str, Any] = {"api_visibility": "private"}
 QUIET: dict[str, Any] = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
-TICK: dict[str, Any] = {
-    **QUIET,
-    "queue": False,
-}  # … and outside the queue, so that it never waits or makes others wait
+# … and outside the queue, so that it never waits or makes others wait.
+TICK: dict[str, Any] = {**QUIET, "queue": False}
 # … for a change: where two things change at once, gradio's default ("always_last") never ends.
 NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
 # … for replies, which wait for the engine and not for each other.
@@ -44,12 +42,16 @@ EXAMPLES = [
 
 @dataclass(frozen=True)
 class Header:
-    """The parts above the tabs. `news` is a hidden box whose text changes when the run does."""
+    """The parts above the tabs. `news` is a hidden box whose text changes when the run does.
+
+    `first_run` is the button that starts the tiny run where there is no run yet.
+    """
 
     run: gr.Dropdown
     status: gr.Markdown
     news: gr.Textbox
     timer: gr.Timer
+    first_run: gr.Button
 
     @property
     def changes(self) -> list[Any]:
@@ -58,34 +60,38 @@ class Header:
 
 
 @dataclass(frozen=True)
-class ModelChoices:
-    """The models of a run to choose from, the newest last; or why there are none."""
+class Choices:
+    """What a run offers to choose from, models or groups of prompts; or why there is nothing."""
 
     run: str | None
     names: tuple[str, ...] = ()
     is_tiny: bool = False
     problem: str = ""
 
-    @classmethod
-    def load(cls, library: RunLibrary, run: str | None) -> ModelChoices:
-        """Return the choices that a run offers now."""
-        if run is None:
-            return cls(None)
-        try:
-            models = library.models(run)
-        except SelfRewardError as error:
-            return cls(run, problem=warn(error))
-        is_tiny = run == TINY or models.settings.model.base == "tiny"
-        return cls(run, tuple(models.adapters), is_tiny)
+    @property
+    def first(self) -> str | None:
+        return self.names[0] if self.names else None
 
     @property
-    def newest(self) -> str | None:
+    def last(self) -> str | None:
         return self.names[-1] if self.names else None
 
-    @property
-    def first_trained(self) -> str | None:
-        """M0, if it is not the newest; else the first model."""
-        return "M0" if "M0" in self.names[:-1] else self.names[0] if self.names else None
+    def keep(self, chosen: str | None, replaced: str | None, default: str | None) -> Updates:
+        """Return an update that keeps a user's choice; `replaced`, a default so far, is none."""
+        stays = chosen in self.names and chosen != replaced
+        return gr.update(choices=self.names, value=chosen if stays else default)
+
+
+def list_models(library: RunLibrary, run: str | None) -> Choices:
+    """Return the models that a run has now, the newest last."""
+    if run is None:
+        return Choices(None)
+    try:
+        models = library.models(run)
+    except SelfRewardError as error:
+        return Choices(run, problem=warn(error))
+    is_tiny = run == TINY or models.settings.model.base == "tiny"
+    return Choices(run, tuple(models.adapters), is_tiny)
 
 
 class PromptBox:
@@ -116,10 +122,9 @@ class PromptBox:
             self.send: gr.update(visible=not busy),
         }
 
-    def show_examples(self, choices: ModelChoices) -> Updates:
+    def show_examples(self, choices: Choices) -> Updates:
         """Return updates that offer examples for the models of a run."""
-        texts = TINY_EXAMPLES if choices.is_tiny else EXAMPLES
-        samples = [[text] for text in texts]
+        samples = [[text] for text in (TINY_EXAMPLES if choices.is_tiny else EXAMPLES)]
         return {self.examples: gr.update(samples=samples, visible=bool(choices.names))}
 
 
@@ -127,11 +132,12 @@ class DrawControls:
     """Controls for how tokens are drawn."""
 
     def __init__(self) -> None:
-        self.temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature")
-        self.top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p")
-        self.max_tokens = gr.Slider(16, 2048, 256, step=16, label="Maximum tokens")
-        self.seed = gr.Number(0, label="Random seed", precision=0, minimum=0)
-        self.parts: list[Any] = [self.temperature, self.top_p, self.max_tokens, self.seed]
+        self.parts: list[Any] = [
+            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature"),
+            gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
+            gr.Slider(16, 2048, 256, step=16, label="Maximum tokens"),
+            gr.Number(0, label="Random seed", precision=0, minimum=0),
+        ]
 
     def read(self, values: Values) -> tuple[Draw, int]:
         """Return how to draw, and the seed."""
@@ -148,11 +154,6 @@ def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Draw:
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
 
 
-def toast(error: SelfRewardError) -> gr.Error:
-    """Return an error as one line. gradio shows it as HTML, and it may quote a model's text."""
-    return gr.Error(str(error).replace("<", "&lt;"), print_exception=False)
-
-
 def warn(error: SelfRewardError) -> str:
     """Return an error as a line of Markdown."""
     return f"⚠ {escape_markdown(str(error))}"
@@ -164,7 +165,8 @@ def errors_as_toasts() -> Iterator[None]:
     try:
         yield
     except SelfRewardError as error:
-        raise toast(error) from None
+        # gradio shows it as HTML, and it may quote a model's text.
+        raise gr.Error(str(error).replace("<", "&lt;"), print_exception=False) from None
 
 
 def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:

@@ -193,7 +193,7 @@ def hostile(chromium, tmp_path, monkeypatch):
     """A page in which a model, its judge, a run and its log say hostile things."""
     from selfreward_lite.app import page as app_page
     from selfreward_lite.app.library import RunLibrary
-    from selfreward_lite.app.talk import Reply, Score, Talk, Verdict
+    from selfreward_lite.app.talk import PairVerdict, Score, StreamedReply, Talk
 
     hostile_run(tmp_path / "hostile")
     library, models = RunLibrary(tmp_path), {"base": None, "M0": "a", "M1": "b"}
@@ -201,8 +201,8 @@ def hostile(chromium, tmp_path, monkeypatch):
     found = SimpleNamespace(run="hostile", adapters=models, settings=settings)
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
     monkeypatch.setattr(library, "models", lambda run: found)
-    reply = Reply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)
-    verdict = Verdict("M1", "a", HOSTILE, HOSTILE)
+    reply = StreamedReply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)
+    verdict = PairVerdict("a", HOSTILE, HOSTILE)
     monkeypatch.setattr(Talk, "stream_reply", lambda *_: once(reply))
     monkeypatch.setattr(Talk, "stream_score", lambda *_: once(Score(1, (judgment,))))
     monkeypatch.setattr(Talk, "stream_verdict", lambda *_: once(verdict))

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from selfreward_lite.app import conversation, page
 from selfreward_lite.app.conversation import Turn, headline, render
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags, unescape
 from selfreward_lite.app.tabs import chat
-from selfreward_lite.app.talk import Reply, Score
+from selfreward_lite.app.talk import Score, StreamedReply
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.system.errors import UserError
@@ -32,7 +33,7 @@ def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
 
 
 def turn(said: str = "Hello.", **more) -> Turn:
-    reply = Reply("Hi.", tokens=3, finish="stop", first=0.1, seconds=0.4)
+    reply = StreamedReply("Hi.", tokens=3, finish="stop", first=0.1, seconds=0.4)
     score = Score(2, (judgment(4.0), judgment(3.0)))
     return Turn(
         **{"said": said, "speaker": "M1", "reply": reply, "judge": "M1", "score": score, **more}
@@ -79,13 +80,13 @@ def test_headline_tells_the_score_so_far(changed, says):
     ],
 )
 def test_a_reply_that_was_cut_says_why(finish, says):
-    assert says in render([turn(reply=Reply("x", 1, finish))])[2]["metadata"]["log"]
+    assert says in render([turn(reply=StreamedReply("x", 1, finish))])[2]["metadata"]["log"]
 
 
 def test_speed_leaves_out_the_time_until_the_first_token():
     """A model that loads for 30 seconds is not slower for that."""
-    assert Reply("x", tokens=11, first=30.0, seconds=31.0).speed == 10.0
-    assert Reply("x", tokens=1, first=30.0, seconds=30.0).speed is None
+    assert StreamedReply("x", tokens=11, first=30.0, seconds=31.0).speed == 10.0
+    assert StreamedReply("x", tokens=1, first=30.0, seconds=30.0).speed is None
 
 
 def test_model_reads_the_texts_and_not_the_rendered_page():
@@ -115,7 +116,7 @@ ESCAPES = (
 @example(ESCAPES[2])
 @example(ESCAPES[3])
 def test_no_text_opens_a_tag(text):
-    page_of = conversation.as_markdown([turn(text, reply=Reply(text, 1, "stop"))])
+    page_of = conversation.as_markdown([turn(text, reply=StreamedReply(text, 1, "stop"))])
     for shown_as in (markdown(text), escape_markdown(text), strip_tags(text), page_of):
         assert find_tags(shown_as) == []
     assert unescape(escape_markdown(text)) == unescape(strip_tags(text)) == text
@@ -136,9 +137,15 @@ def test_code_stays_readable():
 
 def test_hostile_text_is_shown_as_text():
     looks = render(
-        [turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"), score=Score(1, (judgment(5.0, HOSTILE),)))]
+        [
+            turn(
+                HOSTILE,
+                reply=StreamedReply(HOSTILE, 3, "stop"),
+                score=Score(1, (judgment(5.0, HOSTILE),)),
+            )
+        ]
     )
-    page_of = conversation.as_markdown([turn(HOSTILE, reply=Reply(HOSTILE, 3, "stop"))])
+    page_of = conversation.as_markdown([turn(HOSTILE, reply=StreamedReply(HOSTILE, 3, "stop"))])
     for text in [*(one["content"] for one in looks), page_of]:
         assert "alert(1)" in text
         assert find_tags(text) == []
@@ -158,7 +165,7 @@ def test_conversation_is_downloaded_completely():
 # -- what happens at a click ----------------------------------------------------------------------------------------------------
 
 
-def chat_request(**more) -> chat.ChatRequest:
+def stream_answer(turns: list[Turn], **more) -> Iterator[list[Turn]]:
     asked = {
         "run": "mine",
         "speaker": "M1",
@@ -168,7 +175,7 @@ def chat_request(**more) -> chat.ChatRequest:
         "seed": 5,
         "caller": "me",
     }
-    return chat.ChatRequest(**{**asked, **more})
+    return chat.stream_answer(None, turns, **{**asked, **more})
 
 
 class FakeTalk:
@@ -188,8 +195,8 @@ class FakeTalk:
         self.asked.append((self.run, speaker, messages, seed, self.caller))
         try:
             for count in (1, 2, 3):
-                yield Reply("word " * count, count)
-            yield Reply("word word word", 3, "stop")
+                yield StreamedReply("word " * count, count)
+            yield StreamedReply("word word word", 3, "stop")
         finally:
             self.closed += 1
 
@@ -204,7 +211,7 @@ class FakeTalk:
 
 def test_question_is_answered_then_judged_step_by_step(monkeypatch):
     talk = FakeTalk(monkeypatch)
-    steps = list(chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request()))
+    steps = list(stream_answer([Turn("Hello.", "M1")]))
     assert [turns[0].reply.text for turns in steps[:4]] == [
         "word ",
         "word word ",
@@ -220,14 +227,14 @@ def test_question_is_answered_then_judged_step_by_step(monkeypatch):
 
 def test_another_model_may_judge(monkeypatch):
     talk = FakeTalk(monkeypatch)
-    (*_, turns) = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request(judge="M0"))
+    (*_, turns) = stream_answer([Turn("Hello.", "M1")], judge="M0")
     assert talk.asked[1][0] == "M0"
     assert turns[0].judge == "M0"
 
 
 def test_stopping_frees_the_engine(monkeypatch):
     talk = FakeTalk(monkeypatch)
-    steps = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request())
+    steps = stream_answer([Turn("Hello.", "M1")])
     turns = next(steps)
     steps.close()
     assert talk.closed == 1
@@ -250,7 +257,7 @@ def test_stopped_judging_is_marked_as_done():
 
 
 def test_model_does_not_read_empty_replies():
-    turns = [turn("one", reply=Reply("", 0, "refused")), turn("two", reply=None)]
+    turns = [turn("one", reply=StreamedReply("", 0, "refused")), turn("two", reply=None)]
     assert [message["content"] for message in conversation.messages(turns)] == ["one", "two"]
 
 
@@ -269,36 +276,41 @@ def test_write_files_writes_the_current_conversation(tmp_path, monkeypatch):
     assert first.is_relative_to(tmp_path)
 
 
-def test_error_is_one_line_on_the_page(monkeypatch):
-    FakeTalk(monkeypatch, fails=True)
-    steps = chat.stream_answer(None, [Turn("Hello.", "M1")], chat_request(run="gone"))
-    assert next(steps)[0].reply is None
-    with pytest.raises(gr.Error, match="no run 'gone' here"):
-        next(steps)
-
-
 @pytest.fixture
 def chat_tab() -> chat.ChatTab:
     with gr.Blocks():
         return chat.ChatTab(None, make_header())
 
 
+def values_of(tab: chat.ChatTab, run: str, text: str) -> dict:
+    return {part: part.value for part in (tab.system, *tab.draw.parts)} | {
+        tab.header.run: run,
+        tab.model: "M1",
+        tab.judge: chat.SELF,
+        tab.turns: [],
+        tab.prompt.text: text,
+    }
+
+
 def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch):
     talk = FakeTalk(monkeypatch)
-    values = {part: part.value for part in (chat_tab.system, *chat_tab.draw.parts)} | {
-        chat_tab.header.run: "mine",
-        chat_tab.model: "M1",
-        chat_tab.judge: chat.SELF,
-        chat_tab.turns: [],
-    }
     request = SimpleNamespace(session_hash="me")
-    assert list(chat_tab.send({**values, chat_tab.prompt.text: "  "}, request)) == []
-    first, *_, last = chat_tab.send({**values, chat_tab.prompt.text: "  Hello. "}, request)
+    assert list(chat_tab.send(values_of(chat_tab, "mine", "  "), request)) == []
+    first, *_, last = chat_tab.send(values_of(chat_tab, "mine", "  Hello. "), request)
     assert first[chat_tab.prompt.text] == gr.update(value="", interactive=False)
     (answered,) = last[chat_tab.turns]
     assert (answered.said, answered.speaker, answered.score.mean) == ("Hello.", "M1", 4.5)
     assert last[chat_tab.chatbot] == render([answered])
     assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 0, "me")
+
+
+def test_error_is_one_line_on_the_page(chat_tab, monkeypatch):
+    FakeTalk(monkeypatch, fails=True)
+    steps = chat_tab.send(values_of(chat_tab, "gone", "Hello."), SimpleNamespace(session_hash="me"))
+    next(steps)
+    assert next(steps)[chat_tab.turns][0].reply is None
+    with pytest.raises(gr.Error, match="no run 'gone' here"):
+        next(steps)
 
 
 def test_retry_edit_and_undo():

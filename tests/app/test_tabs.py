@@ -15,8 +15,8 @@ from selfreward_lite.app.jobs import RunRequest
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat, compare, explore
 from selfreward_lite.app.tabs import run as run_tab
-from selfreward_lite.app.talk import Reply, Verdict
-from selfreward_lite.app.widgets import ModelChoices
+from selfreward_lite.app.talk import PairVerdict, StreamedReply
+from selfreward_lite.app.widgets import Choices
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
 from selfreward_lite.data.store import Store
@@ -57,7 +57,7 @@ def tab(library) -> run_tab.RunTab:
 
 def make_run_tab(library: RunLibrary) -> run_tab.RunTab:
     with gr.Blocks():
-        return run_tab.RunTab(library, make_header(), gr.Button())
+        return run_tab.RunTab(library, make_header())
 
 
 class FakeTalk:
@@ -69,14 +69,14 @@ class FakeTalk:
 
     def stream_reply(self, speaker, messages, draw, seed):
         self.asked.append((speaker, messages[0]["content"], seed))
-        yield Reply("", waits_for="another run's model is in use")
-        yield Reply(f"{speaker} says {HOSTILE}", 3, "stop", 0.1, 0.3)
+        yield StreamedReply("", waits_for="another run's model is in use")
+        yield StreamedReply(f"{speaker} says {HOSTILE}", 3, "stop", 0.1, 0.3)
 
     def stream_verdict(self, judge, prompt, texts):
-        yield Verdict(judge, is_final=False)
+        yield PairVerdict(is_final=False)
         if self.fails:
             raise EngineError("the engine died")
-        yield Verdict(judge, "b", f"one {HOSTILE}", "two")
+        yield PairVerdict("b", f"one {HOSTILE}", "two")
 
 
 @pytest.fixture
@@ -111,12 +111,12 @@ def test_both_models_answer_one_prompt_with_one_seed(talk):
     assert talk.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
     assert done.is_answered
     assert not make_pair().is_answered
-    assert compare.answer_text(first, 0) == "waiting: another run's model is in use"
+    assert compare.show_answer(first, 0)[1] == "waiting: another run's model is in use"
 
 
 def test_names_and_verdict_are_shown_after_the_vote_only(talk, tmp_path):
     done = last(compare.stream_answers(talk, make_pair()))
-    assert [compare.heading(done, side) for side in (0, 1)] == [
+    assert [compare.show_answer(done, side)[0] for side in (0, 1)] == [
         "#### Left answer",
         "#### Right answer",
     ]
@@ -125,7 +125,7 @@ def test_names_and_verdict_are_shown_after_the_vote_only(talk, tmp_path):
         == "Which answer is better? The judge's verdict is shown after your vote."
     )
     begun, *_, end = compare.stream_vote(talk, done, "a", "M2")
-    assert compare.heading(begun, 1) == "#### Right answer: M2"
+    assert compare.show_answer(begun, 1)[0] == "#### Right answer: M2"
     assert compare.verdict_text(begun) == "M2 is reading both answers …"
     assert compare.verdict_text(end) == "You: M0 is better. M2 says: M2 is better."
     assert [one.choice for one in votes.load_votes(tmp_path / "mine")] == ["a"]
@@ -191,7 +191,7 @@ def test_skipping_stores_nothing_and_nobody_votes_twice(talk, tmp_path):
 def test_hostile_answers_are_shown_as_text(talk):
     done = last(compare.stream_answers(talk, make_pair()))
     for side in (0, 1):
-        text = compare.answer_text(done, side)
+        text = compare.show_answer(done, side)[1]
         assert "alert(1)" in text
         assert find_tags(text) == []
         assert "![" not in text
@@ -212,8 +212,8 @@ def test_the_compare_tab_shows_a_pair_as_it_grows(compare_tab, talk):
     assert "**M2 against M0**: 1 won" in voted[compare_tab.tally]
 
 
-def choices(*names: str) -> ModelChoices:
-    return ModelChoices("mine", names, is_tiny=True)
+def choices(*names: str) -> Choices:
+    return Choices("mine", names, is_tiny=True)
 
 
 def test_by_default_m0_is_compared_with_the_newest(compare_tab):
@@ -342,14 +342,14 @@ def visible_buttons(tab: run_tab.RunTab, shown: dict) -> list[str]:
 
 
 def test_run_tab_shows_a_finished_run(library, tab):
-    shown = tab.show("mine")
+    shown = tab.refresh("mine")
     assert shown[tab.state].startswith("**mine** is finished")
     assert visible_buttons(tab, shown) == ["One more iteration"]
     stages = status.read_status(library.runs_dir / "mine").stages
     assert len(shown[tab.stages]["value"]) == len(stages)
     assert not shown[tab.bar]["visible"]
     assert not shown[tab.log]["visible"]
-    nothing = tab.show(TINY)
+    nothing = tab.refresh(TINY)
     assert nothing[tab.state] == run_tab.NO_RUN
     assert visible_buttons(tab, nothing) == []
     known = tab.refresh("mine", None)[tab.known]
@@ -375,8 +375,8 @@ def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
     write_manifest(tmp_path / "mine" / "M1", {})
     library = RunLibrary(tmp_path)
     shown = make_run_tab(library)
-    assert "Accept anyway" in visible_buttons(shown, shown.show("mine"))
-    run_tab.accept(library, "mine")
+    assert "Accept anyway" in visible_buttons(shown, shown.refresh("mine"))
+    jobs.accept_candidate(library.folder("mine"))
     assert status.read_status(tmp_path / "mine").state == "finished"
 
 
@@ -399,22 +399,26 @@ def test_a_name_outside_the_folder_is_no_run(tmp_path, run):
     scripted_run.run(tmp_path / "outside", iterations="0")
     for act in (
         lambda: library.folder(run),
-        lambda: run_tab.accept(library, run),
-        lambda: explore.load_history(library, run, "x"),
+        lambda: jobs.accept_candidate(library.folder(run)),
         lambda: library.models(run),
     ):
         with pytest.raises(UserError, match="no run"):
             act()
     with pytest.raises(UserError, match="no run|cannot name a run"):
         run_tab.resume(library, run)
+    with gr.Blocks():
+        opened = explore.ExploreTab(library, make_header())
+    hits = SimpleNamespace(hits=[SimpleNamespace(id="x")])
+    with pytest.raises(gr.Error, match="no run"):
+        opened.open_prompt(SimpleNamespace(index=[0, 0]), run, hits)
     shown = make_run_tab(library)
-    assert "no run" in shown.show(run)[shown.state] or not run
+    assert "no run" in shown.refresh(run)[shown.state] or not run
     assert [path.name for path in tmp_path.iterdir()] == ["outside"], "and nothing was created"
 
 
 def test_accepting_without_a_run_creates_nothing(tmp_path):
     with pytest.raises(UserError, match="no run"):
-        run_tab.accept(RunLibrary(tmp_path), "gone")
+        jobs.accept_candidate(RunLibrary(tmp_path).folder("gone"))
     assert list(tmp_path.iterdir()) == []
 
 

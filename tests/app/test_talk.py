@@ -11,7 +11,7 @@ import scripted_run
 from random_llama import make_adapter
 
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.talk import Reply, Score, Talk
+from selfreward_lite.app.talk import Score, StreamedReply, Talk
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -41,10 +41,10 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
         adapter_to_gguf(runs / "random", TINY_MODEL, runs / "mine" / name / "adapter.gguf")
         write_manifest(runs / "mine" / name, {})
     yield found
-    found.close()
+    found.engine.close()
 
 
-def last(replies: Iterator[Reply]) -> Reply:
+def last(replies: Iterator[StreamedReply]) -> StreamedReply:
     *_, end = replies
     return end
 

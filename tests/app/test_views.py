@@ -13,10 +13,11 @@ from selfreward_lite.app import page
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import explore, progress
 from selfreward_lite.app.tabs import run as run_tab
-from selfreward_lite.app.widgets import ModelChoices
+from selfreward_lite.app.widgets import Choices, list_models
 from selfreward_lite.data.records import Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
+from selfreward_lite.report.explore import PromptHistory
 from selfreward_lite.report.plots import PANELS
 
 
@@ -32,6 +33,11 @@ def library(scripted_runs) -> RunLibrary:
 def explore_tab(library) -> explore.ExploreTab:
     with gr.Blocks():
         return explore.ExploreTab(library, make_header())
+
+
+def load_history(library: RunLibrary, prompt: str) -> PromptHistory:
+    with Store.read(library.runs_dir / "mine") as store:
+        return explore.explore.load_history(store, prompt)
 
 
 def test_the_list_holds_what_was_found_and_how_much(library):
@@ -65,7 +71,7 @@ def test_the_first_pairs_replace_what_all_models_share(library, explore_tab):
         return updates[explore_tab.group]["value"]
 
     def groups(*names):
-        return explore.PromptGroups("mine", names)
+        return Choices("mine", names)
 
     assert value(None) == value("gone") == "M2"
     shared = groups("ranked by people", "held out")
@@ -73,13 +79,13 @@ def test_the_first_pairs_replace_what_all_models_share(library, explore_tab):
     assert value("held out", shared) == "held out", "the user chose it"
     with_m1 = groups("M1", "ranked by people", "held out")
     assert value("M1", with_m1) == "M1", "the user may be reading it"
-    known = explore.PromptGroups.load(library, "mine")
+    known = explore.list_groups(library, "mine")
     assert explore_tab.offer_groups("mine", "M1", known) == gr.skip(), "nothing is sent twice"
 
 
 def test_a_prompt_is_shown_with_responses_and_judgments(library):
     page = explore.find_prompts(library, "mine", "M1", "", "gave a pair", 0)
-    history = explore.load_history(library, "mine", page.hits[0].id)
+    history = load_history(library, page.hits[0].id)
     rows = explore.answer_rows(history)
     assert {row[0] for row in rows} >= {"chosen", "rejected"}
     first = explore.judgment_rows(history, 0)
@@ -104,9 +110,7 @@ def test_a_click_on_a_row_opens_its_prompt(explore_tab):
 def test_a_response_of_several_judges_shows_the_mean_of_each(library):
     page = explore.find_prompts(library, "mine", "ranked by people", "", "all", 0)
     cells = [
-        row[1]
-        for one in page.hits
-        for row in explore.answer_rows(explore.load_history(library, "mine", one.id))
+        row[1] for one in page.hits for row in explore.answer_rows(load_history(library, one.id))
     ]
     assert any(re.fullmatch(r"base \d\.\d\d(, M\d \d\.\d\d)+", cell) for cell in cells), cells
 
@@ -124,13 +128,13 @@ def test_every_tab_says_what_cannot_be_read(tmp_path):
             "⚠ pruned has no base model: it was never converted, or was pruned; .*--name pruned",
         ),
     ):
-        found = ModelChoices.load(library, run)
+        found = list_models(library, run)
         assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem
-    assert re.match("⚠ .*run.sqlite", explore.PromptGroups.load(library, "bad").problem)
+    assert re.match("⚠ .*run.sqlite", explore.list_groups(library, "bad").problem)
     assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad", "now").problem)
     with gr.Blocks():
-        tab = run_tab.RunTab(library, make_header(), gr.Button())
-    assert tab.show("bad")[tab.state].startswith("⚠ ")
+        tab = run_tab.RunTab(library, make_header())
+    assert tab.refresh("bad")[tab.state].startswith("⚠ ")
 
 
 def test_all_tables_show_text_and_no_markup(scripted_runs):
@@ -197,8 +201,11 @@ def test_progress_tab_fills_every_plot_and_table(library):
     assert nothing[tab.body] == gr.update(visible=False)
 
 
-def test_a_plot_has_its_columns_without_any_row():
-    assert list(progress.to_frame([], ["model", "value"]).columns) == ["model", "value"]
+def test_a_plot_has_its_columns_without_any_row(library):
+    with gr.Blocks():
+        tab = progress.ProgressTab(library, make_header())
+    frame = tab.show_curve(TINY, TINY, "loss")
+    assert (len(frame), list(frame.columns)) == (0, ["step", "value", "model"])
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------------

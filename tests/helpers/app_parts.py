@@ -7,4 +7,4 @@ from selfreward_lite.app.widgets import Header
 
 def make_header() -> Header:
     """The parts above the tabs; call it inside `gr.Blocks`."""
-    return Header(gr.Dropdown(), gr.Markdown(), gr.Textbox(), gr.Timer(active=False))
+    return Header(gr.Dropdown(), gr.Markdown(), gr.Textbox(), gr.Timer(active=False), gr.Button())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,15 @@ from selfreward_lite.app.widgets import (
     ASK,
     NEWS,
     QUIET,
+    Choices,
     DrawControls,
     Header,
-    ModelChoices,
     PromptBox,
     Updates,
     Values,
     dynamic_dropdown,
     errors_as_toasts,
-    toast,
+    list_models,
 )
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import SelfRewardError
@@ -47,43 +47,37 @@ HOW_JUDGED = (
 )
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """Which model of a run replies, which one judges (SELF: the same one), and how to draw."""
-
-    run: str
-    speaker: str
-    judge: str
-    system: str
-    draw: Draw
-    seed: int
-    caller: str
-
-
 def stream_answer(
-    library: RunLibrary, turns: list[Turn], request: ChatRequest
+    library: RunLibrary,
+    turns: list[Turn],
+    run: str,
+    speaker: str,
+    judge: str,
+    system: str,
+    draw: Draw,
+    seed: int,
+    caller: str,
 ) -> Iterator[list[Turn]]:
-    """Have the last turn answered, then judged; yields the turns as they grow."""
-    judge = request.speaker if request.judge == SELF else request.judge
-    last = replace(turns[-1], speaker=request.speaker, judge=judge, reply=None, score=None)
-    earlier, asked = turns[:-1], messages(turns, request.system)
+    """Have the last turn answered, then judged (SELF: by the speaker); yields growing turns."""
+    *earlier, last = turns
+    judge = speaker if judge == SELF else judge
+    last = Turn(last.said, speaker, judge=judge)
+    asked = messages([*earlier, last], system)
     try:
-        talk = Talk(library, request.run, request.caller)
-        replies = talk.stream_reply(request.speaker, asked, request.draw, request.seed)
-        with closing(replies):
+        talk = Talk(library, run, caller)
+        with closing(talk.stream_reply(speaker, asked, draw, seed)) as replies:
             for reply in replies:
                 last = replace(last, reply=reply)
                 yield [*earlier, last]
         if last.reply is None or not last.reply.text:
             return
-        scores = talk.stream_score(judge, asked, last.reply.text)
-        with closing(scores):
+        with closing(talk.stream_score(judge, asked, last.reply.text)) as scores:
             for score in scores:
                 last = replace(last, score=score)
                 yield [*earlier, last]
-    except SelfRewardError as error:
+    except SelfRewardError:
         yield mark_stopped([*earlier, last])
-        raise toast(error) from None
+        raise
 
 
 def repeat_from(turns: list[Turn], index: int, text: str | None = None) -> list[Turn]:
@@ -107,13 +101,13 @@ class ChatTab:
         self.library, self.header = library, header
         self.turns, self.choices = gr.State([]), gr.State(None)
         with gr.Row():
-            with gr.Column(scale=1, min_width=240):
+            with gr.Column(min_width=240):
                 self.model = dynamic_dropdown(
                     "Model",
                     info="base: untrained; M0: after the seed stage; M1, M2, …: after iterations",
                 )
                 self.judge = dynamic_dropdown("Judge", choices=[SELF], value=SELF)
-                self.problem = gr.Markdown("", visible=False)
+                self.problem = gr.Markdown(visible=False)
                 with gr.Accordion("Settings", open=False):
                     self.system = gr.Textbox("", label="System prompt", lines=2)
                     self.draw = DrawControls()
@@ -138,8 +132,7 @@ class ChatTab:
 
     def _connect(self) -> None:
         prompt, chatbot, header = self.prompt, self.chatbot, self.header
-        shown = [self.turns, chatbot]
-        outputs = [*shown, *prompt.parts]
+        outputs = [self.turns, chatbot, *prompt.parts, header.status, self.jsonl, self.markdown]
         chosen: list[Any] = [header.run, self.model, self.judge, self.system, *self.draw.parts]
         inputs: set[Any] = {self.turns, prompt.text, *chosen}
         started = [
@@ -147,18 +140,17 @@ class ChatTab:
             chatbot.retry(self.retry, inputs, outputs, **ASK),
             chatbot.edit(self.edit, inputs, outputs, **ASK),
         ]
-        clears = [self.clear.click, chatbot.clear]
+        stop: dict[str, Any] = {"outputs": outputs, "cancels": started, **QUIET}
         ended = [
             *started,
-            prompt.stop.click(self.stop, self.turns, shown, cancels=started, **QUIET),
-            gr.on(clears, lambda: self.show([]), None, shown, cancels=started, **QUIET),
-            chatbot.undo(self.undo, self.turns, [*shown, prompt.text], **QUIET),
+            prompt.stop.click(lambda turns: self.show(mark_stopped(turns)), self.turns, **stop),
+            gr.on([self.clear.click, chatbot.clear], lambda: self.show([]), **stop),
+            chatbot.undo(self.undo, self.turns, outputs, **QUIET),
         ]
-        rest = [*prompt.parts, header.status, self.jsonl, self.markdown]
         for event in ended:
-            event.then(self.show_idle, self.turns, rest, **QUIET)
-        offers = [self.model, self.judge, self.choices, prompt.examples, self.problem]
+            event.then(self.show_idle, self.turns, outputs, **QUIET)
         known = [header.run, self.model, self.judge, self.choices]
+        offers = [self.model, self.judge, self.choices, prompt.examples, self.problem]
         gr.on(header.changes, self.offer_models, known, offers, **NEWS)
 
     def show(self, turns: list[Turn]) -> Updates:
@@ -168,18 +160,18 @@ class ChatTab:
         box = {self.prompt.text: gr.update(value="", interactive=False)}
         yield self.show(turns) | self.prompt.show_busy(True) | box
         with errors_as_toasts():
-            draw, seed = self.draw.read(values)
-        asked = ChatRequest(
-            values[self.header.run],
-            values[self.model],
-            values[self.judge],
-            values[self.system],
-            draw,
-            seed,
-            request.session_hash or "",
-        )
-        for now in stream_answer(self.library, turns, asked):
-            yield self.show(now)
+            answers = stream_answer(
+                self.library,
+                turns,
+                values[self.header.run],
+                values[self.model],
+                values[self.judge],
+                values[self.system],
+                *self.draw.read(values),
+                request.session_hash or "",
+            )
+            for now in answers:
+                yield self.show(now)
 
     def send(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         text = values[self.prompt.text].strip()
@@ -199,9 +191,6 @@ class ChatTab:
         left, text = undo_from(turns, _index(event))
         return self.show(left) | {self.prompt.text: text}
 
-    def stop(self, turns: list[Turn]) -> Updates:
-        return self.show(mark_stopped(turns))
-
     def show_idle(self, turns: list[Turn]) -> Updates:
         """Return everything beside the conversation as it looks while no model replies."""
         jsonl, markdown = write_files(turns)
@@ -212,19 +201,18 @@ class ChatTab:
         }
 
     def offer_models(
-        self, run: str | None, model: str | None, judge: str | None, known: ModelChoices | None
+        self, run: str | None, model: str | None, judge: str | None, known: Choices | None
     ) -> Updates:
         """Return the models of a run to choose from.
 
         If the newest was chosen, the choice moves to a newer one; any other choice stays.
         Choices that are `known` are not sent again: the page would take it for a change.
         """
-        now = ModelChoices.load(self.library, run)
+        now, before = list_models(self.library, run), known or Choices(None)
         if now == known:
             return gr.skip()
-        stays = model in now.names and not (known and model == known.newest)
         return {
-            self.model: gr.update(choices=now.names, value=model if stays else now.newest),
+            self.model: now.keep(model, before.last, now.last),
             self.judge: gr.update(
                 choices=[SELF, *now.names], value=judge if judge in now.names else SELF
             ),

@@ -21,19 +21,20 @@ import gradio as gr
 from selfreward_lite.app.conversation import numbers
 from selfreward_lite.app.escape import escape_markdown, markdown
 from selfreward_lite.app.library import RunLibrary
-from selfreward_lite.app.talk import Reply, Talk, Verdict
+from selfreward_lite.app.talk import PairVerdict, StreamedReply, Talk
 from selfreward_lite.app.widgets import (
     ASK,
     NEWS,
     QUIET,
+    Choices,
     DrawControls,
     Header,
-    ModelChoices,
     PromptBox,
     Updates,
     Values,
     dynamic_dropdown,
     errors_as_toasts,
+    list_models,
 )
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
@@ -72,10 +73,10 @@ class SideBySide:
     judge: str
     blind: bool
     caller: str
-    replies: tuple[Reply | None, Reply | None] = (None, None)
+    replies: tuple[StreamedReply | None, StreamedReply | None] = (None, None)
     voted: bool = False
     choice: votes.Side | None = None
-    verdict: Verdict | None = None
+    verdict: PairVerdict | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -85,21 +86,38 @@ class SideBySide:
         return all(reply is not None and reply.finish is not None for reply in self.replies)
 
     @property
-    def is_judged(self) -> bool:
-        return self.verdict is not None and self.verdict.is_final
-
-    @property
     def is_busy(self) -> bool:
         """Whether a model is answering or judging."""
-        return not self.is_answered or (self.voted and not self.is_judged)
+        is_judged = self.verdict is not None and self.verdict.is_final
+        return not self.is_answered or (self.voted and not is_judged)
+
+    def to_vote(self, choice: votes.Side) -> votes.Vote:
+        """Return the vote to be stored, with the judge's verdict if there is one already."""
+        left, right = (reply.text for reply in self.replies if reply is not None)
+        verdict = self.verdict or PairVerdict()
+        return votes.Vote(
+            self.id,
+            self.at,
+            self.prompt,
+            self.seed,
+            *self.models,
+            left,
+            right,
+            choice,
+            self.blind,
+            self.judge,
+            verdict.result,
+            verdict.judged_ab,
+            verdict.judged_ba,
+        )
 
 
 def stream_answers(library: RunLibrary, pair: SideBySide) -> Iterator[SideBySide]:
     """Have both models answer, the left one first; yields the comparison as it grows."""
     talk = Talk(library, pair.run, pair.caller)
     for side in (0, 1):
-        replies = talk.stream_reply(pair.models[side], user(pair.prompt), pair.draw, pair.seed)
-        with closing(replies):
+        asked = pair.models[side], user(pair.prompt), pair.draw, pair.seed
+        with closing(talk.stream_reply(*asked)) as replies:
             for reply in replies:
                 both = (pair.replies[0], reply) if side else (reply, None)
                 pair = replace(pair, replies=both)
@@ -114,68 +132,38 @@ def stream_vote(
         raise UserError("there is nothing to vote on: ask both models first")
     left, right = (reply.text for reply in pair.replies if reply is not None)
     pair = replace(pair, voted=True, choice=choice, judge=judge)
-    folder, vote = library.folder(pair.run), None
+    folder = library.folder(pair.run)
     if choice is not None:
-        vote = votes.Vote(
-            pair.id,
-            pair.at,
-            pair.prompt,
-            pair.seed,
-            *pair.models,
-            left,
-            right,
-            choice,
-            pair.blind,
-            judge,
-            verdict=None,
-            judged_ab="",
-            judged_ba="",
-        )
-        votes.add_vote(folder, vote)
+        votes.add_vote(folder, pair.to_vote(choice))
     yield pair
     try:
         talk = Talk(library, pair.run, pair.caller)
-        verdicts = talk.stream_verdict(judge, pair.prompt, (left, right))
-        with closing(verdicts):
+        with closing(talk.stream_verdict(judge, pair.prompt, (left, right))) as verdicts:
             for verdict in verdicts:
                 pair = replace(pair, verdict=verdict)
-                if vote and verdict.is_final:
-                    vote = replace(
-                        vote,
-                        verdict=verdict.result,
-                        judged_ab=verdict.judged_ab,
-                        judged_ba=verdict.judged_ba,
-                    )
-                    votes.add_verdict(folder, vote)
+                if choice is not None and verdict.is_final:
+                    votes.add_verdict(folder, pair.to_vote(choice))
                 yield pair
     except SelfRewardError:
-        yield replace(pair, verdict=Verdict(judge))
+        yield replace(pair, verdict=PairVerdict())
         raise
 
 
-def heading(pair: SideBySide | None, side: int) -> str:
-    """Return the heading over an answer, with the model's name unless that is hidden."""
-    name = f"#### {('Left', 'Right')[side]} answer"
-    if pair is None or (pair.blind and not pair.voted):
-        return name
-    return f"{name}: {escape_markdown(pair.models[side])}"
+def show_answer(pair: SideBySide | None, side: int) -> tuple[str, str, str]:
+    """Return an answer's heading, its text so far, and its length and speed.
 
-
-def answer_text(pair: SideBySide | None, side: int) -> str:
-    """Return an answer as it is shown so far."""
+    The heading has the model's name unless that is hidden; length and speed do not tell it.
+    """
+    title = f"#### {('Left', 'Right')[side]} answer"
     if pair is None:
-        return ""
+        return title, "", ""
+    if pair.voted or not pair.blind:
+        title += f": {escape_markdown(pair.models[side])}"
     reply = pair.replies[side]
     if reply is None:
-        return "…"
+        return title, "…", ""
     waiting = f"waiting: {escape_markdown(reply.waits_for)}" if reply.waits_for else "…"
-    return markdown(reply.text) or waiting
-
-
-def answer_numbers(pair: SideBySide | None, side: int) -> str:
-    """Return the length and speed of an answer; they do not tell which model wrote it."""
-    reply = pair.replies[side] if pair is not None else None
-    return "" if reply is None else numbers(reply)
+    return title, markdown(reply.text) or waiting, numbers(reply)
 
 
 def verdict_text(pair: SideBySide | None) -> str:
@@ -189,9 +177,8 @@ def verdict_text(pair: SideBySide | None) -> str:
     left, right, judge = map(escape_markdown, (*pair.models, pair.judge))
     verdict = pair.verdict
     if verdict is None or not verdict.is_final:
-        waits_for = verdict.waits_for if verdict else ""
-        if waits_for:
-            return f"{judge} is waiting: {escape_markdown(waits_for)}"
+        if verdict is not None and verdict.waits_for:
+            return f"{judge} is waiting: {escape_markdown(verdict.waits_for)}"
         return f"{judge} is reading both answers …"
     voted = {
         None: "You skipped the vote",
@@ -235,13 +222,14 @@ def _format_share(share: Share) -> str:
     return f"{share.value:.0%} ({interval}, n = {share.count})"
 
 
-def _later_first(one: str | None, two: str | None) -> tuple[str | None, str | None]:
-    """Two models, the later one first, so that its win rate over the earlier one is shown."""
+def _number(model: str | None) -> int:
+    """The number of M0, M1, …; -1 for the base."""
+    return int(model[1:]) if model and model[1:].isdigit() else -1
 
-    def age(name: str | None) -> int:
-        return int(name[1:]) if name and name[1:].isdigit() else -1
 
-    return (one, two) if age(one) >= age(two) else (two, one)
+def _default_rival(choices: Choices) -> str | None:
+    """M0, if it is not the newest; else the first model."""
+    return "M0" if "M0" in choices.names[:-1] else choices.first
 
 
 class CompareTab:
@@ -263,25 +251,26 @@ class CompareTab:
                     min_width=120,
                 )
             self.prompt = PromptBox("Write a prompt for both models", "Ask both")
-            self.headings, self.answers, self.numbers = [], [], []
+            self.answers: list[list[Any]] = []  # left and right: heading, text, length and speed
             with gr.Row():
                 for side in (0, 1):
                     with gr.Column(min_width=280):
-                        self.headings.append(gr.Markdown(heading(None, side)))
                         self.answers.append(
-                            gr.Markdown(
-                                "",
-                                container=True,
-                                min_height=110,
-                                latex_delimiters=[],
-                                elem_classes="answer",
-                            )
+                            [
+                                gr.Markdown(show_answer(None, side)[0]),
+                                gr.Markdown(
+                                    container=True,
+                                    min_height=110,
+                                    latex_delimiters=[],
+                                    elem_classes="answer",
+                                ),
+                                gr.Markdown(elem_classes="fine"),
+                            ]
                         )
-                        self.numbers.append(gr.Markdown("", elem_classes="fine"))
             with gr.Row():
                 self.buttons = [gr.Button(name, interactive=False, min_width=120) for name in VOTES]
             self.verdict = gr.Markdown(READY, elem_id="verdict")
-            self.tally = gr.Markdown("", elem_id="standing")
+            self.tally = gr.Markdown(elem_id="standing")
             with gr.Accordion("Judge's texts and settings", open=False):
                 with gr.Row():
                     self.judged_ab, self.judged_ba = (
@@ -297,9 +286,7 @@ class CompareTab:
         chosen: list[Any] = [self.model_a, self.model_b, self.judge]
         outputs = [
             self.pair,
-            *self.headings,
-            *self.answers,
-            *self.numbers,
+            *(part for parts in self.answers for part in parts),
             *self.buttons,
             self.verdict,
             self.judged_ab,
@@ -316,10 +303,8 @@ class CompareTab:
         ]
         prompt.stop.click(self.show, None, outputs, cancels=[asked, *voted], **QUIET)
         offers = [*chosen, self.choices, self.problem, self.body, prompt.examples]
-        gr.on(
-            header.changes, self.offer_models, [header.run, *chosen, self.choices], offers, **NEWS
-        )
         tallied = [header.run, *chosen]
+        gr.on(header.changes, self.offer_models, [*tallied, self.choices], offers, **NEWS)
         gr.on([one.change for one in tallied], self.show_tally, tallied, self.tally, **NEWS)
 
     def ask(self, values: Values, request: gr.Request) -> Iterator[Updates]:
@@ -355,13 +340,11 @@ class CompareTab:
     def show(self, pair: SideBySide | None = None) -> Updates:
         """Return everything on the tab about a comparison as it is now."""
         updates: Updates = {self.pair: pair, self.verdict: verdict_text(pair)}
-        for side in (0, 1):
-            updates[self.headings[side]] = heading(pair, side)
-            updates[self.answers[side]] = answer_text(pair, side)
-            updates[self.numbers[side]] = answer_numbers(pair, side)
+        for side, parts in enumerate(self.answers):
+            updates |= zip(parts, show_answer(pair, side), strict=True)
         may_vote = pair is not None and pair.is_answered and not pair.voted
         updates |= {button: gr.update(interactive=may_vote) for button in self.buttons}
-        verdict = pair.verdict if pair is not None and pair.verdict else Verdict("")
+        verdict = pair.verdict if pair is not None and pair.verdict else PairVerdict()
         updates |= {self.judged_ab: verdict.judged_ab, self.judged_ba: verdict.judged_ba}
         if pair is not None and pair.voted:
             updates[self.tally] = self.show_tally(pair.run, *pair.models, pair.judge)
@@ -371,8 +354,11 @@ class CompareTab:
         self, run: str | None, one: str | None, two: str | None, judge: str | None
     ) -> str:
         with errors_as_toasts():
-            folder = self.library.folder(run) if run else None
-            return tally_text(folder, *_later_first(one, two), judge) if folder else ""
+            if not run:
+                return ""
+            # The win rate of the later model over the earlier one is shown.
+            later, earlier = sorted([one, two], key=_number, reverse=True)
+            return tally_text(self.library.folder(run), later, earlier, judge)
 
     def offer_models(
         self,
@@ -380,22 +366,17 @@ class CompareTab:
         model_a: str | None,
         model_b: str | None,
         judge: str | None,
-        known: ModelChoices | None,
+        known: Choices | None,
     ) -> Updates:
         """Return models to choose from; by default M0 and the newest, judged by the newest."""
-        now, before = ModelChoices.load(self.library, run), known or ModelChoices(None)
+        now, before = list_models(self.library, run), known or Choices(None)
         if now == known:
             return gr.skip()
-
-        def keep(chosen: str | None, before: str | None, default: str | None) -> Updates:
-            stays = chosen in now.names and chosen != before
-            return gr.update(choices=now.names, value=chosen if stays else default)
-
         enough = len(now.names) > 1
         return {
-            self.model_a: keep(model_a, before.first_trained, now.first_trained),
-            self.model_b: keep(model_b, before.newest, now.newest),
-            self.judge: keep(judge, before.newest, now.newest),
+            self.model_a: now.keep(model_a, _default_rival(before), _default_rival(now)),
+            self.model_b: now.keep(model_b, before.last, now.last),
+            self.judge: now.keep(judge, before.last, now.last),
             self.choices: now,
             self.problem: gr.update(value=now.problem or ONE_MODEL, visible=not enough),
             self.body: gr.update(visible=enough),

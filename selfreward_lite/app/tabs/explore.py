@@ -17,6 +17,7 @@ from selfreward_lite.app.widgets import (
     NEWS,
     OWN,
     QUIET,
+    Choices,
     Header,
     Updates,
     dynamic_dropdown,
@@ -70,30 +71,6 @@ Rows = list[list[str]]
 
 
 @dataclass(frozen=True)
-class PromptGroups:
-    """The groups of prompts of a run to choose from; or why there are none."""
-
-    run: str | None
-    names: tuple[str, ...] = ()
-    problem: str = ""
-
-    @classmethod
-    def load(cls, library: RunLibrary, run: str | None) -> PromptGroups:
-        """Return the groups that a run has now."""
-        if not run or run == TINY:
-            return cls(run)
-        try:
-            with Store.read(library.folder(run)) as store:
-                return cls(run, tuple(explore.list_groups(store)) if store.fact("settings") else ())
-        except SelfRewardError as error:
-            return cls(run, problem=warn(error))
-
-    @property
-    def first(self) -> str | None:
-        return self.names[0] if self.names else None
-
-
-@dataclass(frozen=True)
 class HitPage:
     """A page of prompts that were found, its number, and how many there are in all."""
 
@@ -115,6 +92,18 @@ class HitPage:
         ]
 
 
+def list_groups(library: RunLibrary, run: str | None) -> Choices:
+    """Return the groups of prompts that a run has now."""
+    if not run or run == TINY:
+        return Choices(run)
+    try:
+        with Store.read(library.folder(run)) as store:
+            groups = explore.list_groups(store) if store.fact("settings") else []
+            return Choices(run, tuple(groups))
+    except SelfRewardError as error:
+        return Choices(run, problem=warn(error))
+
+
 def find_prompts(
     library: RunLibrary, run: str | None, group: str | None, words: str, outcome: Outcome, page: int
 ) -> HitPage:
@@ -125,19 +114,14 @@ def find_prompts(
         if group not in explore.list_groups(store):  # a group of the run chosen before
             return HitPage()
         page = max(0, page)
-        found, total = explore.find_prompts(store, group, words or "", outcome, page)
+        search = partial(explore.find_prompts, store, group, words or "", outcome)
+        found, total = search(page)
         pages = max(1, -(-total // PAGE))
         if page >= pages:
             page = pages - 1
-            found, _ = explore.find_prompts(store, group, words or "", outcome, page)
+            found, _ = search(page)
     title = f"{total:,} prompt{'' if total == 1 else 's'}, page {page + 1} of {pages}"
     return HitPage(tuple(found), page, title)
-
-
-def load_history(library: RunLibrary, run: str, prompt_id: str) -> PromptHistory:
-    """Return a prompt with its responses, judgments, battles and pairs."""
-    with Store.read(library.folder(run)) as store:
-        return explore.load_history(store, prompt_id)
 
 
 def answer_rows(history: PromptHistory) -> Rows:
@@ -242,7 +226,7 @@ class ExploreTab:
                     OUTCOMES, value="all", label="Show prompts with", min_width=220, scale=2
                 )
             with gr.Row():
-                self.title = gr.Markdown("")
+                self.title = gr.Markdown()
                 pages = [
                     gr.Button(name, size="sm", min_width=80, scale=0)
                     for name in ("Previous", "Next")
@@ -269,7 +253,7 @@ class ExploreTab:
                     "Judgments of one response (click another response to see its judgments)",
                     elem_id="judgments",
                 )
-                self.result = gr.Markdown("")
+                self.result = gr.Markdown()
                 with gr.Accordion("Battles between judgments", open=False):
                     self.battles = text_table(BATTLE_HEAD, "9 24 9 24 9 25")
         self._connect(pages)
@@ -288,16 +272,8 @@ class ExploreTab:
         gr.on(header.changes, self.offer_groups, chosen, offers, **NEWS).then(
             partial(self.list_page, 0), inputs, listed, **QUIET
         )
-        opened = [
-            self.history,
-            self.prompt,
-            self.why,
-            self.inside,
-            self.answers,
-            self.judgments,
-            self.result,
-            self.battles,
-        ]
+        opened = [self.history, self.prompt, self.why, self.inside, self.result]
+        opened += [self.answers, self.judgments, self.battles]
         self.listing.select(self.open_prompt, [header.run, self.hits], opened, **OWN)
         self.answers.select(self.open_answer, self.history, self.judgments, **QUIET)
 
@@ -320,8 +296,8 @@ class ExploreTab:
         row = event.index[0]
         if not 0 <= row < len(hits.hits):
             return gr.skip()
-        with errors_as_toasts():
-            history = load_history(self.library, run, hits.hits[row].id)
+        with errors_as_toasts(), Store.read(self.library.folder(run)) as store:
+            history = explore.load_history(store, hits.hits[row].id)
         return {
             self.history: history,
             self.prompt: gr.update(value=history.prompt.text, visible=True),
@@ -336,22 +312,20 @@ class ExploreTab:
     def open_answer(self, event: gr.SelectData, history: PromptHistory | None) -> Rows:
         return judgment_rows(history, event.index[0])
 
-    def offer_groups(
-        self, run: str | None, chosen: str | None, known: PromptGroups | None
-    ) -> Updates:
+    def offer_groups(self, run: str | None, chosen: str | None, known: Choices | None) -> Updates:
         """Return the groups of prompts to choose from, and why there are none.
 
         The user's choice stays. A group that all models share, chosen by default, gives way to
         the first pairs.
         """
-        now = PromptGroups.load(self.library, run)
+        now = list_groups(self.library, run)
         if now == known:
             return gr.skip()
-        by_default = known and known.run == run and chosen == known.first
-        stays = chosen in now.names and not (by_default and chosen in (RANKED, HELD_OUT))
+        is_default = known and known.run == run and chosen == known.first
+        replaced = chosen if is_default and chosen in (RANKED, HELD_OUT) else None
         return {
             self.groups: now,
-            self.group: gr.update(choices=now.names, value=chosen if stays else now.first),
+            self.group: now.keep(chosen, replaced, now.first),
             self.empty: gr.update(value=now.problem or NO_PROMPTS, visible=not now.names),
             self.body: gr.update(visible=bool(now.names)),
         }

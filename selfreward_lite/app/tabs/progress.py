@@ -74,11 +74,6 @@ def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults:
         return RunResults(problem=warn(error))
 
 
-def to_frame(series: Series, columns: list[str]) -> pd.DataFrame:
-    """Return a series as a plot reads it, with all columns even if there is no row."""
-    return pd.DataFrame(series, columns=columns)
-
-
 class ProgressTab:
     """The parts of the tab, and when they change."""
 
@@ -113,7 +108,7 @@ class ProgressTab:
                 "32 34 34",
                 "Before and after: prompts that M0 and the newest model answer differently",
             )
-            self.advice = gr.Markdown("")
+            self.advice = gr.Markdown()
             signs = text_table(
                 None,
                 "",
@@ -137,28 +132,24 @@ class ProgressTab:
             self.empty: gr.update(value=results.problem, visible=results.is_empty),
             self.body: gr.update(visible=not results.is_empty),
         }
-        return updates if results.is_empty else updates | self.show(results, curve)
-
-    def show(self, results: RunResults, curve: str) -> Updates:
-        """Return what the plots and tables show."""
-        updates: Updates = {self.training: to_curve(results, curve)}
+        if results.is_empty:
+            return updates
         for key, plot in self.plots.items():
             panel = PANELS[key]
-            frame = to_frame(results.series[key], [*filter(None, (panel.x, panel.y, panel.color))])
+            columns = [*filter(None, (panel.x, panel.y, panel.color))]
+            frame = pd.DataFrame(results.series[key], columns=columns)
             # On an axis, scores are categories and not numbers.
             updates[plot] = frame.astype({"score": str}) if panel.x == "score" else frame
         for part, table in zip(self.tables, results.tables, strict=True):
             updates[part] = {"headers": table.head, "data": table.rows}
         advice = "\n".join(f"- ⚠ {escape_markdown(line)}" for line in results.advice)
-        return updates | {self.advice: advice or "No early warnings for the newest model."}
+        updates[self.advice] = advice or "No early warnings for the newest model."
+        return updates | {self.training: self.show_curve(run, news, curve)}
 
     def show_curve(self, run: str | None, news: str, curve: str) -> pd.DataFrame:
-        return to_curve(find_results(self.library, run, news), curve)
-
-
-def to_curve(results: RunResults, curve: str) -> pd.DataFrame:
-    """Return one training curve of all models."""
-    return to_frame(results.curves.get(curve, []), ["step", "value", "model"])
+        """Return one training curve of all models, with its columns even without a point."""
+        points = find_results(self.library, run, news).curves.get(curve)
+        return pd.DataFrame(points, columns=["step", "value", "model"])
 
 
 def make_plot(panel: Panel) -> gr.LinePlot | gr.ScatterPlot:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -197,18 +198,10 @@ def resume(
     jobs.start_run(library.runs_dir, request, library.started_in)
 
 
-def accept(library: RunLibrary, run: str) -> None:
-    """Promote the candidate that a gate refused."""
-    jobs.accept_candidate(library.runs_dir, library.folder(run).name)
-
-
 class RunTab:
-    """The parts of the tab, and what happens at a click.
+    """The parts of the tab, and what happens at a click."""
 
-    `first` is the button above the tabs that starts the tiny run.
-    """
-
-    def __init__(self, library: RunLibrary, header: Header, first: gr.Button) -> None:
+    def __init__(self, library: RunLibrary, header: Header) -> None:
         self.library, self.header = library, header
         self.known = gr.State(None)
         with gr.Row():
@@ -232,9 +225,9 @@ class RunTab:
                         info="one per line, such as dpo.beta=0.2",
                         lines=2,
                     )
-                plan = gr.Markdown("", container=True)
+                plan = gr.Markdown(container=True)
                 start = gr.Button("Start", variant="primary")
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3):
                 self.state = gr.Markdown(NO_RUN, elem_id="state")
                 self.bar = gr.HTML("", visible=False, elem_id="bar")
                 with gr.Row():
@@ -267,24 +260,26 @@ class RunTab:
         plan.value = self.plan("", "tiny", "", "", "", "")
         for field in form:
             field.change(self.plan, form, plan, **QUIET)
-        self._connect(form, start, first)
+        self._connect(form, start)
 
-    def _connect(self, form: list[Any], start: gr.Button, first: gr.Button) -> None:
-        library, run, known = self.library, self.header.run, self.known
+    def _connect(self, form: list[Any], start: gr.Button) -> None:
+        library, run = self.library, self.header.run
         acts: dict[gr.Button, Callable[[str], Any]] = {
             self.stop: lambda run: jobs.stop_run(library.folder(run)),
             self.resume: lambda run: resume(library, run),
             self.one_more: lambda run: resume(library, run, one_more=True),
-            self.accept: lambda run: accept(library, run),
+            self.accept: lambda run: jobs.accept_candidate(library.folder(run)),
             self.past_gates: lambda run: resume(library, run, past_gates=True),
         }
-        parts = [self.state, self.bar, *acts, self.stages, self.log]
-        start.click(self.start, form, [run, *parts], **OWN)
-        first.click(lambda: self.start("tiny", "tiny", "", "", "", ""), None, [run, *parts], **OWN)
+        outputs = [run, self.known, self.state, self.bar, *acts, self.stages, self.log]
+        start.click(self.start, form, outputs, **OWN)
+        self.header.first_run.click(
+            lambda: self.start("tiny", "tiny", "", "", "", ""), None, outputs, **OWN
+        )
         for button, act in acts.items():
-            button.click(lambda run, act=act: self.act(act, run), run, parts, **OWN)
-        run.change(self.refresh, [run, known], [known, *parts], **NEWS)
-        self.header.timer.tick(self.refresh, [run, known], [known, *parts], **TICK)
+            button.click(partial(self.act, act), run, outputs, **OWN)
+        run.change(self.refresh, [run, self.known], outputs, **NEWS)
+        self.header.timer.tick(self.refresh, [run, self.known], outputs, **TICK)
 
     def plan(self, *form: str) -> str:
         try:
@@ -297,28 +292,19 @@ class RunTab:
             request = parse_form(*form)
             jobs.start_run(self.library.runs_dir, request, self.library.started_in)
         run = gr.update(choices=[*self.library.runs(), TINY], value=request.name)
-        return {self.header.run: run} | self.show(request.name)
+        return {self.header.run: run} | self.refresh(request.name)
 
     def act(self, act: Callable[[str], Any], run: str) -> Updates:
         """Do something to a run, and show its new state; an error is shown as a toast."""
         with errors_as_toasts():
             act(run)
-        return self.show(run)
+        return self.refresh(run)
 
-    def refresh(self, run: str | None, known: Any) -> Updates:
-        now = read_state(self.library, run)
-        return gr.skip() if now == known else {self.known: now} | self.show(run)
-
-    def show(self, run: str | None) -> Updates:
-        """Return everything on the tab about a run as it is now."""
-        view, lines, state = RunStatus("", "new"), [], NO_RUN
-        if run and run != TINY:
-            try:
-                folder = self.library.folder(run)
-                view, lines = status.read_status(folder), jobs.last_log_lines(folder)
-                state = headline(view)
-            except SelfRewardError as error:
-                state = warn(error)
+    def refresh(self, run: str | None, known: object = None) -> Updates:
+        """Return everything on the tab about a run as it is now, unless that is `known`."""
+        now = state, view, lines = read_state(self.library, run)
+        if now == known:
+            return gr.skip()
         bar = progress_bar(view)
         visible = {
             self.stop: view.state in ("running", "beginning"),
@@ -328,6 +314,7 @@ class RunTab:
             self.past_gates: view.state == "refused",
         }
         return {
+            self.known: now,
             self.state: state,
             self.bar: gr.update(value=bar, visible=bool(bar)),
             **{button: gr.update(visible=shown) for button, shown in visible.items()},
@@ -336,10 +323,14 @@ class RunTab:
         }
 
 
-def read_state(library: RunLibrary, run: str | None) -> Any:
-    """Return all that the tab shows of a run, to be compared with what it showed before."""
-    try:
-        folder = library.folder(run or TINY)
-        return status.read_status(folder), jobs.last_log_lines(folder)
-    except SelfRewardError as error:
-        return str(error)
+def read_state(library: RunLibrary, run: str | None) -> tuple[str, RunStatus, list[str]]:
+    """Return what the tab shows of a run: its state or a problem, how far it is, its log."""
+    state = NO_RUN
+    if run and run != TINY:
+        try:
+            folder = library.folder(run)
+            view = status.read_status(folder)
+            return headline(view), view, jobs.last_log_lines(folder)
+        except SelfRewardError as error:
+            state = warn(error)
+    return state, RunStatus("", "new"), []
