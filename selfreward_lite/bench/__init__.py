@@ -3,3 +3,7 @@
 Nothing else may import it but `cli`.
 Start: `paper_table.py`, `engine.py`.
 """
+
+from collections.abc import Callable
+
+Say = Callable[[str], None]  # prints a line

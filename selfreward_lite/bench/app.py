@@ -23,6 +23,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from selfreward_lite.app.library import TINY
+from selfreward_lite.bench import Say
 from selfreward_lite.config.settings import load
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Record, Response, make_id
 from selfreward_lite.data.store import Store
@@ -135,10 +136,7 @@ def ask_together(client: Any) -> Figures:
 
 def _first_tokens(replies: Sequence[Reply]) -> Figures:
     firsts = [one.first for one in replies]
-    return {
-        "first token, median": median(firsts),
-        "first token, 95 %": quantiles(firsts, n=20)[-1],
-    }
+    return {"first token, median": median(firsts), "first token, 95 %": quantiles(firsts, n=20)[-1]}
 
 
 def stop_reply(client: Any) -> Figures:
@@ -180,10 +178,7 @@ def open_clients(client: Any, count: int) -> list[Any]:
 
     def connect(_: int) -> Any:
         return Client(
-            client.src,
-            verbose=False,
-            analytics_enabled=False,
-            httpx_kwargs={"timeout": PATIENCE},
+            client.src, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE}
         )
 
     with ThreadPoolExecutor(8) as pool:
@@ -259,7 +254,7 @@ def _median_seconds(work: Callable[[], object], times: int = 20) -> float:
     return median(spent)
 
 
-def measure(scratch: Path, say: Callable[[str], None]) -> dict[str, Figures]:
+def measure(scratch: Path, say: Say) -> dict[str, Figures]:
     """All figures, by what they are about. Raises UserError if the app does not start."""
     found: dict[str, Figures] = {}
     with running(scratch / "runs") as (client, app, started):

@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from selfreward_lite import config
-from selfreward_lite.bench import baselines, engine
+from selfreward_lite.bench import Say, baselines, engine
 from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures, GpuName
 from selfreward_lite.engine.api import Sampling
 from selfreward_lite.models import probe, random_models
@@ -36,7 +36,8 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.run import plan
-from selfreward_lite.run.runtime import Runtime, open_runtime
+from selfreward_lite.run.runtime import open_runtime
+from selfreward_lite.system.doctor import installed_version
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import Gpu, list_gpus
@@ -55,10 +56,10 @@ PACKAGES = (
 )
 PAIRS = 4  # in a training step that is timed; the first step chooses kernels and does not count
 STEPS = 3
+VOCAB = 508  # of the token ids that are drawn: every base has them
 LARGE_GPU = 20e9  # bytes from which on `overnight` is meant for a GPU
 GRACE = 60.0  # seconds that a measurement under way may take beyond the time in total
 POLL = 0.1  # seconds between two readings of the GPU's memory
-Say = Callable[[str], None]
 Backend = Literal["unsloth", "transformers"]
 Part = tuple[str, Callable[[], Figures]]  # one measurement
 
@@ -169,7 +170,7 @@ def _describe(wanted: CardBenchConfig) -> CardFile:
         card=GpuName(**asdict(gpu)) if gpu else None,
         cpu_cores=os.cpu_count(),
         python=platform.python_version(),
-        versions={name: found for name in PACKAGES if (found := _version(name))},
+        versions={name: found for name in PACKAGES if (found := installed_version(name))},
         at=datetime.now(UTC).isoformat("T", "seconds"),
         command=wanted.command,
         shape=wanted.shape,
@@ -181,13 +182,6 @@ def _describe(wanted: CardBenchConfig) -> CardFile:
         left_out=[],
         seconds={},
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 @contextmanager
@@ -222,14 +216,13 @@ def _list_parts(wanted: CardBenchConfig, say: Say) -> Iterator[Part]:
         yield "llama.cpp", partial(_probe, -1 if wanted.gpu else 0)
         yield from first.speeds()
     if wanted.only in (None, "train"):
-        has_unsloth = wanted.gpu and _version("unsloth")
+        has_unsloth = wanted.gpu and installed_version("unsloth")
         for backend in ("transformers", "unsloth") if has_unsloth else ("transformers",):
-            name = f"DPO, {backend}, {{}} tokens"
             for length in wanted.lengths:
-                yield name.format(length), partial(train, wanted, backend, length)
+                yield f"DPO, {backend}, {length} tokens", partial(train, wanted, backend, length)
             length = wanted.lengths[len(wanted.lengths) // 2]
             early = partial(train, wanted, backend, length, precompute=True)
-            yield f"{name.format(length)}, {PRECOMPUTED}", early
+            yield f"DPO, {backend}, {length} tokens, {PRECOMPUTED}", early
     if wanted.only in (None, "engine"):
         yield from first.details()
         yield from then.speeds()
@@ -258,20 +251,25 @@ class _EngineParts:
 
     def speeds(self) -> Iterator[Part]:
         """Tokens a second: the naive loop, more and more sequences, prompts alone."""
-        yield f"{self.kind}: naive loop", lambda: _speed(engine.naive_rate(self.plan(1)))
+        yield (
+            f"{self.kind}: naive loop",
+            lambda: Figures(tokens_per_s=engine.naive_rate(self.plan(1))),
+        )
         for parallel in self.wanted.sequences:
             yield f"{self.kind}: {parallel} sequences", partial(self._generate, parallel)
         prompts = 32 if self.wanted.gpu else 8
         yield (
             f"{self.kind}: prompts alone",
-            lambda: _speed(engine.prompt_rate(self.plan(32, new=(1, 1), prompts=prompts))),
+            lambda: Figures(
+                tokens_per_s=engine.prompt_rate(self.plan(32, new=(1, 1), prompts=prompts))
+            ),
         )
 
     def details(self) -> Iterator[Part]:
         """What is left to gain, and what an adapter and sampling cost."""
         yield (  # the name in files: raw llama.cpp
             f"{self.kind}: bare llama_decode, 32 sequences",
-            lambda: _speed(engine.raw_rate(self.plan(32))),
+            lambda: Figures(tokens_per_s=engine.raw_rate(self.plan(32))),
         )
         without = partial(self._generate, 32, with_adapter=False)
         yield f"{self.kind}: 32 sequences, no adapter", without
@@ -323,26 +321,18 @@ class _EngineParts:
         load = engine.judge_load(
             baselines.vocabulary(model),
             prompts or max(1, parallel // (4 if wanted.gpu else 8)),
-            samples=8,
             new=new,
             adapter=str(adapter) if adapter else None,
             draw=Sampling(**preset.judge.draw.model_dump()),
         )
-        spec = engine.spec_for(
-            model, load, parallel=parallel, threads=None, gpu_layers=-1 if wanted.gpu else 0
-        )
+        spec = engine.spec_for(model, load, parallel, -1 if wanted.gpu else 0)
         if wanted.gpu:
             own = preset.engine
             larger = {
-                "batch": max(own.batch, spec.batch),
-                "context": max(own.context, spec.context),
+                name: max(getattr(own, name), getattr(spec, name)) for name in ("batch", "context")
             }
             spec = spec.model_copy(update={**larger, "roots": own.roots})
-        return engine.Plan(spec, load, 1)
-
-
-def _speed(rate: float) -> Figures:
-    return Figures(tokens_per_s=rate)
+        return engine.Plan(spec, load)
 
 
 # -- training and parity ---------------------------------------------------------------------------
@@ -352,31 +342,17 @@ def train(
     wanted: CardBenchConfig, backend: Backend, length: int, *, precompute: bool = False
 ) -> Figures:
     """Train on a few pairs of one length: seconds a pair, peak memory, the first margin."""
-    with open_runtime(backend) as runtime:
-        return _train(wanted, runtime, backend, length, precompute=precompute)
-
-
-def _train(
-    wanted: CardBenchConfig,
-    runtime: Runtime,
-    backend: Backend,
-    length: int,
-    *,
-    precompute: bool = False,
-) -> Figures:
     settings = config.load(wanted.preset)
     base, work = _make_base(wanted), wanted.folder / f"{wanted.shape}-training"
     shutil.rmtree(work / "adapter", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     rng, rows, half = random.Random(0), work / "rows.jsonl", length // 2
-    some = [
-        {
-            name: [rng.randrange(256, 500) for _ in range(half)]
-            for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-        }
-        for _ in range(PAIRS * STEPS)
-    ]
-    rows.write_text("".join(f"{json.dumps(row)}\n" for row in some), encoding="utf-8")
+    count = PAIRS * STEPS
+    with rows.open("w") as file:
+        for _ in range(count):
+            texts = [engine.draw_tokens(rng, VOCAB, half) for _ in range(3)]
+            row = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), texts, strict=True))
+            file.write(f"{json.dumps(row)}\n")
     changes = {
         "epochs": 1,
         "batch": PAIRS,
@@ -391,7 +367,7 @@ def _train(
         adapter_in=None,
         adapter_out=work / "adapter",
         rows=rows,
-        row_count=len(some),
+        row_count=count,
         pad=ChatFormat.load(base).pad,
         seed=0,
         lora=settings.lora,
@@ -406,13 +382,14 @@ def _train(
         if "values" in message:
             steps.append((time.monotonic(), message["values"]["loss"]))
 
-    result = runtime.train(job, work, report)
+    with open_runtime(backend) as runtime:
+        result = runtime.train(job, work, report)
     if wanted.gpu and result.peak_bytes is None:
         raise EngineError(
             "torch sees no GPU and trained on the CPU; `python -m selfreward_lite doctor` says "
             "what to do"
         )
-    spent = [after - before for (before, _), (after, _) in zip(steps, steps[1:], strict=False)]
+    spent = [after - before for (before, _), (after, _) in pairwise(steps)]
     return Figures(
         seconds_of_a_pair=median(spent) / PAIRS,
         torch_peak_bytes=result.peak_bytes,
@@ -427,17 +404,17 @@ def _train(
 
 def check_parity(wanted: CardBenchConfig) -> Figures:
     """Export a random base and adapter as a run does; compare llama.cpp's logits with PEFT's."""
+    adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
+    if not adapter.exists():
+        train(wanted, "transformers", wanted.lengths[0])
+    base, out = _make_base(wanted), wanted.folder / "exported" / "base.gguf"
+    model = config.load(wanted.preset).model.model_copy(update={"gguf_file": None})
+    rng = random.Random(1)
+    lists = [engine.draw_tokens(rng, VOCAB, count) for count in (16, 64)]
     with open_runtime("transformers") as runtime:
-        adapter = wanted.folder / f"{wanted.shape}-training" / "adapter"
-        if not adapter.exists():
-            _train(wanted, runtime, "transformers", wanted.lengths[0])
-        base, out = _make_base(wanted), wanted.folder / "exported" / "base.gguf"
-        model = config.load(wanted.preset).model.model_copy(update={"gguf_file": None})
         began = time.monotonic()
         runtime.export_base(base, out, model)
         exported = time.monotonic()
-        rng = random.Random(1)
-        lists = [[rng.randrange(256, 500) for _ in range(count)] for count in (16, 64)]
         found = runtime.export_adapter(
             base, adapter, out, out.with_name("adapter.gguf"), lists, model
         )

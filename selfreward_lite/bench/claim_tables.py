@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from selfreward_lite.bench.claims import (
     CLAIMS,
-    LAST,
     MORE_POSITIVE,
     MORE_STEPS,
     MR,
@@ -22,17 +22,13 @@ from selfreward_lite.bench.claims import (
     JudgedClaim,
     judge_claim,
 )
+from selfreward_lite.bench.paper_table import ITERATIONS
 from selfreward_lite.bench.seeds import Means, Row, average, average_values
 from selfreward_lite.data.records import BASE
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
 
-COLUMNS = {  # with their headings
-    "win_rate": "win rate against M0",
-    "length_controlled_win_rate": "at equal length",
-    "exact_score": "exact score",
-    "answer_right": "answers right",
-    "length": "characters",
-    "judge_pair_accuracy": "judge: pairs right",
+# Columns about the training data, and how long it was trained on: the mean over all iterations.
+OF_DATA = {
     "pair_yield": "prompts with a pair",
     "pair_accuracy": "pairs: chosen is better",
     "tie_rate": "ties",
@@ -40,16 +36,15 @@ COLUMNS = {  # with their headings
     "first_share": "meta-judge: for the first shown",
     "training_steps": "training steps",
 }
-
-# Columns about the training data, and how long it was trained on: the mean over all iterations.
-OF_DATA = (
-    "pair_yield",
-    "pair_accuracy",
-    "tie_rate",
-    "meta_accuracy",
-    "first_share",
-    "training_steps",
-)
+COLUMNS = {  # with their headings
+    "win_rate": "win rate against M0",
+    "length_controlled_win_rate": "at equal length",
+    "exact_score": "exact score",
+    "answer_right": "answers right",
+    "length": "characters",
+    "judge_pair_accuracy": "judge: pairs right",
+    **OF_DATA,
+}
 
 # The plots: heading, column, arms.
 PANELS = (
@@ -76,39 +71,25 @@ PANELS = (
 )
 
 
-@dataclass(frozen=True)
 class PaperTable:
     """The rows of an experiment, to six digits, and what follows from them."""
 
-    rows: list[Row]
-    arms: dict[str, Means]
-    claims: list[JudgedClaim]
-
-    @classmethod
-    def build(cls, rows: Sequence[Row]) -> PaperTable:
-        """Everything that is shown of these rows."""
-        kept = [
-            replace(
-                row,
-                values={
-                    name: round(value, 6)
-                    for name, value in row.values.items()
-                    if not math.isnan(value)
-                },
-            )
-            for row in rows
-        ]
-        claims = [judge_claim(one, kept) for one in (*CLAIMS, *QUESTIONS)]
-        return cls(kept, average_arms(kept), claims)
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows: list[Row] = []
+        for row in rows:
+            known = {name: value for name, value in row.values.items() if not math.isnan(value)}
+            rounded = {name: round(value, 6) for name, value in known.items()}
+            self.rows.append(replace(row, values=rounded))
+        self.arms = average_arms(self.rows)
+        self.claims = [judge_claim(one, self.rows) for one in (*CLAIMS, *QUESTIONS)]
 
     @property
     def seconds_of_an_arm(self) -> dict[str, float]:
         """Seconds of all iterations of an arm: the median and the most over arms and seeds."""
-        spent: dict[tuple[str, int], float] = {}
+        spent: dict[tuple[str, int], float] = defaultdict(float)
         for row in self.rows:
             if row.iteration > 0:
-                trial = row.arm, row.seed
-                spent[trial] = spent.get(trial, 0.0) + row.values["seconds"]
+                spent[row.arm, row.seed] += row.values["seconds"]
         if not spent:
             return {}
         return {"median": round(median(spent.values()), 1), "most": round(max(spent.values()), 1)}
@@ -148,42 +129,41 @@ class PaperTable:
 
     def panels(self) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
         """The lines of the plots, by heading and arm: (model, mean, standard error)."""
-        known = average(_models(self.rows), COLUMNS)
-        found = {
-            heading: {
-                arm: [(t, *means[column]) for t, means in known[arm].items() if column in means]
-                for arm in arms
-                if arm in known
-            }
-            for heading, column, arms in PANELS
-        }
-        return {heading: lines for heading, lines in found.items() if lines}
+        known = average_models(self.rows)
+        found: dict[str, dict[str, list[tuple[int, float, float]]]] = defaultdict(dict)
+        for heading, column, arms in PANELS:
+            for arm in filter(known.get, arms):
+                found[heading][arm] = [
+                    (number, *means[column])
+                    for number, means in known[arm].items()
+                    if column in means
+                ]
+        return found
 
 
 def average_arms(rows: Sequence[Row]) -> dict[str, Means]:
     """Each arm's last model, and its data over all iterations; before them, M0 alone."""
     found: dict[str, Means] = {}
-    for arm, by_iteration in average(_models(rows), COLUMNS).items():
+    for arm, by_iteration in average_models(rows).items():
         if arm == SR:
             found["M0 only"] = by_iteration[0]
         last = max(by_iteration)
         there = {row.seed for row in rows if (row.arm, row.iteration) == (arm, last)}
-        is_complete = last == LAST and there == {row.seed for row in rows}
+        is_complete = last == ITERATIONS and there == {row.seed for row in rows}
         title = arm if is_complete else f"{arm} (M{last}, {len(there)} seeds)"
-        by_seed = [
-            average_values(
-                [row.values for row in rows if (row.arm, row.seed) == (arm, seed)], OF_DATA
-            )
-            for seed in sorted(there)
-        ]
-        data = [{name: mean for name, (mean, _) in means.items()} for means in by_seed]
+        data = []
+        for seed in there:
+            values = [row.values for row in rows if (row.arm, row.seed) == (arm, seed)]
+            means = average_values(values, OF_DATA)
+            data.append({name: mean for name, (mean, _) in means.items()})
         means = by_iteration[last] | average_values(data, OF_DATA)
         found[title] = {name: (round(a, 6), round(b, 6)) for name, (a, b) in means.items()}
     return found
 
 
-def _models(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.iteration != BASE]
+def average_models(rows: Sequence[Row]) -> dict[str, dict[int, Means]]:
+    """The means of M0 and later models, by arm and iteration."""
+    return average([row for row in rows if row.iteration != BASE], COLUMNS)
 
 
 def _to_json(judged: JudgedClaim) -> dict[str, Any]:

@@ -9,7 +9,7 @@ unless it falls.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,6 @@ from selfreward_lite.bench.seeds import Row
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import t_interval
 
-LAST = ITERATIONS
 SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewarding"
 MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # nearly as many training steps as Meta-Rewarding
 POSITIVE = "positive examples only"
@@ -117,26 +116,28 @@ class JudgedClaim:
 
 def judge_claim(claim: Claim, rows: Sequence[Row]) -> JudgedClaim:
     """The claim with its differences, measured seed by seed."""
-    by_seed: dict[int, dict[Model, Mapping[str, float]]] = {}
-    for row in rows:
-        by_seed.setdefault(row.seed, {})[row.arm, row.iteration] = row.values
-    seeds = list(by_seed.values())
-    return JudgedClaim(claim, [_measure(one, seeds) for one in claim.differences])
+    return JudgedClaim(claim, [_measure(one, rows) for one in claim.differences])
 
 
-def _measure(one: Difference, seeds: Sequence[Mapping[Model, Mapping[str, float]]]) -> Found:
+def _measure(one: Difference, rows: Sequence[Row]) -> Found:
+    found = {(row.seed, row.arm, row.iteration): row.values.get(one.column) for row in rows}
+    seeds = {row.seed for row in rows}
     values, has_room = [], False
-    for rows in seeds:
-        more = rows.get(one.more, {}).get(one.column)
-        less = rows.get(one.less, {}).get(one.column) if one.less else 0.5
+    for seed in seeds:
+        more = found.get((seed, *one.more))
+        less = found.get((seed, *one.less)) if one.less else 0.5
         if more is not None and less is not None:
             values.append(more - less)
             has_room |= less < 1 or not one.column.startswith("judge_")
     return Found(one.text, *t_interval(values), len(values), len(seeds), has_room)
 
 
+def _claim(name: str, source: str, text: str, *differences: Difference) -> Claim:
+    return Claim(name, source, text, differences)
+
+
 def _between(
-    column: str, more: str, less: str, text: str = "", iteration: int = LAST
+    column: str, more: str, less: str, text: str = "", iteration: int = ITERATIONS
 ) -> Difference:
     """The same model of two arms, by default the last."""
     text = text or f"{column.replace('_', ' ')}: {more} less {less}"
@@ -150,99 +151,86 @@ def _over(column: str, arm: str, after: int, before: int) -> Difference:
     return Difference(text, column, (arm, after), (arm, before))
 
 
-def _above_half(column: str, arm: str, iteration: int, text: str) -> Difference:
-    return Difference(text, column, (arm, iteration))
-
-
 JUDGE = ("pair_accuracy", "five_best", "exact_match", "spearman", "kendall")
 SR_PAPER, MR_PAPER = "arXiv 2401.10020", "arXiv 2407.19594"
 CLAIMS = (
-    Claim(
+    _claim(
         "C6",
         SR_PAPER,
         "EFT (here with decoys) improves all five metrics of the judge",
-        tuple(_over(f"judge_{one}", SR, 0, BASE) for one in JUDGE),
+        *(_over(f"judge_{one}", SR, 0, BASE) for one in JUDGE),
     ),
-    Claim(
+    _claim(
         "C7",
         SR_PAPER,
         "one round improves the answers and the judge of the next round",
-        (
-            _above_half("win_rate", SR, 1, f"win rate, {SR}: M1 against M0, less ½"),
-            _over("judge_pair_accuracy", SR, 1, 0),
-        ),
+        Difference(f"win rate, {SR}: M1 against M0, less ½", "win_rate", (SR, 1)),
+        _over("judge_pair_accuracy", SR, 1, 0),
     ),
-    Claim(
+    _claim(
         "C8",
         SR_PAPER,
         "each iteration beats the one before",
-        tuple(
-            _above_half(
-                "win_rate_vs_previous",
-                SR,
-                number,
+        *(
+            Difference(
                 f"win rate, {SR}: M{number} against M{number - 1}, less ½",
+                "win_rate_vs_previous",
+                (SR, number),
             )
-            for number in range(1, LAST + 1)
+            for number in range(1, ITERATIONS + 1)
         ),
     ),
-    Claim(
+    _claim(
         "C9",
         SR_PAPER,
         "preference pairs beat positive examples only",
-        (_between("win_rate", SR, POSITIVE),),
+        _between("win_rate", SR, POSITIVE),
     ),
-    Claim(
+    _claim(
         "C10",
         SR_PAPER,
         "the gain of an iteration shrinks (saturation)",
-        (
-            Difference(
-                f"win rate against the model before, {SR}: M1 less M{LAST}",
-                "win_rate_vs_previous",
-                (SR, 1),
-                (SR, LAST),
-            ),
+        Difference(
+            f"win rate against the model before, {SR}: M1 less M{ITERATIONS}",
+            "win_rate_vs_previous",
+            (SR, 1),
+            (SR, ITERATIONS),
         ),
     ),
-    Claim(
+    _claim(
         "C15",
         MR_PAPER,
         "Meta-Rewarding beats Self-Rewarding with length control, which beats its seed",
-        (
-            _between("win_rate", MR, SR_LC),
-            _above_half("win_rate", SR_LC, LAST, f"win rate, {SR_LC}: M{LAST} against M0, less ½"),
+        _between("win_rate", MR, SR_LC),
+        Difference(
+            f"win rate, {SR_LC}: M{ITERATIONS} against M0, less ½", "win_rate", (SR_LC, ITERATIONS)
         ),
     ),
-    Claim(
+    _claim(
         "C16",
         MR_PAPER,
         "harder prompts improve too (tasks of the most letters)",
-        (_over("hard_score", MR, LAST, 0),),
+        _over("hard_score", MR, ITERATIONS, 0),
     ),
-    Claim(
+    _claim(
         "C17",
         MR_PAPER,
         "length control keeps answers short where the judge is biased against brevity",
-        (
-            _between("length", "biased: Self-Rewarding", "biased: Self-Rewarding + length control"),
-            _between(
-                "length", "biased: Meta-Rewarding, no length control", "biased: Meta-Rewarding"
-            ),
-        ),
+        _between("length", "biased: Self-Rewarding", "biased: Self-Rewarding + length control"),
+        _between("length", "biased: Meta-Rewarding, no length control", "biased: Meta-Rewarding"),
     ),
-    Claim(
+    _claim(
         "C18",
         MR_PAPER,
         "the judge agrees more with the ranks (the paper: with people) "
         "after the iterations that train it",
-        (_over("judge_pair_accuracy", MR, 2, 0),),
+        _over("judge_pair_accuracy", MR, 2, 0),
     ),
-    Claim(
+    _claim(
         "C19",
         MR_PAPER,
         "judging gains more where judgments are trained on",
-        tuple(
+        *(
             _between(
                 "judge_pair_accuracy",
                 MR,
@@ -250,113 +238,103 @@ CLAIMS = (
                 f"judge pair accuracy, M{number}: {MR} less {SR_LC}",
                 number,
             )
-            for number in range(1, LAST + 1)
+            for number in range(1, ITERATIONS + 1)
         ),
     ),
-    Claim(
+    _claim(
         "C20",
         MR_PAPER,
         "small differences tie on a scale of five; expected scores tie less",
-        (
-            _between(
-                "tie_rate",
-                MR,
-                "Meta-Rewarding, expected score",
-                f"ties in the data of M{LAST}: {MR} less Meta-Rewarding, expected score",
-            ),
+        _between(
+            "tie_rate",
+            MR,
+            "Meta-Rewarding, expected score",
+            f"ties in the data of M{ITERATIONS}: {MR} less Meta-Rewarding, expected score",
         ),
     ),
 )
 
 # No paper claims these; a user wants to know them before choosing a setting.
 QUESTIONS = (
-    Claim(
+    _claim(
         "Q0",
         "",
         "the meta-judge finds the better of two judgments",
-        (
-            _above_half("meta_accuracy", MR, 1, "battles decided rightly, first iteration, less ½"),
-            _above_half(
-                "meta_accuracy", MR, 2, "battles decided rightly, second iteration, less ½"
-            ),
-        ),
+        Difference("battles decided rightly, first iteration, less ½", "meta_accuracy", (MR, 1)),
+        Difference("battles decided rightly, second iteration, less ½", "meta_accuracy", (MR, 2)),
     ),
-    Claim(
+    _claim(
         "Q1",
         "arXiv 2503.03064",
         "on pairs that the sampled mean ties, the expected score finds the better one",
-        (_above_half("tie_accuracy", SR, 1, "accuracy on tied pairs, first iteration, less ½"),),
+        Difference("accuracy on tied pairs, first iteration, less ½", "tie_accuracy", (SR, 1)),
     ),
-    Claim(
+    _claim(
         "Q2",
         "",
         "expected scores make a better model than sampled ones",
-        (_between("win_rate", "Meta-Rewarding, expected score", MR),),
+        _between("win_rate", "Meta-Rewarding, expected score", MR),
     ),
-    Claim(
+    _claim(
         "Q3",
         "",
         "the SFT anchor makes a better model",
-        (_between("win_rate", MR, "Meta-Rewarding, no SFT anchor"),),
+        _between("win_rate", MR, "Meta-Rewarding, no SFT anchor"),
     ),
-    Claim(
+    _claim(
         "Q4",
         "",
         "judgment pairs in the first iterations only are better than in all of them",
-        (_between("win_rate", MR, "Meta-Rewarding, judgment pairs always"),),
+        _between("win_rate", MR, "Meta-Rewarding, judgment pairs always"),
     ),
-    Claim(
-        "Q5", "", "EFT makes a better model", (_between("win_rate", MR, "Meta-Rewarding, no EFT"),)
+    _claim(
+        "Q5", "", "EFT makes a better model", _between("win_rate", MR, "Meta-Rewarding, no EFT")
     ),
-    Claim(
+    _claim(
         "Q6",
         "",
         "length control makes a better model where the judge is biased against brevity",
-        (
-            _between(
-                "exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"
-            ),
+        _between(
+            "exact_score", "biased: Meta-Rewarding", "biased: Meta-Rewarding, no length control"
         ),
     ),
-    Claim(
+    _claim(
         "Q7",
         "",
         "Meta-Rewarding beats Self-Rewarding + length control of nearly as many steps",
-        (_between("win_rate", MR, MORE_STEPS),),
+        _between("win_rate", MR, MORE_STEPS),
     ),
-    Claim(
+    _claim(
         "Q8",
         "",
         "in the biased world Meta-Rewarding beats Self-Rewarding + length control "
         "of nearly as many steps",
-        (_between("win_rate", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),),
+        _between("win_rate", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),
     ),
-    Claim(
+    _claim(
         "Q9",
         "",
         "the expected score finds the better one of tied pairs in the later iterations too",
-        (
-            _above_half("tie_accuracy", SR, 2, "accuracy on tied pairs, second iteration, less ½"),
-            _above_half("tie_accuracy", SR, 3, "accuracy on tied pairs, third iteration, less ½"),
-        ),
+        Difference("accuracy on tied pairs, second iteration, less ½", "tie_accuracy", (SR, 2)),
+        Difference("accuracy on tied pairs, third iteration, less ½", "tie_accuracy", (SR, 3)),
     ),
-    Claim(
+    _claim(
         "Q10",
         "",
         "preference pairs beat positive examples that are trained on for as many steps",
-        (_between("win_rate", MORE_STEPS, MORE_POSITIVE),),
+        _between("win_rate", MORE_STEPS, MORE_POSITIVE),
     ),
-    Claim(
+    _claim(
         "Q11",
         "",
         "judgment pairs make a better judge than nearly as many steps without them",
-        (_between("judge_pair_accuracy", MR, MORE_STEPS),),
+        _between("judge_pair_accuracy", MR, MORE_STEPS),
     ),
-    Claim(
+    _claim(
         "Q12",
         "",
         "in the biased world they make better pairs for M3 to learn from",
-        (_between("pair_accuracy", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),),
+        _between("pair_accuracy", "biased: Meta-Rewarding", f"biased: {MORE_STEPS}"),
     ),
 )
 

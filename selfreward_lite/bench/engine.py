@@ -7,17 +7,18 @@ by itself, so each sample is a request with a length of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import accumulate, permutations
+from itertools import accumulate, pairwise, permutations
+from operator import itemgetter
 from os.path import commonprefix
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, Literal
 
-from selfreward_lite.bench import baselines
+from selfreward_lite.bench import Say, baselines
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats
 from selfreward_lite.engine.loading import cores, micro_batch, uses_flash
 from selfreward_lite.engine.process import ProcessEngine
@@ -25,8 +26,7 @@ from selfreward_lite.models import random_models
 from selfreward_lite.models.random_models import Quantization
 from selfreward_lite.system.errors import ConfigError, UserError
 
-Tokens = tuple[int, ...]
-Say = Callable[[str], None]
+NAMES = {"naive": "llama-cpp-python", "engine": "this engine", "ceiling": "raw llama.cpp"}
 COMMON = 250  # tokens of every judge prompt: rubric and examples
 JUDGMENT = 200  # tokens of a judgment that a meta-judge reads
 VERDICT = (8, 24)  # tokens of a meta-judge's verdict
@@ -48,7 +48,7 @@ class Load:
     def unique_tokens(self) -> int:
         """Prompt tokens to compute if no beginning is computed twice: the nodes of the trie."""
         prompts = sorted({request.tokens for request in self.requests})
-        shared = sum(len(commonprefix(pair)) for pair in zip(prompts, prompts[1:], strict=False))
+        shared = sum(len(commonprefix(pair)) for pair in pairwise(prompts))
         return sum(map(len, prompts)) - shared
 
     @property
@@ -101,20 +101,19 @@ def judge_load(
     tokens: int = 600,
     new: tuple[int, int] = (40, 160),
     adapter: str | None = None,
-    seed: int = 0,
     draw: Sampling = DRAW,
 ) -> Load:
     """Judgments of responses: prompts of `tokens` with a common beginning, `samples` of each.
 
     A judgment has between `new[0]` and `new[1]` tokens.
     """
-    rng = random.Random(seed)
-    common = _draw_tokens(rng, vocab, min(COMMON, tokens // 2))
+    rng = random.Random(0)
+    common = draw_tokens(rng, vocab, min(COMMON, tokens // 2))
     requests = []
     for number in range(prompts):
-        prompt = common + _draw_tokens(rng, vocab, tokens - len(common))
+        prompt = common + draw_tokens(rng, vocab, tokens - len(common))
         requests += [
-            _make_request(f"{number}:{index}", prompt, rng.randint(*new), rng, adapter, draw)
+            _make_request(f"{number}:{index}", prompt, new, rng, adapter, draw)
             for index in range(samples)
         ]
     return Load("judge", tuple(requests), len(common))
@@ -127,7 +126,6 @@ def meta_load(
     judgments: int = 4,
     tokens: int = 600,
     adapter: str | None = None,
-    seed: int = 0,
 ) -> Load:
     """Battles between the judgments of each response: all pairs in both orders, a short verdict.
 
@@ -141,40 +139,39 @@ def meta_load(
         )
     if judgments < 2:
         raise ConfigError("a battle needs two judgments of a response; give --samples 2 or more")
-    rng = random.Random(seed)
-    common = _draw_tokens(rng, vocab, rest * 3 // 4)
+    rng = random.Random(0)
+    common = draw_tokens(rng, vocab, rest * 3 // 4)
     requests = []
     for number in range(responses):
-        asked = common + _draw_tokens(rng, vocab, rest - len(common))
-        written = [_draw_tokens(rng, vocab, JUDGMENT) for _ in range(judgments)]
+        asked = common + draw_tokens(rng, vocab, rest - len(common))
+        written = [draw_tokens(rng, vocab, JUDGMENT) for _ in range(judgments)]
         for first, second in permutations(range(judgments), 2):
             prompt = asked + written[first] + written[second]
             requests.append(
-                _make_request(
-                    f"{number}:{first}:{second}", prompt, rng.randint(*VERDICT), rng, adapter
-                )
+                _make_request(f"{number}:{first}:{second}", prompt, VERDICT, rng, adapter, DRAW)
             )
     return Load("meta", tuple(requests), len(common))
 
 
-def _draw_tokens(rng: random.Random, vocab: int, count: int) -> Tokens:
+def draw_tokens(rng: random.Random, vocab: int, count: int) -> tuple[int, ...]:
+    """Random tokens of a vocabulary, none of which is a byte or a special one."""
     return tuple(rng.randrange(256, vocab - 8) for _ in range(count))
 
 
 def _make_request(
     key: str,
-    prompt: Tokens,
-    new: int,
+    prompt: tuple[int, ...],
+    new: tuple[int, int],
     rng: random.Random,
     adapter: str | None,
-    draw: Sampling = DRAW,
+    draw: Sampling,
 ) -> Request:
-    sampling = replace(draw, max_tokens=new)
+    sampling = replace(draw, max_tokens=rng.randint(*new))
     return Request(key, prompt, (rng.randrange(2**31),), sampling, (), adapter)
 
 
 def spec_for(
-    model: Path, load: Load, *, parallel: int, threads: int | None, gpu_layers: int
+    model: Path, load: Load, parallel: int, gpu_layers: int, threads: int | None = None
 ) -> LlamaSpec:
     """The engine for a load. On a GPU the KV cache holds half of the sequences at full length."""
     return LlamaSpec(
@@ -195,19 +192,17 @@ class Plan:
 
     spec: LlamaSpec
     load: Load
-    repeats: int = 3
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
 class Found:
-    """Generated tokens a second of the three, one value a repeat, and the engine's counters.
+    """Generated tokens a second, one value a repeat, by key of NAMES; the engine's counters.
 
-    `ceiling` is raw llama.cpp, with the fastest `layout`.
+    Raw llama.cpp has the fastest `layout`.
     """
 
-    naive: list[float]
-    engine: list[float]
-    ceiling: list[float]
+    rates: dict[str, list[float]]
     stats: Stats
     quantization: str
     layout: str
@@ -217,18 +212,15 @@ def measure(plan: Plan, say: Say) -> Found:
     """Measure the three in turn, `repeats` times, with raw llama.cpp's fastest layout."""
     trace = baselines.record(plan.spec, plan.load.requests)
     fastest = find_fastest(plan, trace.steps, say)
-    found = Found([], [], [], Stats(), trace.quantization, _describe(fastest))
+    rates: dict[str, list[float]] = {key: [] for key in NAMES}
     for number in range(1, plan.repeats + 1):
-        found.naive.append(naive_rate(plan))
+        rates["naive"].append(naive_rate(plan))
         rate, stats = engine_rate(plan)
-        found.engine.append(rate)
-        raw = trace.generated / baselines.replay(fastest, trace.steps)
-        found.ceiling.append(raw)
-        say(
-            f"{number} of {plan.repeats}: naive {found.naive[-1]:.1f}, engine {rate:.1f}, "
-            f"raw llama.cpp {raw:.1f} tokens/s"
-        )
-    return replace(found, stats=stats)
+        rates["engine"].append(rate)
+        rates["ceiling"].append(trace.generated / baselines.replay(fastest, trace.steps))
+        shown = (f"{name} {rates[key][-1]:.1f}" for key, name in NAMES.items())
+        say(f"{number} of {plan.repeats}: {', '.join(shown)} tokens/s")
+    return Found(rates, stats, trace.quantization, _describe(fastest))
 
 
 def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec:
@@ -239,11 +231,11 @@ def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec
 
     def fastest(specs: Iterable[LlamaSpec], steps: list[baselines.Step]) -> LlamaSpec:
         taken = []
-        for number, spec in enumerate(specs):
+        for spec in specs:
             seconds = baselines.replay(spec, steps)
             say(f"raw llama.cpp, {_describe(spec)}: {len(steps)} steps in {seconds:.2f} s")
-            taken.append((seconds, number, spec))
-        return min(taken)[2]
+            taken.append((seconds, spec))
+        return min(taken, key=itemgetter(0))[1]
 
     ends = accumulate(step.columns.shape[1] for step in steps)
     first = [step for step, end in zip(steps, ends, strict=True) if end <= SEARCH_ROWS]
@@ -276,15 +268,13 @@ def _describe(spec: LlamaSpec) -> str:
 
 def document(plan: Plan, found: Found) -> dict[str, Any]:
     """The result as JSON; rates are medians."""
-    naive, engine, ceiling = median(found.naive), median(found.engine), median(found.ceiling)
+    rates = {key: median(values) for key, values in found.rates.items()}
     stats = found.stats
     slots = max(1, stats.busy_steps * plan.spec.parallel)
     return {
-        "naive_tokens_per_s": round(naive, 1),
-        "engine_tokens_per_s": round(engine, 1),
-        "ceiling_tokens_per_s": round(ceiling, 1),
-        "engine_over_naive": round(engine / naive, 3),
-        "engine_over_ceiling": round(engine / ceiling, 3),
+        **{f"{key}_tokens_per_s": round(rate, 1) for key, rate in rates.items()},
+        "engine_over_naive": round(rates["engine"] / rates["naive"], 3),
+        "engine_over_ceiling": round(rates["engine"] / rates["ceiling"], 3),
         "prefill_tokens_requested": stats.prompt_requested,
         "prefill_tokens_computed": stats.prompt_computed,
         "prefill_tokens_unique": plan.load.unique_tokens,

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from selfreward_lite import config
-from selfreward_lite.bench.seeds import Arm, OpenRuntime, Row, Say, Start, run_arms
+from selfreward_lite.bench import Say
+from selfreward_lite.bench.seeds import Arm, Row, Start, run_arms
 from selfreward_lite.data.records import (
     BASE,
     Battle,
@@ -32,6 +33,7 @@ from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.score import score_answer
 from selfreward_lite.method import metrics
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, group_by_response
+from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.report import plots, summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
@@ -94,7 +96,6 @@ ARMS = (
 def run_table(
     folder: Path,
     seeds: Sequence[int],
-    open_runtime: OpenRuntime,
     watch: Watch,
     say: Say,
     arms: Sequence[Arm] = ARMS,
@@ -113,7 +114,7 @@ def run_table(
         _branch(own, place / arm.name, {**arm.change, "iterations": str(ITERATIONS)})
         return Start(place / arm.name, m0, {"gates.mode": "report"})
 
-    trials = run_arms(arms, seeds, start, measure_arm, open_runtime, watch, say)
+    trials = run_arms(arms, seeds, start, measure_arm, watch, say)
     return [row for trial in trials for row in trial.rows]
 
 
@@ -234,7 +235,7 @@ def _pair_accuracy(pairs: Sequence[ResponsePair], exact: Mapping[str, int]) -> f
     scores = [
         (exact[one.chosen_id], exact[one.rejected_id]) for one in pairs if one.chosen_id in exact
     ]
-    return _mean([chosen > rejected for chosen, rejected in scores if chosen != rejected])
+    return mean_or_none([chosen > rejected for chosen, rejected in scores if chosen != rejected])
 
 
 def _tie_accuracy(
@@ -254,7 +255,7 @@ def _tie_accuracy(
         if read:
             sampled, expected = map(fmean, zip(*read, strict=True))
             by_prompt[one.prompt_id].append((sampled, expected, exact[one.id]))
-    return _mean(
+    return mean_or_none(
         [
             (a[1] > b[1]) == (a[2] > b[2])
             for scored in by_prompt.values()
@@ -276,11 +277,7 @@ def _meta_accuracy(
         if one.verdict and first is not None and second is not None and best is not None:
             lead = abs(second - best) - abs(first - best)
             right += [(lead > 0) == (one.verdict > 0)] if lead else []
-    return _mean(right)
-
-
-def _mean(values: Sequence[bool]) -> float | None:
-    return fmean(values) if values else None
+    return mean_or_none(right)
 
 
 class _Answer(NamedTuple):

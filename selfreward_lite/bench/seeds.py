@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+from selfreward_lite.bench import Say
 from selfreward_lite.data.records import BASE, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
@@ -20,7 +22,7 @@ from selfreward_lite.method.statistics import standard_error
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
-from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.run.runtime import Runtime, open_runtime
 from selfreward_lite.system.errors import GateStop, TrainingError
 
 SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
@@ -38,6 +40,7 @@ COLUMNS = (
     "canary_score",
     "honest_bad_score",
 )
+LIMIT = "win_rate_limit"
 CLAIMS = (
     "every seed ran to the end",
     "the last model beats M0 on every seed",
@@ -48,8 +51,6 @@ CLAIMS = (
     "judge pair accuracy of the last model is at least M0's less 0.02",
     "the seed stage raises judge pair accuracy by at least 0.05",
 )
-OpenRuntime = Callable[[], AbstractContextManager[Runtime]]
-Say = Callable[[str], None]
 Means = dict[str, tuple[float, float]]  # mean and standard error, by column
 
 
@@ -61,7 +62,7 @@ class Arm:
     """
 
     name: str
-    change: Mapping[str, str] = field(default_factory=dict)
+    change: Mapping[str, str]
     seed_stage: Mapping[str, str] = field(default_factory=dict)
     own_m0: bool = False
 
@@ -101,7 +102,6 @@ def run_arms(
     seeds: Iterable[int],
     start: Callable[[Arm, int, Runtime], Start],
     measure: Callable[[Arm, int, Store, Path], Iterable[Row]],
-    open_runtime: OpenRuntime,
     watch: Watch,
     say: Say,
 ) -> list[Trial]:
@@ -114,8 +114,8 @@ def run_arms(
     spent: list[float] = []
     with open_runtime() as runtime:
         for number, (seed, arm) in enumerate(work, 1):
-            hours = fmean(spent) * (len(work) - number + 1) / 3600 if spent else 0
-            left = f", about {hours:.1f} h left" if spent else ""
+            remaining = len(work) - number + 1
+            left = f", about {fmean(spent) * remaining / 3600:.1f} h left" if spent else ""
             say(f"seed {seed}: {arm.name} ({number} of {len(work)}{left})")
             begin = start(arm, seed, runtime)
             began, stopped = time.monotonic(), None
@@ -136,11 +136,13 @@ def run_arms(
 
 def average(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, dict[int, Means]]:
     """The means over seeds, by arm and iteration."""
-    found: dict[str, dict[int, Means]] = {}
-    for arm, iteration in dict.fromkeys((row.arm, row.iteration) for row in rows):
-        values = [row.values for row in rows if (row.arm, row.iteration) == (arm, iteration)]
-        found.setdefault(arm, {})[iteration] = average_values(values, columns)
-    return found
+    values: dict[str, dict[int, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        values[row.arm][row.iteration].append(row.values)
+    return {
+        arm: {number: average_values(found, columns) for number, found in models.items()}
+        for arm, models in values.items()
+    }
 
 
 def average_values(values: Sequence[Mapping[str, float]], columns: Iterable[str]) -> Means:
@@ -153,12 +155,7 @@ def average_values(values: Sequence[Mapping[str, float]], columns: Iterable[str]
 
 
 def run_tiny(
-    folder: Path,
-    seeds: Iterable[int],
-    settings: Mapping[str, str],
-    open_runtime: OpenRuntime,
-    watch: Watch,
-    say: Say,
+    folder: Path, seeds: Iterable[int], settings: Mapping[str, str], watch: Watch, say: Say
 ) -> list[Trial]:
     """Run or resume the tiny preset with every seed, changed by `settings`."""
 
@@ -166,13 +163,13 @@ def run_tiny(
         place = folder / f"seed-{seed}"
         return Start(place, place, {**settings, "seed": str(seed)}, "tiny")
 
-    return run_arms([Arm("tiny")], seeds, start, _measure, open_runtime, watch, say)
+    return run_arms([Arm("tiny", {})], seeds, start, _measure, watch, say)
 
 
 def _measure(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
     """The rows of a run's summary; the base's also has the highest possible win rate against M0."""
-    document, limit = summary.summarize_run(store), _win_rate_limit(store)
-    base = {**document["base"], "win_rate_limit": limit}
+    document = summary.summarize_run(store)
+    base = {**document["base"], LIMIT: _win_rate_limit(store)}
     for iteration, values in enumerate([base, *document["iterations"]], BASE):
         known = {name: value for name, value in values.items() if value is not None}
         yield Row(arm.name, seed, iteration, known)
@@ -185,6 +182,13 @@ def _win_rate_limit(store: Store) -> float | None:
     return None if scores is None else scores.win_rate_limit()
 
 
+def average_models(trials: Sequence[Trial]) -> dict[int, Means]:
+    """The means over seeds, by model; the base's have `win_rate_limit`."""
+    rows = [row for one in trials for row in one.rows]
+    (found,) = average(rows, (*COLUMNS, LIMIT)).values()
+    return found
+
+
 def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
     """Whether each claim about the loop holds; none does if a run ended early."""
     is_complete = all(
@@ -192,30 +196,29 @@ def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
     )
     if not is_complete:
         return dict.fromkeys(CLAIMS, False)
-    rows = [row for one in trials for row in one.rows]
-    (by_iteration,) = average(rows, COLUMNS).values()
-    base, *means = by_iteration.values()
+    base, *models = (
+        {name: mean for name, (mean, _) in means.items()}
+        for means in average_models(trials).values()
+    )
+    first, last = models[0], models[-1]
     held = (
         is_complete,
         all(one.rows[-1].values["win_rate_vs_seed"] > 0.5 for one in trials),
-        means[-1]["win_rate_vs_seed"][0] >= 0.85,
-        all(
-            after["exact_score"][0] > before["exact_score"][0]
-            for before, after in zip(means, means[1:], strict=False)
-        ),
-        means[-1]["answer_right"][0] > means[0]["answer_right"][0],
+        last["win_rate_vs_seed"] >= 0.85,
+        all(after["exact_score"] > before["exact_score"] for before, after in pairwise(models)),
+        last["answer_right"] > first["answer_right"],
         not any(map(_falls, trials)),
-        means[-1]["judge_pair_accuracy"][0] >= means[0]["judge_pair_accuracy"][0] - 0.02,
-        means[0]["judge_pair_accuracy"][0] >= base["judge_pair_accuracy"][0] + 0.05,
+        last["judge_pair_accuracy"] >= first["judge_pair_accuracy"] - 0.02,
+        first["judge_pair_accuracy"] >= base["judge_pair_accuracy"] + 0.05,
     )
     return dict(zip(CLAIMS, held, strict=True))
 
 
 def _falls(trial: Trial) -> bool:
     """Whether right answers fall in an iteration by more than two standard errors."""
-    models = [row.values for row in trial.rows[1:]]
-    for before, after in zip(models, models[1:], strict=False):
-        error = math.hypot(before["answer_right_error"], after["answer_right_error"])
-        if after["answer_right"] < before["answer_right"] - 2 * error:
-            return True
-    return False
+    return any(
+        after["answer_right"]
+        < before["answer_right"]
+        - 2 * math.hypot(before["answer_right_error"], after["answer_right_error"])
+        for before, after in pairwise(row.values for row in trial.rows[1:])
+    )

@@ -5,133 +5,106 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli.options import parse_seeds
+from selfreward_lite.bench.card_file import CardFile, Figures
+from selfreward_lite.cli.options import Seeds, Set, parse_seeds
 from selfreward_lite.cli.output import Display, emit, print_table, say
-from selfreward_lite.data.records import ModelId
-from selfreward_lite.method.statistics import format_with_error, nan_to_none
+from selfreward_lite.data.records import BASE, ModelId
+from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import list_gpus
 from selfreward_lite.system.processes import one_gpu
 
-if TYPE_CHECKING:
-    from selfreward_lite.bench.card_file import Figures
-    from selfreward_lite.bench.engine import Found, Plan
-
 SAMPLERS = {"one_thread": "one thread", "threads": "all threads", "graph": "llama.cpp's graph"}
-bench = typer.Typer(
-    no_args_is_help=True,
-    help="Measure: does it learn, how fast are the engine, a GPU, the app.",
+bench = Typer(
+    no_args_is_help=True, help="Measure: does it learn, how fast are the engine, a GPU, the app."
 )
 
 
 @bench.command("tiny")
 def bench_tiny(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 100-104 or 7,9.")] = "100-104",
-    prompts: Annotated[int, typer.Option(help="Held-out prompts per model.", min=2)] = 1000,
-    runs_dir: Annotated[Path, typer.Option(help="Folder for the runs of the seeds.")] = Path(
+    seeds: Seeds = "100-104",
+    prompts: Annotated[int, Option(help="Held-out prompts per model.", min=2)] = 1000,
+    runs_dir: Annotated[Path, Option(help="Folder for the runs of the seeds.")] = Path(
         "runs/bench-tiny"
     ),
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as for run.")] = None,
+    set_: Set = None,
 ) -> None:
     """Does the loop learn? The tiny run with several seeds: means and standard errors."""
     from selfreward_lite.bench import seeds as seed_bench
-    from selfreward_lite.run.runtime import open_runtime
 
     overrides = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
     config.load("tiny", overrides)  # a mistyped setting leaves no folder behind
     with Display() as watch:
-        trials = seed_bench.run_tiny(
-            runs_dir, parse_seeds(seeds), overrides, open_runtime, watch, say
-        )
-    table = [row for one in trials for row in one.rows]
-    (means,) = seed_bench.average(table, seed_bench.COLUMNS).values()
-    reached = (sum(row.iteration == number for row in table) for number in means)
+        trials = seed_bench.run_tiny(runs_dir, parse_seeds(seeds), overrides, watch, say)
+    means = seed_bench.average_models(trials)
+    limit = means[BASE].pop(seed_bench.LIMIT, None)
+    reached = (sum(len(one.rows) > place for one in trials) for place in range(len(means)))
     rows = [["seeds that have it", *map(str, reached)]]
     for name in seed_bench.COLUMNS:
-        cells = [format_with_error(columns.get(name)) for columns in means.values()]
+        cells = (format_with_error(columns.get(name)) for columns in means.values())
         rows.append([name.replace("_", " "), *cells])
     print_table(["", *(ModelId(number).name for number in means)], rows)
     shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
     rows = []
     for one in trials:
-        cells = [" ".join(_short(row.values.get(name)) for row in one.rows[1:]) for name in shown]
+        values = ([row.values.get(name) for row in one.rows[1:]] for name in shown)
+        cells = (" ".join(format_with_error((value, None)) for value in each) for each in values)
         rows.append([str(one.seed), *cells, str(one.seconds), one.stopped or ""])
     print_table(
         ["seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped because"], rows
     )
-    limits = [one.rows[0].values for one in trials]
-    limit = seed_bench.average_values(limits, ["win_rate_limit"]).get("win_rate_limit")
     say(f"highest possible win rate against these M0: {format_with_error(limit)}")
     verdicts = seed_bench.check_claims(trials)
     for claim, holds in verdicts.items():
         say(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
-    pairs = [
-        {name: [*map(nan_to_none, pair)] for name, pair in columns.items()}
-        for columns in means.values()
-    ]
     emit(
         {
             "seeds": [one.seed for one in trials],
-            "mean_and_error": pairs,
-            "win_rate_limit": None if limit is None else [*map(nan_to_none, limit)],
+            "mean_and_error": [*means.values()],
+            "win_rate_limit": limit,
             "verdicts": verdicts,
         }
     )
 
 
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 @bench.command("engine")
 def bench_engine(
-    model: Annotated[Path | None, typer.Option(help="A GGUF model of the Llama family.")] = None,
+    model: Annotated[Path | None, Option(help="A GGUF model of the Llama family.")] = None,
     synthetic: Annotated[
-        str | None, typer.Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")
+        str | None, Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")
     ] = None,
     quantisation: Annotated[
-        Literal["q8_0", "q4_k_m"], typer.Option(help="Type of the random model's weights.")
+        Literal["q8_0", "q4_k_m"], Option(help="Type of the random model's weights.")
     ] = "q8_0",
     adapter: Annotated[
-        Path | None,
-        typer.Option(help="A GGUF LoRA for the model; `random` for a random model."),
+        Path | None, Option(help="A GGUF LoRA for the model; `random` for a random model.")
     ] = None,
     load: Annotated[
         Literal["judge", "meta"],
-        typer.Option(help="What to generate: judgments of responses, or battles of judgments."),
+        Option(help="What to generate: judgments of responses, or battles of judgments."),
     ] = "judge",
-    parallel: Annotated[
-        int, typer.Option(help="Sequences generated at once.", min=1, max=240)
-    ] = 16,
-    samples: Annotated[
-        int, typer.Option(help="Judgments per response, for both loads.", min=1)
-    ] = 8,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens per prompt.", min=8)] = 600,
+    parallel: Annotated[int, Option(help="Sequences generated at once.", min=1, max=240)] = 16,
+    samples: Annotated[int, Option(help="Judgments per response, for both loads.", min=1)] = 8,
+    prompt_tokens: Annotated[int, Option(help="Tokens per prompt.", min=8)] = 600,
     new_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a judgment; the fewest are a quarter.", min=4)
+        int, Option(help="Most tokens of a judgment; the fewest are a quarter.", min=4)
     ] = 160,
     requests: Annotated[
-        int | None,
-        typer.Option(help="Responses that are judged; by default 4, for meta 1.", min=1),
+        int | None, Option(help="Responses that are judged; by default 4, for meta 1.", min=1)
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; by default all cores.", min=1)
-    ] = None,
-    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 = all.", min=-1)] = 0,
-    repeats: Annotated[int, typer.Option(help="Measurements of each.", min=1)] = 3,
-    folder: Annotated[Path, typer.Option(help="Folder for random models.")] = Path(
-        "runs/bench-engine"
-    ),
+    threads: Annotated[int | None, Option(help="CPU threads; by default all cores.", min=1)] = None,
+    gpu_layers: Annotated[int, Option(help="Layers on the GPU; -1 = all.", min=-1)] = 0,
+    repeats: Annotated[int, Option(help="Measurements of each.", min=1)] = 3,
+    folder: Annotated[Path, Option(help="Folder for random models.")] = Path("runs/bench-engine"),
 ) -> None:
     """How fast is the engine? Compared with llama-cpp-python's usual API and raw llama.cpp."""
     from selfreward_lite.bench import baselines, engine
@@ -153,34 +126,16 @@ def bench_engine(
         asked = engine.meta_load(
             vocab, requests or 1, judgments=samples, tokens=prompt_tokens, adapter=name
         )
-    spec = engine.spec_for(model, asked, parallel=parallel, threads=threads, gpu_layers=gpu_layers)
+    spec = engine.spec_for(model, asked, parallel, gpu_layers, threads)
     plan = engine.Plan(spec, asked, repeats)
     found = engine.measure(plan, say)
     document = engine.document(plan, found)
     document["gpu"] = list_gpus()[0].name if gpu_layers and list_gpus() else None
-    _show_engine(plan, found, document)
-    sampled = baselines.drawing(spec, asked.requests[0].sampling)
-    document["step_s"] = {who: round(seconds, 5) for who, seconds in sampled.items()}
-    steps = (f"{1000 * seconds:.1f} ms ({SAMPLERS[who]})" for who, seconds in sampled.items())
-    say(f"a step with one token per sequence, by what samples: {', '.join(steps)}")
-    if name is not None:
-        loaded, switched = baselines.switching(spec, name)
-        say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
-        document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
-    emit(document)
-
-
-def _show_engine(plan: Plan, found: Found, document: Mapping[str, Any]) -> None:
-    arms = {
-        "llama-cpp-python": found.naive,
-        "this engine": found.engine,
-        "raw llama.cpp": found.ceiling,
-    }
     print_table(
-        ["", *(str(number) for number in range(1, plan.repeats + 1)), "median tokens/s"],
+        ["", *map(str, range(1, plan.repeats + 1)), "median tokens/s"],
         [
-            [arm, *(f"{rate:.1f}" for rate in rates), f"{median(rates):.1f}"]
-            for arm, rates in arms.items()
+            [engine.NAMES[key], *(f"{rate:.1f}" for rate in (*rates, median(rates)))]
+            for key, rates in found.rates.items()
         ],
         f"{plan.spec.model.name}, {plan.load.name} load",
     )
@@ -193,6 +148,15 @@ def _show_engine(plan: Plan, found: Found, document: Mapping[str, Any]) -> None:
         f"{document['prefill_tokens_requested']} requested; "
         f"sampling took {document['sampling_share']:.1%}"
     )
+    sampled = baselines.drawing(spec, asked.requests[0].sampling)
+    document["step_s"] = {who: round(seconds, 5) for who, seconds in sampled.items()}
+    steps = (f"{1000 * seconds:.1f} ms ({SAMPLERS[who]})" for who, seconds in sampled.items())
+    say(f"a step with one token per sequence, by what samples: {', '.join(steps)}")
+    if name is not None:
+        loaded, switched = baselines.switching(spec, name)
+        say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
+        document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
+    emit(document)
 
 
 @bench.command("app")
@@ -224,23 +188,20 @@ def _figure(group: str, name: str, value: float) -> str:
 @bench.command("card")
 def bench_card(
     shape: Annotated[
-        str, typer.Option(help="Shape of the random models: llama-3-8b, 3b, 1b, 250m, tiny.")
+        str, Option(help="Shape of the random models: llama-3-8b, 3b, 1b, 250m, tiny.")
     ] = "llama-3-8b",
     vram: Annotated[
-        float | None,
-        typer.Option(help="GB of the GPU's memory to use, to act as a smaller one.", min=1),
+        float | None, Option(help="GB of the GPU's memory to use, to act as a smaller one.", min=1)
     ] = None,
     minutes: Annotated[
-        float, typer.Option(help="Time in total; what does not fit is left out, and named.", min=0)
+        float, Option(help="Time in total; what does not fit is left out, and named.", min=0)
     ] = 8,
     only: Annotated[
-        Literal["engine", "train", "parity"] | None, typer.Option(help="One part only.")
+        Literal["engine", "train", "parity"] | None, Option(help="One part only.")
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Folder for random models.")] = Path(
-        "runs/bench-card"
-    ),
+    folder: Annotated[Path, Option(help="Folder for random models.")] = Path("runs/bench-card"),
     out: Annotated[
-        Path | None, typer.Option(help="File to write; by default card-NAME.json, here.")
+        Path | None, Option(help="File to write; by default card-NAME.json, here.")
     ] = None,
 ) -> None:
     """How fast is this GPU? Engine, training and parity at a model's real size, no download."""
@@ -300,13 +261,10 @@ def _card_figures(found: Figures) -> str:
 
 @bench.command("cards")
 def bench_cards(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="Files that `bench card` wrote.")
-    ] = None,
+    files: Annotated[list[Path] | None, Argument(help="Files that `bench card` wrote.")] = None,
 ) -> None:
     """What is known of which GPU, as Markdown: measured in these files, or estimated."""
     from selfreward_lite.bench import card_table
-    from selfreward_lite.bench.card_file import CardFile
 
     found = {path: CardFile.read(path) for path in sorted(files or ())}
     say(card_table.build_table([*found.values()]))

@@ -4,70 +4,72 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Context, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, parse_seeds
-from selfreward_lite.cli.output import Display, emit, print_table, say, show_downloads
+from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, Seeds, Set, parse_seeds
+from selfreward_lite.cli.output import (
+    Display,
+    emit,
+    hold_gpu,
+    print_table,
+    say,
+    show_downloads,
+    write_file,
+)
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
-from selfreward_lite.method.statistics import format_with_error, nan_to_none
+from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.report import plots
 from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
-from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.gpu import list_gpus
 
-evaluate = typer.Typer(
-    invoke_without_command=True,
-    help="Compare two models of a run, or a judge with people.",
+evaluate = Typer(
+    invoke_without_command=True, help="Compare two models of a run, or a judge with people."
 )
 ModelName = Annotated[
-    str | None, typer.Option(help="A model of the run: base, M0, M1, …; by default the newest.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting of evaluation, engine or judge, as for run."),
+    str | None, Option(help="A model of the run: base, M0, M1, …; by default the newest.")
 ]
 CHANGEABLE = ("evaluation", "engine", "judge")
 
 
 @evaluate.callback()
 def compare(
-    context: typer.Context,
+    context: Context,
     name: RunName = "tiny",
     runs_dir: RunsDir = RUNS,
     model: ModelName = None,
     against: Annotated[
-        str, typer.Option(help="Another model of the run, or of another run, as other/M3.")
+        str, Option(help="Another model of the run, or of another run, as other/M3.")
     ] = "M0",
     judge: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="exact (the tiny world's scorer), a model of the run, or a GGUF file; by default "
             "exact where it works, else M0."
         ),
     ] = None,
     export: Annotated[
         Literal["alpaca_eval"] | None,
-        typer.Option(help="Do not compare; write the answers in this tool's format."),
+        Option(help="Do not compare; write the answers in this tool's format."),
     ] = None,
     prompts: Annotated[
-        str | None,
-        typer.Option(help="With --export: prompts, as for run; by default the held-out ones."),
+        str | None, Option(help="With --export: prompts, as for run; by default the held-out ones.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="With --export: folder to write to.")] = EXPORTED,
+    out: Annotated[Path, Option(help="With --export: folder to write to.")] = EXPORTED,
     set_: Set = None,
 ) -> None:
-    """Compare two models' answers to the held-out prompts, in both orders, or export answers."""
+    """Compare two models' answers to the held-out prompts, in both orders, or export answers.
+
+    --set takes settings of evaluation, engine or judge; the rest is the run's.
+    """
     if command := context.invoked_subcommand:
         if any(_is_given(context, option) for option in context.params):
             raise UserError(f"write options of `evaluate {command}` after the word {command}")
@@ -83,17 +85,15 @@ def compare(
         results = work.compare_answers(mine, against, decided)
     found = metrics.win_rates(results)
     print_table(["", ""], _win_rate_rows(found), f"{mine} against {against}, decided by {decided}")
-    emit({"run": name, "model": mine, "against": against, "judge": decided, **_without_nan(found)})
+    emit({"run": name, "model": mine, "against": against, "judge": decided, **found})
 
 
-def _is_given(context: typer.Context, option: str) -> bool:
+def _is_given(context: Context, option: str) -> bool:
     source = context.get_parameter_source(option)
     return source is not None and source.name != "DEFAULT"
 
 
-def _check_options(
-    export: str | None, against: str, prompts: str | None, context: typer.Context
-) -> None:
+def _check_options(export: str | None, against: str, prompts: str | None, context: Context) -> None:
     """Raise UserError for an option that would be ignored."""
     if export is None:
         for option in ("prompts", "out"):
@@ -161,12 +161,10 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
         texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
     models = dict.fromkeys([mine, against] if texts is None else [mine])
     exported = work.export_answers([*models], texts)
-    out.mkdir(parents=True, exist_ok=True)
     files = []
     for model, rows in exported.items():
         files.append(out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json")
-        text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-        files[-1].write_text(text, encoding="utf-8")
+        write_file(files[-1], json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     count = len({row["instruction"] for row in exported[mine]})
     reference = f" --reference_outputs {files[1]}" if len(files) > 1 else ""
     say(f"{count} answers per model. pip install alpaca_eval, set its judge's key, then run:")
@@ -181,18 +179,21 @@ def measure_judge(
     model: ModelName = None,
     ranked: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Ranked data in OASST's schema: a file, a folder, owner/name on the hub, tiny, or "
             "votes (of the app); by default the run's own evaluation prompts."
         ),
     ] = None,
     judgments: Annotated[
-        int | None, typer.Option(help="Judgments per answer; by default as in the run.", min=1)
+        int | None, Option(help="Judgments per answer; by default as in the run.", min=1)
     ] = None,
-    most: Annotated[int, typer.Option(help="Prompts at most.", min=1)] = 1000,
+    most: Annotated[int, Option(help="Prompts at most.", min=1)] = 1000,
     set_: Set = None,
 ) -> None:
-    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more."""
+    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more.
+
+    --set takes settings of evaluation, engine or judge; the rest is the run's.
+    """
     with _open_evaluation(name, runs_dir, set_) as work:
         mine = model or _newest(work)
         with show_downloads() as show:
@@ -217,26 +218,25 @@ def measure_judge(
     about = f"{agreement.answers} answers to {len(found)} prompts"
     print_table(["", ""], rows, f"{mine} as judge of {about}")
     counts = {"prompts": len(found), "answers": agreement.answers}
-    emit({"run": name, "model": mine, **counts, **_without_nan(known)})
+    emit({"run": name, "model": mine, **counts, **known})
 
 
 @evaluate.command("paper-table")
 def paper_table(
-    seeds: Annotated[str, typer.Option(help="Seeds, as 420-427 or 7,9.")] = "420-427",
+    seeds: Seeds = "420-427",
     runs_dir: Annotated[
-        Path, typer.Option(help="Folder for its runs; those that are there are resumed.")
+        Path, Option(help="Folder for its runs; those that are there are resumed.")
     ] = Path("runs/paper-table"),
     out: Annotated[
-        Path, typer.Option(help="Folder for the table, as JSON and Markdown, and its figure.")
+        Path, Option(help="Folder for the table, as JSON and Markdown, and its figure.")
     ] = Path("."),
 ) -> None:
     """The papers' comparisons in miniature, in the tiny world; takes hours."""
     from selfreward_lite.bench import claim_tables, paper_table
-    from selfreward_lite.run.runtime import open_runtime
 
     with Display() as watch:
-        rows = paper_table.run_table(runs_dir, parse_seeds(seeds), open_runtime, watch, say)
-    table = claim_tables.PaperTable.build(rows)
+        rows = paper_table.run_table(runs_dir, parse_seeds(seeds), watch, say)
+    table = claim_tables.PaperTable(rows)
     columns = claim_tables.COLUMNS
     print_table(
         ["", *columns.values()],
@@ -261,10 +261,9 @@ def paper_table(
             f"an arm took {spent['median']:.0f} s (median), the slowest {spent['most']:.0f} s, "
             "without the shared seed stage"
         )
-    out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    (out / "paper-table.json").write_text(text, encoding="utf-8")
-    (out / "paper-table.md").write_text(table.to_markdown(), encoding="utf-8")
+    write_file(out / "paper-table.json", text)
+    write_file(out / "paper-table.md", table.to_markdown())
     plots.draw_curves(table.panels()).savefig(out / "paper-table.png", dpi=110)
     verdicts = {one.claim.name: one.verdict for one in table.claims}
     emit({"seeds": document["seeds"], "verdicts": verdicts})
@@ -298,16 +297,10 @@ def _open_evaluation(
         if stored is None:
             raise UserError(f"{name} has only just started; try again in a moment")
         settings = config.override(stored, overrides)
-        holds_gpu = asks_models and list_gpus()
-        process = f"evaluate {name}, process {os.getpid()}"
         with (
-            gpu.gpu_lock(process, say) if holds_gpu else nullcontext(),
+            hold_gpu(f"evaluate {name}") if asks_models else nullcontext(),
             open_runtime(bare=True) as runtime,
             Display() as watch,
             open_evaluation(store, settings, runtime, watch) as work,
         ):
             yield work
-
-
-def _without_nan(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: nan_to_none(value) for name, value in values.items()}

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from typer import Argument, Option, Typer
 
 from selfreward_lite.cli.options import EXPORTED, RUNS, GgufType, Number, OutDir, RunName, RunsDir
-from selfreward_lite.cli.output import console, emit, say, show_downloads
+from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, write_file
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
@@ -28,9 +26,7 @@ from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
-export = typer.Typer(
-    no_args_is_help=True, help="Get models, pairs and votes out of a run; publish them."
-)
+export = Typer(no_args_is_help=True, help="Get models, pairs and votes out of a run; publish them.")
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,11 @@ def check(
     runs_dir: RunsDir = RUNS,
     model: Number = None,
     gguf: Annotated[
-        Path | None, typer.Option(help="Another GGUF of the base, such as a smaller type.")
+        Path | None, Option(help="Another GGUF of the base, such as a smaller type.")
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Largest difference of a logit; by default 1e-3 for f32, else the run's setting "
             "gates.max_logit_difference."
         ),
@@ -105,11 +101,10 @@ def merged(
     kind: GgufType = "q8_0",
     out: OutDir = EXPORTED,
     prove: Annotated[
-        bool, typer.Option(help="Compare logits with PEFT's; needs 4 bytes of memory per weight.")
+        bool, Option(help="Compare logits with PEFT's; needs 4 bytes of memory per weight.")
     ] = True,
     into: Annotated[
-        str | None,
-        typer.Option(help="Merge into this model instead, such as the same one in 16 bits."),
+        str | None, Option(help="Merge into this model instead, such as the same one in 16 bits.")
     ] = None,
 ) -> None:
     """Write base and adapter as one GGUF with an Ollama Modelfile; prints size and time first."""
@@ -130,7 +125,6 @@ def merged(
         say(f"merging into the 4-bit weights that were trained on{other}")
     answer = _work(
         "full_model",
-        show_tensors=True,
         model_dir=original,
         adapter_dir=found_run.folder / "adapter",
         out=target,
@@ -189,7 +183,7 @@ def _say_how_to_publish(folder: Path) -> None:
 def export_votes(
     name: RunName = "tiny",
     runs_dir: RunsDir = RUNS,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("votes.jsonl"),
+    out: Annotated[Path, Option(help="File to write.")] = Path("votes.jsonl"),
 ) -> None:
     """Write votes given in the app as ranked data (JSON lines), for `seed_stage.ranked`."""
     Store.read(runs_dir / name).close()
@@ -199,9 +193,7 @@ def export_votes(
         raise UserError(
             f"{name} has no decided votes; compare two models in the app (`python app.py`) and vote"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    out.write_text("".join(lines), encoding="utf-8")
+    write_file(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     left_out = Counter(drop.reason for drop in drops)
     why = "".join(f"; {count} left out: {reason}" for reason, count in left_out.items())
     say(f"{out}: {len(rows) // 3} of {len(found)} votes{why}")
@@ -210,14 +202,12 @@ def export_votes(
 
 @export.command()
 def push(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder written by `export adapter` or `export pairs`.")
-    ],
+    folder: Annotated[Path, Argument(help="Folder written by `export adapter` or `export pairs`.")],
     repository: Annotated[
-        str, typer.Argument(help="Repository on the hub, owner/name; made if it is new.")
+        str, Argument(help="Repository on the hub, owner/name; made if it is new.")
     ],
     private: Annotated[
-        bool, typer.Option(help="Whether only its owner can see a new repository.")
+        bool, Option(help="Whether only its owner can see a new repository.")
     ] = True,
 ) -> None:
     """Upload a folder to a repository on the hub; needs HF_TOKEN in the environment."""
@@ -229,8 +219,8 @@ def push(
 @export.command("quantise", hidden=True)
 @export.command("quantize")
 def quantize_file(
-    source: Annotated[Path, typer.Argument(help="GGUF file in f32 or f16.")],
-    out: Annotated[Path, typer.Argument(help="File to write.")],
+    source: Annotated[Path, Argument(help="GGUF file in f32 or f16.")],
+    out: Annotated[Path, Argument(help="File to write.")],
     kind: GgufType = "q4_k_m",
 ) -> None:
     """Write a GGUF in a smaller type with llama.cpp; prints size and time first."""
@@ -247,7 +237,7 @@ def quantize_file(
     say(f"{out} in {kind}: {expected}")
     out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    _work("quantize", show_tensors=True, source=source, out=out, kind=kind)
+    _work("quantize", source=source, out=out, kind=kind)
     seconds = round(perf_counter() - started, 1)
     size = out.stat().st_size
     say(f"{out}: {size / 1e6:.2f} MB in {seconds} s")
@@ -278,24 +268,14 @@ def _base(name: str) -> Path:
     return hub.find_model_folder(name)
 
 
-@contextmanager
-def _tensor_bar(shown: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar of the tensors quantized so far; gone at the end."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disabled = not (shown and console.is_terminal)
-    with Progress(*columns, console=console, transient=True, disable=disabled) as bars:
-        bar = bars.add_task("tensors", total=None)
-        yield lambda at: bars.update(bar, completed=at["done"], total=at["total"])
-
-
-def _work(task: str, *, show_tensors: bool = False, **arguments: Any) -> Any:
+def _work(task: str, **arguments: Any) -> Any:
     """The result of a torch task in a child process; raises ExportError if it fails."""
-    with tempfile.TemporaryDirectory() as scratch, _tensor_bar(show_tensors) as show:
-        worker = TorchWorker(bare=task == "quantize")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        show_tensors() as show,
+        closing(TorchWorker(bare=task == "quantize")) as worker,
+    ):
         try:
-            log = Path(scratch) / f"{task}.log"
-            return worker.do(task, log, show if show_tensors else None, **arguments)
+            return worker.do(task, Path(scratch) / f"{task}.log", show, **arguments)
         except TaskFailed as failure:
             raise ExportError(str(failure)) from None
-        finally:
-            worker.close()

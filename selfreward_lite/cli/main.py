@@ -10,37 +10,43 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
 from rich.text import Text
+from typer import Argument, Option, Typer
 
 from selfreward_lite import config
 from selfreward_lite.cli import plan
 from selfreward_lite.cli.bench import bench
 from selfreward_lite.cli.evaluate import evaluate
 from selfreward_lite.cli.export import export
-from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
-from selfreward_lite.cli.output import Display, console, emit, print_table, say, show_downloads
+from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set, parse_settings
+from selfreward_lite.cli.output import (
+    Display,
+    console,
+    emit,
+    hold_gpu,
+    print_table,
+    say,
+    show_downloads,
+    write_file,
+)
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, summary
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
-from selfreward_lite.system import doctor, gpu, llama_build
+from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.gpu import list_gpus
 
-app = typer.Typer(
+app = Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -70,54 +76,49 @@ ADVICE = {
 @app.command()
 def run(
     preset: Annotated[
-        str | None, typer.Option(help="Preset to run; by default tiny, which needs no download.")
+        str | None, Option(help="Preset to run; by default tiny, which needs no download.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the run; by default the preset's name.")
+        str | None, Option(help="Name of the run; by default the preset's name.")
     ] = None,
     runs_dir: RunsDir = RUNS,
     iterations: Iterations = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of all randomness.", min=0)] = None,
+    seed: Annotated[int | None, Option(help="Seed of all randomness.", min=0)] = None,
     set_: Set = None,
     gates: Annotated[
         Literal["stop", "report"] | None,
-        typer.Option(help="Whether a failed gate ends the run; report holds for this command."),
+        Option(help="Whether a failed gate ends the run; report holds for this command."),
     ] = None,
     prompts: Annotated[
-        str | None,
-        typer.Option(help="Your own prompts: a file, a folder, or owner/name on the hub."),
+        str | None, Option(help="Your own prompts: a file, a folder, or owner/name on the hub.")
     ] = None,
     hours: Annotated[
         float | None,
-        typer.Option(
+        Option(
             help="Finish within this many hours, with fewer prompts if needed.", min=0, max=8760
         ),
     ] = None,
     mirror: Annotated[
-        Path | None,
-        typer.Option(help="Keep a copy of the run in this folder, such as a mounted drive."),
+        Path | None, Option(help="Keep a copy of the run in this folder, such as a mounted drive.")
     ] = None,
     restore_from: Annotated[
-        Path | None,
-        typer.Option(help="Restore the run from its copy in this folder, if it is not here."),
+        Path | None, Option(help="Restore the run from its copy in this folder, if it is not here.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
+        bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
     ] = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
-    overrides = config.parse_overrides(set_ or [])
-    for key, number in (("iterations", iterations), ("seed", seed)):
-        if number is not None:
-            overrides[key] = str(number)
-    if gates:
-        overrides["gates.mode"] = gates
     if prompts:
-        overrides["prompts.file"] = json.dumps(
-            prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
-        )
-    if skip_bad:
-        overrides["skip_bad"] = "true"
+        path = prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
+    options = {
+        "iterations": iterations,
+        "seed": seed,
+        "gates.mode": gates,
+        "prompts.file": json.dumps(path) if prompts else None,
+        "skip_bad": "true" if skip_bad else None,
+    }
+    overrides = parse_settings(set_, options)
     folder = runs_dir / (name or preset or "tiny")
     # One command may start and resume a run with the same folder for both: at first it has no copy.
     if restore_from is not None and (
@@ -167,7 +168,7 @@ def _run(
         copies = Backup(store, mirror, say) if mirror else None
         try:
             with (
-                _card(folder.name),
+                hold_gpu(f"run {folder.name}"),
                 open_runtime(settings.backend) as runtime,
                 Display() as watch,
             ):
@@ -183,25 +184,20 @@ def _run(
             emit(document)
 
 
-def _card(name: str) -> AbstractContextManager[None]:
-    """The GPU, if there is one, for this run alone; an app that uses it gives it up."""
-    return gpu.gpu_lock(f"run {name}, process {os.getpid()}", say) if list_gpus() else nullcontext()
-
-
 @app.command()
 def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
     with Store.read(runs_dir / name) as store:
         document = summary.summarize_run(store)
         print_table(*summary.build_stage_table(store), str(store.folder))
-        for table in (
-            summary.build_seed_table(store),
-            summary.build_time_table(store),
-            summary.build_prediction_table(store),
-            summary.build_memory_table(store),
-            summary.build_run_table(document["iterations"]),
+        for build in (
+            summary.build_seed_table,
+            summary.build_time_table,
+            summary.build_prediction_table,
+            summary.build_memory_table,
         ):
-            print_table(*table)
+            print_table(*build(store))
+        print_table(*summary.build_run_table(document["iterations"]))
         readings = early_warnings.early_warnings(store)
     print_table(*early_warnings.build_sign_table(readings), "early warnings")
     for advice in early_warnings.list_advice(readings):
@@ -216,11 +212,9 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
 
 @app.command("report")
 def write_report(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run.")],
+    name: Annotated[str, Argument(metavar="RUN", help="Name of the run.")],
     runs_dir: RunsDir = RUNS,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; by default RUN.html, here.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="File to write; by default RUN.html, here.")] = None,
 ) -> None:
     """Write a run as one HTML page: tables, plots, examples, pairs, gates, settings."""
     from selfreward_lite.report import html
@@ -228,8 +222,7 @@ def write_report(
     out = out or Path(f"{name}.html")
     with Store.read(runs_dir / name) as store:
         page = html.render_page(store)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_file(out, page)
     say(f"{out}: open it in a browser; it needs no network")
     emit({"run": name, "out": str(out), "bytes": out.stat().st_size})
 
@@ -270,10 +263,10 @@ def prune(
     name: RunName = "tiny",
     runs_dir: RunsDir = RUNS,
     models: Annotated[
-        bool, typer.Option("--models", help="Also remove the models between M0 and the newest.")
+        bool, Option("--models", help="Also remove the models between M0 and the newest.")
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")
+        bool, Option("--yes", help="Remove what is listed; without it nothing is removed.")
     ] = False,
 ) -> None:
     """Make an old run smaller: remove what can be made again. Records stay."""
@@ -315,7 +308,7 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
 def llama(
     wheels: Annotated[
         list[Path] | None,
-        typer.Option(
+        Option(
             help="Folder with wheels to look in; the last one given keeps a wheel that is built."
         ),
     ] = None,

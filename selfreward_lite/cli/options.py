@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
+from selfreward_lite import config
 from selfreward_lite.system.errors import UserError
 
 RUNS = Path("runs")
 EXPORTED = Path("exported")
 
-RunsDir = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
-RunName = Annotated[str, typer.Option(help="Name of the run.")]
-Iterations = Annotated[
-    int | None, typer.Option(help="Iterations after the seed stage, in total.", min=0)
-]
+RunsDir = Annotated[Path, Option(help="Folder that holds all runs.")]
+RunName = Annotated[str, Option(help="Name of the run.")]
+Iterations = Annotated[int | None, Option(help="Iterations after the seed stage, in total.", min=0)]
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="A setting, as in --set dpo.beta=0.2. May be repeated."),
+    list[str] | None, Option("--set", help="A setting, as in --set dpo.beta=0.2. May be repeated.")
 ]
-Number = Annotated[
-    int | None, typer.Option(help="Number of the model; by default the newest.", min=0)
-]
-OutDir = Annotated[Path, typer.Option(help="Folder in which the export gets a folder of its own.")]
+Seeds = Annotated[str, Option(help="Seeds, as 100-104 or 7,9.")]
+Number = Annotated[int | None, Option(help="Number of the model; by default the newest.", min=0)]
+OutDir = Annotated[Path, Option(help="Folder in which the export gets a folder of its own.")]
 GgufType = Annotated[
-    str, typer.Option("--type", help="Type of the weights: q4_k_m, q8_0, f16 and others.")
+    str, Option("--type", help="Type of the weights: q4_k_m, q8_0, f16 and others.")
 ]
+
+
+def parse_settings(set_: list[str] | None, options: Mapping[str, object]) -> dict[str, str]:
+    """The settings that `--set` and other options change, by name; None changes nothing."""
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    return config.parse_overrides(set_ or []) | given
 
 
 def parse_seeds(text: str) -> list[int]:
     """The seeds that an option names; raises UserError for another form."""
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        named = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not named:
             raise UserError(f"--seeds {text}: write them as 100-104 or 7,9")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
-        raise UserError(f"--seeds {text}: that names no seed; write them as 100-104 or 7,9")
+        found += named
     return found

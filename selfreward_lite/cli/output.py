@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +26,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from selfreward_lite.run import ask
+from selfreward_lite.system.gpu import gpu_lock, list_gpus
 
 _QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
 console = Console(stderr=True)
@@ -47,8 +51,20 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str =
 
 
 def emit(document: object) -> None:
-    """Print a JSON document as the last line of stdout."""
-    print(json.dumps(document), flush=True)
+    """Print a JSON document as the last line of stdout; NaN, which JSON lacks, becomes null."""
+    plain = json.loads(json.dumps(document), parse_constant=lambda _: None)
+    print(json.dumps(plain), flush=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file, and make its folder if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def hold_gpu(command: str) -> AbstractContextManager[None]:
+    """The GPU, if there is one, for this command alone; an app that uses it gives it up."""
+    return gpu_lock(f"{command}, process {os.getpid()}", say) if list_gpus() else nullcontext()
 
 
 class Display:
@@ -130,6 +146,16 @@ def show_downloads() -> Iterator[Callable[[str, int, int], None]]:
                 say(f"{file}: {total / 1e6:.1f} MB downloaded")
 
         yield show
+
+
+@contextmanager
+def show_tensors() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that shows how many tensors are quantized: a bar, which is gone at the end."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    disabled = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disabled) as progress:
+        bar = progress.add_task("tensors", total=None, visible=False)
+        yield lambda at: progress.update(bar, completed=at["done"], total=at["total"], visible=True)
 
 
 def format_note(at: ask.Progress) -> str:

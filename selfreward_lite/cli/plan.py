@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from selfreward_lite import config
-from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set
+from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set, parse_settings
 from selfreward_lite.cli.output import emit, print_table, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
@@ -26,20 +26,16 @@ ASSUMED = (
 
 
 def show(
-    preset: Annotated[str, typer.Option(help="Preset to plan for.")] = "tiny",
+    preset: Annotated[str, Option(help="Preset to plan for.")] = "tiny",
     set_: Set = None,
     iterations: Iterations = None,
     card: Annotated[
-        str | None,
-        typer.Option(help="GPU to plan for, such as 'RTX 3090'; by default this machine's."),
+        str | None, Option(help="GPU to plan for, such as 'RTX 3090'; by default this machine's.")
     ] = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Estimate hours, GPU memory, disk and download of a run before it starts."""
-    overrides = config.parse_overrides(set_ or [])
-    if iterations is not None:
-        overrides["iterations"] = str(iterations)
-    settings = config.load(preset, overrides)
+    settings = config.load(preset, parse_settings(set_, {"iterations": iterations}))
     found = plan.estimate(settings, card, runs_dir)
     _print_hours(settings, found)
     _print_memory(found)

@@ -38,6 +38,11 @@ def mean_or_nan(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
 
 
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Return the mean; None for no value."""
+    return fmean(values) if values else None
+
+
 def ratio_or_nan(part: float, whole: float) -> float:
     """Return part / whole; NaN where the whole is 0."""
     return part / whole if whole else math.nan

@@ -68,13 +68,13 @@ def examine(folder: Path) -> Machine:
         system=platform.system(),
         wsl="microsoft" in platform.release().casefold(),
         wanted=wanted,
-        installed={name: _version(name) for name in wanted},
+        installed={name: installed_version(name) for name in wanted},
         gpus=gpus,
         torch=_probe("torch"),
         llama=_probe_llama(gpus),
         free=free_bytes(folder),
         hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _is_reachable(HUB),
-        unsloth=_version("unsloth"),
+        unsloth=installed_version("unsloth"),
         token=bool(os.environ.get("HF_TOKEN")),
     )
 
@@ -280,7 +280,8 @@ def _dotted(version: tuple[int, ...]) -> str:
 # -- asking the machine ----------
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The installed version of a package; None if it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -301,8 +301,9 @@ def test_what_takes_more_of_the_card_than_it_may_has_failed(tmp_path, monkeypatc
 def test_what_was_trained_on_the_cpu_is_no_figure_of_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr(card, "_make_base", lambda _: TINY_MODEL)
     runtime = scripted_runtime(ChatFormat.load(TINY_MODEL))
+    monkeypatch.setattr(card, "open_runtime", lambda backend: nullcontext(runtime))
     with pytest.raises(EngineError, match="torch sees no GPU and trained on the CPU"):
-        card._train(wanted(tmp_path, gpu=RTX), runtime, "transformers", 64)
+        card.train(wanted(tmp_path, gpu=RTX), "transformers", 64)
 
 
 def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
@@ -314,9 +315,10 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
 
     monkeypatch.setattr(card, "_make_base", lambda _: TINY_MODEL)
     runtime = replace(scripted_runtime(ChatFormat.load(TINY_MODEL)), train=train)
+    monkeypatch.setattr(card, "open_runtime", lambda backend: nullcontext(runtime))
     for vram, given in ((16 * 10**9, 15_200_000_000), (None, None)):
         with pytest.raises(Seen) as seen:
-            card._train(wanted(tmp_path, vram=vram), runtime, "transformers", 64)
+            card.train(wanted(tmp_path, vram=vram), "transformers", 64)
         assert seen.value.args == (given,)
 
 

@@ -121,7 +121,7 @@ def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
         if kind == "judge"
         else engine.meta_load(VOCAB, 1, judgments=3)
     )
-    spec = engine.spec_for(model, load, parallel=6, threads=1, gpu_layers=0)
+    spec = engine.spec_for(model, load, parallel=6, gpu_layers=0, threads=1)
     trace = baselines.record(spec, load.requests)
     assert trace.quantization in ("Q8_0", "Q4_K - Medium")
     assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
@@ -151,7 +151,7 @@ def test_flash_is_off_on_a_cpu_with_own_cells():
 
 def test_the_ceiling_is_the_fastest_layout(monkeypatch):
     load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
-    spec = engine.spec_for(Path("m.gguf"), load, parallel=2, threads=2, gpu_layers=0)
+    spec = engine.spec_for(Path("m.gguf"), load, parallel=2, gpu_layers=0, threads=2)
     plan, said = engine.Plan(spec, load), []
     steps = [baselines.Step((), np.zeros((3, 1500), np.int32), 1)] * 3
     own = {"unified": False, "flash": False, "threads": 2, "micro_batch": 256}

@@ -14,7 +14,7 @@ from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite import config
-from selfreward_lite.bench import claim_tables, claims, paper_table
+from selfreward_lite.bench import claim_tables, claims, paper_table, seeds
 from selfreward_lite.bench.claim_tables import PaperTable
 from selfreward_lite.bench.claims import CLAIMS, QUESTIONS, Claim, Difference, Found
 from selfreward_lite.bench.paper_table import ARMS
@@ -41,16 +41,16 @@ from selfreward_lite.system.errors import UserError
 SEEDS = (7, 8)
 FEW = (
     Arm("Self-Rewarding", paper_table.SELF),
-    Arm("Meta-Rewarding"),
+    Arm("Meta-Rewarding", {}),
     Arm("no EFT", {}, {"seed_stage.eft": "false"}),
 )
 
 
 def run_few(folder, open_runtime, said: list[str]) -> list[Row]:
     settings = {**SMALL, "prompts.count": "5"}
-    return paper_table.run_table(
-        folder, SEEDS, open_runtime, lambda at: None, said.append, FEW, settings
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds, "open_runtime", open_runtime)
+        return paper_table.run_table(folder, SEEDS, lambda at: None, said.append, FEW, settings)
 
 
 @contextmanager
@@ -246,13 +246,13 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     _, rows, _ = made
-    table = PaperTable.build(rows)
+    table = PaperTable(rows)
     document = json.loads(json.dumps(table.to_json(), allow_nan=False))
     assert document["seeds"] == [7, 8]
     assert list(document["table"]) == ["M0 only", "Self-Rewarding", "Meta-Rewarding", "no EFT"]
     assert len(document["rows"]) == len(rows)
     assert {one["verdict"] for one in document["claims"]} >= {"not measured"}
-    again = PaperTable.build([Row(*row) for row in document["rows"]])
+    again = PaperTable([Row(*row) for row in document["rows"]])
     assert again.to_json() == document, "all of it follows from its rows"
     assert plots.to_svg(plots.draw_curves(table.panels()))
     page = table.to_markdown()
@@ -337,7 +337,7 @@ def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
     assert document["command"].endswith("evaluate paper-table --seeds 7-8")
     assert document["hardware"]
     assert document["versions"]["llama-cpp-python"]
-    table = PaperTable.build(rows)
+    table = PaperTable(rows)
     assert (tmp_path / "out" / "paper-table.md").read_text() == table.to_markdown()
     assert {name: document[name] for name in table.to_json()} == table.to_json()
 
@@ -403,7 +403,7 @@ def test_the_published_table_follows_from_its_rows():
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["seeds"] == list(paper_table.SEEDS)
     assert {arm for arm, *_ in document["rows"]} == {arm.name for arm in paper_table.ARMS}
-    table = PaperTable.build([Row(*row) for row in document["rows"]])
+    table = PaperTable([Row(*row) for row in document["rows"]])
     made = table.to_json()
     assert made == {name: document[name] for name in made}
     assert generated_block("results.md", "paper-table") == table.to_markdown()

@@ -12,7 +12,7 @@ from scripted_world import BAD_MODELS, World
 from typer.testing import CliRunner
 
 from selfreward_lite.bench import seeds
-from selfreward_lite.bench.seeds import COLUMNS, Row, Trial
+from selfreward_lite.bench.seeds import Row, Trial
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
@@ -41,9 +41,9 @@ def opener(chat, spoilt=None, made: list | None = None):
 
 def run_tiny(folder, numbers, open_runtime, said=None, **settings) -> list[Trial]:
     say = (lambda text: None) if said is None else said.append
-    return seeds.run_tiny(
-        folder, numbers, {**SETTINGS, **settings}, open_runtime, lambda at: None, say
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds, "open_runtime", open_runtime)
+        return seeds.run_tiny(folder, numbers, {**SETTINGS, **settings}, lambda at: None, say)
 
 
 def values(trial: Trial) -> list[dict[str, float]]:
@@ -108,7 +108,7 @@ def trials(**changes: dict[int, float]) -> list[Trial]:
 
 
 def averages(found: list[Trial]) -> dict[int, seeds.Means]:
-    return seeds.average([one for trial in found for one in trial.rows], COLUMNS)["tiny"]
+    return seeds.average_models(found)
 
 
 def test_averages_are_means_with_standard_errors_over_seeds():

@@ -263,13 +263,13 @@ def test_lock_that_cannot_be_made_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_commands_take_the_gpu_if_there_is_one(monkeypatch, tmp_path):
-    from selfreward_lite.cli import main
+    from selfreward_lite.cli import output
 
-    monkeypatch.setattr(main, "list_gpus", list)
-    with main._card("mine"):
+    monkeypatch.setattr(output, "list_gpus", list)
+    with output.hold_gpu("run mine"):
         assert gpu.lock_holder() is None
-    monkeypatch.setattr(main, "list_gpus", lambda: ["a card"])
-    with main._card("mine"):
+    monkeypatch.setattr(output, "list_gpus", lambda: ["a GPU"])
+    with output.hold_gpu("run mine"):
         assert gpu.lock_holder().startswith("run mine, process ")
     assert not list(Path(tmp_path).glob("*.sqlite"))
 
