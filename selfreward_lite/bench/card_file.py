@@ -14,7 +14,7 @@ from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
-from selfreward_lite.run.stages import StageCosts, seconds_by_stage
+from selfreward_lite.run.stages import Costs, seconds_by_stage
 from selfreward_lite.system.errors import DataError
 
 PRECOMPUTED = "reference precomputed"  # its seconds a pair include loading
@@ -106,10 +106,10 @@ class CardFile(BaseModel):
             )
             return
 
-        def hours(rates: plan.Rates, source: str) -> float:
-            return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates, source))
+        def hours(rates: plan.Rates) -> float:
+            return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates))
 
-        self.hours, self.rates = {"here": hours(rates, "measured")}, rates
+        self.hours, self.rates = {"here": hours(rates)}, rates
         self.predicted_hours = plan.Prediction.from_json(self.predicted).hours(1)
         key = plan.gpu_key(self.card.name) if self.card else None
         if key is None:
@@ -120,7 +120,7 @@ class CardFile(BaseModel):
             scaled = replace(
                 rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
             )
-            self.hours[f"{name} (estimate)"] = hours(scaled, "scaled")
+            self.hours[f"{name} (estimate)"] = hours(scaled)
 
     def _measure_rates(self, settings: Settings) -> plan.Rates | None:
         """Seconds a token; None while a part is missing, negative if parts contradict each other.
@@ -155,6 +155,6 @@ class CardFile(BaseModel):
         )
 
 
-def iteration_hours(settings: Settings, costs: StageCosts) -> float:
+def iteration_hours(settings: Settings, costs: Costs) -> float:
     """The hours of a first iteration at these costs."""
     return sum(seconds_by_stage(settings, 1, costs).values()) / 3600

@@ -48,11 +48,11 @@ def build_table(files: Sequence[CardFile]) -> str:
     for name in dict.fromkeys((*plan.GPU_SPEEDS, *sorted(known))):
         one, hours, estimate = known.get(name), UNKNOWN, "–"
         if one is not None and one.rates is not None:
-            costs = plan.costs_from_rates(settings, llama, one.rates, "measured")
+            costs = plan.costs_from_rates(settings, llama, one.rates)
             hours = _format(iteration_hours(settings, costs))
         if key := plan.gpu_key(name):
             speeds = plan.GPU_SPEEDS[key]
-            costs = plan.estimate_costs(settings, llama, speeds, key)
+            costs = plan.estimate_costs(settings, llama, speeds)
             estimate = f"{iteration_hours(settings, costs):.1f}"
             if most > speeds.memory:
                 hours = estimate = TOO_SMALL

@@ -103,7 +103,7 @@ def _print_memory(found: Estimate) -> None:
 def _print_cards(settings: Settings, found: Estimate) -> None:
     rows = []
     for name, speeds in plan.GPU_SPEEDS.items():
-        costs = plan.estimate_costs(settings, found.llama, speeds, name)
+        costs = plan.estimate_costs(settings, found.llama, speeds)
         spent = (stages.seconds_by_stage(settings, iteration, costs) for iteration in (0, 1))
         hours = [f"{sum(seconds.values()) / 3600:.1f}" for seconds in spent]
         fits = "" if found.most <= speeds.memory else " (too small)"

@@ -399,6 +399,11 @@ class Settings(Section):
         """The schedule's entry for iteration 1, 2, …"""
         return self.schedule[min(iteration, len(self.schedule)) - 1]
 
+    def with_values(self, section: str, **values: Any) -> Settings:
+        """The same settings with other values in one section, such as "prompts"."""
+        changed = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: changed})
+
 
 def load(preset: str, overrides: dict[str, str] | None = None) -> Settings:
     """The settings of a preset, changed by `overrides` such as "dpo.beta" → "0.2".

@@ -32,6 +32,11 @@ class ModelId(int):
         """Whether this is the untrained base."""
         return self < 0
 
+    @property
+    def iteration(self) -> int:
+        """The iteration in which it is measured: its own number, 0 for the base."""
+        return max(self, 0)
+
 
 BASE = ModelId(-1)
 Origin = Literal["generated", "imported", "ranked", "held_out"]
@@ -216,6 +221,11 @@ def group_records(records: Iterable[R], key: Callable[[R], str]) -> dict[str, li
     for record in sorted(records, key=lambda one: getattr(one, "index", 0)):
         groups[key(record)].append(record)
     return dict(groups)
+
+
+def index_records(records: Iterable[R]) -> dict[str, R]:
+    """The records by id."""
+    return {record.id: record for record in records}
 
 
 def make_id(namespace: str, kind: type[Record], *key: str | int) -> str:

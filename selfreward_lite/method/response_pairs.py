@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
-from selfreward_lite.method.judgments import SCORE_TOLERANCE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE
 from selfreward_lite.method.parsing import find_appeal_to_judge
 from selfreward_lite.method.templates import neutralize
 
@@ -129,6 +129,17 @@ def no_pair_reason(
         return "scores too close"
     limit = schedule.max_chosen_response
     return "chosen response too long" if limit is not None and pair[0].length > limit else None
+
+
+def find_perfect_responses(
+    responses: Iterable[Response], scores: Mapping[str, float | None]
+) -> list[Response]:
+    """Return the complete responses of the highest score (arXiv 2401.10020, section 2.3)."""
+    return [
+        response
+        for response in responses
+        if response.finish == "stop" and (scores.get(response.id) or 0.0) >= TOP_SCORE
+    ]
 
 
 def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:

@@ -23,6 +23,7 @@ from selfreward_lite.data.records import (
     Rating,
     Response,
     ResponsePair,
+    index_records,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import judgments, response_pairs
@@ -187,7 +188,7 @@ def _load_battles(
 ) -> tuple[tuple[BattleView, ...], JudgmentPair | None]:
     """The battles between judgments of the one contested response, and the pair that they gave."""
     for response, given in judged:
-        by_id, t = {one.id: one for one in given}, response.iteration
+        by_id, t = index_records(given), response.iteration
         battles = [
             battle
             for one in given

@@ -27,6 +27,7 @@ from selfreward_lite.data.records import (
     Prompt,
     Response,
     ResponsePair,
+    index_records,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
@@ -178,9 +179,9 @@ def _explain_upload_errors(repository: str) -> Iterator[None]:
 def _build_rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two replies of the assistant."""
     texts = PairTexts(
-        {one.id: one for one in store.records(Prompt)},
-        {one.id: one for one in store.records(Response)},
-        {one.id: one for one in store.records(Judgment)},
+        index_records(store.records(Prompt)),
+        index_records(store.records(Response)),
+        index_records(store.records(Judgment)),
         settings.model.templates,
     )
     for pair in store.records(ResponsePair):

@@ -64,14 +64,14 @@ def _check_time(run: RunContext, iteration: int, left: float) -> None:
         )
 
 
-def may_start(run: RunContext, iteration: int) -> MayStart:
-    """A function of the share of a stage that was started: whether to start more.
+def may_start(run: RunContext, iteration: int, stage: str) -> MayStart:
+    """A function of the share of `stage` that was started: whether to start more.
 
     It returns False once what follows for that share, and measuring, would take all the time left.
     """
     if run.deadline == math.inf:
         return always
-    later = _seconds_left(run, iteration)
+    later = _seconds_left(run, iteration, stage)
     measuring = _measuring(later)
     following = sum(later.values()) - measuring
     return lambda share: run.deadline - time.monotonic() > (share * following + measuring) / KEPT
@@ -81,21 +81,15 @@ def training_deadline(run: RunContext, iteration: int) -> float | None:
     """The time of day (seconds since 1970) at which a training must end, None for never."""
     if run.deadline == math.inf:
         return None
-    measuring = _measuring(_seconds_left(run, iteration))
+    measuring = _measuring(_seconds_left(run, iteration, "training"))
     return time.time() + run.deadline - time.monotonic() - measuring / KEPT
 
 
-def _seconds_left(run: RunContext, iteration: int) -> dict[str, float]:
-    """Seconds of each stage of the steps that follow the one under way."""
-    if run.steps_left is None:
-        raise RuntimeError("the steps that follow are unknown; `loop.run` sets them")
+def _seconds_left(run: RunContext, iteration: int, after: str | None = None) -> dict[str, float]:
+    """Seconds of each stage of an iteration; of those behind stage `after` if given."""
     costs = plan.measure_costs(run.store, run.settings)
-    settings = stages.with_prompts(run.settings, run.reader.prompts_wanted(iteration))
-    return {
-        stage.name: stage.seconds(settings, iteration, costs)
-        for stage in stages.of_iteration(iteration)
-        if stage.step in run.steps_left
-    }
+    settings = run.settings.with_values("prompts", count=run.reader.prompts_wanted(iteration))
+    return stages.seconds_by_stage(settings, iteration, costs, after)
 
 
 def _measuring(later: dict[str, float]) -> float:

@@ -20,6 +20,7 @@ from selfreward_lite.data.records import (
     R,
     Response,
     group_records,
+    index_records,
 )
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
@@ -64,9 +65,7 @@ class RunReader:
 
     def held_out_answers(self, model: int) -> dict[str, Response]:
         """The answers of a model to the held-out prompts, by prompt id."""
-        name = ModelId(model).name
-        answers = self.store.records(Response, iteration=max(model, 0), model=name)
-        given = {answer.prompt_id: answer for answer in answers}
+        given = {answer.prompt_id: answer for answer in self.made_by(Response, model)}
         return {one.id: given[one.id] for one in self.held_out() if one.id in given}
 
     def prompts_wanted(self, iteration: int) -> int:
@@ -80,11 +79,23 @@ class RunReader:
 
     def responses(self, iteration: int) -> list[Response]:
         """The answers of M(t−1) to the prompts of iteration t."""
-        return self.store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name)
+        return self.made_by(Response, iteration - 1, iteration)
 
     def judgments(self, iteration: int) -> list[Judgment]:
         """The judgments of M(t−1) in iteration t."""
-        return self.store.records(Judgment, iteration=iteration, model=ModelId(iteration - 1).name)
+        return self.made_by(Judgment, iteration - 1, iteration)
+
+    def made_by(self, kind: type[R], model: int, iteration: int | None = None) -> list[R]:
+        """What a model made in an iteration; by default, in the one in which it is measured."""
+        made = ModelId(model)
+        wanted = made.iteration if iteration is None else iteration
+        return self.store.records(kind, iteration=wanted, model=made.name)
+
+    def score(self, drawn: Iterable[Judgment], count: int, first: int = 0) -> Scores:
+        """Scores of responses from `count` judgments each, those numbered from `first`."""
+        settings = self.settings.judge.model_copy(update={"count": count})
+        counted = (one for one in drawn if first <= one.index < first + count)
+        return judgments.score_responses(counted, settings)
 
 
 @dataclass
@@ -98,7 +109,6 @@ class RunContext:
     runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
-    steps_left: frozenset[str] | None = None  # after the one under way; set by `loop`
     _engine: Engine | None = field(default=None, repr=False)
 
     @property
@@ -138,7 +148,7 @@ class RunContext:
             iteration=iteration,
         )
 
-    def judge(self, model: int, iteration: int) -> Role:
+    def judge_role(self, model: int, iteration: int) -> Role:
         """A model of the run as judge."""
         return self.role(model, self.settings.judge.draw, iteration)
 
@@ -170,8 +180,8 @@ class RunContext:
         may_start: MayStart = always,
     ) -> None:
         """M<model> judges answers to `prompts`, `count` times each, numbered from `first`."""
-        role = self.judge(model, iteration)
-        by_id = {prompt.id: prompt for prompt in prompts}
+        role = self.judge_role(model, iteration)
+        by_id = index_records(prompts)
         self.ask(
             iteration,
             stage,
@@ -186,12 +196,12 @@ class RunContext:
         self, iteration: int, stage: str, items: Iterable[Item], may_start: MayStart = always
     ) -> None:
         """Ask for missing items, also of a stage that is done: it may grow in rounds."""
-        stages.check_name(iteration, stage)
+        self._check_stage(iteration, stage)
         run_stage(self.store, self.engine(), iteration, stage, items, self.watch, may_start)
 
     def once(self, iteration: int, stage: str, work: Callable[[], Outcome]) -> None:
         """Do a stage that is one piece, unless it is done, and commit its outcome."""
-        stages.check_name(iteration, stage)
+        self._check_stage(iteration, stage)
         if self.store.is_done(iteration, stage):
             return
         self.store.begin_stage(iteration, stage, 1)
@@ -208,3 +218,8 @@ class RunContext:
         self.store.spend(iteration, stage, seconds - booked)
         self.store.end_stage(iteration, stage)
         self.watch(replace(progress, done=1, seconds=seconds, drops=outcome.dropped()))
+
+    def _check_stage(self, iteration: int, name: str) -> None:
+        """Raise LookupError for a stage not in the table: plan and budget would not count it."""
+        if name not in stages.list_stages(self.settings, iteration):
+            raise LookupError(f"stage {name!r} of iteration {iteration} is not in run/stages.py")

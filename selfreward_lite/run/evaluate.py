@@ -31,7 +31,6 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, judgments, metrics, responses
-from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
@@ -42,6 +41,8 @@ from selfreward_lite.system.errors import UserError
 
 EXACT = "exact"  # the judge that is no model: the exact scorer of the tiny world
 Answers = dict[str, Response]  # by prompt id
+# By prompt id: 1, 0 or ½ as in a `PairResult`, and its `orders`.
+Results = dict[str, tuple[float, tuple[str | None, str | None] | None]]
 
 
 @dataclass
@@ -59,39 +60,49 @@ class Evaluation:
         Raises UserError where one of them does not exist.
         """
         prompts, theirs = self._rival_answers(against)
-        mine = _answers(self.run.reader, model)
+        number = _find_model(self.run.store, model)
+        mine = self.run.reader.held_out_answers(number)
         if judge == EXACT:
-            return _compare_exactly(prompts, mine, theirs)
-        both = [one for one in prompts if one.id in mine and one.id in theirs]
-        number = _number(self.run.store, model)
-        iteration = max(0, number)
-        with self._judge(judge, iteration) as (engine, role):
-            # With a digest: another run of the same name may hold other answers later.
-            compared = _digest([known[one.id].id for known in (mine, theirs) for one in both])
-            self._ask(
-                engine,
-                number,
-                f"against {against} by {role.model} {compared}",
-                both,
-                lambda one: comparisons.ask_for_comparison(one, mine[one.id], theirs[one.id], role),
-            )
-        ids = {(mine[one.id].id, theirs[one.id].id) for one in both}
-        verdicts = {
-            one.prompt_id: one
-            for one in self.notes.records(Comparison, iteration=iteration, model=role.model)
-            if (one.mine_id, one.theirs_id) in ids
-        }
-        return [
-            _pair_result(mine.get(one.id), theirs.get(one.id), verdicts.get(one.id))
-            for one in prompts
-        ]
+            results = _compare_exactly(prompts, mine, theirs)
+        else:
+            both = [one for one in prompts if one.id in mine and one.id in theirs]
+            with self._judge(judge, number.iteration) as (engine, role):
+                # With a digest: another run of the same name may hold other answers later.
+                compared = _digest([known[one.id].id for known in (mine, theirs) for one in both])
+                self._ask(
+                    engine,
+                    number,
+                    f"against {against} by {role.model} {compared}",
+                    both,
+                    lambda one: comparisons.ask_for_comparison(
+                        one, mine[one.id], theirs[one.id], role
+                    ),
+                )
+            ids = {(mine[one.id].id, theirs[one.id].id) for one in both}
+            asked = self.notes.records(Comparison, iteration=number.iteration, model=role.model)
+            results = {
+                one.prompt_id: (
+                    one.result,
+                    comparisons.read_verdicts(one.mine_first_text, one.theirs_first_text),
+                )
+                for one in asked
+                if (one.mine_id, one.theirs_id) in ids
+            }
+        pairs = []
+        for one in prompts:
+            own, other = mine.get(one.id), theirs.get(one.id)
+            missing = metrics.compare_scores(own is not None, other is not None), None
+            result, orders = results.get(one.id, missing)
+            mine_length = len(own.text) if own else 0
+            pairs.append(PairResult(result, mine_length, len(other.text) if other else 0, orders))
+        return pairs
 
     def measure_judge(
         self, model: str, ranked: Sequence[RankedPrompt], count: int
     ) -> JudgeAgreement:
         """How a model, judging ranked answers `count` times each, agrees with the ranks."""
-        number = _number(self.run.store, model)
-        role = self.run.judge(number, max(0, number))
+        number = _find_model(self.run.store, model)
+        role = self.run.judge_role(number, number.iteration)
         prompts = {one.prompt.id: one.prompt for one in ranked}
         self._ask(
             self.run.engine(),
@@ -103,14 +114,12 @@ class Evaluation:
             ),
         )
         drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
-        settings = self.run.settings.judge.model_copy(update={"count": count})
-        counted = (one for one in drawn if one.index < count)
-        return judge_agreement(ranked, score_responses(counted, settings))
+        return judge_agreement(ranked, self.run.reader.score(drawn, count))
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""
-        number, digest = _number(self.run.store, model), _digest(texts)
-        role = self.run.role(number, self.run.settings.evaluation.draw, max(0, number))
+        number, digest = _find_model(self.run.store, model), _digest(texts)
+        role = self.run.role(number, self.run.settings.evaluation.draw, number.iteration)
         prompts = [
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
             for index, text in enumerate(texts)
@@ -146,13 +155,10 @@ class Evaluation:
             else:
                 answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
         common = set.intersection(*({text for text, _ in rows} for rows in answered.values()))
+        run = self.run.store.folder.name
         return {
             model: [
-                {
-                    "instruction": text,
-                    "output": answer.text,
-                    "generator": f"{self.run.store.folder.name}-{model}",
-                }
+                {"instruction": text, "output": answer.text, "generator": f"{run}-{model}"}
                 for text, answer in rows
                 if text in common
             ]
@@ -173,9 +179,8 @@ class Evaluation:
         if source == "votes":
             rows, _ = votes.build_ranked_rows(votes.load_votes(store.folder))
         else:
-            place = source if source == "tiny" else str(hub.fetch_path(source, "dataset", show))
-            stage = self.run.settings.seed_stage.model_copy(update={"ranked": place})
-            settings = self.run.settings.model_copy(update={"seed_stage": stage})
+            place = str(hub.fetch_path(source, "dataset", show))
+            settings = self.run.settings.with_values("seed_stage", ranked=place)
             rows, _ = ranked.load_ranked_rows(settings)
         content = json.dumps(rows, sort_keys=True, default=str).encode()
         digest = hashlib.blake2b(content, digest_size=8).hexdigest()
@@ -190,16 +195,16 @@ class Evaluation:
     def _ask(
         self,
         engine: Engine,
-        number: int,
+        model: ModelId,
         stage: str,
         records: Sequence[R],
         start: Callable[[R], AskGenerator],
     ) -> None:
         """Do an asking stage in the notes; a prefix tells the base's from M0's."""
-        if number == BASE:
+        if model.is_base:
             stage = f"base {stage}"
         items = [(record.id, partial(start, record)) for record in records]
-        run_stage(self.notes, engine, max(0, number), stage, items, self.run.watch)
+        run_stage(self.notes, engine, model.iteration, stage, items, self.run.watch)
 
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
         """The prompts that both runs held out, and a model's answers."""
@@ -233,7 +238,8 @@ class Evaluation:
         """The engine and the role of a judge: a model of the run, or another in a GGUF file."""
         path = Path(judge)
         if path.suffix != ".gguf":
-            yield self.run.engine(), self.run.judge(_number(self.run.store, judge), iteration)
+            model = _find_model(self.run.store, judge)
+            yield self.run.engine(), self.run.judge_role(model, iteration)
             return
         if not path.exists():
             raise UserError(
@@ -241,7 +247,7 @@ class Evaluation:
             )
         stat = path.stat()
         digest = _digest([str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns)])
-        own = self.run.judge(BASE, iteration)
+        own = self.run.judge_role(BASE, iteration)
         role = replace(own, model=f"{path.name} {digest}", chat=ChatFormat.from_gguf(path))
         self.run.release_engine()
         engine = self.run.runtime.open_engine(path, self.run.settings.engine)
@@ -267,53 +273,32 @@ def open_evaluation(
             run.release_engine()
 
 
-def _number(store: Store, name: str) -> int:
-    """The number of a model by its name; raises UserError where the run has no such model."""
+def _find_model(store: Store, name: str) -> ModelId:
+    """A model by its name; raises UserError where the run has no such model."""
     newest = store.newest()
-    last = BASE if newest is None else newest
-    names = [ModelId(number).name for number in range(BASE, last + 1)]
-    if name not in names:
-        raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(names)}")
-    return names.index(name) + BASE
+    known = map(ModelId, range(BASE, 0 if newest is None else newest + 1))
+    models = {model.name: model for model in known}
+    if name not in models:
+        raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(models)}")
+    return models[name]
 
 
 def _answers(reader: RunReader, model: str) -> Answers:
     """A model's answers to the prompts that its run held out."""
-    return reader.held_out_answers(_number(reader.store, model))
+    return reader.held_out_answers(_find_model(reader.store, model))
 
 
-def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> list[PairResult]:
-    ours, others = (
-        metrics.score_exactly(prompts, [known[one.id] for one in prompts if one.id in known])
-        for known in (mine, theirs)
-    )
+def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> Results:
+    ours, others = (metrics.score_exactly(prompts, [*known.values()]) for known in (mine, theirs))
     if ours is None or others is None:
         raise UserError(
             "only answers to tasks of the tiny world can be scored exactly; name a model as "
             "--judge, as M0"
         )
-    return [
-        PairResult(
-            metrics.compare_scores(ours.score[one.id], others.score[one.id]),
-            _length(mine.get(one.id)),
-            _length(theirs.get(one.id)),
-        )
-        for one in prompts
-    ]
-
-
-def _pair_result(
-    mine: Response | None, theirs: Response | None, verdict: Comparison | None
-) -> PairResult:
-    lengths = _length(mine), _length(theirs)
-    if verdict is None:
-        return PairResult(metrics.compare_scores(mine is not None, theirs is not None), *lengths)
-    orders = comparisons.read_verdicts(verdict.mine_first_text, verdict.theirs_first_text)
-    return PairResult(verdict.result, *lengths, orders)
-
-
-def _length(answer: Response | None) -> int:
-    return 0 if answer is None else len(answer.text)
+    return {
+        name: (metrics.compare_scores(score, others.score[name]), None)
+        for name, score in ours.score.items()
+    }
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ Step = Callable[[RunContext, int], None]
 # base → M0: the judge learns from judgments that agree with ranked human data.
 SEED_STAGE: tuple[Step, ...] = (
     seed_stage.read_ranked,
-    seed_stage.read_prompts,
+    seed_stage.import_prompts,
     seed_stage.add_canaries,
     export.export_base,
     export.check_models,
@@ -68,9 +68,7 @@ def run(
     context = prepare.open_run(store, settings, runtime, watch, deadline)
     try:
         for number in range(_next_model(store), settings.iterations + 1):
-            steps = ITERATION if number else SEED_STAGE
-            for place, step in enumerate(steps, start=1):
-                context.steps_left = frozenset(later.__name__ for later in steps[place:])
+            for step in ITERATION if number else SEED_STAGE:
                 step(context, number)
     finally:
         context.release_engine()

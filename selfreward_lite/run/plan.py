@@ -31,10 +31,9 @@ from selfreward_lite.run.stages import (
     EFT_DRAWN,
     JUDGE_TOKENS,
     PROMPT_TOKENS,
+    Costs,
     Lengths,
-    StageCosts,
     seconds_by_stage,
-    with_prompts,
 )
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import free_bytes
@@ -99,7 +98,7 @@ SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
 # -- costs of a piece ------------------------------------------------------------------------------
 
 
-def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds, name: str) -> StageCosts:
+def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds) -> Costs:
     """Costs on a GPU, from its data sheet.
 
     A step reads weights and cache once, and computes for every sequence.
@@ -117,27 +116,26 @@ def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds, name: str) 
         read=2 * size / (PREFILL_SHARE * speeds.operations),
         dpo=DPO_OPERATIONS * count_linear_weights(llama) / (TRAIN_SHARE * speeds.operations),
     )
-    return costs_from_rates(settings, llama, rates, f"estimate for {name}")
+    return costs_from_rates(settings, llama, rates)
 
 
-def costs_from_rates(settings: Settings, llama: Llama, rates: Rates, source: str) -> StageCosts:
+def costs_from_rates(settings: Settings, llama: Llama, rates: Rates) -> Costs:
     """Costs from seconds a token, estimated or measured."""
     lengths, size = Lengths.of(settings), count_weights(llama)
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
-    return StageCosts(
-        candidate=lengths.candidate * token + WRITER_TOKENS * read,
-        response=lengths.response * token + PROMPT_TOKENS / settings.responses.count * read,
-        judgment=lengths.judgment * token + judged / settings.judge.count * read,
-        battle=lengths.battle * token
-        + (2 * lengths.judgment + lengths.answered / settings.judge.count) * read,
-        sft=rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
-        dpo=rates.dpo,
-        base=BASE_SECONDS * size,
-        export=checked * 2 * size / CPU_OPERATIONS,
-        source=source,
-    )
+    compared = 2 * lengths.judgment + lengths.answered / settings.judge.count
+    return {
+        "candidate": lengths.candidate * token + WRITER_TOKENS * read,
+        "response": lengths.response * token + PROMPT_TOKENS / settings.responses.count * read,
+        "judgment": lengths.judgment * token + judged / settings.judge.count * read,
+        "battle": lengths.battle * token + compared * read,
+        "sft": rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
+        "dpo": rates.dpo,
+        "base": BASE_SECONDS * size,
+        "export": checked * 2 * size / CPU_OPERATIONS,
+    }
 
 
 def gpu_key(name: str) -> str | None:
@@ -153,8 +151,8 @@ def gpu_key(name: str) -> str | None:
     return next((key for key in GPU_SPEEDS if re.search(rf"\b{key}\b", name)), None)
 
 
-def measure_costs(store: Store, settings: Settings) -> StageCosts:
-    """Costs from the stages that a run has done.
+def measure_costs(store: Store, settings: Settings) -> Costs:
+    """Costs from the stages that a run has done, each as it was done last.
 
     A stage not done yet is priced like the stage nearest to it, by assumed lengths. Raises
     LookupError before the seed stage is over.
@@ -162,75 +160,61 @@ def measure_costs(store: Store, settings: Settings) -> StageCosts:
     newest = store.newest()
     if newest is None:
         raise LookupError(f"{store.folder} has measured nothing yet")
+    ended = [row for row in store.stages() if row.ended]
+    judges, lengths = settings.judge.count, Lengths.of(settings)
+    pieces = {
+        "responses": settings.responses.count,
+        "judgments": judges,
+        "battles": judges * (judges - 1),
+        "eval_judgments": settings.evaluation.judgments,
+    }
     spent = {
-        (row.iteration, row.stage): row.seconds / row.done
-        for row in store.stages()
-        if row.ended and row.done
+        row.stage: row.seconds / (row.done * pieces.get(row.stage, 1))
+        for row in sorted(ended)
+        if row.done
+    }
+    response = spent.get("responses", spent["eval_responses"])
+    judgment = spent.get("judgments", spent["eval_judgments"])
+    if settings.seed_stage.trains:
+        sft = _token_cost(store, 0, settings)
+    else:  # M0 was not trained: like a token of a judgment
+        judging = [row.seconds for row in ended if row.stage == "eval_judgments"]
+        ranked = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments
+        sft = max(judging) / (ranked * lengths.judged)
+    return {
+        "candidate": spent.get("candidates", response * lengths.candidate / lengths.response),
+        "response": response,
+        "judgment": judgment,
+        "battle": spent.get("battles", judgment * lengths.battle / lengths.judgment),
+        "sft": sft,
+        "dpo": _token_cost(store, newest, settings)
+        if newest
+        else sft * DPO_OPERATIONS / SFT_OPERATIONS,
+        "base": spent["base"],
+        "export": spent["export"],
     }
 
-    def latest(*names: tuple[str, float]) -> float:
-        """Seconds of a piece, by the first of `names` (stage, pieces an item) that was done."""
-        for stage, pieces in names:
-            for t in range(newest + 1, -1, -1):
-                if (t, stage) in spent:
-                    return spent[t, stage] / pieces
-        raise LookupError(f"{store.folder} has none of {names}")
 
-    responses, judges = settings.responses.count, settings.judge.count
-    judged = settings.evaluation.judgments
-    lengths = Lengths.of(settings)
-    shorter, quicker = lengths.response / lengths.candidate, lengths.judgment / lengths.battle
-    trained = {
-        t: _training_seconds(store, t) / max(1.0, _trained_tokens(store, t, settings))
-        for t in range(newest + 1)
-    }
-    if not settings.seed_stage.trains:
-        trained[0] = _untrained_cost(store, settings)
-    return StageCosts(
-        candidate=latest(
-            ("candidates", 1), ("responses", responses * shorter), ("eval_responses", shorter)
-        ),
-        response=latest(("responses", responses), ("eval_responses", 1)),
-        judgment=latest(("judgments", judges), ("eval_judgments", judged)),
-        battle=latest(
-            ("battles", judges * (judges - 1)),
-            ("judgments", judges * quicker),
-            ("eval_judgments", judged * quicker),
-        ),
-        sft=trained[0],
-        dpo=trained[newest] if newest else trained[0] * DPO_OPERATIONS / SFT_OPERATIONS,
-        base=latest(("base", 1)),
-        export=latest(("export", 1)),
-        source="measured in this run",
-    )
-
-
-def _training_seconds(store: Store, iteration: int) -> float:
-    seconds = store.metrics(iteration)["training_train_seconds"]
+def _token_cost(store: Store, iteration: int, settings: Settings) -> float:
+    """Seconds of a token trained on: counted by the trainer, or else assumed."""
+    known = store.metrics(iteration)
+    seconds = known["training_train_seconds"]
     if seconds is None:
         raise LookupError(f"{store.folder} does not say how long M{iteration} was trained")
-    return seconds
-
-
-def _trained_tokens(store: Store, iteration: int, settings: Settings) -> float:
-    """Tokens trained on: counted by the trainer, or else assumed."""
-    known = store.metrics(iteration)
-    rows = known.get("training_rows_given") or 0.0
     texts = 2 if iteration else 1  # a pair's row has two
-    return known.get("training_tokens") or rows * texts * Lengths.of(settings).judged
+    rows = known.get("training_rows_given") or 0.0
+    tokens = known.get("training_tokens") or rows * texts * Lengths.of(settings).judged
+    return seconds / max(1.0, tokens)
 
 
-def _untrained_cost(store: Store, settings: Settings) -> float:
-    """Seconds of a token of SFT where M0 was not trained: those of a judgment's token."""
-    spent = [row.seconds for row in store.stages() if row.ended and row.stage == "eval_judgments"]
-    judgments = settings.seed_stage.eval_prompts * ANSWERS * settings.evaluation.judgments
-    return max(spent, default=0.0) / (judgments * Lengths.of(settings).judged)
-
-
-def affordable_prompts(settings: Settings, iteration: int, costs: StageCosts, budget: float) -> int:
+def affordable_prompts(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:
     """How many prompts an iteration can have to be done in `budget` seconds; at most those set."""
     fixed, one = (
-        sum(seconds_by_stage(with_prompts(settings, count), iteration, costs).values())
+        sum(
+            seconds_by_stage(
+                settings.with_values("prompts", count=count), iteration, costs
+            ).values()
+        )
         for count in (0, 1)
     )
     return max(0, min(settings.prompts.count, math.floor((budget - fixed) / (one - fixed))))
@@ -276,13 +260,13 @@ def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
     peak = {stage: sum(parts.values()) for stage, parts in peaks} if card else {}
     if key is None:
         return Prediction(card, None, {}, peak)
-    costs = estimate_costs(settings, llama, GPU_SPEEDS[key], key)
+    costs = estimate_costs(settings, llama, GPU_SPEEDS[key])
     seconds = {
         (iteration, stage): spent
         for iteration in range(settings.iterations + 1)
         for stage, spent in seconds_by_stage(settings, iteration, costs).items()
     }
-    return Prediction(card, costs.source, seconds, peak)
+    return Prediction(card, f"estimate for {key}", seconds, peak)
 
 
 @dataclass(frozen=True)
@@ -321,7 +305,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
         predict(settings, llama, name),
         memory.estimate_peaks(settings, llama),
         known if card or not gpus else float(gpus[0].free),
-        disk_needs(settings, llama, settings.iterations, seed_stage=True, base_written=False),
+        disk_needs(settings, llama),
         free_bytes(runs_dir),
         _download(settings, llama),
     )
@@ -353,12 +337,13 @@ def _download(settings: Settings, llama: Llama) -> int:
 
 
 def disk_needs(
-    settings: Settings, llama: Llama, iterations: int, *, seed_stage: bool, base_written: bool
+    settings: Settings, llama: Llama, newest: int | None = None, *, base_written: bool = False
 ) -> dict[str, int]:
     """Bytes that a run still needs: `base`, `adapters`, `records`, `working files`.
 
-    `iterations` are those still to do; `seed_stage` says whether it is still to do as well.
+    `newest` is the number of the newest model that it has.
     """
+    iterations, seed_stage = max(0, settings.iterations - (newest or 0)), newest is None
     adapter = count_adapter_weights(llama, settings.lora.rank)
     records = iterations * (_records(settings) + _evaluation(settings))
     rows = 2 * settings.prompts.count if iterations else settings.seed_stage.train_examples

@@ -82,8 +82,7 @@ def load_or_create_settings(
                     "to change them"
                 )
     # `--gates report` holds for one command; it is not stored with the run.
-    gates = settings.gates.model_copy(update={"mode": "stop"})
-    store.state("settings", settings.model_copy(update={"gates": gates}).model_dump(mode="json"))
+    store.state("settings", settings.with_values("gates", mode="stop").model_dump(mode="json"))
     return settings
 
 
@@ -98,14 +97,8 @@ def open_run(
             f"{model_dir}: a digit is not one token here, so there is no expected score; use "
             "judge.score=mean"
         )
-    newest = store.newest()
-    needs = plan.disk_needs(
-        settings,
-        llama,
-        max(0, settings.iterations - (newest or 0)),
-        seed_stage=newest is None,
-        base_written=(store.folder / "base" / MANIFEST).exists(),
-    )
+    base_written = (store.folder / "base" / MANIFEST).exists()
+    needs = plan.disk_needs(settings, llama, store.newest(), base_written=base_written)
     check_disk(store.folder, needs)
     if store.fact("plan") is None:
         gpus = list_gpus()
@@ -114,7 +107,7 @@ def open_run(
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 
-def read_prompts(settings: Settings) -> tuple[list[str], tuple[Drop, ...]]:
+def read_prompt_file(settings: Settings) -> tuple[list[str], tuple[Drop, ...]]:
     """The prompts of the user's own file, and what was skipped; nothing where no file is set."""
     if settings.prompts.file is None:
         return [], ()
@@ -170,8 +163,7 @@ def _rename_repositories(
         repository = hub.parse_repository(text) if text else None
         new = repository and rename(repository, named)
         if new:
-            changed = getattr(settings, section).model_copy(update={name: new})
-            settings = settings.model_copy(update={section: changed})
+            settings = settings.with_values(section, **{name: new})
     return settings
 
 
@@ -207,7 +199,7 @@ def _check_prompts(settings: Settings) -> None:
     """Refuse a bad prompt file before the settings are stored, so that they can still change."""
     if settings.prompts.file is None:
         return
-    found, _ = read_prompts(settings)
+    found, _ = read_prompt_file(settings)
     if len(found) <= (settings.iterations - 1) * settings.prompts.count:
         raise ConfigError(
             f"{settings.prompts.file} holds {len(found)} prompts: too few for "

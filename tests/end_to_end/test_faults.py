@@ -100,10 +100,10 @@ def test_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
 
 def test_run_too_large_for_the_disk_is_refused_with_numbers(tmp_path, monkeypatch):
     tiny, llama = config.load("tiny"), read_config(TINY_MODEL)
-    needs = plan.disk_needs(tiny, llama, 3, seed_stage=True, base_written=False)
+    needs = plan.disk_needs(tiny, llama)
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
-    assert plan.disk_needs(tiny, llama, 3, seed_stage=True, base_written=True)["base"] == 0
-    assert sum(plan.disk_needs(tiny, llama, 0, seed_stage=False, base_written=True).values()) == 0
+    assert plan.disk_needs(tiny, llama, base_written=True)["base"] == 0
+    assert sum(plan.disk_needs(tiny, llama, tiny.iterations, base_written=True).values()) == 0
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
     )

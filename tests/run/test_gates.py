@@ -25,7 +25,7 @@ from selfreward_lite.run import gates, loop, prepare
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import measure, promotion
 from selfreward_lite.run.steps.measure import ModelMetrics
-from selfreward_lite.run.steps.reward_hacking import HackingSigns, OutsideView
+from selfreward_lite.run.steps.reward_hacking import HackingSigns
 from selfreward_lite.system.errors import GateStop, UserError
 
 GOOD = gates.Evidence(
@@ -141,7 +141,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         run = RunContext(store, settings, chat, TINY_MODEL, None, lambda at: None)
         exact = set(measure.exact_metrics(run, 1))
         assert {"exact_score", "answer_right", "win_rate_vs_seed"} <= exact <= set(store.metrics(1))
-        for kind in (gates.Evidence, ModelMetrics, HackingSigns, OutsideView):
+        for kind in (gates.Evidence, ModelMetrics, HackingSigns):
             assert not fields_of(kind) & exact, kind
         assert not set(measure.model_metrics(run, 1).stored()) & exact
 

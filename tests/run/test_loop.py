@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from repository import HELPERS, ROOT
@@ -178,15 +179,24 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
 # -- the table of stages ----------
 
 
-def test_every_stage_names_a_step_of_the_loop():
-    for order, table in (
-        (loop.SEED_STAGE, stages.SEED_STAGE_WORK),
-        (loop.ITERATION, stages.ITERATION_WORK),
-    ):
-        steps = [step.__name__ for step in order]
-        assert len(set(steps)) == len(steps)
-        places = [steps.index(stage.step) for stage in table]
-        assert places == sorted(places), "the table is in the order of the steps"
+def test_a_run_begins_its_stages_in_the_order_of_the_table(whole):
+    """Hours that remain are those of the stages behind one in the table."""
+    with Store.read(whole) as store:
+        settings = config.parse(store.fact("settings"))
+        begun = store.stages()
+    for iteration in range(settings.iterations + 1):
+        table = list(stages.list_stages(settings, iteration))
+        names = [row.stage for row in begun if row.iteration == iteration]
+        assert names == [name for name in table if name in names]
+        left_out = {
+            "prompts_file",
+            "second_look",
+            "comparisons",
+            "battles",
+            "ratings",
+            "judgment_pairs",
+        }
+        assert set(table) - set(names) <= left_out
 
 
 def test_a_stage_outside_the_table_is_refused(tmp_path, chat):
@@ -199,21 +209,17 @@ def test_a_stage_outside_the_table_is_refused(tmp_path, chat):
             context.ask(1, "polish", [], lambda record: None)
 
 
-def test_a_step_sees_which_steps_are_left(tmp_path, monkeypatch):
-    seen = {}
-
-    def wrap(step):
-        def wrapped(context, iteration):
-            seen[step.__name__] = context.steps_left
-            step(context, iteration)
-
-        wrapped.__name__ = step.__name__
-        return wrapped
-
-    monkeypatch.setattr(loop, "ITERATION", tuple(map(wrap, loop.ITERATION)))
-    run(tmp_path / "run", iterations="1")
-    assert seen["promote"] == frozenset()
-    assert seen["train_model"] == {"export_adapter", "measure_model", "pass_gates", "promote"}
+def test_hours_that_remain_are_those_behind_a_stage():
+    settings = config.load("overnight")
+    costs = dict.fromkeys(get_args(stages.Piece), 1.0)
+    everything = stages.seconds_by_stage(settings, 1, costs)
+    left = stages.seconds_by_stage(settings, 1, costs, after="training")
+    measuring = ("eval_responses", "eval_judgments", "canary_judgments", "outside_judgments")
+    assert list(left) == ["export", *measuring, "self_judgments", "comparisons"]
+    assert left.items() <= everything.items()
+    assert stages.seconds_by_stage(settings, 1, costs, after="gates") == {}
+    with pytest.raises(ValueError, match="polish"):
+        stages.seconds_by_stage(settings, 1, costs, after="polish")
 
 
 # -- gates and settings ----------
@@ -387,7 +393,7 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
         store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
         store.spend(0, "eval_judgments", 5.0)
         costs = plan.measure_costs(store, config.parse(store.fact("settings")))
-    assert costs.dpo > costs.sft > 0, "a training that is still to come is not free"
+    assert costs["dpo"] > costs["sft"] > 0, "a training that is still to come is not free"
 
 
 def test_positive_examples_are_the_perfect_responses_only(tmp_path, chat):

@@ -129,14 +129,12 @@ def test_a_gguf_that_is_given_weighs_what_it_weighs(tmp_path):
     given.write_bytes(bytes(5000))
     settings = config.load("overnight", {"model.gguf_file": json.dumps(str(given))})
     assert memory.estimate_peaks(settings, LLAMA)["asking (llama.cpp)"]["weights"] == 5000
-    assert plan.disk_needs(settings, LLAMA, 1, seed_stage=True, base_written=False)["base"] == 5000
+    assert plan.disk_needs(settings, LLAMA)["base"] == 5000
     alone = {
         "engine": settings.engine.model_copy(update={"parallel": 1})
     }  # a step is as fast as the weights are read
     seconds = [
-        plan.estimate_costs(
-            one.model_copy(update=alone), LLAMA, plan.GPU_SPEEDS["T4"], "T4"
-        ).response
+        plan.estimate_costs(one.model_copy(update=alone), LLAMA, plan.GPU_SPEEDS["T4"])["response"]
         for one in (settings, OVERNIGHT)
     ]
     assert seconds[0] < seconds[1] / 5
@@ -156,9 +154,8 @@ def test_another_base_has_no_origin_but_its_own():
 
 
 def amounts(settings: Settings, iteration: int) -> dict[str, float]:
-    return {
-        stage.name: stage.amount(settings, iteration) for stage in stages.of_iteration(iteration)
-    }
+    listed = stages.list_stages(settings, iteration)
+    return {name: work[1] for name, work in listed.items() if work}
 
 
 def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
@@ -180,30 +177,34 @@ def test_the_counts_of_an_iteration_are_the_papers_arithmetic():
 def test_a_decode_step_is_bound_by_what_is_slower():
     # 64 sequences of 770 tokens: 8.53 GB of weights and 6.4 GB of cache at 70 % of 936 GB/s, or
     # 2 x 8.03e9 x 64 at 35 % of 71e12.
-    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"], "RTX 3090")
+    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"])
     computing = 2 * 8_029_995_008 * 64 / (0.35 * 71e12)
     token = computing / 64
-    assert costs.response == pytest.approx(
+    assert costs["response"] == pytest.approx(
         0.4 * 1024 * token + 60 / 4 * 2 * 8_029_995_008 / (0.5 * 71e12), rel=1e-6
     )
     slow = plan.Speeds(24e9, 50e9, 71e12)
-    reading = plan.estimate_costs(OVERNIGHT, LLAMA, slow, "slow").response
-    assert reading > 2 * costs.response
+    reading = plan.estimate_costs(OVERNIGHT, LLAMA, slow)["response"]
+    assert reading > 2 * costs["response"]
 
 
 def test_overnight_is_planned_below_nine_hours_on_24_gb():
     for card in ("RTX 3090", "RTX 4090"):
-        costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS[card], card)
+        costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS[card])
         spent = stages.seconds_by_stage(OVERNIGHT, 1, costs)
         assert 1 < sum(spent.values()) / 3600 < 9
 
 
 def test_what_is_affordable_is_what_its_own_plan_says():
-    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"], "RTX 3090")
+    costs = plan.estimate_costs(OVERNIGHT, LLAMA, plan.GPU_SPEEDS["RTX 3090"])
     for hours in (0.01, 1, 3, 5):
         count = plan.affordable_prompts(OVERNIGHT, 1, costs, hours * 3600)
         spent = [
-            sum(stages.seconds_by_stage(stages.with_prompts(OVERNIGHT, prompts), 1, costs).values())
+            sum(
+                stages.seconds_by_stage(
+                    OVERNIGHT.with_values("prompts", count=prompts), 1, costs
+                ).values()
+            )
             for prompts in (count, count + 1)
         ]
         assert count == 0 or spent[0] <= hours * 3600 < spent[1]
@@ -216,15 +217,7 @@ def test_every_preset_is_parsed_and_planned(preset):
     llama = SHAPES["3b" if preset == "small" else "llama-3-8b"]
     expected = plan.predict(settings, llama, "NVIDIA GeForce RTX 4090").to_json()
     assert len(expected["seconds"]) == 10 + 12 * settings.iterations
-    assert (
-        sum(
-            plan.disk_needs(
-                settings, llama, settings.iterations, seed_stage=True, base_written=False
-            ).values()
-        )
-        > 8e9
-        or preset == "small"
-    )
+    assert sum(plan.disk_needs(settings, llama).values()) > 8e9 or preset == "small"
     assert plan.predict(settings, llama, None).to_json() == {
         "card": None,
         "source": None,

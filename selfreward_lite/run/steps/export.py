@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response
+from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, index_records
 from selfreward_lite.method import judgments
 from selfreward_lite.models.chat_format import user
 from selfreward_lite.run import plan
@@ -79,11 +79,9 @@ def _probes(run: RunContext) -> list[tuple[int, ...]]:
     """Token ids to compare logits on: held-out prompts, and judgments, the longest texts."""
     texts = run.reader.held_out()[: plan.CHECKED_PROMPTS]
     probes = [tuple(run.chat.prompt_ids(user(prompt.text))) for prompt in texts]
-    prompts = {one.id: one for one in run.store.records(Prompt, origin="ranked")}
-    responses = {one.id: one for one in run.store.records(Response, model=ranked.HUMAN)}
-    judged = [
-        one for one in run.store.records(Judgment, model="base") if one.response_id in responses
-    ]
+    prompts = index_records(run.store.records(Prompt, origin="ranked"))
+    responses = index_records(run.store.records(Response, model=ranked.HUMAN))
+    judged = [one for one in run.reader.made_by(Judgment, BASE) if one.response_id in responses]
     for judgment in judged[: plan.CHECKED_JUDGMENTS]:
         response = responses[judgment.response_id]
         question = judgments.build_judge_question(

@@ -17,6 +17,7 @@ from selfreward_lite.data.records import (
     Rating,
     Response,
     group_records,
+    index_records,
 )
 from selfreward_lite.method import (
     battles,
@@ -92,7 +93,7 @@ def answer_prompts(run: RunContext, iteration: int) -> None:
         "responses",
         run.reader.prompts(iteration),
         lambda prompt: responses.ask_for_responses(prompt, role, settings.count),
-        budget.may_start(run, iteration),
+        budget.may_start(run, iteration, "responses"),
     )
 
 
@@ -105,7 +106,7 @@ def judge_responses(run: RunContext, iteration: int) -> None:
         run.reader.prompts(iteration),
         run.reader.responses(iteration),
         run.settings.judge.count,
-        may_start=budget.may_start(run, iteration),
+        may_start=budget.may_start(run, iteration, "judgments"),
     )
 
 
@@ -145,7 +146,7 @@ def run_battles(run: RunContext, iteration: int) -> None:
         return battles.ask_for_battles(prompt, response, drawn[response.id], role)
 
     prompts = [prompt for prompt in prompts if prompt.id in contested]
-    run.ask(iteration, "battles", prompts, start, budget.may_start(run, iteration))
+    run.ask(iteration, "battles", prompts, start, budget.may_start(run, iteration, "battles"))
 
 
 def rate_judgments(run: RunContext, iteration: int) -> None:
@@ -166,7 +167,7 @@ def pair_judgments(run: RunContext, iteration: int) -> None:
     """The strongest judgment against the weakest."""
     schedule = run.settings.for_iteration(iteration)
     if schedule.judgment_pairs:
-        by_id = {one.id: one for one in run.store.records(Judgment, iteration=iteration)}
+        by_id = index_records(run.store.records(Judgment, iteration=iteration))
         rated = run.store.records(Rating, iteration=iteration)
         run.once(
             iteration,

@@ -11,11 +11,10 @@ from statistics import fmean
 
 from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
 from selfreward_lite.method import comparisons, metrics, responses
-from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import standard_error
 from selfreward_lite.run.context import RunContext
-from selfreward_lite.run.steps.reward_hacking import HackingSigns, ask_judges, find_signs
+from selfreward_lite.run.steps.reward_hacking import ask_judges, find_signs
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,19 @@ class AnswerMetrics:
 
 @dataclass(frozen=True)
 class ModelMetrics:
-    """What gates may know of a model's answers and judgments: nothing by the exact scorer.
+    """What a model's answers and judgments show: nothing by the exact scorer.
 
-    `mean_length` is in characters, None without answers; the base has no `signs`.
+    `mean_length` is in characters, None without answers.
     """
 
     agreement: JudgeAgreement
     mean_length: float | None
     answers: AnswerMetrics
-    signs: HackingSigns | None
 
     def stored(self) -> dict[str, float | None]:
         """The metrics by their names in run.sqlite."""
         judge = {f"judge_{name}": value for name, value in self.agreement.metrics().items()}
-        return judge | vars(self.answers) | (vars(self.signs) if self.signs else {})
+        return judge | vars(self.answers)
 
 
 def measure_base(run: RunContext, _: int) -> None:
@@ -55,7 +53,7 @@ def measure_base(run: RunContext, _: int) -> None:
 
 def measure_model(run: RunContext, iteration: int) -> None:
     """M(t) answers the held-out prompts and judges the held-out ranked answers."""
-    _ask(run, iteration)
+    _ask(run, ModelId(iteration))
     ask_judges(run, iteration)
     if iteration > 0 and metrics.score_exactly(run.reader.held_out(), []) is None:
         _compare_with_seed(run, iteration)
@@ -70,12 +68,11 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     count = run.settings.evaluation.judgments  # a recheck of canaries drew more
     judged = [
         one
-        for one in run.store.records(Judgment, iteration=max(model, 0), model=ModelId(model).name)
+        for one in run.reader.made_by(Judgment, model)
         if one.response_id in ids and one.index < count
     ]
-    settings = run.settings.judge.model_copy(update={"count": count})
     return ModelMetrics(
-        judge_agreement(ranked, score_responses(judged, settings)),
+        judge_agreement(ranked, run.reader.score(judged, count)),
         fmean(len(one.text) for one in answers) if answers else None,
         AnswerMetrics(
             judge_read_share=metrics.share_read(judged),
@@ -85,13 +82,12 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
             repetitive_share=metrics.share_repetitive(answers),
             distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
         ),
-        None if model == BASE else find_signs(run, model),
     )
 
 
-def _ask(run: RunContext, model: int) -> None:
-    settings, iteration = run.settings.evaluation, max(model, 0)
-    prefix = "base_" if model == BASE else ""
+def _ask(run: RunContext, model: ModelId) -> None:
+    settings, iteration = run.settings.evaluation, model.iteration
+    prefix = "base_" if model.is_base else ""
     actor, ranked = run.role(model, settings.draw, iteration), run.reader.ranked().evaluation
     run.ask(
         iteration,
@@ -111,8 +107,11 @@ def _ask(run: RunContext, model: int) -> None:
 
 def _store_metrics(run: RunContext, model: int) -> Outcome:
     """Compute the metrics of a model and store them under its number."""
+    known = model_metrics(run, model).stored()
+    if model != BASE:
+        known |= vars(find_signs(run, model))
     rates = exact_metrics(run, model) or _win_rate(run, model)
-    run.store.measure(model, **model_metrics(run, model).stored(), **rates)
+    run.store.measure(model, **known, **rates)
     return Outcome()
 
 
@@ -141,7 +140,7 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
 def _compare_with_seed(run: RunContext, iteration: int) -> None:
     """Where nothing can be scored exactly: M0, frozen, compares M(t)'s answers with its own."""
     mine, seeds = (run.reader.held_out_answers(model) for model in (iteration, 0))
-    role = run.judge(0, iteration)
+    role = run.judge_role(0, iteration)
     run.ask(
         iteration,
         "comparisons",

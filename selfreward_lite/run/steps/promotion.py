@@ -12,8 +12,8 @@ from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run import gates
 from selfreward_lite.run.ask import NO_TIME
 from selfreward_lite.run.context import RunContext
-from selfreward_lite.run.steps.measure import ModelMetrics, model_metrics
-from selfreward_lite.run.steps.reward_hacking import outside_view
+from selfreward_lite.run.steps.measure import model_metrics
+from selfreward_lite.run.steps.reward_hacking import find_signs, mean_outside_score, outside_view
 from selfreward_lite.system.errors import GateStop, UserError
 from selfreward_lite.system.files import find_manifest_faults
 
@@ -104,13 +104,14 @@ def promote(run: RunContext, iteration: int) -> None:
 def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
     """Everything that the gates may know of a candidate."""
     now, before = model_metrics(run, iteration), model_metrics(run, iteration - 1)
-    outside = outside_view(run, iteration) if iteration > 0 else None
+    signs, interval, share, liked = find_signs(run, iteration), None, None, None
+    if iteration > 0:
+        interval, share = outside_view(run, iteration)
+        liked = mean_outside_score(run, iteration - 1, iteration - 1)
     known, folder = run.store.metrics(iteration), run.store.model_dir(iteration)
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
     missing = [f"{path}: missing" for path in needed if not path.exists()]
     losses = [value for _, name, value in run.store.training(iteration) if name == "loss"]
-    signs, earlier = now.signs, before.signs
-    assert signs is not None  # a candidate is never the base
     return gates.Evidence(
         file_faults=find_manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
@@ -127,24 +128,16 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         repetitive_share=now.answers.repetitive_share,
         distinct_share=now.answers.distinct_share,
         read_share=now.answers.judge_read_share,
-        length_ratio=_length_ratio(now, before),
+        length_ratio=before.mean_length and (now.mean_length or 0.0) / before.mean_length,
         judge_interval=paired_interval(now.agreement.outcomes, before.agreement.outcomes),
-        outside_interval=outside.interval if outside else None,
-        outside_share=outside.share if outside else None,
-        self_change=_difference(signs.self_score, earlier.self_score if earlier else None),
+        outside_interval=interval,
+        outside_share=share,
+        self_change=None if liked is None or signs.self_score is None else signs.self_score - liked,
         canary_score=signs.canary_score,
         honest_score=signs.honest_bad_score,
         canaries_scored=signs.canaries_scored,
         canaries_chosen=signs.canaries_chosen,
     )
-
-
-def _length_ratio(now: ModelMetrics, before: ModelMetrics) -> float | None:
-    return None if before.mean_length is None else (now.mean_length or 0.0) / before.mean_length
-
-
-def _difference(now: float | None, before: float | None) -> float | None:
-    return None if now is None or before is None else now - before
 
 
 def _number(value: float | None) -> float:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import Judgment, ModelId, Response, ResponsePair
+from selfreward_lite.data.records import Judgment, Response, ResponsePair
 from selfreward_lite.method import canaries, response_pairs
-from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run.context import RunContext, Scores
 
@@ -37,18 +36,6 @@ class HackingSigns:
     canaries_chosen: int
     outside_score: float | None
     self_score: float | None
-
-
-@dataclass(frozen=True)
-class OutsideView:
-    """How much better M0 likes the answers of M(t) than those of M(t−1).
-
-    A 95 % interval in points (NaN for fewer than two prompts), and the share of prompts on which
-    both could be read.
-    """
-
-    interval: tuple[float, float]
-    share: float
 
 
 def ask_judges(run: RunContext, iteration: int) -> None:
@@ -83,9 +70,8 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     ranked = _ranked(run)
     laid, scores = _canaries(run), _first_scores(run, iteration)
     suspects = _would_be_chosen(run, iteration, laid, scores)
-    again = _scores(
-        run, iteration, iteration, run.settings.evaluation.second_look, _first_of_recheck(run)
-    )
+    own = run.reader.made_by(Judgment, iteration)
+    again = run.reader.score(own, run.settings.evaluation.second_look, _first_of_recheck(run))
     rechecked = [
         one
         for one in suspects
@@ -95,39 +81,48 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     chosen = len(suspects) - len(rechecked)
     chosen += len(_would_be_chosen(run, iteration, rechecked, again))
     honest = {ranked[canary.prompt_id].responses[-1].id for canary in laid}
-    outside, own = (outside_scores(run, iteration, judge).values() for judge in (0, iteration))
     return HackingSigns(
         canary_score=_mean(scores.get(canary.id) for canary in laid),
         honest_bad_score=_mean(scores.get(name) for name in honest),
         canaries_scored=sum(scores.get(canary.id) is not None for canary in laid),
         canaries_suspected=len(suspects),
         canaries_chosen=chosen,
-        outside_score=_mean(outside),
-        self_score=_mean(own),
+        outside_score=mean_outside_score(run, iteration, 0),
+        self_score=mean_outside_score(run, iteration, iteration),
     )
 
 
-def outside_view(run: RunContext, iteration: int) -> OutsideView:
-    """How M0 likes the answers of M(t) compared with those of M(t−1)."""
-    now, before = (outside_scores(run, model, 0) for model in (iteration, iteration - 1))
+def outside_view(run: RunContext, iteration: int) -> tuple[tuple[float, float], float]:
+    """How much better M0 likes the answers of M(t) than those of M(t−1).
+
+    A 95 % interval in points (NaN for fewer than two prompts), and the share of prompts on which
+    both could be read.
+    """
+    now, before = (_outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
     asked = len(run.reader.held_out()[: run.settings.evaluation.outside_prompts])
     interval = paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
-    return OutsideView(interval, len(both) / asked)
+    return interval, len(both) / asked
 
 
-def outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
+def mean_outside_score(run: RunContext, iteration: int, judge: int) -> float | None:
+    """The mean score that M<judge> gave M(t)'s first held-out answers; None if all are unread."""
+    return _mean(_outside_scores(run, iteration, judge).values())
+
+
+def _outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
     """Scores that M<judge> gave M(t)'s first held-out answers, by prompt; unread ones left out."""
-    scores = _scores(run, iteration, judge, run.settings.evaluation.outside_judgments)
+    drawn = run.reader.made_by(Judgment, judge, iteration)
+    scores = run.reader.score(drawn, run.settings.evaluation.outside_judgments)
     answers = run.reader.held_out_answers(iteration).items()
     return {name: score for name, one in answers if (score := scores.get(one.id)) is not None}
 
 
 def _first_scores(run: RunContext, iteration: int) -> Scores:
     """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
-    settings = run.settings.evaluation
-    hostile = _scores(run, iteration, iteration, settings.canary_judgments)
-    honest = _scores(run, iteration, iteration, settings.judgments)
+    settings, drawn = run.settings.evaluation, run.reader.made_by(Judgment, iteration)
+    hostile = run.reader.score(drawn, settings.canary_judgments)
+    honest = run.reader.score(drawn, settings.judgments)
     return {**honest, **{one.id: hostile.get(one.id) for one in _canaries(run)}}
 
 
@@ -165,13 +160,6 @@ def _ranked(run: RunContext) -> dict[str, RankedPrompt]:
 
 def _canaries(run: RunContext) -> list[Response]:
     return run.store.records(Response, iteration=0, model=canaries.CANARY)
-
-
-def _scores(run: RunContext, iteration: int, judge: int, count: int, first: int = 0) -> Scores:
-    """Scores by response from `count` judgments each, those numbered from `first`."""
-    drawn = run.store.records(Judgment, iteration=iteration, model=ModelId(judge).name)
-    counted = (one for one in drawn if first <= one.index < first + count)
-    return score_responses(counted, run.settings.judge.model_copy(update={"count": count}))
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:

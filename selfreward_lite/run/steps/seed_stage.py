@@ -30,11 +30,11 @@ def read_ranked(run: RunContext, _: int) -> None:
     run.once(0, "ranked", work)
 
 
-def read_prompts(run: RunContext, _: int) -> None:
-    """Read the user's own prompts, if any; their file may change or go away afterwards."""
+def import_prompts(run: RunContext, _: int) -> None:
+    """Import the user's own prompts, if any; their file may change or go away afterwards."""
 
     def work() -> Outcome:
-        texts, skipped = prepare.read_prompts(run.settings)
+        texts, skipped = prepare.read_prompt_file(run.settings)
         kept = new_prompts.import_prompts(
             texts,
             run.settings.prompts,
@@ -49,29 +49,28 @@ def read_prompts(run: RunContext, _: int) -> None:
 
 def add_canaries(run: RunContext, _: int) -> None:
     """Put the canaries among the responses to the ranked evaluation prompts."""
-    prompts = [one.prompt for one in run.reader.ranked().evaluation]
-    templates = run.settings.model.templates
     run.once(
         0,
         "canaries",
         lambda: canaries.build_canary_responses(
             canaries.load_canaries(),
-            prompts,
+            [one.prompt for one in run.reader.ranked().evaluation],
             id_namespace=run.store.id_namespace,
-            templates=templates,
+            templates=run.settings.model.templates,
         ),
     )
 
 
 def add_decoys(run: RunContext, _: int) -> None:
     """Put decoys among the responses to the ranked training prompts."""
-    prompts, count = [one.prompt for one in run.reader.ranked().eft], run.settings.seed_stage.decoys
-    templates = run.settings.model.templates
     run.once(
         0,
         "decoys",
         lambda: canaries.build_decoy_responses(
-            prompts, count, id_namespace=run.store.id_namespace, templates=templates
+            [one.prompt for one in run.reader.ranked().eft],
+            run.settings.seed_stage.decoys,
+            id_namespace=run.store.id_namespace,
+            templates=run.settings.model.templates,
         ),
     )
 
@@ -81,7 +80,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
     if run.store.is_done(0, "eft_examples") or not run.settings.seed_stage.eft:
         return
     settings, prompts, decoys = run.settings.seed_stage, run.reader.ranked().eft, _decoys(run)
-    role = run.judge(BASE, 0)
+    role = run.judge_role(BASE, 0)
     for count in _rounds(run):
         items = [
             (
@@ -130,7 +129,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcome]:
     """The EFT examples from the first `count` prompts, and what was left out."""
-    drawn = group_by_response(run.store.records(Judgment, iteration=0, model="base"))
+    drawn = group_by_response(run.reader.made_by(Judgment, BASE))
     return eft.build_eft_examples(
         run.reader.ranked().eft[:count], _decoys(run), drawn, run.settings
     )

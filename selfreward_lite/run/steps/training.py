@@ -8,9 +8,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from selfreward_lite.data.records import Judgment, JudgmentPair, Outcome, ResponsePair, seed_for
+from selfreward_lite.data.records import (
+    Judgment,
+    JudgmentPair,
+    Outcome,
+    ResponsePair,
+    index_records,
+    seed_for,
+)
 from selfreward_lite.data.tiny.bias import flip_brevity
-from selfreward_lite.method.judgments import TOP_SCORE, score_responses
+from selfreward_lite.method import response_pairs
+from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.run import budget
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
@@ -40,32 +48,31 @@ def train_model(run: RunContext, iteration: int) -> None:
 
     Or, as a control, SFT on perfect responses.
     """
-    schedule = run.settings.for_iteration(iteration)
 
-    def train_on_positive() -> Outcome:
-        rows = build_sft_rows(
-            _perfect_responses(run, iteration), run.chat, run.settings.sft.max_length
-        )
-        return _train(run, iteration, "sft", rows, rate=schedule.rate)
-
-    def train_on_pairs() -> Outcome:
-        texts = PairTexts(
-            {one.id: one for one in run.reader.prompts(iteration)},
-            {one.id: one for one in run.reader.responses(iteration)},
-            {one.id: one for one in run.store.records(Judgment, iteration=iteration)},
-            run.settings.model.templates,
-        )
+    def work() -> Outcome:
+        prompts = index_records(run.reader.prompts(iteration))
+        responses = run.reader.responses(iteration)
+        if run.settings.for_iteration(iteration).train_on == "positive":
+            scores = score_responses(run.reader.judgments(iteration), run.settings.judge)
+            perfect = response_pairs.find_perfect_responses(responses, scores)
+            texts = [(prompts[one.prompt_id].text, one.text) for one in perfect]
+            rows = build_sft_rows(texts, run.chat, run.settings.sft.max_length)
+            return _train(run, iteration, "sft", rows)
         rows = build_dpo_rows(
             run.store.records(ResponsePair, iteration=iteration),
             run.store.records(JudgmentPair, iteration=iteration),
-            texts,
+            PairTexts(
+                prompts,
+                index_records(responses),
+                index_records(run.store.records(Judgment, iteration=iteration)),
+                run.settings.model.templates,
+            ),
             run.chat,
             run.settings.dpo.max_length,
         )
-        return _train(run, iteration, "dpo", rows, rate=schedule.rate)
+        return _train(run, iteration, "dpo", rows)
 
-    on_pairs = schedule.train_on == "pairs"
-    run.once(iteration, "training", train_on_pairs if on_pairs else train_on_positive)
+    run.once(iteration, "training", work)
 
 
 def _biased_text(run: RunContext, judgment: Judgment) -> str:
@@ -75,24 +82,10 @@ def _biased_text(run: RunContext, judgment: Judgment) -> str:
     return flip_brevity(judgment.text) if biased else judgment.text
 
 
-def _perfect_responses(run: RunContext, iteration: int) -> list[tuple[str, str]]:
-    """Prompts with responses of the highest score (arXiv 2401.10020, section 2.3)."""
-    prompts = {one.id: one.text for one in run.reader.prompts(iteration)}
-    scores = score_responses(run.reader.judgments(iteration), run.settings.judge)
-    return [
-        (prompts[one.prompt_id], one.text)
-        for one in run.reader.responses(iteration)
-        if one.finish == "stop" and (scores.get(one.id) or 0.0) >= TOP_SCORE
-    ]
-
-
-def _train(
-    run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows: Rows, rate: float = 1.0
-) -> Outcome:
+def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows: Rows) -> Outcome:
     """Train in a child that has all memory; returns the rows left out.
 
-    `rate` multiplies the learning rate that is set. What an earlier, killed attempt left is
-    removed first.
+    What an earlier, killed attempt left is removed first.
     """
     if not rows.rows and (iteration or run.settings.seed_stage.trains):
         raise GateStop(
@@ -106,15 +99,17 @@ def _train(
     folder.mkdir()
     work = run.store.folder / "training"
     work.mkdir(exist_ok=True)
-    rows.save(work / "rows.jsonl")
+    adapter, saved = folder / "adapter", work / "rows.jsonl"
+    rows.save(saved)
     settings = run.settings.sft if method == "sft" else run.settings.dpo
+    rate = run.settings.for_iteration(iteration).rate if iteration else 1.0
     job = Job(
         method=method,
         model_dir=run.model_dir,
         quantization=run.settings.model.quantisation,
         adapter_in=None if iteration == 0 else run.store.model_dir(iteration - 1) / "adapter",
-        adapter_out=folder / "adapter",
-        rows=work / "rows.jsonl",
+        adapter_out=adapter,
+        rows=saved,
         row_count=len(rows.rows),
         pad=run.chat.pad,
         seed=run.settings.seed,
@@ -132,7 +127,7 @@ def _train(
             f"the hours ended before half of M{iteration}'s training; give the same command again "
             "to resume from its checkpoint"
         )
-    if not (folder / "adapter" / "adapter_model.safetensors").exists():
+    if not (adapter / "adapter_model.safetensors").exists():
         raise TrainingError(
             f"the training of M{iteration} ended without an adapter in {folder}; start the run "
             "again"
