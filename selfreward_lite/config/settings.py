@@ -12,60 +12,67 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 
 from selfreward_lite.system.errors import ConfigError
 
 PRESETS_DIR = Path(__file__).parent / "presets"
+Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A group of settings: frozen, without unknown names."""
+    """A group of settings: frozen, without unknown names; the text below each is its meaning."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Model(Section):
-    base: str = Field(
-        description="base model: owner/name[@revision] on the hub, a Hugging Face folder, or 'tiny'"
-    )
-    origin: str | None = Field(
-        None, description="the same model in 16 bits, if base has 4; only `export merged` needs it"
-    )
-    templates: Literal["llama3", "compact"] = Field(
-        description="folder of prompt templates in selfreward_lite/method/prompts"
-    )
-    quantisation: Literal["nf4", "none"] = Field(
-        "nf4", description="how training holds the weights of the base; nf4 is QLoRA's format"
-    )
-    gguf_file: str | None = Field(
-        None,
-        description="a GGUF of the same model to use instead of one made from base: a file, or "
-        "owner/name/file.gguf[@revision] on the hub; for example Q4_K_M for a small GPU",
-    )
-    gguf: Literal["f32", "f16", "q8_0"] = Field(
-        "q8_0", description="number format of the GGUF that is made from base for llama.cpp"
-    )
+    base: str
+    """base model: owner/name[@revision] on the hub, a Hugging Face folder, or 'tiny'"""
+    origin: str | None = None
+    """the same model in 16 bits, if base has 4; only `export merged` needs it"""
+    templates: Literal["llama3", "compact"]
+    """folder of prompt templates in selfreward_lite/method/prompts"""
+    quantisation: Literal["nf4", "none"] = "nf4"
+    """how training holds the weights of the base; nf4 is QLoRA's format"""
+    gguf_file: str | None = None
+    """a GGUF of the same model to use instead of one made from base: a file, or
+    owner/name/file.gguf[@revision] on the hub; for example Q4_K_M for a small GPU
+    """
+    gguf: Literal["f32", "f16", "q8_0"] = "q8_0"
+    """number format of the GGUF that is made from base for llama.cpp"""
 
 
 class EngineSettings(Section):
-    parallel: int = Field(32, ge=1, le=256, description="sequences generated at once")
-    context: int = Field(16384, ge=256, description="cells of the KV cache, for all sequences")
-    batch: int = Field(512, ge=32, description="tokens computed in one step at most")
+    parallel: int = Field(32, ge=1, le=256)
+    """sequences generated at once"""
+    context: int = Field(16384, ge=256)
+    """cells of the KV cache, for all sequences"""
+    batch: int = Field(512, ge=32)
+    """tokens computed in one step at most"""
     # 16: idle roots cost attention time on a CPU; 32 made a tiny model a third slower than 8.
-    roots: int = Field(
-        16, ge=1, description="finished prompts kept in the cache, so that others share their start"
-    )
-    threads: int | None = Field(
-        None, ge=1, description="CPU threads; by default what is fastest, up to all cores"
-    )
-    gpu_layers: int = Field(0, ge=-1, description="layers on the GPU; -1 = all")
-    unified: bool = Field(
-        True,
-        description="one KV cache for all sequences. false: every sequence has "
-        "context / (parallel + roots) cells of its own, which is faster on a CPU",
-    )
+    roots: Count = 16
+    """finished prompts kept in the cache, so that others share their start"""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; by default what is fastest, up to all cores"""
+    gpu_layers: int = Field(0, ge=-1)
+    """layers on the GPU; -1 = all"""
+    unified: bool = True
+    """one KV cache for all sequences. false: every sequence has context / (parallel + roots) cells
+    of its own, which is faster on a CPU
+    """
 
     @model_validator(mode="after")
     def _fits(self) -> EngineSettings:
@@ -85,48 +92,45 @@ class EngineSettings(Section):
 class Draw(Section):
     """How tokens are sampled."""
 
-    temperature: float = Field(ge=0, description="sampling temperature")
-    top_p: float = Field(gt=0, le=1, description="nucleus sampling: probability mass kept")
-    max_tokens: int = Field(ge=1, description="tokens generated at most")
-    top_k: int = Field(0, ge=0, description="likeliest tokens kept; 0 = all")
+    temperature: NonNegativeFloat
+    """sampling temperature"""
+    top_p: float = Field(gt=0, le=1)
+    """nucleus sampling: probability mass kept"""
+    max_tokens: Count
+    """tokens generated at most"""
+    top_k: NonNegativeInt = 0
+    """likeliest tokens kept; 0 = all"""
 
 
 class Seed(Section):
-    ranked: str = Field(
-        description="ranked answers in OASST's schema: owner/name[@revision] on the hub, "
-        "a file, a folder, or 'tiny'"
-    )
-    train_examples: int = Field(ge=1, description="EFT examples at most; SR: 1,630")
-    ift_examples: int = Field(
-        0,
-        ge=0,
-        description="best human answers to train on as well. SR: 3,200, since its model cannot "
-        "answer yet; MR: none",
-    )
-    eval_prompts: int = Field(
-        ge=2, description="ranked prompts held out to measure the judge; SR: about 190"
-    )
-    attempts: int = Field(4, ge=1, description="judgments sampled per ranked answer at most")
-    eft: bool = Field(
-        True,
-        description="train M0 on judgments that agree with people (EFT). false: M0 is the base, "
-        "as a control (SR, section 2.1)",
-    )
-    strict: bool = Field(
-        False, description="equal scores for answers of different rank count as disagreement"
-    )
-    decoys: int = Field(
-        2,
-        ge=0,
-        description="texts per ranked prompt that answer nothing, so that the judge learns to "
-        "recognize them (docs/log/judging.md); the papers have none",
-    )
-    length_bias: Share = Field(
-        0.0, description="share of EFT judgments rewritten to punish short answers; tiny world only"
-    )
-    cap_most_common: bool = Field(
-        True, description="thin out the most common score to the second's size (SR, section 3.1)"
-    )
+    ranked: str
+    """ranked answers in OASST's schema: owner/name[@revision] on the hub, a file, a folder, or
+    'tiny'
+    """
+    train_examples: Count
+    """EFT examples at most; SR: 1,630"""
+    ift_examples: NonNegativeInt = 0
+    """best human answers to train on as well. SR: 3,200, since its model cannot answer yet; MR:
+    none
+    """
+    eval_prompts: int = Field(ge=2)
+    """ranked prompts held out to measure the judge; SR: about 190"""
+    attempts: Count = 4
+    """judgments sampled per ranked answer at most"""
+    eft: bool = True
+    """train M0 on judgments that agree with people (EFT). false: M0 is the base, as a control (SR,
+    section 2.1)
+    """
+    strict: bool = False
+    """equal scores for answers of different rank count as disagreement"""
+    decoys: NonNegativeInt = 2
+    """texts per ranked prompt that answer nothing, so that the judge learns to recognize them
+    (docs/log/judging.md); the papers have none
+    """
+    length_bias: Share = 0.0
+    """share of EFT judgments rewritten to punish short answers; tiny world only"""
+    cap_most_common: bool = True
+    """thin out the most common score to the second's size (SR, section 3.1)"""
 
     @property
     def trains(self) -> bool:
@@ -143,103 +147,106 @@ class Seed(Section):
 
 
 class Prompts(Section):
-    file: str | None = Field(
-        None,
-        description="your own prompts, of which an iteration takes count: a file, a folder, or "
-        "owner/name on the hub; by default the writer makes them",
-    )
-    count: int = Field(ge=1, description="prompts per iteration; MR: 5,000")
-    writer: Literal["base", "current"] = Field(
-        "base", description="model that writes prompts; the papers use a fixed model"
-    )
-    draw: Draw = Field(description="SR: temperature 0.6, top-p 0.9")
-    seed_demonstrations: int = Field(6, ge=1, description="human tasks shown to the writer; SR: 6")
-    own_demonstrations: int = Field(
-        2, ge=0, description="tasks of earlier iterations shown to the writer; SR: 2"
-    )
-    attempts: float = Field(3.0, ge=1, description="candidates asked for at most, times count")
-    max_similarity: float = Field(
-        0.7, gt=0, le=1, description="ROUGE-L F above which a candidate is a near-duplicate; SR"
-    )
-    max_overlap: float = Field(
-        0.7,
-        gt=0,
-        le=1,
-        description="share of common word triples from which a candidate is a near-duplicate; "
-        "finds a changed order of sentences (neither paper has it)",
-    )
-    min_words: int = Field(4, ge=1, description="shorter candidates are dropped (Self-Instruct)")
-    max_words: int = Field(150, description="longer candidates are dropped (Self-Instruct)")
+    file: str | None = None
+    """your own prompts, of which an iteration takes count: a file, a folder, or owner/name on the
+    hub; by default the writer makes them
+    """
+    count: Count
+    """prompts per iteration; MR: 5,000"""
+    writer: Literal["base", "current"] = "base"
+    """model that writes prompts; the papers use a fixed model"""
+    draw: Draw
+    """SR: temperature 0.6, top-p 0.9"""
+    seed_demonstrations: Count = 6
+    """human tasks shown to the writer; SR: 6"""
+    own_demonstrations: NonNegativeInt = 2
+    """tasks of earlier iterations shown to the writer; SR: 2"""
+    attempts: float = Field(3.0, ge=1)
+    """candidates asked for at most, times count"""
+    max_similarity: float = Field(0.7, gt=0, le=1)
+    """ROUGE-L F above which a candidate is a near-duplicate; SR"""
+    max_overlap: float = Field(0.7, gt=0, le=1)
+    """share of common word triples from which a candidate is a near-duplicate; finds a changed
+    order of sentences (neither paper has it)
+    """
+    min_words: Count = 4
+    """shorter candidates are dropped (Self-Instruct)"""
+    max_words: int = 150
+    """longer candidates are dropped (Self-Instruct)"""
 
 
 class Responses(Section):
-    count: int = Field(7, ge=2, description="responses per prompt, K; MR: 7")
-    draw: Draw = Field(description="MR: temperature 0.8, top-p 0.95")
+    count: int = Field(7, ge=2)
+    """responses per prompt, K; MR: 7"""
+    draw: Draw
+    """MR: temperature 0.8, top-p 0.95"""
 
 
 class Judge(Section):
-    count: int = Field(11, ge=1, description="judgments per response, N; MR: 11")
-    draw: Draw = Field(description="MR: as for responses")
-    score: Literal["mean", "expected"] = Field(
-        "mean",
-        description="what ranks responses: the mean of the scores, as in the papers, or the mean "
-        "of the expected scores, which has fewer ties",
-    )
-    min_read_share: Share = Field(0.5, description="share of the N judgments that must be readable")
-    min_read: int = Field(2, ge=1, description="readable judgments needed (never more than N)")
+    count: Count = 11
+    """judgments per response, N; MR: 11"""
+    draw: Draw
+    """MR: as for responses"""
+    score: Literal["mean", "expected"] = "mean"
+    """what ranks responses: the mean of the scores, as in the papers, or the mean of the expected
+    scores, which has fewer ties
+    """
+    min_read_share: Share = 0.5
+    """share of the N judgments that must be readable"""
+    min_read: Count = 2
+    """readable judgments needed (never more than N)"""
 
 
 class MetaJudge(Section):
-    draw: Draw = Field(description="not stated in MR; as for the judge")
-    ridge: float = Field(
-        0.01, ge=1e-4, description="ridge of the Bradley–Terry fit; keeps all strengths finite"
-    )
+    draw: Draw
+    """not stated in MR; as for the judge"""
+    ridge: float = Field(0.01, ge=0.0001)
+    """ridge of the Bradley–Terry fit; keeps all strengths finite"""
 
 
 class Schedule(Section):
     """What one iteration does; the last entry holds for all later ones (MR, section 3)."""
 
-    rho: float = Field(ge=0, lt=0.5, description="strength of length control; 0 = none")
-    min_gap: float = Field(
-        0.0, ge=0, le=5, description="least gap in points of a pair; 0 = any, as in the papers"
-    )
-    judgment_pairs: bool = Field(description="also train on judgment pairs")
-    train_on: Literal["pairs", "positive"] = Field(
-        "pairs",
-        description="pairs: DPO. positive: SFT on responses with a perfect score, without pairs, "
-        "as a control (SR, section 2.3)",
-    )
-    rate: float = Field(
-        1.0, gt=0, description="factor on dpo.learning_rate in this iteration; 1 in the papers"
-    )
-    max_chosen_response: int | None = Field(
-        None, description="most characters of a chosen response"
-    )
-    max_chosen_judgment: int | None = Field(
-        None, description="most characters of a chosen judgment"
-    )
+    rho: float = Field(ge=0, lt=0.5)
+    """strength of length control; 0 = none"""
+    min_gap: float = Field(0.0, ge=0, le=5)
+    """least gap in points of a pair; 0 = any, as in the papers"""
+    judgment_pairs: bool
+    """also train on judgment pairs"""
+    train_on: Literal["pairs", "positive"] = "pairs"
+    """pairs: DPO. positive: SFT on responses with a perfect score, without pairs, as a control (SR,
+    section 2.3)
+    """
+    rate: PositiveFloat = 1.0
+    """factor on dpo.learning_rate in this iteration; 1 in the papers"""
+    max_chosen_response: int | None = None
+    """most characters of a chosen response"""
+    max_chosen_judgment: int | None = None
+    """most characters of a chosen judgment"""
 
 
 class Lora(Section):
-    rank: int = Field(16, ge=1, description="rank of the adapter's matrices")
-    alpha: int = Field(16, ge=1, description="scale: the adapter's effect is times alpha / rank")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="0, so that the margin of the first DPO step is exactly 0"
-    )
+    rank: Count = 16
+    """rank of the adapter's matrices"""
+    alpha: Count = 16
+    """scale: the adapter's effect is times alpha / rank"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """0, so that the margin of the first DPO step is exactly 0"""
 
 
 class Training(Section):
-    learning_rate: float = Field(gt=0, description="highest learning rate, after the warm-up")
-    epochs: float = Field(gt=0, description="times that every example is seen")
-    batch: int = Field(32, ge=1, description="examples per optimizer step; MR: 32")
-    micro_batch: int = Field(2, ge=1, description="examples on the device at once; divides batch")
-    max_length: int = Field(
-        ge=8,
-        description="tokens of prompt and completion; longer examples are left out and counted",
-    )
-    warmup: float = Field(
-        0.1, ge=0, lt=1, description="share of steps with a rising rate; then a cosine decay"
-    )
+    learning_rate: PositiveFloat
+    """highest learning rate, after the warm-up"""
+    epochs: PositiveFloat
+    """times that every example is seen"""
+    batch: Count = 32
+    """examples per optimizer step; MR: 32"""
+    micro_batch: Count = 2
+    """examples on the device at once; divides batch"""
+    max_length: int = Field(ge=8)
+    """tokens of prompt and completion; longer examples are left out and counted"""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """share of steps with a rising rate; then a cosine decay"""
 
     @model_validator(mode="after")
     def _divides(self) -> Training:
@@ -249,116 +256,99 @@ class Training(Section):
 
 
 class Dpo(Training):
-    beta: float = Field(0.1, gt=0, description="DPO's beta; SR, MR: 0.1")
-    anchor: float = Field(
-        0.0, ge=0, description="weight of the SFT term on chosen completions; 0 = as in the papers"
-    )
-    precompute_reference: bool = Field(
-        False,
-        description="compute the reference's log probabilities once, before training; faster from "
-        "the second epoch on",
-    )
+    beta: PositiveFloat = 0.1
+    """DPO's beta; SR, MR: 0.1"""
+    anchor: NonNegativeFloat = 0.0
+    """weight of the SFT term on chosen completions; 0 = as in the papers"""
+    precompute_reference: bool = False
+    """compute the reference's log probabilities once, before training; faster from the second epoch
+    on
+    """
 
 
 class Evaluation(Section):
-    prompts: int = Field(ge=1, description="held-out prompts that every model answers")
-    draw: Draw = Field(description="as for responses")
-    judgments: int = Field(ge=1, description="judgments per held-out ranked answer")
-    canary_judgments: int = Field(
-        6, ge=1, description="judgments per hostile response; many, so that chance chooses none"
-    )
-    second_look: int = Field(
-        24, ge=1, description="judgments per text in the recheck of a hostile response that won"
-    )
-    outside_prompts: int = Field(60, ge=2, description="of these prompts, those judged by M0 too")
-    outside_judgments: int = Field(
-        2, ge=1, description="judgments of each of those answers, by M0 and by the model itself"
-    )
+    prompts: Count
+    """held-out prompts that every model answers"""
+    draw: Draw
+    """as for responses"""
+    judgments: Count
+    """judgments per held-out ranked answer"""
+    canary_judgments: Count = 6
+    """judgments per hostile response; many, so that chance chooses none"""
+    second_look: Count = 24
+    """judgments per text in the recheck of a hostile response that won"""
+    outside_prompts: int = Field(60, ge=2)
+    """of these prompts, those judged by M0 too"""
+    outside_judgments: Count = 2
+    """judgments of each of those answers, by M0 and by the model itself"""
 
 
 class Gates(Section):
     """Limits for a new model; `run/gates.py` compares. Limits without a source are proposals."""
 
-    mode: Literal["stop", "report"] = Field(
-        "stop", description="stop: a failed gate ends the run (exit code 3)"
-    )
-    min_pair_share: Share = Field(
-        0.1,
-        description="share of the wanted prompts that must give a response pair; with fewer, "
-        "the judge ties nearly everything, and training would fit noise",
-    )
-    min_moved_share: Share = Field(
-        0.9,
-        description="share of the adapter's weights that training must change; bfloat16 weights "
-        "with a small learning rate moved 0.4 % of them",
-    )
-    max_logit_difference: float = Field(
-        1e-2,
-        gt=0,
-        description="largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32",
-    )
-    min_agreement: Share = Field(
-        0.85,
-        description="share of positions with the same likeliest token in PEFT and llama.cpp; "
-        "0.96 to 0.99 with quantized bases of a trained model (docs/log/export.md)",
-    )
-    max_share_error: float = Field(
-        0.25,
-        gt=0,
-        description="how far the adapter's effect in llama.cpp may differ from that in PEFT, as "
-        "a share; 0.005 for a small model in Q8_0 (docs/log/export.md)",
-    )
-    max_length_ratio: float = Field(
-        1.5,
-        gt=0,
-        description="mean response length over that of the model before; judges like long answers "
-        "(MR, section 3.2)",
-    )
-    max_cut_share: Share = Field(
-        0.10, description="share of prompts without a finished answer: cut, empty or missing"
-    )
-    max_repetitive_share: Share = Field(
-        0.05, description="share of responses that mostly repeat themselves; people hardly ever do"
-    )
-    min_distinct_share: Share = Field(
-        0.3, description="share of different texts among the responses; lower means a collapse"
-    )
-    min_read_share: Share = Field(
-        0.90,
-        description="share of judgments that must be readable: those to train on, and a new "
-        "model's own; with fewer, scores are those of the easy answers only",
-    )
-    max_judge_loss: float = Field(
-        0.03,
-        ge=0,
-        description="loss of judge accuracy: stop if the paired 95 % interval lies below it; "
-        "a few hundred pairs cannot tell smaller losses from noise",
-    )
-    max_outside_loss: float = Field(
-        0.0,
-        ge=0,
-        description="points that the frozen M0 may like the answers less than those of the model "
-        "before: stop if the paired 95 % interval lies below this loss",
-    )
-    min_outside_share: Share = Field(
-        0.5,
-        description="share of those prompts on which M0 must have read the answers of both "
-        "models; with fewer, only the easy prompts are compared",
-    )
-    min_canaries_scored: int = Field(
-        30,
-        ge=0,
-        description="hostile responses that must get a score, of 45 that are neither empty nor "
-        "too long for any context; with fewer, the judge was not tested",
-    )
-    max_canaries_chosen: int = Field(0, ge=0, description="hostile responses that may be chosen")
+    mode: Literal["stop", "report"] = "stop"
+    """stop: a failed gate ends the run (exit code 3)"""
+    min_pair_share: Share = 0.1
+    """share of the wanted prompts that must give a response pair; with fewer, the judge ties nearly
+    everything, and training would fit noise
+    """
+    min_moved_share: Share = 0.9
+    """share of the adapter's weights that training must change; bfloat16 weights with a small
+    learning rate moved 0.4 % of them
+    """
+    max_logit_difference: PositiveFloat = 0.01
+    """largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32"""
+    min_agreement: Share = 0.85
+    """share of positions with the same likeliest token in PEFT and llama.cpp; 0.96 to 0.99 with
+    quantized bases of a trained model (docs/log/export.md)
+    """
+    max_share_error: PositiveFloat = 0.25
+    """how far the adapter's effect in llama.cpp may differ from that in PEFT, as a share; 0.005 for
+    a small model in Q8_0 (docs/log/export.md)
+    """
+    max_length_ratio: PositiveFloat = 1.5
+    """mean response length over that of the model before; judges like long answers (MR, section
+    3.2)
+    """
+    max_cut_share: Share = 0.1
+    """share of prompts without a finished answer: cut, empty or missing"""
+    max_repetitive_share: Share = 0.05
+    """share of responses that mostly repeat themselves; people hardly ever do"""
+    min_distinct_share: Share = 0.3
+    """share of different texts among the responses; lower means a collapse"""
+    min_read_share: Share = 0.9
+    """share of judgments that must be readable: those to train on, and a new model's own; with
+    fewer, scores are those of the easy answers only
+    """
+    max_judge_loss: NonNegativeFloat = 0.03
+    """loss of judge accuracy: stop if the paired 95 % interval lies below it; a few hundred pairs
+    cannot tell smaller losses from noise
+    """
+    max_outside_loss: NonNegativeFloat = 0.0
+    """points that the frozen M0 may like the answers less than those of the model before: stop if
+    the paired 95 % interval lies below this loss
+    """
+    min_outside_share: Share = 0.5
+    """share of those prompts on which M0 must have read the answers of both models; with fewer,
+    only the easy prompts are compared
+    """
+    min_canaries_scored: NonNegativeInt = 30
+    """hostile responses that must get a score, of 45 that are neither empty nor too long for any
+    context; with fewer, the judge was not tested
+    """
+    max_canaries_chosen: NonNegativeInt = 0
+    """hostile responses that may be chosen"""
 
 
 class Settings(Section):
-    preset: str = Field(description="name of the preset that these settings started from")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of all randomness; numpy takes 32 bits")
-    iterations: int = Field(3, ge=0, description="iterations after the seed stage")
-    skip_bad: bool = Field(False, description="leave out and count bad lines of data files")
+    preset: str
+    """name of the preset that these settings started from"""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """seed of all randomness; numpy takes 32 bits"""
+    iterations: NonNegativeInt = 3
+    """iterations after the seed stage"""
+    skip_bad: bool = False
+    """leave out and count bad lines of data files"""
     model: Model
     engine: EngineSettings = EngineSettings()
     seed_stage: Seed
@@ -372,14 +362,12 @@ class Settings(Section):
     dpo: Dpo
     evaluation: Evaluation
     gates: Gates = Gates()
-    backend: Literal["auto", "unsloth", "transformers"] = Field(
-        "auto",
-        description="library that trains; auto: unsloth if there is a GPU and it can be imported, "
-        "else transformers",
-    )
-    checkpoint_minutes: float = Field(
-        10.0, ge=0, description="minutes between checkpoints; an interruption costs at most these"
-    )
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"
+    """library that trains; auto: unsloth if there is a GPU and it can be imported, else
+    transformers
+    """
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    """minutes between checkpoints; an interruption costs at most these"""
 
     @model_validator(mode="after")
     def _own_cells(self) -> Settings:
