@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import deque
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from selfreward_lite.engine.api import (
-    Completion,
-    EngineSpec,
-    Piece,
-    Request,
-    failed_completions,
+from selfreward_lite.engine.api import Completion, EngineSpec, Piece, Request, failed_completions
+from selfreward_lite.engine.process import (
+    COMPLETION,
+    describe_death,
+    error_from,
+    start,
+    wait_until_ready,
 )
-from selfreward_lite.engine.process import COMPLETION, describe_death, error_from, start
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.processes import DEATH, JsonProcess, Message
 
@@ -34,13 +33,12 @@ State = Literal["not started", "loading", "ready", "closed"]
 
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """A request of a caller; `owed` are samples not completed, `answers` goes to the caller."""
+    """A caller's request with a key of its own; `owed` are its samples not completed."""
 
     request: Request
     caller: str
     owed: set[int]
     answers: SimpleQueue[Piece | Completion | EngineError] = field(default_factory=SimpleQueue)
-    key: str = ""  # in the child; empty while it waits
 
 
 class Live:
@@ -55,11 +53,11 @@ class Live:
         self._load_lock = threading.Lock()
         self._child: JsonProcess | None = None
         self._loading_child: JsonProcess | None = None
-        self._is_loading = self._is_closed = False
+        self._is_closed = False
         self._room = 1  # samples under way at once
         self._keys = itertools.count(1)
         self._under_way: dict[str, _Asked] = {}
-        self._waiting: dict[str, deque[_Asked]] = {}  # by caller; the next turn first
+        self._waiting: dict[str, _Asked] = {}  # the next turn first
         self.deaths = 0
         self.last_death = ""
         self.completions = 0  # made by the child, also for requests that were taken back
@@ -70,13 +68,12 @@ class Live:
             return "closed"
         if self._child is not None:
             return "ready"
-        return "loading" if self._is_loading else "not started"
+        return "loading" if self._loading_child else "not started"
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""
-        with self._lock:
-            return sum(map(len, self._waiting.values()))
+        return len(self._waiting)
 
     @property
     def pid(self) -> int | None:
@@ -90,17 +87,15 @@ class Live:
                 self._check_open()
                 if self._child is not None:
                     return
-                self._is_loading = True
+                self._loading_child = child = start(self.spec)
             try:
-                child, room = start(self.spec, self._on_start)
+                room = wait_until_ready(child)
                 with self._lock:
-                    if self._is_closed:  # while it was loading
-                        child.close()
-                    self._check_open()
+                    self._check_open()  # it may have been closed while it was loading
                     self._child, self._room = child, room
                     child.send(BEGIN)
             finally:
-                self._is_loading, self._loading_child = False, None
+                self._loading_child = None
             threading.Thread(target=self._listen, args=(child,), daemon=True).start()
 
     def ask(
@@ -115,8 +110,9 @@ class Live:
             self._check_open()
             if self.waiting >= self._most:
                 raise EngineError(f"{self.waiting} requests wait already; try again in a moment")
-            asked = _Asked(request, caller, set(range(len(request.seeds))))
-            self._waiting.setdefault(caller, deque()).append(asked)
+            key = str(next(self._keys))
+            asked = _Asked(replace(request, key=key), caller, set(range(len(request.seeds))))
+            self._waiting[key] = asked
         try:
             if self._child is None:
                 threading.Thread(target=self._load_and_serve, daemon=True).start()
@@ -140,10 +136,8 @@ class Live:
         with self._lock:
             children = [self._child, self._loading_child]
             self._child, self._loading_child, self._is_closed = None, None, True
-            for asked in self._under_way.values():
-                asked.answers.put(EngineError(why))
-            self._under_way.clear()
-        self._refuse_waiting(EngineError(why))
+            self._refuse(self._under_way, EngineError(why))
+            self._refuse(self._waiting, EngineError(why))
         for child in children:
             if child is not None:
                 child.close()
@@ -152,58 +146,52 @@ class Live:
         if self._is_closed:
             raise EngineError(CLOSED)
 
-    def _on_start(self, child: JsonProcess) -> None:
-        """Remember a child that is loading, so that `close` can end it."""
-        with self._lock:
-            self._loading_child = child
-        if self._is_closed:
-            child.close()
-
     def _load_and_serve(self) -> None:
         """Load, and serve the requests that wait; they get the error if loading fails."""
         try:
             self.load()
         except EngineError as error:
-            self._refuse_waiting(error)
+            self._refuse(self._waiting, error)
         except Exception as error:  # noqa: BLE001 - any other error has callers waiting for it too
-            self._refuse_waiting(EngineError(f"{type(error).__name__}: {error}"))
+            self._refuse(self._waiting, EngineError(f"{type(error).__name__}: {error}"))
         self._send_waiting()
+
+    def _refuse(self, group: dict[str, _Asked], error: EngineError) -> None:
+        """Give every request of a group the error instead of an answer."""
+        with self._lock:
+            for asked in group.values():
+                asked.answers.put(error)
+            group.clear()
 
     def _send_waiting(self) -> None:
         """Send the child as many requests as it has room for, caller by caller."""
         with self._lock:
             while self._child is not None and (asked := self._next()) is not None:
-                asked.key = str(next(self._keys))
-                self._under_way[asked.key] = asked
-                self._child.send({"request": asdict(replace(asked.request, key=asked.key))})
+                self._under_way[asked.request.key] = asked
+                self._child.send({"request": asdict(asked.request)})
 
     def _next(self) -> _Asked | None:
-        """The request whose turn it is, if it has room and its adapter is the one in use."""
-        caller = next(iter(self._waiting), None)
-        if caller is None:
+        """Take the request whose turn it is, if there is room and its adapter is the one in use."""
+        first = next(iter(self._waiting.values()), None)
+        if first is None:
             return None
-        queue = self._waiting[caller]
         busy = sum(len(one.owed) for one in self._under_way.values())
         adapters = {one.request.adapter for one in self._under_way.values()}
-        first = queue[0]
         if busy and (busy + len(first.owed) > self._room or adapters != {first.request.adapter}):
             return None
-        del self._waiting[caller]
-        queue.popleft()
-        if queue:
-            self._waiting[caller] = queue  # behind the others
+        del self._waiting[first.request.key]
+        for key, one in list(self._waiting.items()):
+            if one.caller == first.caller:
+                self._waiting[key] = self._waiting.pop(key)  # behind the others
         return first
 
     def _take_back(self, asked: _Asked) -> None:
         """Forget a request; the child is told if it computes it."""
+        key = asked.request.key
         with self._lock:
-            if asked.key:
-                if self._under_way.pop(asked.key, None) is not None and self._child is not None:
-                    self._child.send({"drop": asked.key})
-            elif asked in (queue := self._waiting.get(asked.caller, deque())):
-                queue.remove(asked)
-                if not queue:
-                    del self._waiting[asked.caller]
+            self._waiting.pop(key, None)
+            if self._under_way.pop(key, None) is not None and self._child is not None:
+                self._child.send({"drop": key})
         self._send_waiting()
 
     def _listen(self, child: JsonProcess) -> None:
@@ -235,9 +223,7 @@ class Live:
     def _fail_round(self, error: EngineError) -> None:
         """End the round for every request in it; the next begins at once."""
         with self._lock:
-            for asked in self._under_way.values():
-                asked.answers.put(error)
-            self._under_way.clear()
+            self._refuse(self._under_way, error)
             if self._child is not None:
                 self._child.send(BEGIN)
         self._send_waiting()
@@ -257,9 +243,3 @@ class Live:
                 asked.answers.put(completion)
         if is_crash and self.waiting:
             self._load_and_serve()
-
-    def _refuse_waiting(self, error: EngineError) -> None:
-        with self._lock:
-            for asked in itertools.chain.from_iterable(self._waiting.values()):
-                asked.answers.put(error)
-            self._waiting.clear()

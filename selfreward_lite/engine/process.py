@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 from pydantic import TypeAdapter
@@ -43,25 +43,26 @@ COMPLETION = TypeAdapter(Completion)
 _log = logging.getLogger(__name__)
 
 
-def start(
-    spec: EngineSpec, on_start: Callable[[JsonProcess], None] = lambda child: None
-) -> tuple[JsonProcess, int]:
-    """A child that has loaded its model, and how many samples it keeps under way.
-
-    `on_start` receives the child before it loads, so that closing it ends the loading. Raises
-    EngineError, with the child's own line, if it cannot load.
-    """
+def start(spec: EngineSpec) -> JsonProcess:
+    """A child that begins to load its model; closing it ends that."""
     child = JsonProcess("selfreward_lite.engine.worker", env=environment_for(spec))
     child.send(spec.model_dump(mode="json"))
-    on_start(child)
+    return child
+
+
+def wait_until_ready(child: JsonProcess) -> int:
+    """Wait for a started child's model; returns how many samples the child keeps under way.
+
+    Raises EngineError, with the child's own line, if it cannot load.
+    """
     message = child.messages.get()
     if "ready" in message:
-        return child, message["ready"]["parallel"]
+        return int(message["ready"])
     how = describe_death(child)
     if DEATH in message:
         raise EngineError(
-            f"the engine's process died while loading its model ({how}); if memory ran out, lower "
-            "the context"
+            f"the engine's process died while loading its model: {how}; "
+            "a smaller context takes less memory"
         )
     raise error_from(message)
 
@@ -90,16 +91,6 @@ class _Work:
     request: Request
     missing: list[int]
     sent: tuple[int, ...] = ()
-
-    def to_message(self, key: str) -> Message:
-        self.sent = tuple(self.missing)
-        seeds = tuple(self.request.seeds[sample] for sample in self.sent)
-        return {"request": asdict(replace(self.request, key=key, seeds=seeds))}
-
-    def receive(self, completion: Completion) -> Completion:
-        sample = self.sent[completion.sample]
-        self.missing.remove(sample)
-        return replace(completion, key=self.request.key, sample=sample)
 
 
 class ProcessEngine:
@@ -138,7 +129,7 @@ class ProcessEngine:
                 for request in requests
                 if request.seeds
             )
-            while (owed := (yield from self._run_round(works))) is not None:
+            while owed := (yield from self._run_round(works)):
                 yield from self._recover(owed)
         finally:
             self._is_running = False
@@ -152,9 +143,9 @@ class ProcessEngine:
     def _recover(self, owed: list[_Work]) -> Iterator[Completion]:
         """Complete what a dead child owed: together first, one at a time if that kills it again."""
         while owed and self._deaths_in_a_row < DEATHS_BEFORE_ISOLATION:
-            owed = (yield from self._run_round(iter(owed))) or []
+            owed = yield from self._run_round(iter(owed))
         for work in owed:
-            if (yield from self._run_round(iter([work]))) is None:
+            if not (yield from self._run_round(iter([work]))):
                 continue
             if self._deaths_in_a_row >= DEATHS_BEFORE_GIVING_UP:
                 raise EngineError(
@@ -166,31 +157,30 @@ class ProcessEngine:
         if owed:
             self._deaths_in_a_row = 0  # the requests that kill are done
 
-    def _run_round(self, works: Iterator[_Work]) -> Generator[Completion, None, list[_Work] | None]:
-        """Feed works to the child until all are done (None) or it dies (what it still owes)."""
+    def _run_round(self, works: Iterator[_Work]) -> Generator[Completion, None, list[_Work]]:
+        """Feed works to the child until all are done or it dies; returns what it still owes."""
         child, number = self._living_child(), next(self._rounds)
         pending: dict[str, _Work] = {}
         more, is_over = True, False
         child.send({"begin": number})
         try:
-            while True:
+            while not is_over:
                 more = more and self._feed(child, number, works, pending)
                 message = child.messages.get()
                 if DEATH in message:
                     is_over = True
                     self._on_worker_death(child)
-                    return list(pending.values())
-                if message.get("round", number) != number:
+                elif message.get("round", number) != number:
                     continue  # the rest of a round that was closed early
-                if "completion" in message:
+                elif "completion" in message:
                     yield self._receive(message["completion"], pending)
-                    continue
-                is_over = True
-                self._end_round(message, pending)
-                return None
+                else:
+                    is_over = True
+                    self._end_round(message, pending)
         finally:
             if not is_over:
                 child.send({"cancel": number})
+        return list(pending.values())
 
     def _feed(
         self, child: JsonProcess, number: int, works: Iterator[_Work], pending: dict[str, _Work]
@@ -204,17 +194,21 @@ class ProcessEngine:
                 return False
             key = str(next(self._keys))
             pending[key] = work
-            child.send(work.to_message(key))
+            work.sent = tuple(work.missing)
+            seeds = tuple(work.request.seeds[sample] for sample in work.sent)
+            child.send({"request": asdict(replace(work.request, key=key, seeds=seeds))})
             owed += len(work.missing)
         return True
 
     def _receive(self, plain: Message, pending: dict[str, _Work]) -> Completion:
         self._deaths_in_a_row = 0
-        work = pending[plain["key"]]
-        completion = work.receive(COMPLETION.validate_python(plain))
+        completion = COMPLETION.validate_python(plain)
+        work = pending[completion.key]
+        sample = work.sent[completion.sample]
+        work.missing.remove(sample)
         if not work.missing:
-            del pending[plain["key"]]
-        return completion
+            del pending[completion.key]
+        return replace(completion, key=work.request.key, sample=sample)
 
     def _end_round(self, message: Message, pending: dict[str, _Work]) -> None:
         if "finished" not in message:
@@ -227,11 +221,12 @@ class ProcessEngine:
         """The child, started and loaded if need be."""
         if self._is_closed:
             raise EngineError("this engine is closed; make a new one")
-        if self._child and self._child.is_alive:
-            return self._child
-        if self._child:
+        if self._child and not self._child.is_alive:
             self._on_worker_death(self._child)
-        self._child, self.parallel = start(self._spec)
+        if self._child is None:
+            child = start(self._spec)
+            self.parallel = wait_until_ready(child)
+            self._child = child
         return self._child
 
     def _on_worker_death(self, child: JsonProcess) -> None:

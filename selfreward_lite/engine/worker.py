@@ -1,8 +1,8 @@
 """The child's side of `process.py`: reads requests from standard input, writes completions.
 
     parent to child                              child to parent
-    a spec (see `api.parse_spec`)  once          {"ready": {"parallel": 64}}, {"error": line} or
-                                                 {"bug": traceback}
+    a spec (see `api.parse_spec`)  once          {"ready": samples under way}, {"error": line}
+                                                 or {"bug": traceback}
     {"begin": 1}                                 {"round": 1, "completion": {...}}  any number
     {"request": {...}}             any number    {"round": 1, "error": line}
     {"end": 1} or {"cancel": 1}                  {"round": 1, "finished": {counters}}
@@ -72,23 +72,20 @@ class _Inbox:
             self._messages.put(message)
         os._exit(0)  # at once, even while native code computes
 
-    def next_round(self) -> tuple[int, bool]:
-        """The number of the next round, and whether it is a live one."""
-        while True:
-            message = self._messages.get()
-            if "begin" in message:
-                return message["begin"], message.get("live", False)
+    def next_round(self) -> Message:
+        """The message that begins the next round."""
+        while "begin" not in (message := self._messages.get()):
+            pass  # the rest of a round that ended early
+        return message
 
-    def requests(self) -> Iterator[Request]:
-        """The requests of a round, up to its end."""
-        while "request" in (message := self._messages.get()):
-            yield _REQUEST.validate_python(message["request"])
+    def requests(self, engine: Any, is_live: bool) -> Iterator[Fed]:
+        """The requests of a round, up to its end.
 
-    def live_requests(self, engine: Any) -> Iterator[Fed]:
-        """What comes, as it comes; None if nothing has come and the engine has work."""
+        In a live round, None if nothing has come and the engine has work.
+        """
         while True:
             try:
-                message = self._messages.get(block=engine.idle)
+                message = self._messages.get(block=not is_live or engine.idle)
             except Empty:
                 yield None
                 continue
@@ -103,11 +100,12 @@ class _Inbox:
 def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
     """Run rounds without end; an EngineError ends its round only."""
     inbox.on_cancel = engine.cancel
-    send({"ready": {"parallel": engine.parallel}})
+    send({"ready": engine.parallel})
     while True:
-        number, live = inbox.next_round()
+        begin = inbox.next_round()
+        number = begin["begin"]
         try:
-            for one in engine.complete(inbox.live_requests(engine) if live else inbox.requests()):
+            for one in engine.complete(inbox.requests(engine, "live" in begin)):
                 if isinstance(one, Piece):  # parent and child read the same clock
                     send({"round": number, "piece": {**asdict(one), "at": time.monotonic()}})
                 else:
