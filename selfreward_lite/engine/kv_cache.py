@@ -133,35 +133,30 @@ class PrefixCache:
         """Note that a root was just used."""
         self._roots[root.sequence] = self._roots.pop(root.sequence)
 
-    def make_room(self, cells: int, sequences: int = 0) -> bool:
-        """Evict idle roots until so many cells and sequences are free; False if that fails."""
-        while len(self._free_sequences) < sequences:
-            if not self._evict(lambda root: True):
-                return False
-        while self._cells.free < cells:
-            if not self._evict(lambda root: self._cells.releasable(root.leaf) > 0):
+    def make_room(self, cells: int, sequences: int = 0, keep: Root | None = None) -> bool:
+        """Evict idle roots but `keep` until so many cells and sequences are free, if possible."""
+        while (short := len(self._free_sequences) < sequences) or self._cells.free < cells:
+            for root in self._roots.values():
+                is_idle = not root.pins and root is not keep
+                if is_idle and (short or self._cells.releasable(root.leaf)):
+                    self.remove(root)
+                    break
+            else:
                 return False
         return True
 
     def evict_idle(self) -> int:
         """Evict every idle root; returns how many."""
-        before = len(self._roots)
-        while self._evict(lambda root: True):
-            pass
-        return before - len(self._roots)
+        idle = [root for root in self._roots.values() if not root.pins]
+        for root in idle:
+            self.remove(root)
+        return len(idle)
 
     def remove(self, root: Root) -> None:
         del self._roots[root.sequence]
         self._free_sequences.append(root.sequence)
         self._cells.release(root.leaf)
         self._drop(root.sequence)
-
-    def _evict(self, is_wanted: Callable[[Root], bool]) -> bool:
-        for root in self._roots.values():
-            if not root.pins and is_wanted(root):
-                self.remove(root)
-                return True
-        return False
 
 
 def common_prefix(left: np.ndarray, right: np.ndarray) -> int:

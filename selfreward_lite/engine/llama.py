@@ -21,10 +21,10 @@ import numpy as np
 from selfreward_lite.engine.api import Completion, Fed, LlamaSpec, Piece, Sampling, Stats
 from selfreward_lite.engine.loading import (
     LOG,
-    TINY_PARAMETERS,
     ThreadTuner,
     check_adapter,
     cores,
+    is_tiny,
     load_model,
     make_context,
     threads_for,
@@ -79,7 +79,6 @@ class LlamaDevice:
     """A model, its context and its adapters: a `scheduler.Device`."""
 
     def __init__(self, spec: LlamaSpec) -> None:
-        self._model = self.context = None
         self._model = load_model(spec.model, spec.gpu_layers, exact=spec.exact)
         self.context = make_context(self._model, spec)
         self._memory = cpp.llama_get_memory(self.context)
@@ -92,9 +91,8 @@ class LlamaDevice:
         self.rows = spec.batch
         self.outputs = spec.parallel
         self._batch = BatchArrays(self.rows)
-        self.helpers = min(MAX_HELPERS, spec.threads or threads_for(self._model))
-        is_tiny = cpp.llama_model_n_params(self._model) < TINY_PARAMETERS
-        tune = is_tiny and not spec.threads and not spec.gpu_layers
+        self.helpers = min(MAX_HELPERS, threads_for(self._model, spec))
+        tune = is_tiny(self._model) and not spec.threads and not spec.gpu_layers
         self._tuner = ThreadTuner(cores()) if tune else None
         self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
@@ -124,17 +122,19 @@ class LlamaDevice:
 
         top_k comes first: sorting all 128,256 candidates takes most of the time.
         """
-        chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         if sampling.temperature <= 0:
-            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_greedy())
-            return chain
-        if sampling.top_k > 0:
-            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_top_k(sampling.top_k))
-        cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_temp(sampling.temperature))
-        if sampling.top_p < 1:
-            cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_top_p(sampling.top_p, 1))
-        # llama.cpp reads the largest 32-bit seed as "draw one yourself"
-        cpp.llama_sampler_chain_add(chain, cpp.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+            parts = [cpp.llama_sampler_init_greedy()]
+        else:
+            parts = [cpp.llama_sampler_init_temp(sampling.temperature)]
+            if sampling.top_k > 0:
+                parts.insert(0, cpp.llama_sampler_init_top_k(sampling.top_k))
+            if sampling.top_p < 1:
+                parts.append(cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+            # llama.cpp reads the largest 32-bit seed as "draw one yourself"
+            parts.append(cpp.llama_sampler_init_dist(seed % 0xFFFFFFFF))
+        chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
+        for part in parts:
+            cpp.llama_sampler_chain_add(chain, part)
         return chain
 
     def sample(self, samplers: list[Any]) -> list[int]:
@@ -206,14 +206,15 @@ class LlamaDevice:
         Clear the KV cache first.
         """
         self._set(None)
-        if adapter is not None:
-            self._set(self._adapter(adapter))
+        if adapter is None:
+            return
+        if not self.is_unchanged(adapter):
+            self._load_adapter(adapter)
+        self._set(self._adapters[adapter][1])
 
     def is_unchanged(self, adapter: str | None) -> bool:
         """Whether an adapter's file is still the one that was loaded."""
-        return adapter is None or (
-            adapter in self._adapters and self._adapters[adapter][0] == _stamp(Path(adapter))
-        )
+        return adapter is None or self._adapters.get(adapter, (None,))[0] == _stamp(adapter)
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """Logits float32 [len(tokens), vocab] of one text; overwrites sequence 0."""
@@ -226,32 +227,26 @@ class LlamaDevice:
                 raise EngineError(
                     f"logits of {len(tokens)} tokens could not be computed ({self.take_errors()})"
                 )
-            parts.append(np.stack([self.row_logits(row).copy() for row in range(len(part))]))
+            parts.append(np.stack([self.row_logits(row) for row in range(len(part))]))
         self.drop(0)
         return np.concatenate(parts)
 
     def close(self) -> None:
         self._pool.shutdown()
-        if self.context:
-            cpp.llama_free(self.context)
-        if self._model:
-            cpp.llama_model_free(self._model)  # frees its adapters too
-        self.context = self._model = None
+        cpp.llama_free(self.context)
+        cpp.llama_model_free(self._model)  # frees its adapters too
 
     def _set(self, pointer: Any) -> None:
-        count = 0 if pointer is None else 1
+        count = int(pointer is not None)
         adapters = (cpp.llama_adapter_lora_p_ctypes * 1)(pointer)
         if cpp.llama_set_adapters_lora(self.context, adapters, count, (ctypes.c_float * 1)(1.0)):
             raise EngineError(f"llama.cpp refused to switch adapters ({self.take_errors()})")
 
-    def _adapter(self, name: str) -> Any:
-        """Pointer of a loaded adapter; a file that has changed is loaded again."""
-        if self.is_unchanged(name):
-            return self._adapters[name][1]
-        path, stamp = Path(name), _stamp(Path(name))
+    def _load_adapter(self, name: str) -> None:
+        stamp = _stamp(name)
         if self._check_adapters:
-            check_adapter(path)
-        pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
+            check_adapter(Path(name))
+        pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(name))
         if not pointer:
             raise EngineError(
                 f"adapter {name} does not fit this base model ({self.take_errors()}); "
@@ -260,7 +255,6 @@ class LlamaDevice:
         if self._check_adapters:
             self._check_effect(name, pointer)
         self._adapters[name] = (stamp, pointer)
-        return pointer
 
     def _check_effect(self, name: str, pointer: Any) -> None:
         """Raise EngineError if a loaded adapter changes nothing, or makes logits not finite."""
@@ -291,8 +285,7 @@ class LlamaEngine:
     """
 
     def __init__(self, spec: LlamaSpec) -> None:
-        self._device: LlamaDevice | None = None
-        self._device = LlamaDevice(spec)
+        self._device: LlamaDevice | None = LlamaDevice(spec)
         self._scheduler = Scheduler(self._device, spec.parallel, spec.roots)
         self.parallel = spec.parallel
 
@@ -335,7 +328,9 @@ class LlamaEngine:
         return self._device
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _stamp(name: str) -> tuple[int, ...]:
     """What tells one version of a file from the next; empty if there is no file."""
-    found = path.stat() if path.is_file() else None
-    return (found.st_mtime_ns, found.st_size, found.st_ino) if found else ()
+    if not os.path.isfile(name):
+        return ()
+    found = os.stat(name)
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import deque
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,8 +31,8 @@ def check_adapter(path: Path) -> None:
         )
     try:
         reader = gguf.GGUFReader(path)
-        kind = _text(reader, "general.type")
-        shape = _text(reader, "adapter.type")
+        fields = [reader.get_field(name) for name in ("general.type", "adapter.type")]
+        kind, shape = (field and str(field.contents()) for field in fields)
     except Exception as error:  # the reader raises any error that its parsing runs into
         raise EngineError(
             f"adapter {path} is truncated or not GGUF ({type(error).__name__}: {error}); "
@@ -54,11 +55,6 @@ def check_adapter(path: Path) -> None:
             )
 
 
-def _text(reader: gguf.GGUFReader, name: str) -> str | None:
-    field = reader.get_field(name)
-    return None if field is None else str(field.contents())
-
-
 # -- threads ----------
 
 TINY_PARAMETERS = 20_000_000
@@ -72,9 +68,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def threads_for(model: Any) -> int:
-    """One to begin with for a tiny model, see ThreadTuner; else every core."""
-    return 1 if cpp.llama_model_n_params(model) < TINY_PARAMETERS else cores()
+def is_tiny(model: Any) -> bool:
+    """Whether more threads may make a loaded model slower."""
+    return int(cpp.llama_model_n_params(model)) < TINY_PARAMETERS
+
+
+def threads_for(model: Any, spec: LlamaSpec) -> int:
+    """The wanted threads, else one to begin with for a tiny model, see ThreadTuner, or all."""
+    return spec.threads or (1 if is_tiny(model) else cores())
 
 
 class ThreadTuner:
@@ -90,36 +91,33 @@ class ThreadTuner:
         self.threads = 1
         self._other = most
         self._recent: deque[float] = deque(maxlen=TRIAL)
-        self._trial: list[float] = []
-        self._on_trial = False
-        self._usual = 0.0  # seconds of a step when the present number was chosen
+        self._trial: list[float] | None = None  # steps with the other number, if it is tried
+        self._usual = inf  # seconds of a step when the present number was chosen
         self._wait = self._left = FIRST_WAIT
 
     def add_step(self, seconds: float) -> int:
         """Note how long a step with `threads` took; returns the number for the next one."""
-        if self._other == self.threads:
-            return self.threads
-        if self._on_trial:
+        if self._trial is not None:
             self._trial.append(seconds)
             if len(self._trial) == TRIAL:
-                self._decide()
+                self._decide(self._trial)
             return self.threads
         self._recent.append(seconds)
         self._left -= 1
-        if len(self._recent) == TRIAL:
-            slow = self._usual and median(self._recent) > ALARM * self._usual
-            if self._left <= 0 or slow:
-                self._on_trial, self._trial = True, []
+        if len(self._recent) == TRIAL and self._other != self.threads:
+            is_slow = median(self._recent) > ALARM * self._usual
+            if self._left <= 0 or is_slow:
+                self._trial = []
                 self.threads, self._other = self._other, self.threads
         return self.threads
 
-    def _decide(self) -> None:
+    def _decide(self, trial: list[float]) -> None:
         """Keep the number on trial if it was faster, by medians: prompts make some steps longer."""
-        self._on_trial = False
-        tried, before = median(self._trial), median(self._recent)
+        self._trial = None
+        tried, before = median(trial), median(self._recent)
         if tried < before:
             self._wait, self._usual = FIRST_WAIT, tried
-            self._recent = deque(self._trial, maxlen=TRIAL)
+            self._recent = deque(trial, maxlen=TRIAL)
         else:
             self.threads, self._other = self._other, self.threads
             self._wait, self._usual = min(2 * self._wait, LONGEST_WAIT), before
@@ -162,11 +160,6 @@ LOG = LogCapture()
 _CALLBACK = cpp.llama_log_callback(LOG.receive)  # llama.cpp keeps a pointer, so this must live
 
 
-def silence_log() -> None:
-    """Keep llama.cpp's log off the terminal; its errors become part of ours."""
-    cpp.llama_log_set(_CALLBACK, ctypes.c_void_p(0))
-
-
 # -- model and context ----------
 
 # Tokens at once without flash attention; with 512, prompts took 2 to 5 % longer.
@@ -199,7 +192,7 @@ def load_model(
 
     `exact` leaves its weights as they are in the file; `vocab_only` loads no weights at all.
     """
-    silence_log()
+    cpp.llama_log_set(_CALLBACK, ctypes.c_void_p(0))  # off the terminal; errors become part of ours
     LOG.clear()  # of models that were loaded before
     refuse_cpu_build(gpu_layers)
     if not path.is_file():
@@ -240,7 +233,7 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
     # Rows with logits. By default every row has them, 260 MB at Llama-3's vocabulary; fewer than
     # n_seq_max abort (measured).
     params.n_outputs_max = params.n_seq_max
-    params.n_threads = params.n_threads_batch = spec.threads or threads_for(model)
+    params.n_threads = params.n_threads_batch = threads_for(model, spec)
     params.kv_unified = spec.unified
     if spec.exact:
         params.type_k = params.type_v = cpp.GGML_TYPE_F32

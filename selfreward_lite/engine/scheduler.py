@@ -105,8 +105,6 @@ class Slot:
     leaf: Span
     token: int
     position: int
-    stop: frozenset[int]
-    probe: Probe | None
     decoder: IncrementalDecoder | None = None
     tokens: list[int] = field(default_factory=list)
     probed: tuple[float, ...] | None = None
@@ -118,9 +116,6 @@ class Rows(NamedTuple):
     tokens: list[int]
     positions: list[int]
     sequences: list[int]
-
-    def part(self, first: int, last: int) -> Rows:
-        return Rows(*(column[first:last] for column in self))
 
 
 class Scheduler:
@@ -275,9 +270,16 @@ class Scheduler:
                 raise RuntimeError(
                     f"request {request.key} fits an empty cache but was not admitted"
                 )
-        root = source if usable == len(tokens) else self._roots.add(tokens, source, usable)
+        root = source
+        if usable < len(tokens):
+            root = self._roots.add(tokens, source, usable)
+            if source and usable:
+                self._device.fork(source.sequence, root.sequence, usable)
+        for used in (source, root):
+            if used:
+                self._roots.touch(used)
         if root:
-            self._pin(root, source, usable)
+            root.pins += 1
         pending.root = root
         self._pending.append(pending)
         self.stats.prompt_requested += len(request.tokens) * len(request.seeds)
@@ -289,20 +291,7 @@ class Scheduler:
         Counting that sample keeps roots from blocking each other.
         """
         cells = fresh + max(other.cells for other in (pending, *self._pending))
-        if source is None:
-            return self._roots.make_room(cells, 1 if fresh else 0)
-        source.pins += 1  # it must not be evicted
-        fits = self._roots.make_room(cells, 1 if fresh else 0)
-        source.pins -= 1
-        return fits
-
-    def _pin(self, root: Root, source: Root | None, usable: int) -> None:
-        root.pins += 1
-        if source and root is not source and usable:
-            self._device.fork(source.sequence, root.sequence, usable)
-        if source:
-            self._roots.touch(source)
-        self._roots.touch(root)
+        return self._roots.make_room(cells, 1 if fresh else 0, keep=source)
 
     def _unpin(self, root: Root | None) -> None:
         """End a request's use of its root.
@@ -340,8 +329,6 @@ class Scheduler:
             leaf=self._cells.allocate(root.leaf if root else None, prefix, pending.cells),
             token=request.tokens[-1],
             position=prefix,
-            stop=frozenset(request.stop),
-            probe=request.probe,
             decoder=utf8(errors="replace") if request.stream else None,
         )
 
@@ -394,7 +381,7 @@ class Scheduler:
         stack = [(0, len(rows.tokens))]
         while stack:
             first, last = stack.pop()
-            part = rows.part(first, last)
+            part = Rows(*(column[first:last] for column in rows))
             sampled = max(0, min(wanted, last) - first)
             if self._decode(part, sampled):
                 self._sample(self._slots[first : first + sampled])
@@ -432,8 +419,9 @@ class Scheduler:
         started = perf_counter()
         drawn = self._device.sample([slot.sampler for slot in slots])
         for row, (slot, token) in enumerate(zip(slots, drawn, strict=True)):
-            if slot.probe is not None and token in slot.probe.tokens:
-                self._answer_probe(slot, slot.probe, row)
+            probe = slot.request.probe
+            if probe is not None and token in probe.tokens:
+                self._answer_probe(slot, probe, row)
             slot.token = token
             slot.position += 1
         self.stats.seconds_sample += perf_counter() - started
@@ -447,12 +435,14 @@ class Scheduler:
         """Keep the sampled tokens; samples that ended make room at once."""
         unfinished = []
         for slot in self._slots:
-            if slot.token in slot.stop:
+            request = slot.request
+            if slot.token in request.stop:
                 self._finish(slot, "stop")
                 continue
             slot.tokens.append(slot.token)
-            self._stream(slot, self._device.token_bytes(slot.token))
-            if len(slot.tokens) >= slot.request.sampling.max_tokens:
+            if slot.decoder:
+                self._stream(slot, self._device.token_bytes(slot.token))
+            if len(slot.tokens) >= request.sampling.max_tokens:
                 self._finish(slot, "length")
             else:
                 unfinished.append(slot)
@@ -466,9 +456,16 @@ class Scheduler:
         self._close_slot(slot)
         self._stream(slot, b"", final=True)
         self.stats.generated += len(slot.tokens)
-        tokens, prompt = tuple(slot.tokens), len(slot.request.tokens)
-        text, key = self._text(slot), slot.request.key
-        self._output.append(Completion(key, slot.sample, tokens, text, finish, prompt, slot.probed))
+        completion = Completion(
+            slot.request.key,
+            slot.sample,
+            tuple(slot.tokens),
+            self._text(slot),
+            finish,
+            len(slot.request.tokens),
+            slot.probed,
+        )
+        self._output.append(completion)
 
     def _text(self, slot: Slot) -> str:
         data = b"".join(map(self._device.token_bytes, slot.tokens))

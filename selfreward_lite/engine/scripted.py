@@ -67,18 +67,12 @@ class ScriptedEngine:
             for sample in range(len(request.seeds)):
                 if self._cancelled:
                     return
-                completion = self._answer(request, sample)
+                answer = self._reply(request, sample)
+                text, finish, probe = Reply(answer) if isinstance(answer, str) else answer
                 if request.stream:
-                    yield Piece(request.key, sample, completion.text)
-                yield completion
-
-    def _answer(self, request: Request, sample: int) -> Completion:
-        answer = self._reply(request, sample)
-        reply = Reply(answer) if isinstance(answer, str) else answer
-        tokens = tuple(self._encode(reply.text))
-        return Completion(
-            request.key, sample, tokens, reply.text, reply.finish, len(request.tokens), reply.probe
-        )
+                    yield Piece(request.key, sample, text)
+                tokens, prompt = tuple(self._encode(text)), len(request.tokens)
+                yield Completion(request.key, sample, tokens, text, finish, prompt, probe)
 
     @staticmethod
     def _shuffled(

@@ -212,8 +212,7 @@ def _torch(machine: Machine) -> Finding:
         return Finding("torch", "good", f"{version} on the CPU")
     if not probed["cards"]:
         why = "" if probed["cuda"] else ": it was built without CUDA"
-        pin = machine.wanted.get("torch", version.split("+")[0])
-        fix = f"pip install --force-reinstall torch=={pin}"
+        fix = f"pip install --force-reinstall torch=={machine.wanted['torch']}"
         return Finding("torch", "bad", f"{version} sees no GPU{why}", fix)
     has_bf16 = machine.gpus[0].capability >= BF16
     number = "bf16" if has_bf16 else "fp16, since bf16 needs compute capability 8.0"
@@ -245,11 +244,9 @@ def _unsloth(machine: Machine) -> Finding:
 
 def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
     """The command that builds llama.cpp for a GPU. An installed CPU build satisfies pip: force."""
-    version = wanted.get("llama-cpp-python")
-    pin = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
     return (
         f'CMAKE_ARGS="{cuda_flags(gpu)}" pip install --force-reinstall --no-deps --no-cache-dir '
-        f"{pin}"
+        f"llama-cpp-python=={wanted['llama-cpp-python']}"
     )
 
 
@@ -300,8 +297,7 @@ def _probe(*arguments: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
-        why = explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")
-        return {"error": why}
+        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")}
     answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return answer
 

@@ -58,12 +58,11 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
     Unfinished files that a killed exporter left (`*.part`) are not listed.
     """
-    names = {
-        str(path.relative_to(folder)): path
+    files = {
+        str(path.relative_to(folder)): hash_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".part" and path.name != MANIFEST
     }
-    files = {name: hash_file(path) for name, path in names.items()}
     for left in folder.glob(f".{MANIFEST}.*.part"):  # of a process that was killed
         left.unlink()
     with atomic_write(folder / MANIFEST) as part:
@@ -96,7 +95,7 @@ def read_manifest_fact(folder: Path, name: str) -> Any:
 def hash_folder(folder: Path) -> str:
     """One sha256 over the names and contents of a folder's files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(filter(Path.is_file, folder.iterdir())):
         digest.update(f"{path.name} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
@@ -113,9 +112,9 @@ def hash_file(path: Path) -> str:
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder that has a manifest, unless `target` has the same one."""
     manifest, existing = source / MANIFEST, target / MANIFEST
-    if not manifest.exists():
-        return
-    if existing.exists() and existing.read_bytes() == manifest.read_bytes():
+    if not manifest.exists() or (
+        existing.exists() and existing.read_bytes() == manifest.read_bytes()
+    ):
         return
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)

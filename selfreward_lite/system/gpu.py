@@ -55,9 +55,8 @@ def list_gpus() -> list[Gpu]:
         ended = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         return []
-    if ended.returncode:
-        return []
-    return parse_gpus(ended.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    output = "" if ended.returncode else ended.stdout
+    return parse_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
@@ -69,23 +68,22 @@ def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
     >>> parse_gpus("0, GPU-1f, NVIDIA GeForce RTX 4090, 580.1, 8.9, 23028, 24564\\n")[0].capability
     (8, 9)
     """
-    found: dict[tuple[str, str], Gpu] = {}
+    found: list[tuple[str, str, Gpu]] = []
     for line in output.splitlines():
         try:
             index, uuid, name, driver, capability, free, total = map(str.strip, line.split(","))
             major, minor = map(int, capability.split("."))
-            memory = (int(free) * 2**20, int(total) * 2**20)
-            found[index, uuid] = Gpu(name, driver, (major, minor), *memory)
+            gpu = Gpu(name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20)
+            found.append((index, uuid, gpu))
         except ValueError:  # [N/A], as for a GPU without memory of its own
             _log.warning("nvidia-smi does not give all figures of a GPU, so it is unused: %s", line)
     if visible is None or visible.startswith("MIG"):
-        return list(found.values())
-    wanted = [one.strip() for one in visible.split(",") if one.strip()]
+        return [gpu for _, _, gpu in found]
     return [
         gpu
-        for one in wanted
-        for (index, uuid), gpu in found.items()
-        if one == index or (len(one) > 3 and uuid.startswith(one))
+        for wanted in map(str.strip, visible.split(","))
+        for index, uuid, gpu in found
+        if wanted == index or (len(wanted) > 3 and uuid.startswith(wanted))
     ]
 
 
@@ -107,31 +105,26 @@ def is_wanted() -> bool:
 @contextmanager
 def gpu_lock(who: str, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the GPU during the block; waits for it first, and says once for whom."""
-    handle = _wait(_lock_file("card"), who, say)
-    try:
-        yield
-    finally:
-        locks.release(handle)
-
-
-def _wait(path: Path, who: str, say: Callable[[str], None]) -> int:
+    path, asking = _lock_file("card"), None
     handle = locks.take(path, who)
-    if handle is not None:
-        return handle
-    say(
-        f"the GPU is used by {locks.holder(path) or 'another process'}: waiting for it; end that "
-        "process, or interrupt this one"
-    )
-    asking = None
+    if handle is None:
+        say(
+            f"the GPU is used by {locks.holder(path) or 'another process'}: waiting for it; end "
+            "that process, or interrupt this one"
+        )
     try:
         while handle is None:
-            asking = asking if asking is not None else locks.take(_lock_file("card.wanted"), who)
+            if asking is None:
+                asking = locks.take(_lock_file("card.wanted"), who)
             time.sleep(POLL)
             handle = locks.take(path, who)
     finally:
         if asking is not None:
             locks.release(asking)
-    return handle
+    try:
+        yield
+    finally:
+        locks.release(handle)
 
 
 def _lock_file(name: str) -> Path:

@@ -52,24 +52,28 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     compiler, release = _find_cuda()
     own = f"sm{gpus[0].architecture}-cuda{release}"
     keep = wheels[-1] / own if wheels else None
-    folders = [folder for wheel in wheels for folder in (wheel / own, wheel)]
-    for folder in folders:
+
+    def try_wheel(wheel: Path) -> doctor.Finding:
+        """Install a wheel; one that works is kept for the next machine."""
+        _pip("install", "--force-reinstall", "--no-deps", str(wheel))
+        found = doctor.llama_finding(wanted, gpus)
+        if found.state == "good" and keep is not None and wheel.parent != keep:
+            keep.mkdir(parents=True, exist_ok=True)
+            copy_file(wheel, keep / wheel.name)
+        return found
+
+    for folder in (folder for wheel in wheels for folder in (wheel / own, wheel)):
         for kept in sorted(folder.glob(f"llama_cpp_python-{version}-*.whl")):
             say(f"installing {kept}")
-            _pip("install", "--force-reinstall", "--no-deps", str(kept))
-            found = doctor.llama_finding(wanted, gpus)
+            found = try_wheel(kept)
             if found.state == "good":
-                _keep(kept, keep)
                 return found
             say(f"that wheel does not work here ({found.words})")
     say(f"compiling {pin} for {gpus[0].name}: a quarter of an hour or more on two cores")
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = _compile(pin, gpus[0], compiler, scratch)
-        _pip("install", "--force-reinstall", "--no-deps", str(wheel))
-        found = doctor.llama_finding(wanted, gpus)
-        if keep is not None and found.state == "good":
-            _keep(wheel, keep)
-            say(f"kept in {keep}")
+        found = try_wheel(_compile(pin, gpus[0], compiler, scratch))
+    if keep is not None and found.state == "good":
+        say(f"kept in {keep}")
     return found
 
 
@@ -81,13 +85,6 @@ def _compile(pin: str, gpu: Gpu, compiler: str, folder: str) -> Path:
     _pip("wheel", *arguments, CMAKE_ARGS=flags, CUDACXX=compiler)
     (wheel,) = Path(folder).glob("*.whl")
     return wheel
-
-
-def _keep(wheel: Path, folder: Path | None) -> None:
-    """Copy a wheel that works to where the next machine finds it."""
-    if folder is not None and wheel.parent != folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        copy_file(wheel, folder / wheel.name)
 
 
 def _find_cuda() -> tuple[str, str]:

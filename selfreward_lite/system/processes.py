@@ -57,7 +57,7 @@ def child_environment(
 def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start `python -m module`; `options` are those of Popen."""
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.Popen(command, text=True, encoding="utf-8", errors="replace", **options)
+    return subprocess.Popen(command, encoding="utf-8", errors="replace", **options)
 
 
 def run_module(
@@ -69,7 +69,6 @@ def run_module(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
         encoding="utf-8",
         errors="replace",
         env=env,
@@ -107,15 +106,6 @@ def last_lines(log: Path, count: int = 1) -> list[str]:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]
-
-
-def _parse(line: str) -> Message | None:
-    """The message of a line, None where there is none."""
-    try:
-        message = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return message if isinstance(message, dict) and line.endswith("\n") else None
 
 
 class JsonProcess:
@@ -160,8 +150,6 @@ class JsonProcess:
     def reap(self) -> int:
         """Wait until a dying child has ended and all it wrote is read; returns its exit code."""
         code = self._process.wait()
-        for thread in self._threads:
-            thread.join()
         self.close()
         return code
 
@@ -184,15 +172,21 @@ class JsonProcess:
     def _read(self) -> None:
         try:
             for line in self._stdout:
-                message = _parse(line)
-                if message is not None:
+                try:
+                    message = json.loads(line)
+                except json.JSONDecodeError:
+                    message = None
+                if isinstance(message, dict) and line.endswith("\n"):
                     self.messages.put(message)
-                elif line.strip():  # a library printed it, or a death cut a message off
-                    self.lines.append(line.strip())
+                else:  # a library printed it, or a death cut a message off
+                    self._keep(line)
         finally:
             self.messages.put({DEATH: True})
 
     def _read_errors(self) -> None:
         for line in self._stderr:
-            if line.strip():
-                self.lines.append(line.strip())
+            self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        if line.strip():
+            self.lines.append(line.strip())
