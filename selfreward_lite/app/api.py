@@ -110,7 +110,6 @@ def define(library: RunLibrary) -> None:
     for endpoint in (runs, chat, judge, compare):
         gr.api(
             endpoint,
-            api_name=endpoint.__name__,
             api_description=cleandoc(endpoint.__doc__ or ""),
             concurrency_limit=None,
         )

@@ -103,14 +103,10 @@ def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
     deadline = time.monotonic() + _PATIENCE
-    while Store.writer(folder) is None and time.monotonic() < deadline:
-        if process.poll() is not None:
-            if process.returncode:
-                raise UserError(
-                    explain_exit(process.returncode, last_log_lines(folder, 1), "the run")
-                )
-            return
+    while Store.writer(folder) is None and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
+    if process.returncode:
+        raise UserError(explain_exit(process.returncode, last_log_lines(folder, 1), "the run"))
 
 
 def accept_candidate(folder: Path) -> None:

@@ -22,7 +22,6 @@ from selfreward_lite.system.gpu import list_gpus
 
 TINY = "the tiny model"  # chosen in place of a run, so that there is always a model
 BASE = "base"
-INTERVAL = 0.04  # seconds between two updates of a growing reply, for one or two users
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,6 @@ class RunLibrary:
             return LlamaSpec(model=models.base, **settings)
 
         return self.engine.using(get_spec)
-
-    def update_interval(self) -> float:
-        """Return the seconds between updates, each of which costs milliseconds per user."""
-        return min(1.0, INTERVAL * max(1, self.engine.users / 2))
 
     def _no_such_run(self, run: str) -> UserError:
         return UserError(f"no run {run!r} in {self.runs_dir}; choose one from the list")

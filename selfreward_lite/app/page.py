@@ -118,9 +118,9 @@ def build(library: RunLibrary) -> gr.Blocks:
             if shown == before:
                 return gr.skip()
             # Sending the run that is chosen already would undo a choice made in the meantime.
-            value: dict[str, Any] = {} if now == chosen else {"value": now}
+            value = {} if now == chosen else {"value": now}
             return {
-                run: gr.update(choices=choices, **value),
+                run: gr.update(choices=choices) | value,
                 known: shown,
                 welcome: gr.update(visible=not runs),
                 on_cpu: library.on_cpu,

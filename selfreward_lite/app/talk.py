@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import uuid
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,6 +23,8 @@ from selfreward_lite.method import comparisons, judgments
 from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
 from selfreward_lite.models.chat_format import ChatFormat, Message
 from selfreward_lite.system.errors import UserError
+
+INTERVAL = 0.04  # seconds between two updates of a growing reply, for one or two users
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class Talk:
         with closing(self.library.use_engine(self.models)) as waiting:
             for found in waiting:
                 if not isinstance(found, str):
-                    yield from found.ask(replace(request, key=uuid.uuid4().hex), self.caller)
+                    yield from found.ask(request, self.caller)
                     return
                 yield found
 
@@ -215,7 +216,9 @@ class Talk:
         return Role(model, adapters[model], chat, sampling, templates, "talk", settings.seed, 0)
 
     def _is_due(self, shown_at: float) -> bool:
-        return time.monotonic() - shown_at >= self.library.update_interval()
+        """Whether to update the page; each update costs milliseconds per user."""
+        interval = min(1.0, INTERVAL * max(1, self.library.engine.users / 2))
+        return time.monotonic() - shown_at >= interval
 
 
 def write_out(messages: Sequence[Message]) -> str:

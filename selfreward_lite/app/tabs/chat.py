@@ -113,7 +113,7 @@ class ChatTab:
                     self.draw = DrawControls()
                     gr.Markdown(HOW_JUDGED)
             with gr.Column(scale=3):
-                self.chatbot = gr.Chatbot(
+                self.chatbot = chatbot = gr.Chatbot(
                     show_label=False,
                     height="55vh",
                     latex_delimiters=[],
@@ -123,15 +123,11 @@ class ChatTab:
                     placeholder="Write a message, or choose an example below.",
                     elem_id="talk",
                 )
-                self.prompt = PromptBox("Write a message", "Send", autofocus=True)
+                self.prompt = prompt = PromptBox("Write a message", "Send", autofocus=True)
                 with gr.Row():
-                    self.clear = gr.Button("New conversation", size="sm")
+                    clear = gr.Button("New conversation", size="sm")
                     self.jsonl = gr.DownloadButton("Download as JSON lines", size="sm")
                     self.markdown = gr.DownloadButton("Download as Markdown", size="sm")
-        self._connect()
-
-    def _connect(self) -> None:
-        prompt, chatbot, header = self.prompt, self.chatbot, self.header
         outputs = [self.turns, chatbot, *prompt.parts, header.status, self.jsonl, self.markdown]
         chosen: list[Any] = [header.run, self.model, self.judge, self.system, *self.draw.parts]
         inputs: set[Any] = {self.turns, prompt.text, *chosen}
@@ -144,7 +140,7 @@ class ChatTab:
         ended = [
             *started,
             prompt.stop.click(lambda turns: self.show(mark_stopped(turns)), self.turns, **stop),
-            gr.on([self.clear.click, chatbot.clear], lambda: self.show([]), **stop),
+            gr.on([clear.click, chatbot.clear], lambda: self.show([]), **stop),
             chatbot.undo(self.undo, self.turns, outputs, **QUIET),
         ]
         for event in ended:

@@ -250,7 +250,7 @@ class CompareTab:
                     info="names hidden, sides shuffled, until you vote",
                     min_width=120,
                 )
-            self.prompt = PromptBox("Write a prompt for both models", "Ask both")
+            self.prompt = prompt = PromptBox("Write a prompt for both models", "Ask both")
             self.answers: list[list[Any]] = []  # left and right: heading, text, length and speed
             with gr.Row():
                 for side in (0, 1):
@@ -279,10 +279,6 @@ class CompareTab:
                     )
                 self.draw = DrawControls()
                 gr.Markdown(HOW_COMPARED)
-        self._connect()
-
-    def _connect(self) -> None:
-        prompt, header = self.prompt, self.header
         chosen: list[Any] = [self.model_a, self.model_b, self.judge]
         outputs = [
             self.pair,

@@ -208,7 +208,7 @@ class ExploreTab:
     """The parts of the tab, and what happens at a click."""
 
     def __init__(self, library: RunLibrary, header: Header) -> None:
-        self.library, self.header = library, header
+        self.library = library
         self.groups, self.hits = gr.State(None), gr.State(HitPage())
         self.history = gr.State(None)
         self.empty = gr.Markdown(NO_PROMPTS)
@@ -219,10 +219,10 @@ class ExploreTab:
                     info="M1, M2, …: what that model was trained on",
                     min_width=140,
                 )
-                self.words = gr.Textbox(
+                words = gr.Textbox(
                     "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
                 )
-                self.outcome = gr.Radio(
+                outcome = gr.Radio(
                     OUTCOMES, value="all", label="Show prompts with", min_width=220, scale=2
                 )
             with gr.Row():
@@ -256,11 +256,7 @@ class ExploreTab:
                 self.result = gr.Markdown()
                 with gr.Accordion("Battles between judgments", open=False):
                     self.battles = text_table(BATTLE_HEAD, "9 24 9 24 9 25")
-        self._connect(pages)
-
-    def _connect(self, pages: list[gr.Button]) -> None:
-        header = self.header
-        filters: list[Any] = [self.group, self.words, self.outcome]
+        filters: list[Any] = [self.group, words, outcome]
         inputs = [header.run, *filters, self.hits]
         listed = [self.hits, self.listing, self.title]
         first_page = partial(self.list_page, None)

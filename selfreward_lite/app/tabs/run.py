@@ -260,10 +260,7 @@ class RunTab:
         plan.value = self.plan("", "tiny", "", "", "", "")
         for field in form:
             field.change(self.plan, form, plan, **QUIET)
-        self._connect(form, start)
-
-    def _connect(self, form: list[Any], start: gr.Button) -> None:
-        library, run = self.library, self.header.run
+        run = header.run
         acts: dict[gr.Button, Callable[[str], Any]] = {
             self.stop: lambda run: jobs.stop_run(library.folder(run)),
             self.resume: lambda run: resume(library, run),
@@ -273,13 +270,13 @@ class RunTab:
         }
         outputs = [run, self.known, self.state, self.bar, *acts, self.stages, self.log]
         start.click(self.start, form, outputs, **OWN)
-        self.header.first_run.click(
+        header.first_run.click(
             lambda: self.start("tiny", "tiny", "", "", "", ""), None, outputs, **OWN
         )
         for button, act in acts.items():
             button.click(partial(self.act, act), run, outputs, **OWN)
         run.change(self.refresh, [run, self.known], outputs, **NEWS)
-        self.header.timer.tick(self.refresh, [run, self.known], outputs, **TICK)
+        header.timer.tick(self.refresh, [run, self.known], outputs, **TICK)
 
     def plan(self, *form: str) -> str:
         try:
