@@ -108,11 +108,7 @@ def define(library: RunLibrary) -> None:
             }
 
     for endpoint in (runs, chat, judge, compare):
-        gr.api(
-            endpoint,
-            api_description=cleandoc(endpoint.__doc__ or ""),
-            concurrency_limit=None,
-        )
+        gr.api(endpoint, api_description=cleandoc(endpoint.__doc__ or ""), concurrency_limit=None)
 
 
 def _describe(library: RunLibrary, run: str) -> dict[str, Any]:

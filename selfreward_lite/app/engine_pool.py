@@ -75,10 +75,14 @@ class EnginePool:
         """How many callers use the engine or wait for it."""
         return self._users + len(self._waiting)
 
-    def close(self) -> None:
-        """End the engine, even if it is in use, and release the GPU."""
+    def close(self, why: str = CLOSED) -> None:
+        """End the engine, even if it is in use, and release the GPU; its callers are told `why`."""
         with self._change:
-            self._close()
+            if self.live is not None:
+                self.live.close(why)
+            if self._gpu_lock is not None:
+                locks.release(self._gpu_lock)
+            self.live = self._gpu_lock = None
             self._change.notify_all()
 
     def _enter(self, spec: EngineSpec, me: _Waiter) -> Live | str:
@@ -90,7 +94,7 @@ class EnginePool:
         if not me.for_gpu and not same:
             if self._users:
                 return OTHER_MODEL
-            self._close()
+            self.close()
             if wants_gpu:
                 self._gpu_lock = gpu.try_lock(APP)
                 if self._gpu_lock is None:  # somebody took it since `holder` was read
@@ -116,11 +120,4 @@ class EnginePool:
             while self.live is mine and self._users and time.monotonic() < deadline:
                 self._change.wait(POLL)
             if self.live is mine:
-                self._close(GPU_TAKEN)
-
-    def _close(self, why: str = CLOSED) -> None:
-        if self.live is not None:
-            self.live.close(why)
-        if self._gpu_lock is not None:
-            locks.release(self._gpu_lock)
-        self.live = self._gpu_lock = None
+                self.close(GPU_TAKEN)

@@ -76,25 +76,23 @@ class SideBySide:
     replies: tuple[StreamedReply | None, StreamedReply | None] = (None, None)
     voted: bool = False
     choice: votes.Side | None = None
-    verdict: PairVerdict | None = None
+    verdict: PairVerdict = PairVerdict(is_final=False)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def is_answered(self) -> bool:
         """Whether both answers have ended."""
-        return all(reply is not None and reply.finish is not None for reply in self.replies)
+        return all(reply is not None and reply.finish for reply in self.replies)
 
     @property
     def is_busy(self) -> bool:
         """Whether a model is answering or judging."""
-        is_judged = self.verdict is not None and self.verdict.is_final
-        return not self.is_answered or (self.voted and not is_judged)
+        return not self.is_answered or (self.voted and not self.verdict.is_final)
 
     def to_vote(self, choice: votes.Side) -> votes.Vote:
         """Return the vote to be stored, with the judge's verdict if there is one already."""
         left, right = (reply.text for reply in self.replies if reply is not None)
-        verdict = self.verdict or PairVerdict()
         return votes.Vote(
             self.id,
             self.at,
@@ -106,9 +104,9 @@ class SideBySide:
             choice,
             self.blind,
             self.judge,
-            verdict.result,
-            verdict.judged_ab,
-            verdict.judged_ba,
+            self.verdict.result,
+            self.verdict.judged_ab,
+            self.verdict.judged_ba,
         )
 
 
@@ -175,10 +173,9 @@ def verdict_text(pair: SideBySide | None) -> str:
     if not pair.voted:
         return "Which answer is better? The judge's verdict is shown after your vote."
     left, right, judge = map(escape_markdown, (*pair.models, pair.judge))
-    verdict = pair.verdict
-    if verdict is None or not verdict.is_final:
-        if verdict is not None and verdict.waits_for:
-            return f"{judge} is waiting: {escape_markdown(verdict.waits_for)}"
+    if not pair.verdict.is_final:
+        if pair.verdict.waits_for:
+            return f"{judge} is waiting: {escape_markdown(pair.verdict.waits_for)}"
         return f"{judge} is reading both answers …"
     voted = {
         None: "You skipped the vote",
@@ -192,7 +189,7 @@ def verdict_text(pair: SideBySide | None) -> str:
         "a": f"says: {left} is better",
         "b": f"says: {right} is better",
     }
-    return f"{voted[pair.choice]}. {judge} {judged[verdict.result]}."
+    return f"{voted[pair.choice]}. {judge} {judged[pair.verdict.result]}."
 
 
 def tally_text(folder: Path, model: str | None, rival: str | None, judge: str | None) -> str:
@@ -338,13 +335,13 @@ class CompareTab:
         updates: Updates = {self.pair: pair, self.verdict: verdict_text(pair)}
         for side, parts in enumerate(self.answers):
             updates |= zip(parts, show_answer(pair, side), strict=True)
-        may_vote = pair is not None and pair.is_answered and not pair.voted
+        may_vote = bool(pair and pair.is_answered and not pair.voted)
         updates |= {button: gr.update(interactive=may_vote) for button in self.buttons}
-        verdict = pair.verdict if pair is not None and pair.verdict else PairVerdict()
+        verdict = pair.verdict if pair else PairVerdict()
         updates |= {self.judged_ab: verdict.judged_ab, self.judged_ba: verdict.judged_ba}
-        if pair is not None and pair.voted:
+        if pair and pair.voted:
             updates[self.tally] = self.show_tally(pair.run, *pair.models, pair.judge)
-        return updates | self.prompt.show_busy(pair is not None and pair.is_busy)
+        return updates | self.prompt.show_busy(bool(pair and pair.is_busy))
 
     def show_tally(
         self, run: str | None, one: str | None, two: str | None, judge: str | None

@@ -215,9 +215,7 @@ class ExploreTab:
         with gr.Column(visible=False) as self.body:
             with gr.Row():
                 self.group = dynamic_dropdown(
-                    "Prompts",
-                    info="M1, M2, …: what that model was trained on",
-                    min_width=140,
+                    "Prompts", info="M1, M2, …: what that model was trained on", min_width=140
                 )
                 words = gr.Textbox(
                     "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
@@ -234,7 +232,6 @@ class ExploreTab:
             self.listing = text_table(HIT_HEAD, "60 13 13 14", height=300, elem_id="hits")
             self.prompt = gr.Textbox(
                 label="Prompt",
-                lines=1,
                 max_lines=12,
                 interactive=False,
                 visible=False,

@@ -110,10 +110,7 @@ class ProgressTab:
             )
             self.advice = gr.Markdown()
             signs = text_table(
-                None,
-                "",
-                "Early warnings: where self-rewarding is known to go wrong",
-                height=420,
+                None, "", "Early warnings: where self-rewarding is known to go wrong", height=420
             )
             gates = text_table(None, "9 16 11 64", "Gates", height=320)
         self.tables = [measured, examples, signs, gates]

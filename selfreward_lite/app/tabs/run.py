@@ -166,7 +166,12 @@ def _format_time(seconds: float) -> str:
 
 
 def parse_form(
-    name: str, preset: str, iterations: str, seed: str, hours: str, settings: str
+    name: str,
+    preset: str,
+    iterations: str = "",
+    seed: str = "",
+    hours: str = "",
+    settings: str = "",
 ) -> RunRequest:
     """Return the run that the form asks for; an empty field leaves the preset's value.
 
@@ -250,14 +255,10 @@ class RunTab:
                     elem_id="log",
                 )
         self.stages = text_table(
-            STAGE_HEAD,
-            "8 18 16 10 11 37",
-            "Stages, the newest first",
-            height=420,
-            visible=False,
+            STAGE_HEAD, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False
         )
         form: list[Any] = [name, preset, iterations, seed, hours, settings]
-        plan.value = self.plan("", "tiny", "", "", "", "")
+        plan.value = self.plan("", "tiny")
         for field in form:
             field.change(self.plan, form, plan, **QUIET)
         run = header.run
@@ -270,9 +271,7 @@ class RunTab:
         }
         outputs = [run, self.known, self.state, self.bar, *acts, self.stages, self.log]
         start.click(self.start, form, outputs, **OWN)
-        header.first_run.click(
-            lambda: self.start("tiny", "tiny", "", "", "", ""), None, outputs, **OWN
-        )
+        header.first_run.click(lambda: self.start("tiny", "tiny"), None, outputs, **OWN)
         for button, act in acts.items():
             button.click(partial(self.act, act), run, outputs, **OWN)
         run.change(self.refresh, [run, self.known], outputs, **NEWS)
