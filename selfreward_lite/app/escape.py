@@ -5,7 +5,6 @@ Text in boxes and table cells needs no escaping: Gradio shows it as it is.
 
 from __future__ import annotations
 
-import html
 import re
 
 from selfreward_lite.system.errors import UserError
@@ -27,21 +26,12 @@ def escape_markdown(text: str) -> str:
 
 
 def strip_tags(text: str) -> str:
-    """Return a text as Markdown without tags and pictures; `unescape` reverses it.
+    """Return a text as Markdown without tags and pictures; `html.unescape` reverses it.
 
     >>> strip_tags("a < b & ![c](d)")
     'a &lt; b &amp; &#33;[c](d)'
     """
     return _PICTURE.sub("&#33;", text.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def unescape(shown: str) -> str:
-    """Return the text that `strip_tags` was given.
-
-    >>> unescape(strip_tags("a &lt; b < c ![d]"))
-    'a &lt; b < c ![d]'
-    """
-    return html.unescape(shown)
 
 
 def markdown(text: str) -> str:

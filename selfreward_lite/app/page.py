@@ -17,11 +17,8 @@ import gradio as gr
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
-from selfreward_lite.app.tabs.chat import ChatTab
-from selfreward_lite.app.tabs.compare import CompareTab
-from selfreward_lite.app.tabs.explore import ExploreTab
-from selfreward_lite.app.tabs.progress import ProgressTab
-from selfreward_lite.app.tabs.run import RunTab
+from selfreward_lite.app.tabs import chat, compare, explore, progress
+from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -71,11 +68,11 @@ WELCOME = (
     "times. It takes some minutes on a CPU and downloads nothing."
 )
 TABS: dict[str, Callable[[RunLibrary, Header], object]] = {
-    "Chat": ChatTab,
-    "Compare": CompareTab,
-    "Run": RunTab,
-    "Explore": ExploreTab,
-    "Progress": ProgressTab,
+    "Chat": chat.ChatTab,
+    "Compare": compare.CompareTab,
+    "Run": run_tab.RunTab,
+    "Explore": explore.ExploreTab,
+    "Progress": progress.ProgressTab,
 }
 
 

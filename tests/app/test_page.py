@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +18,13 @@ from hypothesis import strategies as st
 
 from selfreward_lite.app import conversation, page
 from selfreward_lite.app.conversation import Turn, headline, render
-from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags, unescape
+from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.tabs import chat
 from selfreward_lite.app.talk import Score, StreamedReply
-from selfreward_lite.config.settings import Draw
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
 
 
 def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
@@ -165,17 +164,33 @@ def test_conversation_is_downloaded_completely():
 # -- what happens at a click ----------------------------------------------------------------------------------------------------
 
 
-def stream_answer(turns: list[Turn], **more) -> Iterator[list[Turn]]:
-    asked = {
-        "run": "mine",
-        "speaker": "M1",
-        "judge": chat.SELF,
-        "system": "",
-        "draw": DRAW,
-        "seed": 5,
-        "caller": "me",
+def values_of(tab: chat.ChatTab, **more) -> dict:
+    given = {"run": "mine", "judge": chat.SELF, "text": "", **more}
+    return {part: part.value for part in (tab.system, *tab.draw.parts)} | {
+        tab.draw.parts[-1]: 5,  # the seed
+        tab.header.run: given["run"],
+        tab.model: "M1",
+        tab.judge: given["judge"],
+        tab.turns: [],
+        tab.prompt.text: given["text"],
     }
-    return chat.stream_answer(None, turns, **{**asked, **more})
+
+
+def stream_answer(tab: chat.ChatTab, turns: list[Turn], **more) -> Iterator[list[Turn]]:
+    """The turns as they grow."""
+    updates = tab.answer(turns, values_of(tab, **more), SimpleNamespace(session_hash="me"))
+    assert next(updates)[tab.turns] == turns, "the question is shown at once"
+    try:
+        for update in updates:
+            yield update[tab.turns]
+    finally:
+        updates.close()
+
+
+@pytest.fixture
+def chat_tab() -> chat.ChatTab:
+    with gr.Blocks():
+        return chat.ChatTab(None, make_header())
 
 
 class FakeTalk:
@@ -209,9 +224,9 @@ class FakeTalk:
             self.closed += 1
 
 
-def test_question_is_answered_then_judged_step_by_step(monkeypatch):
+def test_question_is_answered_then_judged_step_by_step(chat_tab, monkeypatch):
     talk = FakeTalk(monkeypatch)
-    steps = list(stream_answer([Turn("Hello.", "M1")]))
+    steps = list(stream_answer(chat_tab, [Turn("Hello.", "M1")]))
     assert [turns[0].reply.text for turns in steps[:4]] == [
         "word ",
         "word word ",
@@ -225,16 +240,16 @@ def test_question_is_answered_then_judged_step_by_step(monkeypatch):
     ]
 
 
-def test_another_model_may_judge(monkeypatch):
+def test_another_model_may_judge(chat_tab, monkeypatch):
     talk = FakeTalk(monkeypatch)
-    (*_, turns) = stream_answer([Turn("Hello.", "M1")], judge="M0")
+    (*_, turns) = stream_answer(chat_tab, [Turn("Hello.", "M1")], judge="M0")
     assert talk.asked[1][0] == "M0"
     assert turns[0].judge == "M0"
 
 
-def test_stopping_frees_the_engine(monkeypatch):
+def test_stopping_frees_the_engine(chat_tab, monkeypatch):
     talk = FakeTalk(monkeypatch)
-    steps = stream_answer([Turn("Hello.", "M1")])
+    steps = stream_answer(chat_tab, [Turn("Hello.", "M1")])
     turns = next(steps)
     steps.close()
     assert talk.closed == 1
@@ -276,50 +291,34 @@ def test_write_files_writes_the_current_conversation(tmp_path, monkeypatch):
     assert first.is_relative_to(tmp_path)
 
 
-@pytest.fixture
-def chat_tab() -> chat.ChatTab:
-    with gr.Blocks():
-        return chat.ChatTab(None, make_header())
-
-
-def values_of(tab: chat.ChatTab, run: str, text: str) -> dict:
-    return {part: part.value for part in (tab.system, *tab.draw.parts)} | {
-        tab.header.run: run,
-        tab.model: "M1",
-        tab.judge: chat.SELF,
-        tab.turns: [],
-        tab.prompt.text: text,
-    }
-
-
 def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch):
     talk = FakeTalk(monkeypatch)
     request = SimpleNamespace(session_hash="me")
-    assert list(chat_tab.send(values_of(chat_tab, "mine", "  "), request)) == []
-    first, *_, last = chat_tab.send(values_of(chat_tab, "mine", "  Hello. "), request)
+    assert list(chat_tab.send(values_of(chat_tab, text="  "), request)) == []
+    first, *_, last = chat_tab.send(values_of(chat_tab, text="  Hello. "), request)
     assert first[chat_tab.prompt.text] == gr.update(value="", interactive=False)
     (answered,) = last[chat_tab.turns]
     assert (answered.said, answered.speaker, answered.score.mean) == ("Hello.", "M1", 4.5)
     assert last[chat_tab.chatbot] == render([answered])
-    assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 0, "me")
+    assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me")
 
 
 def test_error_is_one_line_on_the_page(chat_tab, monkeypatch):
     FakeTalk(monkeypatch, fails=True)
-    steps = chat_tab.send(values_of(chat_tab, "gone", "Hello."), SimpleNamespace(session_hash="me"))
-    next(steps)
-    assert next(steps)[chat_tab.turns][0].reply is None
+    steps = stream_answer(chat_tab, [Turn("Hello.", "M1")], run="gone")
+    assert next(steps)[0].reply is None
     with pytest.raises(gr.Error, match="no run 'gone' here"):
         next(steps)
 
 
-def test_retry_edit_and_undo():
+def test_retry_edit_and_undo(chat_tab):
     turns = [turn("one"), turn("two"), turn("three")]
     assert [one.said for one in chat.repeat_from(turns, 4)] == ["one", "two"]
     assert chat.repeat_from(turns, 4)[-1].reply is None
     assert [one.said for one in chat.repeat_from(turns, 3, "other")] == ["one", "other"]
-    left, said = chat.undo_from(turns, 7)
-    assert ([one.said for one in left], said) == (["one", "two"], "three")
+    undone = chat_tab.undo(turns, SimpleNamespace(index=7))
+    assert [one.said for one in undone[chat_tab.turns]] == ["one", "two"]
+    assert undone[chat_tab.prompt.text] == "three"
 
 
 # -- how it is served -------------------------------------------------------------------------------------------------------

@@ -35,21 +35,27 @@ def explore_tab(library) -> explore.ExploreTab:
         return explore.ExploreTab(library, make_header())
 
 
+def find_prompts(library, run: str, group: str, outcome: str, number: int) -> explore.HitPage:
+    with gr.Blocks():
+        tab = explore.ExploreTab(library, make_header())
+    return tab.list_page(number, run, group, "", outcome, explore.HitPage())[tab.hits]
+
+
 def load_history(library: RunLibrary, prompt: str) -> PromptHistory:
     with Store.read(library.runs_dir / "mine") as store:
         return explore.explore.load_history(store, prompt)
 
 
 def test_the_list_holds_what_was_found_and_how_much(library):
-    page = explore.find_prompts(library, "mine", "M1", "", "all", 0)
+    page = find_prompts(library, "mine", "M1", "all", 0)
     with Store.read(library.runs_dir / "mine") as store:
         total = store.count(Prompt, iteration=1)
     assert (len(page.hits), len(page.rows), page.number) == (total, total, 0)
     assert page.title == f"{total} prompts, page 1 of 1"
-    assert explore.find_prompts(library, "mine", "M1", "", "all", 99) == page, "the last page"
+    assert find_prompts(library, "mine", "M1", "all", 99) == page, "the last page"
     nothing = explore.HitPage()
-    assert explore.find_prompts(library, "mine", "M7", "", "all", 0) == nothing
-    assert explore.find_prompts(library, TINY, None, "", "all", 0) == nothing
+    assert find_prompts(library, "mine", "M7", "all", 0) == nothing
+    assert find_prompts(library, TINY, None, "all", 0) == nothing
 
 
 def test_previous_and_next_page(explore_tab, monkeypatch):
@@ -84,7 +90,7 @@ def test_the_first_pairs_replace_what_all_models_share(library, explore_tab):
 
 
 def test_a_prompt_is_shown_with_responses_and_judgments(library):
-    page = explore.find_prompts(library, "mine", "M1", "", "gave a pair", 0)
+    page = find_prompts(library, "mine", "M1", "gave a pair", 0)
     history = load_history(library, page.hits[0].id)
     rows = explore.answer_rows(history)
     assert {row[0] for row in rows} >= {"chosen", "rejected"}
@@ -108,7 +114,7 @@ def test_a_click_on_a_row_opens_its_prompt(explore_tab):
 
 
 def test_a_response_of_several_judges_shows_the_mean_of_each(library):
-    page = explore.find_prompts(library, "mine", "ranked by people", "", "all", 0)
+    page = find_prompts(library, "mine", "ranked by people", "all", 0)
     cells = [
         row[1] for one in page.hits for row in explore.answer_rows(load_history(library, one.id))
     ]

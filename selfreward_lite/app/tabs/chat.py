@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from selfreward_lite.app.conversation import (
     messages,
     render,
 )
-from selfreward_lite.app.escape import escape_markdown, unescape
+from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.talk import Talk
 from selfreward_lite.app.widgets import (
@@ -37,7 +38,6 @@ from selfreward_lite.app.widgets import (
     errors_as_toasts,
     list_models,
 )
-from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import SelfRewardError
 
 SELF = "the same model"
@@ -47,51 +47,12 @@ HOW_JUDGED = (
 )
 
 
-def stream_answer(
-    library: RunLibrary,
-    turns: list[Turn],
-    run: str,
-    speaker: str,
-    judge: str,
-    system: str,
-    draw: Draw,
-    seed: int,
-    caller: str,
-) -> Iterator[list[Turn]]:
-    """Have the last turn answered, then judged (SELF: by the speaker); yields growing turns."""
-    *earlier, last = turns
-    judge = speaker if judge == SELF else judge
-    last = Turn(last.said, speaker, judge=judge)
-    asked = messages([*earlier, last], system)
-    try:
-        talk = Talk(library, run, caller)
-        with closing(talk.stream_reply(speaker, asked, draw, seed)) as replies:
-            for reply in replies:
-                last = replace(last, reply=reply)
-                yield [*earlier, last]
-        if last.reply is None or not last.reply.text:
-            return
-        with closing(talk.stream_score(judge, asked, last.reply.text)) as scores:
-            for score in scores:
-                last = replace(last, score=score)
-                yield [*earlier, last]
-    except SelfRewardError:
-        yield mark_stopped([*earlier, last])
-        raise
-
-
 def repeat_from(turns: list[Turn], index: int, text: str | None = None) -> list[Turn]:
     """Return the turns up to message `index`, its question asked again or changed to `text`."""
     number = find_turn(turns, index)
     turn = turns[number]
     said = turn.said if text is None else text.strip() or turn.said
     return [*turns[:number], Turn(said, turn.speaker)]
-
-
-def undo_from(turns: list[Turn], index: int) -> tuple[list[Turn], str]:
-    """Return the turns before the message at `index`, and that message's question."""
-    number = find_turn(turns, index)
-    return turns[:number], turns[number].said
 
 
 class ChatTab:
@@ -153,21 +114,31 @@ class ChatTab:
         return {self.turns: turns, self.chatbot: render(turns)}
 
     def answer(self, turns: list[Turn], values: Values, request: gr.Request) -> Iterator[Updates]:
+        """Have the last turn answered, then judged; yields the conversation as it grows."""
         box = {self.prompt.text: gr.update(value="", interactive=False)}
         yield self.show(turns) | self.prompt.show_busy(True) | box
+        *earlier, last = turns
+        speaker, judge = values[self.model], values[self.judge]
+        judge = speaker if judge == SELF else judge
+        last = Turn(last.said, speaker, judge=judge)
+        asked = messages([*earlier, last], values[self.system])
         with errors_as_toasts():
-            answers = stream_answer(
-                self.library,
-                turns,
-                values[self.header.run],
-                values[self.model],
-                values[self.judge],
-                values[self.system],
-                *self.draw.read(values),
-                request.session_hash or "",
-            )
-            for now in answers:
-                yield self.show(now)
+            draw, seed = self.draw.read(values)
+            try:
+                talk = Talk(self.library, values[self.header.run], request.session_hash or "")
+                with closing(talk.stream_reply(speaker, asked, draw, seed)) as replies:
+                    for reply in replies:
+                        last = replace(last, reply=reply)
+                        yield self.show([*earlier, last])
+                if last.reply is None or not last.reply.text:
+                    return
+                with closing(talk.stream_score(judge, asked, last.reply.text)) as scores:
+                    for score in scores:
+                        last = replace(last, score=score)
+                        yield self.show([*earlier, last])
+            except SelfRewardError:
+                yield self.show(mark_stopped([*earlier, last]))
+                raise
 
     def send(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         text = values[self.prompt.text].strip()
@@ -180,12 +151,12 @@ class ChatTab:
         yield from self.answer(turns, values, request)
 
     def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
-        turns = repeat_from(values[self.turns], _index(event), unescape(event.value))
+        turns = repeat_from(values[self.turns], _index(event), html.unescape(event.value))
         yield from self.answer(turns, values, request)
 
     def undo(self, turns: list[Turn], event: gr.UndoData) -> Updates:
-        left, text = undo_from(turns, _index(event))
-        return self.show(left) | {self.prompt.text: text}
+        number = find_turn(turns, _index(event))
+        return self.show(turns[:number]) | {self.prompt.text: turns[number].said}
 
     def show_idle(self, turns: list[Turn]) -> Updates:
         """Return everything beside the conversation as it looks while no model replies."""

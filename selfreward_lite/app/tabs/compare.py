@@ -200,18 +200,15 @@ def tally_text(folder: Path, model: str | None, rival: str | None, judge: str | 
     model, rival, judge = map(escape_markdown, (model, rival, judge))
     if not found.win_rate.count:
         return f"No votes on {model} against {rival} yet."
-    sentences = [
+    not_blind = f" {found.open} of these votes were not blind." if found.open else ""
+    agreement = f"No vote yet in which both you and {judge} chose a side."
+    if found.agreement.count:
+        share = _format_share(found.agreement)
+        agreement = f"You and {judge} agree on {share} of the votes without a tie."
+    return (
         f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; "
-        f"win rate {_format_share(found.win_rate)}."
-    ]
-    if found.open:
-        sentences.append(f"{found.open} of these votes were not blind.")
-    sentences.append(
-        f"You and {judge} agree on {_format_share(found.agreement)} of the votes without a tie."
-        if found.agreement.count
-        else f"No vote yet in which both you and {judge} chose a side."
+        f"win rate {_format_share(found.win_rate)}.{not_blind} {agreement}"
     )
-    return " ".join(sentences)
 
 
 def _format_share(share: Share) -> str:

@@ -104,24 +104,14 @@ def list_groups(library: RunLibrary, run: str | None) -> Choices:
         return Choices(run, problem=warn(error))
 
 
-def find_prompts(
-    library: RunLibrary, run: str | None, group: str | None, words: str, outcome: Outcome, page: int
-) -> HitPage:
-    """Return a page of prompts; the nearest one where there are fewer pages."""
-    if not run or run == TINY or not group:
-        return HitPage()
-    with Store.read(library.folder(run)) as store:
-        if group not in explore.list_groups(store):  # a group of the run chosen before
-            return HitPage()
-        page = max(0, page)
-        search = partial(explore.find_prompts, store, group, words or "", outcome)
-        found, total = search(page)
-        pages = max(1, -(-total // PAGE))
-        if page >= pages:
-            page = pages - 1
-            found, _ = search(page)
-    title = f"{total:,} prompt{'' if total == 1 else 's'}, page {page + 1} of {pages}"
-    return HitPage(tuple(found), page, title)
+def find_page(store: Store, group: str, words: str, outcome: Outcome, number: int) -> HitPage:
+    """Return a page of prompts; the last one where there are fewer pages."""
+    hits, total = explore.find_prompts(store, group, words, outcome, number)
+    pages = max(1, -(-total // PAGE))
+    if number >= pages:
+        return find_page(store, group, words, outcome, pages - 1)
+    title = f"{total:,} prompt{'' if total == 1 else 's'}, page {number + 1} of {pages}"
+    return HitPage(tuple(hits), number, title)
 
 
 def answer_rows(history: PromptHistory) -> Rows:
@@ -279,11 +269,14 @@ class ExploreTab:
         outcome: Outcome,
         hits: HitPage,
     ) -> Updates:
-        """Return the page that is `step` pages further; the first one for None."""
-        number = 0 if step is None else hits.number + step
-        with errors_as_toasts():
-            page = find_prompts(self.library, run, group, words, outcome, number)
-        return {self.hits: page, self.listing: page.rows, self.title: page.title}
+        """Return the page that is `step` pages further, or the nearest one; the first for None."""
+        found = HitPage()
+        if run and run != TINY and group:
+            with errors_as_toasts(), Store.read(self.library.folder(run)) as store:
+                if group in explore.list_groups(store):  # else it is one of the run chosen before
+                    number = 0 if step is None else max(0, hits.number + step)
+                    found = find_page(store, group, words or "", outcome, number)
+        return {self.hits: found, self.listing: found.rows, self.title: found.title}
 
     def open_prompt(self, event: gr.SelectData, run: str, hits: HitPage) -> Updates:
         row = event.index[0]

@@ -18,8 +18,7 @@ from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, QUIET, Header, Updates, text_table, warn
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, plots, summary
-from selfreward_lite.report.plots import PANELS, Panel, Series
-from selfreward_lite.report.summary import Table
+from selfreward_lite.report.plots import PANELS, Series
 from selfreward_lite.system.errors import SelfRewardError
 
 NOTHING = (
@@ -36,7 +35,7 @@ class RunResults:
 
     series: dict[str, Series] = field(default_factory=dict)  # by the keys of PANELS
     curves: dict[str, Series] = field(default_factory=dict)  # of training, by name
-    tables: tuple[Table, ...] = ()  # measurements, examples, early warnings, gates
+    tables: tuple[summary.Table, ...] = ()  # measurements, examples, early warnings, gates
     advice: tuple[str, ...] = ()
     problem: str = NOTHING
 
@@ -85,7 +84,19 @@ class ProgressTab:
             with gr.Row():
                 for key, panel in PANELS.items():
                     with gr.Column(min_width=400):
-                        self.plots[key] = make_plot(panel)
+                        kind = gr.ScatterPlot if panel.scatter else gr.LinePlot
+                        self.plots[key] = kind(
+                            x=panel.x,
+                            y=panel.y,
+                            color=panel.color,
+                            color_title=" ",
+                            title=panel.title,
+                            height=HEIGHT,
+                            tooltip="all",
+                            y_lim=[0.0, panel.top],
+                            x_title=panel.x if panel.x in ("characters", "score") else " ",
+                            y_title=" ",
+                        )
                         gr.Markdown(panel.note, elem_classes="fine")
                 with gr.Column(min_width=400):
                     self.training = gr.LinePlot(
@@ -147,20 +158,3 @@ class ProgressTab:
         """Return one training curve of all models, with its columns even without a point."""
         points = find_results(self.library, run, news).curves.get(curve)
         return pd.DataFrame(points, columns=["step", "value", "model"])
-
-
-def make_plot(panel: Panel) -> gr.LinePlot | gr.ScatterPlot:
-    """Return an empty plot for a panel."""
-    kind = gr.ScatterPlot if panel.scatter else gr.LinePlot
-    return kind(
-        x=panel.x,
-        y=panel.y,
-        color=panel.color,
-        color_title=" ",
-        title=panel.title,
-        height=HEIGHT,
-        tooltip="all",
-        y_lim=[0.0, panel.top],
-        x_title=panel.x if panel.x in ("characters", "score") else " ",
-        y_title=" ",
-    )
