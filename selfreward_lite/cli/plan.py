@@ -74,9 +74,9 @@ def _print_hours(settings: Settings, found: Estimate) -> None:
     rows = []
     for iteration in range(settings.iterations + 1):
         rows += [
-            [f"M{number} {stage}", f"{seconds / 3600:.2f}"]
-            for (number, stage), seconds in expected.seconds.items()
-            if number == iteration and seconds
+            [f"M{iteration} {stage}", f"{seconds / 3600:.2f}"]
+            for stage, seconds in expected.seconds[iteration].items()
+            if seconds
         ]
         rows += [[f"M{iteration}, in total", f"{expected.hours(iteration) or 0:.1f}"], []]
     card = "" if expected.card in plan.GPU_SPEEDS else f": {expected.card}"

@@ -273,6 +273,11 @@ class Store:
         number: int | None = self.select_value("SELECT max(iteration) FROM promoted")
         return number
 
+    def next_model(self) -> int:
+        """Return the number of the model after the newest, 0 before M0."""
+        newest = self.newest()
+        return 0 if newest is None else newest + 1
+
     def model_dir(self, iteration: int) -> Path:
         """Return the folder of M<iteration>, which need not exist."""
         return self.folder / ModelId(iteration).name

@@ -84,7 +84,7 @@ def read_status(folder: Path) -> RunStatus:
 
 def _read_run(store: Store, process: int | None) -> RunStatus:
     settings, newest, rows = store.fact("settings"), store.newest(), store.stages()
-    candidate = 0 if newest is None else newest + 1
+    candidate = store.next_model()
     refused = {
         gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed
     }

@@ -94,15 +94,14 @@ def summarize_run(store: Store) -> RunSummary:
         raise UserError(
             f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`"
         )
-    newest, base = store.newest(), store.metrics(BASE)
+    base = store.metrics(BASE)
     return {
         "run": store.folder.name,
         "preset": settings["preset"],
         "seconds": round(sum(row.seconds for row in store.stages()), 1),
         "base": {name: _round(base[name]) for name in MEASURED if base.get(name) is not None},
         "iterations": [
-            _summarize_iteration(store, iteration)
-            for iteration in range(0 if newest is None else newest + 1)
+            _summarize_iteration(store, iteration) for iteration in range(store.next_model())
         ],
         "refused": _list_refusals(store),
     }

@@ -5,7 +5,6 @@ An item is a generator of `method`: it yields requests, receives completions, re
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,22 +49,13 @@ def always(share: float) -> bool:
 
 @dataclass
 class _OpenItem:
+    """An item with its round under way; `answers` by request and sample."""
+
     name: str
     asking: AskGenerator
     round: list[Request] = field(default_factory=list)
-    answers: dict[str, dict[int, Completion]] = field(default_factory=dict)
-    missing: int = 0
-
-    def start_round(self, requests: list[Request]) -> None:
-        self.round = requests
-        self.answers = {request.key: {} for request in requests}
-        self.missing = sum(len(request.seeds) for request in requests)
-
-    def replies(self) -> list[list[Completion]]:
-        return [
-            [self.answers[request.key][sample] for sample in range(len(request.seeds))]
-            for request in self.round
-        ]
+    answers: dict[tuple[str, int], Completion] = field(default_factory=dict)
+    tokens: int = 0
 
 
 def run_stage(
@@ -90,13 +80,14 @@ def run_stage(
     progress = Progress(iteration, stage, len(items), done=already, already=already)
     watch(progress)
     started = last = time.monotonic()
-    begun = (
-        item
-        for _, item in itertools.takewhile(
-            lambda entry: may_start((already + entry[0]) / len(items)), enumerate(todo)
-        )
-    )
-    for name, outcome, tokens in drive(engine, begun):
+
+    def begin() -> Iterator[Item]:
+        for count, item in enumerate(todo, already):
+            if not may_start(count / len(items)):
+                return
+            yield item
+
+    for name, outcome, tokens in drive(engine, begin()):
         store.commit(iteration, stage, name, outcome)
         now = time.monotonic()
         progress = replace(
@@ -146,35 +137,37 @@ class _Board:
         self._waiting = waiting
         self.ready: deque[Request] = deque()
         self.owner: dict[str, _OpenItem] = {}
-        self._finished: deque[tuple[str, Outcome]] = deque()
-        self._tokens: Counter[str] = Counter()
+        self._finished: deque[tuple[str, Outcome, int]] = deque()
 
     def feed(self) -> Iterator[Request]:
         """Yield requests as long as there are any; items start only when the engine wants more."""
         while True:
-            while not self.ready:
-                entry = next(self._waiting, None)
-                if entry is None:
-                    return
-                self._advance(_OpenItem(entry[0], entry[1]()), None)
-            yield self.ready.popleft()
+            while self.ready:
+                yield self.ready.popleft()
+            entry = next(self._waiting, None)
+            if entry is None:
+                return
+            self._advance(_OpenItem(entry[0], entry[1]()), None)
 
     def take(self, completion: Completion) -> None:
         """Record a completion; the last one of a round lets its item continue."""
         item = self.owner[completion.key]
-        item.answers[completion.key][completion.sample] = completion
-        item.missing -= 1
-        self._tokens[item.name] += len(completion.tokens)
-        if not item.missing:
-            for request in item.round:
-                del self.owner[request.key]
-            self._advance(item, item.replies())
+        item.answers[completion.key, completion.sample] = completion
+        item.tokens += len(completion.tokens)
+        if len(item.answers) < sum(len(request.seeds) for request in item.round):
+            return
+        for request in item.round:
+            del self.owner[request.key]
+        replies = [
+            [item.answers[request.key, sample] for sample in range(len(request.seeds))]
+            for request in item.round
+        ]
+        self._advance(item, replies)
 
     def pop_finished(self) -> Iterator[tuple[str, Outcome, int]]:
-        """Yield the items that finished, each once."""
+        """Yield the items that finished, with their tokens, each once."""
         while self._finished:
-            name, outcome = self._finished.popleft()
-            yield name, outcome, self._tokens.pop(name, 0)
+            yield self._finished.popleft()
 
     def _advance(self, item: _OpenItem, replies: list[list[Completion]] | None) -> None:
         """Let an item continue until it asks again or is finished."""
@@ -183,9 +176,9 @@ class _Board:
             while not requests:
                 requests = item.asking.send([])
         except StopIteration as stop:
-            self._finished.append((item.name, stop.value))
+            self._finished.append((item.name, stop.value, item.tokens))
             return
-        item.start_round(requests)
+        item.round, item.answers = requests, {}
         for request in requests:
             if request.key in self.owner:
                 raise ValueError(f"two requests under way have the key {request.key}")

@@ -88,7 +88,7 @@ def training_deadline(run: RunContext, iteration: int) -> float | None:
 def _seconds_left(run: RunContext, iteration: int, after: str | None = None) -> dict[str, float]:
     """Seconds of each stage of an iteration; of those behind stage `after` if given."""
     costs = plan.measure_costs(run.store, run.settings)
-    settings = run.settings.with_values("prompts", count=run.reader.prompts_wanted(iteration))
+    settings = run.settings.with_values("prompts", count=run.prompts_wanted(iteration))
     return stages.seconds_by_stage(settings, iteration, costs, after)
 
 

@@ -34,7 +34,7 @@ from selfreward_lite.run.runtime import Runtime
 Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunReader:
     """Reads the records of a run by what they are for; writes nothing."""
 
@@ -99,22 +99,15 @@ class RunReader:
 
 
 @dataclass
-class RunContext:
+class RunContext(RunReader):
     """A run under way, as every step receives it."""
 
-    store: Store
-    settings: Settings
     chat: ChatFormat
     model_dir: Path
     runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
     _engine: Engine | None = field(default=None, repr=False)
-
-    @property
-    def reader(self) -> RunReader:
-        """The run's records by what they are for."""
-        return RunReader(self.store, self.settings)
 
     def engine(self) -> Engine:
         """The engine, opened on the first call."""

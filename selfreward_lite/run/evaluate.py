@@ -61,7 +61,7 @@ class Evaluation:
         """
         prompts, theirs = self._rival_answers(against)
         number = _find_model(self.run.store, model)
-        mine = self.run.reader.held_out_answers(number)
+        mine = self.run.held_out_answers(number)
         if judge == EXACT:
             results = _compare_exactly(prompts, mine, theirs)
         else:
@@ -114,7 +114,7 @@ class Evaluation:
             ),
         )
         drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
-        return judge_agreement(ranked, self.run.reader.score(drawn, count))
+        return judge_agreement(ranked, self.run.score(drawn, count))
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""
@@ -150,7 +150,7 @@ class Evaluation:
         answered: dict[str, list[tuple[str, Response]]] = {}
         for model in models:
             if texts is None:
-                given, prompts = _answers(self.run.reader, model), self.run.reader.held_out()
+                given, prompts = _answers(self.run, model), self.run.held_out()
                 answered[model] = [(one.text, given[one.id]) for one in prompts if one.id in given]
             else:
                 answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
@@ -173,7 +173,7 @@ class Evaluation:
         `source` is ranked data as in seed_stage.ranked, "votes" of the app, or None: the run's own
         evaluation prompts.
         """
-        own, store = self.run.reader.ranked(), self.run.store
+        own, store = self.run.ranked(), self.run.store
         if source is None:
             return own.evaluation, {}
         if source == "votes":
@@ -209,9 +209,9 @@ class Evaluation:
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
         """The prompts that both runs held out, and a model's answers."""
         folder, _, model = name.rpartition("/")
-        held_out = self.run.reader.held_out()
+        held_out = self.run.held_out()
         if not folder:
-            return held_out, _answers(self.run.reader, model)
+            return held_out, _answers(self.run, model)
         with Store.read(self.run.store.folder.parent / folder) as store:
             stored = store.fact("settings")
             if stored is None:
@@ -275,8 +275,7 @@ def open_evaluation(
 
 def _find_model(store: Store, name: str) -> ModelId:
     """A model by its name; raises UserError where the run has no such model."""
-    newest = store.newest()
-    known = map(ModelId, range(BASE, 0 if newest is None else newest + 1))
+    known = map(ModelId, range(BASE, store.next_model()))
     models = {model.name: model for model in known}
     if name not in models:
         raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(models)}")

@@ -15,14 +15,6 @@ from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, find_loss_fault
 
 
 @dataclass(frozen=True)
-class DataEvidence:
-    """Before a training: shares of prompts wanted that gave a pair, and of judgments read."""
-
-    pair_share: float
-    read_share: float
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What is known about a candidate M(t); nothing here comes from the exact scorer.
 
@@ -65,11 +57,14 @@ class GateResult:
     reason: str
 
 
-def check_data(data: DataEvidence, limits: Gates) -> Iterator[GateResult]:
-    """Yield the results of the gates before a training."""
+def check_data(pair_share: float, read_share: float, limits: Gates) -> Iterator[GateResult]:
+    """Yield the results of the gates before a training.
+
+    Of the prompts wanted, `pair_share` gave a pair; of the judgments, `read_share` were read.
+    """
     yield _at_least(
         "signal",
-        data.pair_share,
+        pair_share,
         limits.min_pair_share,
         "of the prompts wanted gave a response pair",
         "raise responses.count or judge.count, set judge.score=expected against ties, or start "
@@ -77,7 +72,7 @@ def check_data(data: DataEvidence, limits: Gates) -> Iterator[GateResult]:
     )
     yield _at_least(
         "labels",
-        data.read_share,
+        read_share,
         limits.min_read_share,
         "of the judgments to train on could be read",
         "train on judgment pairs, raise dpo.anchor, or raise judge.draw.max_tokens if they are cut",

@@ -67,7 +67,7 @@ def run(
     """
     context = prepare.open_run(store, settings, runtime, watch, deadline)
     try:
-        for number in range(_next_model(store), settings.iterations + 1):
+        for number in range(store.next_model(), settings.iterations + 1):
             for step in ITERATION if number else SEED_STAGE:
                 step(context, number)
     finally:
@@ -76,9 +76,4 @@ def run(
 
 def is_finished(store: Store, settings: Settings) -> bool:
     """Whether nothing is left to do."""
-    return _next_model(store) > settings.iterations
-
-
-def _next_model(store: Store) -> int:
-    newest = store.newest()
-    return 0 if newest is None else newest + 1
+    return store.next_model() > settings.iterations

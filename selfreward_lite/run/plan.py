@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.config.settings import Settings
+from selfreward_lite.config.settings import Draw, Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import canaries
@@ -225,31 +226,33 @@ def affordable_prompts(settings: Settings, iteration: int, costs: Costs, budget:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds by (iteration, stage), empty for an unknown GPU; bytes of GPU memory, empty for none."""
+    """Seconds by iteration and stage, empty for an unknown GPU; bytes of GPU memory, empty for none."""
 
     card: str | None
     source: str | None
-    seconds: dict[tuple[int, str], float]
+    seconds: dict[int, dict[str, float]]
     memory: dict[str, int]
 
     def hours(self, iteration: int) -> float | None:
         """Hours of the seed stage (0) or of an iteration; None where nothing is known."""
-        spent = (seconds for (number, _), seconds in self.seconds.items() if number == iteration)
-        return sum(spent) / 3600 or None
+        return sum(self.seconds.get(iteration, {}).values()) / 3600 or None
 
     def to_json(self) -> dict[str, Any]:
         """The form that is stored with a run and printed: a stage is "M1 training"."""
-        seconds = {f"M{number} {stage}": spent for (number, stage), spent in self.seconds.items()}
+        seconds = {
+            f"M{iteration} {stage}": spent
+            for iteration, stages in self.seconds.items()
+            for stage, spent in stages.items()
+        }
         return {**vars(self), "seconds": seconds}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Prediction:
         """Read back what `to_json` made."""
-        names = {name: name.removeprefix("M").split(" ", 1) for name in document["seconds"]}
-        seconds = {
-            (int(number), stage): document["seconds"][name]
-            for name, (number, stage) in names.items()
-        }
+        seconds = defaultdict[int, dict[str, float]](dict)
+        for name, spent in document["seconds"].items():
+            model, stage = name.split(" ", 1)
+            seconds[int(model.removeprefix("M"))][stage] = spent
         return cls(**{**document, "seconds": seconds})
 
 
@@ -262,9 +265,8 @@ def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
         return Prediction(card, None, {}, peak)
     costs = estimate_costs(settings, llama, GPU_SPEEDS[key])
     seconds = {
-        (iteration, stage): spent
+        iteration: seconds_by_stage(settings, iteration, costs)
         for iteration in range(settings.iterations + 1)
-        for stage, spent in seconds_by_stage(settings, iteration, costs).items()
     }
     return Prediction(card, f"estimate for {key}", seconds, peak)
 
@@ -345,13 +347,30 @@ def disk_needs(
     """
     iterations, seed_stage = max(0, settings.iterations - (newest or 0)), newest is None
     adapter = count_adapter_weights(llama, settings.lora.rank)
-    records = iterations * (_records(settings) + _evaluation(settings))
-    rows = 2 * settings.prompts.count if iterations else settings.seed_stage.train_examples
+    prompts, seed, asked = settings.prompts.count, settings.seed_stage, settings.evaluation
+    judge, judgment = settings.judge, _record_bytes(settings.judge.draw)
+    # What one iteration trains on: texts at their longest, battles of all judgments.
+    responses, battles = (
+        prompts * settings.responses.count,
+        prompts * judge.count * (judge.count - 1),
+    )
+    trained_on = (
+        responses * _record_bytes(settings.responses.draw)
+        + responses * judge.count * judgment
+        + battles * _record_bytes(settings.meta_judge.draw)
+    )
+    # What one model answers and judges when measured; four ranked answers a prompt.
+    judged = (
+        seed.eval_prompts * 4 * asked.judgments
+        + 2 * asked.outside_prompts * asked.outside_judgments
+        + len(canaries.load_canaries()) * asked.canary_judgments
+    )
+    measured = asked.prompts * _record_bytes(asked.draw) + judged * judgment
+    records = iterations * (trained_on + measured)
     if seed_stage:
         # Twice the examples wanted are judged, since not all agree; base and M0 are both measured.
-        wanted = settings.seed_stage.train_examples
-        drawn = EFT_DRAWN * wanted * settings.seed_stage.attempts
-        records += drawn * _judgment(settings) + 2 * _evaluation(settings)
+        records += EFT_DRAWN * seed.train_examples * seed.attempts * judgment + 2 * measured
+    rows = 2 * prompts if iterations else seed.train_examples
     longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
     working = LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES
     return {
@@ -362,32 +381,6 @@ def disk_needs(
     }
 
 
-def _records(settings: Settings) -> float:
-    """Bytes of what one iteration trains on: texts at their longest, battles of all judgments."""
-    responses = settings.prompts.count * settings.responses.count
-    battles = settings.prompts.count * settings.judge.count * (settings.judge.count - 1)
-    return (
-        responses * _text(settings.responses.draw.max_tokens)
-        + responses * settings.judge.count * _judgment(settings)
-        + battles * _text(settings.meta_judge.draw.max_tokens)
-    )
-
-
-def _evaluation(settings: Settings) -> float:
-    """Bytes of what one model answers and judges when measured; four ranked answers a prompt."""
-    asked = settings.evaluation
-    judged = (
-        settings.seed_stage.eval_prompts * 4 * asked.judgments
-        + 2 * asked.outside_prompts * asked.outside_judgments
-        + len(canaries.load_canaries()) * asked.canary_judgments
-    )
-    return asked.prompts * _text(asked.draw.max_tokens) + judged * _judgment(settings)
-
-
-def _judgment(settings: Settings) -> float:
-    return _text(settings.judge.draw.max_tokens)
-
-
-def _text(tokens: int) -> float:
-    """Bytes of a record with a text of so many tokens."""
-    return RECORD_BYTES + TOKEN_BYTES * tokens
+def _record_bytes(draw: Draw) -> float:
+    """Bytes of a record with the longest text that is drawn."""
+    return RECORD_BYTES + TOKEN_BYTES * draw.max_tokens

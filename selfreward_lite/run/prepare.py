@@ -6,6 +6,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -134,37 +135,27 @@ def _store_facts(store: Store, settings: Settings) -> None:
 
 def _download(settings: Settings, needed: Sequence[Named], show: hub.Show) -> Settings:
     """Download what is needed; returns the settings with every repository at its commit."""
-    return _rename_repositories(
-        settings, needed, lambda repository, named: str(hub.fetch(repository, named[2], show)[1])
-    )
+    for section, name, kind in needed:
+        if repository := _find_repository(settings, section, name):
+            _, at_commit = hub.fetch(repository, kind, show)
+            settings = settings.with_values(section, **{name: str(at_commit)})
+    return settings
 
 
 def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
     """The settings with every repository named as at the start at the commit it had then."""
-
-    def find_commit(now: hub.Repository, named: Named) -> str | None:
-        before = stored[named[0]].get(named[1])
-        then = hub.parse_repository(before) if before else None
-        same = then and (now.id, now.file, now.revision) == (then.id, then.file, None)
-        return before if same else None
-
-    return _rename_repositories(settings, NAMED, find_commit)
-
-
-def _rename_repositories(
-    settings: Settings,
-    entries: Sequence[Named],
-    rename: Callable[[hub.Repository, Named], str | None],
-) -> Settings:
-    """The settings with the repositories of `entries` renamed; None leaves a name as it is."""
-    for named in entries:
-        section, name, _ = named
-        text = getattr(getattr(settings, section), name)
-        repository = hub.parse_repository(text) if text else None
-        new = repository and rename(repository, named)
-        if new:
-            settings = settings.with_values(section, **{name: new})
+    before = config.parse(stored)
+    for section, name, _ in NAMED:
+        now, then = (_find_repository(each, section, name) for each in (settings, before))
+        if now and then and now == replace(then, revision=None):
+            settings = settings.with_values(section, **{name: str(then)})
     return settings
+
+
+def _find_repository(settings: Settings, section: str, name: str) -> hub.Repository | None:
+    """The repository of the hub that a setting names, if any."""
+    text = getattr(getattr(settings, section), name)
+    return hub.parse_repository(text) if text else None
 
 
 def _check_folder(settings: Settings) -> None:

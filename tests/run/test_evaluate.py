@@ -49,7 +49,7 @@ def opened(runs: Path, asked: list | None = None):
 def test_two_models_are_compared_in_both_orders(runs):
     with opened(runs) as work:
         met = work.compare_answers("M1", "M0", "M0")
-        assert len(met) == len(work.run.reader.held_out())
+        assert len(met) == len(work.run.held_out())
         assert {one.result for one in met} == {0.0, 0.5, 1.0}
         assert all(one.orders in {("A", "A"), ("A", "B"), ("B", "A"), ("B", "B")} for one in met)
         for one in met:
@@ -58,9 +58,7 @@ def test_two_models_are_compared_in_both_orders(runs):
             one.prompt_id: len(one.text)
             for one in work.run.store.records(Response, iteration=1, model="M1")
         }
-        assert [one.mine_length for one in met] == [
-            lengths[one.id] for one in work.run.reader.held_out()
-        ]
+        assert [one.mine_length for one in met] == [lengths[one.id] for one in work.run.held_out()]
 
 
 def test_nothing_is_asked_twice_and_the_run_stays_unchanged(runs):
@@ -127,7 +125,7 @@ def test_the_exact_scorer_needs_no_engine(runs):
     asked: list = []
     with opened(runs, asked) as work:
         met = work.compare_answers("M1", "M0", EXACT)
-        assert len(met) == len(work.run.reader.held_out())
+        assert len(met) == len(work.run.held_out())
         assert {one.orders for one in met} == {None}
     assert asked == []
 
@@ -141,7 +139,7 @@ def test_an_answer_that_never_came_loses(tmp_path):
         )
     with opened(tmp_path) as work:
         met = work.compare_answers("M1", "M0", "M0")
-        place = [one.id for one in work.run.reader.held_out()].index(gone.id)
+        place = [one.id for one in work.run.held_out()].index(gone.id)
         assert (met[place].result, met[place].orders, met[place].mine_length) == (0.0, None, 0)
 
 
@@ -155,12 +153,10 @@ def test_what_is_not_there_is_said(runs):
 
 def test_a_judge_of_ranked_data_is_measured(runs):
     with opened(runs) as work:
-        found = work.measure_judge("M1", work.run.reader.ranked().evaluation, 2)
-        assert found.answers == sum(
-            len(one.responses) for one in work.run.reader.ranked().evaluation
-        )
+        found = work.measure_judge("M1", work.run.ranked().evaluation, 2)
+        assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
         assert 0 < found.metrics()["scored_share"] <= 1
-        assert work.measure_judge("M1", work.run.reader.ranked().evaluation, 2) == found
+        assert work.measure_judge("M1", work.run.ranked().evaluation, 2) == found
 
 
 def test_every_prompt_gets_one_answer_in_order(runs):

@@ -36,10 +36,10 @@ from selfreward_lite.system.errors import UserError
 
 def write_prompts(run: RunContext, iteration: int) -> None:
     """Have new prompts written until enough are kept or attempts run out; or use the user's own."""
-    store, count = run.store, run.reader.prompts_wanted(iteration)
+    store, count = run.store, run.prompts_wanted(iteration)
     settings = run.settings.prompts.model_copy(update={"count": count})
     if settings.file is not None:
-        if not run.reader.prompts(iteration):
+        if not run.prompts(iteration):
             raise UserError(
                 f"{settings.file} held no prompts for iteration {iteration}; start a new --name "
                 "with more of them, or with fewer an iteration "
@@ -50,14 +50,14 @@ def write_prompts(run: RunContext, iteration: int) -> None:
         return
     writer = BASE if settings.writer == "base" else iteration - 1
     role = run.role(writer, settings.draw, iteration)
-    ranked = run.reader.ranked()
+    ranked = run.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [
         prompt.text
         for prompt in store.records(Prompt, origin="generated")
         if prompt.iteration < iteration
     ]
-    held_out = run.reader.held_out_texts()
+    held_out = run.held_out_texts()
     examples = new_prompts.Examples(human, own)
     wanted, limit = count, int(count * settings.attempts)
     while True:
@@ -91,7 +91,7 @@ def answer_prompts(run: RunContext, iteration: int) -> None:
     run.ask(
         iteration,
         "responses",
-        run.reader.prompts(iteration),
+        run.prompts(iteration),
         lambda prompt: responses.ask_for_responses(prompt, role, settings.count),
         budget.may_start(run, iteration, "responses"),
     )
@@ -103,8 +103,8 @@ def judge_responses(run: RunContext, iteration: int) -> None:
         iteration,
         "judgments",
         iteration - 1,
-        run.reader.prompts(iteration),
-        run.reader.responses(iteration),
+        run.prompts(iteration),
+        run.responses(iteration),
         run.settings.judge.count,
         may_start=budget.may_start(run, iteration, "judgments"),
     )
@@ -116,9 +116,9 @@ def pair_responses(run: RunContext, iteration: int) -> None:
         iteration,
         "response_pairs",
         lambda: response_pairs.build_response_pairs(
-            run.reader.prompts(iteration),
-            group_records(run.reader.responses(iteration), lambda one: one.prompt_id),
-            score_responses(run.reader.judgments(iteration), run.settings.judge),
+            run.prompts(iteration),
+            group_records(run.responses(iteration), lambda one: one.prompt_id),
+            score_responses(run.judgments(iteration), run.settings.judge),
             run.settings.for_iteration(iteration),
             id_namespace=run.store.id_namespace,
             iteration=iteration,
@@ -131,9 +131,9 @@ def run_battles(run: RunContext, iteration: int) -> None:
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
-    prompts = run.reader.prompts(iteration)
-    drawn = group_by_response(run.reader.judgments(iteration))
-    answers = group_records(run.reader.responses(iteration), lambda one: one.prompt_id)
+    prompts = run.prompts(iteration)
+    drawn = group_by_response(run.judgments(iteration))
+    answers = group_records(run.responses(iteration), lambda one: one.prompt_id)
     contested: dict[str, Response] = {}
     for prompt in prompts:
         candidates = [one for one in answers.get(prompt.id, ()) if one.id in drawn]

@@ -55,24 +55,22 @@ def measure_model(run: RunContext, iteration: int) -> None:
     """M(t) answers the held-out prompts and judges the held-out ranked answers."""
     _ask(run, ModelId(iteration))
     ask_judges(run, iteration)
-    if iteration > 0 and metrics.score_exactly(run.reader.held_out(), []) is None:
+    if iteration > 0 and metrics.score_exactly(run.held_out(), []) is None:
         _compare_with_seed(run, iteration)
     run.once(iteration, "evaluation", lambda: _store_metrics(run, iteration))
 
 
 def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     """The metrics of a model, from what it answered and judged."""
-    prompts, ranked = run.reader.held_out(), run.reader.ranked().evaluation
-    answers = list(run.reader.held_out_answers(model).values())
+    prompts, ranked = run.held_out(), run.ranked().evaluation
+    answers = list(run.held_out_answers(model).values())
     ids = {answer.id for one in ranked for answer in one.responses}
     count = run.settings.evaluation.judgments  # a recheck of canaries drew more
     judged = [
-        one
-        for one in run.reader.made_by(Judgment, model)
-        if one.response_id in ids and one.index < count
+        one for one in run.made_by(Judgment, model) if one.response_id in ids and one.index < count
     ]
     return ModelMetrics(
-        judge_agreement(ranked, run.reader.score(judged, count)),
+        judge_agreement(ranked, run.score(judged, count)),
         fmean(len(one.text) for one in answers) if answers else None,
         AnswerMetrics(
             judge_read_share=metrics.share_read(judged),
@@ -88,11 +86,11 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
 def _ask(run: RunContext, model: ModelId) -> None:
     settings, iteration = run.settings.evaluation, model.iteration
     prefix = "base_" if model.is_base else ""
-    actor, ranked = run.role(model, settings.draw, iteration), run.reader.ranked().evaluation
+    actor, ranked = run.role(model, settings.draw, iteration), run.ranked().evaluation
     run.ask(
         iteration,
         f"{prefix}eval_responses",
-        run.reader.held_out(),
+        run.held_out(),
         lambda prompt: responses.ask_for_responses(prompt, actor, 1),
     )
     run.ask_judge(
@@ -119,9 +117,7 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
     """Metrics by the exact scorer, where there is one; only the report reads them."""
     # M0 and the base have no win rate to measure: they are compared with themselves.
     exact, rival = (
-        metrics.score_exactly(
-            run.reader.held_out(), list(run.reader.held_out_answers(number).values())
-        )
+        metrics.score_exactly(run.held_out(), list(run.held_out_answers(number).values()))
         for number in (model, min(model, 0))
     )
     if exact is None or rival is None:
@@ -139,12 +135,12 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
 
 def _compare_with_seed(run: RunContext, iteration: int) -> None:
     """Where nothing can be scored exactly: M0, frozen, compares M(t)'s answers with its own."""
-    mine, seeds = (run.reader.held_out_answers(model) for model in (iteration, 0))
+    mine, seeds = (run.held_out_answers(model) for model in (iteration, 0))
     role = run.judge_role(0, iteration)
     run.ask(
         iteration,
         "comparisons",
-        [one for one in run.reader.held_out() if one.id in mine and one.id in seeds],
+        [one for one in run.held_out() if one.id in mine and one.id in seeds],
         lambda prompt: comparisons.ask_for_comparison(
             prompt, mine[prompt.id], seeds[prompt.id], role
         ),
@@ -156,9 +152,9 @@ def _win_rate(run: RunContext, model: int) -> dict[str, float | None]:
     compared = {one.prompt_id: one.result for one in run.store.records(Comparison, iteration=model)}
     if not compared:
         return {"win_rate_vs_seed": 0.5} if model == 0 else {}
-    answered, seeds = (run.reader.held_out_answers(number) for number in (model, 0))
+    answered, seeds = (run.held_out_answers(number) for number in (model, 0))
     results = [
         compared.get(one.id, metrics.compare_scores(one.id in answered, one.id in seeds))
-        for one in run.reader.held_out()
+        for one in run.held_out()
     ]
     return {"win_rate_vs_seed": fmean(results), "win_rate_vs_seed_error": standard_error(results)}

@@ -20,23 +20,20 @@ from selfreward_lite.system.files import find_manifest_faults
 
 def pass_data_gates(run: RunContext, iteration: int) -> None:
     """Before a training: do the judgments tell responses apart, and could they be read?"""
-    answers, drawn = run.reader.responses(iteration), run.reader.judgments(iteration)
+    answers, drawn = run.responses(iteration), run.judgments(iteration)
     answered = {one.id for one in answers}
     read = metrics.share_read([one for one in drawn if one.response_id in answered])
     # Of the prompts wanted: a writer that wrote a handful must not pass because all of those gave a
     # pair. The last share of a user's file may be short.
     own = run.settings.prompts.file is not None
-    wanted = (
-        run.store.count(Prompt, iteration=iteration)
-        if own
-        else run.reader.prompts_wanted(iteration)
-    )
+    wanted = run.store.count(Prompt, iteration=iteration) if own else run.prompts_wanted(iteration)
     if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
         judged = {one.response_id for one in drawn}
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     pairs = run.store.count(ResponsePair, iteration=iteration)
-    data = gates.DataEvidence(pairs / wanted if wanted else 0.0, read if drawn else 0.0)
-    _decide(run, iteration, "data_gates", gates.check_data(data, run.settings.gates))
+    share = pairs / wanted if wanted else 0.0
+    answered_by = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
+    _decide(run, iteration, "data_gates", answered_by)
 
 
 def pass_gates(run: RunContext, iteration: int) -> None:
@@ -76,8 +73,7 @@ def accept(store: Store) -> int:
 
     Raises UserError where there is no complete one.
     """
-    newest = store.newest()
-    candidate = 0 if newest is None else newest + 1
+    candidate = store.next_model()
     if all(passed for passed, _ in store.gates(candidate).values()):
         raise UserError(
             f"no gate has refused a model of {store.folder}; there is nothing to accept"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import Judgment, Response, ResponsePair
+from selfreward_lite.data.records import Judgment, Response
 from selfreward_lite.method import canaries, response_pairs
 from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run.context import RunContext, Scores
@@ -56,8 +56,8 @@ def ask_judges(run: RunContext, iteration: int) -> None:
         count, first = settings.second_look, _first_of_recheck(run)
         again = [*suspects, *rivals]
         run.ask_judge(iteration, "second_look", iteration, prompts, again, count, first)
-    prompts = run.reader.held_out()[: settings.outside_prompts]
-    given = run.reader.held_out_answers(iteration)
+    prompts = run.held_out()[: settings.outside_prompts]
+    given = run.held_out_answers(iteration)
     answers = [given[one.id] for one in prompts if one.id in given]
     # For M0 both judges are the same, so one stage is enough.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
@@ -70,8 +70,8 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     ranked = _ranked(run)
     laid, scores = _canaries(run), _first_scores(run, iteration)
     suspects = _would_be_chosen(run, iteration, laid, scores)
-    own = run.reader.made_by(Judgment, iteration)
-    again = run.reader.score(own, run.settings.evaluation.second_look, _first_of_recheck(run))
+    own = run.made_by(Judgment, iteration)
+    again = run.score(own, run.settings.evaluation.second_look, _first_of_recheck(run))
     rechecked = [
         one
         for one in suspects
@@ -100,7 +100,7 @@ def outside_view(run: RunContext, iteration: int) -> tuple[tuple[float, float], 
     """
     now, before = (_outside_scores(run, model, 0) for model in (iteration, iteration - 1))
     both = [name for name in now if name in before]
-    asked = len(run.reader.held_out()[: run.settings.evaluation.outside_prompts])
+    asked = len(run.held_out()[: run.settings.evaluation.outside_prompts])
     interval = paired_interval([[now[name]] for name in both], [[before[name]] for name in both])
     return interval, len(both) / asked
 
@@ -112,17 +112,17 @@ def mean_outside_score(run: RunContext, iteration: int, judge: int) -> float | N
 
 def _outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
     """Scores that M<judge> gave M(t)'s first held-out answers, by prompt; unread ones left out."""
-    drawn = run.reader.made_by(Judgment, judge, iteration)
-    scores = run.reader.score(drawn, run.settings.evaluation.outside_judgments)
-    answers = run.reader.held_out_answers(iteration).items()
+    drawn = run.made_by(Judgment, judge, iteration)
+    scores = run.score(drawn, run.settings.evaluation.outside_judgments)
+    answers = run.held_out_answers(iteration).items()
     return {name: score for name, one in answers if (score := scores.get(one.id)) is not None}
 
 
 def _first_scores(run: RunContext, iteration: int) -> Scores:
     """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
-    settings, drawn = run.settings.evaluation, run.reader.made_by(Judgment, iteration)
-    hostile = run.reader.score(drawn, settings.canary_judgments)
-    honest = run.reader.score(drawn, settings.judgments)
+    settings, drawn = run.settings.evaluation, run.made_by(Judgment, iteration)
+    hostile = run.score(drawn, settings.canary_judgments)
+    honest = run.score(drawn, settings.judgments)
     return {**honest, **{one.id: hostile.get(one.id) for one in _canaries(run)}}
 
 
@@ -139,23 +139,19 @@ def _would_be_chosen(
     schedule, found = run.settings.for_iteration(iteration + 1), []
     for canary in laid:
         one = ranked[canary.prompt_id]
-        answers = {one.prompt.id: [canary, *one.responses]}
-        pairs = response_pairs.build_response_pairs(
-            [one.prompt],
-            answers,
-            scores,
-            schedule,
-            id_namespace=run.store.id_namespace,
-            iteration=iteration,
-        ).records
-        if any(isinstance(pair, ResponsePair) and pair.chosen_id == canary.id for pair in pairs):
+        answers = [canary, *one.responses]
+        scored = response_pairs.find_eligible(one.prompt, answers, scores)
+        pair = response_pairs.choose_pair(scored, schedule.rho)
+        if pair is None or response_pairs.no_pair_reason(scored, pair, schedule) is not None:
+            continue
+        if pair[0].id == canary.id:
             found.append(canary)
     return found
 
 
 def _ranked(run: RunContext) -> dict[str, RankedPrompt]:
     """The ranked evaluation prompts by id."""
-    return {one.prompt.id: one for one in run.reader.ranked().evaluation}
+    return {one.prompt.id: one for one in run.ranked().evaluation}
 
 
 def _canaries(run: RunContext) -> list[Response]:

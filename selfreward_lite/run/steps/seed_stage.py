@@ -39,7 +39,7 @@ def import_prompts(run: RunContext, _: int) -> None:
             texts,
             run.settings.prompts,
             id_namespace=run.store.id_namespace,
-            held_out=run.reader.held_out_texts(),
+            held_out=run.held_out_texts(),
         )
         return Outcome(kept.records, (*skipped, *kept.drops))
 
@@ -54,7 +54,7 @@ def add_canaries(run: RunContext, _: int) -> None:
         "canaries",
         lambda: canaries.build_canary_responses(
             canaries.load_canaries(),
-            [one.prompt for one in run.reader.ranked().evaluation],
+            [one.prompt for one in run.ranked().evaluation],
             id_namespace=run.store.id_namespace,
             templates=run.settings.model.templates,
         ),
@@ -67,7 +67,7 @@ def add_decoys(run: RunContext, _: int) -> None:
         0,
         "decoys",
         lambda: canaries.build_decoy_responses(
-            [one.prompt for one in run.reader.ranked().eft],
+            [one.prompt for one in run.ranked().eft],
             run.settings.seed_stage.decoys,
             id_namespace=run.store.id_namespace,
             templates=run.settings.model.templates,
@@ -79,7 +79,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
     """The base judges ranked training answers until there are enough EFT examples."""
     if run.store.is_done(0, "eft_examples") or not run.settings.seed_stage.eft:
         return
-    settings, prompts, decoys = run.settings.seed_stage, run.reader.ranked().eft, _decoys(run)
+    settings, prompts, decoys = run.settings.seed_stage, run.ranked().eft, _decoys(run)
     role = run.judge_role(BASE, 0)
     for count in _rounds(run):
         items = [
@@ -114,7 +114,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
     The judgments of a round decide whether it was the last. Only complete rounds count, so that a
     resumed run ends with the same round as an undisturbed one.
     """
-    prompts, wanted = run.reader.ranked().eft, run.settings.seed_stage.train_examples
+    prompts, wanted = run.ranked().eft, run.settings.seed_stage.train_examples
     most = len(prompts[0].responses) + run.settings.seed_stage.decoys if prompts else 1
     count = math.ceil(wanted / most)  # if every judgment agreed
     while True:
@@ -129,10 +129,8 @@ def _rounds(run: RunContext) -> Iterator[int]:
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcome]:
     """The EFT examples from the first `count` prompts, and what was left out."""
-    drawn = group_by_response(run.reader.made_by(Judgment, BASE))
-    return eft.build_eft_examples(
-        run.reader.ranked().eft[:count], _decoys(run), drawn, run.settings
-    )
+    drawn = group_by_response(run.made_by(Judgment, BASE))
+    return eft.build_eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
 def _decoys(run: RunContext) -> dict[str, list[Response]]:

@@ -35,7 +35,7 @@ def train_seed(run: RunContext, _: int) -> None:
         judged = [
             (one.question, _biased_text(run, one.judgment)) for one in seed_stage.eft_examples(run)
         ]
-        answered = [(one.prompt.text, one.responses[0].text) for one in run.reader.ranked().ift]
+        answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
         rows = build_sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
         return _train(run, 0, "sft", rows)
@@ -50,10 +50,10 @@ def train_model(run: RunContext, iteration: int) -> None:
     """
 
     def work() -> Outcome:
-        prompts = index_records(run.reader.prompts(iteration))
-        responses = run.reader.responses(iteration)
+        prompts = index_records(run.prompts(iteration))
+        responses = run.responses(iteration)
         if run.settings.for_iteration(iteration).train_on == "positive":
-            scores = score_responses(run.reader.judgments(iteration), run.settings.judge)
+            scores = score_responses(run.judgments(iteration), run.settings.judge)
             perfect = response_pairs.find_perfect_responses(responses, scores)
             texts = [(prompts[one.prompt_id].text, one.text) for one in perfect]
             rows = build_sft_rows(texts, run.chat, run.settings.sft.max_length)
