@@ -135,11 +135,13 @@ def _open(library: RunLibrary, run: str, model: str, *texts: str) -> tuple[Talk,
 def _parse_history(turns: list[dict[str, str]] | None) -> list[Message]:
     found = []
     for turn in turns or []:
-        given: dict[str, str] = turn if isinstance(turn, dict) else {}
-        role, content = given.get("role"), given.get("content")
-        if role not in ("user", "assistant") or not isinstance(content, str):
-            raise UserError('history: a list of {"role": "user" or "assistant", "content": text}')
-        found.append(Message(role=role, content=content))
+        match turn:
+            case {"role": "user" | "assistant" as role, "content": str() as content}:
+                found.append(Message(role=role, content=content))
+            case _:
+                raise UserError(
+                    'history: a list of {"role": "user" or "assistant", "content": text}'
+                )
     if sum(len(message["content"]) for message in found) > MAX_CHARACTERS:
         raise UserError(f"history has more than {MAX_CHARACTERS:,} characters: shorten it")
     return found

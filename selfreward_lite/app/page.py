@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from typing import Any
 
 import gradio as gr
 
@@ -42,12 +41,6 @@ footer {display: none !important}
 .wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
-# The machine's own fonts: nothing is downloaded.
-FONTS: dict[str, Any] = {
-    "font": ["system-ui", "sans-serif"],
-    "font_mono": ["ui-monospace", "monospace"],
-}
-
 # Stages after which there is something new to show; smaller ones end many times a second.
 LANDMARKS = (
     "ranked",
@@ -175,11 +168,13 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             auth=auth,
             allowed_paths=[],
             max_file_size="5mb",
-            show_error=False,
             quiet=True,
             head=HEAD,
             css=CSS,
-            theme=gr.themes.Soft(**FONTS),
+            # The machine's own fonts: nothing is downloaded.
+            theme=gr.themes.Soft(
+                font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
             footer_links=[],
             run_history=False,
             enable_monitoring=False,

@@ -87,6 +87,8 @@ def talk(tmp_path, monkeypatch) -> FakeTalk:
 
 def make_pair(**more) -> compare.SideBySide:
     given = {
+        "id": "1",
+        "at": "2026-01-01T00:00:00+00:00",
         "run": "mine",
         "prompt": "Hello?",
         "seed": 4,

@@ -10,7 +10,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,8 @@ READY = "Write a prompt, then vote on the two answers. Votes are stored in the r
 class SideBySide:
     """A prompt, the answers of two models (left and right), the vote and the verdict."""
 
+    id: str
+    at: str
     run: str
     prompt: str
     seed: int
@@ -77,8 +79,6 @@ class SideBySide:
     voted: bool = False
     choice: votes.Side | None = None
     verdict: PairVerdict = PairVerdict(is_final=False)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     @property
     def is_answered(self) -> bool:
@@ -307,6 +307,8 @@ class CompareTab:
         with errors_as_toasts():
             draw, seed = self.draw.read(values)
             pair = SideBySide(
+                uuid.uuid4().hex,
+                datetime.now(UTC).isoformat(timespec="seconds"),
                 values[self.header.run],
                 text,
                 seed,

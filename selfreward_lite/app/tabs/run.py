@@ -207,11 +207,20 @@ class RunTab:
     def __init__(self, library: RunLibrary, header: Header) -> None:
         self.library, self.header = library, header
         self.known = gr.State(None)
+        acts: dict[str, Callable[[str], object]] = {
+            "Stop": lambda run: jobs.stop_run(library.folder(run)),
+            "Resume": lambda run: resume(library, run),
+            "One more iteration": lambda run: resume(library, run, one_more=True),
+            "Accept anyway": lambda run: jobs.accept_candidate(library.folder(run)),
+            "Continue past the gates": lambda run: resume(library, run, past_gates=True),
+        }
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 gr.Markdown("### Start a run")
                 preset = gr.Dropdown(list(PRESETS), value="tiny", label="Preset")
-                name = gr.Textbox("", label="Name", placeholder="same as the preset", max_lines=1)
+                run_name = gr.Textbox(
+                    "", label="Name", placeholder="same as the preset", max_lines=1
+                )
                 with gr.Accordion("Options", open=False):
                     # Not gr.Number: it turns an empty field into 0 as soon as it is shown.
                     iterations = gr.Textbox("", label="Iterations", placeholder="as in the preset")
@@ -234,16 +243,10 @@ class RunTab:
                 self.state = gr.Markdown(NO_RUN, elem_id="state")
                 self.bar = gr.HTML("", visible=False, elem_id="bar")
                 with gr.Row():
-                    self.stop, self.resume, self.one_more, self.accept, self.past_gates = (
-                        gr.Button(name, visible=False, size="sm", min_width=100)
-                        for name in (
-                            "Stop",
-                            "Resume",
-                            "One more iteration",
-                            "Accept anyway",
-                            "Continue past the gates",
-                        )
-                    )
+                    self.buttons = {
+                        name: gr.Button(name, visible=False, size="sm", min_width=100)
+                        for name in acts
+                    }
                 self.log = gr.Textbox(
                     label="Last lines of its log",
                     lines=8,
@@ -255,23 +258,24 @@ class RunTab:
         self.stages = text_table(
             STAGE_HEAD, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False
         )
-        form: list[Any] = [name, preset, iterations, seed, hours, settings]
+        form: list[Any] = [run_name, preset, iterations, seed, hours, settings]
         plan.value = self.plan("", "tiny")
         for field in form:
             field.change(self.plan, form, plan, **QUIET)
         run = header.run
-        acts: dict[gr.Button, Callable[[str], Any]] = {
-            self.stop: lambda run: jobs.stop_run(library.folder(run)),
-            self.resume: lambda run: resume(library, run),
-            self.one_more: lambda run: resume(library, run, one_more=True),
-            self.accept: lambda run: jobs.accept_candidate(library.folder(run)),
-            self.past_gates: lambda run: resume(library, run, past_gates=True),
-        }
-        outputs = [run, self.known, self.state, self.bar, *acts, self.stages, self.log]
+        outputs = [
+            run,
+            self.known,
+            self.state,
+            self.bar,
+            *self.buttons.values(),
+            self.stages,
+            self.log,
+        ]
         start.click(self.start, form, outputs, **OWN)
         header.first_run.click(lambda: self.start("tiny", "tiny"), None, outputs, **OWN)
-        for button, act in acts.items():
-            button.click(partial(self.act, act), run, outputs, **OWN)
+        for name, act in acts.items():
+            self.buttons[name].click(partial(self.act, act), run, outputs, **OWN)
         run.change(self.refresh, [run, self.known], outputs, **NEWS)
         header.timer.tick(self.refresh, [run, self.known], outputs, **TICK)
 
@@ -288,7 +292,7 @@ class RunTab:
         run = gr.update(choices=[*self.library.runs(), TINY], value=request.name)
         return {self.header.run: run} | self.refresh(request.name)
 
-    def act(self, act: Callable[[str], Any], run: str) -> Updates:
+    def act(self, act: Callable[[str], object], run: str) -> Updates:
         """Do something to a run, and show its new state; an error is shown as a toast."""
         with errors_as_toasts():
             act(run)
@@ -301,17 +305,17 @@ class RunTab:
             return gr.skip()
         bar = progress_bar(view)
         visible = {
-            self.stop: view.state in ("running", "beginning"),
-            self.resume: view.state == "stopped",
-            self.one_more: view.state == "finished",
-            self.accept: view.may_accept,
-            self.past_gates: view.state == "refused",
+            "Stop": view.state in ("running", "beginning"),
+            "Resume": view.state == "stopped",
+            "One more iteration": view.state == "finished",
+            "Accept anyway": view.may_accept,
+            "Continue past the gates": view.state == "refused",
         }
         return {
             self.known: now,
             self.state: state,
             self.bar: gr.update(value=bar, visible=bool(bar)),
-            **{button: gr.update(visible=shown) for button, shown in visible.items()},
+            **{self.buttons[name]: gr.update(visible=shown) for name, shown in visible.items()},
             self.stages: gr.update(value=stage_rows(view), visible=bool(view.stages)),
             self.log: gr.update(value="\n".join(lines), visible=bool(lines)),
         }
