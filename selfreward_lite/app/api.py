@@ -3,8 +3,6 @@
 Plain values in, plain values out. They use the same engine as the page; errors come as one line.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress

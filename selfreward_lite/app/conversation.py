@@ -3,8 +3,6 @@
 What the page shows is rendered from the turns each time, and never read back from the page.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

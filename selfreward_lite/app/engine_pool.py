@@ -4,8 +4,6 @@ A caller that needs another engine than the open one waits until nobody uses tha
 wait behind it, unless it waits for the GPU, which may take hours.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Generator

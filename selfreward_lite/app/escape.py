@@ -3,8 +3,6 @@
 Text in boxes and table cells needs no escaping: Gradio shows it as it is.
 """
 
-from __future__ import annotations
-
 import re
 
 from selfreward_lite.system.errors import UserError

@@ -3,8 +3,6 @@
 A run started here goes on when the app ends. Its log is beside its folder, as NAME.log.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

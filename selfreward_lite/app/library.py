@@ -1,7 +1,5 @@
 """Which runs and models there are, and the one engine that answers for them."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Generator

@@ -5,8 +5,6 @@ the machine can be read through it: it runs in an empty folder, hands out no fil
 names, and lets no text load a picture or send a form.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Nothing here is written to a run. To a judge, a conversation of several turns is
 all turns written out; a single turn is judged with exactly the question that runs use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Generator, Sequence
@@ -133,13 +131,13 @@ class Talk:
                         reply,
                         text=reply.text + one.text,
                         tokens=reply.tokens + 1,
-                        first=seconds if reply.first is None else reply.first,
+                        first=reply.first or seconds,
                         seconds=seconds,
                     )
                 elif isinstance(one, Completion):
                     reply = replace(
                         reply,
-                        text=reply.text if one.finish in NO_TEXT_REASONS else one.text,
+                        text=one.text or reply.text,
                         tokens=len(one.tokens) or reply.tokens,
                         finish=one.finish,
                     )

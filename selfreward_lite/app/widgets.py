@@ -1,7 +1,5 @@
 """What the tabs share: header, model choices, prompt box, sampling controls, tables, errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -137,7 +137,7 @@ def test_every_tab_says_what_cannot_be_read(tmp_path):
         found = list_models(library, run)
         assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem
     assert re.match("⚠ .*run.sqlite", explore.list_groups(library, "bad").problem)
-    assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad", "now").problem)
+    assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad", "now"))
     with gr.Blocks():
         tab = run_tab.RunTab(library, make_header())
     assert tab.refresh("bad")[tab.state].startswith("⚠ ")

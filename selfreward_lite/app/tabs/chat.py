@@ -1,7 +1,5 @@
 """The chat tab: talk to a model, and see how a judge scores each reply."""
 
-from __future__ import annotations
-
 import html
 import tempfile
 from collections.abc import Iterator

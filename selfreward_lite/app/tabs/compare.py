@@ -4,8 +4,6 @@ The judge's verdict is shown only after the vote, so that it cannot influence it
 before the judge starts to read.
 """
 
-from __future__ import annotations
-
 import random
 import uuid
 from collections.abc import Iterator

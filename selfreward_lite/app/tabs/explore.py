@@ -3,8 +3,6 @@
 Texts of models are shown in table cells and text boxes, never as Markdown.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal

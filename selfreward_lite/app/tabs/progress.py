@@ -3,12 +3,9 @@
 Plots are Gradio's own, so that they follow the page's light and dark.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import pandas as pd
@@ -29,19 +26,13 @@ EXAMPLES = 12  # held-out prompts with the answers of two models
 HEIGHT = 250  # pixels of a plot
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """Everything that the tab shows of a run; or why there is nothing."""
+class RunResults(NamedTuple):
+    """Everything that the tab shows of a run."""
 
-    series: dict[str, Series] = field(default_factory=dict)  # by the keys of PANELS
-    curves: dict[str, Series] = field(default_factory=dict)  # of training, by name
-    tables: tuple[summary.Table, ...] = ()  # measurements, examples, early warnings, gates
-    advice: tuple[str, ...] = ()
-    problem: str = NOTHING
-
-    @property
-    def is_empty(self) -> bool:
-        return not any(self.series.values())
+    series: dict[str, Series]  # by the keys of PANELS
+    curves: dict[str, Series]  # of training, by name
+    tables: tuple[summary.Table, ...]  # measurements, examples, early warnings, gates
+    advice: list[str]
 
 
 @lru_cache(maxsize=8)
@@ -59,18 +50,19 @@ def load_results(folder: Path, news: str) -> RunResults:
                 early_warnings.build_sign_table(signs),
                 summary.build_gate_table(store),
             ),
-            tuple(early_warnings.list_advice(signs)),
+            early_warnings.list_advice(signs),
         )
 
 
-def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults:
-    """Return the results of the chosen run, if there are any."""
+def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults | str:
+    """Return the results of the chosen run; or why there are none, as Markdown."""
     if not run or run == TINY:
-        return RunResults()
+        return NOTHING
     try:
-        return load_results(library.folder(run), news)
+        results = load_results(library.folder(run), news)
     except SelfRewardError as error:
-        return RunResults(problem=warn(error))
+        return warn(error)
+    return results if any(results.series.values()) else NOTHING
 
 
 class ProgressTab:
@@ -135,13 +127,17 @@ class ProgressTab:
         if news == known:
             return gr.skip()
         results = find_results(self.library, run, news)
+        if isinstance(results, str):
+            return {
+                self.known: news,
+                self.empty: gr.update(value=results, visible=True),
+                self.body: gr.update(visible=False),
+            }
         updates: Updates = {
             self.known: news,
-            self.empty: gr.update(value=results.problem, visible=results.is_empty),
-            self.body: gr.update(visible=not results.is_empty),
+            self.empty: gr.update(visible=False),
+            self.body: gr.update(visible=True),
         }
-        if results.is_empty:
-            return updates
         for key, plot in self.plots.items():
             panel = PANELS[key]
             columns = [*filter(None, (panel.x, panel.y, panel.color))]
@@ -156,5 +152,6 @@ class ProgressTab:
 
     def show_curve(self, run: str | None, news: str, curve: str) -> pd.DataFrame:
         """Return one training curve of all models, with its columns even without a point."""
-        points = find_results(self.library, run, news).curves.get(curve)
+        results = find_results(self.library, run, news)
+        points = None if isinstance(results, str) else results.curves.get(curve)
         return pd.DataFrame(points, columns=["step", "value", "model"])

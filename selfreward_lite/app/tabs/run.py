@@ -4,8 +4,6 @@ A run is a process of its own; this tab only reads its folder. So all browsers s
 closing them changes nothing.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Callable
 from functools import partial
