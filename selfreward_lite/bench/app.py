@@ -31,21 +31,21 @@ from selfreward_lite.report import explore
 from selfreward_lite.system.errors import UserError
 
 APP = Path(__file__).parents[2] / "app.py"
+SHORT = "Sort the letters b a."
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")
 USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
 # Seconds; the clients share the machine with the app, so a slow answer is no failure.
 PATIENCE = 60.0
 POLL, CROWD_POLL = 0.002, 0.05  # seconds between two polls of a lone client, of one of many
 LONG = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 2000}
+EACH = 5  # responses of a prompt, judgments of a response
 SMALL_RUN, LARGE_RUN = 2_000, 100_000  # judgments
-Figures = dict[str, float]
+Measured = dict[str, float]
 
 
 @contextmanager
-def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], Figures]]:
+def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], Measured]]:
     """Run the app for the block: a client, its process, and the seconds of its start."""
-    from gradio_client import Client
-
     if not APP.exists():
         raise UserError(f"{APP} is not there: run this in a checkout of the project")
     with socket.socket() as free:
@@ -59,8 +59,8 @@ def running(runs_dir: Path) -> Iterator[tuple[Any, subprocess.Popen[str], Figure
         if not app.stdout.readline():
             raise UserError(f"the app ended with code {app.wait()}")
         opened = time.monotonic() - began
-        client = Client(f"http://127.0.0.1:{port}", verbose=False, analytics_enabled=False)
-        client.predict("Sort the letters b a.", TINY, api_name="/chat")
+        client = _connect(f"http://127.0.0.1:{port}")
+        client.predict(SHORT, TINY, api_name="/chat")
         yield client, app, {"page": opened, "model": time.monotonic() - began}
     finally:
         app.terminate()
@@ -97,20 +97,19 @@ def ask(client: Any, text: str, poll: float = POLL, **more: Any) -> Reply | str:
     return Reply(first or seconds, seconds, last["tokens"], last["first"])
 
 
-def ask_alone(client: Any) -> Figures:
+def ask_alone(client: Any) -> Measured:
     """One question after the other."""
-    asked = [
-        ask(client, QUESTIONS[0].format(letters(number)), seed=number) for number in range(ALONE)
-    ]
-    replies = [one for one in asked if isinstance(one, Reply)]
+    questions = (QUESTIONS[0].format(letters(number)) for number in range(ALONE))
+    asked = [ask(client, text, seed=number) for number, text in enumerate(questions)]
+    replies, firsts = _read_replies(asked)
     return {
-        **_first_tokens(replies),
+        **firsts,
         "of which the engine, median": median(one.engine for one in replies if one.engine),
         "tokens/s": sum(one.tokens for one in replies) / sum(one.seconds for one in replies),
     }
 
 
-def ask_together(client: Any) -> Figures:
+def ask_together(client: Any) -> Measured:
     """Many users at once, each of whom asks again after the first answer."""
     users = open_clients(client, USERS)
 
@@ -124,22 +123,28 @@ def ask_together(client: Any) -> Figures:
     with ThreadPoolExecutor(USERS) as pool:
         asked = [one for turns in pool.map(user, range(USERS)) for one in turns]
     seconds = time.monotonic() - began
-    replies = [one for one in asked if isinstance(one, Reply)]
+    replies, firsts = _read_replies(asked)
     return {
         "asked": len(asked),
         "answered": len(replies),
         "seconds": seconds,
-        **_first_tokens(replies),
+        **firsts,
         "tokens/s": sum(one.tokens for one in replies) / seconds,
     }
 
 
-def _first_tokens(replies: Sequence[Reply]) -> Figures:
+def _read_replies(asked: Sequence[Reply | str]) -> tuple[list[Reply], Measured]:
+    """The replies without the errors, and their times to the first token."""
+    replies = [one for one in asked if isinstance(one, Reply)]
     firsts = [one.first for one in replies]
-    return {"first token, median": median(firsts), "first token, 95 %": quantiles(firsts, n=20)[-1]}
+    found = {
+        "first token, median": median(firsts),
+        "first token, 95 %": quantiles(firsts, n=20)[-1],
+    }
+    return replies, found
 
 
-def stop_reply(client: Any) -> Figures:
+def stop_reply(client: Any) -> Measured:
     """Cancel a reply under way, and ask the next."""
     job = client.submit("Repeat a b c.", TINY, **LONG, api_name="/chat")
     deadline = time.monotonic() + PATIENCE
@@ -147,16 +152,16 @@ def stop_reply(client: Any) -> Figures:
         time.sleep(0.01)
     began = time.monotonic()
     job.cancel()
-    ask(client, QUESTIONS[0].format("b a"))
+    ask(client, SHORT)
     return {"the next is served after": time.monotonic() - began}
 
 
-def overload(client: Any) -> Figures:
+def overload(client: Any) -> Measured:
     """More questions at once than may wait."""
     users = open_clients(client, CROWD)
 
     def user(number: int) -> Reply | str:
-        return ask(users[number], QUESTIONS[0].format("b a"), CROWD_POLL, **LONG)
+        return ask(users[number], SHORT, CROWD_POLL, **LONG)
 
     with ThreadPoolExecutor(CROWD) as pool:
         errors = [one for one in pool.map(user, range(CROWD)) if isinstance(one, str)]
@@ -174,15 +179,15 @@ def open_clients(client: Any, count: int) -> list[Any]:
 
     Threads that share one sometimes lose an answer: a new question closes its one stream of events.
     """
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_connect, [client.src] * count))
+
+
+def _connect(address: str) -> Any:
     from gradio_client import Client
 
-    def connect(_: int) -> Any:
-        return Client(
-            client.src, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE}
-        )
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(connect, range(count)))
+    timeout = {"timeout": PATIENCE}
+    return Client(address, verbose=False, analytics_enabled=False, httpx_kwargs=timeout)
 
 
 def letters(number: int) -> str:
@@ -206,7 +211,7 @@ def memory(process: subprocess.Popen[str]) -> int:
 # -- Explore ---------------------------------------------------------------------------------------
 
 
-def explore_run(folder: Path, count: int) -> Figures:
+def explore_run(folder: Path, count: int) -> Measured:
     """Make a run of `count` judgments; search its prompts, and open one."""
     with Store.write(folder) as store:
         fill_run(store, count)
@@ -217,46 +222,43 @@ def explore_run(folder: Path, count: int) -> Figures:
         return {"search": search, "one prompt": history}
 
 
-def fill_run(store: Store, count: int, responses: int = 5, judgments: int = 5) -> None:
+def fill_run(store: Store, count: int) -> None:
     """Fill a store with one iteration of made-up records, `count` of them judgments."""
     run = "seed 0"
     store.state("run", run)
     store.state("settings", load("tiny").model_dump(mode="json"))
-    store.begin_stage(1, "judgments", count // judgments)
+    store.begin_stage(1, "judgments", count // EACH)
     text = "check a ok b ok some yes half yes right no form yes brief no " * 3
-    for number in range(count // (responses * judgments)):
+    for number in range(count // EACH**2):
         prompt = make_id(run, Prompt, 1, "generated", number)
         question = QUESTIONS[number % 2]
         records: list[Record] = [Prompt(prompt, 1, "generated", number, question)]
-        for place in range(responses):
+        for place in range(EACH):
             key, answer = make_id(run, Response, 1, "M0", prompt, place), f"{number} {place}"
             records.append(
                 Response(key, 1, "M0", prompt, place, f"The answer is {answer}.", "stop", 8)
             )
-            for one in range(judgments):
-                judgment, score = make_id(run, Judgment, 1, "M0", key, one), one % 6
+            for score in range(EACH):
+                judgment = make_id(run, Judgment, 1, "M0", key, score)
                 judged = f"{text}\nScore: {score}"
-                records.append(
-                    Judgment(
-                        judgment, 1, "M0", key, one, judged, "stop", 40, float(score), score + 0.25
-                    )
-                )
+                values = float(score), score + 0.25
+                records.append(Judgment(judgment, 1, "M0", key, score, judged, "stop", 40, *values))
         store.commit(1, "judgments", prompt, Outcome(tuple(records)))
     store.end_stage(1, "judgments")
 
 
-def _median_seconds(work: Callable[[], object], times: int = 20) -> float:
+def _median_seconds(work: Callable[[], object]) -> float:
     spent = []
-    for _ in range(times):
+    for _ in range(20):
         began = time.perf_counter()
         work()
         spent.append(time.perf_counter() - began)
     return median(spent)
 
 
-def measure(scratch: Path, say: Say) -> dict[str, Figures]:
+def measure(scratch: Path, say: Say) -> dict[str, Measured]:
     """All figures, by what they are about. Raises UserError if the app does not start."""
-    found: dict[str, Figures] = {}
+    found: dict[str, Measured] = {}
     with running(scratch / "runs") as (client, app, started):
         found["start"] = started
         before = memory(app)

@@ -260,9 +260,7 @@ class _EngineParts:
         prompts = 32 if self.wanted.gpu else 8
         yield (
             f"{self.kind}: prompts alone",
-            lambda: Figures(
-                tokens_per_s=engine.prompt_rate(self.plan(32, new=(1, 1), prompts=prompts))
-            ),
+            lambda: Figures(tokens_per_s=engine.prompt_rate(self.plan(32, new=1, prompts=prompts))),
         )
 
     def details(self) -> Iterator[Part]:
@@ -302,7 +300,7 @@ class _EngineParts:
         parallel: int,
         *,
         with_adapter: bool = True,
-        new: tuple[int, int] = (40, 160),
+        new: int = 160,
         prompts: int | None = None,
     ) -> engine.Plan:
         """A load that keeps so many sequences busy, sampled as the preset's judge samples.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from selfreward_lite import config
@@ -24,11 +25,9 @@ QUOTIENTS = (
 def select_files(files: Sequence[CardFile]) -> dict[str, CardFile]:
     """The file to show of each GPU: of the complete GPU at this shape, with the most figures."""
     found: dict[str, CardFile] = {}
-    for one in files:
-        if one.card is not None and one.shape == SHAPE and one.vram is None:
-            before = found.get(one.card.short)
-            if before is None or len(one.found) > len(before.found):
-                found[one.card.short] = one
+    for one in sorted(files, key=lambda one: len(one.found), reverse=True):
+        if one.card and one.shape == SHAPE and one.vram is None:
+            found.setdefault(one.card.short, one)
     return found
 
 
@@ -47,7 +46,7 @@ def build_table(files: Sequence[CardFile]) -> str:
     known = select_files(files)
     for name in dict.fromkeys((*plan.GPU_SPEEDS, *sorted(known))):
         one, hours, estimate = known.get(name), UNKNOWN, "–"
-        if one is not None and one.rates is not None:
+        if one and one.rates:
             costs = plan.costs_from_rates(settings, llama, one.rates)
             hours = _format(iteration_hours(settings, costs))
         if key := plan.gpu_key(name):
@@ -56,7 +55,7 @@ def build_table(files: Sequence[CardFile]) -> str:
             estimate = f"{iteration_hours(settings, costs):.1f}"
             if most > speeds.memory:
                 hours = estimate = TOO_SMALL
-        cells = [UNKNOWN] * 4 if one is None else _measured_cells(one)
+        cells = _measured_cells(one) if one else [UNKNOWN] * 4
         lines.append(f"| {name} | {' | '.join([*cells, hours])} | {estimate} |")
     return "\n".join(lines) + "\n"
 
@@ -67,13 +66,10 @@ def _measured_cells(one: CardFile) -> list[str]:
     cells = []
     for over, under in QUOTIENTS:
         value, divisor = rates.get(over), rates.get(under) if under else 1.0
-        failed = not {over, under}.isdisjoint(one.failed)
+        failed = over in one.failed or under in one.failed
         cells.append(_format(value / divisor if value and divisor else None, failed))
-    trained = [
-        name
-        for name in (*one.found, *one.failed)
-        if name.startswith("DPO, ") and name.endswith(" 1024 tokens")
-    ]
+    names = (*one.found, *one.failed)
+    trained = [name for name in names if re.fullmatch("DPO, .* 1024 tokens", name)]
     seconds = [one.found[name].seconds_of_a_pair for name in trained if name in one.found]
     return [*cells, _format(min(filter(None, seconds), default=None), bool(trained))]
 

@@ -99,21 +99,22 @@ def judge_load(
     *,
     samples: int = 8,
     tokens: int = 600,
-    new: tuple[int, int] = (40, 160),
+    new: int = 160,
     adapter: str | None = None,
     draw: Sampling = DRAW,
 ) -> Load:
     """Judgments of responses: prompts of `tokens` with a common beginning, `samples` of each.
 
-    A judgment has between `new[0]` and `new[1]` tokens.
+    A judgment has at most `new` tokens, and at least a quarter of them.
     """
     rng = random.Random(0)
     common = draw_tokens(rng, vocab, min(COMMON, tokens // 2))
     requests = []
     for number in range(prompts):
         prompt = common + draw_tokens(rng, vocab, tokens - len(common))
+        length = max(1, new // 4), new
         requests += [
-            _make_request(f"{number}:{index}", prompt, new, rng, adapter, draw)
+            _make_request(f"{number}:{index}", prompt, length, rng, adapter, draw)
             for index in range(samples)
         ]
     return Load("judge", tuple(requests), len(common))

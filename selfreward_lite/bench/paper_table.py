@@ -48,6 +48,14 @@ SIZES = {  # an arm takes at most 90 s on two cores (docs/log/paper-table.md)
     "evaluation.prompts": "500",
     "seed_stage.eval_prompts": "60",
 }
+OF_SUMMARY = (
+    "seconds",
+    "exact_score",
+    "answer_right",
+    "pair_yield",
+    "tie_rate",
+    "response_pairs",
+)
 
 
 def _all(**settings: str) -> dict[str, str]:
@@ -108,44 +116,39 @@ def run_table(
 
     def start(arm: Arm, seed: int, runtime: Runtime) -> Start:
         place = folder / f"seed-{seed}"
-        stage = {"seed": str(seed), "iterations": "0", **settings}
-        own = _run_seed_stage(place, stage, arm.seed_stage, runtime, watch)
-        m0 = own if arm.own_m0 else _run_seed_stage(place, stage, {}, runtime, watch)
+
+        def run_seed_stage(change: Mapping[str, str]) -> Path:
+            """The folder of the seed stage with this change; it is run if it is not there yet."""
+            changes = (f"{key.removeprefix('seed_stage.')}={change[key]}" for key in change)
+            stage = place / " ".join(["seed-stage", *changes])
+            chosen = {"seed": str(seed), "iterations": "0", **settings, **change}
+            with Store.write(stage) as store:
+                # Refuses a seed stage that was started with other settings.
+                checked = prepare.load_or_create_settings(store, chosen, "tiny")
+                if store.newest() is None:
+                    loop.run(store, checked, runtime, watch)
+            return stage
+
+        own = run_seed_stage(arm.seed_stage)
+        m0 = own if arm.own_m0 else run_seed_stage({})
         _branch(own, place / arm.name, {**arm.change, "iterations": str(ITERATIONS)})
         return Start(place / arm.name, m0, {"gates.mode": "report"})
 
-    trials = run_arms(arms, seeds, start, measure_arm, watch, say)
+    trials = run_arms(arms, seeds, start, measure_models, watch, say)
     return [row for trial in trials for row in trial.rows]
 
 
-def _run_seed_stage(
-    folder: Path,
-    settings: Mapping[str, str],
-    change: Mapping[str, str],
-    runtime: Runtime,
-    watch: Watch,
-) -> Path:
-    """The folder of the seed stage with this change, which is run if it is not there yet."""
-    changes = (f"{key.removeprefix('seed_stage.')}={value}" for key, value in change.items())
-    place = folder / " ".join(["seed-stage", *changes])
-    with Store.write(place) as store:
-        # Refuses a seed stage that was started with other settings.
-        checked = prepare.load_or_create_settings(store, {**settings, **change}, "tiny")
-        if store.newest() is None:
-            loop.run(store, checked, runtime, watch)
-    return place
-
-
-def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
+def _branch(start: Path, folder: Path, change: dict[str, str]) -> None:
     """Copy a run after its seed stage, with other settings for what follows, once.
 
     Raises UserError if the copy was started with other settings.
     """
+    with Store.read(start) as store:
+        settings = config.override(store.fact("settings"), change)
     if folder.exists():
-        with Store.read(start) as store, Store.read(folder) as there:
+        with Store.read(folder) as store:
             # Parsed: a setting that is newer than the run has its default.
-            settings = config.override(store.fact("settings"), dict(change))
-            if config.parse(there.fact("settings")) != settings:
+            if config.parse(store.fact("settings")) != settings:
                 raise UserError(
                     f"{folder} was started with other settings; move it away, or give another "
                     "--runs-dir"
@@ -155,7 +158,6 @@ def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(start, part)
     with Store.write(part) as store:
-        settings = config.override(store.fact("settings"), dict(change))
         store.state("settings", settings.model_dump(mode="json"))
     part.rename(folder)
 
@@ -163,20 +165,19 @@ def _branch(start: Path, folder: Path, change: Mapping[str, str]) -> None:
 # -- what is measured of an arm --------------------------------------------------------------------
 
 
-def measure_arm(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
-    """One row a model of a run, the base first; they are compared with M0 of the run `m0`."""
+def measure_models(store: Store, m0: Path) -> Iterator[summary.Row]:
+    """The figures of each model of a run, the base first; compared with M0 of the run `m0`."""
     prompts = store.records(Prompt, origin="held_out")
     hard = {one.id for one in prompts if _is_hard(one)}
     biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
     with Store.read(m0) as compared:
         seed_answers = previous = _load_answers(prompts, compared, 0)
-    yield Row(arm.name, seed, BASE, _judge_metrics(store, BASE))
+    yield _judge_metrics(store, BASE)
     for iteration, row in enumerate(summary.summarize_run(store)["iterations"]):
         answers = _load_answers(prompts, store, iteration)
         author = ModelId(iteration - 1).name
         win_rate, length_controlled = _compare(answers, seed_answers)
-        values = {
-            "seconds": row["seconds"],
+        yield {
             "win_rate": win_rate,
             "length_controlled_win_rate": length_controlled,
             "win_rate_vs_previous": _compare(answers, previous)[0],
@@ -185,20 +186,15 @@ def measure_arm(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
             "first_share": biases.get((author, "shown first")),
             "higher_share": biases.get((author, "higher score")),
             **(measure_data(store, iteration) if iteration else {}),
+            **{name: row[name] for name in OF_SUMMARY},
+            **_judge_metrics(store, iteration),
         }
-        for name in ("exact_score", "answer_right", "pair_yield", "tie_rate", "response_pairs"):
-            values[name] = row[name]
-        known = {name: value for name, value in values.items() if value is not None}
-        yield Row(arm.name, seed, iteration, known | _judge_metrics(store, iteration))
         previous = answers
 
 
-def _judge_metrics(store: Store, model: int) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in store.metrics(model).items()
-        if name.startswith("judge_") and value is not None
-    }
+def _judge_metrics(store: Store, model: int) -> summary.Row:
+    known = store.metrics(model)
+    return {name: value for name, value in known.items() if name.startswith("judge_")}
 
 
 def _is_hard(prompt: Prompt) -> bool:
@@ -207,7 +203,7 @@ def _is_hard(prompt: Prompt) -> bool:
     return len(task.letters) == tasks.MAX_LETTERS
 
 
-def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
+def measure_data(store: Store, iteration: int) -> summary.Row:
     """How right M<iteration>'s training data is, by the exact scorer; and its training steps.
 
     Responses to prompts that are no task do not count.
@@ -219,23 +215,20 @@ def measure_data(store: Store, iteration: int) -> dict[str, float | None]:
     ]
     exact = {one.id: score_answer(texts[one.prompt_id], one.text).score for one in responses}
     judgments = store.records(Judgment, **own)
-    pairs = store.records(ResponsePair, iteration=iteration)
+    scores = [
+        (exact[one.chosen_id], exact[one.rejected_id])
+        for one in store.records(ResponsePair, iteration=iteration)
+        if one.chosen_id in exact
+    ]
+    better = [chosen > rejected for chosen, rejected in scores if chosen != rejected]
     return {
-        "pair_accuracy": _pair_accuracy(pairs, exact),
+        "pair_accuracy": mean_or_none(better),  # of pairs that are not equal
         "tie_accuracy": _tie_accuracy(responses, judgments, exact),
         "meta_accuracy": _meta_accuracy(
             store.records(Battle, iteration=iteration), judgments, exact
         ),
         "training_steps": store.metrics(iteration).get("training_steps"),
     }
-
-
-def _pair_accuracy(pairs: Sequence[ResponsePair], exact: Mapping[str, int]) -> float | None:
-    """The share of response pairs whose chosen response is better; equal ones do not count."""
-    scores = [
-        (exact[one.chosen_id], exact[one.rejected_id]) for one in pairs if one.chosen_id in exact
-    ]
-    return mean_or_none([chosen > rejected for chosen, rejected in scores if chosen != rejected])
 
 
 def _tie_accuracy(
@@ -290,11 +283,10 @@ class _Answer(NamedTuple):
 def _load_answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, _Answer]:
     """The held-out answers of a model, by prompt."""
     given = store.records(Response, iteration=iteration, model=ModelId(iteration).name)
-    texts = {one.prompt_id: one.text for one in given}
+    texts = {one.id: "" for one in prompts} | {one.prompt_id: one.text for one in given}
     return {
-        one.id: _Answer(score_answer(one.text, text).score, len(text))
+        one.id: _Answer(score_answer(one.text, texts[one.id]).score, len(texts[one.id]))
         for one in prompts
-        for text in [texts.get(one.id, "")]
     }
 
 
@@ -302,5 +294,5 @@ def _compare(mine: Mapping[str, _Answer], theirs: Mapping[str, _Answer]) -> tupl
     """The win rate, and what it would be for equally long answers."""
     pairs = [(mine[name], theirs[name]) for name in mine]
     results = np.array([metrics.compare_scores(a.score, b.score) for a, b in pairs])
-    gaps = np.array([float(a.length - b.length) for a, b in pairs])
+    gaps = np.array([a.length - b.length for a, b in pairs], dtype=float)
     return float(results.mean()), metrics.length_controlled_win_rate(results, gaps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -101,12 +101,13 @@ def run_arms(
     arms: Sequence[Arm],
     seeds: Iterable[int],
     start: Callable[[Arm, int, Runtime], Start],
-    measure: Callable[[Arm, int, Store, Path], Iterable[Row]],
+    measure: Callable[[Store, Path], Iterable[Mapping[str, float | None]]],
     watch: Watch,
     say: Say,
 ) -> list[Trial]:
-    """Run or resume every arm with every seed.
+    """Run or resume every arm with every seed; `measure` returns the figures of each model.
 
+    The base comes first. `measure` receives the run and the folder of the run with its M0.
     A refused model or a failed training ends its own run only: that is a result too.
     """
     work = [(seed, arm) for seed in seeds for arm in arms]
@@ -128,7 +129,10 @@ def run_arms(
                         stopped = str(stop)
                         say(f"seed {seed}: {arm.name} stopped: {stopped}")
                     spent.append(time.monotonic() - began)
-                rows = list(measure(arm, seed, store, begin.m0))
+                rows = []
+                for iteration, values in enumerate(measure(store, begin.m0), BASE):
+                    known = {name: value for name, value in values.items() if value is not None}
+                    rows.append(Row(arm.name, seed, iteration, known))
                 seconds = round(sum(row.seconds for row in store.stages()), 1)
             trials.append(Trial(seed, rows, seconds, stopped))
     return trials
@@ -166,13 +170,10 @@ def run_tiny(
     return run_arms([Arm("tiny", {})], seeds, start, _measure, watch, say)
 
 
-def _measure(arm: Arm, seed: int, store: Store, m0: Path) -> Iterator[Row]:
+def _measure(store: Store, m0: Path) -> list[summary.Row]:
     """The rows of a run's summary; the base's also has the highest possible win rate against M0."""
     document = summary.summarize_run(store)
-    base = {**document["base"], LIMIT: _win_rate_limit(store)}
-    for iteration, values in enumerate([base, *document["iterations"]], BASE):
-        known = {name: value for name, value in values.items() if value is not None}
-        yield Row(arm.name, seed, iteration, known)
+    return [{**document["base"], LIMIT: _win_rate_limit(store)}, *document["iterations"]]
 
 
 def _win_rate_limit(store: Store) -> float | None:

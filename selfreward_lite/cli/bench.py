@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.bench.card_file import CardFile, Figures
+from selfreward_lite.bench.card_file import CardFile
 from selfreward_lite.cli.options import Seeds, Set, parse_seeds
 from selfreward_lite.cli.output import Display, emit, print_table, say
 from selfreward_lite.data.records import BASE, ModelId
@@ -119,7 +119,7 @@ def bench_engine(
             requests or 4,
             samples=samples,
             tokens=prompt_tokens,
-            new=(max(1, new_tokens // 4), new_tokens),
+            new=new_tokens,
             adapter=name,
         )
     else:
@@ -219,7 +219,7 @@ def bench_card(
     given += f" --minutes {minutes:g}" + (f" --only {only}" if only else "")
     for needed in (folder, out.parent):
         needed.mkdir(parents=True, exist_ok=True)
-    limit = None if vram is None else int(vram * 1e9)
+    limit = int(vram * 1e9) if vram else None
     preset = card.choose_preset(size, limit or (gpu.total if gpu else None))
     wanted = card.CardBenchConfig(
         size, preset, gpu, limit, minutes * 60, only, folder.absolute(), given
@@ -228,7 +228,11 @@ def bench_card(
     rows = [
         [
             part,
-            _card_figures(found),
+            ", ".join(
+                f"{name.replace('_', ' ')} {value:.4g}"
+                for name, value in found.model_dump(exclude_unset=True).items()
+                if isinstance(value, float) and not name.endswith("bytes")
+            ),
             "–" if found.peak_bytes is None else format_bytes(found.peak_bytes),
         ]
         for part, found in file.found.items()
@@ -249,14 +253,6 @@ def bench_card(
         say(f"{value:.2f} hours for an iteration of {file.preset}: {where}")
     kept = {"failed", "left_out", "hours", "predicted_hours"}
     emit({"out": str(out), **file.model_dump(include=kept)})
-
-
-def _card_figures(found: Figures) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value:.4g}"
-        for name, value in found.model_dump(exclude_unset=True).items()
-        if isinstance(value, float) and not name.endswith("bytes")
-    )
 
 
 @bench.command("cards")

@@ -59,17 +59,20 @@ app.command("plan")(plan.show)
 INTERRUPTED = 130
 SHOWN = 300  # characters of an example
 # What to do about an error of the file system; others are bugs and keep their traceback.
+FREE = "free space and give the same command again"
+UNLOCK = "make it writable and give the same command again"
+MOVE = "move what is in the way, or give another --name or --runs-dir"
 ADVICE = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space and give the same command again"
-    ),
-    **dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM), "make it writable and give the same command again"
-    ),
-    **dict.fromkeys(
-        (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
-        "move what is in the way, or give another --name or --runs-dir",
-    ),
+    "ENOSPC": FREE,
+    "EDQUOT": FREE,
+    "EFBIG": FREE,
+    "EROFS": UNLOCK,
+    "EACCES": UNLOCK,
+    "EPERM": UNLOCK,
+    "EEXIST": MOVE,
+    "ENOTDIR": MOVE,
+    "EISDIR": MOVE,
+    "ENAMETOOLONG": MOVE,
 }
 
 
@@ -109,6 +112,9 @@ def run(
     ] = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
+    from selfreward_lite.run import loop, prepare
+    from selfreward_lite.run.runtime import open_runtime
+
     if prompts:
         path = prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
     options = {
@@ -129,19 +135,6 @@ def run(
         say(f"{folder}: {done}")
     if not folder.exists():
         config.load(preset or "tiny", overrides)  # a mistyped command leaves no folder behind
-    _run(folder, overrides, preset, hours, mirror)
-
-
-def _run(
-    folder: Path,
-    overrides: dict[str, str],
-    preset: str | None,
-    hours: float | None,
-    mirror: Path | None,
-) -> None:
-    from selfreward_lite.run import loop, prepare
-    from selfreward_lite.run.runtime import open_runtime
-
     deadline = math.inf
     if hours is not None:
         deadline = time.monotonic() + hours * 3600
@@ -180,7 +173,9 @@ def _run(
                 copies.copy(last=True)
             document = summary.summarize_run(store)
             print_table(*summary.build_run_table(document["iterations"]))
-            _print_examples(store)
+            head, rows = summary.build_example_table(store, 5)
+            short = [[_shorten(text) for text in row] for row in rows]
+            print_table(head, short, "before and after")
             emit(document)
 
 
@@ -332,11 +327,12 @@ def main() -> None:
         say(str(error), style="yellow" if isinstance(error, GateStop) else "red")
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in ADVICE:
+        advice = ADVICE.get(errno.errorcode.get(error.errno or 0, ""))
+        if advice is None:
             raise
         say(
             f"{error.filename or 'the disk'}: {error.strerror}. "
-            f"What was committed is kept: {ADVICE[error.errno]}."
+            f"What was committed is kept: {advice}."
         )
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has printed its error, or turned an interrupt into this
@@ -349,7 +345,5 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _print_examples(store: Store) -> None:
-    head, rows = summary.build_example_table(store, 5)
-    short = [[text if len(text) <= SHOWN else f"{text[:SHOWN]} …" for text in row] for row in rows]
-    print_table(head, short, "before and after")
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"

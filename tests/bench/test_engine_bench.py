@@ -80,7 +80,7 @@ def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
 
 
 def test_the_judge_load_shares_beginnings_and_prompts():
-    load = engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20))
+    load = engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=20)
     assert len(load.requests) == 12
     prompts = list(dict.fromkeys(request.tokens for request in load.requests))
     assert [len(prompt) for prompt in prompts] == [60] * 3
@@ -88,7 +88,7 @@ def test_the_judge_load_shares_beginnings_and_prompts():
     assert load.unique_tokens == 30 + 3 * 30
     assert all(5 <= request.sampling.max_tokens <= 20 for request in load.requests)
     assert len({request.key for request in load.requests}) == 12
-    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=(5, 20)), (
+    assert load == engine.judge_load(VOCAB, 3, samples=4, tokens=60, new=20), (
         "the same at every call"
     )
 
@@ -117,7 +117,7 @@ def test_unique_tokens_are_the_nodes_of_a_trie():
 @pytest.mark.parametrize("kind", ["judge", "meta"])
 def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
     load = (
-        engine.judge_load(VOCAB, 3, samples=4, tokens=120, new=(4, 12))
+        engine.judge_load(VOCAB, 3, samples=4, tokens=120, new=12)
         if kind == "judge"
         else engine.meta_load(VOCAB, 1, judgments=3)
     )
@@ -150,7 +150,7 @@ def test_flash_is_off_on_a_cpu_with_own_cells():
 
 
 def test_the_ceiling_is_the_fastest_layout(monkeypatch):
-    load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=(4, 8))
+    load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=8)
     spec = engine.spec_for(Path("m.gguf"), load, parallel=2, gpu_layers=0, threads=2)
     plan, said = engine.Plan(spec, load), []
     steps = [baselines.Step((), np.zeros((3, 1500), np.int32), 1)] * 3
