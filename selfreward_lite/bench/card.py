@@ -31,10 +31,8 @@ from selfreward_lite import config
 from selfreward_lite.bench import Say, baselines, engine
 from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures, GpuName
 from selfreward_lite.engine.api import Sampling
-from selfreward_lite.models import probe, random_models
-from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models import chat_format, memory, probe, random_models
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.run import plan
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.doctor import installed_version
@@ -95,7 +93,24 @@ def choose_preset(shape: str, memory: int | None) -> str:
 def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
     """Measure what the time allows; each figure is written to `out` as soon as it is known."""
     ends = time.monotonic() + wanted.seconds
-    file = _describe(wanted)
+    settings, gpu = config.load(wanted.preset), wanted.gpu
+    prediction = plan.predict(settings, SHAPES[wanted.shape], gpu.name if gpu else None)
+    file = CardFile(
+        card=GpuName(**asdict(gpu)) if gpu else None,
+        cpu_cores=os.cpu_count(),
+        python=platform.python_version(),
+        versions={name: found for name in PACKAGES if (found := installed_version(name))},
+        at=datetime.now(UTC).isoformat("T", "seconds"),
+        command=wanted.command,
+        shape=wanted.shape,
+        preset=wanted.preset,
+        vram=wanted.vram,
+        predicted=prediction.to_json(),
+        found={},
+        failed={},
+        left_out=[],
+        seconds={},
+    )
     file.write(out)  # the prediction, before any figure
     for name, _ in _list_parts(wanted, say):
         if time.monotonic() > ends:
@@ -103,18 +118,18 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
             continue
         say(f"{name} …")
         began = time.monotonic()
-        with watch_memory(wanted.gpu) as peak:
-            found = run_in_child(wanted, name, ends - time.monotonic() + GRACE)
+        with watch_memory(gpu) as peak:
+            result = run_in_child(wanted, name, ends - time.monotonic() + GRACE)
             taken = peak()
-        if wanted.vram and taken and taken > wanted.vram and isinstance(found, Figures):
+        if wanted.vram and taken and taken > wanted.vram and isinstance(result, Figures):
             limit = format_bytes(wanted.vram)
-            found = f"it took {format_bytes(taken)} of the GPU, more than {limit}"
-        if isinstance(found, Figures):
-            found.peak_bytes = taken
-            file.found[name] = found
+            result = f"it took {format_bytes(taken)} of the GPU, more than {limit}"
+        if isinstance(result, Figures):
+            result.peak_bytes = taken
+            file.found[name] = result
         else:
-            file.failed[name] = found
-            say(f"{name}: {found}")
+            file.failed[name] = result
+            say(f"{name}: {result}")
         file.seconds[name] = round(time.monotonic() - began, 1)
         file.write(out)
     file.add_hours()
@@ -135,8 +150,7 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
     try:
         if not ours.poll(seconds):
             return f"not done in time, and ended after {seconds:.0f} s"
-        found: Figures | str = ours.recv()
-        return found
+        return ours.recv()
     except EOFError:
         child.join()
         return f"its process gave no answer: {describe_exit(child.exitcode or 0)}"
@@ -158,30 +172,6 @@ def _run_part(wanted: CardBenchConfig, name: str, answer: Connection) -> None:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Others will see the file, and need not see folders.
         answer.send(text.replace(f"{wanted.folder}{os.sep}", ""))
-
-
-def _describe(wanted: CardBenchConfig) -> CardFile:
-    """What is known before anything is measured, with the prediction."""
-    gpu = wanted.gpu
-    prediction = plan.predict(
-        config.load(wanted.preset), SHAPES[wanted.shape], gpu.name if gpu else None
-    )
-    return CardFile(
-        card=GpuName(**asdict(gpu)) if gpu else None,
-        cpu_cores=os.cpu_count(),
-        python=platform.python_version(),
-        versions={name: found for name in PACKAGES if (found := installed_version(name))},
-        at=datetime.now(UTC).isoformat("T", "seconds"),
-        command=wanted.command,
-        shape=wanted.shape,
-        preset=wanted.preset,
-        vram=wanted.vram,
-        predicted=prediction.to_json(),
-        found={},
-        failed={},
-        left_out=[],
-        seconds={},
-    )
 
 
 @contextmanager
@@ -366,13 +356,13 @@ def train(
         adapter_out=work / "adapter",
         rows=rows,
         row_count=count,
-        pad=ChatFormat.load(base).pad,
+        pad=chat_format.ChatFormat.load(base).pad,
         seed=0,
         lora=settings.lora,
         checkpoints=work / "checkpoints",
         settings=settings.dpo.model_copy(update=changes),
         backend=backend,
-        memory=wanted.vram and int(wanted.vram - DRIVER["training"]),  # torch's share
+        memory=wanted.vram and int(wanted.vram - memory.DRIVER["training"]),  # torch's share
     )
     steps: list[tuple[float, float]] = []
 

@@ -19,7 +19,6 @@ from selfreward_lite.bench.claims import (
     QUESTIONS,
     SR,
     SR_LC,
-    JudgedClaim,
     judge_claim,
 )
 from selfreward_lite.bench.paper_table import ITERATIONS
@@ -104,7 +103,26 @@ class PaperTable:
             },
             "notes": list(NOTES),
             "seconds_of_an_arm": self.seconds_of_an_arm,
-            "claims": [_to_json(one) for one in self.claims],
+            "claims": [
+                {
+                    "name": judged.claim.name,
+                    "source": judged.claim.source,
+                    "words": judged.claim.text,
+                    "verdict": judged.verdict,
+                    "differences": [
+                        {
+                            "words": one.text,
+                            "mean": _short(one.mean),
+                            "low": _short(one.low),
+                            "high": _short(one.high),
+                            "seeds": one.seeds,
+                            "verdict": one.verdict,
+                        }
+                        for one in judged.found
+                    ],
+                }
+                for judged in self.claims
+            ],
             "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in self.rows],
         }
 
@@ -164,26 +182,6 @@ def average_arms(rows: Sequence[Row]) -> dict[str, Means]:
 def average_models(rows: Sequence[Row]) -> dict[str, dict[int, Means]]:
     """The means of M0 and later models, by arm and iteration."""
     return average([row for row in rows if row.iteration != BASE], COLUMNS)
-
-
-def _to_json(judged: JudgedClaim) -> dict[str, Any]:
-    return {
-        "name": judged.claim.name,
-        "source": judged.claim.source,
-        "words": judged.claim.text,
-        "verdict": judged.verdict,
-        "differences": [
-            {
-                "words": one.text,
-                "mean": _short(one.mean),
-                "low": _short(one.low),
-                "high": _short(one.high),
-                "seeds": one.seeds,
-                "verdict": one.verdict,
-            }
-            for one in judged.found
-        ],
-    }
 
 
 def _short(value: float) -> float | None:

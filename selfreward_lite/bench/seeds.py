@@ -173,14 +173,11 @@ def run_tiny(
 def _measure(store: Store, m0: Path) -> list[summary.Row]:
     """The rows of a run's summary; the base's also has the highest possible win rate against M0."""
     document = summary.summarize_run(store)
-    return [{**document["base"], LIMIT: _win_rate_limit(store)}, *document["iterations"]]
-
-
-def _win_rate_limit(store: Store) -> float | None:
-    held_out = store.records(Prompt, origin="held_out")
-    answered = store.records(Response, iteration=0, model="M0")
-    scores = metrics.score_exactly(held_out, answered) if answered else None
-    return None if scores is None else scores.win_rate_limit()
+    base, answered = document["base"], store.records(Response, iteration=0, model="M0")
+    scores = metrics.score_exactly(store.records(Prompt, origin="held_out"), answered)
+    if answered and scores:
+        base[LIMIT] = scores.win_rate_limit()
+    return [base, *document["iterations"]]
 
 
 def average_models(trials: Sequence[Trial]) -> dict[int, Means]:
@@ -208,18 +205,14 @@ def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
         last["win_rate_vs_seed"] >= 0.85,
         all(after["exact_score"] > before["exact_score"] for before, after in pairwise(models)),
         last["answer_right"] > first["answer_right"],
-        not any(map(_falls, trials)),
+        not any(
+            after["answer_right"]
+            < before["answer_right"]
+            - 2 * math.hypot(before["answer_right_error"], after["answer_right_error"])
+            for trial in trials
+            for before, after in pairwise(row.values for row in trial.rows[1:])
+        ),
         last["judge_pair_accuracy"] >= first["judge_pair_accuracy"] - 0.02,
         first["judge_pair_accuracy"] >= base["judge_pair_accuracy"] + 0.05,
     )
     return dict(zip(CLAIMS, held, strict=True))
-
-
-def _falls(trial: Trial) -> bool:
-    """Whether right answers fall in an iteration by more than two standard errors."""
-    return any(
-        after["answer_right"]
-        < before["answer_right"]
-        - 2 * math.hypot(before["answer_right_error"], after["answer_right_error"])
-        for before, after in pairwise(row.values for row in trial.rows[1:])
-    )

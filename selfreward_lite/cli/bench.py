@@ -263,12 +263,13 @@ def bench_cards(
     from selfreward_lite.bench import card_table
 
     found = {path: CardFile.read(path) for path in sorted(files or ())}
-    say(card_table.build_table([*found.values()]))
-    shown = card_table.select_files([*found.values()]).values()
+    read = [*found.values()]
+    say(card_table.build_table(read))
+    shown = card_table.select_files(read).values()
     for path, one in found.items():
         if not any(one is each for each in shown):
             say(
                 f"left out: {path}: it did not measure a complete GPU with llama-3-8b, or another "
                 "file of that GPU has more"
             )
-    emit({"cards": [one.card.name for one in found.values() if one.card]})
+    emit({"cards": [one.card.name for one in read if one.card]})

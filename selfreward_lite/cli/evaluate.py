@@ -75,51 +75,17 @@ def compare(
             raise UserError(f"write options of `evaluate {command}` after the word {command}")
         return
     _check_options(export, against, prompts, context)
-    decided = judge or (EXACT if _has_exact_scores(runs_dir / name) else "M0")
-    asks_models = decided != EXACT or prompts is not None
+    if judge is None:  # only the tiny world's held-out prompts are not ranked ones
+        with Store.read(runs_dir / name) as store:
+            judge = EXACT if store.count(Prompt, origin="held_out") else "M0"
+    asks_models = judge != EXACT or prompts is not None
     with _open_evaluation(name, runs_dir, set_, asks_models=asks_models) as work:
         mine = model or _newest(work)
         if export is not None:
             _export(work, mine, against, prompts, out)
             return
-        results = work.compare_answers(mine, against, decided)
+        results = work.compare_answers(mine, against, judge)
     found = metrics.win_rates(results)
-    print_table(["", ""], _win_rate_rows(found), f"{mine} against {against}, decided by {decided}")
-    emit({"run": name, "model": mine, "against": against, "judge": decided, **found})
-
-
-def _is_given(context: Context, option: str) -> bool:
-    source = context.get_parameter_source(option)
-    return source is not None and source.name != "DEFAULT"
-
-
-def _check_options(export: str | None, against: str, prompts: str | None, context: Context) -> None:
-    """Raise UserError for an option that would be ignored."""
-    if export is None:
-        for option in ("prompts", "out"):
-            if _is_given(context, option):
-                raise UserError(f"--{option} works only with --export alpaca_eval")
-        return
-    if _is_given(context, "judge"):
-        raise UserError("--export writes answers, which nothing judges; leave --judge out")
-    if prompts is not None and _is_given(context, "against"):
-        raise UserError(
-            "--export --prompts writes the answers of one model; leave --against out, and choose "
-            "the model with --model"
-        )
-    if "/" in against:
-        raise UserError(
-            f"--export works on one run; export {against} with --name {against.rpartition('/')[0]}"
-        )
-
-
-def _has_exact_scores(folder: Path) -> bool:
-    """Whether no judge is needed; only the tiny world's held-out prompts are not ranked ones."""
-    with Store.read(folder) as store:
-        return store.count(Prompt, origin="held_out") > 0
-
-
-def _win_rate_rows(found: dict[str, float]) -> list[list[str]]:
     rate = format_with_error((found["win_rate"], found["win_rate_error"]))
     rows = [
         [
@@ -149,7 +115,33 @@ def _win_rate_rows(found: dict[str, float]) -> list[list[str]]:
             ],
             ["verdicts that could not be read", f"{found['unread_share']:.1%}"],
         ]
-    return rows
+    print_table(["", ""], rows, f"{mine} against {against}, decided by {judge}")
+    emit({"run": name, "model": mine, "against": against, "judge": judge, **found})
+
+
+def _is_given(context: Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _check_options(export: str | None, against: str, prompts: str | None, context: Context) -> None:
+    """Raise UserError for an option that would be ignored."""
+    if export is None:
+        for option in ("prompts", "out"):
+            if _is_given(context, option):
+                raise UserError(f"--{option} works only with --export alpaca_eval")
+        return
+    if _is_given(context, "judge"):
+        raise UserError("--export writes answers, which nothing judges; leave --judge out")
+    if prompts is not None and _is_given(context, "against"):
+        raise UserError(
+            "--export --prompts writes the answers of one model; leave --against out, and choose "
+            "the model with --model"
+        )
+    if "/" in against:
+        raise UserError(
+            f"--export works on one run; export {against} with --name {against.rpartition('/')[0]}"
+        )
 
 
 def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out: Path) -> None:

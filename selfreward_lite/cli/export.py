@@ -118,7 +118,11 @@ def merged(
     say(f"{target} in {kind}: {expected}, for quantizing alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    original = _base(into or found_run.settings.model.base)
+    base = into or found_run.settings.model.base
+    if repository := hub.parse_repository(base):
+        with show_downloads() as show:
+            hub.fetch(repository, "model", show)
+    original = hub.find_model_folder(base)
     if into is None and read_config(original).packed:
         origin = found_run.settings.model.origin
         other = f"; for 16 bits add --into {origin}" if origin else ""
@@ -142,11 +146,8 @@ def merged(
         )
     say(f"{target}: {size / 1e6:.2f} MB in {seconds} s; {found.tokens} token ids are right{proof}")
     modelfile = None if found.no_modelfile else str(target.parent / "Modelfile")
-    say(
-        f"for Ollama: ollama create NAME -f {modelfile}"
-        if modelfile
-        else f"no Modelfile: {found.no_modelfile}"
-    )
+    why_not = f"no Modelfile: {found.no_modelfile}"
+    say(f"for Ollama: ollama create NAME -f {modelfile}" if modelfile else why_not)
     document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": modelfile}
     emit({**document, "bytes": size, "seconds": seconds, **asdict(found)})
 
@@ -258,14 +259,6 @@ def _model(folder: Path, number: int | None) -> _Model:
         number, found = store.model(number)
         settings = Settings.model_validate(store.fact("settings"))
     return _Model(number, found, folder / "base" / "base.gguf", settings)
-
-
-def _base(name: str) -> Path:
-    """The folder of a base, downloaded from the hub if needed."""
-    with show_downloads() as show:
-        if repository := hub.parse_repository(name):
-            hub.fetch(repository, "model", show)
-    return hub.find_model_folder(name)
 
 
 def _work(task: str, **arguments: Any) -> Any:

@@ -21,10 +21,7 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli import plan
-from selfreward_lite.cli.bench import bench
-from selfreward_lite.cli.evaluate import evaluate
-from selfreward_lite.cli.export import export
+from selfreward_lite.cli import bench, evaluate, export, plan
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set, parse_settings
 from selfreward_lite.cli.output import (
     Display,
@@ -52,9 +49,9 @@ app = Typer(
     pretty_exceptions_enable=False,
     help="A language model that improves itself, on one GPU.",
 )
-app.add_typer(bench, name="bench")
-app.add_typer(export, name="export")
-app.add_typer(evaluate, name="evaluate")
+app.add_typer(bench.bench, name="bench")
+app.add_typer(export.export, name="export")
+app.add_typer(evaluate.evaluate, name="evaluate")
 app.command("plan")(plan.show)
 INTERRUPTED = 130
 SHOWN = 300  # characters of an example
@@ -174,7 +171,10 @@ def run(
             document = summary.summarize_run(store)
             print_table(*summary.build_run_table(document["iterations"]))
             head, rows = summary.build_example_table(store, 5)
-            short = [[_shorten(text) for text in row] for row in rows]
+            short = [
+                [text if len(text) <= SHOWN else f"{text[:SHOWN]} …" for text in row]
+                for row in rows
+            ]
             print_table(head, short, "before and after")
             emit(document)
 
@@ -343,7 +343,3 @@ def main() -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"

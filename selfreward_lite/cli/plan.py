@@ -38,13 +38,33 @@ def show(
     settings = config.load(preset, parse_settings(set_, {"iterations": iterations}))
     found = plan.estimate(settings, card, runs_dir)
     _print_hours(settings, found)
-    _print_memory(found)
+    rows = [
+        [
+            stage,
+            f"{sum(parts.values()) / 1e9:.1f} GB",
+            ", ".join(f"{what} {size / 1e9:.1f}" for what, size in parts.items()),
+        ]
+        for stage, parts in found.peaks.items()
+    ]
+    print_table(["GPU memory", "at its peak", "of which"], rows, "estimate")
+    if found.room is not None and found.most > found.room:
+        say(
+            f"That is more than the {format_bytes(found.room)} there are: choose --preset small or "
+            "t4, or lower engine.context, engine.parallel or dpo.max_length."
+        )
     parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in found.disk.items())
     say(
         f"disk: {format_bytes(sum(found.disk.values()))} ({parts}), {format_bytes(found.free)} "
         f"free; download: {format_bytes(found.download) if found.download else 'nothing'}"
     )
-    _print_cards(settings, found)
+    rows = []
+    for name, speeds in plan.GPU_SPEEDS.items():
+        costs = plan.estimate_costs(settings, found.llama, speeds)
+        spent = (stages.seconds_by_stage(settings, iteration, costs) for iteration in (0, 1))
+        hours = [f"{sum(seconds.values()) / 3600:.1f}" for seconds in spent]
+        fits = "" if found.most <= speeds.memory else " (too small)"
+        rows.append([name, f"{speeds.memory / 1e9:.0f} GB{fits}", *hours])
+    print_table(["GPU", "memory", "seed stage, hours", "an iteration, hours"], rows, "estimates")
     file = hub.parse_repository(settings.model.gguf_file) if settings.model.gguf_file else None
     if file and not hub.is_downloaded(file, "model"):
         say(
@@ -81,31 +101,3 @@ def _print_hours(settings: Settings, found: Estimate) -> None:
         rows += [[f"M{iteration}, in total", f"{expected.hours(iteration) or 0:.1f}"], []]
     card = "" if expected.card in plan.GPU_SPEEDS else f": {expected.card}"
     print_table(["stage", "hours"], rows, f"{expected.source}{card}")
-
-
-def _print_memory(found: Estimate) -> None:
-    rows = [
-        [
-            stage,
-            f"{sum(parts.values()) / 1e9:.1f} GB",
-            ", ".join(f"{what} {size / 1e9:.1f}" for what, size in parts.items()),
-        ]
-        for stage, parts in found.peaks.items()
-    ]
-    print_table(["GPU memory", "at its peak", "of which"], rows, "estimate")
-    if found.room is not None and found.most > found.room:
-        say(
-            f"That is more than the {format_bytes(found.room)} there are: choose --preset small or "
-            "t4, or lower engine.context, engine.parallel or dpo.max_length."
-        )
-
-
-def _print_cards(settings: Settings, found: Estimate) -> None:
-    rows = []
-    for name, speeds in plan.GPU_SPEEDS.items():
-        costs = plan.estimate_costs(settings, found.llama, speeds)
-        spent = (stages.seconds_by_stage(settings, iteration, costs) for iteration in (0, 1))
-        hours = [f"{sum(seconds.values()) / 3600:.1f}" for seconds in spent]
-        fits = "" if found.most <= speeds.memory else " (too small)"
-        rows.append([name, f"{speeds.memory / 1e9:.0f} GB{fits}", *hours])
-    print_table(["GPU", "memory", "seed stage, hours", "an iteration, hours"], rows, "estimates")
