@@ -16,7 +16,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 
 class ModelId(int):
@@ -202,17 +202,7 @@ Record = (
     | Comparison
 )
 R = TypeVar("R", bound=Record)
-KINDS: tuple[type[Record], ...] = (
-    Candidate,
-    Prompt,
-    Response,
-    Judgment,
-    ResponsePair,
-    Battle,
-    Rating,
-    JudgmentPair,
-    Comparison,
-)
+KINDS: tuple[type[Record], ...] = get_args(Record)
 
 
 def group_records(records: Iterable[R], key: Callable[[R], str]) -> dict[str, list[R]]:

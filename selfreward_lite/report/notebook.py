@@ -16,7 +16,7 @@ import pandas as pd
 
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import summary
+from selfreward_lite.report.summary import Table, load_training_judgments
 from selfreward_lite.system.processes import child_environment, start_module
 
 if TYPE_CHECKING:
@@ -62,91 +62,48 @@ def command(*arguments: str) -> Any:
     return json.loads(documents[-1]) if documents else None
 
 
-def show(*things: pd.DataFrame | Figure) -> None:
-    """Show tables and figures under the cell, in order; a table without rows is left out."""
+def show(*things: Table | Figure) -> None:
+    """Show tables and figures under the cell, in order; a table without rows is left out.
+
+    Texts are shown completely, and dollar signs as dollar signs.
+    """
     from IPython.display import Image, display
 
+    pd.set_option(
+        "display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False
+    )
     for one in things:
-        if isinstance(one, pd.DataFrame):
-            if len(one):
-                display(one)
+        if isinstance(one, Table):
+            if one.rows:
+                display(pd.DataFrame(one.rows, columns=one.head))
         else:
             picture = io.BytesIO()
             one.savefig(picture, format="png", dpi=80)
             display(Image(picture.getvalue()))
 
 
-def models(store: Store) -> pd.DataFrame:
-    """Return counts and measurements: a row a measurement, a column a model."""
-    return _frame(summary.build_run_table(summary.summarize_run(store)["iterations"]))
-
-
-def gates(store: Store) -> pd.DataFrame:
-    """Return what every gate decided about every model."""
-    return _frame(summary.build_gate_table(store))
-
-
-def seed(store: Store) -> pd.DataFrame:
-    """Return the sizes of the seed data beside those of arXiv 2401.10020."""
-    return _frame(summary.build_seed_table(store))
-
-
-def memory(store: Store) -> pd.DataFrame:
-    """Return predicted and peak GPU memory; empty without a GPU."""
-    return _frame(summary.build_memory_table(store))
-
-
-def stages(store: Store) -> pd.DataFrame:
-    """Return every stage: items done, seconds, what was dropped and why."""
-    return _frame(summary.build_stage_table(store))
-
-
-def examples(store: Store, count: int = 10) -> pd.DataFrame:
-    """Return the first held-out prompts that M0 and the newest model answer differently."""
-    return _frame(summary.build_example_table(store, count))
-
-
-def pairs(store: Store, iteration: int, count: int = 10) -> pd.DataFrame:
+def build_pair_table(store: Store, iteration: int, count: int = 10) -> Table:
     """Return response pairs that an iteration trained on, with their scores."""
     prompts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
-    found = store.records(ResponsePair, iteration=iteration)[:count]
-    return _shown(
-        pd.DataFrame(
-            [
-                {
-                    "prompt": prompts[one.prompt_id],
-                    "chosen": responses[one.chosen_id],
-                    "score": round(one.chosen_score, 2),
-                    "rejected": responses[one.rejected_id],
-                    "its score": round(one.rejected_score, 2),
-                }
-                for one in found
-            ]
-        )
-    )
+    rows = [
+        [
+            prompts[one.prompt_id],
+            responses[one.chosen_id],
+            f"{one.chosen_score:.2f}",
+            responses[one.rejected_id],
+            f"{one.rejected_score:.2f}",
+        ]
+        for one in store.records(ResponsePair, iteration=iteration)[:count]
+    ]
+    return Table(["prompt", "chosen", "score", "rejected", "its score"], rows)
 
 
-def judgments(store: Store, iteration: int, count: int = 5) -> pd.DataFrame:
-    """Return judgments that an iteration trained on, with their scores (None: unread)."""
+def build_judgment_table(store: Store, iteration: int, count: int = 5) -> Table:
+    """Return judgments that an iteration trained on, with their scores."""
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
-    return _shown(
-        pd.DataFrame(
-            [
-                {"response": responses[one.response_id], "judgment": one.text, "score": one.score}
-                for one in summary.load_training_judgments(store, iteration)[:count]
-            ]
-        )
-    )
-
-
-def _frame(table: summary.Table) -> pd.DataFrame:
-    return _shown(pd.DataFrame(table.rows, columns=table.head))
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, with pandas set to show complete texts, and dollar signs as dollar signs."""
-    pd.set_option(
-        "display.max_colwidth", None, "display.max_rows", 200, "display.html.use_mathjax", False
-    )
-    return table
+    rows = [
+        [responses[one.response_id], one.text, "unread" if one.score is None else f"{one.score:g}"]
+        for one in load_training_judgments(store, iteration)[:count]
+    ]
+    return Table(["response", "judgment", "score"], rows)

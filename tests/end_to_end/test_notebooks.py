@@ -274,9 +274,14 @@ def test_read_a_run_changes_nothing(tmp_path, scripted, offline):
     assert not offline.exists()
 
 
-def test_notebook_tables_show_model_text_as_text(scripted, tmp_path):
+def test_notebook_tables_show_model_text_as_text(scripted, tmp_path, monkeypatch):
     """No text of a model becomes markup or a formula in a notebook."""
-    from selfreward_lite.report import notebook
+    import IPython.display
+
+    from selfreward_lite.report import notebook, summary
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
 
     folder = tmp_path / "hostile"
     shutil.copytree(scripted, folder)
@@ -288,17 +293,18 @@ def test_notebook_tables_show_model_text_as_text(scripted, tmp_path):
             store._db.execute(f"UPDATE record_{kind} SET text = ?", (hostile,))
         store._db.execute("UPDATE record_response SET text = text || ' 2' WHERE model = 'M2'")
     with Store.read(folder) as store:
-        for table in (
-            notebook.examples(store),
-            notebook.pairs(store, 1),
-            notebook.judgments(store, 1),
-        ):
-            assert len(table)
-            page = table._repr_html_()
-            assert "<script>" not in page
-            assert "<img" not in page
-            assert "&lt;script&gt;" in page
-            assert "tex2jax_ignore" in page
+        notebook.show(
+            summary.build_example_table(store, 10),
+            notebook.build_pair_table(store, 1),
+            notebook.build_judgment_table(store, 1),
+        )
+    assert len(shown) == 3
+    for table in shown:
+        page = table._repr_html_()
+        assert "<script>" not in page
+        assert "<img" not in page
+        assert "&lt;script&gt;" in page
+        assert "tex2jax_ignore" in page
 
 
 def test_command_that_fails_ends_with_one_line(capfd, tmp_path):
