@@ -59,7 +59,7 @@ LARGE_GPU = 20e9  # bytes from which on `overnight` is meant for a GPU
 GRACE = 60.0  # seconds that a measurement under way may take beyond the time in total
 POLL = 0.1  # seconds between two readings of the GPU's memory
 Backend = Literal["unsloth", "transformers"]
-Part = tuple[str, Callable[[], Figures]]  # one measurement
+Measurement = tuple[str, Callable[[], Figures]]  # one measurement
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
         seconds={},
     )
     file.write(out)  # the prediction, before any figure
-    for name, _ in _list_parts(wanted, say):
+    for name, _ in _list_parts(wanted):
         if time.monotonic() > ends:
             file.left_out.append(name)
             continue
@@ -166,8 +166,7 @@ def _run_part(wanted: CardBenchConfig, name: str, answer: Connection) -> None:
     """What `run_in_child` starts."""
     os.environ.update(one_gpu(os.environ))
     try:
-        parts = dict(_list_parts(wanted, partial(print, file=sys.stderr)))
-        answer.send(parts[name]())
+        answer.send(dict(_list_parts(wanted))[name]())
     except Exception as error:  # noqa: BLE001 - any failure of a GPU, library or driver is a finding
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Others will see the file, and need not see folders.
@@ -199,9 +198,9 @@ def watch_memory(gpu: Gpu | None) -> Iterator[Callable[[], int | None]]:
         polling.join()
 
 
-def _list_parts(wanted: CardBenchConfig, say: Say) -> Iterator[Part]:
+def _list_parts(wanted: CardBenchConfig) -> Iterator[Measurement]:
     """Every measurement by name, the most telling first."""
-    first, then = _EngineParts(wanted, "q8_0", say), _EngineParts(wanted, "q4_k_m", say)
+    first, then = _EngineParts(wanted, "q8_0"), _EngineParts(wanted, "q4_k_m")
     if wanted.only in (None, "engine"):
         yield "llama.cpp", partial(_probe, -1 if wanted.gpu else 0)
         yield from first.speeds()
@@ -237,9 +236,8 @@ class _EngineParts:
 
     wanted: CardBenchConfig
     kind: random_models.Quantization
-    say: Say
 
-    def speeds(self) -> Iterator[Part]:
+    def speeds(self) -> Iterator[Measurement]:
         """Tokens a second: the naive loop, more and more sequences, prompts alone."""
         yield (
             f"{self.kind}: naive loop",
@@ -253,7 +251,7 @@ class _EngineParts:
             lambda: Figures(tokens_per_s=engine.prompt_rate(self.plan(32, new=1, prompts=prompts))),
         )
 
-    def details(self) -> Iterator[Part]:
+    def details(self) -> Iterator[Measurement]:
         """What is left to gain, and what an adapter and sampling cost."""
         yield (  # the name in files: raw llama.cpp
             f"{self.kind}: bare llama_decode, 32 sequences",
@@ -304,13 +302,13 @@ class _EngineParts:
             self.kind,
             Path("random") if with_adapter else None,
             wanted.folder,
-            self.say,
+            partial(print, file=sys.stderr),
         )
         load = engine.judge_load(
             baselines.vocabulary(model),
             prompts or max(1, parallel // (4 if wanted.gpu else 8)),
             new=new,
-            adapter=str(adapter) if adapter else None,
+            adapter=adapter,
             draw=Sampling(**preset.judge.draw.model_dump()),
         )
         spec = engine.spec_for(model, load, parallel, -1 if wanted.gpu else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +116,7 @@ class CardFile(BaseModel):
         own = plan.GPU_SPEEDS[key]
         for name, other in plan.GPU_SPEEDS.items():
             slower, busier = own.bandwidth / other.bandwidth, own.operations / other.operations
-            scaled = replace(
-                rates, token=rates.token * slower, read=rates.read * busier, dpo=rates.dpo * busier
-            )
+            scaled = plan.Rates(rates.token * slower, rates.read * busier, rates.dpo * busier)
             self.hours[f"{name} (estimate)"] = hours(scaled)
 
     def _measure_rates(self, settings: Settings) -> plan.Rates | None:

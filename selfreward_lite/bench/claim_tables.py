@@ -22,7 +22,7 @@ from selfreward_lite.bench.claims import (
     judge_claim,
 )
 from selfreward_lite.bench.paper_table import ITERATIONS
-from selfreward_lite.bench.seeds import Means, Row, average, average_values
+from selfreward_lite.bench.seeds import Means, ModelRow, average, average_values
 from selfreward_lite.data.records import BASE
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
 
@@ -73,8 +73,8 @@ PANELS = (
 class PaperTable:
     """The rows of an experiment, to six digits, and what follows from them."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows: list[Row] = []
+    def __init__(self, rows: Sequence[ModelRow]) -> None:
+        self.rows: list[ModelRow] = []
         for row in rows:
             known = {name: value for name, value in row.values.items() if not math.isnan(value)}
             rounded = {name: round(value, 6) for name, value in known.items()}
@@ -159,7 +159,7 @@ class PaperTable:
         return found
 
 
-def average_arms(rows: Sequence[Row]) -> dict[str, Means]:
+def average_arms(rows: Sequence[ModelRow]) -> dict[str, Means]:
     """Each arm's last model, and its data over all iterations; before them, M0 alone."""
     found: dict[str, Means] = {}
     for arm, by_iteration in average_models(rows).items():
@@ -179,7 +179,7 @@ def average_arms(rows: Sequence[Row]) -> dict[str, Means]:
     return found
 
 
-def average_models(rows: Sequence[Row]) -> dict[str, dict[int, Means]]:
+def average_models(rows: Sequence[ModelRow]) -> dict[str, dict[int, Means]]:
     """The means of M0 and later models, by arm and iteration."""
     return average([row for row in rows if row.iteration != BASE], COLUMNS)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfreward_lite.bench.paper_table import ITERATIONS
-from selfreward_lite.bench.seeds import Row
+from selfreward_lite.bench.seeds import ModelRow
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import t_interval
 
@@ -114,12 +114,12 @@ class JudgedClaim:
         return worst
 
 
-def judge_claim(claim: Claim, rows: Sequence[Row]) -> JudgedClaim:
+def judge_claim(claim: Claim, rows: Sequence[ModelRow]) -> JudgedClaim:
     """The claim with its differences, measured seed by seed."""
     return JudgedClaim(claim, [_measure(one, rows) for one in claim.differences])
 
 
-def _measure(one: Difference, rows: Sequence[Row]) -> Found:
+def _measure(one: Difference, rows: Sequence[ModelRow]) -> Found:
     found = {(row.seed, row.arm, row.iteration): row.values.get(one.column) for row in rows}
     seeds = {row.seed for row in rows}
     values, has_room = [], False

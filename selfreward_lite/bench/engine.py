@@ -41,7 +41,7 @@ class Load:
     """Requests with one sample each, ordered by prompt; all begin with the same `common` tokens."""
 
     name: Literal["judge", "meta"]
-    requests: tuple[Request, ...]
+    requests: list[Request]
     common: int
 
     @property
@@ -69,28 +69,27 @@ def prepare_model(
     adapter: Path | None,
     folder: Path,
     say: Say,
-) -> tuple[Path, Path | None]:
+) -> tuple[Path, str | None]:
     """The model and adapter to measure: the given ones, or random ones of a `synthetic` shape."""
-    if (model is None) == (synthetic is None):
-        raise UserError("name a --model or a --synthetic shape, one of them")
     is_random = adapter == Path("random")
-    if synthetic is None:
-        assert model is not None
+    if model and not synthetic:
         if is_random:
             raise UserError(
                 "a random adapter is made for a --synthetic shape; give the adapter's file with "
                 "--model"
             )
-        return model, adapter
-    path = folder / f"{synthetic}-{quantisation}.gguf"
-    if not path.exists():
-        say(f"making {path}")
-        random_models.write_gguf(path, synthetic, quantisation)
-    if is_random:
-        adapter = folder / f"{synthetic}-adapter.gguf"
-        if not adapter.exists():
-            random_models.write_gguf_adapter(adapter, synthetic)
-    return path, adapter
+    elif synthetic and not model:
+        model = folder / f"{synthetic}-{quantisation}.gguf"
+        if not model.exists():
+            say(f"making {model}")
+            random_models.write_gguf(model, synthetic, quantisation)
+        if is_random:
+            adapter = folder / f"{synthetic}-adapter.gguf"
+            if not adapter.exists():
+                random_models.write_gguf_adapter(adapter, synthetic)
+    else:
+        raise UserError("name a --model or a --synthetic shape, one of them")
+    return model, str(adapter) if adapter else None
 
 
 def judge_load(
@@ -117,7 +116,7 @@ def judge_load(
             _make_request(f"{number}:{index}", prompt, length, rng, adapter, draw)
             for index in range(samples)
         ]
-    return Load("judge", tuple(requests), len(common))
+    return Load("judge", requests, len(common))
 
 
 def meta_load(
@@ -151,7 +150,7 @@ def meta_load(
             requests.append(
                 _make_request(f"{number}:{first}:{second}", prompt, VERDICT, rng, adapter, DRAW)
             )
-    return Load("meta", tuple(requests), len(common))
+    return Load("meta", requests, len(common))
 
 
 def draw_tokens(rng: random.Random, vocab: int, count: int) -> tuple[int, ...]:

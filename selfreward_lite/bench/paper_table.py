@@ -18,7 +18,7 @@ import numpy as np
 
 from selfreward_lite import config
 from selfreward_lite.bench import Say
-from selfreward_lite.bench.seeds import Arm, Row, Start, run_arms
+from selfreward_lite.bench.seeds import Arm, ModelRow, Start, run_arms
 from selfreward_lite.data.records import (
     BASE,
     Battle,
@@ -108,7 +108,7 @@ def run_table(
     say: Say,
     arms: Sequence[Arm] = ARMS,
     settings: Mapping[str, str] = SIZES,
-) -> list[Row]:
+) -> list[ModelRow]:
     """Run or resume every arm with every seed; gates only report.
 
     `settings` override the tiny preset for all arms.

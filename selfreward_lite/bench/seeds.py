@@ -68,7 +68,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """The measurements of one model (-1 is the base) of one arm with one seed."""
 
     arm: str
@@ -82,7 +82,7 @@ class Trial:
     """One arm with one seed: a row a model, the base first, and why it ended early, if it did."""
 
     seed: int
-    rows: list[Row]
+    rows: list[ModelRow]
     seconds: float
     stopped: str | None
 
@@ -94,7 +94,6 @@ class Start:
     folder: Path
     m0: Path
     settings: dict[str, str]
-    preset: str | None = None
 
 
 def run_arms(
@@ -121,7 +120,7 @@ def run_arms(
             begin = start(arm, seed, runtime)
             began, stopped = time.monotonic(), None
             with Store.write(begin.folder) as store:
-                settings = prepare.load_or_create_settings(store, begin.settings, begin.preset)
+                settings = prepare.load_or_create_settings(store, begin.settings, "tiny")
                 if not loop.is_finished(store, settings):
                     try:
                         loop.run(store, settings, runtime, watch)
@@ -132,13 +131,13 @@ def run_arms(
                 rows = []
                 for iteration, values in enumerate(measure(store, begin.m0), BASE):
                     known = {name: value for name, value in values.items() if value is not None}
-                    rows.append(Row(arm.name, seed, iteration, known))
+                    rows.append(ModelRow(arm.name, seed, iteration, known))
                 seconds = round(sum(row.seconds for row in store.stages()), 1)
             trials.append(Trial(seed, rows, seconds, stopped))
     return trials
 
 
-def average(rows: Sequence[Row], columns: Iterable[str]) -> dict[str, dict[int, Means]]:
+def average(rows: Sequence[ModelRow], columns: Iterable[str]) -> dict[str, dict[int, Means]]:
     """The means over seeds, by arm and iteration."""
     values: dict[str, dict[int, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -165,7 +164,7 @@ def run_tiny(
 
     def start(arm: Arm, seed: int, runtime: Runtime) -> Start:
         place = folder / f"seed-{seed}"
-        return Start(place, place, {**settings, "seed": str(seed)}, "tiny")
+        return Start(place, place, {**settings, "seed": str(seed)})
 
     return run_arms([Arm("tiny", {})], seeds, start, _measure, watch, say)
 

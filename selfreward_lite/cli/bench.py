@@ -111,8 +111,8 @@ def bench_engine(
 
     if gpu_layers:  # the same GPU as the engine's child process
         os.environ.update(one_gpu(os.environ))
-    model, adapter = engine.prepare_model(model, synthetic, quantisation, adapter, folder, say)
-    vocab, name = baselines.vocabulary(model), None if adapter is None else str(adapter)
+    model, name = engine.prepare_model(model, synthetic, quantisation, adapter, folder, say)
+    vocab = baselines.vocabulary(model)
     if load == "judge":
         asked = engine.judge_load(
             vocab,

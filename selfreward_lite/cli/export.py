@@ -148,8 +148,17 @@ def merged(
     modelfile = None if found.no_modelfile else str(target.parent / "Modelfile")
     why_not = f"no Modelfile: {found.no_modelfile}"
     say(f"for Ollama: ollama create NAME -f {modelfile}" if modelfile else why_not)
-    document = {"run": name, "model": found_run.number, "file": str(target), "modelfile": modelfile}
-    emit({**document, "bytes": size, "seconds": seconds, **asdict(found)})
+    emit(
+        {
+            "run": name,
+            "model": found_run.number,
+            "file": str(target),
+            "modelfile": modelfile,
+            "bytes": size,
+            "seconds": seconds,
+            **asdict(found),
+        }
+    )
 
 
 @export.command()
@@ -230,8 +239,8 @@ def quantize_file(
         raise UserError(
             f"{out} is {'the source itself' if out.is_file() else 'not a file'}: give another name"
         )
-    existing = (folder for folder in out.absolute().parents if folder.exists())
-    if blocked := next((folder for folder in existing if not folder.is_dir()), None):
+    parents = out.absolute().parents
+    if blocked := next((one for one in parents if one.exists() and not one.is_dir()), None):
         raise UserError(f"{blocked} is not a folder, so {out} cannot be made: give another name")
     expected = quantize.estimate(source, out, kind)
     check_disk(out, {"file": expected.size}, "the new file", "free space, or write it elsewhere")

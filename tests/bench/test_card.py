@@ -332,9 +332,7 @@ def test_what_is_measured_is_the_preset_for_such_a_card(shape, memory, preset):
 
 def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
     own, draw = config.load("overnight").engine, config.load("overnight").judge.draw
-    one = card._EngineParts(
-        wanted(tmp_path, preset="overnight", gpu=RTX), "q8_0", lambda words: None
-    )
+    one = card._EngineParts(wanted(tmp_path, preset="overnight", gpu=RTX), "q8_0")
     asked = one.plan(own.parallel)
     assert {
         name: getattr(asked.spec, name)
@@ -349,7 +347,7 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
         draw.top_k,
     )
     assert one.plan(8).spec.context == own.context
-    small = card._EngineParts(wanted(tmp_path, preset="tiny", gpu=RTX), "q8_0", lambda words: None)
+    small = card._EngineParts(wanted(tmp_path, preset="tiny", gpu=RTX), "q8_0")
     assert small.plan(32).spec.context > config.load("tiny").engine.context, (
         "what so many sequences need"
     )
@@ -357,7 +355,7 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
 
 def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
     monkeypatch.setattr("llama_cpp.llama_supports_gpu_offload", lambda: False)
-    parts = dict(card._list_parts(wanted(tmp_path, gpu=RTX), lambda words: None))
+    parts = dict(card._list_parts(wanted(tmp_path, gpu=RTX)))
     for name in ("llama.cpp", "q8_0: naive loop"):
         with pytest.raises(EngineError, match="built for the CPU only"):
             parts[name]()

@@ -18,7 +18,7 @@ from selfreward_lite.bench import claim_tables, claims, paper_table, seeds
 from selfreward_lite.bench.claim_tables import PaperTable
 from selfreward_lite.bench.claims import CLAIMS, QUESTIONS, Claim, Difference, Found
 from selfreward_lite.bench.paper_table import ARMS
-from selfreward_lite.bench.seeds import Arm, Row, average
+from selfreward_lite.bench.seeds import Arm, ModelRow, average
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.records import (
     Battle,
@@ -46,7 +46,7 @@ FEW = (
 )
 
 
-def run_few(folder, open_runtime, said: list[str]) -> list[Row]:
+def run_few(folder, open_runtime, said: list[str]) -> list[ModelRow]:
     settings = {**SMALL, "prompts.count": "5"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(seeds, "open_runtime", open_runtime)
@@ -156,9 +156,9 @@ def test_every_claim_is_about_arms_and_columns_that_there_are(made):
 # -- claims ----------------------------------------------------------------------------------------
 
 
-def rows_of(*seeds: tuple[float, float]) -> list[Row]:
+def rows_of(*seeds: tuple[float, float]) -> list[ModelRow]:
     return [
-        Row(arm, seed, 3, {} if value is None else {"x": value})
+        ModelRow(arm, seed, 3, {} if value is None else {"x": value})
         for seed, pair in enumerate(seeds)
         for arm, value in zip("AB", pair, strict=True)
     ]
@@ -185,7 +185,7 @@ def test_a_claim_is_held_where_its_interval_is_above_zero(seeds, verdict):
 def test_what_has_no_room_to_rise_says_nothing_of_a_claim():
     rows = [
         *rows_of((1.0, 1.0), (1.0, 1.0), (0.9, 1.0)),
-        *(Row("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3)),
+        *(ModelRow("C", seed, 3, {"x": 0.5 + seed / 100}) for seed in range(3)),
     ]
     rows = [replace(row, values={**row.values, "judge_x": row.values["x"]}) for row in rows]
     full, held, fails, fell = (
@@ -252,7 +252,7 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     assert list(document["table"]) == ["M0 only", "Self-Rewarding", "Meta-Rewarding", "no EFT"]
     assert len(document["rows"]) == len(rows)
     assert {one["verdict"] for one in document["claims"]} >= {"not measured"}
-    again = PaperTable([Row(*row) for row in document["rows"]])
+    again = PaperTable([ModelRow(*row) for row in document["rows"]])
     assert again.to_json() == document, "all of it follows from its rows"
     assert plots.to_svg(plots.draw_curves(table.panels()))
     page = table.to_markdown()
@@ -288,9 +288,11 @@ def test_an_arm_has_one_colour_in_all_panels():
 
 
 def test_data_columns_are_means_over_iterations():
-    rows = [Row("A", seed, t, {"tie_rate": t / 10 + seed}) for seed in (0, 1) for t in (1, 2, 3)]
+    rows = [
+        ModelRow("A", seed, t, {"tie_rate": t / 10 + seed}) for seed in (0, 1) for t in (1, 2, 3)
+    ]
     assert claim_tables.average_arms(rows)["A"]["tie_rate"] == pytest.approx((0.7, 0.5))
-    early = [*rows, Row("A", 2, 1, {"tie_rate": 9.0})]
+    early = [*rows, ModelRow("A", 2, 1, {"tie_rate": 9.0})]
     assert claim_tables.average_arms(early)["A (M3, 2 seeds)"]["tie_rate"] == pytest.approx(
         (0.7, 0.5)
     )
@@ -403,7 +405,7 @@ def test_the_published_table_follows_from_its_rows():
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["seeds"] == list(paper_table.SEEDS)
     assert {arm for arm, *_ in document["rows"]} == {arm.name for arm in paper_table.ARMS}
-    table = PaperTable([Row(*row) for row in document["rows"]])
+    table = PaperTable([ModelRow(*row) for row in document["rows"]])
     made = table.to_json()
     assert made == {name: document[name] for name in made}
     assert generated_block("results.md", "paper-table") == table.to_markdown()

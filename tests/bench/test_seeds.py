@@ -12,7 +12,7 @@ from scripted_world import BAD_MODELS, World
 from typer.testing import CliRunner
 
 from selfreward_lite.bench import seeds
-from selfreward_lite.bench.seeds import Row, Trial
+from selfreward_lite.bench.seeds import ModelRow, Trial
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
@@ -102,7 +102,7 @@ def trials(**changes: dict[int, float]) -> list[Trial]:
         for place, value in places.items():
             changed[place][column] = value
     return [
-        Trial(seed, [Row("tiny", seed, t, one) for t, one in enumerate(found, -1)], 1.0, None)
+        Trial(seed, [ModelRow("tiny", seed, t, one) for t, one in enumerate(found, -1)], 1.0, None)
         for seed, found in ((1, changed), (2, rows))
     ]
 
