@@ -100,6 +100,24 @@ def make_pair(**more) -> compare.SideBySide:
     return compare.SideBySide(**{**given, "caller": "me", **more})
 
 
+def stream_answers(talk: FakeTalk, pair: compare.SideBySide):
+    """The comparison as it grows, from the first part of an answer on."""
+    with gr.Blocks():
+        tab = compare.CompareTab(talk, make_header())
+    updates = tab.answer(pair)
+    assert next(updates)[tab.pair] == pair, "the question is shown at once"
+    for update in updates:
+        yield update[tab.pair]
+
+
+def stream_vote(talk: FakeTalk, pair: compare.SideBySide, choice: votes.Side | None, judge: str):
+    """The comparison from the vote on."""
+    with gr.Blocks():
+        tab = compare.CompareTab(talk, make_header())
+    for update in tab.vote(choice, pair, judge):
+        yield update[tab.pair]
+
+
 def last(growing):
     *_, end = growing
     return end
@@ -109,7 +127,7 @@ def last(growing):
 
 
 def test_both_models_answer_one_prompt_with_one_seed(talk):
-    first, *_, done = compare.stream_answers(talk, make_pair())
+    first, *_, done = stream_answers(talk, make_pair())
     assert talk.asked == [("M0", "Hello?", 4), ("M2", "Hello?", 4)]
     assert done.is_answered
     assert not make_pair().is_answered
@@ -117,7 +135,7 @@ def test_both_models_answer_one_prompt_with_one_seed(talk):
 
 
 def test_names_and_verdict_are_shown_after_the_vote_only(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair()))
+    done = last(stream_answers(talk, make_pair()))
     assert [compare.show_answer(done, side)[0] for side in (0, 1)] == [
         "#### Left answer",
         "#### Right answer",
@@ -126,7 +144,7 @@ def test_names_and_verdict_are_shown_after_the_vote_only(talk, tmp_path):
         compare.verdict_text(done)
         == "Which answer is better? The judge's verdict is shown after your vote."
     )
-    begun, *_, end = compare.stream_vote(talk, done, "a", "M2")
+    begun, *_, end = stream_vote(talk, done, "a", "M2")
     assert compare.show_answer(begun, 1)[0] == "#### Right answer: M2"
     assert compare.verdict_text(begun) == "M2 is reading both answers …"
     assert compare.verdict_text(end) == "You: M0 is better. M2 says: M2 is better."
@@ -134,8 +152,8 @@ def test_names_and_verdict_are_shown_after_the_vote_only(talk, tmp_path):
 
 
 def test_a_vote_is_stored_with_everything_it_was_about(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair(models=("M2", "M0"))))
-    last(compare.stream_vote(talk, done, "tie", "M2"))
+    done = last(stream_answers(talk, make_pair(models=("M2", "M0"))))
+    last(stream_vote(talk, done, "tie", "M2"))
     (kept,) = votes.load_votes(tmp_path / "mine")
     assert (kept.prompt, kept.seed, kept.model_a, kept.model_b, kept.blind) == (
         "Hello?",
@@ -152,17 +170,17 @@ def test_a_vote_is_stored_with_everything_it_was_about(talk, tmp_path):
 
 
 def test_a_second_click_is_the_same_vote(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair()))
+    done = last(stream_answers(talk, make_pair()))
     for _ in range(2):
-        last(compare.stream_vote(talk, done, "b", "M2"))
+        last(stream_vote(talk, done, "b", "M2"))
     assert [(one.choice, one.verdict) for one in votes.load_votes(tmp_path / "mine")] == [
         ("b", "b")
     ]
 
 
 def test_a_user_who_leaves_while_the_judge_reads_has_voted(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair()))
-    voting = compare.stream_vote(talk, done, "b", "M2")
+    done = last(stream_answers(talk, make_pair()))
+    voting = stream_vote(talk, done, "b", "M2")
     next(voting)
     voting.close()
     (kept,) = votes.load_votes(tmp_path / "mine")
@@ -170,10 +188,10 @@ def test_a_user_who_leaves_while_the_judge_reads_has_voted(talk, tmp_path):
 
 
 def test_a_judge_that_fails_loses_no_vote(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair()))
+    done = last(stream_answers(talk, make_pair()))
     seen, talk.fails = [], True
-    with pytest.raises(EngineError, match="the engine died"):
-        for one in compare.stream_vote(talk, done, "b", "M2"):
+    with pytest.raises(gr.Error, match="the engine died"):
+        for one in stream_vote(talk, done, "b", "M2"):
             seen.append(one)  # noqa: PERF402 - it ends with an error
     assert compare.verdict_text(seen[-1]) == "You: M2 is better. M2 could not be asked."
     assert not seen[-1].is_busy
@@ -181,17 +199,17 @@ def test_a_judge_that_fails_loses_no_vote(talk, tmp_path):
 
 
 def test_skipping_stores_nothing_and_nobody_votes_twice(talk, tmp_path):
-    done = last(compare.stream_answers(talk, make_pair()))
-    end = last(compare.stream_vote(talk, done, None, "M2"))
+    done = last(stream_answers(talk, make_pair()))
+    end = last(stream_vote(talk, done, None, "M2"))
     assert compare.verdict_text(end) == "You skipped the vote. M2 says: M2 is better."
     assert votes.load_votes(tmp_path / "mine") == []
     for pair in (end, make_pair()):
-        with pytest.raises(UserError, match="ask both models first"):
-            next(compare.stream_vote(talk, pair, "a", "M2"))
+        with pytest.raises(gr.Error, match="ask both models first"):
+            next(stream_vote(talk, pair, "a", "M2"))
 
 
 def test_hostile_answers_are_shown_as_text(talk):
-    done = last(compare.stream_answers(talk, make_pair()))
+    done = last(stream_answers(talk, make_pair()))
     for side in (0, 1):
         text = compare.show_answer(done, side)[1]
         assert "alert(1)" in text
@@ -200,7 +218,7 @@ def test_hostile_answers_are_shown_as_text(talk):
 
 
 def test_the_compare_tab_shows_a_pair_as_it_grows(compare_tab, talk):
-    done = last(compare.stream_answers(talk, make_pair()))
+    done = last(stream_answers(talk, make_pair()))
     busy, ready = compare_tab.show(make_pair()), compare_tab.show(done)
     assert busy[compare_tab.prompt.stop] == gr.update(visible=True)
     assert ready[compare_tab.prompt.stop] == gr.update(visible=False)
@@ -209,7 +227,7 @@ def test_the_compare_tab_shows_a_pair_as_it_grows(compare_tab, talk):
         assert ready[button] == gr.update(interactive=True)
     assert ready[compare_tab.judged_ab] == "", "no verdict before the vote"
     compare_tab.library = talk
-    voted = compare_tab.show(last(compare.stream_vote(talk, done, "b", "M2")))
+    voted = compare_tab.show(last(stream_vote(talk, done, "b", "M2")))
     assert voted[compare_tab.judged_ba] == "two"
     assert "**M2 against M0**: 1 won" in voted[compare_tab.tally]
 

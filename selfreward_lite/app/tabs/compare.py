@@ -84,21 +84,25 @@ class SideBySide:
         return all(reply is not None and reply.finish for reply in self.replies)
 
     @property
+    def texts(self) -> tuple[str, str]:
+        """The texts of both answers so far."""
+        left, right = (reply.text if reply is not None else "" for reply in self.replies)
+        return left, right
+
+    @property
     def is_busy(self) -> bool:
         """Whether a model is answering or judging."""
         return not self.is_answered or (self.voted and not self.verdict.is_final)
 
     def to_vote(self, choice: votes.Side) -> votes.Vote:
         """Return the vote to be stored, with the judge's verdict if there is one already."""
-        left, right = (reply.text for reply in self.replies if reply is not None)
         return votes.Vote(
             self.id,
             self.at,
             self.prompt,
             self.seed,
             *self.models,
-            left,
-            right,
+            *self.texts,
             choice,
             self.blind,
             self.judge,
@@ -106,43 +110,6 @@ class SideBySide:
             self.verdict.judged_ab,
             self.verdict.judged_ba,
         )
-
-
-def stream_answers(library: RunLibrary, pair: SideBySide) -> Iterator[SideBySide]:
-    """Have both models answer, the left one first; yields the comparison as it grows."""
-    talk = Talk(library, pair.run, pair.caller)
-    for side in (0, 1):
-        asked = pair.models[side], user(pair.prompt), pair.draw, pair.seed
-        with closing(talk.stream_reply(*asked)) as replies:
-            for reply in replies:
-                both = (pair.replies[0], reply) if side else (reply, None)
-                pair = replace(pair, replies=both)
-                yield pair
-
-
-def stream_vote(
-    library: RunLibrary, pair: SideBySide, choice: votes.Side | None, judge: str
-) -> Iterator[SideBySide]:
-    """Store a vote (None: skipped), then have the judge compare, and store its verdict too."""
-    if pair.voted or not pair.is_answered:
-        raise UserError("there is nothing to vote on: ask both models first")
-    left, right = (reply.text for reply in pair.replies if reply is not None)
-    pair = replace(pair, voted=True, choice=choice, judge=judge)
-    folder = library.folder(pair.run)
-    if choice is not None:
-        votes.add_vote(folder, pair.to_vote(choice))
-    yield pair
-    try:
-        talk = Talk(library, pair.run, pair.caller)
-        with closing(talk.stream_verdict(judge, pair.prompt, (left, right))) as verdicts:
-            for verdict in verdicts:
-                pair = replace(pair, verdict=verdict)
-                if choice is not None and verdict.is_final:
-                    votes.add_verdict(folder, pair.to_vote(choice))
-                yield pair
-    except SelfRewardError:
-        yield replace(pair, verdict=PairVerdict())
-        raise
 
 
 def show_answer(pair: SideBySide | None, side: int) -> tuple[str, str, str]:
@@ -316,16 +283,45 @@ class CompareTab:
                 blind,
                 request.session_hash or "",
             )
-            yield self.show(pair)
-            for now in stream_answers(self.library, pair):
-                yield self.show(now)
+            yield from self.answer(pair)
+
+    def answer(self, pair: SideBySide) -> Iterator[Updates]:
+        """Have both models answer, the left one first; yields the comparison as it grows."""
+        yield self.show(pair)
+        talk = Talk(self.library, pair.run, pair.caller)
+        for side in (0, 1):
+            asked = pair.models[side], user(pair.prompt), pair.draw, pair.seed
+            with closing(talk.stream_reply(*asked)) as replies:
+                for reply in replies:
+                    both = (pair.replies[0], reply) if side else (reply, None)
+                    pair = replace(pair, replies=both)
+                    yield self.show(pair)
 
     def vote(
-        self, side: votes.Side | None, pair: SideBySide | None, judge: str
+        self, choice: votes.Side | None, pair: SideBySide | None, judge: str
     ) -> Iterator[Updates]:
+        """Store a vote (None: skipped), then have the judge compare, and store its verdict too."""
+        if pair is None:
+            return
         with errors_as_toasts():
-            for now in stream_vote(self.library, pair, side, judge) if pair else ():
-                yield self.show(now)
+            if pair.voted or not pair.is_answered:
+                raise UserError("there is nothing to vote on: ask both models first")
+            pair = replace(pair, voted=True, choice=choice, judge=judge)
+            folder = self.library.folder(pair.run)
+            if choice is not None:
+                votes.add_vote(folder, pair.to_vote(choice))
+            yield self.show(pair)
+            try:
+                talk = Talk(self.library, pair.run, pair.caller)
+                with closing(talk.stream_verdict(judge, pair.prompt, pair.texts)) as verdicts:
+                    for verdict in verdicts:
+                        pair = replace(pair, verdict=verdict)
+                        if choice is not None and verdict.is_final:
+                            votes.add_verdict(folder, pair.to_vote(choice))
+                        yield self.show(pair)
+            except SelfRewardError:
+                yield self.show(replace(pair, verdict=PairVerdict()))
+                raise
 
     def show(self, pair: SideBySide | None = None) -> Updates:
         """Return everything on the tab about a comparison as it is now."""
