@@ -66,21 +66,20 @@ class RunLibrary:
     def models(self, run: str) -> RunModels:
         """Return where a run's models are. Raises UserError without the run or its base."""
         if run == TINY:
-            settings = load("tiny")
-            return RunModels(
-                TINY, hub.find_model_folder("tiny"), self._tiny_base(), settings, {BASE: None}
-            )
+            hf_folder = hub.find_model_folder("tiny")
+            return RunModels(TINY, hf_folder, self._tiny_base(), load("tiny"), {BASE: None})
+        folder = self.folder(run)
         if run not in self.runs():
             raise self._no_such_run(run)
-        with Store.read(self.folder(run)) as store:
+        with Store.read(folder) as store:
             if store.fact("settings") is None:
                 raise UserError(f"{run} has only just started; try again in a moment")
             settings, newest = parse(store.fact("settings")), store.newest()
             count = 0 if newest is None else newest + 1
-            folders = [store.model_dir(number) for number in range(count)]
-        base = self.folder(run) / "base" / "base.gguf"
+            model_folders = [store.model_dir(number) for number in range(count)]
+        base = folder / "base" / "base.gguf"
         if not (base.parent / MANIFEST).exists():
-            if Store.writer(self.folder(run)) is not None:
+            if Store.writer(folder) is not None:
                 raise UserError(
                     f"the base model of {run} is still being converted; try again in a moment"
                 )
@@ -89,9 +88,9 @@ class RunLibrary:
                 f"`python -m selfreward_lite run --name {run}` makes it"
             )
         adapters: dict[str, str | None] = {BASE: None}
-        for folder in folders:
-            if (folder / MANIFEST).exists():
-                adapters[folder.name] = str(folder / "adapter.gguf")
+        for model_folder in model_folders:
+            if (model_folder / MANIFEST).exists():
+                adapters[model_folder.name] = str(model_folder / "adapter.gguf")
         if "M0" in adapters and not settings.seed_stage.trains:
             adapters["M0"] = None  # the base itself
         # `run` and the app are started in the same folder, so a relative path means the same here.

@@ -76,7 +76,7 @@ def build(library: RunLibrary) -> gr.Blocks:
                     f"# {TITLE}\nA language model that judges its own answers and learns from it."
                 )
             with gr.Column(min_width=300):
-                run = dynamic_dropdown("Run", container=False, elem_id="run")
+                run = dynamic_dropdown("Run", container=False)
                 engine = gr.Markdown(elem_id="machine")
                 on_cpu = gr.Checkbox(
                     label="Answer on the CPU: slower, but leaves the GPU to runs",

@@ -9,7 +9,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from selfreward_lite.app.escape import escape_markdown
-from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 
@@ -88,8 +88,7 @@ def list_models(library: RunLibrary, run: str | None) -> Choices:
         models = library.models(run)
     except SelfRewardError as error:
         return Choices(run, problem=warn(error))
-    is_tiny = run == TINY or models.settings.model.base == "tiny"
-    return Choices(run, tuple(models.adapters), is_tiny)
+    return Choices(run, tuple(models.adapters), models.settings.model.base == "tiny")
 
 
 class PromptBox:

@@ -227,7 +227,10 @@ class CompareTab:
                             ]
                         )
             with gr.Row():
-                self.buttons = [gr.Button(name, interactive=False, min_width=120) for name in VOTES]
+                self.buttons = {
+                    gr.Button(name, interactive=False, min_width=120): choice
+                    for name, choice in VOTES.items()
+                }
             self.verdict = gr.Markdown(READY, elem_id="verdict")
             self.tally = gr.Markdown(elem_id="standing")
             with gr.Accordion("Judge's texts and settings", open=False):
@@ -253,8 +256,8 @@ class CompareTab:
         asked = gr.on([prompt.text.submit, prompt.send.click], self.ask, inputs, outputs, **ASK)
         asked.failure(self.show, None, outputs, **QUIET)
         voted = [
-            button.click(partial(self.vote, side), [self.pair, self.judge], outputs, **ASK)
-            for button, side in zip(self.buttons, VOTES.values(), strict=True)
+            button.click(partial(self.vote, choice), [self.pair, self.judge], outputs, **ASK)
+            for button, choice in self.buttons.items()
         ]
         prompt.stop.click(self.show, None, outputs, cancels=[asked, *voted], **QUIET)
         offers = [*chosen, self.choices, self.problem, self.body, prompt.examples]

@@ -244,8 +244,8 @@ class ExploreTab:
         filters: list[Any] = [self.group, words, outcome]
         inputs = [header.run, *filters, self.hits]
         listed = [self.hits, self.listing, self.title]
-        first_page = partial(self.list_page, None)
-        gr.on([one.change for one in filters], first_page, inputs, listed, **NEWS)
+        changes = [one.change for one in filters]
+        gr.on(changes, partial(self.list_page, None), inputs, listed, **NEWS)
         for button, step in zip(pages, (-1, 1), strict=True):
             button.click(partial(self.list_page, step), inputs, listed, **QUIET)
         offers = [self.groups, self.group, self.empty, self.body]
