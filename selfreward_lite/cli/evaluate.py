@@ -256,7 +256,9 @@ def paper_table(
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     write_file(out / "paper-table.json", text)
     write_file(out / "paper-table.md", table.to_markdown())
-    plots.draw_curves(table.panels()).savefig(out / "paper-table.png", dpi=110)
+    plots.draw_curves(table.panels(), height=1.5 * plots.HEIGHT).savefig(
+        out / "paper-table.png", dpi=110
+    )
     verdicts = {one.claim.name: one.verdict for one in table.claims}
     emit({"seeds": document["seeds"], "verdicts": verdicts})
 

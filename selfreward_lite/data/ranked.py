@@ -17,7 +17,8 @@ from typing import Any
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Record, Response, make_id, seed_for
-from selfreward_lite.data.tiny import ranked, tasks
+from selfreward_lite.data.tiny import tasks
+from selfreward_lite.data.tiny.ranked import ANSWERS, generate_ranked_rows
 from selfreward_lite.system.errors import DataError
 
 HUMAN = "human"  # who wrote the ranked responses
@@ -38,9 +39,9 @@ def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Dr
     """Return the messages of the ranked data, and drops. Raises DataError for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
-        wanted = settings.seed_stage.train_examples // ranked.ANSWERS
+        wanted = settings.seed_stage.train_examples // ANSWERS
         return list(
-            ranked.generate_ranked_rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)
+            generate_ranked_rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)
         ), ()
     found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []

@@ -16,6 +16,7 @@ from selfreward_lite.data.records import ModelId, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.judgments import TOP_SCORE
 from selfreward_lite.method.metrics import correlation
+from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.report import plots, summary
 
 NONE, ANY = float("-inf"), float("inf")
@@ -197,8 +198,8 @@ def _measure_training_signs(store: Store, iteration: int) -> dict[str, float | N
         if row["judge"] == ModelId(iteration - 1).name
     }
     return {
-        "mean score given": fmean(scores) if scores else None,
-        "share of top scores": fmean(one >= TOP_SCORE for one in scores) if scores else None,
+        "mean score given": mean_or_none(scores),
+        "share of top scores": mean_or_none([one >= TOP_SCORE for one in scores]),
         "tie rate": summary.measure_tie_rate(store, iteration, judgments),
         "length ratio": lengths[1] / lengths[0] if lengths[0] else None,
         "meta-judge: shown first": biases.get("shown first"),
@@ -225,7 +226,7 @@ def rank_agreement(store: Store, iteration: int) -> float | None:
         ]
         if both and (correlated := correlation(*zip(*both, strict=True))):
             found.append(correlated[1])
-    return fmean(found) if found else None
+    return mean_or_none(found)
 
 
 def _subtract(value: float | None, other: float | None) -> float | None:

@@ -246,16 +246,15 @@ def meta_judge_bias(store: Store) -> Series:
 def draw_worth(store: Store, document: RunSummary | None = None) -> Figure:
     """Draw what every model was measured to be, M0 first, with standard errors where known."""
     panels = model_metrics((document or summary.summarize_run(store))["iterations"])
-    figure, axes = _make_panels(max(1, len(panels)))
-    for one, (key, series) in zip(axes, panels.items(), strict=False):
-        lines = {
-            name: [(int(row["model"][1:]), row["value"], row["error"]) for row in points]
-            for name, points in _group_by(series, "what").items()
+    return draw_curves(
+        {
+            PANELS[key].title: {
+                name: [(int(row["model"][1:]), row["value"], row["error"]) for row in points]
+                for name, points in _group_by(series, "what").items()
+            }
+            for key, series in panels.items()
         }
-        _draw_models(one, PANELS[key].title, lines)
-        if len(lines) > 1:
-            one.legend(fontsize="small")
-    return figure
+    )
 
 
 def draw_training(store: Store) -> Figure:
@@ -294,14 +293,24 @@ def draw_seconds(store: Store) -> Figure:
     return figure
 
 
-def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]]) -> Figure:
-    """Draw lines over M0, M1, …: by title and label, (model, value, error)."""
-    figure, axes = _make_panels(len(panels), height=1.5 * HEIGHT)
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]], height: float = HEIGHT
+) -> Figure:
+    """Draw lines over M0, M1, … with error bars: by title and label, (model, value, error)."""
+    figure, axes = _make_panels(max(1, len(panels)), height)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colors = {label: f"C{place}" for place, label in enumerate(labels)}
-    for one, (title, lines) in zip(axes, panels.items(), strict=True):
-        _draw_models(one, title, lines, colors)
-        one.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    for one, (title, lines) in zip(axes, panels.items(), strict=False):
+        for label, points in lines.items():
+            models, values, errors = zip(*points, strict=True)
+            one.errorbar(
+                models, values, errors, marker="o", capsize=3, label=label, color=colors[label]
+            )
+        ticks = sorted({model for points in lines.values() for model, *_ in points})
+        one.set_title(title)
+        one.set_xticks(ticks, [ModelId(model).name for model in ticks])
+        if len(lines) > 1:
+            one.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return figure
 
 
@@ -313,22 +322,6 @@ def to_svg(figure: Figure) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "selfreward_lite"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def _draw_models(
-    axes: Axes,
-    title: str,
-    lines: Mapping[str, Sequence[tuple[int, float, float]]],
-    colors: Mapping[str, str] | None = None,
-) -> None:
-    """Draw lines of (model, value, error) with error bars."""
-    for label, points in lines.items():
-        models, values, errors = zip(*points, strict=True)
-        color = colors[label] if colors else None
-        axes.errorbar(models, values, yerr=errors, marker="o", capsize=3, label=label, color=color)
-    ticks = sorted({model for points in lines.values() for model, *_ in points})
-    axes.set_title(title)
-    axes.set_xticks(ticks, [ModelId(model).name for model in ticks])
 
 
 def _group_by(series: Series, column: str) -> dict[str, Series]:

@@ -24,6 +24,7 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE
+from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
@@ -171,7 +172,7 @@ def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -
         for means in by_prompt.values()
         for a, b in combinations(means, 2)
     ]
-    return fmean(pairs) if pairs else None
+    return mean_or_none(pairs)
 
 
 # -- tables --------------------------------------------------------------------------------------
