@@ -109,7 +109,9 @@ class CardFile(BaseModel):
             return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates))
 
         self.hours, self.rates = {"here": hours(rates)}, rates
-        self.predicted_hours = plan.Prediction.from_json(self.predicted).hours(1)
+        spent = self.predicted["seconds"].items()
+        first = [seconds for stage, seconds in spent if stage.startswith("M1 ")]
+        self.predicted_hours = sum(first) / 3600 or None
         key = plan.gpu_key(self.card.name) if self.card else None
         if key is None:
             return

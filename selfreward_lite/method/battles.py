@@ -5,7 +5,7 @@ Every pair is asked in both orders (arXiv 2407.19594, section 2.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from statistics import pvariance
 
@@ -18,20 +18,22 @@ from selfreward_lite.method.templates import fill_template, make_nonce
 VERDICTS = {"A": 1, "B": -1, None: 0}  # how a battle stores the label that the meta-judge named
 
 
-def most_contested(judgments: Sequence[Sequence[Judgment]], seed: int) -> int | None:
-    """Return the index of the response whose judgments vary most in score.
+def most_contested(
+    responses: Iterable[Response], judgments: Mapping[str, Sequence[Judgment]], seed: int
+) -> Response | None:
+    """Return the response whose judgments (given by response id) vary most in score.
 
-    Ties are drawn by `seed`. `judgments` lists each response's judgments. Only readable ones count,
-    and two of them must differ as texts: equal texts can be told apart by their position alone.
-    None if no response qualifies.
+    Ties are drawn by `seed`. Only readable judgments count, and two of them must differ as texts:
+    equal texts can be told apart by their position alone. None if no response qualifies.
     """
     variances = []
-    for index, group in enumerate(judgments):
+    for index, response in enumerate(responses):
+        group = judgments.get(response.id, ())
         if len(find_readable(group)) >= 2:
             scores = [judgment.score for judgment in group if judgment.score is not None]
-            tie_breaker = seed_for(seed, f"tie {group[0].response_id}")
-            variances.append((round(pvariance(scores), 9), tie_breaker, index))
-    return max(variances)[2] if variances else None
+            tie_breaker = seed_for(seed, f"tie {response.id}")
+            variances.append((round(pvariance(scores), 9), tie_breaker, index, response))
+    return max(variances)[3] if variances else None
 
 
 def find_readable(judgments: Sequence[Judgment]) -> list[Judgment]:

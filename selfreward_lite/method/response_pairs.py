@@ -142,6 +142,20 @@ def find_perfect_responses(
     ]
 
 
+def find_chosen(
+    prompt: Prompt,
+    responses: Iterable[Response],
+    scores: Mapping[str, float | None],
+    schedule: Schedule,
+) -> str | None:
+    """Return the id of the response that would be chosen; None if the prompt would give no pair."""
+    scored = find_eligible(prompt, responses, scores)
+    pair = choose_pair(scored, schedule.rho)
+    if pair is None or no_pair_reason(scored, pair, schedule) is not None:
+        return None
+    return pair[0].id
+
+
 def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:
     """Return why a response can be in no pair, or can never be chosen; None if neither holds."""
     if response.finish != "stop":

@@ -38,7 +38,7 @@ class Progress:
 
 Watch = Callable[[Progress], None]
 MayStart = Callable[[float], bool]  # receives the share of a stage that was started
-Item = tuple[str, Callable[[], AskGenerator]]  # its name, and what starts it
+Item = tuple[str, AskGenerator]  # its name, and the generator, which has not started yet
 REST, NO_TIME = "the rest", "no time left"
 
 
@@ -147,7 +147,7 @@ class _Board:
             entry = next(self._waiting, None)
             if entry is None:
                 return
-            self._advance(_OpenItem(entry[0], entry[1]()), None)
+            self._advance(_OpenItem(*entry), None)
 
     def take(self, completion: Completion) -> None:
         """Record a completion; the last one of a round lets its item continue."""

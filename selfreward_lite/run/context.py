@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from selfreward_lite.config.settings import Draw, Settings
@@ -30,6 +29,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.system.errors import UserError
 
 Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 
@@ -67,6 +67,15 @@ class RunReader:
         """The answers of a model to the held-out prompts, by prompt id."""
         given = {answer.prompt_id: answer for answer in self.made_by(Response, model)}
         return {one.id: given[one.id] for one in self.held_out() if one.id in given}
+
+    def find_model(self, name: str) -> ModelId:
+        """A model by its name; raises UserError where the run has no such model."""
+        known = map(ModelId, range(BASE, self.store.next_model()))
+        models = {model.name: model for model in known}
+        if name not in models:
+            run = self.store.folder.name
+            raise UserError(f"{run} has no model {name!r}; it has {', '.join(models)}")
+        return models[name]
 
     def prompts_wanted(self, iteration: int) -> int:
         """How many prompts an iteration has: those set, or what its hours allow (see `budget`)."""
@@ -134,7 +143,7 @@ class RunContext(RunReader):
             model=ModelId(model).name,
             adapter=None if raw else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
-            sampling=Sampling(draw.temperature, draw.top_p, draw.max_tokens, draw.top_k),
+            sampling=Sampling(**draw.model_dump()),
             templates=self.settings.model.templates,
             id_namespace=self.store.id_namespace,
             seed=self.settings.seed,
@@ -158,7 +167,7 @@ class RunContext(RunReader):
         `may_start` as in `run_stage`.
         """
         if not self.store.is_done(iteration, stage):
-            items = [(record.id, partial(start, record)) for record in records]
+            items = ((record.id, start(record)) for record in records)
             self.ask_round(iteration, stage, items, may_start)
 
     def ask_judge(
@@ -166,21 +175,20 @@ class RunContext(RunReader):
         iteration: int,
         stage: str,
         model: int,
-        prompts: Iterable[Prompt],
         answers: Iterable[Response],
         count: int,
         first: int = 0,
         may_start: MayStart = always,
     ) -> None:
-        """M<model> judges answers to `prompts`, `count` times each, numbered from `first`."""
+        """M<model> judges answers, `count` times each, numbered from `first`."""
         role = self.judge_role(model, iteration)
-        by_id = index_records(prompts)
+        prompts = index_records(self.store.records(Prompt))
         self.ask(
             iteration,
             stage,
             answers,
             lambda answer: judgments.ask_for_judgments(
-                by_id[answer.prompt_id], [answer], role, count, first
+                prompts[answer.prompt_id], [answer], role, count, first
             ),
             may_start,
         )

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings, parse
@@ -32,9 +31,9 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, judgments, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
-from selfreward_lite.method.roles import AskGenerator, Role
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.run.ask import Watch, run_stage
+from selfreward_lite.run.ask import Item, Watch, run_stage
 from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
@@ -60,32 +59,26 @@ class Evaluation:
         Raises UserError where one of them does not exist.
         """
         prompts, theirs = self._rival_answers(against)
-        number = _find_model(self.run.store, model)
+        number = self.run.find_model(model)
         mine = self.run.held_out_answers(number)
         if judge == EXACT:
             results = _compare_exactly(prompts, mine, theirs)
         else:
             both = [one for one in prompts if one.id in mine and one.id in theirs]
+            # With a digest: another run of the same name may hold other answers later.
+            digest = _digest([known[one.id].id for known in (mine, theirs) for one in both])
             with self._judge(judge, number.iteration) as (engine, role):
-                # With a digest: another run of the same name may hold other answers later.
-                compared = _digest([known[one.id].id for known in (mine, theirs) for one in both])
-                self._ask(
-                    engine,
-                    number,
-                    f"against {against} by {role.model} {compared}",
-                    both,
-                    lambda one: comparisons.ask_for_comparison(
-                        one, mine[one.id], theirs[one.id], role
-                    ),
-                )
+                stage = f"against {against} by {role.model} {digest}"
+                ask = comparisons.ask_for_comparison
+                items = [(one.id, ask(one, mine[one.id], theirs[one.id], role)) for one in both]
+                compared = self._ask(Comparison, engine, role, number, stage, items)
             ids = {(mine[one.id].id, theirs[one.id].id) for one in both}
-            asked = self.notes.records(Comparison, iteration=number.iteration, model=role.model)
             results = {
                 one.prompt_id: (
                     one.result,
                     comparisons.read_verdicts(one.mine_first_text, one.theirs_first_text),
                 )
-                for one in asked
+                for one in compared
                 if (one.mine_id, one.theirs_id) in ids
             }
         pairs = []
@@ -101,37 +94,28 @@ class Evaluation:
         self, model: str, ranked: Sequence[RankedPrompt], count: int
     ) -> JudgeAgreement:
         """How a model, judging ranked answers `count` times each, agrees with the ranks."""
-        number = _find_model(self.run.store, model)
+        number = self.run.find_model(model)
         role = self.run.judge_role(number, number.iteration)
-        prompts = {one.prompt.id: one.prompt for one in ranked}
-        self._ask(
-            self.run.engine(),
-            number,
-            f"judges {_digest(list(prompts))}, {count} times",
-            [answer for one in ranked for answer in one.responses],
-            lambda answer: judgments.ask_for_judgments(
-                prompts[answer.prompt_id], [answer], role, count
-            ),
-        )
-        drawn = self.notes.records(Judgment, iteration=role.iteration, model=model)
+        items = [
+            (answer.id, judgments.ask_for_judgments(one.prompt, [answer], role, count))
+            for one in ranked
+            for answer in one.responses
+        ]
+        stage = f"judges {_digest([one.prompt.id for one in ranked])}, {count} times"
+        drawn = self._ask(Judgment, self.run.engine(), role, number, stage, items)
         return judge_agreement(ranked, self.run.score(drawn, count))
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""
-        number, digest = _find_model(self.run.store, model), _digest(texts)
+        number, digest = self.run.find_model(model), _digest(texts)
         role = self.run.role(number, self.run.settings.evaluation.draw, number.iteration)
         prompts = [
             Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
             for index, text in enumerate(texts)
         ]
-        self._ask(
-            self.run.engine(),
-            number,
-            f"answers {digest}",
-            prompts,
-            lambda one: responses.ask_for_responses(one, role, 1),
-        )
-        given = self.notes.records(Response, iteration=role.iteration, model=model)
+        items = [(one.id, responses.ask_for_responses(one, role, 1)) for one in prompts]
+        stage = f"answers {digest}"
+        given = self._ask(Response, self.run.engine(), role, number, stage, items)
         found = {one.prompt_id: one for one in given}
         if missing := [one.text for one in prompts if one.id not in found]:
             raise UserError(
@@ -150,7 +134,10 @@ class Evaluation:
         answered: dict[str, list[tuple[str, Response]]] = {}
         for model in models:
             if texts is None:
-                given, prompts = _answers(self.run, model), self.run.held_out()
+                given, prompts = (
+                    self.run.held_out_answers(self.run.find_model(model)),
+                    self.run.held_out(),
+                )
                 answered[model] = [(one.text, given[one.id]) for one in prompts if one.id in given]
             else:
                 answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
@@ -194,24 +181,25 @@ class Evaluation:
 
     def _ask(
         self,
+        kind: type[R],
         engine: Engine,
+        role: Role,
         model: ModelId,
         stage: str,
-        records: Sequence[R],
-        start: Callable[[R], AskGenerator],
-    ) -> None:
-        """Do an asking stage in the notes; a prefix tells the base's from M0's."""
-        if model.is_base:
+        items: Iterable[Item],
+    ) -> list[R]:
+        """Do an asking stage in the notes; returns all notes of a kind by the role's model."""
+        if model.is_base:  # its stages must have other names than those of M0
             stage = f"base {stage}"
-        items = [(record.id, partial(start, record)) for record in records]
         run_stage(self.notes, engine, model.iteration, stage, items, self.run.watch)
+        return self.notes.records(kind, iteration=model.iteration, model=role.model)
 
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
         """The prompts that both runs held out, and a model's answers."""
         folder, _, model = name.rpartition("/")
         held_out = self.run.held_out()
         if not folder:
-            return held_out, _answers(self.run, model)
+            return held_out, self.run.held_out_answers(self.run.find_model(model))
         with Store.read(self.run.store.folder.parent / folder) as store:
             stored = store.fact("settings")
             if stored is None:
@@ -219,7 +207,10 @@ class Evaluation:
                     f"{folder} has only just started; compare with it when it has a model"
                 )
             other = RunReader(store, parse(stored))
-            given, ids = _answers(other, model), {one.text: one.id for one in other.held_out()}
+            given, ids = (
+                other.held_out_answers(other.find_model(model)),
+                {one.text: one.id for one in other.held_out()},
+            )
         prompts = [one for one in held_out if one.text in ids]
         if not prompts:
             raise UserError(
@@ -238,7 +229,7 @@ class Evaluation:
         """The engine and the role of a judge: a model of the run, or another in a GGUF file."""
         path = Path(judge)
         if path.suffix != ".gguf":
-            model = _find_model(self.run.store, judge)
+            model = self.run.find_model(judge)
             yield self.run.engine(), self.run.judge_role(model, iteration)
             return
         if not path.exists():
@@ -271,20 +262,6 @@ def open_evaluation(
             yield Evaluation(run, notes)
         finally:
             run.release_engine()
-
-
-def _find_model(store: Store, name: str) -> ModelId:
-    """A model by its name; raises UserError where the run has no such model."""
-    known = map(ModelId, range(BASE, store.next_model()))
-    models = {model.name: model for model in known}
-    if name not in models:
-        raise UserError(f"{store.folder.name} has no model {name!r}; it has {', '.join(models)}")
-    return models[name]
-
-
-def _answers(reader: RunReader, model: str) -> Answers:
-    """A model's answers to the prompts that its run held out."""
-    return reader.held_out_answers(_find_model(reader.store, model))
 
 
 def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> Results:

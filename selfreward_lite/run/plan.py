@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,15 +244,6 @@ class Prediction:
         }
         return {**vars(self), "seconds": seconds}
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Prediction:
-        """Read back what `to_json` made."""
-        seconds = defaultdict[int, dict[str, float]](dict)
-        for name, spent in document["seconds"].items():
-            model, stage = name.split(" ", 1)
-            seconds[int(model.removeprefix("M"))][stage] = spent
-        return cls(**{**document, "seconds": seconds})
-
 
 def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
     """What to expect of a complete run on a GPU, stored before it starts and never changed."""
@@ -297,16 +286,20 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
 
     Raises UserError for a `card` of which nothing is known.
     """
-    if card is not None and gpu_key(card) is None:
-        raise UserError(f"--card {card}: no figures of it; choose one of {', '.join(GPU_SPEEDS)}")
-    llama, gpus = _shape(settings.model.base), list_gpus()
-    name = card or (gpus[0].name if gpus else None)
-    known = GPU_SPEEDS[key].memory if (key := gpu_key(name or "")) else None
+    name, room, gpus = card, None, list_gpus()
+    if card is not None:
+        if (key := gpu_key(card)) is None:
+            known = ", ".join(GPU_SPEEDS)
+            raise UserError(f"--card {card}: no figures of it; choose one of {known}")
+        room = GPU_SPEEDS[key].memory
+    elif gpus:
+        name, room = gpus[0].name, gpus[0].free
+    llama = _shape(settings.model.base)
     return Estimate(
         llama,
         predict(settings, llama, name),
         memory.estimate_peaks(settings, llama),
-        known if card or not gpus else float(gpus[0].free),
+        room,
         disk_needs(settings, llama),
         free_bytes(runs_dir),
         _download(settings, llama),

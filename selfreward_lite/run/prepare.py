@@ -108,12 +108,9 @@ def open_run(
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 
-def read_prompt_file(settings: Settings) -> tuple[list[str], tuple[Drop, ...]]:
-    """The prompts of the user's own file, and what was skipped; nothing where no file is set."""
-    if settings.prompts.file is None:
-        return [], ()
-    path = hub.find_local(settings.prompts.file, "dataset")
-    rows = prompt_files.read_rows(path, skip_bad=settings.skip_bad)
+def read_prompt_file(file: str, skip_bad: bool) -> tuple[list[str], tuple[Drop, ...]]:
+    """The prompts of the user's own file, and what was skipped."""
+    rows = prompt_files.read_rows(hub.find_local(file, "dataset"), skip_bad=skip_bad)
     return prompt_files.extract_prompts(rows), rows.drops()
 
 
@@ -190,7 +187,7 @@ def _check_prompts(settings: Settings) -> None:
     """Refuse a bad prompt file before the settings are stored, so that they can still change."""
     if settings.prompts.file is None:
         return
-    found, _ = read_prompt_file(settings)
+    found, _ = read_prompt_file(settings.prompts.file, settings.skip_bad)
     if len(found) <= (settings.iterations - 1) * settings.prompts.count:
         raise ConfigError(
             f"{settings.prompts.file} holds {len(found)} prompts: too few for "

@@ -11,24 +11,31 @@ from method_records import (
 from selfreward_lite.method import battles
 
 
+def judge(*scores: list[int], text=None):
+    """Responses, and their judgments with these scores."""
+    answers = [make_response(index=index) for index in range(len(scores))]
+    drawn = {
+        answer.id: [
+            make_judgment(index, score, text, response=answer.id)
+            for index, score in enumerate(given)
+        ]
+        for answer, given in zip(answers, scores, strict=True)
+    }
+    return answers, drawn
+
+
 def test_most_contested_has_the_highest_variance():
-    a = [make_judgment(i, s, response="a") for i, s in enumerate([5, 5, 4, 4, 4, 5, 4, 5, 4, 5, 4])]
-    b = [make_judgment(i, s, response="b") for i, s in enumerate([5, 1, 3, 4, 2, 5, 3, 4, 2, 3, 1])]
-    assert battles.most_contested([a, b], 0) == 1
-    assert battles.most_contested([b, a], 0) == 0
-    assert (
-        battles.most_contested([[make_judgment(0, 4, "same"), make_judgment(1, 4, "same")]], 0)
-        is None
-    )
+    (a, b), drawn = judge([5, 5, 4, 4, 4, 5, 4, 5, 4, 5, 4], [5, 1, 3, 4, 2, 5, 3, 4, 2, 3, 1])
+    assert battles.most_contested([a, b], drawn, 0) == b
+    assert battles.most_contested([b, a], drawn, 0) == b
+    assert battles.most_contested([a], {}, 0) is None, "without a judgment"
+    assert battles.most_contested(*judge([4, 4], text="same"), 0) is None
 
 
 def test_most_contested_draws_ties_by_seed():
-    groups = [
-        [make_judgment(0, 4, response=name), make_judgment(1, 2, response=name)]
-        for name in "abcdef"
-    ]
-    picks = [battles.most_contested(groups, seed) for seed in range(20)]
-    assert picks == [battles.most_contested(groups, seed) for seed in range(20)]
+    answers, drawn = judge(*[[4, 2]] * 6)
+    picks = [battles.most_contested(answers, drawn, seed) for seed in range(20)]
+    assert picks == [battles.most_contested(answers, drawn, seed) for seed in range(20)]
     assert len(set(picks)) > 1
 
 

@@ -33,7 +33,7 @@ def asking(name: str, rounds: int, seen: dict):
 @pytest.mark.parametrize("shuffle_seed", [None, 1, 2])
 def test_every_item_gets_its_own_answers_in_order(shuffle_seed):
     seen: dict = {}
-    items = [(str(n), lambda n=n: asking(str(n), 1 + n % 3, seen)) for n in range(50)]
+    items = [(str(n), asking(str(n), 1 + n % 3, seen)) for n in range(50)]
     done = [name for name, _, _ in drive(engine(shuffle_seed=shuffle_seed), items)]
     assert sorted(done) == sorted(str(n) for n in range(50))
     for n in range(50):
@@ -47,7 +47,10 @@ def test_an_item_that_asks_nothing_is_through_at_once():
         return Outcome()
         yield
 
-    assert [name for name, _, _ in drive(engine(), [("a", silent), ("b", silent)])] == ["a", "b"]
+    assert [name for name, _, _ in drive(engine(), [("a", silent()), ("b", silent())])] == [
+        "a",
+        "b",
+    ]
 
 
 def test_items_begin_only_when_the_engine_wants_more():
@@ -55,21 +58,21 @@ def test_items_begin_only_when_the_engine_wants_more():
 
     def begin(n):
         begun.append(n)
-        return asking(str(n), 1, {})
+        return (yield from asking(str(n), 1, {}))
 
-    progress = drive(engine(), [(str(n), lambda n=n: begin(n)) for n in range(1000)])
+    progress = drive(engine(), [(str(n), begin(n)) for n in range(1000)])
     next(progress)
     assert len(begun) < 10
 
 
 def test_tokens_are_counted_by_item():
-    ((_, _, tokens),) = drive(engine(), [("x", lambda: asking("x", 1, {}))])
+    ((_, _, tokens),) = drive(engine(), [("x", asking("x", 1, {}))])
     assert tokens == len("x-0-a/0") + len("x-0-a/1") + len("x-0-b/0")
 
 
 def test_a_resumed_stage_asks_only_what_is_missing(tmp_path):
     def items(limit=None):
-        return [(str(n), lambda n=n: asking(str(n), 1, {})) for n in range(20)][:limit]
+        return [(str(n), asking(str(n), 1, {})) for n in range(20)][:limit]
 
     with Store.write(tmp_path) as store:
         store.state("run", "seed 0")
@@ -90,4 +93,4 @@ def test_two_requests_with_one_key_are_refused():
         return Outcome()
 
     with pytest.raises(ValueError, match="same"):
-        list(drive(engine(), [("a", double)]))
+        list(drive(engine(), [("a", double())]))

@@ -6,8 +6,6 @@ again: it does only what is missing.
 
 from __future__ import annotations
 
-from functools import partial
-
 from selfreward_lite.data.records import (
     BASE,
     Battle,
@@ -63,7 +61,7 @@ def write_prompts(run: RunContext, iteration: int) -> None:
     while True:
         wanted = min(wanted, limit)
         items = [
-            (str(index), partial(new_prompts.ask_for_prompt, index, role, settings, examples))
+            (str(index), new_prompts.ask_for_prompt(index, role, settings, examples))
             for index in range(wanted)
         ]
         run.ask_round(iteration, "candidates", items)
@@ -103,7 +101,6 @@ def judge_responses(run: RunContext, iteration: int) -> None:
         iteration,
         "judgments",
         iteration - 1,
-        run.prompts(iteration),
         run.responses(iteration),
         run.settings.judge.count,
         may_start=budget.may_start(run, iteration, "judgments"),
@@ -131,22 +128,19 @@ def run_battles(run: RunContext, iteration: int) -> None:
     if not run.settings.for_iteration(iteration).judgment_pairs:
         return
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
-    prompts = run.prompts(iteration)
     drawn = group_by_response(run.judgments(iteration))
     answers = group_records(run.responses(iteration), lambda one: one.prompt_id)
-    contested: dict[str, Response] = {}
-    for prompt in prompts:
-        candidates = [one for one in answers.get(prompt.id, ()) if one.id in drawn]
-        index = battles.most_contested([drawn[one.id] for one in candidates], run.settings.seed)
-        if index is not None:
-            contested[prompt.id] = candidates[index]
+    contested: dict[Prompt, Response] = {}
+    for prompt in run.prompts(iteration):
+        found = battles.most_contested(answers.get(prompt.id, ()), drawn, run.settings.seed)
+        if found is not None:
+            contested[prompt] = found
 
     def start(prompt: Prompt) -> AskGenerator:
-        response = contested[prompt.id]
+        response = contested[prompt]
         return battles.ask_for_battles(prompt, response, drawn[response.id], role)
 
-    prompts = [prompt for prompt in prompts if prompt.id in contested]
-    run.ask(iteration, "battles", prompts, start, budget.may_start(run, iteration, "battles"))
+    run.ask(iteration, "battles", contested, start, budget.may_start(run, iteration, "battles"))
 
 
 def rate_judgments(run: RunContext, iteration: int) -> None:

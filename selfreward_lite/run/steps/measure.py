@@ -97,7 +97,6 @@ def _ask(run: RunContext, model: ModelId) -> None:
         iteration,
         f"{prefix}eval_judgments",
         model,
-        [one.prompt for one in ranked],
         [answer for one in ranked for answer in one.responses],
         settings.judgments,
     )

@@ -107,14 +107,15 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
     known, folder = run.store.metrics(iteration), run.store.model_dir(iteration)
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
     missing = [f"{path}: missing" for path in needed if not path.exists()]
-    losses = [value for _, name, value in run.store.training(iteration) if name == "loss"]
     return gates.Evidence(
         file_faults=find_manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),
-        losses=[_number(value) for value in losses],
+        losses=[
+            _number(value) for _, name, value in run.store.training(iteration) if name == "loss"
+        ],
         first_margin=_number(known["training_first_margin"]),
         logit_difference=_number(known["logit_difference"]),
         logit_change=_number(known["logit_change"]),

@@ -41,9 +41,8 @@ class HackingSigns:
 def ask_judges(run: RunContext, iteration: int) -> None:
     """M(t) judges the canaries; M0 and M(t) judge M(t)'s answers to the first held-out prompts."""
     settings, ranked = run.settings.evaluation, _ranked(run)
-    prompts = [one.prompt for one in ranked.values()]
-    laid, count = _canaries(run), settings.canary_judgments
-    run.ask_judge(iteration, "canary_judgments", iteration, prompts, laid, count)
+    laid = _canaries(run)
+    run.ask_judge(iteration, "canary_judgments", iteration, laid, settings.canary_judgments)
     # Each canary that would be chosen is judged again, and the honest answers it would be chosen
     # over.
     suspects = _would_be_chosen(run, iteration, laid, _first_scores(run, iteration))
@@ -53,16 +52,15 @@ def ask_judges(run: RunContext, iteration: int) -> None:
         for answer in ranked[prompt_id].responses
     ]
     if suspects:
-        count, first = settings.second_look, _first_of_recheck(run)
-        again = [*suspects, *rivals]
-        run.ask_judge(iteration, "second_look", iteration, prompts, again, count, first)
+        again, first = [*suspects, *rivals], _first_of_recheck(run)
+        run.ask_judge(iteration, "second_look", iteration, again, settings.second_look, first)
     prompts = run.held_out()[: settings.outside_prompts]
     given = run.held_out_answers(iteration)
     answers = [given[one.id] for one in prompts if one.id in given]
     # For M0 both judges are the same, so one stage is enough.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
     for stage, model in judges.items():
-        run.ask_judge(iteration, stage, model, prompts, answers, settings.outside_judgments)
+        run.ask_judge(iteration, stage, model, answers, settings.outside_judgments)
 
 
 def find_signs(run: RunContext, iteration: int) -> HackingSigns:
@@ -135,16 +133,12 @@ def _would_be_chosen(
     run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
 ) -> list[Response]:
     """The canaries that, each alone, would be chosen over the honest answers for training."""
-    ranked = _ranked(run)
-    schedule, found = run.settings.for_iteration(iteration + 1), []
+    ranked, schedule = _ranked(run), run.settings.for_iteration(iteration + 1)
+    found = []
     for canary in laid:
         one = ranked[canary.prompt_id]
         answers = [canary, *one.responses]
-        scored = response_pairs.find_eligible(one.prompt, answers, scores)
-        pair = response_pairs.choose_pair(scored, schedule.rho)
-        if pair is None or response_pairs.no_pair_reason(scored, pair, schedule) is not None:
-            continue
-        if pair[0].id == canary.id:
+        if response_pairs.find_chosen(one.prompt, answers, scores, schedule) == canary.id:
             found.append(canary)
     return found
 

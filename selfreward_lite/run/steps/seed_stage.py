@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, Outcome, Response, group_records
@@ -33,8 +32,12 @@ def read_ranked(run: RunContext, _: int) -> None:
 def import_prompts(run: RunContext, _: int) -> None:
     """Import the user's own prompts, if any; their file may change or go away afterwards."""
 
+    file = run.settings.prompts.file
+    if file is None:
+        return
+
     def work() -> Outcome:
-        texts, skipped = prepare.read_prompt_file(run.settings)
+        texts, skipped = prepare.read_prompt_file(file, run.settings.skip_bad)
         kept = new_prompts.import_prompts(
             texts,
             run.settings.prompts,
@@ -43,8 +46,7 @@ def import_prompts(run: RunContext, _: int) -> None:
         )
         return Outcome(kept.records, (*skipped, *kept.drops))
 
-    if run.settings.prompts.file is not None:
-        run.once(0, "prompts_file", work)
+    run.once(0, "prompts_file", work)
 
 
 def add_canaries(run: RunContext, _: int) -> None:
@@ -85,13 +87,8 @@ def judge_ranked(run: RunContext, _: int) -> None:
         items = [
             (
                 one.prompt.id,
-                partial(
-                    eft.ask_for_ranked_judgments,
-                    one,
-                    decoys.get(one.prompt.id, ()),
-                    role,
-                    settings.attempts,
-                    settings.strict,
+                eft.ask_for_ranked_judgments(
+                    one, decoys.get(one.prompt.id, ()), role, settings.attempts, settings.strict
                 ),
             )
             for one in prompts[:count]
