@@ -1,4 +1,4 @@
-"""The app in a real browser: from an empty folder to a better model; and what no text may do to it."""
+"""The app in a real browser: from an empty folder to a better model; what no text may do to it."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,10 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def newcomer(chromium, tmp_path_factory):
-    """The app on an empty machine, and one page of it; what it asks for is written down. The tests go on one from another."""
+    """The app on an empty machine, one page of it, and what that asks for.
+
+    The tests build on each other.
+    """
     with app.running(tmp_path_factory.mktemp("newcomer") / "runs") as (client, process, _):
         page = browser_tools.visit(chromium, client.src)
         asked, wrong = [], []
@@ -66,7 +69,7 @@ def test_a_reply_has_its_self_score_and_judgments_to_unfold(newcomer):
     page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last.wait_for()
 
 
-def test_a_tiny_run_begins_at_a_click_and_its_models_appear_as_they_are_made(newcomer):
+def test_a_tiny_run_starts_at_a_click_and_its_models_appear(newcomer):
     page = newcomer.page
     page.get_by_role("button", name="Start a tiny run").click()
     page.locator("#state").get_by_text("is running").wait_for(timeout=30_000)
@@ -123,7 +126,7 @@ def test_the_plots_show_the_run(newcomer):
     page.locator("#measured").get_by_text("judge pair accuracy", exact=True).first.wait_for()
 
 
-def test_nothing_but_this_machine_was_asked_and_nothing_went_wrong(newcomer):
+def test_only_this_machine_was_asked_and_nothing_went_wrong(newcomer):
     assert {
         url.split("/")[2].split(":")[0] for url in newcomer.asked if url.startswith("http")
     } == {"127.0.0.1"}
@@ -131,7 +134,7 @@ def test_nothing_but_this_machine_was_asked_and_nothing_went_wrong(newcomer):
 
 
 def test_a_page_that_shows_asks_only_for_its_ticks(newcomer):
-    """Changes that cause each other went round four times a second once; a page that lies open must cost nothing."""
+    """Changes that cause each other once went round four times a second; an open page is free."""
     page = newcomer.page
     page.wait_for_timeout(3000)
     before = len(newcomer.asked)
@@ -139,7 +142,7 @@ def test_a_page_that_shows_asks_only_for_its_ticks(newcomer):
     assert len(newcomer.asked) - before < 25
 
 
-# -- what no text may do ------------------------------------------------------------------------------------------------------
+# -- what no text may do ---------------------------------------------------------------------------
 
 
 def hostile_run(folder: Path) -> None:
@@ -177,8 +180,8 @@ def hostile_run(folder: Path) -> None:
             )
             for one, score in zip(responses, (5.0, 1.0), strict=True)
         ]
-        pair = ResponsePair(make_id("seed 0", ResponsePair, 1, prompt.id), 1, prompt.id, *(one.id for one in responses), 5.0, 1.0,
-                            9, 9, 0.0)  # fmt: skip
+        key, ids = make_id("seed 0", ResponsePair, 1, prompt.id), [one.id for one in responses]
+        pair = ResponsePair(key, 1, prompt.id, *ids, 5.0, 1.0, 9, 9, 0.0)
         store.commit(1, "hostile", prompt.id, Outcome((prompt, *responses, *judged, pair)))
         store.record_gate(1, "length", False, HOSTILE)
     folder.with_name("hostile.log").write_text(HOSTILE)
@@ -222,7 +225,8 @@ HARM = """() => {
         if (/evil|alert\\(1\\)|onerror/.test(said)) found.push(said.slice(0, 200));
     }
     for (const one of document.querySelectorAll('body *'))
-        if (getComputedStyle(one).position == 'fixed' && /alert\\(1\\)/.test(one.textContent)) found.push(one.className);
+        if (getComputedStyle(one).position == 'fixed' && /alert\\(1\\)/.test(one.textContent))
+            found.push(one.className);
     return found;
 }"""
 

@@ -20,7 +20,8 @@ from selfreward_lite.report.status import RunStatus, StageStatus
 from selfreward_lite.system.errors import ConfigError, UserError
 from selfreward_lite.system.files import write_manifest
 
-# Stands for the command line: writes the run until it is told to end, as the real one does, or ends at once with a word.
+# Stands for the command line: writes the run until it is told to end, as the real one does, or
+# ends at once with a message.
 COMMAND = """#!{python}
 import signal, sys, time
 sys.path[:0] = {path!r}
@@ -30,7 +31,8 @@ from selfreward_lite import config
 from selfreward_lite.data.store import Store
 arguments = sys.argv[3:]
 Path({said!r}).write_text(json.dumps([arguments, str(Path.cwd())]))
-where = Path(arguments[arguments.index("--runs-dir") + 1]) / arguments[arguments.index("--name") + 1]
+runs_dir, name = (arguments[arguments.index(key) + 1] for key in ("--runs-dir", "--name"))
+where = Path(runs_dir) / name
 if {fails}:
     sys.exit("the disk is full: make room")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
@@ -81,8 +83,8 @@ def test_a_run_is_started_watched_and_stopped(tmp_path, command):
     arguments, where = told()
     assert where == str(tmp_path), "relative paths begin where the app was started"
     assert arguments == [
-        "run", "--runs-dir", str(runs), "--name", "mine", "--preset", "tiny", "--iterations", "2", "--hours", "0.5",
-        "--set", "dpo.beta=0.2",
+        "run", "--runs-dir", str(runs), "--name", "mine", "--preset", "tiny",
+        "--iterations", "2", "--hours", "0.5", "--set", "dpo.beta=0.2",
     ]  # fmt: skip
     deadline = time.monotonic() + 20
     while not jobs.last_log_lines(runs / "mine") and time.monotonic() < deadline:
@@ -236,7 +238,8 @@ def test_a_run_goes_on_when_its_starter_is_killed(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from selfreward_lite.app import jobs; "
         "runs = Path(sys.argv[1]); "
-        "jobs.start_run(runs, jobs.RunRequest('mine', 'tiny', settings=('prompts.count=8', 'seed_stage.train_examples=30', "
+        "jobs.start_run(runs, jobs.RunRequest('mine', 'tiny', "
+        "settings=('prompts.count=8', 'seed_stage.train_examples=30', "
         "'seed_stage.eval_prompts=6', 'evaluation.prompts=8')), runs.parent); "
         "from selfreward_lite.report import status; "
         "print(status.read_status(runs / 'mine').process, flush=True); time.sleep(99)"

@@ -161,7 +161,7 @@ def test_conversation_is_downloaded_completely():
     assert (rows[1]["assistant"], rows[1]["score"]) == (None, None)
 
 
-# -- what happens at a click ----------------------------------------------------------------------------------------------------
+# -- what happens at a click -----------------------------------------------------------------------
 
 
 def values_of(tab: chat.ChatTab, **more) -> dict:
@@ -321,7 +321,7 @@ def test_retry_edit_and_undo(chat_tab):
     assert undone[chat_tab.prompt.text] == "three"
 
 
-# -- how it is served -------------------------------------------------------------------------------------------------------
+# -- how it is served ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

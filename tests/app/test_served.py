@@ -1,4 +1,4 @@
-"""The app as users start it: endpoints through gradio's client, who may connect, what stays private."""
+"""The app as users start it: endpoints through gradio's client, access, what stays private."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_runs_are_listed_and_the_tiny_model_is_always_there(client):
     ]
 
 
-def test_a_reply_comes_with_its_numbers_and_the_same_seed_says_the_same(client):
+def test_a_reply_has_its_numbers_and_repeats_with_its_seed(client):
     first, again = (last(client, ASKED, TINY, seed=3, api_name="/chat") for _ in range(2))
     assert first["text"] == again["text"] != ""
     assert first["finish"] == "stop"

@@ -1,4 +1,4 @@
-"""The compare and run tabs, without a browser: what a click does, and that no text becomes markup."""
+"""The compare and run tabs, without a browser: what a click does; no text becomes markup."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def make_run_tab(library: RunLibrary) -> run_tab.RunTab:
 
 
 class FakeTalk:
-    """Stands for `Talk` and for the library: two models reply, and the judge prefers the right one."""
+    """Stands for `Talk` and for the library: two models reply, the judge prefers the right one."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder, self.fails, self.asked = folder.joinpath, False, []
@@ -123,7 +123,7 @@ def last(growing):
     return end
 
 
-# -- compare ----------------------------------------------------------------------------------------------------------------
+# -- compare ---------------------------------------------------------------------------------------
 
 
 def test_both_models_answer_one_prompt_with_one_seed(talk):
@@ -265,7 +265,7 @@ def test_a_chat_with_the_newest_model_moves_to_a_newer_one(chat_tab):
     assert value("M9", chat.SELF, older) == "M2"
 
 
-# -- run --------------------------------------------------------------------------------------------------------------------
+# -- run -------------------------------------------------------------------------------------------
 
 
 def test_a_plan_tells_what_a_run_needs(library):

@@ -1,4 +1,4 @@
-"""Replies, scores and verdicts of real models: the tiny one without a run, a run's own otherwise."""
+"""Replies, scores and verdicts of real models: the tiny one without a run, else a run's own."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ ASKED = user("Sort the letters c a b.")
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Iterator[RunLibrary]:
-    """A library with one run, whose M1 is a random adapter on the tiny base; and, before it, with none."""
+    """A library, first without a run, then with one whose M1 is a random adapter on the base."""
     runs = tmp_path_factory.mktemp("runs")
     found = RunLibrary(runs)
     assert found.runs() == []
@@ -67,7 +67,8 @@ def test_engine_status_tells_what_it_runs_on(library, tmp_path):
     )
     last(open_talk(library).stream_reply("base", ASKED, DRAW, 7))
     assert re.fullmatch(
-        r"llama.cpp on the CPU \(\d+ cores\): ready; last reply: base of the tiny model, [\d,]+ tokens/s",
+        r"llama.cpp on the CPU \(\d+ cores\): ready; "
+        r"last reply: base of the tiny model, [\d,]+ tokens/s",
         library.engine_status(),
     )
 

@@ -26,7 +26,7 @@ def library(scripted_runs) -> RunLibrary:
     return RunLibrary(scripted_runs)
 
 
-# -- explore ----------------------------------------------------------------------------------------------------------------
+# -- explore ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_all_tables_show_text_and_no_markup(scripted_runs):
     assert not [one for one in parts if isinstance(one, gr.HTML) and one.elem_id != "bar"]
 
 
-# -- progress ---------------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 def test_measurements_are_shown_with_their_errors(scripted_runs):
@@ -214,10 +214,10 @@ def test_a_plot_has_its_columns_without_any_row(library):
     assert (len(frame), list(frame.columns)) == (0, ["step", "value", "model"])
 
 
-# -- the page ---------------------------------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
-def test_the_page_has_its_tabs_and_offers_four_endpoints_and_no_more(tmp_path):
+def test_the_page_has_its_tabs_and_offers_four_endpoints(tmp_path):
     blocks = page.build(RunLibrary(tmp_path))
     assert [one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)] == [
         "Chat",
@@ -231,7 +231,7 @@ def test_the_page_has_its_tabs_and_offers_four_endpoints_and_no_more(tmp_path):
 
 
 def test_nothing_that_changes_goes_round_for_ever(tmp_path):
-    """gradio runs a handler of two changes again after itself, for ever, in its own way of doing that ("always_last")."""
+    """By default ("always_last"), gradio runs a handler of two changes again and again."""
     for one in page.build(RunLibrary(tmp_path)).fns.values():
         if len([target for target in one.targets if target[1] == "change"]) > 1:
             assert one.trigger_mode == "multiple", one.fn
