@@ -164,7 +164,7 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
 
 def _run_part(wanted: CardBenchConfig, name: str, answer: Connection) -> None:
     """What `run_in_child` starts."""
-    os.environ.update(one_gpu(os.environ))
+    os.environ.update(one_gpu())
     try:
         answer.send(dict(_list_parts(wanted))[name]())
     except Exception as error:  # noqa: BLE001 - any failure of a GPU, library or driver is a finding

@@ -110,7 +110,7 @@ def bench_engine(
     from selfreward_lite.bench import baselines, engine
 
     if gpu_layers:  # the same GPU as the engine's child process
-        os.environ.update(one_gpu(os.environ))
+        os.environ.update(one_gpu())
     model, name = engine.prepare_model(model, synthetic, quantisation, adapter, folder, say)
     vocab = baselines.vocabulary(model)
     if load == "judge":

@@ -7,13 +7,13 @@ which they finish.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
-from selfreward_lite.config.settings import EngineSettings
+from selfreward_lite.config.settings import EngineSettings, Section
 from selfreward_lite.system.errors import EngineError
 
 Finish = Literal["stop", "length", "refused", "failed"]
@@ -143,8 +143,8 @@ class Stats:
 
     def since(self, before: Stats) -> Stats:
         """What was counted after `before`; `occupancy` is not a counter."""
-        names = [field.name for field in fields(self)]
-        return Stats(**{name: getattr(self, name) - getattr(before, name) for name in names})
+        earlier = asdict(before)
+        return Stats(**{name: now - earlier[name] for name, now in asdict(self).items()})
 
 
 def failed_completions(
@@ -193,10 +193,9 @@ class LlamaSpec(EngineSettings):
     micro_batch: int | None = None
 
 
-class ScriptedSpec(BaseModel):
+class ScriptedSpec(Section):
     """A ScriptedEngine made by `factory`, a "module:function" called with `arguments`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["scripted"] = "scripted"
     factory: str
     arguments: dict[str, Any] = {}
@@ -204,9 +203,4 @@ class ScriptedSpec(BaseModel):
 
 
 EngineSpec = LlamaSpec | ScriptedSpec
-
-
-def parse_spec(line: str) -> EngineSpec:
-    """Read back the JSON of a spec; raises ValueError for one that does not fit."""
-    spec: EngineSpec = TypeAdapter(EngineSpec).validate_json(line)
-    return spec
+SPEC: TypeAdapter[EngineSpec] = TypeAdapter(EngineSpec)

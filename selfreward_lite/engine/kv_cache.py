@@ -31,23 +31,25 @@ class Span:
 
 
 class Cells:
-    """Counts allocated cells; never more than `capacity` if callers check `free` first."""
+    """Counts the cells that are `free`; never fewer than none if callers check first."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.used = 0
-
-    @property
-    def free(self) -> int:
-        return self.capacity - self.used
+        self.free = capacity
 
     def allocate(self, leaf: Span | None, keep: int, extra: int) -> Span:
         """Give a sequence `extra` new cells behind the first `keep` positions of `leaf`."""
-        parent = self._split(leaf, keep)
-        if parent:
-            parent.holders += 1
-        self.used += extra
-        return Span(parent, keep + extra)
+        span = leaf if keep else None
+        while span and span.start >= keep:
+            span = span.parent
+        if keep and (span is None or span.end < keep):
+            raise ValueError(f"cannot keep {keep} positions of a shorter sequence")
+        if span and span.end > keep:  # it is split there
+            span.parent = Span(span.parent, keep)
+            span = span.parent
+        if span:
+            span.holders += 1
+        self.free -= extra
+        return Span(span, keep + extra)
 
     def release(self, leaf: Span) -> None:
         """Drop one hold; spans that nothing else needs become free."""
@@ -56,7 +58,7 @@ class Cells:
             span.holders -= 1
             if span.holders:
                 return
-            self.used -= span.length
+            self.free += span.length
             span = span.parent
 
     def releasable(self, leaf: Span) -> int:
@@ -67,20 +69,6 @@ class Cells:
             total += span.length
             span = span.parent
         return total
-
-    def _split(self, leaf: Span | None, keep: int) -> Span | None:
-        """The span above `leaf` that ends at `keep`; one that goes further is split there."""
-        if keep == 0:
-            return None
-        span = leaf
-        while span and span.start >= keep:
-            span = span.parent
-        if span is None or span.end < keep:
-            raise ValueError(f"cannot keep {keep} positions of a shorter sequence")
-        if span.end == keep:
-            return span
-        span.parent = Span(span.parent, keep)
-        return span.parent
 
 
 @dataclass(slots=True, eq=False)
@@ -106,9 +94,6 @@ class PrefixCache:
         self._free_sequences = list(sequences)
         self._drop = drop
         self._roots: dict[int, Root] = {}  # by sequence, least recently used first
-
-    def __len__(self) -> int:
-        return len(self._roots)
 
     def find_longest(self, tokens: np.ndarray) -> tuple[Root | None, int]:
         """The root that shares most of the beginning of `tokens`, and how much: (None, 0) if none.

@@ -5,8 +5,6 @@ of the current one are started. A child that dies fails what was under way; the 
 it again.
 """
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Generator
@@ -28,7 +26,6 @@ from selfreward_lite.system.processes import DEATH, JsonProcess, Message
 CLOSED = "this engine was closed; ask again"
 HEARTBEAT = 0.25  # seconds of silence after which a caller gets None, and may stop
 BEGIN: Message = {"begin": 1, "live": True}
-State = Literal["not started", "loading", "ready", "closed"]
 
 
 @dataclass(slots=True, eq=False)
@@ -63,7 +60,7 @@ class Live:
         self.completions = 0  # made by the child, also for requests that were taken back
 
     @property
-    def state(self) -> State:
+    def state(self) -> Literal["not started", "loading", "ready", "closed"]:
         if self._is_closed:
             return "closed"
         if self._child is not None:
@@ -74,11 +71,6 @@ class Live:
     def waiting(self) -> int:
         """How many requests wait for their turn."""
         return len(self._waiting)
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the living child."""
-        return self._child.pid if self._child else None
 
     def load(self) -> None:
         """Start the child and load its model, unless that is done; raises EngineError."""
@@ -138,9 +130,8 @@ class Live:
             self._child, self._loading_child, self._is_closed = None, None, True
             self._refuse(self._under_way, EngineError(why))
             self._refuse(self._waiting, EngineError(why))
-        for child in children:
-            if child is not None:
-                child.close()
+        for child in filter(None, children):
+            child.close()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -164,26 +155,23 @@ class Live:
             group.clear()
 
     def _send_waiting(self) -> None:
-        """Send the child as many requests as it has room for, caller by caller."""
-        with self._lock:
-            while self._child is not None and (asked := self._next()) is not None:
-                self._under_way[asked.request.key] = asked
-                self._child.send({"request": asdict(asked.request)})
+        """Send the child as many requests as it has room for, caller by caller.
 
-    def _next(self) -> _Asked | None:
-        """Take the request whose turn it is, if there is room and its adapter is the one in use."""
-        first = next(iter(self._waiting.values()), None)
-        if first is None:
-            return None
-        busy = sum(len(one.owed) for one in self._under_way.values())
-        adapters = {one.request.adapter for one in self._under_way.values()}
-        if busy and (busy + len(first.owed) > self._room or adapters != {first.request.adapter}):
-            return None
-        del self._waiting[first.request.key]
-        for key, one in list(self._waiting.items()):
-            if one.caller == first.caller:
-                self._waiting[key] = self._waiting.pop(key)  # behind the others
-        return first
+        None is sent while samples for another adapter are under way.
+        """
+        with self._lock:
+            while self._child is not None and self._waiting:
+                key, first = next(iter(self._waiting.items()))
+                busy = sum(len(one.owed) for one in self._under_way.values())
+                adapters = {one.request.adapter for one in self._under_way.values()}
+                is_full = busy and busy + len(first.owed) > self._room
+                if is_full or adapters - {first.request.adapter}:
+                    return
+                self._under_way[key] = self._waiting.pop(key)
+                for other, one in list(self._waiting.items()):
+                    if one.caller == first.caller:
+                        self._waiting[other] = self._waiting.pop(other)  # behind the others
+                self._child.send({"request": asdict(first.request)})
 
     def _take_back(self, asked: _Asked) -> None:
         """Forget a request; the child is told if it computes it."""
@@ -202,7 +190,10 @@ class Live:
             elif "completion" in message:
                 self._pass_on(COMPLETION.validate_python(message["completion"]))
             elif "finished" not in message:
-                self._fail_round(EngineError(str(error_from(message))))
+                with self._lock:  # the round ends for every request in it; the next begins at once
+                    self._refuse(self._under_way, EngineError(str(error_from(message))))
+                    child.send(BEGIN)
+                self._send_waiting()
         self._on_worker_death(child)
 
     def _pass_on(self, answer: Piece | Completion) -> None:
@@ -220,26 +211,18 @@ class Live:
         if is_completion:
             self._send_waiting()
 
-    def _fail_round(self, error: EngineError) -> None:
-        """End the round for every request in it; the next begins at once."""
-        with self._lock:
-            self._refuse(self._under_way, error)
-            if self._child is not None:
-                self._child.send(BEGIN)
-        self._send_waiting()
-
     def _on_worker_death(self, child: JsonProcess) -> None:
         """Fail what was under way; a child that should live is started again if requests wait."""
         with self._lock:
-            is_crash = child is self._child
+            if child is not self._child:
+                return  # it was closed
             failed = list(self._under_way.values())
             self._under_way.clear()
-            if is_crash:
-                self._child = None
-                self.deaths += 1
-        self.last_death = describe_death(child) if is_crash else ""
+            self._child = None
+            self.deaths += 1
+        self.last_death = describe_death(child)
         for asked in failed:
             for completion in failed_completions(asked.request, sorted(asked.owed)):
                 asked.answers.put(completion)
-        if is_crash and self.waiting:
+        if self.waiting:
             self._load_and_serve()

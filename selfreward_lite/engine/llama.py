@@ -5,13 +5,11 @@ ignores misspelled arguments. A fault in native code ends this process, so a run
 in child processes.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -36,6 +34,7 @@ PROBE_TOKENS = 8
 MAX_HELPERS = 8  # threads that draw tokens
 THREAD_WORTH = 200_000  # logits that one more thread should have to read
 SAME_LOGITS = 1e-6  # of the largest logit: a smaller difference is rounding
+Column = Sequence[int] | np.ndarray
 
 
 class BatchArrays:
@@ -61,11 +60,7 @@ class BatchArrays:
             setattr(self.batch, name, ctypes.cast(values.ctypes.data, kinds[name]))
 
     def fill(
-        self,
-        tokens: Sequence[int] | np.ndarray,
-        positions: Sequence[int] | np.ndarray,
-        sequences: Sequence[int] | np.ndarray,
-        wanted: int,
+        self, tokens: Column, positions: Column, sequences: Column, wanted: int
     ) -> cpp.llama_batch:
         """Set the entries of the batch; the first `wanted` get logits."""
         size = len(tokens)
@@ -84,12 +79,11 @@ class LlamaDevice:
         self._memory = cpp.llama_get_memory(self.context)
         self._vocab = cpp.llama_model_get_vocab(self._model)
         self.vocab = int(cpp.llama_vocab_n_tokens(self._vocab))
-        self._unified, self._check_adapters = spec.unified, spec.check_adapters
+        self._spec = spec
         self.cells = int(cpp.llama_n_ctx(self.context))
         self.room = int(cpp.llama_n_ctx_seq(self.context))  # of one sequence
         self.limit = min(self.room, int(cpp.llama_model_n_ctx_train(self._model)))
         self.rows = spec.batch
-        self.outputs = spec.parallel
         self._batch = BatchArrays(self.rows)
         self.helpers = min(MAX_HELPERS, threads_for(self._model, spec))
         tune = is_tiny(self._model) and not spec.threads and not spec.gpu_layers
@@ -132,10 +126,10 @@ class LlamaDevice:
                 parts.append(cpp.llama_sampler_init_top_p(sampling.top_p, 1))
             # llama.cpp reads the largest 32-bit seed as "draw one yourself"
             parts.append(cpp.llama_sampler_init_dist(seed % 0xFFFFFFFF))
-        chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
+        sampler = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
         for part in parts:
-            cpp.llama_sampler_chain_add(chain, part)
-        return chain
+            cpp.llama_sampler_chain_add(sampler, part)
+        return sampler
 
     def sample(self, samplers: list[Any]) -> list[int]:
         """Draw a token for the first rows of the last batch, row i with sampler i.
@@ -149,9 +143,9 @@ class LlamaDevice:
         # puts the rows in order, once, before several threads read them
         cpp.llama_get_logits_ith(self.context, 0)
         size = -(-len(samplers) // shares)
-        parts = [(samplers[start : start + size], start) for start in range(0, len(samplers), size)]
-        drawn = self._pool.map(lambda part: self._draw(*part), parts)
-        return [token for part in drawn for token in part]
+        starts = range(0, len(samplers), size)
+        drawn = self._pool.map(lambda at: self._draw(samplers[at : at + size], at), starts)
+        return list(chain.from_iterable(drawn))
 
     def shares(self, count: int) -> int:
         """How many threads should draw so many tokens."""
@@ -170,7 +164,7 @@ class LlamaDevice:
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Give an empty sequence the first `length` positions of another."""
-        if length and self._unified:
+        if length and self._spec.unified:
             cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
         elif length:  # separate caches can only be copied as a whole
             cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -183,13 +177,12 @@ class LlamaDevice:
         cpp.llama_memory_clear(self._memory, False)
 
     def token_bytes(self, token: int) -> bytes:
-        found = self._pieces.get(token)
-        if found is None:
+        if token not in self._pieces:
             size = cpp.llama_token_to_piece(
                 self._vocab, token, self._buffer, len(self._buffer), 0, False
             )
-            found = self._pieces[token] = self._buffer.raw[: max(0, size)]
-        return found
+            self._pieces[token] = self._buffer.raw[: max(0, size)]
+        return self._pieces[token]
 
     def take_errors(self) -> str:
         return LOG.take_errors()
@@ -220,8 +213,8 @@ class LlamaDevice:
         """Logits float32 [len(tokens), vocab] of one text; overwrites sequence 0."""
         self.drop(0)
         parts = []
-        for start in range(0, len(tokens), self.outputs):
-            part = tokens[start : start + self.outputs]
+        for start in range(0, len(tokens), self._spec.parallel):
+            part = tokens[start : start + self._spec.parallel]
             positions = list(range(start, start + len(part)))
             if self.decode(part, positions, [0] * len(part), len(part)):
                 raise EngineError(
@@ -244,21 +237,21 @@ class LlamaDevice:
 
     def _load_adapter(self, name: str) -> None:
         stamp = _stamp(name)
-        if self._check_adapters:
-            check_adapter(Path(name))
+        if self._spec.check_adapters:
+            check_adapter(name)
         pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(name))
         if not pointer:
             raise EngineError(
                 f"adapter {name} does not fit this base model ({self.take_errors()}); "
                 "convert it again"
             )
-        if self._check_adapters:
+        if self._spec.check_adapters:
             self._check_effect(name, pointer)
         self._adapters[name] = (stamp, pointer)
 
     def _check_effect(self, name: str, pointer: Any) -> None:
         """Raise EngineError if a loaded adapter changes nothing, or makes logits not finite."""
-        tokens = [int(token) for token in np.linspace(0, self.vocab - 1, PROBE_TOKENS)]
+        tokens: list[int] = np.linspace(0, self.vocab - 1, PROBE_TOKENS, dtype=int).tolist()
         if self._base_probe is None:
             self._base_probe = self.logits(tokens)
         self._set(pointer)
@@ -315,7 +308,7 @@ class LlamaEngine:
                 f"{len(tokens)} tokens do not fit the context of {device.room}; raise the context"
             )
         self._scheduler.reset(adapter)
-        return device.logits(list(tokens))
+        return device.logits(tokens)
 
     def close(self) -> None:
         if self._device:

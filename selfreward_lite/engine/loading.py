@@ -3,8 +3,6 @@
 Imports native code that may crash its process, as `llama.py` does.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections import deque
@@ -23,9 +21,9 @@ from selfreward_lite.system.errors import EngineError
 # -- adapter files: llama.cpp would crash on a bad one ----------
 
 
-def check_adapter(path: Path) -> None:
+def check_adapter(path: str) -> None:
     """Raise EngineError unless `path` is a complete GGUF LoRA adapter that changes something."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EngineError(
             f"adapter {path} does not exist; export it again, or name another iteration"
         )
@@ -138,7 +136,8 @@ class LogCapture:
         self._level = 0
 
     def receive(self, level: int, text: bytes, _: Any) -> None:
-        self._level = self._level if level == _LEVEL_CONTINUE else level
+        if level != _LEVEL_CONTINUE:
+            self._level = level
         line = text.decode("utf-8", errors="replace").strip()
         if self._level == _LEVEL_ERROR and line:
             self.errors.append(line)

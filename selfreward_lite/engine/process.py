@@ -6,8 +6,6 @@ After three deaths without a completion in between, these requests are tried one
 kills the child alone is answered with "failed". If every request kills it, that is an EngineError.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Generator, Iterable, Iterator
@@ -92,6 +90,11 @@ class _Work:
     missing: list[int]
     sent: tuple[int, ...] = ()
 
+    def to_message(self, key: str) -> Message:
+        self.sent = tuple(self.missing)
+        seeds = tuple(self.request.seeds[sample] for sample in self.sent)
+        return {"request": asdict(replace(self.request, key=key, seeds=seeds))}
+
 
 class ProcessEngine:
     """An engine in a child process; the constructor returns when the model is loaded.
@@ -105,18 +108,12 @@ class ProcessEngine:
         self._child: JsonProcess | None = None
         self._is_closed = self._is_running = False
         self._last_death = ""
-        self._rounds = itertools.count(1)
-        self._keys = itertools.count(1)
+        self._numbers = itertools.count(1)  # of rounds and requests
         self._deaths_in_a_row = 0  # since the last completion
         self.parallel = 1
         self.deaths = 0
         self.stats = Stats()
         self._living_child()
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the living child."""
-        return self._child.pid if self._child else None
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """See `api.Engine`. One iterator at a time."""
@@ -159,13 +156,23 @@ class ProcessEngine:
 
     def _run_round(self, works: Iterator[_Work]) -> Generator[Completion, None, list[_Work]]:
         """Feed works to the child until all are done or it dies; returns what it still owes."""
-        child, number = self._living_child(), next(self._rounds)
+        child, number = self._living_child(), next(self._numbers)
         pending: dict[str, _Work] = {}
         more, is_over = True, False
         child.send({"begin": number})
         try:
             while not is_over:
-                more = more and self._feed(child, number, works, pending)
+                owed = sum(len(work.missing) for work in pending.values())
+                while more and owed < WINDOW * self.parallel:
+                    work = next(works, None)
+                    more = work is not None
+                    if work is None:
+                        child.send({"end": number})
+                    else:
+                        key = str(next(self._numbers))
+                        pending[key] = work
+                        child.send(work.to_message(key))
+                        owed += len(work.missing)
                 message = child.messages.get()
                 if DEATH in message:
                     is_over = True
@@ -181,24 +188,6 @@ class ProcessEngine:
             if not is_over:
                 child.send({"cancel": number})
         return list(pending.values())
-
-    def _feed(
-        self, child: JsonProcess, number: int, works: Iterator[_Work], pending: dict[str, _Work]
-    ) -> bool:
-        """Send works while the window has room. False once there are no more."""
-        owed = sum(len(work.missing) for work in pending.values())
-        while owed < WINDOW * self.parallel:
-            work = next(works, None)
-            if work is None:
-                child.send({"end": number})
-                return False
-            key = str(next(self._keys))
-            pending[key] = work
-            work.sent = tuple(work.missing)
-            seeds = tuple(work.request.seeds[sample] for sample in work.sent)
-            child.send({"request": asdict(replace(work.request, key=key, seeds=seeds))})
-            owed += len(work.missing)
-        return True
 
     def _receive(self, plain: Message, pending: dict[str, _Work]) -> Completion:
         self._deaths_in_a_row = 0

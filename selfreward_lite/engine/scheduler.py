@@ -6,13 +6,10 @@ computes the last prompt token itself, so roots need no logits. A sample starts 
 cells it may ever need are free, so no step runs out of cells and nothing is ever preempted.
 """
 
-from __future__ import annotations
-
 import codecs
-from codecs import IncrementalDecoder
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from operator import attrgetter
 from time import perf_counter
@@ -89,10 +86,6 @@ class PendingRequest:
     def left(self) -> int:
         return len(self.request.seeds) - self.started
 
-    @property
-    def is_ready(self) -> bool:
-        return self.root is None or self.root.computed >= self.prefix
-
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -105,8 +98,8 @@ class Slot:
     leaf: Span
     token: int
     position: int
-    decoder: IncrementalDecoder | None = None
-    tokens: list[int] = field(default_factory=list)
+    decoder: codecs.IncrementalDecoder | None
+    tokens: list[int]
     probed: tuple[float, ...] | None = None
 
 
@@ -305,7 +298,9 @@ class Scheduler:
 
     def _start_samples(self) -> None:
         """Fill free slots with samples of computed prompts, oldest request first."""
-        for pending in [pending for pending in self._pending if pending.is_ready]:
+        for pending in list(self._pending):
+            if pending.root and pending.root.computed < pending.prefix:
+                continue  # its prompt is not computed yet
             while self._free_sequences and pending.left:
                 if not self._roots.make_room(pending.cells):
                     return
@@ -330,6 +325,7 @@ class Scheduler:
             token=request.tokens[-1],
             position=prefix,
             decoder=utf8(errors="replace") if request.stream else None,
+            tokens=[],
         )
 
     def _compact_slots(self) -> None:

@@ -3,8 +3,6 @@
 The same requests always give the same completions in the same order, also if it is shuffled.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The child's side of `process.py`: reads requests from standard input, writes completions.
 
     parent to child                              child to parent
-    a spec (see `api.parse_spec`)  once          {"ready": samples under way}, {"error": line}
+    a spec (see `api.SPEC`)  once          {"ready": samples under way}, {"error": line}
                                                  or {"bug": traceback}
     {"begin": 1}                                 {"round": 1, "completion": {...}}  any number
     {"request": {...}}             any number    {"round": 1, "error": line}
@@ -13,11 +13,9 @@ For requests to be streamed it also sends {"round": 1, "piece": {...}}.
 The end of standard input ends the child at once, whatever it computes: no parent, no child.
 """
 
-from __future__ import annotations
-
-import importlib
 import json
 import os
+import pkgutil
 import signal
 import threading
 import time
@@ -30,6 +28,7 @@ from typing import Any, TextIO
 from pydantic import TypeAdapter
 
 from selfreward_lite.engine.api import (
+    SPEC,
     Cancel,
     EngineSpec,
     Fed,
@@ -37,7 +36,6 @@ from selfreward_lite.engine.api import (
     Piece,
     Request,
     Stats,
-    parse_spec,
 )
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.processes import Message
@@ -51,15 +49,14 @@ def make_engine(spec: EngineSpec) -> Any:
         from selfreward_lite.engine.llama import LlamaEngine  # native code: only in a child
 
         return LlamaEngine(spec)
-    module, _, function = spec.factory.partition(":")
-    return getattr(importlib.import_module(module), function)(**spec.arguments)
+    return pkgutil.resolve_name(spec.factory)(**spec.arguments)
 
 
 class _Inbox:
     """Reads the pipe in a thread: the parent's writes never block, and its end is noticed."""
 
     def __init__(self, pipe: TextIO) -> None:
-        self.on_cancel: Callable[[], None] | None = None
+        self.engine: Any = None  # once it is made
         self._pipe = pipe
         self._messages: SimpleQueue[Message] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -67,8 +64,8 @@ class _Inbox:
     def _read(self) -> None:
         for line in self._pipe:
             message = json.loads(line)
-            if "cancel" in message and self.on_cancel:
-                self.on_cancel()
+            if "cancel" in message and self.engine:
+                self.engine.cancel()
             self._messages.put(message)
         os._exit(0)  # at once, even while native code computes
 
@@ -78,14 +75,14 @@ class _Inbox:
             pass  # the rest of a round that ended early
         return message
 
-    def requests(self, engine: Any, is_live: bool) -> Iterator[Fed]:
+    def requests(self, is_live: bool) -> Iterator[Fed]:
         """The requests of a round, up to its end.
 
         In a live round, None if nothing has come and the engine has work.
         """
         while True:
             try:
-                message = self._messages.get(block=not is_live or engine.idle)
+                message = self._messages.get(block=not is_live or self.engine.idle)
             except Empty:
                 yield None
                 continue
@@ -99,13 +96,13 @@ class _Inbox:
 
 def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
     """Run rounds without end; an EngineError ends its round only."""
-    inbox.on_cancel = engine.cancel
+    inbox.engine = engine
     send({"ready": engine.parallel})
     while True:
         begin = inbox.next_round()
         number = begin["begin"]
         try:
-            for one in engine.complete(inbox.requests(engine, "live" in begin)):
+            for one in engine.complete(inbox.requests("live" in begin)):
                 if isinstance(one, Piece):  # parent and child read the same clock
                     send({"round": number, "piece": {**asdict(one), "at": time.monotonic()}})
                 else:
@@ -123,14 +120,13 @@ def main() -> None:
     os.dup2(2, 1)  # stray prints must not reach the wire
 
     def send(message: Message) -> None:
-        wire.write(json.dumps(message) + "\n")
-        wire.flush()
+        print(json.dumps(message), file=wire, flush=True)
 
     pipe = os.fdopen(os.dup(0), "r", encoding="utf-8")
     line = pipe.readline()
     inbox = _Inbox(pipe)
     try:
-        serve(make_engine(parse_spec(line)), inbox, send)
+        serve(make_engine(SPEC.validate_json(line)), inbox, send)
     except EngineError as error:
         send({"error": str(error)})
     except Exception:  # noqa: BLE001 - a bug: the parent raises it with this traceback

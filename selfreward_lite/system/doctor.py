@@ -4,8 +4,6 @@ examine      asks packages, driver, torch, llama.cpp, disk and hub  →  Machine
 findings     Machine  →  findings; pure, so a test can make up any machine
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -25,7 +23,6 @@ from selfreward_lite.system.files import format_bytes, free_bytes
 from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
 from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
-State = Literal["good", "note", "bad"]
 HUB = "huggingface.co"
 INSTALL = "pip install -r requirements.txt"
 PATIENCE = 180  # seconds for a probe; importing torch from a cold disk takes most of it
@@ -55,7 +52,7 @@ class Finding:
     """One fact about the machine: `bad` stops a run, a `note` limits it; `fix` is a command."""
 
     what: str
-    state: State
+    state: Literal["good", "note", "bad"]
     words: str
     fix: str | None = None
 

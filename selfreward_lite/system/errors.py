@@ -11,8 +11,6 @@ SelfRewardError            one line: what happened, and what to do next
 └── OutOfTime              exit code 130: the given hours are used; the run can be resumed
 """
 
-from __future__ import annotations
-
 
 class SelfRewardError(Exception):
     """Base of all errors that are shown as one line."""

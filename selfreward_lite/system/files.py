@@ -3,8 +3,6 @@
 A model's folder is complete when it has a manifest, which is written last.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -74,7 +72,7 @@ def find_manifest_faults(folder: Path) -> list[str]:
     if not (folder / MANIFEST).exists():
         return [f"{folder}: no manifest, so this folder is not complete"]
     try:
-        listed = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        listed = dict(json.loads((folder / MANIFEST).read_bytes())["files"])
     except (ValueError, KeyError, TypeError):
         return [f"{folder / MANIFEST}: is damaged"]
     faults = []
@@ -89,7 +87,7 @@ def find_manifest_faults(folder: Path) -> list[str]:
 
 def read_manifest_fact(folder: Path, name: str) -> Any:
     """A fact from the manifest of a complete folder; None if it is not there."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get(name)
+    return json.loads((folder / MANIFEST).read_bytes()).get(name)
 
 
 def hash_folder(folder: Path) -> str:

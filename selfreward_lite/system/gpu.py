@@ -6,8 +6,6 @@ when a run waits (`is_wanted`). Two models in one GPU would end a run hours late
 Nothing here imports torch; asking takes milliseconds and no GPU memory.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

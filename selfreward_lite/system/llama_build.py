@@ -4,8 +4,6 @@ The package index has only the source, which pip compiles for the CPU. With CUDA
 quarter of an hour or more, so on machines that are wiped the wheel is kept on a drive.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

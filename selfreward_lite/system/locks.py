@@ -3,8 +3,6 @@
 The kernel frees a lock when its holder ends, for any reason, so a file left behind blocks nothing.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

@@ -1,7 +1,5 @@
 """Child processes: how one starts, what it may see, how it ended, what it wrote last."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -22,29 +20,29 @@ CLOSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
-def one_gpu(environment: Mapping[str, str]) -> dict[str, str]:
+def one_gpu() -> dict[str, str]:
     """Environment variables that limit a child process to the first visible GPU.
 
     With two, llama.cpp would split the layers, and TRL every batch. GPUs are counted as nvidia-smi
     counts them; CUDA by itself would begin with the fastest.
     """
-    first = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return {
-        "CUDA_DEVICE_ORDER": environment.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
         "CUDA_VISIBLE_DEVICES": first,
     }
 
 
 def child_environment(
-    defaults: Mapping[str, str] | None = None, gpus: Literal["all", "one", "none"] = "all"
+    defaults: Mapping[str, str] = {}, gpus: Literal["all", "one", "none"] = "all"
 ) -> dict[str, str]:
     """This process's environment, for a child in any folder that imports this package.
 
     `defaults` apply where the user has not set the variable.
     """
-    found = {**(defaults or {}), **os.environ}
+    found = {**defaults, **os.environ}
     if gpus != "all":
-        found |= one_gpu(os.environ)
+        found |= one_gpu()
     if gpus == "none":  # a CUDA build takes some of a GPU's memory even without a layer on it
         found["CUDA_VISIBLE_DEVICES"] = ""
     package = Path(__file__).resolve().parents[2]
@@ -60,9 +58,7 @@ def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Pop
     return subprocess.Popen(command, encoding="utf-8", errors="replace", **options)
 
 
-def run_module(
-    module: str, *arguments: str, env: Mapping[str, str], timeout: float | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_module(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `python -m module` to its end, without input, and keep what it printed."""
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
@@ -71,8 +67,7 @@ def run_module(
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env=env,
-        timeout=timeout,
+        **options,
     )
 
 
@@ -142,8 +137,7 @@ class JsonProcess:
         if self._stdin.closed:
             return
         try:
-            self._stdin.write(json.dumps(message) + "\n")
-            self._stdin.flush()
+            print(json.dumps(message), file=self._stdin, flush=True)
         except BrokenPipeError:
             _log.debug("child %s is gone; its reader reports the death", self.pid)
 

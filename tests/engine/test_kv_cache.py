@@ -19,14 +19,14 @@ def test_shared_cells_count_once_and_stay_until_the_last_holder_leaves():
     root = cells.allocate(None, 0, 40)
     left = cells.allocate(root, 30, 5)  # cuts the root in 30 + 10
     right = cells.allocate(root, 40, 7)
-    assert cells.used == 52
+    assert 100 - cells.free == 52
     assert cells.releasable(root) == 0
     cells.release(root)
-    assert cells.used == 52
+    assert 100 - cells.free == 52
     cells.release(right)
-    assert cells.used == 35  # right's 7 and the root's last 10
+    assert 100 - cells.free == 35  # right's 7 and the root's last 10
     cells.release(left)
-    assert cells.used == 0
+    assert 100 - cells.free == 0
 
 
 def test_keeping_more_than_there_is_fails():
@@ -52,7 +52,7 @@ def test_random_trees_agree_with_a_set_of_cells():
                     held[:keep] + [next(names) for _ in range(extra)],
                 )
             )
-        assert cells.used == len(set().union(*(held for _, held in live)))
+        assert 10**9 - cells.free == len(set().union(*(held for _, held in live)))
 
 
 def test_common_prefix():
@@ -81,4 +81,4 @@ def test_pinned_roots_stay():
     assert not roots.make_room(5)
     root.pins = 0
     assert roots.make_room(5)
-    assert cells.used == 0
+    assert cells.free == 10

@@ -160,7 +160,7 @@ def test_waiting_callers_are_served_after_a_death(scripted):
     live.load()
     with ThreadPoolExecutor(4) as pool:
         received = crowd(pool, live, 4)
-        os.kill(live.pid, signal.SIGKILL)
+        os.kill(live._child.pid, signal.SIGKILL)
         finishes = sorted({one.finish for said in received for one in said.result()})
     assert finishes == ["failed", "stop"]
     assert live.deaths == 1
@@ -196,7 +196,7 @@ def test_closing_while_loading_leaves_no_child(scripted):
     time.sleep(0.3)
     live.close()
     loading.join()
-    assert (live.state, live.pid) == ("closed", None)
+    assert (live.state, live._child) == ("closed", None)
     with pytest.raises(EngineError, match="was closed"):
         live.load()
 

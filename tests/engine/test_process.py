@@ -14,7 +14,7 @@ import pytest
 from engine_requests import SAMPLING, make_requests
 from repository import HELPERS, ROOT
 
-from selfreward_lite.engine.api import Completion, LlamaSpec, Request, ScriptedSpec, parse_spec
+from selfreward_lite.engine.api import SPEC, Completion, LlamaSpec, Request, ScriptedSpec
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import EngineError
 
@@ -73,7 +73,7 @@ def test_killed_in_mid_batch_completes_all_without_duplicates(start: Start):
     for completion in engine.complete(make_requests(100)):
         completions.append(completion)
         if len(completions) in (50, 150):
-            os.kill(engine.pid, signal.SIGKILL)
+            os.kill(engine._child.pid, signal.SIGKILL)
     check(completions, 100)
     assert engine.deaths == 2
 
@@ -101,9 +101,9 @@ def test_error_keeps_its_line_and_the_child_lives(start: Start):
     engine = start(error="5")
     with pytest.raises(EngineError, match="^the scripted error, in one line$"):
         list(engine.complete(make_requests(10)))
-    pid = engine.pid
+    pid = engine._child.pid
     check(list(engine.complete(make_requests(5))), 5)
-    assert engine.pid == pid
+    assert engine._child.pid == pid
 
 
 def test_a_bug_in_the_child_keeps_its_traceback(start: Start):
@@ -121,7 +121,7 @@ def test_load_error_says_why(start: Start):
     with pytest.raises(RuntimeError, match="TypeError"):
         start(misspelt=1)
     with pytest.raises(ValueError, match="kind"):
-        parse_spec('{"kind": "lama", "model": "m.gguf"}')
+        SPEC.validate_json('{"kind": "lama", "model": "m.gguf"}')
 
 
 def test_closing_early_then_completing_again(start: Start):
@@ -154,7 +154,8 @@ def test_no_orphan_when_the_parent_is_killed():
         "from engine_requests import make_requests\n"
         "s = ScriptedSpec(factory='engine_factories:faulty', arguments={'pause': 0.05})\n"
         "e = ProcessEngine(s)\n"
-        "r = e.complete(make_requests(1000)); next(r); print(e.pid, flush=True); time.sleep(60)"
+        "r = e.complete(make_requests(1000)); next(r)\n"
+        "print(e._child.pid, flush=True); time.sleep(60)"
     )
     environment = {
         **os.environ,
@@ -195,7 +196,7 @@ def test_llama_in_a_child(tmp_path: Path):
     for completion in engine.complete(requests):
         again[completion.key, completion.sample] = completion.tokens
         if len(again) == 10 and not deaths:
-            os.kill(engine.pid, signal.SIGKILL)
+            os.kill(engine._child.pid, signal.SIGKILL)
             deaths = 1
     assert again == whole and engine.deaths == 1
     running = engine.complete(requests)

@@ -337,7 +337,7 @@ def test_gpu_is_the_first_that_cuda_may_see(monkeypatch, visible, seen, first):
         gpu.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TWO)
     )
     assert [one.architecture for one in gpu.list_gpus()] == seen
-    told = processes.one_gpu(os.environ)
+    told = processes.one_gpu()
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
     on_gpu = environment_for(LlamaSpec(model="base.gguf", gpu_layers=-1))
     assert on_gpu.items() >= told.items()
