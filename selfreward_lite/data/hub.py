@@ -14,16 +14,16 @@ huggingface_hub 1.33 restarts an interrupted file in a new process, so files are
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import httpx
+from pydantic import TypeAdapter, ValidationError
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
@@ -96,6 +96,9 @@ class _Download:
     folder: str
     files: dict[str, str]
     file: str | None = None
+
+
+_LEDGER = TypeAdapter(list[_Download])
 
 
 def parse_repository(text: str) -> Repository | None:
@@ -217,9 +220,9 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
         }
     done = _Download(kind, at.id, info.sha, [asked], str(folder), files, at.file)
     with _lock(ledger, f"another command is writing {ledger}"):
-        entries = [asdict(one) for one in (*_read_ledger(), done)]
+        entries = _LEDGER.dump_json([*_read_ledger(), done], indent=1)
         with atomic_write(ledger) as path:
-            path.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            path.write_bytes(entries)
     return done
 
 
@@ -395,12 +398,8 @@ def _read_ledger() -> list[_Download]:
     if not path.exists():
         return []
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        names = [field.name for field in fields(_Download)]  # a later version may add others
-        return [
-            _Download(**{key: entry[key] for key in names if key in entry}) for entry in entries
-        ]
-    except (ValueError, TypeError):
+        return _LEDGER.validate_json(path.read_bytes())  # fields of a later version are ignored
+    except ValidationError:
         raise UserError(
             f"{path} is damaged; delete it, and the files that it listed are checked again"
         ) from None
