@@ -8,8 +8,6 @@ overload    more users than may wait: how many are served, and how many are told
 explore     one prompt of a run with 100,000 judgments, and of one with 2,000
 """
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Raw llama.cpp makes the engine's own calls again, with no sampling and no bookke
 Also what the engine does beside computing: switching adapters, sampling from a large vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass

@@ -4,8 +4,6 @@ Nothing is downloaded. Each figure is written as soon as it is known, and a part
 line beside the others.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import multiprocessing

@@ -1,11 +1,9 @@
 """The file that `bench card` writes for a GPU, and the hours that follow from its figures."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,7 +66,7 @@ class CardFile(BaseModel):
     rates: plan.Rates | None = None
 
     @classmethod
-    def read(cls, path: Path) -> CardFile:
+    def read(cls, path: Path) -> Self:
         """Read a file of `bench card`. Raises DataError if it is not one."""
         try:
             return cls.model_validate_json(path.read_bytes())

@@ -1,7 +1,5 @@
 """The table of GPUs in docs/your-gpu.md: figures from files of `bench card`, and estimates."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The paper table as JSON, Markdown and plots; all of it follows from the rows."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

@@ -6,12 +6,10 @@ nothing. A judge's metric that is compared with 1 on every seed cannot rise: it 
 unless it falls.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from selfreward_lite.bench.paper_table import ITERATIONS
 from selfreward_lite.bench.seeds import ModelRow
@@ -22,24 +20,14 @@ SR, SR_LC, MR = "Self-Rewarding", "Self-Rewarding + length control", "Meta-Rewar
 MORE_STEPS = f"{SR_LC}, 1.5 epochs"  # nearly as many training steps as Meta-Rewarding
 POSITIVE = "positive examples only"
 MORE_POSITIVE = f"{POSITIVE}, 7 epochs"  # as many as MORE_STEPS
+# Of a difference, the worst first; a claim may also be held in part, or where testable here.
 Verdict = Literal[
-    "held",
-    "held in part",
-    "held where testable here",
-    "not held: no difference seen",
-    "not held: the opposite",
-    "not testable here",
     "not measured",
+    "not held: the opposite",
+    "not held: no difference seen",
+    "held",
+    "not testable here",
 ]
-_WORST_FIRST: tuple[Verdict, ...] = (
-    "not measured",
-    "not held: the opposite",
-    "not held: no difference seen",
-    "held",
-    "not testable here",
-)
-
-
 Model = tuple[str, int]  # an arm and an iteration
 
 
@@ -103,10 +91,10 @@ class JudgedClaim:
     found: list[Found]
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Verdict | Literal["held in part", "held where testable here"]:
         """The verdict of the worst difference, or in part."""
         verdicts = {one.verdict for one in self.found}
-        worst = min(verdicts, key=_WORST_FIRST.index)
+        worst = min(verdicts, key=get_args(Verdict).index)
         if worst == "not held: no difference seen" and "held" in verdicts:
             return "held in part"
         if worst == "held" and "not testable here" in verdicts:

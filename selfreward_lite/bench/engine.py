@@ -4,8 +4,6 @@ Prompts are random tokens, since speed does not depend on the text. A random mod
 by itself, so each sample is a request with a length of its own.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 from contextlib import closing

@@ -4,8 +4,6 @@ All arms of a seed start from a copy of one seed stage, except those that change
 same prompts and as many judgments.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,16 +86,16 @@ ARMS = (
     Arm("positive examples only", SELF | _all(train_on="positive")),
     Arm("positive examples only, 7 epochs", SELF | _all(train_on="positive") | {"sft.epochs": "7"}),
     Arm("Meta-Rewarding, no EFT", {}, {"seed_stage.eft": "false"}),
-    Arm("biased: Self-Rewarding", SELF | NO_CONTROL, BIASED, own_m0=True),
-    Arm("biased: Self-Rewarding + length control", SELF | CONTROL, BIASED, own_m0=True),
-    Arm(
-        "biased: Self-Rewarding + length control, 1.5 epochs",
-        SELF | CONTROL | {"dpo.epochs": "1.5"},
-        BIASED,
-        own_m0=True,
+    *(
+        Arm(f"biased: {name}", change, BIASED, own_m0=True)
+        for name, change in {
+            "Self-Rewarding": SELF | NO_CONTROL,
+            "Self-Rewarding + length control": SELF | CONTROL,
+            "Self-Rewarding + length control, 1.5 epochs": SELF | CONTROL | {"dpo.epochs": "1.5"},
+            "Meta-Rewarding": CONTROL,
+            "Meta-Rewarding, no length control": NO_CONTROL,
+        }.items()
     ),
-    Arm("biased: Meta-Rewarding", CONTROL, BIASED, own_m0=True),
-    Arm("biased: Meta-Rewarding, no length control", NO_CONTROL, BIASED, own_m0=True),
 )
 
 

@@ -3,8 +3,6 @@
 An interrupted experiment resumes: what is finished is only read again.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections import defaultdict
@@ -25,7 +23,6 @@ from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.runtime import Runtime, open_runtime
 from selfreward_lite.system.errors import GateStop, TrainingError
 
-SEEDS = range(100, 105)  # the published ones: no setting is chosen by what they show
 COLUMNS = (
     "exact_score",
     "answer_right",

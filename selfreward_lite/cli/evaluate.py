@@ -1,7 +1,5 @@
 """`evaluate …`: compares models of a run, or a judge with people; see `run/evaluate.py`."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

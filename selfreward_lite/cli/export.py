@@ -1,7 +1,5 @@
 """`export …`: models, pairs and votes out of a run; uploads; GGUF files in smaller types."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections import Counter

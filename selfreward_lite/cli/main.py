@@ -5,8 +5,6 @@ Progress goes to stderr; the last line of stdout is one JSON document. Exit code
 130 interrupted and resumable.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import math

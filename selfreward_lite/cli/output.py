@@ -1,14 +1,12 @@
 """Output of the commands: lines, tables and progress on stderr, one JSON document on stdout."""
 
-from __future__ import annotations
-
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -91,7 +89,7 @@ class Display:
             expand=True,
         )
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

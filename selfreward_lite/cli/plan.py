@@ -1,7 +1,5 @@
 """`plan`: what a run will need. The arithmetic is in `run/plan.py` and `models/memory.py`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from typer import Option
