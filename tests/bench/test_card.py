@@ -180,12 +180,16 @@ def test_a_measured_card_stands_beside_its_estimate():
 @pytest.mark.parametrize(
     ("name", "row", "estimate"),
     [
-        ("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB", True), ("NVIDIA H100 80GB HBM3", "H100 80GB HBM3", True),
-        ("NVIDIA H200", "H200", True), ("NVIDIA GeForce RTX 5090", "RTX 5090", False),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop GPU", False), ("NVIDIA RTX A1000", "RTX A1000", False),
-        ("NVIDIA T400 4GB", "T400 4GB", False), ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti", True),
+        ("NVIDIA A100-PCIE-40GB", "A100-PCIE-40GB", True),
+        ("NVIDIA H100 80GB HBM3", "H100 80GB HBM3", True),
+        ("NVIDIA H200", "H200", True),
+        ("NVIDIA GeForce RTX 5090", "RTX 5090", False),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop GPU", False),
+        ("NVIDIA RTX A1000", "RTX A1000", False),
+        ("NVIDIA T400 4GB", "T400 4GB", False),
+        ("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti", True),
     ],
-)  # fmt: skip
+)
 def test_no_card_that_was_measured_is_left_out(name, row, estimate):
     cells = rows_of(known(card={"name": name}))[row]
     assert cells[4] == HOURS
@@ -212,10 +216,16 @@ def test_a_gpu_too_small_for_the_preset_has_no_hours():
         ("{", "Invalid JSON"),
         ("[1, 2]", "is not a file of `bench card`"),
         ("{}", "card: Field required"),
-        ('{"card": null, "shape": "x", "vram": null, "found": {"a": {"tokens_per_s": "many"}}}', "found.a.tokens_per_s"),
-        ('{"card": null, "shape": "x", "vram": null, "found": {}, "rates": {"token": 1}}', "rates.read"),
+        (
+            '{"card": null, "shape": "x", "vram": null, "found": {"a": {"tokens_per_s": "many"}}}',
+            "found.a.tokens_per_s",
+        ),
+        (
+            '{"card": null, "shape": "x", "vram": null, "found": {}, "rates": {"token": 1}}',
+            "rates.read",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_file_of_the_bench_is_named(tmp_path, content, says):
     file = tmp_path / "card.json"
     if content is not None:
@@ -323,9 +333,14 @@ def test_torch_is_left_what_cuda_does_not_hold(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("shape", "memory", "preset"),
-    [("llama-3-8b", 25 * 10**9, "overnight"), ("llama-3-8b", 16 * 10**9, "t4"), ("llama-3-8b", None, "overnight"),
-     ("3b", 12 * 10**9, "small"), ("10m", None, "tiny")],
-)  # fmt: skip
+    [
+        ("llama-3-8b", 25 * 10**9, "overnight"),
+        ("llama-3-8b", 16 * 10**9, "t4"),
+        ("llama-3-8b", None, "overnight"),
+        ("3b", 12 * 10**9, "small"),
+        ("10m", None, "tiny"),
+    ],
+)
 def test_what_is_measured_is_the_preset_for_such_a_card(shape, memory, preset):
     assert card.choose_preset(shape, memory) == preset
 

@@ -73,7 +73,8 @@ def test_q4_k_m_is_the_mixture_that_llama_cpp_makes(tmp_path):
 def test_a_shape_or_type_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"no synthetic 7m in q8_0; choose one of 10m, 250m, 1b, 3b, llama-3-8b, in q8_0 or q4_k_m",
+        match=r"no synthetic 7m in q8_0; choose one of 10m, 250m, 1b, 3b, llama-3-8b, "
+        "in q8_0 or q4_k_m",
     ):
         random_models.write_gguf(tmp_path / "m.gguf", "7m")
     assert list(tmp_path.iterdir()) == []
@@ -207,10 +208,24 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
     assert set(said) >= {
-        "naive_tokens_per_s", "engine_tokens_per_s", "ceiling_tokens_per_s", "engine_over_naive", "engine_over_ceiling",
-        "prefill_tokens_requested", "prefill_tokens_computed", "prefill_tokens_unique", "slot_occupancy", "sampling_share",
-        "model", "quantisation", "threads", "gpu", "adapter_load_s", "adapter_switch_s", "step_s",
-    }  # fmt: skip
+        "naive_tokens_per_s",
+        "engine_tokens_per_s",
+        "ceiling_tokens_per_s",
+        "engine_over_naive",
+        "engine_over_ceiling",
+        "prefill_tokens_requested",
+        "prefill_tokens_computed",
+        "prefill_tokens_unique",
+        "slot_occupancy",
+        "sampling_share",
+        "model",
+        "quantisation",
+        "threads",
+        "gpu",
+        "adapter_load_s",
+        "adapter_switch_s",
+        "step_s",
+    }
     assert said["prefill_tokens_unique"] == 20 + 3 * 20
     assert said["prefill_tokens_unique"] - 3 + 9 == said["prefill_tokens_computed"]
     assert said["engine_over_ceiling"] == pytest.approx(
@@ -224,14 +239,26 @@ def test_the_command_measures_all_three_and_ends_in_json(tmp_path):
     assert said["adapter_load_s"] > said["adapter_switch_s"]
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ((), "name a --model or a --synthetic shape"),
-    (("--model", "nothing.gguf", "--synthetic", "10m"), "name a --model or a --synthetic shape"),
-    (("--model", "nothing.gguf"), "model nothing.gguf does not exist; export or download it first"),
-    (("--model", "nothing.gguf", "--adapter", "random"), "a random adapter is made for a --synthetic shape"),
-    (("--synthetic", "10m", "--prompt-tokens", "9000"), "lower --prompt-tokens"),
-    (("--synthetic", "10m", "--load", "meta", "--samples", "1"), "give --samples 2 or more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "name a --model or a --synthetic shape"),
+        (
+            ("--model", "nothing.gguf", "--synthetic", "10m"),
+            "name a --model or a --synthetic shape",
+        ),
+        (
+            ("--model", "nothing.gguf"),
+            "model nothing.gguf does not exist; export or download it first",
+        ),
+        (
+            ("--model", "nothing.gguf", "--adapter", "random"),
+            "a random adapter is made for a --synthetic shape",
+        ),
+        (("--synthetic", "10m", "--prompt-tokens", "9000"), "lower --prompt-tokens"),
+        (("--synthetic", "10m", "--load", "meta", "--samples", "1"), "give --samples 2 or more"),
+    ],
+)
 def test_what_cannot_be_measured_is_one_line(tmp_path, options, says):
     ended = CliRunner().invoke(app, ["bench", "engine", "--folder", str(tmp_path), *options])
     assert isinstance(ended.exception, SelfRewardError)

@@ -345,7 +345,7 @@ def test_the_command_writes_table_and_figure(made, monkeypatch, tmp_path):
 
 
 def test_data_is_compared_with_exact_scores(tmp_path):
-    """Three answers worth 5, 3 and 0 points, all given 3; expected scores order two of three pairs."""
+    """Answers worth 5, 3 and 0 points, all given 3; expected scores order two of three pairs."""
     prompt = Prompt("p", 1, "own", 0, "Sort the letters c a b.")
     texts = {"good": "The answer is a b c.", "wordy": "a b c", "none": "no idea"}
     expected = {"good": 3.4, "wordy": 2.0, "none": 2.5}
