@@ -18,7 +18,7 @@ import numpy as np
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling
 from selfreward_lite.engine.llama import BatchArrays, LlamaDevice
 from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
-from selfreward_lite.engine.scheduler import Scheduler
+from selfreward_lite.engine.scheduler import Rows, Scheduler
 from selfreward_lite.system.errors import ConfigError
 
 SWITCHES = 20
@@ -56,10 +56,8 @@ class Recorder:
         self.steps: list[Step] = []
         self._calls: list[Call] = []
 
-    def decode(
-        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
-    ) -> int:
-        columns = np.array((tokens, positions, sequences), np.int32)
+    def decode(self, rows: Rows, wanted: int) -> int:
+        columns = np.array(rows, np.int32)
         self.steps.append(Step(tuple(self._calls), columns, wanted))
         self._calls.clear()
         return 0
@@ -130,16 +128,14 @@ def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
     with closing(LlamaDevice(spec)) as device:
         batches = []
         for step in steps:
-            tokens, positions, sequences = step.columns
-            rows = BatchArrays(len(tokens))
-            filled = rows.fill(tokens, positions, sequences, step.wanted)
-            batches.append((step.calls, rows, filled))
+            rows = BatchArrays(step.columns.shape[1])
+            batches.append((step.calls, rows, rows.fill(step.columns, step.wanted)))
         calls = [call for step in steps for call in step.calls]
         for adapter in {arguments[0] for name, arguments in calls if name == "use_adapter"}:
             device.use_adapter(adapter)  # loaded before the clock starts
         device.use_adapter(None)
         warm = BatchArrays(1)
-        device.run(warm.fill([0], [0], [0], 1))
+        device.run(warm.fill(Rows([0], [0], [0]), 1))
         device.drop(0)
         started = perf_counter()
         for before, _, batch in batches:
@@ -206,7 +202,7 @@ def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
         def step() -> float:
             started = perf_counter()
             device.clear()
-            device.decode([0], [0], [0], 1)
+            device.decode(Rows([0], [0], [0]), 1)
             return perf_counter() - started
 
         step()
@@ -236,7 +232,8 @@ def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
 
         def step(name: str, position: int, sample: Callable[[], object]) -> None:
             started = perf_counter()
-            if device.decode([0] * count, [position] * count, list(range(count)), count):
+            rows = Rows([0] * count, [position] * count, list(range(count)))
+            if device.decode(rows, count):
                 raise RuntimeError(
                     f"a step of {count} tokens cannot be computed ({device.take_errors()})"
                 )

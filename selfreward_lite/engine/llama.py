@@ -7,7 +7,7 @@ in child processes.
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from time import perf_counter
@@ -27,14 +27,13 @@ from selfreward_lite.engine.loading import (
     make_context,
     threads_for,
 )
-from selfreward_lite.engine.scheduler import Scheduler
+from selfreward_lite.engine.scheduler import Rows, Scheduler
 from selfreward_lite.system.errors import EngineError
 
 PROBE_TOKENS = 8
 MAX_HELPERS = 8  # threads that draw tokens
 THREAD_WORTH = 200_000  # logits that one more thread should have to read
 SAME_LOGITS = 1e-6  # of the largest logit: a smaller difference is rounding
-Column = Sequence[int] | np.ndarray
 
 
 class BatchArrays:
@@ -59,12 +58,10 @@ class BatchArrays:
         for name, values in self.arrays.items():
             setattr(self.batch, name, ctypes.cast(values.ctypes.data, kinds[name]))
 
-    def fill(
-        self, tokens: Column, positions: Column, sequences: Column, wanted: int
-    ) -> cpp.llama_batch:
+    def fill(self, rows: Rows | np.ndarray, wanted: int) -> cpp.llama_batch:
         """Set the entries of the batch; the first `wanted` get logits."""
-        size = len(tokens)
-        self.token[:size], self.pos[:size], self.seq[:size] = tokens, positions, sequences
+        size = len(rows[0])
+        self.token[:size], self.pos[:size], self.seq[:size] = rows
         self.wanted[:wanted], self.wanted[wanted:size] = 1, 0
         self.batch.n_tokens = size
         return self.batch
@@ -94,11 +91,9 @@ class LlamaDevice:
         self._adapters: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._base_probe: np.ndarray | None = None
 
-    def decode(
-        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
-    ) -> int:
+    def decode(self, rows: Rows, wanted: int) -> int:
         """Compute a batch; 0 if that worked. The first `wanted` rows then have logits."""
-        return self.run(self._batch.fill(tokens, positions, sequences, wanted))
+        return self.run(self._batch.fill(rows, wanted))
 
     def run(self, batch: cpp.llama_batch) -> int:
         """Compute a filled batch; 0 if that worked."""
@@ -215,8 +210,8 @@ class LlamaDevice:
         parts = []
         for start in range(0, len(tokens), self._spec.parallel):
             part = tokens[start : start + self._spec.parallel]
-            positions = list(range(start, start + len(part)))
-            if self.decode(part, positions, [0] * len(part), len(part)):
+            rows = Rows(part, list(range(start, start + len(part))), [0] * len(part))
+            if self.decode(rows, len(part)):
                 raise EngineError(
                     f"logits of {len(tokens)} tokens could not be computed ({self.take_errors()})"
                 )

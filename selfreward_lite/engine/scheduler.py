@@ -34,7 +34,14 @@ from selfreward_lite.system.errors import EngineError
 
 WORTH_WAITING = 16  # tokens saved for which a prompt waits until a shared beginning is computed
 BURST = 8  # batches of samples for one adapter, after which waiting requests for others come first
-utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class Rows(NamedTuple):
+    """The columns of a batch."""
+
+    tokens: list[int]
+    positions: list[int]
+    sequences: list[int]
 
 
 class Device(Protocol):
@@ -48,9 +55,7 @@ class Device(Protocol):
     rows: int
     vocab: int
 
-    def decode(
-        self, tokens: list[int], positions: list[int], sequences: list[int], wanted: int
-    ) -> int: ...
+    def decode(self, rows: Rows, wanted: int) -> int: ...
     def make_sampler(self, sampling: Sampling, seed: int) -> Any: ...
     def sample(self, samplers: list[Any]) -> list[int]: ...
     def free_sampler(self, sampler: Any) -> None: ...
@@ -101,14 +106,6 @@ class Slot:
     decoder: codecs.IncrementalDecoder | None
     tokens: list[int]
     probed: tuple[float, ...] | None = None
-
-
-class Rows(NamedTuple):
-    """The columns of a batch."""
-
-    tokens: list[int]
-    positions: list[int]
-    sequences: list[int]
 
 
 class Scheduler:
@@ -324,7 +321,7 @@ class Scheduler:
             leaf=self._cells.allocate(root.leaf if root else None, prefix, pending.cells),
             token=request.tokens[-1],
             position=prefix,
-            decoder=utf8(errors="replace") if request.stream else None,
+            decoder=codecs.getincrementaldecoder("utf-8")("replace") if request.stream else None,
             tokens=[],
         )
 
@@ -394,7 +391,7 @@ class Scheduler:
 
     def _decode(self, rows: Rows, sampled: int) -> bool:
         started = perf_counter()
-        failed = self._device.decode(*rows, sampled)
+        failed = self._device.decode(rows, sampled)
         self.stats.seconds_decode += perf_counter() - started
         self.stats.steps += 1
         self.stats.slot_steps += sampled

@@ -150,7 +150,7 @@ def test_split_cache_serves_adapters_and_survives_failures(
     monkeypatch.setattr(
         parts._device,
         "decode",
-        lambda *rows: decode(*rows) if next(count) % 7 or len(rows[0]) == 1 else 1,
+        lambda *rows: decode(*rows) if next(count) % 7 or len(rows[0].tokens) == 1 else 1,
     )
     assert answers(parts, requests) == whole
     parts.close()
@@ -312,7 +312,7 @@ def test_a_refused_decode_halves_the_batch(engine: LlamaEngine, monkeypatch: pyt
     engine.logits([1])
     decode = engine._device.decode
     monkeypatch.setattr(
-        engine._device, "decode", lambda *rows: decode(*rows) if len(rows[0]) <= 5 else 1
+        engine._device, "decode", lambda *rows: decode(*rows) if len(rows[0].tokens) <= 5 else 1
     )
     assert answers(engine, requests) == whole
     monkeypatch.setattr(engine._device, "decode", lambda *rows: 1)

@@ -23,8 +23,9 @@ class Device:
         self.batches: list[tuple[str | None, int, int]] = []
         self._says, self._rng = says, random.Random(0)
 
-    def decode(self, tokens, positions, sequences, wanted):
-        self.batches.append((self.switches[-1] if self.switches else None, len(tokens), wanted))
+    def decode(self, rows, wanted):
+        size = len(rows.tokens)
+        self.batches.append((self.switches[-1] if self.switches else None, size, wanted))
         return 0
 
     def make_sampler(self, sampling, seed):
@@ -120,15 +121,15 @@ class Remembering(Device):
         self.holds: dict[int, list[int]] = {}
         self.sampled: list[list[int]] = []
 
-    def decode(self, tokens, positions, sequences, wanted):
-        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
+    def decode(self, rows, wanted):
+        for token, position, sequence in zip(*rows, strict=True):
             held = self.holds.setdefault(sequence, [])
             assert position == len(held), (
                 f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
             )
             held.append(token)
-        self.sampled.append(sequences[:wanted])
-        return super().decode(tokens, positions, sequences, wanted)
+        self.sampled.append(rows.sequences[:wanted])
+        return super().decode(rows, wanted)
 
     def fork(self, source, target, length):
         assert not self.holds.get(target), "the target of a fork is empty"
@@ -216,11 +217,11 @@ def test_cells_are_never_allocated_twice(cells):
     largest = 0
     decode = device.decode
 
-    def counted(tokens, positions, sequences, wanted):
+    def counted(rows, wanted):
         nonlocal largest
-        held.update(sequences)
+        held.update(rows.sequences)
         largest = max(largest, sum(held.values()))
-        return decode(tokens, positions, sequences, wanted)
+        return decode(rows, wanted)
 
     device.decode = counted  # type: ignore[method-assign]
     requests = [ask(str(number), samples=3, new=20) for number in range(30)]
@@ -231,10 +232,10 @@ def test_cells_are_never_allocated_twice(cells):
 class Watchful(Device):
     """Checks that nothing is computed twice in one batch."""
 
-    def decode(self, tokens, positions, sequences, wanted):
-        places = list(zip(sequences, positions, strict=True))
+    def decode(self, rows, wanted):
+        places = list(zip(rows.sequences, rows.positions, strict=True))
         assert len(set(places)) == len(places), "a cell is computed twice"
-        return super().decode(tokens, positions, sequences, wanted)
+        return super().decode(rows, wanted)
 
 
 def test_canceled_request_is_computed_no_further():
