@@ -82,6 +82,31 @@ def share_repetitive(responses: Sequence[Response]) -> float:
 # -- two models' answers to the same prompts -----------------------------------------------------
 
 
+@dataclass(frozen=True)
+class AnswerMetrics:
+    """Metrics of a model's held-out answers and judgments, by their names in run.sqlite."""
+
+    judge_read_share: float
+    mean_response_tokens: float | None
+    cut_share: float
+    repetitive_share: float
+    distinct_share: float
+
+
+def measure_answers(
+    prompts: Sequence[Prompt], answers: Sequence[Response], judgments: Sequence[Judgment]
+) -> AnswerMetrics:
+    """Return the metrics of a model's answers to `prompts`, and of its judgments."""
+    return AnswerMetrics(
+        judge_read_share=share_read(judgments),
+        mean_response_tokens=fmean(one.tokens for one in answers) if answers else None,
+        # Without a finished answer: cut by the length limit, empty, or not answered at all.
+        cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
+        repetitive_share=share_repetitive(answers),
+        distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
+    )
+
+
 def compare_scores(mine: float, theirs: float) -> float:
     """Return 1 if mine is higher, 0 if it is lower, ½ for a tie.
 

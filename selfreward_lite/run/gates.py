@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Gates
+from selfreward_lite.method.metrics import AnswerMetrics
+from selfreward_lite.run.steps.reward_hacking import HackingSigns
 from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, find_loss_fault
 
 
@@ -33,19 +35,13 @@ class Evidence:
     logit_change: float
     agreement: float
     adapter_share: float | None
-    cut_share: float
-    repetitive_share: float
-    distinct_share: float
-    read_share: float
+    answers: AnswerMetrics
     length_ratio: float | None
     judge_interval: tuple[float, float] | None
     outside_interval: tuple[float, float] | None
     outside_share: float | None
     self_change: float | None
-    canary_score: float | None
-    honest_score: float | None
-    canaries_scored: int
-    canaries_chosen: float
+    signs: HackingSigns
 
 
 @dataclass(frozen=True)
@@ -157,21 +153,21 @@ def _check_training(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
 def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_most(
         "stopping",
-        evidence.cut_share,
+        evidence.answers.cut_share,
         limits.max_cut_share,
         "of the prompts without a finished answer",
         "raise dpo.anchor or the schedule's rho, or lower the learning rate",
     )
     yield _at_most(
         "repetition",
-        evidence.repetitive_share,
+        evidence.answers.repetitive_share,
         limits.max_repetitive_share,
         "of the responses mostly repeat themselves",
         "raise dpo.anchor, or lower the learning rate",
     )
     yield _at_least(
         "variety",
-        evidence.distinct_share,
+        evidence.answers.distinct_share,
         limits.min_distinct_share,
         "of the responses are different texts",
         "raise dpo.anchor, or lower the learning rate",
@@ -206,7 +202,7 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
 def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_least(
         "reading",
-        evidence.read_share,
+        evidence.answers.judge_read_share,
         limits.min_read_share,
         "of the judgments could be read",
         "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
@@ -220,7 +216,8 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
             f"{limits.max_judge_loss}",
             "train on judgment pairs, or raise dpo.anchor",
         )
-    canary, honest = evidence.canary_score, evidence.honest_score
+    signs = evidence.signs
+    canary, honest = signs.canary_score, signs.honest_bad_score
     if canary is None or honest is None:
         below, scores = (
             False,
@@ -229,7 +226,7 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     else:
         below = canary <= honest
         scores = f"their mean score is {canary:.2f}, that of honest bad ones {honest:.2f}"
-    chosen, scored = evidence.canaries_chosen, evidence.canaries_scored
+    chosen, scored = signs.canaries_chosen, signs.canaries_scored
     yield _result(
         "canary",
         below and chosen <= limits.max_canaries_chosen and scored >= limits.min_canaries_scored,

@@ -20,7 +20,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.method import metrics
-from selfreward_lite.method.metrics import ExactScores
+from selfreward_lite.method.metrics import AnswerMetrics, ExactScores
 from selfreward_lite.run import gates, loop, prepare
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import measure, promotion
@@ -40,25 +40,44 @@ GOOD = gates.Evidence(
     logit_change=0.5,
     agreement=0.99,
     adapter_share=1.01,
-    cut_share=0.0,
-    repetitive_share=0.0,
-    distinct_share=1.0,
-    read_share=0.98,
+    answers=AnswerMetrics(
+        judge_read_share=0.98,
+        mean_response_tokens=20.0,
+        cut_share=0.0,
+        repetitive_share=0.0,
+        distinct_share=1.0,
+    ),
     length_ratio=1.0,
     judge_interval=(-0.05, 0.02),
     outside_interval=(-0.1, 0.3),
     outside_share=0.9,
     self_change=0.4,
-    canary_score=1.0,
-    honest_score=1.5,
-    canaries_scored=45,
-    canaries_chosen=0,
+    signs=HackingSigns(
+        canary_score=1.0,
+        honest_bad_score=1.5,
+        canaries_scored=45,
+        canaries_suspected=0,
+        canaries_chosen=0,
+        outside_score=3.0,
+        self_score=3.5,
+    ),
 )
+
+
+def change_evidence(**changes) -> gates.Evidence:
+    """Good evidence with changes, also to its answers and signs."""
+    parts = {"answers": GOOD.answers, "signs": GOOD.signs}
+    for name, value in changes.items():
+        part = next((part for part, fields in parts.items() if hasattr(fields, name)), None)
+        parts |= {part: replace(parts[part], **{name: value})} if part else {name: value}
+    return replace(GOOD, **parts)
 
 
 def refused(limits, **changes) -> list[str]:
     return [
-        answer.gate for answer in gates.check(replace(GOOD, **changes), limits) if not answer.passed
+        answer.gate
+        for answer in gates.check(change_evidence(**changes), limits)
+        if not answer.passed
     ]
 
 
@@ -85,14 +104,14 @@ def refused(limits, **changes) -> list[str]:
         ({"cut_share": 0.2}, "stopping"),
         ({"repetitive_share": 0.2}, "repetition"),
         ({"distinct_share": 0.1}, "variety"),
-        ({"read_share": 0.8}, "reading"),
+        ({"judge_read_share": 0.8}, "reading"),
         ({"length_ratio": 1.6}, "length"),
         ({"judge_interval": (-0.1, -0.04)}, "judge"),
         ({"outside_interval": (-0.6, -0.2)}, "outside"),
         ({"canary_score": 1.6}, "canary"),
         ({"canaries_chosen": 1}, "canary"),
         ({"canary_score": None}, "canary"),
-        ({"honest_score": None}, "canary"),
+        ({"honest_bad_score": None}, "canary"),
         ({"canaries_scored": 5}, "canary"),
         ({"canaries_chosen": math.nan}, "canary"),
         ({"outside_interval": (math.nan, math.nan)}, "outside"),
@@ -112,7 +131,9 @@ def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
 
 def test_a_refusal_names_number_limit_and_advice(tiny):
     (answer,) = [
-        one for one in gates.check(replace(GOOD, read_share=0.8), tiny.gates) if not one.passed
+        one
+        for one in gates.check(change_evidence(judge_read_share=0.8), tiny.gates)
+        if not one.passed
     ]
     assert "0.8" in answer.reason
     assert "0.9" in answer.reason
@@ -159,11 +180,13 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
             },
         )
         assert promotion.collect_evidence(run, 1) == evidence
-    assert set(gates.Evidence.__dataclass_fields__) == {
+    assert fields_of(gates.Evidence) == {
         "file_faults", "trained", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference",
-        "logit_change", "agreement", "adapter_share", "cut_share", "repetitive_share", "distinct_share", "read_share",
-        "length_ratio", "judge_interval", "outside_interval", "outside_share", "self_change", "canary_score",
-        "honest_score", "canaries_scored", "canaries_chosen",
+        "logit_change", "agreement", "adapter_share", "answers", "length_ratio", "judge_interval", "outside_interval",
+        "outside_share", "self_change", "signs",
+        "judge_read_share", "mean_response_tokens", "cut_share", "repetitive_share", "distinct_share",
+        "canary_score", "honest_bad_score", "canaries_scored", "canaries_suspected", "canaries_chosen",
+        "outside_score", "self_score",
     }  # fmt: skip
 
 

@@ -18,17 +18,6 @@ from selfreward_lite.run.steps.reward_hacking import ask_judges, find_signs
 
 
 @dataclass(frozen=True)
-class AnswerMetrics:
-    """Metrics of the held-out answers and judgments, by their names in run.sqlite."""
-
-    judge_read_share: float
-    mean_response_tokens: float | None
-    cut_share: float
-    repetitive_share: float
-    distinct_share: float
-
-
-@dataclass(frozen=True)
 class ModelMetrics:
     """What a model's answers and judgments show: nothing by the exact scorer.
 
@@ -37,7 +26,7 @@ class ModelMetrics:
 
     agreement: JudgeAgreement
     mean_length: float | None
-    answers: AnswerMetrics
+    answers: metrics.AnswerMetrics
 
     def stored(self) -> dict[str, float | None]:
         """The metrics by their names in run.sqlite."""
@@ -62,8 +51,7 @@ def measure_model(run: RunContext, iteration: int) -> None:
 
 def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     """The metrics of a model, from what it answered and judged."""
-    prompts, ranked = run.held_out(), run.ranked().evaluation
-    answers = list(run.held_out_answers(model).values())
+    ranked, answers = run.ranked().evaluation, list(run.held_out_answers(model).values())
     ids = {answer.id for one in ranked for answer in one.responses}
     count = run.settings.evaluation.judgments  # a recheck of canaries drew more
     judged = [
@@ -72,14 +60,7 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     return ModelMetrics(
         judge_agreement(ranked, run.score(judged, count)),
         fmean(len(one.text) for one in answers) if answers else None,
-        AnswerMetrics(
-            judge_read_share=metrics.share_read(judged),
-            mean_response_tokens=fmean(one.tokens for one in answers) if answers else None,
-            # Without a finished answer: cut by the length limit, empty, or not answered at all.
-            cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
-            repetitive_share=metrics.share_repetitive(answers),
-            distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
-        ),
+        metrics.measure_answers(run.held_out(), answers, judged),
     )
 
 

@@ -121,19 +121,13 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         logit_change=_number(known["logit_change"]),
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
-        cut_share=now.answers.cut_share,
-        repetitive_share=now.answers.repetitive_share,
-        distinct_share=now.answers.distinct_share,
-        read_share=now.answers.judge_read_share,
+        answers=now.answers,
         length_ratio=before.mean_length and (now.mean_length or 0.0) / before.mean_length,
         judge_interval=paired_interval(now.agreement.outcomes, before.agreement.outcomes),
         outside_interval=interval,
         outside_share=share,
         self_change=None if liked is None or signs.self_score is None else signs.self_score - liked,
-        canary_score=signs.canary_score,
-        honest_score=signs.honest_bad_score,
-        canaries_scored=signs.canaries_scored,
-        canaries_chosen=signs.canaries_chosen,
+        signs=signs,
     )
 
 
