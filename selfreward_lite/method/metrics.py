@@ -242,7 +242,7 @@ class JudgeAgreement:
 
     @cached_property
     def outcomes(self) -> list[list[int]]:
-        """For each prompt, 1 for each pair in the human order, 0 for one inverted, tied or unread."""
+        """For each prompt, 1 for each pair in the human order, 0 for any other (tied, unread)."""
         return [[int(gap > SCORE_TOLERANCE) for gap in gaps] for gaps in self.gaps]
 
     @cached_property

@@ -1,6 +1,6 @@
 """Models of a run asked again: two compared, one judging ranked data, one answering prompts.
 
-    RUN/evaluation/<settings>/run.sqlite     answers and judgments, one file for each combination of settings
+    RUN/evaluation/<settings>/run.sqlite     answers and judgments, one for each settings
 
 The run itself is only read. Asked again, only what is missing is generated.
 """

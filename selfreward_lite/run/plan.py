@@ -224,7 +224,7 @@ def affordable_prompts(settings: Settings, iteration: int, costs: Costs, budget:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds by iteration and stage, empty for an unknown GPU; bytes of GPU memory, empty for none."""
+    """Seconds by iteration and stage (empty: unknown GPU); bytes of GPU memory (empty: no GPU)."""
 
     card: str | None
     source: str | None

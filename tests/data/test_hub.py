@@ -79,7 +79,7 @@ def test_a_name_is_a_repository_and_a_path_is_not(tmp_path, monkeypatch):
     assert parse_repository("owner/name") is None, "a folder that is there comes first"
 
 
-def test_a_model_is_fetched_once_and_then_taken_from_this_machine(there, tmp_path):
+def test_a_model_is_fetched_once_and_then_taken_from_disk(there, tmp_path):
     first = asked(there, tmp_path)
     assert files(first["folder"]) == {"config.json", "model.safetensors"}, (
         "no pickle, no second copy of the weights"
@@ -186,7 +186,8 @@ def test_two_commands_do_not_write_the_same_download(there, tmp_path):
         refused = asked(there, tmp_path)
     assert (
         refused["error"]
-        == f"another command is downloading {MODEL}; wait until it is done, and run the same command again"
+        == f"another command is downloading {MODEL}; wait until it is done, and run the same "
+        "command again"
     )
     there.asked.clear()
     assert asked(there, tmp_path)["folder"] == str(folder)
@@ -234,7 +235,7 @@ def test_a_file_that_changed_afterwards_is_refused(there, tmp_path):
     assert "is not what was downloaded (its sha256 has changed)" in asked(there, tmp_path)["error"]
 
 
-def test_a_file_that_is_not_what_the_hub_announces_is_refused_and_removed(there, tmp_path):
+def test_a_file_unlike_its_announcement_is_refused_and_removed(there, tmp_path):
     there.announced[MODEL, "model.safetensors"] = "d" * 64
     assert "is not what maker/model announces (sha256)" in asked(there, tmp_path)["error"]
     del there.announced[MODEL, "model.safetensors"]
@@ -297,16 +298,19 @@ def test_what_the_hub_has_not_is_one_line(there, tmp_path, name, says):
     assert "hf_secret" not in found["error"]
 
 
-def test_fault_31_without_a_network_the_advice_is_a_folder(tmp_path):
+def test_without_a_network_the_advice_is_a_folder(tmp_path):
     unplugged = asked(None, tmp_path)
     assert "give a folder on this machine" in unplugged["error"]
     off = asked(None, tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE=1" in off["error"]
 
 
-def test_fault_5_a_disk_that_cannot_hold_it_is_refused_before_anything_is_fetched(there, tmp_path):
-    code = SAYS.replace("said = []", "import shutil; from types import SimpleNamespace\n"
-                        "shutil.disk_usage = lambda _: SimpleNamespace(free=1_000_000, total=10**9)\nsaid = []")  # fmt: skip
+def test_a_disk_too_small_is_refused_before_the_download(there, tmp_path):
+    code = SAYS.replace(
+        "said = []",
+        "import shutil; from types import SimpleNamespace\n"
+        "shutil.disk_usage = lambda _: SimpleNamespace(free=1_000_000, total=10**9)\nsaid = []",
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": there.address}
     environment.pop("HF_HUB_OFFLINE", None)
     ended = subprocess.run(
@@ -319,7 +323,7 @@ def test_fault_5_a_disk_that_cannot_hold_it_is_refused_before_anything_is_fetche
     assert not [path for method, path, _ in there.asked if "resolve" in path]
 
 
-def test_fault_33_the_token_is_nowhere_on_disk(there, tmp_path):
+def test_the_token_is_nowhere_on_disk(there, tmp_path):
     asked(there, tmp_path, HF_TOKEN="hf_secretsecretsecret")
     for path in tmp_path.rglob("*"):
         if path.is_file():
@@ -376,7 +380,7 @@ def test_a_run_is_begun_from_the_hub_and_resumed_offline(there, tmp_path):
     assert not there.asked
 
 
-def test_a_base_whose_shape_nobody_knows_is_planned_by_its_config_alone(there, tmp_path):
+def test_a_base_of_unknown_shape_is_planned_by_its_config(there, tmp_path):
     from selfreward_lite.data.tiny import TINY_MODEL
 
     there.files = {("maker/other", path.name): path.read_bytes() for path in TINY_MODEL.iterdir()}

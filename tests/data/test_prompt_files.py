@@ -83,7 +83,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("row", "reason"), REFUSED, ids=str)
-def test_a_row_without_a_usable_prompt_is_refused_with_its_reason(tmp_path, row, reason):
+def test_a_row_without_a_prompt_is_refused_with_its_reason(tmp_path, row, reason):
     path = write(tmp_path / "mine.jsonl", [GOOD[0], row, GOOD[1]])
     with pytest.raises(DataError, match=rf"mine\.jsonl:2: .*{reason}.*--skip-bad"):
         prompt_files.extract_prompts(prompt_files.read_rows(path, skip_bad=False))
@@ -105,7 +105,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_fault_07_a_garbled_line_is_named_by_file_and_line(tmp_path, name):
+def test_a_garbled_line_is_named_by_file_and_line(tmp_path, name):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in GOOD) + BROKEN[name])
     with pytest.raises(DataError, match=r"mine\.jsonl:5: "):
@@ -116,13 +116,13 @@ def test_fault_07_a_garbled_line_is_named_by_file_and_line(tmp_path, name):
     assert [drop.count for drop in rows.drops()] == [1]
 
 
-def test_fault_07_byte_order_mark_crlf_and_empty_lines_are_no_faults(tmp_path):
+def test_byte_order_mark_crlf_and_empty_lines_are_no_faults(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in GOOD))
     assert len(prompt_files.read_rows(path, skip_bad=False).rows) == 4
 
 
-def test_fault_07_a_bad_csv_line_is_named(tmp_path):
+def test_a_bad_csv_line_is_named(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_bytes(b'prompt,topic\n"Why?",x\nonly one field\n"How?",y\n"\xff",z\n"What?",a,b\n')
     with pytest.raises(DataError, match=r"mine\.csv:3: another number of fields"):
@@ -132,7 +132,7 @@ def test_fault_07_a_bad_csv_line_is_named(tmp_path):
     assert rows.skipped == {"another number of fields than the first line": 2, "not UTF-8": 1}
 
 
-def test_fault_07_a_quote_that_is_never_closed_takes_no_rows_along_uncounted(tmp_path):
+def test_an_unclosed_quote_loses_no_rows_uncounted(tmp_path):
     path = tmp_path / "mine.csv"
     for skip_bad, rest in (
         (False, '"What?"\nWhen?\n'),
@@ -144,7 +144,7 @@ def test_fault_07_a_quote_that_is_never_closed_takes_no_rows_along_uncounted(tmp
             prompt_files.read_rows(path, skip_bad=skip_bad)
 
 
-def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_do_not_matter(
+def test_a_bad_parquet_row_is_named_and_other_columns_are_not_read(
     tmp_path,
 ):
     broken = pa.array([b"Why?", b"\xff\xfe", b"How?"]).view(pa.string())
@@ -161,13 +161,13 @@ def test_fault_08_a_parquet_row_that_cannot_be_read_is_named_and_other_columns_d
     ("name", "content"),
     [("a.parquet", b"PAR1"), ("a.parquet", b""), ("a.json", b"{"), ("a.jsonl", b"")],
 )
-def test_fault_08_a_file_that_is_no_data_is_one_line(tmp_path, name, content):
+def test_a_file_that_is_no_data_is_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
         prompt_files.read_rows(tmp_path / name, skip_bad=True)
 
 
-def test_fault_08_missing_files_and_unknown_formats(tmp_path):
+def test_missing_files_and_unknown_formats(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         prompt_files.read_rows(tmp_path / "nothing.jsonl", skip_bad=False)
     (tmp_path / "a.xlsx").write_bytes(b"x")
@@ -179,7 +179,7 @@ texts = st.text(min_size=1, max_size=60).filter(lambda text: text.strip() and "\
 
 
 @given(st.lists(texts, min_size=1, max_size=5))
-def test_fault_08_the_converter_round_trips(tmp_path_factory, wanted):
+def test_the_converter_round_trips(tmp_path_factory, wanted):
     folder = tmp_path_factory.mktemp("round")
     for shape in (
         lambda text: {"prompt": text},
@@ -311,7 +311,7 @@ def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, rea
     assert sum(drop.count for drop in skipped) == 1
 
 
-def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_out_ones(tiny):
+def test_imported_prompts_fill_iterations_without_repeats(tiny):
     settings = tiny.prompts.model_copy(update={"count": 2})
     texts = [
         "One two three four.",
@@ -339,7 +339,7 @@ def test_imported_prompts_are_dealt_out_to_iterations_without_repeats_or_held_ou
     assert again == outcome
 
 
-def test_ranked_prompts_that_differ_in_space_and_case_only_are_one():
+def test_ranked_prompts_that_differ_in_case_only_are_one():
     def tree(name: str, text: str) -> list[dict]:
         first = {
             "message_id": name,

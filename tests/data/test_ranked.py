@@ -1,4 +1,4 @@
-"""OASST message trees: the same ranked prompts from every kind of file; dropped rows are counted."""
+"""OASST message trees: the same ranked prompts from every kind of file; drops are counted."""
 
 from collections import Counter
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_a_folder_of_json_lines_is_read_file_by_file(grown, tmp_path):
     assert drops["not JSON in UTF-8"] == 1
 
 
-def test_shares_are_disjoint_by_tree_and_what_is_wanted_must_be_there(grown, tmp_path):
+def test_shares_are_disjoint_by_tree_and_must_be_large_enough(grown, tmp_path):
     source = write_jsonl(tmp_path / "trees.jsonl", grown.messages)
     wanted = settings(source, **{"seed_stage.eval_prompts": "40", "seed_stage.ift_examples": "60"})
     found, _ = ranked.build_ranked_prompts(ranked.load_ranked_rows(wanted)[0], RUN)

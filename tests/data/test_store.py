@@ -126,7 +126,8 @@ def test_sigkill_loses_no_committed_record(tmp_path):
         store = Store.write(Path({str(tmp_path)!r})); store.state("run", "seed 0")
         for index in range(100000):
             key = (1, "generated", index)
-            store.commit(1, "prompts", str(index), Outcome((Prompt(make_id("seed 0", Prompt, *key), *key, "t"),)))
+            prompt = Prompt(make_id("seed 0", Prompt, *key), *key, "t")
+            store.commit(1, "prompts", str(index), Outcome((prompt,)))
             print(index, flush=True)
     """)
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -177,7 +177,7 @@ def test_a_short_rebuild_learns(tmp_path):
     assert (tmp_path / "longer" / "model.safetensors").stat().st_size < 2_500_000
 
 
-def test_a_verdict_of_the_corpus_follows_from_the_checks_above_it():
+def test_a_corpus_verdict_follows_from_the_checks_above_it():
     rng = random.Random(3)
     seen: Counter[str] = Counter()
     for _ in range(400):
@@ -257,9 +257,16 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
     ids = torch.tensor([[chat.pad] * (longest - len(one)) + list(one) for one in prompts])
     with torch.no_grad():
         drawn = model.generate(
-            input_ids=ids, attention_mask=(ids != chat.pad).long(), do_sample=True, temperature=1.0, top_p=0.95, top_k=0,
-            max_new_tokens=96, pad_token_id=chat.pad, eos_token_id=list(chat.stop),
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=(ids != chat.pad).long(),
+            do_sample=True,
+            temperature=1.0,
+            top_p=0.95,
+            top_k=0,
+            max_new_tokens=96,
+            pad_token_id=chat.pad,
+            eos_token_id=list(chat.stop),
+        )
     said = [
         chat.tokenizer.decode(row[longest:].tolist(), skip_special_tokens=True) for row in drawn
     ]
@@ -269,6 +276,7 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
         for verdict, (_, lead) in zip(verdicts, asked, strict=True)
     )
     print(
-        f"\n{kind}: right in {right:.1%} of {len(asked)}, read {fmean(verdict is not None for verdict in verdicts):.1%}"
+        f"\n{kind}: right in {right:.1%} of {len(asked)}, "
+        f"read {fmean(verdict is not None for verdict in verdicts):.1%}"
     )
     assert right > least

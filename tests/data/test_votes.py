@@ -68,7 +68,7 @@ def test_a_vote_that_cannot_be_kept_is_said(tmp_path):
         votes.load_votes(tmp_path)
 
 
-def test_a_tally_counts_sides_not_places_and_agreement_only_where_both_decided():
+def test_a_tally_counts_sides_and_agreement_where_both_decided():
     given = [
         vote(0, "a", "a"),  # M0 preferred, judge too
         vote(1, "b", "a"),  # M3 preferred, judge not

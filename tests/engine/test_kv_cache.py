@@ -14,7 +14,7 @@ def tokens(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int32)
 
 
-def test_shared_cells_count_once_and_stay_until_the_last_holder_leaves():
+def test_shared_cells_count_once_until_the_last_holder_leaves():
     cells = Cells(100)
     root = cells.allocate(None, 0, 40)
     left = cells.allocate(root, 30, 5)  # cuts the root in 30 + 10

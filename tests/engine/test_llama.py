@@ -156,7 +156,7 @@ def test_split_cache_serves_adapters_and_survives_failures(
     parts.close()
 
 
-def test_greedy_follows_the_logits_and_shared_prefixes_are_computed_once(model: Path):
+def test_greedy_follows_logits_and_prefixes_are_computed_once(model: Path):
     engine = LlamaEngine(
         LlamaSpec(model=model, parallel=8, context=2048, batch=64, threads=1, exact=True)
     )

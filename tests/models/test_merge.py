@@ -303,10 +303,22 @@ def test_the_modelfile_says_template_stops_and_context(chat):
     assert lines[1] == (
         'TEMPLATE """{{ "<|begin_of_text|>" }}'
         "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-        '{{ if eq .Role "system" }}' + system + said + end + '{{ else if eq .Role "user" }}' + user + said + end +
-        '{{ else if eq .Role "assistant" }}' + assistant + said + "{{ if not $last }}" + end + "{{ end }}"
+        '{{ if eq .Role "system" }}'
+        + system
+        + said
+        + end
+        + '{{ else if eq .Role "user" }}'
+        + user
+        + said
+        + end
+        + '{{ else if eq .Role "assistant" }}'
+        + assistant
+        + said
+        + "{{ if not $last }}"
+        + end
+        + "{{ end }}"
         '{{ end }}{{ if and $last (ne .Role "assistant") }}' + assistant + '{{ end }}{{ end }}"""'
-    )  # fmt: skip
+    )
 
 
 def test_modelfile_adds_no_second_beginning_of_text(chat):
@@ -343,13 +355,18 @@ def test_pieces_of_a_template_make_up_the_template():
         assert found.conversation(roles) == whole
 
 
-@pytest.mark.parametrize("template", [
-    "{{ messages[0]['content'] }}{{ messages[0]['content'] }}",
-    "nothing of what is said",
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
-    TEMPLATE.replace("{{ message['content'] | trim }}", "{{ loop.index }}{{ message['content'] }}"),
-    TEMPLATE + "{% if messages | length > 2 %}And so on{% endif %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'] }}{{ messages[0]['content'] }}",
+        "nothing of what is said",
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + TEMPLATE,
+        TEMPLATE.replace(
+            "{{ message['content'] | trim }}", "{{ loop.index }}{{ message['content'] }}"
+        ),
+        TEMPLATE + "{% if messages | length > 2 %}And so on{% endif %}",
+    ],
+)
 def test_a_template_that_is_more_than_pieces_is_refused(template):
     with pytest.raises(ExportError, match="write the Modelfile by hand"):
         merge.split_template(templated(template))

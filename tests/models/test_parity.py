@@ -62,18 +62,24 @@ def test_a_quantized_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path)
 # there are any; turns by role.
 DATED = (
     "{{- bos_token }}"
-    "{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}"
     "{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
     "{%- if not runtime is defined %}{%- set runtime = none %}{%- endif %}"
-    "{%- if messages[0]['role'] == 'system' %}{%- set said = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}"
+    "{%- if messages[0]['role'] == 'system' %}{%- set said = messages[0]['content'] | trim %}"
+    "{%- set messages = messages[1:] %}"
     "{%- else %}{%- set said = '' %}{%- endif %}"
     "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
     "{%- if runtime is not none %}{{- raise_exception('no runtime here') }}{%- endif %}"
-    "{{- 'Knowledge ends: December 2023\\nToday: ' + date_string + '\\n\\n' }}{{- said }}{{- '<|eot_id|>' }}"
-    "{%- for message in messages %}{%- if not (message.role == 'ipython' or 'tool_calls' in message) %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{- 'Knowledge ends: December 2023\\nToday: ' + date_string + '\\n\\n' }}"
+    "{{- said }}{{- '<|eot_id|>' }}"
+    "{%- for message in messages %}"
+    "{%- if not (message.role == 'ipython' or 'tool_calls' in message) %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+    "message['content'] | trim + '<|eot_id|>' }}"
     "{%- endif %}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
 )
 
 

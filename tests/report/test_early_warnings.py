@@ -77,7 +77,7 @@ def test_log_probabilities_are_the_late_rewards_over_beta(run):
     assert not found["log-probability of rejected, change"].warns
 
 
-def test_rank_agreement_is_kendalls_tau_over_the_same_ranked_answers(tmp_path):
+def test_rank_agreement_is_kendalls_tau_over_the_same_answers(tmp_path):
     with Store.write(tmp_path / "r") as store:
         store.state("run", "seed 0")
         prompt = Prompt(make_id("seed 0", Prompt, 0, "ranked", 0), 0, "ranked", 0, "p")

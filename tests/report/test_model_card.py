@@ -61,11 +61,14 @@ def pairs(folder: Path, out: Path) -> Path:
         return model_card.write_pairs(store, out)
 
 
-def test_an_adapter_names_its_base_on_the_hub_and_no_folder_of_this_machine(of_llama, tmp_path):
+def test_an_adapter_names_its_base_on_the_hub_and_no_local_folder(of_llama, tmp_path):
     out = adapter(of_llama, tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors", "adapter.gguf"
-    }  # fmt: skip
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter.gguf",
+    }
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "unsloth/llama-3-8b-Instruct-bnb-4bit"
     assert config["revision"] == "a" * 40
@@ -74,18 +77,33 @@ def test_an_adapter_names_its_base_on_the_hub_and_no_folder_of_this_machine(of_l
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_the_model_card_is_read_by_the_hub_and_says_all_that_it_must(of_llama, tmp_path):
+def test_model_card_is_read_by_the_hub_and_is_complete(of_llama, tmp_path):
     card = ModelCard.load(adapter(of_llama, tmp_path / "out") / "README.md")
     assert card.data.base_model == "unsloth/llama-3-8b-Instruct-bnb-4bit"
     assert card.data.license == "llama3"
     assert card.data.library_name == "peft"
     assert card.data.datasets == ["OpenAssistant/oasst1"]
     for words in (
-        "## Method", "K = 3 responses", "N = 3 judgments", "beta 0.1", "## Data", "revision `" + "b" * 40,
+        "## Method",
+        "K = 3 responses",
+        "N = 3 judgments",
+        "beta 0.1",
+        "## Data",
+        "revision `" + "b" * 40,
         "| evaluation prompts | 6 |",
-        "## Metrics", "|  | M0 | M1 | M2 |", "judge pair accuracy", "## Versions and hardware", "torch ", "no GPU", "## Limits",
-        "## License", "Built with Meta Llama 3", "2401.10020", "2407.19594", "unsloth/llama-3-8b-Instruct",
-    ):  # fmt: skip
+        "## Metrics",
+        "|  | M0 | M1 | M2 |",
+        "judge pair accuracy",
+        "## Versions and hardware",
+        "torch ",
+        "no GPU",
+        "## Limits",
+        "## License",
+        "Built with Meta Llama 3",
+        "2401.10020",
+        "2407.19594",
+        "unsloth/llama-3-8b-Instruct",
+    ):
         assert words in card.text, words
 
 
@@ -173,9 +191,16 @@ def test_a_trainer_takes_the_pairs_as_they_are(run, tmp_path):
     )
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     arguments = DPOConfig(
-        output_dir=str(tmp_path / "o"), max_steps=1, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-        save_strategy="no", per_device_train_batch_size=2, gradient_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "o"),
+        max_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        per_device_train_batch_size=2,
+        gradient_checkpointing=False,
+    )
     trainer = DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(TINY_MODEL),
         args=arguments,
@@ -257,9 +282,11 @@ def test_nothing_is_sent_but_to_the_repository_that_is_named(of_llama, tmp_path,
     )
     assert model_card.push(data, "me/pairs", False) == "https://huggingface.co/datasets/me/pairs"
     assert [call[:3] for call in hub] == [
-        ("create", "me/llama-3-judge", "model"), ("upload", "me/llama-3-judge", "model"),
-        ("create", "me/pairs", "dataset"), ("upload", "me/pairs", "dataset"),
-    ]  # fmt: skip
+        ("create", "me/llama-3-judge", "model"),
+        ("upload", "me/llama-3-judge", "model"),
+        ("create", "me/pairs", "dataset"),
+        ("upload", "me/pairs", "dataset"),
+    ]
     assert [call[3] for call in hub if call[0] == "create"] == [True, False]
 
 

@@ -255,8 +255,10 @@ def test_a_half_written_model_or_checkpoint_is_not_copied(tmp_path):
         copies.copy()
         there = tmp_path / "drive" / "run"
         assert {str(path.relative_to(there)) for path in there.rglob("*") if path.is_file()} == {
-            "run.sqlite", "training/checkpoints/step-4/weights", "training/checkpoints/step-4/manifest.json"
-        }  # fmt: skip
+            "run.sqlite",
+            "training/checkpoints/step-4/weights",
+            "training/checkpoints/step-4/manifest.json",
+        }
         shutil.rmtree(store.folder / "training" / "checkpoints" / "step-4")
         write_manifest(store.folder / "training" / "checkpoints" / "step-8", {})
         copies.copy(last=True)

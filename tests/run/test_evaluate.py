@@ -255,15 +255,46 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         command("judge", "--ranked", "votes")
     for number in range(3):
         answers = (f"first {number}", f"second {number}")
-        votes.add_vote(runs / "mine", votes.Vote(
-            f"v{number}", "2026-01-01", f"Prompt {number}?", 1, "M0", "M1", *answers, "a", True, "M1", None, "", "",
-        ))  # fmt: skip
+        votes.add_vote(
+            runs / "mine",
+            votes.Vote(
+                f"v{number}",
+                "2026-01-01",
+                f"Prompt {number}?",
+                1,
+                "M0",
+                "M1",
+                *answers,
+                "a",
+                True,
+                "M1",
+                None,
+                "",
+                "",
+            ),
+        )
     _, voted = command("judge", "--ranked", "votes")
     assert (voted["prompts"], voted["answers"]) == (3, 6)
     asked: list = []
-    votes.add_vote(runs / "mine", votes.Vote(
-        "v9", "2026-01-02", "Prompt 0?", 1, "M0", "M1", "quite other words", "and these", "b", True, "M1", None, "", "",
-    ))  # fmt: skip
+    votes.add_vote(
+        runs / "mine",
+        votes.Vote(
+            "v9",
+            "2026-01-02",
+            "Prompt 0?",
+            1,
+            "M0",
+            "M1",
+            "quite other words",
+            "and these",
+            "b",
+            True,
+            "M1",
+            None,
+            "",
+            "",
+        ),
+    )
     with opened(runs, asked) as work:
         before = work.notes.count(Judgment)
     command("judge", "--ranked", "votes")

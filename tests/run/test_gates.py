@@ -181,13 +181,37 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         )
         assert promotion.collect_evidence(run, 1) == evidence
     assert fields_of(gates.Evidence) == {
-        "file_faults", "trained", "rows", "rows_given", "moved_share", "losses", "first_margin", "logit_difference",
-        "logit_change", "agreement", "adapter_share", "answers", "length_ratio", "judge_interval", "outside_interval",
-        "outside_share", "self_change", "signs",
-        "judge_read_share", "mean_response_tokens", "cut_share", "repetitive_share", "distinct_share",
-        "canary_score", "honest_bad_score", "canaries_scored", "canaries_suspected", "canaries_chosen",
-        "outside_score", "self_score",
-    }  # fmt: skip
+        "file_faults",
+        "trained",
+        "rows",
+        "rows_given",
+        "moved_share",
+        "losses",
+        "first_margin",
+        "logit_difference",
+        "logit_change",
+        "agreement",
+        "adapter_share",
+        "answers",
+        "length_ratio",
+        "judge_interval",
+        "outside_interval",
+        "outside_share",
+        "self_change",
+        "signs",
+        "judge_read_share",
+        "mean_response_tokens",
+        "cut_share",
+        "repetitive_share",
+        "distinct_share",
+        "canary_score",
+        "honest_bad_score",
+        "canaries_scored",
+        "canaries_suspected",
+        "canaries_chosen",
+        "outside_score",
+        "self_score",
+    }
 
 
 # -- runs whose actor answers as the tiny world's authors do and whose judge is right ----------
@@ -301,7 +325,8 @@ def test_a_tie_collapse_is_refused_before_the_training(tmp_path, chat):
     # M0 is made by a right judge (the base); only then does everything become a 4
     with pytest.raises(
         GateStop,
-        match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*nothing was trained",
+        match=r"M1 was refused \(signal: 0 of the prompts wanted gave a response pair.*"
+        r"nothing was trained",
     ):
         run_world(tmp_path / "run", chat, spoilt, {"gates.max_judge_loss": "1"}, train=train)
     assert trained == ["sft"]

@@ -130,10 +130,24 @@ def test_two_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
 
 
 STAGES = [
-    (0, "base_eval_responses"), (0, "base_eval_judgments"), (0, "eft_judgments"), (0, "training"), (0, "export"),
-    (0, "eval_responses"), (0, "eval_judgments"), (1, "candidates"), (1, "responses"), (1, "judgments"), (1, "battles"),
-    (1, "training"), (1, "export"), (1, "eval_judgments"), (2, "candidates"), (2, "judgments"), (2, "training"),
-]  # fmt: skip
+    (0, "base_eval_responses"),
+    (0, "base_eval_judgments"),
+    (0, "eft_judgments"),
+    (0, "training"),
+    (0, "export"),
+    (0, "eval_responses"),
+    (0, "eval_judgments"),
+    (1, "candidates"),
+    (1, "responses"),
+    (1, "judgments"),
+    (1, "battles"),
+    (1, "training"),
+    (1, "export"),
+    (1, "eval_judgments"),
+    (2, "candidates"),
+    (2, "judgments"),
+    (2, "training"),
+]
 
 
 @pytest.mark.slow

@@ -91,7 +91,8 @@ def test_a_logit_weighs_what_is_said_of_it(tmp_path):
     }
     chunk = taken["sft", 512] / (memory.SFT_CHUNK * 128_256)
     print(
-        f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk"
+        f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; "
+        f"SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk"
     )
     assert more["dpo"] / 2 == pytest.approx(memory.LOGIT_BYTES, rel=0.05)
     assert more["sft"] == pytest.approx(0.0, abs=0.5)
