@@ -107,8 +107,7 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
                     send({"round": number, "piece": {**asdict(one), "at": time.monotonic()}})
                 else:
                     send({"round": number, "completion": asdict(one)})
-            stats = getattr(engine, "stats", Stats())
-            send({"round": number, "finished": asdict(stats)})
+            send({"round": number, "finished": asdict(getattr(engine, "stats", Stats()))})
         except EngineError as error:
             send({"round": number, "error": str(error)})
 

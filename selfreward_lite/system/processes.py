@@ -60,9 +60,8 @@ def start_module(module: str, *arguments: str, **options: Any) -> subprocess.Pop
 
 def run_module(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `python -m module` to its end, without input, and keep what it printed."""
-    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(
-        command,
+        [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
