@@ -18,6 +18,4 @@ A file imports only from its own folder and from folders above it:
 Importing this package is cheap: it loads neither torch nor llama.cpp nor gradio.
 """
 
-from __future__ import annotations
-
 __version__ = "0.1.0"

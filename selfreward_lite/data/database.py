@@ -1,7 +1,5 @@
 """The SQLite file of a run: its tables, how it is opened, and disk errors as advice."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3

@@ -5,8 +5,6 @@ counted by its reason if bad rows are skipped. Of a conversation only the first 
 the papers.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Named SQL queries over the records of a run, for views of more records than fit in memory."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import NamedTuple
 

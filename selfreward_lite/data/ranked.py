@@ -5,8 +5,6 @@ Only first turns are read. Evaluation prompts are set aside first, so none is tr
 left out is counted by reason.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter, defaultdict

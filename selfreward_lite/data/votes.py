@@ -4,8 +4,6 @@ Votes are in votes.sqlite in the run's folder, a file of its own, so that no vot
 A voter sees no verdict before the vote, so people and judge decide independently.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager

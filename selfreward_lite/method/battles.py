@@ -3,8 +3,6 @@
 Every pair is asked in both orders (arXiv 2407.19594, section 2.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from statistics import pvariance

@@ -10,8 +10,6 @@ its wrapper, which no real response can know. No decoy has the text of a canary,
 whether the judge sees through texts it has never met.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Comparisons: a judge names the better of two models' answers (arXiv 2401.10020, section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response

@@ -3,8 +3,6 @@
 This is evaluation fine-tuning (EFT; arXiv 2401.10020, section 3.1).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A chosen judgment above the length limit gives no pair, because a meta-judge pre
 (arXiv 2407.19594, section 2.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from selfreward_lite.config.settings import Schedule

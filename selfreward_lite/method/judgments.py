@@ -3,8 +3,6 @@
 A judgment that cannot be read has no score; it never counts as a low one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

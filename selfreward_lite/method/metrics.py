@@ -5,8 +5,6 @@ tiny world's exact scorer may reach a stage, a gate or a trainer, but for the ra
 data.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Mapping, Sequence

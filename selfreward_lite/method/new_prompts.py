@@ -6,8 +6,6 @@ demonstrations come from earlier iterations only, so that every candidate's ques
 the stage starts, and a resumed run asks the same.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Iterable, Sequence

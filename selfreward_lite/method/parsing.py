@@ -6,8 +6,6 @@ than the papers on one point: the score must be the last non-empty line. A text 
 its score, or that gives two different scores, has no score.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

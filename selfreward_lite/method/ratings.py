@@ -5,8 +5,6 @@ fit does not depend on the order of the battles. A ridge keeps judgments finite 
 always lose, and centers the strengths at 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

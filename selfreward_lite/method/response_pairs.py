@@ -5,8 +5,6 @@ paper, both for safety: a response cut by the length limit is in no pair, and on
 its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """K responses to each prompt, from the model as actor."""
 
-from __future__ import annotations
-
 from selfreward_lite.data.records import Drop, Outcome, Prompt, Response
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 

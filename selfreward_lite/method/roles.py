@@ -1,7 +1,5 @@
 """A model in one role (actor, judge or meta-judge), and how a question to it becomes a request."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ The text to be judged is data: it is wrapped in tags that carry a nonce it canno
 anything in it that looks like such a tag is made inert first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from functools import cache

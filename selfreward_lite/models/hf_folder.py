@@ -7,8 +7,6 @@ something else. SHAPES are models by name, for plans before a download and for r
 Nothing heavy is imported until a tensor is read.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

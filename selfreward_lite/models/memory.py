@@ -3,8 +3,6 @@
 `bench card` measures the same. What the GPU's driver and libraries hold is a guess.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -5,8 +5,6 @@ weights would keep their rounding for ever. So its answers are near those that t
 not the same.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@
 Prints one JSON document.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

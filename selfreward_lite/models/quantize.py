@@ -1,7 +1,5 @@
 """A GGUF file in a smaller type, made by llama.cpp, and an estimate of its size and time first."""
 
-from __future__ import annotations
-
 import ctypes
 import glob
 import os

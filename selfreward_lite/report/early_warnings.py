@@ -4,8 +4,6 @@ Gates stop a run; these signs only show where it is heading. The source of a lim
 to it (SR: arXiv 2401.10020, MR: arXiv 2407.19594); one without a source is this project's choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

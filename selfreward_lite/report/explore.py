@@ -4,8 +4,6 @@
 store's indices only, so one prompt costs the same in a large run as in a small one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean

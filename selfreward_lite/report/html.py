@@ -3,8 +3,6 @@
 The template escapes every text except the figures, and the page may load nothing.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

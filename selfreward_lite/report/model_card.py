@@ -4,8 +4,6 @@ Everything in a card comes from the run's own records. Texts of models are inden
 nothing is markup. Only `push` sends anything, to the repository that it is given.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """How far a run is, read from its folder, whether it is running or not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal

@@ -3,8 +3,6 @@
 Only reads the store. Numbers in the document are rounded to four digits; None means not measured.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations

@@ -3,8 +3,6 @@
 An item is a generator of `method`: it yields requests, receives completions, returns an Outcome.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -10,8 +10,6 @@ is not copied; it is made again from the model. A failed copy is reported once a
 run continues.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -8,8 +8,6 @@ The decision is stored with the run, so that a resumed command keeps to it. With
 changes.
 """
 
-from __future__ import annotations
-
 import math
 import time
 

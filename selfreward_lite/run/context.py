@@ -1,7 +1,5 @@
 """A run under way: its records, settings and roles, and its one engine between two trainings."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping

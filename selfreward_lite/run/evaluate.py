@@ -5,8 +5,6 @@
 The run itself is only read. Asked again, only what is missing is generated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence

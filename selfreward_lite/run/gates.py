@@ -4,8 +4,6 @@ A gate that refuses names the number, the limit, and what to try. The candidate 
 last good model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

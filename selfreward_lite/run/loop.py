@@ -4,8 +4,6 @@ Every step does only what is missing, so resuming after a kill is the same as st
 are called again, in order.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ sheet, or measured in the run's own stages. Hours assume average text lengths; d
 text at its longest, so that no run fills the disk.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A run, new or resumed: its settings, its downloads, and all checks before the first step."""
 
-from __future__ import annotations
-
 import os
 import platform
 import uuid

@@ -5,8 +5,6 @@ training/     rows, logs and checkpoints of finished trainings
 M1 … M(n−1)   models between the first and the newest, if asked for: they do not come back
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ This process imports neither torch nor llama.cpp, so it survives their crashes, 
 is freed when it ends. Tests put scripted functions in their place.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A training job, what comes back from it, and what its losses must look like."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

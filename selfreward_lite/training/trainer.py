@@ -10,8 +10,6 @@ of rows is fixed, and the learning rate depends on the step's number alone. That
 bit on a CPU, without dropout, with as many rows at once; a GPU may add in another order.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import math

@@ -11,8 +11,6 @@ Nobody uses what an orphan makes, so each end of a pipe that closes ends the pro
                        {"ended": exit code}
 """
 
-from __future__ import annotations
-
 import json
 import os
 import select

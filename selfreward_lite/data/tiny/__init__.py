@@ -5,8 +5,6 @@ score), `ranked` (the human data of this world), `bias` (of a judge, for experim
 the base model; `training/tiny_base` made it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 TINY_MODEL = Path(__file__).parent / "model"

@@ -3,8 +3,6 @@
 The points are computed without the exact scorer; a test compares the two.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """A judge's known bias, for experiments on length: judgments that count brevity as a fault."""
 
-from __future__ import annotations
-
 import re
 
 _BRIEF = re.compile(r"^brief (yes|no)$", re.MULTILINE)

@@ -3,8 +3,6 @@
 The exact scorer takes the place of the people who ranked. Only ranks leave this file.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Any

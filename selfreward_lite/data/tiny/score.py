@@ -5,8 +5,6 @@ or trainer ever sees its values. The points have the form of the judge's additiv
 2401.10020, figure 2).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import astuple, dataclass
 

@@ -1,7 +1,5 @@
 """The tasks of the tiny world: letters in, letters out, each with one right answer."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Base and adapters as GGUF files."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from selfreward_lite.data import ranked

@@ -4,8 +4,6 @@ M(t−1) answers its prompts, judges its answers, and judges its judgments. Ever
 again: it does only what is missing.
 """
 
-from __future__ import annotations
-
 from selfreward_lite.data.records import (
     BASE,
     Battle,

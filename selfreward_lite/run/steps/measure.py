@@ -4,8 +4,6 @@ What gates may know is `ModelMetrics`. Scores by the exact scorer are stored bes
 report alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import fmean
 

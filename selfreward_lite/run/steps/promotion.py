@@ -1,7 +1,5 @@
 """The gates before a training and before a promotion, and the promotion of M(t) to newest model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from math import nan
 

@@ -8,8 +8,6 @@ outside     M0, frozen, judges what M(t) answers to held-out prompts. It must no
             less than what M(t−1) answered, however much M(t) likes itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Seed stage: ranked data, user's prompts, canaries, decoys, and the judgments M0 learns from."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """The two trainings: what M0 learns in the seed stage, and M(t) from what M(t−1) made."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Mapping

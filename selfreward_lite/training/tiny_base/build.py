@@ -4,8 +4,6 @@ A Llama of about a million parameters, from scratch, on the made-up corpus; the 
 assistant's tokens only. The weights that ship were made in this way.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -4,8 +4,6 @@ llama.cpp reads the same vocabulary under its name for Llama-3's pre-tokenizer, 
 sides mean something.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
