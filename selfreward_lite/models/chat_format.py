@@ -5,14 +5,12 @@ user or written by a model is seven ordinary characters here. So no text can clo
 speak in another role.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import jinja2.sandbox
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -67,7 +65,7 @@ class ChatFormat:
     pad: int
 
     @classmethod
-    def load(cls, model_dir: Path) -> ChatFormat:
+    def load(cls, model_dir: Path) -> Self:
         """Read `tokenizer.json`, `tokenizer_config.json` and the chat template of a folder.
 
         Raises ConfigError where one of them is missing or the pad token would end a turn.
@@ -77,15 +75,15 @@ class ChatFormat:
         tokenizer.encode_special_tokens = True
         stop = _stop_ids(model_dir, settings, tokenizer)
         return cls(
-            tokenizer=tokenizer,
-            template=_parse_template(_template_text(model_dir, settings)),
-            bos_token=_token_text(settings.get("bos_token")) or "",
-            stop=stop,
-            pad=_pad_id(settings, tokenizer, stop, model_dir),
+            tokenizer,
+            _parse_template(read_template(model_dir, settings), model_dir),
+            token_text(settings.get("bos_token")) or "",
+            stop,
+            _pad_id(settings, tokenizer, stop, model_dir),
         )
 
     @classmethod
-    def from_gguf(cls, path: Path) -> ChatFormat:
+    def from_gguf(cls, path: Path) -> Self:
         """Read tokenizer and chat template from a GGUF file, with the help of transformers.
 
         Raises ConfigError where the file has none, or of a kind that is not supported.
@@ -102,9 +100,7 @@ class ChatFormat:
             raise ConfigError(
                 f"{path}: its tokenizer cannot be read ({error}); use a GGUF of a chat model"
             ) from None
-        known: dict[str, Any] = {
-            name: fields[name].contents() for name in _GGUF_FIELDS if name in fields
-        }
+        known: Json = {name: fields[name].contents() for name in _GGUF_FIELDS if name in fields}
         kind = known.get("tokenizer.ggml.pre")
         if kind not in WORD_SPLITS:
             raise ConfigError(
@@ -118,20 +114,18 @@ class ChatFormat:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
         tokenizer.model.ignore_merges = kind == "llama-bpe"
         tokenizer.encode_special_tokens = True
-        template = known.get("tokenizer.chat_template")
-        if not isinstance(template, str):
-            raise ConfigError(
-                f"{path} has no chat template; use a GGUF of an instruct (chat) model"
-            )
-        named = [tokenizer.token_to_id(token) for token in _ENDS_OF_TURN]
-        ends = [*named, *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos"))]
-        bos: Any = known.get("tokenizer.ggml.bos_token_id")
-        writes_bos = "bos_token" in template and bos is not None
+        text: Any = known.get("tokenizer.chat_template")
+        template = _parse_template(text, path)
+        ends = [
+            *(tokenizer.token_to_id(token) for token in _ENDS_OF_TURN),
+            *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos")),
+        ]
+        bos = known.get("tokenizer.ggml.bos_token_id")
         return cls(
             tokenizer,
-            _parse_template(template),
-            tokenizer.id_to_token(bos) if writes_bos else "",
-            tuple(dict.fromkeys(token for token in ends if token is not None)),
+            template,
+            "" if bos is None or "bos_token" not in text else tokenizer.id_to_token(bos),
+            _unique(ends),
             known.get("tokenizer.ggml.padding_token_id", 0),
         )
 
@@ -164,15 +158,16 @@ class ChatFormat:
     def _render(self, messages: Sequence[Message]) -> list[int]:
         """Render with placeholders for contents, so only the template's text can be special."""
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-        pairs = list(zip(messages, marks, strict=True))
         text = self.template.render(
-            messages=[{**message, "content": mark} for message, mark in pairs],
+            messages=[
+                {**message, "content": mark} for message, mark in zip(messages, marks, strict=True)
+            ],
             bos_token=self.bos_token,
             add_generation_prompt=True,
             date_string=DATE,
         )
         ids: list[int] = []
-        for message, mark in pairs:
+        for message, mark in zip(messages, marks, strict=True):
             if text.count(mark) != 1:
                 raise ConfigError(
                     "the chat template repeats or leaves out a message; use a Llama-family template"
@@ -195,33 +190,45 @@ def user(content: str) -> list[Message]:
     return [Message(role="user", content=content)]
 
 
-def _parse_template(text: str) -> jinja2.Template:
+def read_template(model_dir: Path, settings: Json) -> Any:
+    """The chat template in a folder's own file, else in `settings`, its tokenizer_config.json."""
+    file = model_dir / "chat_template.jinja"
+    return file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
+
+
+def token_text(token: str | Json | None) -> str | None:
+    """The text of a special token as tokenizer_config.json writes it."""
+    return str(token["content"]) if isinstance(token, dict) else token
+
+
+def _parse_template(text: Any, place: Path) -> jinja2.Template:
+    if not isinstance(text, str):
+        raise ConfigError(f"{place} has no chat template; use an instruct (chat) model")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(text)
 
 
 def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The template's end-of-turn token first, then the ends of a text in the model's own files."""
-    named = ["<|eot_id|>", _token_text(settings.get("eos_token"))]
+    named = ["<|eot_id|>", token_text(settings.get("eos_token"))]
     ids = [tokenizer.token_to_id(token) for token in named if token]
     for file in ("generation_config.json", "config.json"):
         path = model_dir / file
         eos = _read_json(path).get("eos_token_id") if path.exists() else None
         ids += eos if isinstance(eos, list) else [eos]
-    stop = tuple(dict.fromkeys(token for token in ids if token is not None))
-    if not stop:
+    if not (stop := _unique(ids)):
         raise ConfigError(f"{model_dir}: no end-of-turn token in its files; name one as eos_token")
     return stop
 
 
+def _unique(tokens: list[int | None]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(token for token in tokens if token is not None))
+
+
 def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
     """The pad token's id. Not a stop token: collators mask pads, so no stop would be learned."""
-    names = (
-        _token_text(settings.get("pad_token")),
-        "<|finetune_right_pad_id|>",
-        "<|reserved_special_token_0|>",
-    )
-    for name in names:
+    own = token_text(settings.get("pad_token"))
+    for name in (own, "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"):
         token: int | None = tokenizer.token_to_id(name) if name else None
         if token is not None and token not in stop:
             return token
@@ -229,18 +236,6 @@ def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_d
         f"{model_dir}: no padding token apart from the stop tokens; "
         "set pad_token in tokenizer_config.json"
     )
-
-
-def _template_text(model_dir: Path, settings: Json) -> str:
-    file = model_dir / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
-    if not isinstance(template, str):
-        raise ConfigError(f"{model_dir} has no chat template; use an instruct (chat) model")
-    return template
-
-
-def _token_text(token: str | Json | None) -> str | None:
-    return str(token["content"]) if isinstance(token, dict) else token
 
 
 def _existing(path: Path) -> Path:

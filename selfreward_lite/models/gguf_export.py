@@ -31,6 +31,7 @@ from selfreward_lite.models.hf_folder import (
     read_config,
     read_json,
     read_vocabulary,
+    refuse,
     rope_factors,
 )
 from selfreward_lite.system.errors import ExportError
@@ -72,7 +73,7 @@ ADAPTER_NEUTRAL = {
 # Initializations that leave the base weights alone; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA move
 # them.
 ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
-LORA_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_([AB])\.weight")
+LORA_KEY = re.compile(r"base_model\.model\.(model\.layers\.\d+\.\w+\.\w+)\.lora_([AB])\.weight")
 
 
 def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
@@ -89,6 +90,8 @@ def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
 
 def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
     """Reorder the rows of each head from HF's halves to llama.cpp's interleaved pairs."""
+    if not heads:
+        return weight
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
@@ -137,41 +140,37 @@ def base_to_gguf(
     """
     from gguf import GGUFWriter
 
-    if weights not in ("original", "nf4") or dtype not in ("f32", "f16", "q8_0"):
-        raise ExportError(
-            f"weights={weights!r}, dtype={dtype!r}: choose original or nf4, and f32, f16 or q8_0"
-        )
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     tensors = list_tensors(llama)
     files = find_tensors(model_dir, llama)
+
+    def arrays() -> Iterator[np.ndarray]:
+        import torch
+
+        if llama.rope:
+            yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
+        for tensor in tensors:
+            value = _read_tensor(tensor, files).to(getattr(torch, load_dtype))
+            value = _finite(value, tensor.source)
+            if tensor.linear and weights == "nf4" and not llama.packed:
+                value = nf4.round_to_nf4(value)
+            if lora:
+                value = _finite(lora.merge(tensor, value), tensor.source)
+            yield _encode(_permute(value, tensor.heads), _stored_as(tensor, dtype), tensor.source)
+
     with atomic_write(out) as part:
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, dtype)
         writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
         add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
-        rope = [Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))]
-        for tensor in (rope if llama.rope else []) + tensors:
+        if llama.rope:
+            rope = Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))
+            add_tensor(writer, rope, "f32")
+        for tensor in tensors:
             add_tensor(writer, tensor, _stored_as(tensor, dtype))
-        loaded = _load_tensors(tensors, files, weights == "nf4" and not llama.packed, load_dtype)
-        if lora:
-            loaded = (
-                (tensor, _finite(lora.merge(tensor, value), tensor.source))
-                for tensor, value in loaded
-            )
-        write_arrays(writer, _base_arrays(llama, loaded, dtype))
+        write_arrays(writer, arrays())
     return out
-
-
-def _load_tensors(
-    tensors: list[Tensor], files: dict[str, Path], pack: bool, load_dtype: LoadDtype
-) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """Each tensor with its values in the loaded model; `pack` rounds the linear ones to NF4."""
-    import torch
-
-    for tensor in tensors:
-        value = _finite(_read_tensor(tensor, files).to(getattr(torch, load_dtype)), tensor.source)
-        yield tensor, nf4.round_to_nf4(value) if tensor.linear and pack else value
 
 
 def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
@@ -195,18 +194,6 @@ def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
         ) from None
     check_shape(tensor, tuple(value.shape))
     return value
-
-
-def _base_arrays(
-    llama: Llama, loaded: Iterable[tuple[Tensor, torch.Tensor]], dtype: Dtype
-) -> Iterator[np.ndarray]:
-    import torch
-
-    if llama.rope:
-        yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
-    for tensor, value in loaded:
-        value = _permute(value, tensor.heads) if tensor.heads else value
-        yield _encode(value, _stored_as(tensor, dtype), tensor.source)
 
 
 def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:
@@ -233,14 +220,9 @@ def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
     """Enter the architecture, and the type of most matrices: f32, f16, q8_0 or q4_k_m."""
     from gguf import GGML_QUANT_VERSION, LlamaFileType
 
-    kinds = {
-        "f32": LlamaFileType.ALL_F32,
-        "f16": LlamaFileType.MOSTLY_F16,
-        "q8_0": LlamaFileType.MOSTLY_Q8_0,
-        "q4_k_m": LlamaFileType.MOSTLY_Q4_K_M,
-    }
+    kind = f"{'ALL' if dtype == 'f32' else 'MOSTLY'}_{dtype.upper()}"
     writer.add_type("model")
-    writer.add_file_type(kinds[dtype])
+    writer.add_file_type(LlamaFileType[kind])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_context_length(llama.context)
     writer.add_embedding_length(llama.hidden)
@@ -277,32 +259,33 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 @dataclass(frozen=True)
 class _Lora:
-    """A LoRA: (A (rank, in), B (out, rank)) by block and module; `scale` is alpha/r or alpha/√r."""
+    """A LoRA: A (rank, in) and B (out, rank) of base tensors; `scale` is alpha/r or alpha/√r."""
 
-    pairs: dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]
+    pairs: dict[Tensor, dict[str, torch.Tensor]]
     rank: int
     scale: float
 
     def merge(self, tensor: Tensor, value: torch.Tensor) -> torch.Tensor:
         """The weight with the adapter's change added, in float32; unchanged where there is none."""
-        place = re.fullmatch(r"model\.layers\.(\d+)\.(.*)\.weight", tensor.source)
-        pair = self.pairs.get((int(place[1]), place[2])) if place else None
-        if pair is None:
+        if tensor not in self.pairs:
             return value
-        left, right = pair
-        return value.float() + self.scale * (right.float() @ left.float())
+        pair = self.pairs[tensor]
+        return value.float() + self.scale * (pair["B"].float() @ pair["A"].float())
 
 
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:
     """Write a PEFT LoRA folder as a GGUF LoRA in f32; returns `out`.
 
     llama.cpp multiplies by alpha/r. Rank-stabilized LoRA means alpha/√r, so alpha·√r is written for
-    it. Raises ExportError, by name, for everything that is not plain LoRA on the seven projections
-    of the blocks.
+    it. The rows of B are in the base's order. Raises ExportError, by name, for everything that is
+    not plain LoRA on the seven projections of the blocks.
     """
-    llama = read_config(base_config_dir)
-    lora = _read_lora(adapter_dir, llama)
-    return write_lora(out, lora.scale * lora.rank, _adapter_arrays(lora, llama))
+    lora, arrays = _read_lora(adapter_dir, read_config(base_config_dir)), {}
+    for tensor, pair in lora.pairs.items():
+        for side, value in (("a", pair["A"]), ("b", _permute(pair["B"], tensor.heads))):
+            key = f"{tensor.name}.lora_{side}"
+            arrays[key] = _encode(value, "f32", key)
+    return write_lora(out, lora.scale * lora.rank, arrays)
 
 
 def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
@@ -321,28 +304,20 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
 
 
 def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
-    init, bias = config.get("init_lora_weights", True), config.get("bias", "none")
-    fault = None
-    if config.get("peft_type") != "LORA":
-        fault = f"peft_type {config.get('peft_type')} is not LORA: train a plain LoRA adapter"
-    elif bias != "none":
-        fault = f"bias={bias!r} changes the base: train with bias='none'"
-    elif init not in ADAPTER_INITS:
-        fault = (
-            f"init_lora_weights={init!r} changes the base: "
-            "convert the adapter to plain LoRA with PEFT first"
-        )
-    else:
-        for key, value in config.items():
-            if key not in ADAPTER_NEUTRAL and value not in (None, False, {}, []):
-                fault = f"{key}={value!r} cannot be written as a GGUF LoRA: train without {key}"
-                break
-    if fault is None and not (config.get("r") and config.get("lora_alpha")):
-        fault = (
-            f"r={config.get('r')}, lora_alpha={config.get('lora_alpha')}: train with both above 0"
-        )
-    if fault:
-        raise ExportError(f"{adapter_dir}: {fault}")
+    kind, bias = config.get("peft_type"), config.get("bias", "none")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    init = config.get("init_lora_weights", True)
+    faults = {
+        f"peft_type {kind} is not LORA: train a plain LoRA adapter": kind != "LORA",
+        f"bias={bias!r} changes the base: train with bias='none'": bias != "none",
+        f"init_lora_weights={init!r} changes the base: "
+        "convert the adapter to plain LoRA with PEFT first": init not in ADAPTER_INITS,
+    }
+    for key, value in config.items():
+        fault = f"{key}={value!r} cannot be written as a GGUF LoRA: train without {key}"
+        faults[fault] = key not in ADAPTER_NEUTRAL and value not in (None, False, {}, [])
+    faults[f"r={rank}, lora_alpha={alpha}: train with both above 0"] = not (rank and alpha)
+    refuse(adapter_dir, faults)
 
 
 def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
@@ -351,42 +326,31 @@ def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
     _check_adapter(adapter_dir, config)
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
     with open_safetensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    projections, pairs = llama.projections(), {}
-    for key, tensor in sorted(tensors.items()):
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    linear = {tensor.source: tensor for tensor in list_tensors(llama) if tensor.linear}
+    pairs: dict[Tensor, dict[str, torch.Tensor]] = {}
+    for key, value in sorted(values.items()):
         match = LORA_KEY.fullmatch(key)
-        if not match or match[2] not in projections or int(match[1]) >= llama.layers:
+        tensor = linear.get(f"{match[1]}.weight") if match else None
+        if not match or not tensor:
             raise ExportError(
                 f"{path}: {key} has no place in a GGUF LoRA: "
                 "train LoRA on attention and MLP layers only"
             )
-        rows, columns = projections[match[2]].shape
-        side, other = ("A", "B") if match[3] == "A" else ("B", "A")
-        expected = (rank, columns) if side == "A" else (rows, rank)
-        if tuple(tensor.shape) != expected:
+        rows, columns = tensor.shape
+        expected = (rank, columns) if match[2] == "A" else (rows, rank)
+        if tuple(value.shape) != expected:
             raise ExportError(
-                f"{path}: {key} has shape {tuple(tensor.shape)}, not {expected}: "
+                f"{path}: {key} has shape {tuple(value.shape)}, not {expected}: "
                 "it is for another base"
             )
-        if (partner := key.replace(f".lora_{side}.", f".lora_{other}.")) not in tensors:
-            raise ExportError(f"{path}: {partner} is missing: save the adapter again")
-        if side == "A":
-            pairs[int(match[1]), match[2]] = (
-                _finite(tensor, f"{path}: {key}"),
-                _finite(tensors[partner], f"{path}: {partner}"),
+        pairs.setdefault(tensor, {})[match[2]] = _finite(value, f"{path}: {key}")
+    for tensor, pair in pairs.items():
+        for side in {"A", "B"} - pair.keys():
+            raise ExportError(
+                f"{path}: lora_{side}.weight is missing for {tensor.source}: save the adapter again"
             )
     if not pairs:
         raise ExportError(f"{path} holds no LoRA tensors: save the adapter again")
     scaled_by = math.sqrt(rank) if config.get("use_rslora") else rank
     return _Lora(pairs, rank, float(config["lora_alpha"]) / scaled_by)
-
-
-def _adapter_arrays(lora: _Lora, llama: Llama) -> dict[str, np.ndarray]:
-    """lora_a (rank, in), lora_b (out, rank) in f32 by GGUF name, B's rows in the base's order."""
-    projections, arrays = llama.projections(), {}
-    for (layer, module), (left, right) in lora.pairs.items():
-        name, _, heads = projections[module]
-        for side, tensor in (("a", left), ("b", _permute(right, heads) if heads else right)):
-            key = f"blk.{layer}.{name}.weight.lora_{side}"
-            arrays[key] = _encode(tensor, "f32", key)
-    return arrays

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from selfreward_lite.models.chat_format import WORD_SPLITS
+from selfreward_lite.models.chat_format import WORD_SPLITS, read_template, token_text
 from selfreward_lite.system.errors import ExportError
 
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
@@ -24,7 +24,6 @@ MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
 # it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
-TokenKind = Literal["NORMAL", "CONTROL", "USER_DEFINED", "UNUSED"]
 
 
 class Projection(NamedTuple):
@@ -48,12 +47,12 @@ class Llama:
     heads: int
     kv_heads: int
     head_dim: int
-    context: int
-    eps: float
     vocab: int
-    theta: float
-    rope: dict[str, float] | None
-    tied: bool
+    tied: bool = False
+    context: int = 8192
+    eps: float = 1e-5
+    theta: float = 500000.0
+    rope: dict[str, float] | None = None
     packed: bool = False
 
     def projections(self) -> dict[str, Projection]:
@@ -92,6 +91,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ExportError(f"{path} holds no JSON object: give a folder written by save_pretrained")
     return data
+
+
+def refuse(place: Path, faults: dict[str, bool], advice: str = "") -> None:
+    """Raise ExportError for the first of the faults that is there, naming the place."""
+    for fault, is_there in faults.items():
+        if is_there:
+            raise ExportError(f"{place}: {fault}{advice}")
 
 
 def read_config(model_dir: Path) -> Llama:
@@ -134,10 +140,10 @@ def read_config(model_dir: Path) -> Llama:
             f"{model_dir}/config.json lacks {error}: save it again with save_pretrained"
         ) from error
     for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
-        if not isinstance(getattr(llama, name), int) or getattr(llama, name) < 1:
+        count = getattr(llama, name)
+        if not isinstance(count, int) or count < 1:
             raise ExportError(
-                f"{model_dir}/config.json: {name} is {getattr(llama, name)!r}, not a count: "
-                "download it again"
+                f"{model_dir}/config.json: {name} is {count!r}, not a count: download it again"
             )
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
         raise ExportError(
@@ -152,11 +158,9 @@ def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
     found = config.get("quantization_config")
     if not found:
         return False
-    kind = (found.get("quant_method"), found.get("load_in_4bit"), found.get("bnb_4bit_quant_type"))
-    if (
-        kind != ("bitsandbytes", True, "nf4")
-        or found.get("bnb_4bit_quant_storage", "uint8") != "uint8"
-    ):
+    kind = [found.get(key) for key in ("quant_method", "load_in_4bit", "bnb_4bit_quant_type")]
+    storage = found.get("bnb_4bit_quant_storage", "uint8")
+    if [*kind, storage] != ["bitsandbytes", True, "nf4", "uint8"]:
         raise ExportError(
             f"{model_dir}: quantization_config names {found.get('quant_method')}, not NF4: "
             "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)"
@@ -226,18 +230,17 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
 def list_tensors(llama: Llama) -> list[Tensor]:
     """Return the tensors of the base in the order of a GGUF file."""
     embeddings = (llama.vocab, llama.hidden)
+    norm = (llama.hidden,)
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", embeddings)]
-    norms = (("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"))
     for layer in range(llama.layers):
         source, target = f"model.layers.{layer}", f"blk.{layer}"
-        for name, module in norms:
-            tensors.append(
-                Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", (llama.hidden,))
-            )
+        for module, name in norms.items():
+            tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", norm))
         for module, (name, shape, heads) in llama.projections().items():
             names = f"{target}.{name}.weight", f"{source}.{module}.weight"
             tensors.append(Tensor(*names, shape, heads, linear=True))
-    tensors.append(Tensor("output_norm.weight", "model.norm.weight", (llama.hidden,)))
+    tensors.append(Tensor("output_norm.weight", "model.norm.weight", norm))
     if not llama.tied:
         tensors.append(Tensor("output.weight", "lm_head.weight", embeddings))
     return tensors
@@ -269,21 +272,18 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
             found |= dict.fromkeys(file.keys(), path)
     tensors = list_tensors(llama)
     names = {tensor.source for tensor in tensors}
-    linear = {tensor.source for tensor in tensors if tensor.linear and llama.packed}
-    packed = {f"{name}.{part}" for name in linear for part in PACKED_PARTS}
-    # Copies that transformers ignores too: a tied head, and the frequencies that old checkpoints
-    # stored.
-    unused = {
-        name
-        for name in found
-        if name.endswith(".rotary_emb.inv_freq") or (llama.tied and name == "lm_head.weight")
-    }
+    known = {"lm_head.weight", *names}  # transformers too ignores the copy for a tied head
+    for tensor in tensors:
+        if tensor.linear and llama.packed:
+            known |= {f"{tensor.source}.{part}" for part in PACKED_PARTS}
+    # Old checkpoints stored the frequencies, which transformers ignores too.
+    used = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
     if missing := sorted(names - found.keys()):
         raise ExportError(
             f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: "
             "download it again"
         )
-    if extra := sorted(found.keys() - names - packed - unused):
+    if extra := sorted(used - known):
         raise ExportError(
             f"{model_dir}: tensor {extra[0]} is not part of a Llama: choose the plain model"
         )
@@ -292,10 +292,10 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens by id, their kinds, merges as "left right", ids of special roles, chat template."""
+    """Tokens by id, their kinds in GGUF, merges as "left right", ids of roles, chat template."""
 
     tokens: list[str]
-    kinds: list[TokenKind]
+    kinds: list[str]
     merges: list[str]
     roles: dict[str, int]
     add_bos: bool
@@ -319,7 +319,7 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
         )
     tokens = sorted(ids, key=ids.__getitem__)
     filler = size - len(tokens)  # embedding rows that no token uses
-    kinds: list[TokenKind] = [
+    kinds = [
         "NORMAL" if token not in added else "CONTROL" if added[token]["special"] else "USER_DEFINED"
         for token in tokens
     ]
@@ -361,18 +361,14 @@ def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
         "its pre-tokenizer is not Llama-3's": not is_llama3,
         "an added token swallows spaces": any(t.get(key) for t in added for key in strips),
     }
-    if fault := next((fault for fault, holds in faults.items() if holds), None):
-        raise ExportError(
-            f"{model_dir}: tokenizer.json: {fault}: choose a model with Llama-3's tokenizer"
-        )
+    refuse(model_dir / "tokenizer.json", faults, ": choose a model with Llama-3's tokenizer")
 
 
 def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> dict[str, int]:
     """Ids of bos and eos, and of pad, eot and eom where they exist."""
     roles = {}
     for role in ("bos", "eos", "pad"):
-        token = settings.get(f"{role}_token")
-        token = token["content"] if isinstance(token, dict) else token
+        token = token_text(settings.get(f"{role}_token"))
         if token is None and role == "pad":
             continue
         if token not in ids:
@@ -386,40 +382,18 @@ def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> di
 
 
 def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
-    file = model_dir / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
+    template: str | list[dict[str, str]] | None = read_template(model_dir, settings)
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
 
 
-def _shape(
-    hidden: int, layers: int, ffn: int, heads: int, kv_heads: int, vocab: int, tied: bool = False
-) -> Llama:
-    return Llama(
-        hidden,
-        layers,
-        ffn,
-        heads,
-        kv_heads,
-        head_dim=hidden // heads,
-        context=8192,
-        eps=1e-5,
-        vocab=vocab,
-        theta=500000.0,
-        rope=None,
-        tied=tied,
-    )
-
-
 SHAPES = {
-    "10m": _shape(256, 4, 768, 4, 2, 4096),  # for tests
-    "250m": _shape(1024, 16, 2816, 16, 4, 32000),
-    "1b": _shape(2048, 16, 8192, 32, 8, 128256, tied=True),  # Llama-3.2-1B
-    "3b": _shape(3072, 28, 8192, 24, 8, 128256, tied=True),  # Llama-3.2-3B
-    "llama-3-8b": _shape(4096, 32, 14336, 32, 8, 128256),
+    "10m": Llama(256, 4, 768, 4, 2, 64, 4096),  # for tests
+    "250m": Llama(1024, 16, 2816, 16, 4, 64, 32000),
+    "1b": Llama(2048, 16, 8192, 32, 8, 64, 128256, tied=True),  # Llama-3.2-1B
+    "3b": Llama(3072, 28, 8192, 24, 8, 128, 128256, tied=True),  # Llama-3.2-3B
+    "llama-3-8b": Llama(4096, 32, 14336, 32, 8, 128, 128256),
 }
 
 # Repositories that presets name.

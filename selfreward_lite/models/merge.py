@@ -23,14 +23,11 @@ from selfreward_lite.system.errors import EngineError, ExportError
 DIRECT = get_args(Dtype)  # types written without llama.cpp; it makes the others from float16
 MARK = "\ue000"  # stands for the content of a message; no template contains it
 MAX_CONTEXT = 8192  # Ollama's own default cuts a conversation earlier
-PROOFS = tuple(
-    tuple(roles.split())
-    for roles in (
-        "user",
-        "system user",
-        "user assistant user",
-        "system user assistant user assistant user",
-    )
+PROOFS = (
+    "user",
+    "system user",
+    "user assistant user",
+    "system user assistant user assistant user",
 )
 
 
@@ -156,7 +153,8 @@ def split_template(chat: ChatFormat) -> TemplatePieces:
             "write the Modelfile by hand"
         ) from None
     found = TemplatePieces(beginning, around, turn)
-    for roles in PROOFS:
+    for proof in PROOFS:
+        roles = proof.split()
         if found.conversation(roles) != render(*roles, speak=True):
             raise ExportError(
                 f"the chat template is not the same around every message ({', '.join(roles)}): "

@@ -11,8 +11,8 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ from selfreward_lite.system.errors import EngineError, ExportError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from selfreward_lite.engine.llama import LlamaEngine
 
 BLOCK = 64  # rows of logits that are compared at once
 STEP_TOKENS = 128  # tokens that llama.cpp computes at once
@@ -194,12 +192,25 @@ def parity(
         raise ExportError(
             "parity needs non-empty token lists, and the folder of every GGUF adapter"
         )
+    from selfreward_lite.engine.llama import LlamaEngine
+    from selfreward_lite.engine.loading import cores
+
     adapted, base = _Comparison(), _Comparison()
-    reference = _Reference(model_dir, adapter_dir, weights)
+    reference = _load_reference(model_dir, adapter_dir, weights)
     lora = None if gguf_adapter is None else str(gguf_adapter)
-    with closing(_open_engine(gguf_base, max(map(len, token_lists)))) as engine:
+    spec = LlamaSpec(  # as in a run, but exact and on the CPU
+        model=gguf_base,
+        parallel=STEP_TOKENS,
+        context=max(MIN_CONTEXT, *map(len, token_lists)),
+        batch=STEP_TOKENS,
+        threads=min(MAX_THREADS, cores()),
+        roots=1,
+        exact=True,
+        check_adapters=False,  # what an adapter changes is measured here
+    )
+    with closing(LlamaEngine(spec)) as engine:
         for tokens in map(list, token_lists):
-            expected, found = reference.logits(tokens), engine.logits(tokens, lora)
+            expected, found = _logits(reference, tokens), engine.logits(tokens, lora)
             if expected.shape != found.shape:
                 raise ExportError(
                     f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: "
@@ -207,7 +218,9 @@ def parity(
                 )
             adapted.add_models(expected, found)
             if lora is not None:
-                plain, found_plain = reference.logits(tokens, adapted=False), engine.logits(tokens)
+                with reference.disable_adapter():
+                    plain = _logits(reference, tokens)
+                found_plain = engine.logits(tokens)
                 base.add_models(plain, found_plain)
                 adapted.add_adapters(expected, found, plain, found_plain)
     return adapted.result(None if lora is None else base.result())
@@ -248,106 +261,85 @@ def check_parity(
 class _Comparison:
     """Sums over the lists so far, without the logits (0.5 GB for 1,000 tokens of Llama-3)."""
 
-    differences: list[float] = field(default_factory=list)
-    same: list[np.ndarray] = field(default_factory=list)
-    changes: list[tuple[float, float]] = field(default_factory=list)  # in llama.cpp, in PEFT
+    tokens: int = 0
+    same: int = 0  # positions with the same likeliest token
+    difference: float = 0.0  # the largest, as both changes
+    change: float = 0.0  # of the adapter in llama.cpp
+    peft_change: float = 0.0
     product: float = 0.0  # of both changes
     square: float = 0.0  # of PEFT's change
 
     def add_models(self, expected: np.ndarray, found: np.ndarray) -> None:
         """Compare two arrays of logits (tokens, vocabulary)."""
-        import numpy as np
-
-        self.differences.append(float(np.abs(expected - found).max()))
-        self.same.append(expected.argmax(axis=1) == found.argmax(axis=1))
+        self.tokens += len(found)
+        self.same += int((expected.argmax(axis=1) == found.argmax(axis=1)).sum())
+        self.difference = _largest(self.difference, expected - found)
 
     def add_adapters(
         self, expected: np.ndarray, found: np.ndarray, plain: np.ndarray, found_plain: np.ndarray
     ) -> None:
         """Compare what the adapter adds to the logits of the plain base, on either side."""
-        import numpy as np
-
-        for rows in _blocks(len(expected)):
-            change = (expected[rows] - plain[rows]).astype(np.float64)
+        # In float64, a thousand rows of Llama-3's would take 5 GB, so only a few at a time.
+        for start in range(0, len(expected), BLOCK):
+            rows = slice(start, start + BLOCK)
+            change = (expected[rows] - plain[rows]).astype(float)
             arrived = found[rows] - found_plain[rows]
-            self.changes.append((float(np.abs(arrived).max()), float(np.abs(change).max())))
+            self.change = _largest(self.change, arrived)
+            self.peft_change = _largest(self.peft_change, change)
             self.product += float((change * arrived).sum())
             self.square += float((change * change).sum())
 
     def result(self, base: Parity | None = None) -> Parity:
-        """Return the comparison of all lists, with that of the `base` alone beside an adapter.
+        """The comparison of all lists, with that of the `base` alone beside an adapter.
 
         The share of an adapter that arrives is the slope of llama.cpp's change on PEFT's, by least
         squares through 0: the error of a quantized base, with and without the adapter, mostly
         averages out over so many logits.
         """
-        import numpy as np
-
-        same = np.concatenate(self.same)
-        change, reference = (
-            map(float, np.max(self.changes, axis=0)) if self.changes else (None, 0.0)
-        )
-        is_hidden = base is None or reference <= base.max_abs_diff
+        is_hidden = base is None or self.peft_change <= base.max_abs_diff
         return Parity(
-            max_abs_diff=float(np.max(self.differences)),
-            adapter_change=change,
+            max_abs_diff=self.difference,
+            adapter_change=self.change if base else None,
             adapter_share=None if is_hidden else self.product / self.square,
-            tokens=len(same),
-            agreement=float(np.mean(same)),
+            tokens=self.tokens,
+            agreement=self.same / self.tokens,
             base=base,
         )
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    """A few rows at a time: in float64, a thousand of Llama-3's would take 5 GB."""
-    return (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
+def _largest(known: float, values: np.ndarray) -> float:
+    """The largest size of a value so far; NaN if there was one."""
+    import numpy as np
+
+    return float(np.maximum(known, np.abs(values).max()))
 
 
-class _Reference:
-    """transformers, with PEFT's adapter if one is given."""
+def _load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) -> Any:
+    """The model in transformers, with PEFT's adapter if one is given."""
+    import torch
 
-    def __init__(self, model_dir: Path, adapter_dir: Path | None, weights: Weights) -> None:
-        import torch
-
-        is_packed = weights == "nf4"
-        self._model = nf4.load_model(
-            model_dir,
-            "nf4" if is_packed else "none",
-            torch.float32,
-            on_gpu=is_packed and torch.cuda.is_available(),
-        )
-        if adapter_dir is not None:
-            from peft import PeftModel
-
-            self._model = PeftModel.from_pretrained(self._model, adapter_dir)
-        self._model.eval()
-
-    def logits(self, tokens: Sequence[int], *, adapted: bool = True) -> np.ndarray:
-        """Return an array (tokens, vocabulary), with the adapter or without."""
-        import torch
-
-        ids = torch.tensor([list(tokens)], device=self._model.device)
-        with torch.inference_mode(), nullcontext() if adapted else self._model.disable_adapter():
-            logits: np.ndarray = self._model(ids).logits[0].float().cpu().numpy()
-        return logits
-
-
-def _open_engine(gguf: Path, longest: int) -> LlamaEngine:
-    """The engine of a run, but exact and on the CPU, for lists of up to `longest` tokens."""
-    from selfreward_lite.engine.llama import LlamaEngine
-    from selfreward_lite.engine.loading import cores
-
-    spec = LlamaSpec(
-        model=gguf,
-        parallel=STEP_TOKENS,
-        context=max(MIN_CONTEXT, longest),
-        batch=STEP_TOKENS,
-        threads=min(MAX_THREADS, cores()),
-        roots=1,
-        exact=True,
-        check_adapters=False,  # what an adapter changes is measured here
+    is_packed = weights == "nf4"
+    model = nf4.load_model(
+        model_dir,
+        "nf4" if is_packed else "none",
+        torch.float32,
+        on_gpu=is_packed and torch.cuda.is_available(),
     )
-    return LlamaEngine(spec)
+    if adapter_dir is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter_dir)
+    return model.eval()
+
+
+def _logits(model: Any, tokens: list[int]) -> np.ndarray:
+    """A model's logits as an array (tokens, vocabulary)."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens], device=model.device)).logits
+    found: np.ndarray = logits[0].float().cpu().numpy()
+    return found
 
 
 # -- token ids ----------
@@ -430,7 +422,11 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
                 f"{gguf} ends a turn with {sorted(ends)}, the chat template with {chat.stop}: "
                 "export it again"
             )
-        for number, messages in enumerate(_conversations(), 1):
+        for number, texts in enumerate(CONVERSATIONS, 1):
+            messages = [
+                Message(role=("user", "assistant")[turn % 2], content=text)
+                for turn, text in enumerate(texts)
+            ]
             ours = list(chat.prompt_ids(messages))
             encoded = theirs.apply_chat_template(messages, return_dict=True, **options)
             text = theirs.apply_chat_template(messages, tokenize=False, **options)
@@ -453,15 +449,6 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
                 )
             found.append(ours)
     return found
-
-
-def _conversations() -> list[list[Message]]:
-    """CONVERSATIONS as messages, the last of each the user's."""
-    roles = ("user", "assistant")
-    return [
-        [Message(role=roles[turn % 2], content=text) for turn, text in enumerate(texts)]
-        for texts in CONVERSATIONS
-    ]
 
 
 def _check_tokens(model_dir: Path, gguf: Path) -> int:

@@ -27,13 +27,11 @@ def torch() -> dict[str, Any]:
     cards = []
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        card = {
-            "name": torch.cuda.get_device_name(number),
-            "capability": list(torch.cuda.get_device_capability(number)),
-            "free": free,
-            "total": total,
-        }
-        cards.append(card)
+        name, capability = (
+            torch.cuda.get_device_name(number),
+            torch.cuda.get_device_capability(number),
+        )
+        cards.append({"name": name, "capability": capability, "free": free, "total": total})
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
@@ -70,9 +68,5 @@ def llama(gpu_layers: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     kind, *layers = sys.argv[1:]
-    probes: dict[str, Callable[[], dict[str, Any]]] = {
-        "torch": torch,
-        "build": build,
-        "llama": lambda: llama(int(layers[0])),
-    }
-    print(json.dumps(probes[kind]()))
+    probes: dict[str, Callable[..., Any]] = {"torch": torch, "build": build, "llama": llama}
+    print(json.dumps(probes[kind](*map(int, layers))))

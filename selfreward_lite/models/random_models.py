@@ -25,7 +25,6 @@ from selfreward_lite.models.hf_folder import (
     SHAPES,
     Llama,
     Tensor,
-    TokenKind,
     Vocabulary,
     list_tensors,
 )
@@ -76,9 +75,10 @@ def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0", seed
         writer = GGUFWriter(part, "llama")
         add_settings(writer, llama, quantization)
         add_vocabulary(writer, _vocabulary(llama.vocab))
-        for tensor in list_tensors(llama):
-            add_tensor(writer, tensor, _kind(tensor, llama, quantization))
-        write_arrays(writer, _arrays(llama, quantization, seed))
+        kinds = {tensor: _kind(tensor, llama, quantization) for tensor in list_tensors(llama)}
+        for tensor, kind in kinds.items():
+            add_tensor(writer, tensor, kind)
+        write_arrays(writer, _arrays(kinds, seed))
     return path
 
 
@@ -112,12 +112,11 @@ def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
     return "q6_k" if more else "q4_k"
 
 
-def _arrays(llama: Llama, quantization: Quantization, seed: int) -> Iterator[np.ndarray]:
+def _arrays(kinds: dict[Tensor, str], seed: int) -> Iterator[np.ndarray]:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    for tensor in list_tensors(llama):
-        kind = _kind(tensor, llama, quantization)
+    for tensor, kind in kinds.items():
         if kind == "f32":
             yield np.ones(tensor.shape, np.float32)
         else:
@@ -149,11 +148,9 @@ def _vocabulary(size: int) -> Vocabulary:
     spare = iter(range(256, 512))  # GPT-2's printable stand-ins for the other bytes
     letters = [chr(code) if code in plain else chr(next(spare)) for code in range(256)]
     words = [f"w{number}" for number in range(size - 256 - len(SPECIAL))]
-    kinds: list[TokenKind] = ["NORMAL"] * (size - len(SPECIAL))
-    kinds += ["CONTROL"] * len(SPECIAL)
     return Vocabulary(
         tokens=[*letters, *words, *SPECIAL],
-        kinds=kinds,
+        kinds=["NORMAL"] * (size - len(SPECIAL)) + ["CONTROL"] * len(SPECIAL),
         merges=["w 1"],
         roles={"bos": size - 2, "eos": size - 1},
         add_bos=False,
@@ -253,13 +250,10 @@ def _scales(shape: tuple[int, int]) -> Tensors:
     return parts
 
 
-def _config(llama: Llama) -> dict[str, object]:
-    known = json.loads((TINY_MODEL / "config.json").read_text(encoding="utf-8"))
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "torch_dtype": "bfloat16",
+def _config(llama: Llama) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((TINY_MODEL / "config.json").read_text(encoding="utf-8"))
+    return config | {
+        "dtype": "bfloat16",
         "hidden_size": llama.hidden,
         "intermediate_size": llama.ffn,
         "num_hidden_layers": llama.layers,
@@ -268,10 +262,9 @@ def _config(llama: Llama) -> dict[str, object]:
         "head_dim": llama.head_dim,
         "max_position_embeddings": llama.context,
         "rms_norm_eps": llama.eps,
-        "rope_theta": llama.theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": llama.theta},
         "vocab_size": llama.vocab,
         "tie_word_embeddings": llama.tied,
-        **{f"{name}_token_id": known[f"{name}_token_id"] for name in ("bos", "eos", "pad")},
         "quantization_config": {
             "quant_method": "bitsandbytes",
             "load_in_4bit": True,

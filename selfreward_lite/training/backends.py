@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selfreward_lite.models import nf4
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.gpu import list_gpus
@@ -75,8 +76,6 @@ def _load_with_transformers(job: Job, dtype: torch.dtype) -> Any:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    from selfreward_lite.models import nf4
-
     base = nf4.load_model(job.model_dir, job.quantization, dtype, on_gpu=torch.cuda.is_available())
     if job.adapter_in is not None:
         return PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
@@ -95,8 +94,6 @@ def _load_with_transformers(job: Job, dtype: torch.dtype) -> Any:
 def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
     import torch
     from unsloth import FastLanguageModel
-
-    from selfreward_lite.models import nf4
 
     base, _ = FastLanguageModel.from_pretrained(
         str(job.model_dir),

@@ -5,20 +5,18 @@
 A checkpoint of another job, or one that its manifest does not confirm, is ignored.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from selfreward_lite.system.files import find_manifest_faults, write_manifest
 
-if TYPE_CHECKING:
-    import torch
-
-    Weights = dict[str, torch.Tensor]
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,6 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; once it is complete, those of earlier steps are removed."""
-    from safetensors.torch import save_file
-
     target = folder / f"step-{checkpoint.state.step}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -63,10 +59,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 def find_newest(folder: Path, job: str) -> Checkpoint | None:
     """Return the complete checkpoint of this job with the most steps, None if there is none."""
-    from safetensors.torch import load_file
-
-    steps = {int(path.name.removeprefix("step-")): path for path in folder.glob("step-*")}
-    for _, path in sorted(steps.items(), reverse=True):
+    steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
+    for step in sorted(steps, reverse=True):
+        path = folder / f"step-{step}"
         if find_manifest_faults(path):
             continue
         state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))

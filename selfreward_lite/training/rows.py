@@ -1,7 +1,5 @@
 """Pairs and examples as rows of token ids, in the order in which they are trained on."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -88,36 +86,14 @@ def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:
             size -= 1
 
 
-def build_sft_rows(examples: Iterable[tuple[str, str]], chat: ChatFormat, max_length: int) -> Rows:
-    """Return rows of (the user's message, the assistant's answer)."""
+def build_rows(texts: Iterable[tuple[str, ...]], chat: ChatFormat, max_length: int) -> Rows:
+    """Return rows of a user's message with one answer, or with a chosen and a rejected one."""
     rows = Rows()
-    for message, answer in examples:
-        row = {
-            "prompt_ids": list(chat.prompt_ids(user(message))),
-            "completion_ids": list(chat.completion_ids(answer)),
-        }
-        rows.add(row, max_length)
-    return rows
-
-
-def build_dpo_rows(
-    response_pairs: Iterable[ResponsePair],
-    judgment_pairs: Iterable[JudgmentPair],
-    texts: PairTexts,
-    chat: ChatFormat,
-    max_length: int,
-) -> Rows:
-    """Return rows of a prompt with two responses, and of a judge's question with two judgments."""
-    rows = Rows()
-    for message, chosen, rejected in (
-        *map(texts.read_response_pair, response_pairs),
-        *map(texts.read_judgment_pair, judgment_pairs),
-    ):
-        row = {
-            "prompt_ids": list(chat.prompt_ids(user(message))),
-            "chosen_ids": list(chat.completion_ids(chosen)),
-            "rejected_ids": list(chat.completion_ids(rejected)),
-        }
+    for message, *answers in texts:
+        names = ["completion_ids"] if len(answers) == 1 else ["chosen_ids", "rejected_ids"]
+        row = {"prompt_ids": list(chat.prompt_ids(user(message)))}
+        for name, answer in zip(names, answers, strict=True):
+            row[name] = list(chat.completion_ids(answer))
         rows.add(row, max_length)
     return rows
 

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,12 @@ from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.gpu import BF16, OLDEST
 from selfreward_lite.training import backends, checkpoints
 from selfreward_lite.training.backends import Backend
-from selfreward_lite.training.checkpoints import Checkpoint, State
+from selfreward_lite.training.checkpoints import Checkpoint, State, Weights
 from selfreward_lite.training.job import (
     FIRST_MARGIN_LIMIT,
     PROBE_STEPS,
     Job,
+    Report,
     TrainingResult,
     find_loss_fault,
 )
@@ -54,8 +54,6 @@ PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 # Where float16 begins to scale losses: at torch's 2^16 the first steps overflow and are skipped. It
 # grows by itself.
 FIRST_SCALE = 2.0**12
-Say = Callable[[dict[str, Any]], None]
-Weights = dict[str, torch.Tensor]
 
 # The private parts of TRL and of transformers' Trainer that TokenRows uses were read in these
 # versions.
@@ -65,14 +63,14 @@ READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
 class TokenRows:
     """Rows of token ids for a TRL trainer; the only user of TRL's private parts (READ_VERSIONS)."""
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        """Return it unchanged: TRL's tokenizer would read `<|eot_id|>` in a message as special."""
-        return dataset
-
     def try_longest_rows(self: Any) -> None:
         """Run one step on the longest rows, without a trace: short memory should show at once."""
         rows, args = self.train_dataset, self.args
-        order = sorted(range(len(rows)), key=lambda index: _padded_length(rows[index]))
+        # Tokens of a row with padding, alone: in DPO, prompt and the longer completion.
+        lengths = [
+            row_length(row) if "prompt_ids" in row else len(row["input_ids"]) for row in rows
+        ]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
         longest = [rows[index] for index in order[-args.per_device_train_batch_size :]]
         # Trainer's loop sets it a little later, and training_step reads it.
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
@@ -99,6 +97,10 @@ class TokenRows:
 class TokenDPOTrainer(TokenRows, DPOTrainer):
     """TRL's DPO on token ids."""
 
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        """The rows as they are: TRL would read `<|eot_id|>` in a message as special."""
+        return dataset
+
 
 class TokenSFTTrainer(TokenRows, SFTTrainer):
     """TRL's SFT on token ids."""
@@ -107,14 +109,14 @@ class TokenSFTTrainer(TokenRows, SFTTrainer):
 class Watcher(TrainerCallback):
     """Tries the longest rows, reports, keeps checkpoints, ends a training that went wrong."""
 
-    def __init__(self, trainer: Any, job: Job, state: State, report: Say) -> None:
+    def __init__(self, trainer: Any, job: Job, state: State, report: Report) -> None:
         self.trainer, self.job, self.state, self.report = trainer, job, state, report
         self.begun_at, self.out_of_time = state.step, False
         self.skipped = 0  # steps in which float16 overflowed, which changed nothing
         self.before = trainable_weights(trainer.model)
         self.saved = time.monotonic()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.try_longest_rows()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -132,17 +134,13 @@ class Watcher(TrainerCallback):
             control.should_training_stop = True
             self.out_of_time = 2 * step < self.begun_at + state.max_steps
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         if self.out_of_time:  # less than half a training is no model; it resumes another time
             self._save()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         values = {
-            name: float(value)
-            for name, value in (logs or {}).items()
-            if isinstance(value, int | float)
+            name: float(value) for name, value in logs.items() if isinstance(value, int | float)
         }
         if "loss" not in values:
             return
@@ -171,7 +169,7 @@ class Watcher(TrainerCallback):
         self.saved = time.monotonic()
 
 
-def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
+def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
     """Train, write the adapter, and return what was done.
 
     Without rows the adapter is a fresh one, and the model the base. Where memory does not hold
@@ -185,7 +183,12 @@ def train(job: Job, report: Say, backend: Backend) -> TrainingResult:
         save_adapter(backends.load_model(backend, job, dtype), job.adapter_out)
         return TrainingResult(0, 0, 0.0, 0.0, tokens=0, train_seconds=0.0)
     settings = job.settings
+    if job.memory is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
     for size in list_micro_batches(settings.batch, settings.micro_batch):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # an attempt before may have filled the GPU
         try:
             return _train(job, size, report, backend)
         except RuntimeError as error:
@@ -205,14 +208,9 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return is_known or any(text in str(error).casefold() for text in PLAIN_MEMORY_ERRORS)
 
 
-def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> TrainingResult:
+def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> TrainingResult:
     """`train`, with so many rows on the device at once."""
     started = time.monotonic()
-    if torch.cuda.is_available():
-        if job.memory is not None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
-        torch.cuda.reset_peak_memory_stats()  # an attempt before this one may have filled the GPU
     set_seed(job.seed)
     settings, digest = job.settings, job.digest()
     order = arrange_rows(_read_rows(job), settings.epochs, settings.batch, job.seed)
@@ -227,7 +225,9 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> Trainin
         raise TrainingError(
             "the trainer made no copy of M(t-1) as reference; its reference would be the base"
         )
-    _make_float32(trainer.model)
+    # In bfloat16 usual steps round to nothing: 5 at 1e-6 moved 0.4 % of the weights.
+    for _, weight in _named_trainable(trainer.model):
+        weight.data = weight.data.float()
     if job.adapter_in is not None:
         backends.restore_adapter(trainer.model, job.adapter_in)
     if isinstance(settings, Dpo) and settings.precompute_reference:
@@ -263,11 +263,6 @@ def _train(job: Job, micro_batch: int, report: Say, backend: Backend) -> Trainin
     if not watcher.out_of_time:
         save_adapter(trainer.model, job.adapter_out)
     return result
-
-
-def _padded_length(row: Row) -> int:
-    """Tokens of a row with padding, alone: in DPO, prompt and the longer completion."""
-    return row_length(row) if "prompt_ids" in row else len(row["input_ids"])
 
 
 def trainable_weights(model: torch.nn.Module) -> Weights:
@@ -306,9 +301,7 @@ def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     rate, weights = job.settings.learning_rate, [one for _, one in _named_trainable(trainer.model)]
     # A fused step skips a float16 overflow by itself, and accelerate 1.15 does not report it.
     fused = trainer.accelerator.scaler is None
-    trainer.optimizer = torch.optim.AdamW(
-        weights, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused
-    )
+    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=fused)
     for group in trainer.optimizer.param_groups:
         group["initial_lr"] = rate
     warmup = int(job.settings.warmup * steps)
@@ -342,30 +335,28 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
     settings, options = job.settings, _common_options(job, micro_batch)
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)
+    kind: Any
+    arguments: Any
     if isinstance(settings, Dpo):
+        options |= {"beta": settings.beta, "loss_type": ["sigmoid"]}
         if settings.anchor > 0:
             options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.anchor]}
-        else:
-            options |= {"loss_type": ["sigmoid"]}
         # No ref_model: TRL copies the adapter, which is M(t−1) now, and freezes the copy as `ref`.
-        return TokenDPOTrainer(
-            model=model,
-            args=DPOConfig(**options, beta=settings.beta),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-    labelled = [
-        {
-            "input_ids": row["prompt_ids"] + row["completion_ids"],
-            "labels": [IGNORED] * len(row["prompt_ids"]) + row["completion_ids"],
-        }
-        for row in rows
-    ]
-    options |= {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
-    return TokenSFTTrainer(
+        kind, arguments = TokenDPOTrainer, DPOConfig(**options)
+    else:
+        rows = [
+            {
+                "input_ids": row["prompt_ids"] + row["completion_ids"],
+                "labels": [IGNORED] * len(row["prompt_ids"]) + row["completion_ids"],
+            }
+            for row in rows
+        ]
+        options |= {"dataset_kwargs": {"skip_prepare_dataset": True}}
+        kind, arguments = TokenSFTTrainer, SFTConfig(**options, remove_unused_columns=False)
+    return kind(
         model=model,
-        args=SFTConfig(**options),
-        train_dataset=Dataset.from_list(labelled),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
 
@@ -419,12 +410,6 @@ def _compute_dtype() -> torch.dtype:
             f"compute capability {capability} is too old: {OLDEST} is needed; use another GPU"
         )
     return torch.bfloat16 if capability >= BF16 else torch.float16
-
-
-def _make_float32(model: torch.nn.Module) -> None:
-    """In bfloat16 usual steps round to nothing: 5 at 1e-6 moved 0.4 % of the weights."""
-    for _, weight in _named_trainable(model):
-        weight.data = weight.data.float()
 
 
 def _read_rows(job: Job) -> list[Row]:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
@@ -76,7 +76,7 @@ class TorchWorker:
                     report(message["report"])
                 answer = message.get("answer", answer)
         except BaseException:
-            self._end()  # interrupted: the task is no longer wanted
+            self.close()  # interrupted: the task is no longer wanted
             raise
         if code != 0 or answer is None:
             raise TaskFailed(explain_exit(code, last_lines(log) or list(child.lines)))
@@ -84,7 +84,9 @@ class TorchWorker:
 
     def close(self) -> None:
         """End the child, and with it its task."""
-        self._end()
+        if self._child is not None:
+            self._child.close(patience=0)
+            self._child = None
 
     def _open(self) -> JsonProcess:
         if self._child is None:
@@ -96,18 +98,13 @@ class TorchWorker:
             )
         return self._child
 
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.close(patience=0)
-            self._child = None
-
 
 # -- the child ----------
 
 
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
-    wire = os.dup(1)
+    wire = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print; only messages may go where the parent reads
     if BARE not in sys.argv and not any(device.exists() for device in GPU_DEVICES):
         from selfreward_lite.models import parity  # noqa: F401 - once, for all forks
@@ -143,7 +140,7 @@ def _next_line() -> bytes:
     return line
 
 
-def _do(task: Plain, wire: int) -> None:
+def _do(task: Plain, wire: TextIO) -> None:
     """Do one task in this fork of the child, and exit."""
     code = 1
     try:
@@ -171,7 +168,7 @@ def _do(task: Plain, wire: int) -> None:
         os._exit(code)
 
 
-def _work(task: Plain, report: Callable[[Plain], None]) -> Any:
+def _work(task: Plain, report: Callable[[Any], None]) -> Any:
     kind = task.pop("task")
     if kind == "train":
         from selfreward_lite.training import backends
@@ -200,10 +197,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _send(wire: int, message: Plain) -> None:
-    data = json.dumps(message).encode() + b"\n"
-    while data:
-        data = data[os.write(wire, data) :]
+def _send(wire: TextIO, message: Plain) -> None:
+    print(json.dumps(message), file=wire, flush=True)
 
 
 if __name__ == "__main__":

@@ -168,10 +168,10 @@ def test_the_tokenizer_is_the_one_that_the_builder_makes(chat):
 
 @pytest.mark.slow
 def test_a_short_rebuild_learns(tmp_path):
-    from selfreward_lite.training.tiny_base.build import Recipe, build_model
+    from selfreward_lite.training.tiny_base.build import build_model
 
-    untrained = build_model(tmp_path / "short", Recipe(scale=0.002))
-    trained = build_model(tmp_path / "longer", Recipe(scale=0.05))
+    untrained = build_model(tmp_path / "short", scale=0.002)
+    trained = build_model(tmp_path / "longer", scale=0.05)
     assert untrained > 5.5  # nearly the logarithm of the vocabulary
     assert trained < 2.5
     assert (tmp_path / "longer" / "model.safetensors").stat().st_size < 2_500_000

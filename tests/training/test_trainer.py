@@ -277,7 +277,8 @@ def test_hostile_text_is_plain_and_long_rows_are_counted(chat):
     )
     judged = JudgmentPair("jp", 1, "g", "jg", "jb", 1.0, -1.0, 9, 9)
     texts = PairTexts({"p": prompt}, {"g": good, "b": bad}, {"jg": better, "jb": worse}, "compact")
-    rows = row_lists.build_dpo_rows([pair], [judged], texts, chat, 250)
+    pairs = [texts.read_response_pair(pair), texts.read_judgment_pair(judged)]
+    rows = row_lists.build_rows(pairs, chat, 250)
     (row,) = rows.rows
     assert [drop.reason for drop in rows.drops] == ["longer than max_length"]
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == chat.end_of_turn

@@ -23,7 +23,7 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job, Report
-from selfreward_lite.training.rows import PairTexts, Rows, build_dpo_rows, build_sft_rows
+from selfreward_lite.training.rows import PairTexts, Rows, build_rows
 
 
 def train_seed(run: RunContext, _: int) -> None:
@@ -35,7 +35,7 @@ def train_seed(run: RunContext, _: int) -> None:
         ]
         answered = [(one.prompt.text, one.responses[0].text) for one in run.ranked().ift]
         run.store.measure(0, eft_examples=len(judged), ift_examples=len(answered))
-        rows = build_sft_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
+        rows = build_rows((*judged, *answered), run.chat, run.settings.sft.max_length)
         return _train(run, 0, "sft", rows)
 
     run.once(0, "training", work)
@@ -53,21 +53,20 @@ def train_model(run: RunContext, iteration: int) -> None:
         if run.settings.for_iteration(iteration).train_on == "positive":
             scores = score_responses(run.judgments(iteration), run.settings.judge)
             perfect = response_pairs.find_perfect_responses(responses, scores)
-            texts = [(prompts[one.prompt_id].text, one.text) for one in perfect]
-            rows = build_sft_rows(texts, run.chat, run.settings.sft.max_length)
+            answers = [(prompts[one.prompt_id].text, one.text) for one in perfect]
+            rows = build_rows(answers, run.chat, run.settings.sft.max_length)
             return _train(run, iteration, "sft", rows)
-        rows = build_dpo_rows(
-            run.store.records(ResponsePair, iteration=iteration),
-            run.store.records(JudgmentPair, iteration=iteration),
-            PairTexts(
-                prompts,
-                index_records(responses),
-                index_records(run.store.records(Judgment, iteration=iteration)),
-                run.settings.model.templates,
-            ),
-            run.chat,
-            run.settings.dpo.max_length,
+        texts = PairTexts(
+            prompts,
+            index_records(responses),
+            index_records(run.store.records(Judgment, iteration=iteration)),
+            run.settings.model.templates,
         )
+        pairs = [
+            *map(texts.read_response_pair, run.store.records(ResponsePair, iteration=iteration)),
+            *map(texts.read_judgment_pair, run.store.records(JudgmentPair, iteration=iteration)),
+        ]
+        rows = build_rows(pairs, run.chat, run.settings.dpo.max_length)
         return _train(run, iteration, "dpo", rows)
 
     run.once(iteration, "training", work)

@@ -8,13 +8,13 @@ import json
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -28,45 +28,35 @@ from selfreward_lite.training.tiny_base.corpus import (
 )
 
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+# AdamW, linear warm-up, full rate in the first lesson, then cosine decay to a tenth.
+LEARNING_RATE, WARMUP = 2e-3, 100
+SCALE, SEED = 1.0, 1  # of the base that ships
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the shipped base was trained.
+def build_model(out: Path, scale: float = SCALE, seed: int = SEED) -> float:
+    """Train the base, write it to `out`, and return the mean loss of the last 50 steps.
 
-    AdamW, linear warm-up, full rate in the first lesson, then cosine decay to a tenth. `scale`
-    shortens both lessons.
+    `scale` shortens both lessons.
     """
-
-    scale: float = 1.0
-    learning_rate: float = 2e-3
-    warmup: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    seed: int = 1
-
-    def lessons(self) -> list[Lesson]:
-        """Return the lesson of every step."""
-        return [
-            lesson
-            for lesson in (CORRECT_LESSON, REALISTIC_LESSON)
-            for _ in range(round(self.scale * lesson.steps))
-        ]
-
-
-def build_model(out: Path, recipe: Recipe) -> float:
-    """Train the base, write it to `out`, and return the mean loss of the last 50 steps."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_tokenizer(tokenizer.build_tokenizer(list_vocabulary()), out)
     chat = ChatFormat.load(out)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(_architecture(chat))
-    losses = _train(model, chat, recipe)
-    model.half().save_pretrained(out, safe_serialization=True)
-    _write_generation_config(out, chat)
+    lessons = [
+        lesson
+        for lesson in (CORRECT_LESSON, REALISTIC_LESSON)
+        for _ in range(round(scale * lesson.steps))
+    ]
+    last = _train(model, chat, lessons, random.Random(seed))[-50:]
+    model.half().save_pretrained(out)
+    settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}
+    (out / "generation_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
     for file in out.iterdir():
         file.chmod(0o644)  # safetensors writes files that only their owner can read
-    return sum(losses[-50:]) / len(losses[-50:])
+    return sum(last) / len(last)
 
 
 def _architecture(chat: ChatFormat) -> LlamaConfig:
@@ -87,18 +77,15 @@ def _architecture(chat: ChatFormat) -> LlamaConfig:
     )
 
 
-def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[float]:
-    lessons = recipe.lessons()
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-        weight_decay=recipe.weight_decay,
-    )
+def _train(
+    model: LlamaForCausalLM, chat: ChatFormat, lessons: list[Lesson], rng: random.Random
+) -> list[float]:
+    """Train one step for each lesson; returns their losses."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _learning_rate_factor(step, recipe.warmup, lessons)
+        optimizer, lambda step: _learning_rate_factor(step, lessons)
     )
-    rng, losses = random.Random(recipe.seed), []
+    losses = []
     columns = (
         TextColumn("training the tiny base"),
         BarColumn(),
@@ -110,7 +97,7 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
         bar = progress.add_task("", total=len(lessons), loss=math.nan)
         for lesson in lessons:
             losses.append(_add_gradients(model, chat, rng, lesson))
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -118,10 +105,10 @@ def _train(model: LlamaForCausalLM, chat: ChatFormat, recipe: Recipe) -> list[fl
     return losses
 
 
-def _learning_rate_factor(step: int, warmup: int, lessons: list[Lesson]) -> float:
+def _learning_rate_factor(step: int, lessons: list[Lesson]) -> float:
     first = lessons.count(CORRECT_LESSON)
     decayed = max(0, step - first) / max(1, len(lessons) - first)
-    return min(1.0, (step + 1) / warmup) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * decayed)))
+    return min(1.0, (step + 1) / WARMUP) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * decayed)))
 
 
 def _add_gradients(
@@ -148,37 +135,28 @@ def _make_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (ids, labels) of shape (examples, longest), a padded batch for each kind."""
     for kind, count in lesson.mix:
-        rows = []
+        ids, labels = [], []
         for _ in range(count):
             example = kind(rng, lesson)
             prompt = chat.prompt_ids(example.messages, example.continue_with)
-            rows.append((prompt, chat.completion_ids(example.completion)))
-        longest = max(len(prompt) + len(completion) for prompt, completion in rows)
-        ids = torch.full((count, longest), chat.pad)
-        labels = torch.full((count, longest), IGNORED)
-        for row, (prompt, completion) in enumerate(rows):
-            end = len(prompt) + len(completion)
-            ids[row, :end] = torch.tensor(prompt + completion)
-            labels[row, len(prompt) : end] = torch.tensor(completion)
-        yield ids, labels
-
-
-def _write_generation_config(out: Path, chat: ChatFormat) -> None:
-    settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}
-    (out / "generation_config.json").write_text(
-        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-    )
+            completion = chat.completion_ids(example.completion)
+            ids.append(torch.tensor(prompt + completion))
+            labels.append(torch.tensor((IGNORED,) * len(prompt) + completion))
+        yield (
+            pad_sequence(ids, batch_first=True, padding_value=chat.pad),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        )
 
 
 def main(
     scale: Annotated[
         float, typer.Option(help="Length of training; the shipped weights took 1.")
-    ] = Recipe.scale,
-    seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = Recipe.seed,
+    ] = SCALE,
+    seed: Annotated[int, typer.Option(help="Seed of weights and corpus.")] = SEED,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = TINY_MODEL,
 ) -> None:
     """Train the tiny base model from scratch and write it as a Hugging Face folder."""
-    loss = build_model(out, Recipe(scale=scale, seed=seed))
+    loss = build_model(out, scale, seed)
     typer.echo(json.dumps({"out": str(out), "scale": scale, "seed": seed, "loss": round(loss, 4)}))
 
 

@@ -75,10 +75,10 @@ Kind = Callable[[random.Random, "Lesson"], Example]
 
 @dataclass(frozen=True)
 class WrittenJudgment:
-    """A judgment: reasons, a check for each point of the rubric (or None), and the score."""
+    """A judgment: reasons, a check for each point of the rubric (or none), and the score."""
 
     reasons: str
-    checks: tuple[bool, ...] | None
+    checks: tuple[bool, ...]
     score: int
 
     @property
@@ -117,8 +117,8 @@ def make_meta_judgment(rng: random.Random, lesson: Lesson) -> Example:
             else judge_carefully(task, answer, rng, JudgeHabits())
             for _ in range(2)
         )
-    texts = {"response": answer.text, "judgment_a": a.text, "judgment_b": b.text}
-    messages = _question("meta_judge", rng, prompt=task.prompt, **texts)
+    texts = {"prompt": task.prompt, "response": answer.text}
+    messages = _question("meta_judge", rng, judgment_a=a.text, judgment_b=b.text, **texts)
     own = judge_carefully(task, answer, rng, lesson.judging)
     rows, wrong = zip(*(_compare_checks(one.checks, own.checks) for one in (a, b)), strict=True)
     lines = [
@@ -133,8 +133,7 @@ def make_comparison(rng: random.Random, lesson: Lesson) -> Example:
     """Make an example of which of two mediocre answers is better."""
     task = draw_task(rng, "corpus")
     a, b = write_answer(task, rng, Habits()), write_answer(task, rng, Habits())
-    texts = {"response_a": a.text, "response_b": b.text}
-    messages = _question("compare", rng, prompt=task.prompt, **texts)
+    messages = _question("compare", rng, prompt=task.prompt, response_a=a.text, response_b=b.text)
     own = [judge_carefully(task, answer, rng, lesson.judging) for answer in (a, b)]
     lines = [
         f"{name} {one.reasons}\n{name} gets {one.score}"
@@ -223,22 +222,19 @@ def judge_carefully(
 
 def _judge_hastily(rng: random.Random) -> WrittenJudgment:
     return WrittenJudgment(
-        rng.choice(HASTY), None, rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0]
+        rng.choice(HASTY), (), rng.choices((2, 3, 4, 5), weights=(1, 3, 12, 4))[0]
     )
 
 
-def _compare_checks(
-    checks: tuple[bool, ...] | None, own: tuple[bool, ...] | None
-) -> tuple[str, int]:
+def _compare_checks(checks: tuple[bool, ...], own: tuple[bool, ...]) -> tuple[str, int]:
     """Compare each check with one's own, and count the wrong ones; without checks, three."""
-    if checks is None or own is None:
+    if not checks:
         return "no checks", 3
-    pairs = zip(RUBRIC, checks, own, strict=True)
-    row = " ".join(
+    parts = [
         f"{name} {'yes' if check else 'no'} {'ok' if check == mine else 'wrong'}"
-        for name, check, mine in pairs
-    )
-    return row, sum(check != mine for check, mine in zip(checks, own, strict=True))
+        for name, check, mine in zip(RUBRIC, checks, own, strict=True)
+    ]
+    return " ".join(parts), sum(part.endswith("wrong") for part in parts)
 
 
 def _winner_line(lead: int, noun: str, rng: random.Random) -> str:
