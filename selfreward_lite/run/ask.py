@@ -101,8 +101,9 @@ def run_stage(
             last = now
     store.spend(iteration, stage, time.monotonic() - last)
     if left_out := progress.total - progress.done:
-        store.commit(iteration, stage, REST, Outcome(drops=(Drop(NO_TIME, left_out),)))
-        drops = progress.drops | Counter({NO_TIME: left_out})
+        rest = Outcome(drops=(Drop(NO_TIME, left_out),))
+        store.commit(iteration, stage, REST, rest)
+        drops = progress.drops + rest.dropped()
         watch(replace(progress, drops=drops, total=progress.done))
     store.end_stage(iteration, stage)
 

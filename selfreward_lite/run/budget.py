@@ -29,8 +29,14 @@ def fit_prompts(run: RunContext, iteration: int) -> None:
     if run.deadline == math.inf or run.store.is_done(iteration, "training"):
         return
     left = run.deadline - time.monotonic()
-    if run.store.fact(fact) is not None:
-        _check_time(run, iteration, left)
+    if run.store.fact(fact) is not None:  # under way: not cut to a short command, but stopped
+        later = _seconds_left(run, iteration)
+        needed = (_measuring(later) + later["training"] / 2) / KEPT
+        if left < needed:
+            raise OutOfTime(
+                f"{left / 3600:.2f} hours are left, and M{iteration} needs {needed / 3600:.2f} to "
+                "be trained and measured; give the same command again to resume it"
+            )
         return
     wanted = run.settings.prompts.count
     costs = plan.measure_costs(run.store, run.settings)
@@ -48,18 +54,6 @@ def fit_prompts(run: RunContext, iteration: int) -> None:
             f"{left / 3600:.2f} hours left, at the speed of this run so far"
         )
         run.watch(Progress(iteration, "prompts", 1, message=message))
-
-
-def _check_time(run: RunContext, iteration: int, left: float) -> None:
-    """An iteration under way is not cut down to a short command: it stops instead."""
-    later = _seconds_left(run, iteration)
-    training = later["training"] / 2
-    needed = (_measuring(later) + training) / KEPT
-    if left < needed:
-        raise OutOfTime(
-            f"{left / 3600:.2f} hours are left, and M{iteration} needs {needed / 3600:.2f} to be "
-            "trained and measured; give the same command again to resume it"
-        )
 
 
 def may_start(run: RunContext, iteration: int, stage: str) -> MayStart:

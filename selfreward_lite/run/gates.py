@@ -75,17 +75,34 @@ def check_data(pair_share: float, read_share: float, limits: Gates) -> Iterator[
 
 def check(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     """Yield the results of the gates before a promotion."""
-    yield from _check_files(evidence, limits)
-    yield from _check_answers(evidence, limits)
-    yield from _check_judging(evidence, limits)
-
-
-def _check_files(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     faults = evidence.file_faults
     reason = faults[0] if faults else "every file as in the manifest"
     yield _result("files", not faults, reason, "train again in a new --name")
     if evidence.trained:
-        yield from _check_training(evidence, limits)
+        rows, given = evidence.rows, evidence.rows_given
+        yield _result(
+            "counted",
+            0 < rows == given,
+            f"{rows} of {given} rows were trained on",
+            "train again in a new --name",
+        )
+        yield _at_least(
+            "moved",
+            evidence.moved_share,
+            limits.min_moved_share,
+            "of the adapter's weights moved",
+            "raise the learning rate",
+        )
+        fault = find_loss_fault(evidence.losses)
+        reason = fault or "the loss is finite and changes"
+        yield _result("loss", fault is None, reason, "lower the learning rate")
+        yield _at_most(
+            "reference",
+            abs(evidence.first_margin),
+            FIRST_MARGIN_LIMIT,
+            "reward margin at the first step",
+            "report this as a bug",
+        )
     finite = math.isfinite(evidence.logit_difference) and math.isfinite(evidence.logit_change)
     reason = f"logits are {'' if finite else 'not '}finite"
     yield _result("finite", finite, reason, "lower the learning rate")
@@ -119,33 +136,8 @@ def _check_files(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
             "change of the logits by the adapter",
             "raise the learning rate",
         )
-
-
-def _check_training(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
-    rows, given = evidence.rows, evidence.rows_given
-    yield _result(
-        "counted",
-        0 < rows == given,
-        f"{rows} of {given} rows were trained on",
-        "train again in a new --name",
-    )
-    yield _at_least(
-        "moved",
-        evidence.moved_share,
-        limits.min_moved_share,
-        "of the adapter's weights moved",
-        "raise the learning rate",
-    )
-    fault = find_loss_fault(evidence.losses)
-    reason = fault or "the loss is finite and changes"
-    yield _result("loss", fault is None, reason, "lower the learning rate")
-    yield _at_most(
-        "reference",
-        abs(evidence.first_margin),
-        FIRST_MARGIN_LIMIT,
-        "reward margin at the first step",
-        "report this as a bug",
-    )
+    yield from _check_answers(evidence, limits)
+    yield from _check_judging(evidence, limits)
 
 
 def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:

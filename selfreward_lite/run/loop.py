@@ -44,7 +44,6 @@ ITERATION: tuple[Step, ...] = (
     iteration.judge_responses,
     iteration.pair_responses,
     iteration.run_battles,
-    iteration.rate_judgments,
     iteration.pair_judgments,
     promotion.pass_data_gates,
     training.train_model,

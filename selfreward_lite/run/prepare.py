@@ -115,11 +115,9 @@ def read_prompt_file(file: str, skip_bad: bool) -> tuple[list[str], tuple[Drop, 
 def _store_facts(store: Store, settings: Settings) -> None:
     """Store what tells a new run from others, and on which machine it starts."""
     gpus = list_gpus()
-    hardware = (
-        f"{gpus[0].name}, driver {gpus[0].driver}"
-        if gpus
-        else f"{os.cpu_count()} CPU cores, no GPU"
-    )
+    hardware = f"{os.cpu_count()} CPU cores, no GPU"
+    if gpus:
+        hardware = f"{gpus[0].name}, driver {gpus[0].driver}"
     store.state("run", f"seed {settings.seed}")
     # What tells this run from others of its name, and from their copies.
     store.state("birth", uuid.uuid4().hex)

@@ -78,12 +78,12 @@ class _Torch:
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        paths = {"model_dir": model_dir, "out": out}
         if model.gguf_file is None:
-            self._export("export_base", weights=_weights(model), dtype=model.gguf, **paths)
+            dtype = model.gguf
+            self._export("export_base", model_dir, out, weights=_weights(model), dtype=dtype)
         else:
             gguf = hub.find_local(model.gguf_file, "model")
-            self._export("adopt_base", gguf=gguf, **paths)
+            self._export("adopt_base", model_dir, out, gguf=gguf)
 
     def export_adapter(
         self,
@@ -96,19 +96,19 @@ class _Torch:
     ) -> AdapterParity:
         answer = self._export(
             "export_adapter",
+            model_dir,
+            out,
             weights=_weights(model),
-            model_dir=model_dir,
             adapter=adapter,
             base=base,
-            out=out,
             token_lists=token_lists,
         )
         return AdapterParity(**answer)
 
-    def _export(self, task: str, **arguments: Any) -> Any:
-        log = Path(arguments["out"]).with_suffix(".log")
+    def _export(self, task: str, model_dir: Path, out: Path, **arguments: Any) -> Any:
+        log = out.with_suffix(".log")
         try:
-            answer = self.worker.do(task, log, **arguments)
+            answer = self.worker.do(task, log, model_dir=model_dir, out=out, **arguments)
         except TaskFailed as failure:
             raise ExportError(f"{failure} (see {log}){_nearly_full(log.parent)}") from None
         log.unlink()  # the manifest of the folder lists what belongs to the model

@@ -141,30 +141,29 @@ def run_battles(run: RunContext, iteration: int) -> None:
     run.ask(iteration, "battles", contested, start, budget.may_start(run, iteration, "battles"))
 
 
-def rate_judgments(run: RunContext, iteration: int) -> None:
-    """Fit a strength to every judgment that was in a battle."""
-    if run.settings.for_iteration(iteration).judgment_pairs:
-        ridge = run.settings.meta_judge.ridge
-        fought = sorted(run.store.records(Battle, iteration=iteration), key=lambda one: one.id)
-        run.once(
-            iteration,
-            "ratings",
-            lambda: ratings.rate_judgments(
-                fought, ridge, id_namespace=run.store.id_namespace, iteration=iteration
-            ),
-        )
-
-
 def pair_judgments(run: RunContext, iteration: int) -> None:
-    """The strongest judgment against the weakest."""
-    schedule = run.settings.for_iteration(iteration)
-    if schedule.judgment_pairs:
-        by_id = index_records(run.store.records(Judgment, iteration=iteration))
-        rated = run.store.records(Rating, iteration=iteration)
-        run.once(
-            iteration,
-            "judgment_pairs",
-            lambda: judgment_pairs.build_judgment_pairs(
-                rated, by_id, schedule, id_namespace=run.store.id_namespace, iteration=iteration
-            ),
-        )
+    """Fit a strength to every judgment that was in a battle; pair the strongest and weakest."""
+    schedule, store = run.settings.for_iteration(iteration), run.store
+    if not schedule.judgment_pairs:
+        return
+    run.once(
+        iteration,
+        "ratings",
+        lambda: ratings.rate_judgments(
+            sorted(store.records(Battle, iteration=iteration), key=lambda one: one.id),
+            run.settings.meta_judge.ridge,
+            id_namespace=store.id_namespace,
+            iteration=iteration,
+        ),
+    )
+    run.once(
+        iteration,
+        "judgment_pairs",
+        lambda: judgment_pairs.build_judgment_pairs(
+            store.records(Rating, iteration=iteration),
+            index_records(store.records(Judgment, iteration=iteration)),
+            schedule,
+            id_namespace=store.id_namespace,
+            iteration=iteration,
+        ),
+    )

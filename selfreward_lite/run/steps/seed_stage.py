@@ -110,7 +110,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
     resumed run ends with the same round as an undisturbed one.
     """
     prompts, wanted = run.ranked().eft, run.settings.seed_stage.train_examples
-    most = len(prompts[0].responses) + run.settings.seed_stage.decoys if prompts else 1
+    most = len(prompts[0].responses) + run.settings.seed_stage.decoys
     count = math.ceil(wanted / most)  # if every judgment agreed
     while True:
         count = min(count, len(prompts))
