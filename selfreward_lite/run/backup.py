@@ -88,7 +88,7 @@ class Backup:
             self._copy(last)
         except (OSError, sqlite3.Error, UserError) as error:
             if not self._failing:
-                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                why = getattr(error, "strerror", None) or error
                 self._say(
                     f"{self._place}: not copied there ({why}); the run continues, and tries again"
                 )
@@ -130,7 +130,7 @@ class Backup:
         if newest is not None:
             copy_folder(newest, there / newest.name)
             self._checkpoint_copied = time.monotonic()
-        for other in there.iterdir() if there.exists() else ():
+        for other in there.glob("*"):
             if newest is None or other.name != newest.name:
                 shutil.rmtree(other)
 

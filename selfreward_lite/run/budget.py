@@ -17,7 +17,7 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import OutOfTime
 
 KEPT = 0.9  # share of the time left that is planned with; the rest is for what turns out slower
-ASKING = ("candidates", "responses", "judgments", "battles")
+NOT_MEASURING = ("candidates", "responses", "judgments", "battles", "training")
 
 
 def fit_prompts(run: RunContext, iteration: int) -> None:
@@ -85,4 +85,4 @@ def _seconds_left(run: RunContext, iteration: int, after: str | None = None) -> 
 
 
 def _measuring(later: dict[str, float]) -> float:
-    return sum(seconds for name, seconds in later.items() if name not in (*ASKING, "training"))
+    return sum(seconds for name, seconds in later.items() if name not in NOT_MEASURING)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfreward_lite.config.settings import Draw, Settings
@@ -114,7 +114,7 @@ class RunContext(RunReader):
     runtime: Runtime
     watch: Watch
     deadline: float = math.inf  # on the clock of time.monotonic
-    _engine: Engine | None = field(default=None, repr=False)
+    _engine: Engine | None = None
 
     def engine(self) -> Engine:
         """The engine, opened on the first call."""

@@ -29,7 +29,7 @@ from selfreward_lite.run.stages import (
     JUDGE_TOKENS,
     PROMPT_TOKENS,
     Costs,
-    Lengths,
+    assume_lengths,
     seconds_by_stage,
 )
 from selfreward_lite.system.errors import UserError
@@ -101,7 +101,7 @@ def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds) -> Costs:
     A step reads weights and cache once, and computes for every sequence.
     """
     size, parallel = count_weights(llama), settings.engine.parallel
-    tokens = PROMPT_TOKENS + JUDGE_TOKENS + Lengths.of(settings).response
+    tokens = PROMPT_TOKENS + JUDGE_TOKENS + assume_lengths(settings).response
     cells = min(settings.engine.context, parallel * tokens)
     cell = llama.layers * llama.kv_heads * llama.head_dim * 4
     step = max(
@@ -118,7 +118,7 @@ def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds) -> Costs:
 
 def costs_from_rates(settings: Settings, llama: Llama, rates: Rates) -> Costs:
     """Costs from seconds a token, estimated or measured."""
-    lengths, size = Lengths.of(settings), count_weights(llama)
+    lengths, size = assume_lengths(settings), count_weights(llama)
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
@@ -158,7 +158,7 @@ def measure_costs(store: Store, settings: Settings) -> Costs:
     if newest is None:
         raise LookupError(f"{store.folder} has measured nothing yet")
     ended = [row for row in store.stages() if row.ended]
-    judges, lengths = settings.judge.count, Lengths.of(settings)
+    judges, lengths = settings.judge.count, assume_lengths(settings)
     pieces = {
         "responses": settings.responses.count,
         "judgments": judges,
@@ -200,7 +200,7 @@ def _token_cost(store: Store, iteration: int, settings: Settings) -> float:
         raise LookupError(f"{store.folder} does not say how long M{iteration} was trained")
     texts = 2 if iteration else 1  # a pair's row has two
     rows = known.get("training_rows_given") or 0.0
-    tokens = known.get("training_tokens") or rows * texts * Lengths.of(settings).judged
+    tokens = known.get("training_tokens") or rows * texts * assume_lengths(settings).judged
     return seconds / max(1.0, tokens)
 
 

@@ -4,8 +4,6 @@ The steps of `loop` do them. `plan` and `budget` compute hours from this table, 
 stage that is not in it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,16 +42,6 @@ class Lengths:
     judgment: float
     battle: float
 
-    @classmethod
-    def of(cls, settings: Settings) -> Lengths:
-        """The lengths that follow from the limits that are set."""
-        return cls(
-            CANDIDATE_SHARE * settings.prompts.draw.max_tokens,
-            RESPONSE_SHARE * settings.responses.draw.max_tokens,
-            JUDGMENT_SHARE * settings.judge.draw.max_tokens,
-            BATTLE_SHARE * settings.meta_judge.draw.max_tokens,
-        )
-
     @property
     def answered(self) -> float:
         """Tokens of a prompt with its response."""
@@ -65,9 +53,19 @@ class Lengths:
         return JUDGE_TOKENS + self.answered + self.judgment
 
 
+def assume_lengths(settings: Settings) -> Lengths:
+    """The lengths that follow from the limits that are set."""
+    return Lengths(
+        CANDIDATE_SHARE * settings.prompts.draw.max_tokens,
+        RESPONSE_SHARE * settings.responses.draw.max_tokens,
+        JUDGMENT_SHARE * settings.judge.draw.max_tokens,
+        BATTLE_SHARE * settings.meta_judge.draw.max_tokens,
+    )
+
+
 def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
     """The stages of an iteration (0 is the seed stage) and their work, in order."""
-    lengths, seed, asked = Lengths.of(settings), settings.seed_stage, settings.evaluation
+    lengths, seed, asked = assume_lengths(settings), settings.seed_stage, settings.evaluation
     prompts, responses = settings.prompts.count, settings.responses.count
     judgments = settings.judge.count
     ranked: Work = "judgment", seed.eval_prompts * ANSWERS * asked.judgments

@@ -30,8 +30,8 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     pairs = run.store.count(ResponsePair, iteration=iteration)
     share = pairs / wanted if wanted else 0.0
-    answered_by = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
-    _decide(run, iteration, "data_gates", answered_by)
+    results = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
+    _decide(run, iteration, "data_gates", results)
 
 
 def pass_gates(run: RunContext, iteration: int) -> None:
