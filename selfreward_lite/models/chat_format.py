@@ -247,5 +247,5 @@ def _existing(path: Path) -> Path:
 
 
 def _read_json(path: Path) -> Json:
-    found: Json = json.loads(_existing(path).read_text(encoding="utf-8"))
+    found: Json = json.loads(_existing(path).read_bytes())
     return found

@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfreward_lite.models import nf4
+from selfreward_lite.models.chat_format import Json
 from selfreward_lite.models.hf_folder import (
     PACKED_PARTS,
     STATE,
@@ -26,6 +27,7 @@ from selfreward_lite.models.hf_folder import (
     Vocabulary,
     check_shape,
     find_tensors,
+    list_linear,
     list_tensors,
     open_safetensors,
     read_config,
@@ -303,7 +305,7 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
     return out
 
 
-def _check_adapter(adapter_dir: Path, config: dict[str, Any]) -> None:
+def _check_adapter(adapter_dir: Path, config: Json) -> None:
     kind, bias = config.get("peft_type"), config.get("bias", "none")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     init = config.get("init_lora_weights", True)
@@ -327,7 +329,7 @@ def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
     with open_safetensors(path) as file:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    linear = {tensor.source: tensor for tensor in list_tensors(llama) if tensor.linear}
+    linear = {tensor.source: tensor for tensor in list_linear(llama)}
     pairs: dict[Tensor, dict[str, torch.Tensor]] = {}
     for key, value in sorted(values.items()):
         match = LORA_KEY.fullmatch(key)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from selfreward_lite.models.chat_format import WORD_SPLITS, read_template, token_text
+from selfreward_lite.models.chat_format import WORD_SPLITS, Json, read_template, token_text
 from selfreward_lite.system.errors import ExportError
 
 MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
@@ -24,14 +24,6 @@ MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
 # it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
-
-
-class Projection(NamedTuple):
-    """A linear layer: GGUF name, shape (out, in), heads whose rows llama.cpp reorders (or 0)."""
-
-    name: str
-    shape: tuple[int, int]
-    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,23 +47,13 @@ class Llama:
     rope: dict[str, float] | None = None
     packed: bool = False
 
-    def projections(self) -> dict[str, Projection]:
-        """The linear layers of a block, by their HF module."""
-        hidden, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "self_attn.q_proj": Projection("attn_q", (q, hidden), self.heads),
-            "self_attn.k_proj": Projection("attn_k", (kv, hidden), self.kv_heads),
-            "self_attn.v_proj": Projection("attn_v", (kv, hidden)),
-            "self_attn.o_proj": Projection("attn_output", (hidden, q)),
-            "mlp.gate_proj": Projection("ffn_gate", (self.ffn, hidden)),
-            "mlp.up_proj": Projection("ffn_up", (self.ffn, hidden)),
-            "mlp.down_proj": Projection("ffn_down", (hidden, self.ffn)),
-        }
-
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the base: its names in GGUF and in the folder, its shape, its conversion."""
+    """A tensor of the base: its names in GGUF and in the folder, its shape.
+
+    `heads` counts those whose rows llama.cpp reorders. `linear` means a linear layer of a block.
+    """
 
     name: str
     source: str
@@ -80,10 +62,10 @@ class Tensor:
     linear: bool = False
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Return the object in a JSON file; raises ExportError if there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ExportError(
             f"{path} cannot be read ({error}): give a folder written by save_pretrained"
@@ -153,7 +135,7 @@ def read_config(model_dir: Path) -> Llama:
     return llama
 
 
-def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
+def _is_packed(model_dir: Path, config: Json) -> bool:
     """Whether the weights are NF4; raises ExportError for any other quantization."""
     found = config.get("quantization_config")
     if not found:
@@ -168,7 +150,7 @@ def _is_packed(model_dir: Path, config: dict[str, Any]) -> bool:
     return True
 
 
-def _read_rope(model_dir: Path, config: dict[str, Any]) -> tuple[float, dict[str, float] | None]:
+def _read_rope(model_dir: Path, config: Json) -> tuple[float, dict[str, float] | None]:
     """(theta, llama3 scaling or None), as transformers 5 or 4 writes them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
@@ -229,21 +211,36 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
 
 def list_tensors(llama: Llama) -> list[Tensor]:
     """Return the tensors of the base in the order of a GGUF file."""
-    embeddings = (llama.vocab, llama.hidden)
-    norm = (llama.hidden,)
+    hidden, q, kv = llama.hidden, llama.heads * llama.head_dim, llama.kv_heads * llama.head_dim
+    projections = {
+        "self_attn.q_proj": ("attn_q", (q, hidden), llama.heads),
+        "self_attn.k_proj": ("attn_k", (kv, hidden), llama.kv_heads),
+        "self_attn.v_proj": ("attn_v", (kv, hidden), 0),
+        "self_attn.o_proj": ("attn_output", (hidden, q), 0),
+        "mlp.gate_proj": ("ffn_gate", (llama.ffn, hidden), 0),
+        "mlp.up_proj": ("ffn_up", (llama.ffn, hidden), 0),
+        "mlp.down_proj": ("ffn_down", (hidden, llama.ffn), 0),
+    }
+    embeddings = (llama.vocab, hidden)
+    norm = (hidden,)
     norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     tensors = [Tensor("token_embd.weight", "model.embed_tokens.weight", embeddings)]
     for layer in range(llama.layers):
         source, target = f"model.layers.{layer}", f"blk.{layer}"
         for module, name in norms.items():
             tensors.append(Tensor(f"{target}.{name}.weight", f"{source}.{module}.weight", norm))
-        for module, (name, shape, heads) in llama.projections().items():
+        for module, (name, shape, heads) in projections.items():
             names = f"{target}.{name}.weight", f"{source}.{module}.weight"
             tensors.append(Tensor(*names, shape, heads, linear=True))
     tensors.append(Tensor("output_norm.weight", "model.norm.weight", norm))
     if not llama.tied:
         tensors.append(Tensor("output.weight", "lm_head.weight", embeddings))
     return tensors
+
+
+def list_linear(llama: Llama) -> list[Tensor]:
+    """Return the tensors of the blocks' linear layers, those that NF4 packs and LoRA adapts."""
+    return [tensor for tensor in list_tensors(llama) if tensor.linear]
 
 
 @contextmanager
@@ -338,7 +335,7 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
     )
 
 
-def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
+def _check_tokenizer(model_dir: Path, spec: Json) -> None:
     model, pre, added = spec["model"], spec.get("pre_tokenizer") or {}, spec["added_tokens"]
     steps = pre.get("pretokenizers", ())
     split, to_bytes = (steps or [{}, {}])[:2]
@@ -364,7 +361,7 @@ def _check_tokenizer(model_dir: Path, spec: dict[str, Any]) -> None:
     refuse(model_dir / "tokenizer.json", faults, ": choose a model with Llama-3's tokenizer")
 
 
-def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> dict[str, int]:
+def _roles(model_dir: Path, settings: Json, ids: dict[str, int]) -> dict[str, int]:
     """Ids of bos and eos, and of pad, eot and eom where they exist."""
     roles = {}
     for role in ("bos", "eos", "pad"):
@@ -381,7 +378,7 @@ def _roles(model_dir: Path, settings: dict[str, Any], ids: dict[str, int]) -> di
     }
 
 
-def _chat_template(model_dir: Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(model_dir: Path, settings: Json) -> str | None:
     template: str | list[dict[str, str]] | None = read_template(model_dir, settings)
     if isinstance(template, list):
         return {entry["name"]: entry["template"] for entry in template}.get("default")

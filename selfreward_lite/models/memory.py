@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from selfreward_lite.config.settings import EngineSettings, Model, Settings, Training
 from selfreward_lite.data import hub
-from selfreward_lite.models.hf_folder import Llama
+from selfreward_lite.models.hf_folder import Llama, list_linear
 from selfreward_lite.system.errors import UserError
 
 # Bytes a weight; Q8_0 keeps 32 weights in 34 bytes.
@@ -103,7 +103,7 @@ def estimate_base(model: Model, llama: Llama) -> float:
 
 def count_linear_weights(llama: Llama) -> int:
     """Return the weights of the blocks' linear layers, those that NF4 packs."""
-    return llama.layers * sum(math.prod(one.shape) for one in llama.projections().values())
+    return sum(math.prod(tensor.shape) for tensor in list_linear(llama))
 
 
 def count_weights(llama: Llama) -> int:
@@ -113,4 +113,4 @@ def count_weights(llama: Llama) -> int:
 
 def count_adapter_weights(llama: Llama, rank: int) -> int:
     """Return the weights of a LoRA: rank · (in + out) for each linear layer (arXiv 2106.09685)."""
-    return llama.layers * rank * sum(sum(one.shape) for one in llama.projections().values())
+    return rank * sum(sum(tensor.shape) for tensor in list_linear(llama))

@@ -34,7 +34,7 @@ def load_model(model_dir: Path, quantization: str, dtype: torch.dtype, *, on_gpu
             bnb_4bit_compute_dtype=dtype,
         )
     model, found = loader.from_pretrained(
-        str(model_dir),
+        model_dir,
         dtype=dtype,
         device_map={"": 0 if on_gpu else "cpu"},
         use_safetensors=True,

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selfreward_lite.models.chat_format import Json
 from selfreward_lite.models.random_models import write_gguf
 from selfreward_lite.system.errors import EngineError
 
 PROMPT = 16  # tokens; one alone passes where the matrix units of a CPU fault (measured)
 
 
-def torch() -> dict[str, Any]:
+def torch() -> Json:
     """Versions, and name, compute capability and memory in bytes of each visible GPU."""
     import torch
 
@@ -40,14 +41,14 @@ def torch() -> dict[str, Any]:
     }
 
 
-def build() -> dict[str, Any]:
+def build() -> Json:
     """Version, and whether it was built for a GPU; uses none of its memory."""
     import llama_cpp
 
     return {"version": llama_cpp.__version__, "can_offload": llama_cpp.llama_supports_gpu_offload()}
 
 
-def llama(gpu_layers: int) -> dict[str, Any]:
+def llama(gpu_layers: int) -> Json:
     """Decode a prompt of a small model; `offloaded` is llama.cpp's line on GPU layers, or None."""
     from selfreward_lite.engine.api import LlamaSpec
     from selfreward_lite.engine.llama import LlamaEngine

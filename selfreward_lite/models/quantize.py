@@ -11,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import atomic_write, format_bytes, free_bytes
 
@@ -164,7 +166,6 @@ def _tensors(source: Path) -> list[Any]:
 
 def _weights_per_second(kind: str) -> float:
     """Weights a second that all cores quantize to the main type of `kind`, timed on one core."""
-    import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from llama_cpp._ggml import libggml
 

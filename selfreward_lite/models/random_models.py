@@ -8,10 +8,13 @@ The scales keep activations near size 1 from layer to layer.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.gguf_export import (
@@ -26,13 +29,13 @@ from selfreward_lite.models.hf_folder import (
     Llama,
     Tensor,
     Vocabulary,
+    list_linear,
     list_tensors,
 )
 from selfreward_lite.system.errors import ConfigError
 from selfreward_lite.system.files import atomic_write
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     Tensors = dict[str, torch.Tensor]
@@ -84,15 +87,11 @@ def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0", seed
 
 def write_gguf_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
     """Write a random GGUF LoRA on all seven projections of a named shape; returns `path`."""
-    import numpy as np
-
-    llama, rng = SHAPES[shape], np.random.default_rng(seed)
-    arrays = {}
-    for layer in range(llama.layers):
-        for name, (rows, columns), _ in llama.projections().values():
-            key = f"blk.{layer}.{name}.weight.lora"
-            arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
-            arrays[f"{key}_b"] = rng.standard_normal((rows, rank), np.float32) * 0.1 * rank**-0.5
+    rng, arrays = np.random.default_rng(seed), {}
+    for tensor in list_linear(SHAPES[shape]):
+        key, (rows, columns) = f"{tensor.name}.lora", tensor.shape
+        arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
+        arrays[f"{key}_b"] = rng.standard_normal((rows, rank), np.float32) * 0.1 * rank**-0.5
     return write_lora(path, rank, arrays)
 
 
@@ -113,8 +112,6 @@ def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
 
 
 def _arrays(kinds: dict[Tensor, str], seed: int) -> Iterator[np.ndarray]:
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     for tensor, kind in kinds.items():
         if kind == "f32":
@@ -128,8 +125,6 @@ def _random_blocks(
     rng: np.random.Generator, kind: str, shape: tuple[int, ...], spread: float
 ) -> np.ndarray:
     """The bytes of a matrix whose weights have this spread."""
-    import numpy as np
-
     weights, fields, unit = _BLOCKS[kind]
     blocks = np.empty(shape[0] * shape[1] // weights, np.dtype(fields))
     count, size = blocks["random"].shape
@@ -180,7 +175,7 @@ def write_folder(folder: Path, shape: str, seed: int = 0) -> Path:
     size = 0
     for number, tensors in enumerate(_files(llama)):
         name = f"model-{number:05}.safetensors"
-        save_file(tensors, str(part / name), metadata={"format": "pt"})
+        save_file(tensors, part / name, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
@@ -203,22 +198,24 @@ def _files(llama: Llama) -> Iterator[Tensors]:
     if not llama.tied:
         outer["lm_head.weight"] = torch.empty_like(wide).normal_(std=llama.hidden**-0.5)
     yield outer
-    scales = {one.shape: _scales(one.shape) for one in llama.projections().values()}
+    linear = list_linear(llama)
+    scales = {tensor.shape: _scales(tensor.shape) for tensor in linear}
     for layer in range(llama.layers):
-        prefix = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}."
         tensors = {
-            f"{prefix}.{name}.weight": norm.clone()
+            f"{prefix}{name}.weight": norm.clone()
             for name in ("input_layernorm", "post_attention_layernorm")
         }
-        for name, projection in llama.projections().items():
-            key, (rows, columns) = f"{prefix}.{name}.weight", projection.shape
-            tensors[key] = torch.randint(0, 256, (rows * columns // 2, 1), dtype=torch.uint8)
-            for part, value in scales[projection.shape].items():
-                tensors[f"{key}.{part}"] = value.clone()
+        for tensor in linear:
+            if tensor.source.startswith(prefix):
+                size = (math.prod(tensor.shape) // 2, 1)
+                tensors[tensor.source] = torch.randint(0, 256, size, dtype=torch.uint8)
+                for part, value in scales[tensor.shape].items():
+                    tensors[f"{tensor.source}.{part}"] = value.clone()
         yield tensors
 
 
-def _scales(shape: tuple[int, int]) -> Tensors:
+def _scales(shape: tuple[int, ...]) -> Tensors:
     """What bitsandbytes writes beside a packed matrix of this shape; all blocks have one scale.
 
     It gives uniformly random codes the spread columns^-½.
@@ -229,7 +226,7 @@ def _scales(shape: tuple[int, int]) -> Tensors:
     bitsandbytes: Any = functional
     code = bitsandbytes.get_4bit_type("nf4", device="cpu")
     scale = float(shape[1] ** -0.5 / code.square().mean().sqrt())
-    blocks = shape[0] * shape[1] // BLOCK
+    blocks = math.prod(shape) // BLOCK
     nested = bitsandbytes.QuantState(
         absmax=torch.zeros(-(-blocks // NESTED)),
         blocksize=NESTED,
@@ -251,8 +248,9 @@ def _scales(shape: tuple[int, int]) -> Tensors:
 
 
 def _config(llama: Llama) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((TINY_MODEL / "config.json").read_text(encoding="utf-8"))
-    return config | {
+    config = json.loads((TINY_MODEL / "config.json").read_bytes())
+    return {
+        **config,
         "dtype": "bfloat16",
         "hidden_size": llama.hidden,
         "intermediate_size": llama.ffn,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfreward_lite.models import nf4
-from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.hf_folder import list_linear, read_config
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.gpu import list_gpus
 from selfreward_lite.training.job import Job
@@ -95,6 +95,7 @@ def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
+    linear = list_linear(read_config(job.model_dir))
     base, _ = FastLanguageModel.from_pretrained(
         str(job.model_dir),
         max_seq_length=job.settings.max_length,
@@ -109,7 +110,7 @@ def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
         target_modules=[
-            name.rsplit(".", 1)[-1] for name in read_config(job.model_dir).projections()
+            tensor.source.split(".")[-2] for tensor in linear if tensor.name.startswith("blk.0.")
         ],
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=job.seed,

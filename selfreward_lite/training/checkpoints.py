@@ -50,7 +50,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
             {key: weight.contiguous() for key, weight in weights.items()},
             target / f"{name}.safetensors",
         )
-    (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)), encoding="utf-8")
+    (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)))
     write_manifest(target, {})
     for other in folder.iterdir():
         if other != target:
@@ -64,7 +64,7 @@ def find_newest(folder: Path, job: str) -> Checkpoint | None:
         path = folder / f"step-{step}"
         if find_manifest_faults(path):
             continue
-        state = State(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+        state = State(**json.loads((path / "state.json").read_bytes()))
         if state.job == job:
             adapter = load_file(path / "adapter.safetensors")
             return Checkpoint(state, adapter, load_file(path / "optimizer.safetensors"))

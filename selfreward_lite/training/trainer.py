@@ -164,7 +164,11 @@ class Watcher(TrainerCallback):
     def _save(self) -> None:
         scaler, model = self.trainer.accelerator.scaler, self.trainer.model
         state = replace(self.state, scaler=scaler.state_dict() if scaler else {})
-        moments = _optimizer_moments(self.trainer.optimizer, model)
+        moments = {  # AdamW's two, and its step count, of every trainable weight
+            f"{name}.{part}": value
+            for name, weight in _named_trainable(model)
+            for part, value in self.trainer.optimizer.state[weight].items()
+        }
         checkpoints.save(self.job.checkpoints, Checkpoint(state, trainable_weights(model), moments))
         self.saved = time.monotonic()
 
@@ -286,7 +290,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     for name, weight in _named_trainable(model):
         if not torch.isfinite(weight).all():
             raise TrainingError(f"{name} is not finite after training; lower the learning rate")
-    model.save_pretrained(str(folder), selected_adapters=["default"], safe_serialization=True)
+    model.save_pretrained(str(folder), selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -310,15 +314,6 @@ def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     )
 
 
-def _optimizer_moments(optimizer: Any, model: torch.nn.Module) -> Weights:
-    """AdamW's two moments and step count of every trainable weight, named after it."""
-    return {
-        f"{name}.{part}": value
-        for name, weight in _named_trainable(model)
-        for part, value in optimizer.state[weight].items()
-    }
-
-
 def _restore_checkpoint(trainer: Any, checkpoint: Checkpoint) -> None:
     """Put adapter, optimizer and gradient scale back where a checkpoint left them."""
     for name, weight in _named_trainable(trainer.model):
@@ -332,7 +327,28 @@ def _restore_checkpoint(trainer: Any, checkpoint: Checkpoint) -> None:
 
 
 def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> Any:
-    settings, options = job.settings, _common_options(job, micro_batch)
+    settings, on_gpu, dtype = job.settings, torch.cuda.is_available(), _compute_dtype()
+    # Options of both trainers; dropout, optimizer and learning rate are set elsewhere.
+    options: dict[str, Any] = {
+        "output_dir": str(job.adapter_out.parent / "trainer"),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings.batch // micro_batch,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "max_length": settings.max_length,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "disable_tqdm": True,
+        "use_cpu": not on_gpu,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "gradient_checkpointing": on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)
     kind: Any
@@ -359,31 +375,6 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-
-
-def _common_options(job: Job, micro_batch: int) -> dict[str, Any]:
-    """Options of both trainers; dropout, optimizer and learning rate are set elsewhere."""
-    on_gpu, dtype = torch.cuda.is_available(), _compute_dtype()
-    return {
-        "output_dir": str(job.adapter_out.parent / "trainer"),
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": job.settings.batch // micro_batch,
-        "num_train_epochs": 1,
-        "train_sampling_strategy": "sequential",
-        "max_length": job.settings.max_length,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
-        "seed": job.seed,
-        "data_seed": job.seed,
-        "disable_tqdm": True,
-        "use_cpu": not on_gpu,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-        "gradient_checkpointing": on_gpu,
-        "dataloader_pin_memory": on_gpu,
-    }
 
 
 def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
@@ -413,8 +404,7 @@ def _compute_dtype() -> torch.dtype:
 
 
 def _read_rows(job: Job) -> list[Row]:
-    with job.rows.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = [json.loads(line) for line in job.rows.read_bytes().splitlines()]
     if len(rows) != job.row_count:
         raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
     return rows

@@ -142,7 +142,7 @@ def _next_line() -> bytes:
 
 def _do(task: Plain, wire: TextIO) -> None:
     """Do one task in this fork of the child, and exit."""
-    code = 1
+    code, reason = 1, ""
     try:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -152,18 +152,16 @@ def _do(task: Plain, wire: TextIO) -> None:
         _send(wire, {"answer": to_jsonable_python(answer)})
         code = 0
     except SelfRewardError as error:
-        sys.stdout.flush()  # the reason must be the log's last line
-        sys.stderr.write(f"{error}\n")
-    except ValidationError as error:  # its own last line names no argument
+        reason = f"{error}\n"
+    except BaseException as error:  # noqa: BLE001 - a fork must never continue as the child itself
         sys.stdout.flush()
         traceback.print_exc()
-        first = error.errors()[0]
-        sys.stderr.write(f"{'.'.join(map(str, first['loc']))}: {first['msg']}\n")
-    except BaseException:  # noqa: BLE001 - a fork must never continue as the child itself
-        sys.stdout.flush()
-        traceback.print_exc()
+        if isinstance(error, ValidationError):  # its own last line names no argument
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}\n"
     finally:
-        sys.stdout.flush()
+        sys.stdout.flush()  # the reason must be the log's last line
+        sys.stderr.write(reason)
         sys.stderr.flush()
         os._exit(code)
 
