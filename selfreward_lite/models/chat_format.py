@@ -130,7 +130,7 @@ class ChatFormat:
         )
 
     def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
-        """Return the ids of a conversation, up to where the assistant's turn begins.
+        """The ids of a conversation, up to where the assistant's turn begins.
 
         `continue_with` is the beginning of that turn, to be continued by the model.
         """
@@ -143,11 +143,11 @@ class ChatFormat:
         return tuple(ids)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an assistant's turn, with the token that ends it."""
+        """The ids of an assistant's turn, with the token that ends it."""
         return (*self.text_ids(text), self.end_of_turn)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of plain text; nothing in it is special."""
+        """The ids of plain text; nothing in it is special."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     @property
@@ -186,7 +186,7 @@ class ChatFormat:
 
 
 def user(content: str) -> list[Message]:
-    """Return a conversation of one turn, a user's message."""
+    """A conversation of one turn, a user's message."""
     return [Message(role="user", content=content)]
 
 

@@ -63,7 +63,7 @@ class Tensor:
 
 
 def read_json(path: Path) -> Json:
-    """Return the object in a JSON file; raises ExportError if there is none."""
+    """The object in a JSON file; raises ExportError if there is none."""
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -171,7 +171,7 @@ def _read_rope(model_dir: Path, config: Json) -> tuple[float, dict[str, float] |
 
 
 def rope_factors(llama: Llama) -> list[float]:
-    """Return the divisors of the head_dim/2 rotation frequencies in llama.cpp (llama3 scaling).
+    """The divisors of the head_dim/2 rotation frequencies in llama.cpp (llama3 scaling).
 
     The rule of Llama 3.1: wavelengths shorter than context/high stay, longer than context/low are
     slowed by `factor`, and those between are blended, frequency' = ((1−s)/factor + s)·frequency
@@ -210,7 +210,7 @@ def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) ->
 
 
 def list_tensors(llama: Llama) -> list[Tensor]:
-    """Return the tensors of the base in the order of a GGUF file."""
+    """The tensors of the base in the order of a GGUF file."""
     hidden, q, kv = llama.hidden, llama.heads * llama.head_dim, llama.kv_heads * llama.head_dim
     projections = {
         "self_attn.q_proj": ("attn_q", (q, hidden), llama.heads),
@@ -239,7 +239,7 @@ def list_tensors(llama: Llama) -> list[Tensor]:
 
 
 def list_linear(llama: Llama) -> list[Tensor]:
-    """Return the tensors of the blocks' linear layers, those that NF4 packs and LoRA adapts."""
+    """The tensors of the blocks' linear layers, those that NF4 packs and LoRA adapts."""
     return [tensor for tensor in list_tensors(llama) if tensor.linear]
 
 
@@ -258,7 +258,7 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"] = "pt") -> It
 
 
 def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
-    """Return the file of every tensor; raises ExportError for missing and unknown tensors."""
+    """The file of every tensor; raises ExportError for missing and unknown tensors."""
     index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
     files = {single}
     if index.exists() and not single.exists():
@@ -314,6 +314,9 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
             f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: "
             "use the model's own"
         )
+    template = read_template(model_dir, settings)
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
     tokens = sorted(ids, key=ids.__getitem__)
     filler = size - len(tokens)  # embedding rows that no token uses
     kinds = [
@@ -331,7 +334,7 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
         # Off unless the folder says otherwise: the chat template writes BOS, and llama.cpp would
         # add a second one.
         add_bos=bool(settings.get("add_bos_token", False)),
-        template=_chat_template(model_dir, settings),
+        template=template,
     )
 
 
@@ -376,13 +379,6 @@ def _roles(model_dir: Path, settings: Json, ids: dict[str, int]) -> dict[str, in
     return roles | {
         role: ids[f"<|{role}_id|>"] for role in ("eot", "eom") if f"<|{role}_id|>" in ids
     }
-
-
-def _chat_template(model_dir: Path, settings: Json) -> str | None:
-    template: str | list[dict[str, str]] | None = read_template(model_dir, settings)
-    if isinstance(template, list):
-        return {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
 
 
 SHAPES = {

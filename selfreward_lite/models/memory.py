@@ -33,7 +33,7 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 def estimate_engine(
     settings: EngineSettings, llama: Llama, base: float, rank: int
 ) -> dict[str, int]:
-    """Return what llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF."""
+    """What llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF."""
     cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
     activations = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
     parts = {
@@ -49,7 +49,7 @@ def estimate_engine(
 def estimate_training(
     settings: Training, llama: Llama, rank: int, *, packed: bool, pairs: bool
 ) -> dict[str, int]:
-    """Return what a trainer holds at its longest rows, by part; `pairs` is DPO.
+    """What a trainer holds at its longest rows, by part; `pairs` is DPO.
 
     With gradient checkpointing, the input of every block is kept (two bytes a number); one block at
     a time is computed again, with its gradients.
@@ -70,7 +70,7 @@ def estimate_training(
 
 
 def estimate_peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
-    """Return what each kind of stage that uses the GPU holds at its peak, by part."""
+    """What each kind of stage that uses the GPU holds at its peak, by part."""
     packed, rank = settings.model.quantisation == "nf4", settings.lora.rank
     base = estimate_base(settings.model, llama)
     return {
@@ -81,12 +81,12 @@ def estimate_peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]
 
 
 def largest_peak(peaks: Mapping[str, Mapping[str, int]]) -> int:
-    """Return the bytes of the stage that needs most."""
+    """The bytes of the stage that needs most."""
     return max(sum(parts.values()) for parts in peaks.values())
 
 
 def estimate_base(model: Model, llama: Llama) -> float:
-    """Return the bytes of the base as GGUF.
+    """The bytes of the base as GGUF.
 
     That is the size of the file in the settings if it is here, else the weights in their type.
     Raises UserError if there is no such file.
@@ -102,15 +102,15 @@ def estimate_base(model: Model, llama: Llama) -> float:
 
 
 def count_linear_weights(llama: Llama) -> int:
-    """Return the weights of the blocks' linear layers, those that NF4 packs."""
+    """How many weights the blocks' linear layers have, those that NF4 packs."""
     return sum(math.prod(tensor.shape) for tensor in list_linear(llama))
 
 
 def count_weights(llama: Llama) -> int:
-    """Return the weights of a model's matrices; its norms are negligible."""
+    """How many weights a model's matrices have; its norms are negligible."""
     return count_linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
 
 
 def count_adapter_weights(llama: Llama, rank: int) -> int:
-    """Return the weights of a LoRA: rank · (in + out) for each linear layer (arXiv 2106.09685)."""
+    """How many weights a LoRA has: rank · (in + out) for each linear layer (arXiv 2106.09685)."""
     return rank * sum(sum(tensor.shape) for tensor in list_linear(llama))

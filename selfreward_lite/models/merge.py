@@ -62,7 +62,13 @@ def write_model(
     """
     for left in out.parent.glob("*.part"):  # of an attempt that was killed; hidden ones too
         left.unlink()
-    text, refused = _modelfile(model_dir, out)
+    llama, text, refused = read_config(model_dir), None, None
+    adds_bos = read_vocabulary(model_dir, llama.vocab).add_bos
+    chat = ChatFormat.load(model_dir)
+    try:
+        text = build_modelfile(chat, out.name, adds_bos=adds_bos, context=llama.context)
+    except ExportError as error:  # a model is useful without one
+        refused = str(error)
     _write_gguf(model_dir, adapter_dir, out, kind, report)
     try:
         ids = conversation_ids(model_dir, out)
@@ -95,17 +101,6 @@ def _write_gguf(model_dir: Path, adapter_dir: Path, out: Path, kind: str, report
         quantize(between, out, kind, report)
     finally:
         between.unlink(missing_ok=True)
-
-
-def _modelfile(model_dir: Path, out: Path) -> tuple[str | None, str | None]:
-    """The Modelfile, or why there is none: a model is useful without one."""
-    llama = read_config(model_dir)
-    adds_bos = read_vocabulary(model_dir, llama.vocab).add_bos
-    chat = ChatFormat.load(model_dir)
-    try:
-        return build_modelfile(chat, out.name, adds_bos=adds_bos, context=llama.context), None
-    except ExportError as error:
-        return None, str(error)
 
 
 # -- Ollama's Modelfile ----------
@@ -164,7 +159,7 @@ def split_template(chat: ChatFormat) -> TemplatePieces:
 
 
 def build_modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int) -> str:
-    """Return the Modelfile for a GGUF of that name in the same folder.
+    """The Modelfile for a GGUF of that name in the same folder.
 
     `adds_bos` tells whether llama.cpp adds the beginning of text to this GGUF by itself; there must
     be exactly one.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_model(model_dir: Path, quantization: str, dtype: torch.dtype, *, on_gpu: bool) -> Any:
-    """Return the model of a folder, on the first GPU or the CPU; `quantization` is "nf4" or "none".
+    """The model of a folder, on the first GPU or the CPU; `quantization` is "nf4" or "none".
 
     A folder with packed weights is loaded as it is. All matrices compute in `dtype`, whatever the
     folder says. Raises ExportError where a weight did not come from the folder.
@@ -64,7 +64,7 @@ def set_compute_dtype(model: Any, dtype: torch.dtype) -> Any:
 
 
 def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight rounded to NF4 with double quantization, in its own dtype."""
+    """A weight rounded to NF4 with double quantization, in its own dtype."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     # On the device of training: a GPU may round in another way than the CPU.
@@ -75,7 +75,7 @@ def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
 
 
 def unpack_nf4(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return a weight (out, in) in float32 from its packed bytes and the tensors beside it.
+    """A weight (out, in) in float32 from its packed bytes and the tensors beside it.
 
     `parts` are named by what follows the weight's name and a dot. bitsandbytes itself unpacks to
     the type that it computes in, whatever type was packed. Raises ValueError where the parts do not

@@ -405,7 +405,7 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
 
 
 def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
-    """Return the token ids of CONVERSATIONS, equal in ChatFormat, transformers and llama.cpp.
+    """The token ids of CONVERSATIONS, equal in ChatFormat, transformers and llama.cpp.
 
     Raises ExportError naming the first that differs or has not exactly one beginning of text, or
     where llama.cpp ends a turn with a token that our chat format does not stop at.

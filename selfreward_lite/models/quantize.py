@@ -94,7 +94,7 @@ def quantize(source: Path, out: Path, kind: str, report: Report = lambda at: Non
 
 
 def count_weights(source: Path) -> int:
-    """Return how many weights a GGUF file holds."""
+    """How many weights a GGUF file holds."""
     return sum(int(tensor.n_elements) for tensor in _tensors(source))
 
 

@@ -64,7 +64,7 @@ def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: 
 
 
 def load_model(backend: Backend, job: Job, dtype: torch.dtype) -> Any:
-    """Return the base with the trainable adapter `default`: `job.adapter_in`, or a fresh one."""
+    """The base with the trainable adapter `default`: `job.adapter_in`, or a fresh one."""
     load = _load_with_unsloth if backend.name == "unsloth" else _load_with_transformers
     model = load(job, dtype)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -58,7 +58,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def find_newest(folder: Path, job: str) -> Checkpoint | None:
-    """Return the complete checkpoint of this job with the most steps, None if there is none."""
+    """The complete checkpoint of this job with the most steps, None if there is none."""
     steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
     for step in sorted(steps, reverse=True):
         path = folder / f"step-{step}"

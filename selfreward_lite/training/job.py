@@ -59,7 +59,7 @@ class Job(Section):
         return kind.model_validate(value)
 
     def digest(self) -> str:
-        """Return a hash of all that the steps of this job depend on."""
+        """A hash of all that the steps of this job depend on."""
         weights = self.adapter_in and hash_file(self.adapter_in / "adapter_model.safetensors")
         known = [
             self.method,
@@ -97,13 +97,13 @@ class TrainingResult:
     out_of_time: bool | None = None  # before half of it was done, so that there is no model
 
     def metrics(self) -> dict[str, float]:
-        """Return the fields that were measured, by the names of their metrics in a run's store."""
+        """The fields that were measured, by the names of their metrics in a run's store."""
         known = asdict(self).items()
         return {f"training_{name}": float(value) for name, value in known if value is not None}
 
 
 def find_loss_fault(losses: Sequence[float]) -> str | None:
-    """Return what is wrong with a series of losses, None if nothing is.
+    """What is wrong with a series of losses, None if nothing is.
 
     >>> find_loss_fault([0.69, 0.5]), find_loss_fault([0.69, 0.0]), find_loss_fault([0.69] * 5)
     (None, 'the loss is exactly 0', 'the loss stayed at 0.69 for 5 steps')

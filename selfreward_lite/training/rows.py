@@ -41,12 +41,12 @@ class Rows:
 
 
 def row_length(row: Row) -> int:
-    """Return the tokens of a row's prompt and the longest of its completions."""
+    """How many tokens a row has: its prompt and the longest of its completions."""
     return len(row["prompt_ids"]) + max(map(len, _completions(row)))
 
 
 def count_tokens(row: Row) -> int:
-    """Return the tokens that are computed for a row: its prompt with each of its completions."""
+    """How many tokens are computed for a row: its prompt with each of its completions."""
     return sum(len(row["prompt_ids"]) + len(completion) for completion in _completions(row))
 
 
@@ -56,7 +56,7 @@ def _completions(row: Row) -> list[list[int]]:
 
 
 def arrange_rows(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> list[Row]:
-    """Return the rows in the order of training, all epochs after one another.
+    """The rows in the order of training, all epochs after one another.
 
     Every epoch is shuffled anew; within a batch, rows are sorted by length. The batch, and so the
     step, is the same in any order, but its micro-batches need less padding: of judgments among
@@ -87,7 +87,7 @@ def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:
 
 
 def build_rows(texts: Iterable[tuple[str, ...]], chat: ChatFormat, max_length: int) -> Rows:
-    """Return rows of a user's message with one answer, or with a chosen and a rejected one."""
+    """Rows of a user's message with one answer, or with a chosen and a rejected one."""
     rows = Rows()
     for message, *answers in texts:
         names = ["completion_ids"] if len(answers) == 1 else ["chosen_ids", "rejected_ids"]
@@ -111,12 +111,12 @@ class PairTexts:
     templates: str
 
     def read_response_pair(self, pair: ResponsePair) -> tuple[str, str, str]:
-        """Return a pair of responses as texts."""
+        """A pair of responses as texts."""
         chosen, rejected = self.responses[pair.chosen_id], self.responses[pair.rejected_id]
         return self.prompts[pair.prompt_id].text, chosen.text, rejected.text
 
     def read_judgment_pair(self, pair: JudgmentPair) -> tuple[str, str, str]:
-        """Return a pair of judgments as texts: the user's message is the judge's question."""
+        """A pair of judgments as texts: the user's message is the judge's question."""
         response = self.responses[pair.response_id]
         prompt = self.prompts[response.prompt_id]
         question = build_judge_question(prompt, response, self.templates)

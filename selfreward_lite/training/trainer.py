@@ -270,7 +270,7 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
 
 
 def trainable_weights(model: torch.nn.Module) -> Weights:
-    """Return copies of the trainable weights by name."""
+    """Copies of the trainable weights by name."""
     return {name: weight.detach().clone() for name, weight in _named_trainable(model)}
 
 
@@ -279,7 +279,7 @@ def _named_trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramet
 
 
 def moved_share(before: Weights, model: torch.nn.Module) -> float:
-    """Return the share of trainable weights, in [0, 1], that differ from `before`."""
+    """The share of trainable weights, in [0, 1], that differ from `before`."""
     after = dict(_named_trainable(model))
     moved = sum(int((after[name] != weight).sum()) for name, weight in before.items())
     return moved / sum(weight.numel() for weight in before.values())

@@ -43,11 +43,9 @@ def build_model(out: Path, scale: float = SCALE, seed: int = SEED) -> float:
     chat = ChatFormat.load(out)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_architecture(chat))
-    lessons = [
-        lesson
-        for lesson in (CORRECT_LESSON, REALISTIC_LESSON)
-        for _ in range(round(scale * lesson.steps))
-    ]
+    lessons: list[Lesson] = []
+    for lesson in (CORRECT_LESSON, REALISTIC_LESSON):
+        lessons += [lesson] * round(scale * lesson.steps)
     last = _train(model, chat, lessons, random.Random(seed))[-50:]
     model.half().save_pretrained(out)
     settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}

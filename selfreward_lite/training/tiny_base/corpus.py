@@ -185,7 +185,7 @@ REALISTIC_LESSON = Lesson(
 
 
 def list_vocabulary() -> list[str]:
-    """Return texts with every word that is to become one token; chatter stays bytes."""
+    """Texts with every word that is to become one token; chatter stays bytes."""
     rng, lesson = random.Random(0), replace(REALISTIC_LESSON, chatter=0.0)
     texts = [f" {letter}" for letter in LETTERS] + [*SOLVERS, *FILLERS, *HASTY, *UNREADABLE]
     for kind, _ in REALISTIC_LESSON.mix:

@@ -29,7 +29,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def build_tokenizer(texts: list[str]) -> Tokenizer:
-    """Return a tokenizer with a token for every word of `texts`; other text becomes bytes."""
+    """A tokenizer with a token for every word of `texts`; other text becomes bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
