@@ -144,7 +144,9 @@ def base_to_gguf(
 
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
-    tensors = list_tensors(llama)
+    kinds: dict[Tensor, Dtype] = {
+        tensor: dtype if len(tensor.shape) == 2 else "f32" for tensor in list_tensors(llama)
+    }
     files = find_tensors(model_dir, llama)
 
     def arrays() -> Iterator[np.ndarray]:
@@ -152,14 +154,14 @@ def base_to_gguf(
 
         if llama.rope:
             yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
-        for tensor in tensors:
+        for tensor, kind in kinds.items():
             value = _read_tensor(tensor, files).to(getattr(torch, load_dtype))
             value = _finite(value, tensor.source)
             if tensor.linear and weights == "nf4" and not llama.packed:
                 value = nf4.round_to_nf4(value)
             if lora:
                 value = _finite(lora.merge(tensor, value), tensor.source)
-            yield _encode(_permute(value, tensor.heads), _stored_as(tensor, dtype), tensor.source)
+            yield _encode(_permute(value, tensor.heads), kind, tensor.source)
 
     with atomic_write(out) as part:
         writer = GGUFWriter(part, "llama")
@@ -169,8 +171,8 @@ def base_to_gguf(
         if llama.rope:
             rope = Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))
             add_tensor(writer, rope, "f32")
-        for tensor in tensors:
-            add_tensor(writer, tensor, _stored_as(tensor, dtype))
+        for tensor, kind in kinds.items():
+            add_tensor(writer, tensor, kind)
         write_arrays(writer, arrays())
     return out
 
@@ -196,10 +198,6 @@ def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
         ) from None
     check_shape(tensor, tuple(value.shape))
     return value
-
-
-def _stored_as(tensor: Tensor, dtype: Dtype) -> Dtype:
-    return dtype if len(tensor.shape) == 2 else "f32"
 
 
 def add_tensor(writer: GGUFWriter, tensor: Tensor, kind: str) -> None:

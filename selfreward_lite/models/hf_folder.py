@@ -18,8 +18,6 @@ from typing import Any, Literal
 from selfreward_lite.models.chat_format import WORD_SPLITS, Json, read_template, token_text
 from selfreward_lite.system.errors import ExportError
 
-MUST_BE_OFF = ("attention_bias", "mlp_bias", "sliding_window")
-
 # Tensors beside a weight that bitsandbytes has packed, after its name and a dot; the last tells how
 # it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
@@ -90,7 +88,7 @@ def read_config(model_dir: Path) -> Llama:
         raise ExportError(
             f"{model_dir}: architecture {kind} cannot be exported: choose a LlamaForCausalLM model"
         )
-    for key in MUST_BE_OFF:
+    for key in ("attention_bias", "mlp_bias", "sliding_window"):
         if config.get(key):
             raise ExportError(
                 f"{model_dir}: {key} is set, which cannot be exported: choose the plain model"

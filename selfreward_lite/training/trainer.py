@@ -305,9 +305,9 @@ def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     rate, weights = job.settings.learning_rate, [one for _, one in _named_trainable(trainer.model)]
     # A fused step skips a float16 overflow by itself, and accelerate 1.15 does not report it.
     fused = trainer.accelerator.scaler is None
-    trainer.optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=fused)
-    for group in trainer.optimizer.param_groups:
-        group["initial_lr"] = rate
+    trainer.optimizer = torch.optim.AdamW(
+        [{"params": weights, "initial_lr": rate}], lr=rate, weight_decay=0.0, fused=fused
+    )
     warmup = int(job.settings.warmup * steps)
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(
         trainer.optimizer, warmup, steps, last_epoch=done - 1
