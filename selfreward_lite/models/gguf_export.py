@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from selfreward_lite.models import nf4
 from selfreward_lite.models.chat_format import Json
@@ -142,6 +142,11 @@ def base_to_gguf(
     """
     from gguf import GGUFWriter
 
+    if weights not in get_args(Weights) or dtype not in get_args(Dtype):
+        raise ExportError(
+            f"weights={weights!r}, dtype={dtype!r}: choose one of {get_args(Weights)}, and of "
+            f"{get_args(Dtype)}"
+        )
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
     kinds: dict[Tensor, Dtype] = {

@@ -14,6 +14,7 @@ from random_llama import KINDS, LISTS, TEMPLATE, edited, make_model, value_of
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import gguf_export
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.models.parity import check_parity, parity
@@ -247,3 +248,11 @@ def test_base_numbers_that_do_not_fit_are_refused(
     save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match=words):
         base_to_gguf(tmp_path / "m", tmp_path / "out.gguf", weights="original", dtype="f16")
+
+
+@pytest.mark.parametrize("wrong", [{"weights": "nfx"}, {"dtype": "q4_k_m"}])
+def test_unknown_weights_or_type_are_refused(tmp_path, wrong):
+    out = tmp_path / "base.gguf"
+    with pytest.raises(ExportError, match="choose one of"):
+        base_to_gguf(TINY_MODEL, out, **{"weights": "original", "dtype": "f32", **wrong})
+    assert not out.exists()
