@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -202,10 +201,9 @@ def export_votes(
             f"{name} has no decided votes; compare two models in the app (`python app.py`) and vote"
         )
     write_file(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    left_out = Counter(drop.reason for drop in drops)
-    why = "".join(f"; {count} left out: {reason}" for reason, count in left_out.items())
+    why = "".join(f"; {count} left out: {reason}" for reason, count in drops.items())
     say(f"{out}: {len(rows) // 3} of {len(found)} votes{why}")
-    emit({"run": name, "file": str(out), "prompts": len(rows) // 3, "left_out": left_out})
+    emit({"run": name, "file": str(out), "prompts": len(rows) // 3, "left_out": drops})
 
 
 @export.command()

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data.records import Drop
 from selfreward_lite.system.errors import DataError
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is a broken file, not a prompt
@@ -69,10 +68,6 @@ class Rows:
                 "--skip-bad"
             )
         self.skipped[reason] += 1
-
-    def drops(self) -> tuple[Drop, ...]:
-        """Return what was skipped as drops."""
-        return tuple(Drop(reason, count) for reason, count in self.skipped.items())
 
 
 def read_rows(path: Path, *, skip_bad: bool) -> Rows:

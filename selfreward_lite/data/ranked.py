@@ -14,7 +14,7 @@ from typing import Any
 
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
-from selfreward_lite.data.records import Drop, Outcome, Prompt, Record, Response, make_id, seed_for
+from selfreward_lite.data.records import Outcome, Prompt, Record, Response, make_id, seed_for
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.ranked import ANSWERS, generate_ranked_rows
 from selfreward_lite.system.errors import DataError
@@ -33,14 +33,14 @@ class RankedPrompt:
     responses: tuple[Response, ...]
 
 
-def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Drop, ...]]:
+def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return the messages of the ranked data, and drops. Raises DataError for a bad row."""
     source = settings.seed_stage.ranked
     if source == "tiny":
         wanted = settings.seed_stage.train_examples // ANSWERS
         return list(
             generate_ranked_rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)
-        ), ()
+        ), Counter()
     found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []
     for place, raw in found.rows:
@@ -49,7 +49,7 @@ def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], tuple[Dr
             found.refuse(place, reason)
         else:
             kept.append(row)
-    return kept, found.drops()
+    return kept, found.skipped
 
 
 def build_ranked_prompts(
@@ -84,9 +84,7 @@ def build_ranked_prompts(
     records: list[Record] = []
     for one in found:
         records += [one.prompt, *one.responses]
-    return found, Outcome(
-        tuple(records), tuple(Drop(reason, count) for reason, count in drops.items())
-    )
+    return found, Outcome(records, drops)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal, TypeVar, get_args
 
 
@@ -247,23 +247,11 @@ def seed_for(run_seed: int, record_id: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """How many items a stage left out for a reason. Not a record: only counted."""
-
-    reason: str
-    count: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """The records and drops of one item of a stage, or of a stage without items."""
+    """What one item of a stage made, or a stage without items.
 
-    records: tuple[Record, ...] = ()
-    drops: tuple[Drop, ...] = ()
+    `drops` counts what was left out, by reason.
+    """
 
-    def dropped(self) -> Counter[str]:
-        """Return how many were left out, by reason."""
-        counts: Counter[str] = Counter()
-        for drop in self.drops:
-            counts[drop.reason] += drop.count
-        return counts
+    records: Sequence[Record] = ()
+    drops: Counter[str] = field(default_factory=Counter)

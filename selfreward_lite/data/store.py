@@ -145,10 +145,7 @@ class Store:
                 self._insert(record)
             self._db.executemany(
                 "INSERT OR IGNORE INTO drops VALUES (?,?,?,?,?)",
-                [
-                    (iteration, stage, item, reason, count)
-                    for reason, count in outcome.dropped().items()
-                ],
+                [(iteration, stage, item, *drop) for drop in outcome.drops.items()],
             )
             self._db.execute("INSERT OR IGNORE INTO items VALUES (?,?,?)", (iteration, stage, item))
 

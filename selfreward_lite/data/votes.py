@@ -5,13 +5,13 @@ A voter sees no verdict before the vote, so people and judge decide independentl
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from selfreward_lite.data.records import Drop
 from selfreward_lite.system.errors import UserError
 
 FILE = "votes.sqlite"
@@ -82,22 +82,22 @@ def backup_votes(folder: Path, path: Path) -> None:
         source.backup(copy)
 
 
-def build_ranked_rows(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], list[Drop]]:
+def build_ranked_rows(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return decided votes as OASST messages, the preferred answer with rank 0, and drops.
 
     Of several votes on one prompt the last counts.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
-    drops: list[Drop] = []
+    drops = Counter[str]()
     for vote in votes:
         if vote.choice == "tie":
-            drops.append(Drop("tie"))
+            drops["tie"] += 1
         elif vote.text_a == vote.text_b:
-            drops.append(Drop("the same answer twice"))
+            drops["the same answer twice"] += 1
         else:
             plain = " ".join(vote.prompt.split()).casefold()
             if plain in rows:
-                drops.append(Drop("same prompt again"))
+                drops["same prompt again"] += 1
             ranked = [vote.text_a, vote.text_b]
             if vote.choice == "b":
                 ranked.reverse()

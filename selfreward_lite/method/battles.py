@@ -3,11 +3,12 @@
 Every pair is asked in both orders (arXiv 2407.19594, section 2.2).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 from statistics import pvariance
 
-from selfreward_lite.data.records import Battle, Drop, Judgment, Outcome, Prompt, Response, seed_for
+from selfreward_lite.data.records import Battle, Judgment, Outcome, Prompt, Response, seed_for
 from selfreward_lite.engine.api import Completion
 from selfreward_lite.method.parsing import parse_verdict
 from selfreward_lite.method.roles import AskGenerator, Role
@@ -78,8 +79,7 @@ def ask_for_battles(
         )
         for (first, second), (completion,) in zip(pairs, replies, strict=True)
     ]
-    undecided = sum(battle.verdict == 0 for battle in battles)
-    return Outcome(tuple(battles), (Drop("undecided", undecided),) if undecided else ())
+    return Outcome(battles, Counter("undecided" for battle in battles if battle.verdict == 0))
 
 
 def _read_verdict(completion: Completion) -> int:

@@ -11,11 +11,12 @@ whether the judge sees through texts it has never met.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, make_id
+from selfreward_lite.data.records import Outcome, Prompt, Response, make_id
 from selfreward_lite.method.templates import make_nonce
 
 CANARY = "canary"  # the `model` of these responses
@@ -48,8 +49,10 @@ def build_canary_responses(
         )
         for index, canary in enumerate(canaries)
     ]
-    kept = tuple(response for response in made if response.text)
-    return Outcome(kept, (Drop("empty"),) * (len(made) - len(kept)))
+    return Outcome(
+        [response for response in made if response.text],
+        Counter("empty" for response in made if not response.text),
+    )
 
 
 def build_decoy_responses(

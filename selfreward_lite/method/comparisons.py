@@ -17,7 +17,7 @@ def ask_for_comparison(
     """Have a judge compare two answers in both orders."""
     replies = yield make_comparison_requests(prompt, mine, theirs, role)
     completions = [completion for (completion,) in replies]
-    return Outcome((read_comparison(completions, prompt, mine, theirs, role),))
+    return Outcome([read_comparison(completions, prompt, mine, theirs, role)])
 
 
 def make_comparison_requests(

@@ -10,7 +10,7 @@ from itertools import combinations
 
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import Drop, Judgment, Outcome, Response
+from selfreward_lite.data.records import Judgment, Outcome, Response
 from selfreward_lite.method.judgments import (
     ask_for_judgments,
     build_judge_question,
@@ -36,7 +36,7 @@ def ask_for_ranked_judgments(
     if not decoys or find_agreeing_judgments(ranked, by_response, strict=strict) is None:
         return judged
     more = yield from ask_for_judgments(ranked.prompt, decoys, role, attempts)
-    return Outcome(judged.records + more.records, judged.drops + more.drops)
+    return Outcome([*judged.records, *more.records], judged.drops + more.drops)
 
 
 def find_agreeing_judgments(
@@ -66,7 +66,7 @@ def build_eft_examples(
     decoys: Mapping[str, Sequence[Response]],
     judgments: Mapping[str, Sequence[Judgment]],
     settings: Settings,
-) -> tuple[list[EftExample], Outcome]:
+) -> tuple[list[EftExample], Counter[str]]:
     """Return the EFT set, at most `train_examples`, and by reason how many judgments were left out.
 
     If a prompt's judgments agree with the humans, its `decoys` become examples too: each with its
@@ -75,7 +75,7 @@ def build_eft_examples(
     """
     limit, templates = settings.seed_stage.train_examples, settings.model.templates
     examples: list[EftExample] = []
-    drops: Counter[str] = Counter()
+    drops = Counter[str]()
     for ranked in prompts:
         agreed = find_agreeing_judgments(ranked, judgments, strict=settings.seed_stage.strict)
         if agreed is None:
@@ -97,9 +97,7 @@ def build_eft_examples(
         drops["most common score"] += len(examples) - len(capped)
         examples = capped
     drops["above train_examples"] += max(0, len(examples) - limit)
-    return examples[:limit], Outcome(
-        drops=tuple(Drop(reason, count) for reason, count in drops.items() if count)
-    )
+    return examples[:limit], +drops
 
 
 def _find_low_judgment(judgments: Sequence[Judgment], limit: Judgment) -> Judgment | None:

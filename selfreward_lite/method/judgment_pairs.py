@@ -4,11 +4,11 @@ A chosen judgment above the length limit gives no pair, because a meta-judge pre
 (arXiv 2407.19594, section 2.2).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.data.records import (
-    Drop,
     Judgment,
     JudgmentPair,
     Outcome,
@@ -29,14 +29,14 @@ def build_judgment_pairs(
     """Return at most one pair per response; `judgments` maps ids to judgments."""
     by_response = group_records(ratings, lambda rating: rating.response_id)
     pairs: list[JudgmentPair] = []
-    drops: list[Drop] = []
+    drops = Counter[str]()
     for response_id, rated in by_response.items():
         best = max(rated, key=lambda rating: rating.strength)
         worst = min(rated, key=lambda rating: rating.strength)
         chosen, rejected = judgments[best.judgment_id], judgments[worst.judgment_id]
         limit = schedule.max_chosen_judgment
         if limit is not None and len(chosen.text) > limit:
-            drops.append(Drop("chosen judgment too long"))
+            drops["chosen judgment too long"] += 1
             continue
         pairs.append(
             JudgmentPair(
@@ -51,4 +51,4 @@ def build_judgment_pairs(
                 len(rejected.text),
             )
         )
-    return Outcome(tuple(pairs), tuple(drops))
+    return Outcome(pairs, drops)

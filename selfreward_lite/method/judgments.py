@@ -4,11 +4,12 @@ A judgment that cannot be read has no score; it never counts as a low one.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from selfreward_lite.config.settings import Judge
-from selfreward_lite.data.records import Drop, Judgment, Outcome, Prompt, Response, group_records
+from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, group_records
 from selfreward_lite.engine.api import Completion, Probe, Request
 from selfreward_lite.method.parsing import parse_score
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
@@ -27,16 +28,16 @@ def ask_for_judgments(
     replies = yield [
         make_judge_request(prompt, response, role, count, first) for response in responses
     ]
-    kept, drops = [], []
+    kept, drops = [], Counter[str]()
     for response, completions in zip(responses, replies, strict=True):
         for index, completion in enumerate(completions, first):
             if completion.finish in NO_TEXT_REASONS:
-                drops.append(Drop(NO_TEXT_REASONS[completion.finish]))
+                drops[NO_TEXT_REASONS[completion.finish]] += 1
                 continue
             kept.append(read_judgment(completion, response, role, index))
             if kept[-1].score is None:
-                drops.append(Drop("could not be read"))
-    return Outcome(tuple(kept), tuple(drops))
+                drops["could not be read"] += 1
+    return Outcome(kept, drops)
 
 
 def make_judge_request(

@@ -8,11 +8,12 @@ the stage starts, and a resumed run asks the same.
 
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Prompts
-from selfreward_lite.data.records import Candidate, Drop, Outcome, Prompt, make_id, seed_for
+from selfreward_lite.data.records import Candidate, Outcome, Prompt, make_id, seed_for
 from selfreward_lite.method.parsing import parse_prompts
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 from selfreward_lite.method.similarity import NearDuplicates
@@ -50,8 +51,8 @@ def ask_for_prompt(index: int, role: Role, settings: Prompts, examples: Examples
     ]
     finish, text = completion.finish, completion.text.strip()
     if finish in NO_TEXT_REASONS:
-        return Outcome(drops=(Drop(NO_TEXT_REASONS[finish]),))
-    return Outcome((Candidate(record_id, role.iteration, role.model, index, text, finish),))
+        return Outcome(drops=Counter([NO_TEXT_REASONS[finish]]))
+    return Outcome([Candidate(record_id, role.iteration, role.model, index, text, finish)])
 
 
 def filter_candidates(
@@ -69,7 +70,7 @@ def filter_candidates(
     prompts. A candidate too similar to any of them, or to one kept before it, is dropped.
     """
     kept: list[Prompt] = []
-    drops: list[Drop] = []
+    drops = Counter[str]()
     seen = NearDuplicates(known, settings.max_similarity, settings.max_overlap)
     secret = NearDuplicates(held_out, settings.max_similarity, settings.max_overlap)
     for candidate in candidates:
@@ -81,13 +82,13 @@ def filter_candidates(
         if reason is None and seen.contains_similar(text):
             reason = "like a prompt before it"
         if reason is not None:
-            drops.append(Drop(reason))
+            drops[reason] += 1
             continue
         index = len(kept)
         record_id = make_id(id_namespace, Prompt, iteration, "generated", index)
         kept.append(Prompt(record_id, iteration, "generated", index, text))
         seen.add(text)
-    return Outcome(tuple(kept), tuple(drops))
+    return Outcome(kept, drops)
 
 
 def import_prompts(
@@ -95,21 +96,21 @@ def import_prompts(
 ) -> Outcome:
     """Return the user's prompts by iteration; drop repeated and held-out ones."""
     kept: list[Prompt] = []
-    drops: list[Drop] = []
+    drops = Counter[str]()
     seen: set[str] = set()
     secret = NearDuplicates(held_out, settings.max_similarity, settings.max_overlap)
     for text in map(str.strip, texts):
         plain = " ".join(text.split()).casefold()
         if plain in seen:
-            drops.append(Drop("same prompt again"))
+            drops["same prompt again"] += 1
         elif secret.contains_similar(text):
-            drops.append(Drop("like an evaluation prompt"))
+            drops["like an evaluation prompt"] += 1
         else:
             seen.add(plain)
             iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
             record_id = make_id(id_namespace, Prompt, iteration, "imported", index)
             kept.append(Prompt(record_id, iteration, "imported", index, text))
-    return Outcome(tuple(kept), tuple(drops))
+    return Outcome(kept, drops)
 
 
 def _draw_demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:

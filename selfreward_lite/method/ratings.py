@@ -5,11 +5,12 @@ fit does not depend on the order of the battles. A ridge keeps judgments finite 
 always lose, and centers the strengths at 0.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from selfreward_lite.data.records import Battle, Drop, Outcome, Rating, group_records, make_id
+from selfreward_lite.data.records import Battle, Outcome, Rating, group_records, make_id
 
 MIN_SPREAD = 1e-6  # strengths closer than this say nothing
 
@@ -21,7 +22,7 @@ def rate_judgments(
     first_weight, second_weight = compute_position_weights([battle.verdict for battle in battles])
     by_response = group_records(battles, lambda battle: battle.response_id)
     ratings: list[Rating] = []
-    drops: list[Drop] = []
+    drops = Counter[str]()
     for response_id, group in by_response.items():
         names = sorted({name for battle in group for name in (battle.first_id, battle.second_id)})
         verdicts = [
@@ -31,9 +32,7 @@ def rate_judgments(
         wins = build_battle_matrix(verdicts, len(names), first_weight, second_weight)
         strengths = fit_strengths(wins, ridge)
         if np.ptp(strengths) < MIN_SPREAD:
-            drops.append(
-                Drop("all judgments equally strong" if wins.any() else "no battle decided")
-            )
+            drops["all judgments equally strong" if wins.any() else "no battle decided"] += 1
             continue
         ratings += [
             Rating(
@@ -48,7 +47,7 @@ def rate_judgments(
             )
             for name, strength in zip(names, strengths.tolist(), strict=True)
         ]
-    return Outcome(tuple(ratings), tuple(drops))
+    return Outcome(ratings, drops)
 
 
 def compute_position_weights(verdicts: Sequence[int]) -> tuple[float, float]:

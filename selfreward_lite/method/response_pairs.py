@@ -6,11 +6,12 @@ its judge (a score of its own, a forged turn) or only repeats the prompt is neve
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Schedule
-from selfreward_lite.data.records import Drop, Outcome, Prompt, Response, ResponsePair, make_id
+from selfreward_lite.data.records import Outcome, Prompt, Response, ResponsePair, make_id
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE
 from selfreward_lite.method.parsing import find_appeal_to_judge
 from selfreward_lite.method.templates import neutralize
@@ -40,13 +41,13 @@ def build_response_pairs(
     `responses` maps a prompt's id to its responses, `scores` a response's id to its score.
     """
     pairs: list[ResponsePair] = []
-    drops: list[Drop] = []
+    drops = Counter[str]()
     for prompt in prompts:
         scored = find_eligible(prompt, responses.get(prompt.id, ()), scores)
         pair = choose_pair(scored, schedule.rho)
         reason = no_pair_reason(scored, pair, schedule)
         if reason is not None or pair is None:
-            drops.append(Drop(reason or "no pair"))
+            drops[reason or "no pair"] += 1
             continue
         chosen, rejected = pair
         pairs.append(
@@ -63,7 +64,7 @@ def build_response_pairs(
                 schedule.rho,
             )
         )
-    return Outcome(tuple(pairs), tuple(drops))
+    return Outcome(pairs, drops)
 
 
 def find_eligible(

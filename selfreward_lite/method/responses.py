@@ -1,6 +1,8 @@
 """K responses to each prompt, from the model as actor."""
 
-from selfreward_lite.data.records import Drop, Outcome, Prompt, Response
+from collections import Counter
+
+from selfreward_lite.data.records import Outcome, Prompt, Response
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 
 
@@ -10,15 +12,15 @@ def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
     seed_keys = [f"{prompt.id}:{index}" for index in range(count)]
     (completions,) = yield [role.make_request(prompt.text, key, seed_keys)]
     kept: dict[str, Response] = {}
-    drops = []
+    drops = Counter[str]()
     for index, completion in enumerate(completions):
         text = completion.text.strip()
         if completion.finish in NO_TEXT_REASONS:
-            drops.append(Drop(NO_TEXT_REASONS[completion.finish]))
+            drops[NO_TEXT_REASONS[completion.finish]] += 1
         elif not text:
-            drops.append(Drop("empty"))
+            drops["empty"] += 1
         elif text in kept:
-            drops.append(Drop("equal to another"))
+            drops["equal to another"] += 1
         else:
             kept[text] = Response(
                 role.make_id(Response, prompt.id, index),
@@ -30,4 +32,4 @@ def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
                 completion.finish,
                 len(completion.tokens),
             )
-    return Outcome(tuple(kept.values()), tuple(drops))
+    return Outcome(list(kept.values()), drops)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from selfreward_lite.data.records import Drop, Outcome
+from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Completion, Engine, Request
 from selfreward_lite.method.roles import AskGenerator
@@ -92,7 +92,7 @@ def run_stage(
             progress,
             done=progress.done + 1,
             tokens=progress.tokens + tokens,
-            drops=progress.drops + outcome.dropped(),
+            drops=progress.drops + outcome.drops,
             seconds=now - started,
         )
         watch(progress)
@@ -101,9 +101,9 @@ def run_stage(
             last = now
     store.spend(iteration, stage, time.monotonic() - last)
     if left_out := progress.total - progress.done:
-        rest = Outcome(drops=(Drop(NO_TIME, left_out),))
+        rest = Outcome(drops=Counter({NO_TIME: left_out}))
         store.commit(iteration, stage, REST, rest)
-        drops = progress.drops + rest.dropped()
+        drops = progress.drops + rest.drops
         watch(replace(progress, drops=drops, total=progress.done))
     store.end_stage(iteration, stage)
 

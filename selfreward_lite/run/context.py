@@ -216,7 +216,7 @@ class RunContext(RunReader):
         booked = self.store.seconds(iteration, stage) - before  # a training books as it goes
         self.store.spend(iteration, stage, seconds - booked)
         self.store.end_stage(iteration, stage)
-        self.watch(replace(progress, done=1, seconds=seconds, drops=outcome.dropped()))
+        self.watch(replace(progress, done=1, seconds=seconds, drops=outcome.drops))
 
     def _check_stage(self, iteration: int, name: str) -> None:
         """Raise LookupError for a stage not in the table: plan and budget would not count it."""

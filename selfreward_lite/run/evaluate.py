@@ -172,7 +172,7 @@ class Evaluation:
         found, outcome = ranked.build_ranked_prompts(rows, f"{store.id_namespace}, {digest}")
         seen = {one.prompt.text for one in (*own.eft, *own.ift)}
         kept = [one for one in found if one.prompt.text not in seen]
-        left_out = dict(outcome.dropped())
+        left_out = dict(outcome.drops)
         if len(kept) < len(found):
             left_out["prompts that M0 was trained on, or could have been"] = len(found) - len(kept)
         return kept, left_out

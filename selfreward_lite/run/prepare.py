@@ -3,6 +3,7 @@
 import os
 import platform
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,7 +14,6 @@ from jinja2 import TemplateError
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
-from selfreward_lite.data.records import Drop
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.judgments import make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat, user
@@ -106,10 +106,10 @@ def open_run(
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 
-def read_prompt_file(file: str, skip_bad: bool) -> tuple[list[str], tuple[Drop, ...]]:
+def read_prompt_file(file: str, skip_bad: bool) -> tuple[list[str], Counter[str]]:
     """The prompts of the user's own file, and what was skipped."""
     rows = prompt_files.read_rows(hub.find_local(file, "dataset"), skip_bad=skip_bad)
-    return prompt_files.extract_prompts(rows), rows.drops()
+    return prompt_files.extract_prompts(rows), rows.skipped
 
 
 def _store_facts(store: Store, settings: Settings) -> None:

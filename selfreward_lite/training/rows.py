@@ -2,12 +2,12 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfreward_lite.data.records import (
-    Drop,
     Judgment,
     JudgmentPair,
     Prompt,
@@ -26,12 +26,12 @@ class Rows:
     """Rows for a trainer, and what was left out, with the reason."""
 
     rows: list[Row] = field(default_factory=list)
-    drops: list[Drop] = field(default_factory=list)
+    drops: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: Row, max_length: int) -> None:
         """Take a row unless it is too long: a trainer would cut off its end."""
         if row_length(row) > max_length:
-            self.drops.append(Drop(TOO_LONG))
+            self.drops[TOO_LONG] += 1
         else:
             self.rows.append(row)
 

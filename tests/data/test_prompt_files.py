@@ -113,7 +113,7 @@ def test_a_garbled_line_is_named_by_file_and_line(tmp_path, name):
     rows = prompt_files.read_rows(path, skip_bad=True)
     assert len(rows.rows) == 4
     assert rows.skipped.total() == 1
-    assert [drop.count for drop in rows.drops()] == [1]
+    assert list(rows.skipped.values()) == [1]
 
 
 def test_byte_order_mark_crlf_and_empty_lines_are_no_faults(tmp_path):
@@ -217,12 +217,12 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         path = tmp_path / name if name.endswith("csv") else write(tmp_path / name, rows)
         loaded, skipped = ranked.load_ranked_rows(ranked_settings(tiny, path))
-        assert skipped == ()
+        assert not skipped
         found, outcome = ranked.build_ranked_prompts(loaded, "r")
         read.append(
             (
                 [(one.prompt.text, [answer.text for answer in one.responses]) for one in found],
-                outcome.dropped(),
+                outcome.drops,
             )
         )
     assert read[0] == read[1] == read[2]
@@ -308,7 +308,7 @@ def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, rea
         ranked.load_ranked_rows(ranked_settings(tiny, path))
     rows, skipped = ranked.load_ranked_rows(ranked_settings(tiny, path, skip_bad=True))
     assert len(rows) == 12
-    assert sum(drop.count for drop in skipped) == 1
+    assert skipped.total() == 1
 
 
 def test_imported_prompts_fill_iterations_without_repeats(tiny):
@@ -330,7 +330,7 @@ def test_imported_prompts_fill_iterations_without_repeats(tiny):
         (1, 1, "Five six."),
         (2, 0, "Seven eight."),
     ]
-    assert outcome.dropped() == {"same prompt again": 1, "like an evaluation prompt": 1}
+    assert outcome.drops == {"same prompt again": 1, "like an evaluation prompt": 1}
     # with no limit of likeness at all, a held-out prompt itself stays held out
     unlimited = settings.model_copy(update={"max_similarity": 1.0})
     again = new_prompts.import_prompts(
@@ -363,7 +363,7 @@ def test_ranked_prompts_that_differ_in_case_only_are_one():
         [*tree("a", "What is AI?"), *tree("b", "what  is ai? ")], "r"
     )
     assert [one.prompt.text for one in found] == ["What is AI?"]
-    assert outcome.dropped() == {"same prompt again": 1}
+    assert outcome.drops == {"same prompt again": 1}
 
 
 def test_input_beside_an_instruction_of_turns_is_kept():

@@ -16,7 +16,6 @@ from oasst_trees import (
 
 from selfreward_lite import config
 from selfreward_lite.data import prompt_files, ranked
-from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import DataError
@@ -39,7 +38,7 @@ def read(source: Path, **changes: str) -> tuple[dict[str, list[str]], Counter[st
     rows, skipped = ranked.load_ranked_rows(settings(source, **changes))
     found, outcome = ranked.build_ranked_prompts(rows, RUN)
     texts = {one.prompt.text: [response.text for response in one.responses] for one in found}
-    return texts, Counter(Outcome(drops=(*skipped, *outcome.drops)).dropped())
+    return texts, skipped + outcome.drops
 
 
 WRITERS = {

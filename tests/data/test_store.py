@@ -6,11 +6,11 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 
 import pytest
 
 from selfreward_lite.data.records import (
-    Drop,
     Judgment,
     Outcome,
     Prompt,
@@ -42,10 +42,10 @@ def test_equal_texts_are_two_records(tmp_path):
 
 def test_a_repeated_commit_changes_nothing(tmp_path):
     with new_store(tmp_path) as store:
-        first = Outcome((prompt("seed 0", 0, "first"),), (Drop("short"), Drop("short", 2)))
+        first = Outcome((prompt("seed 0", 0, "first"),), Counter(short=3))
         store.commit(1, "prompts", "all", first)
         store.commit(
-            1, "prompts", "all", Outcome((prompt("seed 0", 0, "second"),), (Drop("short", 9),))
+            1, "prompts", "all", Outcome((prompt("seed 0", 0, "second"),), Counter(short=9))
         )
         assert [one.text for one in store.records(Prompt)] == ["first"]
         assert store.drops(1, "prompts") == {"short": 3}

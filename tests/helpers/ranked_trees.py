@@ -41,4 +41,4 @@ def make_tree(name: str, *answers: tuple[str, int | None], **changes) -> list[di
 def read_trees(rows):
     """Return the ranked prompts, and by reason how many rows were left out."""
     found, outcome = ranked.build_ranked_prompts(rows, RUN)
-    return found, {drop.reason: drop.count for drop in outcome.drops}
+    return found, outcome.drops

@@ -71,4 +71,4 @@ def test_battle_with_unreadable_verdict_is_undecided(role):
         ],
     )
     assert [battle.verdict for battle in outcome.records] == [0, -1]
-    assert outcome.drops[0].count == 1
+    assert outcome.drops == {"undecided": 1}

@@ -25,9 +25,7 @@ def test_judgment_pairs_take_the_ends_within_the_limit():
     ).records
     assert (drawn[pair.chosen_id].text[0], drawn[pair.rejected_id].text[0]) == ("y", "z")
     limited = Schedule(rho=0, judgment_pairs=True, max_chosen_judgment=29)
-    assert [
-        drop.reason
-        for drop in judgment_pairs.build_judgment_pairs(
-            rated, drawn, limited, id_namespace=RUN, iteration=1
-        ).drops
-    ] == ["chosen judgment too long"]
+    drops = judgment_pairs.build_judgment_pairs(
+        rated, drawn, limited, id_namespace=RUN, iteration=1
+    ).drops
+    assert drops == {"chosen judgment too long": 1}

@@ -70,7 +70,7 @@ def test_judgments_read_only_what_the_judge_wrote(role):
     assert [one.score for one in outcome.records] == [2.0, None, None, 4.5]
     assert outcome.records[0].expected_score == 2.5
     assert outcome.records[1].expected_score is None
-    assert outcome.dropped() == {"could not be read": 2}
+    assert outcome.drops == {"could not be read": 2}
 
 
 def test_judgment_that_was_cut_has_no_score(role):

@@ -70,7 +70,7 @@ def build_pairs(texts_scores, schedule=None, finishes=None):
     )
     by_id = {one.id: one.text for one in made}
     pairs = [(by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in outcome.records]
-    return pairs, {drop.reason: drop.count for drop in outcome.drops}
+    return pairs, outcome.drops
 
 
 def test_pairs_leave_out_unread_responses():

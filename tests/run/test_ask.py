@@ -1,8 +1,10 @@
 """The runner: items of several rounds, completions in any order, resuming, nothing asked twice."""
 
+from collections import Counter
+
 import pytest
 
-from selfreward_lite.data.records import Drop, Outcome
+from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Request, Sampling
 from selfreward_lite.engine.scripted import ScriptedEngine
@@ -27,7 +29,7 @@ def asking(name: str, rounds: int, seen: dict):
         seen.setdefault(name, []).append(
             [[one.text for one in of_request] for of_request in replies]
         )
-    return Outcome(drops=(Drop("test"),))
+    return Outcome(drops=Counter(["test"]))
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 1, 2])

@@ -280,7 +280,7 @@ def test_hostile_text_is_plain_and_long_rows_are_counted(chat):
     pairs = [texts.read_response_pair(pair), texts.read_judgment_pair(judged)]
     rows = row_lists.build_rows(pairs, chat, 250)
     (row,) = rows.rows
-    assert [drop.reason for drop in rows.drops] == ["longer than max_length"]
+    assert rows.drops == {"longer than max_length": 1}
     assert row["chosen_ids"][-1] == row["rejected_ids"][-1] == chat.end_of_turn
     assert row["chosen_ids"].count(chat.end_of_turn) == 1
     assert row["prompt_ids"].count(chat.end_of_turn) == 1

@@ -1,6 +1,7 @@
 """Seed stage: ranked data, user's prompts, canaries, decoys, and the judgments M0 learns from."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from selfreward_lite.data import ranked
@@ -22,7 +23,7 @@ def read_ranked(run: RunContext, _: int) -> None:
             run.settings, run.store.id_namespace, parts.evaluation
         )
         own = [prompt for prompt in prompts if prompt.origin == "held_out"]
-        return Outcome((*outcome.records, *own), (*skipped, *outcome.drops))
+        return Outcome([*outcome.records, *own], skipped + outcome.drops)
 
     run.once(0, "ranked", work)
 
@@ -42,7 +43,7 @@ def import_prompts(run: RunContext, _: int) -> None:
             id_namespace=run.store.id_namespace,
             held_out=run.held_out_texts(),
         )
-        return Outcome(kept.records, (*skipped, *kept.drops))
+        return Outcome(kept.records, skipped + kept.drops)
 
     run.once(0, "prompts_file", work)
 
@@ -92,7 +93,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
             for one in prompts[:count]
         ]
         run.ask_round(0, "eft_judgments", items)
-    run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1].drops))
+    run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1]))
 
 
 def eft_examples(run: RunContext) -> list[eft.EftExample]:
@@ -122,7 +123,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
         count += max(8, math.ceil((wanted - found) / rate))
 
 
-def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Outcome]:
+def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Counter[str]]:
     """The EFT examples from the first `count` prompts, and what was left out."""
     drawn = group_by_response(run.made_by(Judgment, BASE))
     return eft.build_eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)

@@ -134,7 +134,7 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
     given = result.rows if result.ended_early else expected
     run.store.measure(iteration, training_rows_given=given, **result.metrics())
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    return Outcome(drops=tuple(rows.drops))
+    return Outcome(drops=rows.drops)
 
 
 def _reporter(run: RunContext, iteration: int) -> Report:
