@@ -21,11 +21,6 @@ from selfreward_lite.system.errors import ConfigError
 # today's where transformers renders. A run must send the same text on every day, so it is given
 # everywhere.
 DATE = "26 Jul 2024"
-_GGUF_FIELDS = (
-    "tokenizer.chat_template",
-    "tokenizer.ggml.pre",
-    *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "padding")),
-)
 
 # How text is split into words before they become tokens, by its name in GGUF: Llama-3's way, and
 # Qwen's.
@@ -70,8 +65,8 @@ class ChatFormat:
 
         Raises ConfigError where one of them is missing or the pad token would end a turn.
         """
-        settings = _read_json(model_dir / "tokenizer_config.json")
-        tokenizer = Tokenizer.from_file(str(_existing(model_dir / "tokenizer.json")))
+        settings: Json = json.loads(_read(model_dir / "tokenizer_config.json"))
+        tokenizer = Tokenizer.from_buffer(_read(model_dir / "tokenizer.json"))
         tokenizer.encode_special_tokens = True
         stop = _stop_ids(model_dir, settings, tokenizer)
         return cls(
@@ -100,8 +95,12 @@ class ChatFormat:
             raise ConfigError(
                 f"{path}: its tokenizer cannot be read ({error}); use a GGUF of a chat model"
             ) from None
-        known: Json = {name: fields[name].contents() for name in _GGUF_FIELDS if name in fields}
-        kind = known.get("tokenizer.ggml.pre")
+
+        def read(name: str) -> Any:
+            field = fields.get(f"tokenizer.{name}")
+            return field and field.contents()
+
+        kind = read("ggml.pre")
         if kind not in WORD_SPLITS:
             raise ConfigError(
                 f"{path}: its tokenizer splits words as {kind!r}; use a judge with one of "
@@ -114,19 +113,19 @@ class ChatFormat:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
         tokenizer.model.ignore_merges = kind == "llama-bpe"
         tokenizer.encode_special_tokens = True
-        text: Any = known.get("tokenizer.chat_template")
+        text = read("chat_template")
         template = _parse_template(text, path)
         ends = [
             *(tokenizer.token_to_id(token) for token in _ENDS_OF_TURN),
-            *(known.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eos")),
+            *(read(f"ggml.{name}_token_id") for name in ("eot", "eos")),
         ]
-        bos = known.get("tokenizer.ggml.bos_token_id")
+        bos = read("ggml.bos_token_id")
         return cls(
             tokenizer,
             template,
             "" if bos is None or "bos_token" not in text else tokenizer.id_to_token(bos),
             _unique(ends),
-            known.get("tokenizer.ggml.padding_token_id", 0),
+            read("ggml.padding_token_id") or 0,
         )
 
     def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
@@ -214,7 +213,7 @@ def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[in
     ids = [tokenizer.token_to_id(token) for token in named if token]
     for file in ("generation_config.json", "config.json"):
         path = model_dir / file
-        eos = _read_json(path).get("eos_token_id") if path.exists() else None
+        eos = json.loads(_read(path)).get("eos_token_id") if path.exists() else None
         ids += eos if isinstance(eos, list) else [eos]
     if not (stop := _unique(ids)):
         raise ConfigError(f"{model_dir}: no end-of-turn token in its files; name one as eos_token")
@@ -238,14 +237,9 @@ def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_d
     )
 
 
-def _existing(path: Path) -> Path:
+def _read(path: Path) -> bytes:
     if not path.exists():
         raise ConfigError(
             f"{path} is missing; the base model must be a complete Hugging Face folder"
         )
-    return path
-
-
-def _read_json(path: Path) -> Json:
-    found: Json = json.loads(_existing(path).read_bytes())
-    return found
+    return path.read_bytes()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 Weights = Literal["original", "nf4"]
 Dtype = Literal["f32", "f16", "q8_0"]
-LoadDtype = Literal["float32", "float16", "bfloat16"]
 
 # Settings in adapter_config.json that never change the result, since each tensor in the file is
 # checked and written.
@@ -78,7 +77,7 @@ ADAPTER_INITS = (True, False, "gaussian", "orthogonal", "eva")
 LORA_KEY = re.compile(r"base_model\.model\.(model\.layers\.\d+\.\w+\.\w+)\.lora_([AB])\.weight")
 
 
-def write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
+def _write_arrays(writer: GGUFWriter, arrays: Iterable[np.ndarray]) -> None:
     """Write header, settings, tensor table, then the arrays in the order of the table."""
     try:
         writer.write_header_to_file()
@@ -127,21 +126,17 @@ def base_to_gguf(
     *,
     weights: Weights,
     dtype: Dtype,
-    load_dtype: LoadDtype = "float32",
     adapter_dir: Path | None = None,
 ) -> Path:
     """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` rounds each linear layer of the blocks as BitsAndBytesConfig(load_in_4bit, nf4,
     double quant) does, so that llama.cpp runs the model that a QLoRA adapter was trained on; a
-    folder of NF4 weights is unpacked either way. `load_dtype` is the `dtype=` of transformers in
-    training: every weight is rounded to it first. `dtype` is the type of matrices; norms are always
+    folder of NF4 weights is unpacked either way. `dtype` is the type of matrices; norms are always
     f32. With `adapter_dir`, a PEFT LoRA folder, the full model is written: W + scale·B·A (LoRA,
     arXiv 2106.09685, section 4.1). Raises ExportError where GGUF cannot express the model or a file
     is broken.
     """
-    from gguf import GGUFWriter
-
     if weights not in get_args(Weights) or dtype not in get_args(Dtype):
         raise ExportError(
             f"weights={weights!r}, dtype={dtype!r}: choose one of {get_args(Weights)}, and of "
@@ -149,37 +144,30 @@ def base_to_gguf(
         )
     llama = read_config(model_dir)
     lora = _read_lora(adapter_dir, llama) if adapter_dir else None
+    rope = Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))
+    tensors = [*([rope] if llama.rope else []), *list_tensors(llama)]
     kinds: dict[Tensor, Dtype] = {
-        tensor: dtype if len(tensor.shape) == 2 else "f32" for tensor in list_tensors(llama)
+        tensor: dtype if len(tensor.shape) == 2 else "f32" for tensor in tensors
     }
     files = find_tensors(model_dir, llama)
 
     def arrays() -> Iterator[np.ndarray]:
         import torch
 
-        if llama.rope:
-            yield _encode(torch.tensor(rope_factors(llama)), "f32", "rope_freqs")
         for tensor, kind in kinds.items():
-            value = _read_tensor(tensor, files).to(getattr(torch, load_dtype))
-            value = _finite(value, tensor.source)
+            if tensor == rope:
+                yield _encode(torch.tensor(rope_factors(llama)), kind, tensor.source)
+                continue
+            value = _finite(_read_tensor(tensor, files).float(), tensor.source)
             if tensor.linear and weights == "nf4" and not llama.packed:
                 value = nf4.round_to_nf4(value)
             if lora:
                 value = _finite(lora.merge(tensor, value), tensor.source)
             yield _encode(_permute(value, tensor.heads), kind, tensor.source)
 
-    with atomic_write(out) as part:
-        writer = GGUFWriter(part, "llama")
-        add_settings(writer, llama, dtype)
-        writer.add_string("selfreward.weights", "nf4" if llama.packed else weights)
-        add_vocabulary(writer, read_vocabulary(model_dir, llama.vocab))
-        if llama.rope:
-            rope = Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))
-            add_tensor(writer, rope, "f32")
-        for tensor, kind in kinds.items():
-            add_tensor(writer, tensor, kind)
-        write_arrays(writer, arrays())
-    return out
+    vocabulary = read_vocabulary(model_dir, llama.vocab)
+    origin = "nf4" if llama.packed else weights
+    return write_base(out, llama, dtype, vocabulary, kinds, arrays(), origin)
 
 
 def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
@@ -205,58 +193,71 @@ def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
     return value
 
 
-def add_tensor(writer: GGUFWriter, tensor: Tensor, kind: str) -> None:
-    """Enter name, shape and type in the tensor table; the data follow one tensor at a time."""
+def write_base(
+    out: Path,
+    llama: Llama,
+    dtype: str,
+    vocabulary: Vocabulary,
+    kinds: Mapping[Tensor, str],
+    arrays: Iterable[np.ndarray],
+    origin: str | None = None,
+) -> Path:
+    """Write a Llama, each array of a tensor in its kind, one at a time; returns `out`.
+
+    `dtype` is the type of most matrices: f32, f16, q8_0 or q4_k_m. `origin` is kept in the file.
+    """
     import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import (
+        GGML_QUANT_SIZES,
+        GGML_QUANT_VERSION,
+        GGMLQuantizationType,
+        GGUFWriter,
+        LlamaFileType,
+        TokenType,
+    )
 
-    stored = GGMLQuantizationType[kind.upper()]
-    block, size = GGML_QUANT_SIZES[stored]
-    if tensor.shape[-1] % block:
-        raise ExportError(
-            f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {kind} blocks of {block}: "
-            "use f16"
-        )
-    stored_bytes = math.prod(tensor.shape) // block * size
-    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), stored_bytes, stored)
-
-
-def add_settings(writer: GGUFWriter, llama: Llama, dtype: str) -> None:
-    """Enter the architecture, and the type of most matrices: f32, f16, q8_0 or q4_k_m."""
-    from gguf import GGML_QUANT_VERSION, LlamaFileType
-
-    kind = f"{'ALL' if dtype == 'f32' else 'MOSTLY'}_{dtype.upper()}"
-    writer.add_type("model")
-    writer.add_file_type(LlamaFileType[kind])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_context_length(llama.context)
-    writer.add_embedding_length(llama.hidden)
-    writer.add_block_count(llama.layers)
-    writer.add_feed_forward_length(llama.ffn)
-    writer.add_head_count(llama.heads)
-    writer.add_head_count_kv(llama.kv_heads)
-    writer.add_key_length(llama.head_dim)
-    writer.add_value_length(llama.head_dim)
-    writer.add_rope_dimension_count(llama.head_dim)
-    writer.add_rope_freq_base(llama.theta)
-    writer.add_layer_norm_rms_eps(llama.eps)
-    writer.add_vocab_size(llama.vocab)
-
-
-def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    """Enter the tokens, their kinds, the merges, the special roles and the chat template."""
-    from gguf import TokenType
-
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
-    writer.add_token_merges(vocabulary.merges)
-    for role, token_id in vocabulary.roles.items():
-        getattr(writer, f"add_{role}_token_id")(token_id)
-    writer.add_add_bos_token(vocabulary.add_bos)
-    if vocabulary.template:
-        writer.add_chat_template(vocabulary.template)
+    with atomic_write(out) as part:
+        writer = GGUFWriter(part, "llama")
+        writer.add_type("model")
+        file_type = f"{'ALL' if dtype == 'f32' else 'MOSTLY'}_{dtype.upper()}"
+        writer.add_file_type(LlamaFileType[file_type])
+        writer.add_quantization_version(GGML_QUANT_VERSION)
+        writer.add_context_length(llama.context)
+        writer.add_embedding_length(llama.hidden)
+        writer.add_block_count(llama.layers)
+        writer.add_feed_forward_length(llama.ffn)
+        writer.add_head_count(llama.heads)
+        writer.add_head_count_kv(llama.kv_heads)
+        writer.add_key_length(llama.head_dim)
+        writer.add_value_length(llama.head_dim)
+        writer.add_rope_dimension_count(llama.head_dim)
+        writer.add_rope_freq_base(llama.theta)
+        writer.add_layer_norm_rms_eps(llama.eps)
+        writer.add_vocab_size(llama.vocab)
+        if origin:
+            writer.add_string("selfreward.weights", origin)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_token_list(vocabulary.tokens)
+        writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
+        writer.add_token_merges(vocabulary.merges)
+        for role, token_id in vocabulary.roles.items():
+            getattr(writer, f"add_{role}_token_id")(token_id)
+        writer.add_add_bos_token(vocabulary.add_bos)
+        if vocabulary.template:
+            writer.add_chat_template(vocabulary.template)
+        for tensor, kind in kinds.items():
+            stored = GGMLQuantizationType[kind.upper()]
+            block, size = GGML_QUANT_SIZES[stored]
+            if tensor.shape[-1] % block:
+                raise ExportError(
+                    f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {kind} blocks of "
+                    f"{block}: use f16"
+                )
+            total = math.prod(tensor.shape) // block * size
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), total, stored)
+        _write_arrays(writer, arrays)
+    return out
 
 
 # -- the adapter ----------
@@ -304,7 +305,7 @@ def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
         writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
         for name, array in arrays.items():
             writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-        write_arrays(writer, arrays.values())
+        _write_arrays(writer, arrays.values())
     return out
 
 

@@ -22,6 +22,13 @@ from selfreward_lite.system.errors import ExportError
 # it was packed.
 STATE = "quant_state.bitsandbytes__nf4"
 PACKED_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", STATE)
+NF4_CONFIG = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_quant_storage": "uint8",
+}
+ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -82,24 +89,35 @@ def refuse(place: Path, faults: dict[str, bool], advice: str = "") -> None:
 
 def read_config(model_dir: Path) -> Llama:
     """Read config.json; raises ExportError naming the first setting that is not supported."""
-    config = read_json(model_dir / "config.json")
+    place = model_dir / "config.json"
+    config = read_json(place)
     kind = config.get("architectures") or [config.get("model_type")]
-    if kind not in (["LlamaForCausalLM"], ["llama"]):
-        raise ExportError(
-            f"{model_dir}: architecture {kind} cannot be exported: choose a LlamaForCausalLM model"
-        )
+    activation = config.get("hidden_act", "silu")
+    # transformers 5 or 4 writes the rotation
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope.get("rope_type") or rope.get("type") or "default"
+    rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    packing = config.get("quantization_config") or {}
+    storage = {"bnb_4bit_quant_storage": "uint8"}
+    faults = {
+        f"architecture {kind} cannot be exported: choose a LlamaForCausalLM model": kind
+        not in (["LlamaForCausalLM"], ["llama"]),
+        f"hidden_act {activation!r} is not silu: choose a silu Llama": activation != "silu",
+        "partial_rotary_factor is not 1: choose a model that rotates full heads": rotary
+        not in (None, 1.0),
+        f"rope scaling {scaling!r} cannot be exported: choose none or llama3": scaling
+        not in ("default", "llama3"),
+        f"quantization_config names {packing.get('quant_method')}, not NF4: choose the plain "
+        "model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)": bool(packing)
+        and not NF4_CONFIG.items() <= (storage | packing).items(),
+    }
     for key in ("attention_bias", "mlp_bias", "sliding_window"):
-        if config.get(key):
-            raise ExportError(
-                f"{model_dir}: {key} is set, which cannot be exported: choose the plain model"
-            )
-    if config.get("hidden_act", "silu") != "silu":
-        raise ExportError(
-            f"{model_dir}: hidden_act {config['hidden_act']!r} is not silu: choose a silu Llama"
+        faults[f"{key} is set, which cannot be exported: choose the plain model"] = bool(
+            config.get(key)
         )
+    refuse(model_dir, faults)
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        theta, rope = _read_rope(model_dir, config)
         llama = Llama(
             hidden=hidden,
             layers=config["num_hidden_layers"],
@@ -110,62 +128,23 @@ def read_config(model_dir: Path) -> Llama:
             context=config["max_position_embeddings"],
             eps=config["rms_norm_eps"],
             vocab=config["vocab_size"],
-            theta=theta,
-            rope=rope,
+            theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            rope={key: float(rope[key]) for key in ROPE_KEYS} if scaling == "llama3" else None,
             tied=config.get("tie_word_embeddings", False),
-            packed=_is_packed(model_dir, config),
+            packed=bool(packing),
         )
     except KeyError as error:
-        raise ExportError(
-            f"{model_dir}/config.json lacks {error}: save it again with save_pretrained"
-        ) from error
+        raise ExportError(f"{place} lacks {error}: save it again with save_pretrained") from error
     for name in ("hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"):
         count = getattr(llama, name)
         if not isinstance(count, int) or count < 1:
-            raise ExportError(
-                f"{model_dir}/config.json: {name} is {count!r}, not a count: download it again"
-            )
+            raise ExportError(f"{place}: {name} is {count!r}, not a count: download it again")
     if llama.heads % llama.kv_heads or llama.head_dim % 2:
         raise ExportError(
             f"{model_dir}: {heads} heads of {llama.head_dim}, {llama.kv_heads} kv heads: "
             "fix config.json"
         )
     return llama
-
-
-def _is_packed(model_dir: Path, config: Json) -> bool:
-    """Whether the weights are NF4; raises ExportError for any other quantization."""
-    found = config.get("quantization_config")
-    if not found:
-        return False
-    kind = [found.get(key) for key in ("quant_method", "load_in_4bit", "bnb_4bit_quant_type")]
-    storage = found.get("bnb_4bit_quant_storage", "uint8")
-    if [*kind, storage] != ["bitsandbytes", True, "nf4", "uint8"]:
-        raise ExportError(
-            f"{model_dir}: quantization_config names {found.get('quant_method')}, not NF4: "
-            "choose the plain model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)"
-        )
-    return True
-
-
-def _read_rope(model_dir: Path, config: Json) -> tuple[float, dict[str, float] | None]:
-    """(theta, llama3 scaling or None), as transformers 5 or 4 writes them."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    rotary = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if rotary not in (None, 1.0):
-        raise ExportError(
-            f"{model_dir}: partial_rotary_factor is not 1: choose a model that rotates full heads"
-        )
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        raise ExportError(
-            f"{model_dir}: rope scaling {kind!r} cannot be exported: choose none or llama3"
-        )
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return theta, {key: float(rope[key]) for key in keys}
 
 
 def rope_factors(llama: Llama) -> list[float]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jinja2
 
@@ -69,7 +69,15 @@ def write_model(
         text = build_modelfile(chat, out.name, adds_bos=adds_bos, context=llama.context)
     except ExportError as error:  # a model is useful without one
         refused = str(error)
-    _write_gguf(model_dir, adapter_dir, out, kind, report)
+    direct = kind in DIRECT
+    wide = out if direct else out.with_name(f"{out.stem}.f16.part")
+    dtype: Any = kind if direct else "f16"
+    base_to_gguf(model_dir, wide, weights="original", dtype=dtype, adapter_dir=adapter_dir)
+    if not direct:
+        try:
+            quantize(wide, out, kind, report)
+        finally:
+            wide.unlink()
     try:
         ids = conversation_ids(model_dir, out)
         found = (
@@ -88,19 +96,6 @@ def write_model(
         agreement=found.agreement if found else None,
         no_modelfile=refused,
     )
-
-
-def _write_gguf(model_dir: Path, adapter_dir: Path, out: Path, kind: str, report: Report) -> None:
-    """Write a Hugging Face folder with an adapter merged into it as a GGUF of any type."""
-    if kind in DIRECT:
-        base_to_gguf(model_dir, out, weights="original", dtype=kind, adapter_dir=adapter_dir)  # type: ignore[arg-type]
-        return
-    between = out.with_name(f"{out.stem}.f16.part")
-    try:
-        base_to_gguf(model_dir, between, weights="original", dtype="f16", adapter_dir=adapter_dir)
-        quantize(between, out, kind, report)
-    finally:
-        between.unlink(missing_ok=True)
 
 
 # -- Ollama's Modelfile ----------

@@ -28,10 +28,8 @@ def torch() -> Json:
     cards = []
     for number in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(number)
-        name, capability = (
-            torch.cuda.get_device_name(number),
-            torch.cuda.get_device_capability(number),
-        )
+        name = torch.cuda.get_device_name(number)
+        capability = torch.cuda.get_device_capability(number)
         cards.append({"name": name, "capability": capability, "free": free, "total": total})
     return {
         "version": torch.__version__,

@@ -174,17 +174,10 @@ def _weights_per_second(kind: str) -> float:
     shape = (PROBE_ROWS, PROBE_COLUMNS)
     weights = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     target = np.empty(weights.size // block * size, np.uint8)
-    pointer, long = ctypes.c_void_p, ctypes.c_int64
-    arguments = (
-        ctypes.c_int(int(main)),
-        pointer(weights.ctypes.data),
-        pointer(target.ctypes.data),
-        long(0),
-        long(PROBE_ROWS),
-        long(PROBE_COLUMNS),
-        None,
-    )
+    start, rows, columns = map(ctypes.c_int64, (0, *shape))
     libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     started = perf_counter()
-    libggml.ggml_quantize_chunk(*arguments)
+    libggml.ggml_quantize_chunk(
+        int(main), weights.ctypes, target.ctypes, start, rows, columns, None
+    )
     return weights.size / (perf_counter() - started) * (os.cpu_count() or 1)

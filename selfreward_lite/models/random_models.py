@@ -17,14 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.models.gguf_export import (
-    add_settings,
-    add_tensor,
-    add_vocabulary,
-    write_arrays,
-    write_lora,
-)
+from selfreward_lite.models.gguf_export import write_base, write_lora
 from selfreward_lite.models.hf_folder import (
+    NF4_CONFIG,
     SHAPES,
     Llama,
     Tensor,
@@ -33,7 +28,6 @@ from selfreward_lite.models.hf_folder import (
     list_tensors,
 )
 from selfreward_lite.system.errors import ConfigError
-from selfreward_lite.system.files import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -64,30 +58,21 @@ TOKENIZER = (
 # -- GGUF ----------
 
 
-def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0", seed: int = 0) -> Path:
+def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0") -> Path:
     """Write a random Llama; returns `path`. Raises ConfigError for an unknown shape or type."""
-    from gguf import GGUFWriter
-
     if shape not in SHAPES or quantization not in get_args(Quantization):
         raise ConfigError(
             f"no synthetic {shape} in {quantization}; choose one of {', '.join(SHAPES)}, "
             f"in {' or '.join(get_args(Quantization))}"
         )
     llama = SHAPES[shape]
-    with atomic_write(path) as part:
-        writer = GGUFWriter(part, "llama")
-        add_settings(writer, llama, quantization)
-        add_vocabulary(writer, _vocabulary(llama.vocab))
-        kinds = {tensor: _kind(tensor, llama, quantization) for tensor in list_tensors(llama)}
-        for tensor, kind in kinds.items():
-            add_tensor(writer, tensor, kind)
-        write_arrays(writer, _arrays(kinds, seed))
-    return path
+    kinds = {tensor: _kind(tensor, llama, quantization) for tensor in list_tensors(llama)}
+    return write_base(path, llama, quantization, _vocabulary(llama.vocab), kinds, _arrays(kinds))
 
 
-def write_gguf_adapter(path: Path, shape: str, rank: int = 16, seed: int = 0) -> Path:
+def write_gguf_adapter(path: Path, shape: str) -> Path:
     """Write a random GGUF LoRA on all seven projections of a named shape; returns `path`."""
-    rng, arrays = np.random.default_rng(seed), {}
+    rank, rng, arrays = 16, np.random.default_rng(0), {}
     for tensor in list_linear(SHAPES[shape]):
         key, (rows, columns) = f"{tensor.name}.lora", tensor.shape
         arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
@@ -111,8 +96,8 @@ def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
     return "q6_k" if more else "q4_k"
 
 
-def _arrays(kinds: dict[Tensor, str], seed: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(seed)
+def _arrays(kinds: dict[Tensor, str]) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
     for tensor, kind in kinds.items():
         if kind == "f32":
             yield np.ones(tensor.shape, np.float32)
@@ -156,7 +141,7 @@ def _vocabulary(size: int) -> Vocabulary:
 # -- NF4 ----------
 
 
-def write_folder(folder: Path, shape: str, seed: int = 0) -> Path:
+def write_folder(folder: Path, shape: str) -> Path:
     """Write a random Llama of a named shape; returns `folder`.
 
     Tokens are the tiny world's; other ids have no text. Raises ConfigError for an unknown shape.
@@ -170,7 +155,7 @@ def write_folder(folder: Path, shape: str, seed: int = 0) -> Path:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     files: dict[str, str] = {}
     size = 0
     for number, tensors in enumerate(_files(llama)):
@@ -264,12 +249,8 @@ def _config(llama: Llama) -> dict[str, Any]:
         "vocab_size": llama.vocab,
         "tie_word_embeddings": llama.tied,
         "quantization_config": {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": True,
-            "load_in_8bit": False,
-            "bnb_4bit_quant_type": "nf4",
+            **NF4_CONFIG,
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": "bfloat16",
-            "bnb_4bit_quant_storage": "uint8",
         },
     }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +41,7 @@ def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: 
     plain = f"transformers {version('transformers')}, bitsandbytes {version('bitsandbytes')}"
     if wanted == "transformers" or (wanted == "auto" and not list_gpus()):
         return Backend("transformers", plain)
-    if wanted == "auto" and not _is_installed("unsloth"):
+    if wanted == "auto" and find_spec("unsloth") is None:
         missing = "unsloth is not installed (pip install -r requirements-gpu.txt)"
         return Backend("transformers", f"{plain}; {missing}")
     if late := [name for name in ("transformers", "trl", "peft") if name in sys.modules]:
@@ -66,32 +67,29 @@ def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: 
 def load_model(backend: Backend, job: Job, dtype: torch.dtype) -> Any:
     """The base with the trainable adapter `default`: `job.adapter_in`, or a fresh one."""
     load = _load_with_unsloth if backend.name == "unsloth" else _load_with_transformers
-    model = load(job, dtype)
+    lora = {
+        "r": job.lora.rank,
+        "lora_alpha": job.lora.alpha,
+        "lora_dropout": job.lora.dropout,
+    }
+    model = load(job, dtype, lora)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("no weight of the adapter is trainable")
     return model
 
 
-def _load_with_transformers(job: Job, dtype: torch.dtype) -> Any:
+def _load_with_transformers(job: Job, dtype: torch.dtype, lora: dict[str, Any]) -> Any:
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
 
     base = nf4.load_model(job.model_dir, job.quantization, dtype, on_gpu=torch.cuda.is_available())
     if job.adapter_in is not None:
         return PeftModel.from_pretrained(base, job.adapter_in, is_trainable=True)
-    return get_peft_model(
-        base,
-        LoraConfig(
-            r=job.lora.rank,
-            lora_alpha=job.lora.alpha,
-            lora_dropout=job.lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
-    )
+    config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+    return get_peft_model(base, config)
 
 
-def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
+def _load_with_unsloth(job: Job, dtype: torch.dtype, lora: dict[str, Any]) -> Any:
     import torch
     from unsloth import FastLanguageModel
 
@@ -106,14 +104,12 @@ def _load_with_unsloth(job: Job, dtype: torch.dtype) -> Any:
     )
     model = FastLanguageModel.get_peft_model(
         nf4.set_compute_dtype(base, dtype),
-        r=job.lora.rank,
-        lora_alpha=job.lora.alpha,
-        lora_dropout=job.lora.dropout,
         target_modules=[
             tensor.source.split(".")[-2] for tensor in linear if tensor.name.startswith("blk.0.")
         ],
         use_gradient_checkpointing="unsloth" if torch.cuda.is_available() else False,
         random_state=job.seed,
+        **lora,
     )
     if job.adapter_in is not None:
         restore_adapter(model, job.adapter_in)
@@ -135,11 +131,3 @@ def restore_adapter(model: Any, adapter_in: Path) -> None:
         raise TrainingError(
             f"{adapter_in} does not fit the model: {result.unexpected_keys or 'other layers'}"
         )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

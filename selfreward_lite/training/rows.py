@@ -28,13 +28,6 @@ class Rows:
     rows: list[Row] = field(default_factory=list)
     drops: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: Row, max_length: int) -> None:
-        """Take a row unless it is too long: a trainer would cut off its end."""
-        if row_length(row) > max_length:
-            self.drops[TOO_LONG] += 1
-        else:
-            self.rows.append(row)
-
     def save(self, path: Path) -> None:
         """Write one JSON object a line."""
         path.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows), encoding="utf-8")
@@ -94,7 +87,10 @@ def build_rows(texts: Iterable[tuple[str, ...]], chat: ChatFormat, max_length: i
         row = {"prompt_ids": list(chat.prompt_ids(user(message)))}
         for name, answer in zip(names, answers, strict=True):
             row[name] = list(chat.completion_ids(answer))
-        rows.add(row, max_length)
+        if row_length(row) > max_length:  # a trainer would cut off its end
+            rows.drops[TOO_LONG] += 1
+        else:
+            rows.rows.append(row)
     return rows
 
 

@@ -55,55 +55,17 @@ PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 # grows by itself.
 FIRST_SCALE = 2.0**12
 
-# The private parts of TRL and of transformers' Trainer that TokenRows uses were read in these
+# The private parts of TRL and of transformers' Trainer that are used here were read in these
 # versions.
 READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
 
 
-class TokenRows:
-    """Rows of token ids for a TRL trainer; the only user of TRL's private parts (READ_VERSIONS)."""
-
-    def try_longest_rows(self: Any) -> None:
-        """Run one step on the longest rows, without a trace: short memory should show at once."""
-        rows, args = self.train_dataset, self.args
-        # Tokens of a row with padding, alone: in DPO, prompt and the longer completion.
-        lengths = [
-            row_length(row) if "prompt_ids" in row else len(row["input_ids"]) for row in rows
-        ]
-        order = sorted(range(len(rows)), key=lengths.__getitem__)
-        longest = [rows[index] for index in order[-args.per_device_train_batch_size :]]
-        # Trainer's loop sets it a little later, and training_step reads it.
-        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
-        self.training_step(self.model_wrapped, self.data_collator(longest))
-        self.model.zero_grad()
-        self._metrics["train"].clear()  # these belong to no step
-
-    def reference_logps(self: Any, rows: list[Row]) -> list[tuple[float, float]]:
-        """The DPO reference's log probabilities of (chosen, rejected) of each row."""
-        # Prepared as in training: in mixed precision the same weights give other numbers without
-        # it.
-        model = self.accelerator.prepare(self.model).eval()
-        size = self.args.per_device_train_batch_size
-        found: list[tuple[float, float]] = []
-        for start in range(0, len(rows), size):
-            inputs = self._prepare_inputs(self.data_collator(rows[start : start + size]))
-            with torch.no_grad():
-                chosen, rejected = self.compute_ref_log_probs(model, inputs)
-            found += zip(chosen.tolist(), rejected.tolist(), strict=True)
-        model.train()
-        return found
-
-
-class TokenDPOTrainer(TokenRows, DPOTrainer):
+class TokenDPOTrainer(DPOTrainer):
     """TRL's DPO on token ids."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """The rows as they are: TRL would read `<|eot_id|>` in a message as special."""
         return dataset
-
-
-class TokenSFTTrainer(TokenRows, SFTTrainer):
-    """TRL's SFT on token ids."""
 
 
 class Watcher(TrainerCallback):
@@ -117,7 +79,19 @@ class Watcher(TrainerCallback):
         self.saved = time.monotonic()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.try_longest_rows()
+        """Run one step on the longest rows, without a trace: short memory should show at once."""
+        trainer, args = self.trainer, self.trainer.args
+        # Tokens of a row with padding, alone: in DPO, prompt and the longer completion.
+        ordered = sorted(
+            trainer.train_dataset,
+            key=lambda row: row_length(row) if "prompt_ids" in row else len(row["input_ids"]),
+        )
+        longest = ordered[-args.per_device_train_batch_size :]
+        # Trainer's loop sets it a little later, and training_step reads it.
+        trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+        trainer.training_step(trainer.model_wrapped, trainer.data_collator(longest))
+        trainer.model.zero_grad()
+        trainer._metrics["train"].clear()  # these belong to no step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = self.begun_at + state.global_step
@@ -341,7 +315,6 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
         "report_to": "none",
         "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
         "seed": job.seed,
-        "data_seed": job.seed,
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "bf16": dtype == torch.bfloat16,
@@ -368,7 +341,7 @@ def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int)
             for row in rows
         ]
         options |= {"dataset_kwargs": {"skip_prepare_dataset": True}}
-        kind, arguments = TokenSFTTrainer, SFTConfig(**options, remove_unused_columns=False)
+        kind, arguments = SFTTrainer, SFTConfig(**options, remove_unused_columns=False)
     return kind(
         model=model,
         args=arguments,
@@ -382,12 +355,21 @@ def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
 
     TRL's own way would do it before the adapter's weights are restored.
     """
+    # Prepared as in training: in mixed precision the same weights give other numbers without it.
+    model = trainer.accelerator.prepare(trainer.model).eval()
     unique = list({id(row): row for row in rows}.values())
-    found = dict(zip(map(id, unique), trainer.reference_logps(unique), strict=True))
-    names = ("ref_chosen_logps", "ref_rejected_logps")
-    trainer.train_dataset = Dataset.from_list(
-        [row | dict(zip(names, found[id(row)], strict=True)) for row in rows]
-    )
+    size = trainer.args.per_device_train_batch_size
+    found = {}
+    for start in range(0, len(unique), size):
+        part = unique[start : start + size]
+        with torch.no_grad():
+            chosen, rejected = trainer.compute_ref_log_probs(
+                model, trainer._prepare_inputs(trainer.data_collator(part))
+            )
+        for row, good, bad in zip(part, chosen.tolist(), rejected.tolist(), strict=True):
+            found[id(row)] = {**row, "ref_chosen_logps": good, "ref_rejected_logps": bad}
+    model.train()
+    trainer.train_dataset = Dataset.from_list([found[id(row)] for row in rows])
     trainer.precompute_ref_logps = True
 
 

@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -109,7 +110,8 @@ def serve() -> None:
     if BARE not in sys.argv and not any(device.exists() for device in GPU_DEVICES):
         from selfreward_lite.models import parity  # noqa: F401 - once, for all forks
         from selfreward_lite.training import trainer  # noqa: F401 - once, for all forks
-    while line := _next_line():
+    tasks = FileIO(0)  # `select` could not see what a buffer holds
+    while line := tasks.readline():
         ours, theirs = os.pipe(), os.pipe()  # one end each shows one side that the other is gone
         pid = os.fork()
         if pid == 0:
@@ -127,17 +129,6 @@ def serve() -> None:
         os.close(ours[0])
         os.close(theirs[1])
         _send(wire, {"ended": os.waitstatus_to_exitcode(status)})
-
-
-def _next_line() -> bytes:
-    """One line of standard input, without a buffer, which `select` could not see."""
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(0, 65536)
-        if not piece:
-            return b""
-        line += piece
-    return line
 
 
 def _do(task: Plain, wire: TextIO) -> None:

@@ -29,21 +29,19 @@ def make_job(
             [{"role": "user", "content": f"Sort the letters c {'abde'[index % 4]} f."}]
         )
         if method == "sft":
-            made.add(
+            made.rows.append(
                 {
                     "prompt_ids": prompt,
                     "completion_ids": chat.completion_ids("The answer is a c f."),
-                },
-                256,
+                }
             )
         else:
-            made.add(
+            made.rows.append(
                 {
                     "prompt_ids": prompt,
                     "chosen_ids": chat.completion_ids("The answer is a c f."),
                     "rejected_ids": chat.completion_ids("f c Hope this helps you today."),
-                },
-                256,
+                }
             )
     made.save(rows)
     settings = tiny.sft if method == "sft" else tiny.dpo.model_copy(update={"anchor": 1.0})

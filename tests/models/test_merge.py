@@ -345,7 +345,7 @@ def test_pieces_of_a_template_make_up_the_template():
     assert found.beginning == "<|begin_of_text|>"
     assert found.around["user"] == ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
     assert found.turn == "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    for roles in merge.PROOFS:
+    for roles in map(str.split, merge.PROOFS):
         said = [{"role": role, "content": merge.MARK} for role in roles]
         whole = (
             jinja2.Environment()

@@ -20,7 +20,7 @@ def place(monkeypatch, tmp_path):
         wanted: str, *, card: bool = True, installed: bool = True, early: bool = True, imports=None
     ):
         monkeypatch.setattr(backends, "list_gpus", lambda: [CARD] if card else [])
-        monkeypatch.setattr(backends, "_is_installed", lambda name: installed)
+        monkeypatch.setattr(backends, "find_spec", lambda name: name if installed else None)
         monkeypatch.setattr(backends, "version", lambda name: f"1.0 of {name}")
         for name in ("transformers", "trl", "peft"):
             monkeypatch.delitem(sys.modules, name, raising=False)

@@ -225,7 +225,7 @@ def memory(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     def holds(limit: int, from_call: int = 0):
-        for kind in (training_trainer.TokenDPOTrainer, training_trainer.TokenSFTTrainer):
+        for kind in (training_trainer.TokenDPOTrainer, training_trainer.SFTTrainer):
             step = kind.training_step
 
             def limited(self, model, inputs, num_items_in_batch=None, step=step):

@@ -367,9 +367,9 @@ def test_precomputed_reference_gives_the_same_losses_in_bfloat16(
 
 
 def test_private_parts_of_trl_are_as_read():
-    """On an upgrade: read `TokenRows` against the new sources, then change READ_VERSIONS."""
+    """On an upgrade: read `trainer` against the new sources, then change READ_VERSIONS."""
     for name, known in trainer.READ_VERSIONS.items():
-        assert version(name) == known, f"{name} was upgraded: check trainer.TokenRows"
+        assert version(name) == known, f"{name} was upgraded: check trainer.py"
     for kind in (trainer.DPOTrainer, trainer.SFTTrainer):
         assert callable(kind._prepare_dataset)
         assert callable(kind._prepare_inputs)
