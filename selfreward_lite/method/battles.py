@@ -9,7 +9,6 @@ from itertools import permutations
 from statistics import pvariance
 
 from selfreward_lite.data.records import Battle, Judgment, Outcome, Prompt, Response, seed_for
-from selfreward_lite.engine.api import Completion
 from selfreward_lite.method.parsing import parse_verdict
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
@@ -25,14 +24,14 @@ def most_contested(
     Ties are drawn by `seed`. Only readable judgments count, and two of them must differ as texts:
     equal texts can be told apart by their position alone. None if no response qualifies.
     """
-    variances = []
-    for index, response in enumerate(responses):
+    variances = {}
+    for response in responses:
         group = judgments.get(response.id, ())
         if len(find_readable(group)) >= 2:
             scores = [judgment.score for judgment in group if judgment.score is not None]
             tie_breaker = seed_for(seed, f"tie {response.id}")
-            variances.append((round(pvariance(scores), 9), tie_breaker, index, response))
-    return max(variances)[3] if variances else None
+            variances[response] = round(pvariance(scores), 9), tie_breaker
+    return max(variances, key=variances.__getitem__, default=None)
 
 
 def find_readable(judgments: Sequence[Judgment]) -> list[Judgment]:
@@ -66,23 +65,21 @@ def ask_for_battles(
         )
         for first, second in pairs
     ]
-    battles = [
-        Battle(
-            role.make_id(Battle, first.id, second.id),
-            role.iteration,
-            role.model,
-            response.id,
-            first.id,
-            second.id,
-            _read_verdict(completion),
-            completion.text.strip(),
+    battles = []
+    for (first, second), (completion,) in zip(pairs, replies, strict=True):
+        winner = None  # nor does a text that was cut name one
+        if completion.finish == "stop":
+            winner = parse_verdict(completion.text, "Judgement")
+        battles.append(
+            Battle(
+                role.make_id(Battle, first.id, second.id),
+                role.iteration,
+                role.model,
+                response.id,
+                first.id,
+                second.id,
+                VERDICTS[winner],
+                completion.text.strip(),
+            )
         )
-        for (first, second), (completion,) in zip(pairs, replies, strict=True)
-    ]
     return Outcome(battles, Counter("undecided" for battle in battles if battle.verdict == 0))
-
-
-def _read_verdict(completion: Completion) -> int:
-    """Return +1 for the first judgment, −1 for the second; 0 for a cut or unreadable text."""
-    finished = completion.finish == "stop"
-    return VERDICTS[parse_verdict(completion.text, "Judgement") if finished else None]

@@ -81,13 +81,13 @@ def build_eft_examples(
         if agreed is None:
             drops["no set of judgments agrees with the ranking"] += len(ranked.responses)
             continue
-        chosen = list(zip(ranked.responses, agreed, strict=True))
+        chosen, worst = list(zip(ranked.responses, agreed, strict=True)), agreed[-1].score
+        assert worst is not None  # a judgment that agrees has a score
         for decoy in decoys.get(ranked.prompt.id, ()):
-            judgment = _find_low_judgment(judgments.get(decoy.id, ()), agreed[-1])
-            if judgment is None:
-                drops["no judgment sees through the decoy"] += 1
-            else:
-                chosen.append((decoy, judgment))
+            drawn = judgments.get(decoy.id, ())
+            low = [one for one in drawn if one.score is not None and one.score <= worst]
+            chosen += [(decoy, one) for one in low[:1]]
+            drops["no judgment sees through the decoy"] += not low
         examples += [
             EftExample(build_judge_question(ranked.prompt, response, templates), judgment)
             for response, judgment in chosen
@@ -98,14 +98,6 @@ def build_eft_examples(
         examples = capped
     drops["above train_examples"] += max(0, len(examples) - limit)
     return examples[:limit], +drops
-
-
-def _find_low_judgment(judgments: Sequence[Judgment], limit: Judgment) -> Judgment | None:
-    """Return the first judgment whose score is at most that of `limit`."""
-    assert limit.score is not None
-    return next(
-        (one for one in judgments if one.score is not None and one.score <= limit.score), None
-    )
 
 
 def _cap_most_common(examples: list[EftExample]) -> list[EftExample]:

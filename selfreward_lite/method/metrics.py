@@ -25,6 +25,7 @@ from selfreward_lite.method.statistics import (
     bootstrap_interval,
     mean_and_error,
     mean_or_nan,
+    mean_or_none,
     ratio_or_nan,
     standard_error,
 )
@@ -74,7 +75,7 @@ def share_repetitive(responses: Sequence[Response]) -> float:
     """
     texts = [response.text.encode() for response in responses]
     repetitive = [len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts]
-    return fmean(repetitive) if repetitive else 0.0
+    return mean_or_none(repetitive) or 0.0
 
 
 # -- two models' answers to the same prompts -----------------------------------------------------
@@ -97,7 +98,7 @@ def measure_answers(
     """Return the metrics of a model's answers to `prompts`, and of its judgments."""
     return AnswerMetrics(
         judge_read_share=share_read(judgments),
-        mean_response_tokens=fmean(one.tokens for one in answers) if answers else None,
+        mean_response_tokens=mean_or_none([one.tokens for one in answers]),
         # Without a finished answer: cut by the length limit, empty, or not answered at all.
         cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
         repetitive_share=share_repetitive(answers),

@@ -5,7 +5,6 @@ paper, both for safety: a response cut by the length limit is in no pair, and on
 its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,19 @@ class ScoredResponse:
     may_win: bool = True
 
 
+@dataclass(frozen=True)
+class ChosenPair:
+    """A pair, and the tiers it was chosen from: the `high` responses scored `least` or more, the
+    `low` ones `most` or less."""
+
+    chosen: ScoredResponse
+    rejected: ScoredResponse
+    least: float
+    most: float
+    high: int
+    low: int
+
+
 def build_response_pairs(
     prompts: Iterable[Prompt],
     responses: Mapping[str, Sequence[Response]],
@@ -44,23 +56,21 @@ def build_response_pairs(
     drops = Counter[str]()
     for prompt in prompts:
         scored = find_eligible(prompt, responses.get(prompt.id, ()), scores)
-        pair = choose_pair(scored, schedule.rho)
-        reason = no_pair_reason(scored, pair, schedule)
-        if reason is not None or pair is None:
-            drops[reason or "no pair"] += 1
+        made = choose_pair(scored, schedule)
+        if isinstance(made, str):
+            drops[made] += 1
             continue
-        chosen, rejected = pair
         pairs.append(
             ResponsePair(
                 make_id(id_namespace, ResponsePair, iteration, prompt.id),
                 iteration,
                 prompt.id,
-                chosen.id,
-                rejected.id,
-                chosen.score,
-                rejected.score,
-                chosen.length,
-                rejected.length,
+                made.chosen.id,
+                made.rejected.id,
+                made.chosen.score,
+                made.rejected.score,
+                made.chosen.length,
+                made.rejected.length,
                 schedule.rho,
             )
         )
@@ -78,56 +88,39 @@ def find_eligible(
     ]
 
 
-def choose_pair(
-    scored: Sequence[ScoredResponse], rho: float
-) -> tuple[ScoredResponse, ScoredResponse] | None:
-    """Return (chosen, rejected), or None if the scores do not differ.
+def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenPair | str:
+    """Return the pair of the scored responses to one prompt, or why there is none.
 
     With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋,
     rejected the longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against
     worst.
 
     >>> scores = ("a", 5.0, 1900), ("b", 4.2, 1500), ("c", 2.0, 1800)
-    >>> pair = choose_pair([ScoredResponse(*one) for one in scores], 0.32)
-    >>> [response.id for response in pair]
-    ['b', 'c']
+    >>> schedule = Schedule(rho=0.32, judgment_pairs=False)
+    >>> pair = choose_pair([ScoredResponse(*one) for one in scores], schedule)
+    >>> pair.chosen.id, pair.rejected.id
+    ('b', 'c')
     """
-    tiers = score_tiers(scored, rho)
-    if tiers is None:
-        return None
-    high = [one for one in scored if one.may_win and one.score >= tiers[0] - SCORE_TOLERANCE]
-    low = [one for one in scored if one.score <= tiers[1] + SCORE_TOLERANCE]
-    return (
-        min(high, key=lambda one: (one.length, -one.score)),
-        max(low, key=lambda one: (one.length, -one.score)),
-    )
-
-
-def score_tiers(scored: Sequence[ScoredResponse], rho: float) -> tuple[float, float] | None:
-    """Return the lowest score to choose and the highest to reject; None as in `choose_pair`."""
-    best = max((one.score for one in scored if one.may_win), default=-math.inf)
-    worst = min((one.score for one in scored), default=0.0)
-    if best - worst <= SCORE_TOLERANCE:
-        return None
-    return (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
-
-
-def no_pair_reason(
-    scored: Sequence[ScoredResponse],
-    pair: tuple[ScoredResponse, ScoredResponse] | None,
-    schedule: Schedule,
-) -> str | None:
-    """Return why `pair`, the result of `choose_pair`, is not trained on; None if it is."""
     if len(scored) < 2:
         return "fewer than two scored responses"
-    if not any(one.may_win for one in scored):
+    best = max((one.score for one in scored if one.may_win), default=None)
+    if best is None:
         return "every response speaks to its judge, or repeats the prompt"
-    if pair is None:
+    worst = min(one.score for one in scored)
+    if best - worst <= SCORE_TOLERANCE:
         return "all scores equal"
-    if pair[0].score - pair[1].score < schedule.min_gap - SCORE_TOLERANCE:
+    rho = schedule.rho
+    least, most = (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
+    high = [one for one in scored if one.may_win and one.score >= least - SCORE_TOLERANCE]
+    low = [one for one in scored if one.score <= most + SCORE_TOLERANCE]
+    chosen = min(high, key=lambda one: (one.length, -one.score))
+    rejected = max(low, key=lambda one: (one.length, -one.score))
+    if chosen.score - rejected.score < schedule.min_gap - SCORE_TOLERANCE:
         return "scores too close"
     limit = schedule.max_chosen_response
-    return "chosen response too long" if limit is not None and pair[0].length > limit else None
+    if limit is not None and chosen.length > limit:
+        return "chosen response too long"
+    return ChosenPair(chosen, rejected, least, most, len(high), len(low))
 
 
 def find_perfect_responses(
@@ -139,20 +132,6 @@ def find_perfect_responses(
         for response in responses
         if response.finish == "stop" and (scores.get(response.id) or 0.0) >= TOP_SCORE
     ]
-
-
-def find_chosen(
-    prompt: Prompt,
-    responses: Iterable[Response],
-    scores: Mapping[str, float | None],
-    schedule: Schedule,
-) -> str | None:
-    """Return the id of the response that would be chosen; None if the prompt would give no pair."""
-    scored = find_eligible(prompt, responses, scores)
-    pair = choose_pair(scored, schedule.rho)
-    if pair is None or no_pair_reason(scored, pair, schedule) is not None:
-        return None
-    return pair[0].id
 
 
 def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:

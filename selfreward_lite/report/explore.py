@@ -167,16 +167,13 @@ def _explain_pair(
         parts |= {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}
     schedule = settings.for_iteration(prompt.iteration)
     scored = response_pairs.find_eligible(prompt, responses, scores)
-    made = response_pairs.choose_pair(scored, schedule.rho)
-    if reason := response_pairs.no_pair_reason(scored, made, schedule):
-        return parts, f"No pair: {reason}.{note}"
-    tiers = response_pairs.score_tiers(scored, schedule.rho)
-    assert tiers is not None
-    high = sum(one.may_win and one.score >= tiers[0] - judgments.SCORE_TOLERANCE for one in scored)
-    low = sum(one.score <= tiers[1] + judgments.SCORE_TOLERANCE for one in scored)
+    made = response_pairs.choose_pair(scored, schedule)
+    if isinstance(made, str):
+        return parts, f"No pair: {made}.{note}"
     why = (
-        f"Chosen: the shortest of {high} that scored {tiers[0]:.2f} or more. Rejected: the longest "
-        f"of {low} that scored {tiers[1]:.2f} or less (length control, rho = {schedule.rho:g})."
+        f"Chosen: the shortest of {made.high} that scored {made.least:.2f} or more. Rejected: the "
+        f"longest of {made.low} that scored {made.most:.2f} or less (length control, rho = "
+        f"{schedule.rho:g})."
     )
     return parts, why + note
 

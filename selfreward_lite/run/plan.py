@@ -354,7 +354,7 @@ def disk_needs(
     judged = (
         seed.eval_prompts * 4 * asked.judgments
         + 2 * asked.outside_prompts * asked.outside_judgments
-        + len(canaries.load_canaries()) * asked.canary_judgments
+        + len(canaries.load_hostile_texts(canaries.CANARY)) * asked.canary_judgments
     )
     measured = asked.prompts * _record_bytes(asked.draw) + judged * judgment
     records = iterations * (trained_on + measured)

@@ -70,7 +70,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
     judgments = settings.judge.count
     ranked: Work = "judgment", seed.eval_prompts * ANSWERS * asked.judgments
     outside: Work = "judgment", asked.outside_prompts * asked.outside_judgments
-    canary_judgments = len(canaries.load_canaries()) * asked.canary_judgments
+    canary_judgments = len(canaries.load_hostile_texts(canaries.CANARY)) * asked.canary_judgments
     # Every new model is exported and measured.
     measuring: dict[str, Work] = {
         "export": ("export", 1),

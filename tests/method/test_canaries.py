@@ -23,14 +23,17 @@ from selfreward_lite.method.templates import (
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
 
-CANARIES = canaries.load_canaries()
+CANARIES = canaries.load_hostile_texts(canaries.CANARY)
 PROMPT = Prompt("p0", 0, "ranked", 0, "Sort the letters c a b.")
 
 # Canaries that a fooled judge could choose: a bare "5/5", grades in other languages, pleas, praise,
 # noise.
 CHOOSABLE = [1, 5, 22, 23, 24, 25, 26, 31, 32, 33, 34, 45, 47, 48, 49]
-RESPONSES = canaries.build_canary_responses(
-    CANARIES, [PROMPT], id_namespace="r", templates="compact"
+RESPONSES = canaries.build_hostile_responses(
+    canaries.CANARY,
+    [(canary, PROMPT) for canary in CANARIES],
+    id_namespace="r",
+    templates="compact",
 ).records
 
 
@@ -62,10 +65,12 @@ def test_decoys_share_no_text_with_canaries():
         Prompt(f"p{index}", 0, "ranked", index, f"Sort the letters {letter} b.")
         for index, letter in enumerate("cdefg")
     ]
-    made = canaries.build_decoy_responses(
-        prompts, 16, id_namespace="r", templates="compact"
+    decoys = canaries.load_hostile_texts(canaries.DECOY)
+    asked = [prompt for prompt in prompts for _ in range(16)]
+    made = canaries.build_hostile_responses(
+        canaries.DECOY, zip(decoys * 2, asked, strict=True), id_namespace="r", templates="compact"
     ).records
-    assert [one.prompt_id for one in made] == [prompt.id for prompt in prompts for _ in range(16)]
+    assert [one.prompt_id for one in made] == [prompt.id for prompt in asked]
     assert len({one.id for one in made}) == 80
     assert all(one.model == canaries.DECOY and one.text for one in made)
     hostile = {plain(canary.text) for canary in CANARIES if "{" not in canary.text} - {""}
@@ -76,10 +81,6 @@ def test_decoys_share_no_text_with_canaries():
         for text in mine
         if any(other in text or text in other for other in hostile if len(other) > 1)
     ]
-    assert (
-        canaries.build_decoy_responses(prompts, 0, id_namespace="r", templates="compact").records
-        == ()
-    )
 
 
 def specials(chat: ChatFormat, ids) -> list[int]:

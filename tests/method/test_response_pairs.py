@@ -7,9 +7,19 @@ from method_records import RUN, make_prompt, make_response
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.method import response_pairs
-from selfreward_lite.method.response_pairs import ScoredResponse, choose_pair
+from selfreward_lite.method.response_pairs import ChosenPair, ScoredResponse, choose_pair
 
 SCORED = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
+
+
+def choose(scored: list[tuple[float, int]], rho: float) -> ChosenPair | str:
+    """The pair of responses with these scores and lengths."""
+    responses = [ScoredResponse(str(index), *one) for index, one in enumerate(scored)]
+    return choose_pair(responses, Schedule(rho=rho, judgment_pairs=True))
+
+
+def score_and_length(pair: ChosenPair) -> list[tuple[float, int]]:
+    return [(one.score, one.length) for one in (pair.chosen, pair.rejected)]
 
 
 @pytest.mark.parametrize(
@@ -22,39 +32,33 @@ SCORED = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
     ],
 )
 def test_choose_pair_applies_length_tiers(rho, chosen, rejected):
-    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(SCORED)], rho)
-    assert [(one.score, one.length) for one in pair] == [chosen, rejected]
+    assert score_and_length(choose(SCORED, rho)) == [chosen, rejected]
 
 
 @pytest.mark.parametrize("rho", [0, 0.1, 0.32, 0.4])
 def test_choose_pair_breaks_ties_by_length(rho):
-    pair = choose_pair(
-        [
-            ScoredResponse(str(i), *one)
-            for i, one in enumerate([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)])
-        ],
-        rho,
-    )
-    assert [(one.score, one.length) for one in pair] == [(4.0, 700), (1.0, 650)]
+    pair = choose([(4.0, 900), (4.0, 700), (1.0, 300), (1.0, 650)], rho)
+    assert score_and_length(pair) == [(4.0, 700), (1.0, 650)]
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 3000)), max_size=8), st.floats(0, 0.49))
 def test_choose_pair_prefers_the_higher_score(scored, rho):
-    pair = choose_pair([ScoredResponse(str(index), *one) for index, one in enumerate(scored)], rho)
-    if pair is not None:
-        assert pair[0].score > pair[1].score
-        assert pair[0].id != pair[1].id
-    elif scored:
+    pair = choose(scored, rho)
+    if not isinstance(pair, str):
+        assert pair.chosen.score > pair.rejected.score
+        assert pair.chosen.id != pair.rejected.id
+    elif len(scored) < 2:
+        assert pair == "fewer than two scored responses"
+    else:
+        assert pair == "all scores equal"
         assert max(score for score, _ in scored) - min(score for score, _ in scored) <= 1e-9
 
 
 def test_choose_pair_needs_different_scores():
-    assert choose_pair([ScoredResponse("a", 4.0, 1), ScoredResponse("b", 4.0, 2)], 0) is None
+    assert choose([(4.0, 1), (4.0, 2)], 0) == "all scores equal"
     means = [sum((5, 5, 4)) / 3, sum((4, 4, 4)) / 3]
-    chosen, rejected = choose_pair(
-        [ScoredResponse("a", means[0], 1), ScoredResponse("b", means[1], 1)], 0
-    )
-    assert chosen.score - rejected.score == pytest.approx(2 / 3)
+    pair = choose([(means[0], 1), (means[1], 1)], 0)
+    assert pair.chosen.score - pair.rejected.score == pytest.approx(2 / 3)
 
 
 def build_pairs(texts_scores, schedule=None, finishes=None):

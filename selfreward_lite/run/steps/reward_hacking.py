@@ -136,7 +136,9 @@ def _would_be_chosen(
     for canary in laid:
         one = ranked[canary.prompt_id]
         answers = [canary, *one.responses]
-        if response_pairs.find_chosen(one.prompt, answers, scores, schedule) == canary.id:
+        scored = response_pairs.find_eligible(one.prompt, answers, scores)
+        made = response_pairs.choose_pair(scored, schedule)
+        if not isinstance(made, str) and made.chosen.id == canary.id:
             found.append(canary)
     return found
 

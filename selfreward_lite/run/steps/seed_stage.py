@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import cycle
 
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import BASE, Judgment, Outcome, Response, group_records
+from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, group_records
 from selfreward_lite.method import canaries, eft, new_prompts
 from selfreward_lite.method.judgments import group_by_response
 from selfreward_lite.run import prepare
@@ -50,29 +51,36 @@ def import_prompts(run: RunContext, _: int) -> None:
 
 def add_canaries(run: RunContext, _: int) -> None:
     """Put the canaries among the responses to the ranked evaluation prompts."""
-    run.once(
-        0,
-        "canaries",
-        lambda: canaries.build_canary_responses(
-            canaries.load_canaries(),
-            [one.prompt for one in run.ranked().evaluation],
-            id_namespace=run.store.id_namespace,
-            templates=run.settings.model.templates,
-        ),
-    )
+
+    def work() -> Outcome:
+        prompts = [one.prompt for one in run.ranked().evaluation]
+        texts = canaries.load_hostile_texts(canaries.CANARY)
+        return _respond(run, canaries.CANARY, zip(texts, cycle(prompts), strict=False))
+
+    run.once(0, "canaries", work)
 
 
 def add_decoys(run: RunContext, _: int) -> None:
     """Put decoys among the responses to the ranked training prompts."""
-    run.once(
-        0,
-        "decoys",
-        lambda: canaries.build_decoy_responses(
-            [one.prompt for one in run.ranked().eft],
-            run.settings.seed_stage.decoys,
-            id_namespace=run.store.id_namespace,
-            templates=run.settings.model.templates,
-        ),
+
+    def work() -> Outcome:
+        count = run.settings.seed_stage.decoys
+        prompts = [one.prompt for one in run.ranked().eft for _ in range(count)]
+        texts = canaries.load_hostile_texts(canaries.DECOY)
+        return _respond(run, canaries.DECOY, zip(cycle(texts), prompts, strict=False))
+
+    run.once(0, "decoys", work)
+
+
+def _respond(
+    run: RunContext, model: str, pairs: Iterable[tuple[canaries.HostileText, Prompt]]
+) -> Outcome:
+    """Hostile texts as responses of this run."""
+    return canaries.build_hostile_responses(
+        model,
+        pairs,
+        id_namespace=run.store.id_namespace,
+        templates=run.settings.model.templates,
     )
 
 
