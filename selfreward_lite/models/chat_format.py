@@ -108,9 +108,7 @@ class ChatFormat:
             )
         # transformers splits words as GPT-2 does, whatever the file says, and cannot know
         # ignore_merges.
-        words = pre_tokenizers.Split(Regex(WORD_SPLITS[kind]), "isolated")
-        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, whole])
+        tokenizer.pre_tokenizer = build_pre_tokenizer(kind)
         tokenizer.model.ignore_merges = kind == "llama-bpe"
         tokenizer.encode_special_tokens = True
         text = read("chat_template")
@@ -182,6 +180,13 @@ class ChatFormat:
             return self.tokenizer.encode(text, add_special_tokens=False).ids
         finally:
             self.tokenizer.encode_special_tokens = True
+
+
+def build_pre_tokenizer(kind: str) -> pre_tokenizers.Sequence:
+    """What splits text into words of bytes, in one of WORD_SPLITS."""
+    words = pre_tokenizers.Split(Regex(WORD_SPLITS[kind]), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([words, whole])
 
 
 def user(content: str) -> list[Message]:

@@ -161,8 +161,10 @@ def base_to_gguf(
             value = _finite(_read_tensor(tensor, files).float(), tensor.source)
             if tensor.linear and weights == "nf4" and not llama.packed:
                 value = nf4.round_to_nf4(value)
-            if lora:
-                value = _finite(lora.merge(tensor, value), tensor.source)
+            if lora and tensor in lora.pairs:
+                pair = lora.pairs[tensor]
+                value += lora.scale * (pair["B"].float() @ pair["A"].float())
+                _finite(value, tensor.source)
             yield _encode(_permute(value, tensor.heads), kind, tensor.source)
 
     vocabulary = read_vocabulary(model_dir, llama.vocab)
@@ -270,13 +272,6 @@ class _Lora:
     pairs: dict[Tensor, dict[str, torch.Tensor]]
     rank: int
     scale: float
-
-    def merge(self, tensor: Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The weight with the adapter's change added, in float32; unchanged where there is none."""
-        if tensor not in self.pairs:
-            return value
-        pair = self.pairs[tensor]
-        return value.float() + self.scale * (pair["B"].float() @ pair["A"].float())
 
 
 def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path:

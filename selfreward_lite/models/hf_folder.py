@@ -291,6 +291,18 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
             f"{model_dir}: token ids of tokenizer.json do not fit vocab_size {size}: "
             "use the model's own"
         )
+    roles = {}
+    for role in ("bos", "eos", "pad"):
+        token = token_text(settings.get(f"{role}_token"))
+        if token in ids:
+            roles[role] = ids[token]
+        elif token is not None or role != "pad":
+            raise ExportError(
+                f"{model_dir}: tokenizer_config.json: {role}_token {token!r} is no token: name one"
+            )
+    for role in ("eot", "eom"):
+        if (token := f"<|{role}_id|>") in ids:
+            roles[role] = ids[token]
     template = read_template(model_dir, settings)
     if isinstance(template, list):
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
@@ -307,7 +319,7 @@ def read_vocabulary(model_dir: Path, size: int) -> Vocabulary:
             merge if isinstance(merge, str) else " ".join(merge)
             for merge in spec["model"]["merges"]
         ],
-        roles=_roles(model_dir, settings, ids),
+        roles=roles,
         # Off unless the folder says otherwise: the chat template writes BOS, and llama.cpp would
         # add a second one.
         add_bos=bool(settings.get("add_bos_token", False)),
@@ -339,23 +351,6 @@ def _check_tokenizer(model_dir: Path, spec: Json) -> None:
         "an added token swallows spaces": any(t.get(key) for t in added for key in strips),
     }
     refuse(model_dir / "tokenizer.json", faults, ": choose a model with Llama-3's tokenizer")
-
-
-def _roles(model_dir: Path, settings: Json, ids: dict[str, int]) -> dict[str, int]:
-    """Ids of bos and eos, and of pad, eot and eom where they exist."""
-    roles = {}
-    for role in ("bos", "eos", "pad"):
-        token = token_text(settings.get(f"{role}_token"))
-        if token is None and role == "pad":
-            continue
-        if token not in ids:
-            raise ExportError(
-                f"{model_dir}: tokenizer_config.json: {role}_token {token!r} is no token: name one"
-            )
-        roles[role] = ids[token]
-    return roles | {
-        role: ids[f"<|{role}_id|>"] for role in ("eot", "eom") if f"<|{role}_id|>" in ids
-    }
 
 
 SHAPES = {

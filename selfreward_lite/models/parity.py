@@ -387,14 +387,10 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
 
     Both sides read plain text: "<|eot_id|>" in a message is letters, not the end of a turn.
     """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    count = 0
+    chat, count = ChatFormat.load(model_dir), 0
     with open_tokenizer(gguf) as llama:
         for text in texts:
-            expected = tokenizer.encode(text, add_special_tokens=False).ids
+            expected = chat.text_ids(text)
             if expected != (found := llama.encode(text, special=False)):
                 raise ExportError(
                     f"{gguf}: llama.cpp reads {text!r} as {found}, tokenizer.json as {expected}: "
@@ -436,11 +432,10 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
             }
             for reader, ids in others.items():
                 if ids != ours:
-                    pairs = enumerate(zip(ids, ours, strict=False))
-                    place = next((i for i, (one, other) in pairs if one != other), len(ours))
+                    same = len(os.path.commonprefix([ids, ours]))
                     raise ExportError(
                         f"{gguf}: {reader} reads conversation {number} differently from token "
-                        f"{place} on: export again"
+                        f"{same} on: export again"
                     )
             if theirs.bos_token_id is not None and ours.count(theirs.bos_token_id) != 1:
                 raise ExportError(

@@ -80,14 +80,9 @@ def quantize(source: Path, out: Path, kind: str, report: Report = lambda at: Non
     time loses more. An interrupt cannot stop this native code: run it in a process that can be
     killed.
     """
-
-    def report_tensor(line: str) -> None:
-        if place := _TENSOR.match(line):
-            report({"done": int(place[1]), "total": int(place[2])})
-
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         left.unlink()
-    with atomic_write(out) as part, _capture_log(report_tensor) as log:
+    with atomic_write(out) as part, _capture_log(report) as log:
         part.touch()  # an OSError with its reason, if nothing can be written there
         _run(source, part, _params(kind), log)
     return out.stat().st_size
@@ -135,7 +130,7 @@ def _run(source: Path, out: Path, params: Any, log: list[str]) -> None:
 
 
 @contextmanager
-def _capture_log(listener: Callable[[str], None] = lambda line: None) -> Iterator[list[str]]:
+def _capture_log(report: Report = lambda at: None) -> Iterator[list[str]]:
     """Collect llama.cpp's log, the only place where it writes sizes and progress."""
     import llama_cpp
 
@@ -143,7 +138,8 @@ def _capture_log(listener: Callable[[str], None] = lambda line: None) -> Iterato
 
     def receive(_level: int, text: bytes, _: Any) -> None:
         log.append(text.decode("utf-8", errors="replace"))
-        listener(log[-1])
+        if place := _TENSOR.match(log[-1]):
+            report({"done": int(place[1]), "total": int(place[2])})
 
     callback = llama_cpp.llama_log_callback(receive)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))

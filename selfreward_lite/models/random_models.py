@@ -97,29 +97,23 @@ def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
 
 
 def _arrays(kinds: dict[Tensor, str]) -> Iterator[np.ndarray]:
+    """The bytes of every tensor; norms are 1."""
     rng = np.random.default_rng(0)
     for tensor, kind in kinds.items():
         if kind == "f32":
             yield np.ones(tensor.shape, np.float32)
-        else:
-            spread = 1.0 if tensor.name == "token_embd.weight" else tensor.shape[1] ** -0.5
-            yield _random_blocks(rng, kind, tensor.shape, spread)
-
-
-def _random_blocks(
-    rng: np.random.Generator, kind: str, shape: tuple[int, ...], spread: float
-) -> np.ndarray:
-    """The bytes of a matrix whose weights have this spread."""
-    weights, fields, unit = _BLOCKS[kind]
-    blocks = np.empty(shape[0] * shape[1] // weights, np.dtype(fields))
-    count, size = blocks["random"].shape
-    blocks["random"] = np.frombuffer(rng.bytes(count * size), np.uint8).reshape(count, size)
-    blocks["scale"] = spread / unit
-    if kind == "q4_k":
-        blocks["minimum"] = 7.5 * spread / unit
-    elif kind == "q6_k":
-        blocks["scales"] = 32
-    return blocks.view(np.uint8)
+            continue
+        weights, fields, unit = _BLOCKS[kind]
+        spread = 1.0 if tensor.name == "token_embd.weight" else tensor.shape[1] ** -0.5
+        blocks = np.empty(math.prod(tensor.shape) // weights, np.dtype(fields))
+        count, size = blocks["random"].shape
+        blocks["random"] = np.frombuffer(rng.bytes(count * size), np.uint8).reshape(count, size)
+        blocks["scale"] = spread / unit
+        if kind == "q4_k":
+            blocks["minimum"] = 7.5 * spread / unit
+        elif kind == "q6_k":
+            blocks["scales"] = 32
+        yield blocks.view(np.uint8)
 
 
 def _vocabulary(size: int) -> Vocabulary:
@@ -165,7 +159,26 @@ def write_folder(folder: Path, shape: str) -> Path:
         size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (part / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
-    (part / "config.json").write_text(json.dumps(_config(llama), indent=1) + "\n", encoding="utf-8")
+    config = json.loads((TINY_MODEL / "config.json").read_bytes()) | {
+        "dtype": "bfloat16",
+        "hidden_size": llama.hidden,
+        "intermediate_size": llama.ffn,
+        "num_hidden_layers": llama.layers,
+        "num_attention_heads": llama.heads,
+        "num_key_value_heads": llama.kv_heads,
+        "head_dim": llama.head_dim,
+        "max_position_embeddings": llama.context,
+        "rms_norm_eps": llama.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": llama.theta},
+        "vocab_size": llama.vocab,
+        "tie_word_embeddings": llama.tied,
+        "quantization_config": {
+            **NF4_CONFIG,
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": "bfloat16",
+        },
+    }
+    (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     for name in TOKENIZER:
         shutil.copyfile(TINY_MODEL / name, part / name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -230,27 +243,3 @@ def _scales(shape: tuple[int, ...]) -> Tensors:
     )
     parts: Tensors = state.as_dict(packed=True)
     return parts
-
-
-def _config(llama: Llama) -> dict[str, Any]:
-    config = json.loads((TINY_MODEL / "config.json").read_bytes())
-    return {
-        **config,
-        "dtype": "bfloat16",
-        "hidden_size": llama.hidden,
-        "intermediate_size": llama.ffn,
-        "num_hidden_layers": llama.layers,
-        "num_attention_heads": llama.heads,
-        "num_key_value_heads": llama.kv_heads,
-        "head_dim": llama.head_dim,
-        "max_position_embeddings": llama.context,
-        "rms_norm_eps": llama.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": llama.theta},
-        "vocab_size": llama.vocab,
-        "tie_word_embeddings": llama.tied,
-        "quantization_config": {
-            **NF4_CONFIG,
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": "bfloat16",
-        },
-    }

@@ -191,7 +191,10 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
     started = time.monotonic()
     set_seed(job.seed)
     settings, digest = job.settings, job.digest()
-    order = arrange_rows(_read_rows(job), settings.epochs, settings.batch, job.seed)
+    rows = [json.loads(line) for line in job.rows.read_bytes().splitlines()]
+    if len(rows) != job.row_count:
+        raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
+    order = arrange_rows(rows, settings.epochs, settings.batch, job.seed)
     checkpoint = checkpoints.find_newest(job.checkpoints, digest)
     state = checkpoint.state if checkpoint else State(digest, 0, [], {}, {})
     left = order[state.step * settings.batch :]
@@ -383,10 +386,3 @@ def _compute_dtype() -> torch.dtype:
             f"compute capability {capability} is too old: {OLDEST} is needed; use another GPU"
         )
     return torch.bfloat16 if capability >= BF16 else torch.float16
-
-
-def _read_rows(job: Job) -> list[Row]:
-    rows = [json.loads(line) for line in job.rows.read_bytes().splitlines()]
-    if len(rows) != job.row_count:
-        raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
-    return rows

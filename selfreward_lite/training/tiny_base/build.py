@@ -42,23 +42,7 @@ def build_model(out: Path, scale: float = SCALE, seed: int = SEED) -> float:
     tokenizer.save_tokenizer(tokenizer.build_tokenizer(list_vocabulary()), out)
     chat = ChatFormat.load(out)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(_architecture(chat))
-    lessons: list[Lesson] = []
-    for lesson in (CORRECT_LESSON, REALISTIC_LESSON):
-        lessons += [lesson] * round(scale * lesson.steps)
-    last = _train(model, chat, lessons, random.Random(seed))[-50:]
-    model.half().save_pretrained(out)
-    settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}
-    (out / "generation_config.json").write_text(
-        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
-    )
-    for file in out.iterdir():
-        file.chmod(0o644)  # safetensors writes files that only their owner can read
-    return sum(last) / len(last)
-
-
-def _architecture(chat: ChatFormat) -> LlamaConfig:
-    return LlamaConfig(
+    architecture = LlamaConfig(
         vocab_size=chat.tokenizer.get_vocab_size(),
         hidden_size=128,
         intermediate_size=384,
@@ -73,6 +57,19 @@ def _architecture(chat: ChatFormat) -> LlamaConfig:
         eos_token_id=chat.end_of_turn,
         pad_token_id=chat.pad,
     )
+    model = LlamaForCausalLM(architecture)
+    lessons: list[Lesson] = []
+    for lesson in (CORRECT_LESSON, REALISTIC_LESSON):
+        lessons += [lesson] * round(scale * lesson.steps)
+    last = _train(model, chat, lessons, random.Random(seed))[-50:]
+    model.half().save_pretrained(out)
+    settings = {"eos_token_id": list(chat.stop), "pad_token_id": chat.pad}
+    (out / "generation_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
+    for file in out.iterdir():
+        file.chmod(0o644)  # safetensors writes files that only their owner can read
+    return sum(last) / len(last)
 
 
 def _train(

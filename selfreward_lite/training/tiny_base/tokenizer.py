@@ -6,10 +6,11 @@ sides mean something.
 
 import json
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.models.chat_format import WORD_SPLITS
+from selfreward_lite.models.chat_format import build_pre_tokenizer
 
 BOS, EOS, EOT, PAD = (
     "<|begin_of_text|>",
@@ -31,18 +32,23 @@ ROLES = ("system", "user", "assistant")
 def build_tokenizer(texts: list[str]) -> Tokenizer:
     """A tokenizer with a token for every word of `texts`; other text becomes bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), behavior="isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    pre_tokenizer: Any = build_pre_tokenizer("llama-bpe")
+    tokenizer.pre_tokenizer, split = pre_tokenizer, pre_tokenizer[0]
     tokenizer.decoder = decoders.ByteLevel()
-    words = {word for text in [*texts, *ROLES, "\n\n"] for word, _ in split.pre_tokenize_str(text)}
+    # Digits stay single, and a nonce, after "=", is no word.
+    words = {
+        word
+        for text in [*texts, *ROLES, "\n\n"]
+        for word, _ in split.pre_tokenize_str(text)
+        if not word.isdigit() and (word == "=" or not word.startswith("="))
+    }
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         min_frequency=1,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(sorted(word for word in words if _is_word(word)), trainer)
+    tokenizer.train_from_iterator(sorted(words), trainer)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
@@ -65,8 +71,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         json.dumps(settings, indent=2) + "\n", encoding="utf-8"
     )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-
-
-def _is_word(word: str) -> bool:
-    """Whether this becomes one token; digits stay single, a nonce (after "=") is no word."""
-    return not word.isdigit() and (word == "=" or not word.startswith("="))
