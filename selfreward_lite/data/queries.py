@@ -54,7 +54,7 @@ def find_last_step(store: Store, iteration: int) -> int:
     return store.select_value("SELECT max(step) FROM training WHERE iteration = ?", iteration) or 0
 
 
-def find_prompts(
+def search_prompts(
     store: Store,
     iteration: int,
     origin: str | None,

@@ -18,6 +18,7 @@ from selfreward_lite.data.records import (
     JudgmentPair,
     ModelId,
     Prompt,
+    R,
     Rating,
     Response,
     ResponsePair,
@@ -30,7 +31,7 @@ from selfreward_lite.system.errors import UserError
 PAGE = 50
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]
-Outcome = Literal["all", "gave a pair", "gave none"]
+PairFilter = Literal["all", "gave a pair", "gave none"]
 _ORIGINS = {RANKED: "ranked", HELD_OUT: "held_out"}
 _EXPLAINED_ORIGINS = {
     "ranked": "Ranked by people: judgments of these answers taught M0 to judge, or measure how "
@@ -40,7 +41,7 @@ _EXPLAINED_ORIGINS = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
     """A response with its judgments, and its part: chosen, rejected, or why it was in no pair."""
 
     response: Response
@@ -58,30 +59,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class BattleView:
-    """A battle with both judgments, the one shown first and the other, and their strengths."""
-
-    battle: Battle
-    first: Judgment
-    second: Judgment
-    first_strength: float | None
-    second_strength: float | None
-
-
-@dataclass(frozen=True)
 class PromptHistory:
-    """A prompt with all that was made from it. `why` explains why there is a pair, or none."""
+    """A prompt with all that was made from it. `why` explains why there is a pair, or none.
+
+    `judgments` are those of all answers, by id; `strengths` those of judgments that were rated.
+    """
 
     prompt: Prompt
-    answers: tuple[Answer, ...]
+    answers: tuple[JudgedAnswer, ...]
     why: str
-    battles: tuple[BattleView, ...]
+    judgments: dict[str, Judgment]
+    battles: list[Battle]
+    strengths: dict[str, float]
     judgment_pair: JudgmentPair | None
-
-    def judgment_text(self, judgment_id: str) -> str:
-        """The text of a judgment of one of the answers. Raises KeyError where it is not there."""
-        texts = {one.id: one.text for answer in self.answers for one in answer.judgments}
-        return texts[judgment_id]
 
 
 def list_groups(store: Store) -> list[str]:
@@ -92,7 +82,7 @@ def list_groups(store: Store) -> list[str]:
 
 
 def find_prompts(
-    store: Store, group: str, words: str = "", outcome: Outcome = "all", page: int = 0
+    store: Store, group: str, words: str = "", pairs: PairFilter = "all", page: int = 0
 ) -> tuple[list[PromptHit], int]:
     """Return a page of the prompts of a group that hold all the `words`, and their total number.
 
@@ -102,8 +92,8 @@ def find_prompts(
         raise UserError(f"{store.folder.name} has no prompts of {group!r}; choose one of the list")
     origin = _ORIGINS.get(group)
     iteration = 0 if origin else int(group[1:])
-    has_pair = None if outcome == "all" else outcome == "gave a pair"
-    return queries.find_prompts(
+    has_pair = None if pairs == "all" else pairs == "gave a pair"
+    return queries.search_prompts(
         store, iteration, origin, words.split(), has_pair, limit=PAGE, offset=page * PAGE
     )
 
@@ -120,29 +110,42 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
     else:
         parts = {one.id: f"people's rank {one.rank}" for one, _ in judged if one.rank is not None}
         why = _EXPLAINED_ORIGINS[prompt.origin]
-    answers = tuple(Answer(one, given, parts.get(one.id, "")) for one, given in judged)
-    return PromptHistory(prompt, answers, why, *_load_battles(store, judged))
+    answers = tuple(JudgedAnswer(one, given, parts.get(one.id, "")) for one, given in judged)
+    by_id = index_records(one for _, given in judged for one in given)
+    battles = [
+        battle
+        for one in by_id.values()
+        for battle in store.records(Battle, iteration=one.iteration, first_id=one.id)
+    ]
+    rated = {by_id[name] for one in battles for name in (one.first_id, one.second_id)}
+    strengths = {
+        rating.judgment_id: rating.strength
+        for one in rated
+        for rating in store.records(Rating, iteration=one.iteration, judgment_id=one.id)
+    }
+    pairs = [
+        pair
+        for one in battles[:1]  # all are between judgments of one response
+        for pair in store.records(
+            JudgmentPair, iteration=one.iteration, response_id=one.response_id
+        )
+    ]
+    return PromptHistory(
+        prompt, answers, why, by_id, battles, strengths, pairs[0] if pairs else None
+    )
 
 
 def _load_responses(store: Store, prompt: Prompt) -> list[JudgedResponse]:
     """The responses to a prompt with their judgments; the base's first, then by rank and index."""
     last = queries.find_last_iteration(store)
     iterations = [prompt.iteration] if prompt.iteration else range(last + 1)
-    found = [
-        one for t in iterations for one in store.records(Response, iteration=t, prompt_id=prompt.id)
-    ]
+
+    def load(kind: type[R], **where: str) -> list[R]:
+        return [one for t in iterations for one in store.records(kind, iteration=t, **where)]
+
+    found = load(Response, prompt_id=prompt.id)
     found.sort(key=lambda one: (one.iteration, one.model != "base", one.rank or 0, one.index))
-    return [
-        (
-            one,
-            tuple(
-                judged
-                for t in iterations
-                for judged in store.records(Judgment, iteration=t, response_id=one.id)
-            ),
-        )
-        for one in found
-    ]
+    return [(one, tuple(load(Judgment, response_id=one.id))) for one in found]
 
 
 def _explain_pair(
@@ -176,35 +179,3 @@ def _explain_pair(
         f"{schedule.rho:g})."
     )
     return parts, why + note
-
-
-def _load_battles(
-    store: Store, judged: Sequence[JudgedResponse]
-) -> tuple[tuple[BattleView, ...], JudgmentPair | None]:
-    """The battles between judgments of the one contested response, and the pair that they gave."""
-    for response, given in judged:
-        by_id, t = index_records(given), response.iteration
-        battles = [
-            battle
-            for one in given
-            for battle in store.records(Battle, iteration=t, first_id=one.id)
-        ]
-        if battles:
-            strengths = {
-                rating.judgment_id: rating.strength
-                for one in given
-                for rating in store.records(Rating, iteration=t, judgment_id=one.id)
-            }
-            views = tuple(
-                BattleView(
-                    one,
-                    by_id[one.first_id],
-                    by_id[one.second_id],
-                    strengths.get(one.first_id),
-                    strengths.get(one.second_id),
-                )
-                for one in battles
-            )
-            pairs = store.records(JudgmentPair, iteration=t, response_id=response.id)
-            return views, pairs[0] if pairs else None
-    return (), None

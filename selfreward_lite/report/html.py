@@ -60,7 +60,7 @@ def _load_pairs(store: Store) -> list[tuple[str, PromptHistory]]:
     found = []
     for group in explore.list_groups(store):
         if group[1:].isdigit():
-            hits, _ = explore.find_prompts(store, group, outcome="gave a pair")
+            hits, _ = explore.find_prompts(store, group, pairs="gave a pair")
             judged = [hit for hit in hits if hit.judgment_pair][:1]
             shown = dict.fromkeys(hits[:PAIRS] + judged)  # without the same hit twice
             found += [(group, explore.load_history(store, hit.id)) for hit in shown]

@@ -7,8 +7,7 @@ nothing is markup. Only `push` sends anything, to the repository that it is give
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import httpx
 import jinja2
 
 from selfreward_lite import __version__
-from selfreward_lite.config.settings import Settings
+from selfreward_lite.config.settings import Settings, parse
 from selfreward_lite.data import hub
 from selfreward_lite.data.records import (
     Judgment,
@@ -28,6 +27,7 @@ from selfreward_lite.data.records import (
     index_records,
 )
 from selfreward_lite.data.store import Store
+from selfreward_lite.models.chat_format import user
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.training.rows import TOO_LONG, PairTexts
@@ -37,10 +37,11 @@ TABLE = "data/train-00000-of-00001.parquet"
 
 def write_adapter(store: Store, number: int, out: Path) -> Path:
     """Write M<number> for PEFT, with its GGUF adapter and a model card; returns `out`."""
-    settings = Settings.model_validate(store.fact("settings"))
+    settings = parse(store.fact("settings"))
     source = store.model_dir(number)
     out.mkdir(parents=True, exist_ok=True)
-    base, ranked = _find_sources(settings)
+    base = hub.parse_repository(settings.model.base)
+    ranked = hub.parse_repository(settings.seed_stage.ranked)
     config = json.loads((source / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     # The trained adapter names a folder of this machine, which is private and useless to others.
     config["base_model_name_or_path"] = base.id if base else settings.model.base.rsplit("/", 1)[-1]
@@ -80,7 +81,7 @@ def write_pairs(store: Store, out: Path) -> Path:
     """
     from datasets import Dataset, Features, Value
 
-    settings = Settings.model_validate(store.fact("settings"))
+    settings = parse(store.fact("settings"))
     rows = list(_build_rows(store, settings))
     if not rows:
         raise UserError(
@@ -144,23 +145,13 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{repository} cannot be a repository; give owner/name") from None
     if repository.count("/") != 1:
         raise UserError(f"{repository}: say who owns it, as owner/name")
-    with _explain_upload_errors(repository):
+    try:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
         message = f"selfreward_lite {__version__}"
         api.upload_folder(
             repo_id=repository, repo_type=kind, folder_path=str(folder), commit_message=message
         )
-    return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
-
-
-@contextmanager
-def _explain_upload_errors(repository: str) -> Iterator[None]:
-    """Turn errors of an upload into one line with what to do next."""
-    from huggingface_hub import errors
-
-    try:
-        yield
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         if status in (401, 403, 404):
@@ -172,9 +163,10 @@ def _explain_upload_errors(repository: str) -> Iterator[None]:
             f"{repository}: the upload is incomplete ({hub.describe_error(error)}); run the same "
             "command again"
         ) from None
+    return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def _build_rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
+def _build_rows(store: Store, settings: Settings) -> Iterator[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two replies of the assistant."""
     texts = PairTexts(
         index_records(store.records(Prompt)),
@@ -184,22 +176,25 @@ def _build_rows(store: Store, settings: Settings) -> Iterable[dict[str, Any]]:
     )
     for pair in store.records(ResponsePair):
         scores = (pair.chosen_score, pair.rejected_score)
-        yield _build_row(texts.read_response_pair(pair), "response", pair.iteration, scores)
+        yield _build_row("response", pair.iteration, texts.read_response_pair(pair), scores)
     for judged in store.records(JudgmentPair):
         scores = (judged.chosen_strength, judged.rejected_strength)
-        yield _build_row(texts.read_judgment_pair(judged), "judgment", judged.iteration, scores)
+        yield _build_row("judgment", judged.iteration, texts.read_judgment_pair(judged), scores)
 
 
 def _build_row(
-    texts: tuple[str, str, str], kind: str, iteration: int, scores: tuple[float, float]
+    kind: str, iteration: int, texts: tuple[str, str, str], scores: tuple[float, float]
 ) -> dict[str, Any]:
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    turns = {
-        column: [{"role": role, "content": text}]
-        for (column, role), text in zip(roles.items(), texts, strict=True)
+    prompt, chosen, rejected = texts
+    return {
+        "prompt": user(prompt),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "kind": kind,
+        "iteration": iteration,
+        "chosen_score": scores[0],
+        "rejected_score": scores[1],
     }
-    numbers = dict(zip(("chosen_score", "rejected_score"), scores, strict=True))
-    return {**turns, "kind": kind, "iteration": iteration, **numbers}
 
 
 def _write_card(
@@ -216,7 +211,6 @@ def _write_card(
     """
     from huggingface_hub.repocard_data import CardData
 
-    base, ranked = _find_sources(settings)
     license_id = _find_license(settings)
     answered = [
         {one.prompt_id for one in store.records(Response, iteration=t, model=ModelId(t - 1).name)}
@@ -234,8 +228,8 @@ def _write_card(
         head=CardData(**head, license=license_id).to_yaml(),
         version=__version__,
         settings=settings,
-        base=base,
-        ranked=ranked,
+        base=hub.parse_repository(settings.model.base),
+        ranked=hub.parse_repository(settings.seed_stage.ranked),
         answered=[len(prompts) for prompts in answered],
         seed_data=summary.build_seed_table(store).to_markdown(),
         hardware=store.fact("hardware") or "hardware not recorded",
@@ -244,12 +238,6 @@ def _write_card(
         **values,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
-
-
-def _find_sources(settings: Settings) -> tuple[hub.Repository | None, hub.Repository | None]:
-    """The repositories of base model and ranked data, None for files of this machine."""
-    ranked = hub.parse_repository(settings.seed_stage.ranked)
-    return hub.parse_repository(settings.model.base), ranked
 
 
 def _find_license(settings: Settings) -> str | None:

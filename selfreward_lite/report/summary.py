@@ -4,7 +4,7 @@ Only reads the store. Numbers in the document are rounded to four digits; None m
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple, TypedDict
@@ -135,11 +135,17 @@ def _summarize_iteration(store: Store, iteration: int) -> Row:
 def _list_refusals(store: Store) -> dict[str, dict[str, str]]:
     """For every model that a gate refused: the gates and their reasons."""
     refused: dict[str, dict[str, str]] = {}
+    for model, gate, passed, reason in _read_gates(store):
+        if not passed:
+            refused.setdefault(model, {})[gate] = reason
+    return refused
+
+
+def _read_gates(store: Store) -> Iterator[tuple[str, str, bool, str]]:
+    """Yield model, gate, whether it passed, and why, in the order of models."""
     for iteration in sorted({row.iteration for row in store.stages()}):
         for gate, (passed, reason) in store.gates(iteration).items():
-            if not passed:
-                refused.setdefault(ModelId(iteration).name, {})[gate] = reason
-    return refused
+            yield ModelId(iteration).name, gate, passed, reason
 
 
 def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
@@ -197,9 +203,13 @@ def build_run_table(rows: Sequence[Row]) -> Table:
 
 def build_measurement_table(store: Store, summary: RunSummary) -> Table:
     """Return all measurements with standard errors, the base first, a column a model."""
-    columns = {"base": summary["base"] | _get_more(store, BASE)} if summary["base"] else {}
-    for number, row in enumerate(summary["iterations"]):
-        columns[ModelId(number).name] = row | _get_more(store, number)
+    rows = {BASE: summary["base"]} if summary["base"] else {}
+    rows |= {ModelId(number): row for number, row in enumerate(summary["iterations"])}
+    columns = {
+        model.name: row
+        | {name: value for name, value in store.metrics(model).items() if name in MORE}
+        for model, row in rows.items()
+    }
     names = [
         name
         for name in (*MEASURED, *MORE, *OF_DATA)
@@ -218,9 +228,8 @@ def build_measurement_table(store: Store, summary: RunSummary) -> Table:
 def build_gate_table(store: Store) -> Table:
     """Return what every gate decided about every model, and why."""
     rows = [
-        [ModelId(iteration).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for iteration in sorted({row.iteration for row in store.stages()})
-        for gate, (passed, reason) in store.gates(iteration).items()
+        [model, gate.replace("_", " "), "passed" if passed else "refused", reason]
+        for model, gate, passed, reason in _read_gates(store)
     ]
     return Table(["model", "gate", "", "reason"], rows)
 
@@ -360,10 +369,6 @@ def build_example_table(store: Store, count: int) -> Table:
 def indent_text(text: str) -> str:
     """Return a text as an indented block of Markdown, in which nothing is markup."""
     return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-def _get_more(store: Store, model: int) -> Row:
-    return {name: value for name, value in store.metrics(model).items() if name in MORE}
 
 
 def _format_cell(row: Row, name: str) -> str:

@@ -40,8 +40,8 @@ def test_prompts_are_found_by_group_words_and_what_they_gave(run):
     found, count = explore.find_prompts(run, "M1", f"{word.upper()} tell")
     assert count == len(found) == sum(word in one.text for one in prompts) > 0
     paired, without = (
-        explore.find_prompts(run, "M1", outcome="gave a pair"),
-        explore.find_prompts(run, "M1", outcome="gave none"),
+        explore.find_prompts(run, "M1", pairs="gave a pair"),
+        explore.find_prompts(run, "M1", pairs="gave none"),
     )
     assert paired[1] == run.count(ResponsePair, iteration=1)
     assert paired[1] + without[1] == total
@@ -78,7 +78,7 @@ def test_a_prompt_shows_all_that_became_of_it(run):
 
 def test_why_there_is_no_pair_is_what_the_stage_counted(run):
     reasons = Counter()
-    for hit in explore.find_prompts(run, "M1", outcome="gave none")[0]:
+    for hit in explore.find_prompts(run, "M1", pairs="gave none")[0]:
         why = explore.load_history(run, hit.id).why
         assert why.startswith("No pair: ")
         reasons[why.removeprefix("No pair: ").removesuffix(".")] += 1
@@ -101,9 +101,9 @@ def test_battles_show_both_judgments_and_their_strengths(run):
     fought = [
         one for one in run.records(Battle, iteration=1) if one.response_id == pair.response_id
     ]
-    assert {one.battle.id for one in found.battles} == {one.id for one in fought}
+    assert {one.id for one in found.battles} == {one.id for one in fought}
     assert found.judgment_pair == pair
-    strengths = {one.first.id: one.first_strength for one in found.battles}
+    strengths = found.strengths
     assert strengths[pair.chosen_id] == pytest.approx(pair.chosen_strength)
 
 

@@ -29,8 +29,8 @@ from selfreward_lite.report.explore import (
     HELD_OUT,
     PAGE,
     RANKED,
-    Answer,
-    Outcome,
+    JudgedAnswer,
+    PairFilter,
     PromptHistory,
     PromptHit,
 )
@@ -60,7 +60,7 @@ BATTLE_HEAD = [
     "its rating",
     "text of the meta-judge",
 ]
-OUTCOMES: list[tuple[str, Outcome]] = [
+OUTCOMES: list[tuple[str, PairFilter]] = [
     ("either", "all"),
     ("a pair", "gave a pair"),
     ("no pair", "gave none"),
@@ -102,7 +102,7 @@ def list_groups(library: RunLibrary, run: str | None) -> Choices:
         return Choices(run, problem=warn(error))
 
 
-def find_page(store: Store, group: str, words: str, outcome: Outcome, number: int) -> HitPage:
+def find_page(store: Store, group: str, words: str, outcome: PairFilter, number: int) -> HitPage:
     """Return a page of prompts; the last one where there are fewer pages."""
     hits, total = explore.find_prompts(store, group, words, outcome, number)
     pages = max(1, -(-total // PAGE))
@@ -150,12 +150,12 @@ def battle_rows(history: PromptHistory) -> Rows:
     winners = {1: "first", -1: "second", 0: "undecided"}
     return [
         [
-            winners[one.battle.verdict],
-            one.first.text,
-            _format(one.first_strength),
-            one.second.text,
-            _format(one.second_strength),
-            one.battle.text,
+            winners[one.verdict],
+            history.judgments[one.first_id].text,
+            _format(history.strengths.get(one.first_id)),
+            history.judgments[one.second_id].text,
+            _format(history.strengths.get(one.second_id)),
+            one.text,
         ]
         for one in history.battles
     ]
@@ -180,7 +180,7 @@ def battles_text(history: PromptHistory) -> str:
     )
 
 
-def _format_means(answer: Answer, of: Literal["score", "expected_score"]) -> str:
+def _format_means(answer: JudgedAnswer, of: Literal["score", "expected_score"]) -> str:
     """The mean of one judge, or of each judge by name."""
     found = answer.means(of)
     if len(found) == 1:
@@ -264,7 +264,7 @@ class ExploreTab:
         run: str | None,
         group: str | None,
         words: str,
-        outcome: Outcome,
+        outcome: PairFilter,
         hits: HitPage,
     ) -> Updates:
         """Return the page that is `step` pages further, or the nearest one; the first for None."""
