@@ -146,7 +146,7 @@ def _branch(start: Path, folder: Path, change: dict[str, str]) -> None:
     if folder.exists():
         with Store.read(folder) as store:
             # Parsed: a setting that is newer than the run has its default.
-            if config.parse(store.fact("settings")) != settings:
+            if store.settings() != settings:
                 raise UserError(
                     f"{folder} was started with other settings; move it away, or give another "
                     "--runs-dir"

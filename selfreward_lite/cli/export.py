@@ -262,7 +262,7 @@ def _model(folder: Path, number: int | None) -> _Model:
     """A model of a run; raises UserError if there is none."""
     with Store.read(folder) as store:
         number, found = store.model(number)
-        settings = Settings.model_validate(store.fact("settings"))
+        settings = store.settings()
     return _Model(number, found, folder / "base" / "base.gguf", settings)
 
 

@@ -47,19 +47,15 @@ class Database(sqlite3.Connection):
     folder: Path
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        with self._explain_errors():
+        with self.explain_errors():
             return super().execute(*arguments)
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        with self._explain_errors():
+        with self.explain_errors():
             return super().executemany(*arguments)
 
-    def executescript(self, script: str) -> sqlite3.Cursor:
-        with self._explain_errors():
-            return super().executescript(script)
-
     @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
+    def explain_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -88,9 +84,10 @@ def open_for_writing(folder: Path) -> Database:
     database.execute("PRAGMA synchronous=NORMAL")
     if _read_version(database) == 0:
         tables = _FIXED_TABLES + "".join(_define_record_tables())
-        database.executescript(
-            f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
-        )
+        with database.explain_errors():
+            database.executescript(
+                f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
+            )
     _check_version(database)
     return database
 

@@ -16,7 +16,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 
 class ModelId(int):
@@ -220,9 +220,7 @@ def index_records(records: Iterable[R]) -> dict[str, R]:
 
 def make_id(namespace: str, kind: type[Record], *key: str | int) -> str:
     """Return the id of the record of `kind` with this key (the values of `kind.KEY`, in order)."""
-    return hashlib.blake2b(
-        json.dumps([namespace, kind.__name__, *key]).encode(), digest_size=10
-    ).hexdigest()
+    return _hash([namespace, kind.__name__, *key])
 
 
 def derive_id(namespace: str, record: Record) -> str:
@@ -232,9 +230,12 @@ def derive_id(namespace: str, record: Record) -> str:
 
 def content_hash(record: Record) -> str:
     """Return a hash over all fields of a record."""
-    return hashlib.blake2b(
-        json.dumps(asdict(record), sort_keys=True).encode(), digest_size=10
-    ).hexdigest()
+    return _hash(asdict(record))
+
+
+def _hash(value: list[str | int] | dict[str, Any]) -> str:
+    content = json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=10).hexdigest()
 
 
 def seed_for(run_seed: int, record_id: str) -> int:

@@ -20,6 +20,7 @@ from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfreward_lite.config.settings import Settings, parse
 from selfreward_lite.data.database import (
     Database,
     open_for_reading,
@@ -129,6 +130,10 @@ class Store:
     def state(self, name: str, value: Any) -> None:
         """Set a fact, replacing an earlier value."""
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+
+    def settings(self) -> Settings:
+        """Return the settings of the run, which must have begun."""
+        return parse(self.fact("settings"))
 
     @property
     def id_namespace(self) -> str:
@@ -312,14 +317,10 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of the statements inside, or none of them."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:  # rolls back at an error
+            self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has already rolled back if the disk was full
-                self._db.execute("ROLLBACK")
-            raise
 
     def _insert(self, record: Record) -> None:
         values = (*astuple(record), content_hash(record))

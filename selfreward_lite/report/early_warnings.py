@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from selfreward_lite.config.settings import parse
 from selfreward_lite.data import queries
 from selfreward_lite.data.records import ModelId, Response
 from selfreward_lite.data.store import Store
@@ -244,4 +243,4 @@ def _late_change(store: Store, iteration: int, name: str) -> float | None:
         if logged == name and value is not None
     ]
     late = values[-max(1, len(values) // 4) :]
-    return fmean(late) / parse(store.fact("settings")).dpo.beta if late else None
+    return fmean(late) / store.settings().dpo.beta if late else None

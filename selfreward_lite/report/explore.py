@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from selfreward_lite.config.settings import parse
 from selfreward_lite.data import queries
 from selfreward_lite.data.queries import PromptHit
 from selfreward_lite.data.records import (
@@ -152,7 +151,7 @@ def _explain_pair(
     store: Store, prompt: Prompt, judged: Sequence[JudgedResponse]
 ) -> tuple[dict[str, str], str]:
     """The part of each response by its id, and why there is a pair or none, by the pair rules."""
-    settings = parse(store.fact("settings"))
+    settings = store.settings()
     note = " Scores are expected scores here." if settings.judge.score == "expected" else ""
     if not store.is_done(prompt.iteration, "response_pairs"):
         why = (

@@ -15,7 +15,7 @@ import httpx
 import jinja2
 
 from selfreward_lite import __version__
-from selfreward_lite.config.settings import Settings, parse
+from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.records import (
     Judgment,
@@ -37,7 +37,7 @@ TABLE = "data/train-00000-of-00001.parquet"
 
 def write_adapter(store: Store, number: int, out: Path) -> Path:
     """Write M<number> for PEFT, with its GGUF adapter and a model card; returns `out`."""
-    settings = parse(store.fact("settings"))
+    settings = store.settings()
     source = store.model_dir(number)
     out.mkdir(parents=True, exist_ok=True)
     base = hub.parse_repository(settings.model.base)
@@ -81,7 +81,7 @@ def write_pairs(store: Store, out: Path) -> Path:
     """
     from datasets import Dataset, Features, Value
 
-    settings = parse(store.fact("settings"))
+    settings = store.settings()
     rows = list(_build_rows(store, settings))
     if not rows:
         raise UserError(

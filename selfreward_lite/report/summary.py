@@ -9,7 +9,6 @@ from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple, TypedDict
 
-from selfreward_lite.config.settings import parse
 from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split_ranked
 from selfreward_lite.data.records import (
     BASE,
@@ -161,7 +160,7 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
     """Return the share of response pairs of one prompt with equal scores; None without pairs."""
-    expected = parse(store.fact("settings")).judge.score == "expected"
+    expected = store.settings().judge.score == "expected"
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:
         value = judgment.expected_score if expected else judgment.score
@@ -257,7 +256,7 @@ def build_seed_table(store: Store) -> Table:
     head = ["seed data", "here", "arXiv 2401.10020"]
     if not store.is_done(0, "ranked"):
         return Table(head, [])
-    settings, metrics = parse(store.fact("settings")), store.metrics(0)
+    settings, metrics = store.settings(), store.metrics(0)
     answers = Counter(one.prompt_id for one in store.records(Response, model=HUMAN))
     ranked = [RankedPrompt(one, ()) for one in store.records(Prompt, origin="ranked")]
     evaluation = split_ranked(ranked, settings).evaluation

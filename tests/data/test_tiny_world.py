@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 
 from selfreward_lite.data.tiny import TINY_MODEL, ranked, tasks
-from selfreward_lite.data.tiny.answers import Habits, write_answer, write_chatter
+from selfreward_lite.data.tiny.answers import Habits, award_points, write_answer, write_chatter
 from selfreward_lite.data.tiny.score import Points, score_answer
 from selfreward_lite.method.parsing import parse_verdict
 from selfreward_lite.method.templates import fill_template, make_nonce
@@ -21,10 +21,8 @@ def test_the_scorer_agrees_with_answers_whose_faults_are_known():
     for _ in range(5000):
         task = tasks.draw_task(rng, "corpus")
         answer = write_answer(task, rng, Habits())
-        assert astuple(score_answer(task.prompt, answer.text)) == answer.points, (
-            task.prompt,
-            answer.text,
-        )
+        points = award_points(answer, task.solution)
+        assert astuple(score_answer(task.prompt, answer.text)) == points, (task.prompt, answer.text)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +70,9 @@ def test_chatter_earns_no_point_and_is_no_canary():
     rng = random.Random(4)
     texts = [write_chatter(rng) for _ in range(3000)]
     for answer in texts:
-        assert (
-            astuple(score_answer(tasks.draw_task(rng, "corpus").prompt, answer.text))
-            == answer.points
-            == (False,) * 5
-        ), answer.text
+        task = tasks.draw_task(rng, "corpus")
+        points = astuple(score_answer(task.prompt, answer.text))
+        assert points == award_points(answer, task.solution) == (False,) * 5, answer.text
     assert len({answer.text for answer in texts}) > 2900
     assert not any("score" in answer.text.lower() for answer in texts)
 
@@ -225,7 +221,8 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
         task = tasks.draw_task(rng, "evaluation")
         first, second = write_answer(task, rng, Habits()), write_answer(task, rng, Habits())
         holes = {"response_a": first.text, "response_b": second.text}
-        lead = sum(first.points) - sum(second.points)
+        best, other = (sum(award_points(one, task.solution)) for one in (first, second))
+        lead = best - other
         if kind == "meta_judge":
             judged = [
                 corpus.judge_carefully(task, first, rng, corpus.JudgeHabits()) for _ in range(2)
@@ -235,9 +232,7 @@ def test_the_shipped_base_finds_the_better_of_two(chat, kind, noun, least):
                 "judgment_a": judged[0].text,
                 "judgment_b": judged[1].text,
             }
-            lead = abs(judged[1].score - sum(first.points)) - abs(
-                judged[0].score - sum(first.points)
-            )
+            lead = abs(judged[1].score - best) - abs(judged[0].score - best)
         if lead:
             asked.append(
                 (

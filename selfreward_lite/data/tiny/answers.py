@@ -4,7 +4,7 @@ The points are computed without the exact scorer; a test compares the two.
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from selfreward_lite.data.tiny.tasks import LETTERS, Task
 
@@ -37,13 +37,12 @@ class Habits:
 
 @dataclass(frozen=True)
 class Answer:
-    """A written answer: its text, its letters, and the points it earns, in rubric order."""
+    """A written answer: its text, its letters, whether it has the form and is brief."""
 
     text: str
     letters: tuple[str, ...]
     form: bool
     brief: bool
-    points: tuple[bool, ...]
 
 
 def write_answer(task: Task, rng: random.Random, habits: Habits) -> Answer:
@@ -57,8 +56,7 @@ def write_answer(task: Task, rng: random.Random, habits: Habits) -> Answer:
             if form or rng.random() < 0.5
             else f"{rng.choice(FILLERS)} {body}"
         )
-    answer = Answer(body, letters, form, brief, ())
-    return replace(answer, points=award_points(answer, task.solution))
+    return Answer(body, letters, form, brief)
 
 
 def write_chatter(rng: random.Random) -> Answer:
@@ -74,7 +72,7 @@ def write_chatter(rng: random.Random) -> Answer:
             else str(rng.randint(0, 999))
         )
         words.append(rng.choice((word, word, word.capitalize(), word.upper())) + rng.choice(SIGNS))
-    return Answer("".join(words).strip(), (), False, False, (False,) * 5)
+    return Answer("".join(words).strip(), (), False, False)
 
 
 def award_points(answer: Answer, solution: tuple[str, ...]) -> tuple[bool, ...]:
