@@ -63,7 +63,7 @@ CITED = {
         "data/validation-00000-of-00001-134b8fd0c89408b6.parquet": (
             "24002597bb13a7edd42d92f773762f25e285f72c31a70449393d0ded1dc7b416"
         ),
-    },
+    }
 }
 
 

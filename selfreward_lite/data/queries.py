@@ -21,21 +21,22 @@ class PromptHit(NamedTuple):
 
 
 class PairMeans(NamedTuple):
-    """Mean scores and lengths (characters) of the response pairs of an iteration."""
+    """Mean score and length of the chosen or the rejected responses of an iteration's pairs."""
 
     iteration: int
-    chosen_score: float
-    rejected_score: float
-    chosen_length: float
-    rejected_length: float
+    which: str
+    score: float
+    characters: float
 
 
 class DecidedBattle(NamedTuple):
-    """A battle with a winner: +1 if the first judgment won, else −1; the scores of both."""
+    """Which judgment of a battle won, and which has the higher score: +1 the first, −1 the second.
+
+    `lead` is 0 for equal scores, None if one could not be read.
+    """
 
     verdict: int
-    first_score: float | None
-    second_score: float | None
+    lead: int | None
 
 
 def list_iterations(store: Store, kind: type[Prompt | Battle]) -> list[int]:
@@ -109,10 +110,12 @@ def read_lengths(store: Store, iteration: int, limit: int) -> list[tuple[int, fl
 
 
 def average_pairs(store: Store) -> list[PairMeans]:
-    """Return the mean scores and lengths of the response pairs of every iteration."""
+    """Return means of the chosen and of the rejected responses of every iteration."""
     rows = store.select(
-        "SELECT iteration, avg(chosen_score), avg(rejected_score), avg(chosen_length), "
-        "avg(rejected_length) FROM record_responsepair GROUP BY iteration ORDER BY iteration"
+        "SELECT iteration, 'chosen', avg(chosen_score), avg(chosen_length) FROM "
+        "record_responsepair GROUP BY iteration UNION ALL SELECT iteration, 'rejected', "
+        "avg(rejected_score), avg(rejected_length) FROM record_responsepair GROUP BY iteration "
+        "ORDER BY 1, 2"
     )
     return [PairMeans(*row) for row in rows]
 
@@ -120,9 +123,9 @@ def average_pairs(store: Store) -> list[PairMeans]:
 def read_decided_battles(store: Store, iteration: int) -> list[DecidedBattle]:
     """Return the battles of an iteration that have a winner."""
     rows = store.select(
-        "SELECT b.verdict, f.score, s.score FROM record_battle b JOIN record_judgment f ON "
-        "f.id = b.first_id JOIN record_judgment s ON s.id = b.second_id WHERE b.iteration = ? AND "
-        "b.verdict != 0",
+        "SELECT b.verdict, (f.score > s.score) - (f.score < s.score) FROM record_battle b JOIN "
+        "record_judgment f ON f.id = b.first_id JOIN record_judgment s ON s.id = b.second_id WHERE "
+        "b.iteration = ? AND b.verdict != 0",
         iteration,
     )
     return [DecidedBattle(*row) for row in rows]

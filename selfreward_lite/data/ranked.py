@@ -56,10 +56,13 @@ def build_ranked_prompts(
     rows: Iterable[Mapping[str, Any]], namespace: str
 ) -> tuple[list[RankedPrompt], Outcome]:
     """Return the usable prompts in the order of the data, and an outcome with records and drops."""
-    usable, drops = _select_usable(rows)
+    drops = Counter[str]()
     answers: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in usable:
-        answers[row["parent_id"]].append(row)
+    for row in rows:
+        if reason := _reason_to_leave_out(row):
+            drops[reason] += 1
+        else:
+            answers[row["parent_id"]].append(row)
     found: list[RankedPrompt] = []
     seen: set[str] = set()
     for row in answers.pop(None, []):
@@ -131,23 +134,15 @@ def pick_held_out_prompts(
     ]
 
 
-def _select_usable(
-    rows: Iterable[Mapping[str, Any]],
-) -> tuple[list[Mapping[str, Any]], Counter[str]]:
-    """The rows that may be used as seed data, and a count for every reason to leave one out."""
-    kept, drops = [], Counter[str]()
-    for row in rows:
-        if row.get("lang", "en") != "en":
-            drops["not English"] += 1
-        elif row.get("deleted") or row.get("review_result") is False or row.get("synthetic"):
-            drops["deleted, rejected or synthetic"] += 1
-        elif row.get("tree_state", "ready_for_export") != "ready_for_export":
-            drops["tree not ready for export"] += 1
-        elif not str(row["text"] or "").strip():
-            drops["empty text"] += 1
-        else:
-            kept.append(row)
-    return kept, drops
+def _reason_to_leave_out(row: Mapping[str, Any]) -> str | None:
+    """Why a row may not be used as seed data, None if it may."""
+    if row.get("lang", "en") != "en":
+        return "not English"
+    if row.get("deleted") or row.get("review_result") is False or row.get("synthetic"):
+        return "deleted, rejected or synthetic"
+    if row.get("tree_state", "ready_for_export") != "ready_for_export":
+        return "tree not ready for export"
+    return None if str(row["text"] or "").strip() else "empty text"
 
 
 def _build_records(index: int, text: str, answers: Sequence[str], namespace: str) -> RankedPrompt:

@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfreward_lite.config.settings import Settings, parse
-from selfreward_lite.data.database import (
-    Database,
-    open_for_reading,
-    open_for_writing,
-    table_name,
-)
+from selfreward_lite.data.database import Database, open_for_reading, open_for_writing, table_name
 from selfreward_lite.data.records import KINDS, ModelId, Outcome, R, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError

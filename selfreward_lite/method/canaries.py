@@ -41,11 +41,7 @@ def load_hostile_texts(model: str) -> list[HostileText]:
 
 
 def build_hostile_responses(
-    model: str,
-    pairs: Iterable[tuple[HostileText, Prompt]],
-    *,
-    id_namespace: str,
-    templates: str,
+    model: str, pairs: Iterable[tuple[HostileText, Prompt]], *, id_namespace: str, templates: str
 ) -> Outcome:
     """Return canaries or decoys (`model`) as responses, each to a prompt; drop empty ones."""
     made = []

@@ -51,11 +51,13 @@ def find_agreeing_judgments(
     columns = [judgments.get(response.id, ()) for response in ranked.responses]
     for tried in zip(*columns, strict=False):
         scores = [judgment.score for judgment in tried if judgment.score is not None]
-        if len(scores) < len(tried) or scores[0] <= scores[-1]:
-            continue
-        if all(
-            better > worse or (better == worse and not strict)
-            for better, worse in combinations(scores, 2)
+        if (
+            len(scores) == len(tried)
+            and scores[0] > scores[-1]
+            and all(
+                better > worse or (better == worse and not strict)
+                for better, worse in combinations(scores, 2)
+            )
         ):
             return list(tried)
     return None

@@ -143,7 +143,8 @@ def win_rates(pairs: Sequence[PairResult]) -> dict[str, float]:
     and named the same place; `first_share`, the share of readable verdicts that named the answer
     shown first (½ is unbiased); `unread_share`, of all verdicts.
     """
-    results = np.array([pair.result for pair in pairs], dtype=float)
+    points = [pair.result for pair in pairs]
+    results = np.array(points, dtype=float)
     gaps = np.array([pair.mine_length - pair.their_length for pair in pairs], dtype=float)
     low, high = bootstrap_interval(len(pairs), lambda drawn: float(results[drawn].mean()))
     controlled_low, controlled_high = bootstrap_interval(
@@ -155,11 +156,11 @@ def win_rates(pairs: Sequence[PairResult]) -> dict[str, float]:
     read = [verdict for orders in asked for verdict in orders if verdict is not None]
     return {
         "prompts": len(pairs),
-        "won": int((results == 1).sum()),
-        "tied": int((results == 0.5).sum()),
-        "lost": int((results == 0).sum()),
-        "win_rate": mean_or_nan(results.tolist()),
-        "win_rate_error": standard_error(results.tolist()),
+        "won": points.count(1),
+        "tied": points.count(0.5),
+        "lost": points.count(0),
+        "win_rate": mean_or_nan(points),
+        "win_rate_error": standard_error(points),
         "win_rate_low": low,
         "win_rate_high": high,
         "length_controlled_win_rate": length_controlled_win_rate(results, gaps),
@@ -265,13 +266,13 @@ class JudgeAgreement:
         accuracy, error = mean_and_error(self.outcomes)
         gaps = [gap for gaps in self.gaps for gap in gaps if not math.isnan(gap)]
         ties = sum(abs(gap) <= SCORE_TOLERANCE for gap in gaps)
-        ranks = [
-            (rank, round(one, 9) >= TOP_SCORE)
+        read = [
+            (rank, one)
             for scores in self.scores
             for rank, one in enumerate(scores)
             if one is not None
         ]
-        top = [rank for rank, is_top in ranks if is_top]
+        top = [rank for rank, one in read if round(one, 9) >= TOP_SCORE]
         known = [both or (0.0, 0.0) for both in self.correlations]
         return {
             "pair_accuracy": accuracy,
@@ -284,8 +285,8 @@ class JudgeAgreement:
             "spearman": mean_or_nan([rho for rho, _ in known]),
             "kendall": mean_or_nan([tau for _, tau in known]),
             "tie_rate": ratio_or_nan(ties, len(gaps)),
-            "top_share": ratio_or_nan(len(top), len(ranks)),
-            "scored_share": ratio_or_nan(len(ranks), self.answers),
+            "top_share": ratio_or_nan(len(top), len(read)),
+            "scored_share": ratio_or_nan(len(read), self.answers),
             "undefined": float(self.correlations.count(None)),
         }
 

@@ -54,16 +54,11 @@ class NearDuplicates:
     def contains_similar(self, text: str) -> bool:
         """Whether the collection has a near-duplicate of a text."""
         words = _split_words(text)
-        return self._overlaps(words) or any(self._is_similar(words, other) for other in self._words)
-
-    def _overlaps(self, words: list[str]) -> bool:
         found = triples(words)
-        if self._index is None or not found:
-            return False
-        near = self._index.query(_sketch(found))
+        near = self._index.query(_sketch(found)) if self._index is not None and found else []
         return any(
             jaccard(found, triples(self._words[place])) >= self._max_overlap for place in near
-        )
+        ) or any(self._is_similar(words, other) for other in self._words)
 
     def _is_similar(self, words: list[str], other: list[str]) -> bool:
         limit = self._max_similarity

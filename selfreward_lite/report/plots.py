@@ -202,12 +202,13 @@ def lengths_and_scores(store: Store, iteration: int) -> Series:
 def chosen_vs_rejected(store: Store) -> Series:
     """Return means of pairs: rows of model (trained on them), which, score, characters."""
     return [
-        {"model": ModelId(one.iteration).name, "which": which, "score": score, "characters": length}
-        for one in queries.average_pairs(store)
-        for which, score, length in (
-            ("chosen", one.chosen_score, one.chosen_length),
-            ("rejected", one.rejected_score, one.rejected_length),
-        )
+        {
+            "model": ModelId(iteration).name,
+            "which": which,
+            "score": score,
+            "characters": characters,
+        }
+        for iteration, which, score, characters in queries.average_pairs(store)
     ]
 
 
@@ -219,18 +220,12 @@ def meta_judge_bias(store: Store) -> Series:
     """
     found: Series = []
     for iteration in queries.list_iterations(store, Battle):
-        kinds: dict[str, list[bool]] = {
-            "shown first": [],
-            "shown first, equal scores": [],
-            "higher score": [],
+        battles = queries.read_decided_battles(store, iteration)
+        kinds = {
+            "shown first": [verdict > 0 for verdict, _ in battles],
+            "shown first, equal scores": [verdict > 0 for verdict, lead in battles if lead == 0],
+            "higher score": [verdict == lead for verdict, lead in battles if lead],
         }
-        for verdict, first, second in queries.read_decided_battles(store, iteration):
-            kinds["shown first"].append(verdict > 0)
-            if first is not None and second is not None:
-                if first == second:
-                    kinds["shown first, equal scores"].append(verdict > 0)
-                else:
-                    kinds["higher score"].append((verdict > 0) == (first > second))
         judge = ModelId(iteration - 1).name
         found += [
             {"judge": judge, "what": what, "value": fmean(won), "count": len(won)}

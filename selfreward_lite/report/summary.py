@@ -285,22 +285,14 @@ def build_time_table(store: Store) -> Table:
     return Table(["where the seconds went", "seconds", "share"], rows)
 
 
-class StageTime(NamedTuple):
-    """A finished stage ("M1 responses"): seconds predicted before the run, seconds spent."""
-
-    stage: str
-    predicted: float
-    spent: float
-
-
-def compare_predictions(store: Store) -> list[StageTime]:
-    """Return predicted and spent seconds of every finished stage that had a prediction."""
+def compare_predictions(store: Store) -> list[tuple[str, float, float]]:
+    """Return name, predicted and spent seconds of every finished stage that had a prediction."""
     predicted = (store.fact("plan") or {}).get("seconds", {})
-    names = {f"{ModelId(row.iteration).name} {row.stage}": row for row in store.stages()}
+    ended = [row for row in store.stages() if row.ended]
     return [
-        StageTime(name, predicted[name], row.seconds)
-        for name, row in names.items()
-        if row.ended and name in predicted
+        (name, predicted[name], row.seconds)
+        for row in ended
+        if (name := f"{ModelId(row.iteration).name} {row.stage}") in predicted
     ]
 
 
@@ -308,12 +300,12 @@ def build_prediction_table(store: Store) -> Table:
     """Return predicted and spent hours of every finished stage that had a prediction."""
     rows = [
         [
-            one.stage,
-            f"{one.predicted / 3600:.2f}",
-            f"{one.spent / 3600:.2f}",
-            f"{one.spent / max(one.predicted, 1e-9):.2f}",
+            stage,
+            f"{predicted / 3600:.2f}",
+            f"{spent / 3600:.2f}",
+            f"{spent / max(predicted, 1e-9):.2f}",
         ]
-        for one in compare_predictions(store)
+        for stage, predicted, spent in compare_predictions(store)
     ]
     return Table(["predicted before it began", "hours", "spent", "spent / predicted"], rows)
 
