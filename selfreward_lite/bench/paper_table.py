@@ -163,7 +163,7 @@ def _branch(start: Path, folder: Path, change: dict[str, str]) -> None:
 # -- what is measured of an arm --------------------------------------------------------------------
 
 
-def measure_models(store: Store, m0: Path) -> Iterator[summary.Row]:
+def measure_models(store: Store, m0: Path) -> Iterator[summary.ModelFigures]:
     """The figures of each model of a run, the base first; compared with M0 of the run `m0`."""
     prompts = store.records(Prompt, origin="held_out")
     hard = {one.id for one in prompts if _is_hard(one)}
@@ -190,7 +190,7 @@ def measure_models(store: Store, m0: Path) -> Iterator[summary.Row]:
         previous = answers
 
 
-def _judge_metrics(store: Store, model: int) -> summary.Row:
+def _judge_metrics(store: Store, model: int) -> summary.ModelFigures:
     known = store.metrics(model)
     return {name: value for name, value in known.items() if name.startswith("judge_")}
 
@@ -201,7 +201,7 @@ def _is_hard(prompt: Prompt) -> bool:
     return len(task.letters) == tasks.MAX_LETTERS
 
 
-def measure_data(store: Store, iteration: int) -> summary.Row:
+def measure_data(store: Store, iteration: int) -> summary.ModelFigures:
     """How right M<iteration>'s training data is, by the exact scorer; and its training steps.
 
     Responses to prompts that are no task do not count.

@@ -166,7 +166,7 @@ def run_tiny(
     return run_arms([Arm("tiny", {})], seeds, start, _measure, watch, say)
 
 
-def _measure(store: Store, m0: Path) -> list[summary.Row]:
+def _measure(store: Store, m0: Path) -> list[summary.ModelFigures]:
     """The rows of a run's summary; the base's also has the highest possible win rate against M0."""
     document = summary.summarize_run(store)
     base, answered = document["base"], store.records(Response, iteration=0, model="M0")

@@ -43,7 +43,7 @@ _ROLES = {
     "gpt": "assistant",
     "system": "system",
 }
-Row = Mapping[str, Any]
+DataRow = Mapping[str, Any]
 
 
 class BadRow(Exception):
@@ -51,12 +51,12 @@ class BadRow(Exception):
 
 
 @dataclass
-class Rows:
+class DataRows:
     """The rows of a file or folder, each with its place (file and number), and what was skipped."""
 
     path: Path
     skip_bad: bool
-    rows: list[tuple[str, Row]] = field(default_factory=list)
+    rows: list[tuple[str, DataRow]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, place: str | int, reason: str, detail: str = "") -> None:
@@ -70,7 +70,7 @@ class Rows:
         self.skipped[reason] += 1
 
 
-def read_rows(path: Path, *, skip_bad: bool) -> Rows:
+def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
     """Return the rows of a JSONL, JSON, CSV or Parquet file, or of a folder of them.
 
     Raises DataError, with file and line, for what cannot be read.
@@ -92,7 +92,7 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
         raise DataError(
             f"{path}: its name does not tell its format; call it .jsonl, .json, .csv or .parquet"
         )
-    rows = Rows(path, skip_bad)
+    rows = DataRows(path, skip_bad)
     for number, row in readers[path.suffix.lower()](rows):
         if isinstance(row, dict):
             rows.rows.append((f"{path}:{number}", row))
@@ -105,8 +105,8 @@ def read_rows(path: Path, *, skip_bad: bool) -> Rows:
     return rows
 
 
-def extract_prompts(rows: Rows) -> list[str]:
-    """Return the prompt of every row; a row without one is refused as `Rows.refuse` does."""
+def extract_prompts(rows: DataRows) -> list[str]:
+    """Return the prompt of every row; a row without one is refused as `DataRows.refuse` does."""
     found = []
     for place, row in rows.rows:
         try:
@@ -118,7 +118,7 @@ def extract_prompts(rows: Rows) -> list[str]:
     return found
 
 
-def extract_prompt(row: Row) -> str:
+def extract_prompt(row: DataRow) -> str:
     """Return the prompt of a row. Raises BadRow with the reason if it has none.
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
@@ -140,7 +140,7 @@ def extract_prompt(row: Row) -> str:
     return f"{text}\n\n{_check_text(extra, 'field input')}" if extra else text
 
 
-def name_chat_format(row: Row) -> str | None:
+def name_chat_format(row: DataRow) -> str | None:
     """Return the name of the chat format of a row with a conversation, None for any other row."""
     if "conversations" in row or "conversation" in row:
         return "ShareGPT conversations"
@@ -182,7 +182,7 @@ def _check_text(value: Any, what: str) -> str:
 # -- formats -------------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path, skip_bad: bool) -> Rows:
+def _read_folder(folder: Path, skip_bad: bool) -> DataRows:
     """A data set as on the hub: the Parquet files of all splits, or else its other tables."""
     suffixes = (".parquet", ".jsonl", ".csv")
     tables = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in suffixes]
@@ -190,7 +190,7 @@ def _read_folder(folder: Path, skip_bad: bool) -> Rows:
         raise DataError(
             f"{folder}: no table in it; give a folder with .parquet, .jsonl or .csv files"
         )
-    found = Rows(folder, skip_bad)
+    found = DataRows(folder, skip_bad)
     if any(path.suffix.lower() == ".parquet" for path in tables):
         found.rows = list(_read_splits(folder))
     else:  # `datasets` would guess a schema from the first rows, and refuse the others
@@ -203,7 +203,7 @@ def _read_folder(folder: Path, skip_bad: bool) -> Rows:
     return found
 
 
-def _read_splits(folder: Path) -> Iterator[tuple[str, Row]]:
+def _read_splits(folder: Path) -> Iterator[tuple[str, DataRow]]:
     import datasets
 
     try:
@@ -223,7 +223,7 @@ def _pick_columns(names: list[str]) -> list[str]:
     return [name for name in names if name in COLUMNS] or names[:1]
 
 
-def _read_json_lines(rows: Rows) -> Iterator[tuple[int, Any]]:
+def _read_json_lines(rows: DataRows) -> Iterator[tuple[int, Any]]:
     with rows.path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if len(line) > MAX_LINE_BYTES:
@@ -237,7 +237,7 @@ def _read_json_lines(rows: Rows) -> Iterator[tuple[int, Any]]:
                 rows.refuse(number, "not JSON in UTF-8", f" ({error})")
 
 
-def _read_json(rows: Rows) -> Iterator[tuple[int, Any]]:
+def _read_json(rows: DataRows) -> Iterator[tuple[int, Any]]:
     try:
         found = _parse_json(rows.path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
@@ -263,7 +263,7 @@ def _parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _read_csv(rows: Rows) -> Iterator[tuple[int, Any]]:
+def _read_csv(rows: DataRows) -> Iterator[tuple[int, Any]]:
     with rows.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         while True:
@@ -287,7 +287,7 @@ def _read_csv(rows: Rows) -> Iterator[tuple[int, Any]]:
                 yield first, {name: value or None for name, value in row.items()}
 
 
-def _read_parquet(rows: Rows) -> Iterator[tuple[int, Any]]:
+def _read_parquet(rows: DataRows) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 

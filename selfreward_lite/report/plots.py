@@ -129,7 +129,7 @@ def load_series(store: Store, document: RunSummary) -> dict[str, Series]:
     judged = [t for t in range(1, newest + 2) if store.is_done(t, "judgments")]
     return {
         **{key: [] for key in PANELS},
-        **model_metrics(document["iterations"]),
+        **measurement_series(document["iterations"]),
         "scores": score_shares(store),
         "lengths": lengths_and_scores(store, judged[-1]) if judged else [],
         "pairs": chosen_vs_rejected(store),
@@ -137,7 +137,7 @@ def load_series(store: Store, document: RunSummary) -> dict[str, Series]:
     }
 
 
-def model_metrics(rows: Sequence[summary.Row]) -> dict[str, Series]:
+def measurement_series(rows: Sequence[summary.ModelFigures]) -> dict[str, Series]:
     """Return, by panel, rows of model, what, value, error (0 if unknown); without empty panels."""
     found = {
         key: [
@@ -240,7 +240,7 @@ def meta_judge_bias(store: Store) -> Series:
 
 def draw_worth(store: Store, document: RunSummary | None = None) -> Figure:
     """Draw what every model was measured to be, M0 first, with standard errors where known."""
-    panels = model_metrics((document or summary.summarize_run(store))["iterations"])
+    panels = measurement_series((document or summary.summarize_run(store))["iterations"])
     return draw_curves(
         {
             PANELS[key].title: {

@@ -59,7 +59,7 @@ OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_
 # Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1).
 TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
 
-Row = dict[str, float | None]
+ModelFigures = dict[str, float | None]
 
 
 class RunSummary(TypedDict):
@@ -68,8 +68,8 @@ class RunSummary(TypedDict):
     run: str
     preset: str
     seconds: float
-    base: Row
-    iterations: list[Row]
+    base: ModelFigures
+    iterations: list[ModelFigures]
     refused: dict[str, dict[str, str]]
 
 
@@ -105,7 +105,7 @@ def summarize_run(store: Store) -> RunSummary:
     }
 
 
-def _summarize_iteration(store: Store, iteration: int) -> Row:
+def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
     """The training data of M(t), counted, and the measurements of M(t)."""
     author = ModelId(iteration - 1).name if iteration else HUMAN
     judgments = load_training_judgments(store, iteration)
@@ -181,7 +181,7 @@ def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -
 # -- tables --------------------------------------------------------------------------------------
 
 
-def build_run_table(rows: Sequence[Row]) -> Table:
+def build_run_table(rows: Sequence[ModelFigures]) -> Table:
     """Return counts and measurements, a column a model; without measurements that no model has."""
     names = [
         name
@@ -362,7 +362,7 @@ def indent_text(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _format_cell(row: Row, name: str) -> str:
+def _format_cell(row: ModelFigures, name: str) -> str:
     value, error = row.get(name), row.get(f"{name}_error")
     if value is None:
         return "–"

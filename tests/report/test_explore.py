@@ -168,7 +168,7 @@ def test_one_prompt_costs_the_same_in_a_large_run(tmp_path):
 
 def test_series_say_what_the_report_says(run):
     rows = summary.summarize_run(run)["iterations"]
-    worth = plots.model_metrics(rows)
+    worth = plots.measurement_series(rows)
     rates = {one["model"]: one["value"] for one in worth["win_rate"]}
     assert rates == {f"M{row['iteration']}": row["win_rate_vs_seed"] for row in rows}
     shares = worth["shares"]
@@ -219,7 +219,7 @@ def test_biases_of_the_meta_judge_by_hand(run):
 
 def test_pictures_are_drawn_from_the_same_series(run):
     axes = plots.draw_worth(run).get_axes()
-    measured = plots.model_metrics(summary.summarize_run(run)["iterations"])
+    measured = plots.measurement_series(summary.summarize_run(run)["iterations"])
     assert [one.get_title() for one in axes] == [plots.PANELS[key].title for key in measured]
     assert len(axes) == 5
     assert [one.get_title() for one in plots.draw_training(run).get_axes()] == list(
