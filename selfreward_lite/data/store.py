@@ -251,7 +251,7 @@ class Store:
     def record_gate(self, iteration: int, gate: str, passed: bool, reason: str) -> None:
         """Keep the decision of a gate, replacing an earlier one."""
         self._db.execute(
-            "INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, int(passed), reason)
+            "INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, passed, reason)
         )
 
     def gates(self, iteration: int) -> dict[str, tuple[bool, str]]:

@@ -77,11 +77,11 @@ def filter_candidates(
         if len(kept) == settings.count:
             break
         text, reason = _read_candidate(candidate, settings)
-        if reason is None and secret.contains_similar(text):
+        if not reason and secret.contains_similar(text):
             reason = "like an evaluation prompt"
-        if reason is None and seen.contains_similar(text):
+        if not reason and seen.contains_similar(text):
             reason = "like a prompt before it"
-        if reason is not None:
+        if reason:
             drops[reason] += 1
             continue
         index = len(kept)
@@ -107,9 +107,9 @@ def import_prompts(
             drops["like an evaluation prompt"] += 1
         else:
             seen.add(plain)
-            iteration, index = len(kept) // settings.count + 1, len(kept) % settings.count
-            record_id = make_id(id_namespace, Prompt, iteration, "imported", index)
-            kept.append(Prompt(record_id, iteration, "imported", index, text))
+            before, index = divmod(len(kept), settings.count)
+            record_id = make_id(id_namespace, Prompt, before + 1, "imported", index)
+            kept.append(Prompt(record_id, before + 1, "imported", index, text))
     return Outcome(kept, drops)
 
 

@@ -47,10 +47,8 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
     config["base_model_name_or_path"] = base.id if base else settings.model.base.rsplit("/", 1)[-1]
     config["revision"] = base.revision if base else None
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    shutil.copyfile(
-        source / "adapter" / "adapter_model.safetensors", out / "adapter_model.safetensors"
-    )
-    shutil.copyfile(source / "adapter.gguf", out / "adapter.gguf")
+    for file in (source / "adapter" / "adapter_model.safetensors", source / "adapter.gguf"):
+        shutil.copyfile(file, out / file.name)
     head = {
         "library_name": "peft",
         "tags": ["self-rewarding", "meta-rewarding", "dpo", "trl", "lora", "gguf"],
@@ -63,7 +61,6 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
     _write_card(
         out,
         store,
-        settings,
         number,
         head,
         kind="model",
@@ -81,8 +78,7 @@ def write_pairs(store: Store, out: Path) -> Path:
     """
     from datasets import Dataset, Features, Value
 
-    settings = store.settings()
-    rows = list(_build_rows(store, settings))
+    rows = list(_build_rows(store))
     if not rows:
         raise UserError(
             f"{store.folder} has made no pairs yet; `status --name {store.folder.name}` shows how "
@@ -92,10 +88,13 @@ def write_pairs(store: Store, out: Path) -> Path:
     turns = [{"role": text, "content": text}]
     features = Features(
         {
-            **dict.fromkeys(("prompt", "chosen", "rejected"), turns),
+            "prompt": turns,
+            "chosen": turns,
+            "rejected": turns,
             "kind": text,
             "iteration": Value("int32"),
-            **dict.fromkeys(("chosen_score", "rejected_score"), number),
+            "chosen_score": number,
+            "rejected_score": number,
         }
     )
     path = out / TABLE
@@ -113,7 +112,6 @@ def write_pairs(store: Store, out: Path) -> Path:
     _write_card(
         out,
         store,
-        settings,
         max(iterations),
         head,
         kind="data",
@@ -166,13 +164,13 @@ def push(folder: Path, repository: str, private: bool) -> str:
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def _build_rows(store: Store, settings: Settings) -> Iterator[dict[str, Any]]:
+def _build_rows(store: Store) -> Iterator[dict[str, Any]]:
     """Every pair as a conversation: what the user says, and two replies of the assistant."""
     texts = PairTexts(
         index_records(store.records(Prompt)),
         index_records(store.records(Response)),
         index_records(store.records(Judgment)),
-        settings.model.templates,
+        store.settings().model.templates,
     )
     for pair in store.records(ResponsePair):
         scores = (pair.chosen_score, pair.rejected_score)
@@ -200,7 +198,6 @@ def _build_row(
 def _write_card(
     out: Path,
     store: Store,
-    settings: Settings,
     iterations: int,
     head: dict[str, Any],
     **values: Any,
@@ -211,6 +208,7 @@ def _write_card(
     """
     from huggingface_hub.repocard_data import CardData
 
+    settings = store.settings()
     license_id = _find_license(settings)
     answered = [
         {one.prompt_id for one in store.records(Response, iteration=t, model=ModelId(t - 1).name)}
