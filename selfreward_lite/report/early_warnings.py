@@ -232,7 +232,7 @@ def _subtract(value: float | None, other: float | None) -> float | None:
 
 def _mean_length(store: Store, model: int) -> float:
     answers = store.records(Response, iteration=model, model=ModelId(model).name)
-    return fmean(len(one.text) for one in answers) if answers else 0.0
+    return mean_or_none([len(one.text) for one in answers]) or 0.0
 
 
 def _late_change(store: Store, iteration: int, name: str) -> float | None:

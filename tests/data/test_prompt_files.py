@@ -144,7 +144,7 @@ def test_an_unclosed_quote_loses_no_rows_uncounted(tmp_path):
             prompt_files.read_rows(path, skip_bad=skip_bad)
 
 
-def test_a_bad_parquet_row_is_named_and_other_columns_are_not_read(
+def test_a_bad_parquet_row_is_named_other_columns_are_not_read(
     tmp_path,
 ):
     broken = pa.array([b"Why?", b"\xff\xfe", b"How?"]).view(pa.string())
