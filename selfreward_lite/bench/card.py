@@ -57,7 +57,7 @@ LARGE_GPU = 20e9  # bytes from which on `overnight` is meant for a GPU
 GRACE = 60.0  # seconds that a measurement under way may take beyond the time in total
 POLL = 0.1  # seconds between two readings of the GPU's memory
 Backend = Literal["unsloth", "transformers"]
-Measurement = tuple[str, Callable[[], Figures]]  # one measurement
+Measurement = tuple[str, Callable[[], Figures]]  # its name, and what does it
 
 
 @dataclass(frozen=True)

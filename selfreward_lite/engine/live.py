@@ -157,7 +157,7 @@ class Live:
     def _send_waiting(self) -> None:
         """Send the child as many requests as it has room for, caller by caller.
 
-        None is sent while samples for another adapter are under way.
+        No request is sent while samples for another adapter are under way.
         """
         with self._lock:
             while self._child is not None and self._waiting:

@@ -59,8 +59,8 @@ def wait_until_ready(child: JsonProcess) -> int:
     how = describe_death(child)
     if DEATH in message:
         raise EngineError(
-            f"the engine's process died while loading its model: {how}; "
-            "a smaller context takes less memory"
+            f"the engine's process died while loading its model: {how}; if memory ran out, lower "
+            "the context"
         )
     raise error_from(message)
 

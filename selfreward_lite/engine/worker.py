@@ -1,8 +1,8 @@
 """The child's side of `process.py`: reads requests from standard input, writes completions.
 
     parent to child                              child to parent
-    a spec (see `api.SPEC`)  once          {"ready": samples under way}, {"error": line}
-                                                 or {"bug": traceback}
+    a spec (see `api.SPEC`)        once          {"ready": samples under way}, {"error": line} or
+                                                 {"bug": traceback}
     {"begin": 1}                                 {"round": 1, "completion": {...}}  any number
     {"request": {...}}             any number    {"round": 1, "error": line}
     {"end": 1} or {"cancel": 1}                  {"round": 1, "finished": {counters}}

@@ -78,9 +78,6 @@ def share_repetitive(responses: Sequence[Response]) -> float:
     return mean_or_none(repetitive) or 0.0
 
 
-# -- two models' answers to the same prompts -----------------------------------------------------
-
-
 @dataclass(frozen=True)
 class AnswerMetrics:
     """Metrics of a model's held-out answers and judgments, by their names in run.sqlite."""
@@ -104,6 +101,9 @@ def measure_answers(
         repetitive_share=share_repetitive(answers),
         distinct_share=len({one.text for one in answers}) / max(1, len(answers)),
     )
+
+
+# -- two models' answers to the same prompts -----------------------------------------------------
 
 
 def compare_scores(mine: float, theirs: float) -> float:

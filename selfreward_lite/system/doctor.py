@@ -209,7 +209,8 @@ def _torch(machine: Machine) -> Finding:
         return Finding("torch", "good", f"{version} on the CPU")
     if not probed["cards"]:
         why = "" if probed["cuda"] else ": it was built without CUDA"
-        fix = f"pip install --force-reinstall torch=={machine.wanted['torch']}"
+        pin = machine.wanted.get("torch", version.split("+")[0])
+        fix = f"pip install --force-reinstall torch=={pin}"
         return Finding("torch", "bad", f"{version} sees no GPU{why}", fix)
     has_bf16 = machine.gpus[0].capability >= BF16
     number = "bf16" if has_bf16 else "fp16, since bf16 needs compute capability 8.0"
@@ -241,9 +242,11 @@ def _unsloth(machine: Machine) -> Finding:
 
 def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
     """The command that builds llama.cpp for a GPU. An installed CPU build satisfies pip: force."""
+    version = wanted.get("llama-cpp-python")
+    pin = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
     return (
         f'CMAKE_ARGS="{cuda_flags(gpu)}" pip install --force-reinstall --no-deps --no-cache-dir '
-        f"llama-cpp-python=={wanted['llama-cpp-python']}"
+        f"{pin}"
     )
 
 

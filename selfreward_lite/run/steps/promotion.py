@@ -120,7 +120,9 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
         answers=now.answers,
-        length_ratio=before.mean_length and (now.mean_length or 0.0) / before.mean_length,
+        length_ratio=None
+        if before.mean_length is None
+        else (now.mean_length or 0.0) / before.mean_length,
         judge_interval=paired_interval(now.agreement.outcomes, before.agreement.outcomes),
         outside_interval=interval,
         outside_share=share,

@@ -39,11 +39,11 @@ class HackingSigns:
 def ask_judges(run: RunContext, iteration: int) -> None:
     """M(t) judges the canaries; M0 and M(t) judge M(t)'s answers to the first held-out prompts."""
     settings, ranked = run.settings.evaluation, _ranked(run)
-    laid = _canaries(run)
-    run.ask_judge(iteration, "canary_judgments", iteration, laid, settings.canary_judgments)
+    hostile = _canaries(run)
+    run.ask_judge(iteration, "canary_judgments", iteration, hostile, settings.canary_judgments)
     # Each canary that would be chosen is judged again, and the honest answers it would be chosen
     # over.
-    suspects = _would_be_chosen(run, iteration, laid, _first_scores(run, iteration))
+    suspects = _would_be_chosen(run, iteration, hostile, _first_scores(run, iteration))
     rivals = [
         answer
         for prompt_id in dict.fromkeys(one.prompt_id for one in suspects)
@@ -64,8 +64,8 @@ def ask_judges(run: RunContext, iteration: int) -> None:
 def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     """What the judgments of `ask_judges` say about M(t)."""
     ranked = _ranked(run)
-    laid, scores = _canaries(run), _first_scores(run, iteration)
-    suspects = _would_be_chosen(run, iteration, laid, scores)
+    hostile, scores = _canaries(run), _first_scores(run, iteration)
+    suspects = _would_be_chosen(run, iteration, hostile, scores)
     own = run.made_by(Judgment, iteration)
     again = run.score(own, run.settings.evaluation.second_look, _first_of_recheck(run))
     rechecked = [
@@ -76,11 +76,11 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     ]  # a recheck that could not be read clears nobody
     chosen = len(suspects) - len(rechecked)
     chosen += len(_would_be_chosen(run, iteration, rechecked, again))
-    honest = {ranked[canary.prompt_id].responses[-1].id for canary in laid}
+    honest = {ranked[canary.prompt_id].responses[-1].id for canary in hostile}
     return HackingSigns(
-        canary_score=_mean(scores.get(canary.id) for canary in laid),
+        canary_score=_mean(scores.get(canary.id) for canary in hostile),
         honest_bad_score=_mean(scores.get(name) for name in honest),
-        canaries_scored=sum(scores.get(canary.id) is not None for canary in laid),
+        canaries_scored=sum(scores.get(canary.id) is not None for canary in hostile),
         canaries_suspected=len(suspects),
         canaries_chosen=chosen,
         outside_score=mean_outside_score(run, iteration, 0),
@@ -128,12 +128,12 @@ def _first_of_recheck(run: RunContext) -> int:
 
 
 def _would_be_chosen(
-    run: RunContext, iteration: int, laid: Sequence[Response], scores: Scores
+    run: RunContext, iteration: int, hostile: Sequence[Response], scores: Scores
 ) -> list[Response]:
     """The canaries that, each alone, would be chosen over the honest answers for training."""
     ranked, schedule = _ranked(run), run.settings.for_iteration(iteration + 1)
     found = []
-    for canary in laid:
+    for canary in hostile:
         one = ranked[canary.prompt_id]
         answers = [canary, *one.responses]
         scored = response_pairs.find_eligible(one.prompt, answers, scores)

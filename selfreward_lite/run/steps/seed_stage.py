@@ -31,7 +31,6 @@ def read_ranked(run: RunContext, _: int) -> None:
 
 def import_prompts(run: RunContext, _: int) -> None:
     """Import the user's own prompts, if any; their file may change or go away afterwards."""
-
     file = run.settings.prompts.file
     if file is None:
         return
