@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from typer import Context, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, Seeds, Set, parse_seeds
+from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, Seeds, parse_seeds
 from selfreward_lite.cli.output import (
     Display,
     emit,
@@ -34,6 +34,9 @@ evaluate = Typer(
 )
 ModelName = Annotated[
     str | None, Option(help="A model of the run: base, M0, M1, …; by default the newest.")
+]
+Set = Annotated[
+    list[str] | None, Option("--set", help="A setting of evaluation, engine or judge, as for run.")
 ]
 CHANGEABLE = ("evaluation", "engine", "judge")
 
@@ -64,10 +67,7 @@ def compare(
     out: Annotated[Path, Option(help="With --export: folder to write to.")] = EXPORTED,
     set_: Set = None,
 ) -> None:
-    """Compare two models' answers to the held-out prompts, in both orders, or export answers.
-
-    --set takes settings of evaluation, engine or judge; the rest is the run's.
-    """
+    """Compare two models' answers to the held-out prompts, in both orders, or export answers."""
     if command := context.invoked_subcommand:
         if any(_is_given(context, option) for option in context.params):
             raise UserError(f"write options of `evaluate {command}` after the word {command}")
@@ -180,10 +180,7 @@ def measure_judge(
     most: Annotated[int, Option(help="Prompts at most.", min=1)] = 1000,
     set_: Set = None,
 ) -> None:
-    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more.
-
-    --set takes settings of evaluation, engine or judge; the rest is the run's.
-    """
+    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more."""
     with _open_evaluation(name, runs_dir, set_) as work:
         mine = model or _newest(work)
         with show_downloads() as show:

@@ -396,7 +396,8 @@ def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
     library = RunLibrary(tmp_path)
     shown = make_run_tab(library)
     assert "Accept anyway" in visible_buttons(shown, shown.refresh("mine"))
-    jobs.accept_candidate(library.folder("mine"))
+    accepted = shown.act("Accept anyway", "mine")
+    assert accepted[shown.state].startswith("**mine** is finished")
     assert status.read_status(tmp_path / "mine").state == "finished"
 
 
@@ -419,7 +420,6 @@ def test_a_name_outside_the_folder_is_no_run(tmp_path, run):
     scripted_run.run(tmp_path / "outside", iterations="0")
     for act in (
         lambda: library.folder(run),
-        lambda: jobs.accept_candidate(library.folder(run)),
         lambda: library.models(run),
     ):
         with pytest.raises(UserError, match="no run"):
@@ -432,13 +432,16 @@ def test_a_name_outside_the_folder_is_no_run(tmp_path, run):
     with pytest.raises(gr.Error, match="no run"):
         opened.open_prompt(SimpleNamespace(index=[0, 0]), run, hits)
     shown = make_run_tab(library)
+    for name in ("Stop", "Accept anyway"):
+        with pytest.raises(gr.Error, match="no run"):
+            shown.act(name, run)
     assert "no run" in shown.refresh(run)[shown.state] or not run
     assert [path.name for path in tmp_path.iterdir()] == ["outside"], "and nothing was created"
 
 
 def test_accepting_without_a_run_creates_nothing(tmp_path):
-    with pytest.raises(UserError, match="no run"):
-        jobs.accept_candidate(RunLibrary(tmp_path).folder("gone"))
+    with pytest.raises(gr.Error, match="no run"):
+        make_run_tab(RunLibrary(tmp_path)).act("Accept anyway", "gone")
     assert list(tmp_path.iterdir()) == []
 
 

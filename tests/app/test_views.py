@@ -207,11 +207,19 @@ def test_progress_tab_fills_every_plot_and_table(library):
     assert nothing[tab.body] == gr.update(visible=False)
 
 
-def test_a_plot_has_its_columns_without_any_row(library):
+def test_a_plot_has_its_columns_without_any_row(library, monkeypatch):
     with gr.Blocks():
         tab = progress.ProgressTab(library, make_header())
     frame = tab.show_curve(TINY, TINY, "loss")
     assert (len(frame), list(frame.columns)) == (0, ["step", "value", "model"])
+    results = progress.load_results(library.runs_dir / "mine", "now")
+    only = {key: series if key == "win_rate" else [] for key, series in results.series.items()}
+    monkeypatch.setattr(progress, "find_results", lambda *_: results._replace(series=only))
+    shown = tab.refresh("mine", "then", "loss", None)
+    for key, panel in PANELS.items():
+        columns = [*filter(None, (panel.x, panel.y, panel.color))]
+        assert list(shown[tab.plots[key]].columns) == columns
+        assert bool(len(shown[tab.plots[key]])) == (key == "win_rate")
 
 
 # -- the page --------------------------------------------------------------------------------------

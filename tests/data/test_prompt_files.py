@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -217,7 +218,7 @@ def test_ranked_data_is_read_from_every_format_alike(tmp_path, tiny):
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         path = tmp_path / name if name.endswith("csv") else write(tmp_path / name, rows)
         loaded, skipped = ranked.load_ranked_rows(ranked_settings(tiny, path))
-        assert not skipped
+        assert skipped == Counter()
         found, outcome = ranked.build_ranked_prompts(loaded, "r")
         read.append(
             (
@@ -311,7 +312,7 @@ def test_a_bad_row_of_ranked_data_is_refused_or_skipped(tmp_path, tiny, bad, rea
     assert skipped.total() == 1
 
 
-def test_imported_prompts_fill_iterations_without_repeats(tiny):
+def test_imported_prompts_leave_out_repeats_and_held_out_ones(tiny):
     settings = tiny.prompts.model_copy(update={"count": 2})
     texts = [
         "One two three four.",
@@ -339,7 +340,7 @@ def test_imported_prompts_fill_iterations_without_repeats(tiny):
     assert again == outcome
 
 
-def test_ranked_prompts_that_differ_in_case_only_are_one():
+def test_ranked_prompts_that_differ_in_space_or_case_are_one():
     def tree(name: str, text: str) -> list[dict]:
         first = {
             "message_id": name,

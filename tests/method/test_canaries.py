@@ -70,7 +70,6 @@ def test_decoys_share_no_text_with_canaries():
     made = canaries.build_hostile_responses(
         canaries.DECOY, zip(decoys * 2, asked, strict=True), id_namespace="r", templates="compact"
     ).records
-    assert [one.prompt_id for one in made] == [prompt.id for prompt in asked]
     assert len({one.id for one in made}) == 80
     assert all(one.model == canaries.DECOY and one.text for one in made)
     hostile = {plain(canary.text) for canary in CANARIES if "{" not in canary.text} - {""}

@@ -93,12 +93,12 @@ def test_ratings_need_decided_battles():
     outcome = ratings.rate_judgments(
         make_battles(always_first), 0.01, id_namespace=RUN, iteration=1
     )
-    assert not outcome.records
+    assert outcome.records == []
     assert set(outcome.drops) == {"no battle decided"}
     undecided = ratings.rate_judgments(
         make_battles([(m, n, 0) for m, n, _ in always_first]), 0.01, id_namespace=RUN, iteration=1
     )
-    assert not undecided.records
+    assert undecided.records == []
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -29,10 +29,11 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.method import canaries
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare, stages
-from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
 
 
@@ -190,6 +191,31 @@ def _wait_until_inside(folder: Path, iteration: int, stage: str, child: subproce
     raise AssertionError(f"{stage} of iteration {iteration} was never seen")
 
 
+# -- hostile responses of the seed stage ----------
+
+
+@pytest.mark.parametrize("decoys", [2, 0])
+def test_every_training_prompt_gets_its_decoys(tmp_path, decoys):
+    run(tmp_path, iterations="0", **{"seed_stage.decoys": str(decoys)})
+    with Store.read(tmp_path) as store:
+        reader = RunReader(store, store.settings())
+        asked = [one.prompt.id for one in reader.ranked().eft for _ in range(decoys)]
+        made = store.records(Response, iteration=0, model=canaries.DECOY)
+        assert [one.prompt_id for one in made] == asked
+        texts = {one.text for one in made}
+        assert len(texts) >= min(len(made), 39), "all decoys are taken in turn"
+
+
+def test_canaries_answer_the_evaluation_prompts_in_turn(whole):
+    with Store.read(whole) as store:
+        prompts = [one.prompt.id for one in RunReader(store, store.settings()).ranked().evaluation]
+        made = store.records(Response, iteration=0, model=canaries.CANARY)
+        empty = store.drops(0, "canaries").get("empty", 0)
+    assert [one.prompt_id for one in made] == [prompts[one.index % len(prompts)] for one in made]
+    assert {one.prompt_id for one in made} == set(prompts)
+    assert len(made) + empty == len(canaries.load_hostile_texts(canaries.CANARY))
+
+
 # -- the table of stages ----------
 
 
@@ -202,15 +228,8 @@ def test_a_run_begins_its_stages_in_the_order_of_the_table(whole):
         table = list(stages.list_stages(settings, iteration))
         names = [row.stage for row in begun if row.iteration == iteration]
         assert names == [name for name in table if name in names]
-        left_out = {
-            "prompts_file",
-            "second_look",
-            "comparisons",
-            "battles",
-            "ratings",
-            "judgment_pairs",
-        }
-        assert set(table) - set(names) <= left_out
+        left_out = "comparisons" if iteration else "prompts_file"
+        assert set(table) - set(names) == {left_out}
 
 
 def test_a_stage_outside_the_table_is_refused(tmp_path, chat):

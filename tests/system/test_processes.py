@@ -21,7 +21,7 @@ def child_of(tmp_path: Path, code: str) -> JsonProcess:
     return JsonProcess("chatty", env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
-def test_lines_that_are_no_messages_do_not_hang_the_parent(tmp_path):
+def test_lines_that_are_no_messages_neither_end_nor_hang_it(tmp_path):
     child = child_of(tmp_path, CHILD)
     assert child.messages.get(timeout=30) == {"answer": 1}
     assert child.messages.get(timeout=30) == {DEATH: True}

@@ -205,7 +205,7 @@ class RunTab:
     def __init__(self, library: RunLibrary, header: Header) -> None:
         self.library, self.header = library, header
         self.known = gr.State(None)
-        acts: dict[str, Callable[[str], object]] = {
+        self.acts: dict[str, Callable[[str], object]] = {
             "Stop": lambda run: jobs.stop_run(library.folder(run)),
             "Resume": lambda run: resume(library, run),
             "One more iteration": lambda run: resume(library, run, one_more=True),
@@ -243,7 +243,7 @@ class RunTab:
                 with gr.Row():
                     self.buttons = {
                         name: gr.Button(name, visible=False, size="sm", min_width=100)
-                        for name in acts
+                        for name in self.acts
                     }
                 self.log = gr.Textbox(
                     label="Last lines of its log",
@@ -272,8 +272,8 @@ class RunTab:
         ]
         start.click(self.start, form, outputs, **OWN)
         header.first_run.click(lambda: self.start("tiny", "tiny"), None, outputs, **OWN)
-        for name, act in acts.items():
-            self.buttons[name].click(partial(self.act, act), run, outputs, **OWN)
+        for name in self.acts:
+            self.buttons[name].click(partial(self.act, name), run, outputs, **OWN)
         run.change(self.refresh, [run, self.known], outputs, **NEWS)
         header.timer.tick(self.refresh, [run, self.known], outputs, **TICK)
 
@@ -290,10 +290,10 @@ class RunTab:
         run = gr.update(choices=[*self.library.runs(), TINY], value=request.name)
         return {self.header.run: run} | self.refresh(request.name)
 
-    def act(self, act: Callable[[str], object], run: str) -> Updates:
-        """Do something to a run, and show its new state; an error is shown as a toast."""
+    def act(self, name: str, run: str) -> Updates:
+        """Do what a button says to a run, and show its new state; an error is shown as a toast."""
         with errors_as_toasts():
-            act(run)
+            self.acts[name](run)
         return self.refresh(run)
 
     def refresh(self, run: str | None, known: object = None) -> Updates:
