@@ -45,14 +45,14 @@ class RunRequest:
 
     def overrides(self) -> dict[str, str]:
         """Return settings that override the preset. Raises UserError for one that names files."""
-        found = config.parse_overrides(list(self.settings))
+        given = {"iterations": self.iterations, "seed": self.seed}
+        found = config.parse_overrides(self.settings, given)
         for key in found:
             if key in (*_FILES, *_SECTIONS) or not re.fullmatch(r"[a-z_.0-9]+", key):
                 raise UserError(
                     f"{key} names files, so it works on the command line only: `run --set {key}=…`"
                 )
-        given = {"iterations": self.iterations, "seed": self.seed}
-        return found | {key: str(value) for key, value in given.items() if value is not None}
+        return found
 
     def arguments(self) -> list[str]:
         """Return the request as arguments of the command line."""

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from statistics import fmean, pstdev
+from statistics import pstdev
 
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.config.settings import Draw
@@ -19,6 +19,7 @@ from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
 from selfreward_lite.method import comparisons, judgments
 from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
+from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.chat_format import ChatFormat, Message
 from selfreward_lite.system.errors import UserError
 
@@ -68,7 +69,7 @@ class Score:
 
     @property
     def mean(self) -> float | None:
-        return fmean(self.read) if self.read else None
+        return mean_or_none(self.read)
 
     @property
     def spread(self) -> float | None:
@@ -78,12 +79,13 @@ class Score:
     @property
     def expected(self) -> float | None:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
-        found = [
-            one.expected_score
-            for one in self.judgments
-            if one.score is not None and one.expected_score is not None
-        ]
-        return fmean(found) if found else None
+        return mean_or_none(
+            [
+                one.expected_score
+                for one in self.judgments
+                if one.score is not None and one.expected_score is not None
+            ]
+        )
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def bench_tiny(
     """Does the loop learn? The tiny run with several seeds: means and standard errors."""
     from selfreward_lite.bench import seeds as seed_bench
 
-    overrides = {**config.parse_overrides(set_ or []), "evaluation.prompts": str(prompts)}
+    overrides = config.parse_overrides(set_, {"evaluation.prompts": prompts})
     config.load("tiny", overrides)  # a mistyped setting leaves no folder behind
     with Display() as watch:
         trials = seed_bench.run_tiny(runs_dir, parse_seeds(seeds), overrides, watch, say)

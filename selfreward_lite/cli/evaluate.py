@@ -271,7 +271,7 @@ def _open_evaluation(
 ) -> Iterator[Evaluation]:
     from selfreward_lite.run.runtime import open_runtime
 
-    overrides = config.parse_overrides(set_ or [])
+    overrides = config.parse_overrides(set_)
     if other := [key for key in overrides if key.split(".")[0] not in CHANGEABLE]:
         raise UserError(
             f"--set {other[0]}: only {', '.join(CHANGEABLE)} can be set here; the rest is the run's"

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -12,7 +12,6 @@ from typer import Argument, Option, Typer
 
 from selfreward_lite.cli.options import EXPORTED, RUNS, GgufType, Number, OutDir, RunName, RunsDir
 from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, write_file
-from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.models import merge, quantize
@@ -23,17 +22,8 @@ from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
+BASE = Path("base/base.gguf")  # in the folder of a run
 export = Typer(no_args_is_help=True, help="Get models, pairs and votes out of a run; publish them.")
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model of a run: its number and folder, the run's base, its settings."""
-
-    number: int
-    folder: Path
-    base: Path
-    settings: Settings
 
 
 @export.command()
@@ -53,8 +43,9 @@ def check(
     ] = None,
 ) -> None:
     """Compare token ids and logits of llama.cpp with PEFT's, on a set of conversations."""
-    found_run = _model(runs_dir / name, model)
-    settings = found_run.settings
+    with Store.read(runs_dir / name) as store:
+        number, folder = store.model(model)
+        settings = store.settings()
     gates = settings.gates
     if limit is None:
         f32 = gguf is None and settings.model.gguf == "f32"
@@ -62,9 +53,9 @@ def check(
     answer = _work(
         "check",
         model_dir=hub.find_model_folder(settings.model.base),
-        base=gguf or found_run.base,
-        adapter_dir=found_run.folder / "adapter",
-        adapter=found_run.folder / "adapter.gguf",
+        base=gguf or runs_dir / name / BASE,
+        adapter_dir=folder / "adapter",
+        adapter=folder / "adapter.gguf",
         weights="nf4" if settings.model.quantisation == "nf4" else "original",
         limits={
             "limit": limit,
@@ -80,14 +71,14 @@ def check(
         else f"{share:.1%} of its effect in PEFT"
     )
     say(
-        f"M{found_run.number}: same token ids in {found.conversations} conversations "
+        f"M{number}: same token ids in {found.conversations} conversations "
         f"({found.tokens} tokens). Largest difference of a logit: "
         f"{found.base_difference:.2g} without the adapter, {found.adapter_difference:.2g} "
         f"with it (limit {limit:g}). The adapter changes logits by up to "
         f"{found.adapter_change:.2g}, {arrived}. Same likeliest token at "
         f"{found.agreement:.1%} of the positions."
     )
-    emit({"run": name, "model": found_run.number, "limit": limit, **asdict(found)})
+    emit({"run": name, "model": number, "limit": limit, **asdict(found)})
 
 
 @export.command()
@@ -105,29 +96,31 @@ def merged(
     ] = None,
 ) -> None:
     """Write base and adapter as one GGUF with an Ollama Modelfile; prints size and time first."""
-    found_run = _model(runs_dir / name, model)
-    stem = f"{name}-M{found_run.number}-{kind}"
+    with Store.read(runs_dir / name) as store:
+        number, folder = store.model(model)
+        trained_on = store.settings().model
+    source = runs_dir / name / BASE
+    stem = f"{name}-M{number}-{kind}"
     target = out / stem / f"{stem}.gguf"
-    expected = quantize.estimate(found_run.base, target, kind)
-    float16 = 0 if kind in merge.DIRECT else 2 * quantize.count_weights(found_run.base)  # bytes
+    expected = quantize.estimate(source, target, kind)
+    float16 = 0 if kind in merge.DIRECT else 2 * quantize.count_weights(source)  # bytes
     needs = {"file": expected.size, "float16 while it is made": float16}
     check_disk(target, needs, "the new file", "free space, or give another --out")
     say(f"{target} in {kind}: {expected}, for quantizing alone")
     target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
-    base = into or found_run.settings.model.base
+    base = into or trained_on.base
     if repository := hub.parse_repository(base):
         with show_downloads() as show:
             hub.fetch(repository, "model", show)
     original = hub.find_model_folder(base)
     if into is None and read_config(original).packed:
-        origin = found_run.settings.model.origin
-        other = f"; for 16 bits add --into {origin}" if origin else ""
+        other = f"; for 16 bits add --into {trained_on.origin}" if trained_on.origin else ""
         say(f"merging into the 4-bit weights that were trained on{other}")
     answer = _work(
         "full_model",
         model_dir=original,
-        adapter_dir=found_run.folder / "adapter",
+        adapter_dir=folder / "adapter",
         out=target,
         kind=kind,
         prove=prove,
@@ -148,7 +141,7 @@ def merged(
     emit(
         {
             "run": name,
-            "model": found_run.number,
+            "model": number,
             "file": str(target),
             "modelfile": modelfile,
             "bytes": size,
@@ -256,14 +249,6 @@ def quantize_file(
             "expected_seconds": round(expected.seconds, 1),
         }
     )
-
-
-def _model(folder: Path, number: int | None) -> _Model:
-    """A model of a run; raises UserError if there is none."""
-    with Store.read(folder) as store:
-        number, found = store.model(number)
-        settings = store.settings()
-    return _Model(number, found, folder / "base" / "base.gguf", settings)
 
 
 def _work(task: str, **arguments: Any) -> Any:

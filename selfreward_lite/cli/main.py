@@ -20,7 +20,7 @@ from typer import Argument, Option, Typer
 
 from selfreward_lite import config
 from selfreward_lite.cli import bench, evaluate, export, plan
-from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set, parse_settings
+from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
 from selfreward_lite.cli.output import (
     Display,
     console,
@@ -119,7 +119,7 @@ def run(
         "prompts.file": json.dumps(path) if prompts else None,
         "skip_bad": "true" if skip_bad else None,
     }
-    overrides = parse_settings(set_, options)
+    overrides = config.parse_overrides(set_, options)
     folder = runs_dir / (name or preset or "tiny")
     # One command may start and resume a run with the same folder for both: at first it has no copy.
     if restore_from is not None and (

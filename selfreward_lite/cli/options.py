@@ -1,13 +1,11 @@
 """Options that several commands share."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
-from selfreward_lite import config
 from selfreward_lite.system.errors import UserError
 
 RUNS = Path("runs")
@@ -25,12 +23,6 @@ OutDir = Annotated[Path, Option(help="Folder in which the export gets a folder o
 GgufType = Annotated[
     str, Option("--type", help="Type of the weights: q4_k_m, q8_0, f16 and others.")
 ]
-
-
-def parse_settings(set_: list[str] | None, options: Mapping[str, object]) -> dict[str, str]:
-    """The settings that `--set` and other options change, by name; None changes nothing."""
-    given = {key: str(value) for key, value in options.items() if value is not None}
-    return config.parse_overrides(set_ or []) | given
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Option
 
 from selfreward_lite import config
-from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set, parse_settings
+from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set
 from selfreward_lite.cli.output import emit, print_table, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
@@ -33,7 +33,7 @@ def show(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Estimate hours, GPU memory, disk and download of a run before it starts."""
-    settings = config.load(preset, parse_settings(set_, {"iterations": iterations}))
+    settings = config.load(preset, config.parse_overrides(set_, {"iterations": iterations}))
     found = plan.estimate(settings, card, runs_dir)
     _print_hours(settings, found)
     rows = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -415,17 +416,22 @@ def override(tree: dict[str, Any], overrides: dict[str, str]) -> Settings:
     return parse(tree)
 
 
-def parse_overrides(options: list[str]) -> dict[str, str]:
-    """Key → value of each `--set key=value`; raises ConfigError for another form."""
+def parse_overrides(
+    options: Sequence[str] | None, others: Mapping[str, object] = {}
+) -> dict[str, str]:
+    """Key → value of each `--set key=value`, and of the `others` that are not None.
+
+    Raises ConfigError for another form.
+    """
     overrides = {}
-    for option in options:
+    for option in options or ():
         key, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(
                 f"--set {option}: write it as --set key=value, for example --set dpo.beta=0.2"
             )
         overrides[key.strip()] = value.strip()
-    return overrides
+    return overrides | {key: str(value) for key, value in others.items() if value is not None}
 
 
 def parse(tree: dict[str, Any]) -> Settings:

@@ -185,7 +185,6 @@ class LlamaSpec(EngineSettings):
     computed at once) are chosen by the engine if None.
     """
 
-    kind: Literal["llama"] = "llama"
     model: Path
     exact: bool = False
     check_adapters: bool = True
@@ -196,7 +195,6 @@ class LlamaSpec(EngineSettings):
 class ScriptedSpec(Section):
     """A ScriptedEngine made by `factory`, a "module:function" called with `arguments`."""
 
-    kind: Literal["scripted"] = "scripted"
     factory: str
     arguments: dict[str, Any] = {}
     gpu_layers: int = 0

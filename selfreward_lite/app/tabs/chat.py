@@ -45,12 +45,11 @@ HOW_JUDGED = (
 )
 
 
-def repeat_from(turns: list[Turn], index: int, text: str | None = None) -> list[Turn]:
-    """Return the turns up to message `index`, its question asked again or changed to `text`."""
+def repeat_from(turns: list[Turn], index: int, text: str = "") -> list[Turn]:
+    """Return the turns up to message `index`, its question asked again, or `text` if given."""
     number = find_turn(turns, index)
     turn = turns[number]
-    said = turn.said if text is None else text.strip() or turn.said
-    return [*turns[:number], Turn(said, turn.speaker)]
+    return [*turns[:number], Turn(text.strip() or turn.said, turn.speaker)]
 
 
 class ChatTab:
