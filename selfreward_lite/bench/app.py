@@ -157,12 +157,9 @@ def stop_reply(client: Any) -> Measured:
 def overload(client: Any) -> Measured:
     """More questions at once than may wait."""
     users = open_clients(client, CROWD)
-
-    def user(number: int) -> Reply | str:
-        return ask(users[number], SHORT, CROWD_POLL, **LONG)
-
     with ThreadPoolExecutor(CROWD) as pool:
-        errors = [one for one in pool.map(user, range(CROWD)) if isinstance(one, str)]
+        asked = pool.map(lambda user: ask(user, SHORT, CROWD_POLL, **LONG), users)
+        errors = [one for one in asked if isinstance(one, str)]
     refused = [one for one in errors if "queue" in one.lower() or "wait already" in one]
     return {
         "asked": CROWD,
@@ -184,8 +181,9 @@ def open_clients(client: Any, count: int) -> list[Any]:
 def _connect(address: str) -> Any:
     from gradio_client import Client
 
-    timeout = {"timeout": PATIENCE}
-    return Client(address, verbose=False, analytics_enabled=False, httpx_kwargs=timeout)
+    return Client(
+        address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE}
+    )
 
 
 def letters(number: int) -> str:
@@ -232,14 +230,12 @@ def fill_run(store: Store, count: int) -> None:
         question = QUESTIONS[number % 2]
         records: list[Record] = [Prompt(prompt, 1, "generated", number, question)]
         for place in range(EACH):
-            key, answer = make_id(run, Response, 1, "M0", prompt, place), f"{number} {place}"
-            records.append(
-                Response(key, 1, "M0", prompt, place, f"The answer is {answer}.", "stop", 8)
-            )
+            key = make_id(run, Response, 1, "M0", prompt, place)
+            answer = f"The answer is {number} {place}."
+            records.append(Response(key, 1, "M0", prompt, place, answer, "stop", 8))
             for score in range(EACH):
                 judgment = make_id(run, Judgment, 1, "M0", key, score)
-                judged = f"{text}\nScore: {score}"
-                values = float(score), score + 0.25
+                judged, values = f"{text}\nScore: {score}", (float(score), score + 0.25)
                 records.append(Judgment(judgment, 1, "M0", key, score, judged, "stop", 40, *values))
         store.commit(1, "judgments", prompt, Outcome(tuple(records)))
     store.end_stage(1, "judgments")

@@ -7,10 +7,12 @@ Also what the engine does beside computing: switching adapters, sampling from a 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from os.path import commonprefix
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import llama_cpp as cpp
 import numpy as np
@@ -21,9 +23,44 @@ from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
 from selfreward_lite.engine.scheduler import Rows, Scheduler
 from selfreward_lite.system.errors import ConfigError
 
+NAIVE_REQUESTS = 8  # enough for the slowest of the three
 SWITCHES = 20
 SAMPLED = 9  # steps of each way to sample, of which the first does not count
 Call = tuple[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests with one sample each, ordered by prompt; all begin with the same `common` tokens."""
+
+    name: Literal["judge", "meta"]
+    requests: list[Request]
+    common: int
+
+    @property
+    def unique_tokens(self) -> int:
+        """Prompt tokens to compute if no beginning is computed twice: the nodes of the trie."""
+        prompts = sorted({request.tokens for request in self.requests})
+        shared = sum(len(commonprefix(pair)) for pair in pairwise(prompts))
+        return sum(map(len, prompts)) - shared
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request with its completion."""
+        return max(len(one.tokens) + one.sampling.max_tokens for one in self.requests)
+
+    @property
+    def cells(self) -> int:
+        """KV cells for the longest request, in steps of 256."""
+        return -(-self.longest // 256) * 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: the engine with its model, and the load."""
+
+    spec: LlamaSpec
+    load: Load
 
 
 @dataclass(frozen=True)
@@ -103,13 +140,13 @@ def vocabulary(model: Path) -> int:
         cpp.llama_model_free(loaded)
 
 
-def record(spec: LlamaSpec, requests: Sequence[Request]) -> Trace:
-    """The steps in which the engine serves the requests.
+def record(plan: Plan) -> Trace:
+    """The steps in which the engine serves the load.
 
     Nothing is computed: a text ends by its length only, so the steps do not depend on sampling.
     Raises ConfigError for requests that are longer than the model reads.
     """
-    longest = max(len(request.tokens) + request.sampling.max_tokens for request in requests)
+    spec, longest = plan.spec, plan.load.longest
     with closing(LlamaDevice(spec)) as device:
         if longest > device.limit:
             raise ConfigError(
@@ -118,7 +155,7 @@ def record(spec: LlamaSpec, requests: Sequence[Request]) -> Trace:
             )
         recorder = Recorder(device)
         scheduler = Scheduler(recorder, spec.parallel, spec.roots)
-        for _ in scheduler.run(requests):
+        for _ in scheduler.run(plan.load.requests):
             pass
         return Trace(recorder.steps, scheduler.stats.generated, device.quantization)
 
@@ -146,25 +183,26 @@ def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
         return perf_counter() - started
 
 
-def naive_rate(spec: LlamaSpec, context: int, requests: Sequence[Request], common: int) -> float:
-    """Tokens a second of llama-cpp-python's `Llama`, called for one sample after the other.
+def naive_rate(plan: Plan) -> float:
+    """Tokens a second of llama-cpp-python's `Llama` on the first requests, one sample at a time.
 
-    It keeps the prompt of the last call; the first `common` tokens are computed before the clock
-    starts. Two parameters are not the defaults: it gets as many threads as the engine (by default
-    half of the cores), and on CPUs with AMX no extra buffers, which crash there.
+    It keeps the prompt of the last call; the common tokens are computed before the clock starts.
+    Two parameters are not the defaults: it gets as many threads as the engine (by default half of
+    the cores), and on CPUs with AMX no extra buffers, which crash there.
     """
+    spec, requests = plan.spec, plan.load.requests[:NAIVE_REQUESTS]
     refuse_cpu_build(spec.gpu_layers)  # it would compute on the CPU, without an error
     with _without_amx_buffers():
         llama = cpp.Llama(
             str(spec.model),
-            n_ctx=context,
+            n_ctx=plan.load.longest,
             n_gpu_layers=spec.gpu_layers,
             n_threads=spec.threads,
             lora_path=requests[0].adapter,
             verbose=False,
         )
     with closing(llama):
-        llama.create_completion(list(requests[0].tokens[:common]), max_tokens=1)
+        llama.create_completion(list(requests[0].tokens[: plan.load.common]), max_tokens=1)
         generated, started = 0, perf_counter()
         for request in requests:
             for seed in request.seeds:
@@ -219,15 +257,16 @@ def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
         return loaded, median(switched) - median(plain)
 
 
-def drawing(spec: LlamaSpec, sampling: Sampling) -> dict[str, float]:
+def drawing(plan: Plan) -> dict[str, float]:
     """Seconds of a step in which every sequence gets a token, by what samples it.
 
     `one_thread` reads all logits. `threads` share them, as in the engine, if the vocabulary is
     large enough. `graph` is llama.cpp itself, on the GPU if there is one (`llama_set_sampler`).
     What is not possible is missing.
     """
-    count, taken = spec.parallel, dict[str, list[float]]()
-    with closing(LlamaDevice(spec)) as device:
+    count, taken = plan.spec.parallel, dict[str, list[float]]()
+    sampling = plan.load.requests[0].sampling
+    with closing(LlamaDevice(plan.spec)) as device:
         samplers = [device.make_sampler(sampling, seed) for seed in range(count)]
 
         def step(name: str, position: int, sample: Callable[[], object]) -> None:

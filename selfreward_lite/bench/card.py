@@ -4,7 +4,6 @@ Nothing is downloaded. Each figure is written as soon as it is known, and a part
 line beside the others.
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -39,6 +38,7 @@ from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import Gpu, list_gpus
 from selfreward_lite.system.processes import describe_exit, one_gpu
 from selfreward_lite.training.job import Job
+from selfreward_lite.training.rows import Rows
 
 PACKAGES = (
     "torch",
@@ -239,7 +239,7 @@ class _EngineParts:
         """Tokens a second: the naive loop, more and more sequences, prompts alone."""
         yield (
             f"{self.kind}: naive loop",
-            lambda: Figures(tokens_per_s=engine.naive_rate(self.plan(1))),
+            lambda: Figures(tokens_per_s=baselines.naive_rate(self.plan(1))),
         )
         for parallel in self.wanted.sequences:
             yield f"{self.kind}: {parallel} sequences", partial(self._generate, parallel)
@@ -278,8 +278,7 @@ class _EngineParts:
         return Figures(load_s=loaded, switch_s=switched)
 
     def _sample(self) -> Figures:
-        asked = self.plan(32)
-        return Figures(**baselines.drawing(asked.spec, asked.load.requests[0].sampling))
+        return Figures(**baselines.drawing(self.plan(32)))
 
     def plan(
         self,
@@ -288,7 +287,7 @@ class _EngineParts:
         with_adapter: bool = True,
         new: int = 160,
         prompts: int | None = None,
-    ) -> engine.Plan:
+    ) -> baselines.Plan:
         """A load that keeps so many sequences busy, sampled as the preset's judge samples.
 
         On a GPU the engine has the preset's settings, or more where so many sequences need more.
@@ -312,11 +311,13 @@ class _EngineParts:
         spec = engine.spec_for(model, load, parallel, -1 if wanted.gpu else 0)
         if wanted.gpu:
             own = preset.engine
-            larger = {
-                name: max(getattr(own, name), getattr(spec, name)) for name in ("batch", "context")
+            changes = {
+                "batch": max(own.batch, spec.batch),
+                "context": max(own.context, spec.context),
+                "roots": own.roots,
             }
-            spec = spec.model_copy(update={**larger, "roots": own.roots})
-        return engine.Plan(spec, load)
+            spec = spec.model_copy(update=changes)
+        return baselines.Plan(spec, load)
 
 
 # -- training and parity ---------------------------------------------------------------------------
@@ -331,12 +332,12 @@ def train(
     shutil.rmtree(work / "adapter", ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     rng, rows, half = random.Random(0), work / "rows.jsonl", length // 2
-    count = PAIRS * STEPS
-    with rows.open("w") as file:
-        for _ in range(count):
-            texts = [engine.draw_tokens(rng, VOCAB, half) for _ in range(3)]
-            row = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), texts, strict=True))
-            file.write(f"{json.dumps(row)}\n")
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    drawn = [
+        {name: list(engine.draw_tokens(rng, VOCAB, half)) for name in names}
+        for _ in range(PAIRS * STEPS)
+    ]
+    Rows(drawn).save(rows)
     changes = {
         "epochs": 1,
         "batch": PAIRS,
@@ -351,7 +352,7 @@ def train(
         adapter_in=None,
         adapter_out=work / "adapter",
         rows=rows,
-        row_count=count,
+        row_count=len(drawn),
         pad=chat_format.ChatFormat.load(base).pad,
         seed=0,
         lora=settings.lora,

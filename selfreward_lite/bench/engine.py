@@ -8,15 +8,15 @@ import random
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise, permutations
+from itertools import accumulate, permutations
 from operator import itemgetter
-from os.path import commonprefix
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from selfreward_lite.bench import Say, baselines
+from selfreward_lite.bench.baselines import Load, Plan
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats
 from selfreward_lite.engine.loading import cores, micro_batch, uses_flash
 from selfreward_lite.engine.process import ProcessEngine
@@ -31,33 +31,6 @@ VERDICT = (8, 24)  # tokens of a meta-judge's verdict
 DRAW = Sampling(temperature=1.0, top_p=0.95, max_tokens=1, top_k=64)
 ROOTS = 16  # the engine's default
 SEARCH_ROWS = 2000  # tokens of a trace that the search for the fastest layout takes
-NAIVE_REQUESTS = 8  # enough for the slowest of the three
-
-
-@dataclass(frozen=True)
-class Load:
-    """Requests with one sample each, ordered by prompt; all begin with the same `common` tokens."""
-
-    name: Literal["judge", "meta"]
-    requests: list[Request]
-    common: int
-
-    @property
-    def unique_tokens(self) -> int:
-        """Prompt tokens to compute if no beginning is computed twice: the nodes of the trie."""
-        prompts = sorted({request.tokens for request in self.requests})
-        shared = sum(len(commonprefix(pair)) for pair in pairwise(prompts))
-        return sum(map(len, prompts)) - shared
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest request with its completion."""
-        return max(len(one.tokens) + one.sampling.max_tokens for one in self.requests)
-
-    @property
-    def cells(self) -> int:
-        """KV cells for the longest request, in steps of 256."""
-        return -(-self.longest // 256) * 256
 
 
 def prepare_model(
@@ -185,15 +158,6 @@ def spec_for(
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured: the engine with its model, the load, and how often."""
-
-    spec: LlamaSpec
-    load: Load
-    repeats: int = 1
-
-
-@dataclass(frozen=True)
 class Found:
     """Generated tokens a second, one value a repeat, by key of NAMES; the engine's counters.
 
@@ -206,18 +170,18 @@ class Found:
     layout: str
 
 
-def measure(plan: Plan, say: Say) -> Found:
+def measure(plan: Plan, repeats: int, say: Say) -> Found:
     """Measure the three in turn, `repeats` times, with raw llama.cpp's fastest layout."""
-    trace = baselines.record(plan.spec, plan.load.requests)
+    trace = baselines.record(plan)
     fastest = find_fastest(plan, trace.steps, say)
     rates: dict[str, list[float]] = {key: [] for key in NAMES}
-    for number in range(1, plan.repeats + 1):
-        rates["naive"].append(naive_rate(plan))
+    for number in range(1, repeats + 1):
+        rates["naive"].append(baselines.naive_rate(plan))
         rate, stats = engine_rate(plan)
         rates["engine"].append(rate)
         rates["ceiling"].append(trace.generated / baselines.replay(fastest, trace.steps))
         shown = (f"{name} {rates[key][-1]:.1f}" for key, name in NAMES.items())
-        say(f"{number} of {plan.repeats}: {', '.join(shown)} tokens/s")
+        say(f"{number} of {repeats}: {', '.join(shown)} tokens/s")
     return Found(rates, stats, trace.quantization, _describe(fastest))
 
 
@@ -285,17 +249,9 @@ def document(plan: Plan, found: Found) -> dict[str, Any]:
     }
 
 
-def naive_rate(plan: Plan) -> float:
-    """Tokens a second of llama-cpp-python's usual API, on the first requests of the load."""
-    load = plan.load
-    return baselines.naive_rate(
-        plan.spec, load.longest, load.requests[:NAIVE_REQUESTS], load.common
-    )
-
-
 def raw_rate(plan: Plan) -> float:
     """Tokens a second of the engine's calls to llama.cpp, repeated with nothing in between."""
-    trace = baselines.record(plan.spec, plan.load.requests)
+    trace = baselines.record(plan)
     return trace.generated / baselines.replay(plan.spec, trace.steps)
 
 

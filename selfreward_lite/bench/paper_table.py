@@ -166,7 +166,12 @@ def _branch(start: Path, folder: Path, change: dict[str, str]) -> None:
 def measure_models(store: Store, m0: Path) -> Iterator[summary.ModelFigures]:
     """The figures of each model of a run, the base first; compared with M0 of the run `m0`."""
     prompts = store.records(Prompt, origin="held_out")
-    hard = {one.id for one in prompts if _is_hard(one)}
+    hard = set()
+    for one in prompts:
+        task = tasks.parse_task(one.text)
+        assert task is not None
+        if len(task.letters) == tasks.MAX_LETTERS:
+            hard.add(one.id)
     biases = {(row["judge"], row["what"]): row["value"] for row in plots.meta_judge_bias(store)}
     with Store.read(m0) as compared:
         seed_answers = previous = _load_answers(prompts, compared, 0)
@@ -193,12 +198,6 @@ def measure_models(store: Store, m0: Path) -> Iterator[summary.ModelFigures]:
 def _judge_metrics(store: Store, model: int) -> summary.ModelFigures:
     known = store.metrics(model)
     return {name: value for name, value in known.items() if name.startswith("judge_")}
-
-
-def _is_hard(prompt: Prompt) -> bool:
-    task = tasks.parse_task(prompt.text)
-    assert task is not None
-    return len(task.letters) == tasks.MAX_LETTERS
 
 
 def measure_data(store: Store, iteration: int) -> summary.ModelFigures:

@@ -125,17 +125,17 @@ def bench_engine(
             vocab, requests or 1, judgments=samples, tokens=prompt_tokens, adapter=name
         )
     spec = engine.spec_for(model, asked, parallel, gpu_layers, threads)
-    plan = engine.Plan(spec, asked, repeats)
-    found = engine.measure(plan, say)
+    plan = baselines.Plan(spec, asked)
+    found = engine.measure(plan, repeats, say)
     document = engine.document(plan, found)
     document["gpu"] = list_gpus()[0].name if gpu_layers and list_gpus() else None
     print_table(
-        ["", *map(str, range(1, plan.repeats + 1)), "median tokens/s"],
+        ["", *map(str, range(1, repeats + 1)), "median tokens/s"],
         [
             [engine.NAMES[key], *(f"{rate:.1f}" for rate in (*rates, median(rates)))]
             for key, rates in found.rates.items()
         ],
-        f"{plan.spec.model.name}, {plan.load.name} load",
+        f"{model.name}, {load} load",
     )
     say(
         f"{document['engine_over_naive']:.2f} times llama-cpp-python, "
@@ -146,7 +146,7 @@ def bench_engine(
         f"{document['prefill_tokens_requested']} requested; "
         f"sampling took {document['sampling_share']:.1%}"
     )
-    sampled = baselines.drawing(spec, asked.requests[0].sampling)
+    sampled = baselines.drawing(plan)
     document["step_s"] = {who: round(seconds, 5) for who, seconds in sampled.items()}
     steps = (f"{1000 * seconds:.1f} ms ({SAMPLERS[who]})" for who, seconds in sampled.items())
     say(f"a step with one token per sequence, by what samples: {', '.join(steps)}")

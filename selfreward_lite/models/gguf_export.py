@@ -184,13 +184,7 @@ def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
     check_shape(tensor, tuple(value.shape), packed=STATE in parts)
     if not parts:
         return value
-    try:
-        value = nf4.unpack_nf4(value, parts)
-    except ValueError as error:
-        raise ExportError(
-            f"{files[tensor.source]}: {tensor.source} cannot be unpacked ({error}): "
-            "download it again"
-        ) from None
+    value = nf4.unpack_nf4(value, parts, f"{files[tensor.source]}: {tensor.source}")
     check_shape(tensor, tuple(value.shape))
     return value
 

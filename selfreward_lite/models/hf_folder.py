@@ -110,11 +110,11 @@ def read_config(model_dir: Path) -> Llama:
         f"quantization_config names {packing.get('quant_method')}, not NF4: choose the plain "
         "model, or one in bitsandbytes' NF4 (its name ends in -bnb-4bit)": bool(packing)
         and not NF4_CONFIG.items() <= (storage | packing).items(),
+        **{
+            f"{key} is set, which cannot be exported: choose the plain model": bool(config.get(key))
+            for key in ("attention_bias", "mlp_bias", "sliding_window")
+        },
     }
-    for key in ("attention_bias", "mlp_bias", "sliding_window"):
-        faults[f"{key} is set, which cannot be exported: choose the plain model"] = bool(
-            config.get(key)
-        )
     refuse(model_dir, faults)
     try:
         heads, hidden = config["num_attention_heads"], config["hidden_size"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfreward_lite.models.hf_folder import STATE, read_config
+from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.system.errors import ExportError
 
 if TYPE_CHECKING:
@@ -74,24 +74,24 @@ def round_to_nf4(weight: torch.Tensor) -> torch.Tensor:
     return dequantize_4bit(packed, state).cpu()
 
 
-def unpack_nf4(packed: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def unpack_nf4(packed: torch.Tensor, parts: Mapping[str, torch.Tensor], place: str) -> torch.Tensor:
     """A weight (out, in) in float32 from its packed bytes and the tensors beside it.
 
     `parts` are named by what follows the weight's name and a dot. bitsandbytes itself unpacks to
-    the type that it computes in, whatever type was packed. Raises ValueError where the parts do not
-    belong together.
+    the type that it computes in, whatever type was packed. Raises ExportError, naming the `place`,
+    where the parts do not belong together.
     """
     import torch
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    if STATE not in parts:
-        raise ValueError(f"{STATE} is missing")
     try:
         state = QuantState.from_dict(dict(parts), torch.device(_device()))
         state.dtype = torch.float32
         return dequantize_4bit(packed.to(_device()), state).cpu()
-    except (KeyError, AssertionError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+    except (KeyError, AssertionError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(
+            f"{place} cannot be unpacked ({type(error).__name__}: {error}): download it again"
+        ) from None
 
 
 def _device() -> str:

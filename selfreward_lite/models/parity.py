@@ -75,7 +75,7 @@ class CheckedModel:
     conversations: int
     tokens: int
     base_difference: float
-    adapter_difference: float | None
+    adapter_difference: float
     adapter_change: float | None
     adapter_share: float | None
     agreement: float
@@ -126,26 +126,27 @@ def export_adapter(
 def check(
     model_dir: Path,
     base: Path,
-    adapter_dir: Path | None,
-    adapter: Path | None,
+    adapter_dir: Path,
+    adapter: Path,
     weights: Weights,
     limits: Mapping[str, float],
 ) -> CheckedModel:
-    """Compare a base GGUF, and an adapter on it, with the folders that they were made from.
+    """Compare a base GGUF and an adapter on it with the folders that they were made from.
 
     Raises ExportError, with the numbers, where token ids differ, or logits by more than the
     `limits` of `check_parity`.
     """
     ids = conversation_ids(model_dir, base)
     found = parity(model_dir, adapter_dir, base, adapter, ids, weights=weights)
-    plain = found.base or found
+    plain = found.base
+    assert plain is not None  # there is a GGUF adapter
     check_parity(plain, **limits)
     check_parity(found, **limits)
     return CheckedModel(
         conversations=len(ids),
         tokens=found.tokens,
         base_difference=plain.max_abs_diff,
-        adapter_difference=None if found.base is None else found.max_abs_diff,
+        adapter_difference=found.max_abs_diff,
         adapter_change=found.adapter_change,
         adapter_share=found.adapter_share,
         agreement=found.agreement,

@@ -4,8 +4,7 @@ import ctypes
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -47,9 +46,7 @@ def estimate(source: Path, out: Path, kind: str) -> Estimate:
     """
     params = _params(kind)
     params.dry_run = params.allow_requantize = True
-    with _capture_log() as log:
-        _run(source, out, params, log)
-    sizes = _SIZES.findall("".join(log))
+    sizes = _SIZES.findall("".join(_run(source, out, params)))
     if not sizes:
         raise ExportError(
             f"llama.cpp did not print how large {source} would be in {kind}: "
@@ -82,9 +79,9 @@ def quantize(source: Path, out: Path, kind: str, report: Report = lambda at: Non
     """
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
         left.unlink()
-    with atomic_write(out) as part, _capture_log(report) as log:
+    with atomic_write(out) as part:
         part.touch()  # an OSError with its reason, if nothing can be written there
-        _run(source, part, _params(kind), log)
+        _run(source, part, _params(kind), report)
     return out.stat().st_size
 
 
@@ -104,15 +101,29 @@ def _params(kind: str) -> Any:
     return params
 
 
-def _run(source: Path, out: Path, params: Any, log: list[str]) -> None:
+def _run(source: Path, out: Path, params: Any, report: Report = lambda at: None) -> list[str]:
+    """Run llama.cpp; returns its log, the only place where it writes sizes and progress."""
     import llama_cpp
 
     if not source.is_file():
         raise UserError(f"{source} does not exist: give a GGUF file in f32 or f16")
-    if not llama_cpp.llama_model_quantize(
-        os.fsencode(source), os.fsencode(out), ctypes.byref(params)
-    ):
-        return
+    log: list[str] = []
+
+    def receive(_level: int, text: bytes, _: Any) -> None:
+        log.append(text.decode("utf-8", errors="replace"))
+        if place := _TENSOR.match(log[-1]):
+            report({"done": int(place[1]), "total": int(place[2])})
+
+    callback = llama_cpp.llama_log_callback(receive)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    try:
+        code = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(out), ctypes.byref(params)
+        )
+    finally:
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+    if code == 0:
+        return log
     last = next((line.strip() for line in reversed(log) if line.strip()), "no reason given")
     if not params.dry_run:
         try:  # llama.cpp has no error code: whether the disk takes more tells the two reasons apart
@@ -127,26 +138,6 @@ def _run(source: Path, out: Path, params: Any, log: list[str]) -> None:
     raise ExportError(
         f"llama.cpp cannot quantize {source} ({last}): give a complete GGUF file in f32 or f16"
     )
-
-
-@contextmanager
-def _capture_log(report: Report = lambda at: None) -> Iterator[list[str]]:
-    """Collect llama.cpp's log, the only place where it writes sizes and progress."""
-    import llama_cpp
-
-    log: list[str] = []
-
-    def receive(_level: int, text: bytes, _: Any) -> None:
-        log.append(text.decode("utf-8", errors="replace"))
-        if place := _TENSOR.match(log[-1]):
-            report({"done": int(place[1]), "total": int(place[2])})
-
-    callback = llama_cpp.llama_log_callback(receive)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    try:
-        yield log
-    finally:
-        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
 
 
 def _tensors(source: Path) -> list[Any]:

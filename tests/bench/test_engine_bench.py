@@ -123,7 +123,7 @@ def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
         else engine.meta_load(VOCAB, 1, judgments=3)
     )
     spec = engine.spec_for(model, load, parallel=6, gpu_layers=0, threads=1)
-    trace = baselines.record(spec, load.requests)
+    trace = baselines.record(baselines.Plan(spec, load))
     assert trace.quantization in ("Q8_0", "Q4_K - Medium")
     assert trace.generated == sum(request.sampling.max_tokens for request in load.requests)
     computed = sum(step.columns.shape[1] - step.wanted for step in trace.steps)
@@ -131,8 +131,9 @@ def test_no_beginning_is_computed_twice_and_all_layouts_replay(model, kind):
     # and as on a GPU: of a cache that is divided, each part must hold the longest request
     on_gpu = spec.model_copy(update={"unified": True, "context": 1024})
     for one in (spec, on_gpu):
-        steps = baselines.record(one, load.requests).steps
-        for changes in engine.list_layouts(engine.Plan(one, load)):
+        plan = baselines.Plan(one, load)
+        steps = baselines.record(plan).steps
+        for changes in engine.list_layouts(plan):
             for change in changes:
                 assert baselines.replay(one.model_copy(update=change), steps) > 0
 
@@ -153,7 +154,7 @@ def test_flash_is_off_on_a_cpu_with_own_cells():
 def test_the_ceiling_is_the_fastest_layout(monkeypatch):
     load = engine.judge_load(VOCAB, 1, samples=1, tokens=60, new=8)
     spec = engine.spec_for(Path("m.gguf"), load, parallel=2, gpu_layers=0, threads=2)
-    plan, said = engine.Plan(spec, load), []
+    plan, said = baselines.Plan(spec, load), []
     steps = [baselines.Step((), np.zeros((3, 1500), np.int32), 1)] * 3
     own = {"unified": False, "flash": False, "threads": 2, "micro_batch": 256}
 

@@ -75,7 +75,7 @@ def test_unpacked_weights_are_those_that_training_computes_with(folders: Path) -
         layer = model.get_submodule(f"model.layers.1.{name}")
         # An identity matrix goes in, the weight comes out: what the layer really multiplies with.
         assert torch.equal(
-            layer(torch.eye(layer.in_features)).T, nf4.unpack_nf4(tensors[key], parts).float()
+            layer(torch.eye(layer.in_features)).T, nf4.unpack_nf4(tensors[key], parts, key).float()
         )
 
 
