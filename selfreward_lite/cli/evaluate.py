@@ -147,7 +147,7 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
     texts = None
     if prompts is not None:
         with show_downloads() as show:
-            place = hub.fetch_path(prompts, "dataset", show)
+            place = hub.fetch_dataset(prompts, show)
         texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
     models = dict.fromkeys([mine, against] if texts is None else [mine])
     exported = work.export_answers([*models], texts)

@@ -63,8 +63,7 @@ def show(
         fits = "" if found.most <= speeds.memory else " (too small)"
         rows.append([name, f"{speeds.memory / 1e9:.0f} GB{fits}", *hours])
     print_table(["GPU", "memory", "seed stage, hours", "an iteration, hours"], rows, "estimates")
-    file = hub.parse_repository(settings.model.gguf_file) if settings.model.gguf_file else None
-    if file and not hub.is_downloaded(file, "model"):
+    if file := hub.find_missing(settings.model.gguf_file, "model"):
         say(
             f"{file} is not on this machine yet: its size is assumed to be that of a base in "
             f"{settings.model.gguf}, and the download does not include it"

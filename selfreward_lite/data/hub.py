@@ -101,7 +101,7 @@ class _Download:
 _LEDGER = TypeAdapter(list[_Download])
 
 
-def parse_repository(text: str) -> Repository | None:
+def parse_repository(text: str | None) -> Repository | None:
     """Return the repository that a setting names; None for a path that exists, or anything else.
 
     >>> parse_repository("unsloth/llama-3-8b-Instruct-bnb-4bit")
@@ -111,7 +111,7 @@ def parse_repository(text: str) -> Repository | None:
     >>> parse_repository("tiny"), parse_repository("./models/llama"), parse_repository("/llama")
     (None, None, None)
     """
-    match = None if Path(text).exists() else _NAME.fullmatch(text)
+    match = None if text is None or Path(text).exists() else _NAME.fullmatch(text)
     return Repository(match["id"], match["revision"], match["file"]) if match else None
 
 
@@ -159,17 +159,18 @@ def fetch_config(repository: Repository) -> Path:
         ).parent
 
 
-def is_downloaded(repository: Repository, kind: Kind) -> bool:
-    """Whether a repository was downloaded."""
-    return _find_download(repository, kind) is not None
+def find_missing(text: str | None, kind: Kind) -> Repository | None:
+    """Return the repository that a setting names if it was not downloaded; else None."""
+    repository = parse_repository(text)
+    return repository if repository and not _find_download(repository, kind) else None
 
 
-def fetch_path(text: str, kind: Kind, show: Show) -> Path:
-    """Return the local path of what a setting names, downloaded if needed; raises like `fetch`."""
+def fetch_dataset(text: str, show: Show) -> Path:
+    """Return the local path of a data set, downloaded if needed; raises like `fetch`."""
     repository = parse_repository(text)
     if repository is not None:
-        fetch(repository, kind, show)
-    return find_local(text, kind)
+        fetch(repository, "dataset", show)
+    return find_local(text, "dataset")
 
 
 def find_model_folder(base: str) -> Path:
@@ -259,12 +260,12 @@ def _fetch_file(at: Repository, kind: Kind, file: RepoSibling, path: Path, show:
     from huggingface_hub import try_to_load_from_cache
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
     if path.exists():
         digest, fault = _check_file(at, file, path)
         if fault is None:
             return digest
     path.unlink(missing_ok=True)  # damaged, or a link to a file that is gone
+    cached = try_to_load_from_cache(at.id, file.rfilename, revision=at.revision, repo_type=kind)
     if isinstance(cached, str):
         digest, fault = _check_file(at, file, Path(cached))
         if fault is None:

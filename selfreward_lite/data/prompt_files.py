@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from selfreward_lite.system.errors import DataError
 MAX_LINE_BYTES = 1_000_000  # a longer line is a broken file, not a prompt
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "text")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_ALL_PROMPT_COLUMNS = (*PROMPT_COLUMNS, *CHAT_COLUMNS)
 
 # Every column that this file or `ranked` reads.
 COLUMNS = (
-    *PROMPT_COLUMNS,
-    *CHAT_COLUMNS,
+    *_ALL_PROMPT_COLUMNS,
     "input",
     "message_id",
     "parent_id",
@@ -128,10 +129,9 @@ def extract_prompt(row: DataRow) -> str:
     """
     if row.get("parent_id") is not None or row.get("role") == "assistant":
         raise BadRow("a reply in a message tree, not a prompt")
-    name = next((name for name in (*PROMPT_COLUMNS, *CHAT_COLUMNS) if name in row), None)
+    name = next((name for name in _ALL_PROMPT_COLUMNS if name in row), None)
     if name is None:
-        columns = ", ".join((*PROMPT_COLUMNS, *CHAT_COLUMNS))
-        raise BadRow(f"no field with a prompt (one of {columns})")
+        raise BadRow(f"no field with a prompt (one of {', '.join(_ALL_PROMPT_COLUMNS)})")
     if name in CHAT_COLUMNS or isinstance(row[name], list):
         text = _extract_first_turn(row[name])
     else:
@@ -299,28 +299,21 @@ def _read_parquet(rows: DataRows) -> Iterator[tuple[int, Any]]:
         raise DataError(
             f"{rows.path}: not a complete Parquet file ({why}); download or export it again"
         ) from None
-    number = 0
-    for batch in table.to_batches(max_chunksize=1000):
-        # Where a batch cannot be converted, its rows are, one by one, to find the bad one.
-        found = _convert_batch(batch) or [
-            row
-            for place in range(batch.num_rows)
-            for row in _convert_batch(batch.slice(place, 1)) or [None]
-        ]
-        for row in found:
-            number += 1
-            if row is None:
-                rows.refuse(
-                    number, "a value that cannot be read (not UTF-8, or a date out of range)"
-                )
-            else:
-                yield number, row
+    batches = table.to_batches(max_chunksize=1000)
+    for number, row in enumerate(chain.from_iterable(map(_convert_batch, batches)), 1):
+        if row is None:
+            rows.refuse(number, "a value that cannot be read (not UTF-8, or a date out of range)")
+        else:
+            yield number, row
 
 
-def _convert_batch(batch: Any) -> list[Any] | None:
-    """The rows of a Parquet batch, None if a value is not UTF-8 or a date that Python lacks."""
+def _convert_batch(batch: Any) -> list[Any]:
+    """The rows of a Parquet batch, None for one that is not UTF-8 or has an odd date."""
     try:
-        rows: list[Any] = batch.to_pylist()
+        found: list[Any] = batch.to_pylist()
     except (ValueError, OverflowError):
-        return None
-    return rows
+        if batch.num_rows == 1:
+            return [None]
+        rows = (batch.slice(place, 1) for place in range(batch.num_rows))  # to find the bad one
+        return [*chain.from_iterable(map(_convert_batch, rows))]
+    return found

@@ -3,8 +3,7 @@
 from collections import defaultdict
 from typing import NamedTuple
 
-from selfreward_lite.data.database import table_name
-from selfreward_lite.data.records import Battle, ModelId, Prompt
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 
 _ESCAPED = str.maketrans({"%": "\\%", "_": "\\_", "\\": "\\\\"})
@@ -39,15 +38,10 @@ class DecidedBattle(NamedTuple):
     lead: int | None
 
 
-def list_iterations(store: Store, kind: type[Prompt | Battle]) -> list[int]:
-    """Return the iterations that have records of a kind, in order."""
-    query = f"SELECT DISTINCT iteration FROM {table_name(kind)} ORDER BY iteration"
+def list_prompt_iterations(store: Store) -> list[int]:
+    """Return the iterations that have prompts, the last one first."""
+    query = "SELECT DISTINCT iteration FROM record_prompt ORDER BY iteration DESC"
     return [iteration for (iteration,) in store.select(query)]
-
-
-def find_last_iteration(store: Store) -> int:
-    """Return the highest iteration with a stage that has begun, 0 without one."""
-    return store.select_value("SELECT max(iteration) FROM stages") or 0
 
 
 def find_last_step(store: Store, iteration: int) -> int:
@@ -68,11 +62,9 @@ def search_prompts(
 
     None for `origin` or `has_pair` means any.
     """
-    conditions, values = ["p.iteration = ?"], [iteration, *([origin] if origin else [])]
-    if origin:
-        conditions.append("p.origin = ?")
+    conditions = ["p.iteration = ?", "p.origin = coalesce(?, p.origin)"]
     conditions += ["p.text LIKE ? ESCAPE '\\'"] * len(words)
-    values += [f"%{word.translate(_ESCAPED)}%" for word in words]
+    values = [iteration, origin, *(f"%{word.translate(_ESCAPED)}%" for word in words)]
     if has_pair is not None:
         conditions.append(f"pair.id IS {'NOT ' if has_pair else ''}NULL")
     found = (

@@ -129,7 +129,7 @@ def pick_held_out_prompts(
     rng = random.Random(settings.seed)
     texts = dict.fromkeys(tasks.draw_task(rng, "evaluation").prompt for _ in range(4 * count))
     return [
-        Prompt(make_id(namespace, Prompt, 0, "held_out", index), 0, "held_out", index, text)
+        Prompt.make(namespace, 0, "held_out", index, text)
         for index, text in enumerate(list(texts)[:count])
     ]
 
@@ -146,13 +146,13 @@ def _reason_to_leave_out(row: Mapping[str, Any]) -> str | None:
 
 
 def _build_records(index: int, text: str, answers: Sequence[str], namespace: str) -> RankedPrompt:
-    prompt_id = make_id(namespace, Prompt, 0, "ranked", index)
+    prompt = Prompt.make(namespace, 0, "ranked", index, text.strip())
     responses = tuple(
         Response(
-            make_id(namespace, Response, 0, HUMAN, prompt_id, rank),
+            make_id(namespace, Response, 0, HUMAN, prompt.id, rank),
             0,
             HUMAN,
-            prompt_id,
+            prompt.id,
             rank,
             answer.strip(),
             "stop",
@@ -161,7 +161,7 @@ def _build_records(index: int, text: str, answers: Sequence[str], namespace: str
         )
         for rank, answer in enumerate(answers)
     )
-    return RankedPrompt(Prompt(prompt_id, 0, "ranked", index, text.strip()), responses)
+    return RankedPrompt(prompt, responses)
 
 
 def _convert_types(row: Mapping[str, Any]) -> dict[str, Any]:

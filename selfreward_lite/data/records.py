@@ -66,6 +66,12 @@ class Prompt:
     index: int
     text: str
 
+    @classmethod
+    def make(cls, namespace: str, iteration: int, origin: Origin, index: int, text: str) -> Prompt:
+        """Return a prompt with the id that follows from its key."""
+        record_id = make_id(namespace, cls, iteration, origin, index)
+        return cls(record_id, iteration, origin, index, text)
+
 
 @dataclass(frozen=True, slots=True)
 class Response:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,12 +96,6 @@ class Store:
         """Return the first value of the first row of a query, None without rows."""
         row = self._db.execute(query, values).fetchone()
         return row[0] if row else None
-
-    def backup(self, path: Path) -> None:
-        """Write a consistent copy of the file to `path`."""
-        path.unlink(missing_ok=True)
-        with closing(sqlite3.connect(path)) as target:
-            self._db.backup(target)
 
     def pack(self) -> None:
         """Return the free pages of the file and of its log to the disk."""
@@ -259,6 +252,11 @@ class Store:
         query = "SELECT gate, passed, reason FROM gates WHERE iteration = ?"
         rows = self.select(query, iteration)
         return {gate: (bool(passed), reason) for gate, passed, reason in rows}
+
+    def refusals(self, iteration: int) -> dict[str, str]:
+        """Return the gates that refused a model, and their reasons."""
+        gates = self.gates(iteration).items()
+        return {gate: reason for gate, (passed, reason) in gates if not passed}
 
     def promote(self, iteration: int, by: str) -> None:
         """Make M<iteration> the newest model; `by` says who decided: the gates, or a person."""

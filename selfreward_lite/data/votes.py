@@ -75,13 +75,6 @@ def load_votes(folder: Path) -> list[Vote]:
     return [replace(vote, blind=bool(vote.blind)) for vote in votes]
 
 
-def backup_votes(folder: Path, path: Path) -> None:
-    """Write a consistent copy of a run's votes to `path`."""
-    path.unlink(missing_ok=True)
-    with closing(sqlite3.connect(folder / FILE)) as source, closing(sqlite3.connect(path)) as copy:
-        source.backup(copy)
-
-
 def build_ranked_rows(votes: Sequence[Vote]) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return decided votes as OASST messages, the preferred answer with rank 0, and drops.
 

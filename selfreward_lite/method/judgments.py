@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 from selfreward_lite.config.settings import Judge
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, group_records
@@ -121,13 +122,17 @@ def score_responses(judgments: Iterable[Judgment], settings: Judge) -> dict[str,
     return {name: score_response(group, settings) for name, group in groups.items()}
 
 
+def read_value(judgment: Judgment, by: Literal["mean", "expected"]) -> float | None:
+    """Return what a judgment counts for, its score or its expected score; None if unread."""
+    if judgment.score is None:
+        return None
+    return judgment.expected_score if by == "expected" else judgment.score
+
+
 def score_response(judgments: Iterable[Judgment], settings: Judge) -> float | None:
     """Return the unrounded mean of a response's readable scores; None if there are too few."""
-    by_mean = settings.score == "mean"
-    scores = (
-        one.score if by_mean else one.expected_score for one in judgments if one.score is not None
-    )
-    known = [score for score in scores if score is not None]
+    values = (read_value(one, settings.score) for one in judgments)
+    known = [value for value in values if value is not None]
     needed = max(
         math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count)
     )

@@ -246,16 +246,20 @@ class JudgeAgreement:
         return [[int(gap > SCORE_TOLERANCE) for gap in gaps] for gaps in self.gaps]
 
     @cached_property
+    def read(self) -> list[list[tuple[int, float]]]:
+        """For each prompt, (−rank, score) of every answer whose score could be read."""
+        return [
+            [(-rank, round(one, 9)) for rank, one in enumerate(scores) if one is not None]
+            for scores in self.scores
+        ]
+
+    @cached_property
     def correlations(self) -> list[tuple[float, float] | None]:
         """For each prompt, Spearman's rho and Kendall's tau-b of its scores with the human order.
 
         None if the scores are all equal, or fewer than two could be read.
         """
-        read = [
-            [(-rank, round(one, 9)) for rank, one in enumerate(scores) if one is not None]
-            for scores in self.scores
-        ]
-        return [correlation(*zip(*pairs, strict=True)) if pairs else None for pairs in read]
+        return [correlation(*zip(*read, strict=True)) if read else None for read in self.read]
 
     def metrics(self) -> dict[str, float]:
         """Return every metric by name; NaN where there is nothing to divide by.
@@ -266,13 +270,8 @@ class JudgeAgreement:
         accuracy, error = mean_and_error(self.outcomes)
         gaps = [gap for gaps in self.gaps for gap in gaps if not math.isnan(gap)]
         ties = sum(abs(gap) <= SCORE_TOLERANCE for gap in gaps)
-        read = [
-            (rank, one)
-            for scores in self.scores
-            for rank, one in enumerate(scores)
-            if one is not None
-        ]
-        top = [rank for rank, one in read if round(one, 9) >= TOP_SCORE]
+        read = [one for answers in self.read for one in answers]
+        top = [rank for rank, score in read if score >= TOP_SCORE]
         known = [both or (0.0, 0.0) for both in self.correlations]
         return {
             "pair_accuracy": accuracy,

@@ -10,10 +10,9 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Prompts
-from selfreward_lite.data.records import Candidate, Outcome, Prompt, make_id, seed_for
+from selfreward_lite.data.records import Candidate, Outcome, Prompt, seed_for
 from selfreward_lite.method.parsing import parse_prompts
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 from selfreward_lite.method.similarity import NearDuplicates
@@ -31,19 +30,16 @@ _PROGRAM = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Tasks that may be shown: human ones, and ones generated in earlier iterations."""
+def ask_for_prompt(
+    index: int, role: Role, settings: Prompts, human: Sequence[str], own: Sequence[str]
+) -> AskGenerator:
+    """Ask for candidate number `index`: show numbered tasks, and leave the next one open.
 
-    human: Sequence[str]
-    own: Sequence[str]
-
-
-def ask_for_prompt(index: int, role: Role, settings: Prompts, examples: Examples) -> AskGenerator:
-    """Ask for candidate number `index`: show numbered tasks, and leave the next one open."""
+    Shown are `human` tasks and the model's `own` ones of earlier iterations.
+    """
     record_id = role.make_id(Candidate, index)
     rng = random.Random(seed_for(role.seed, f"shots {record_id}"))
-    shown = _draw_demonstrations(rng, settings, examples)
+    shown = _draw_demonstrations(rng, settings, human, own)
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill_template(role.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [
@@ -84,9 +80,7 @@ def filter_candidates(
         if reason:
             drops[reason] += 1
             continue
-        index = len(kept)
-        record_id = make_id(id_namespace, Prompt, iteration, "generated", index)
-        kept.append(Prompt(record_id, iteration, "generated", index, text))
+        kept.append(Prompt.make(id_namespace, iteration, "generated", len(kept), text))
         seen.add(text)
     return Outcome(kept, drops)
 
@@ -108,16 +102,16 @@ def import_prompts(
         else:
             seen.add(plain)
             before, index = divmod(len(kept), settings.count)
-            record_id = make_id(id_namespace, Prompt, before + 1, "imported", index)
-            kept.append(Prompt(record_id, before + 1, "imported", index, text))
+            kept.append(Prompt.make(id_namespace, before + 1, "imported", index, text))
     return Outcome(kept, drops)
 
 
-def _draw_demonstrations(rng: random.Random, settings: Prompts, examples: Examples) -> list[str]:
-    own = min(settings.own_demonstrations, len(examples.own))
-    human = settings.seed_demonstrations + settings.own_demonstrations - own
-    shown = rng.sample(examples.human, min(human, len(examples.human)))
-    shown += rng.sample(examples.own, own)
+def _draw_demonstrations(
+    rng: random.Random, settings: Prompts, human: Sequence[str], own: Sequence[str]
+) -> list[str]:
+    own_count = min(settings.own_demonstrations, len(own))
+    human_count = settings.seed_demonstrations + settings.own_demonstrations - own_count
+    shown = rng.sample(human, min(human_count, len(human))) + rng.sample(own, own_count)
     rng.shuffle(shown)
     return shown
 

@@ -91,9 +91,7 @@ def estimate_base(model: Model, llama: Llama) -> float:
     That is the size of the file in the settings if it is here, else the weights in their type.
     Raises UserError if there is no such file.
     """
-    repository = hub.parse_repository(model.gguf_file) if model.gguf_file else None
-    is_remote = repository is not None and not hub.is_downloaded(repository, "model")
-    if model.gguf_file is None or is_remote:
+    if model.gguf_file is None or hub.find_missing(model.gguf_file, "model"):
         return count_weights(llama) * GGUF_BYTES[model.gguf]
     file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():

@@ -134,9 +134,8 @@ class Reading:
 
 def early_warnings(store: Store) -> list[Reading]:
     """Return the signs that have data, of every measured model, M0 first, in the order of SIGNS."""
-    newest = store.newest()
     found = []
-    for iteration in range(1 if newest is None else newest + 2):
+    for iteration in range(store.next_model() + 1):
         if store.is_done(iteration, "evaluation"):
             values = _measure_signs(store, iteration)
             found += [

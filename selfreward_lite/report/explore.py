@@ -47,12 +47,11 @@ class JudgedAnswer:
     judgments: tuple[Judgment, ...]
     part: str
 
-    def means(self, of: Literal["score", "expected_score"]) -> dict[str, float]:
+    def means(self, by: Literal["mean", "expected"]) -> dict[str, float]:
         """Return the mean score by each judge, by its name, without unread judgments."""
         found: dict[str, list[float]] = {}
         for one in self.judgments:
-            value = getattr(one, of)
-            if one.score is not None and value is not None:
+            if (value := judgments.read_value(one, by)) is not None:
                 found.setdefault(one.model, []).append(value)
         return {judge: fmean(values) for judge, values in found.items()}
 
@@ -75,7 +74,7 @@ class PromptHistory:
 
 def list_groups(store: Store) -> list[str]:
     """Return the groups of prompts of a run: M2, M1, … trained on them, then those for all."""
-    models = [ModelId(t).name for t in reversed(queries.list_iterations(store, Prompt)) if t > 0]
+    models = [ModelId(t).name for t in queries.list_prompt_iterations(store) if t > 0]
     shared = [name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)]
     return models + shared
 
@@ -122,22 +121,19 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
         for one in rated
         for rating in store.records(Rating, iteration=one.iteration, judgment_id=one.id)
     }
-    pairs = [
+    pairs = (
         pair
         for one in battles[:1]  # all are between judgments of one response
         for pair in store.records(
             JudgmentPair, iteration=one.iteration, response_id=one.response_id
         )
-    ]
-    return PromptHistory(
-        prompt, answers, why, by_id, battles, strengths, pairs[0] if pairs else None
     )
+    return PromptHistory(prompt, answers, why, by_id, battles, strengths, next(pairs, None))
 
 
 def _load_responses(store: Store, prompt: Prompt) -> list[JudgedResponse]:
     """The responses to a prompt with their judgments; the base's first, then by rank and index."""
-    last = queries.find_last_iteration(store)
-    iterations = [prompt.iteration] if prompt.iteration else range(last + 1)
+    iterations = [prompt.iteration] if prompt.iteration else range(store.next_model() + 1)
 
     def load(kind: type[R], **where: str) -> list[R]:
         return [one for t in iterations for one in store.records(kind, iteration=t, **where)]

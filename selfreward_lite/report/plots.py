@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.data import queries
-from selfreward_lite.data.records import Battle, ModelId
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.report.summary import RunSummary
@@ -125,8 +125,7 @@ MIN_SHARE = 0.01  # of the time: stages that took less have no bar
 
 def load_series(store: Store, document: RunSummary) -> dict[str, Series]:
     """Return the series of every panel by its key in PANELS; empty where nothing is measured."""
-    newest = store.newest() or 0
-    judged = [t for t in range(1, newest + 2) if store.is_done(t, "judgments")]
+    judged = [t for t in range(1, store.next_model() + 1) if store.is_done(t, "judgments")]
     return {
         **{key: [] for key in PANELS},
         **measurement_series(document["iterations"]),
@@ -159,7 +158,7 @@ def measurement_series(rows: Sequence[summary.ModelFigures]) -> dict[str, Series
 def training_curves(store: Store) -> dict[str, Series]:
     """Return, by curve, what trainers reported: rows of model, step, value."""
     curves: dict[str, Series] = {title: [] for title in CURVES.values()}
-    for model in range((store.newest() or 0) + 2):
+    for model in range(store.next_model() + 1):
         for step, name, value in store.training(model):
             if name in CURVES and value is not None:
                 point = {"model": ModelId(model).name, "step": step, "value": value}
@@ -173,7 +172,7 @@ def score_shares(store: Store) -> Series:
     Judgments that could not be read are left out.
     """
     found: Series = []
-    for iteration in range(1, (store.newest() or 0) + 2):
+    for iteration in range(1, store.next_model() + 1):
         judgments = summary.load_training_judgments(store, iteration)
         given = [one.score for one in judgments if one.score is not None]
         counts, total = Counter(round(score) for score in given), len(given)
@@ -219,7 +218,7 @@ def meta_judge_bias(store: Store) -> Series:
     equal scores (½ is unbiased); and the share won by the higher score.
     """
     found: Series = []
-    for iteration in queries.list_iterations(store, Battle):
+    for iteration in range(1, store.next_model() + 1):
         battles = queries.read_decided_battles(store, iteration)
         kinds = {
             "shown first": [verdict > 0 for verdict, _ in battles],

@@ -83,9 +83,7 @@ def read_status(folder: Path) -> RunStatus:
 def _read_run(store: Store, process: int | None) -> RunStatus:
     settings, newest, rows = store.fact("settings"), store.newest(), store.stages()
     candidate = store.next_model()
-    refused = {
-        gate: reason for gate, (passed, reason) in store.gates(candidate).items() if not passed
-    }
+    refused = store.refusals(candidate)
     state: State = "stopped"
     if process:
         state = "running"

@@ -4,7 +4,7 @@ Only reads the store. Numbers in the document are rounded to four digits; None m
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple, TypedDict
@@ -20,7 +20,7 @@ from selfreward_lite.data.records import (
     ResponsePair,
 )
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.judgments import SCORE_TOLERANCE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, read_value
 from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
@@ -101,7 +101,11 @@ def summarize_run(store: Store) -> RunSummary:
         "iterations": [
             _summarize_iteration(store, iteration) for iteration in range(store.next_model())
         ],
-        "refused": _list_refusals(store),
+        "refused": {
+            ModelId(t).name: refused
+            for t in range(store.next_model() + 1)
+            if (refused := store.refusals(t))
+        },
     }
 
 
@@ -131,22 +135,6 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
     }
 
 
-def _list_refusals(store: Store) -> dict[str, dict[str, str]]:
-    """For every model that a gate refused: the gates and their reasons."""
-    refused: dict[str, dict[str, str]] = {}
-    for model, gate, passed, reason in _read_gates(store):
-        if not passed:
-            refused.setdefault(model, {})[gate] = reason
-    return refused
-
-
-def _read_gates(store: Store) -> Iterator[tuple[str, str, bool, str]]:
-    """Yield model, gate, whether it passed, and why, in the order of models."""
-    for iteration in sorted({row.iteration for row in store.stages()}):
-        for gate, (passed, reason) in store.gates(iteration).items():
-            yield ModelId(iteration).name, gate, passed, reason
-
-
 def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
     """Return the judgments that M(t) was trained on, without those made for evaluation."""
     stage = "judgments" if iteration else "eft_judgments"
@@ -160,11 +148,10 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
     """Return the share of response pairs of one prompt with equal scores; None without pairs."""
-    expected = store.settings().judge.score == "expected"
+    by = store.settings().judge.score
     scores: dict[str, list[float]] = defaultdict(list)
     for judgment in judged:
-        value = judgment.expected_score if expected else judgment.score
-        if judgment.score is not None and value is not None:
+        if (value := read_value(judgment, by)) is not None:
             scores[judgment.response_id].append(value)
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for response in store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name):
@@ -183,20 +170,10 @@ def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -
 
 def build_run_table(rows: Sequence[ModelFigures]) -> Table:
     """Return counts and measurements, a column a model; without measurements that no model has."""
-    names = [
-        name
-        for name in (rows[0] if rows else ())
-        if name != "iteration" and any(row[name] is not None for row in rows)
-    ]
-    return Table(
-        ["", *(ModelId(number).name for number in range(len(rows)))],
-        [
-            [
-                name.replace("_", " "),
-                *("–" if row[name] is None else str(row[name]) for row in rows),
-            ]
-            for name in names
-        ],
+    names = [name for name in (rows[0] if rows else ()) if name != "iteration"]
+    columns = {ModelId(number).name: row for number, row in enumerate(rows)}
+    return _build_model_table(
+        names, columns, lambda row, name: "–" if row[name] is None else str(row[name])
     )
 
 
@@ -209,26 +186,31 @@ def build_measurement_table(store: Store, summary: RunSummary) -> Table:
         | {name: value for name, value in store.metrics(model).items() if name in MORE}
         for model, row in rows.items()
     }
-    names = [
-        name
-        for name in (*MEASURED, *MORE, *OF_DATA)
-        if not name.endswith("_error")
-        and any(row.get(name) is not None for row in columns.values())
+    names = [name for name in (*MEASURED, *MORE, *OF_DATA) if not name.endswith("_error")]
+    return _build_model_table(names, columns, _format_cell)
+
+
+def _build_model_table(
+    names: Iterable[str],
+    columns: Mapping[str, ModelFigures],
+    format_cell: Callable[[ModelFigures, str], str],
+) -> Table:
+    """A row a figure, without those that no model has; a column a model."""
+    figures = columns.values()
+    rows = [
+        [name.replace("_", " "), *(format_cell(row, name) for row in figures)]
+        for name in names
+        if any(row.get(name) is not None for row in figures)
     ]
-    return Table(
-        ["", *columns],
-        [
-            [name.replace("_", " "), *(_format_cell(row, name) for row in columns.values())]
-            for name in names
-        ],
-    )
+    return Table(["", *columns], rows)
 
 
 def build_gate_table(store: Store) -> Table:
     """Return what every gate decided about every model, and why."""
     rows = [
-        [model, gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for model, gate, passed, reason in _read_gates(store)
+        [ModelId(t).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
+        for t in range(store.next_model() + 1)
+        for gate, (passed, reason) in store.gates(t).items()
     ]
     return Table(["model", "gate", "", "reason"], rows)
 
@@ -315,27 +297,21 @@ def build_memory_table(store: Store) -> Table:
 
     torch does not count what the driver holds. Only trainings record a peak.
     """
-    driver = {
-        "SFT": DRIVER["training"],
-        "DPO": DRIVER["training"],
-        "asking (llama.cpp)": DRIVER["engine"],
-    }
-    peaks = [
+    first, *later = (
         store.metrics(model).get("training_peak_bytes") or 0
-        for model in range((store.newest() or 0) + 2)
-    ]
-    taken = {"SFT": peaks[0], "DPO": max(peaks[1:])}
-    return Table(
-        ["GPU memory", "predicted", "at its peak"],
-        [
-            [
-                stage,
-                format_bytes(size - int(driver[stage])),
-                format_bytes(int(taken[stage])) if taken.get(stage) else "–",
-            ]
-            for stage, size in (store.fact("plan") or {}).get("memory", {}).items()
-        ],
+        for model in range(store.next_model() + 1)
     )
+    known = {  # what the driver holds, and the peak
+        "SFT": (DRIVER["training"], first),
+        "DPO": (DRIVER["training"], max(later, default=0)),
+        "asking (llama.cpp)": (DRIVER["engine"], 0),
+    }
+    rows = []
+    for stage, size in (store.fact("plan") or {}).get("memory", {}).items():
+        driver, peak = known[stage]
+        predicted = format_bytes(size - int(driver))
+        rows.append([stage, predicted, format_bytes(int(peak)) if peak else "–"])
+    return Table(["GPU memory", "predicted", "at its peak"], rows)
 
 
 def build_example_table(store: Store, count: int) -> Table:

@@ -105,18 +105,21 @@ class Backup:
         if last or time.monotonic() - self._checkpoint_copied > 60 * CHECKPOINT_MINUTES:
             self._copy_checkpoint()
         # After the models, so that no snapshot names a model that is not there.
-        self._copy_database(self._store.backup, self._place / "run.sqlite")
+        self._copy_database("run.sqlite")
         if (self._store.folder / votes.FILE).exists():  # last: nothing in the run depends on it
-            self._copy_database(
-                lambda here: votes.backup_votes(self._store.folder, here), self._place / votes.FILE
-            )
+            self._copy_database(votes.FILE)
 
-    def _copy_database(self, snapshot: Callable[[Path], None], target: Path) -> None:
+    def _copy_database(self, name: str) -> None:
         """Copy a database through a file here, since SQLite writes in many places of a file."""
         here = self._store.folder / "snapshot.sqlite"
+        here.unlink(missing_ok=True)
         try:
-            snapshot(here)
-            copy_file(here, target)
+            with (
+                closing(sqlite3.connect(self._store.folder / name)) as source,
+                closing(sqlite3.connect(here)) as snapshot,
+            ):
+                source.backup(snapshot)
+            copy_file(here, self._place / name)
         finally:
             here.unlink(missing_ok=True)
 

@@ -23,7 +23,6 @@ from selfreward_lite.data.records import (
     Prompt,
     R,
     Response,
-    make_id,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
@@ -108,8 +107,7 @@ class Evaluation:
         number, digest = self.run.find_model(model), _digest(texts)
         role = self.run.role(number, self.run.settings.evaluation.draw, number.iteration)
         prompts = [
-            Prompt(make_id(digest, Prompt, 0, "imported", index), 0, "imported", index, text)
-            for index, text in enumerate(texts)
+            Prompt.make(digest, 0, "imported", index, text) for index, text in enumerate(texts)
         ]
         items = [(one.id, responses.ask_for_responses(one, role, 1)) for one in prompts]
         stage = f"answers {digest}"
@@ -132,11 +130,9 @@ class Evaluation:
         answered: dict[str, list[tuple[str, Response]]] = {}
         for model in models:
             if texts is None:
-                given, prompts = (
-                    self.run.held_out_answers(self.run.find_model(model)),
-                    self.run.held_out(),
-                )
-                answered[model] = [(one.text, given[one.id]) for one in prompts if one.id in given]
+                given = self.run.held_out_answers(self.run.find_model(model))
+                held_out = self.run.held_out()
+                answered[model] = [(one.text, given[one.id]) for one in held_out if one.id in given]
             else:
                 answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
         common = set.intersection(*({text for text, _ in rows} for rows in answered.values()))
@@ -164,7 +160,7 @@ class Evaluation:
         if source == "votes":
             rows, _ = votes.build_ranked_rows(votes.load_votes(store.folder))
         else:
-            place = str(hub.fetch_path(source, "dataset", show))
+            place = str(hub.fetch_dataset(source, show))
             settings = self.run.settings.with_values("seed_stage", ranked=place)
             rows, _ = ranked.load_ranked_rows(settings)
         content = json.dumps(rows, sort_keys=True, default=str).encode()

@@ -35,7 +35,7 @@ class Evidence:
     adapter_share: float | None
     answers: AnswerMetrics
     length_ratio: float | None
-    judge_interval: tuple[float, float] | None
+    judge_interval: tuple[float, float]
     outside_interval: tuple[float, float] | None
     outside_share: float | None
     self_change: float | None
@@ -197,15 +197,14 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         "of the judgments could be read",
         "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
     )
-    if evidence.judge_interval is not None:
-        low, high = evidence.judge_interval
-        yield _result(
-            "judge",
-            high >= -limits.max_judge_loss,
-            f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of "
-            f"{limits.max_judge_loss}",
-            "train on judgment pairs, or raise dpo.anchor",
-        )
+    low, high = evidence.judge_interval
+    yield _result(
+        "judge",
+        high >= -limits.max_judge_loss,
+        f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of "
+        f"{limits.max_judge_loss}",
+        "train on judgment pairs, or raise dpo.anchor",
+    )
     signs = evidence.signs
     canary, honest = signs.canary_score, signs.honest_bad_score
     if canary is None or honest is None:

@@ -306,8 +306,8 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
 
 def _shape(base: str) -> Llama:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
-    repository = hub.parse_repository(base)
-    if repository is None or hub.is_downloaded(repository, "model"):
+    repository = hub.find_missing(base, "model")
+    if repository is None:
         return read_config(hub.find_model_folder(base))
     if repository.id in BASES:
         return SHAPES[BASES[repository.id]]
@@ -316,12 +316,11 @@ def _shape(base: str) -> Llama:
 
 def _download(settings: Settings, llama: Llama) -> int:
     """Bytes of a base and of OASST1 that are not here yet, roughly."""
-    size, repository = 0.0, hub.parse_repository(settings.model.base)
-    if repository and not hub.is_downloaded(repository, "model"):
+    size = 0.0
+    if hub.find_missing(settings.model.base, "model"):
         linear = count_linear_weights(llama)
         size += linear * memory.NF4_BYTES + 2 * (count_weights(llama) - linear)
-    ranked = hub.parse_repository(settings.seed_stage.ranked)
-    if ranked and not hub.is_downloaded(ranked, "dataset"):
+    if hub.find_missing(settings.seed_stage.ranked, "dataset"):
         size += 41.6e6  # OASST1's two Parquet files, by the hub's page
     return int(size)
 

@@ -147,8 +147,7 @@ def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
 
 def _find_repository(settings: Settings, section: str, name: str) -> hub.Repository | None:
     """The repository of the hub that a setting names, if any."""
-    text = getattr(getattr(settings, section), name)
-    return hub.parse_repository(text) if text else None
+    return hub.parse_repository(getattr(getattr(settings, section), name))
 
 
 def _check_folder(settings: Settings) -> None:

@@ -81,18 +81,16 @@ def test_candidates_are_kept_up_to_the_count(tiny):
 
 
 def test_prompt_questions_stay_equally_long(tiny, role):
-    examples = new_prompts.Examples(
-        [f"Human task number {n} about rivers" for n in range(30)],
-        [f"Own task {n} about stones" for n in range(30)],
-    )
+    human = [f"Human task number {n} about rivers" for n in range(30)]
+    own = [f"Own task {n} about stones" for n in range(30)]
     lengths = []
     for index in range(100):
-        asking = new_prompts.ask_for_prompt(index, role, tiny.prompts, examples)
+        asking = new_prompts.ask_for_prompt(index, role, tiny.prompts, human, own)
         (request,) = next(asking)
         shown = role.chat.tokenizer.decode(list(request.tokens))
         assert shown.count("Human task") == 6
         assert shown.count("Own task") == 2
         lengths.append(len(shown))
     assert max(lengths) - min(lengths) < 20
-    again = next(new_prompts.ask_for_prompt(0, role, tiny.prompts, examples))[0]
-    assert again == next(new_prompts.ask_for_prompt(0, role, tiny.prompts, examples))[0]
+    again = next(new_prompts.ask_for_prompt(0, role, tiny.prompts, human, own))[0]
+    assert again == next(new_prompts.ask_for_prompt(0, role, tiny.prompts, human, own))[0]

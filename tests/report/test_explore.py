@@ -67,10 +67,10 @@ def test_a_prompt_shows_all_that_became_of_it(run):
     parts = {one.part: one.response.id for one in found.answers}
     assert (parts["chosen"], parts["rejected"]) == (pair.chosen_id, pair.rejected_id)
     chosen = next(one for one in found.answers if one.part == "chosen")
-    assert list(chosen.means("score").values()) == pytest.approx([pair.chosen_score])
+    assert list(chosen.means("mean").values()) == pytest.approx([pair.chosen_score])
     judged = run.records(Judgment, iteration=1, response_id=pair.chosen_id)
     assert {one.id for one in chosen.judgments} == {one.id for one in judged}
-    assert chosen.means("score") == {
+    assert chosen.means("mean") == {
         "M0": pytest.approx(fmean(one.score for one in judged if one.score is not None))
     }
     assert found.why.startswith("Chosen: the shortest of ")

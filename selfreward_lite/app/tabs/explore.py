@@ -118,8 +118,8 @@ def answer_rows(history: PromptHistory) -> Rows:
     return [
         [
             one.part,
-            _format_means(one, "score"),
-            _format_means(one, "expected_score"),
+            _format_means(one, "mean"),
+            _format_means(one, "expected"),
             str(len(one.judgments)),
             one.response.text,
             one.response.model,
@@ -180,9 +180,9 @@ def battles_text(history: PromptHistory) -> str:
     )
 
 
-def _format_means(answer: JudgedAnswer, of: Literal["score", "expected_score"]) -> str:
+def _format_means(answer: JudgedAnswer, by: Literal["mean", "expected"]) -> str:
     """The mean of one judge, or of each judge by name."""
-    found = answer.means(of)
+    found = answer.means(by)
     if len(found) == 1:
         return _format(*found.values())
     return ", ".join(f"{judge} {_format(value)}" for judge, value in found.items())

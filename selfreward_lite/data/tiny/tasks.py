@@ -11,8 +11,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MIN_LETTERS, MAX_LETTERS = 3, 5
 PARTS = 8  # one task in eight, by hash, is kept for evaluation, another for the ranked examples
 Part = Literal["corpus", "ranked", "evaluation"]
-Solver = Callable[[list[str]], list[str]]
-SOLVERS: dict[str, Solver] = {
+SOLVERS: dict[str, Callable[[list[str]], list[str]]] = {
     "Reverse the letters": lambda letters: letters[::-1],
     "Sort the letters": lambda letters: sorted(letters),
     "Rotate the letters": lambda letters: letters[1:] + letters[:1],

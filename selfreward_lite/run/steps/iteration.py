@@ -54,12 +54,11 @@ def write_prompts(run: RunContext, iteration: int) -> None:
         if prompt.iteration < iteration
     ]
     held_out = run.held_out_texts()
-    examples = new_prompts.Examples(human, own)
     wanted, limit = count, int(count * settings.attempts)
     while True:
         wanted = min(wanted, limit)
         items = [
-            (str(index), new_prompts.ask_for_prompt(index, role, settings, examples))
+            (str(index), new_prompts.ask_for_prompt(index, role, settings, human, own))
             for index in range(wanted)
         ]
         run.ask_round(iteration, "candidates", items)

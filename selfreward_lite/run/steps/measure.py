@@ -10,7 +10,7 @@ from statistics import fmean
 from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
 from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
-from selfreward_lite.method.statistics import standard_error
+from selfreward_lite.method.statistics import mean_or_none, standard_error
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps.reward_hacking import ask_judges, find_signs
 
@@ -57,7 +57,7 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     ]
     return ModelMetrics(
         judge_agreement(ranked, run.score(judged, count)),
-        fmean(len(one.text) for one in answers) if answers else None,
+        mean_or_none([len(one.text) for one in answers]),
         metrics.measure_answers(run.held_out(), answers, judged),
     )
 

@@ -72,7 +72,7 @@ def accept(store: Store) -> int:
     Raises UserError where there is no complete one.
     """
     candidate = store.next_model()
-    if all(passed for passed, _ in store.gates(candidate).values()):
+    if not store.refusals(candidate):
         raise UserError(
             f"no gate has refused a model of {store.folder}; there is nothing to accept"
         )
@@ -91,8 +91,7 @@ def accept(store: Store) -> int:
 
 def promote(run: RunContext, iteration: int) -> None:
     """Make M(t) the newest model."""
-    refused = any(not passed for passed, _ in run.store.gates(iteration).values())
-    run.store.promote(iteration, by="report" if refused else "gates")
+    run.store.promote(iteration, by="report" if run.store.refusals(iteration) else "gates")
 
 
 def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:

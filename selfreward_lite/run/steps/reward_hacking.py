@@ -10,12 +10,11 @@ outside     M0, frozen, judges what M(t) answers to held-out prompts. It must no
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, Response
 from selfreward_lite.method import canaries, response_pairs
-from selfreward_lite.method.statistics import paired_interval
+from selfreward_lite.method.statistics import mean_or_none, paired_interval
 from selfreward_lite.run.context import RunContext, Scores
 
 
@@ -154,4 +153,4 @@ def _canaries(run: RunContext) -> list[Response]:
 
 def _mean(scores: Iterable[float | None]) -> float | None:
     read = [score for score in scores if score is not None]
-    return fmean(read) if read else None
+    return mean_or_none(read)
