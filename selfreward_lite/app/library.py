@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward_lite.app.engine_pool import EnginePool
-from selfreward_lite.config.settings import Settings, load, parse
+from selfreward_lite.config.settings import Settings, load
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import LlamaSpec
@@ -74,9 +74,8 @@ class RunLibrary:
         with Store.read(folder) as store:
             if store.fact("settings") is None:
                 raise UserError(f"{run} has only just started; try again in a moment")
-            settings, newest = parse(store.fact("settings")), store.newest()
-            count = 0 if newest is None else newest + 1
-            model_folders = [store.model_dir(number) for number in range(count)]
+            settings = store.settings()
+            model_folders = [store.model_dir(number) for number in range(store.next_model())]
         base = folder / "base" / "base.gguf"
         if not (base.parent / MANIFEST).exists():
             if Store.writer(folder) is not None:

@@ -22,7 +22,7 @@ from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
-BASE = Path("base/base.gguf")  # in the folder of a run
+BASE_GGUF = Path("base/base.gguf")  # in the folder of a run
 export = Typer(no_args_is_help=True, help="Get models, pairs and votes out of a run; publish them.")
 
 
@@ -53,7 +53,7 @@ def check(
     answer = _work(
         "check",
         model_dir=hub.find_model_folder(settings.model.base),
-        base=gguf or runs_dir / name / BASE,
+        base=gguf or runs_dir / name / BASE_GGUF,
         adapter_dir=folder / "adapter",
         adapter=folder / "adapter.gguf",
         weights="nf4" if settings.model.quantisation == "nf4" else "original",
@@ -99,7 +99,7 @@ def merged(
     with Store.read(runs_dir / name) as store:
         number, folder = store.model(model)
         trained_on = store.settings().model
-    source = runs_dir / name / BASE
+    source = runs_dir / name / BASE_GGUF
     stem = f"{name}-M{number}-{kind}"
     target = out / stem / f"{stem}.gguf"
     expected = quantize.estimate(source, target, kind)
