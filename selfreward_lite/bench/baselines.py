@@ -230,12 +230,13 @@ def _without_amx_buffers() -> Iterator[None]:
         module.llama_model_default_params = make
 
 
-def switching(spec: LlamaSpec, adapter: str) -> tuple[float, float]:
-    """Seconds to load and check an adapter, and to switch to it or back once it is loaded.
+def switching(plan: Plan) -> tuple[float, float]:
+    """Seconds to load and check the load's adapter, and to switch to it or back once it is loaded.
 
     llama.cpp plans its graph again at the first step after a switch: that step's extra time counts.
     """
-    with closing(LlamaDevice(spec)) as device:
+    adapter = plan.load.requests[0].adapter
+    with closing(LlamaDevice(plan.spec)) as device:
 
         def step() -> float:
             started = perf_counter()

@@ -261,20 +261,17 @@ class _EngineParts:
         yield f"{self.kind}: drawing, 32 sequences", self._sample
 
     def _generate(self, parallel: int, *, with_adapter: bool = True) -> Figures:
-        asked = self.plan(parallel, with_adapter=with_adapter)
-        rate, stats = engine.engine_rate(asked)
-        generated = sum(request.sampling.max_tokens for request in asked.load.requests)
+        rate, stats = engine.engine_rate(self.plan(parallel, with_adapter=with_adapter))
         return Figures(
             tokens_per_s=rate,
             sampling_share=stats.seconds_sample / stats.seconds_total,
-            generated=generated,
+            generated=stats.generated,
             read=stats.prompt_computed,
-            seconds=generated / rate,
+            seconds=stats.generated / rate,
         )
 
     def _switch(self) -> Figures:
-        asked = self.plan(32)
-        loaded, switched = baselines.switching(asked.spec, asked.load.requests[0].adapter or "")
+        loaded, switched = baselines.switching(self.plan(32))
         return Figures(load_s=loaded, switch_s=switched)
 
     def _sample(self) -> Figures:

@@ -126,8 +126,8 @@ class CardFile(BaseModel):
         a typical row: half of the longest.
         """
         found = self.found
-        matches = (re.fullmatch(r"q8_0: (\d+) sequences", name) for name in found)
-        counts = [int(match[1]) for match in matches if match]
+        pattern = r"q8_0: (\d+) sequences"
+        counts = [int(match[1]) for name in found if (match := re.fullmatch(pattern, name))]
         prompts = found.get("q8_0: prompts alone")
         trained = [
             (figures.tokens_of_a_pair, figures.seconds_of_a_pair)

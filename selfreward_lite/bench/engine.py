@@ -5,11 +5,10 @@ by itself, so each sample is a request with a length of its own.
 """
 
 import random
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, permutations
-from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -191,13 +190,10 @@ def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec
     The search takes the first steps; then both are compared on all of them, with full caches.
     """
 
-    def fastest(specs: Iterable[LlamaSpec], steps: list[baselines.Step]) -> LlamaSpec:
-        taken = []
-        for spec in specs:
-            seconds = baselines.replay(spec, steps)
-            say(f"raw llama.cpp, {_describe(spec)}: {len(steps)} steps in {seconds:.2f} s")
-            taken.append((seconds, spec))
-        return min(taken, key=itemgetter(0))[1]
+    def time_layout(spec: LlamaSpec, steps: list[baselines.Step]) -> float:
+        seconds = baselines.replay(spec, steps)
+        say(f"raw llama.cpp, {_describe(spec)}: {len(steps)} steps in {seconds:.2f} s")
+        return seconds
 
     ends = accumulate(step.columns.shape[1] for step in steps)
     first = [step for step, end in zip(steps, ends, strict=True) if end <= SEARCH_ROWS]
@@ -205,8 +201,9 @@ def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec
     own = spec.model_copy(update={"flash": uses_flash(spec), "micro_batch": micro_batch(spec)})
     best = own.model_copy(update={"micro_batch": own.batch})
     for changes in list_layouts(plan):
-        best = fastest((best.model_copy(update=one) for one in changes), first or steps[:1])
-    return own if best == own else fastest((best, own), steps)
+        layouts = [best.model_copy(update=one) for one in changes]
+        best = min(layouts, key=partial(time_layout, steps=first or steps[:1]))
+    return own if best == own else min(best, own, key=partial(time_layout, steps=steps))
 
 
 def list_layouts(plan: Plan) -> list[list[dict[str, int]]]:

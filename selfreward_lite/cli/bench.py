@@ -151,7 +151,7 @@ def bench_engine(
     steps = (f"{1000 * seconds:.1f} ms ({SAMPLERS[who]})" for who, seconds in sampled.items())
     say(f"a step with one token per sequence, by what samples: {', '.join(steps)}")
     if name is not None:
-        loaded, switched = baselines.switching(spec, name)
+        loaded, switched = baselines.switching(plan)
         say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
         document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
     emit(document)

@@ -244,12 +244,10 @@ def find_tensors(model_dir: Path, llama: Llama) -> dict[str, Path]:
     for path in sorted(files):
         with open_safetensors(path, "numpy") as file:
             found |= dict.fromkeys(file.keys(), path)
-    tensors = list_tensors(llama)
-    names = {tensor.source for tensor in tensors}
+    names = {tensor.source for tensor in list_tensors(llama)}
     known = {"lm_head.weight", *names}  # transformers too ignores the copy for a tied head
-    for tensor in tensors:
-        if tensor.linear and llama.packed:
-            known |= {f"{tensor.source}.{part}" for part in PACKED_PARTS}
+    if llama.packed:
+        known |= {f"{one.source}.{part}" for one in list_linear(llama) for part in PACKED_PARTS}
     # Old checkpoints stored the frequencies, which transformers ignores too.
     used = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
     if missing := sorted(names - found.keys()):
