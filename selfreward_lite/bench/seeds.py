@@ -185,10 +185,7 @@ def average_models(trials: Sequence[Trial]) -> dict[int, Means]:
 
 def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
     """Whether each claim about the loop holds; none does if a run ended early."""
-    is_complete = all(
-        len(one.rows) == len(trials[0].rows) > 2 and one.stopped is None for one in trials
-    )
-    if not is_complete:
+    if not all(len(one.rows) == len(trials[0].rows) > 2 and one.stopped is None for one in trials):
         return dict.fromkeys(CLAIMS, False)
     base, *models = (
         {name: mean for name, (mean, _) in means.items()}
@@ -196,7 +193,7 @@ def check_claims(trials: Sequence[Trial]) -> dict[str, bool]:
     )
     first, last = models[0], models[-1]
     held = (
-        is_complete,
+        True,  # every seed ran to the end
         all(one.rows[-1].values["win_rate_vs_seed"] > 0.5 for one in trials),
         last["win_rate_vs_seed"] >= 0.85,
         all(after["exact_score"] > before["exact_score"] for before, after in pairwise(models)),
