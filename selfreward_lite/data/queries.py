@@ -89,7 +89,7 @@ def search_prompts(
 
 def read_lengths(store: Store, iteration: int, limit: int) -> list[tuple[int, float | None]]:
     """Return (characters, mean score) of the first judged responses of an iteration."""
-    rows = store.select(
+    return store.select(
         "SELECT length(r.text), (SELECT avg(j.score) FROM record_judgment j WHERE j.iteration = "
         "r.iteration AND j.response_id = r.id) FROM record_response r WHERE r.iteration = ? AND "
         "r.model = ? AND r.id IN (SELECT item FROM items WHERE iteration = r.iteration AND "
@@ -98,7 +98,6 @@ def read_lengths(store: Store, iteration: int, limit: int) -> list[tuple[int, fl
         ModelId(iteration - 1).name,
         limit,
     )
-    return [(characters, score) for characters, score in rows]
 
 
 def average_pairs(store: Store) -> list[PairMeans]:

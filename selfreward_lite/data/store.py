@@ -88,7 +88,7 @@ class Store:
         holder = locks.holder(folder / LOCK)
         return int(holder) if holder and holder.isdigit() else None
 
-    def select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def select(self, query: str, *values: Any) -> list[Any]:
         """Return the rows of a query; only `queries`, this file and backups write SQL."""
         return self._db.execute(query, values).fetchall()
 
@@ -237,7 +237,7 @@ class Store:
     def training(self, iteration: int) -> list[tuple[int, str, float]]:
         """Return (step, name, value) of everything that a trainer reported."""
         query = "SELECT step, name, value FROM training WHERE iteration = ? ORDER BY step, name"
-        return self._db.execute(query, (iteration,)).fetchall()
+        return self.select(query, iteration)
 
     # -- gates and models ------------------------------------------------------------------------
 

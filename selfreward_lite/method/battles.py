@@ -67,9 +67,9 @@ def ask_for_battles(
     ]
     battles = []
     for (first, second), (completion,) in zip(pairs, replies, strict=True):
-        winner = None  # nor does a text that was cut name one
-        if completion.finish == "stop":
-            winner = parse_verdict(completion.text, "Judgement")
+        # A text that was cut names no winner.
+        is_cut = completion.finish != "stop"
+        winner = None if is_cut else parse_verdict(completion.text, "Judgement")
         battles.append(
             Battle(
                 role.make_id(Battle, first.id, second.id),

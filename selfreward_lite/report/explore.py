@@ -115,10 +115,9 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
         for one in by_id.values()
         for battle in store.records(Battle, iteration=one.iteration, first_id=one.id)
     ]
-    rated = {by_id[name] for one in battles for name in (one.first_id, one.second_id)}
     strengths = {
         rating.judgment_id: rating.strength
-        for one in rated
+        for one in by_id.values()
         for rating in store.records(Rating, iteration=one.iteration, judgment_id=one.id)
     }
     pairs = (

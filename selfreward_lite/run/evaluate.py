@@ -201,10 +201,8 @@ class Evaluation:
                     f"{folder} has only just started; compare with it when it has a model"
                 )
             other = RunReader(store, parse(stored))
-            given, ids = (
-                other.held_out_answers(other.find_model(model)),
-                {one.text: one.id for one in other.held_out()},
-            )
+            given = other.held_out_answers(other.find_model(model))
+            ids = {one.text: one.id for one in other.held_out()}
         prompts = [one for one in held_out if one.text in ids]
         if not prompts:
             raise UserError(

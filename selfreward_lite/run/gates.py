@@ -208,10 +208,8 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     signs = evidence.signs
     canary, honest = signs.canary_score, signs.honest_bad_score
     if canary is None or honest is None:
-        below, scores = (
-            False,
-            "no mean score: none of them, or of the honest bad ones, could be read",
-        )
+        below = False
+        scores = "no mean score: none of them, or of the honest bad ones, could be read"
     else:
         below = canary <= honest
         scores = f"their mean score is {canary:.2f}, that of honest bad ones {honest:.2f}"

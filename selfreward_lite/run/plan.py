@@ -340,10 +340,8 @@ def disk_needs(
     prompts, seed, asked = settings.prompts.count, settings.seed_stage, settings.evaluation
     judge, judgment = settings.judge, _record_bytes(settings.judge.draw)
     # What one iteration trains on: texts at their longest, battles of all judgments.
-    responses, battles = (
-        prompts * settings.responses.count,
-        prompts * judge.count * (judge.count - 1),
-    )
+    responses = prompts * settings.responses.count
+    battles = prompts * judge.count * (judge.count - 1)
     trained_on = (
         responses * _record_bytes(settings.responses.draw)
         + responses * judge.count * judgment

@@ -11,7 +11,6 @@ from selfreward_lite.data.records import (
     Judgment,
     Prompt,
     Rating,
-    Response,
     group_records,
     index_records,
 )
@@ -127,11 +126,12 @@ def run_battles(run: RunContext, iteration: int) -> None:
     role = run.role(iteration - 1, run.settings.meta_judge.draw, iteration)
     drawn = group_by_response(run.judgments(iteration))
     answers = group_records(run.responses(iteration), lambda one: one.prompt_id)
-    contested: dict[Prompt, Response] = {}
-    for prompt in run.prompts(iteration):
-        found = battles.most_contested(answers.get(prompt.id, ()), drawn, run.settings.seed)
-        if found is not None:
-            contested[prompt] = found
+    seed = run.settings.seed
+    contested = {
+        prompt: response
+        for prompt in run.prompts(iteration)
+        if (response := battles.most_contested(answers.get(prompt.id, ()), drawn, seed)) is not None
+    }
 
     def start(prompt: Prompt) -> AskGenerator:
         response = contested[prompt]

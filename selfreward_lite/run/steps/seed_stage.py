@@ -50,36 +50,32 @@ def import_prompts(run: RunContext, _: int) -> None:
 
 def add_canaries(run: RunContext, _: int) -> None:
     """Put the canaries among the responses to the ranked evaluation prompts."""
-
-    def work() -> Outcome:
-        prompts = [one.prompt for one in run.ranked().evaluation]
-        texts = canaries.load_hostile_texts(canaries.CANARY)
-        return _respond(run, canaries.CANARY, zip(texts, cycle(prompts), strict=False))
-
-    run.once(0, "canaries", work)
+    prompts = cycle(one.prompt for one in run.ranked().evaluation)
+    texts = canaries.load_hostile_texts(canaries.CANARY)
+    _respond(run, "canaries", canaries.CANARY, zip(texts, prompts, strict=False))
 
 
 def add_decoys(run: RunContext, _: int) -> None:
     """Put decoys among the responses to the ranked training prompts."""
-
-    def work() -> Outcome:
-        count = run.settings.seed_stage.decoys
-        prompts = [one.prompt for one in run.ranked().eft for _ in range(count)]
-        texts = canaries.load_hostile_texts(canaries.DECOY)
-        return _respond(run, canaries.DECOY, zip(cycle(texts), prompts, strict=False))
-
-    run.once(0, "decoys", work)
+    count = run.settings.seed_stage.decoys
+    prompts = (one.prompt for one in run.ranked().eft for _ in range(count))
+    texts = cycle(canaries.load_hostile_texts(canaries.DECOY))
+    _respond(run, "decoys", canaries.DECOY, zip(texts, prompts, strict=False))
 
 
 def _respond(
-    run: RunContext, model: str, pairs: Iterable[tuple[canaries.HostileText, Prompt]]
-) -> Outcome:
-    """Hostile texts as responses of this run."""
-    return canaries.build_hostile_responses(
-        model,
-        pairs,
-        id_namespace=run.store.id_namespace,
-        templates=run.settings.model.templates,
+    run: RunContext, stage: str, model: str, pairs: Iterable[tuple[canaries.HostileText, Prompt]]
+) -> None:
+    """Put hostile texts among the responses to prompts, once."""
+    run.once(
+        0,
+        stage,
+        lambda: canaries.build_hostile_responses(
+            model,
+            pairs,
+            id_namespace=run.store.id_namespace,
+            templates=run.settings.model.templates,
+        ),
     )
 
 
