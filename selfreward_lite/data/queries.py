@@ -39,8 +39,10 @@ class DecidedBattle(NamedTuple):
 
 
 def list_prompt_iterations(store: Store) -> list[int]:
-    """Return the iterations that have prompts, the last one first."""
-    query = "SELECT DISTINCT iteration FROM record_prompt ORDER BY iteration DESC"
+    """Return the iterations after the seed stage that have prompts, the last one first."""
+    query = (
+        "SELECT DISTINCT iteration FROM record_prompt WHERE iteration > 0 ORDER BY iteration DESC"
+    )
     return [iteration for (iteration,) in store.select(query)]
 
 

@@ -39,7 +39,10 @@ def ask_for_prompt(
     """
     record_id = role.make_id(Candidate, index)
     rng = random.Random(seed_for(role.seed, f"shots {record_id}"))
-    shown = _draw_demonstrations(rng, settings, human, own)
+    own_count = min(settings.own_demonstrations, len(own))
+    human_count = settings.seed_demonstrations + settings.own_demonstrations - own_count
+    shown = rng.sample(human, min(human_count, len(human))) + rng.sample(own, own_count)
+    rng.shuffle(shown)
     listed = "\n".join(f"{number}. {task}" for number, task in enumerate(shown, 1))
     content = fill_template(role.templates, "new_prompts", tasks=listed)
     ((completion,),) = yield [
@@ -104,16 +107,6 @@ def import_prompts(
             before, index = divmod(len(kept), settings.count)
             kept.append(Prompt.make(id_namespace, before + 1, "imported", index, text))
     return Outcome(kept, drops)
-
-
-def _draw_demonstrations(
-    rng: random.Random, settings: Prompts, human: Sequence[str], own: Sequence[str]
-) -> list[str]:
-    own_count = min(settings.own_demonstrations, len(own))
-    human_count = settings.seed_demonstrations + settings.own_demonstrations - own_count
-    shown = rng.sample(human, min(human_count, len(human))) + rng.sample(own, own_count)
-    rng.shuffle(shown)
-    return shown
 
 
 def _read_candidate(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:

@@ -74,7 +74,7 @@ class PromptHistory:
 
 def list_groups(store: Store) -> list[str]:
     """Return the groups of prompts of a run: M2, M1, … trained on them, then those for all."""
-    models = [ModelId(t).name for t in queries.list_prompt_iterations(store) if t > 0]
+    models = [ModelId(t).name for t in queries.list_prompt_iterations(store)]
     shared = [name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)]
     return models + shared
 
