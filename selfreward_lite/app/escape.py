@@ -1,6 +1,7 @@
 """Safety of the page: text that a model writes never becomes markup; who may connect.
 
-Text in boxes and table cells needs no escaping: Gradio shows it as it is.
+Text in boxes and table cells needs no escaping: Gradio shows it as it is. Toasts
+(`widgets.errors_as_toasts`) and the bar of the run tab, which are HTML, escape by themselves.
 """
 
 import re

@@ -64,7 +64,10 @@ def assume_lengths(settings: Settings) -> Lengths:
 
 
 def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
-    """The stages of an iteration (0 is the seed stage) and their work, in order."""
+    """The stages of an iteration (0 is the seed stage) and their work, in order.
+
+    Some never begin: `comparisons` where there is an exact scorer, `prompts_file` without a file.
+    """
     lengths, seed, asked = assume_lengths(settings), settings.seed_stage, settings.evaluation
     prompts, responses = settings.prompts.count, settings.responses.count
     judgments = settings.judge.count

@@ -209,7 +209,7 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
     # In bfloat16 usual steps round to nothing: 5 at 1e-6 moved 0.4 % of the weights.
     for _, weight in _named_trainable(trainer.model):
         weight.data = weight.data.float()
-    if job.adapter_in is not None:
+    if job.adapter_in is not None:  # TRL rounded `default`; the frozen `ref` it left as it was
         backends.restore_adapter(trainer.model, job.adapter_in)
     if isinstance(settings, Dpo) and settings.precompute_reference:
         _precompute_reference(trainer, left)

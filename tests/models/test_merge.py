@@ -15,6 +15,7 @@ from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
 from selfreward_lite import config
 from selfreward_lite.cli import export
+from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import merge, quantize
 from selfreward_lite.models.chat_format import ChatFormat
@@ -173,12 +174,15 @@ def test_a_merge_needs_room_for_what_stands_between_too(tmp_path, monkeypatch, w
         needed.append(needs)
         raise UserError("no room")
 
-    found = export._Model(3, tmp_path / "M3", wide, config.load("tiny"))
-    monkeypatch.setattr(export, "_model", lambda folder, number: found)
+    with Store.write(tmp_path / "run") as store:
+        store.state("settings", config.load("tiny").model_dump(mode="json"))
+    for path in (tmp_path / "run" / export.BASE_GGUF, tmp_path / "run" / "M3" / "adapter.gguf"):
+        path.parent.mkdir()
+        path.write_bytes(wide.read_bytes())
     monkeypatch.setattr(export, "check_disk", refuse)
     for kind in ("q4_k_m", "f16"):
         with pytest.raises(UserError, match="no room"):
-            export.merged("tiny", tmp_path, None, kind, tmp_path / "exported", True)
+            export.merged("run", tmp_path, 3, kind, tmp_path / "exported", True)
     assert (
         needed[0]["float16 while it is made"]
         == 2 * quantize.count_weights(wide)

@@ -232,14 +232,14 @@ def test_a_run_is_not_copied_into_itself(tmp_path, root):
 
 
 def test_an_unwritable_snapshot_does_not_stop_the_run(tmp_path, monkeypatch):
+    def refuse(snapshot: Path, target: Path) -> None:
+        assert snapshot.exists() and target.name == "run.sqlite"
+        raise sqlite3.OperationalError("disk is full")
+
     said: list[str] = []
+    monkeypatch.setattr(backup, "copy_file", refuse)
     with Store.write(tmp_path / "runs" / "run") as store:
         copies = Backup(store, tmp_path / "drive", said.append)
-        monkeypatch.setattr(
-            store,
-            "backup",
-            lambda path: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")),
-        )
         copies.copy()
         assert "not copied there (disk is full); the run continues" in said[0]
         assert not (store.folder / "snapshot.sqlite").exists()

@@ -1,11 +1,13 @@
 """Every gate refuses and passes, by numbers and in runs whose M1 misbehaves; `accept`."""
 
 import math
+import re
 from collections import Counter
 from dataclasses import is_dataclass, replace
 from typing import get_args, get_type_hints
 
 import pytest
+from repository import ROOT
 from scripted_runtime import scripted_runtime
 from scripted_world import (
     BAD_MODELS,
@@ -14,6 +16,7 @@ from scripted_world import (
     run_world,
 )
 
+from selfreward_lite import config
 from selfreward_lite.config.settings import parse
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.store import Store
@@ -402,3 +405,13 @@ def test_gates_report_stores_the_refusal_and_continues(tmp_path, chat):
     with Store.read(tmp_path / "run") as store:
         assert store.newest() == 1
         assert store.gates(1)["length"][0] is False
+
+
+def test_every_gate_has_its_row_in_the_documentation():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    table = page.split("\n## Gates\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| ([a-z]+) \|", table, re.MULTILINE)
+    limits = config.load("tiny").gates
+    found = [*gates.check_data(1.0, 1.0, limits), *gates.check(GOOD, limits)]
+    assert documented[0] == "gate"
+    assert documented[1:] == [one.gate for one in found]
