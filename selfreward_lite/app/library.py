@@ -72,8 +72,6 @@ class RunLibrary:
         if run not in self.runs():
             raise self._no_such_run(run)
         with Store.read(folder) as store:
-            if store.fact("settings") is None:
-                raise UserError(f"{run} has only just started; try again in a moment")
             settings = store.settings()
             model_folders = [store.model_dir(number) for number in range(store.next_model())]
         base = folder / "base" / "base.gguf"

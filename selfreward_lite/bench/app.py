@@ -12,12 +12,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import timeit
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
+from string import ascii_lowercase
 from typing import Any
 
 from selfreward_lite.app.library import TINY
@@ -30,6 +34,7 @@ from selfreward_lite.system.errors import UserError
 
 APP = Path(__file__).parents[2] / "app.py"
 SHORT = "Sort the letters b a."
+LETTERS = [*map(" ".join, product(ascii_lowercase, repeat=3))]  # other ones for every question
 QUESTIONS = ("Sort the letters {}.", "Reverse the letters {}.")
 USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
 # Seconds; the clients share the machine with the app, so a slow answer is no failure.
@@ -97,7 +102,7 @@ def ask(client: Any, text: str, poll: float = POLL, **more: Any) -> Reply | str:
 
 def ask_alone(client: Any) -> Measured:
     """One question after the other."""
-    questions = (QUESTIONS[0].format(letters(number)) for number in range(ALONE))
+    questions = (QUESTIONS[0].format(LETTERS[number]) for number in range(ALONE))
     asked = [ask(client, text, seed=number) for number, text in enumerate(questions)]
     replies, firsts = _read_replies(asked)
     return {
@@ -113,7 +118,7 @@ def ask_together(client: Any) -> Measured:
 
     def user(number: int) -> list[Reply | str]:
         return [
-            ask(users[number], QUESTIONS[turn].format(letters(number)), CROWD_POLL, seed=number)
+            ask(users[number], QUESTIONS[turn].format(LETTERS[number]), CROWD_POLL, seed=number)
             for turn in range(TURNS)
         ]
 
@@ -186,16 +191,6 @@ def _connect(address: str) -> Any:
     )
 
 
-def letters(number: int) -> str:
-    """Three letters, different for every number.
-
-    >>> letters(0), letters(27)
-    ('a a a', 'a b b')
-    """
-    digits = (number // 676 % 26, number // 26 % 26, number % 26)
-    return " ".join(chr(ord("a") + digit) for digit in digits)
-
-
 def memory(process: subprocess.Popen[str]) -> int:
     """Bytes that a process holds in memory; 0 where the system does not say."""
     with suppress(OSError):
@@ -212,9 +207,11 @@ def explore_run(folder: Path, count: int) -> Measured:
     with Store.write(folder) as store:
         fill_run(store, count)
     with Store.read(folder) as store:
-        search = _median_seconds(lambda: explore.find_prompts(store, "M1", "sort", "gave none"))
+        find = partial(explore.find_prompts, store, "M1", "sort", "gave none")
+        search = median(timeit.repeat(find, number=1, repeat=20))
         prompt = explore.find_prompts(store, "M1", "")[0][0].id
-        history = _median_seconds(lambda: explore.load_history(store, prompt))
+        load = partial(explore.load_history, store, prompt)
+        history = median(timeit.repeat(load, number=1, repeat=20))
         return {"search": search, "one prompt": history}
 
 
@@ -226,28 +223,18 @@ def fill_run(store: Store, count: int) -> None:
     store.begin_stage(1, "judgments", count // EACH)
     text = "check a ok b ok some yes half yes right no form yes brief no " * 3
     for number in range(count // EACH**2):
-        prompt = make_id(run, Prompt, 1, "generated", number)
-        question = QUESTIONS[number % 2]
-        records: list[Record] = [Prompt(prompt, 1, "generated", number, question)]
+        prompt = Prompt.make(run, 1, "generated", number, QUESTIONS[number % 2])
+        records: list[Record] = [prompt]
         for place in range(EACH):
-            key = make_id(run, Response, 1, "M0", prompt, place)
+            key = make_id(run, Response, 1, "M0", prompt.id, place)
             answer = f"The answer is {number} {place}."
-            records.append(Response(key, 1, "M0", prompt, place, answer, "stop", 8))
+            records.append(Response(key, 1, "M0", prompt.id, place, answer, "stop", 8))
             for score in range(EACH):
                 judgment = make_id(run, Judgment, 1, "M0", key, score)
                 judged, values = f"{text}\nScore: {score}", (float(score), score + 0.25)
                 records.append(Judgment(judgment, 1, "M0", key, score, judged, "stop", 40, *values))
-        store.commit(1, "judgments", prompt, Outcome(tuple(records)))
+        store.commit(1, "judgments", prompt.id, Outcome(tuple(records)))
     store.end_stage(1, "judgments")
-
-
-def _median_seconds(work: Callable[[], object]) -> float:
-    spent = []
-    for _ in range(20):
-        began = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - began)
-    return median(spent)
 
 
 def measure(scratch: Path, say: Say) -> dict[str, Measured]:

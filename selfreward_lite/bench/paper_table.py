@@ -205,13 +205,14 @@ def measure_data(store: Store, iteration: int) -> summary.ModelFigures:
 
     Responses to prompts that are no task do not count.
     """
-    own = {"iteration": iteration, "model": ModelId(iteration - 1).name}
     texts = {one.id: one.text for one in store.records(Prompt, iteration=iteration)}
     responses = [
-        one for one in store.records(Response, **own) if tasks.parse_task(texts[one.prompt_id])
+        one
+        for one in store.made_by(Response, iteration - 1, iteration)
+        if tasks.parse_task(texts[one.prompt_id])
     ]
     exact = {one.id: score_answer(texts[one.prompt_id], one.text).score for one in responses}
-    judgments = store.records(Judgment, **own)
+    judgments = store.made_by(Judgment, iteration - 1, iteration)
     scores = [
         (exact[one.chosen_id], exact[one.rejected_id])
         for one in store.records(ResponsePair, iteration=iteration)
@@ -279,7 +280,7 @@ class _Answer(NamedTuple):
 
 def _load_answers(prompts: Sequence[Prompt], store: Store, iteration: int) -> dict[str, _Answer]:
     """The held-out answers of a model, by prompt."""
-    given = store.records(Response, iteration=iteration, model=ModelId(iteration).name)
+    given = store.made_by(Response, iteration)
     texts = {one.id: "" for one in prompts} | {one.prompt_id: one.text for one in given}
     return {
         one.id: _Answer(score_answer(one.text, texts[one.id]).score, len(texts[one.id]))

@@ -23,20 +23,7 @@ from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.runtime import Runtime, open_runtime
 from selfreward_lite.system.errors import GateStop, TrainingError
 
-COLUMNS = (
-    "exact_score",
-    "answer_right",
-    "win_rate_vs_seed",
-    "judge_pair_accuracy",
-    "pair_yield",
-    "tie_rate",
-    "unread_rate",
-    "mean_response_tokens",
-    "self_score",
-    "outside_score",
-    "canary_score",
-    "honest_bad_score",
-)
+COLUMNS = [name for name in (*summary.MEASURED, *summary.OF_DATA) if not name.endswith("_error")]
 LIMIT = "win_rate_limit"
 CLAIMS = (
     "every seed ran to the end",

@@ -120,8 +120,11 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def settings(self) -> Settings:
-        """Return the settings of the run, which must have begun."""
-        return parse(self.fact("settings"))
+        """Return the settings of the run. Raises UserError where it has only just started."""
+        stored = self.fact("settings")
+        if stored is None:
+            raise UserError(f"{self.folder.name} has only just started; try again in a moment")
+        return parse(stored)
 
     @property
     def id_namespace(self) -> str:
@@ -158,6 +161,12 @@ class Store:
             f"SELECT {columns} FROM {table_name(kind)} WHERE {_conditions(where)} ORDER BY rowid"
         )
         return [kind(*row) for row in self._db.execute(query, tuple(where.values()))]
+
+    def made_by(self, kind: type[R], model: int, iteration: int | None = None) -> list[R]:
+        """Return what a model made in an iteration; by default, in that in which it is measured."""
+        made = ModelId(model)
+        wanted = made.iteration if iteration is None else iteration
+        return self.records(kind, iteration=wanted, model=made.name)
 
     def count(self, kind: type[Record], **where: Any) -> int:
         """Return how many records of a kind there are; `where` gives values of columns."""

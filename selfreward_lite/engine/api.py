@@ -133,16 +133,13 @@ class Stats:
     prompt_computed: int = 0
     generated: int = 0
     steps: int = 0
-    slot_steps: int = 0
-    occupancy: float = 0.0
     busy_steps: int = 0
     busy_slot_steps: int = 0
-    seconds_decode: float = 0.0
     seconds_sample: float = 0.0
     seconds_total: float = 0.0
 
     def since(self, before: Stats) -> Stats:
-        """What was counted after `before`; `occupancy` is not a counter."""
+        """What was counted after `before`."""
         earlier = asdict(before)
         return Stats(**{name: now - earlier[name] for name, now in asdict(self).items()})
 

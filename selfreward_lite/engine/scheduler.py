@@ -164,7 +164,6 @@ class Scheduler:
         finally:
             self._abort()
             self.stats.seconds_total += perf_counter() - started
-            self.stats.occupancy = self.stats.slot_steps / max(1, self.stats.steps * self._parallel)
             self._is_running = False
 
     def reset(self, adapter: str | None) -> None:
@@ -390,11 +389,8 @@ class Scheduler:
             stack.extend([(middle, last)] * (middle < last) + [(first, middle)])
 
     def _decode(self, rows: Rows, sampled: int) -> bool:
-        started = perf_counter()
         failed = self._device.decode(rows, sampled)
-        self.stats.seconds_decode += perf_counter() - started
         self.stats.steps += 1
-        self.stats.slot_steps += sampled
         self.stats.busy_steps += self._is_busy
         self.stats.busy_slot_steps += sampled * self._is_busy
         if failed:  # remove what the call left behind

@@ -230,7 +230,7 @@ def _subtract(value: float | None, other: float | None) -> float | None:
 
 
 def _mean_length(store: Store, model: int) -> float:
-    answers = store.records(Response, iteration=model, model=ModelId(model).name)
+    answers = store.made_by(Response, model)
     return mean_or_none([len(one.text) for one in answers]) or 0.0
 
 

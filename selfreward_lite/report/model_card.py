@@ -211,7 +211,7 @@ def _write_card(
     settings = store.settings()
     license_id = _find_license(settings)
     answered = [
-        {one.prompt_id for one in store.records(Response, iteration=t, model=ModelId(t - 1).name)}
+        {one.prompt_id for one in store.made_by(Response, t - 1, t)}
         for t in range(1, iterations + 1)
     ]
     environment = jinja2.Environment(

@@ -6,7 +6,6 @@ Only reads the store. Numbers in the document are rounded to four digits; None m
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
-from statistics import fmean
 from typing import NamedTuple, TypedDict
 
 from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split_ranked
@@ -20,7 +19,7 @@ from selfreward_lite.data.records import (
     ResponsePair,
 )
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.judgments import SCORE_TOLERANCE, read_value
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
 from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
@@ -141,22 +140,18 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
     items = store.done_items(iteration, stage)
     if not iteration:  # the items of this stage are prompts, not responses
         items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
-    author = ModelId(iteration - 1).name
-    judgments = store.records(Judgment, iteration=iteration, model=author)
+    judgments = store.made_by(Judgment, iteration - 1, iteration)
     return [one for one in judgments if one.response_id in items]
 
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
     """Return the share of response pairs of one prompt with equal scores; None without pairs."""
-    by = store.settings().judge.score
-    scores: dict[str, list[float]] = defaultdict(list)
-    for judgment in judged:
-        if (value := read_value(judgment, by)) is not None:
-            scores[judgment.response_id].append(value)
+    every_read = {"min_read_share": 0.0, "min_read": 1}
+    scores = score_responses(judged, store.settings().judge.model_copy(update=every_read))
     by_prompt: dict[str, list[float]] = defaultdict(list)
-    for response in store.records(Response, iteration=iteration, model=ModelId(iteration - 1).name):
-        if response.id in scores:
-            by_prompt[response.prompt_id].append(fmean(scores[response.id]))
+    for response in store.made_by(Response, iteration - 1, iteration):
+        if (score := scores.get(response.id)) is not None:
+            by_prompt[response.prompt_id].append(score)
     pairs = [
         abs(a - b) <= SCORE_TOLERANCE
         for means in by_prompt.values()
@@ -318,11 +313,7 @@ def build_example_table(store: Store, count: int) -> Table:
     """Return the first held-out prompts that M0 and the newest model answer differently."""
     newest = store.newest() or 0
     before, after = (
-        {
-            one.prompt_id: one.text
-            for one in store.records(Response, iteration=model, model=ModelId(model).name)
-        }
-        for model in (0, newest)
+        {one.prompt_id: one.text for one in store.made_by(Response, model)} for model in (0, newest)
     )
     prompts = store.records(Prompt, origin="held_out") or store.records(Prompt, origin="ranked")
     rows = [

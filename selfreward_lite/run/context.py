@@ -63,7 +63,7 @@ class RunReader:
 
     def held_out_answers(self, model: int) -> dict[str, Response]:
         """The answers of a model to the held-out prompts, by prompt id."""
-        given = {answer.prompt_id: answer for answer in self.made_by(Response, model)}
+        given = {answer.prompt_id: answer for answer in self.store.made_by(Response, model)}
         return {one.id: given[one.id] for one in self.held_out() if one.id in given}
 
     def find_model(self, name: str) -> ModelId:
@@ -86,17 +86,11 @@ class RunReader:
 
     def responses(self, iteration: int) -> list[Response]:
         """The answers of M(t−1) to the prompts of iteration t."""
-        return self.made_by(Response, iteration - 1, iteration)
+        return self.store.made_by(Response, iteration - 1, iteration)
 
     def judgments(self, iteration: int) -> list[Judgment]:
         """The judgments of M(t−1) in iteration t."""
-        return self.made_by(Judgment, iteration - 1, iteration)
-
-    def made_by(self, kind: type[R], model: int, iteration: int | None = None) -> list[R]:
-        """What a model made in an iteration; by default, in the one in which it is measured."""
-        made = ModelId(model)
-        wanted = made.iteration if iteration is None else iteration
-        return self.store.records(kind, iteration=wanted, model=made.name)
+        return self.store.made_by(Judgment, iteration - 1, iteration)
 
     def score(self, drawn: Iterable[Judgment], count: int, first: int = 0) -> Scores:
         """Scores of responses from `count` judgments each, those numbered from `first`."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfreward_lite.config.settings import Settings, parse
+from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, ranked, votes
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import (
@@ -195,12 +195,7 @@ class Evaluation:
         if not folder:
             return held_out, self.run.held_out_answers(self.run.find_model(model))
         with Store.read(self.run.store.folder.parent / folder) as store:
-            stored = store.fact("settings")
-            if stored is None:
-                raise UserError(
-                    f"{folder} has only just started; compare with it when it has a model"
-                )
-            other = RunReader(store, parse(stored))
+            other = RunReader(store, store.settings())
             given = other.held_out_answers(other.find_model(model))
             ids = {one.text: one.id for one in other.held_out()}
         prompts = [one for one in held_out if one.text in ids]

@@ -79,7 +79,7 @@ def _probes(run: RunContext) -> list[tuple[int, ...]]:
     probes = [tuple(run.chat.prompt_ids(user(prompt.text))) for prompt in texts]
     prompts = index_records(run.store.records(Prompt, origin="ranked"))
     responses = index_records(run.store.records(Response, model=ranked.HUMAN))
-    judged = [one for one in run.made_by(Judgment, BASE) if one.response_id in responses]
+    judged = [one for one in run.store.made_by(Judgment, BASE) if one.response_id in responses]
     for judgment in judged[: plan.CHECKED_JUDGMENTS]:
         response = responses[judgment.response_id]
         question = judgments.build_judge_question(

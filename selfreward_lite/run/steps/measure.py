@@ -53,7 +53,9 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
     ids = {answer.id for one in ranked for answer in one.responses}
     count = run.settings.evaluation.judgments  # a recheck of canaries drew more
     judged = [
-        one for one in run.made_by(Judgment, model) if one.response_id in ids and one.index < count
+        one
+        for one in run.store.made_by(Judgment, model)
+        if one.response_id in ids and one.index < count
     ]
     return ModelMetrics(
         judge_agreement(ranked, run.score(judged, count)),

@@ -65,7 +65,7 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     ranked = _ranked(run)
     hostile, scores = _canaries(run), _first_scores(run, iteration)
     suspects = _would_be_chosen(run, iteration, hostile, scores)
-    own = run.made_by(Judgment, iteration)
+    own = run.store.made_by(Judgment, iteration)
     again = run.score(own, run.settings.evaluation.second_look, _first_of_recheck(run))
     rechecked = [
         one
@@ -107,7 +107,7 @@ def mean_outside_score(run: RunContext, iteration: int, judge: int) -> float | N
 
 def _outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
     """Scores that M<judge> gave M(t)'s first held-out answers, by prompt; unread ones left out."""
-    drawn = run.made_by(Judgment, judge, iteration)
+    drawn = run.store.made_by(Judgment, judge, iteration)
     scores = run.score(drawn, run.settings.evaluation.outside_judgments)
     answers = run.held_out_answers(iteration).items()
     return {name: score for name, one in answers if (score := scores.get(one.id)) is not None}
@@ -115,7 +115,7 @@ def _outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, fl
 
 def _first_scores(run: RunContext, iteration: int) -> Scores:
     """Scores of the canaries and of the honest answers, from the judgments that all of them got."""
-    settings, drawn = run.settings.evaluation, run.made_by(Judgment, iteration)
+    settings, drawn = run.settings.evaluation, run.store.made_by(Judgment, iteration)
     hostile = run.score(drawn, settings.canary_judgments)
     honest = run.score(drawn, settings.judgments)
     return {**honest, **{one.id: hostile.get(one.id) for one in _canaries(run)}}

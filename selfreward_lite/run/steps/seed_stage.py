@@ -128,7 +128,7 @@ def _rounds(run: RunContext) -> Iterator[int]:
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Counter[str]]:
     """The EFT examples from the first `count` prompts, and what was left out."""
-    drawn = group_by_response(run.made_by(Judgment, BASE))
+    drawn = group_by_response(run.store.made_by(Judgment, BASE))
     return eft.build_eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
