@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from inspect import cleandoc
-from typing import Any
 
 import gradio as gr
 
@@ -17,6 +16,7 @@ from selfreward_lite.app.widgets import errors_as_toasts, parse_draw
 from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.files import Json
 
 # One caller's share of an engine that all callers use.
 MAX_CHARACTERS = 100_000  # of a text
@@ -26,7 +26,7 @@ MAX_TOKENS = 4096  # of a reply
 def define(library: RunLibrary) -> None:
     """Add the endpoints to the page under construction."""
 
-    def runs() -> list[dict[str, Any]]:
+    def runs() -> list[Json]:
         """Return all runs, the newest first: run, state, preset, models. Last: the tiny model."""
         found = [_describe(library, name) for name in library.runs()]
         return [*found, {"run": TINY, "state": "no run", "preset": "tiny", "models": ["base"]}]
@@ -41,7 +41,7 @@ def define(library: RunLibrary) -> None:
         top_p: float = 0.95,
         max_tokens: int = 256,
         seed: int = 0,
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Json]:
         """Yield a model's reply as it grows.
 
         Fields: text, tokens, finish (None until it ends), first (seconds), tokens_per_second.
@@ -58,7 +58,7 @@ def define(library: RunLibrary) -> None:
                 for reply in replies:
                     yield _to_plain(reply)
 
-    def judge(prompt: str, response: str, run: str, model: str = "") -> dict[str, Any]:
+    def judge(prompt: str, response: str, run: str, model: str = "") -> Json:
         """Return a model's score for a response.
 
         Fields: score (mean), spread, expected, read (judgments) of wanted, judgments.
@@ -85,7 +85,7 @@ def define(library: RunLibrary) -> None:
         top_p: float = 0.95,
         max_tokens: int = 256,
         seed: int = 0,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Return two models' replies, a and b, with one seed, and a judge's verdict in both orders.
 
         The verdict is "a", "b", "tie", or None if the judge could not be asked.
@@ -109,9 +109,9 @@ def define(library: RunLibrary) -> None:
         gr.api(endpoint, api_description=cleandoc(endpoint.__doc__ or ""), concurrency_limit=None)
 
 
-def _describe(library: RunLibrary, run: str) -> dict[str, Any]:
+def _describe(library: RunLibrary, run: str) -> Json:
     """A run's entry in the list; the state of one that cannot be read says why."""
-    found: dict[str, Any] = {"run": run, "state": "", "preset": "", "models": []}
+    found: Json = {"run": run, "state": "", "preset": "", "models": []}
     try:
         view = status.read_status(library.folder(run))
         found |= {"state": view.state, "preset": view.preset}
@@ -145,7 +145,7 @@ def _parse_history(turns: list[dict[str, str]] | None) -> list[Message]:
     return found
 
 
-def _to_plain(reply: StreamedReply) -> dict[str, Any]:
+def _to_plain(reply: StreamedReply) -> Json:
     return {
         "text": reply.text,
         "tokens": reply.tokens,

@@ -6,12 +6,12 @@ What the page shows is rendered from the turns each time, and never read back fr
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.talk import Score, StreamedReply
 from selfreward_lite.models.chat_format import Message, user
 from selfreward_lite.report.summary import indent_text
+from selfreward_lite.system.files import Json
 
 ENDS = {
     "stop": "",
@@ -43,9 +43,9 @@ def messages(turns: Sequence[Turn], system: str = "") -> list[Message]:
     return found
 
 
-def render(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def render(turns: Sequence[Turn]) -> list[Json]:
     """Return the turns as messages of a chatbot; under each reply its score, which unfolds."""
-    found: list[dict[str, Any]] = []
+    found: list[Json] = []
     for turn in turns:
         found.append({"role": "user", "content": strip_tags(turn.said)})
         if turn.reply is not None:
@@ -129,7 +129,7 @@ def numbers(reply: StreamedReply) -> str:
     return " · ".join(filter(None, [f"{reply.tokens} tokens", speed, end]))
 
 
-def _render_score(turn: Turn, reply: StreamedReply) -> dict[str, Any]:
+def _render_score(turn: Turn, reply: StreamedReply) -> Json:
     """The foldable message under a reply: its score, its numbers, and all judgments."""
     judged = turn.score.judgments if turn.score else ()
     texts = [

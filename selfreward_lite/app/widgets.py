@@ -13,15 +13,16 @@ from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.config.settings import Draw
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 
+Options = dict[str, Any]  # of an event
 # For events of the page itself, which are not part of the API for other programs.
-OWN: dict[str, Any] = {"api_visibility": "private"}
-QUIET: dict[str, Any] = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
+OWN: Options = {"api_visibility": "private"}
+QUIET: Options = {**OWN, "show_progress": "hidden"}  # … and too short for a spinner
 # … and outside the queue, so that it never waits or makes others wait.
-TICK: dict[str, Any] = {**QUIET, "queue": False}
+TICK: Options = {**QUIET, "queue": False}
 # … for a change: where two things change at once, gradio's default ("always_last") never ends.
-NEWS: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+NEWS: Options = {**QUIET, "trigger_mode": "multiple"}
 # … for replies, which wait for the engine and not for each other.
-ASK: dict[str, Any] = {**QUIET, "concurrency_limit": None}
+ASK: Options = {**QUIET, "concurrency_limit": None}
 
 Values = dict[Any, Any]  # by component, what the page holds
 Updates = dict[Any, Any]  # by component, its new value or gr.update(…)

@@ -4,12 +4,13 @@ Nothing is downloaded. Each figure is written as soon as it is known, and a part
 line beside the others.
 """
 
+import json
 import math
-import multiprocessing
 import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -19,10 +20,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from selfreward_lite import config
 from selfreward_lite.bench import Say, baselines, engine
@@ -31,25 +33,16 @@ from selfreward_lite.engine.api import Sampling
 from selfreward_lite.models import chat_format, memory, probe, random_models
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
+from selfreward_lite.run.prepare import PACKAGES
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.doctor import installed_version
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import Gpu, list_gpus
-from selfreward_lite.system.processes import describe_exit, one_gpu
+from selfreward_lite.system.processes import child_environment, describe_exit, start_module
 from selfreward_lite.training.job import Job
 from selfreward_lite.training.rows import Rows
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "llama-cpp-python",
-    "gguf",
-    "unsloth",
-)
 PAIRS = 4  # in a training step that is timed; the first step chooses kernels and does not count
 STEPS = 3
 VOCAB = 508  # of the token ids that are drawn: every base has them
@@ -81,6 +74,9 @@ class CardBenchConfig:
     lengths: tuple[int, ...] = (512, 1024, 2048)
 
 
+CONFIG = TypeAdapter(CardBenchConfig)
+
+
 def choose_preset(shape: str, memory: int | None) -> str:
     """The preset for models of a shape on a GPU of so many bytes (None: no GPU)."""
     if SHAPES[shape].hidden >= 4096:
@@ -97,7 +93,9 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
         card=GpuName(**asdict(gpu)) if gpu else None,
         cpu_cores=os.cpu_count(),
         python=platform.python_version(),
-        versions={name: found for name in PACKAGES if (found := installed_version(name))},
+        versions={
+            name: found for name in (*PACKAGES, "unsloth") if (found := installed_version(name))
+        },
         at=datetime.now(UTC).isoformat("T", "seconds"),
         command=wanted.command,
         shape=wanted.shape,
@@ -140,35 +138,37 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
 
     It runs in its own process, which may crash and is ended after `seconds`.
     """
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=_run_part, args=(wanted, name, theirs))
-    child.start()
-    theirs.close()
+    child = start_module(
+        "selfreward_lite.bench.card",
+        CONFIG.dump_json(wanted).decode(),
+        name,
+        stdout=subprocess.PIPE,
+        env=child_environment(gpus="one"),
+    )
     try:
-        if not ours.poll(seconds):
-            return f"not done in time, and ended after {seconds:.0f} s"
-        return ours.recv()
-    except EOFError:
-        child.join()
-        return f"its process gave no answer: {describe_exit(child.exitcode or 0)}"
+        output, _ = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not done in time, and ended after {seconds:.0f} s"
     finally:
         child.kill()
-        child.join()
+        child.wait()
         # Gigabytes of a model that was being written, by the child or by a child of its own.
         for left in wanted.folder.rglob(".*.part"):
             left.unlink()
+    if child.returncode:
+        return f"its process gave no answer: {describe_exit(child.returncode)}"
+    answer = json.loads(output.splitlines()[-1])
+    return answer if isinstance(answer, str) else Figures(**answer)
 
 
-def _run_part(wanted: CardBenchConfig, name: str, answer: Connection) -> None:
-    """What `run_in_child` starts."""
-    os.environ.update(one_gpu())
+def _run_part(wanted: CardBenchConfig, name: str) -> dict[str, Any] | str:
+    """What `run_in_child` starts: the figures, or the line of an error."""
     try:
-        answer.send(dict(_list_parts(wanted))[name]())
+        return dict(_list_parts(wanted))[name]().model_dump(exclude_unset=True)
     except Exception as error:  # noqa: BLE001 - any failure of a GPU, library or driver is a finding
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         # Others will see the file, and need not see folders.
-        answer.send(text.replace(f"{wanted.folder}{os.sep}", ""))
+        return text.replace(f"{wanted.folder}{os.sep}", "")
 
 
 @contextmanager
@@ -413,3 +413,7 @@ def _make_base(wanted: CardBenchConfig) -> Path:
     if not (folder / "config.json").exists():
         random_models.write_folder(folder, wanted.shape)
     return folder
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run_part(CONFIG.validate_json(sys.argv[1]), sys.argv[2])))

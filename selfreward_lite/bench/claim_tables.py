@@ -23,6 +23,7 @@ from selfreward_lite.bench.paper_table import ITERATIONS
 from selfreward_lite.bench.seeds import Means, ModelRow, average, average_values
 from selfreward_lite.data.records import BASE
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
+from selfreward_lite.report.plots import Panels
 
 # Columns about the training data, and how long it was trained on: the mean over all iterations.
 OF_DATA = {
@@ -143,10 +144,10 @@ class PaperTable:
         lines += [f"\n{note}" for note in NOTES]
         return "\n".join(lines) + "\n"
 
-    def panels(self) -> dict[str, dict[str, list[tuple[int, float, float]]]]:
-        """The lines of the plots, by heading and arm: (model, mean, standard error)."""
+    def panels(self) -> Panels:
+        """The lines of the plots, by heading and arm."""
         known = average_models(self.rows)
-        found: dict[str, dict[str, list[tuple[int, float, float]]]] = defaultdict(dict)
+        found: Panels = defaultdict(dict)
         for heading, column, arms in PANELS:
             for arm in filter(known.get, arms):
                 found[heading][arm] = [

@@ -16,7 +16,7 @@ from typing import Any
 
 from selfreward_lite.bench import Say, baselines
 from selfreward_lite.bench.baselines import Load, Plan
-from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats
+from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats, TokenIds
 from selfreward_lite.engine.loading import cores, micro_batch, uses_flash
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.models import random_models
@@ -123,14 +123,14 @@ def meta_load(
     return Load("meta", requests, len(common))
 
 
-def draw_tokens(rng: random.Random, vocab: int, count: int) -> tuple[int, ...]:
+def draw_tokens(rng: random.Random, vocab: int, count: int) -> TokenIds:
     """Random tokens of a vocabulary, none of which is a byte or a special one."""
     return tuple(rng.randrange(256, vocab - 8) for _ in range(count))
 
 
 def _make_request(
     key: str,
-    prompt: tuple[int, ...],
+    prompt: TokenIds,
     new: tuple[int, int],
     rng: random.Random,
     adapter: str | None,

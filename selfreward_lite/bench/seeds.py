@@ -84,7 +84,7 @@ def run_arms(
     arms: Sequence[Arm],
     seeds: Iterable[int],
     start: Callable[[Arm, int, Runtime], Start],
-    measure: Callable[[Store, Path], Iterable[Mapping[str, float | None]]],
+    measure: Callable[[Store, Path], Iterable[summary.ModelFigures]],
     watch: Watch,
     say: Say,
 ) -> list[Trial]:

@@ -45,6 +45,7 @@ _ROLES = {
     "system": "system",
 }
 DataRow = Mapping[str, Any]
+NumberedRows = Iterator[tuple[int, Any]]  # each with its line or number in the file
 
 
 class BadRow(Exception):
@@ -223,7 +224,7 @@ def _pick_columns(names: list[str]) -> list[str]:
     return [name for name in names if name in COLUMNS] or names[:1]
 
 
-def _read_json_lines(rows: DataRows) -> Iterator[tuple[int, Any]]:
+def _read_json_lines(rows: DataRows) -> NumberedRows:
     with rows.path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if len(line) > MAX_LINE_BYTES:
@@ -237,7 +238,7 @@ def _read_json_lines(rows: DataRows) -> Iterator[tuple[int, Any]]:
                 rows.refuse(number, "not JSON in UTF-8", f" ({error})")
 
 
-def _read_json(rows: DataRows) -> Iterator[tuple[int, Any]]:
+def _read_json(rows: DataRows) -> NumberedRows:
     try:
         found = _parse_json(rows.path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
@@ -263,7 +264,7 @@ def _parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _read_csv(rows: DataRows) -> Iterator[tuple[int, Any]]:
+def _read_csv(rows: DataRows) -> NumberedRows:
     with rows.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         while True:
@@ -287,7 +288,7 @@ def _read_csv(rows: DataRows) -> Iterator[tuple[int, Any]]:
                 yield first, {name: value or None for name, value in row.items()}
 
 
-def _read_parquet(rows: DataRows) -> Iterator[tuple[int, Any]]:
+def _read_parquet(rows: DataRows) -> NumberedRows:
     import pyarrow
     import pyarrow.parquet
 

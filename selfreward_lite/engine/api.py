@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from selfreward_lite.config.settings import EngineSettings, Section
 from selfreward_lite.system.errors import EngineError
 
+TokenIds = tuple[int, ...]
 Finish = Literal["stop", "length", "refused", "failed"]
 
 
@@ -42,7 +43,7 @@ class Probe:
     vocabulary), in the order of `tokens`.
     """
 
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     after: str
 
 
@@ -57,10 +58,10 @@ class Request:
     """
 
     key: str
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     seeds: tuple[int, ...]
     sampling: Sampling
-    stop: tuple[int, ...]
+    stop: TokenIds
     adapter: str | None = None
     probe: Probe | None = None
     stream: bool = False
@@ -114,7 +115,7 @@ class Completion:
 
     key: str
     sample: int
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     text: str
     finish: Finish
     prompt_tokens: int

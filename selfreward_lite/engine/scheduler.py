@@ -27,6 +27,7 @@ from selfreward_lite.engine.api import (
     Request,
     Sampling,
     Stats,
+    TokenIds,
     failed_completions,
 )
 from selfreward_lite.engine.kv_cache import Cells, PrefixCache, Root, Span
@@ -478,7 +479,7 @@ class Scheduler:
         self._output = [] if key is None else [one for one in self._output if one.key != key]
 
 
-def probabilities(logits: np.ndarray, tokens: tuple[int, ...]) -> tuple[float, ...]:
+def probabilities(logits: np.ndarray, tokens: TokenIds) -> tuple[float, ...]:
     """Softmax at temperature 1 over `logits` [vocab], of the given tokens only."""
     exact = logits.astype(np.float64)
     top = exact.max()

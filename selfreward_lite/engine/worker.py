@@ -38,7 +38,7 @@ from selfreward_lite.engine.api import (
     Stats,
 )
 from selfreward_lite.system.errors import EngineError
-from selfreward_lite.system.processes import Message
+from selfreward_lite.system.processes import Message, open_wire
 
 _REQUEST = TypeAdapter(Request)
 
@@ -115,12 +115,7 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
 def main() -> None:
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # stray prints must not reach the wire
-
-    def send(message: Message) -> None:
-        print(json.dumps(message), file=wire, flush=True)
-
+    send = open_wire()
     pipe = os.fdopen(os.dup(0), "r", encoding="utf-8")
     line = pipe.readline()
     inbox = _Inbox(pipe)
@@ -130,7 +125,6 @@ def main() -> None:
         send({"error": str(error)})
     except Exception:  # noqa: BLE001 - a bug: the parent raises it with this traceback
         send({"bug": traceback.format_exc()})
-    wire.close()
     os._exit(1)  # not through interpreter shutdown, which could wait for the reading thread
 
 

@@ -5,7 +5,7 @@ A judgment that cannot be read has no score; it never counts as a low one.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -17,6 +17,7 @@ from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.models.chat_format import ChatFormat
 
+Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 SCORES = ("0", "1", "2", "3", "4", "5")
 TOP_SCORE = 5.0
 SCORE_TOLERANCE = 1e-9  # scores are means of decimals: smaller differences are rounding
@@ -116,7 +117,7 @@ def group_by_response(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]
     return group_records(judgments, lambda judgment: judgment.response_id)
 
 
-def score_responses(judgments: Iterable[Judgment], settings: Judge) -> dict[str, float | None]:
+def score_responses(judgments: Iterable[Judgment], settings: Judge) -> Scores:
     """Return the score of every judged response by its id."""
     groups = group_by_response(judgments)
     return {name: score_response(group, settings) for name, group in groups.items()}

@@ -19,7 +19,7 @@ from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.data.tiny import score, tasks
 from selfreward_lite.data.votes import Vote
-from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE, Scores
 from selfreward_lite.method.statistics import (
     Share,
     bootstrap_interval,
@@ -290,9 +290,7 @@ class JudgeAgreement:
         }
 
 
-def judge_agreement(
-    ranked: Sequence[RankedPrompt], scores: Mapping[str, float | None]
-) -> JudgeAgreement:
+def judge_agreement(ranked: Sequence[RankedPrompt], scores: Scores) -> JudgeAgreement:
     """Compare `scores` (by response id) with the human ranks of each prompt's responses."""
     return JudgeAgreement(
         tuple(tuple(scores.get(one.id) for one in prompt.responses) for prompt in ranked)

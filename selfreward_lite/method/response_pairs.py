@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.data.records import Outcome, Prompt, Response, ResponsePair, make_id
-from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE
+from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE, Scores
 from selfreward_lite.method.parsing import find_appeal_to_judge
 from selfreward_lite.method.templates import neutralize
 
@@ -42,7 +42,7 @@ class ChosenPair:
 def build_response_pairs(
     prompts: Iterable[Prompt],
     responses: Mapping[str, Sequence[Response]],
-    scores: Mapping[str, float | None],
+    scores: Scores,
     schedule: Schedule,
     *,
     id_namespace: str,
@@ -78,7 +78,7 @@ def build_response_pairs(
 
 
 def find_eligible(
-    prompt: Prompt, responses: Iterable[Response], scores: Mapping[str, float | None]
+    prompt: Prompt, responses: Iterable[Response], scores: Scores
 ) -> list[ScoredResponse]:
     """Return the responses that can be in a pair: complete and scored."""
     return [
@@ -123,9 +123,7 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
     return ChosenPair(chosen, rejected, least, most, len(high), len(low))
 
 
-def find_perfect_responses(
-    responses: Iterable[Response], scores: Mapping[str, float | None]
-) -> list[Response]:
+def find_perfect_responses(responses: Iterable[Response], scores: Scores) -> list[Response]:
     """Return the complete responses of the highest score (arXiv 2401.10020, section 2.3)."""
     return [
         response

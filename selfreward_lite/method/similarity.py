@@ -17,6 +17,7 @@ from rapidfuzz.distance import LCSseq
 if TYPE_CHECKING:
     from datasketch import MinHash
 
+Triple = tuple[str, ...]  # three words in a row
 _WORD = re.compile(r"\w+")
 # The share of equal hashes estimates the overlap, with a standard error of at most 0.04.
 HASHES = 128
@@ -70,12 +71,12 @@ class NearDuplicates:
         )
 
 
-def triples(words: Sequence[str]) -> set[tuple[str, ...]]:
+def triples(words: Sequence[str]) -> set[Triple]:
     """Return every run of three words; none if there are fewer."""
     return {tuple(words[place : place + 3]) for place in range(len(words) - 2)}
 
 
-def jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
+def jaccard(a: set[Triple], b: set[Triple]) -> float:
     """Return the Jaccard index of two sets: their intersection over their union.
 
     >>> jaccard({("a",), ("b",)}, {("b",), ("c",)})
@@ -93,7 +94,7 @@ def rouge_l(a: Sequence[str], b: Sequence[str]) -> float:
     return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else 0.0
 
 
-def _sketch(found: Iterable[tuple[str, ...]]) -> MinHash:
+def _sketch(found: Iterable[Triple]) -> MinHash:
     from datasketch import MinHash
 
     sketch = MinHash(num_perm=HASHES)

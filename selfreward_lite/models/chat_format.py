@@ -15,7 +15,9 @@ from typing import Any, Self, TypedDict
 import jinja2.sandbox
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+from selfreward_lite.engine.api import TokenIds
 from selfreward_lite.system.errors import ConfigError
+from selfreward_lite.system.files import Json
 
 # Llama-3.1's and 3.2's templates write a date into the system's turn: this one by default, and
 # today's where transformers renders. A run must send the same text on every day, so it is given
@@ -36,7 +38,6 @@ _ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
 
 # What transformers raises for a file that it cannot read.
 GGUF_ERRORS = (ValueError, LookupError, OSError, NotImplementedError, AttributeError)
-Json = dict[str, Any]
 
 
 class Message(TypedDict):
@@ -56,7 +57,7 @@ class ChatFormat:
     tokenizer: Tokenizer
     template: jinja2.Template
     bos_token: str
-    stop: tuple[int, ...]
+    stop: TokenIds
     pad: int
 
     @classmethod
@@ -126,7 +127,7 @@ class ChatFormat:
             read("ggml.padding_token_id") or 0,
         )
 
-    def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> tuple[int, ...]:
+    def prompt_ids(self, messages: Sequence[Message], continue_with: str = "") -> TokenIds:
         """The ids of a conversation, up to where the assistant's turn begins.
 
         `continue_with` is the beginning of that turn, to be continued by the model.
@@ -139,7 +140,7 @@ class ChatFormat:
             )
         return tuple(ids)
 
-    def completion_ids(self, text: str) -> tuple[int, ...]:
+    def completion_ids(self, text: str) -> TokenIds:
         """The ids of an assistant's turn, with the token that ends it."""
         return (*self.text_ids(text), self.end_of_turn)
 
@@ -212,7 +213,7 @@ def _parse_template(text: Any, place: Path) -> jinja2.Template:
     return environment.from_string(text)
 
 
-def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> TokenIds:
     """The template's end-of-turn token first, then the ends of a text in the model's own files."""
     named = ["<|eot_id|>", token_text(settings.get("eos_token"))]
     ids = [tokenizer.token_to_id(token) for token in named if token]
@@ -225,11 +226,11 @@ def _stop_ids(model_dir: Path, settings: Json, tokenizer: Tokenizer) -> tuple[in
     return stop
 
 
-def _unique(tokens: list[int | None]) -> tuple[int, ...]:
+def _unique(tokens: list[int | None]) -> TokenIds:
     return tuple(dict.fromkeys(token for token in tokens if token is not None))
 
 
-def _pad_id(settings: Json, tokenizer: Tokenizer, stop: tuple[int, ...], model_dir: Path) -> int:
+def _pad_id(settings: Json, tokenizer: Tokenizer, stop: TokenIds, model_dir: Path) -> int:
     """The pad token's id. Not a stop token: collators mask pads, so no stop would be learned."""
     own = token_text(settings.get("pad_token"))
     for name in (own, "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>"):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from selfreward_lite.models import nf4
-from selfreward_lite.models.chat_format import Json
 from selfreward_lite.models.hf_folder import (
     PACKED_PARTS,
     STATE,
@@ -37,7 +36,7 @@ from selfreward_lite.models.hf_folder import (
     rope_factors,
 )
 from selfreward_lite.system.errors import ExportError
-from selfreward_lite.system.files import atomic_write
+from selfreward_lite.system.files import Json, atomic_write
 
 if TYPE_CHECKING:
     import numpy as np

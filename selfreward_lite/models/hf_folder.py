@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from selfreward_lite.models.chat_format import WORD_SPLITS, Json, read_template, token_text
+from selfreward_lite.models.chat_format import WORD_SPLITS, read_template, token_text
 from selfreward_lite.system.errors import ExportError
+from selfreward_lite.system.files import Json
 
 # Tensors beside a weight that bitsandbytes has packed, after its name and a dot; the last tells how
 # it was packed.
@@ -28,6 +29,7 @@ NF4_CONFIG = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8",
 }
+Shape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -62,7 +64,7 @@ class Tensor:
 
     name: str
     source: str
-    shape: tuple[int, ...]
+    shape: Shape
     heads: int = 0
     linear: bool = False
 
@@ -176,7 +178,7 @@ def check_folder(model_dir: Path) -> None:
         check_shape(tensor, shape, packed=f"{tensor.source}.{STATE}" in files)
 
 
-def check_shape(tensor: Tensor, shape: tuple[int, ...], packed: bool = False) -> None:
+def check_shape(tensor: Tensor, shape: Shape, packed: bool = False) -> None:
     """Raise ExportError unless a tensor has its shape; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.models.chat_format import Json
 from selfreward_lite.models.random_models import write_gguf
 from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.files import Json
 
 PROMPT = 16  # tokens; one alone passes where the matrix units of a CPU fault (measured)
 

@@ -22,6 +22,7 @@ from selfreward_lite.models.hf_folder import (
     NF4_CONFIG,
     SHAPES,
     Llama,
+    Shape,
     Tensor,
     Vocabulary,
     list_linear,
@@ -213,7 +214,7 @@ def _files(llama: Llama) -> Iterator[Tensors]:
         yield tensors
 
 
-def _scales(shape: tuple[int, ...]) -> Tensors:
+def _scales(shape: Shape) -> Tensors:
     """What bitsandbytes writes beside a packed matrix of this shape; all blocks have one scale.
 
     It gives uniformly random codes the spread columns^-½.

@@ -169,7 +169,7 @@ def list_advice(readings: Sequence[Reading]) -> list[str]:
     ]
 
 
-def _measure_signs(store: Store, iteration: int) -> dict[str, float | None]:
+def _measure_signs(store: Store, iteration: int) -> summary.ModelFigures:
     """The value of every sign of M(t), None without data."""
     metrics = store.metrics(iteration)
     values = {
@@ -183,7 +183,7 @@ def _measure_signs(store: Store, iteration: int) -> dict[str, float | None]:
     return values | _measure_training_signs(store, iteration) if iteration else values
 
 
-def _measure_training_signs(store: Store, iteration: int) -> dict[str, float | None]:
+def _measure_training_signs(store: Store, iteration: int) -> summary.ModelFigures:
     """Signs in what M(t) was trained on, and in what the training changed."""
     judgments = summary.load_training_judgments(store, iteration)
     scores = [one.score for one in judgments if one.score is not None]

@@ -30,6 +30,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.models.chat_format import user
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.files import Json
 from selfreward_lite.training.rows import TOO_LONG, PairTexts
 
 TABLE = "data/train-00000-of-00001.parquet"
@@ -164,7 +165,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"
 
 
-def _build_rows(store: Store) -> Iterator[dict[str, Any]]:
+def _build_rows(store: Store) -> Iterator[Json]:
     """Every pair as a conversation: what the user says, and two replies of the assistant."""
     texts = PairTexts(
         index_records(store.records(Prompt)),
@@ -182,7 +183,7 @@ def _build_rows(store: Store) -> Iterator[dict[str, Any]]:
 
 def _build_row(
     kind: str, iteration: int, texts: tuple[str, str, str], scores: tuple[float, float]
-) -> dict[str, Any]:
+) -> Json:
     prompt, chosen, rejected = texts
     return {
         "prompt": user(prompt),
@@ -199,7 +200,7 @@ def _write_card(
     out: Path,
     store: Store,
     iterations: int,
-    head: dict[str, Any],
+    head: Json,
     **values: Any,
 ) -> None:
     """Write the card of a model or of pairs; `head` is the hub's metadata, without None.

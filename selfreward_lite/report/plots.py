@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Series = list[dict[str, Any]]  # one row a point: column → text or number
+# By title and label: (model, value, standard error).
+Panels = dict[str, dict[str, list[tuple[int, float, float]]]]
 
 
 @dataclass(frozen=True)
@@ -287,10 +289,8 @@ def draw_seconds(store: Store) -> Figure:
     return figure
 
 
-def draw_curves(
-    panels: Mapping[str, Mapping[str, Sequence[tuple[int, float, float]]]], height: float = HEIGHT
-) -> Figure:
-    """Draw lines over M0, M1, … with error bars: by title and label, (model, value, error)."""
+def draw_curves(panels: Panels, height: float = HEIGHT) -> Figure:
+    """Draw lines over M0, M1, … with error bars."""
     figure, axes = _make_panels(max(1, len(panels)), height)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colors = {label: f"C{place}" for place, label in enumerate(labels)}

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,14 +22,13 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
 from selfreward_lite.method import judgments
+from selfreward_lite.method.judgments import Scores
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
-
-Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 
 
 @dataclass

@@ -9,7 +9,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfreward_lite.config.settings import Draw, Settings
 from selfreward_lite.data import hub
@@ -33,7 +32,7 @@ from selfreward_lite.run.stages import (
     seconds_by_stage,
 )
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import free_bytes
+from selfreward_lite.system.files import Json, free_bytes
 from selfreward_lite.system.gpu import list_gpus
 
 TOKEN_BYTES = 4.5  # bytes of text a token, on the long side for English
@@ -233,7 +232,7 @@ class Prediction:
         """Hours of the seed stage (0) or of an iteration; None where nothing is known."""
         return sum(self.seconds.get(iteration, {}).values()) / 3600 or None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The form that is stored with a run and printed: a stage is "M1 training"."""
         seconds = {
             f"M{iteration} {stage}": spent

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
 
 from jinja2 import TemplateError
 
@@ -23,12 +22,12 @@ from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import ConfigError, ExportError
-from selfreward_lite.system.files import MANIFEST, check_disk
+from selfreward_lite.system.files import MANIFEST, Json, check_disk
 from selfreward_lite.system.gpu import list_gpus
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
 _MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
-_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 # Settings that may name a repository of the hub: section, name, and what kind it is.
 Named = tuple[str, str, hub.Kind]
@@ -122,7 +121,7 @@ def _store_facts(store: Store, settings: Settings) -> None:
     # What tells this run from others of its name, and from their copies.
     store.state("birth", uuid.uuid4().hex)
     store.state("hardware", hardware)
-    packages = {name: version(name) for name in _PACKAGES}
+    packages = {name: version(name) for name in PACKAGES}
     store.state("versions", {"python": platform.python_version(), **packages})
 
 
@@ -135,7 +134,7 @@ def _download(settings: Settings, needed: Sequence[Named], show: hub.Show) -> Se
     return settings
 
 
-def _keep_commits(settings: Settings, stored: dict[str, Any]) -> Settings:
+def _keep_commits(settings: Settings, stored: Json) -> Settings:
     """The settings with every repository named as at the start at the commit it had then."""
     before = config.parse(stored)
     for section, name, _ in NAMED:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import format_bytes, free_bytes
+from selfreward_lite.system.files import Json, format_bytes, free_bytes
 from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
 from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
@@ -39,8 +39,8 @@ class Machine:
     wanted: dict[str, str]
     installed: dict[str, str | None]
     gpus: tuple[Gpu, ...]
-    torch: dict[str, Any]
-    llama: dict[str, Any]
+    torch: Json
+    llama: Json
     free: int
     hub: bool | None
     unsloth: str | None = None
@@ -217,7 +217,7 @@ def _torch(machine: Machine) -> Finding:
     return Finding("torch", "good", f"{version} with CUDA {probed['cuda']}; trains in {number}")
 
 
-def _llama(gpus: Sequence[Gpu], probed: dict[str, Any], wanted: dict[str, str]) -> Finding:
+def _llama(gpus: Sequence[Gpu], probed: Json, wanted: dict[str, str]) -> Finding:
     error = probed.get("error")
     if not gpus:
         if error:
@@ -285,11 +285,11 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def _probe_llama(gpus: Sequence[Gpu]) -> dict[str, Any]:
+def _probe_llama(gpus: Sequence[Gpu]) -> Json:
     return _probe("llama", "-1" if gpus else "0")
 
 
-def _probe(*arguments: str) -> dict[str, Any]:
+def _probe(*arguments: str) -> Json:
     """What a probe printed; {"error": why} if it failed, crashed or did not answer."""
     module, environment = "selfreward_lite.models.probe", child_environment(gpus="one")
     try:
@@ -298,7 +298,7 @@ def _probe(*arguments: str) -> dict[str, Any]:
         return {"error": f"no answer within {PATIENCE} s"}
     if ended.returncode:
         return {"error": explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")}
-    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    answer: Json = json.loads(ended.stdout.splitlines()[-1])
     return answer
 
 

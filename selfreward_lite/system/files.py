@@ -14,6 +14,7 @@ from typing import Any
 
 from selfreward_lite.system.errors import UserError
 
+Json = dict[str, Any]  # an object of a JSON file
 MARGIN = 1.1
 MANIFEST = "manifest.json"
 
@@ -51,7 +52,7 @@ def format_bytes(count: float) -> str:
 # -- manifests ----------
 
 
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+def write_manifest(folder: Path, facts: Json) -> None:
     """Write `manifest.json`: the sha256 of every file in `folder`, and `facts`.
 
     Unfinished files that a killed exporter left (`*.part`) are not listed.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -100,6 +100,17 @@ def last_lines(log: Path, count: int = 1) -> list[str]:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     return [line for line in lines if line.strip()][-count:]
+
+
+def open_wire() -> Callable[[Message], None]:
+    """In a child: a function that sends its JsonProcess a message; stray prints go to stderr."""
+    wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: Message) -> None:
+        print(json.dumps(message), file=wire, flush=True)
+
+    return send
 
 
 class JsonProcess:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
@@ -30,12 +30,13 @@ from selfreward_lite.system.errors import SelfRewardError
 from selfreward_lite.system.processes import (
     DEATH,
     JsonProcess,
+    Message,
     child_environment,
     explain_exit,
     last_lines,
+    open_wire,
 )
 
-Plain = dict[str, Any]
 BARE = "--bare"
 # rows of many lengths, one after the other, would leave holes in a GPU's memory
 CHILD = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
@@ -59,7 +60,11 @@ class TorchWorker:
         self._open()
 
     def do(
-        self, task: str, log: Path, report: Callable[[Plain], None] | None = None, **arguments: Any
+        self,
+        task: str,
+        log: Path,
+        report: Callable[[Message], None] | None = None,
+        **arguments: Any,
     ) -> Any:
         """Do one task and return its answer, as JSON. After TaskFailed the next task can work."""
         child = self._open()
@@ -105,8 +110,7 @@ class TorchWorker:
 
 def serve() -> None:
     """Fork for every task that comes in; end with the parent."""
-    wire = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print; only messages may go where the parent reads
+    send = open_wire()
     if BARE not in sys.argv and not any(device.exists() for device in GPU_DEVICES):
         from selfreward_lite.models import parity  # noqa: F401 - once, for all forks
         from selfreward_lite.training import trainer  # noqa: F401 - once, for all forks
@@ -118,7 +122,7 @@ def serve() -> None:
             os.close(ours[0])
             os.close(theirs[1])
             os.dup2(theirs[0], 0)
-            _do(json.loads(line), wire)
+            _do(json.loads(line), send)
         os.close(ours[1])
         os.close(theirs[0])
         ready, _, _ = select.select([0, ours[0]], [], [])
@@ -128,10 +132,10 @@ def serve() -> None:
         _, status = os.waitpid(pid, 0)
         os.close(ours[0])
         os.close(theirs[1])
-        _send(wire, {"ended": os.waitstatus_to_exitcode(status)})
+        send({"ended": os.waitstatus_to_exitcode(status)})
 
 
-def _do(task: Plain, wire: TextIO) -> None:
+def _do(task: Message, send: Callable[[Message], None]) -> None:
     """Do one task in this fork of the child, and exit."""
     code, reason = 1, ""
     try:
@@ -139,8 +143,8 @@ def _do(task: Plain, wire: TextIO) -> None:
         log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 2)
         os.dup2(log, 1)
-        answer = _work(task, lambda values: _send(wire, {"report": values}))
-        _send(wire, {"answer": to_jsonable_python(answer)})
+        answer = _work(task, lambda values: send({"report": values}))
+        send({"answer": to_jsonable_python(answer)})
         code = 0
     except SelfRewardError as error:
         reason = f"{error}\n"
@@ -157,7 +161,7 @@ def _do(task: Plain, wire: TextIO) -> None:
         os._exit(code)
 
 
-def _work(task: Plain, report: Callable[[Any], None]) -> Any:
+def _work(task: Message, report: Callable[[Any], None]) -> Any:
     kind = task.pop("task")
     if kind == "train":
         from selfreward_lite.training import backends
@@ -184,10 +188,6 @@ def _work(task: Plain, report: Callable[[Any], None]) -> Any:
 def _end_with_parent() -> None:
     os.read(0, 1)
     os._exit(1)
-
-
-def _send(wire: TextIO, message: Plain) -> None:
-    print(json.dumps(message), file=wire, flush=True)
 
 
 if __name__ == "__main__":

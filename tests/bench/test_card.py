@@ -1,6 +1,7 @@
 """`bench card`: what it keeps when time runs out or a part fails; what its figures imply."""
 
 import json
+import subprocess
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -377,12 +378,11 @@ def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
 
 
 def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch):
-    def nothing(*_): ...
+    def communicate(timeout):
+        raise subprocess.TimeoutExpired("card", timeout)
 
-    child = SimpleNamespace(pid=4242, start=nothing, kill=nothing, join=nothing)
-    pipe = SimpleNamespace(poll=lambda _: False, close=nothing)
-    spawn = SimpleNamespace(Pipe=lambda: (pipe, pipe), Process=lambda **_: child)
-    monkeypatch.setattr(card.multiprocessing, "get_context", lambda _: spawn)
+    child = SimpleNamespace(communicate=communicate, kill=lambda: None, wait=lambda: None)
+    monkeypatch.setattr(card, "start_module", lambda *_, **__: child)
     names = (".8b.gguf.4242.part", "nf4/.a.safetensors.4242.part", ".8b.gguf.17.part", "8b.gguf")
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, Response
 from selfreward_lite.method import canaries, response_pairs
+from selfreward_lite.method.judgments import Scores
 from selfreward_lite.method.statistics import mean_or_none, paired_interval
-from selfreward_lite.run.context import RunContext, Scores
+from selfreward_lite.run.context import RunContext
 
 
 @dataclass(frozen=True)
