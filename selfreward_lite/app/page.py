@@ -131,7 +131,7 @@ def describe_news(library: RunLibrary, run: str) -> str:
     except SelfRewardError as error:
         return f"{run}: {error}"
     ended = [
-        f"{one.model} {one.name}" for one in view.stages if one.ended and one.name in LANDMARKS
+        f"{one.model} {one.stage}" for one in view.stages if one.ended and one.stage in LANDMARKS
     ]
     return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
 

@@ -182,7 +182,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
     with Store.read(runs_dir / name) as store:
         document = summary.summarize_run(store)
-        print_table(*summary.build_stage_table(store), str(store.folder))
+        print_table(*summary.build_stage_table(store.stages()), str(store.folder))
         for build in (
             summary.build_seed_table,
             summary.build_time_table,

@@ -42,7 +42,7 @@ BASE = ModelId(-1)
 Origin = Literal["generated", "imported", "ranked", "held_out"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidate:
     """A new prompt as a model wrote it, before any filter."""
 
@@ -55,7 +55,7 @@ class Candidate:
     finish: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """A user's request. Those of origin "held_out" are for evaluation only."""
 
@@ -73,7 +73,7 @@ class Prompt:
         return cls(record_id, iteration, origin, index, text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Response:
     """An answer to a prompt. `tokens` counts generated tokens (0 for a person's answer); `rank` is
     what people gave it, 0 for the best."""
@@ -90,7 +90,7 @@ class Response:
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Judgment:
     """A judgment of a response. `score` is read from its text, None if that failed.
 
@@ -111,7 +111,7 @@ class Judgment:
     expected_score: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ResponsePair:
     """A chosen and a rejected response to one prompt; lengths in characters."""
 
@@ -128,7 +128,7 @@ class ResponsePair:
     rho: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Battle:
     """Two judgments of one response, compared by the meta-judge.
 
@@ -146,7 +146,7 @@ class Battle:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rating:
     """A judgment's Bradley–Terry strength (natural log), with the position weights of the fit."""
 
@@ -161,7 +161,7 @@ class Rating:
     ridge: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JudgmentPair:
     """A chosen and a rejected judgment of one response; lengths in characters."""
 
@@ -177,7 +177,7 @@ class JudgmentPair:
     rejected_length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
     """A frozen judge's comparison of two models' answers to a held-out prompt.
 
@@ -253,7 +253,7 @@ def seed_for(run_seed: int, record_id: str) -> int:
     return int.from_bytes(digest, "big") % 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome:
     """What one item of a stage made, or a stage without items.
 

@@ -31,7 +31,7 @@ WHOLE = "all"  # the item name of a stage that is done in one piece
 
 
 class StageRow(NamedTuple):
-    """A stage that has begun: items committed and in all, seconds spent, whether it has ended."""
+    """A stage that has begun: items done and in all, seconds so far, what was dropped by reason."""
 
     iteration: int
     stage: str
@@ -39,6 +39,24 @@ class StageRow(NamedTuple):
     total: int
     seconds: float
     ended: bool
+    drops: dict[str, int] = {}
+
+    @property
+    def model(self) -> str:
+        """The name of the model that the iteration makes."""
+        return ModelId(self.iteration).name
+
+    @property
+    def rate(self) -> float | None:
+        """Items per second; None before the first item, and for a stage of one item."""
+        if not self.done or self.seconds <= 0 or self.total <= 1:
+            return None
+        return self.done / self.seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at the rate so far; None without a rate."""
+        return None if self.ended or not self.rate else max(0, self.total - self.done) / self.rate
 
 
 class Store:
@@ -222,7 +240,9 @@ class Store:
             "s.iteration AND i.stage = s.stage), total, seconds, done FROM stages s ORDER BY rowid"
         )
         return [
-            StageRow(iteration, stage, done, total, seconds, bool(ended))
+            StageRow(
+                iteration, stage, done, total, seconds, bool(ended), self.drops(iteration, stage)
+            )
             for iteration, stage, done, total, seconds, ended in self.select(query)
         ]
 
@@ -281,6 +301,10 @@ class Store:
         """Return the number of the model after the newest, 0 before M0."""
         newest = self.newest()
         return 0 if newest is None else newest + 1
+
+    def models(self, first: int = 0) -> range:
+        """Return the numbers of all models from M<first>, with the candidate after the newest."""
+        return range(first, self.next_model() + 1)
 
     def model_dir(self, iteration: int) -> Path:
         """Return the folder of M<iteration>, which need not exist."""

@@ -19,7 +19,7 @@ Side = Literal["a", "b", "tie"]
 _AFFINITY = {"seed": "INTEGER", "blind": "INTEGER"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Vote:
     """Two answers to one prompt, and which one a person preferred.
 

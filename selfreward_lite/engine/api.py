@@ -20,7 +20,7 @@ TokenIds = tuple[int, ...]
 Finish = Literal["stop", "length", "refused", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Sampling:
     """How to draw tokens: `top_k` likeliest (0 = all), then `temperature`, then nucleus `top_p`.
 
@@ -34,7 +34,7 @@ class Sampling:
     top_k: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probe:
     """Asks for the probabilities of `tokens` where one of them is sampled right after `after`.
 
@@ -47,7 +47,7 @@ class Probe:
     after: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """One prompt, and the seeds of the samples to draw; each seed gets a completion.
 
@@ -79,14 +79,14 @@ class Request:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cancel:
     """In a feed: the request of this key is no longer wanted; it gets no further completion."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Piece:
     """The next part of a streamed sample's text; all parts joined are its completion's text.
 
@@ -103,7 +103,7 @@ class Piece:
 Fed = Request | Cancel | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Completion:
     """One sample; `sample` is the index of its seed, `tokens` exclude the stop token.
 
@@ -122,7 +122,7 @@ class Completion:
     probe: tuple[float, ...] | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Stats:
     """Counters since the engine was made; loading the model is in none of the seconds.
 

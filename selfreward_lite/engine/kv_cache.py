@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Span:
     """Cells for positions `start` to `end`; `holders` counts sequences and spans that need it."""
 
@@ -71,7 +71,7 @@ class Cells:
         return total
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Root:
     """A prompt in the cache that samples fork from; `pins` counts requests that still need it."""
 

@@ -28,7 +28,7 @@ HEARTBEAT = 0.25  # seconds of silence after which a caller gets None, and may s
 BEGIN: Message = {"begin": 1, "live": True}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class _Asked:
     """A caller's request with a key of its own; `owed` are its samples not completed."""
 

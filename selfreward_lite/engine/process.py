@@ -82,7 +82,7 @@ def error_from(message: Message) -> EngineError | RuntimeError:
     return RuntimeError(f"the engine's process failed:\n{message['bug']}")
 
 
-@dataclass(slots=True)
+@dataclass
 class _Work:
     """A request and its samples still owed; `sent` maps the child's sample numbers to ours."""
 

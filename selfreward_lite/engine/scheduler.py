@@ -70,7 +70,7 @@ class Device(Protocol):
     def take_errors(self) -> str: ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class PendingRequest:
     """An admitted request with samples that have not started yet."""
 
@@ -93,7 +93,7 @@ class PendingRequest:
         return len(self.request.seeds) - self.started
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Slot:
     """A sample under way: `token` at `position` is next. A streamed one has a `decoder`."""
 

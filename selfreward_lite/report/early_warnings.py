@@ -135,7 +135,7 @@ class Reading:
 def early_warnings(store: Store) -> list[Reading]:
     """Return the signs that have data, of every measured model, M0 first, in the order of SIGNS."""
     found = []
-    for iteration in range(store.next_model() + 1):
+    for iteration in store.models():
         if store.is_done(iteration, "evaluation"):
             values = _measure_signs(store, iteration)
             found += [

@@ -132,7 +132,7 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
 
 def _load_responses(store: Store, prompt: Prompt) -> list[JudgedResponse]:
     """The responses to a prompt with their judgments; the base's first, then by rank and index."""
-    iterations = [prompt.iteration] if prompt.iteration else range(store.next_model() + 1)
+    iterations = [prompt.iteration] if prompt.iteration else store.models()
 
     def load(kind: type[R], **where: str) -> list[R]:
         return [one for t in iterations for one in store.records(kind, iteration=t, **where)]

@@ -12,6 +12,7 @@ from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, explore, plots, summary
 from selfreward_lite.report.explore import PromptHistory
+from selfreward_lite.report.status import format_time
 
 TEMPLATE = Path(__file__).with_name("page.html")
 EXAMPLES, PAIRS = 12, 3  # of the run, of each model
@@ -38,7 +39,7 @@ def render_page(store: Store) -> str:
         run=document["run"],
         preset=document["preset"],
         newest="the base" if newest is None else ModelId(newest).name,
-        duration=_format_duration(document["seconds"]),
+        duration=format_time(document["seconds"]),
         hardware=store.fact("hardware") or "an unknown machine",
         versions=store.fact("versions") or {},
         supervision=SUPERVISION,
@@ -50,7 +51,7 @@ def render_page(store: Store) -> str:
         gates=summary.build_gate_table(store),
         examples=summary.build_example_table(store, EXAMPLES).rows,
         pairs=_load_pairs(store),
-        stages=summary.build_stage_table(store),
+        stages=summary.build_stage_table(store.stages()),
         settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
 
@@ -65,12 +66,3 @@ def _load_pairs(store: Store) -> list[tuple[str, PromptHistory]]:
             shown = dict.fromkeys(hits[:PAIRS] + judged)  # without the same hit twice
             found += [(group, explore.load_history(store, hit.id)) for hit in shown]
     return found
-
-
-def _format_duration(seconds: float) -> str:
-    """Seconds as minutes or hours.
-
-    >>> _format_duration(128.2), _format_duration(30000)
-    ('2.1 minutes', '8.3 hours')
-    """
-    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -127,7 +127,7 @@ MIN_SHARE = 0.01  # of the time: stages that took less have no bar
 
 def load_series(store: Store, document: RunSummary) -> dict[str, Series]:
     """Return the series of every panel by its key in PANELS; empty where nothing is measured."""
-    judged = [t for t in range(1, store.next_model() + 1) if store.is_done(t, "judgments")]
+    judged = [t for t in store.models(1) if store.is_done(t, "judgments")]
     return {
         **{key: [] for key in PANELS},
         **measurement_series(document["iterations"]),
@@ -160,7 +160,7 @@ def measurement_series(rows: Sequence[summary.ModelFigures]) -> dict[str, Series
 def training_curves(store: Store) -> dict[str, Series]:
     """Return, by curve, what trainers reported: rows of model, step, value."""
     curves: dict[str, Series] = {title: [] for title in CURVES.values()}
-    for model in range(store.next_model() + 1):
+    for model in store.models():
         for step, name, value in store.training(model):
             if name in CURVES and value is not None:
                 point = {"model": ModelId(model).name, "step": step, "value": value}
@@ -174,7 +174,7 @@ def score_shares(store: Store) -> Series:
     Judgments that could not be read are left out.
     """
     found: Series = []
-    for iteration in range(1, store.next_model() + 1):
+    for iteration in store.models(1):
         judgments = summary.load_training_judgments(store, iteration)
         given = [one.score for one in judgments if one.score is not None]
         counts, total = Counter(round(score) for score in given), len(given)
@@ -220,7 +220,7 @@ def meta_judge_bias(store: Store) -> Series:
     equal scores (½ is unbiased); and the share won by the higher score.
     """
     found: Series = []
-    for iteration in range(1, store.next_model() + 1):
+    for iteration in store.models(1):
         battles = queries.read_decided_battles(store, iteration)
         kinds = {
             "shown first": [verdict > 0 for verdict, _ in battles],

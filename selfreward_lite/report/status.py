@@ -15,31 +15,6 @@ State = Literal["new", "beginning", "running", "finished", "refused", "stopped"]
 
 
 @dataclass(frozen=True)
-class StageStatus:
-    """One stage of a run: items done and in all, seconds so far, what was dropped by reason."""
-
-    model: str
-    name: str
-    done: int
-    total: int
-    seconds: float
-    ended: bool
-    drops: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> float | None:
-        """Items per second; None before the first item, and for a stage of one item."""
-        if not self.done or self.seconds <= 0 or self.total <= 1:
-            return None
-        return self.done / self.seconds
-
-    @property
-    def left(self) -> float | None:
-        """Seconds left at the rate so far; None without a rate."""
-        return None if self.ended or not self.rate else max(0, self.total - self.done) / self.rate
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """A run as it is now. `refused` has the reasons of the gates that refused its candidate."""
 
@@ -49,7 +24,7 @@ class RunStatus:
     preset: str = ""
     newest: int | None = None
     iterations: int = 0
-    stages: tuple[StageStatus, ...] = ()
+    stages: tuple[StageRow, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     may_accept: bool = False
     birth: str = ""  # differs between runs of the same name
@@ -60,9 +35,20 @@ class RunStatus:
         return ModelId(0 if self.newest is None else self.newest + 1).name
 
     @property
-    def now(self) -> StageStatus | None:
+    def now(self) -> StageRow | None:
         """The unfinished stage, None if all have ended."""
         return next((stage for stage in reversed(self.stages) if not stage.ended), None)
+
+
+def format_time(seconds: float) -> str:
+    """Return a time in the unit that suits it.
+
+    >>> format_time(42), format_time(600), format_time(7200)
+    ('42 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def read_status(folder: Path) -> RunStatus:
@@ -100,19 +86,16 @@ def _read_run(store: Store, process: int | None) -> RunStatus:
         settings["preset"],
         newest,
         settings["iterations"],
-        tuple(_read_stage(store, row) for row in rows),
+        tuple(_count_steps(store, row) for row in rows),
         refused,
         state == "refused" and has_manifest and store.is_done(candidate, "evaluation"),
         store.fact("birth") or "",
     )
 
 
-def _read_stage(store: Store, row: StageRow) -> StageStatus:
-    done, total = row.done, row.total
-    if row.stage == "training" and not row.ended:
-        # To the store a training is one item. Its steps are shown, and one more for the checks.
-        done = find_last_step(store, row.iteration)
-        total = int(store.metrics(row.iteration).get("training_steps") or 0) + 1
-    drops = store.drops(row.iteration, row.stage)
-    model = ModelId(row.iteration).name
-    return StageStatus(model, row.stage, done, total, row.seconds, row.ended, drops)
+def _count_steps(store: Store, row: StageRow) -> StageRow:
+    """The row of a training under way with its steps as items, and one more for the checks."""
+    if row.stage != "training" or row.ended:
+        return row
+    steps = int(store.metrics(row.iteration).get("training_steps") or 0)
+    return row._replace(done=find_last_step(store, row.iteration), total=steps + 1)

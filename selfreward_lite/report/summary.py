@@ -18,7 +18,7 @@ from selfreward_lite.data.records import (
     Response,
     ResponsePair,
 )
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import StageRow, Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
 from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.memory import DRIVER
@@ -101,9 +101,7 @@ def summarize_run(store: Store) -> RunSummary:
             _summarize_iteration(store, iteration) for iteration in range(store.next_model())
         ],
         "refused": {
-            ModelId(t).name: refused
-            for t in range(store.next_model() + 1)
-            if (refused := store.refusals(t))
+            ModelId(t).name: refused for t in store.models() if (refused := store.refusals(t))
         },
     }
 
@@ -204,28 +202,26 @@ def build_gate_table(store: Store) -> Table:
     """Return what every gate decided about every model, and why."""
     rows = [
         [ModelId(t).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
-        for t in range(store.next_model() + 1)
+        for t in store.models()
         for gate, (passed, reason) in store.gates(t).items()
     ]
     return Table(["model", "gate", "", "reason"], rows)
 
 
-def build_stage_table(store: Store) -> Table:
-    """Return every stage: items done ("…": unfinished), seconds, what was dropped and why."""
+def build_stage_table(stages: Iterable[StageRow]) -> Table:
+    """Return every stage: items done ("…": unfinished), seconds, rate, what was dropped and why."""
     rows = [
         [
-            ModelId(row.iteration).name,
-            row.stage,
+            row.model,
+            row.stage.replace("_", " "),
             f"{row.done:,} of {row.total:,}" + ("" if row.ended else " …"),
             f"{row.seconds:,.1f}",
-            ", ".join(
-                f"{count:,} {reason}"
-                for reason, count in store.drops(row.iteration, row.stage).items()
-            ),
+            "" if row.rate is None else f"{row.rate:,.1f}",
+            ", ".join(f"{count:,} {reason}" for reason, count in row.drops.items()),
         ]
-        for row in store.stages()
+        for row in stages
     ]
-    return Table(["model", "stage", "items", "seconds", "dropped"], rows)
+    return Table(["model", "stage", "done", "seconds", "per second", "left out, and why"], rows)
 
 
 def build_seed_table(store: Store) -> Table:
@@ -269,7 +265,7 @@ def compare_predictions(store: Store) -> list[tuple[str, float, float]]:
     return [
         (name, predicted[name], row.seconds)
         for row in ended
-        if (name := f"{ModelId(row.iteration).name} {row.stage}") in predicted
+        if (name := f"{row.model} {row.stage}") in predicted
     ]
 
 
@@ -293,8 +289,7 @@ def build_memory_table(store: Store) -> Table:
     torch does not count what the driver holds. Only trainings record a peak.
     """
     first, *later = (
-        store.metrics(model).get("training_peak_bytes") or 0
-        for model in range(store.next_model() + 1)
+        store.metrics(model).get("training_peak_bytes") or 0 for model in store.models()
     )
     known = {  # what the driver holds, and the peak
         "SFT": (DRIVER["training"], first),

@@ -5,8 +5,8 @@ is freed when it ends. Tests put scripted functions in their place.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,47 +27,16 @@ NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk: libraries name a full
 
 @dataclass(frozen=True)
 class Runtime:
-    """The four functions that need torch or llama.cpp.
-
-    open_engine     base GGUF, settings → engine
-    train           job, folder for its log, report → what the training did
-    export_base     model folder, GGUF to write, settings
-    export_adapter  model folder, adapter folder, base GGUF, GGUF to write, token lists, settings
-                    → its parity on these tokens
-    """
-
-    open_engine: Callable[[Path, EngineSettings], Engine]
-    train: Callable[[Job, Path, Report], TrainingResult]
-    export_base: Callable[[Path, Path, Model], None]
-    export_adapter: Callable[[Path, Path, Path, Path, TokenLists, Model], AdapterParity]
-
-
-@contextmanager
-def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runtime]:
-    """llama.cpp in one child process, TRL and the exporter in another; both end with the block.
-
-    With `bare`, which is for a single task, the second imports nothing at its start. Nor with
-    backend "unsloth", which must be imported before what it rewrites.
-    """
-    worker = TorchWorker(bare=bare or backend == "unsloth")
-    try:
-        torch = _Torch(worker)
-        yield Runtime(_open_llama, torch.train, torch.export_base, torch.export_adapter)
-    finally:
-        worker.close()
-
-
-def _open_llama(base: Path, settings: EngineSettings) -> Engine:
-    return ProcessEngine(LlamaSpec(model=base, **settings.model_dump()))
-
-
-@dataclass(frozen=True)
-class _Torch:
-    """Tasks of the torch child as functions."""
+    """All that needs torch or llama.cpp. Raises TrainingError or ExportError where a task fails."""
 
     worker: TorchWorker
 
+    def open_engine(self, base: Path, settings: EngineSettings) -> Engine:
+        """An engine on a base GGUF."""
+        return ProcessEngine(LlamaSpec(model=base, **settings.model_dump()))
+
     def train(self, job: Job, folder: Path, report: Report) -> TrainingResult:
+        """Train; the log is in `folder`."""
         log = folder / "train.log"
         try:
             return TrainingResult(**self.worker.do("train", log, report, **job.model_dump()))
@@ -77,6 +46,7 @@ class _Torch:
             ) from None
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
+        """Write the base as GGUF, or use the file that the settings name."""
         out.parent.mkdir(parents=True, exist_ok=True)
         if model.gguf_file is None:
             dtype = model.gguf
@@ -94,6 +64,7 @@ class _Torch:
         token_lists: TokenLists,
         model: Model,
     ) -> AdapterParity:
+        """Write an adapter as GGUF; returns its parity on the token lists."""
         answer = self._export(
             "export_adapter",
             model_dir,
@@ -113,6 +84,17 @@ class _Torch:
             raise ExportError(f"{failure} (see {log}){_nearly_full(log.parent)}") from None
         log.unlink()  # the manifest of the folder lists what belongs to the model
         return answer
+
+
+@contextmanager
+def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runtime]:
+    """llama.cpp in one child process, TRL and the exporter in another; both end with the block.
+
+    With `bare`, which is for a single task, the second imports nothing at its start. Nor with
+    backend "unsloth", which must be imported before what it rewrites.
+    """
+    with closing(TorchWorker(bare=bare or backend == "unsloth")) as worker:
+        yield Runtime(worker)
 
 
 def _weights(model: Model) -> Weights:

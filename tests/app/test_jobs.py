@@ -14,9 +14,9 @@ import scripted_run
 from selfreward_lite import config
 from selfreward_lite.app import jobs
 from selfreward_lite.app.jobs import RunRequest
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import StageRow, Store
 from selfreward_lite.report import status
-from selfreward_lite.report.status import RunStatus, StageStatus
+from selfreward_lite.report.status import RunStatus
 from selfreward_lite.system.errors import ConfigError, UserError
 from selfreward_lite.system.files import write_manifest
 
@@ -28,7 +28,7 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 import json
 from selfreward_lite import config
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import StageRow, Store
 arguments = sys.argv[3:]
 Path({said!r}).write_text(json.dumps([arguments, str(Path.cwd())]))
 runs_dir, name = (arguments[arguments.index(key) + 1] for key in ("--runs-dir", "--name"))
@@ -159,9 +159,7 @@ def test_a_view_says_how_far_a_run_is(tmp_path):
         "tiny",
         None,
     )
-    judged = next(
-        stage for stage in view.stages if (stage.model, stage.name) == ("M1", "judgments")
-    )
+    judged = next(row for row in view.stages if (row.model, row.stage) == ("M1", "judgments"))
     assert judged.done == judged.total > 0
     assert set(judged.drops) == {"could not be read"}
     with Store.write(tmp_path / "mine"):
@@ -172,8 +170,8 @@ def test_a_training_under_way_is_told_by_its_steps(tmp_path):
     scripted_run.run(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:
         store.begin_stage(1, "training", 1)
-        assert status.read_status(tmp_path / "mine").now == StageStatus(
-            "M1", "training", 0, 1, 0.0, ended=False
+        assert status.read_status(tmp_path / "mine").now == StageRow(
+            1, "training", 0, 1, 0.0, False
         )
         store.log_training(1, 5, {"loss": 0.6})
         store.measure(1, training_steps=20)
@@ -212,15 +210,15 @@ def test_a_run_that_is_only_just_begun_is_no_error(tmp_path):
 
 
 def test_rates_and_what_is_left():
-    stage = StageStatus("M1", "judgments", 30, 120, 10.0, ended=False)
+    stage = StageRow(1, "judgments", 30, 120, 10.0, False)
     assert (stage.rate, stage.left) == (3.0, 30.0)
-    assert StageStatus("M1", "judgments", 0, 120, 0.0, ended=False).left is None
-    assert StageStatus("M1", "training", 0, 1, 3.0, ended=False).rate is None
-    assert StageStatus("M1", "judgments", 120, 120, 10.0, ended=True).left is None
+    assert StageRow(1, "judgments", 0, 120, 0.0, False).left is None
+    assert StageRow(1, "training", 0, 1, 3.0, False).rate is None
+    assert StageRow(1, "judgments", 120, 120, 10.0, True).left is None
     assert (
         RunStatus(
-            "x", "stopped", stages=(stage, StageStatus("M1", "battles", 0, 3, 0.0, ended=False))
-        ).now.name
+            "x", "stopped", stages=(stage, StageRow(1, "battles", 0, 3, 0.0, False))
+        ).now.stage
         == "battles"
     )
 

@@ -93,7 +93,7 @@ def test_arms_share_their_seed_stage_and_their_prompts(made):
     assert first["Self-Rewarding", 0] == first["Meta-Rewarding", 0]
     assert first["Self-Rewarding", 0]["win_rate"] == 0.5, "against itself"
     with Store.read(runs[0]) as store:
-        spent = sum(seconds for t, _, _, _, seconds, _ in store.stages() if t > 0)
+        spent = sum(row.seconds for row in store.stages() if row.iteration > 0)
     assert sum(first["Self-Rewarding", t]["seconds"] for t in (1, 2, 3)) == pytest.approx(
         spent, abs=0.2
     )

@@ -90,7 +90,7 @@ def test_a_finished_run_says_so_and_how_to_continue(runs):
 def test_status_shows_every_stage_and_what_was_dropped(runs):
     ended = cli("status", "--name", "done", "--runs-dir", str(runs))
     assert ended.returncode == 0
-    for word in ("battles", "judgment_pairs", "dropped"):
+    for word in ("battles", "judgment pairs", "left out"):
         assert word in ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1])["preset"] == "tiny"
 

@@ -19,8 +19,7 @@ def read_contents(folder: Path) -> dict:
     """Everything a run keeps, except how many seconds its stages took."""
     with Store.read(folder) as store:
         stages = [
-            (iteration, stage, done, total, ended)
-            for iteration, stage, done, total, _, ended in store.stages()
+            (row.iteration, row.stage, row.done, row.total, row.ended) for row in store.stages()
         ]
         models = range(-1, (store.newest() or 0) + 1)
         kept = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward_lite.config.settings import EngineSettings, Model
@@ -12,7 +14,6 @@ from selfreward_lite.engine.api import Engine, Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.parity import AdapterParity
-from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.training.job import Job, TrainingResult
 
 # How each template begins, in both template sets.
@@ -82,9 +83,19 @@ class Script:
         return Reply(" Tell me about " + " ".join(rng.sample(WORDS, 6)) + ".")
 
 
+@dataclass(frozen=True)
+class ScriptedRuntime:
+    """A `Runtime` of functions."""
+
+    open_engine: Callable
+    train: Callable
+    export_base: Callable
+    export_adapter: Callable
+
+
 def scripted_runtime(
     chat: ChatFormat, *, length: int = 1, pause: float = 0.0, train_seconds: float = 0.0
-) -> Runtime:
+) -> ScriptedRuntime:
     """Return a runtime without torch and llama.cpp; completions arrive shuffled."""
     script = Script(chat, length, pause)
 
@@ -111,4 +122,4 @@ def scripted_runtime(
         out.write_text("adapter")
         return AdapterParity(difference=0.0, change=1.0, share=1.0, agreement=1.0)
 
-    return Runtime(open_engine, train, export_base, export_adapter)
+    return ScriptedRuntime(open_engine, train, export_base, export_adapter)

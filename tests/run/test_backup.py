@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import scripted_run
 from run_contents import read_contents
-from scripted_runtime import scripted_runtime
+from scripted_runtime import ScriptedRuntime, scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli import main
@@ -19,7 +19,6 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import backup, loop, prepare
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.backup import Backup, restore
-from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import files
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import write_manifest
@@ -190,7 +189,7 @@ def test_one_command_starts_and_resumes_on_another_machine(tmp_path, monkeypatch
     """As in a notebook, whose cell stays the same between the first time and the next."""
 
     @contextmanager
-    def runtime(backend: str) -> Iterator[Runtime]:
+    def runtime(backend: str) -> Iterator[ScriptedRuntime]:
         yield scripted_runtime(ChatFormat.load(TINY_MODEL))
 
     monkeypatch.setattr("selfreward_lite.run.runtime.open_runtime", runtime)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import scripted_run
-from scripted_runtime import scripted_runtime
+from scripted_runtime import ScriptedRuntime, scripted_runtime
 
 from selfreward_lite import config
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
@@ -16,7 +16,6 @@ from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, plan, prepare
 from selfreward_lite.run.ask import NO_TIME
-from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import OutOfTime
 
 pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
@@ -44,7 +43,7 @@ def clock(monkeypatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def slow_tools(clock: Clock) -> Runtime:
+def slow_tools(clock: Clock) -> ScriptedRuntime:
     """A scripted runtime on which everything takes time; its trainer ends at its deadline."""
     chat = ChatFormat.load(TINY_MODEL)
     plain = scripted_runtime(chat)
@@ -83,7 +82,7 @@ def slow_tools(clock: Clock) -> Runtime:
         clock.pass_by(EXPORT)
         return plain.export_adapter(*arguments)
 
-    return Runtime(open_engine, train, plain.export_base, export_adapter)
+    return ScriptedRuntime(open_engine, train, plain.export_base, export_adapter)
 
 
 def run(clock: Clock, folder, hours: float, **settings: str) -> list[str]:
@@ -196,7 +195,7 @@ def test_a_training_that_would_overrun_ends_early_and_is_counted(clock, seeded, 
             clock.factor = 1.0
             return result
 
-        return Runtime(made.open_engine, train, made.export_base, made.export_adapter)
+        return replace(made, train=train)
 
     monkeypatch.setattr(f"{__name__}.slow_tools", slower)
     began = clock.now

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def opened(runs: Path, asked: list | None = None):
         return plain.open_engine(base, settings)
 
     with Store.read(runs / "mine") as store:
-        given = runtime.Runtime(open_engine, plain.train, plain.export_base, plain.export_adapter)
+        given = replace(plain, open_engine=open_engine)
         with open_evaluation(store, parse(store.fact("settings")), given, lambda at: None) as work:
             yield work
 

@@ -30,6 +30,7 @@ from selfreward_lite.app.widgets import (
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.report import status
 from selfreward_lite.report.status import RunStatus
+from selfreward_lite.report.summary import build_stage_table
 from selfreward_lite.run.plan import Estimate, estimate
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 from selfreward_lite.system.files import MARGIN, format_bytes
@@ -56,7 +57,6 @@ NO_RUN = (
     "**No run is chosen.** Start one on the left: the tiny one needs no download and takes minutes."
 )
 TINY_TIME = "3 minutes on two CPU cores"
-STAGE_HEAD = ["model", "stage", "done", "seconds", "per second", "left out, and why"]
 TOO_LITTLE = " ⚠ **too little**"
 
 
@@ -126,39 +126,13 @@ def progress_bar(view: RunStatus) -> str:
     now = view.now
     if now is None or view.state not in ("running", "stopped", "refused"):
         return ""
-    text = f"{now.model} {now.name.replace('_', ' ')}: {now.done:,} of {now.total:,}"
+    text = f"{now.model} {now.stage.replace('_', ' ')}: {now.done:,} of {now.total:,}"
     if now.rate is not None:
         text += f", {now.rate:,.1f} per second"
     if now.left is not None and view.state == "running":
-        text += f", about {_format_time(now.left)} left in this stage"
+        text += f", about {status.format_time(now.left)} left in this stage"
     bar = f'<progress max="{max(1, now.total)}" value="{now.done}"></progress>'
     return f'<label class="stage">{html.escape(text)}{bar}</label>'
-
-
-def stage_rows(view: RunStatus) -> list[list[Any]]:
-    """Return a row per stage, the newest first."""
-    return [
-        [
-            stage.model,
-            stage.name.replace("_", " "),
-            f"{stage.done:,} of {stage.total:,}",
-            round(stage.seconds, 1),
-            "" if stage.rate is None else f"{stage.rate:,.1f}",
-            ", ".join(f"{count:,} {reason}" for reason, count in stage.drops.items()),
-        ]
-        for stage in reversed(view.stages)
-    ]
-
-
-def _format_time(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    >>> _format_time(42), _format_time(600), _format_time(7200)
-    ('42 s', '10 min', '2.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def parse_form(
@@ -254,7 +228,11 @@ class RunTab:
                     elem_id="log",
                 )
         self.stages = text_table(
-            STAGE_HEAD, "8 18 16 10 11 37", "Stages, the newest first", height=420, visible=False
+            build_stage_table(()).head,
+            "8 18 16 10 11 37",
+            "Stages, the newest first",
+            height=420,
+            visible=False,
         )
         form: list[Any] = [run_name, preset, iterations, seed, hours, settings]
         plan.value = self.plan("", "tiny")
@@ -301,7 +279,7 @@ class RunTab:
         now = state, view, lines = read_state(self.library, run)
         if now == known:
             return gr.skip()
-        bar = progress_bar(view)
+        bar, stages = progress_bar(view), build_stage_table(reversed(view.stages))
         visible = {
             "Stop": view.state in ("running", "beginning"),
             "Resume": view.state == "stopped",
@@ -314,7 +292,7 @@ class RunTab:
             self.state: state,
             self.bar: gr.update(value=bar, visible=bool(bar)),
             **{self.buttons[name]: gr.update(visible=shown) for name, shown in visible.items()},
-            self.stages: gr.update(value=stage_rows(view), visible=bool(view.stages)),
+            self.stages: gr.update(value=stages.rows, visible=bool(view.stages)),
             self.log: gr.update(value="\n".join(lines), visible=bool(lines)),
         }
 
