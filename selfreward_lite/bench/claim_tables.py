@@ -24,6 +24,7 @@ from selfreward_lite.bench.seeds import Means, ModelRow, average, average_values
 from selfreward_lite.data.records import BASE
 from selfreward_lite.method.statistics import format_with_error, nan_to_none
 from selfreward_lite.report.plots import Panels
+from selfreward_lite.report.summary import Table
 
 # Columns about the training data, and how long it was trained on: the mean over all iterations.
 OF_DATA = {
@@ -125,24 +126,25 @@ class PaperTable:
             "rows": [[row.arm, row.seed, row.iteration, dict(row.values)] for row in self.rows],
         }
 
-    def to_markdown(self) -> str:
-        """The table and the claims, as docs/results.md has them."""
+    def build_arm_table(self) -> Table:
+        """The figures of each arm, without columns that no arm has."""
         present = set().union(*self.arms.values())
         columns = {name: heading for name, heading in COLUMNS.items() if name in present}
-        lines = [f"| | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
-        for arm, means in self.arms.items():
-            cells = (format_with_error(means.get(name)) for name in columns)
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
-        lines += [
-            "",
-            "| | claim | here | differences: mean (95 % interval over seeds) |",
-            "|---|---|---|---|",
+        rows = [
+            [arm, *(format_with_error(means.get(name)) for name in columns)]
+            for arm, means in self.arms.items()
         ]
-        for one in self.claims:
-            differences = "; ".join(map(str, one.found))
-            lines.append(f"| {one.claim.name} | {one.claim.text} | {one.verdict} | {differences} |")
-        lines += [f"\n{note}" for note in NOTES]
-        return "\n".join(lines) + "\n"
+        return Table(["", *columns.values()], rows)
+
+    def to_markdown(self) -> str:
+        """The table and the claims, as docs/results.md has them."""
+        head = ["", "claim", "here", "differences: mean (95 % interval over seeds)"]
+        rows = [
+            [one.claim.name, one.claim.text, one.verdict, "; ".join(map(str, one.found))]
+            for one in self.claims
+        ]
+        tables = (self.build_arm_table(), Table(head, rows))
+        return "\n\n".join([*map(Table.to_markdown, tables), *NOTES]) + "\n"
 
     def panels(self) -> Panels:
         """The lines of the plots, by heading and arm."""

@@ -224,14 +224,7 @@ def paper_table(
     with Display() as watch:
         rows = paper_table.run_table(runs_dir, parse_seeds(seeds), watch, say)
     table = claim_tables.PaperTable(rows)
-    columns = claim_tables.COLUMNS
-    print_table(
-        ["", *columns.values()],
-        [
-            [arm, *(format_with_error(means.get(name)) for name in columns)]
-            for arm, means in table.arms.items()
-        ],
-    )
+    print_table(*table.build_arm_table())
     command = f"python -m selfreward_lite evaluate paper-table --seeds {seeds}"
     document = {"command": command, **table.to_json()}
     with Store.read(runs_dir / f"seed-{rows[0].seed}" / rows[0].arm) as store:

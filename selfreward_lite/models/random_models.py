@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
 
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.gguf_export import write_base, write_lora
@@ -119,9 +120,7 @@ def _arrays(kinds: dict[Tensor, str]) -> Iterator[np.ndarray]:
 
 def _vocabulary(size: int) -> Vocabulary:
     """Bytes, then words without meaning, then the two special tokens."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spare = iter(range(256, 512))  # GPT-2's printable stand-ins for the other bytes
-    letters = [chr(code) if code in plain else chr(next(spare)) for code in range(256)]
+    letters = sorted(ByteLevel.alphabet())
     words = [f"w{number}" for number in range(size - 256 - len(SPECIAL))]
     return Vocabulary(
         tokens=[*letters, *words, *SPECIAL],

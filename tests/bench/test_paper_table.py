@@ -256,7 +256,7 @@ def test_the_document_is_json_and_holds_table_claims_and_rows(made):
     assert again.to_json() == document, "all of it follows from its rows"
     assert plots.to_svg(plots.draw_curves(table.panels()))
     page = table.to_markdown()
-    assert page.count("\n| ") == 2 + len(document["table"]) + len(document["claims"]) - 1
+    assert page.count("\n| ") == 3 + len(document["table"]) + len(document["claims"])
     assert "| C6 | EFT (here with decoys) improves all five metrics of the judge | " in page
     assert page.rstrip().endswith(claims.NOTES[-1]), (
         "what is not testable here, and what was given to the loop (C21)"
