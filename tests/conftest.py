@@ -40,7 +40,9 @@ def tiny() -> config.Settings:
 @pytest.fixture
 def role(chat: ChatFormat) -> Role:
     """M0 in a role, in iteration 1 of a run with seed 7."""
-    return Role("M0", None, chat, Sampling(1.0, 1.0, 32), "compact", RUN, 7, 1)
+    return Role(
+        "M0", None, chat, Sampling(temperature=1.0, top_p=1.0, max_tokens=32), "compact", RUN, 7, 1
+    )
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from functools import lru_cache
 from statistics import pstdev
 
 from selfreward_lite.app.library import RunLibrary
-from selfreward_lite.config.settings import Draw
 from selfreward_lite.data import votes
 from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
@@ -110,7 +109,7 @@ class Talk:
         self.library, self.models, self.caller = library, library.models(run), caller
 
     def stream_reply(
-        self, speaker: str, messages: Sequence[Message], draw: Draw, seed: int
+        self, speaker: str, messages: Sequence[Message], draw: Sampling, seed: int
     ) -> Generator[StreamedReply, None, None]:
         """Yield a model's reply to a conversation as it grows; the last one has a `finish`.
 
@@ -206,14 +205,13 @@ class Talk:
                     return
                 yield found
 
-    def _role(self, model: str, draw: Draw) -> Role:
+    def _role(self, model: str, draw: Sampling) -> Role:
         run, adapters, settings = self.models.run, self.models.adapters, self.models.settings
         if model not in adapters:
             raise UserError(f"{run} has no model {model!r}; it has {', '.join(adapters)}")
         chat = _load_format(self.models.hf_folder)
-        sampling = Sampling(**draw.model_dump())
         templates = settings.model.templates
-        return Role(model, adapters[model], chat, sampling, templates, "talk", settings.seed, 0)
+        return Role(model, adapters[model], chat, draw, templates, "talk", settings.seed, 0)
 
     def _is_due(self, shown_at: float) -> bool:
         """Whether to update the page; each update costs milliseconds per user."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import RunLibrary
-from selfreward_lite.config.settings import Draw
+from selfreward_lite.config.settings import Sampling
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 
 Options = dict[str, Any]  # of an event
@@ -137,16 +137,16 @@ class DrawControls:
             gr.Number(0, label="Random seed", precision=0, minimum=0),
         ]
 
-    def read(self, values: Values) -> tuple[Draw, int]:
+    def read(self, values: Values) -> tuple[Sampling, int]:
         """Return how to draw, and the seed."""
         temperature, top_p, max_tokens, seed = (values[part] for part in self.parts)
         return parse_draw(temperature, top_p, max_tokens), int(seed or 0)
 
 
-def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Draw:
+def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Sampling:
     """Return sampling settings. Raises ConfigError for values that no control would give."""
     try:
-        return Draw(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens))
+        return Sampling(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens))
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None

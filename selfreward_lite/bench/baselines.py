@@ -6,7 +6,7 @@ Also what the engine does beside computing: switching adapters, sampling from a 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from os.path import commonprefix
 from pathlib import Path
@@ -207,7 +207,7 @@ def naive_rate(plan: Plan) -> float:
         for request in requests:
             for seed in request.seeds:
                 completion: Any = llama.create_completion(
-                    list(request.tokens), **asdict(request.sampling), min_p=0.0, seed=seed
+                    list(request.tokens), **request.sampling.model_dump(), min_p=0.0, seed=seed
                 )
                 generated += completion["usage"]["completion_tokens"]
         return generated / (perf_counter() - started)

@@ -28,8 +28,7 @@ from pydantic import TypeAdapter
 
 from selfreward_lite import config
 from selfreward_lite.bench import Say, baselines, engine
-from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures, GpuName
-from selfreward_lite.engine.api import Sampling
+from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures
 from selfreward_lite.models import chat_format, memory, probe, random_models
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
@@ -90,7 +89,7 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
     settings, gpu = config.load(wanted.preset), wanted.gpu
     prediction = plan.predict(settings, SHAPES[wanted.shape], gpu.name if gpu else None)
     file = CardFile(
-        card=GpuName(**asdict(gpu)) if gpu else None,
+        card=gpu,
         cpu_cores=os.cpu_count(),
         python=platform.python_version(),
         versions={
@@ -303,7 +302,7 @@ class _EngineParts:
             prompts or max(1, parallel // (4 if wanted.gpu else 8)),
             new=new,
             adapter=adapter,
-            draw=Sampling(**preset.judge.draw.model_dump()),
+            draw=preset.judge.draw,
         )
         spec = engine.spec_for(model, load, parallel, -1 if wanted.gpu else 0)
         if wanted.gpu:

@@ -13,6 +13,7 @@ from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
 from selfreward_lite.run.stages import Costs, seconds_by_stage
 from selfreward_lite.system.errors import DataError
+from selfreward_lite.system.gpu import Gpu
 
 PRECOMPUTED = "reference precomputed"  # its seconds a pair include loading
 
@@ -29,25 +30,10 @@ class Figures(BaseModel, extra="allow"):
     peak_bytes: int | None = None
 
 
-class GpuName(BaseModel, extra="allow"):
-    """A GPU, as its driver names it."""
-
-    name: str
-
-    @property
-    def short(self) -> str:
-        """The name without its maker.
-
-        >>> GpuName(name="NVIDIA GeForce RTX 4090").short, GpuName(name="Tesla T4").short
-        ('RTX 4090', 'T4')
-        """
-        return re.sub(r"NVIDIA |GeForce |Tesla ", "", self.name)
-
-
 class CardFile(BaseModel):
     """A file of `bench card`: the machine, the figures by name, and what failed or had no time."""
 
-    card: GpuName | None
+    card: Gpu | None
     cpu_cores: int | None = None
     python: str = ""
     versions: dict[str, str] = {}

@@ -136,7 +136,7 @@ def _make_request(
     adapter: str | None,
     draw: Sampling,
 ) -> Request:
-    sampling = replace(draw, max_tokens=rng.randint(*new))
+    sampling = draw.model_copy(update={"max_tokens": rng.randint(*new)})
     return Request(key, prompt, (rng.randrange(2**31),), sampling, (), adapter)
 
 
@@ -266,7 +266,7 @@ def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, Stats]:
     requests = plan.load.requests
     with closing(ProcessEngine(plan.spec)) as engine:
         # As a replay begins: every page is touched, the adapter is loaded.
-        first = replace(requests[0], tokens=(0,), sampling=replace(DRAW, max_tokens=1))
+        first = replace(requests[0], tokens=(0,), sampling=DRAW)
         list(engine.complete([first, *requests[:warm]]))
         before, started = engine.stats, perf_counter()
         generated = sum(len(one.tokens) for one in engine.complete(requests[warm:]))

@@ -90,15 +90,15 @@ class EngineSettings(Section):
         return self
 
 
-class Draw(Section):
-    """How tokens are sampled."""
+class Sampling(Section):
+    """How tokens are sampled: `top_k` likeliest, then `temperature`, then nucleus `top_p`."""
 
     temperature: NonNegativeFloat
-    """sampling temperature"""
+    """sampling temperature; 0 takes the likeliest token"""
     top_p: float = Field(gt=0, le=1)
     """nucleus sampling: probability mass kept"""
     max_tokens: Count
-    """tokens generated at most"""
+    """tokens generated at most, without the one that ends the text"""
     top_k: NonNegativeInt = 0
     """likeliest tokens kept; 0 = all"""
 
@@ -156,7 +156,7 @@ class Prompts(Section):
     """prompts per iteration; MR: 5,000"""
     writer: Literal["base", "current"] = "base"
     """model that writes prompts; the papers use a fixed model"""
-    draw: Draw
+    draw: Sampling
     """SR: temperature 0.6, top-p 0.9"""
     seed_demonstrations: Count = 6
     """human tasks shown to the writer; SR: 6"""
@@ -179,14 +179,14 @@ class Prompts(Section):
 class Responses(Section):
     count: int = Field(7, ge=2)
     """responses per prompt, K; MR: 7"""
-    draw: Draw
+    draw: Sampling
     """MR: temperature 0.8, top-p 0.95"""
 
 
 class Judge(Section):
     count: Count = 11
     """judgments per response, N; MR: 11"""
-    draw: Draw
+    draw: Sampling
     """MR: as for responses"""
     score: Literal["mean", "expected"] = "mean"
     """what ranks responses: the mean of the scores, as in the papers, or the mean of the expected
@@ -199,7 +199,7 @@ class Judge(Section):
 
 
 class MetaJudge(Section):
-    draw: Draw
+    draw: Sampling
     """not stated in MR; as for the judge"""
     ridge: float = Field(0.01, ge=0.0001)
     """ridge of the Bradley–Terry fit; keeps all strengths finite"""
@@ -270,7 +270,7 @@ class Dpo(Training):
 class Evaluation(Section):
     prompts: Count
     """held-out prompts that every model answers"""
-    draw: Draw
+    draw: Sampling
     """as for responses"""
     judgments: Count
     """judgments per held-out ranked answer"""

@@ -14,24 +14,11 @@ from typing import Any, Literal, Protocol
 from pydantic import TypeAdapter
 
 from selfreward_lite.config.settings import EngineSettings, Section
+from selfreward_lite.config.settings import Sampling as Sampling  # part of a request
 from selfreward_lite.system.errors import EngineError
 
 TokenIds = tuple[int, ...]
 Finish = Literal["stop", "length", "refused", "failed"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw tokens: `top_k` likeliest (0 = all), then `temperature`, then nucleus `top_p`.
-
-    Temperature 0 takes the likeliest token. `max_tokens` limits the completion, without the stop
-    token.
-    """
-
-    temperature: float
-    top_p: float
-    max_tokens: int
-    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +64,9 @@ class Request:
                 f"request {self.key}: a token id is outside the model's {vocab}; "
                 "tokenize with the tokenizer this model was converted from"
             )
+
+
+REQUEST = TypeAdapter(Request)
 
 
 @dataclass(frozen=True)

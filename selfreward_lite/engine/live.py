@@ -8,11 +8,18 @@ it again.
 import itertools
 import threading
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from selfreward_lite.engine.api import Completion, EngineSpec, Piece, Request, failed_completions
+from selfreward_lite.engine.api import (
+    REQUEST,
+    Completion,
+    EngineSpec,
+    Piece,
+    Request,
+    failed_completions,
+)
 from selfreward_lite.engine.process import (
     COMPLETION,
     describe_death,
@@ -171,7 +178,7 @@ class Live:
                 for other, one in list(self._waiting.items()):
                     if one.caller == first.caller:
                         self._waiting[other] = self._waiting.pop(other)  # behind the others
-                self._child.send({"request": asdict(first.request)})
+                self._child.send({"request": REQUEST.dump_python(first.request)})
 
     def _take_back(self, asked: _Asked) -> None:
         """Forget a request; the child is told if it computes it."""

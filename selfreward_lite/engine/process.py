@@ -9,11 +9,12 @@ kills the child alone is answered with "failed". If every request kills it, that
 import itertools
 import logging
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
 from selfreward_lite.engine.api import (
+    REQUEST,
     Completion,
     EngineSpec,
     Request,
@@ -93,7 +94,7 @@ class _Work:
     def to_message(self, key: str) -> Message:
         self.sent = tuple(self.missing)
         seeds = tuple(self.request.seeds[sample] for sample in self.sent)
-        return {"request": asdict(replace(self.request, key=key, seeds=seeds))}
+        return {"request": REQUEST.dump_python(replace(self.request, key=key, seeds=seeds))}
 
 
 class ProcessEngine:

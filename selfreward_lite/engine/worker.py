@@ -25,22 +25,18 @@ from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import Any, TextIO
 
-from pydantic import TypeAdapter
-
 from selfreward_lite.engine.api import (
+    REQUEST,
     SPEC,
     Cancel,
     EngineSpec,
     Fed,
     LlamaSpec,
     Piece,
-    Request,
     Stats,
 )
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.processes import Message, open_wire
-
-_REQUEST = TypeAdapter(Request)
 
 
 def make_engine(spec: EngineSpec) -> Any:
@@ -89,7 +85,7 @@ class _Inbox:
             if "drop" in message:
                 yield Cancel(message["drop"])
             elif "request" in message:
-                yield _REQUEST.validate_python(message["request"])
+                yield REQUEST.validate_python(message["request"])
             else:
                 return
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selfreward_lite.config.settings import Draw, Settings
+from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import (
     BASE,
@@ -126,7 +126,7 @@ class RunContext(RunReader):
         """The base as llama.cpp reads it."""
         return self.store.folder / "base" / "base.gguf"
 
-    def role(self, model: int, draw: Draw, iteration: int) -> Role:
+    def role(self, model: int, draw: Sampling, iteration: int) -> Role:
         """A model of the run as a role whose records belong to `iteration`."""
         # llama.cpp refuses an adapter that does nothing, as an untrained M0 has.
         raw = model == BASE or (model == 0 and not self.settings.seed_stage.trains)
@@ -134,7 +134,7 @@ class RunContext(RunReader):
             model=ModelId(model).name,
             adapter=None if raw else str(self.store.model_dir(model) / "adapter.gguf"),
             chat=self.chat,
-            sampling=Sampling(**draw.model_dump()),
+            sampling=draw,
             templates=self.settings.model.templates,
             id_namespace=self.store.id_namespace,
             seed=self.settings.seed,

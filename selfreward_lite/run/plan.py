@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfreward_lite.config.settings import Draw, Settings
+from selfreward_lite.config.settings import Sampling, Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import canaries
@@ -368,6 +368,6 @@ def disk_needs(
     }
 
 
-def _record_bytes(draw: Draw) -> float:
+def _record_bytes(draw: Sampling) -> float:
     """Bytes of a record with the longest text that is drawn."""
     return RECORD_BYTES + TOKEN_BYTES * draw.max_tokens

@@ -8,6 +8,7 @@ Nothing here imports torch; asking takes milliseconds and no GPU memory.
 
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,15 @@ class Gpu:
     capability: tuple[int, int]
     free: int
     total: int
+
+    @property
+    def short(self) -> str:
+        """The name without its maker.
+
+        >>> Gpu("NVIDIA GeForce RTX 4090", "580.1", (8, 9), 0, 0).short
+        'RTX 4090'
+        """
+        return re.sub(r"NVIDIA |GeForce |Tesla ", "", self.name)
 
     @property
     def architecture(self) -> str:

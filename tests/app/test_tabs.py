@@ -17,14 +17,14 @@ from selfreward_lite.app.tabs import chat, compare, explore
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.talk import PairVerdict, StreamedReply
 from selfreward_lite.app.widgets import Choices
-from selfreward_lite.config.settings import Draw
+from selfreward_lite.config.settings import Sampling
 from selfreward_lite.data import votes
 from selfreward_lite.data.store import StageRow, Store
 from selfreward_lite.report import status
 from selfreward_lite.report.status import RunStatus
 from selfreward_lite.system.errors import EngineError, UserError
 
-DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=16)
+DRAW = Sampling(temperature=0.7, top_p=0.95, max_tokens=16)
 
 
 @pytest.fixture

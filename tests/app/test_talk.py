@@ -12,7 +12,7 @@ from random_llama import make_adapter
 
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import Score, StreamedReply, Talk
-from selfreward_lite.config.settings import Draw
+from selfreward_lite.config.settings import Sampling
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method import judgments
@@ -21,8 +21,8 @@ from selfreward_lite.models.gguf_export import adapter_to_gguf
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import write_manifest
 
-DRAW = Draw(temperature=0.7, top_p=0.95, max_tokens=24)
-WILD = Draw(temperature=1.5, top_p=1.0, max_tokens=24)
+DRAW = Sampling(temperature=0.7, top_p=0.95, max_tokens=24)
+WILD = Sampling(temperature=1.5, top_p=1.0, max_tokens=24)
 ASKED = user("Sort the letters c a b.")
 
 
@@ -176,7 +176,7 @@ def test_an_unreadable_judgment_is_not_counted():
 
 def test_stopping_frees_the_engine(library):
     talk = open_talk(library)
-    long = Draw(temperature=2.0, top_p=1.0, max_tokens=200)
+    long = Sampling(temperature=2.0, top_p=1.0, max_tokens=200)
     for _ in range(3):
         said = talk.stream_reply("base", ASKED, long, 2)
         next(one for one in said if one.text)

@@ -67,6 +67,10 @@ def test_figures_are_kept_and_parts_without_time_are_named(tmp_path, monkeypatch
     assert found.hours == {}, "too little is known"
 
 
+def a_gpu(name: str) -> dict:
+    return asdict(Gpu(name, "580.1", (8, 6), 24 * 10**9, 24 * 10**9))
+
+
 def a_document(**changes) -> dict:
     found = {
         "q8_0: 64 sequences": {
@@ -79,10 +83,9 @@ def a_document(**changes) -> dict:
         "DPO, transformers, 1024 tokens": {"seconds_of_a_pair": 1.0, "tokens_of_a_pair": 2048},
         "DPO, unsloth, 1024 tokens": {"seconds_of_a_pair": 0.5, "tokens_of_a_pair": 2048},
     }
-    there = {"name": "NVIDIA GeForce RTX 3090"}
     return {
         "found": found,
-        "card": there,
+        "card": a_gpu("NVIDIA GeForce RTX 3090"),
         "predicted": {
             "card": None,
             "source": None,
@@ -192,13 +195,13 @@ def test_a_measured_card_stands_beside_its_estimate():
     ],
 )
 def test_no_card_that_was_measured_is_left_out(name, row, estimate):
-    cells = rows_of(known(card={"name": name}))[row]
+    cells = rows_of(known(card=a_gpu(name)))[row]
     assert cells[4] == HOURS
     assert (cells[5] != "–") == estimate
 
 
 def test_a_gpu_too_small_for_the_preset_has_no_hours():
-    cells = rows_of(known(card={"name": "Tesla T4"}))
+    cells = rows_of(known(card=a_gpu("Tesla T4")))
     assert cells["T4"] == [
         "1000",
         "20.00",

@@ -19,7 +19,12 @@ from selfreward_lite.system.errors import EngineError
 
 def request(text: str, seeds: int = 1, **more) -> Request:
     return Request(
-        text, tuple(text.encode()), tuple(range(seeds)), Sampling(0.8, 0.95, 24), (0,), **more
+        text,
+        tuple(text.encode()),
+        tuple(range(seeds)),
+        Sampling(temperature=0.8, top_p=0.95, max_tokens=24),
+        (0,),
+        **more,
     )
 
 
@@ -232,7 +237,12 @@ def tiny(tmp_path_factory) -> Live:
 def spoken(chat: ChatFormat, text: str, seeds: int = 1, tokens: int = 40, **more) -> Request:
     ids = tuple(chat.prompt_ids([{"role": "user", "content": text}]))
     return Request(
-        text, ids, tuple(range(seeds)), Sampling(0.7, 0.95, tokens), tuple(chat.stop), **more
+        text,
+        ids,
+        tuple(range(seeds)),
+        Sampling(temperature=0.7, top_p=0.95, max_tokens=tokens),
+        tuple(chat.stop),
+        **more,
     )
 
 

@@ -240,10 +240,8 @@ def test_logits_with_and_without_adapter(engine: LlamaEngine, adapters: list[str
 
 def test_probe_is_the_softmax_where_the_token_was_drawn(engine: LlamaEngine):
     digits = tuple(b"012345")
-    spoken = Request(
-        "probe", HEAD, tuple(range(60)), replace(WARM, max_tokens=30, top_k=0, top_p=1.0), (END,)
-    )
-    request = replace(spoken, probe=Probe(digits, ""))
+    plain = WARM.model_copy(update={"max_tokens": 30, "top_k": 0, "top_p": 1.0})
+    request = Request("probe", HEAD, tuple(range(60)), plain, (END,), probe=Probe(digits, ""))
     hits = [completion for completion in engine.complete([request]) if completion.probe]
     assert hits
     for hit in hits[:5]:

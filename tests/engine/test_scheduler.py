@@ -66,7 +66,7 @@ def ask(
         key,
         prompt,
         tuple(range(samples)),
-        Sampling(1.0, 1.0, max_tokens=new),
+        Sampling(temperature=1.0, top_p=1.0, max_tokens=new),
         (END,),
         adapter,
         probe,
@@ -185,7 +185,15 @@ def test_request_that_cannot_fit_is_refused_and_others_continue():
     with pytest.raises(EngineError, match=r"request odd: a token id is outside the model's 50"):
         list(
             Scheduler(device, 4, 4).run(
-                [Request("odd", (1, 50), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))]
+                [
+                    Request(
+                        "odd",
+                        (1, 50),
+                        (0,),
+                        Sampling(temperature=1.0, top_p=1.0, max_tokens=4),
+                        (END,),
+                    )
+                ]
             )
         )
 
@@ -243,11 +251,19 @@ def test_canceled_request_is_computed_no_further():
     scheduler = Scheduler(device, 4, 4)
 
     def feed():
-        yield Request("unwanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=1000), (END,))
+        yield Request(
+            "unwanted",
+            (1, 2, 3),
+            (0,),
+            Sampling(temperature=1.0, top_p=1.0, max_tokens=1000),
+            (END,),
+        )
         for _ in range(5):
             yield None
         yield Cancel("unwanted")
-        yield Request("wanted", (1, 2, 3), (0,), Sampling(1.0, 1.0, max_tokens=4), (END,))
+        yield Request(
+            "wanted", (1, 2, 3), (0,), Sampling(temperature=1.0, top_p=1.0, max_tokens=4), (END,)
+        )
 
     assert [said.key for said in scheduler.run(feed())] == ["wanted"]
     assert len(device.batches) < 30
@@ -276,7 +292,7 @@ def test_canceling_at_any_moment_leaves_nothing_behind(seed):
                 key,
                 tokens,
                 tuple(range(rng.randrange(1, 4))),
-                Sampling(1.0, 1.0, rng.randrange(1, 9)),
+                Sampling(temperature=1.0, top_p=1.0, max_tokens=rng.randrange(1, 9)),
                 (END,),
             )
             for _ in range(rng.randrange(4)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfreward_lite.engine.api import Request, Sampling
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 
-SAMPLING = Sampling(1.0, 1.0, 9)
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_tokens=9)
 
 
 def ask(name: str, samples: int = 2) -> Request:

@@ -2,7 +2,7 @@
 
 from selfreward_lite.engine.api import Request, Sampling
 
-SAMPLING = Sampling(0.0, 1.0, 60)
+SAMPLING = Sampling(temperature=0.0, top_p=1.0, max_tokens=60)
 
 
 def make_requests(count: int, samples: int = 3) -> list[Request]:

@@ -122,7 +122,9 @@ def test_canary_scores_only_by_the_judges_own_text(chat, index):
 
 def ask_judge(chat, response: Response, said: str) -> Judgment:
     """Return the judgment that a judge's output gives."""
-    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 0)
+    role = Role(
+        "M0", None, chat, Sampling(temperature=1.0, top_p=1.0, max_tokens=9), "compact", "r", 0, 0
+    )
     asking = judgments.ask_for_judgments(PROMPT, [response], role, 1)
     (request,) = next(asking)
     (judgment,) = finish_asking(
@@ -232,7 +234,9 @@ def test_score_comes_from_the_judges_own_text(response, wrote):
 )
 def test_verdict_comes_from_the_meta_judges_own_text(text, wrote):
     chat, (said, verdict) = ChatFormat.load(TINY_MODEL), wrote
-    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    role = Role(
+        "M0", None, chat, Sampling(temperature=1.0, top_p=1.0, max_tokens=9), "compact", "r", 0, 1
+    )
     response = Response("r", 1, "M0", PROMPT.id, 0, text, "stop", 1)
     fought = [
         Judgment(
@@ -256,7 +260,9 @@ def test_verdict_comes_from_the_meta_judges_own_text(text, wrote):
 )
 def test_comparison_comes_from_the_judges_own_text(text, wrote):
     chat, (first, second, result) = ChatFormat.load(TINY_MODEL), wrote
-    role = Role("M0", None, chat, Sampling(1.0, 1.0, 9), "compact", "r", 0, 1)
+    role = Role(
+        "M0", None, chat, Sampling(temperature=1.0, top_p=1.0, max_tokens=9), "compact", "r", 0, 1
+    )
     mine, theirs = (Response(name, 1, "M1", PROMPT.id, 0, text, "stop", 1) for name in "ab")
     asking = comparisons.ask_for_comparison(PROMPT, mine, theirs, role)
     requests = next(asking)

@@ -10,7 +10,7 @@ from selfreward_lite.engine.api import Request, Sampling
 from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.run.ask import drive, run_stage
 
-GREEDY = Sampling(0.0, 1.0, 4)
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_tokens=4)
 
 
 def request(key: str, samples: int = 1) -> Request:

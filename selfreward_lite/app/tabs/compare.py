@@ -34,7 +34,7 @@ from selfreward_lite.app.widgets import (
     errors_as_toasts,
     list_models,
 )
-from selfreward_lite.config.settings import Draw
+from selfreward_lite.config.settings import Sampling
 from selfreward_lite.data import votes
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import Share
@@ -68,7 +68,7 @@ class SideBySide:
     run: str
     prompt: str
     seed: int
-    draw: Draw
+    draw: Sampling
     models: tuple[str, str]
     judge: str
     blind: bool
