@@ -126,8 +126,7 @@ class RunLibrary:
 
         def get_spec() -> LlamaSpec:
             changed = {"gpu_layers": 0} if self.on_cpu else {}
-            settings = models.settings.engine.model_dump() | changed
-            return LlamaSpec(model=models.base, **settings)
+            return LlamaSpec(model=models.base, **models.settings.engine.model_dump() | changed)
 
         return self.engine.using(get_spec)
 

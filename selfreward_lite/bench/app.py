@@ -194,8 +194,7 @@ def _connect(address: str) -> Any:
 def memory(process: subprocess.Popen[str]) -> int:
     """Bytes that a process holds in memory; 0 where the system does not say."""
     with suppress(OSError):
-        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-        return pages * 4096
+        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096
     return 0
 
 
@@ -209,10 +208,8 @@ def explore_run(folder: Path, count: int) -> Measured:
     with Store.read(folder) as store:
         find = partial(explore.find_prompts, store, "M1", "sort", "gave none")
         search = median(timeit.repeat(find, number=1, repeat=20))
-        prompt = explore.find_prompts(store, "M1", "")[0][0].id
-        load = partial(explore.load_history, store, prompt)
-        history = median(timeit.repeat(load, number=1, repeat=20))
-        return {"search": search, "one prompt": history}
+        load = partial(explore.load_history, store, explore.find_prompts(store, "M1", "")[0][0].id)
+        return {"search": search, "one prompt": median(timeit.repeat(load, number=1, repeat=20))}
 
 
 def fill_run(store: Store, count: int) -> None:
@@ -243,12 +240,12 @@ def measure(scratch: Path, say: Say) -> dict[str, Measured]:
     with running(scratch / "runs") as (client, app, started):
         found["start"] = started
         before = memory(app)
-        for name, work in (
-            ("alone", ask_alone),
-            ("together", ask_together),
-            ("stop", stop_reply),
-            ("overload", overload),
-        ):
+        for name, work in {
+            "alone": ask_alone,
+            "together": ask_together,
+            "stop": stop_reply,
+            "overload": overload,
+        }.items():
             say(f"{name} …")
             found[name] = work(client)
         found["memory"] = {"at first": before, "at the end": memory(app)}

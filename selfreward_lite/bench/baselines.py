@@ -41,8 +41,7 @@ class Load:
     def unique_tokens(self) -> int:
         """Prompt tokens to compute if no beginning is computed twice: the nodes of the trie."""
         prompts = sorted({request.tokens for request in self.requests})
-        shared = sum(len(commonprefix(pair)) for pair in pairwise(prompts))
-        return sum(map(len, prompts)) - shared
+        return sum(map(len, prompts)) - sum(len(commonprefix(pair)) for pair in pairwise(prompts))
 
     @property
     def longest(self) -> int:
@@ -94,8 +93,7 @@ class Recorder:
         self._calls: list[Call] = []
 
     def decode(self, rows: Rows, wanted: int) -> int:
-        columns = np.array(rows, np.int32)
-        self.steps.append(Step(tuple(self._calls), columns, wanted))
+        self.steps.append(Step(tuple(self._calls), np.array(rows, np.int32), wanted))
         self._calls.clear()
         return 0
 
@@ -272,8 +270,7 @@ def drawing(plan: Plan) -> dict[str, float]:
 
         def step(name: str, position: int, sample: Callable[[], object]) -> None:
             started = perf_counter()
-            rows = Rows([0] * count, [position] * count, list(range(count)))
-            if device.decode(rows, count):
+            if device.decode(Rows([0] * count, [position] * count, list(range(count))), count):
                 raise RuntimeError(
                     f"a step of {count} tokens cannot be computed ({device.take_errors()})"
                 )

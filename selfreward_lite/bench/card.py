@@ -117,8 +117,9 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
             result = run_in_child(wanted, name, ends - time.monotonic() + GRACE)
             taken = peak()
         if wanted.vram and taken and taken > wanted.vram and isinstance(result, Figures):
-            limit = format_bytes(wanted.vram)
-            result = f"it took {format_bytes(taken)} of the GPU, more than {limit}"
+            result = (
+                f"it took {format_bytes(taken)} of the GPU, more than {format_bytes(wanted.vram)}"
+            )
         if isinstance(result, Figures):
             result.peak_bytes = taken
             file.found[name] = result

@@ -76,9 +76,9 @@ class PaperTable:
     def __init__(self, rows: Sequence[ModelRow]) -> None:
         self.rows: list[ModelRow] = []
         for row in rows:
-            known = {name: value for name, value in row.values.items() if not math.isnan(value)}
-            rounded = {name: round(value, 6) for name, value in known.items()}
-            self.rows.append(replace(row, values=rounded))
+            values = row.values.items()
+            known = {name: round(value, 6) for name, value in values if not math.isnan(value)}
+            self.rows.append(replace(row, values=known))
         self.arms = average_arms(self.rows)
         self.claims = [judge_claim(one, self.rows) for one in (*CLAIMS, *QUESTIONS)]
 

@@ -266,8 +266,7 @@ def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, Stats]:
     requests = plan.load.requests
     with closing(ProcessEngine(plan.spec)) as engine:
         # As a replay begins: every page is touched, the adapter is loaded.
-        first = replace(requests[0], tokens=(0,), sampling=DRAW)
-        list(engine.complete([first, *requests[:warm]]))
+        list(engine.complete([replace(requests[0], tokens=(0,), sampling=DRAW), *requests[:warm]]))
         before, started = engine.stats, perf_counter()
         generated = sum(len(one.tokens) for one in engine.complete(requests[warm:]))
         return generated / (perf_counter() - started), engine.stats.since(before)

@@ -165,8 +165,7 @@ def _measure(store: Store, m0: Path) -> list[summary.ModelFigures]:
 
 def average_models(trials: Sequence[Trial]) -> dict[int, Means]:
     """The means over seeds, by model; the base's have `win_rate_limit`."""
-    rows = [row for one in trials for row in one.rows]
-    (found,) = average(rows, (*COLUMNS, LIMIT)).values()
+    (found,) = average([row for one in trials for row in one.rows], (*COLUMNS, LIMIT)).values()
     return found
 
 

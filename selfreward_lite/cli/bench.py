@@ -22,6 +22,7 @@ from selfreward_lite.system.gpu import list_gpus
 from selfreward_lite.system.processes import one_gpu
 
 SAMPLERS = {"one_thread": "one thread", "threads": "all threads", "graph": "llama.cpp's graph"}
+ModelsDir = Annotated[Path, Option(help="Folder for random models.")]
 bench = Typer(
     no_args_is_help=True, help="Measure: does it learn, how fast are the engine, a GPU, the app."
 )
@@ -102,7 +103,7 @@ def bench_engine(
     threads: Annotated[int | None, Option(help="CPU threads; by default all cores.", min=1)] = None,
     gpu_layers: Annotated[int, Option(help="Layers on the GPU; -1 = all.", min=-1)] = 0,
     repeats: Annotated[int, Option(help="Measurements of each.", min=1)] = 3,
-    folder: Annotated[Path, Option(help="Folder for random models.")] = Path("runs/bench-engine"),
+    folder: ModelsDir = Path("runs/bench-engine"),
 ) -> None:
     """How fast is the engine? Compared with llama-cpp-python's usual API and raw llama.cpp."""
     from selfreward_lite.bench import baselines, engine
@@ -124,8 +125,7 @@ def bench_engine(
         asked = engine.meta_load(
             vocab, requests or 1, judgments=samples, tokens=prompt_tokens, adapter=name
         )
-    spec = engine.spec_for(model, asked, parallel, gpu_layers, threads)
-    plan = baselines.Plan(spec, asked)
+    plan = baselines.Plan(engine.spec_for(model, asked, parallel, gpu_layers, threads), asked)
     found = engine.measure(plan, repeats, say)
     document = engine.document(plan, found)
     document["gpu"] = list_gpus()[0].name if gpu_layers and list_gpus() else None
@@ -197,7 +197,7 @@ def bench_card(
     only: Annotated[
         Literal["engine", "train", "parity"] | None, Option(help="One part only.")
     ] = None,
-    folder: Annotated[Path, Option(help="Folder for random models.")] = Path("runs/bench-card"),
+    folder: ModelsDir = Path("runs/bench-card"),
     out: Annotated[
         Path | None, Option(help="File to write; by default card-NAME.json, here.")
     ] = None,

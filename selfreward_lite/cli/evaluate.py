@@ -205,12 +205,12 @@ def measure_judge(
     about = f"{agreement.answers} answers to {len(found)} prompts"
     print_table(["", ""], rows, f"{mine} as judge of {about}")
     counts = {"prompts": len(found), "answers": agreement.answers}
-    emit({"run": name, "model": mine, **counts, **known})
+    emit({"run": name, "model": mine} | counts | known)
 
 
 @evaluate.command("paper-table")
 def paper_table(
-    seeds: Seeds = "420-427",
+    seeds: Seeds = "420-427",  # only the 7 epochs of one arm were chosen by what they show
     runs_dir: Annotated[
         Path, Option(help="Folder for its runs; those that are there are resumed.")
     ] = Path("runs/paper-table"),
@@ -241,8 +241,7 @@ def paper_table(
             f"an arm took {spent['median']:.0f} s (median), the slowest {spent['most']:.0f} s, "
             "without the shared seed stage"
         )
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    write_file(out / "paper-table.json", text)
+    write_file(out / "paper-table.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     write_file(out / "paper-table.md", table.to_markdown())
     plots.draw_curves(table.panels(), height=1.5 * plots.HEIGHT).savefig(
         out / "paper-table.png", dpi=110

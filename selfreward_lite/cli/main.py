@@ -143,10 +143,9 @@ def run(
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
-        device = "GPU" if settings.engine.gpu_layers else "CPU"
         say(
             f"{folder}: {settings.model.base} in {settings.model.quantisation}; "
-            f"llama.cpp runs on the {device}"
+            f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
         )
         if loop.is_finished(store, settings):
             say(

@@ -5,13 +5,11 @@ An unknown key is an error. SR is arXiv 2401.10020 (Self-Rewarding), MR is arXiv
 docs/settings.md is made from this file: run `python docs/generate.py` after a change.
 """
 
-from __future__ import annotations
-
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -76,7 +74,7 @@ class EngineSettings(Section):
     """
 
     @model_validator(mode="after")
-    def _fits(self) -> EngineSettings:
+    def _fits(self) -> Self:
         if self.parallel + self.roots > 256:
             raise ValueError(
                 f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's "
@@ -139,7 +137,7 @@ class Seed(Section):
         return self.eft or self.ift_examples > 0
 
     @model_validator(mode="after")
-    def _can_be_biased(self) -> Seed:
+    def _can_be_biased(self) -> Self:
         if self.length_bias and self.ranked != "tiny":
             raise ValueError(
                 "length_bias rewrites judgments of the tiny world only; leave it out elsewhere"
@@ -250,7 +248,7 @@ class Training(Section):
     """share of steps with a rising rate; then a cosine decay"""
 
     @model_validator(mode="after")
-    def _divides(self) -> Training:
+    def _divides(self) -> Self:
         if self.batch % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
         return self
@@ -371,7 +369,7 @@ class Settings(Section):
     """minutes between checkpoints; an interruption costs at most these"""
 
     @model_validator(mode="after")
-    def _own_cells(self) -> Settings:
+    def _own_cells(self) -> Self:
         """Check that the longest conversation fits a sequence with its own cells."""
         sequences = self.engine.parallel + self.engine.roots
         # Texts that are trained on were generated first.
@@ -388,10 +386,9 @@ class Settings(Section):
         """The schedule's entry for iteration 1, 2, …"""
         return self.schedule[min(iteration, len(self.schedule)) - 1]
 
-    def with_values(self, section: str, **values: Any) -> Settings:
+    def with_values(self, section: str, **values: Any) -> Self:
         """The same settings with other values in one section, such as "prompts"."""
-        changed = getattr(self, section).model_copy(update=values)
-        return self.model_copy(update={section: changed})
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
 
 def load(preset: str, overrides: dict[str, str] | None = None) -> Settings:

@@ -127,11 +127,16 @@ def _connect(name: str, folder: Path) -> Database:
 
 
 def _define_record_tables() -> Iterable[str]:
-    affinity = {"int": "INTEGER", "float": "REAL", "int | None": "INTEGER", "float | None": "REAL"}
+    affinity: dict[Any, str] = {
+        int: "INTEGER",
+        float: "REAL",
+        int | None: "INTEGER",
+        float | None: "REAL",
+    }
     for kind in KINDS:
         table = table_name(kind)
         columns = ", ".join(
-            f'"{field.name}" {affinity.get(str(field.type), "TEXT")}' for field in fields(kind)
+            f'"{field.name}" {affinity.get(field.type, "TEXT")}' for field in fields(kind)
         )
         yield f"CREATE TABLE {table} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
         parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")

@@ -67,10 +67,6 @@ CITED = {
 }
 
 
-def show_nothing(file: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
 @dataclass(frozen=True)
 class Repository:
     """A repository of the hub, or one file of it, at a branch, tag or commit (None: the newest)."""

@@ -296,9 +296,9 @@ def _read_parquet(rows: DataRows) -> NumberedRows:
         names = pyarrow.parquet.read_schema(rows.path).names
         table = pyarrow.parquet.read_table(rows.path, columns=_pick_columns(names))
     except (pyarrow.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
         raise DataError(
-            f"{rows.path}: not a complete Parquet file ({why}); download or export it again"
+            f"{rows.path}: not a complete Parquet file ({str(error).splitlines()[0]}); download or "
+            "export it again"
         ) from None
     batches = table.to_batches(max_chunksize=1000)
     for number, row in enumerate(chain.from_iterable(map(_convert_batch, batches)), 1):

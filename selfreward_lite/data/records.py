@@ -9,14 +9,12 @@ they were made from, so that they can be explained.
                                        └→ Battle → Rating → JudgmentPair
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 
 class ModelId(int):
@@ -67,7 +65,7 @@ class Prompt:
     text: str
 
     @classmethod
-    def make(cls, namespace: str, iteration: int, origin: Origin, index: int, text: str) -> Prompt:
+    def make(cls, namespace: str, iteration: int, origin: Origin, index: int, text: str) -> Self:
         """Return a prompt with the id that follows from its key."""
         record_id = make_id(namespace, cls, iteration, origin, index)
         return cls(record_id, iteration, origin, index, text)
@@ -240,8 +238,7 @@ def content_hash(record: Record) -> str:
 
 
 def _hash(value: list[str | int] | dict[str, Any]) -> str:
-    content = json.dumps(value, sort_keys=True).encode()
-    return hashlib.blake2b(content, digest_size=10).hexdigest()
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
 def seed_for(run_seed: int, record_id: str) -> int:

@@ -9,15 +9,13 @@ A killed run keeps everything that was committed. A power cut may lose the commi
 stage that ended, but never damages the file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from selfreward_lite.config.settings import Settings, parse
 from selfreward_lite.data.database import Database, open_for_reading, open_for_writing, table_name
@@ -68,7 +66,7 @@ class Store:
         self._lock = lock
 
     @classmethod
-    def write(cls, folder: Path) -> Store:
+    def write(cls, folder: Path) -> Self:
         """Open a run for writing, new or not. Raises UserError while another process writes it."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +87,7 @@ class Store:
             raise
 
     @classmethod
-    def read(cls, folder: Path) -> Store:
+    def read(cls, folder: Path) -> Self:
         """Open a run for reading, even while it is written. Raises UserError if there is none."""
         return cls(folder, open_for_reading(folder), None)
 
@@ -120,7 +118,7 @@ class Store:
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -278,14 +276,13 @@ class Store:
 
     def gates(self, iteration: int) -> dict[str, tuple[bool, str]]:
         """Return the decision of every gate about a model: whether it passed, and the reason."""
-        query = "SELECT gate, passed, reason FROM gates WHERE iteration = ?"
-        rows = self.select(query, iteration)
+        rows = self.select("SELECT gate, passed, reason FROM gates WHERE iteration = ?", iteration)
         return {gate: (bool(passed), reason) for gate, passed, reason in rows}
 
     def refusals(self, iteration: int) -> dict[str, str]:
         """Return the gates that refused a model, and their reasons."""
-        gates = self.gates(iteration).items()
-        return {gate: reason for gate, (passed, reason) in gates if not passed}
+        query = "SELECT gate, reason FROM gates WHERE iteration = ? AND NOT passed"
+        return dict(self.select(query, iteration))
 
     def promote(self, iteration: int, by: str) -> None:
         """Make M<iteration> the newest model; `by` says who decided: the gates, or a person."""

@@ -4,12 +4,10 @@ An engine accepts requests as fast as it can serve them, and returns completions
 which they finish.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import TypeAdapter
 
@@ -129,10 +127,10 @@ class Stats:
     seconds_sample: float = 0.0
     seconds_total: float = 0.0
 
-    def since(self, before: Stats) -> Stats:
+    def since(self, before: Self) -> Self:
         """What was counted after `before`."""
         earlier = asdict(before)
-        return Stats(**{name: now - earlier[name] for name, now in asdict(self).items()})
+        return replace(self, **{name: now - earlier[name] for name, now in asdict(self).items()})
 
 
 def failed_completions(

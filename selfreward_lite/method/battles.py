@@ -29,8 +29,7 @@ def most_contested(
         group = judgments.get(response.id, ())
         if len(find_readable(group)) >= 2:
             scores = [judgment.score for judgment in group if judgment.score is not None]
-            tie_breaker = seed_for(seed, f"tie {response.id}")
-            variances[response] = round(pvariance(scores), 9), tie_breaker
+            variances[response] = round(pvariance(scores), 9), seed_for(seed, f"tie {response.id}")
     return max(variances, key=variances.__getitem__, default=None)
 
 

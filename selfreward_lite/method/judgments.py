@@ -80,8 +80,7 @@ def read_judgment(completion: Completion, response: Response, role: Role, index:
     A judgment that quotes the nonce of its wrapper, or was cut, is void: its text is kept, without
     a score.
     """
-    nonce = make_nonce(response.id, role.templates)
-    void = nonce in completion.text or completion.finish != "stop"
+    void = make_nonce(response.id, role.templates) in completion.text or completion.finish != "stop"
     score = None if void else parse_score(completion.text)
     probe = completion.probe
     return Judgment(
@@ -132,8 +131,7 @@ def read_value(judgment: Judgment, by: Literal["mean", "expected"]) -> float | N
 
 def score_response(judgments: Iterable[Judgment], settings: Judge) -> float | None:
     """Return the unrounded mean of a response's readable scores; None if there are too few."""
-    values = (read_value(one, settings.score) for one in judgments)
-    known = [value for value in values if value is not None]
+    known = [value for one in judgments if (value := read_value(one, settings.score)) is not None]
     needed = max(
         math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count)
     )

@@ -55,8 +55,7 @@ def build_response_pairs(
     pairs: list[ResponsePair] = []
     drops = Counter[str]()
     for prompt in prompts:
-        scored = find_eligible(prompt, responses.get(prompt.id, ()), scores)
-        made = choose_pair(scored, schedule)
+        made = choose_pair(find_eligible(prompt, responses.get(prompt.id, ()), scores), schedule)
         if isinstance(made, str):
             drops[made] += 1
             continue

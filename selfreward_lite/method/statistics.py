@@ -1,11 +1,10 @@
 """Means with their standard errors and intervals: how far a measured figure can be trusted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Self
 
 import numpy as np
 
@@ -23,7 +22,7 @@ class Share:
     count: int
 
     @classmethod
-    def of(cls, points: float, count: int) -> Share:
+    def of(cls, points: float, count: int) -> Self:
         """Return the share that `points` are of `count`; a tie is half a point."""
         if not count:
             return cls(math.nan, math.nan, math.nan, 0)

@@ -57,9 +57,8 @@ def estimate_training(
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
     block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token inside one block
     linear = count_linear_weights(llama)
-    other = count_weights(llama) - linear
     parts = {
-        "weights": linear * (NF4_BYTES if packed else 2) + 2 * other,
+        "weights": linear * (NF4_BYTES if packed else 2) + 2 * (count_weights(llama) - linear),
         "adapter": count_adapter_weights(llama, rank)
         * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
         "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),

@@ -365,8 +365,7 @@ class GgufTokenizer:
         """The ids at which llama.cpp ends a turn."""
         import llama_cpp
 
-        ends = {llama_cpp.llama_vocab_eot(self.vocab), llama_cpp.llama_vocab_eos(self.vocab)}
-        return ends - {-1}
+        return {llama_cpp.llama_vocab_eot(self.vocab), llama_cpp.llama_vocab_eos(self.vocab)} - {-1}
 
 
 @contextmanager
@@ -433,10 +432,9 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
             }
             for reader, ids in others.items():
                 if ids != ours:
-                    same = len(os.path.commonprefix([ids, ours]))
                     raise ExportError(
                         f"{gguf}: {reader} reads conversation {number} differently from token "
-                        f"{same} on: export again"
+                        f"{len(os.path.commonprefix([ids, ours]))} on: export again"
                     )
             if theirs.bos_token_id is not None and ours.count(theirs.bos_token_id) != 1:
                 raise ExportError(

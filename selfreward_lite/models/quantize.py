@@ -52,8 +52,8 @@ def estimate(source: Path, out: Path, kind: str) -> Estimate:
             f"llama.cpp did not print how large {source} would be in {kind}: "
             "use the pinned llama-cpp-python"
         )
-    tensors = sum(int(tensor.n_bytes) for tensor in _tensors(source))
-    rest = source.stat().st_size - tensors  # vocabulary and settings keep their size
+    # Vocabulary and settings keep their size.
+    rest = source.stat().st_size - sum(int(tensor.n_bytes) for tensor in _tensors(source))
     seconds = count_weights(source) / _weights_per_second(kind)
     return Estimate(int(float(sizes[-1]) * _MIB + rest), seconds, free_bytes(out))
 

@@ -230,8 +230,7 @@ def _subtract(value: float | None, other: float | None) -> float | None:
 
 
 def _mean_length(store: Store, model: int) -> float:
-    answers = store.made_by(Response, model)
-    return mean_or_none([len(one.text) for one in answers]) or 0.0
+    return mean_or_none([len(one.text) for one in store.made_by(Response, model)]) or 0.0
 
 
 def _late_change(store: Store, iteration: int, name: str) -> float | None:

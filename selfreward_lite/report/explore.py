@@ -163,8 +163,9 @@ def _explain_pair(
     for pair in store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id):
         parts |= {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}
     schedule = settings.for_iteration(prompt.iteration)
-    scored = response_pairs.find_eligible(prompt, responses, scores)
-    made = response_pairs.choose_pair(scored, schedule)
+    made = response_pairs.choose_pair(
+        response_pairs.find_eligible(prompt, responses, scores), schedule
+    )
     if isinstance(made, str):
         return parts, f"No pair: {made}.{note}"
     why = (

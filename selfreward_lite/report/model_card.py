@@ -147,9 +147,11 @@ def push(folder: Path, repository: str, private: bool) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
-        message = f"selfreward_lite {__version__}"
         api.upload_folder(
-            repo_id=repository, repo_type=kind, folder_path=str(folder), commit_message=message
+            repo_id=repository,
+            repo_type=kind,
+            folder_path=str(folder),
+            commit_message=f"selfreward_lite {__version__}",
         )
     except (httpx.HTTPError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None

@@ -261,11 +261,10 @@ def build_time_table(store: Store) -> Table:
 def compare_predictions(store: Store) -> list[tuple[str, float, float]]:
     """Return name, predicted and spent seconds of every finished stage that had a prediction."""
     predicted = (store.fact("plan") or {}).get("seconds", {})
-    ended = [row for row in store.stages() if row.ended]
     return [
         (name, predicted[name], row.seconds)
-        for row in ended
-        if (name := f"{row.model} {row.stage}") in predicted
+        for row in store.stages()
+        if row.ended and (name := f"{row.model} {row.stage}") in predicted
     ]
 
 

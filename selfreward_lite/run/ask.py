@@ -103,8 +103,7 @@ def run_stage(
     if left_out := progress.total - progress.done:
         rest = Outcome(drops=Counter({NO_TIME: left_out}))
         store.commit(iteration, stage, REST, rest)
-        drops = progress.drops + rest.drops
-        watch(replace(progress, drops=drops, total=progress.done))
+        watch(replace(progress, drops=progress.drops + rest.drops, total=progress.done))
     store.end_stage(iteration, stage)
 
 

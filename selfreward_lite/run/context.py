@@ -67,8 +67,7 @@ class RunReader:
 
     def find_model(self, name: str) -> ModelId:
         """A model by its name; raises UserError where the run has no such model."""
-        known = map(ModelId, range(BASE, self.store.next_model()))
-        models = {model.name: model for model in known}
+        models = {model.name: model for model in map(ModelId, range(BASE, self.store.next_model()))}
         if name not in models:
             run = self.store.folder.name
             raise UserError(f"{run} has no model {name!r}; it has {', '.join(models)}")

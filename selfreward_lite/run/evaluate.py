@@ -110,8 +110,7 @@ class Evaluation:
             Prompt.make(digest, 0, "imported", index, text) for index, text in enumerate(texts)
         ]
         items = [(one.id, responses.ask_for_responses(one, role, 1)) for one in prompts]
-        stage = f"answers {digest}"
-        given = self._ask(Response, self.run.engine(), role, number, stage, items)
+        given = self._ask(Response, self.run.engine(), role, number, f"answers {digest}", items)
         found = {one.prompt_id: one for one in given}
         if missing := [one.text for one in prompts if one.id not in found]:
             raise UserError(
@@ -216,8 +215,7 @@ class Evaluation:
         """The engine and the role of a judge: a model of the run, or another in a GGUF file."""
         path = Path(judge)
         if path.suffix != ".gguf":
-            model = self.run.find_model(judge)
-            yield self.run.engine(), self.run.judge_role(model, iteration)
+            yield self.run.engine(), self.run.judge_role(self.run.find_model(judge), iteration)
             return
         if not path.exists():
             raise UserError(

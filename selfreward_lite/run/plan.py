@@ -286,8 +286,9 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
     name, room, gpus = card, None, list_gpus()
     if card is not None:
         if (key := gpu_key(card)) is None:
-            known = ", ".join(GPU_SPEEDS)
-            raise UserError(f"--card {card}: no figures of it; choose one of {known}")
+            raise UserError(
+                f"--card {card}: no figures of it; choose one of {', '.join(GPU_SPEEDS)}"
+            )
         room = GPU_SPEEDS[key].memory
     elif gpus:
         name, room = gpus[0].name, gpus[0].free

@@ -43,7 +43,7 @@ def load_or_create_settings(
     store: Store,
     wanted: dict[str, str],
     preset: str | None,
-    show: hub.Show = hub.show_nothing,
+    show: hub.Show = lambda file, done, total: None,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
     """The settings of a run: those it started with, or the preset's; `wanted` overrides them.
@@ -100,8 +100,7 @@ def open_run(
     check_disk(store.folder, needs)
     if store.fact("plan") is None:
         gpus = list_gpus()
-        prediction = plan.predict(settings, llama, gpus[0].name if gpus else None)
-        store.state("plan", prediction.to_json())
+        store.state("plan", plan.predict(settings, llama, gpus[0].name if gpus else None).to_json())
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 

@@ -49,8 +49,7 @@ class Runtime:
         """Write the base as GGUF, or use the file that the settings name."""
         out.parent.mkdir(parents=True, exist_ok=True)
         if model.gguf_file is None:
-            dtype = model.gguf
-            self._export("export_base", model_dir, out, weights=_weights(model), dtype=dtype)
+            self._export("export_base", model_dir, out, weights=_weights(model), dtype=model.gguf)
         else:
             gguf = hub.find_local(model.gguf_file, "model")
             self._export("adopt_base", model_dir, out, gguf=gguf)

@@ -195,8 +195,11 @@ def _gpu(machine: Machine) -> Finding:
         text += f"; compute capability {_dotted(gpu.capability)} is below {_dotted(OLDEST)}"
         return Finding("GPU", "bad", text)
     if gpu.free < 0.9 * gpu.total:
-        used = format_bytes(gpu.total - gpu.free)
-        return Finding("GPU", "note", f"{text}: a desktop or another program uses {used}")
+        return Finding(
+            "GPU",
+            "note",
+            f"{text}: a desktop or another program uses {format_bytes(gpu.total - gpu.free)}",
+        )
     return Finding("GPU", "good", text)
 
 

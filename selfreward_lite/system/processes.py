@@ -26,10 +26,9 @@ def one_gpu() -> dict[str, str]:
     With two, llama.cpp would split the layers, and TRL every batch. GPUs are counted as nvidia-smi
     counts them; CUDA by itself would begin with the fastest.
     """
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return {
         "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
-        "CUDA_VISIBLE_DEVICES": first,
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip(),
     }
 
 
@@ -47,8 +46,7 @@ def child_environment(
         found["CUDA_VISIBLE_DEVICES"] = ""
     package = Path(__file__).resolve().parents[2]
     if package.name not in ("site-packages", "dist-packages"):  # there, a child finds it anyway
-        known = found.get("PYTHONPATH")
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), known]))
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package), found.get("PYTHONPATH")]))
     return found
 
 

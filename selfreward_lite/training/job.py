@@ -60,12 +60,11 @@ class Job(Section):
 
     def digest(self) -> str:
         """A hash of all that the steps of this job depend on."""
-        weights = self.adapter_in and hash_file(self.adapter_in / "adapter_model.safetensors")
         known = [
             self.method,
             self.quantization,
             hash_file(self.rows),
-            weights,
+            self.adapter_in and hash_file(self.adapter_in / "adapter_model.safetensors"),
             self.seed,
             self.settings.model_dump(exclude={"micro_batch"}),  # it changes the padding only
             self.lora.model_dump(),

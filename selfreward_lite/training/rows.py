@@ -114,6 +114,5 @@ class PairTexts:
     def read_judgment_pair(self, pair: JudgmentPair) -> tuple[str, str, str]:
         """A pair of judgments as texts: the user's message is the judge's question."""
         response = self.responses[pair.response_id]
-        prompt = self.prompts[response.prompt_id]
-        question = build_judge_question(prompt, response, self.templates)
+        question = build_judge_question(self.prompts[response.prompt_id], response, self.templates)
         return question, self.judgments[pair.chosen_id].text, self.judgments[pair.rejected_id].text

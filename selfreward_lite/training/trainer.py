@@ -285,9 +285,8 @@ def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:
     trainer.optimizer = torch.optim.AdamW(
         [{"params": weights, "initial_lr": rate}], lr=rate, weight_decay=0.0, fused=fused
     )
-    warmup = int(job.settings.warmup * steps)
     trainer.lr_scheduler = get_cosine_schedule_with_warmup(
-        trainer.optimizer, warmup, steps, last_epoch=done - 1
+        trainer.optimizer, int(job.settings.warmup * steps), steps, last_epoch=done - 1
     )
 
 

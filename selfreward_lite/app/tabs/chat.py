@@ -144,8 +144,7 @@ class ChatTab:
             yield from self.answer(turns, values, request)
 
     def retry(self, event: gr.RetryData, values: Values, request: gr.Request) -> Iterator[Updates]:
-        turns = repeat_from(values[self.turns], _index(event))
-        yield from self.answer(turns, values, request)
+        yield from self.answer(repeat_from(values[self.turns], _index(event)), values, request)
 
     def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
         turns = repeat_from(values[self.turns], _index(event), html.unescape(event.value))

@@ -168,8 +168,9 @@ def tally_text(folder: Path, model: str | None, rival: str | None, judge: str | 
     not_blind = f" {found.open} of these votes were not blind." if found.open else ""
     agreement = f"No vote yet in which both you and {judge} chose a side."
     if found.agreement.count:
-        share = _format_share(found.agreement)
-        agreement = f"You and {judge} agree on {share} of the votes without a tie."
+        agreement = (
+            f"You and {judge} agree on {_format_share(found.agreement)} of the votes without a tie."
+        )
     return (
         f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; "
         f"win rate {_format_share(found.win_rate)}.{not_blind} {agreement}"

@@ -96,8 +96,7 @@ def list_groups(library: RunLibrary, run: str | None) -> Choices:
         return Choices(run)
     try:
         with Store.read(library.folder(run)) as store:
-            groups = explore.list_groups(store) if store.fact("settings") else []
-            return Choices(run, tuple(groups))
+            return Choices(run, tuple(explore.list_groups(store) if store.fact("settings") else []))
     except SelfRewardError as error:
         return Choices(run, problem=warn(error))
 

@@ -66,13 +66,12 @@ def describe_plan(library: RunLibrary, request: RunRequest) -> str:
     found = estimate(settings, None, library.runs_dir)
     disk = sum(found.disk.values())
     short = TOO_LITTLE if disk * MARGIN > found.free else ""
-    download = format_bytes(found.download) if found.download else "nothing"
     return (
         f"**{settings.preset}**: {PRESETS.get(settings.preset, '')}.\n"
         f"- time: {_describe_time(settings, found)}\n"
         f"- GPU memory: {_describe_memory(found)}\n"
         f"- disk: {format_bytes(disk)}; {format_bytes(found.free)} are free{short}\n"
-        f"- download: {download}"
+        f"- download: {format_bytes(found.download) if found.download else 'nothing'}"
     )
 
 

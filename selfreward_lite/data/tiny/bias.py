@@ -23,5 +23,4 @@ def flip_brevity(judgment: str) -> str:
     points = int(score.group(1)) + (-1 if was else 1)
     if not 0 <= points <= 5:  # its score was not the sum of its checks
         return judgment
-    text = _BRIEF.sub(f"brief {'no' if was else 'yes'}", judgment)
-    return _SCORE.sub(f"Score: {points}", text)
+    return _SCORE.sub(f"Score: {points}", _BRIEF.sub(f"brief {'no' if was else 'yes'}", judgment))

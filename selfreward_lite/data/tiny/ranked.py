@@ -22,8 +22,7 @@ def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
         task = draw_task(rng, "ranked")
         tree = f"tree-{number}"
         yield _message(tree, None, "prompter", task.prompt, None)
-        answers = _ranked_answers(task, rng)
-        shown = list(enumerate(answers))
+        shown = list(enumerate(_ranked_answers(task, rng)))
         rng.shuffle(shown)
         for rank, text in shown:
             yield _message(f"{tree}-{rank}", tree, "assistant", text, rank)

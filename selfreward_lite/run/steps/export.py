@@ -85,6 +85,5 @@ def _probes(run: RunContext) -> list[tuple[int, ...]]:
         question = judgments.build_judge_question(
             prompts[response.prompt_id], response, run.settings.model.templates
         )
-        ids = (*run.chat.prompt_ids(user(question)), *run.chat.text_ids(judgment.text))
-        probes.append(ids)
+        probes.append((*run.chat.prompt_ids(user(question)), *run.chat.text_ids(judgment.text)))
     return probes

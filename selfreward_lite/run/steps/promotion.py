@@ -28,8 +28,7 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
     if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
         judged = {one.response_id for one in drawn}
         wanted = len({one.prompt_id for one in answers if one.id in judged})
-    pairs = run.store.count(ResponsePair, iteration=iteration)
-    share = pairs / wanted if wanted else 0.0
+    share = run.store.count(ResponsePair, iteration=iteration) / wanted if wanted else 0.0
     results = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
     _decide(run, iteration, "data_gates", results)
 

@@ -135,8 +135,7 @@ def _would_be_chosen(
     found = []
     for canary in hostile:
         one = ranked[canary.prompt_id]
-        answers = [canary, *one.responses]
-        scored = response_pairs.find_eligible(one.prompt, answers, scores)
+        scored = response_pairs.find_eligible(one.prompt, [canary, *one.responses], scores)
         made = response_pairs.choose_pair(scored, schedule)
         if not isinstance(made, str) and made.chosen.id == canary.id:
             found.append(canary)
@@ -153,5 +152,4 @@ def _canaries(run: RunContext) -> list[Response]:
 
 
 def _mean(scores: Iterable[float | None]) -> float | None:
-    read = [score for score in scores if score is not None]
-    return mean_or_none(read)
+    return mean_or_none([score for score in scores if score is not None])
