@@ -1,11 +1,14 @@
-"""Writes docs/commands.md from the command line's help and docs/settings.md from the settings.
+"""Writes docs/commands.md, docs/settings.md and the index of docs/log/README.md.
 
-python docs/generate.py            write both
+They follow from the command line's help, from the settings, and from the headings of the log.
+
+python docs/generate.py            write them
 python docs/generate.py --check    exit with code 1 if one of them is out of date
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from typer.main import get_command  # noqa: E402
 from selfreward_lite import config  # noqa: E402
 from selfreward_lite.cli.main import app  # noqa: E402
 
+LOG, INDEX = ROOT / "docs" / "log", "## Index"
 PROGRAM = "python -m selfreward_lite"
 NOTICE = "<!-- Made by `python docs/generate.py`: change the code and run it again. -->"
 ORDER = ("tiny", "t4", "small", "overnight", "paper")  # the smallest first; others follow
@@ -105,6 +109,20 @@ def build_settings_page() -> str:
     return "\n".join(pages)
 
 
+def build_log_page() -> str:
+    """docs/log/README.md: what is written there, with an index of all entries at its end."""
+    page = (LOG / "README.md").read_text(encoding="utf-8")
+    lines = [page[: page.index(INDEX) + len(INDEX)]]
+    for name in re.findall(r"^\| \[([a-z-]+\.md)\]", page, re.MULTILINE):
+        text = (LOG / name).read_text(encoding="utf-8")
+        lines.append(f"\n**[{name}]({name})**\n")
+        for heading in re.findall(r"^## (.+)$", text, re.MULTILINE):
+            anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            date, title = heading.split(" ", 1)
+            lines.append(f"- {date} [{title}]({name}#{anchor})")
+    return "\n".join(lines) + "\n"
+
+
 BASE_DOC = config.Settings.__mro__[1].__doc__
 
 
@@ -180,8 +198,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Write both pages, or check them."""
-    pages = {"commands.md": build_commands_page(), "settings.md": build_settings_page()}
+    """Write the pages, or check them."""
+    pages = {
+        "commands.md": build_commands_page(),
+        "settings.md": build_settings_page(),
+        "log/README.md": build_log_page(),
+    }
     for name, text in pages.items():
         path = ROOT / "docs" / name
         if "--check" not in sys.argv:

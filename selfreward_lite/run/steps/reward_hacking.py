@@ -52,9 +52,9 @@ def ask_judges(run: RunContext, iteration: int) -> None:
     if suspects:
         again, first = [*suspects, *rivals], _first_of_recheck(run)
         run.ask_judge(iteration, "second_look", iteration, again, settings.second_look, first)
-    prompts = run.held_out()[: settings.outside_prompts]
-    given = run.held_out_answers(iteration)
-    answers = [given[one.id] for one in prompts if one.id in given]
+    prompts = {one.id for one in run.held_out()[: settings.outside_prompts]}
+    given = run.store.made_by(Response, iteration)
+    answers = [one for one in given if one.prompt_id in prompts]  # as they were made
     # For M0 both judges are the same, so one stage is enough.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
     for stage, model in judges.items():
