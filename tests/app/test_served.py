@@ -215,7 +215,7 @@ def test_fifty_talk_at_once_and_nobody_hears_another(served):
     client, _ = served
     calm = {"temperature": 0.0, "api_name": "/chat"}
     asked = {
-        number: f"Sort the letters {app_bench.letters(7 * number + 31)}." for number in range(50)
+        number: f"Sort the letters {app_bench.LETTERS[7 * number + 31]}." for number in range(50)
     }
     alone = {number: last(client, text, TINY, **calm)["text"] for number, text in asked.items()}
     users = app_bench.open_clients(client, 50)
