@@ -113,12 +113,15 @@ def build_log_page() -> str:
     """docs/log/README.md: what is written there, with an index of all entries at its end."""
     page = (LOG / "README.md").read_text(encoding="utf-8")
     lines = [page[: page.index(INDEX) + len(INDEX)]]
-    for name in re.findall(r"^\| \[([a-z-]+\.md)\]", page, re.MULTILINE):
+    names = re.findall(r"^\| \[([a-z-]+\.md)\]", page, re.MULTILINE)
+    if others := {path.name for path in LOG.glob("*.md")} - {"README.md", *names}:
+        sys.exit(f"docs/log/README.md has no row for {', '.join(sorted(others))}")
+    for name in names:
         text = (LOG / name).read_text(encoding="utf-8")
         lines.append(f"\n**[{name}]({name})**\n")
         for heading in re.findall(r"^## (.+)$", text, re.MULTILINE):
             anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-            date, title = heading.split(" ", 1)
+            date, _, title = heading.partition(" ")
             lines.append(f"- {date} [{title}]({name}#{anchor})")
     return "\n".join(lines) + "\n"
 

@@ -54,7 +54,8 @@ class EnginePool:
         try:
             while not isinstance(found, Live):
                 with self._change:
-                    may_enter = all(one.for_gpu for one in self._waiting[: self._waiting.index(me)])
+                    earlier = self._waiting[: self._waiting.index(me)]
+                    may_enter = all(one.for_gpu for one in earlier)
                     found = self._enter(get_spec(), me) if may_enter else OTHER_MODEL
                     if isinstance(found, str):
                         self._change.wait(HEARTBEAT)

@@ -126,7 +126,8 @@ class RunLibrary:
 
         def get_spec() -> LlamaSpec:
             changed = {"gpu_layers": 0} if self.on_cpu else {}
-            return LlamaSpec(model=models.base, **models.settings.engine.model_dump() | changed)
+            settings = models.settings.engine.model_dump() | changed
+            return LlamaSpec(model=models.base, **settings)
 
         return self.engine.using(get_spec)
 

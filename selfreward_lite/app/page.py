@@ -105,9 +105,10 @@ def build(library: RunLibrary) -> gr.Blocks:
             shown = [*runs, now, library.on_cpu, status, describe_news(library, now)]
             if shown == before:
                 return gr.skip()
+            # Sending the run that is chosen already would undo a choice made in the meantime.
+            value = {} if now == chosen else {"value": now}
             return {
-                # Sending the run that is chosen already would undo a choice made in the meantime.
-                run: gr.update(choices=choices) | ({} if now == chosen else {"value": now}),
+                run: gr.update(choices=choices) | value,
                 known: shown,
                 welcome: gr.update(visible=not runs),
                 on_cpu: library.on_cpu,

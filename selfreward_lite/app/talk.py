@@ -78,13 +78,7 @@ class Score:
     @property
     def expected(self) -> float | None:
         """The mean of the expected scores (G-Eval, arXiv 2303.16634)."""
-        return mean_or_none(
-            [
-                one.expected_score
-                for one in self.judgments
-                if one.score is not None and one.expected_score is not None
-            ]
-        )
+        return mean_or_none(judgments.read_value(one, "expected") for one in self.judgments)
 
 
 @dataclass(frozen=True)

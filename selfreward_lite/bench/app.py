@@ -207,9 +207,11 @@ def explore_run(folder: Path, count: int) -> Measured:
         fill_run(store, count)
     with Store.read(folder) as store:
         find = partial(explore.find_prompts, store, "M1", "sort", "gave none")
-        search = median(timeit.repeat(find, number=1, repeat=20))
-        load = partial(explore.load_history, store, explore.find_prompts(store, "M1", "")[0][0].id)
-        return {"search": search, "one prompt": median(timeit.repeat(load, number=1, repeat=20))}
+        search = median(timeit.repeat(find, "gc.enable()", number=1, repeat=20))
+        prompt = explore.find_prompts(store, "M1", "")[0][0].id
+        load = partial(explore.load_history, store, prompt)
+        history = median(timeit.repeat(load, "gc.enable()", number=1, repeat=20))
+        return {"search": search, "one prompt": history}
 
 
 def fill_run(store: Store, count: int) -> None:

@@ -38,7 +38,12 @@ from selfreward_lite.system.doctor import installed_version
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import Gpu, list_gpus
-from selfreward_lite.system.processes import child_environment, describe_exit, start_module
+from selfreward_lite.system.processes import (
+    child_environment,
+    describe_exit,
+    open_wire,
+    start_module,
+)
 from selfreward_lite.training.job import Job
 from selfreward_lite.training.rows import Rows
 
@@ -142,6 +147,7 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
         "selfreward_lite.bench.card",
         CONFIG.dump_json(wanted).decode(),
         name,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env=child_environment(gpus="one"),
     )
@@ -151,13 +157,13 @@ def run_in_child(wanted: CardBenchConfig, name: str, seconds: float) -> Figures 
         return f"not done in time, and ended after {seconds:.0f} s"
     finally:
         child.kill()
-        child.wait()
+        child.communicate()  # until it has ended; this closes its pipe
         # Gigabytes of a model that was being written, by the child or by a child of its own.
         for left in wanted.folder.rglob(".*.part"):
             left.unlink()
-    if child.returncode:
+    if not output.endswith("\n"):
         return f"its process gave no answer: {describe_exit(child.returncode)}"
-    answer = json.loads(output.splitlines()[-1])
+    answer = json.loads(output)["answer"]
     return answer if isinstance(answer, str) else Figures(**answer)
 
 
@@ -416,4 +422,6 @@ def _make_base(wanted: CardBenchConfig) -> Path:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run_part(CONFIG.validate_json(sys.argv[1]), sys.argv[2])))
+    send = open_wire()
+    send({"answer": _run_part(CONFIG.validate_json(sys.argv[1]), sys.argv[2])})
+    os._exit(0)  # not through interpreter shutdown, where a GPU's library may crash or hang

@@ -217,9 +217,10 @@ def measure_data(store: Store, iteration: int) -> summary.ModelFigures:
         for one in store.records(ResponsePair, iteration=iteration)
         if one.chosen_id in exact
     ]
-    better = [chosen > rejected for chosen, rejected in scores if chosen != rejected]
     return {
-        "pair_accuracy": mean_or_none(better),  # of pairs that are not equal
+        "pair_accuracy": mean_or_none(
+            chosen > rejected for chosen, rejected in scores if chosen != rejected
+        ),
         "tie_accuracy": _tie_accuracy(responses, judgments, exact),
         "meta_accuracy": _meta_accuracy(
             store.records(Battle, iteration=iteration), judgments, exact

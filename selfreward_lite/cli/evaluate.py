@@ -274,10 +274,7 @@ def _open_evaluation(
             "--prompts"
         )
     with Store.read(runs_dir / name) as store:
-        stored = store.fact("settings")
-        if stored is None:
-            raise UserError(f"{name} has only just started; try again in a moment")
-        settings = config.override(stored, overrides)
+        settings = config.override(store.settings().model_dump(mode="json"), overrides)
         with (
             hold_gpu(f"evaluate {name}") if asks_models else nullcontext(),
             open_runtime(bare=True) as runtime,

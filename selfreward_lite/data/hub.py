@@ -17,7 +17,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -230,13 +230,14 @@ def _lock(path: Path, refusal: str) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE):
-            yield
-    except Timeout:
-        raise UserError(
-            f"{refusal}; wait until it is done, and run the same command again"
-        ) from None
+    with ExitStack() as stack:
+        try:  # only taking the lock may time out, not the block
+            stack.enter_context(WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE))
+        except Timeout:
+            raise UserError(
+                f"{refusal}; wait until it is done, and run the same command again"
+            ) from None
+        yield
 
 
 def _pick_files(files: list[RepoSibling], kind: Kind, only: str | None) -> list[RepoSibling]:

@@ -37,7 +37,7 @@ class StageRow(NamedTuple):
     total: int
     seconds: float
     ended: bool
-    drops: dict[str, int] = {}
+    drops: dict[str, int]
 
     @property
     def model(self) -> str:
@@ -139,7 +139,10 @@ class Store:
         """Return the settings of the run. Raises UserError where it has only just started."""
         stored = self.fact("settings")
         if stored is None:
-            raise UserError(f"{self.folder.name} has only just started; try again in a moment")
+            raise UserError(
+                f"{self.folder.name} has no settings yet: it has only just started, or was stopped "
+                "at once; try again in a moment, or start it again"
+            )
         return parse(stored)
 
     @property
@@ -235,13 +238,14 @@ class Store:
         """Return every stage that has begun, in the order in which they began."""
         query = (
             "SELECT iteration, stage, (SELECT count(*) FROM items i WHERE i.iteration = "
-            "s.iteration AND i.stage = s.stage), total, seconds, done FROM stages s ORDER BY rowid"
+            "s.iteration AND i.stage = s.stage), total, seconds, done, (SELECT "
+            "json_group_object(reason, count) FROM (SELECT reason, sum(count) count FROM drops d "
+            "WHERE d.iteration = s.iteration AND d.stage = s.stage GROUP BY 1 ORDER BY 2 DESC)) "
+            "FROM stages s ORDER BY rowid"
         )
         return [
-            StageRow(
-                iteration, stage, done, total, seconds, bool(ended), self.drops(iteration, stage)
-            )
-            for iteration, stage, done, total, seconds, ended in self.select(query)
+            StageRow(iteration, stage, done, total, seconds, bool(ended), json.loads(drops))
+            for iteration, stage, done, total, seconds, ended, drops in self.select(query)
         ]
 
     # -- numbers ---------------------------------------------------------------------------------
@@ -296,8 +300,7 @@ class Store:
 
     def next_model(self) -> int:
         """Return the number of the model after the newest, 0 before M0."""
-        newest = self.newest()
-        return 0 if newest is None else newest + 1
+        return int(self.select_value("SELECT coalesce(max(iteration) + 1, 0) FROM promoted"))
 
     def models(self, first: int = 0) -> range:
         """Return the numbers of all models from M<first>, with the candidate after the newest."""

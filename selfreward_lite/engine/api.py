@@ -53,10 +53,8 @@ class Request:
 
     def check(self, vocab: int) -> None:
         """Raise EngineError for a request that a model of `vocab` tokens cannot serve."""
-        if not self.tokens or self.sampling.max_tokens < 1:
-            raise EngineError(
-                f"request {self.key}: give at least one prompt token and max_tokens of 1 or more"
-            )
+        if not self.tokens:
+            raise EngineError(f"request {self.key}: give at least one prompt token")
         if min(self.tokens) < 0 or max(self.tokens) >= vocab:
             raise EngineError(
                 f"request {self.key}: a token id is outside the model's {vocab}; "
@@ -137,8 +135,8 @@ def failed_completions(
     request: Request, samples: Iterable[int], finish: Finish = "failed"
 ) -> list[Completion]:
     """Completions without a token, for samples that cannot be drawn."""
-    prompt = len(request.tokens)
-    return [Completion(request.key, sample, (), "", finish, prompt) for sample in samples]
+    count = len(request.tokens)
+    return [Completion(request.key, sample, (), "", finish, count) for sample in samples]
 
 
 class Engine(Protocol):

@@ -178,7 +178,7 @@ class Live:
                 for other, one in list(self._waiting.items()):
                     if one.caller == first.caller:
                         self._waiting[other] = self._waiting.pop(other)  # behind the others
-                self._child.send({"request": REQUEST.dump_python(first.request)})
+                self._child.send({"request": REQUEST.dump_python(first.request, warnings=False)})
 
     def _take_back(self, asked: _Asked) -> None:
         """Forget a request; the child is told if it computes it."""

@@ -94,7 +94,11 @@ class _Work:
     def to_message(self, key: str) -> Message:
         self.sent = tuple(self.missing)
         seeds = tuple(self.request.seeds[sample] for sample in self.sent)
-        return {"request": REQUEST.dump_python(replace(self.request, key=key, seeds=seeds))}
+        return {
+            "request": REQUEST.dump_python(
+                replace(self.request, key=key, seeds=seeds), warnings=False
+            )
+        }
 
 
 class ProcessEngine:

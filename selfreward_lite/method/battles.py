@@ -29,7 +29,8 @@ def most_contested(
         group = judgments.get(response.id, ())
         if len(find_readable(group)) >= 2:
             scores = [judgment.score for judgment in group if judgment.score is not None]
-            variances[response] = round(pvariance(scores), 9), seed_for(seed, f"tie {response.id}")
+            tie_breaker = seed_for(seed, f"tie {response.id}")
+            variances[response] = round(pvariance(scores), 9), tie_breaker
     return max(variances, key=variances.__getitem__, default=None)
 
 

@@ -74,8 +74,8 @@ def share_repetitive(responses: Sequence[Response]) -> float:
     under 64 bytes are too short to tell, and count as not repetitive.
     """
     texts = [response.text.encode() for response in responses]
-    repetitive = [len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts]
-    return mean_or_none(repetitive) or 0.0
+    shrinks = (len(text) >= 64 and len(zlib.compress(text)) < len(text) / 5 for text in texts)
+    return mean_or_none(shrinks) or 0.0
 
 
 @dataclass(frozen=True)

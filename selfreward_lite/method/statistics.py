@@ -1,7 +1,7 @@
 """Means with their standard errors and intervals: how far a measured figure can be trusted."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Self
@@ -37,9 +37,10 @@ def mean_or_nan(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
 
 
-def mean_or_none(values: Sequence[float]) -> float | None:
-    """Return the mean; None for no value."""
-    return fmean(values) if values else None
+def mean_or_none(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; None for no such value."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def ratio_or_nan(part: float, whole: float) -> float:

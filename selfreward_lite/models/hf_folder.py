@@ -29,7 +29,7 @@ NF4_CONFIG = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8",
 }
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -64,7 +64,7 @@ class Tensor:
 
     name: str
     source: str
-    shape: Shape
+    shape: TensorShape
     heads: int = 0
     linear: bool = False
 
@@ -178,7 +178,7 @@ def check_folder(model_dir: Path) -> None:
         check_shape(tensor, shape, packed=f"{tensor.source}.{STATE}" in files)
 
 
-def check_shape(tensor: Tensor, shape: Shape, packed: bool = False) -> None:
+def check_shape(tensor: Tensor, shape: TensorShape, packed: bool = False) -> None:
     """Raise ExportError unless a tensor has its shape; packed, two weights are a byte."""
     expected = ((math.prod(tensor.shape) + 1) // 2, 1) if packed else tensor.shape
     if shape != expected:

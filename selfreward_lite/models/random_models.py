@@ -23,8 +23,8 @@ from selfreward_lite.models.hf_folder import (
     NF4_CONFIG,
     SHAPES,
     Llama,
-    Shape,
     Tensor,
+    TensorShape,
     Vocabulary,
     list_linear,
     list_tensors,
@@ -213,7 +213,7 @@ def _files(llama: Llama) -> Iterator[Tensors]:
         yield tensors
 
 
-def _scales(shape: Shape) -> Tensors:
+def _scales(shape: TensorShape) -> Tensors:
     """What bitsandbytes writes beside a packed matrix of this shape; all blocks have one scale.
 
     It gives uniformly random codes the spread columns^-½.

@@ -75,8 +75,7 @@ class PromptHistory:
 def list_groups(store: Store) -> list[str]:
     """Return the groups of prompts of a run: M2, M1, … trained on them, then those for all."""
     models = [ModelId(t).name for t in queries.list_prompt_iterations(store)]
-    shared = [name for name, origin in _ORIGINS.items() if store.count(Prompt, origin=origin)]
-    return models + shared
+    return models + [name for name, one in _ORIGINS.items() if store.count(Prompt, origin=one)]
 
 
 def find_prompts(
@@ -163,9 +162,8 @@ def _explain_pair(
     for pair in store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id):
         parts |= {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}
     schedule = settings.for_iteration(prompt.iteration)
-    made = response_pairs.choose_pair(
-        response_pairs.find_eligible(prompt, responses, scores), schedule
-    )
+    scored = response_pairs.find_eligible(prompt, responses, scores)
+    made = response_pairs.choose_pair(scored, schedule)
     if isinstance(made, str):
         return parts, f"No pair: {made}.{note}"
     why = (

@@ -33,7 +33,6 @@ def render_page(store: Store) -> str:
         "scores": plots.draw_scores(store),
         "seconds": plots.draw_seconds(store),
     }
-    has_exact = any(row["exact_score"] is not None for row in document["iterations"])
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         run=document["run"],
@@ -44,7 +43,7 @@ def render_page(store: Store) -> str:
         versions=store.fact("versions") or {},
         supervision=SUPERVISION,
         measured=summary.build_measurement_table(store, document),
-        has_exact=has_exact,
+        has_exact=any(row["exact_score"] is not None for row in document["iterations"]),
         pictures={title: plots.to_svg(figure) for title, figure in figures.items()},
         advice=early_warnings.list_advice(readings),
         signs=early_warnings.build_sign_table(readings),

@@ -214,7 +214,7 @@ def _write_card(
     settings = store.settings()
     license_id = _find_license(settings)
     answered = [
-        {one.prompt_id for one in store.made_by(Response, t - 1, t)}
+        len({one.prompt_id for one in store.made_by(Response, t - 1, t)})
         for t in range(1, iterations + 1)
     ]
     environment = jinja2.Environment(
@@ -231,7 +231,7 @@ def _write_card(
         settings=settings,
         base=hub.parse_repository(settings.model.base),
         ranked=hub.parse_repository(settings.seed_stage.ranked),
-        answered=[len(prompts) for prompts in answered],
+        answered=answered,
         seed_data=summary.build_seed_table(store).to_markdown(),
         hardware=store.fact("hardware") or "hardware not recorded",
         versions=store.fact("versions") or {},

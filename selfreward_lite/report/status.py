@@ -43,12 +43,12 @@ class RunStatus:
 def format_time(seconds: float) -> str:
     """Return a time in the unit that suits it.
 
-    >>> format_time(42), format_time(600), format_time(7200)
-    ('42 s', '10 min', '2.0 h')
+    >>> format_time(42), format_time(128), format_time(7200)
+    ('42 s', '2.1 min', '2.0 h')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def read_status(folder: Path) -> RunStatus:

@@ -144,18 +144,18 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
     """Return the share of response pairs of one prompt with equal scores; None without pairs."""
+    # Unlike a pair, a tie needs one judgment that could be read.
     every_read = {"min_read_share": 0.0, "min_read": 1}
     scores = score_responses(judged, store.settings().judge.model_copy(update=every_read))
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for response in store.made_by(Response, iteration - 1, iteration):
         if (score := scores.get(response.id)) is not None:
             by_prompt[response.prompt_id].append(score)
-    pairs = [
+    return mean_or_none(
         abs(a - b) <= SCORE_TOLERANCE
         for means in by_prompt.values()
         for a, b in combinations(means, 2)
-    ]
-    return mean_or_none(pairs)
+    )
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -254,7 +254,10 @@ def build_time_table(store: Store) -> Table:
     """Return the seconds of each stage and their share, longest first."""
     spent = sum_stage_seconds(store)
     total = max(sum(spent.values()), 1e-9)
-    rows = [[stage, f"{took:.1f}", f"{took / total:.0%}"] for stage, took in spent.items()]
+    rows = [
+        [stage.replace("_", " "), f"{took:.1f}", f"{took / total:.0%}"]
+        for stage, took in spent.items()
+    ]
     return Table(["where the seconds went", "seconds", "share"], rows)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from selfreward_lite.system.errors import UserError
 
-Json = dict[str, Any]  # an object of a JSON file
+Json = dict[str, Any]  # a JSON object
 MARGIN = 1.1
 MANIFEST = "manifest.json"
 

@@ -101,7 +101,7 @@ def last_lines(log: Path, count: int = 1) -> list[str]:
 
 
 def open_wire() -> Callable[[Message], None]:
-    """In a child: a function that sends its JsonProcess a message; stray prints go to stderr."""
+    """In a child: a function that sends its parent a message; stray prints go to stderr."""
     wire = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -28,7 +28,7 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 import json
 from selfreward_lite import config
-from selfreward_lite.data.store import StageRow, Store
+from selfreward_lite.data.store import Store
 arguments = sys.argv[3:]
 Path({said!r}).write_text(json.dumps([arguments, str(Path.cwd())]))
 runs_dir, name = (arguments[arguments.index(key) + 1] for key in ("--runs-dir", "--name"))
@@ -210,14 +210,14 @@ def test_a_run_that_is_only_just_begun_is_no_error(tmp_path):
 
 
 def test_rates_and_what_is_left():
-    stage = StageRow(1, "judgments", 30, 120, 10.0, False)
+    stage = StageRow(1, "judgments", 30, 120, 10.0, False, {})
     assert (stage.rate, stage.left) == (3.0, 30.0)
-    assert StageRow(1, "judgments", 0, 120, 0.0, False).left is None
-    assert StageRow(1, "training", 0, 1, 3.0, False).rate is None
-    assert StageRow(1, "judgments", 120, 120, 10.0, True).left is None
+    assert StageRow(1, "judgments", 0, 120, 0.0, False, {}).left is None
+    assert StageRow(1, "training", 0, 1, 3.0, False, {}).rate is None
+    assert StageRow(1, "judgments", 120, 120, 10.0, True, {}).left is None
     assert (
         RunStatus(
-            "x", "stopped", stages=(stage, StageRow(1, "battles", 0, 3, 0.0, False))
+            "x", "stopped", stages=(stage, StageRow(1, "battles", 0, 3, 0.0, False, {}))
         ).now.stage
         == "battles"
     )

@@ -340,13 +340,15 @@ def test_headline_tells_the_state_and_what_to_do(view, says):
 
 
 def test_progress_bar_shows_stage_rate_and_time_left():
-    view = RunStatus("mine", "running", 7, stages=(StageRow(1, "judgments", 30, 120, 10.0, False),))
+    view = RunStatus(
+        "mine", "running", 7, stages=(StageRow(1, "judgments", 30, 120, 10.0, False, {}),)
+    )
     bar = run_tab.progress_bar(view)
     assert "M1 judgments: 30 of 120, 3.0 per second, about 30 s left in this stage" in bar
     assert '<progress max="120" value="30">' in bar
     assert run_tab.progress_bar(RunStatus("mine", "finished")) == ""
     hostile = RunStatus(
-        "mine", "running", 7, stages=(StageRow(1, "<img src=x>", 1, 2, 1.0, False),)
+        "mine", "running", 7, stages=(StageRow(1, "<img src=x>", 1, 2, 1.0, False, {}),)
     )
     assert "<img" not in run_tab.progress_bar(hostile)
 

@@ -381,10 +381,11 @@ def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):
 
 
 def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch):
-    def communicate(timeout):
-        raise subprocess.TimeoutExpired("card", timeout)
+    def communicate(timeout=None):
+        if timeout is not None:
+            raise subprocess.TimeoutExpired("card", timeout)
 
-    child = SimpleNamespace(communicate=communicate, kill=lambda: None, wait=lambda: None)
+    child = SimpleNamespace(communicate=communicate, kill=lambda: None)
     monkeypatch.setattr(card, "start_module", lambda *_, **__: child)
     names = (".8b.gguf.4242.part", "nf4/.a.safetensors.4242.part", ".8b.gguf.17.part", "8b.gguf")
     for name in names:
@@ -395,6 +396,23 @@ def test_what_an_ended_measurement_was_writing_is_removed(tmp_path, monkeypatch)
     assert [(tmp_path / name).exists() for name in names] == [False, False, False, True], (
         "by whichever of its processes"
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "found"),
+    [
+        ("", -11, "its process gave no answer: it was ended by SIGSEGV"),
+        ('{"answer": {"tok', 0, "its process gave no answer: it ended with exit code 0"),
+        ('{"answer": "no room"}\n', -11, "no room"),
+        ('{"answer": {"tokens_per_s": 2.0}}\n', -11, Figures(tokens_per_s=2.0)),
+    ],
+)
+def test_an_answer_counts_however_its_process_ends(tmp_path, monkeypatch, output, code, found):
+    child = SimpleNamespace(
+        communicate=lambda timeout=None: (output, None), kill=lambda: None, returncode=code
+    )
+    monkeypatch.setattr(card, "start_module", lambda *_, **__: child)
+    assert card.run_in_child(wanted(tmp_path), "x", 5.0) == found
 
 
 def test_contradicting_figures_give_no_hours():

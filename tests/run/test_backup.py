@@ -230,15 +230,30 @@ def test_a_run_is_not_copied_into_itself(tmp_path, root):
         Backup(store, tmp_path / "elsewhere", print)
 
 
-def test_an_unwritable_snapshot_does_not_stop_the_run(tmp_path, monkeypatch):
-    def refuse(snapshot: Path, target: Path) -> None:
-        assert snapshot.exists() and target.name == "run.sqlite"
-        raise sqlite3.OperationalError("disk is full")
+def refuse_copy(snapshot: Path, target: Path) -> None:
+    assert snapshot.exists() and target.name == "run.sqlite"
+    raise OSError(28, "disk is full")
 
+
+def refuse_snapshot(path, *arguments, **options) -> sqlite3.Connection:
+    if Path(path).name == "snapshot.sqlite":
+        raise sqlite3.OperationalError("disk is full")
+    return CONNECT(path, *arguments, **options)
+
+
+CONNECT = sqlite3.connect
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "refuse"),
+    [(backup, "copy_file", refuse_copy), (sqlite3, "connect", refuse_snapshot)],
+    ids=["copy", "snapshot"],
+)
+def test_what_cannot_be_copied_does_not_stop_the_run(tmp_path, monkeypatch, module, name, refuse):
     said: list[str] = []
-    monkeypatch.setattr(backup, "copy_file", refuse)
     with Store.write(tmp_path / "runs" / "run") as store:
         copies = Backup(store, tmp_path / "drive", said.append)
+        monkeypatch.setattr(module, name, refuse)
         copies.copy()
         assert "not copied there (disk is full); the run continues" in said[0]
         assert not (store.folder / "snapshot.sqlite").exists()

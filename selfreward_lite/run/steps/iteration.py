@@ -43,7 +43,8 @@ def write_prompts(run: RunContext, iteration: int) -> None:
         return
     if store.is_done(iteration, "prompts"):
         return
-    role = run.role(BASE if settings.writer == "base" else iteration - 1, settings.draw, iteration)
+    writer = BASE if settings.writer == "base" else iteration - 1
+    role = run.role(writer, settings.draw, iteration)
     ranked = run.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [

@@ -88,7 +88,8 @@ def _store_metrics(run: RunContext, model: int) -> Outcome:
     known = model_metrics(run, model).stored()
     if model != BASE:
         known |= vars(find_signs(run, model))
-    run.store.measure(model, **known, **exact_metrics(run, model) or _win_rate(run, model))
+    rates = exact_metrics(run, model) or _win_rate(run, model)
+    run.store.measure(model, **known, **rates)
     return Outcome()
 
 

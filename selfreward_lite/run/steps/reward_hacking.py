@@ -8,7 +8,7 @@ outside     M0, frozen, judges what M(t) answers to held-out prompts. It must no
             less than what M(t−1) answered, however much M(t) likes itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.data.ranked import RankedPrompt
@@ -54,7 +54,8 @@ def ask_judges(run: RunContext, iteration: int) -> None:
         run.ask_judge(iteration, "second_look", iteration, again, settings.second_look, first)
     prompts = {one.id for one in run.held_out()[: settings.outside_prompts]}
     given = run.store.made_by(Response, iteration)
-    answers = [one for one in given if one.prompt_id in prompts]  # as they were made
+    # In the order made: another one makes other batches (docs/log/tiny-world.md).
+    answers = [one for one in given if one.prompt_id in prompts]
     # For M0 both judges are the same, so one stage is enough.
     judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
     for stage, model in judges.items():
@@ -78,8 +79,8 @@ def find_signs(run: RunContext, iteration: int) -> HackingSigns:
     chosen += len(_would_be_chosen(run, iteration, rechecked, again))
     honest = {ranked[canary.prompt_id].responses[-1].id for canary in hostile}
     return HackingSigns(
-        canary_score=_mean(scores.get(canary.id) for canary in hostile),
-        honest_bad_score=_mean(scores.get(name) for name in honest),
+        canary_score=mean_or_none(scores.get(canary.id) for canary in hostile),
+        honest_bad_score=mean_or_none(scores.get(name) for name in honest),
         canaries_scored=sum(scores.get(canary.id) is not None for canary in hostile),
         canaries_suspected=len(suspects),
         canaries_chosen=chosen,
@@ -103,7 +104,7 @@ def outside_view(run: RunContext, iteration: int) -> tuple[tuple[float, float], 
 
 def mean_outside_score(run: RunContext, iteration: int, judge: int) -> float | None:
     """The mean score that M<judge> gave M(t)'s first held-out answers; None if all are unread."""
-    return _mean(_outside_scores(run, iteration, judge).values())
+    return mean_or_none(_outside_scores(run, iteration, judge).values())
 
 
 def _outside_scores(run: RunContext, iteration: int, judge: int) -> dict[str, float]:
@@ -149,7 +150,3 @@ def _ranked(run: RunContext) -> dict[str, RankedPrompt]:
 
 def _canaries(run: RunContext) -> list[Response]:
     return run.store.records(Response, iteration=0, model=canaries.CANARY)
-
-
-def _mean(scores: Iterable[float | None]) -> float | None:
-    return mean_or_none([score for score in scores if score is not None])
