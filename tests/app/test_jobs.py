@@ -171,7 +171,7 @@ def test_a_training_under_way_is_told_by_its_steps(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         store.begin_stage(1, "training", 1)
         assert status.read_status(tmp_path / "mine").now == StageRow(
-            1, "training", 0, 1, 0.0, False
+            1, "training", 0, 1, 0.0, False, {}
         )
         store.log_training(1, 5, {"loss": 0.6})
         store.measure(1, training_steps=20)

@@ -11,12 +11,14 @@ from selfreward_lite.data.records import (
     Battle,
     Judgment,
     JudgmentPair,
+    Outcome,
     Prompt,
     Response,
     ResponsePair,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore, plots, summary
+from selfreward_lite.run import prepare
 from selfreward_lite.system.errors import UserError
 
 
@@ -184,6 +186,19 @@ def test_scores_are_shares_of_what_was_read(run):
     assert {one["score"]: one["share"] for one in rows}[3] == pytest.approx(
         given.count(3.0) / len(given)
     )
+
+
+def test_a_tie_counts_where_one_judgment_could_be_read(tmp_path):
+    answers = [Response(f"r{n}", 1, "M0", "p", n, f"text {n}", "stop", 2) for n in range(2)]
+    judged = [
+        Judgment(f"j{n}{k}", 1, "M0", f"r{n}", k, "", "stop", 2, score, score)
+        for n in range(2)
+        for k, score in enumerate((3.0, None, None))
+    ]
+    with Store.write(tmp_path) as store:
+        prepare.load_or_create_settings(store, {}, "tiny")
+        store.commit(1, "responses", "p", Outcome([*answers, *judged]))
+        assert summary.measure_tie_rate(store, 1, judged) == 1.0
 
 
 def test_gaps_and_lengths_are_means_of_the_records(run):

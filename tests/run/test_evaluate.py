@@ -112,7 +112,7 @@ def test_a_model_is_compared_with_one_of_another_run(runs):
         assert [one.their_length for one in exact] == [one.their_length for one in long]
         with Store.write(runs / "begun"):
             pass
-        with pytest.raises(UserError, match="begun has only just started"):
+        with pytest.raises(UserError, match="begun has no settings yet"):
             work.compare_answers("M1", "begun/M0", "M0")
         with pytest.raises(UserError, match="else held out none of the prompts that mine did"):
             work.compare_answers("M1", "else/M0", "M0")

@@ -34,6 +34,7 @@ from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare, stages
 from selfreward_lite.run.context import RunContext, RunReader
+from selfreward_lite.run.steps import reward_hacking
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
 
 
@@ -240,6 +241,22 @@ def test_a_stage_outside_the_table_is_refused(tmp_path, chat):
             context.once(1, "polish", lambda: None)
         with pytest.raises(LookupError, match="'polish'"):
             context.ask(1, "polish", [], lambda record: None)
+
+
+def test_judges_are_asked_in_the_order_in_which_answers_were_made(whole, chat, monkeypatch):
+    # Another order makes other batches, and those other expected scores (docs/log/tiny-world.md).
+    asked = {}
+    monkeypatch.setattr(
+        RunContext,
+        "ask_judge",
+        lambda run, iteration, stage, model, answers, *_: asked.update({stage: list(answers)}),
+    )
+    with Store.read(whole) as store:
+        context = RunContext(store, store.settings(), chat, TINY_MODEL, None, lambda at: None)
+        reward_hacking.ask_judges(context, 1)
+        made, held_out = store.made_by(Response, 1), context.held_out()
+    assert [one.prompt_id for one in made] != [one.id for one in held_out]
+    assert asked["outside_judgments"] == asked["self_judgments"] == made
 
 
 def test_hours_that_remain_are_those_behind_a_stage():
