@@ -215,7 +215,8 @@ def test_what_is_affordable_is_what_its_own_plan_says():
 @pytest.mark.parametrize("preset", config.presets())
 def test_every_preset_is_parsed_and_planned(preset):
     settings = config.load(preset)
-    llama = SHAPES["3b" if preset == "small" else "llama-3-8b"]
+    repository = hub.parse_repository(settings.model.base)
+    llama = SHAPES[BASES[repository.id] if repository else "llama-3-8b"]
     expected = plan.predict(settings, llama, "NVIDIA GeForce RTX 4090").to_json()
     assert len(expected["seconds"]) == 10 + 12 * settings.iterations
     assert sum(plan.disk_needs(settings, llama).values()) > 8e9 or preset == "small"
