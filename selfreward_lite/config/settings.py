@@ -310,7 +310,9 @@ class Gates(Section):
     3.2)
     """
     max_cut_share: Share = 0.1
-    """share of prompts without a finished answer: cut, empty or missing"""
+    """share of prompts without a finished answer (cut, empty or missing), beyond that of the base,
+    whose long answers are cut too
+    """
     max_repetitive_share: Share = 0.05
     """share of responses that mostly repeat themselves; people hardly ever do"""
     min_distinct_share: Share = 0.3

@@ -23,10 +23,11 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16
 REFERENCE_BYTES = 4  # its frozen copy, the reference of DPO
 
-# A logit of DPO, with the reference's, gradients and copies in float32; SFT takes the logits of so
-# many tokens at once. Both measured with TRL 1.14 on a CPU in bfloat16: `python -m pytest -m slow
-# tests/run/test_plan.py -k logit -s`.
-LOGIT_BYTES, SFT_CHUNK = 16, 256
+# How many logits TRL's heads hold at once, as tokens and words of the vocabulary, and the bytes of
+# one with its gradient and copies in float32. Measured with TRL 1.14 on a CPU in bfloat16: `python
+# -m pytest -m slow tests/run/test_plan.py -k logit -s`.
+SFT_TOKENS, SFT_LOGIT_BYTES = 256, 16
+DPO_TOKENS, DPO_WORDS, DPO_LOGIT_BYTES = 2048, 8192, 26
 DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hold
 
 
@@ -62,7 +63,9 @@ def estimate_training(
         "adapter": count_adapter_weights(llama, rank)
         * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
         "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
-        "logits": (tokens if pairs else min(tokens, SFT_CHUNK)) * llama.vocab * LOGIT_BYTES,
+        "logits": min(tokens, DPO_TOKENS) * min(llama.vocab, DPO_WORDS) * DPO_LOGIT_BYTES
+        if pairs
+        else min(tokens, SFT_TOKENS) * llama.vocab * SFT_LOGIT_BYTES,
         "driver": DRIVER["training"],
     }
     return {name: int(size) for name, size in parts.items()}

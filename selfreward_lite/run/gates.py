@@ -19,7 +19,7 @@ class Evidence:
     """What is known about a candidate M(t); nothing here comes from the exact scorer.
 
     Intervals and ratios compare it with M(t−1); None where there is none. `trained` is false for an
-    M0 without EFT, which is the base.
+    M0 without EFT, which is the base. `base_cut_share` is the base's own `answers.cut_share`.
     """
 
     file_faults: Sequence[str]
@@ -34,6 +34,7 @@ class Evidence:
     agreement: float
     adapter_share: float | None
     answers: AnswerMetrics
+    base_cut_share: float
     length_ratio: float | None
     judge_interval: tuple[float, float]
     outside_interval: tuple[float, float] | None
@@ -144,9 +145,10 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_most(
         "stopping",
         evidence.answers.cut_share,
-        limits.max_cut_share,
+        evidence.base_cut_share + limits.max_cut_share,
         "of the prompts without a finished answer",
-        "raise dpo.anchor or the schedule's rho, or lower the learning rate",
+        f"the base left {_shown(evidence.base_cut_share)} so; raise dpo.anchor or the schedule's "
+        "rho, or lower the learning rate",
     )
     yield _at_most(
         "repetition",

@@ -47,6 +47,8 @@ from selfreward_lite.training.rows import (
     row_length,
 )
 
+Tensors = dict[str, torch.Tensor]
+
 IGNORED = -100
 # Errors of CUDA, of the CPU allocator and of cuBLAS, which have no class of their own.
 PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
@@ -61,11 +63,55 @@ READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
 
 
 class TokenDPOTrainer(DPOTrainer):
-    """TRL's DPO on token ids."""
+    """TRL's DPO on token ids. A step is the same however its rows are split into micro-batches.
+
+    The sigmoid term is the mean over a step's rows, the SFT term that over the tokens of all its
+    chosen completions. TRL takes both means over a micro-batch, and Trainer the mean of those: rows
+    of a short micro-batch and tokens of short rows would count more.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        # TRL's head that never holds all logits. As an argument it asks for the package
+        # liger-kernel, of which it uses nothing.
+        self.use_liger_kernel = True
+        self._weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
+        self._step = (0, 0)  # rows of the step, tokens of its chosen completions
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         """The rows as they are: TRL would read `<|eot_id|>` in a message as special."""
         return dataset
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Tensors], Any]:
+        """The micro-batches of a step, which are counted."""
+        batches, items = super().get_batch_samples(*args)
+        rows, tokens = zip(*map(_count_chosen, batches), strict=True)
+        self._step = (sum(rows), sum(tokens))
+        return batches, items
+
+    def compute_loss(self, model: Any, inputs: Tensors, *args: Any, **named: Any) -> Any:
+        """The micro-batch's share of the step's loss, times the number of micro-batches.
+
+        Trainer divides by that number, and adds up.
+        """
+        parts = self.current_gradient_accumulation_steps
+        (rows, tokens), (step_rows, step_tokens) = _count_chosen(inputs), self._step
+        by_rows = parts * rows / step_rows
+        shares = {"sigmoid": by_rows, "sft": parts * tokens / step_tokens}
+        self.loss_weights = [weight * shares[kind] for kind, weight in self._weights.items()]
+        loss = super().compute_loss(model, inputs, *args, **named)
+        for name, values in self._metrics[
+            "train"
+        ].items():  # TRL logs their mean over micro-batches
+            if name.startswith(("rewards/", "logps/")):
+                values[-1] *= by_rows
+        return loss
+
+
+def _count_chosen(inputs: Tensors) -> tuple[int, int]:
+    """Rows of a micro-batch, and tokens of their chosen completions, which are its first half."""
+    chosen = inputs["completion_mask"].chunk(2)[0]
+    return len(chosen), int(chosen[:, 1:].sum())
 
 
 class Watcher(TrainerCallback):
@@ -88,8 +134,11 @@ class Watcher(TrainerCallback):
         )
         longest = ordered[-args.per_device_train_batch_size :]
         # Trainer's loop sets it a little later, and training_step reads it.
-        trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
-        trainer.training_step(trainer.model_wrapped, trainer.data_collator(longest))
+        trainer.current_gradient_accumulation_steps = 1
+        (batch,), items = trainer.get_batch_samples(
+            iter([trainer.data_collator(longest)]), 1, args.device
+        )
+        trainer.training_step(trainer.model_wrapped, batch, items)
         trainer.model.zero_grad()
         trainer._metrics["train"].clear()  # these belong to no step
 

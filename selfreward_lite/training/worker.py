@@ -1,8 +1,9 @@
 """Training and export as tasks of one child process, which forks for each.
 
 Importing torch and TRL takes longer than a tiny training (6 of 9 seconds, measured). So a child
-without a GPU imports them once, and every task runs in a fresh fork, whose memory really comes
-back. With a GPU each task imports for itself: a process that has used CUDA must not be forked.
+without a GPU imports them once, and every task runs in a fresh fork; when it ends, all of its
+memory is free again. With a GPU each task imports for itself: a process that has used CUDA must not
+be forked.
 Nobody uses what an orphan makes, so each end of a pipe that closes ends the process that reads it.
 
     parent to child    {"task": "train", "log": path, ...}    any number

@@ -50,6 +50,7 @@ GOOD = gates.Evidence(
         repetitive_share=0.0,
         distinct_share=1.0,
     ),
+    base_cut_share=0.0,
     length_ratio=1.0,
     judge_interval=(-0.05, 0.02),
     outside_interval=(-0.1, 0.3),
@@ -105,6 +106,8 @@ def refused(limits, **changes) -> list[str]:
         ({"adapter_share": -0.1}, "arrival"),
         ({"adapter_share": math.nan}, "arrival"),
         ({"cut_share": 0.2}, "stopping"),
+        ({"cut_share": 0.4, "base_cut_share": 0.26}, "stopping"),
+        ({"cut_share": 0.2, "base_cut_share": math.nan}, "stopping"),
         ({"repetitive_share": 0.2}, "repetition"),
         ({"distinct_share": 0.1}, "variety"),
         ({"judge_read_share": 0.8}, "reading"),
@@ -130,6 +133,11 @@ def test_each_gate_can_refuse(tiny, change, gate):
 
 def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
     assert refused(tiny.gates, adapter_share=None) == []
+
+
+def test_answers_are_cut_as_often_as_those_of_the_base(tiny):
+    # Llama-3 with 512 tokens an answer: an estimated quarter is cut before any training.
+    assert refused(tiny.gates, cut_share=0.3, base_cut_share=0.26) == []
 
 
 def test_a_refusal_names_number_limit_and_advice(tiny):
@@ -205,6 +213,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         "judge_read_share",
         "mean_response_tokens",
         "cut_share",
+        "base_cut_share",
         "repetitive_share",
         "distinct_share",
         "canary_score",

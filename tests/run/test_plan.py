@@ -56,7 +56,7 @@ def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
     )
     assert parts["weights"] == pytest.approx(5.7e9, rel=0.01)  # what such a download weighs
     assert parts["adapter"] == 41_943_040 * 20
-    assert parts["logits"] == 2 * 2048 * 128256 * 16
+    assert parts["logits"] == 2048 * 8192 * 26  # a tile of TRL's head
     assert parts["activations"] == 4096 * 2 * (32 * 4096 + 2 * (8 * 4096 + 6 * 14336))
     alone = memory.estimate_training(settings, LLAMA, 16, packed=True, pairs=False)
     assert alone["logits"] == 256 * 128256 * 16
@@ -67,36 +67,40 @@ def test_memory_of_a_dpo_step_is_that_of_a_calculation_by_hand():
 
 @pytest.mark.slow
 def test_a_logit_weighs_what_is_said_of_it(tmp_path):
-    """By the memory of one more token, in a step of a model that is nearly all vocabulary."""
+    """By the memory that a step takes of a model that is nearly all vocabulary.
+
+    Neither head holds more for longer rows. A pair of 1,024 tokens took 4.2 GB with all its logits.
+    """
     taken = {}
-    for method in ("dpo", "sft"):
-        for tokens in (512, 1024):
-            folder = tmp_path / f"{method}-{tokens}"
-            folder.mkdir()
-            command = [
-                sys.executable,
-                ROOT / "tests" / "helpers" / "logit_memory.py",
-                method,
-                str(tokens),
-                folder,
-            ]
-            ended = subprocess.run(
-                command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-            )
-            assert ended.returncode == 0, ended.stderr
-            taken[method, tokens] = int(ended.stdout.splitlines()[-1])
-    more = {
-        method: (taken[method, 1024] - taken[method, 512]) / (512 * 128_256)
-        for method in ("dpo", "sft")
-    }
-    chunk = taken["sft", 512] / (memory.SFT_CHUNK * 128_256)
-    print(
-        f"bytes a logit: DPO {more['dpo'] / 2:.2f}, two texts a row; "
-        f"SFT {more['sft']:.2f} more, {chunk:.2f} in its chunk"
-    )
-    assert more["dpo"] / 2 == pytest.approx(memory.LOGIT_BYTES, rel=0.05)
-    assert more["sft"] == pytest.approx(0.0, abs=0.5)
-    assert chunk == pytest.approx(memory.LOGIT_BYTES, rel=0.1)
+    for method, tokens in (
+        ("dpo", 1024),
+        ("dpo", 2048),
+        ("dpo", 4096),
+        ("sft", 512),
+        ("sft", 1024),
+    ):
+        folder = tmp_path / f"{method}-{tokens}"
+        folder.mkdir()
+        command = [
+            sys.executable,
+            ROOT / "tests" / "helpers" / "logit_memory.py",
+            method,
+            str(tokens),
+            folder,
+        ]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert ended.returncode == 0, ended.stderr
+        taken[method, tokens] = int(ended.stdout.splitlines()[-1])
+    tile = taken["dpo", 2048] / (memory.DPO_TOKENS * memory.DPO_WORDS)
+    chunk = taken["sft", 512] / (memory.SFT_TOKENS * 128_256)
+    print(f"bytes of a step: {taken}; of a logit held: DPO {tile:.2f}, SFT {chunk:.2f}")
+    assert taken["dpo", 1024] < 0.3e9
+    assert taken["dpo", 4096] == pytest.approx(taken["dpo", 2048], rel=0.1)
+    assert tile == pytest.approx(memory.DPO_LOGIT_BYTES, rel=0.1)
+    assert taken["sft", 1024] == pytest.approx(taken["sft", 512], rel=0.1)
+    assert chunk == pytest.approx(memory.SFT_LOGIT_BYTES, rel=0.1)
 
 
 ONE_B = {
@@ -312,7 +316,7 @@ def test_the_command_prints_a_plan_without_the_model(tmp_path):
         assert words in ended.stderr, words
     document = json.loads(ended.stdout.splitlines()[-1])
     assert document["seconds"]["M1 training"] > 0
-    assert document["memory"]["DPO"] == pytest.approx(18.8e9, rel=0.01)
+    assert document["memory"]["DPO"] == pytest.approx(10.8e9, rel=0.01)
 
 
 def test_without_a_gpu_the_command_gives_no_hours():

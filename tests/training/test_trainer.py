@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import random
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from training_jobs import BY_TRANSFORMERS, make_job
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Model
 from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import nf4
-from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import backends, trainer
@@ -73,6 +74,50 @@ def test_first_dpo_step_has_margin_zero_and_ln_2(trained):
             "logps/chosen"
         ]  # with weight 1, the anchor adds a mean log-likelihood per token
         assert logged[0]["loss"] < 0.6931 + anchor
+
+
+def first_gradient(folder, tiny, chat, rows, micro_batch, anchor) -> tuple[float, torch.Tensor]:
+    """The loss and the gradient of a DPO step away from the reference."""
+    job = make_job(
+        folder, tiny, chat, "dpo", batch=32, micro_batch=micro_batch, epochs=1, anchor=anchor
+    )
+    made = trainer._make_trainer(
+        backends.load_model(BY_TRANSFORMERS, job, torch.float32), job, rows, micro_batch
+    )
+    torch.manual_seed(0)
+    for _, weight in trainer._named_trainable(made.model):
+        weight.data = torch.randn_like(weight.data, dtype=torch.float32) / 50
+    kept = []
+
+    class Keeper(TrainerCallback):
+        def on_pre_optimizer_step(self, *_, **__):
+            kept.extend(weight.grad.flatten() for _, weight in trainer._named_trainable(made.model))
+
+    made.add_callback(Keeper())
+    made.args.max_grad_norm = 0.0
+    made.optimizer = torch.optim.SGD([one for _, one in trainer._named_trainable(made.model)], 0.0)
+    return made.train().training_loss, torch.cat(kept)
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("count", [9, 32])
+def test_a_dpo_step_does_not_depend_on_the_micro_batch(tmp_path, tiny, chat, count, anchor):
+    # TRL's mean of means gave 9 rows gradients that differ by 0.1 to 1.4 of their norm.
+    rng = random.Random(count)
+    words = [" ".join(rng.sample("abcdefgh", rng.randint(2, 8))) for _ in range(count)]
+    rows = [
+        {
+            "prompt_ids": chat.prompt_ids(user(f"Sort the letters {word}.")),
+            "chosen_ids": chat.completion_ids(f"The answer is {word}." * (1 + index % 3)),
+            "rejected_ids": chat.completion_ids(f"{word} Hope this helps you today."),
+        }
+        for index, word in enumerate(words)
+    ]
+    loss, gradient = first_gradient(tmp_path, tiny, chat, rows, 32, anchor)
+    for size in (8, 4, 1):
+        other_loss, other = first_gradient(tmp_path, tiny, chat, rows, size, anchor)
+        assert other_loss == pytest.approx(loss, rel=1e-4)
+        assert float((other - gradient).norm() / gradient.norm()) < 1e-4
 
 
 def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained, work):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from math import nan
 
-from selfreward_lite.data.records import Outcome, Prompt, ResponsePair
+from selfreward_lite.data.records import BASE, Outcome, Prompt, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import paired_interval
@@ -118,6 +118,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
         answers=now.answers,
+        base_cut_share=_number(run.store.metrics(BASE)["cut_share"]),
         length_ratio=None
         if before.mean_length is None
         else (now.mean_length or 0.0) / before.mean_length,
