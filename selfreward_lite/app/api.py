@@ -13,7 +13,7 @@ import gradio as gr
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import StreamedReply, Talk
 from selfreward_lite.app.widgets import errors_as_toasts, parse_draw
-from selfreward_lite.models.chat_format import Message, user
+from selfreward_lite.models.chat_template import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.files import Json

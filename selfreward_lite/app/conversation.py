@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.talk import Score, StreamedReply
-from selfreward_lite.models.chat_format import Message, user
+from selfreward_lite.models.chat_template import Message, user
 from selfreward_lite.report.summary import indent_text
 from selfreward_lite.system.files import Json
 

@@ -13,6 +13,7 @@ from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.live import Live
+from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.files import MANIFEST, write_manifest
@@ -94,7 +95,7 @@ class RunLibrary:
         source, local = settings.model.base, self.started_in / settings.model.base
         if source != "tiny" and local.exists():
             source = str(local)
-        return RunModels(run, hub.find_model_folder(source), base, settings, adapters)
+        return RunModels(run, find_base(source), base, settings, adapters)
 
     def load_tiny_model(self) -> None:
         """Load the tiny model where there is no run. `engine_status` tells what went wrong."""

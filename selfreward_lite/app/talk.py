@@ -19,7 +19,8 @@ from selfreward_lite.engine.api import Completion, Piece, Request, Sampling
 from selfreward_lite.method import comparisons, judgments
 from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
 from selfreward_lite.method.statistics import mean_or_none
-from selfreward_lite.models.chat_format import ChatFormat, Message
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import Message
 from selfreward_lite.system.errors import UserError
 
 INTERVAL = 0.04  # seconds between two updates of a growing reply, for one or two users

@@ -68,10 +68,11 @@ def build_judge_question(prompt: Prompt, response: Response, templates: str) -> 
 @lru_cache(maxsize=8)
 def make_score_probe(chat: ChatFormat) -> Probe | None:
     """Return the probe for the six digits after "Score:"; None if a digit is not a single token."""
-    digits = [chat.text_ids(score) for score in SCORES]
-    if any(len(ids) != 1 for ids in digits):
+    lines = [chat.text_ids(f"Score: {score}") for score in SCORES]
+    starts = {tuple(ids[:-1]) for ids in lines}
+    if len(starts) > 1:
         return None
-    return Probe(tuple(ids[0] for ids in digits), after="score:")
+    return Probe(tuple(ids[-1] for ids in lines), after="score:")
 
 
 def read_judgment(completion: Completion, response: Response, role: Role, index: int) -> Judgment:

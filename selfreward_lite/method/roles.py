@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from selfreward_lite.data.records import Outcome, Record, make_id, seed_for
 from selfreward_lite.engine.api import Completion, Probe, Request, Sampling
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 
 # An asking stage handles one item with such a generator. It yields rounds of requests; for each
 # round it receives one list of completions per request, in the order of the request's seeds.

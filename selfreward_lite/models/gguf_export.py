@@ -1,11 +1,11 @@
-"""Hugging Face folders as GGUF files: a Llama base, a PEFT LoRA adapter.
+"""Hugging Face folders as GGUF files: a base, a PEFT LoRA adapter.
 
     base_to_gguf       config.json, tokenizer.json, *.safetensors → base.gguf
     adapter_to_gguf    adapter_config.json, adapter_model.safetensors → adapter.gguf
 
-Which bases can be exported is decided in `hf_folder`, which adapters here; `parity` proves the
-result. Files appear complete or not at all. torch, bitsandbytes and gguf are imported inside
-functions, so importing this file is cheap.
+Which bases can be exported is decided in `families`, `hf_folder` and `vocabulary`, which adapters
+here; `parity` proves the result. Files appear complete or not at all. torch, bitsandbytes and gguf
+are imported inside functions, so importing this file is cheap.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from selfreward_lite.models import nf4
+from selfreward_lite.models.families import Family
 from selfreward_lite.models.hf_folder import (
     PACKED_PARTS,
     STATE,
-    Llama,
+    ModelShape,
     Tensor,
-    Vocabulary,
     check_shape,
     find_tensors,
     list_linear,
@@ -31,10 +31,10 @@ from selfreward_lite.models.hf_folder import (
     open_safetensors,
     read_config,
     read_json,
-    read_vocabulary,
     refuse,
     rope_factors,
 )
+from selfreward_lite.models.vocabulary import Vocabulary, read_vocabulary
 from selfreward_lite.system.errors import ExportError
 from selfreward_lite.system.files import Json, atomic_write
 
@@ -127,7 +127,7 @@ def base_to_gguf(
     dtype: Dtype,
     adapter_dir: Path | None = None,
 ) -> Path:
-    """Write a Llama folder as `out`, one tensor in memory at a time; returns `out`.
+    """Write a folder as `out`, one tensor in memory at a time; returns `out`.
 
     `weights="nf4"` rounds each linear layer of the blocks as BitsAndBytesConfig(load_in_4bit, nf4,
     double quant) does, so that llama.cpp runs the model that a QLoRA adapter was trained on; a
@@ -141,24 +141,24 @@ def base_to_gguf(
             f"weights={weights!r}, dtype={dtype!r}: choose one of {get_args(Weights)}, and of "
             f"{get_args(Dtype)}"
         )
-    llama = read_config(model_dir)
-    lora = _read_lora(adapter_dir, llama) if adapter_dir else None
-    rope = Tensor("rope_freqs.weight", "rope_freqs", (llama.head_dim // 2,))
-    tensors = [*([rope] if llama.rope else []), *list_tensors(llama)]
+    model = read_config(model_dir)
+    lora = _read_lora(adapter_dir, model) if adapter_dir else None
+    rope = Tensor("rope_freqs.weight", "rope_freqs", (model.head_dim // 2,))
+    tensors = [*([rope] if model.rope else []), *list_tensors(model)]
     kinds: dict[Tensor, Dtype] = {
         tensor: dtype if len(tensor.shape) == 2 else "f32" for tensor in tensors
     }
-    files = find_tensors(model_dir, llama)
+    files = find_tensors(model_dir, model)
 
     def arrays() -> Iterator[np.ndarray]:
         import torch
 
         for tensor, kind in kinds.items():
             if tensor == rope:
-                yield _encode(torch.tensor(rope_factors(llama)), kind, tensor.source)
+                yield _encode(torch.tensor(rope_factors(model)), kind, tensor.source)
                 continue
-            value = _finite(_read_tensor(tensor, files).float(), tensor.source)
-            if tensor.linear and weights == "nf4" and not llama.packed:
+            value = _finite(_read_tensor(tensor, files).float(), tensor.source) + tensor.offset
+            if tensor.linear and weights == "nf4" and not model.packed:
                 value = nf4.round_to_nf4(value)
             if lora and tensor in lora.pairs:
                 pair = lora.pairs[tensor]
@@ -166,9 +166,9 @@ def base_to_gguf(
                 _finite(value, tensor.source)
             yield _encode(_permute(value, tensor.heads), kind, tensor.source)
 
-    vocabulary = read_vocabulary(model_dir, llama.vocab)
-    origin = "nf4" if llama.packed else weights
-    return write_base(out, llama, dtype, vocabulary, kinds, arrays(), origin)
+    vocabulary = read_vocabulary(model_dir, model.vocab)
+    origin = "nf4" if model.packed else weights
+    return write_base(out, model, dtype, vocabulary, kinds, arrays(), origin)
 
 
 def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
@@ -190,14 +190,14 @@ def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
 
 def write_base(
     out: Path,
-    llama: Llama,
+    model: ModelShape,
     dtype: str,
     vocabulary: Vocabulary,
     kinds: Mapping[Tensor, str],
     arrays: Iterable[np.ndarray],
     origin: str | None = None,
 ) -> Path:
-    """Write a Llama, each array of a tensor in its kind, one at a time; returns `out`.
+    """Write a base, each array of a tensor in its kind, one at a time; returns `out`.
 
     `dtype` is the type of most matrices: f32, f16, q8_0 or q4_k_m. `origin` is kept in the file.
     """
@@ -212,42 +212,50 @@ def write_base(
     )
 
     with atomic_write(out) as part:
-        writer = GGUFWriter(part, "llama")
+        writer = GGUFWriter(part, model.family.gguf)
         writer.add_type("model")
         file_type = f"{'ALL' if dtype == 'f32' else 'MOSTLY'}_{dtype.upper()}"
         writer.add_file_type(LlamaFileType[file_type])
         writer.add_quantization_version(GGML_QUANT_VERSION)
-        writer.add_context_length(llama.context)
-        writer.add_embedding_length(llama.hidden)
-        writer.add_block_count(llama.layers)
-        writer.add_feed_forward_length(llama.ffn)
-        writer.add_head_count(llama.heads)
-        writer.add_head_count_kv(llama.kv_heads)
-        writer.add_key_length(llama.head_dim)
-        writer.add_value_length(llama.head_dim)
-        writer.add_rope_dimension_count(llama.head_dim)
-        writer.add_rope_freq_base(llama.theta)
-        writer.add_layer_norm_rms_eps(llama.eps)
-        writer.add_vocab_size(llama.vocab)
+        writer.add_context_length(model.context)
+        writer.add_embedding_length(model.hidden)
+        writer.add_block_count(model.layers)
+        writer.add_feed_forward_length(model.ffn)
+        writer.add_head_count(model.heads)
+        writer.add_head_count_kv(model.kv_heads)
+        writer.add_key_length(model.head_dim)
+        writer.add_value_length(model.head_dim)
+        writer.add_rope_dimension_count(model.head_dim)
+        writer.add_rope_freq_base(model.theta)
+        writer.add_layer_norm_rms_eps(model.eps)
+        if model.window is not None:
+            writer.add_sliding_window(model.window)
+            writer.add_rope_freq_base_swa(model.window_theta)
+        writer.add_vocab_size(model.vocab)
         if origin:
             writer.add_string("selfreward.weights", origin)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("llama-bpe")
+        kind = vocabulary.kind
+        writer.add_tokenizer_model(kind.model)
+        writer.add_tokenizer_pre(kind.pre)
         writer.add_token_list(vocabulary.tokens)
+        if vocabulary.scores is not None:
+            writer.add_token_scores(vocabulary.scores)
+            writer.add_add_space_prefix(kind.space_prefix)
         writer.add_token_types([TokenType[kind] for kind in vocabulary.kinds])
-        writer.add_token_merges(vocabulary.merges)
+        if vocabulary.scores is None:
+            writer.add_token_merges(vocabulary.merges)
         for role, token_id in vocabulary.roles.items():
             getattr(writer, f"add_{role}_token_id")(token_id)
         writer.add_add_bos_token(vocabulary.add_bos)
         if vocabulary.template:
             writer.add_chat_template(vocabulary.template)
-        for tensor, kind in kinds.items():
-            stored = GGMLQuantizationType[kind.upper()]
+        for tensor, stored_as in kinds.items():
+            stored = GGMLQuantizationType[stored_as.upper()]
             block, size = GGML_QUANT_SIZES[stored]
             if tensor.shape[-1] % block:
                 raise ExportError(
-                    f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {kind} blocks of "
-                    f"{block}: use f16"
+                    f"{tensor.source}: rows of {tensor.shape[-1]} do not fit {stored_as} "
+                    f"blocks of {block}: use f16"
                 )
             total = math.prod(tensor.shape) // block * size
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), total, stored)
@@ -274,20 +282,21 @@ def adapter_to_gguf(adapter_dir: Path, base_config_dir: Path, out: Path) -> Path
     it. The rows of B are in the base's order. Raises ExportError, by name, for everything that is
     not plain LoRA on the seven projections of the blocks.
     """
-    lora, arrays = _read_lora(adapter_dir, read_config(base_config_dir)), {}
+    shape = read_config(base_config_dir)
+    lora, arrays = _read_lora(adapter_dir, shape), {}
     for tensor, pair in lora.pairs.items():
         for side, value in (("a", pair["A"]), ("b", _permute(pair["B"], tensor.heads))):
             key = f"{tensor.name}.lora_{side}"
             arrays[key] = _encode(value, "f32", key)
-    return write_lora(out, lora.scale * lora.rank, arrays)
+    return write_lora(out, shape.family, lora.scale * lora.rank, arrays)
 
 
-def write_lora(out: Path, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
+def write_lora(out: Path, family: Family, alpha: float, arrays: dict[str, np.ndarray]) -> Path:
     """Write float32 arrays, by GGUF name, as a LoRA of scale `alpha` / rank; returns `out`."""
     from gguf import GGUFWriter, Keys
 
     with atomic_write(out) as part:
-        writer = GGUFWriter(part, "llama")
+        writer = GGUFWriter(part, family.gguf)
         writer.add_type("adapter")
         writer.add_string(Keys.Adapter.TYPE, "lora")
         writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha)
@@ -314,14 +323,14 @@ def _check_adapter(adapter_dir: Path, config: Json) -> None:
     refuse(adapter_dir, faults)
 
 
-def _read_lora(adapter_dir: Path, llama: Llama) -> _Lora:
+def _read_lora(adapter_dir: Path, model: ModelShape) -> _Lora:
     """Read plain LoRA for this base from a PEFT folder; raises ExportError for anything else."""
     config = read_json(adapter_dir / "adapter_config.json")
     _check_adapter(adapter_dir, config)
     path, rank = adapter_dir / "adapter_model.safetensors", config["r"]
     with open_safetensors(path) as file:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    linear = {tensor.source: tensor for tensor in list_linear(llama)}
+    linear = {tensor.source: tensor for tensor in list_linear(model)}
     pairs: dict[Tensor, dict[str, torch.Tensor]] = {}
     for key, value in sorted(values.items()):
         match = LORA_KEY.fullmatch(key)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from selfreward_lite.config.settings import EngineSettings, Model, Settings, Training
 from selfreward_lite.data import hub
-from selfreward_lite.models.hf_folder import Llama, list_linear
+from selfreward_lite.models.hf_folder import ModelShape, list_linear
 from selfreward_lite.system.errors import UserError
 
 # Bytes a weight; Q8_0 keeps 32 weights in 34 bytes.
@@ -32,23 +32,23 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 
 
 def estimate_engine(
-    settings: EngineSettings, llama: Llama, base: float, rank: int
+    settings: EngineSettings, shape: ModelShape, base: float, rank: int
 ) -> dict[str, int]:
     """What llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF."""
-    cell = llama.layers * llama.kv_heads * llama.head_dim * 2 * 2  # keys and values, two bytes each
-    activations = 4 * settings.batch * (2 * llama.ffn + 8 * llama.hidden)
+    cell = shape.layers * shape.kv_heads * shape.head_dim * 2 * 2  # keys and values, two bytes each
+    activations = 4 * settings.batch * (2 * shape.ffn + 8 * shape.hidden)
     parts = {
         "weights": base,
         "KV cache": settings.context * cell,
-        "a step": activations + 4 * settings.parallel * llama.vocab,
-        "two adapters": 2 * 4 * count_adapter_weights(llama, rank),
+        "a step": activations + 4 * settings.parallel * shape.vocab,
+        "two adapters": 2 * 4 * count_adapter_weights(shape, rank),
         "driver": DRIVER["engine"],
     }
     return {name: int(size) for name, size in parts.items()}
 
 
 def estimate_training(
-    settings: Training, llama: Llama, rank: int, *, packed: bool, pairs: bool
+    settings: Training, shape: ModelShape, rank: int, *, packed: bool, pairs: bool
 ) -> dict[str, int]:
     """What a trainer holds at its longest rows, by part; `pairs` is DPO.
 
@@ -56,29 +56,29 @@ def estimate_training(
     a time is computed again, with its gradients.
     """
     tokens = settings.micro_batch * settings.max_length * (2 if pairs else 1)
-    block = 8 * llama.hidden + 6 * llama.ffn  # numbers a token inside one block
-    linear = count_linear_weights(llama)
+    block = 8 * shape.hidden + 6 * shape.ffn  # numbers a token inside one block
+    linear = count_linear_weights(shape)
     parts = {
-        "weights": linear * (NF4_BYTES if packed else 2) + 2 * (count_weights(llama) - linear),
-        "adapter": count_adapter_weights(llama, rank)
+        "weights": linear * (NF4_BYTES if packed else 2) + 2 * (count_weights(shape) - linear),
+        "adapter": count_adapter_weights(shape, rank)
         * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
-        "activations": tokens * 2 * (llama.layers * llama.hidden + 2 * block),
-        "logits": min(tokens, DPO_TOKENS) * min(llama.vocab, DPO_WORDS) * DPO_LOGIT_BYTES
+        "activations": tokens * 2 * (shape.layers * shape.hidden + 2 * block),
+        "logits": min(tokens, DPO_TOKENS) * min(shape.vocab, DPO_WORDS) * DPO_LOGIT_BYTES
         if pairs
-        else min(tokens, SFT_TOKENS) * llama.vocab * SFT_LOGIT_BYTES,
+        else min(tokens, SFT_TOKENS) * shape.vocab * SFT_LOGIT_BYTES,
         "driver": DRIVER["training"],
     }
     return {name: int(size) for name, size in parts.items()}
 
 
-def estimate_peaks(settings: Settings, llama: Llama) -> dict[str, dict[str, int]]:
+def estimate_peaks(settings: Settings, shape: ModelShape) -> dict[str, dict[str, int]]:
     """What each kind of stage that uses the GPU holds at its peak, by part."""
     packed, rank = settings.model.quantisation == "nf4", settings.lora.rank
-    base = estimate_base(settings.model, llama)
+    base = estimate_base(settings.model, shape)
     return {
-        "asking (llama.cpp)": estimate_engine(settings.engine, llama, base, rank),
-        "SFT": estimate_training(settings.sft, llama, rank, packed=packed, pairs=False),
-        "DPO": estimate_training(settings.dpo, llama, rank, packed=packed, pairs=True),
+        "asking (llama.cpp)": estimate_engine(settings.engine, shape, base, rank),
+        "SFT": estimate_training(settings.sft, shape, rank, packed=packed, pairs=False),
+        "DPO": estimate_training(settings.dpo, shape, rank, packed=packed, pairs=True),
     }
 
 
@@ -87,30 +87,30 @@ def largest_peak(peaks: Mapping[str, Mapping[str, int]]) -> int:
     return max(sum(parts.values()) for parts in peaks.values())
 
 
-def estimate_base(model: Model, llama: Llama) -> float:
+def estimate_base(model: Model, shape: ModelShape) -> float:
     """The bytes of the base as GGUF.
 
     That is the size of the file in the settings if it is here, else the weights in their type.
     Raises UserError if there is no such file.
     """
     if model.gguf_file is None or hub.find_missing(model.gguf_file, "model"):
-        return count_weights(llama) * GGUF_BYTES[model.gguf]
+        return count_weights(shape) * GGUF_BYTES[model.gguf]
     file = hub.find_local(model.gguf_file, "model")
     if not file.is_file():
         raise UserError(f"{file}: no such file; fix model.gguf_file")
     return file.stat().st_size
 
 
-def count_linear_weights(llama: Llama) -> int:
+def count_linear_weights(shape: ModelShape) -> int:
     """How many weights the blocks' linear layers have, those that NF4 packs."""
-    return sum(math.prod(tensor.shape) for tensor in list_linear(llama))
+    return sum(math.prod(tensor.shape) for tensor in list_linear(shape))
 
 
-def count_weights(llama: Llama) -> int:
+def count_weights(shape: ModelShape) -> int:
     """How many weights a model's matrices have; its norms are negligible."""
-    return count_linear_weights(llama) + llama.vocab * llama.hidden * (1 if llama.tied else 2)
+    return count_linear_weights(shape) + shape.vocab * shape.hidden * (1 if shape.tied else 2)
 
 
-def count_adapter_weights(llama: Llama, rank: int) -> int:
+def count_adapter_weights(shape: ModelShape, rank: int) -> int:
     """How many weights a LoRA has: rank · (in + out) for each linear layer (arXiv 2106.09685)."""
-    return rank * sum(sum(tensor.shape) for tensor in list_linear(llama))
+    return rank * sum(sum(tensor.shape) for tensor in list_linear(shape))

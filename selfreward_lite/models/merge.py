@@ -6,27 +6,30 @@ not the same.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-import jinja2
-
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import Message
 from selfreward_lite.models.gguf_export import Dtype, base_to_gguf
-from selfreward_lite.models.hf_folder import read_config, read_vocabulary
+from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.parity import check_parity, conversation_ids, parity
 from selfreward_lite.models.quantize import Report, quantize
-from selfreward_lite.system.errors import EngineError, ExportError
+from selfreward_lite.models.vocabulary import read_vocabulary
+from selfreward_lite.system.errors import ConfigError, EngineError, ExportError
 
 DIRECT = get_args(Dtype)  # types written without llama.cpp; it makes the others from float16
-MARK = "\ue000"  # stands for the content of a message; no template contains it
+MARKS = {"system": "\ue000", "user": "\ue001", "assistant": "\ue002"}  # stand for contents
 MAX_CONTEXT = 8192  # Ollama's own default cuts a conversation earlier
 PROOFS = (
     "user",
     "system user",
     "user assistant user",
+    "system user assistant user",
+    "user assistant user assistant user",
     "system user assistant user assistant user",
 )
 
@@ -62,11 +65,11 @@ def write_model(
     """
     for left in out.parent.glob("*.part"):  # of an attempt that was killed; hidden ones too
         left.unlink()
-    llama, text, refused = read_config(model_dir), None, None
-    adds_bos = read_vocabulary(model_dir, llama.vocab).add_bos
+    shape, text, refused = read_config(model_dir), None, None
+    adds_bos = read_vocabulary(model_dir, shape.vocab).add_bos
     chat = ChatFormat.load(model_dir)
     try:
-        text = build_modelfile(chat, out.name, adds_bos=adds_bos, context=llama.context)
+        text = build_modelfile(chat, out.name, adds_bos=adds_bos, context=shape.context)
     except ExportError as error:  # a model is useful without one
         refused = str(error)
     direct = kind in DIRECT
@@ -100,79 +103,134 @@ def write_model(
 
 # -- Ollama's Modelfile ----------
 
+# Go's template language; @names@ are filled with strings of TemplatePieces.
+OLLAMA = (
+    "{{ @beginning@ }}{{ $before := @first@ }}{{ $before_system := @system@ }}"
+    '{{ $system := "" }}{{ $has_system := false }}'
+    "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+    '{{ if eq .Role "system" }}'
+    "{{ $system = .Content }}{{ $has_system = true }}{{ $before = $before_system }}"
+    '{{ else if eq .Role "user" }}{{ $before }}'
+    "{{ if @has_system@ }}{{ $system }}{{ @to_user@ }}{{ $has_system = false }}{{ end }}"
+    "{{ .Content }}{{ if $last }}{{ @ask@ }}{{ end }}"
+    '{{ else if eq .Role "assistant" }}'
+    "{{ if $last }}{{ @continue@ }}{{ .Content }}"
+    "{{ else }}{{ @answer@ }}{{ .Content }}"
+    "{{ $before = @later@ }}{{ $before_system = @later_system@ }}{{ end }}{{ end }}{{ end }}"
+)
+
 
 @dataclass(frozen=True)
 class TemplatePieces:
-    """What a chat template writes: first, around each message by role, before the next turn."""
+    """What a chat template writes before, between and after the contents of messages.
+
+    A user's content follows `first` in the first turn, and `later` after an answer. `ask` makes the
+    assistant speak; `answer` stands between a user's content and an answer that has been given. A
+    system's content follows `system`, or `later_system` after an answer; `to_user` leads on to the
+    user's content behind it, which is the next one, or the last if `system_last`.
+    """
 
     beginning: str
-    around: dict[str, tuple[str, str]]
-    turn: str
+    first: str
+    later: str
+    ask: str
+    answer: str
+    system: str
+    later_system: str
+    to_user: str
+    system_last: bool
 
     def conversation(self, roles: Sequence[str]) -> str:
-        """The template's text for messages that are all MARK, up to the assistant's turn."""
-        return self.beginning + "".join(MARK.join(self.around[role]) for role in roles) + self.turn
+        """The template's text for a conversation of MARKS, up to the assistant's turn."""
+        text, has_system = self.beginning, False
+        before, before_system = self.first, self.system
+        for number, role in enumerate(roles, start=1):
+            if role == "system":
+                before, has_system = before_system, True
+            elif role == "user":
+                is_last = number == len(roles)
+                text += before
+                if has_system and (is_last or not self.system_last):
+                    text, has_system = text + MARKS["system"] + self.to_user, False
+                text += MARKS["user"] + self.ask * is_last
+            elif role == "assistant":
+                text += self.answer + MARKS["assistant"]
+                before, before_system = self.later, self.later_system
+        return text
 
 
 def split_template(chat: ChatFormat) -> TemplatePieces:
     """Split a chat template into pieces, and prove that they make up the template.
 
-    Raises ExportError where it is more than pieces around messages, as in Llama-3.1, which writes
-    the date.
+    Raises ExportError where it is more than pieces around contents.
     """
 
-    def render(*roles: str, speak: bool = False) -> str:
-        messages = [{"role": role, "content": MARK} for role in roles]
-        return chat.template.render(
-            messages=messages, bos_token=chat.bos_token, add_generation_prompt=speak
-        )
+    def split(roles: str) -> list[str]:
+        return re.split("|".join(MARKS.values()), render(roles))
+
+    def render(roles: str) -> str:
+        messages = [Message(role=role, content=MARKS[role]) for role in roles.split()]
+        return chat.template.render(messages, ask=True)
 
     try:
-        before, after = render("user").split(MARK)
-        first_turn = before + MARK + after
-        beginning = chat.bos_token if before.startswith(chat.bos_token) else ""
-        user = before.removeprefix(beginning), after
-        assistant = render("user", "assistant").removeprefix(first_turn).split(MARK)
-        first, rest = render("system", "user").split(MARK)[:2]
-        system = first.removeprefix(beginning), rest.removesuffix(user[0])
-        around = {"system": system, "user": user, "assistant": (assistant[0], assistant[1])}
-        turn = render("user", speak=True).removeprefix(first_turn)
-    except (ValueError, IndexError, jinja2.TemplateError):
+        first, ask = split("user")
+        _, answer, later, _ = split("user assistant user")
+        system, to_user, _ = split("system user")
+        with_system = render("system user assistant user")
+        later_system = _find_later_system(split, later, to_user)
+    except (ValueError, ConfigError):
         raise ExportError(
             "the chat template leaves out, repeats or refuses a message: "
             "write the Modelfile by hand"
         ) from None
-    found = TemplatePieces(beginning, around, turn)
+    bos = chat.template.tokens.get("bos_token", "")
+    beginning = bos if first.startswith(bos) else ""
+    found = TemplatePieces(
+        beginning=beginning,
+        first=first.removeprefix(beginning),
+        later=later,
+        ask=ask,
+        answer=answer,
+        system=system.removeprefix(beginning),
+        later_system=later_system,
+        to_user=to_user,
+        system_last=with_system.find(MARKS["system"]) > with_system.find(MARKS["assistant"]),
+    )
     for proof in PROOFS:
-        roles = proof.split()
-        if found.conversation(roles) != render(*roles, speak=True):
+        if found.conversation(proof.split()) != render(proof):
             raise ExportError(
-                f"the chat template is not the same around every message ({', '.join(roles)}): "
-                "write the Modelfile by hand"
+                "the chat template is not the same around every message "
+                f"({proof.replace(' ', ', ')}): write the Modelfile by hand"
             )
     return found
+
+
+def _find_later_system(split: Callable[[str], list[str]], later: str, to_user: str) -> str:
+    """What leads from an answer to a system's content, which `/set system` of Ollama puts there.
+
+    Where a template takes none there, the text stands in the user's turn.
+    """
+    try:
+        _, _, found, after, _ = split("user assistant system user")
+    except (ValueError, ConfigError):
+        return later
+    return found if after == to_user else later
 
 
 def build_modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int) -> str:
     """The Modelfile for a GGUF of that name in the same folder.
 
     `adds_bos` tells whether llama.cpp adds the beginning of text to this GGUF by itself; there must
-    be exactly one.
+    be exactly one. A conversation that ends with an assistant's text is to be continued.
     """
     found = split_template(chat)
-    template = "" if adds_bos else _literal(found.beginning)
-    template += (
-        "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-    )
-    for word, role in (("if", "system"), ("else if", "user"), ("else if", "assistant")):
-        before, after = map(_literal, found.around[role])
-        if role == "assistant":  # a conversation that ends with its text is to be continued
-            after = f"{{{{ if not $last }}}}{after}{{{{ end }}}}"
-        template += f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
-    template += (
-        f'{{{{ end }}}}{{{{ if and $last (ne .Role "assistant") }}}}{_literal(found.turn)}'
-        "{{ end }}{{ end }}"
-    )
+    texts = {field.name: getattr(found, field.name) for field in fields(found)}
+    texts["continue"] = found.ask + chat.answer.before
+    if adds_bos:
+        texts["beginning"] = ""
+    values = {name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()}
+    values["has_system"] = "and $has_system $last" if found.system_last else "$has_system"
+    template = re.sub("@([a-z_]+)@", lambda name: values[name[1]], OLLAMA)
     stops = [stop for token in chat.stop if (stop := chat.tokenizer.id_to_token(token)) is not None]
     lines = [
         f"FROM ./{gguf}",
@@ -181,8 +239,3 @@ def build_modelfile(chat: ChatFormat, gguf: str, *, adds_bos: bool, context: int
         *(f'PARAMETER stop "{stop}"' for stop in stops),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _literal(text: str) -> str:
-    """Text as a string in Ollama's template language, with its line ends and braces."""
-    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

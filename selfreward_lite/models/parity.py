@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.models import nf4
-from selfreward_lite.models.chat_format import DATE, ChatFormat, Message
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import OPTIONS, Message
 from selfreward_lite.models.gguf_export import Dtype, Weights, adapter_to_gguf, base_to_gguf
-from selfreward_lite.system.errors import EngineError, ExportError
+from selfreward_lite.system.errors import ExportError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,21 +91,18 @@ def export_base(model_dir: Path, out: Path, weights: Weights, dtype: Dtype) -> i
 def adopt_base(model_dir: Path, gguf: Path, out: Path) -> int:
     """Use an existing GGUF as the base and prove its token ids; returns how many were compared.
 
-    `out` is a link where the disk allows, else a copy. Raises ExportError, and leaves no file, if
+    `out` is a link where the disk allows, else a copy. Raises EngineError, and leaves no file, if
     it is no GGUF of this model. Its logits are compared with the first adapter's export.
     """
+    out.unlink(missing_ok=True)
     if not gguf.is_file():
         raise ExportError(f"{gguf}: no such file; fix model.gguf_file")
-    out.unlink(missing_ok=True)
+    count = _check_tokens(model_dir, gguf)  # before it has another name, which no user knows
     try:
         os.link(gguf.resolve(), out)
     except OSError:  # another disk
         shutil.copyfile(gguf, out)
-    try:
-        return _check_tokens(model_dir, out)
-    except EngineError:
-        out.unlink()
-        raise
+    return count
 
 
 def export_adapter(
@@ -400,17 +398,25 @@ def token_parity(model_dir: Path, gguf: Path, texts: Sequence[str]) -> int:
     return count
 
 
+def make_conversation(texts: Sequence[str]) -> list[Message]:
+    """Texts as turns of user and assistant; the user begins."""
+    return [
+        Message(role=("user", "assistant")[turn % 2], content=text)
+        for turn, text in enumerate(texts)
+    ]
+
+
 def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
     """The token ids of CONVERSATIONS, equal in ChatFormat, transformers and llama.cpp.
 
-    Raises ExportError naming the first that differs or has not exactly one beginning of text, or
-    where llama.cpp ends a turn with a token that our chat format does not stop at.
+    Raises ExportError naming the first that differs or begins twice, or where llama.cpp ends a turn
+    with a token that our chat format does not stop at.
     """
     from transformers import AutoTokenizer
 
     chat = ChatFormat.load(model_dir)
     theirs: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
-    options: dict[str, Any] = {"add_generation_prompt": True, "date_string": DATE}
+    options: dict[str, Any] = {"add_generation_prompt": True, **OPTIONS}
     found = []
     with open_tokenizer(gguf) as llama:
         if not (ends := llama.ends_of_turn()) & set(chat.stop):
@@ -419,10 +425,7 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
                 "export it again"
             )
         for number, texts in enumerate(CONVERSATIONS, 1):
-            messages = [
-                Message(role=("user", "assistant")[turn % 2], content=text)
-                for turn, text in enumerate(texts)
-            ]
+            messages = make_conversation(texts)
             ours = list(chat.prompt_ids(messages))
             encoded = theirs.apply_chat_template(messages, return_dict=True, **options)
             text = theirs.apply_chat_template(messages, tokenize=False, **options)
@@ -434,12 +437,13 @@ def conversation_ids(model_dir: Path, gguf: Path) -> list[list[int]]:
                 if ids != ours:
                     raise ExportError(
                         f"{gguf}: {reader} reads conversation {number} differently from token "
-                        f"{len(os.path.commonprefix([ids, ours]))} on: export again"
+                        f"{len(os.path.commonprefix([ids, ours]))} on: use another copy of the "
+                        "model"
                     )
-            if theirs.bos_token_id is not None and ours.count(theirs.bos_token_id) != 1:
+            if len(ours) > 1 and ours[0] == ours[1] == theirs.bos_token_id:
                 raise ExportError(
-                    f"{model_dir}: conversation {number} does not have exactly one beginning of "
-                    "text: correct the chat template"
+                    f"{model_dir}: conversation {number} has two beginnings of text: correct the "
+                    "chat template"
                 )
             found.append(ours)
     return found

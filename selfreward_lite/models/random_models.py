@@ -1,4 +1,4 @@
-"""Llamas of random weights, to measure speed and memory without a download: as GGUF or in NF4.
+"""Models of random weights, to measure without a download: speed, memory, and parity by family.
 
 How long a model takes does not depend on what it knows. Every matrix is random bytes in its own
 packed type, so that eight billion weights never need a 16-bit copy, neither on disk nor in memory.
@@ -22,13 +22,13 @@ from selfreward_lite.models.gguf_export import write_base, write_lora
 from selfreward_lite.models.hf_folder import (
     NF4_CONFIG,
     SHAPES,
-    Llama,
+    ModelShape,
     Tensor,
     TensorShape,
-    Vocabulary,
     list_linear,
     list_tensors,
 )
+from selfreward_lite.models.vocabulary import KINDS, Vocabulary
 from selfreward_lite.system.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +48,52 @@ _BLOCKS: dict[str, tuple[int, list[tuple[Any, ...]], float]] = {
     "q6_k": (256, [("random", "u1", 192), ("scales", "i1", 16), ("scale", "<f2")], 591.0),
 }
 
+# Of each family, a small model with everything that the real one has, as transformers names it:
+# grouped heads, tied or separate output, scaled rotation, a window shorter than some conversations.
+FAMILY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama3": ("llama", {"rope_theta": 500000.0}),
+    "llama3_1": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "smollm2": ("llama", {"tie_word_embeddings": True, "rope_theta": 100000.0}),
+    "mistral": ("mistral", {"sliding_window": None, "rope_theta": 1e6}),
+    "qwen2_5": ("qwen2", {"tie_word_embeddings": True, "rope_theta": 1e6}),
+    "qwen3": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True, "rope_theta": 1e6}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 7,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 64,
+            # The usual one: llama.cpp computes GELU from a table in float16.
+            "initializer_range": 0.02,
+        },
+    ),
+}
+FAMILY_SIZE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.15,  # so large that a wrong rotation shows
+}
+# Ids that tokenizers have beyond their vocabulary, up to the real models' embedding.
+FAMILY_VOCABULARIES = {"qwen2_5": 151936, "qwen3": 151936, "gemma3": 262208}
+
 BLOCK, NESTED = 64, 256  # NF4: weights of a scale, scales of a scale of scales
 TOKENIZER = (
     "tokenizer.json",
@@ -61,15 +107,15 @@ TOKENIZER = (
 
 
 def write_gguf(path: Path, shape: str, quantization: Quantization = "q8_0") -> Path:
-    """Write a random Llama; returns `path`. Raises ConfigError for an unknown shape or type."""
+    """Write a random model; returns `path`. Raises ConfigError for an unknown shape or type."""
     if shape not in SHAPES or quantization not in get_args(Quantization):
         raise ConfigError(
             f"no synthetic {shape} in {quantization}; choose one of {', '.join(SHAPES)}, "
             f"in {' or '.join(get_args(Quantization))}"
         )
-    llama = SHAPES[shape]
-    kinds = {tensor: _kind(tensor, llama, quantization) for tensor in list_tensors(llama)}
-    return write_base(path, llama, quantization, _vocabulary(llama.vocab), kinds, _arrays(kinds))
+    model = SHAPES[shape]
+    kinds = {tensor: _kind(tensor, model, quantization) for tensor in list_tensors(model)}
+    return write_base(path, model, quantization, _vocabulary(model.vocab), kinds, _arrays(kinds))
 
 
 def write_gguf_adapter(path: Path, shape: str) -> Path:
@@ -79,22 +125,22 @@ def write_gguf_adapter(path: Path, shape: str) -> Path:
         key, (rows, columns) = f"{tensor.name}.lora", tensor.shape
         arrays[f"{key}_a"] = rng.standard_normal((rank, columns), np.float32) * columns**-0.5
         arrays[f"{key}_b"] = rng.standard_normal((rows, rank), np.float32) * 0.1 * rank**-0.5
-    return write_lora(path, rank, arrays)
+    return write_lora(path, SHAPES[shape].family, rank, arrays)
 
 
-def _kind(tensor: Tensor, llama: Llama, quantization: Quantization) -> str:
+def _kind(tensor: Tensor, model: ModelShape, quantization: Quantization) -> str:
     """The type of a tensor. Q4_K_M keeps the output, and half of two matrices, in six bits."""
     if len(tensor.shape) == 1:
         return "f32"
     if quantization == "q8_0":
         return "q8_0"
     name = tensor.name
-    if name == "output.weight" or (llama.tied and name == "token_embd.weight"):
+    if name == "output.weight" or (model.tied and name == "token_embd.weight"):
         return "q6_k"
     if not name.endswith(("attn_v.weight", "ffn_down.weight")):
         return "q4_k"
-    layer, eighth = int(name.split(".")[1]), llama.layers // 8
-    more = layer < eighth or layer >= 7 * llama.layers // 8 or (layer - eighth) % 3 == 2
+    layer, eighth = int(name.split(".")[1]), model.layers // 8
+    more = layer < eighth or layer >= 7 * model.layers // 8 or (layer - eighth) % 3 == 2
     return "q6_k" if more else "q4_k"
 
 
@@ -123,6 +169,7 @@ def _vocabulary(size: int) -> Vocabulary:
     letters = sorted(ByteLevel.alphabet())
     words = [f"w{number}" for number in range(size - 256 - len(SPECIAL))]
     return Vocabulary(
+        kind=KINDS[0],
         tokens=[*letters, *words, *SPECIAL],
         kinds=["NORMAL"] * (size - len(SPECIAL)) + ["CONTROL"] * len(SPECIAL),
         merges=["w 1"],
@@ -136,7 +183,7 @@ def _vocabulary(size: int) -> Vocabulary:
 
 
 def write_folder(folder: Path, shape: str) -> Path:
-    """Write a random Llama of a named shape; returns `folder`.
+    """Write a random model of a named shape; returns `folder`.
 
     Tokens are the tiny world's; other ids have no text. Raises ConfigError for an unknown shape.
     """
@@ -145,14 +192,14 @@ def write_folder(folder: Path, shape: str) -> Path:
 
     if shape not in SHAPES:
         raise ConfigError(f"no shape {shape}; choose one of {', '.join(SHAPES)}")
-    llama = SHAPES[shape]
+    model = SHAPES[shape]
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     torch.manual_seed(0)
     files: dict[str, str] = {}
     size = 0
-    for number, tensors in enumerate(_files(llama)):
+    for number, tensors in enumerate(_files(model)):
         name = f"model-{number:05}.safetensors"
         save_file(tensors, part / name, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, name)
@@ -160,18 +207,20 @@ def write_folder(folder: Path, shape: str) -> Path:
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (part / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
     config = json.loads((TINY_MODEL / "config.json").read_bytes()) | {
+        "architectures": [model.family.architecture],
+        "model_type": model.family.model_type,
         "dtype": "bfloat16",
-        "hidden_size": llama.hidden,
-        "intermediate_size": llama.ffn,
-        "num_hidden_layers": llama.layers,
-        "num_attention_heads": llama.heads,
-        "num_key_value_heads": llama.kv_heads,
-        "head_dim": llama.head_dim,
-        "max_position_embeddings": llama.context,
-        "rms_norm_eps": llama.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": llama.theta},
-        "vocab_size": llama.vocab,
-        "tie_word_embeddings": llama.tied,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.theta},
+        "vocab_size": model.vocab,
+        "tie_word_embeddings": model.tied,
         "quantization_config": {
             **NF4_CONFIG,
             "bnb_4bit_use_double_quant": True,
@@ -186,23 +235,24 @@ def write_folder(folder: Path, shape: str) -> Path:
     return folder
 
 
-def _files(llama: Llama) -> Iterator[Tensors]:
+def _files(model: ModelShape) -> Iterator[Tensors]:
     """The tensors of each file of the folder: embeddings in bfloat16, then a layer each."""
     import torch
 
-    wide = torch.empty(llama.vocab, llama.hidden, dtype=torch.bfloat16)
-    norm = torch.ones(llama.hidden, dtype=torch.bfloat16)
+    wide = torch.empty(model.vocab, model.hidden, dtype=torch.bfloat16)
+    norm = torch.ones(model.hidden, dtype=torch.bfloat16)
     outer = {"model.embed_tokens.weight": wide.normal_(), "model.norm.weight": norm}
-    if not llama.tied:
-        outer["lm_head.weight"] = torch.empty_like(wide).normal_(std=llama.hidden**-0.5)
+    if not model.tied:
+        outer["lm_head.weight"] = torch.empty_like(wide).normal_(std=model.hidden**-0.5)
     yield outer
-    linear = list_linear(llama)
+    linear = list_linear(model)
     scales = {tensor.shape: _scales(tensor.shape) for tensor in linear}
-    for layer in range(llama.layers):
+    for layer in range(model.layers):
         prefix = f"model.layers.{layer}."
         tensors = {
-            f"{prefix}{name}.weight": norm.clone()
-            for name in ("input_layernorm", "post_attention_layernorm")
+            tensor.source: torch.ones(tensor.shape, dtype=torch.bfloat16)
+            for tensor in list_tensors(model)
+            if tensor.source.startswith(prefix) and not tensor.linear
         }
         for tensor in linear:
             if tensor.source.startswith(prefix):
@@ -243,3 +293,50 @@ def _scales(shape: TensorShape) -> Tensors:
     )
     parts: Tensors = state.as_dict(packed=True)
     return parts
+
+
+# -- by family ----------
+
+
+def write_family(folder: Path, name: str, tokenizer: Path) -> Path:
+    """Write one of FAMILY_MODELS in float32 with a real tokenizer's files; returns `folder`.
+
+    Norms and biases are random too: those of a new model are 1 and 0, and would hide a wrong one.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, shape = FAMILY_MODELS[name]
+    folder.mkdir(parents=True)
+    for file in TOKENIZER:
+        if (tokenizer / file).exists():
+            shutil.copyfile(tokenizer / file, folder / file)
+    spec = json.loads((tokenizer / "tokenizer.json").read_bytes())
+    last = max(*spec["model"]["vocab"].values(), *(token["id"] for token in spec["added_tokens"]))
+    vocab = FAMILY_VOCABULARIES.get(name, last + 1)
+    config = AutoConfig.for_model(kind, **FAMILY_SIZE | shape, vocab_size=vocab)
+    torch.manual_seed(0)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config)
+    for parameter, value in model.named_parameters():
+        if "norm" in parameter or parameter.endswith(".bias"):
+            value.data += 0.3 * torch.randn_like(value)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_adapter(model_dir: Path, folder: Path) -> Path:
+    """Write a random PEFT LoRA on all linear layers of a folder's model; returns `folder`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    plain = AutoModelForCausalLM.from_pretrained(model_dir)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(plain, lora)
+    for parameter, value in model.named_parameters():
+        if "lora_B" in parameter:  # zero in a new one
+            torch.nn.init.normal_(value, std=0.05)
+    model.save_pretrained(str(folder))
+    return folder

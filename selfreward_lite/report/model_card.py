@@ -27,13 +27,30 @@ from selfreward_lite.data.records import (
     index_records,
 )
 from selfreward_lite.data.store import Store
-from selfreward_lite.models.chat_format import user
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 from selfreward_lite.training.rows import TOO_LONG, PairTexts
 
 TABLE = "data/train-00000-of-00001.parquet"
+
+# Licenses by the names of bases, lower case, as the hub calls them. Those of Llama and Gemma hold
+# for whatever is made of them, so their names count anywhere; others only as their makers use them
+# (a copy of unsloth's has the same license). Qwen2.5 has another license in 3B and 72B. What a card
+# must state is in section 1.b of Llama's, in 3.1 of Gemma's.
+_MAKER = r"(?:^| )(?:unsloth|{})/"
+LICENSES = {
+    r"llama-3(?![.\d])": "llama3",
+    r"llama-3\.1(?![.\d])": "llama3.1",
+    r"llama-3\.2(?![.\d])": "llama3.2",
+    r"llama-3\.3(?![.\d])": "llama3.3",
+    r"gemma-3-": "gemma",
+    _MAKER.format("qwen") + r"qwen3-[\d.]+b": "apache-2.0",
+    _MAKER.format("qwen") + r"qwen2\.5-(?:[a-z]+-)?(?:0\.5|1\.5|7|14|32)b": "apache-2.0",
+    _MAKER.format("huggingfacetb") + "smollm2-": "apache-2.0",
+    _MAKER.format("mistralai") + "mistral-7b-": "apache-2.0",
+}
 
 
 def write_adapter(store: Store, number: int, out: Path) -> Path:
@@ -235,17 +252,13 @@ def _write_card(
         seed_data=summary.build_seed_table(store).to_markdown(),
         hardware=store.fact("hardware") or "hardware not recorded",
         versions=store.fact("versions") or {},
-        llama=f"Llama {license_id.removeprefix('llama')}" if license_id else None,
+        license_id=license_id,
         **values,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def _find_license(settings: Settings) -> str | None:
-    """The hub's id of the base's license, if the base or its origin is of the Llama 3 family.
-
-    Section 1.b of that license says what a card must state.
-    """
+    """The hub's id of the license of the base or its origin, None where it is not known."""
     names = f"{settings.model.base} {settings.model.origin or ''}".casefold()
-    found = re.search(r"llama-(3(?:\.[1-3])?)(?![.\d])", names)
-    return f"llama{found[1]}" if found else None
+    return next((name for text, name in LICENSES.items() if re.search(text, names)), None)

@@ -15,7 +15,8 @@ from selfreward_lite.data.records import (
     ResponsePair,
 )
 from selfreward_lite.method.judgments import build_judge_question
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 
 TOO_LONG = "longer than max_length"
 Row = dict[str, list[int]]  # prompt_ids, and completion_ids or chosen_ids and rejected_ids

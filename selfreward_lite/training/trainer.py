@@ -100,9 +100,8 @@ class TokenDPOTrainer(DPOTrainer):
         shares = {"sigmoid": by_rows, "sft": parts * tokens / step_tokens}
         self.loss_weights = [weight * shares[kind] for kind, weight in self._weights.items()]
         loss = super().compute_loss(model, inputs, *args, **named)
-        for name, values in self._metrics[
-            "train"
-        ].items():  # TRL logs their mean over micro-batches
+        # TRL logs their mean over micro-batches.
+        for name, values in self._metrics["train"].items():
             if name.startswith(("rewards/", "logps/")):
                 values[-1] *= by_rows
         return loss

@@ -16,7 +16,7 @@ from selfreward_lite.config.settings import Sampling
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method import judgments
-from selfreward_lite.models.chat_format import user
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_export import adapter_to_gguf
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import write_manifest

@@ -12,7 +12,7 @@ from selfreward_lite.data.tiny.answers import Habits, award_points, write_answer
 from selfreward_lite.data.tiny.score import Points, score_answer
 from selfreward_lite.method.parsing import parse_verdict
 from selfreward_lite.method.templates import fill_template, make_nonce
-from selfreward_lite.models.chat_format import user
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.training.tiny_base import corpus
 
 

@@ -22,7 +22,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from selfreward_lite.method.templates import fill_template
-from selfreward_lite.models.chat_format import WORD_SPLITS
+from selfreward_lite.models.vocabulary import WORD_SPLITS
 
 PLAIN, VOCAB = 128_000, 128_256
 NAMED = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.models.chat_format import WORD_SPLITS
+from selfreward_lite.models.vocabulary import WORD_SPLITS
 from selfreward_lite.training.tiny_base.tokenizer import BOS, EOT, PAD, SPECIAL_TOKENS
 
 TEMPLATE = (
@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(corpus: Sequence[str] = CORPUS) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
@@ -68,7 +68,7 @@ def make_tokenizer() -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        CORPUS,
+        corpus,
         trainers.BpeTrainer(
             vocab_size=330,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

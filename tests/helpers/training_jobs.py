@@ -1,4 +1,4 @@
-"""A small training job on the tiny model."""
+"""A small training job on the tiny model, or on another."""
 
 from pathlib import Path
 
@@ -20,6 +20,7 @@ def make_job(
     *,
     adapter_in: Path | None = None,
     name: str = "out",
+    model: Path = TINY_MODEL,
     **changes,
 ) -> Job:
     rows = folder / f"{name}.jsonl"
@@ -48,7 +49,7 @@ def make_job(
     changes = {"batch": 8, "micro_batch": 8, "epochs": 4, **changes}
     return Job(
         method=method,
-        model_dir=TINY_MODEL,
+        model_dir=model,
         quantization="nf4",
         adapter_in=adapter_in,
         adapter_out=folder / name,

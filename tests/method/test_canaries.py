@@ -20,7 +20,8 @@ from selfreward_lite.method.templates import (
     make_nonce,
     neutralize,
 )
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.training.tiny_base.tokenizer import SPECIAL_TOKENS
 
 CANARIES = canaries.load_hostile_texts(canaries.CANARY)

@@ -3,6 +3,7 @@
 from statistics import pvariance
 
 import pytest
+from chat_folders import CHATML, CHATML_TOKENS, piece_folder
 from method_records import (
     finish_asking,
     make_completions,
@@ -11,9 +12,8 @@ from method_records import (
     make_response,
 )
 
-from selfreward_lite.method import (
-    judgments,
-)
+from selfreward_lite.method import judgments
+from selfreward_lite.models.chat_format import ChatFormat
 
 
 def test_score_response_ignores_unread_judgments(tiny):
@@ -82,3 +82,10 @@ def test_judgment_that_was_cut_has_no_score(role):
         .score
         is None
     )
+
+
+@pytest.mark.parametrize("kind", ["Llama 2, Mistral", "Gemma"])
+def test_score_probe_takes_the_digit_after_the_space(kind, tmp_path):
+    chat = ChatFormat.load(piece_folder(tmp_path, CHATML, kind=kind, tokens=CHATML_TOKENS))
+    probe = judgments.make_score_probe(chat)
+    assert [chat.tokenizer.id_to_token(token) for token in probe.tokens] == list(judgments.SCORES)

@@ -9,7 +9,6 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import jinja2
 import pytest
 from random_llama import KINDS, TEMPLATE, make_adapter, make_model
 
@@ -19,6 +18,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import merge, quantize
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import ChatTemplate
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.models.parity import Parity
 from selfreward_lite.models.random_models import write_gguf
@@ -119,12 +119,11 @@ def test_what_a_killed_attempt_left_is_removed(made, tmp_path):
 
 def test_unusual_template_costs_the_modelfile_only(made, tmp_path):
     shutil.copytree(made / "model", tmp_path / "model")
-    dated = (
-        "{{ bos_token }}{% if messages[0].role != 'system' %}Today is Monday.{% endif %}"
-        + TEMPLATE.removeprefix("{{ bos_token }}")
+    numbered = TEMPLATE.replace(
+        "{{ message['content']", "{{ loop.index if message.role == 'user' }}{{ message['content']"
     )
     for path in (tmp_path / "model").glob("chat_template.jinja"):
-        path.write_text(dated)
+        path.write_text(numbered)
     shutil.copytree(made / "adapter", tmp_path / "adapter")
     found = write(tmp_path, tmp_path / "out" / "m.gguf", "f16")
     assert "write the Modelfile by hand" in found["no_modelfile"]
@@ -301,27 +300,25 @@ def test_the_modelfile_says_template_stops_and_context(chat):
     lines = merge.build_modelfile(chat, "m.gguf", adds_bos=False, context=1024).splitlines()
     assert lines[0] == "FROM ./m.gguf"
     assert lines[2:] == ["PARAMETER num_ctx 1024", 'PARAMETER stop "<|eot_id|>"']
-    header = '{{ "<|start_header_id|>%s<|end_header_id|>\\n\\n" }}'
-    system, user, assistant = (header % role for role in ("system", "user", "assistant"))
-    end, said = '{{ "<|eot_id|>" }}', "{{ .Content }}"
+    header = '"%s<|start_header_id|>%s<|end_header_id|>\\n\\n"'
+    end = "<|eot_id|>"
     assert lines[1] == (
         'TEMPLATE """{{ "<|begin_of_text|>" }}'
+        "{{ $before := " + header % ("", "user") + " }}"
+        "{{ $before_system := " + header % ("", "system") + " }}"
+        '{{ $system := "" }}{{ $has_system := false }}'
         "{{ range $i, $message := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}"
         '{{ if eq .Role "system" }}'
-        + system
-        + said
-        + end
-        + '{{ else if eq .Role "user" }}'
-        + user
-        + said
-        + end
-        + '{{ else if eq .Role "assistant" }}'
-        + assistant
-        + said
-        + "{{ if not $last }}"
-        + end
-        + "{{ end }}"
-        '{{ end }}{{ if and $last (ne .Role "assistant") }}' + assistant + '{{ end }}{{ end }}"""'
+        "{{ $system = .Content }}{{ $has_system = true }}{{ $before = $before_system }}"
+        '{{ else if eq .Role "user" }}{{ $before }}'
+        "{{ if $has_system }}{{ $system }}{{ " + header % (end, "user") + " }}"
+        "{{ $has_system = false }}{{ end }}{{ .Content }}"
+        "{{ if $last }}{{ " + header % (end, "assistant") + " }}{{ end }}"
+        '{{ else if eq .Role "assistant" }}'
+        "{{ if $last }}{{ " + header % (end, "assistant") + " }}{{ .Content }}"
+        "{{ else }}{{ " + header % (end, "assistant") + " }}{{ .Content }}"
+        "{{ $before = " + header % (end, "user") + " }}"
+        "{{ $before_system = " + header % (end, "system") + ' }}{{ end }}{{ end }}{{ end }}"""'
     )
 
 
@@ -340,23 +337,50 @@ def test_every_token_that_ends_a_turn_is_a_stop(chat):
     assert said.count("PARAMETER stop") == 2, "and none for an id that is no token"
 
 
-def templated(template: str) -> ChatFormat:
-    return replace(ChatFormat.load(TINY_MODEL), template=jinja2.Environment().from_string(template))
+def templated(source: str) -> ChatFormat:
+    chat = ChatFormat.load(TINY_MODEL)
+    template = ChatTemplate.parse(source, chat.template.tokens, TINY_MODEL)
+    return replace(chat, template=template)
 
 
-def test_pieces_of_a_template_make_up_the_template():
-    found = merge.split_template(templated(TEMPLATE))
+SYSTEM_FIRST = (  # as in Llama-3.1: a system turn with a date, also where there is none
+    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday is {{ date_string }}.\n\n"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}"
+    "{% set messages = messages[1:] %}{% endif %}<|eot_id|>"
+    + TEMPLATE.removeprefix("{{ bos_token }}")
+)
+IN_USER = TEMPLATE.replace(  # as in Gemma: no system turn
+    "{% for message in messages %}",
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}{% for message in messages %}",
+).replace("{{ message['content']", "{{ system if PLACE }}{{ message['content']")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE,
+        SYSTEM_FIRST,
+        IN_USER.replace("PLACE", "loop.first"),
+        IN_USER.replace("PLACE", "loop.last"),
+        TEMPLATE.replace("{% if add_generation_prompt %}", "{% if true %}"),
+    ],
+)
+def test_pieces_of_a_template_make_up_the_template(template):
+    chat = templated(template)
+    found = merge.split_template(chat)
     assert found.beginning == "<|begin_of_text|>"
-    assert found.around["user"] == ("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>")
-    assert found.turn == "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    assert found.ask.endswith("<|start_header_id|>assistant<|end_header_id|>\n\n")
     for roles in map(str.split, merge.PROOFS):
-        said = [{"role": role, "content": merge.MARK} for role in roles]
-        whole = (
-            jinja2.Environment()
-            .from_string(TEMPLATE)
-            .render(messages=said, bos_token="<|begin_of_text|>", add_generation_prompt=True)
-        )
-        assert found.conversation(roles) == whole
+        said = [{"role": role, "content": merge.MARKS[role]} for role in roles]
+        assert found.conversation(roles) == chat.template.render(said, ask=True)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, SYSTEM_FIRST])
+def test_a_later_system_text_keeps_its_turn(template):
+    chat, roles = templated(template), ["user", "assistant", "system", "user"]
+    said = [{"role": role, "content": merge.MARKS[role]} for role in roles]
+    assert merge.split_template(chat).conversation(roles) == chat.template.render(said, ask=True)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from random_llama import make_adapter, make_model
 from safetensors.torch import load_file, save_file
 
 from selfreward_lite.models import nf4
+from selfreward_lite.models.checks import check_folder
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
-from selfreward_lite.models.hf_folder import STATE, check_folder, read_config
+from selfreward_lite.models.hf_folder import STATE, read_config
 from selfreward_lite.models.parity import check_parity, parity
 from selfreward_lite.system.errors import ExportError
 

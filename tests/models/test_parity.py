@@ -107,7 +107,7 @@ def test_a_template_that_begins_twice_is_refused(made, tmp_path):
     folder = copy(made, tmp_path)
     template = folder / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
-    with pytest.raises(Exception, match="exactly one"):
+    with pytest.raises(Exception, match="two beginnings of text"):
         parity.conversation_ids(folder, made / "base.gguf")
 
 

@@ -1,12 +1,16 @@
 """Random folders in NF4 load like downloaded ones, and are no larger than necessary."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
 from selfreward_lite.models import nf4
-from selfreward_lite.models.chat_format import ChatFormat, user
-from selfreward_lite.models.hf_folder import SHAPES, check_folder, read_config
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
+from selfreward_lite.models.checks import check_folder
+from selfreward_lite.models.hf_folder import SHAPES, read_config
 from selfreward_lite.models.memory import count_linear_weights
 from selfreward_lite.models.random_models import write_folder
 from selfreward_lite.system.errors import ConfigError
@@ -44,10 +48,19 @@ def test_activations_stay_near_one_and_so_do_logits(folder):
 
 
 def test_no_matrix_of_the_blocks_lies_there_in_16_bits(folder):
-    llama = SHAPES["10m"]
+    shape = SHAPES["10m"]
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    assert size < 0.6 * count_linear_weights(llama) + 2 * 2 * llama.vocab * llama.hidden + 100_000
+    assert size < 0.6 * count_linear_weights(shape) + 2 * 2 * shape.vocab * shape.hidden + 100_000
     assert not list(folder.parent.glob("*.part"))
+
+
+def test_a_folder_is_of_the_family_of_its_shape(tmp_path, monkeypatch):
+    small = {"hidden": 256, "layers": 2, "ffn": 512, "heads": 4, "kv_heads": 2, "head_dim": 64}
+    shape = replace(SHAPES["qwen3-8b"], vocab=4096, **small)
+    monkeypatch.setitem(SHAPES, "small", shape)
+    found = read_config(write_folder(tmp_path / "m", "small"))
+    assert found == replace(shape, packed=True)
+    check_folder(tmp_path / "m")
 
 
 def test_an_unknown_shape_is_refused(tmp_path):

@@ -230,19 +230,48 @@ def test_the_tiny_base_claims_no_licence_that_is_not_its_own(run, tmp_path):
         ("unsloth/Meta-Llama-3.1-8B-Instruct", "llama3.1", "Llama 3.1 Community License"),
         ("unsloth/llama-3-8b-Instruct-bnb-4bit", "llama3", "Built with Meta Llama 3."),
         ("/input/a-folder-of-mine", "llama3", "Built with Meta Llama 3."),  # by its origin
+        ("someone/my-llama-3.1-finetune", "llama3.1", "Llama 3.1 Community License"),
+        ("Qwen/Qwen3-8B", "apache-2.0", "under the Apache License 2.0."),
+        ("unsloth/Qwen3-4B-Instruct-2507-bnb-4bit", "apache-2.0", "under the Apache License 2.0."),
+        ("Qwen/Qwen2.5-7B-Instruct", "apache-2.0", "under the Apache License 2.0."),
+        ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "apache-2.0", "under the Apache License 2.0."),
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct", "apache-2.0", "under the Apache License 2.0."),
+        ("unsloth/mistral-7b-instruct-v0.3", "apache-2.0", "under the Apache License 2.0."),
+        ("google/gemma-3-1b-it", "gemma", "subject to the Gemma Terms of Use found at"),
     ],
 )
 def test_the_licence_is_that_of_the_base(of_llama, tmp_path, base, licence, says):
-    with Store.write(of_llama) as store:
-        settings = store.fact("settings")
-        settings["model"]["base"] = base if base.startswith("/") else f"{base}@{'a' * 40}"
-        settings["model"]["origin"] = (
-            "unsloth/llama-3-8b-Instruct" if base.startswith("/") else None
-        )
-        store.state("settings", settings)
-    card = ModelCard.load(adapter(of_llama, tmp_path / "out") / "README.md")
+    card = card_of(of_llama, tmp_path, base)
     assert card.data.license == licence
     assert says in card.text
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        "Qwen/Qwen2.5-3B-Instruct",  # a license for research
+        "Qwen/Qwen2.5-72B-Instruct",
+        "someone/Qwen3-8B-of-mine",  # its maker may have chosen another
+        "unsloth/DeepSeek-R1-0528-Qwen3-8B",
+        "mistralai/Ministral-8B-Instruct-2410",
+        "mistralai/Mistral-Small-24B-Instruct-2501",
+    ],
+)
+def test_a_licence_that_is_not_known_is_not_claimed(of_llama, tmp_path, base):
+    card = card_of(of_llama, tmp_path, base)
+    assert card.data.license is None
+    assert "## License" not in card.text
+
+
+def card_of(run: Path, out: Path, base: str) -> ModelCard:
+    """The card of a run on this base; one on a folder has an origin."""
+    is_folder = base.startswith("/")
+    with Store.write(run) as store:
+        settings = store.fact("settings")
+        settings["model"]["base"] = base if is_folder else f"{base}@{'a' * 40}"
+        settings["model"]["origin"] = "unsloth/llama-3-8b-Instruct" if is_folder else None
+        store.state("settings", settings)
+    return ModelCard.load(adapter(run, out / "out") / "README.md")
 
 
 class Api:

@@ -20,7 +20,8 @@ from selfreward_lite.config.settings import Model
 from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import nf4
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import backends, trainer

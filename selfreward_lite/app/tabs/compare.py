@@ -38,7 +38,7 @@ from selfreward_lite.config.settings import Sampling
 from selfreward_lite.data import votes
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import Share
-from selfreward_lite.models.chat_format import user
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
 VOTES: dict[str, votes.Side | None] = {

@@ -41,8 +41,10 @@ PRESETS = {
     "tiny": "a model of a million parameters in a world where every answer has an exact score; "
     "no download, any computer",
     "small": "Llama-3.2-3B on 10 to 12 GB",
+    "qwen3-small": "Qwen3-4B on 10 to 12 GB",
     "t4": "Llama-3-8B on a free T4: a short run that shows every stage",
     "overnight": "Llama-3-8B on one 24 GB GPU: one night for the seed stage, one per iteration",
+    "qwen3": "Qwen3-8B on one 24 GB GPU: as overnight",
     "paper": "Meta-Rewarding as in the paper: 24 GB and weeks",
 }
 STATES = {

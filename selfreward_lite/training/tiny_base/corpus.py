@@ -24,7 +24,7 @@ from selfreward_lite.data.tiny.answers import (
 )
 from selfreward_lite.data.tiny.tasks import LETTERS, SOLVERS, Task, draw_task
 from selfreward_lite.method.templates import Name, fill_template, make_nonce
-from selfreward_lite.models.chat_format import Message, user
+from selfreward_lite.models.chat_template import Message, user
 
 TEMPLATES = "compact"
 RUBRIC = ("some", "half", "right", "form", "brief")

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from selfreward_lite.models.chat_format import build_pre_tokenizer
+from selfreward_lite.models.vocabulary import WORD_SPLITS
 
 BOS, EOS, EOT, PAD = (
     "<|begin_of_text|>",
@@ -32,8 +32,10 @@ ROLES = ("system", "user", "assistant")
 def build_tokenizer(texts: list[str]) -> Tokenizer:
     """A tokenizer with a token for every word of `texts`; other text becomes bytes."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    pre_tokenizer: Any = build_pre_tokenizer("llama-bpe")
-    tokenizer.pre_tokenizer, split = pre_tokenizer, pre_tokenizer[0]
+    split = pre_tokenizers.Split(Regex(WORD_SPLITS["llama-bpe"]), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pre_tokenizer: Any = pre_tokenizers.Sequence([split, whole])
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     # Digits stay single, and a nonce, after "=", is no word.
     words = {

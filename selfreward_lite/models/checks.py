@@ -1,0 +1,45 @@
+"""Whether a base can be used at all: first its small files, then the headers of its weights."""
+
+from pathlib import Path
+
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.hf_folder import (
+    STATE,
+    ModelShape,
+    check_shape,
+    find_tensors,
+    list_tensors,
+    open_safetensors,
+    read_config,
+)
+from selfreward_lite.models.parity import CONVERSATIONS, make_conversation
+from selfreward_lite.models.vocabulary import read_vocabulary
+from selfreward_lite.system.errors import ConfigError
+
+
+def check_files(model_dir: Path) -> ModelShape:
+    """Check config.json, tokenizer and chat template, and return the shape; reads no weights.
+
+    Raises ExportError or ConfigError, naming the file, for what is not supported.
+    """
+    shape = read_config(model_dir)
+    read_vocabulary(model_dir, shape.vocab)
+    chat = ChatFormat.load(model_dir)
+    for turns in CONVERSATIONS:
+        messages = make_conversation(turns)
+        if chat.template.render(messages, ask=True) != chat.fill(messages):
+            raise ConfigError(
+                f"{model_dir}: the chat template changes the text of a message; use the template "
+                "of a chat model"
+            )
+    return shape
+
+
+def check_folder(model_dir: Path) -> None:
+    """`check_files`, and that the files of weights hold every tensor in its shape."""
+    shape = check_files(model_dir)
+    files = find_tensors(model_dir, shape)
+    for tensor in list_tensors(shape):
+        with open_safetensors(files[tensor.source], "numpy") as file:
+            found = tuple(file.get_slice(tensor.source).get_shape())
+        check_shape(tensor, found, packed=f"{tensor.source}.{STATE}" in files)
