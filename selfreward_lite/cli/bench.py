@@ -3,6 +3,7 @@
 import os
 import re
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -77,9 +78,10 @@ def bench_tiny(
 
 @bench.command("engine")
 def bench_engine(
-    model: Annotated[Path | None, Option(help="A GGUF model of the Llama family.")] = None,
+    model: Annotated[Path | None, Option(help="A GGUF model.")] = None,
     synthetic: Annotated[
-        str | None, Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b.")
+        str | None,
+        Option(help="A random model of this shape: 10m, 250m, 1b, llama-3-8b, qwen3-8b."),
     ] = None,
     quantisation: Annotated[
         Literal["q8_0", "q4_k_m"], Option(help="Type of the random model's weights.")
@@ -186,7 +188,7 @@ def _figure(group: str, name: str, value: float) -> str:
 @bench.command("card")
 def bench_card(
     shape: Annotated[
-        str, Option(help="Shape of the random models: llama-3-8b, 3b, 1b, 250m, tiny.")
+        str, Option(help="Shape of the random models: llama-3-8b, qwen3-8b, 3b, 1b, 250m, tiny.")
     ] = "llama-3-8b",
     vram: Annotated[
         float | None, Option(help="GB of the GPU's memory to use, to act as a smaller one.", min=1)
@@ -271,3 +273,21 @@ def bench_cards(
                 "file of that GPU has more"
             )
     emit({"cards": [one.card.name for one in read if one.card]})
+
+
+@bench.command("families")
+def bench_families(
+    tokenizers: Annotated[
+        Path,
+        Argument(
+            help="Folder with a folder for each model: tokenizer.json, tokenizer_config.json."
+        ),
+    ],
+) -> None:
+    """Does llama.cpp compute what transformers does? Small random models of every family."""
+    from selfreward_lite.bench import families
+
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = families.measure_families(tokenizers, Path(scratch), say)
+    say(families.build_table(rows))
+    emit([asdict(row) for row in rows])

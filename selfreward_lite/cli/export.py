@@ -15,6 +15,7 @@ from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, 
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.models import merge, quantize
+from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.parity import CheckedModel
 from selfreward_lite.report import model_card
@@ -52,7 +53,7 @@ def check(
         limit = 1e-3 if f32 else gates.max_logit_difference
     answer = _work(
         "check",
-        model_dir=hub.find_model_folder(settings.model.base),
+        model_dir=find_base(settings.model.base),
         base=gguf or runs_dir / name / BASE_GGUF,
         adapter_dir=folder / "adapter",
         adapter=folder / "adapter.gguf",
@@ -113,7 +114,7 @@ def merged(
     if repository := hub.parse_repository(base):
         with show_downloads() as show:
             hub.fetch(repository, "model", show)
-    original = hub.find_model_folder(base)
+    original = find_base(base)
     if into is None and read_config(original).packed:
         other = f"; for 16 bits add --into {trained_on.origin}" if trained_on.origin else ""
         say(f"merging into the 4-bit weights that were trained on{other}")

@@ -57,7 +57,7 @@ def show(
     )
     rows = []
     for name, speeds in plan.GPU_SPEEDS.items():
-        costs = plan.estimate_costs(settings, found.llama, speeds)
+        costs = plan.estimate_costs(settings, found.shape, speeds)
         spent = (stages.seconds_by_stage(settings, iteration, costs) for iteration in (0, 1))
         hours = [f"{sum(seconds.values()) / 3600:.1f}" for seconds in spent]
         fits = "" if found.most <= speeds.memory else " (too small)"

@@ -48,8 +48,10 @@ WANTED = {
     "model": (r"[^/]+\.(json|safetensors|jinja)",),
     "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv"),
 }
+SMALL = (".json", ".jinja")  # what tells whether a model can be used
+GGUF = r"[\w.-]+\.gguf"
 _NAME = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>[\w.-]+\.gguf))?(?:@(?P<revision>[\w./-]+))?",
+    rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>{GGUF}))?(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
 
@@ -132,11 +134,27 @@ def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Reposit
     return Path(known.folder), replace(repository, revision=known.commit)
 
 
+def fetch_small(repository: Repository, show: Show) -> Path:
+    """Return a folder with the JSON files and templates of a model; raises UserError as `fetch`.
+
+    They tell whether the model can be used at all, before gigabytes of weights are downloaded.
+    """
+    if known := _find_download(repository, "model"):
+        return Path(known.folder)
+    with hub_errors(repository):
+        at, folder, files = _list_files(repository, "model")
+        with lock(folder, f"another command is downloading {repository}"):
+            for one in files:
+                if one.rfilename.endswith(SMALL):
+                    _fetch_file(at, "model", one, folder / one.rfilename, show)
+    return folder
+
+
 def find_local(text: str, kind: Kind) -> Path:
     """Return the local path of what a setting names. Raises UserError if it was not downloaded."""
     repository = parse_repository(text)
     if repository is None:
-        return Path(text)
+        return Path(text).expanduser()
     known = _find_download(repository, kind)
     if known is None:
         raise UserError(
@@ -174,7 +192,7 @@ def find_model_folder(base: str) -> Path:
     found = TINY_MODEL if base == "tiny" else find_local(base, "model")
     if not (found / "config.json").exists():
         raise UserError(
-            f"{found}: no model there; set model.base to a Hugging Face model folder, or to "
+            f"{found}: no model there; set model.base to a Hugging Face model folder, a GGUF, or "
             "owner/name on the hub"
         )
     return found
@@ -192,22 +210,32 @@ def _find_download(repository: Repository, kind: Kind) -> _Download | None:
     return None
 
 
-def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
+def _list_files(repository: Repository, kind: Kind) -> tuple[Repository, Path, list[RepoSibling]]:
+    """The repository at its commit, its folder here, and the files of it that are wanted."""
     from huggingface_hub import HfApi
 
-    asked = repository.revision or "main"
     read_info = HfApi().model_info if kind == "model" else HfApi().dataset_info
-    info = read_info(repository.id, revision=asked, files_metadata=True)
+    info = read_info(repository.id, revision=repository.revision or "main", files_metadata=True)
     assert info.sha is not None
-    wanted = _pick_files(info.siblings or [], kind, repository.file)
+    files = info.siblings or []
+    wanted = _pick_files(files, kind, repository.file)
     if not wanted:
+        ggufs = [one.rfilename for one in files if re.fullmatch(GGUF, one.rfilename)]
+        another = "another"
+        if kind == "model" and ggufs:
+            another = f"one of its GGUF files, as {repository.id}/{ggufs[0]}"
         raise UserError(
             f"{repository} holds no file that can be used (safetensors and JSON, or tables); name "
-            "another"
+            f"{another}"
         )
     at = replace(repository, revision=info.sha)
-    folder, ledger = _home() / kind / str(at).replace("/", "--"), _home() / LEDGER
-    with _lock(folder, f"another command is downloading {repository}"):
+    return at, home() / kind / str(at).replace("/", "--"), wanted
+
+
+def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
+    at, folder, wanted = _list_files(repository, kind)
+    ledger = home() / LEDGER
+    with lock(folder, f"another command is downloading {repository}"):
         missing = [one.size or 0 for one in wanted if not (folder / one.rfilename).exists()]
         needs = {"download": sum(missing)}
         check_disk(folder, needs, str(repository), "free space, or set HF_HOME elsewhere")
@@ -215,8 +243,10 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
             one.rfilename: _fetch_file(at, kind, one, folder / one.rfilename, show)
             for one in wanted
         }
-    done = _Download(kind, at.id, info.sha, [asked], str(folder), files, at.file)
-    with _lock(ledger, f"another command is writing {ledger}"):
+    asked, commit = repository.revision or "main", at.revision
+    assert commit is not None
+    done = _Download(kind, at.id, commit, [asked], str(folder), files, at.file)
+    with lock(ledger, f"another command is writing {ledger}"):
         entries = _LEDGER.dump_json([*_read_ledger(), done], indent=1)
         with atomic_write(ledger) as path:
             path.write_bytes(entries)
@@ -224,7 +254,7 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
 
 
 @contextmanager
-def _lock(path: Path, refusal: str) -> Iterator[None]:
+def lock(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock next to a path; UserError if another process holds it."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
@@ -384,14 +414,15 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _home() -> Path:
+def home() -> Path:
+    """The folder of everything that was downloaded."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "selfreward_lite"
 
 
 def _read_ledger() -> list[_Download]:
-    path = _home() / LEDGER
+    path = home() / LEDGER
     if not path.exists():
         return []
     try:

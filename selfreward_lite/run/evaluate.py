@@ -30,6 +30,7 @@ from selfreward_lite.method import comparisons, judgments, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
 from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.gguf_folder import find_base, load_chat
 from selfreward_lite.run.ask import Item, Watch, run_stage
 from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.runtime import Runtime
@@ -224,7 +225,7 @@ class Evaluation:
         stat = path.stat()
         digest = _digest([str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns)])
         own = self.run.judge_role(BASE, iteration)
-        role = replace(own, model=f"{path.name} {digest}", chat=ChatFormat.from_gguf(path))
+        role = replace(own, model=f"{path.name} {digest}", chat=load_chat(path))
         self.run.release_engine()
         engine = self.run.runtime.open_engine(path, self.run.settings.engine)
         try:
@@ -238,7 +239,7 @@ def open_evaluation(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch
 ) -> Iterator[Evaluation]:
     """A run's models, open for questions; `settings` may differ from the run's own."""
-    model_dir = hub.find_model_folder(settings.model.base)
+    model_dir = find_base(settings.model.base)
     asked = (settings.evaluation, settings.judge, settings.model.templates, settings.engine.context)
     with Store.write(store.folder / "evaluation" / _digest([repr(one) for one in asked])) as notes:
         run = RunContext(store, settings, ChatFormat.load(model_dir), model_dir, runtime, watch)

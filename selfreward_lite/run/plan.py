@@ -15,7 +15,8 @@ from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import canaries
 from selfreward_lite.models import memory
-from selfreward_lite.models.hf_folder import BASES, SHAPES, Llama, read_config
+from selfreward_lite.models.gguf_folder import find_shape
+from selfreward_lite.models.hf_folder import BASES, SHAPES, ModelShape, read_config
 from selfreward_lite.models.memory import (
     count_adapter_weights,
     count_linear_weights,
@@ -94,30 +95,30 @@ SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
 # -- costs of a piece ------------------------------------------------------------------------------
 
 
-def estimate_costs(settings: Settings, llama: Llama, speeds: Speeds) -> Costs:
+def estimate_costs(settings: Settings, shape: ModelShape, speeds: Speeds) -> Costs:
     """Costs on a GPU, from its data sheet.
 
     A step reads weights and cache once, and computes for every sequence.
     """
-    size, parallel = count_weights(llama), settings.engine.parallel
+    size, parallel = count_weights(shape), settings.engine.parallel
     tokens = PROMPT_TOKENS + JUDGE_TOKENS + assume_lengths(settings).response
     cells = min(settings.engine.context, parallel * tokens)
-    cell = llama.layers * llama.kv_heads * llama.head_dim * 4
+    cell = shape.layers * shape.kv_heads * shape.head_dim * 4
     step = max(
-        (estimate_base(settings.model, llama) + cells * cell) / (READ_SHARE * speeds.bandwidth),
+        (estimate_base(settings.model, shape) + cells * cell) / (READ_SHARE * speeds.bandwidth),
         2 * size * parallel / (STEP_SHARE * speeds.operations),
     )
     rates = Rates(
         token=step / parallel,
         read=2 * size / (PREFILL_SHARE * speeds.operations),
-        dpo=DPO_OPERATIONS * count_linear_weights(llama) / (TRAIN_SHARE * speeds.operations),
+        dpo=DPO_OPERATIONS * count_linear_weights(shape) / (TRAIN_SHARE * speeds.operations),
     )
-    return costs_from_rates(settings, llama, rates)
+    return costs_from_rates(settings, shape, rates)
 
 
-def costs_from_rates(settings: Settings, llama: Llama, rates: Rates) -> Costs:
+def costs_from_rates(settings: Settings, shape: ModelShape, rates: Rates) -> Costs:
     """Costs from seconds a token, estimated or measured."""
-    lengths, size = assume_lengths(settings), count_weights(llama)
+    lengths, size = assume_lengths(settings), count_weights(shape)
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
@@ -242,14 +243,14 @@ class Prediction:
         return {**vars(self), "seconds": seconds}
 
 
-def predict(settings: Settings, llama: Llama, card: str | None) -> Prediction:
+def predict(settings: Settings, shape: ModelShape, card: str | None) -> Prediction:
     """What to expect of a complete run on a GPU, stored before it starts and never changed."""
     key = gpu_key(card) if card else None
-    peaks = memory.estimate_peaks(settings, llama).items()
+    peaks = memory.estimate_peaks(settings, shape).items()
     peak = {stage: sum(parts.values()) for stage, parts in peaks} if card else {}
     if key is None:
         return Prediction(card, None, {}, peak)
-    costs = estimate_costs(settings, llama, GPU_SPEEDS[key])
+    costs = estimate_costs(settings, shape, GPU_SPEEDS[key])
     seconds = {
         iteration: seconds_by_stage(settings, iteration, costs)
         for iteration in range(settings.iterations + 1)
@@ -264,7 +265,7 @@ class Estimate:
     `room` is the GPU's memory, None without a GPU; `free` is what the disk has.
     """
 
-    llama: Llama
+    shape: ModelShape
     prediction: Prediction
     peaks: dict[str, dict[str, int]]
     room: float | None
@@ -292,34 +293,40 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
         room = GPU_SPEEDS[key].memory
     elif gpus:
         name, room = gpus[0].name, gpus[0].free
-    llama = _shape(settings.model.base)
+    shape = _shape(settings.model.base)
     return Estimate(
-        llama,
-        predict(settings, llama, name),
-        memory.estimate_peaks(settings, llama),
+        shape,
+        predict(settings, shape, name),
+        memory.estimate_peaks(settings, shape),
         room,
-        disk_needs(settings, llama),
+        disk_needs(settings, shape),
         free_bytes(runs_dir),
-        _download(settings, llama),
+        _download(settings, shape),
     )
 
 
-def _shape(base: str) -> Llama:
+def _shape(base: str) -> ModelShape:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
     repository = hub.find_missing(base, "model")
     if repository is None:
-        return read_config(hub.find_model_folder(base))
+        return find_shape(base)
+    if repository.file is not None:
+        raise UserError(
+            f"{repository} is not on this machine, and a GGUF is planned by the file itself; "
+            "`run` downloads it"
+        )
     if repository.id in BASES:
         return SHAPES[BASES[repository.id]]
     return read_config(hub.fetch_config(repository))
 
 
-def _download(settings: Settings, llama: Llama) -> int:
+def _download(settings: Settings, shape: ModelShape) -> int:
     """Bytes of a base and of OASST1 that are not here yet, roughly."""
     size = 0.0
-    if hub.find_missing(settings.model.base, "model"):
-        linear = count_linear_weights(llama)
-        size += linear * memory.NF4_BYTES + 2 * (count_weights(llama) - linear)
+    if repository := hub.find_missing(settings.model.base, "model"):
+        linear = count_linear_weights(shape)
+        packed = shape.packed or repository.id in BASES
+        size += linear * (memory.NF4_BYTES if packed else 2) + 2 * (count_weights(shape) - linear)
     if hub.find_missing(settings.seed_stage.ranked, "dataset"):
         size += 41.6e6  # OASST1's two Parquet files, by the hub's page
     return int(size)
@@ -329,14 +336,14 @@ def _download(settings: Settings, llama: Llama) -> int:
 
 
 def disk_needs(
-    settings: Settings, llama: Llama, newest: int | None = None, *, base_written: bool = False
+    settings: Settings, shape: ModelShape, newest: int | None = None, *, base_written: bool = False
 ) -> dict[str, int]:
     """Bytes that a run still needs: `base`, `adapters`, `records`, `working files`.
 
     `newest` is the number of the newest model that it has.
     """
     iterations, seed_stage = max(0, settings.iterations - (newest or 0)), newest is None
-    adapter = count_adapter_weights(llama, settings.lora.rank)
+    adapter = count_adapter_weights(shape, settings.lora.rank)
     prompts, seed, asked = settings.prompts.count, settings.seed_stage, settings.evaluation
     judge, judgment = settings.judge, _record_bytes(settings.judge.draw)
     # What one iteration trains on: texts at their longest, battles of all judgments.
@@ -362,7 +369,7 @@ def disk_needs(
     longest = max(settings.sft.max_length, 2 * settings.dpo.max_length)
     working = LOG_BYTES + rows * longest * ID_BYTES + adapter * CHECKPOINT_BYTES
     return {
-        "base": 0 if base_written else int(estimate_base(settings.model, llama)),
+        "base": 0 if base_written else int(estimate_base(settings.model, shape)),
         "adapters": (iterations + seed_stage) * adapter * ADAPTER_BYTES,
         "records": int(records),
         "working files": working if iterations or seed_stage else 0,

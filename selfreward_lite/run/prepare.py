@@ -4,9 +4,11 @@ import os
 import platform
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 from jinja2 import TemplateError
 
@@ -15,14 +17,22 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.judgments import make_score_probe
-from selfreward_lite.models.chat_format import ChatFormat, user
-from selfreward_lite.models.hf_folder import check_folder, read_config
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.checks import check_files, check_folder
+from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
+from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.run import plan
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import ConfigError, ExportError
-from selfreward_lite.system.files import MANIFEST, Json, check_disk
+from selfreward_lite.system.files import (
+    MANIFEST,
+    Json,
+    check_disk,
+    hash_folder,
+    read_manifest_fact,
+)
 from selfreward_lite.system.gpu import list_gpus
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
@@ -31,12 +41,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-p
 
 # Settings that may name a repository of the hub: section, name, and what kind it is.
 Named = tuple[str, str, hub.Kind]
-NAMED: tuple[Named, ...] = (
-    ("model", "base", "model"),
-    ("model", "gguf_file", "model"),
-    ("seed_stage", "ranked", "dataset"),
-    ("prompts", "file", "dataset"),
-)
+MODELS: tuple[Named, ...] = (("model", "base", "model"), ("model", "gguf_file", "model"))
+DATA: tuple[Named, ...] = (("seed_stage", "ranked", "dataset"), ("prompts", "file", "dataset"))
+NAMED = (*MODELS, *DATA)
+# Settings that may name a path.
+PATHS: tuple[Named, ...] = (*NAMED, ("model", "origin", "model"))
 
 
 def load_or_create_settings(
@@ -54,11 +63,14 @@ def load_or_create_settings(
     """
     stored = store.fact("settings")
     if stored is None or not store.has_items():
-        settings = config.load(preset or "tiny", wanted)
+        settings = _make_absolute(config.load(preset or "tiny", wanted))
         check(settings)
-        settings = _download(settings, NAMED, show)
-        _check_folder(settings)
+        _check_small(settings, show)
+        # What is small first, so that it is refused before gigabytes of weights are downloaded.
+        settings = _download(settings, DATA, show)
         _check_prompts(settings)
+        settings = _download(settings, MODELS, show)
+        _check_folder(settings)
         _store_facts(store, settings)
     else:
         if preset not in (None, stored["preset"]):
@@ -66,7 +78,12 @@ def load_or_create_settings(
                 f"{store.folder} was started with preset {stored['preset']}; give another --name "
                 f"for {preset}"
             )
-        settings = _keep_commits(config.override(stored, wanted), stored)
+        settings = _keep_paths(config.override(stored, wanted), stored)
+        settings = _keep_commits(settings, stored)
+        if settings.model.base != stored["model"]["base"] and _is_moved_base(
+            store, settings.model.base
+        ):
+            stored["model"]["base"] = settings.model.base
         check(settings)
         # The records hold what was read: once the ranked data is there, only the model is still
         # needed.
@@ -88,19 +105,14 @@ def open_run(
     store: Store, settings: Settings, runtime: Runtime, watch: Watch, deadline: float
 ) -> RunContext:
     """A run that is ready for its steps: the disk has room, the prediction is stored."""
-    model_dir = hub.find_model_folder(settings.model.base)
-    chat, llama = ChatFormat.load(model_dir), read_config(model_dir)
-    if settings.judge.score == "expected" and make_score_probe(chat) is None:
-        raise ConfigError(
-            f"{model_dir}: a digit is not one token here, so there is no expected score; use "
-            "judge.score=mean"
-        )
+    model_dir = find_base(settings.model.base)
+    chat, shape = ChatFormat.load(model_dir), read_config(model_dir)
     base_written = (store.folder / "base" / MANIFEST).exists()
-    needs = plan.disk_needs(settings, llama, store.newest(), base_written=base_written)
+    needs = plan.disk_needs(settings, shape, store.newest(), base_written=base_written)
     check_disk(store.folder, needs)
     if store.fact("plan") is None:
         gpus = list_gpus()
-        store.state("plan", plan.predict(settings, llama, gpus[0].name if gpus else None).to_json())
+        store.state("plan", plan.predict(settings, shape, gpus[0].name if gpus else None).to_json())
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 
@@ -133,6 +145,43 @@ def _download(settings: Settings, needed: Sequence[Named], show: hub.Show) -> Se
     return settings
 
 
+def _make_absolute(settings: Settings) -> Settings:
+    """The settings with every path from the root, so that they mean the same in any folder."""
+    for section, name, _ in PATHS:
+        if text := getattr(getattr(settings, section), name):
+            settings = settings.with_values(section, **{name: _from_root(text)})
+    return settings
+
+
+def _from_root(text: str) -> str:
+    """A path from the root; unchanged where it is none."""
+    if text == "tiny" or hub.parse_repository(text) is not None:
+        return text
+    return str(Path(text).expanduser().absolute())
+
+
+def _keep_paths(settings: Settings, stored: Json) -> Settings:
+    """The settings with every path as at the start, if it is named as then from another folder."""
+    before = config.parse(stored)
+    for section, name, _ in PATHS:
+        now, then = (getattr(getattr(each, section), name) for each in (settings, before))
+        if now and now != then:
+            parts = Path(now).parts
+            is_same = then and not Path(now).exists() and Path(then).exists()
+            if not (is_same and Path(then).parts[-len(parts) :] == parts):
+                then = _from_root(now)
+            settings = settings.with_values(section, **{name: then})
+    return settings
+
+
+def _is_moved_base(store: Store, base: str) -> bool:
+    """Whether a local base has the same files as the one that the run started with."""
+    written = store.folder / "base"
+    if hub.parse_repository(base) is not None or not (written / MANIFEST).exists():
+        return False
+    return hash_folder(find_base(base)) == read_manifest_fact(written, "source")
+
+
 def _keep_commits(settings: Settings, stored: Json) -> Settings:
     """The settings with every repository named as at the start at the commit it had then."""
     before = config.parse(stored)
@@ -148,17 +197,47 @@ def _find_repository(settings: Settings, section: str, name: str) -> hub.Reposit
     return hub.parse_repository(getattr(getattr(settings, section), name))
 
 
+def _check_small(settings: Settings, show: hub.Show) -> None:
+    """Refuse what can be refused without weights: a base's small files alone are downloaded."""
+    refuse_split(settings.model.base)
+    refuse_split(settings.model.gguf_file)
+    if settings.model.gguf_file and not _find_repository(settings, "model", "gguf_file"):
+        check_gguf(Path(settings.model.gguf_file))
+    base = _find_repository(settings, "model", "base")
+    if base and base.file is None:
+        folder = hub.fetch_small(base, show)
+        with refuse_base(folder):
+            check_files(folder)
+        _check_use(settings, folder)
+
+
 def _check_folder(settings: Settings) -> None:
     """Refuse a base that cannot be used now, not after the first stage."""
-    folder = hub.find_model_folder(settings.model.base)
-    try:
+    with refuse_base(Path(settings.model.base)):
+        folder = find_base(settings.model.base)
         check_folder(folder)
-        if settings.model.quantisation == "none" and read_config(folder).packed:
-            raise ConfigError(
-                f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a "
-                "folder in 16 bits"
-            )
-        ChatFormat.load(folder).prompt_ids(user("Hello."))
+    _check_use(settings, folder)
+
+
+def _check_use(settings: Settings, folder: Path) -> None:
+    """Refuse a base that cannot do what the settings ask of it."""
+    if settings.model.quantisation == "none" and read_config(folder).packed:
+        raise ConfigError(
+            f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a "
+            "folder in 16 bits"
+        )
+    if settings.judge.score == "expected" and make_score_probe(ChatFormat.load(folder)) is None:
+        raise ConfigError(
+            f"{folder}: a digit is not one token here, so there is no expected score; use "
+            "judge.score=mean"
+        )
+
+
+@contextmanager
+def refuse_base(folder: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the files of a base into one line."""
+    try:
+        yield
     except ExportError as error:
         raise ConfigError(str(error)) from None
     except (
@@ -171,7 +250,7 @@ def _check_folder(settings: Settings) -> None:
     ) as error:
         # Other people's JSON and Jinja: every wrong value in them ends here.
         raise ConfigError(
-            f"{folder}: its files are not those of a Llama with a chat template "
+            f"{folder}: its files are not those of a chat model "
             f"({type(error).__name__}: {error}); download it again"
         ) from None
 

@@ -99,11 +99,11 @@ def test_full_disk_is_one_line_and_nothing_is_lost(tmp_path, whole):
 
 
 def test_run_too_large_for_the_disk_is_refused_with_numbers(tmp_path, monkeypatch):
-    tiny, llama = config.load("tiny"), read_config(TINY_MODEL)
-    needs = plan.disk_needs(tiny, llama)
+    tiny, shape = config.load("tiny"), read_config(TINY_MODEL)
+    needs = plan.disk_needs(tiny, shape)
     assert needs["base"] > 4 * (TINY_MODEL / "model.safetensors").stat().st_size / 2 * 0.95
-    assert plan.disk_needs(tiny, llama, base_written=True)["base"] == 0
-    assert sum(plan.disk_needs(tiny, llama, tiny.iterations, base_written=True).values()) == 0
+    assert plan.disk_needs(tiny, shape, base_written=True)["base"] == 0
+    assert sum(plan.disk_needs(tiny, shape, tiny.iterations, base_written=True).values()) == 0
     monkeypatch.setattr(
         shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
     )
@@ -129,9 +129,9 @@ def test_planned_adapter_size_is_that_of_a_trained_one(tmp_path):
         model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     )
     trained = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
-    llama = read_config(TINY_MODEL)
-    assert memory.count_adapter_weights(llama, 16) == trained
-    assert memory.count_weights(llama) == pytest.approx(total, rel=0.01)
+    shape = read_config(TINY_MODEL)
+    assert memory.count_adapter_weights(shape, 16) == trained
+    assert memory.count_weights(shape) == pytest.approx(total, rel=0.01)
 
 
 def test_records_fit_in_what_was_planned(tmp_path, monkeypatch):

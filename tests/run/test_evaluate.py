@@ -17,7 +17,9 @@ from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.data.tiny.ranked import generate_ranked_rows as ranked_rows
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
+from selfreward_lite.models.gguf_folder import unpack_tokenizer
 from selfreward_lite.models.parity import TOKEN_PROBES
 from selfreward_lite.run import loop, prepare, runtime
 from selfreward_lite.run.evaluate import EXACT, open_evaluation
@@ -379,19 +381,20 @@ def gguf(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_ggufs_chat_is_that_of_its_folder(gguf):
-    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.from_gguf(gguf)
+def test_a_ggufs_chat_is_that_of_its_folder(gguf, tmp_path):
+    unpack_tokenizer(gguf, tmp_path)
+    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.load(tmp_path)
     for text in (
         *TOKEN_PROBES,
         "Sort the letters c a b.\n <|eot_id|> é 12",
         "I'LL pay 12345.\n\n\nNo?",
     ):
         assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
-    assert (file.stop, file.bos_token) == (folder.stop, folder.bos_token)
+    assert (file.stop, file.pad, file.answer) == (folder.stop, folder.pad, folder.answer)
 
 
 def test_a_gguf_that_is_no_chat_model_is_refused(gguf, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(ConfigError, match=r"broken\.gguf"):
-        ChatFormat.from_gguf(broken)
+        unpack_tokenizer(broken, tmp_path)

@@ -30,7 +30,8 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method import canaries
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare, stages
 from selfreward_lite.run.context import RunContext, RunReader
@@ -393,7 +394,8 @@ def test_a_resumed_run_keeps_the_commits_of_its_start(tmp_path, monkeypatch):
         return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
 
     monkeypatch.setattr(prepare.hub, "fetch", fetch)
-    monkeypatch.setattr(prepare.hub, "find_model_folder", lambda base: TINY_MODEL)
+    monkeypatch.setattr(prepare.hub, "fetch_small", lambda repository, show: TINY_MODEL)
+    monkeypatch.setattr(prepare, "find_base", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, wanted, "tiny")

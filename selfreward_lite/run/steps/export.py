@@ -5,7 +5,7 @@ from dataclasses import asdict
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, index_records
 from selfreward_lite.method import judgments
-from selfreward_lite.models.chat_format import user
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.run import plan
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import UserError

@@ -1,0 +1,92 @@
+"""A real chat model, SmolLM2-135M-Instruct: from its GGUF to a trained and measured M0.
+
+The environment variable RANKED may name other ranked data, such as OASST1's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from english_rows import write_ranked
+from real_tokenizers import smollm2_gguf
+from repository import ROOT
+
+from selfreward_lite.data.records import BASE, Response
+from selfreward_lite.data.store import Store
+
+pytestmark = pytest.mark.slow
+SETTINGS = {
+    "model.quantisation": "none",
+    "model.gguf": "q8_0",
+    "seed_stage.eft": "false",  # it does not write judgments that can be read
+    "seed_stage.ift_examples": 14,
+    "seed_stage.eval_prompts": 4,
+    "seed_stage.decoys": 0,
+    "sft.batch": 7,
+    "sft.epochs": 2,
+    "sft.learning_rate": 2e-4,
+    "sft.max_length": 256,
+    "responses.draw.max_tokens": 96,
+    "evaluation.draw.max_tokens": 96,
+    "judge.draw.max_tokens": 48,
+    "evaluation.prompts": 4,
+    "evaluation.judgments": 2,
+    "evaluation.canary_judgments": 1,
+    "evaluation.second_look": 2,
+    "evaluation.outside_prompts": 2,
+    "engine.context": 8192,
+    "engine.parallel": 8,
+    "engine.batch": 512,
+    "engine.gpu_layers": 0,
+}
+COMMON = {"the", "a", "of", "and", "to", "is", "in", "that", "it", "for", "you", "are", "can", "be"}
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"},
+    )
+
+
+def test_a_real_chat_model_runs_from_its_gguf(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    settings = {
+        "model.base": smollm2_gguf(),
+        "seed_stage.ranked": os.environ.get("RANKED") or write_ranked(tmp_path / "ranked.jsonl"),
+        **SETTINGS,
+    }
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    where = ["--name", "smol", "--runs-dir", str(tmp_path)]
+    ran = command(
+        "run", "--preset", "small", "--iterations", "0", "--gates", "report", *where, *given
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    with Store.read(tmp_path / "smol") as store:
+        values = store.metrics(0)
+        answers = {
+            model: [one.text for one in store.made_by(Response, model)] for model in (BASE, 0)
+        }
+        stages = {row.stage: row for row in store.stages() if row.stage.endswith("judgments")}
+    assert values["training_steps"] == 4
+    assert values["adapter_share"] == pytest.approx(1.0, abs=0.25)
+    assert values["greedy_agreement"] > 0.9
+    assert values["logit_change"] > 0
+    assert set(stages) > {"base_eval_judgments", "eval_judgments", "canary_judgments"}
+    assert all(row.done == row.total > 0 for row in stages.values())
+    for texts in answers.values():
+        assert len(texts) == 4
+        for text in texts:
+            words = text.lower().split()
+            assert len(COMMON.intersection(words)) >= 2, text
+            assert sum(letter.isascii() for letter in text) > 0.9 * len(text), text
+    status = command("status", *where)
+    assert "could not be read" in status.stderr
+    checked = command("export", "check", *where)
+    assert checked.returncode == 0, checked.stderr[-3000:]
+    assert json.loads(checked.stdout.splitlines()[-1])["conversations"] == 8
