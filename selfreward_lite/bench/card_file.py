@@ -78,7 +78,7 @@ class CardFile(BaseModel):
 
         Generation scales with memory bandwidth, prompts and training with operations a second.
         """
-        settings, llama = config.load(self.preset), SHAPES[self.shape]
+        settings, shape = config.load(self.preset), SHAPES[self.shape]
         self.hours, self.predicted_hours, self.rates = {}, None, None  # set: they are written
         rates = self._measure_rates(settings)
         if rates is None:
@@ -90,7 +90,7 @@ class CardFile(BaseModel):
             return
 
         def hours(rates: plan.Rates) -> float:
-            return iteration_hours(settings, plan.costs_from_rates(settings, llama, rates))
+            return iteration_hours(settings, plan.costs_from_rates(settings, shape, rates))
 
         self.hours, self.rates = {"here": hours(rates)}, rates
         spent = self.predicted["seconds"].items()

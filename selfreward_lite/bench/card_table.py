@@ -34,8 +34,8 @@ def build_table(files: Sequence[CardFile]) -> str:
 
     Hours follow from a file's rates, whatever preset they were measured with.
     """
-    settings, llama = config.load(PRESET), SHAPES[SHAPE]
-    most = memory.largest_peak(memory.estimate_peaks(settings, llama))
+    settings, shape = config.load(PRESET), SHAPES[SHAPE]
+    most = memory.largest_peak(memory.estimate_peaks(settings, shape))
     lines = [
         "| GPU | tokens/s, 64 sequences | times the naive loop | of raw llama.cpp, 32 | "
         f"seconds of a DPO pair, 1024 tokens | hours of an `{PRESET}` iteration | estimate |",
@@ -45,11 +45,11 @@ def build_table(files: Sequence[CardFile]) -> str:
     for name in dict.fromkeys((*plan.GPU_SPEEDS, *sorted(known))):
         one, hours, estimate = known.get(name), UNKNOWN, "–"
         if one and one.rates:
-            costs = plan.costs_from_rates(settings, llama, one.rates)
+            costs = plan.costs_from_rates(settings, shape, one.rates)
             hours = _format(iteration_hours(settings, costs))
         if key := plan.gpu_key(name):
             speeds = plan.GPU_SPEEDS[key]
-            costs = plan.estimate_costs(settings, llama, speeds)
+            costs = plan.estimate_costs(settings, shape, speeds)
             estimate = f"{iteration_hours(settings, costs):.1f}"
             if most > speeds.memory:
                 hours = estimate = TOO_SMALL

@@ -39,16 +39,25 @@ class Section(BaseModel):
 
 class Model(Section):
     base: str
-    """base model: owner/name[@revision] on the hub, a Hugging Face folder, or 'tiny'"""
+    """base model: owner/name[@revision] on the hub, a Hugging Face folder, a GGUF (FILE.gguf, or
+    owner/name/file.gguf[@revision] on the hub), or 'tiny'. A chat model of one of the families in
+    [models.md](models.md)
+    """
     origin: str | None = None
     """the same model in 16 bits, if base has 4; only `export merged` needs it"""
     templates: Literal["llama3", "compact"]
-    """folder of prompt templates in selfreward_lite/method/prompts"""
+    """texts that ask judge, meta-judge and prompt writer, a folder in
+    selfreward_lite/method/prompts: 'llama3' for every chat model, 'compact' for the tiny world. The
+    model's own chat template goes around them
+    """
     quantisation: Literal["nf4", "none"] = "nf4"
-    """how training holds the weights of the base; nf4 is QLoRA's format"""
+    """how training holds the weights of the base; nf4 is QLoRA's format, and a base in 16 bits is
+    packed when it is loaded
+    """
     gguf_file: str | None = None
-    """a GGUF of the same model to use instead of one made from base: a file, or
-    owner/name/file.gguf[@revision] on the hub; for example Q4_K_M for a small GPU
+    """a GGUF of the same model for llama.cpp, instead of one made from base: a file, or
+    owner/name/file.gguf[@revision] on the hub; for example Q4_K_M for a small GPU. If the GGUF is
+    all that you have, name it as base
     """
     gguf: Literal["f32", "f16", "q8_0"] = "q8_0"
     """number format of the GGUF that is made from base for llama.cpp"""

@@ -104,9 +104,9 @@ def hours(**changes) -> CardFile:
 
 def test_hours_follow_from_the_figures_and_scale_by_data_sheets():
     found = hours()
-    settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
+    settings, shape = config.load("overnight"), SHAPES["llama-3-8b"]
     costs = plan.costs_from_rates(
-        settings, llama, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048)
+        settings, shape, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048)
     )
     expected = sum(stages.seconds_by_stage(settings, 1, costs).values()) / 3600
     assert found.hours["here"] == pytest.approx(expected)
@@ -117,12 +117,12 @@ def test_hours_follow_from_the_figures_and_scale_by_data_sheets():
 
 
 def test_the_same_arithmetic_prices_a_plan():
-    settings, llama = config.load("overnight"), SHAPES["llama-3-8b"]
+    settings, shape = config.load("overnight"), SHAPES["llama-3-8b"]
     speeds = plan.GPU_SPEEDS["RTX 3090"]
-    costs = plan.estimate_costs(settings, llama, speeds)
+    costs = plan.estimate_costs(settings, shape, speeds)
     twice = plan.estimate_costs(
         settings,
-        llama,
+        shape,
         plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations),
     )
     assert twice["dpo"] == pytest.approx(costs["dpo"] / 2)

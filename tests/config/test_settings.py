@@ -11,7 +11,15 @@ from selfreward_lite.system.errors import ConfigError
 
 
 def test_every_preset_loads_and_names_itself():
-    assert config.presets() == ["overnight", "paper", "small", "t4", "tiny"]
+    assert config.presets() == [
+        "overnight",
+        "paper",
+        "qwen3",
+        "qwen3-small",
+        "small",
+        "t4",
+        "tiny",
+    ]
     for preset in config.presets():
         assert config.load(preset).preset == preset
 
