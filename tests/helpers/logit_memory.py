@@ -1,7 +1,7 @@
 """A program that measures the memory of one training step of a model that is nearly all vocabulary.
 
-`python logit_memory.py {sft,dpo} TOKENS FOLDER` prints by how many bytes the longest rows raise the
-peak of the process.
+`python logit_memory.py {sft,dpo} TOKENS VOCABULARY FOLDER` prints by how many bytes the longest
+rows raise the peak of the process.
 """
 
 import json
@@ -19,8 +19,6 @@ from selfreward_lite.training import trainer
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.job import Job
 
-VOCABULARY = 128_256
-
 
 def kilobytes(name: str) -> int:
     """Return the memory of this process: VmRSS is now, VmHWM the peak."""
@@ -30,7 +28,7 @@ def kilobytes(name: str) -> int:
     return int(line.split()[1])
 
 
-def main(method: str, tokens: int, folder: Path) -> None:
+def main(method: str, tokens: int, vocabulary: int, folder: Path) -> None:
     torch.set_num_threads(1)
     shape = {
         "hidden_size": 64,
@@ -39,7 +37,7 @@ def main(method: str, tokens: int, folder: Path) -> None:
         "num_attention_heads": 4,
     }
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=4096, **shape)
+        LlamaConfig(vocab_size=vocabulary, max_position_embeddings=4096, **shape)
     ).to(torch.bfloat16)
     model.save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(tiny.TINY_MODEL).save_pretrained(folder / "model")
@@ -84,4 +82,4 @@ def main(method: str, tokens: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
