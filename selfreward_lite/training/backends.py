@@ -61,7 +61,23 @@ def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: 
                 f"{why}; set backend=transformers, or run `doctor` to see how to fix it"
             ) from None
         return Backend("transformers", f"{plain}; {why}")
+    _keep_chunked_head()
     return Backend("unsloth", f"unsloth {version('unsloth')}")
+
+
+def _keep_chunked_head() -> None:
+    """Take back TRL's head from unsloth's CPU backend.
+
+    What that puts in its place returns five values, as another version of TRL expects (unsloth_zoo
+    2026.10.9). On a GPU it calls TRL's.
+    """
+    from trl.trainer import dpo_trainer, utils
+
+    modules: tuple[Any, ...] = (utils, dpo_trainer)
+    for module in modules:
+        head = module._ChunkedLogProbFunction
+        if getattr(head, "_unsloth_cpu_dispatch", False):
+            module._ChunkedLogProbFunction = head._kernel
 
 
 def load_model(backend: Backend, job: Job, dtype: torch.dtype) -> Any:

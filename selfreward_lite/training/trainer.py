@@ -14,7 +14,6 @@ import gc
 import json
 import math
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +73,8 @@ class TokenDPOTrainer(DPOTrainer):
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         # TRL's head that never holds all logits. As an argument it asks for the package
-        # liger-kernel, of which it uses nothing. unsloth's compiled head returns something else.
-        self.use_liger_kernel = "unsloth" not in sys.modules
+        # liger-kernel, of which it uses nothing.
+        self.use_liger_kernel = True
         self._weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
         self._step = (0, 0)  # rows of the step, tokens of its chosen completions
 

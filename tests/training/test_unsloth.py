@@ -4,6 +4,8 @@ Its CPU backend proves the calls, not the kernels of a card. It is installed bes
 without what it depends on: `pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,22 @@ def trained(tmp_path_factory):
 def test_it_was_unsloth(trained):
     for name in ("M0", "M1"):
         assert trained[name]["words"].startswith("unsloth 2026.")
+
+
+def test_dpo_has_the_chunked_head_of_trl(tmp_path):
+    """Its memory is what plans count on; unsloth's own head returns other values."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from selfreward_lite.training.backends import choose_backend\n"
+        "assert choose_backend('unsloth', Path(sys.argv[1])).name == 'unsloth'\n"
+        "from trl.trainer import dpo_trainer, utils\n"
+        "heads = {m._ChunkedLogProbFunction for m in (dpo_trainer, utils)}\n"
+        "print([(head.__module__, head.__name__) for head in heads])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-1]
+    assert said == "[('trl.trainer.utils', '_ChunkedLogProbFunction')]"
 
 
 def test_sft_and_dpo_move_every_weight(trained):
