@@ -58,13 +58,14 @@ def scripted_runs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
     """A random Llama and a LoRA on it, as folders and as GGUF files in f32. Do not change them."""
-    from random_llama import make_adapter, make_model  # loads torch, which most tests do not need
+    from random_llama import make_model  # loads torch, which most tests do not need
 
     from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
+    from selfreward_lite.models.random_models import write_adapter
 
     folder = tmp_path_factory.mktemp("made")
     make_model(folder / "model", max_position_embeddings=1024)
-    make_adapter(folder / "model", folder / "adapter")
+    write_adapter(folder / "model", folder / "adapter")
     base_to_gguf(folder / "model", folder / "base.gguf", weights="original", dtype="f32")
     adapter_to_gguf(folder / "adapter", folder / "model", folder / "adapter.gguf")
     return folder
@@ -100,6 +101,6 @@ def bases(folders: dict[str, Path]) -> dict[tuple[str, str], Path]:
 
 @pytest.fixture(scope="session")
 def adapter(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from random_llama import make_adapter
+    from selfreward_lite.models.random_models import write_adapter
 
-    return make_adapter(folders["gqa"], tmp_path_factory.mktemp("adapter"))
+    return write_adapter(folders["gqa"], tmp_path_factory.mktemp("adapter"))

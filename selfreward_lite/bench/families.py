@@ -13,7 +13,7 @@ from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.models.hf_folder import ModelShape, read_config
 from selfreward_lite.models.merge import write_model
 from selfreward_lite.models.vocabulary import read_vocabulary
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import ExportError, UserError
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,10 @@ def measure_families(tokenizers: Path, folder: Path, say: Say) -> list[FamilyPar
     Models and GGUFs are written below `folder`. Raises UserError where there is no tokenizer, and
     ExportError where something differs in a token.
     """
-    found = [
-        name
-        for name in random_models.FAMILY_MODELS
-        if (tokenizers / name / "tokenizer.json").exists()
-    ]
+    there = {file.parent.name for file in tokenizers.glob("*/tokenizer.json")}
+    found = [name for name in random_models.FAMILY_MODELS if name in there]
+    for name in sorted(there - set(found)):
+        say(f"left out: {tokenizers / name}: no model of that name")
     if not found:
         raise UserError(
             f"{tokenizers} holds no tokenizer; put tokenizer.json and tokenizer_config.json of a "
@@ -84,7 +83,7 @@ def measure_family(name: str, tokenizer: Path, folder: Path) -> FamilyParity:
     check_folder(again)
     copy = base_to_gguf(again, folder / "copy.gguf", weights="original", dtype="f32")
     if parity.conversation_ids(again, copy) != ids:
-        raise UserError(f"{again}: token ids are others than those of {model}")
+        raise ExportError(f"{again}: token ids are others than those of {model}")
     unpacked = parity.parity(model, None, copy, None, ids, weights="original")
     return FamilyParity(
         model=name,

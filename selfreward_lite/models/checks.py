@@ -25,9 +25,15 @@ def check_files(model_dir: Path) -> ModelShape:
     shape = read_config(model_dir)
     read_vocabulary(model_dir, shape.vocab)
     chat = ChatFormat.load(model_dir)
+    bos = chat.template.tokens.get("bos_token")
     for turns in CONVERSATIONS:
         messages = make_conversation(turns)
-        if chat.template.render(messages, ask=True) != chat.fill(messages):
+        text = chat.template.render(messages, ask=True)
+        if bos and text.startswith(2 * bos):
+            raise ConfigError(
+                f"{model_dir}: the chat template begins with two {bos}; correct chat_template"
+            )
+        if text != chat.fill(messages):
             raise ConfigError(
                 f"{model_dir}: the chat template changes the text of a message; use the template "
                 "of a chat model"

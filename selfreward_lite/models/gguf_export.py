@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 from selfreward_lite.models import nf4
 from selfreward_lite.models.families import Family
 from selfreward_lite.models.hf_folder import (
+    GGUF_HEAD_SIZES,
+    GGUF_NUMBERS,
     PACKED_PARTS,
     STATE,
     ModelShape,
@@ -217,21 +219,12 @@ def write_base(
         file_type = f"{'ALL' if dtype == 'f32' else 'MOSTLY'}_{dtype.upper()}"
         writer.add_file_type(LlamaFileType[file_type])
         writer.add_quantization_version(GGML_QUANT_VERSION)
-        writer.add_context_length(model.context)
-        writer.add_embedding_length(model.hidden)
-        writer.add_block_count(model.layers)
-        writer.add_feed_forward_length(model.ffn)
-        writer.add_head_count(model.heads)
-        writer.add_head_count_kv(model.kv_heads)
-        writer.add_key_length(model.head_dim)
-        writer.add_value_length(model.head_dim)
-        writer.add_rope_dimension_count(model.head_dim)
-        writer.add_rope_freq_base(model.theta)
-        writer.add_layer_norm_rms_eps(model.eps)
-        if model.window is not None:
-            writer.add_sliding_window(model.window)
-            writer.add_rope_freq_base_swa(model.window_theta)
-        writer.add_vocab_size(model.vocab)
+        numbers = {key: getattr(model, name) for name, key in GGUF_NUMBERS.items()}
+        numbers |= dict.fromkeys(GGUF_HEAD_SIZES, model.head_dim)
+        for key, value in numbers.items():
+            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            if value is not None:
+                add(f"{model.family.gguf}.{key}", value)
         if origin:
             writer.add_string("selfreward.weights", origin)
         kind = vocabulary.kind

@@ -28,9 +28,14 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_files
 from selfreward_lite.models.families import FAMILIES, WINDOW_PATTERN, Family, list_families
 from selfreward_lite.models.hf_folder import (
+    DEFAULT_THETA,
+    GGUF_HEAD_SIZES,
+    GGUF_NUMBERS,
     ROPE_KEYS,
     ModelShape,
     Tensor,
+    build_config,
+    check_counts,
     list_tensors,
     read_config,
     rope_factors,
@@ -134,7 +139,7 @@ def unpack_gguf(path: Path, folder: Path) -> Path:
     part.mkdir(parents=True)
     try:
         _write_vocabulary(part, _read_vocabulary(path, read))
-        _write_json(part / "config.json", _write_config(shape))
+        _write_json(part / "config.json", build_config(shape) | {"dtype": "float16"})
         with _name_file(path, part):
             check_files(part)
         files: dict[str, str] = {}
@@ -283,32 +288,39 @@ def _read_shape(path: Path, read: Read, stored: Stored) -> ModelShape:
     def number(name: str, *default: Any) -> Any:
         return read(f"{family.gguf}.{name}", *default)
 
-    heads, hidden = number("attention.head_count"), number("embedding_length")
-    shape = ModelShape(
-        hidden=hidden,
-        layers=number("block_count"),
-        ffn=number("feed_forward_length"),
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_dim=number("attention.key_length", None) or hidden // heads,
-        vocab=len(read("tokenizer.ggml.tokens")),
-        tied="output.weight" not in stored,
-        context=number("context_length"),
-        eps=number("attention.layer_norm_rms_epsilon"),
-        theta=number("rope.freq_base", 10000.0),
-        family=family,
-        window=number("attention.sliding_window") if family.window else None,
-        window_theta=number("rope.freq_base_swa", 10000.0),
-    )
-    plain = PLAIN | {
-        "attention.value_length": (shape.head_dim,),
-        "rope.dimension_count": (shape.head_dim,),
+    optional = {
+        "kv_heads": number(GGUF_NUMBERS["heads"]),
+        "head_dim": None,
+        "theta": DEFAULT_THETA,
+        "window": None,
+        "window_theta": DEFAULT_THETA,
+        "vocab": None,
     }
+    values = {
+        name: number(key, optional[name]) if name in optional else number(key)
+        for name, key in GGUF_NUMBERS.items()
+    }
+    values["vocab"] = len(read("tokenizer.ggml.tokens"))
+    if not family.window:
+        values |= {"window": None, "window_theta": None}
+    try:
+        values["head_dim"] = values["head_dim"] or values["hidden"] // values["heads"]
+        shape = ModelShape(**values, tied="output.weight" not in stored, family=family)
+        check_counts(shape, path)
+    except (ArithmeticError, TypeError) as error:
+        raise ConfigError(
+            f"{path} has a number of a wrong kind ({error}); download it again"
+        ) from None
+    plain = PLAIN | dict.fromkeys(GGUF_HEAD_SIZES, (shape.head_dim,))
+    if not family.window:
+        plain[GGUF_NUMBERS["window"]] = (0,)
     if number("rope.scaling.type", "linear") == "none":
         del plain["rope.scaling.factor"]
-    for name, values in plain.items():
-        if (value := number(name, values[0])) not in values:
-            raise ConfigError(f"{path}: {name} is {value}, not {values[0]}; choose the plain model")
+    for name, allowed in plain.items():
+        if (value := number(name, allowed[0])) not in allowed:
+            raise ConfigError(
+                f"{path}: {name} is {value}, not {allowed[0]}; choose the plain model"
+            )
     return replace(shape, rope=_read_rope(path, stored, shape))
 
 
@@ -374,42 +386,6 @@ def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     write_tokenizer(folder, vocabulary)
     ends = [vocabulary.roles[role] for role in ENDS if role in vocabulary.roles]
     _write_json(folder / "generation_config.json", {"eos_token_id": list(dict.fromkeys(ends))})
-
-
-def _write_config(shape: ModelShape) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.theta}
-    if shape.rope:
-        context = int(shape.rope["original_max_position_embeddings"])
-        rope |= shape.rope | {"rope_type": "llama3", "original_max_position_embeddings": context}
-    window: dict[str, Any] = {"sliding_window": shape.window}
-    if shape.window is not None:
-        local = {"rope_type": "default", "rope_theta": shape.window_theta}
-        rope = {"full_attention": rope, "sliding_attention": local}
-        window |= {
-            "sliding_window_pattern": WINDOW_PATTERN,
-            "query_pre_attn_scalar": shape.head_dim,
-        }
-    return {
-        "architectures": [shape.family.architecture],
-        "model_type": shape.family.model_type,
-        "hidden_act": shape.family.activation,
-        "hidden_activation": shape.family.activation,
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.ffn,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "max_position_embeddings": shape.context,
-        "rms_norm_eps": shape.eps,
-        "rope_parameters": rope,
-        **window,
-        "vocab_size": shape.vocab,
-        "tie_word_embeddings": shape.tied,
-        "dtype": "float16",
-        # Without a version, transformers warns of a wrong tokenizer.
-        "transformers_version": "5.0.0",
-    }
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -35,6 +35,7 @@ NF4_CONFIG = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8",
 }
+DEFAULT_THETA = 10000.0  # base of the rotation's frequencies where nothing is said
 TensorShape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -62,7 +63,26 @@ class ModelShape:
     packed: bool = False
     family: Family = LLAMA
     window: int | None = None
-    window_theta: float = 10000.0
+    window_theta: float | None = None
+
+
+# Fields of ModelShape by their keys in GGUF, behind the architecture's name.
+GGUF_NUMBERS = {
+    "context": "context_length",
+    "hidden": "embedding_length",
+    "layers": "block_count",
+    "ffn": "feed_forward_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "theta": "rope.freq_base",
+    "eps": "attention.layer_norm_rms_epsilon",
+    "window": "attention.sliding_window",
+    "window_theta": "rope.freq_base_swa",
+    "vocab": "vocab_size",
+}
+# More keys that are the size of a head.
+GGUF_HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
 
 
 @dataclass(frozen=True)
@@ -132,17 +152,22 @@ def read_config(model_dir: Path) -> ModelShape:
         raise ExportError(
             f"{place} has a value of a wrong kind ({error}): save it again with save_pretrained"
         ) from error
+    check_counts(shape, place)
+    return shape
+
+
+def check_counts(shape: ModelShape, place: Path) -> None:
+    """Raise ExportError where numbers are no counts, or do not fit each other."""
     counts = ["hidden", "layers", "ffn", "heads", "kv_heads", "head_dim", "context", "vocab"]
-    for name in counts + ["window"] * family.window:
+    for name in counts + ["window"] * shape.family.window:
         count = getattr(shape, name)
         if not isinstance(count, int) or count < 1:
             raise ExportError(f"{place}: {name} is {count!r}, not a count: download it again")
     if shape.heads % shape.kv_heads or shape.head_dim % 2:
         raise ExportError(
-            f"{model_dir}: {shape.heads} heads of {shape.head_dim}, {shape.kv_heads} kv heads: "
-            "fix config.json"
+            f"{place}: {shape.heads} heads of {shape.head_dim}, {shape.kv_heads} kv heads: "
+            "download it again"
         )
-    return shape
 
 
 def _read_shape(config: Json, family: Family, model_dir: Path) -> ModelShape:
@@ -193,14 +218,50 @@ def _read_shape(config: Json, family: Family, model_dir: Path) -> ModelShape:
         context=config["max_position_embeddings"],
         eps=float(config["rms_norm_eps"]),
         vocab=config["vocab_size"],
-        theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+        theta=float(rope.get("rope_theta") or config.get("rope_theta") or DEFAULT_THETA),
         rope={key: float(rope[key]) for key in ROPE_KEYS} if scaling == "llama3" else None,
         tied=bool(config.get("tie_word_embeddings")),
         packed=bool(packing),
         family=family,
         window=config["sliding_window"] if family.window else None,
-        window_theta=float(local.get("rope_theta") or 10000.0),
+        window_theta=float(local.get("rope_theta") or DEFAULT_THETA) if family.window else None,
     )
+
+
+def build_config(model: ModelShape) -> Json:
+    """What config.json says of a model, for transformers and `read_config`."""
+    rope: Json = {"rope_type": "default", "rope_theta": model.theta}
+    if model.rope:
+        context = int(model.rope["original_max_position_embeddings"])
+        rope |= model.rope | {"rope_type": "llama3", "original_max_position_embeddings": context}
+    window: Json = {"sliding_window": model.window}
+    if model.window is not None:
+        local = {"rope_type": "default", "rope_theta": model.window_theta}
+        rope = {"full_attention": rope, "sliding_attention": local}
+        window |= {
+            "sliding_window_pattern": WINDOW_PATTERN,
+            "query_pre_attn_scalar": model.head_dim,
+        }
+    return {
+        "architectures": [model.family.architecture],
+        "model_type": model.family.model_type,
+        "hidden_act": model.family.activation,
+        "hidden_activation": model.family.activation,
+        "hidden_size": model.hidden,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.layers,
+        "num_attention_heads": model.heads,
+        "num_key_value_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.eps,
+        "rope_parameters": rope,
+        **window,
+        "vocab_size": model.vocab,
+        "tie_word_embeddings": model.tied,
+        # Without a version, transformers warns of a wrong tokenizer.
+        "transformers_version": "5.0.0",
+    }
 
 
 def list_layer_types(layers: int) -> list[str]:

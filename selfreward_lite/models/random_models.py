@@ -25,6 +25,7 @@ from selfreward_lite.models.hf_folder import (
     ModelShape,
     Tensor,
     TensorShape,
+    build_config,
     list_linear,
     list_tensors,
 )
@@ -206,21 +207,11 @@ def write_folder(folder: Path, shape: str) -> Path:
         size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (part / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
-    config = json.loads((TINY_MODEL / "config.json").read_bytes()) | {
-        "architectures": [model.family.architecture],
-        "model_type": model.family.model_type,
+    tiny = json.loads((TINY_MODEL / "config.json").read_bytes())  # with the ids of its tokens
+    config = {
+        **tiny,
+        **build_config(model),
         "dtype": "bfloat16",
-        "hidden_size": model.hidden,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
-        "head_dim": model.head_dim,
-        "max_position_embeddings": model.context,
-        "rms_norm_eps": model.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.theta},
-        "vocab_size": model.vocab,
-        "tie_word_embeddings": model.tied,
         "quantization_config": {
             **NF4_CONFIG,
             "bnb_4bit_use_double_quant": True,
@@ -325,18 +316,22 @@ def write_family(folder: Path, name: str, tokenizer: Path) -> Path:
     return folder
 
 
-def write_adapter(model_dir: Path, folder: Path) -> Path:
-    """Write a random PEFT LoRA on all linear layers of a folder's model; returns `folder`."""
+def write_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
+    """Write a random PEFT LoRA for a folder's model; returns `folder`.
+
+    By default it is on all linear layers. It changes the model like a trained one: a new one's B is
+    zero.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(1)
+    torch.manual_seed(2)
+    defaults: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
     plain = AutoModelForCausalLM.from_pretrained(model_dir)
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(plain, lora)
+    model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", **defaults | settings))
     for parameter, value in model.named_parameters():
-        if "lora_B" in parameter:  # zero in a new one
+        if "lora_" in parameter:
             torch.nn.init.normal_(value, std=0.05)
     model.save_pretrained(str(folder))
     return folder

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import scripted_run
-from random_llama import make_adapter
 
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import Score, StreamedReply, Talk
@@ -18,6 +17,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method import judgments
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_export import adapter_to_gguf
+from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import write_manifest
 
@@ -36,7 +36,7 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
     scripted_run.run(runs / "mine", iterations="1")
     shutil.copyfile(base, runs / "mine" / "base" / "base.gguf")
     write_manifest(runs / "mine" / "base", {})
-    make_adapter(TINY_MODEL, runs / "random")
+    write_adapter(TINY_MODEL, runs / "random")
     for name in ("M0", "M1"):
         adapter_to_gguf(runs / "random", TINY_MODEL, runs / "mine" / name / "adapter.gguf")
         write_manifest(runs / "mine" / name, {})

@@ -106,23 +106,6 @@ def make_model(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def make_adapter(model_dir: Path, folder: Path, **settings: Any) -> Path:
-    """Write a LoRA folder with a random B, so that it changes the model like a trained one."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(2)
-    defaults = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model_dir), LoraConfig(**defaults | settings)
-    )
-    for name, value in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(value, std=0.05)
-    model.save_pretrained(folder)
-    return folder
-
-
 def edited(folder: Path, target: Path, name: str, edit: Callable[[dict[str, Any]], Any]) -> Path:
     """Copy a folder with one JSON file changed."""
     shutil.copytree(folder, target)

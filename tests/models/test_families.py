@@ -57,7 +57,7 @@ def their_shape(folder):
         "eps": config.rms_norm_eps,
         "theta": full["rope_theta"],
         "window": getattr(config, "sliding_window", None),
-        "window_theta": local.get("rope_theta", 10000.0),
+        "window_theta": local.get("rope_theta"),
     }
 
 
@@ -200,7 +200,7 @@ REFUSALS = [
     ("llama3", {"rope_parameters": ["default"]}, "config.json has a value of a wrong kind"),
     ("llama3", {"quantization_config": "nf4"}, "config.json has a value of a wrong kind"),
     ("llama3", {"rms_norm_eps": "small"}, "config.json has a value of a wrong kind .*small"),
-    ("llama3", {"num_attention_heads": 5}, "5 heads of .* 2 kv heads: fix config.json"),
+    ("llama3", {"num_attention_heads": 5}, "5 heads of .* 2 kv heads: download it again"),
     ("llama3", {"head_dim": 15}, "heads of 15"),
 ]
 
@@ -272,6 +272,11 @@ def test_check_files_names_what_is_missing(folder):
             "tokenizer_config.json",
             {"chat_template": CHATML.replace("m['content']", "m['content'] | replace('b', 'B')")},
             "changes the text of a message",
+        ),
+        (
+            "tokenizer_config.json",
+            {"chat_template": "{{ bos_token }}{{ bos_token }}" + CHATML},
+            "begins with two <|begin_of_text|>",
         ),
     ],
 )

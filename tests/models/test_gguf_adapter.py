@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
-from random_llama import LISTS, edited, make_adapter, value_of
+from random_llama import LISTS, edited, value_of
 from safetensors.torch import load_file, save_file
 
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.models.parity import check_parity, parity
+from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import ExportError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_adapter_has_the_logits_of_peft(
     kind: str, settings: Any, weights: str, folders: Any, bases: Any, tmp_path: Path
 ) -> None:
-    adapter_dir = make_adapter(folders[kind], tmp_path / "a", **settings)
+    adapter_dir = write_adapter(folders[kind], tmp_path / "a", **settings)
     out = adapter_to_gguf(adapter_dir, folders[kind], tmp_path / "a.gguf")
     measured = parity(folders[kind], adapter_dir, bases[kind, weights], out, LISTS, weights=weights)
     print(
@@ -46,7 +47,9 @@ def test_adapter_has_the_logits_of_peft(
 
 
 def test_rslora_without_its_scale_would_fail(folders: Any, bases: Any, tmp_path: Path) -> None:
-    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16, use_rslora=True)
+    adapter_dir = write_adapter(
+        folders["gqa"], tmp_path / "a", r=16, lora_alpha=16, use_rslora=True
+    )
     right = adapter_to_gguf(adapter_dir, folders["gqa"], tmp_path / "right.gguf")
     assert value_of(GGUFReader(right), "adapter.lora.alpha") == 16 * 4
     plain = edited(
@@ -70,7 +73,7 @@ def test_adapter_share_shows_through_the_rounding_of_the_base(
     folders: Any, bases: Any, tmp_path: Path
 ) -> None:
     """A scaled, incomplete or empty adapter has another share, on a quantized base too."""
-    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
+    adapter_dir = write_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
     rounded = base_to_gguf(folders["gqa"], tmp_path / "q8.gguf", weights="original", dtype="q8_0")
 
     def share(name: str, change: Callable[[str, Any], Any], base: Path) -> float:
@@ -109,7 +112,7 @@ def test_adapter_share_shows_through_the_rounding_of_the_base(
 
 
 def test_what_rounding_hides_is_not_judged(folders: Any, bases: Any, tmp_path: Path) -> None:
-    adapter_dir = make_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
+    adapter_dir = write_adapter(folders["gqa"], tmp_path / "a", r=16, lora_alpha=16)
     tensors = load_file(adapter_dir / "adapter_model.safetensors")
     faint = {key: value * 1e-4 if "lora_B" in key else value for key, value in tensors.items()}
     save_file(faint, adapter_dir / "adapter_model.safetensors")

@@ -263,6 +263,12 @@ REFUSALS: dict[str, Change] = {
     "rope.scaling.factor is 4.0, not 1.0": put("llama.rope.scaling.factor", 4.0, FLOAT32),
     "rope.dimension_count is 8, not 16": put("llama.rope.dimension_count", 8, UINT32),
     "attention.value_length is 8, not 16": put("llama.attention.value_length", 8, UINT32),
+    "attention.sliding_window is 4096, not 0": put("llama.attention.sliding_window", 4096, UINT32),
+    "layers is 0, not a count: download it again": put("llama.block_count", 0, UINT32),
+    "kv_heads is 'two', not a count": put("llama.attention.head_count_kv", "two", STRING),
+    "has a number of a wrong kind": lambda fields, _: fields.update(
+        {f"llama.attention.{name}": (0, UINT32, UINT32) for name in ("key_length", "head_count")}
+    ),
     "expert_count is 8, not 0; choose the plain model": put("llama.expert_count", 8, UINT32),
     "final_logit_softcapping is 30.0": put("llama.final_logit_softcapping", 30.0, FLOAT32),
     "rope_freqs.weight scales the rotation in another way": put_tensor("rope_freqs.weight", 8),

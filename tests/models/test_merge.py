@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from random_llama import KINDS, TEMPLATE, make_adapter, make_model
+from random_llama import KINDS, TEMPLATE, make_model
 
 from selfreward_lite import config
 from selfreward_lite.cli import export
@@ -21,7 +21,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import ChatTemplate
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.models.parity import Parity
-from selfreward_lite.models.random_models import write_gguf
+from selfreward_lite.models.random_models import write_adapter, write_gguf
 from selfreward_lite.system.errors import ExportError, UserError
 
 pytestmark = pytest.mark.slow  # models written and loaded again, a quarter of a minute
@@ -47,12 +47,12 @@ def write(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_merged_model_is_the_adapted_one(tmp_path, kind, more):
     make_model(tmp_path / "model", max_position_embeddings=1024, **KINDS[kind])
-    make_adapter(tmp_path / "model", tmp_path / "adapter", **more)
+    write_adapter(tmp_path / "model", tmp_path / "adapter", **more)
     assert write(tmp_path, tmp_path / "out.gguf", "f32")["difference"] < 1e-3
 
 
 def test_another_adapter_merged_is_far_away(made, tmp_path):
-    make_adapter(made / "model", tmp_path / "other", r=8)
+    write_adapter(made / "model", tmp_path / "other", r=8)
     base_to_gguf(
         made / "model",
         tmp_path / "out.gguf",

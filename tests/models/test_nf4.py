@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_llama import make_adapter, make_model
+from random_llama import make_model
 from safetensors.torch import load_file, save_file
 
 from selfreward_lite.models import nf4
@@ -15,6 +15,7 @@ from selfreward_lite.models.checks import check_folder
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.models.hf_folder import STATE, read_config
 from selfreward_lite.models.parity import check_parity, parity
+from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import ExportError
 
 torch.set_num_threads(1)
@@ -86,7 +87,7 @@ def test_packed_base_and_adapter_equal_llama_cpp(
 ) -> None:
     # Either word means the packed weights: there is no other original in the folder.
     packed = folders / "packed"
-    adapter = make_adapter(packed, tmp_path / "adapter")
+    adapter = write_adapter(packed, tmp_path / "adapter")
     base = base_to_gguf(packed, tmp_path / "base.gguf", weights=weights, dtype="f32")
     lora = adapter_to_gguf(adapter, packed, tmp_path / "adapter.gguf")
     found = parity(packed, adapter, base, lora, TOKENS, weights=weights)
@@ -97,7 +98,7 @@ def test_packed_base_and_adapter_equal_llama_cpp(
 
 def test_merge_into_a_packed_base_does_not_round_again(folders: Path, tmp_path: Path) -> None:
     packed = folders / "packed"
-    adapter = make_adapter(packed, tmp_path / "adapter")
+    adapter = write_adapter(packed, tmp_path / "adapter")
     merged = base_to_gguf(
         packed, tmp_path / "merged.gguf", weights="original", dtype="f32", adapter_dir=adapter
     )

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from random_llama import make_adapter
 
 from selfreward_lite.models import parity
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
+from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import ExportError
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def test_the_same_model_is_the_same(made):
 
 
 def test_another_adapter_is_refused_with_the_number(made, tmp_path):
-    make_adapter(made / "model", tmp_path / "other", r=8)
+    write_adapter(made / "model", tmp_path / "other", r=8)
     with pytest.raises(
         ExportError,
         match=r"differs from transformers by \d.* in a logit, more than 0\.001, over \d+ tokens",
