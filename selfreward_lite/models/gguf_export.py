@@ -222,9 +222,10 @@ def write_base(
         numbers = {key: getattr(model, name) for name, key in GGUF_NUMBERS.items()}
         numbers |= dict.fromkeys(GGUF_HEAD_SIZES, model.head_dim)
         for key, value in numbers.items():
-            add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
             if value is not None:
+                add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
                 add(f"{model.family.gguf}.{key}", value)
+        writer.add_vocab_size(model.vocab)
         if origin:
             writer.add_string("selfreward.weights", origin)
         kind = vocabulary.kind

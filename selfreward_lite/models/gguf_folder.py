@@ -294,18 +294,21 @@ def _read_shape(path: Path, read: Read, stored: Stored) -> ModelShape:
         "theta": DEFAULT_THETA,
         "window": None,
         "window_theta": DEFAULT_THETA,
-        "vocab": None,
     }
     values = {
         name: number(key, optional[name]) if name in optional else number(key)
         for name, key in GGUF_NUMBERS.items()
     }
-    values["vocab"] = len(read("tokenizer.ggml.tokens"))
     if not family.window:
         values |= {"window": None, "window_theta": None}
     try:
         values["head_dim"] = values["head_dim"] or values["hidden"] // values["heads"]
-        shape = ModelShape(**values, tied="output.weight" not in stored, family=family)
+        shape = ModelShape(
+            **values,
+            vocab=len(read("tokenizer.ggml.tokens")),
+            tied="output.weight" not in stored,
+            family=family,
+        )
         check_counts(shape, path)
     except (ArithmeticError, TypeError) as error:
         raise ConfigError(

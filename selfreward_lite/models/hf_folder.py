@@ -79,7 +79,6 @@ GGUF_NUMBERS = {
     "eps": "attention.layer_norm_rms_epsilon",
     "window": "attention.sliding_window",
     "window_theta": "rope.freq_base_swa",
-    "vocab": "vocab_size",
 }
 # More keys that are the size of a head.
 GGUF_HEAD_SIZES = ("attention.value_length", "rope.dimension_count")
