@@ -254,15 +254,16 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
 
 
 @contextmanager
-def lock(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock next to a path; UserError if another process holds it."""
+def lock(path: Path, refusal: str, patience: float | None = None) -> Iterator[None]:
+    """Hold the lock next to a path; UserError if another holds it for `patience` seconds."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        file, timeout = path.with_name(f"{path.name}.lock"), patience or PATIENCE
         try:  # only taking the lock may time out, not the block
-            stack.enter_context(WeakFileLock(path.with_name(f"{path.name}.lock"), timeout=PATIENCE))
+            stack.enter_context(WeakFileLock(file, timeout=timeout))
         except Timeout:
             raise UserError(
                 f"{refusal}; wait until it is done, and run the same command again"

@@ -78,6 +78,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 # Since Mistral v0.3 a token of its own. Such models put no space before a text, although GGUFs that
 # llama.cpp's converter makes say nothing of it.
 INSTRUCTION = "[INST]"
+WAIT = 600.0  # seconds to wait for another that unpacks the same file, as pages of the app do
 SHARD = 2e9  # bytes of a file of weights, which are in memory at once
 TOKEN_KINDS = ("UNDEFINED", "NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "UNUSED", "BYTE")
 
@@ -97,7 +98,7 @@ def find_base(base: str) -> Path:
     folder = hub.home() / "unpacked" / f"{path.stem}-{digest}"
     if (folder / "config.json").exists():
         return folder
-    with hub.lock(folder, f"another command is unpacking {path}"):
+    with hub.lock(folder, f"another command is unpacking {path}", WAIT):
         return folder if folder.exists() else unpack_gguf(path, folder)
 
 

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,27 @@ def test_a_gguf_without_the_ending_is_one_too(small: Path, cache: Path, tmp_path
     assert read_config(find_base(str(tmp_path / "sha256-0123"))).family.name == "Qwen3"
 
 
+def test_all_who_ask_at_once_get_the_same_folder(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unpacks; the others wait for longer than for other locks."""
+    unpacked: list[Path] = []
+    unpack = gguf_folder.unpack_gguf
+
+    def unpack_slowly(path: Path, folder: Path) -> Path:
+        unpacked.append(path)
+        time.sleep(1)
+        return unpack(path, folder)
+
+    monkeypatch.setattr(hub, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(hub, "PATIENCE", 0.1)
+    monkeypatch.setattr(gguf_folder, "unpack_gguf", unpack_slowly)
+    with ThreadPoolExecutor(3) as pool:
+        (found,) = set(pool.map(find_base, [str(small / "llama.gguf")] * 3))
+    assert len(unpacked) == 1
+    check_folder(found)
+
+
 def test_a_killed_unpacking_leaves_nothing_whole(small: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib\n"
@@ -211,7 +234,7 @@ def test_a_killed_unpacking_leaves_nothing_whole(small: Path, tmp_path: Path) ->
         assert child.stdout.readline() == "written\n"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(hub, "home", lambda: home)
-            patch.setattr(hub, "PATIENCE", 0.1)
+            patch.setattr(gguf_folder, "WAIT", 0.1)
             with pytest.raises(UserError, match="another command is unpacking"):
                 find_base(file)
         os.kill(child.pid, signal.SIGKILL)
