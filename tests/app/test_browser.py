@@ -69,6 +69,21 @@ def test_a_reply_has_its_self_score_and_judgments_to_unfold(newcomer):
     page.locator("#talk").get_by_text(re.compile(r"scores itself \d|no score")).last.wait_for()
 
 
+def test_a_message_can_be_written_after_an_error(newcomer):
+    page, chosen = newcomer.page, newcomer.page.get_by_label("Model", exact=True)
+    chosen.fill("M9")
+    chosen.press("Enter")
+    box = page.get_by_placeholder("Write a message")
+    box.fill("Sort the letters c a b.")
+    box.press("Enter")
+    page.get_by_text("has no model 'M9'").wait_for()
+    page.get_by_role("button", name="Send", exact=True).wait_for()
+    assert box.is_enabled()
+    chosen.fill("base")
+    chosen.press("Enter")
+    browser_tools.send(page, "Sort the letters c a b.")
+
+
 def test_a_tiny_run_starts_at_a_click_and_its_models_appear(newcomer):
     page = newcomer.page
     page.get_by_role("button", name="Start a tiny run").click()

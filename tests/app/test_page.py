@@ -303,6 +303,14 @@ def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch
     assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me")
 
 
+def test_a_message_before_the_models_are_known_is_refused(chat_tab, monkeypatch):
+    talk, request = FakeTalk(monkeypatch), SimpleNamespace(session_hash="me")
+    values = values_of(chat_tab, text="Hello.") | {chat_tab.model: None}
+    with pytest.raises(gr.Error, match="still being looked up; send it again"):
+        list(chat_tab.send(values, request))
+    assert talk.asked == []
+
+
 def test_error_is_one_line_on_the_page(chat_tab, monkeypatch):
     FakeTalk(monkeypatch, fails=True)
     steps = stream_answer(chat_tab, [Turn("Hello.", "M1")], run="gone")

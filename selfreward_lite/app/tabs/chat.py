@@ -36,7 +36,7 @@ from selfreward_lite.app.widgets import (
     errors_as_toasts,
     list_models,
 )
-from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.errors import SelfRewardError, UserError
 
 SELF = "the same model"
 HOW_JUDGED = (
@@ -103,6 +103,7 @@ class ChatTab:
         ]
         for event in ended:
             event.then(self.show_idle, self.turns, outputs, **QUIET)
+            event.failure(self.show_idle, self.turns, outputs, **QUIET)  # `then` does not run
         known = [header.run, self.model, self.judge, self.choices]
         offers = [self.model, self.judge, self.choices, prompt.examples, self.problem]
         gr.on(header.changes, self.offer_models, known, offers, **NEWS)
@@ -120,6 +121,8 @@ class ChatTab:
         last = Turn(last.said, speaker, judge=judge)
         asked = messages([*earlier, last], values[self.system])
         with errors_as_toasts():
+            if not speaker:
+                raise UserError("the models of this run are still being looked up; send it again")
             draw, seed = self.draw.read(values)
             try:
                 talk = Talk(self.library, values[self.header.run], request.session_hash or "")
