@@ -100,7 +100,7 @@ def build(library: RunLibrary) -> gr.Blocks:
             """Update what has changed; the page takes a value sent again for a change."""
             runs = library.runs()
             choices = [*runs, TINY]
-            now = chosen if chosen in choices else choices[0]
+            now = chosen if chosen in choices else library.newest()
             status = escape_markdown(library.engine_status())
             shown = [*runs, now, library.on_cpu, status, describe_news(library, now)]
             if shown == before:

@@ -1,6 +1,8 @@
 """The app in a real browser: from an empty folder to a better model; what no text may do to it."""
 
 import re
+import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -208,7 +210,10 @@ def once(said):
 
 @pytest.fixture
 def hostile(chromium, tmp_path, monkeypatch):
-    """A page in which a model, its judge, a run and its log say hostile things."""
+    """A page in which a model, its judge, a run and its log say hostile things.
+
+    `refreshes`: while it is not set, the page learns nothing of runs and models.
+    """
     from selfreward_lite.app import page as app_page
     from selfreward_lite.app.library import RunLibrary
     from selfreward_lite.app.talk import PairVerdict, Score, StreamedReply, Talk
@@ -225,11 +230,18 @@ def hostile(chromium, tmp_path, monkeypatch):
     monkeypatch.setattr(Talk, "stream_score", lambda *_: once(Score(1, (judgment,))))
     monkeypatch.setattr(Talk, "stream_verdict", lambda *_: once(verdict))
     monkeypatch.chdir(tmp_path)
+    refreshes, describe = threading.Event(), app_page.describe_news
+    refreshes.set()
+    monkeypatch.setattr(
+        app_page, "describe_news", lambda *given: refreshes.wait(100) and describe(*given)
+    )
     blocks = app_page.build(library)
     blocks.queue(max_size=app_page.QUEUE)
     app_page._launch(blocks, None, False, None)
-    page = browser_tools.visit(chromium, blocks.local_url)
-    yield page
+    yield SimpleNamespace(
+        visit=partial(browser_tools.visit, chromium, blocks.local_url), refreshes=refreshes
+    )
+    refreshes.set()
     blocks.close()
 
 
@@ -247,7 +259,7 @@ HARM = """() => {
 
 
 def test_no_text_becomes_part_of_the_page(hostile):
-    page, asked, dialogs = hostile, [], []
+    page, asked, dialogs = hostile.visit(), [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     browser_tools.send(page, f"Hello {HOSTILE}")
@@ -273,3 +285,16 @@ def test_no_text_becomes_part_of_the_page(hostile):
     assert {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")} == {
         "127.0.0.1"
     }
+
+
+def test_a_page_that_still_loads_can_be_used(hostile):
+    hostile.refreshes.clear()
+    page = hostile.visit()
+    browser_tools.send(page, "Hello.")
+    browser_tools.open_tab(page, "Compare")
+    browser_tools.compare(page, "Hello.", "Left is better")
+    assert page.get_by_label("Model A").input_value() == "", "it still loads"
+    hostile.refreshes.set()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('input')].some(one => one.value == 'M0')"
+    )

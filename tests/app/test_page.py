@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from selfreward_lite.app import conversation, page
 from selfreward_lite.app.conversation import Turn, headline, render
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat
 from selfreward_lite.app.talk import Score, StreamedReply
 from selfreward_lite.data.records import Judgment
@@ -303,12 +304,21 @@ def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch
     assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me")
 
 
-def test_a_message_before_the_models_are_known_is_refused(chat_tab, monkeypatch):
+def test_a_message_before_the_page_has_its_choices_goes_to_the_newest_model(
+    chat_tab, tmp_path, monkeypatch
+):
     talk, request = FakeTalk(monkeypatch), SimpleNamespace(session_hash="me")
-    values = values_of(chat_tab, text="Hello.") | {chat_tab.model: None}
-    with pytest.raises(gr.Error, match="still being looked up; send it again"):
-        list(chat_tab.send(values, request))
-    assert talk.asked == []
+    chat_tab.library = library = RunLibrary(tmp_path)
+    models = SimpleNamespace(adapters={"base": None, "M0": "M0.gguf", "M1": "M1.gguf"})
+    monkeypatch.setattr(library, "models", lambda run: models)
+    values = values_of(chat_tab, text="Hello.") | {chat_tab.model: None, chat_tab.header.run: None}
+    (*_, last) = chat_tab.send(values, request)
+    assert (talk.asked[0][:2], talk.asked[1][0]) == ((TINY, "M1"), "M1")
+    assert last[chat_tab.turns][0].speaker == "M1"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.sqlite").write_bytes(b"not empty")
+    list(chat_tab.send(values, request))
+    assert talk.asked[2][:2] == ("mine", "M1")
 
 
 def test_error_is_one_line_on_the_page(chat_tab, monkeypatch):

@@ -254,6 +254,17 @@ def test_by_default_m0_is_compared_with_the_newest(compare_tab):
     )
 
 
+def test_what_the_page_does_not_show_yet_is_the_default(compare_tab):
+    parts = (compare_tab.header.run, compare_tab.model_a, compare_tab.model_b, compare_tab.judge)
+
+    def choose(*given):
+        return compare_tab.choose_models(dict(zip(parts, given, strict=True)))
+
+    assert choose(None, None, None, None) == ("mine", "M2", ["M0", "M2"])
+    assert choose("mine", "base", None, "M1") == ("mine", "M1", ["base", "M2"])
+    assert choose("mine", "base", "M0", "M0") == ("mine", "M0", ["base", "M0"])
+
+
 def test_a_chat_with_the_newest_model_moves_to_a_newer_one(chat_tab):
     def value(*given):
         return chat_tab.offer_models("mine", *given)[chat_tab.model]["value"]

@@ -36,7 +36,7 @@ from selfreward_lite.app.widgets import (
     errors_as_toasts,
     list_models,
 )
-from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.errors import SelfRewardError
 
 SELF = "the same model"
 HOW_JUDGED = (
@@ -116,16 +116,14 @@ class ChatTab:
         box = {self.prompt.text: gr.update(value="", interactive=False)}
         yield self.show(turns) | self.prompt.show_busy(True) | box
         *earlier, last = turns
-        speaker, judge = values[self.model], values[self.judge]
-        judge = speaker if judge == SELF else judge
-        last = Turn(last.said, speaker, judge=judge)
-        asked = messages([*earlier, last], values[self.system])
         with errors_as_toasts():
-            if not speaker:
-                raise UserError("the models of this run are still being looked up; send it again")
+            run, speaker = self.choose_model(values)
+            judge = speaker if values[self.judge] == SELF else values[self.judge]
+            last = Turn(last.said, speaker, judge=judge)
+            asked = messages([*earlier, last], values[self.system])
             draw, seed = self.draw.read(values)
             try:
-                talk = Talk(self.library, values[self.header.run], request.session_hash or "")
+                talk = Talk(self.library, run, request.session_hash or "")
                 with closing(talk.stream_reply(speaker, asked, draw, seed)) as replies:
                     for reply in replies:
                         last = replace(last, reply=reply)
@@ -140,10 +138,21 @@ class ChatTab:
                 yield self.show(mark_stopped([*earlier, last]))
                 raise
 
+    def choose_model(self, values: Values) -> tuple[str, str]:
+        """Return the run and the model that were chosen.
+
+        What the page does not show yet is what it is about to show: the newest. Raises UserError
+        without a model.
+        """
+        run = values[self.header.run] or self.library.newest()
+        if values[self.model]:
+            return run, values[self.model]
+        return run, list(self.library.models(run).adapters)[-1]
+
     def send(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         text = values[self.prompt.text].strip()
         if text:
-            turns = [*values[self.turns], Turn(text, values[self.model])]
+            turns = [*values[self.turns], Turn(text, values[self.model] or "")]
             yield from self.answer(turns, values, request)
 
     def retry(self, event: gr.RetryData, values: Values, request: gr.Request) -> Iterator[Updates]:

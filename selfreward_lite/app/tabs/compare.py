@@ -270,24 +270,34 @@ class CompareTab:
         text = values[self.prompt.text].strip()
         if not text:
             return
-        blind, models = values[self.blind], [values[self.model_a], values[self.model_b]]
-        if blind:
-            random.shuffle(models)
         with errors_as_toasts():
+            run, judge, models = self.choose_models(values)
+            if blind := values[self.blind]:
+                random.shuffle(models)
             draw, seed = self.draw.read(values)
             pair = SideBySide(
                 uuid.uuid4().hex,
                 datetime.now(UTC).isoformat(timespec="seconds"),
-                values[self.header.run],
+                run,
                 text,
                 seed,
                 draw,
                 (models[0], models[1]),
-                values[self.judge],
+                judge,
                 blind,
                 request.session_hash or "",
             )
             yield from self.answer(pair)
+
+    def choose_models(self, values: Values) -> tuple[str, str, list[str]]:
+        """Return the run, the judge and both models that were chosen.
+
+        What the page does not show yet is what it is about to show. Raises UserError without any.
+        """
+        run = values[self.header.run] or self.library.newest()
+        known = Choices(run, tuple(self.library.models(run).adapters))
+        model_a = values[self.model_a] or _default_rival(known)
+        return run, values[self.judge] or known.last, [model_a, values[self.model_b] or known.last]
 
     def answer(self, pair: SideBySide) -> Iterator[Updates]:
         """Have both models answer, the left one first; yields the comparison as it grows."""
@@ -302,7 +312,7 @@ class CompareTab:
                     yield self.show(pair)
 
     def vote(
-        self, choice: votes.Side | None, pair: SideBySide | None, judge: str
+        self, choice: votes.Side | None, pair: SideBySide | None, judge: str | None
     ) -> Iterator[Updates]:
         """Store a vote (None: skipped), then have the judge compare, and store its verdict too."""
         if pair is None:
@@ -310,14 +320,14 @@ class CompareTab:
         with errors_as_toasts():
             if pair.voted or not pair.is_answered:
                 raise UserError("there is nothing to vote on: ask both models first")
-            pair = replace(pair, voted=True, choice=choice, judge=judge)
+            pair = replace(pair, voted=True, choice=choice, judge=judge or pair.judge)
             folder = self.library.folder(pair.run)
             if choice is not None:
                 votes.add_vote(folder, pair.to_vote(choice))
             yield self.show(pair)
             try:
                 talk = Talk(self.library, pair.run, pair.caller)
-                with closing(talk.stream_verdict(judge, pair.prompt, pair.texts)) as verdicts:
+                with closing(talk.stream_verdict(pair.judge, pair.prompt, pair.texts)) as verdicts:
                     for verdict in verdicts:
                         pair = replace(pair, verdict=verdict)
                         if choice is not None and verdict.is_final:
