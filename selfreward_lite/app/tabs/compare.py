@@ -295,9 +295,9 @@ class CompareTab:
         What the page does not show yet is what it is about to show. Raises UserError without any.
         """
         run = values[self.header.run] or self.library.newest()
-        known = Choices(run, tuple(self.library.models(run).adapters))
-        model_a = values[self.model_a] or _default_rival(known)
-        return run, values[self.judge] or known.last, [model_a, values[self.model_b] or known.last]
+        names = tuple(self.library.models(run).adapters)
+        model_a = values[self.model_a] or _default_rival(Choices(run, names)) or names[0]
+        return run, values[self.judge] or names[-1], [model_a, values[self.model_b] or names[-1]]
 
     def answer(self, pair: SideBySide) -> Iterator[Updates]:
         """Have both models answer, the left one first; yields the comparison as it grows."""
