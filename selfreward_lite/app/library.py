@@ -58,9 +58,9 @@ class RunLibrary:
                         found[name] = max(found.get(name, 0.0), stat.st_mtime)
         return sorted(found, key=lambda name: -found[name])
 
-    def newest(self) -> str:
-        """Return the run that was written last, or the tiny model's name if there is no run."""
-        return next(iter(self.runs()), TINY)
+    def choices(self) -> list[str]:
+        """Return what can be chosen as a run, the default first: all runs, then the tiny model."""
+        return [*self.runs(), TINY]
 
     def folder(self, run: str) -> Path:
         """Return a run's folder, if any. Raises UserError for a name outside `runs_dir`."""

@@ -98,11 +98,10 @@ def build(library: RunLibrary) -> gr.Blocks:
 
         def refresh(chosen: str | None, before: list[object]) -> Updates:
             """Update what has changed; the page takes a value sent again for a change."""
-            runs = library.runs()
-            choices = [*runs, TINY]
-            now = chosen if chosen in choices else library.newest()
+            choices = library.choices()
+            now = chosen if chosen in choices else choices[0]
             status = escape_markdown(library.engine_status())
-            shown = [*runs, now, library.on_cpu, status, describe_news(library, now)]
+            shown = [*choices, now, library.on_cpu, status, describe_news(library, now)]
             if shown == before:
                 return gr.skip()
             # Sending the run that is chosen already would undo a choice made in the meantime.
@@ -110,7 +109,7 @@ def build(library: RunLibrary) -> gr.Blocks:
             return {
                 run: gr.update(choices=choices) | value,
                 known: shown,
-                welcome: gr.update(visible=not runs),
+                welcome: gr.update(visible=choices == [TINY]),
                 on_cpu: library.on_cpu,
                 engine: status,
                 header.news: shown[-1],

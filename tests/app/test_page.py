@@ -304,9 +304,7 @@ def test_send_asks_the_chosen_model_and_ignores_empty_text(chat_tab, monkeypatch
     assert talk.asked[0] == ("mine", "M1", [{"role": "user", "content": "Hello."}], 5, "me")
 
 
-def test_a_message_before_the_page_has_its_choices_goes_to_the_newest_model(
-    chat_tab, tmp_path, monkeypatch
-):
+def test_a_message_while_the_page_loads_goes_to_the_newest(chat_tab, tmp_path, monkeypatch):
     talk, request = FakeTalk(monkeypatch), SimpleNamespace(session_hash="me")
     chat_tab.library = library = RunLibrary(tmp_path)
     models = SimpleNamespace(adapters={"base": None, "M0": "M0.gguf", "M1": "M1.gguf"})

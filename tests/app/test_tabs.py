@@ -263,6 +263,10 @@ def test_what_the_page_does_not_show_yet_is_the_default(compare_tab):
     assert choose(None, None, None, None) == ("mine", "M2", ["M0", "M2"])
     assert choose("mine", "base", None, "M1") == ("mine", "M1", ["base", "M2"])
     assert choose("mine", "base", "M0", "M0") == ("mine", "M0", ["base", "M0"])
+    alone = SimpleNamespace(adapters={"base": None})
+    compare_tab.library = SimpleNamespace(choices=lambda: ["new"], models=lambda run: alone)
+    with pytest.raises(UserError, match="only one model"):
+        choose(None, None, None, None)
 
 
 def test_a_chat_with_the_newest_model_moves_to_a_newer_one(chat_tab):

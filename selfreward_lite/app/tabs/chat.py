@@ -144,7 +144,7 @@ class ChatTab:
         What the page does not show yet is what it is about to show: the newest. Raises UserError
         without a model.
         """
-        run = values[self.header.run] or self.library.newest()
+        run = values[self.header.run] or self.library.choices()[0]
         if values[self.model]:
             return run, values[self.model]
         return run, list(self.library.models(run).adapters)[-1]

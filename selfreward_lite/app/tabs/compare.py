@@ -53,7 +53,7 @@ HOW_COMPARED = (
     "both orders; a verdict that changes with the order counts as a tie."
 )
 ONE_MODEL = (
-    "This run has only one model, and a comparison needs two. **Start a run on the Run tab**: M0 "
+    "This run has only one model, and a comparison needs two. Start a run on the Run tab: M0 "
     "appears after the seed stage."
 )
 READY = "Write a prompt, then vote on the two answers. Votes are stored in the run's folder."
@@ -292,12 +292,15 @@ class CompareTab:
     def choose_models(self, values: Values) -> tuple[str, str, list[str]]:
         """Return the run, the judge and both models that were chosen.
 
-        What the page does not show yet is what it is about to show. Raises UserError without any.
+        What the page does not show yet is what it is about to show. Raises UserError where there
+        are not two.
         """
-        run = values[self.header.run] or self.library.newest()
-        names = tuple(self.library.models(run).adapters)
-        model_a = values[self.model_a] or _default_rival(Choices(run, names)) or names[0]
-        return run, values[self.judge] or names[-1], [model_a, values[self.model_b] or names[-1]]
+        run = values[self.header.run] or self.library.choices()[0]
+        *others, newest = names = tuple(self.library.models(run).adapters)
+        if not others:
+            raise UserError(ONE_MODEL)
+        model_a = values[self.model_a] or _default_rival(Choices(run, names)) or newest
+        return run, values[self.judge] or newest, [model_a, values[self.model_b] or newest]
 
     def answer(self, pair: SideBySide) -> Iterator[Updates]:
         """Have both models answer, the left one first; yields the comparison as it grows."""

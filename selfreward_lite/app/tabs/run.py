@@ -266,7 +266,7 @@ class RunTab:
         with errors_as_toasts():
             request = parse_form(*form)
             jobs.start_run(self.library.runs_dir, request, self.library.started_in)
-        run = gr.update(choices=[*self.library.runs(), TINY], value=request.name)
+        run = gr.update(choices=self.library.choices(), value=request.name)
         return {self.header.run: run} | self.refresh(request.name)
 
     def act(self, name: str, run: str) -> Updates:
