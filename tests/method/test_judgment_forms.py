@@ -1,0 +1,62 @@
+"""The labelled collections of ways to write a score and a verdict are well formed.
+
+`judgment_forms.jsonl`: what a judge wrote that was asked for a last line `Score: <total>` from 0 to
+5, and the grade that a careful person reads, or null. `verdict_forms.jsonl`: the same for a last
+line `Winner: Judgement A` or `Winner: Judgement B`. The labels were set by reading the texts, not
+by running a parser.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+KINDS = {
+    "final stop",
+    "heading or list",
+    "quotes",
+    "out of five",
+    "named otherwise",
+    "next line",
+    "other script",
+    "thinking",
+    "score first",
+    "never: range or percent",
+    "never: other scale",
+    "never: two finals",
+}
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    with (FIXTURES / name).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def test_the_judgments_are_enough_of_every_kind():
+    rows = read_rows("judgment_forms.jsonl")
+    counts = Counter(row["kind"] for row in rows)
+    assert set(counts) == KINDS
+    assert min(counts.values()) >= 10
+    assert len(rows) >= 150
+    assert sum(row["score"] is not None for row in rows) * 2 >= len(rows)
+
+
+def test_every_judgment_has_a_text_of_its_own_and_a_grade_on_the_scale_or_none():
+    rows = read_rows("judgment_forms.jsonl")
+    assert len({row["text"] for row in rows}) == len(rows)
+    for row in rows:
+        assert {"kind", "text", "score"} <= set(row) <= {"kind", "text", "score", "response"}
+        assert isinstance(row["text"], str) and isinstance(row.get("response", ""), str)
+        assert row["score"] is None or 0 <= row["score"] <= 5
+
+
+def test_every_verdict_has_a_text_of_its_own_and_a_winner_or_none():
+    rows = read_rows("verdict_forms.jsonl")
+    assert len(rows) >= 40
+    assert len({row["text"] for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) == {"kind", "text", "winner"}
+        assert isinstance(row["kind"], str) and isinstance(row["text"], str)
+        assert row["winner"] in ("A", "B", None)
+    assert sum(row["winner"] is not None for row in rows) * 2 >= len(rows)
