@@ -205,8 +205,9 @@ class Talk:
         if model not in adapters:
             raise UserError(f"{run} has no model {model!r}; it has {', '.join(adapters)}")
         chat = _load_format(self.models.hf_folder)
-        templates = settings.model.templates
-        return Role(model, adapters[model], chat, draw, templates, "talk", settings.seed, 0)
+        templates, forces = settings.model.templates, settings.judge.close == "force"
+        adapter = adapters[model]
+        return Role(model, adapter, chat, draw, templates, "talk", settings.seed, 0, forces)
 
     def _is_due(self, shown_at: float) -> bool:
         """Whether to update the page; each update costs milliseconds per user."""

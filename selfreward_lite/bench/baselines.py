@@ -18,9 +18,10 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling
+from selfreward_lite.engine.device import Rows
 from selfreward_lite.engine.llama import BatchArrays, LlamaDevice
 from selfreward_lite.engine.loading import has_amx, load_model, refuse_cpu_build
-from selfreward_lite.engine.scheduler import Rows, Scheduler
+from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import ConfigError
 
 NAIVE_REQUESTS = 8  # enough for the slowest of the three
@@ -66,12 +67,12 @@ class Plan:
 class Step:
     """One `llama_decode`, and the calls on the KV cache and adapters before it.
 
-    `columns` holds tokens, positions and sequences [3, rows]; the first `wanted` rows have logits.
+    `columns` holds tokens, positions and sequences [3, rows]; the rows `wanted` have logits.
     """
 
     calls: tuple[Call, ...]
     columns: np.ndarray
-    wanted: int
+    wanted: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,14 @@ class Recorder:
         self.steps: list[Step] = []
         self._calls: list[Call] = []
 
-    def decode(self, rows: Rows, wanted: int) -> int:
+    def decode(self, rows: Rows, wanted: Sequence[int]) -> int:
         self.steps.append(Step(tuple(self._calls), np.array(rows, np.int32), wanted))
         self._calls.clear()
         return 0
 
     def make_sampler(self, sampling: Sampling, seed: int) -> None: ...
 
-    def sample(self, samplers: list[Any]) -> list[int]:
+    def sample(self, samplers: list[Any], rows: Sequence[int]) -> list[int]:
         return [0] * len(samplers)
 
     def free_sampler(self, sampler: Any) -> None: ...
@@ -170,7 +171,7 @@ def replay(spec: LlamaSpec, steps: Sequence[Step]) -> float:
             device.use_adapter(adapter)  # loaded before the clock starts
         device.use_adapter(None)
         warm = BatchArrays(1)
-        device.run(warm.fill(Rows([0], [0], [0]), 1))
+        device.run(warm.fill(Rows([0], [0], [0]), [0]))
         device.drop(0)
         started = perf_counter()
         for before, _, batch in batches:
@@ -239,7 +240,7 @@ def switching(plan: Plan) -> tuple[float, float]:
         def step() -> float:
             started = perf_counter()
             device.clear()
-            device.decode(Rows([0], [0], [0]), 1)
+            device.decode(Rows([0], [0], [0]), [0])
             return perf_counter() - started
 
         step()
@@ -264,13 +265,14 @@ def drawing(plan: Plan) -> dict[str, float]:
     What is not possible is missing.
     """
     count, taken = plan.spec.parallel, dict[str, list[float]]()
+    order = list(range(count))
     sampling = plan.load.requests[0].sampling
     with closing(LlamaDevice(plan.spec)) as device:
         samplers = [device.make_sampler(sampling, seed) for seed in range(count)]
 
         def step(name: str, position: int, sample: Callable[[], object]) -> None:
             started = perf_counter()
-            if device.decode(Rows([0] * count, [position] * count, list(range(count))), count):
+            if device.decode(Rows([0] * count, [position] * count, order), order):
                 raise RuntimeError(
                     f"a step of {count} tokens cannot be computed ({device.take_errors()})"
                 )
@@ -288,7 +290,9 @@ def drawing(plan: Plan) -> dict[str, float]:
             for number in range(SAMPLED):  # in turn
                 for place, (name, helpers) in enumerate(threads.items()):
                     device.helpers = helpers
-                    step(name, number * len(threads) + place, lambda: device.sample(samplers))
+                    step(
+                        name, number * len(threads) + place, lambda: device.sample(samplers, order)
+                    )
             set_all = [
                 cpp.llama_set_sampler(device.context, row, sampler)
                 for row, sampler in enumerate(samplers)

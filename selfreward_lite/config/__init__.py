@@ -7,6 +7,7 @@ Start: `settings.py`; presets are in `presets/`.
 from selfreward_lite.config.settings import (
     PRESETS_DIR,
     Settings,
+    complete,
     load,
     override,
     parse,
@@ -14,4 +15,13 @@ from selfreward_lite.config.settings import (
     presets,
 )
 
-__all__ = ["PRESETS_DIR", "Settings", "load", "override", "parse", "parse_overrides", "presets"]
+__all__ = [
+    "PRESETS_DIR",
+    "Settings",
+    "complete",
+    "load",
+    "override",
+    "parse",
+    "parse_overrides",
+    "presets",
+]

@@ -199,10 +199,16 @@ class Judge(Section):
     """what ranks responses: the mean of the scores, as in the papers, or the mean of the expected
     scores, which has fewer ties
     """
+    close: Literal["force", "drop"] = "force"
+    """what becomes of a judgment or verdict that cannot be read. force: the engine ends it with
+    "Score:", and the model's probabilities give the score. drop: it does not count (SR, MR)
+    """
     min_read_share: Share = 0.5
-    """share of the N judgments that must be readable"""
+    """share of the N judgments that must be readable; of a judge that EFT taught to write its
+    score, without a forced one
+    """
     min_read: Count = 2
-    """readable judgments needed (never more than N)"""
+    """readable judgments needed (never more than N), counted in the same way"""
 
 
 class MetaJudge(Section):
@@ -440,6 +446,11 @@ def parse_overrides(
             )
         overrides[key.strip()] = value.strip()
     return overrides | {key: str(value) for key, value in others.items() if value is not None}
+
+
+def complete(stored: dict[str, Any]) -> dict[str, Any]:
+    """The stored settings of a run; a setting that it lacks is what that version did."""
+    return {**stored, "judge": {"close": "drop", **stored["judge"]}}
 
 
 def parse(tree: dict[str, Any]) -> Settings:

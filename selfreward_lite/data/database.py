@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def open_for_writing(folder: Path) -> Database:
                 f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
             )
     _check_version(database)
+    _add_what_is_missing(database)
     return database
 
 
@@ -126,21 +127,48 @@ def _connect(name: str, folder: Path) -> Database:
     return database
 
 
+def list_columns(database: Database, kind: type) -> set[str]:
+    """Return the columns of a kind's table; none where an older run has no such table."""
+    return {row[1] for row in database.execute(f"PRAGMA table_info({table_name(kind)})")}
+
+
 def _define_record_tables() -> Iterable[str]:
+    for kind in KINDS:
+        table = table_name(kind)
+        columns = ", ".join(_define_column(one) for one in fields(kind))
+        yield (
+            f"CREATE TABLE IF NOT EXISTS {table} ({columns}, content_hash TEXT NOT NULL, "
+            "PRIMARY KEY (id));\n"
+        )
+        parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
+        yield f"CREATE INDEX IF NOT EXISTS {table}_by ON {table} (iteration, {parent});\n"
+
+
+def _define_column(column: Field[Any]) -> str:
     affinity: dict[Any, str] = {
         int: "INTEGER",
         float: "REAL",
         int | None: "INTEGER",
         float | None: "REAL",
     }
+    text = f'"{column.name}" {affinity.get(column.type, "TEXT")}'
+    if not column.metadata.get("added") or column.default is None:
+        return text
+    default = column.default
+    return f"{text} DEFAULT " + (f"'{default}'" if isinstance(default, str) else str(default))
+
+
+def _add_what_is_missing(database: Database) -> None:
+    """Give an older run the tables and columns that were added since."""
+    for statement in _define_record_tables():
+        database.execute(statement)
     for kind in KINDS:
-        table = table_name(kind)
-        columns = ", ".join(
-            f'"{field.name}" {affinity.get(field.type, "TEXT")}' for field in fields(kind)
-        )
-        yield f"CREATE TABLE {table} ({columns}, content_hash TEXT NOT NULL, PRIMARY KEY (id));\n"
-        parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
-        yield f"CREATE INDEX {table}_by ON {table} (iteration, {parent});\n"
+        known = list_columns(database, kind)
+        for column in fields(kind):
+            if column.name not in known:
+                database.execute(
+                    f"ALTER TABLE {table_name(kind)} ADD COLUMN {_define_column(column)}"
+                )
 
 
 def _read_version(database: Database) -> int:

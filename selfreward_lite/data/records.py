@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 
@@ -36,7 +36,16 @@ class ModelId(int):
         return max(self, 0)
 
 
+def added(default: str | float | None) -> Any:
+    """Return a field that older runs do not have; they are read as if it had this default.
+
+    While a record has the default, its content hash leaves the field out, as it did before.
+    """
+    return field(default=default, metadata={"added": True})
+
+
 BASE = ModelId(-1)
+Source = Literal["written", "first", "forced"]
 Origin = Literal["generated", "imported", "ranked", "held_out"]
 
 
@@ -93,7 +102,8 @@ class Judgment:
     """A judgment of a response. `score` is read from its text, None if that failed.
 
     `expected_score` is the mean of all six scores, weighted by the model's probabilities for the
-    score token.
+    score token. `source` says who wrote the score: the judge at the end ("written"), or before its
+    reasons ("first"), or the engine, with the judge's probabilities ("forced").
     """
 
     KEY: ClassVar = ("iteration", "model", "response_id", "index")
@@ -107,6 +117,7 @@ class Judgment:
     tokens: int
     score: float | None
     expected_score: float | None
+    source: Source = added("written")
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,8 @@ class ResponsePair:
 class Battle:
     """Two judgments of one response, compared by the meta-judge.
 
-    `verdict` is +1 if the judgment shown first won, −1 if the second did, 0 if undecided.
+    `verdict` is +1 if the judgment shown first won, −1 if the second did, 0 if undecided. `source`
+    as in a judgment.
     """
 
     KEY: ClassVar = ("iteration", "model", "first_id", "second_id")
@@ -142,6 +154,7 @@ class Battle:
     second_id: str
     verdict: int
     text: str
+    source: Source = added("written")
 
 
 @dataclass(frozen=True)
@@ -180,6 +193,9 @@ class Comparison:
     """A frozen judge's comparison of two models' answers to a held-out prompt.
 
     `result` is 1 if `mine` won, 0 if it lost, ½ for a tie or if the verdict flips with the order.
+    `verdicts` are what the judge named when `mine` and when `theirs` was shown first: "A" for the
+    answer shown first, "B" for the other, "-" for none; older runs have only the texts. `forced`
+    counts those that the engine had to close.
     """
 
     KEY: ClassVar = ("iteration", "model", "mine_id", "theirs_id")
@@ -192,6 +208,8 @@ class Comparison:
     result: float
     mine_first_text: str
     theirs_first_text: str
+    verdicts: str = added("")
+    forced: int = added(0)
 
 
 Record = (
@@ -233,8 +251,12 @@ def derive_id(namespace: str, record: Record) -> str:
 
 
 def content_hash(record: Record) -> str:
-    """Return a hash over all fields of a record."""
-    return _hash(asdict(record))
+    """Return a hash over the fields of a record; an added one counts if it has another value."""
+    values = asdict(record)
+    for one in fields(record):
+        if one.metadata.get("added") and values[one.name] == one.default:
+            del values[one.name]
+    return _hash(values)
 
 
 def _hash(value: list[str | int] | dict[str, Any]) -> str:

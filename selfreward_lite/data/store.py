@@ -13,12 +13,18 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from selfreward_lite.config.settings import Settings, parse
-from selfreward_lite.data.database import Database, open_for_reading, open_for_writing, table_name
+from selfreward_lite.config.settings import Settings, complete, parse
+from selfreward_lite.data.database import (
+    Database,
+    list_columns,
+    open_for_reading,
+    open_for_writing,
+    table_name,
+)
 from selfreward_lite.data.records import KINDS, ModelId, Outcome, R, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
@@ -143,7 +149,7 @@ class Store:
                 f"{self.folder.name} has no settings yet: it has only just started, or was stopped "
                 "at once; try again in a moment, or start it again"
             )
-        return parse(stored)
+        return parse(complete(stored))
 
     @property
     def id_namespace(self) -> str:
@@ -175,11 +181,15 @@ class Store:
 
     def records(self, kind: type[R], **where: Any) -> list[R]:
         """Return the records of a kind in order of commit; `where` gives values of columns."""
-        columns = ", ".join(f'"{field.name}"' for field in fields(kind))
+        names = self._names(kind)
+        if not names:
+            return []
+        columns = ", ".join(f'"{name}"' for name in names)
         query = (
             f"SELECT {columns} FROM {table_name(kind)} WHERE {_conditions(where)} ORDER BY rowid"
         )
-        return [kind(*row) for row in self._db.execute(query, tuple(where.values()))]
+        rows = self._db.execute(query, tuple(where.values()))
+        return [kind(**dict(zip(names, row, strict=True))) for row in rows]
 
     def made_by(self, kind: type[R], model: int, iteration: int | None = None) -> list[R]:
         """Return what a model made in an iteration; by default, in that in which it is measured."""
@@ -189,6 +199,8 @@ class Store:
 
     def count(self, kind: type[Record], **where: Any) -> int:
         """Return how many records of a kind there are; `where` gives values of columns."""
+        if not self._names(kind):
+            return 0
         query = f"SELECT count(*) FROM {table_name(kind)} WHERE {_conditions(where)}"
         return int(self.select_value(query, *where.values()))
 
@@ -348,11 +360,18 @@ class Store:
             yield
             self._db.execute("COMMIT")
 
+    def _names(self, kind: type) -> list[str]:
+        """The fields of a kind that this file holds: one that is only read may be older."""
+        known = list_columns(self._db, kind)
+        return [one.name for one in fields(kind) if one.name in known]
+
     def _insert(self, record: Record) -> None:
-        values = (*astuple(record), content_hash(record))
+        values = {**asdict(record), "content_hash": content_hash(record)}
+        columns = ", ".join(f'"{name}"' for name in values)
         marks = ",".join("?" * len(values))
         self._db.execute(
-            f"INSERT OR IGNORE INTO {table_name(type(record))} VALUES ({marks})", values
+            f"INSERT OR IGNORE INTO {table_name(type(record))} ({columns}) VALUES ({marks})",
+            tuple(values.values()),
         )
 
 

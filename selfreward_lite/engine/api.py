@@ -33,13 +33,60 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Bracket:
+    """Something that a sample may leave open, such as a block of code.
+
+    It is open if the last `opens` of the text has no `ends` behind it; where both are the same, if
+    their number is odd. `tokens` end it.
+    """
+
+    opens: str
+    ends: str
+    tokens: TokenIds
+
+    def is_open(self, text: str) -> bool:
+        """Return whether a text leaves it open.
+
+        >>> Bracket("```", "```", ()).is_open("```python"), Bracket("(", ")", ()).is_open("(a)")
+        (True, False)
+        """
+        if self.opens == self.ends:
+            return text.count(self.opens) % 2 == 1
+        return text.rfind(self.opens) > text.rfind(self.ends)
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What goes on behind every finished sample, in its own sequence: one more step, no new prompt.
+
+    What the sample left open (`brackets`, in order) is ended, then `tokens` follow, and the
+    probabilities of the `choices` for the next token are read. They are the model's own, as those
+    of a `Probe`.
+    """
+
+    tokens: TokenIds
+    choices: TokenIds
+    brackets: tuple[Bracket, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that it can add."""
+        return len(self.tokens) + sum(len(one.tokens) for one in self.brackets)
+
+    def tokens_behind(self, text: str) -> TokenIds:
+        """Return the tokens that follow a sample of this text."""
+        ends = [one.tokens for one in self.brackets if one.is_open(text)]
+        return (*(token for tokens in ends for token in tokens), *self.tokens)
+
+
+@dataclass(frozen=True)
 class Request:
     """One prompt, and the seeds of the samples to draw; each seed gets a completion.
 
     `key` is the caller's name for it, unique among requests under way. `tokens` is the whole
     prompt, with the beginning-of-text token. `stop` are token ids that end a completion. `adapter`
     is the path of a GGUF LoRA file, None for the base alone. With `stream` the text also comes in
-    pieces, as it is drawn.
+    pieces, as it is drawn. With a `closing`, every sample ends with it.
     """
 
     key: str
@@ -50,12 +97,24 @@ class Request:
     adapter: str | None = None
     probe: Probe | None = None
     stream: bool = False
+    closing: Closing | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of a sample behind its prompt, with its closing."""
+        return self.sampling.max_tokens + (self.closing.longest if self.closing else 0)
 
     def check(self, vocab: int) -> None:
         """Raise EngineError for a request that a model of `vocab` tokens cannot serve."""
         if not self.tokens:
             raise EngineError(f"request {self.key}: give at least one prompt token")
-        if min(self.tokens) < 0 or max(self.tokens) >= vocab:
+        closing = self.closing
+        if closing and not (closing.tokens and closing.choices):
+            raise EngineError(f"request {self.key}: a closing needs tokens and choices")
+        given = [*self.tokens, *(closing.choices if closing else ())]
+        if closing:
+            given += [*closing.tokens, *(i for one in closing.brackets for i in one.tokens)]
+        if min(given) < 0 or max(given) >= vocab:
             raise EngineError(
                 f"request {self.key}: a token id is outside the model's {vocab}; "
                 "tokenize with the tokenizer this model was converted from"
@@ -94,9 +153,10 @@ class Completion:
     """One sample; `sample` is the index of its seed, `tokens` exclude the stop token.
 
     `text` shows no control token. `finish` is "stop" (a stop token came), "length" (`max_tokens`
-    reached), "refused" (prompt and `max_tokens` do not fit the context; no token was made) or
-    "failed" (the engine died on it every time). `probe` answers the request's probe, None if its
-    place never came.
+    reached), "refused" (prompt, `max_tokens` and closing do not fit the context; no token was made)
+    or "failed" (the engine died on it every time). `probe` answers the request's probe, None if its
+    place never came. `closing` are the probabilities of the closing's choices behind
+    `closing_text`, which is no part of `text`.
     """
 
     key: str
@@ -106,24 +166,33 @@ class Completion:
     finish: Finish
     prompt_tokens: int
     probe: tuple[float, ...] | None = None
+    closing: tuple[float, ...] | None = None
+    closing_text: str = ""
 
 
 @dataclass
 class Stats:
     """Counters since the engine was made; loading the model is in none of the seconds.
 
-    `prompt_requested` is what an engine that shares nothing would compute. Busy steps are those
-    during which samples were waiting for a slot.
+    `prompt_requested` is what an engine that shares nothing would compute. `closed` counts the
+    tokens of closings. Busy steps are those during which samples were waiting for a slot.
     """
 
     prompt_requested: int = 0
     prompt_computed: int = 0
     generated: int = 0
+    closed: int = 0
     steps: int = 0
     busy_steps: int = 0
     busy_slot_steps: int = 0
     seconds_sample: float = 0.0
     seconds_total: float = 0.0
+
+    def add_step(self, samples: int, *, is_busy: bool) -> None:
+        """Count a step with a token of so many samples."""
+        self.steps += 1
+        self.busy_steps += is_busy
+        self.busy_slot_steps += samples * is_busy
 
     def since(self, before: Self) -> Self:
         """What was counted after `before`."""

@@ -7,7 +7,7 @@ in child processes.
 
 import ctypes
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from time import perf_counter
@@ -17,6 +17,7 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engine.api import Completion, Fed, LlamaSpec, Piece, Sampling, Stats
+from selfreward_lite.engine.device import Rows
 from selfreward_lite.engine.loading import (
     LOG,
     ThreadTuner,
@@ -27,7 +28,7 @@ from selfreward_lite.engine.loading import (
     make_context,
     threads_for,
 )
-from selfreward_lite.engine.scheduler import Rows, Scheduler
+from selfreward_lite.engine.scheduler import Scheduler
 from selfreward_lite.system.errors import EngineError
 
 PROBE_TOKENS = 8
@@ -58,17 +59,18 @@ class BatchArrays:
         for name, values in self.arrays.items():
             setattr(self.batch, name, ctypes.cast(values.ctypes.data, kinds[name]))
 
-    def fill(self, rows: Rows | np.ndarray, wanted: int) -> cpp.llama_batch:
-        """Set the entries of the batch; the first `wanted` get logits."""
+    def fill(self, rows: Rows | np.ndarray, wanted: Sequence[int]) -> cpp.llama_batch:
+        """Set the entries of the batch; the rows `wanted` get logits."""
         size = len(rows[0])
         self.token[:size], self.pos[:size], self.seq[:size] = rows
-        self.wanted[:wanted], self.wanted[wanted:size] = 1, 0
+        self.wanted[:size] = 0
+        self.wanted[wanted] = 1
         self.batch.n_tokens = size
         return self.batch
 
 
 class LlamaDevice:
-    """A model, its context and its adapters: a `scheduler.Device`."""
+    """A model, its context and its adapters: a `device.Device`."""
 
     def __init__(self, spec: LlamaSpec) -> None:
         self._model = load_model(spec.model, spec.gpu_layers, exact=spec.exact)
@@ -91,8 +93,8 @@ class LlamaDevice:
         self._adapters: dict[str, tuple[tuple[int, ...], Any]] = {}
         self._base_probe: np.ndarray | None = None
 
-    def decode(self, rows: Rows, wanted: int) -> int:
-        """Compute a batch; 0 if that worked. The first `wanted` rows then have logits."""
+    def decode(self, rows: Rows, wanted: Sequence[int]) -> int:
+        """Compute a batch; 0 if that worked. The rows `wanted` then have logits."""
         return self.run(self._batch.fill(rows, wanted))
 
     def run(self, batch: cpp.llama_batch) -> int:
@@ -126,29 +128,31 @@ class LlamaDevice:
             cpp.llama_sampler_chain_add(sampler, part)
         return sampler
 
-    def sample(self, samplers: list[Any]) -> list[int]:
-        """Draw a token for the first rows of the last batch, row i with sampler i.
+    def sample(self, samplers: list[Any], rows: Sequence[int]) -> list[int]:
+        """Draw a token for rows of the last batch that have logits, each with its sampler.
 
         With a large vocabulary every draw reads half a megabyte, so threads share the rows; a call
         does not need Python's lock.
         """
         shares = self.shares(len(samplers))
         if shares < 2:
-            return self._draw(samplers, 0)
+            return self._draw(samplers, rows)
         # puts the rows in order, once, before several threads read them
-        cpp.llama_get_logits_ith(self.context, 0)
+        cpp.llama_get_logits_ith(self.context, rows[0])
         size = -(-len(samplers) // shares)
-        starts = range(0, len(samplers), size)
-        drawn = self._pool.map(lambda at: self._draw(samplers[at : at + size], at), starts)
+        parts = [range(len(samplers))[at : at + size] for at in range(0, len(samplers), size)]
+        drawn = self._pool.map(
+            lambda part: self._draw([samplers[i] for i in part], [rows[i] for i in part]), parts
+        )
         return list(chain.from_iterable(drawn))
 
     def shares(self, count: int) -> int:
         """How many threads should draw so many tokens."""
         return min(self.helpers, count * self.vocab // THREAD_WORTH)
 
-    def _draw(self, samplers: list[Any], first: int) -> list[int]:
+    def _draw(self, samplers: list[Any], rows: Sequence[int]) -> list[int]:
         sample, context = cpp.llama_sampler_sample, self.context
-        return [sample(sampler, context, row) for row, sampler in enumerate(samplers, first)]
+        return [sample(sampler, context, row) for sampler, row in zip(samplers, rows, strict=True)]
 
     def free_sampler(self, sampler: Any) -> None:
         cpp.llama_sampler_free(sampler)
@@ -211,7 +215,7 @@ class LlamaDevice:
         for start in range(0, len(tokens), self._spec.parallel):
             part = tokens[start : start + self._spec.parallel]
             rows = Rows(part, list(range(start, start + len(part))), [0] * len(part))
-            if self.decode(rows, len(part)):
+            if self.decode(rows, range(len(part))):
                 raise EngineError(
                     f"logits of {len(tokens)} tokens could not be computed ({self.take_errors()})"
                 )

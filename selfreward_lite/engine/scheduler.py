@@ -3,71 +3,40 @@
 One step computes one token of every sample under way, and fills the rest of the batch with prompts.
 A prompt of L tokens is computed once, to L-1, in a root sequence. Every sample forks from there and
 computes the last prompt token itself, so roots need no logits. A sample starts only when all the
-cells it may ever need are free, so no step runs out of cells and nothing is ever preempted.
+cells it may ever need are free, so no step runs out of cells and nothing is ever preempted. A
+closing is computed behind its sample in one step, beside the tokens of the other samples.
 """
 
 import codecs
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from operator import attrgetter
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
 from selfreward_lite.engine.api import (
     Cancel,
+    Closing,
     Completion,
     Fed,
     Finish,
     Piece,
     Probe,
     Request,
-    Sampling,
     Stats,
     TokenIds,
     failed_completions,
 )
+from selfreward_lite.engine.device import Device, Rows
 from selfreward_lite.engine.kv_cache import Cells, PrefixCache, Root, Span
 from selfreward_lite.system.errors import EngineError
 
 WORTH_WAITING = 16  # tokens saved for which a prompt waits until a shared beginning is computed
 BURST = 8  # batches of samples for one adapter, after which waiting requests for others come first
-
-
-class Rows(NamedTuple):
-    """The columns of a batch."""
-
-    tokens: list[int]
-    positions: list[int]
-    sequences: list[int]
-
-
-class Device(Protocol):
-    """A model in memory, as the scheduler needs it. A row is one entry of a batch.
-
-    `cells` is the size of the KV cache, `limit` the longest sequence, `rows` the largest batch.
-    """
-
-    cells: int
-    limit: int
-    rows: int
-    vocab: int
-
-    def decode(self, rows: Rows, wanted: int) -> int: ...
-    def make_sampler(self, sampling: Sampling, seed: int) -> Any: ...
-    def sample(self, samplers: list[Any]) -> list[int]: ...
-    def free_sampler(self, sampler: Any) -> None: ...
-    def row_logits(self, row: int) -> np.ndarray: ...
-    def fork(self, source: int, target: int, length: int) -> None: ...
-    def drop(self, sequence: int, start: int = 0) -> None: ...
-    def clear(self) -> None: ...
-    def use_adapter(self, adapter: str | None) -> None: ...
-    def is_unchanged(self, adapter: str | None) -> bool: ...
-    def token_bytes(self, token: int) -> bytes: ...
-    def take_errors(self) -> str: ...
 
 
 @dataclass(eq=False)
@@ -86,7 +55,7 @@ class PendingRequest:
     @property
     def cells(self) -> int:
         """Cells that one sample may need beside the prefix."""
-        return 1 + self.request.sampling.max_tokens
+        return 1 + self.request.new_tokens
 
     @property
     def left(self) -> int:
@@ -95,7 +64,10 @@ class PendingRequest:
 
 @dataclass(eq=False)
 class Slot:
-    """A sample under way: `token` at `position` is next. A streamed one has a `decoder`."""
+    """A sample under way: `token` at `position` is next. A streamed one has a `decoder`.
+
+    One that has ended (`finish`) and is to be closed has tokens `left_to_close`.
+    """
 
     sequence: int
     request: Request
@@ -107,6 +79,14 @@ class Slot:
     decoder: codecs.IncrementalDecoder | None
     tokens: list[int]
     probed: tuple[float, ...] | None = None
+    finish: Finish | None = None
+    closing_text: str = ""
+    left_to_close: list[int] = field(default_factory=list)
+    closed: tuple[float, ...] | None = None
+
+    @property
+    def next_tokens(self) -> list[int]:
+        return self.left_to_close if self.finish else [self.token]
 
 
 class Scheduler:
@@ -194,7 +174,7 @@ class Scheduler:
                 self._abort(request.key)
                 continue
             request.check(self._device.vocab)
-            if len(request.tokens) + request.sampling.max_tokens > self._device.limit:
+            if len(request.tokens) + request.new_tokens > self._device.limit:
                 self._output += failed_completions(request, range(len(request.seeds)), "refused")
             elif request.seeds:
                 self._queue.append(request)
@@ -344,13 +324,9 @@ class Scheduler:
     # -- computing ----------
 
     def _step(self) -> None:
-        """Compute one batch: a token of every sample, then prompts up to the size of the batch."""
-        slots = self._slots
-        rows = Rows(
-            [slot.token for slot in slots],
-            [slot.position for slot in slots],
-            [slot.sequence for slot in slots],
-        )
+        """Compute one batch: a token of every sample, closings, prompts while there is room."""
+        rows, wanted = self._sample_rows()
+        fresh = sum(not slot.tokens and not slot.finish for slot in self._slots)
         parts: dict[Root, int] = {}
         for root in (pending.root for pending in self._pending):
             room = self._device.rows - len(rows.tokens)
@@ -363,21 +339,45 @@ class Scheduler:
             rows.positions.extend(range(first, last))
             rows.sequences.extend([root.sequence] * (last - first))
             parts[root] = last - first
-        self._compute(rows, len(slots))
-        self.stats.prompt_computed += sum(parts.values()) + sum(not slot.tokens for slot in slots)
+        self._compute(rows, wanted)
+        self.stats.prompt_computed += sum(parts.values()) + fresh
         for root, count in parts.items():
             root.computed += count
         self._postprocess()
 
-    def _compute(self, rows: Rows, wanted: int) -> None:
-        """Compute rows, the first `wanted` for samples; halve the batch if it does not fit."""
+    def _sample_rows(self) -> tuple[Rows, dict[int, Slot]]:
+        """The rows of the samples under way, and the sample whose logits each row is wanted for.
+
+        Closings share what the other samples leave of the batch; one that does not fit goes on in
+        the next step.
+        """
+        rows, wanted = Rows([], [], []), dict[int, Slot]()
+        room = self._device.rows - sum(not slot.finish for slot in self._slots)
+        for slot in self._slots:
+            tokens = slot.next_tokens
+            if slot.finish:
+                tokens = tokens[: max(0, room)]
+                room -= len(tokens)
+                slot.left_to_close = slot.left_to_close[len(tokens) :]
+                self.stats.closed += len(tokens)
+            rows.tokens.extend(tokens)
+            rows.positions.extend(range(slot.position, slot.position + len(tokens)))
+            rows.sequences.extend([slot.sequence] * len(tokens))
+            if slot.finish:
+                slot.position += len(tokens)
+            if tokens and not slot.left_to_close:
+                wanted[len(rows.tokens) - 1] = slot
+        return rows, wanted
+
+    def _compute(self, rows: Rows, wanted: dict[int, Slot]) -> None:
+        """Compute rows and use the wanted ones; halve the batch if it does not fit."""
         stack = [(0, len(rows.tokens))]
         while stack:
             first, last = stack.pop()
             part = Rows(*(column[first:last] for column in rows))
-            sampled = max(0, min(wanted, last) - first)
-            if self._decode(part, sampled):
-                self._sample(self._slots[first : first + sampled])
+            slots = {row - first: slot for row, slot in wanted.items() if first <= row < last}
+            if self._decode(part, list(slots)):
+                self._use_logits(slots)
                 continue
             if last - first == 1 and not self._roots.evict_idle():
                 raise EngineError(
@@ -389,11 +389,9 @@ class Scheduler:
             middle = (first + last + 1) // 2
             stack.extend([(middle, last)] * (middle < last) + [(first, middle)])
 
-    def _decode(self, rows: Rows, sampled: int) -> bool:
-        failed = self._device.decode(rows, sampled)
-        self.stats.steps += 1
-        self.stats.busy_steps += self._is_busy
-        self.stats.busy_slot_steps += sampled * self._is_busy
+    def _decode(self, rows: Rows, wanted: list[int]) -> bool:
+        failed = self._device.decode(rows, wanted)
+        self.stats.add_step(len(wanted), is_busy=self._is_busy)
         if failed:  # remove what the call left behind
             for sequence, position in zip(rows.sequences, rows.positions, strict=True):
                 self._device.drop(sequence, position)
@@ -405,19 +403,26 @@ class Scheduler:
         roots = {one.root.sequence: one.request.key for one in self._pending if one.root}
         return (keys | roots)[sequence]
 
-    def _sample(self, slots: list[Slot]) -> None:
+    def _use_logits(self, slots: dict[int, Slot]) -> None:
+        """Draw the next token of samples, and read the choices of closings, by row."""
         started = perf_counter()
-        drawn = self._device.sample([slot.sampler for slot in slots])
-        for row, (slot, token) in enumerate(zip(slots, drawn, strict=True)):
+        sampled = {row: slot for row, slot in slots.items() if not slot.finish}
+        samplers = [slot.sampler for slot in sampled.values()]
+        drawn = self._device.sample(samplers, list(sampled)) if sampled else []
+        for (row, slot), token in zip(sampled.items(), drawn, strict=True):
             probe = slot.request.probe
             if probe is not None and token in probe.tokens:
                 self._answer_probe(slot, probe, row)
             slot.token = token
             slot.position += 1
+        for row, slot in slots.items():
+            if slot.finish and slot.request.closing:
+                choices = slot.request.closing.choices
+                slot.closed = probabilities(self._device.row_logits(row), choices)
         self.stats.seconds_sample += perf_counter() - started
 
     def _answer_probe(self, slot: Slot, probe: Probe, row: int) -> None:
-        text = self._text(slot).rstrip(" \t\r\n\f\v*").casefold()
+        text = self._text(slot.tokens).rstrip(" \t\r\n\f\v*").casefold()
         if text.endswith(probe.after.rstrip(" \t\r\n\f\v*").casefold()):
             slot.probed = probabilities(self._device.row_logits(row), probe.tokens)
 
@@ -425,18 +430,30 @@ class Scheduler:
         """Keep the sampled tokens; samples that ended make room at once."""
         unfinished = []
         for slot in self._slots:
-            request = slot.request
-            if slot.token in request.stop:
-                self._finish(slot, "stop")
-                continue
-            slot.tokens.append(slot.token)
-            if slot.decoder:
-                self._stream(slot, self._device.token_bytes(slot.token))
-            if len(slot.tokens) >= request.sampling.max_tokens:
-                self._finish(slot, "length")
+            if slot.finish is None:
+                slot.finish = self._keep_token(slot)
+                if slot.finish and slot.request.closing:
+                    self._begin_closing(slot, slot.finish, slot.request.closing)
+            if slot.finish and not slot.left_to_close:
+                self._finish(slot, slot.finish)
             else:
                 unfinished.append(slot)
         self._slots = unfinished
+
+    def _keep_token(self, slot: Slot) -> Finish | None:
+        """Keep the token that was drawn; returns how the sample ended, None if it goes on."""
+        if slot.token in slot.request.stop:
+            return "stop"
+        slot.tokens.append(slot.token)
+        if slot.decoder:
+            self._stream(slot, self._device.token_bytes(slot.token))
+        return "length" if len(slot.tokens) >= slot.request.sampling.max_tokens else None
+
+    def _begin_closing(self, slot: Slot, finish: Finish, closing: Closing) -> None:
+        """The closing takes the stop token's place, or follows a last token not computed yet."""
+        tokens = closing.tokens_behind(self._text(slot.tokens))
+        slot.closing_text = self._text(tokens)
+        slot.left_to_close = [slot.token] * (finish == "length") + [*tokens]
 
     def _stream(self, slot: Slot, data: bytes, final: bool = False) -> None:
         if slot.decoder is not None and (text := slot.decoder.decode(data, final)):
@@ -450,16 +467,17 @@ class Scheduler:
             slot.request.key,
             slot.sample,
             tuple(slot.tokens),
-            self._text(slot),
+            self._text(slot.tokens),
             finish,
             len(slot.request.tokens),
             slot.probed,
+            slot.closed,
+            slot.closing_text,
         )
         self._output.append(completion)
 
-    def _text(self, slot: Slot) -> str:
-        data = b"".join(map(self._device.token_bytes, slot.tokens))
-        return data.decode("utf-8", errors="replace")
+    def _text(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._device.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     def _close_slot(self, slot: Slot) -> None:
         self._device.free_sampler(slot.sampler)

@@ -13,11 +13,13 @@ WINDOW = 16  # completions that a shuffled engine holds back
 
 
 class Reply(NamedTuple):
-    """A scripted answer with its finish and, if there is a probe, the probabilities."""
+    """A scripted answer with its finish and, for a probe and a closing, the probabilities."""
 
     text: str
     finish: Finish = "stop"
     probe: tuple[float, ...] | None = None
+    closing: tuple[float, ...] | None = None
+    closing_text: str = ""
 
 
 class ScriptedEngine:
@@ -66,11 +68,20 @@ class ScriptedEngine:
                 if self._cancelled:
                     return
                 answer = self._reply(request, sample)
-                text, finish, probe = Reply(answer) if isinstance(answer, str) else answer
+                said = Reply(answer) if isinstance(answer, str) else answer
                 if request.stream:
-                    yield Piece(request.key, sample, text)
-                tokens, prompt = tuple(self._encode(text)), len(request.tokens)
-                yield Completion(request.key, sample, tokens, text, finish, prompt, probe)
+                    yield Piece(request.key, sample, said.text)
+                yield Completion(
+                    request.key,
+                    sample,
+                    tuple(self._encode(said.text)),
+                    said.text,
+                    said.finish,
+                    len(request.tokens),
+                    said.probe,
+                    said.closing,
+                    said.closing_text,
+                )
 
     @staticmethod
     def _shuffled(

@@ -9,9 +9,10 @@ from itertools import permutations
 from statistics import pvariance
 
 from selfreward_lite.data.records import Battle, Judgment, Outcome, Prompt, Response, seed_for
-from selfreward_lite.method.parsing import parse_verdict
+from selfreward_lite.method.closing import make_verdict_closing
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
+from selfreward_lite.method.verdicts import read_verdict
 
 VERDICTS = {"A": 1, "B": -1, None: 0}  # how a battle stores the label that the meta-judge named
 
@@ -62,24 +63,26 @@ def ask_for_battles(
             ),
             role.make_id(Battle, first.id, second.id),
             [f"{first.id}:{second.id}"],
+            closing=make_verdict_closing(role.chat, "Judgement"),
         )
         for first, second in pairs
     ]
     battles = []
     for (first, second), (completion,) in zip(pairs, replies, strict=True):
-        # A text that was cut names no winner.
-        is_cut = completion.finish != "stop"
-        winner = None if is_cut else parse_verdict(completion.text, "Judgement")
+        record_id = role.make_id(Battle, first.id, second.id)
+        judged = f"{response.text}\n{first.text}\n{second.text}"
+        verdict = read_verdict(completion, "Judgement", judged, role, record_id)
         battles.append(
             Battle(
-                role.make_id(Battle, first.id, second.id),
+                record_id,
                 role.iteration,
                 role.model,
                 response.id,
                 first.id,
                 second.id,
-                VERDICTS[winner],
-                completion.text.strip(),
+                VERDICTS[verdict.winner],
+                verdict.text,
+                "forced" if verdict.is_forced else "written",
             )
         )
     return Outcome(battles, Counter("undecided" for battle in battles if battle.verdict == 0))

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from selfreward_lite.data.records import Comparison, Outcome, Prompt, Response
 from selfreward_lite.engine.api import Completion, Request
+from selfreward_lite.method.closing import make_verdict_closing
 from selfreward_lite.method.parsing import Verdict, parse_verdict
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
-
-CUT_MARK = "\n[cut]"
+from selfreward_lite.method.verdicts import read_verdict
 
 
 def ask_for_comparison(
@@ -33,7 +33,12 @@ def make_comparison_requests(
         for a, b in ((mine.text, theirs.text), (theirs.text, mine.text))
     ]
     return [
-        role.make_request(question, f"{record_id}:{order}", [f"{mine.id}:{theirs.id}:{order}"])
+        role.make_request(
+            question,
+            f"{record_id}:{order}",
+            [f"{mine.id}:{theirs.id}:{order}"],
+            closing=make_verdict_closing(role.chat, "Response"),
+        )
         for order, question in enumerate(questions)
     ]
 
@@ -42,27 +47,34 @@ def read_comparison(
     completions: Iterable[Completion], prompt: Prompt, mine: Response, theirs: Response, role: Role
 ) -> Comparison:
     """Return the result of both orders; a verdict that flips, or cannot be read, is a tie."""
-    # A cut text is marked, so that nobody who reads it again finds a verdict in it.
+    record_id = role.make_id(Comparison, mine.id, theirs.id)
+    judged = f"{mine.text}\n{theirs.text}"
     mine_first, theirs_first = (
-        completion.text.strip() + ("" if completion.finish == "stop" else CUT_MARK)
-        for completion in completions
+        read_verdict(completion, "Response", judged, role, f"{record_id}:{order}")
+        for order, completion in enumerate(completions)
     )
     return Comparison(
-        role.make_id(Comparison, mine.id, theirs.id),
+        record_id,
         role.iteration,
         role.model,
         prompt.id,
         mine.id,
         theirs.id,
-        combine_verdicts(*read_verdicts(mine_first, theirs_first)),
-        mine_first,
-        theirs_first,
+        combine_verdicts(mine_first.winner, theirs_first.winner),
+        mine_first.text,
+        theirs_first.text,
+        f"{mine_first.winner or '-'}{theirs_first.winner or '-'}",
+        mine_first.is_forced + theirs_first.is_forced,
     )
 
 
-def read_verdicts(mine_first: str, theirs_first: str) -> tuple[Verdict | None, Verdict | None]:
+def read_verdicts(compared: Comparison) -> tuple[Verdict | None, Verdict | None]:
     """Return the verdicts in both orders: "A" is the answer shown first, None is unread."""
-    return parse_verdict(mine_first, "Response"), parse_verdict(theirs_first, "Response")
+    if not compared.verdicts:  # of an older run
+        texts = compared.mine_first_text, compared.theirs_first_text
+        return parse_verdict(texts[0], "Response"), parse_verdict(texts[1], "Response")
+    sides: dict[str, Verdict | None] = {"A": "A", "B": "B"}
+    return sides.get(compared.verdicts[0]), sides.get(compared.verdicts[1])
 
 
 def combine_verdicts(mine_first: Verdict | None, theirs_first: Verdict | None) -> float:

@@ -1,24 +1,37 @@
 """N judgments of each response, from the model as judge, and the score that they give it.
 
-A judgment that cannot be read has no score; it never counts as a low one.
+A judgment that cannot be read has no score; it never counts as a low one. Unless judge.close is
+"drop", the engine ends it, and the score that the judge's probabilities give is forced.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Literal
 
-from selfreward_lite.config.settings import Judge
-from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, group_records
-from selfreward_lite.engine.api import Completion, Probe, Request
-from selfreward_lite.method.parsing import parse_score
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.data.records import (
+    BASE,
+    Judgment,
+    Outcome,
+    Prompt,
+    Response,
+    Source,
+    group_records,
+    seed_for,
+)
+from selfreward_lite.engine.api import Completion, Request
+from selfreward_lite.method.closing import (
+    SCORES,
+    draw_choice,
+    make_score_closing,
+    make_score_probe,
+)
+from selfreward_lite.method.parsing import Reading, read_score
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
-from selfreward_lite.models.chat_format import ChatFormat
 
 Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
-SCORES = ("0", "1", "2", "3", "4", "5")
 TOP_SCORE = 5.0
 SCORE_TOLERANCE = 1e-9  # scores are means of decimals: smaller differences are rounding
 
@@ -51,6 +64,7 @@ def make_judge_request(
         role.make_id(Judgment, response.id, first),
         [f"{response.id}:{index}" for index in range(first, first + count)],
         probe=make_score_probe(role.chat),
+        closing=make_score_closing(role.chat),
     )
 
 
@@ -65,37 +79,44 @@ def build_judge_question(prompt: Prompt, response: Response, templates: str) -> 
     )
 
 
-@lru_cache(maxsize=8)
-def make_score_probe(chat: ChatFormat) -> Probe | None:
-    """Return the probe for the six digits after "Score:"; None if a digit is not a single token."""
-    lines = [chat.text_ids(f"Score: {score}") for score in SCORES]
-    starts = {tuple(ids[:-1]) for ids in lines}
-    if len(starts) > 1:
-        return None
-    return Probe(tuple(ids[-1] for ids in lines), after="score:")
-
-
 def read_judgment(completion: Completion, response: Response, role: Role, index: int) -> Judgment:
-    """Return a completion as judgment number `index`, with its score if it can be read.
+    """Return a completion as judgment number `index`, with its score.
 
-    A judgment that quotes the nonce of its wrapper, or was cut, is void: its text is kept, without
-    a score.
+    A judgment that quotes the nonce of its wrapper, or was cut, is void: nothing in it is read. One
+    that is void or cannot be read gets the score that its closing gives it, if there is a closing;
+    its text then ends with it.
     """
     void = make_nonce(response.id, role.templates) in completion.text or completion.finish != "stop"
-    score = None if void else parse_score(completion.text)
-    probe = completion.probe
+    reading = None if void else read_score(completion.text, response.text)
+    record_id = role.make_id(Judgment, response.id, index)
+    text, probabilities = completion.text.strip(), completion.probe
+    score = reading.value if reading else None
+    if reading is None and completion.closing is not None:
+        drawn = draw_choice(
+            completion.closing, role.sampling, seed_for(role.seed, f"closing {record_id}"), SCORES
+        )
+        if drawn is not None:
+            score, probabilities = float(drawn), completion.closing
+            text += f"{completion.closing_text}{drawn}"
     return Judgment(
-        role.make_id(Judgment, response.id, index),
+        record_id,
         role.iteration,
         role.model,
         response.id,
         index,
-        completion.text.strip(),
+        text,
         completion.finish,
         len(completion.tokens),
         score,
-        compute_expected_score(probe) if score is not None and probe else None,
+        compute_expected_score(probabilities) if score is not None and probabilities else None,
+        _name_source(reading, score),
     )
+
+
+def _name_source(reading: Reading | None, score: float | None) -> Source:
+    if reading is None:
+        return "written" if score is None else "forced"
+    return "first" if reading.is_first else "written"
 
 
 def compute_expected_score(probabilities: Sequence[float]) -> float | None:
@@ -117,7 +138,7 @@ def group_by_response(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]
     return group_records(judgments, lambda judgment: judgment.response_id)
 
 
-def score_responses(judgments: Iterable[Judgment], settings: Judge) -> Scores:
+def score_responses(judgments: Iterable[Judgment], settings: Settings) -> Scores:
     """Return the score of every judged response by its id."""
     groups = group_by_response(judgments)
     return {name: score_response(group, settings) for name, group in groups.items()}
@@ -130,10 +151,19 @@ def read_value(judgment: Judgment, by: Literal["mean", "expected"]) -> float | N
     return judgment.expected_score if by == "expected" else judgment.score
 
 
-def score_response(judgments: Iterable[Judgment], settings: Judge) -> float | None:
-    """Return the unrounded mean of a response's readable scores; None if there are too few."""
-    known = [value for one in judgments if (value := read_value(one, settings.score)) is not None]
-    needed = max(
-        math.ceil(settings.min_read_share * settings.count), min(settings.min_read, settings.count)
-    )
-    return math.fsum(known) / len(known) if len(known) >= needed else None
+def score_response(judgments: Iterable[Judgment], settings: Settings) -> float | None:
+    """Return the unrounded mean of a response's readable scores; None if there are too few.
+
+    Where EFT taught the judge to write its score, forced ones do not count for "enough": a text
+    that keeps such a judge from writing a score has derailed it (docs/log/judging.md).
+    """
+    judge, eft = settings.judge, settings.seed_stage.eft
+    known = [
+        (value, one.source != "forced" or not eft or one.model == BASE.name)
+        for one in judgments
+        if (value := read_value(one, judge.score)) is not None
+    ]
+    needed = max(math.ceil(judge.min_read_share * judge.count), min(judge.min_read, judge.count))
+    if sum(counts for _, counts in known) < needed:
+        return None
+    return math.fsum(value for value, _ in known) / len(known)

@@ -1,21 +1,18 @@
 """Read a score, a verdict or a list of prompts from generated text.
 
 Nothing here raises; None means "could not read". Only text that the model generated may be parsed
-here, never a prompt or a quoted response: a response must not be able to score itself. Stricter
-than the papers on one point: the score must be the last non-empty line. A text that continues after
-its score, or that gives two different scores, has no score.
+here, never a prompt or a quoted response: a response must not be able to score itself. How a score
+is read is in `statements.py`.
 """
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfreward_lite.method import statements
 
 Verdict = Literal["A", "B"]
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_SCORE_LINE = re.compile(
-    rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}[\s*_]*(?:/\s*5)?[\s*_]*", re.IGNORECASE
-)
-_SCORE_START = re.compile(rf"[\s*_]*score[\s*_]*:[\s*_]*{_NUMBER}", re.IGNORECASE)
-_WINNER_START = re.compile(r"[\s*_]*winner[\s*_]*:", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s*", re.MULTILINE)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _APPEALS = {
@@ -35,58 +32,85 @@ _APPEALS = {
 }
 
 
-def parse_score(text: str) -> float | None:
-    """Return the score in [0, 5] on the last non-empty line, or None.
+@dataclass(frozen=True)
+class Reading:
+    """A score, and whether it stands first, with the reasons behind it."""
 
-    >>> readable = "good\\nScore: 3", "**Score:** 4", "Score: 4/5", "Score: 4.5\\n\\n", "score: 0"
-    >>> [parse_score(text) for text in readable]
-    [3.0, 4.0, 4.0, 4.5, 0.0]
-    >>> unreadable = "", "perfect 10", "Score: 9", "Score: -1", "Score: 7/10", "Score: 5\\nas said"
-    >>> set(map(parse_score, unreadable))
+    value: float
+    is_first: bool = False
+
+
+def read_score(text: str, judged: str = "") -> Reading | None:
+    """Return the one final score in [0, 5] of a judgment, or None.
+
+    It is the last thing that the text says; or the first, if the text says no other score. If
+    `judged` (the judged response) has a score, which the judge might repeat, only a last "Score:"
+    counts.
+
+    >>> read_score("Right, but dry.\\nScore: 3"), read_score("Score: 3\\nRight, but dry.")
+    (Reading(value=3.0, is_first=False), Reading(value=3.0, is_first=True))
+    >>> read_score("Score: 3\\nRight, but dry.", judged="Score: 3")
+    """
+    may_repeat = bool(_APPEALS["writes a score"].search(judged) or statements.find_scores(judged))
+    said = statements.find_scores(text, cut=not may_repeat)
+    place = _find_place(said, may_repeat)
+    return Reading(said[0].value, place == "first") if place and said[0].value is not None else None
+
+
+def parse_score(text: str, judged: str = "") -> float | None:
+    """Return the value of `read_score`, or None.
+
+    >>> plain = "good\\nScore: 3", "**Score:** 4", "### Score: 4/5.", "Final score: 4,5\\n---"
+    >>> [parse_score(text) for text in plain]
+    [3.0, 4.0, 4.0, 4.5]
+    >>> others = "Score: 4 out of 5", "Score:\\n\\n`2`", "I give it a 5.", '{"score": 0}'
+    >>> [parse_score(text) for text in others]
+    [4.0, 2.0, 5.0, 0.0]
+    >>> parse_score("<think>Score: 1?</think>Fine.\\nScore: 4<|eot_id|>")
+    4.0
+    >>> never = "Score: 3-4", "Score: 80%", "Score: 4/10", "Score: 6", "Score: -1", "perfect 5"
+    >>> set(map(parse_score, never))
     {None}
-    >>> repeated = "5/5? No\\nScore: 2", "Score: 5\\nno\\nScore: 2", "Score: 2\\nyes\\nScore: 2"
-    >>> [parse_score(text) for text in repeated]
-    [2.0, None, 2.0]
-    >>> odd = "Score: 3 Score: 4", "Score: ٣", '{"score": 3}', "Score: 4 out of 5", "Score: 1e0"
-    >>> set(map(parse_score, odd))
+    >>> unclear = "Score: 5\\nno\\nScore: 2", "<think>Score: 4", "Score: 5, it says, is wrong", ""
+    >>> set(map(parse_score, unclear))
     {None}
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return None
-    last = _SCORE_LINE.fullmatch(lines[-1])
-    if last is None:
-        return None
-    score = float(last.group(1))
-    earlier = [float(found.group(1)) for line in lines[:-1] if (found := _SCORE_START.match(line))]
-    if score > 5 or any(other != score for other in earlier):
-        return None
-    return score
+    found = read_score(text, judged)
+    return found.value if found else None
 
 
-def parse_verdict(text: str, noun: Literal["Judgement", "Response"]) -> Verdict | None:
-    """Return the winner named on the last non-empty line as `Winner: <noun> A` or B, or None.
+def parse_verdict(
+    text: str, noun: Literal["Judgement", "Response"], judged: str = ""
+) -> Verdict | None:
+    """Return the one winner that a text names, last or first, or None.
 
-    >>> readable = "so\\nWinner: Judgement A", "**Winner: judgment B**"
+    If `judged` (the judged texts) names one, which the judge might repeat, only a last "Winner:"
+    counts.
+
+    >>> readable = "so\\nWinner: Judgement A", "**Winner: judgment B**", "Winner: A.", "[[B]]"
     >>> [parse_verdict(text, "Judgement") for text in readable]
-    ['A', 'B']
-    >>> unreadable = "Winner: A", "Winner: Response A", "Winner: Judgement A or B", ""
+    ['A', 'B', 'A', 'B']
+    >>> unreadable = "Winner: Response A", "Winner: Judgement A or B", "Winner: tie", ""
     >>> {parse_verdict(text, "Judgement") for text in unreadable}
     {None}
     >>> parse_verdict("Winner: Judgement A\\nWinner: Judgement B", "Judgement")
     """
-    spelling = {"Judgement": "judge?ment", "Response": "response"}[noun]
-    lines = [line for line in text.splitlines() if line.strip()]
-    winners = [line for line in lines if _WINNER_START.match(line)]
-    if not winners or winners[-1] is not lines[-1]:
+    may_repeat = "winner" in judged.casefold() or bool(statements.find_winners(judged, noun))
+    said = statements.find_winners(text, noun, cut=not may_repeat)
+    if _find_place(said, may_repeat) is None:
         return None
-    full = re.compile(rf"[\s*_]*winner[\s*_]*:[\s*_]*{spelling}\s+([ab])[\s*_]*", re.IGNORECASE)
-    named = {
-        found.group(1).upper() if (found := full.fullmatch(line)) else None for line in winners
-    }
-    if named == {"A"}:
-        return "A"
-    return "B" if named == {"B"} else None
+    return "A" if said[0].value == "A" else "B"
+
+
+def _find_place(
+    said: Sequence[statements.Statement[Any]], may_repeat: bool
+) -> Literal["first", "last"] | None:
+    """Where the only thing that is said stands; None if it is not clear, or may be repeated."""
+    if len({one.value for one in said}) != 1 or said[0].value is None:
+        return None
+    if said[-1].is_last and (said[-1].is_as_asked or not may_repeat):
+        return "last"
+    return "first" if said[0].is_first and not may_repeat else None
 
 
 def parse_prompts(text: str, *, cut: bool) -> list[str]:
@@ -126,6 +150,8 @@ def find_appeal_to_judge(text: str) -> str | None:
     ['recites a rubric', 'recites a rubric', None]
     """
     plain = _CODE.sub("", text)
-    if not plain.strip() and parse_score(text.replace("`", "")) is not None:
-        return "writes a score"  # a text that is all code quotes nobody
+    if not plain.strip():  # a text that is all code quotes nobody
+        stated = statements.find_scores(text)
+        if stated and stated[-1].is_last and stated[-1].is_as_asked:
+            return "writes a score"
     return next((reason for reason, found in _APPEALS.items() if found.search(plain)), None)

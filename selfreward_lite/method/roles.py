@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from selfreward_lite.data.records import Outcome, Record, make_id, seed_for
-from selfreward_lite.engine.api import Completion, Probe, Request, Sampling
+from selfreward_lite.engine.api import Closing, Completion, Probe, Request, Sampling
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import user
 
@@ -21,7 +21,8 @@ class Role:
     """A model in one role, and the run and iteration its records belong to.
 
     `model` is its name (base, M0, M1, …), `adapter` the LoRA in GGUF that makes it. Record ids
-    derive from the run's `id_namespace`, sampling seeds from its `seed`.
+    derive from the run's `id_namespace`, sampling seeds from its `seed`. With `forces`, judgments
+    that cannot be read are ended by the engine (judge.close).
     """
 
     model: str
@@ -32,6 +33,7 @@ class Role:
     id_namespace: str
     seed: int
     iteration: int
+    forces: bool = False
 
     def make_id(self, kind: type[Record], *key: str | int) -> str:
         """Return the id of a record by this model; `key` is the rest of `kind.KEY`."""
@@ -44,6 +46,7 @@ class Role:
         seed_keys: Sequence[str],
         continue_with: str = "",
         probe: Probe | None = None,
+        closing: Closing | None = None,
     ) -> Request:
         """Return the request that asks `content` as the user, one sample per seed key.
 
@@ -58,4 +61,5 @@ class Role:
             stop=self.chat.stop,
             adapter=self.adapter,
             probe=probe,
+            closing=closing if self.forces else None,
         )

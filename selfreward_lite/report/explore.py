@@ -154,7 +154,7 @@ def _explain_pair(
         )
         return {}, why + note
     responses = [response for response, _ in judged]
-    scores = {one.id: judgments.score_response(given, settings.judge) for one, given in judged}
+    scores = {one.id: judgments.score_response(given, settings) for one, given in judged}
     parts = {
         one.id: response_pairs.exclusion_reason(prompt, one, scores[one.id]) or ""
         for one in responses

@@ -145,8 +145,8 @@ def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
     """Return the share of response pairs of one prompt with equal scores; None without pairs."""
     # Unlike a pair, a tie needs one judgment that could be read.
-    every_read = {"min_read_share": 0.0, "min_read": 1}
-    scores = score_responses(judged, store.settings().judge.model_copy(update=every_read))
+    every_read: dict[str, float] = {"min_read_share": 0.0, "min_read": 1}
+    scores = score_responses(judged, store.settings().with_values("judge", **every_read))
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for response in store.made_by(Response, iteration - 1, iteration):
         if (score := scores.get(response.id)) is not None:

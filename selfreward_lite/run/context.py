@@ -92,7 +92,7 @@ class RunReader:
 
     def score(self, drawn: Iterable[Judgment], count: int, first: int = 0) -> Scores:
         """Scores of responses from `count` judgments each, those numbered from `first`."""
-        settings = self.settings.judge.model_copy(update={"count": count})
+        settings = self.settings.with_values("judge", count=count)
         counted = (one for one in drawn if first <= one.index < first + count)
         return judgments.score_responses(counted, settings)
 
@@ -138,6 +138,7 @@ class RunContext(RunReader):
             id_namespace=self.store.id_namespace,
             seed=self.settings.seed,
             iteration=iteration,
+            forces=self.settings.judge.close == "force",
         )
 
     def judge_role(self, model: int, iteration: int) -> Role:

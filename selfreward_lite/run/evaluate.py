@@ -72,10 +72,7 @@ class Evaluation:
                 compared = self._ask(Comparison, engine, role, number, stage, items)
             ids = {(mine[one.id].id, theirs[one.id].id) for one in both}
             results = {
-                one.prompt_id: (
-                    one.result,
-                    comparisons.read_verdicts(one.mine_first_text, one.theirs_first_text),
-                )
+                one.prompt_id: (one.result, comparisons.read_verdicts(one))
                 for one in compared
                 if (one.mine_id, one.theirs_id) in ids
             }

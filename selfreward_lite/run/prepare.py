@@ -16,7 +16,7 @@ from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.judgments import make_score_probe
+from selfreward_lite.method.closing import make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_files, check_folder
 from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
@@ -73,6 +73,7 @@ def load_or_create_settings(
         _check_folder(settings)
         _store_facts(store, settings)
     else:
+        stored = config.complete(stored)
         if preset not in (None, stored["preset"]):
             raise ConfigError(
                 f"{store.folder} was started with preset {stored['preset']}; give another --name "

@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 from selfreward_lite.data.records import (
+    Comparison,
     Judgment,
     Outcome,
     Prompt,
@@ -190,3 +191,39 @@ def test_ids_and_seeds_follow_from_keys_alone():
     assert seeds == [seed_for(0, f"{one.id}:{index}") for index in range(1000)]
     assert len(set(seeds)) == 1000
     assert max(seeds) < 0xFFFFFFFF
+
+
+def as_older_version(folder) -> None:
+    """Take the column and a table away that an older version did not have."""
+    with sqlite3.connect(folder / "run.sqlite") as database:
+        database.execute("ALTER TABLE record_judgment DROP COLUMN source")
+        database.execute("DROP TABLE record_comparison")
+
+
+def test_an_older_run_is_read_and_goes_on(tmp_path):
+    key = (1, "M0", "r", 3)
+    old = Judgment(make_id("seed 0", Judgment, *key), *key, "fine", "stop", 9, 4.0, None)
+    new = Judgment(
+        make_id("seed 0", Judgment, 1, "M0", "r", 4), 1, "M0", "r", 4, "", "stop", 9, 4.0, None,
+        source="forced",
+    )  # fmt: skip
+    with new_store(tmp_path) as store:
+        store.commit(1, "judgments", "r", Outcome((old,)))
+    as_older_version(tmp_path)
+    with Store.read(tmp_path) as store:
+        assert store.records(Judgment) == [old]
+        assert store.records(Comparison) == [] and store.count(Comparison) == 0
+    with Store.write(tmp_path) as store:
+        store.commit(1, "judgments", "s", Outcome((new,)))
+        assert store.records(Judgment) == [old, new]
+        assert store.records(Comparison) == []
+        assert store.faults() == []
+
+
+def test_a_changed_added_field_is_found(tmp_path):
+    key = (1, "M0", "r", 3)
+    judgment = Judgment(make_id("seed 0", Judgment, *key), *key, "fine", "stop", 9, 4.0, None)
+    with new_store(tmp_path) as store:
+        store.commit(1, "judgments", "r", Outcome((judgment,)))
+        store.select("UPDATE record_judgment SET source = 'forced'")
+        assert "changed after it was written" in store.faults()[0]

@@ -13,7 +13,15 @@ import pytest
 from engine_models import quantise, write_adapter, write_model
 
 from selfreward_lite.engine import llama, loading
-from selfreward_lite.engine.api import Completion, LlamaSpec, Probe, Request, Sampling
+from selfreward_lite.engine.api import (
+    Bracket,
+    Closing,
+    Completion,
+    LlamaSpec,
+    Probe,
+    Request,
+    Sampling,
+)
 from selfreward_lite.engine.llama import LlamaEngine
 from selfreward_lite.engine.scheduler import probabilities
 from selfreward_lite.system.errors import EngineError
@@ -207,9 +215,9 @@ def test_sampling_threads_draw_the_same_tokens(model: Path, monkeypatch: pytest.
         drawn: set[int] = set()
         draw = drawing._device._draw
 
-        def watched(samplers, first, draw=draw, drawn=drawn):
+        def watched(samplers, rows, draw=draw, drawn=drawn):
             drawn.add(threading.get_ident())
-            return draw(samplers, first)
+            return draw(samplers, rows)
 
         drawing._device._draw = watched
         found.append(answers(drawing, requests))
@@ -265,6 +273,25 @@ def test_probe_waits_for_its_text(engine: LlamaEngine):
     found = by_sample(list(engine.complete(requests)))
     assert found["0", 0].probe and 0 < found["0", 0].probe[0] <= 1
     assert found["1", 0].probe is None
+
+
+def test_closing_is_the_softmax_behind_the_sample(engine: LlamaEngine):
+    """Many samples of many lengths at once; each closing equals the logits of its whole text."""
+    digits = tuple(b"012345")
+    closing = Closing(tuple(b"\nScore: "), digits, (Bracket("a", "b", tuple(b"]")),))
+    plain = WARM.model_copy(update={"max_tokens": 30, "top_k": 0, "top_p": 1.0})
+    open_request = Request("closed", HEAD, tuple(range(40)), plain, (END,), closing=closing)
+    found = list(engine.complete([open_request]))
+    assert {one.closing_text for one in found} == {"\nScore: ", "]\nScore: "}
+    for one in found[:12]:
+        text = [*HEAD, *one.tokens, *one.closing_text.encode()]
+        assert one.closing == pytest.approx(
+            probabilities(engine.logits(text)[-1], digits), rel=1e-3
+        )
+    plainly = list(engine.complete([replace(open_request, closing=None)]))
+    assert by_sample(plainly).keys() == by_sample(found).keys()
+    for key, one in by_sample(plainly).items():
+        assert by_sample(found)[key].tokens == one.tokens, "a closing changes no sample"
 
 
 def test_how_a_completion_ends(engine: LlamaEngine):

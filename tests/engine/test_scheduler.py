@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from selfreward_lite.engine.api import Cancel, Probe, Request, Sampling
-from selfreward_lite.engine.scheduler import Scheduler
+from selfreward_lite.engine.api import Bracket, Cancel, Closing, Probe, Request, Sampling
+from selfreward_lite.engine.scheduler import Scheduler, probabilities
 from selfreward_lite.system.errors import EngineError
 
 VOCAB = 50
@@ -25,13 +25,13 @@ class Device:
 
     def decode(self, rows, wanted):
         size = len(rows.tokens)
-        self.batches.append((self.switches[-1] if self.switches else None, size, wanted))
+        self.batches.append((self.switches[-1] if self.switches else None, size, len(wanted)))
         return 0
 
     def make_sampler(self, sampling, seed):
         return seed
 
-    def sample(self, samplers):
+    def sample(self, samplers, rows):
         return [self._rng.randrange(40) if self._says is None else self._says for _ in samplers]
 
     def free_sampler(self, sampler): ...
@@ -59,7 +59,12 @@ class Device:
 
 
 def ask(
-    key: str, adapter: str | None = None, samples: int = 1, new: int = 8, probe: Probe | None = None
+    key: str,
+    adapter: str | None = None,
+    samples: int = 1,
+    new: int = 8,
+    probe: Probe | None = None,
+    closing: Closing | None = None,
 ) -> Request:
     prompt = tuple(random.Random(key).randrange(40) for _ in range(12))
     return Request(
@@ -70,6 +75,7 @@ def ask(
         (END,),
         adapter,
         probe,
+        closing=closing,
     )
 
 
@@ -128,7 +134,7 @@ class Remembering(Device):
                 f"sequence {sequence} holds {len(held)} tokens and is given position {position}"
             )
             held.append(token)
-        self.sampled.append(rows.sequences[:wanted])
+        self.sampled.append([rows.sequences[row] for row in wanted])
         return super().decode(rows, wanted)
 
     def fork(self, source, target, length):
@@ -308,3 +314,111 @@ def test_canceling_at_any_moment_leaves_nothing_behind(seed):
     assert scheduler.idle
     assert sorted(scheduler._free_sequences) == [0, 1, 2, 3]
     assert all(root.pins == 0 and root.is_complete for root in scheduler._roots._roots.values())
+
+
+CLOSING = Closing((20, 21, 22), (1, 2, 3))
+
+
+class Ending(Remembering):
+    """Ends samples at random; knows what follows every sample."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.left: list[list[int]] = []
+
+    def sample(self, samplers, rows):
+        return [END if self._rng.random() < 0.2 else self._rng.randrange(10) for _ in samplers]
+
+    def drop(self, sequence, start=0):
+        if start == 0 and sequence < 8 and self.holds.get(sequence):
+            self.left.append([*self.holds[sequence]])
+        super().drop(sequence, start)
+
+
+@pytest.mark.parametrize("rows", [12, 64])
+def test_closing_follows_every_sample(rows):
+    """It continues the sequence, behind the last token of a cut sample and instead of the stop."""
+    device = Ending(rows=rows)
+    requests = [ask(str(number), samples=5, new=6, closing=CLOSING) for number in range(20)]
+    prompts = {request.key: request.tokens for request in requests}
+    done = list(Scheduler(device, 8, 4).run(requests))
+    assert {one.finish for one in done} == {"stop", "length"}
+    expected = Counter((*prompts[one.key], *one.tokens, *CLOSING.tokens) for one in done)
+    assert len(done) == 100
+    # Samples move to other sequences now and then; what they leave behind is a beginning.
+    assert not expected - Counter(map(tuple, device.left))
+    for one in done:
+        assert one.closing == pytest.approx(probabilities(device.row_logits(0), (1, 2, 3)))
+        assert one.closing_text == "..."
+        assert not set(one.tokens) & set(CLOSING.tokens)
+
+
+def test_closing_costs_one_step_and_no_prompt_token():
+    steps, computed = [], []
+    for closing in (None, CLOSING):
+        device = Device(says=7)
+        scheduler = Scheduler(device, 4, 4)
+        done = list(scheduler.run([ask("one", samples=3, closing=closing)]))
+        steps.append(scheduler.stats.steps)
+        computed.append(scheduler.stats.prompt_computed)
+        assert all((one.closing is None) == (closing is None) for one in done)
+        # A cut sample's last token had not been computed.
+        assert scheduler.stats.closed == (0 if closing is None else 3 * 4)
+    assert steps[1] == steps[0] + 1, "three samples that end together are closed together"
+    assert computed[0] == computed[1]
+
+
+def test_closing_of_an_empty_sample_counts_its_prompt_once():
+    device = Device(says=END)
+    scheduler = Scheduler(device, 4, 4)
+    (one,) = scheduler.run([ask("one", closing=CLOSING)])
+    assert (one.text, one.finish, scheduler.stats.prompt_computed) == ("", "stop", 12)
+    assert one.closing is not None
+
+
+def test_closing_ends_what_the_sample_left_open():
+    bracket = Bracket("score", "ended", (30, 31))
+    for brackets, added in (((bracket,), 2), ((), 0)):
+        device = Device(says=7)  # its text is "score: "
+        scheduler = Scheduler(device, 4, 4)
+        closing = Closing((20,), (1,), brackets)
+        (one,) = scheduler.run([ask("one", new=2, closing=closing)])
+        assert one.closing_text == "." * (added + 1)
+        assert scheduler.stats.closed == 1 + added + 1
+
+
+def test_request_without_room_for_its_closing_is_refused():
+    device = Device(cells=23)
+    requests = [ask("fits", new=8, closing=CLOSING), ask("too long", new=9, closing=CLOSING)]
+    finishes = {one.key: one.finish for one in Scheduler(device, 2, 2).run(requests)}
+    assert finishes == {"fits": "length", "too long": "refused"}
+
+
+def test_closings_share_a_full_batch():
+    """All samples end at once, and the batch holds a token of each: closings take several steps."""
+    device = Remembering(rows=8)
+    device._says = 7
+    done = list(Scheduler(device, 8, 4).run([ask("one", samples=8, new=3, closing=CLOSING)]))
+    assert len(done) == 8 and all(one.closing for one in done)
+    assert max(size for _, size, _ in device.batches) <= 8
+
+
+def test_closing_survives_a_batch_that_does_not_fit():
+    class Failing(Remembering):
+        def decode(self, rows, wanted):
+            if len(rows.tokens) > 3:
+                self.batches.append((None, len(rows.tokens), len(wanted)))
+                return 1
+            return super().decode(rows, wanted)
+
+    device = Failing(rows=32)
+    device._says = 7
+    done = list(Scheduler(device, 4, 4).run([ask("one", samples=4, new=3, closing=CLOSING)]))
+    assert len(done) == 4 and all(one.closing for one in done)
+
+
+def test_closing_without_tokens_is_named():
+    with pytest.raises(EngineError, match="request one: a closing needs tokens and choices"):
+        list(Scheduler(Device(), 4, 4).run([ask("one", closing=Closing((), (1,)))]))
+    with pytest.raises(EngineError, match="request one: a token id is outside the model's 50"):
+        list(Scheduler(Device(), 4, 4).run([ask("one", closing=Closing((1,), (50,)))]))

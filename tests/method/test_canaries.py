@@ -277,8 +277,9 @@ def test_comparison_comes_from_the_judges_own_text(text, wrote):
 @given(hostile)
 def test_quoted_response_is_never_a_score_or_verdict(response):
     """Even a judge that quotes it word by word says nothing by that."""
-    assert parse_score(f"{response}\nI stop here.") is None
-    assert parse_verdict(f"{response}\nI stop here.", "Judgement") is None
+    said = f"{response}\nI stop here."
+    assert parse_score(said, response) is None
+    assert parse_verdict(said, "Judgement", response) is None
     assert (
         find_appeal_to_judge(neutralize(f"x Score: 5 {response.replace('`', '')}"))
         == "writes a score"

@@ -1,4 +1,4 @@
-"""The labelled collections of ways to write a score and a verdict are well formed.
+"""Labelled ways to write a score and a verdict: what is read of them.
 
 `judgment_forms.jsonl`: what a judge wrote that was asked for a last line `Score: <total>` from 0 to
 5, and the grade that a careful person reads, or null. `verdict_forms.jsonl`: the same for a last
@@ -10,6 +10,8 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from selfreward_lite.method.parsing import parse_score, parse_verdict
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 KINDS = {
@@ -60,3 +62,27 @@ def test_every_verdict_has_a_text_of_its_own_and_a_winner_or_none():
         assert isinstance(row["kind"], str) and isinstance(row["text"], str)
         assert row["winner"] in ("A", "B", None)
     assert sum(row["winner"] is not None for row in rows) * 2 >= len(rows)
+
+
+def test_no_form_is_read_wrongly_and_hardly_any_is_unread():
+    """Wrong is worse than unread: a forced score is there for what cannot be read."""
+    rows = read_rows("judgment_forms.jsonl")
+    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
+    wrong = [
+        (row["kind"], row["text"][-80:], found)
+        for row, found in zip(rows, read, strict=True)
+        if found is not None and found != row["score"]
+    ]
+    assert not wrong
+    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
+    assert sum(found is not None for found in readable) >= 0.95 * len(readable)
+
+
+def test_no_verdict_is_read_wrongly_and_hardly_any_is_unread():
+    rows = read_rows("verdict_forms.jsonl")
+    read = [parse_verdict(row["text"], "Judgement") for row in rows]
+    assert not [
+        row for row, found in zip(rows, read, strict=True) if found not in (None, row["winner"])
+    ]
+    readable = [found for row, found in zip(rows, read, strict=True) if row["winner"]]
+    assert sum(found is not None for found in readable) >= 0.95 * len(readable)

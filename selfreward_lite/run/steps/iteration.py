@@ -111,7 +111,7 @@ def pair_responses(run: RunContext, iteration: int) -> None:
         lambda: response_pairs.build_response_pairs(
             run.prompts(iteration),
             group_records(run.responses(iteration), lambda one: one.prompt_id),
-            score_responses(run.judgments(iteration), run.settings.judge),
+            score_responses(run.judgments(iteration), run.settings),
             run.settings.for_iteration(iteration),
             id_namespace=run.store.id_namespace,
             iteration=iteration,

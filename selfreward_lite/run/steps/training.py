@@ -51,7 +51,7 @@ def train_model(run: RunContext, iteration: int) -> None:
         prompts = index_records(run.prompts(iteration))
         responses = run.responses(iteration)
         if run.settings.for_iteration(iteration).train_on == "positive":
-            scores = score_responses(run.judgments(iteration), run.settings.judge)
+            scores = score_responses(run.judgments(iteration), run.settings)
             perfect = response_pairs.find_perfect_responses(responses, scores)
             answers = [(prompts[one.prompt_id].text, one.text) for one in perfect]
             rows = build_rows(answers, run.chat, run.settings.sft.max_length)
