@@ -61,7 +61,8 @@ def define(library: RunLibrary) -> None:
     def judge(prompt: str, response: str, run: str, model: str = "") -> Json:
         """Return a model's score for a response.
 
-        Fields: score (mean), spread, expected, read (judgments) of wanted, judgments.
+        Fields: score (mean), spread, expected, read (judgments) of wanted, forced (scores that the
+        judge did not write), judgments.
         """
         with errors_as_toasts():
             talk, model = _open(library, run, model, prompt, response)
@@ -72,6 +73,7 @@ def define(library: RunLibrary) -> None:
                 "expected": score.expected,
                 "read": len(score.read),
                 "wanted": score.wanted,
+                "forced": score.forced,
                 "judgments": [one.text for one in score.judgments],
             }
 

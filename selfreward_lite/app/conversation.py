@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.talk import Score, StreamedReply
+from selfreward_lite.data.records import Judgment
 from selfreward_lite.models.chat_template import Message, user
 from selfreward_lite.report.summary import indent_text
 from selfreward_lite.system.files import Json
 
+FORCED = "forced: the judge wrote no score, so one was drawn from its probabilities"
 ENDS = {
     "stop": "",
     "length": "cut at the maximum length",
@@ -85,6 +87,7 @@ def as_jsonl(turns: Sequence[Turn]) -> str:
             "judge": turn.judge,
             "score": turn.score and turn.score.mean,
             "judgments": [one.text for one in turn.score.judgments] if turn.score else [],
+            "forced": turn.score and turn.score.forced,
         }
         for turn in turns
     ]
@@ -119,6 +122,8 @@ def headline(turn: Turn) -> str:
         return f"{who} … {len(score.judgments) + score.lost} of {score.wanted} judgments"
     expected = "" if score.expected is None else f", expected {score.expected:.1f}"
     read = f"{len(score.read)} of {score.wanted} judgments"
+    if score.forced:
+        read += f", {score.forced} forced"
     return f"{who} {score.mean:.1f} of 5 (± {score.spread:.1f}{expected}; {read})"
 
 
@@ -129,14 +134,17 @@ def numbers(reply: StreamedReply) -> str:
     return " · ".join(filter(None, [f"{reply.tokens} tokens", speed, end]))
 
 
+def _format_score(judgment: Judgment) -> str:
+    if judgment.score is None:
+        return "not readable"
+    forced = f" ({FORCED})" if judgment.source == "forced" else ""
+    return f"{judgment.score:g} of 5{forced}"
+
+
 def _render_score(turn: Turn, reply: StreamedReply) -> Json:
     """The foldable message under a reply: its score, its numbers, and all judgments."""
     judged = turn.score.judgments if turn.score else ()
-    texts = [
-        f"**{'not readable' if one.score is None else f'{one.score:g} of 5'}**\n\n"
-        f"{strip_tags(one.text)}"
-        for one in judged
-    ]
+    texts = [f"**{_format_score(one)}**\n\n{strip_tags(one.text)}" for one in judged]
     pending = reply.finish is None or (turn.score is not None and not turn.score.is_complete)
     return {
         "role": "assistant",

@@ -68,6 +68,11 @@ class Score:
         return [one.score for one in self.judgments if one.score is not None]
 
     @property
+    def forced(self) -> int:
+        """How many scores were forced: the judge wrote none that could be read."""
+        return sum(one.source == "forced" for one in self.judgments)
+
+    @property
     def mean(self) -> float | None:
         return mean_or_none(self.read)
 

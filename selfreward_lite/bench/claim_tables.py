@@ -42,6 +42,7 @@ COLUMNS = {  # with their headings
     "answer_right": "answers right",
     "length": "characters",
     "judge_pair_accuracy": "judge: pairs right",
+    "longer_pair_accuracy": "pick the longer: pairs right",
     **OF_DATA,
 }
 

@@ -195,8 +195,8 @@ def measure_models(store: Store, m0: Path) -> Iterator[summary.ModelFigures]:
 
 
 def _judge_metrics(store: Store, model: int) -> summary.ModelFigures:
-    known = store.metrics(model)
-    return {name: value for name, value in known.items() if name.startswith("judge_")}
+    known = summary.load_metrics(store, model)
+    return {name: value for name, value in known.items() if name.startswith(("judge_", "longer_"))}
 
 
 def measure_data(store: Store, iteration: int) -> summary.ModelFigures:

@@ -17,6 +17,7 @@ from selfreward_lite.cli.output import Display, emit, print_table, say
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.models.hf_folder import SHAPES
+from selfreward_lite.report import summary
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import list_gpus
@@ -51,16 +52,22 @@ def bench_tiny(
     rows = [["seeds that have it", *map(str, reached)]]
     for name in seed_bench.COLUMNS:
         cells = (format_with_error(columns.get(name)) for columns in means.values())
-        rows.append([name.replace("_", " "), *cells])
+        rows.append([summary.title(name), *cells])
     print_table(["", *(ModelId(number).name for number in means)], rows)
-    shown = ("win_rate_vs_seed", "exact_score", "answer_right", "judge_pair_accuracy")
+    shown = (
+        "win_rate_vs_seed",
+        "exact_score",
+        "answer_right",
+        "judge_pair_accuracy",
+        "longer_pair_accuracy",
+    )
     rows = []
     for one in trials:
         values = ([row.values.get(name) for row in one.rows[1:]] for name in shown)
         cells = (" ".join(format_with_error((value, None)) for value in each) for each in values)
         rows.append([str(one.seed), *cells, str(one.seconds), one.stopped or ""])
     print_table(
-        ["seed", *(name.replace("_", " ") for name in shown), "seconds", "stopped because"], rows
+        ["seed", *(summary.title(name) for name in shown), "seconds", "stopped because"], rows
     )
     say(f"highest possible win rate against these M0: {format_with_error(limit)}")
     verdicts = seed_bench.check_claims(trials)

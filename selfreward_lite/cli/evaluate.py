@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from selfreward_lite.data import hub, prompt_files
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.method import metrics
-from selfreward_lite.method.statistics import format_with_error
+from selfreward_lite.method.statistics import format_with_error, paired_interval
 from selfreward_lite.report import plots
 from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
 from selfreward_lite.system.errors import UserError
@@ -180,7 +180,10 @@ def measure_judge(
     most: Annotated[int, Option(help="Prompts at most.", min=1)] = 1000,
     set_: Set = None,
 ) -> None:
-    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more."""
+    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more.
+
+    Beside them, what the rule "pick the longer answer" reaches on the same pairs.
+    """
     with _open_evaluation(name, runs_dir, set_) as work:
         mine = model or _newest(work)
         with show_downloads() as show:
@@ -193,19 +196,33 @@ def measure_judge(
                 f"{ranked or name}: no prompt with two ranked answers in it; "
                 "give other --ranked data"
             )
-        agreement = work.measure_judge(
+        agreement, drawn = work.measure_judge(
             mine, found, judgments or work.run.settings.evaluation.judgments
         )
-    known = agreement.metrics()
+    known = agreement.metrics() | metrics.measure_sources(drawn)
+    longer = metrics.measure_longer(found)
+    low, high = paired_interval(agreement.outcomes, metrics.longer_agreement(found).outcomes)
+    over = {
+        "over_longer": known["pair_accuracy"] - longer["longer_pair_accuracy"],
+        "over_longer_low": low,
+        "over_longer_high": high,
+    }
     rows = [
-        [title.replace("_", " "), format_with_error((value, known.get(f"{title}_error")))]
-        for title, value in known.items()
-        if not title.endswith("_error")
+        [
+            name.replace("_", " "),
+            _format_figure(known, name),
+            _format_figure(longer, f"longer_{name}"),
+        ]
+        for name in known
+        if not name.endswith("_error")
     ]
+    interval = "–" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+    difference = f"{over['over_longer']:+.3f}, 95 %: {interval}"
+    rows.insert(1, ["pair accuracy, judge less longer", difference, ""])
     about = f"{agreement.answers} answers to {len(found)} prompts"
-    print_table(["", ""], rows, f"{mine} as judge of {about}")
+    print_table(["", mine, "pick the longer"], rows, f"{mine} as judge of {about}")
     counts = {"prompts": len(found), "answers": agreement.answers}
-    emit({"run": name, "model": mine} | counts | known)
+    emit({"run": name, "model": mine} | counts | known | longer | over)
 
 
 @evaluate.command("paper-table")
@@ -248,6 +265,11 @@ def paper_table(
     )
     verdicts = {one.claim.name: one.verdict for one in table.claims}
     emit({"seeds": document["seeds"], "verdicts": verdicts})
+
+
+def _format_figure(known: Mapping[str, float], name: str) -> str:
+    """A figure with its error; "" where there is none of this name."""
+    return format_with_error((known[name], known.get(f"{name}_error"))) if name in known else ""
 
 
 def _newest(work: Evaluation) -> str:

@@ -1,9 +1,11 @@
-"""Named SQL queries over the records of a run, for views of more records than fit in memory."""
+"""Named queries over the records of a run; SQL where a view has more than fit in memory."""
 
 from collections import defaultdict
 from typing import NamedTuple
 
-from selfreward_lite.data.records import ModelId
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.data.ranked import HUMAN, RankedPrompt, Split, split_ranked
+from selfreward_lite.data.records import ModelId, Prompt, Response, group_records
 from selfreward_lite.data.store import Store
 
 _ESCAPED = str.maketrans({"%": "\\%", "_": "\\_", "\\": "\\\\"})
@@ -36,6 +38,18 @@ class DecidedBattle(NamedTuple):
 
     verdict: int
     lead: int | None
+
+
+def load_split(store: Store, settings: Settings) -> Split:
+    """Return the ranked prompts of a run by purpose, as its first step stored them."""
+    by_prompt = group_records(
+        store.records(Response, model=HUMAN), lambda response: response.prompt_id
+    )
+    found = [
+        RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
+        for prompt in store.records(Prompt, origin="ranked")
+    ]
+    return split_ranked(found, settings)
 
 
 def list_prompt_iterations(store: Store) -> list[int]:

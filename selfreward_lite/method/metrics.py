@@ -67,6 +67,30 @@ def share_read(judgments: Sequence[Judgment]) -> float:
     return mean_or_nan([judgment.score is not None for judgment in judgments])
 
 
+def share_written(judgments: Sequence[Judgment]) -> float:
+    """Return the share of judgments whose score the judge wrote itself; NaN for none."""
+    return mean_or_nan([one.score is not None and one.source != "forced" for one in judgments])
+
+
+def share_first(judgments: Sequence[Judgment]) -> float:
+    """Return the share of judgments whose score stands before its reasons; NaN for none."""
+    return mean_or_nan([one.score is not None and one.source == "first" for one in judgments])
+
+
+def measure_sources(judgments: Sequence[Judgment]) -> dict[str, float]:
+    """Return the shares of judgments by who wrote their score, by name; NaN for none.
+
+    A forced score was read, but not written by the judge.
+    """
+    read, written = share_read(judgments), share_written(judgments)
+    return {
+        "read_share": read,
+        "written_share": written,
+        "first_share": share_first(judgments),
+        "forced_share": read - written,
+    }
+
+
 def share_repetitive(responses: Sequence[Response]) -> float:
     """Return the share of responses that mostly repeat themselves.
 
@@ -80,9 +104,14 @@ def share_repetitive(responses: Sequence[Response]) -> float:
 
 @dataclass(frozen=True)
 class AnswerMetrics:
-    """Metrics of a model's held-out answers and judgments, by their names in run.sqlite."""
+    """Metrics of a model's held-out answers and judgments, by their names in run.sqlite.
+
+    A score that was read, but not written by the judge, was forced.
+    """
 
     judge_read_share: float
+    judge_written_share: float
+    judge_first_share: float
     mean_response_tokens: float | None
     cut_share: float
     repetitive_share: float
@@ -95,6 +124,8 @@ def measure_answers(
     """Return the metrics of a model's answers to `prompts`, and of its judgments."""
     return AnswerMetrics(
         judge_read_share=share_read(judgments),
+        judge_written_share=share_written(judgments),
+        judge_first_share=share_first(judgments),
         mean_response_tokens=mean_or_none([one.tokens for one in answers]),
         # Without a finished answer: cut by the length limit, empty, or not answered at all.
         cut_share=1 - sum(one.finish == "stop" for one in answers) / len(prompts),
@@ -295,6 +326,26 @@ def judge_agreement(ranked: Sequence[RankedPrompt], scores: Scores) -> JudgeAgre
     return JudgeAgreement(
         tuple(tuple(scores.get(one.id) for one in prompt.responses) for prompt in ranked)
     )
+
+
+def longer_agreement(ranked: Sequence[RankedPrompt]) -> JudgeAgreement:
+    """Compare the rule "pick the longer answer" (in characters) with the human ranks.
+
+    Whoever judges should agree more often than this rule, which reads nothing. As with a judge's
+    scores, a tie counts as wrong.
+    """
+    lengths = {answer.id: len(answer.text) for one in ranked for answer in one.responses}
+    return judge_agreement(ranked, lengths)
+
+
+def measure_longer(ranked: Sequence[RankedPrompt]) -> dict[str, float]:
+    """Return the pair accuracy of "pick the longer answer", by the names in run.sqlite.
+
+    It stands beside a judge's on the same pairs. NaN where there are none.
+    """
+    known = longer_agreement(ranked).metrics()
+    names = ("pair_accuracy", "pair_accuracy_error", "pair_accuracy_without_ties")
+    return {f"longer_{name}": known[name] for name in names}
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float] | None:

@@ -27,10 +27,11 @@ class Sign:
     low: float
     high: float
     means: str
+    above: bool = False  # the low limit itself lies outside
 
     def warns(self, value: float) -> bool:
         """Whether a value lies outside the range; NaN does."""
-        return not self.low <= value <= self.high
+        return not self.low <= value <= self.high or (self.above and value == self.low)
 
     @property
     def limits(self) -> str:
@@ -40,7 +41,7 @@ class Sign:
         ('at least 0.5', '0.3 to 0.7')
         """
         if self.high == ANY:
-            return f"at least {self.low:g}"
+            return f"{'above' if self.above else 'at least'} {self.low:g}"
         return f"at most {self.high:g}" if self.low == NONE else f"{self.low:g} to {self.high:g}"
 
 
@@ -78,6 +79,21 @@ SIGNS = (
         0.95,
         ANY,
         "the judge loses its format: train on judgment pairs, or raise dpo.anchor",
+    ),
+    Sign(
+        "share of judgments forced",
+        NONE,
+        0.5,
+        "the judge hardly writes scores itself, so most come from its probabilities: train it with "
+        "EFT (seed_stage.eft), or on judgment pairs",
+    ),
+    Sign(
+        "judge's pair accuracy less that of the longer answer",
+        0.0,
+        ANY,
+        "picking the longer answer agrees with people at least as often as this judge, so its "
+        "labels are worth no more: a larger base, or more EFT examples",
+        above=True,
     ),
     Sign(
         "meta-judge: shown first",
@@ -171,11 +187,15 @@ def list_advice(readings: Sequence[Reading]) -> list[str]:
 
 def _measure_signs(store: Store, iteration: int) -> summary.ModelFigures:
     """The value of every sign of M(t), None without data."""
-    metrics = store.metrics(iteration)
+    metrics = summary.load_metrics(store, iteration)
     values = {
         "share that repeats itself": metrics.get("repetitive_share"),
         "share that ends by itself": _subtract(1.0, metrics.get("cut_share")),
         "share of judgments read": metrics.get("judge_read_share"),
+        "share of judgments forced": metrics.get("judge_forced_share"),
+        "judge's pair accuracy less that of the longer answer": _subtract(
+            metrics.get("judge_pair_accuracy"), metrics.get("longer_pair_accuracy")
+        ),
         "hostile responses, points above honest bad ones": _subtract(
             metrics.get("canary_score"), metrics.get("honest_bad_score")
         ),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from selfreward_lite.data.records import Prompt, Response, ResponsePair
+from selfreward_lite.data.records import Judgment, Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.report.summary import Table, load_training_judgments
 from selfreward_lite.system.processes import child_environment, start_module
@@ -103,7 +103,13 @@ def build_judgment_table(store: Store, iteration: int, count: int = 5) -> Table:
     """Return judgments that an iteration trained on, with their scores."""
     responses = {one.id: one.text for one in store.records(Response, iteration=iteration)}
     rows = [
-        [responses[one.response_id], one.text, "unread" if one.score is None else f"{one.score:g}"]
+        [responses[one.response_id], one.text, _format_score(one)]
         for one in load_training_judgments(store, iteration)[:count]
     ]
-    return Table(["response", "judgment", "score"], rows)
+    return Table(["response", "judgment", "score (forced: not written by the judge)"], rows)
+
+
+def _format_score(judgment: Judgment) -> str:
+    if judgment.score is None:
+        return "unread"
+    return f"{judgment.score:g}{' (forced)' if judgment.source == 'forced' else ''}"

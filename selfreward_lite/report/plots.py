@@ -64,9 +64,9 @@ PANELS = {
     ),
     "agreement": Panel(
         "judge: agreement with human rankings",
-        "Share of ranked pairs that the model, as judge, orders as people did.",
-        ("judge_pair_accuracy",),
-        color=None,
+        "Share of ranked pairs that the model, as judge, orders as people did; and that the rule "
+        "“pick the longer answer”, which reads nothing, orders so.",
+        ("judge_pair_accuracy", "longer_pair_accuracy"),
         top=1.0,
     ),
     "tokens": Panel(
@@ -78,8 +78,8 @@ PANELS = {
     "shares": Panel(
         "shares of what was trained on",
         "Prompts that gave a pair; pairs of responses with the same score; judgments that could "
-        "not be read.",
-        ("pair_yield", "tie_rate", "unread_rate"),
+        "not be read; judgments whose score was forced, since the judge wrote none.",
+        ("pair_yield", "tie_rate", "unread_rate", "forced_rate"),
         top=1.0,
     ),
     "scores": Panel(
@@ -120,6 +120,7 @@ CURVES = {
     "rewards/margins": "reward margin",
     "rewards/accuracies": "share of pairs ranked as labelled",
 }
+LONGER = summary.title("longer_pair_accuracy")
 MAX_POINTS = 1500  # in a scatter plot
 WIDTH, HEIGHT = 4.2, 3.0  # inches of one panel
 MIN_SHARE = 0.01  # of the time: stages that took less have no bar
@@ -144,7 +145,7 @@ def measurement_series(rows: Sequence[summary.ModelFigures]) -> dict[str, Series
         key: [
             {
                 "model": ModelId(number).name,
-                "what": name.replace("_", " "),
+                "what": summary.title(name),
                 "value": row[name],
                 "error": row.get(f"{name}_error") or 0.0,
             }
@@ -290,13 +291,16 @@ def draw_seconds(store: Store) -> Figure:
 
 
 def draw_curves(panels: Panels, height: float = HEIGHT) -> Figure:
-    """Draw lines over M0, M1, … with error bars."""
+    """Draw lines over M0, M1, … with error bars; the rule "pick the longer" as a thin level."""
     figure, axes = _make_panels(max(1, len(panels)), height)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colors = {label: f"C{place}" for place, label in enumerate(labels)}
     for one, (title, lines) in zip(axes, panels.items(), strict=False):
         for label, points in lines.items():
             models, values, errors = zip(*points, strict=True)
+            if label == LONGER:  # the same for all models, which judge the same pairs
+                one.axhline(fmean(values), linewidth=1, linestyle="--", color="gray", label=label)
+                continue
             one.errorbar(
                 models, values, errors, marker="o", capsize=3, label=label, color=colors[label]
             )

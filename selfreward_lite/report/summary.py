@@ -3,11 +3,13 @@
 Only reads the store. Numbers in the document are rounded to four digits; None means not measured.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple, TypedDict
 
+from selfreward_lite.data import queries
 from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split_ranked
 from selfreward_lite.data.records import (
     BASE,
@@ -20,7 +22,8 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import StageRow, Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
-from selfreward_lite.method.statistics import mean_or_none
+from selfreward_lite.method.metrics import measure_longer
+from selfreward_lite.method.statistics import mean_or_none, nan_to_none
 from selfreward_lite.models.memory import DRIVER
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
@@ -34,6 +37,12 @@ MEASURED = (
     "win_rate_vs_seed_error",
     "judge_pair_accuracy",
     "judge_pair_accuracy_error",
+    "longer_pair_accuracy",
+    "longer_pair_accuracy_error",
+    "judge_read_share",
+    "judge_written_share",
+    "judge_first_share",
+    "judge_forced_share",
     "mean_response_tokens",
     "self_score",
     "outside_score",
@@ -45,15 +54,22 @@ MEASURED = (
 # More metrics of a judge (arXiv 2401.10020, section 3.2) and of the data, for tables with room.
 MORE = (
     "judge_pair_accuracy_without_ties",
+    "longer_pair_accuracy_without_ties",
     "judge_five_best",
     "judge_exact_match",
     "judge_spearman",
     "judge_kendall",
     "judge_tie_rate",
     "judge_top_share",
-    "judge_read_share",
 )
-OF_DATA = ("pair_yield", "tie_rate", "unread_rate", "response_pairs", "judgment_pairs")
+OF_DATA = (
+    "pair_yield",
+    "tie_rate",
+    "unread_rate",
+    "forced_rate",
+    "response_pairs",
+    "judgment_pairs",
+)
 
 # Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1).
 TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
@@ -91,7 +107,7 @@ def summarize_run(store: Store) -> RunSummary:
         raise UserError(
             f"{store.folder} holds no run yet; start it with `run --name {store.folder.name}`"
         )
-    base = store.metrics(BASE)
+    base = load_metrics(store, BASE)
     return {
         "run": store.folder.name,
         "preset": settings["preset"],
@@ -106,15 +122,42 @@ def summarize_run(store: Store) -> RunSummary:
     }
 
 
+def load_metrics(store: Store, model: int) -> ModelFigures:
+    """Return what was measured of a model, and what follows from it.
+
+    Runs of older versions did not store what "pick the longer answer" reaches; it is computed from
+    their ranked answers. They did not store who wrote a score either, which stays unknown.
+    """
+    known = store.metrics(model)
+    read, written = known.get("judge_read_share"), known.get("judge_written_share")
+    if read is not None and written is not None:
+        known["judge_forced_share"] = read - written
+    is_old = "judge_pair_accuracy" in known and "longer_pair_accuracy" not in known
+    if is_old and store.is_done(0, "ranked"):
+        longer = measure_longer(queries.load_split(store, store.settings()).evaluation)
+        known |= {name: nan_to_none(value) for name, value in longer.items()}
+    return known
+
+
+def title(name: str) -> str:
+    """Return a measurement's name as tables and plots have it.
+
+    >>> title("judge_pair_accuracy"), title("longer_pair_accuracy")
+    ('judge pair accuracy', 'pick the longer: pair accuracy')
+    """
+    return re.sub("^longer ", "pick the longer: ", name.replace("_", " "))
+
+
 def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
     """The training data of M(t), counted, and the measurements of M(t)."""
     author = ModelId(iteration - 1).name if iteration else HUMAN
     judgments = load_training_judgments(store, iteration)
     unread = sum(judgment.score is None for judgment in judgments)
+    sources = Counter(judgment.source for judgment in judgments if judgment.score is not None)
     source = {"iteration": iteration} if iteration else {"origin": "ranked"}
     prompts = store.count(Prompt, **source)
     pairs = store.count(ResponsePair, iteration=iteration)
-    metrics = store.metrics(iteration)
+    metrics = load_metrics(store, iteration)
     seconds = [row.seconds for row in store.stages() if row.iteration == iteration]
     return {
         "iteration": iteration,
@@ -122,11 +165,14 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
         "responses": store.count(Response, iteration=iteration, model=author),
         "judgments": len(judgments),
         "judgments_unread": unread,
+        "judgments_forced": sources["forced"],
+        "judgments_first": sources["first"],
         "response_pairs": pairs,
         "judgment_pairs": store.count(JudgmentPair, iteration=iteration),
         "pair_yield": _round(pairs / prompts) if iteration and prompts else None,
         "tie_rate": _round(measure_tie_rate(store, iteration, judgments)) if iteration else None,
         "unread_rate": _round(unread / len(judgments)) if judgments else None,
+        "forced_rate": _round(sources["forced"] / len(judgments)) if judgments else None,
         **{name: _round(metrics.get(name)) for name in MEASURED},
         "seconds": round(sum(seconds), 1),
     }
@@ -176,7 +222,7 @@ def build_measurement_table(store: Store, summary: RunSummary) -> Table:
     rows |= {ModelId(number): row for number, row in enumerate(summary["iterations"])}
     columns = {
         model.name: row
-        | {name: value for name, value in store.metrics(model).items() if name in MORE}
+        | {name: value for name, value in load_metrics(store, model).items() if name in MORE}
         for model, row in rows.items()
     }
     names = [name for name in (*MEASURED, *MORE, *OF_DATA) if not name.endswith("_error")]
@@ -191,7 +237,7 @@ def _build_model_table(
     """A row a figure, without those that no model has; a column a model."""
     figures = columns.values()
     rows = [
-        [name.replace("_", " "), *(format_cell(row, name) for row in figures)]
+        [title(name), *(format_cell(row, name) for row in figures)]
         for name in names
         if any(row.get(name) is not None for row in figures)
     ]

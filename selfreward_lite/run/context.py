@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.data import ranked
+from selfreward_lite.data import queries, ranked
 from selfreward_lite.data.records import (
     BASE,
     Judgment,
@@ -16,7 +16,6 @@ from selfreward_lite.data.records import (
     Prompt,
     R,
     Response,
-    group_records,
     index_records,
 )
 from selfreward_lite.data.store import WHOLE, Store
@@ -40,14 +39,7 @@ class RunReader:
 
     def ranked(self) -> ranked.Split:
         """The ranked prompts by what they are for, as the first step stored them."""
-        by_prompt = group_records(
-            self.store.records(Response, model=ranked.HUMAN), lambda response: response.prompt_id
-        )
-        found = [
-            ranked.RankedPrompt(prompt, tuple(by_prompt[prompt.id]))
-            for prompt in self.store.records(Prompt, origin="ranked")
-        ]
-        return ranked.split_ranked(found, self.settings)
+        return queries.load_split(self.store, self.settings)
 
     def held_out(self) -> list[Prompt]:
         """The prompts that every model answers for evaluation."""

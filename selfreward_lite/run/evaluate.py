@@ -87,8 +87,11 @@ class Evaluation:
 
     def measure_judge(
         self, model: str, ranked: Sequence[RankedPrompt], count: int
-    ) -> JudgeAgreement:
-        """How a model, judging ranked answers `count` times each, agrees with the ranks."""
+    ) -> tuple[JudgeAgreement, list[Judgment]]:
+        """How a model, judging ranked answers `count` times each, agrees with the ranks.
+
+        Also returns its judgments of them.
+        """
         number = self.run.find_model(model)
         role = self.run.judge_role(number, number.iteration)
         items = [
@@ -98,7 +101,9 @@ class Evaluation:
         ]
         stage = f"judges {_digest([one.prompt.id for one in ranked])}, {count} times"
         drawn = self._ask(Judgment, self.run.engine(), role, number, stage, items)
-        return judge_agreement(ranked, self.run.score(drawn, count))
+        ids = {answer.id for one in ranked for answer in one.responses}
+        drawn = [one for one in drawn if one.response_id in ids and one.index < count]
+        return judge_agreement(ranked, self.run.score(drawn, count)), drawn
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""

@@ -23,6 +23,7 @@ from selfreward_lite.app.widgets import (
     text_table,
     warn,
 )
+from selfreward_lite.data.records import Battle, Judgment
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore
 from selfreward_lite.report.explore import (
@@ -135,7 +136,7 @@ def judgment_rows(history: PromptHistory | None, index: int) -> Rows:
         return []
     return [
         [
-            "not readable" if one.score is None else f"{one.score:g}",
+            "not readable" if one.score is None else mark_forced(f"{one.score:g}", one),
             _format(one.expected_score),
             one.model,
             one.text,
@@ -149,7 +150,7 @@ def battle_rows(history: PromptHistory) -> Rows:
     winners = {1: "first", -1: "second", 0: "undecided"}
     return [
         [
-            winners[one.verdict],
+            mark_forced(winners[one.verdict], one),
             history.judgments[one.first_id].text,
             _format(history.strengths.get(one.first_id)),
             history.judgments[one.second_id].text,
@@ -177,6 +178,11 @@ def battles_text(history: PromptHistory) -> str:
         f"{count} battles. Trained on: the judgment rated {pair.chosen_strength:.2f} as chosen, "
         f"the one rated {pair.rejected_strength:.2f} as rejected."
     )
+
+
+def mark_forced(found: str, record: Judgment | Battle) -> str:
+    """Return a score or a winner, with a word if the judge did not write it."""
+    return f"{found} (forced)" if record.source == "forced" else found
 
 
 def _format_means(answer: JudgedAnswer, by: Literal["mean", "expected"]) -> str:
@@ -234,12 +240,19 @@ class ExploreTab:
                 self.judgments = text_table(
                     JUDGMENT_HEAD,
                     "10 10 8 72",
-                    "Judgments of one response (click another response to see its judgments)",
+                    "Judgments of one response (click another response to see its judgments). "
+                    "Forced: the judge wrote no score that can be read, so one was drawn from its "
+                    "probabilities",
                     elem_id="judgments",
                 )
                 self.result = gr.Markdown()
                 with gr.Accordion("Battles between judgments", open=False):
-                    self.battles = text_table(BATTLE_HEAD, "9 24 9 24 9 25")
+                    self.battles = text_table(
+                        BATTLE_HEAD,
+                        "9 24 9 24 9 25",
+                        "Forced: the meta-judge named no winner, so one was drawn from its "
+                        "probabilities",
+                    )
         filters: list[Any] = [self.group, words, outcome]
         inputs = [header.run, *filters, self.hits]
         listed = [self.hits, self.listing, self.title]

@@ -19,17 +19,19 @@ from selfreward_lite.run.steps.reward_hacking import ask_judges, find_signs
 class ModelMetrics:
     """What a model's answers and judgments show: nothing by the exact scorer.
 
-    `mean_length` is in characters, None without answers.
+    `mean_length` is in characters, None without answers. `longer` is what "pick the longer answer"
+    reaches on the pairs that the model judged.
     """
 
     agreement: JudgeAgreement
     mean_length: float | None
     answers: metrics.AnswerMetrics
+    longer: dict[str, float]
 
     def stored(self) -> dict[str, float | None]:
         """The metrics by their names in run.sqlite."""
         judge = {f"judge_{name}": value for name, value in self.agreement.metrics().items()}
-        return judge | vars(self.answers)
+        return judge | self.longer | vars(self.answers)
 
 
 def measure_base(run: RunContext, _: int) -> None:
@@ -61,6 +63,7 @@ def model_metrics(run: RunContext, model: int) -> ModelMetrics:
         judge_agreement(ranked, run.score(judged, count)),
         mean_or_none([len(one.text) for one in answers]),
         metrics.measure_answers(run.held_out(), answers, judged),
+        metrics.measure_longer(ranked),
     )
 
 
