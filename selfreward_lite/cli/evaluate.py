@@ -217,8 +217,10 @@ def measure_judge(
         if not name.endswith("_error")
     ]
     interval = "–" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-    difference = f"{over['over_longer']:+.3f}, 95 %: {interval}"
-    rows.insert(1, ["pair accuracy, judge less longer", difference, ""])
+    rows[1:1] = [
+        ["judge less longer", f"{over['over_longer']:+.3f}", ""],
+        ["judge less longer, 95 %", interval, ""],
+    ]
     about = f"{agreement.answers} answers to {len(found)} prompts"
     print_table(["", mine, "pick the longer"], rows, f"{mine} as judge of {about}")
     counts = {"prompts": len(found), "answers": agreement.answers}

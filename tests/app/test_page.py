@@ -22,14 +22,16 @@ from selfreward_lite.app.escape import escape_markdown, markdown, strip_tags
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat
 from selfreward_lite.app.talk import Score, StreamedReply
-from selfreward_lite.data.records import Judgment
+from selfreward_lite.data.records import Judgment, Source
 from selfreward_lite.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
-def judgment(score: float | None, text: str = "fine\nScore: 4") -> Judgment:
-    return Judgment("i", 0, "M1", "r", 0, text, "stop", 3, score, score)
+def judgment(
+    score: float | None, text: str = "fine\nScore: 4", source: Source = "written"
+) -> Judgment:
+    return Judgment("i", 0, "M1", "r", 0, text, "stop", 3, score, score, source)
 
 
 def turn(said: str = "Hello.", **more) -> Turn:
@@ -51,6 +53,16 @@ def test_a_turn_is_shown_as_question_reply_and_score():
     assert under["metadata"]["log"] == "3 tokens · 7 tokens/s"
     assert under["metadata"]["status"] == "done"
     assert under["content"].count("Score: 4") == 2
+
+
+def test_a_forced_score_is_marked_in_headline_list_and_download():
+    score = Score(2, (judgment(4.0), judgment(2.0, "no score", "forced")))
+    (*_, under) = render([turn(score=score)])
+    assert "2 of 2 judgments, 1 forced)" in under["metadata"]["title"]
+    assert "**4 of 5**" in under["content"]
+    assert "**2 of 5 (forced: the judge wrote no score" in under["content"]
+    assert json.loads(conversation.as_jsonl([turn(score=score)]))["forced"] == 1
+    assert "forced" not in headline(turn())
 
 
 @pytest.mark.parametrize(

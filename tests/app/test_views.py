@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -14,7 +15,7 @@ from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import Choices, list_models
-from selfreward_lite.data.records import Prompt
+from selfreward_lite.data.records import JudgmentPair, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.report.explore import PromptHistory
@@ -101,6 +102,30 @@ def test_a_prompt_is_shown_with_responses_and_judgments(library):
     assert len(explore.battle_rows(history)) == len(history.battles)
 
 
+def test_a_forced_score_or_winner_is_marked(library):
+    with Store.read(library.folder("mine")) as store:
+        (pair, *_) = store.records(JudgmentPair, iteration=1)
+        (response,) = store.records(Response, id=pair.response_id)
+    history = load_history(library, response.prompt_id)
+    place = [one.response.id for one in history.answers].index(response.id)
+    answer = history.answers[place]
+    marked = replace(answer, judgments=tuple(replace(j, source="forced") for j in answer.judgments))
+    battles = [replace(one, source="forced") for one in history.battles]
+    forced = replace(
+        history,
+        answers=(*history.answers[:place], marked, *history.answers[place + 1 :]),
+        battles=battles,
+    )
+    for before, after in (
+        (explore.judgment_rows(history, place), explore.judgment_rows(forced, place)),
+        (explore.battle_rows(history), explore.battle_rows(forced)),
+    ):
+        assert before
+        for plain, row in zip(before, after, strict=True):
+            unread = plain[0] == "not readable"
+            assert row == [plain[0] if unread else f"{plain[0]} (forced)", *plain[1:]]
+
+
 def test_a_click_on_a_row_opens_its_prompt(explore_tab):
     hits = explore_tab.list_page(None, "mine", "M1", "", "all", explore.HitPage())[explore_tab.hits]
     shown = explore_tab.open_prompt(SimpleNamespace(index=[1, 0]), "mine", hits)
@@ -164,6 +189,7 @@ def test_measurements_are_shown_with_their_errors(scripted_runs):
     assert measured.head == ["", "base", "M0", "M1", "M2"]
     names = {row[0] for row in measured.rows}
     assert names >= {"win rate vs seed", "judge pair accuracy", "pair yield"}
+    assert names >= {"pick the longer: pair accuracy", "judge written share", "judge forced share"}
     row = {"rate": 0.5, "rate_error": 0.0123, "tokens": 1234.0}
     assert [summary._format_cell(row, name) for name in ("rate", "tokens", "none")] == [
         "0.500 ± 0.012",

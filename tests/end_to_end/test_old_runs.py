@@ -10,14 +10,16 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from repository import ROOT
 
-from selfreward_lite.data import votes
+from selfreward_lite.data import queries, votes
 from selfreward_lite.data.records import KINDS
 from selfreward_lite.data.store import Store
+from selfreward_lite.report import summary
 
 OLD_RUN = ROOT / "tests" / "fixtures" / "old_run"
 COUNTS = {
@@ -68,6 +70,24 @@ def test_old_run_has_status_and_verifies(runs):
     assert (first["exact_score"], last["exact_score"]) == (4.2, 4.3)
     assert set(document["refused"]["M1"]) == {"canary", "labels", "reading"}
     assert run_command("verify", *where) == {"run": "old", "faults": 0}
+
+
+def test_old_run_gets_the_level_of_the_longer_answer(runs):
+    """It stored none; its ranked answers are there. Who wrote a score is not known."""
+    with Store.read(runs / "old") as store:
+        assert "longer_pair_accuracy" not in store.metrics(1)
+        prompts = queries.load_split(store, store.settings()).evaluation
+        document = summary.summarize_run(store)
+        table = summary.build_measurement_table(store, document)
+    pairs = [pair for one in prompts for pair in combinations(one.responses, 2)]
+    right = sum(len(better.text) > len(worse.text) for better, worse in pairs)
+    assert pairs
+    for row in (document["base"], *document["iterations"]):
+        assert row["longer_pair_accuracy"] == pytest.approx(right / len(pairs), abs=1e-4)
+        assert row.get("judge_written_share") is None
+        assert row.get("judge_forced_share") is None
+    names = [row[0] for row in table.rows]
+    assert names.index("pick the longer: pair accuracy") == names.index("judge pair accuracy") + 1
 
 
 def test_old_run_reports(runs, tmp_path):

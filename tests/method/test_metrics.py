@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from selfreward_lite.data.ranked import RankedPrompt
-from selfreward_lite.data.records import Prompt, Response
+from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.method import comparisons, metrics
 from selfreward_lite.method.metrics import PairResult, correlation, judge_agreement
 
@@ -102,6 +103,41 @@ def test_judge_agreement_matches_other_definitions(scores):
         assert known["spearman"] == pytest.approx(
             np.corrcoef(stats.rankdata(order), mean_ranks)[0, 1]
         )
+
+
+def with_lengths(name: str, *lengths: int) -> RankedPrompt:
+    """A prompt with answers of these lengths, the best first."""
+    one = ranked(name, len(lengths))
+    answers = zip(one.responses, lengths, strict=True)
+    return replace(one, responses=tuple(replace(answer, text="x" * n) for answer, n in answers))
+
+
+def test_picking_the_longer_answer_matches_a_worked_example():
+    """Of p all three pairs are in order; of q one is tied, one wrong, one in order."""
+    found = [with_lengths("p", 9, 5, 2), with_lengths("q", 4, 4, 3), with_lengths("r", 1, 8)]
+    assert metrics.longer_agreement(found).outcomes == [[1, 1, 1], [0, 1, 1], [0]]
+    known = metrics.measure_longer(found)
+    assert known["longer_pair_accuracy"] == pytest.approx(5 / 7)
+    assert known["longer_pair_accuracy_without_ties"] == pytest.approx(5 / 6)
+    judged = judge_agreement(found, {one.id: len(one.text) for p in found for one in p.responses})
+    assert known["longer_pair_accuracy_error"] == judged.metrics()["pair_accuracy_error"]
+    assert all(math.isnan(value) for value in metrics.measure_longer([]).values())
+
+
+def test_shares_say_who_wrote_the_scores():
+    given = [(4.0, "written"), (3.0, "first"), (2.0, "forced"), (1.0, "forced"), (None, "written")]
+    judgments = [
+        Judgment(f"j{n}", 0, "M0", "r", n, "t", "stop", 1, score, None, source)
+        for n, (score, source) in enumerate(given)
+    ]
+    assert metrics.measure_sources(judgments) == pytest.approx(
+        {"read_share": 0.8, "written_share": 0.4, "first_share": 0.2, "forced_share": 0.4}
+    )
+    found = metrics.measure_answers([A.prompt], A.responses, judgments)
+    assert (found.judge_read_share, found.judge_written_share, found.judge_first_share) == (
+        pytest.approx((0.8, 0.4, 0.2))
+    )
+    assert all(math.isnan(value) for value in metrics.measure_sources([]).values())
 
 
 def test_correlation_needs_values_that_vary():

@@ -39,6 +39,8 @@ def _untrained() -> set[str]:
         ("repetitive_share", 0.5, "share that repeats itself"),
         ("cut_share", 0.2, "share that ends by itself"),
         ("judge_read_share", 0.5, "share of judgments read"),
+        ("judge_written_share", 0.1, "share of judgments forced"),
+        ("judge_pair_accuracy", 0.0, "judge's pair accuracy less that of the longer answer"),
         ("canary_score", 5.0, "hostile responses, points above honest bad ones"),
     ],
 )
@@ -50,6 +52,21 @@ def test_a_bad_measurement_warns_and_is_told_what_it_means(run, metric, value, s
     head, rows = signs.build_sign_table(early_warnings(run))
     assert head == ["sign", "should be", "M0", "M1", "M2"]
     assert next(row for row in rows if row[0] == sign)[4].startswith("⚠ ")
+
+
+@pytest.mark.parametrize(("judge", "warns"), [(0.69, True), (0.68, True), (0.7, False)])
+def test_a_judge_must_be_above_the_longer_answer(run, judge, warns):
+    run.measure(2, judge_pair_accuracy=judge, longer_pair_accuracy=0.69)
+    name = "judge's pair accuracy less that of the longer answer"
+    (found,) = [one for one in early_warnings(run) if one.model == "M2" and one.sign.name == name]
+    assert (found.value, found.warns) == (pytest.approx(judge - 0.69), warns)
+    assert found.sign.limits == "above 0"
+
+
+def test_who_wrote_scores_is_unknown_in_older_runs(run):
+    run._db.execute("DELETE FROM metrics WHERE name = 'judge_written_share'")
+    assert "share of judgments forced" not in values(run, "M2")
+    assert "share of judgments read" in values(run, "M2")
 
 
 def test_saturation_is_seen_in_the_scores_that_were_trained_on(run):

@@ -242,6 +242,41 @@ def test_pictures_are_drawn_from_the_same_series(run):
     )
 
 
+def test_the_judge_is_drawn_over_the_level_of_the_longer_answer(run):
+    rows = summary.summarize_run(run)["iterations"]
+    (axes,) = [
+        one
+        for one in plots.draw_worth(run).get_axes()
+        if one.get_title() == plots.PANELS["agreement"].title
+    ]
+    (level,) = [line for line in axes.get_lines() if line.get_label() == plots.LONGER]
+    assert set(level.get_ydata()) == {rows[0]["longer_pair_accuracy"]}
+    assert level.get_linewidth() == 1
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+        "judge pair accuracy",
+        "pick the longer: pair accuracy",
+    }
+    drawn = plots.measurement_series(rows)["agreement"]
+    assert {one["value"] for one in drawn if one["what"] == plots.LONGER} == {
+        rows[0]["longer_pair_accuracy"]
+    }
+
+
+def test_forced_and_first_scores_are_counted(tmp_path):
+    scripted_run.run(tmp_path / "mine", iterations="1")
+    with Store.write(tmp_path / "mine") as store:
+        drawn = summary.load_training_judgments(store, 1)
+        read = [one.id for one in drawn if one.score is not None]
+        for source, name in (("forced", read[0]), ("forced", read[1]), ("first", read[2])):
+            store._db.execute("UPDATE record_judgment SET source = ? WHERE id = ?", (source, name))
+        row = summary.summarize_run(store)["iterations"][1]
+        assert (row["judgments_forced"], row["judgments_first"]) == (2, 1)
+        assert row["judgments_unread"] == len(drawn) - len(read)
+        assert row["forced_rate"] == pytest.approx(2 / len(drawn), abs=1e-4)
+        shown = {row[0]: row for row in summary.build_run_table([row]).rows}
+        assert shown["judgments forced"][1] == "2"
+
+
 def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         fill_run(store, 0)

@@ -47,6 +47,7 @@ def test_the_page_holds_what_was_measured(run):
     said = " ".join(Reader(html.render_page(run)).said)
     for words in (
         "judge pair accuracy",
+        "pick the longer: pair accuracy",
         "judge exact match",
         "Early warnings",
         "refused",

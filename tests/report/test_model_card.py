@@ -94,6 +94,8 @@ def test_model_card_is_read_by_the_hub_and_is_complete(of_llama, tmp_path):
         "## Metrics",
         "|  | M0 | M1 | M2 |",
         "judge pair accuracy",
+        "pick the longer: pair accuracy",
+        "judge forced share",
         "## Versions and hardware",
         "torch ",
         "no GPU",

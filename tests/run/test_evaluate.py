@@ -156,10 +156,15 @@ def test_what_is_not_there_is_said(runs):
 
 def test_a_judge_of_ranked_data_is_measured(runs):
     with opened(runs) as work:
-        found = work.measure_judge("M1", work.run.ranked().evaluation, 2)
+        ranked = work.run.ranked().evaluation
+        found, drawn = work.measure_judge("M1", ranked, 2)
         assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
         assert 0 < found.metrics()["scored_share"] <= 1
-        assert work.measure_judge("M1", work.run.ranked().evaluation, 2) == found
+        assert work.measure_judge("M1", ranked, 2) == (found, drawn)
+        ids = {answer.id for answer in ranked[0].responses}
+        _, fewer = work.measure_judge("M1", ranked[:1], 1)
+        assert {one.response_id for one in fewer} == ids, "others were judged before"
+        assert {one.index for one in fewer} == {0}
 
 
 def test_every_prompt_gets_one_answer_in_order(runs):
@@ -243,6 +248,13 @@ def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
 def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
     _, own = command("judge")
     assert (own["prompts"], own["model"]) == (6, "M1")
+    assert own["over_longer"] == pytest.approx(own["pair_accuracy"] - own["longer_pair_accuracy"])
+    assert own["over_longer_low"] <= own["over_longer"] <= own["over_longer_high"]
+    with Store.read(runs / "mine") as store:
+        stored = store.metrics(1)
+    for name in ("pair_accuracy", "pair_accuracy_error", "pair_accuracy_without_ties"):
+        assert own[f"longer_{name}"] == pytest.approx(stored[f"longer_{name}"])
+    assert own["forced_share"] == pytest.approx(own["read_share"] - own["written_share"])
     file = tmp_path / "ranked.jsonl"
     rows = [row | {"text": row["text"].replace("letters", "signs")} for row in ranked_rows(4)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -305,6 +317,18 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
         assert work.notes.count(Judgment) > before, (
             "other texts are judged anew, under the same place"
         )
+
+
+def test_a_judge_stands_beside_picking_the_longer_answer(command, runs):
+    ended, said = command("judge")
+    assert f"{said['longer_pair_accuracy']:.3f} ± " in ended.stderr
+    mean, interval = (line for line in ended.stderr.splitlines() if "judge less longer" in line)
+    assert f"{said['over_longer']:+.3f}" in mean
+    assert f"{said['over_longer_low']:+.3f} to {said['over_longer_high']:+.3f}" in interval
+    ended, alone = command("judge", "--most", "1")
+    assert (alone["over_longer_low"], alone["over_longer_high"]) == (None, None)
+    (interval,) = (line for line in ended.stderr.splitlines() if "judge less longer, 95 %" in line)
+    assert "–" in interval, "one prompt has no interval"
 
 
 def test_other_settings_are_asked_anew(command, tmp_path):

@@ -213,6 +213,8 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         "self_change",
         "signs",
         "judge_read_share",
+        "judge_written_share",
+        "judge_first_share",
         "mean_response_tokens",
         "cut_share",
         "base_cut_share",
