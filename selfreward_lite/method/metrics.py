@@ -331,7 +331,7 @@ def judge_agreement(ranked: Sequence[RankedPrompt], scores: Scores) -> JudgeAgre
 def longer_agreement(ranked: Sequence[RankedPrompt]) -> JudgeAgreement:
     """Compare the rule "pick the longer answer" (in characters) with the human ranks.
 
-    Whoever judges should agree more often than this rule, which reads nothing. As with a judge's
+    A judge should agree more often than this rule, which reads nothing. As with a judge's
     scores, a tie counts as wrong.
     """
     lengths = {answer.id: len(answer.text) for one in ranked for answer in one.responses}

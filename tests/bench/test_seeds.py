@@ -87,6 +87,9 @@ def test_claims_are_made_of_what_a_run_reports(tmp_path, chat):
     assert seeds.check_claims(found)["every seed ran to the end"]
     for one in found[0].rows[1:]:
         assert set(row(0, 0, 0, 0)) <= set(one.values)
+    assert "longer_pair_accuracy" in seeds.COLUMNS
+    levels = [one.values["longer_pair_accuracy"] for one in found[0].rows]
+    assert len(set(levels)) == 1, "every model judges the same pairs, the base too"
 
 
 def trials(**changes: dict[int, float]) -> list[Trial]:
