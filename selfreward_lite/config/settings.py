@@ -45,10 +45,10 @@ class Model(Section):
     """
     origin: str | None = None
     """the same model in 16 bits, if base has 4; only `export merged` needs it"""
-    templates: Literal["llama3", "compact"]
+    templates: Literal["llama3", "short", "compact"]
     """texts that ask judge, meta-judge and prompt writer, a folder in
-    selfreward_lite/method/prompts: 'llama3' for every chat model, 'compact' for the tiny world. The
-    model's own chat template goes around them
+    selfreward_lite/method/prompts: 'llama3' for every chat model, 'short' for those below about 4B
+    parameters, 'compact' for the tiny world. The model's own chat template goes around them
     """
     quantisation: Literal["nf4", "none"] = "nf4"
     """how training holds the weights of the base; nf4 is QLoRA's format, and a base in 16 bits is

@@ -44,13 +44,14 @@ def find_agreeing_judgments(
 ) -> list[Judgment] | None:
     """Return the first set of judgments, one per response, that agrees with the human ranking.
 
-    Try number i takes the i-th judgment of each response. A set agrees if no pair of scores is
+    Try number i takes the i-th judgment of each response. Only scores written behind the reasons
+    count: a forced one would teach no format. A set agrees if no pair of scores is
     inverted (`strict`: or equal) and the best response scores above the worst. None if no try does.
     The paper leaves ties open (section 3.1).
     """
     columns = [judgments.get(response.id, ()) for response in ranked.responses]
     for tried in zip(*columns, strict=False):
-        scores = [judgment.score for judgment in tried if judgment.score is not None]
+        scores = [score for one in tried if (score := written_score(one)) is not None]
         if (
             len(scores) == len(tried)
             and scores[0] > scores[-1]
@@ -61,6 +62,11 @@ def find_agreeing_judgments(
         ):
             return list(tried)
     return None
+
+
+def written_score(judgment: Judgment) -> float | None:
+    """Return the score that a judge wrote behind its reasons, as EFT is to teach it; else None."""
+    return judgment.score if judgment.source == "written" else None
 
 
 def build_eft_examples(
@@ -87,7 +93,8 @@ def build_eft_examples(
         assert worst is not None  # a judgment that agrees has a score
         for decoy in decoys.get(ranked.prompt.id, ()):
             drawn = judgments.get(decoy.id, ())
-            low = [one for one in drawn if one.score is not None and one.score <= worst]
+            scored = [(one, written_score(one)) for one in drawn]
+            low = [one for one, score in scored if score is not None and score <= worst]
             chosen += [(decoy, one) for one in low[:1]]
             drops["no judgment sees through the decoy"] += not low
         examples += [

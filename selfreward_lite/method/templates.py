@@ -1,6 +1,7 @@
 """The prompt templates of judge, meta-judge and prompt writer, and the function that fills them.
 
-A template set is a folder in `prompts/`: `llama3` for chat models, `compact` for the tiny world.
+A template set is a folder in `prompts/`: `llama3` for chat models, `short` for those below about 4B
+parameters, `compact` for the tiny world.
 The text to be judged is data: it is wrapped in tags that carry a nonce it cannot have seen, and
 anything in it that looks like such a tag is made inert first.
 """
@@ -26,7 +27,7 @@ _INVISIBLE = re.compile(
 # The tiny world's words never have three of these letters in a row; no text has eight of them by
 # chance.
 _NONCE_LETTERS = "bcdfjkmpqvwxz"
-_NONCE_LENGTH = {"llama3": 8, "compact": 3}
+_NONCE_LENGTH = {"llama3": 8, "short": 8, "compact": 3}
 
 
 def fill_template(template_set: str, name: Name, **values: str) -> str:

@@ -24,6 +24,7 @@ SEED_STAGE: tuple[Step, ...] = (
     seed_stage.add_canaries,
     export.export_base,
     export.check_models,
+    seed_stage.look_at_judge,
     measure.measure_base,
     seed_stage.add_decoys,
     seed_stage.judge_ranked,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.method import canaries
+from selfreward_lite.method import canaries, first_look
 
 # Assumed of texts until a run has measured them: shares of the length limits, and tokens.
 # Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens.
@@ -91,6 +91,8 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
             "prompts_file": None,
             "canaries": None,
             "base": ("base", 1),
+            "first_judgments": ("judgment", first_look.JUDGMENTS),
+            "first_look": None,
             "base_eval_responses": ("response", asked.prompts),
             "base_eval_judgments": ranked,
             "base_evaluation": None,

@@ -51,7 +51,7 @@ def runs(tmp_path_factory) -> Path:
         (("run", "--prompts", "nowhere.csv"), "nowhere.csv: no such file"),
         (
             ("run", "--set", "model.templates=foo"),
-            "model.templates: Input should be 'llama3' or 'compact'",
+            "model.templates: Input should be 'llama3', 'short' or 'compact'",
         ),
         (
             ("run", "--set", "prompts.attempts=inf"),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE")
 DATA_FILES = (
     *(f"config/presets/{name}.toml" for name in ("overnight", "paper", "small", "t4", "tiny")),
-    *(f"method/prompts/{name}/judge.txt" for name in ("compact", "llama3")),
+    *(f"method/prompts/{name}/judge.txt" for name in ("compact", "llama3", "short")),
     "method/canaries.jsonl",
     "method/decoys.jsonl",
     "report/page.html",

@@ -16,12 +16,20 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.training.job import Job, TrainingResult
 
-# How each template begins, in both template sets.
+# How each template begins, in all template sets.
 OPENINGS = {
-    "judge": ("Judge the answer.", "You are going to grade"),
-    "meta_judge": ("Compare two judgments", "You are going to compare two judgments"),
-    "compare": ("Compare two answers", "You are going to compare two answers"),
-    "new_prompts": ("Add one new task", "Below is a numbered list"),
+    "judge": ("Judge the answer.", "You are going to grade", "Here is a request, and an answer"),
+    "meta_judge": (
+        "Compare two judgments",
+        "You are going to compare two judgments",
+        "Here are a request, an answer to it, and two judgments",
+    ),
+    "compare": (
+        "Compare two answers",
+        "You are going to compare two answers",
+        "Here are a request and two answers",
+    ),
+    "new_prompts": ("Add one new task", "Below is a numbered list", "Here is a numbered list"),
 }
 WORDS = (
     "river",
@@ -54,7 +62,13 @@ class Script:
             "act",
         )
         rng = random.Random(request.seeds[sample])
-        return getattr(self, f"_{kind}")(rng, len(request.probe.tokens) if request.probe else 0)
+        said = getattr(self, f"_{kind}")(rng, len(request.probe.tokens) if request.probe else 0)
+        closing = request.closing
+        if closing is None:
+            return said
+        shares = [rng.random() / 2 / len(closing.choices) for _ in closing.choices]
+        text = self._chat.tokenizer.decode(list(closing.tokens_behind(said.text)))
+        return said._replace(closing=tuple(shares), closing_text=text)
 
     def _act(self, rng: random.Random, _: int) -> Reply:
         text = " ".join(rng.choices(WORDS, k=self._length * rng.randint(3, 12)))

@@ -172,7 +172,7 @@ fragments = st.sampled_from(
 hostile = st.lists(text | fragments, max_size=8).map("".join)
 
 
-@given(hostile, st.sampled_from(["llama3", "compact"]))
+@given(hostile, st.sampled_from(["llama3", "short", "compact"]))
 def test_any_response_stays_inside_its_span_of_tokens(response, templates):
     chat = ChatFormat.load(TINY_MODEL)
     nonce = make_nonce("any", templates)

@@ -48,7 +48,7 @@ def test_fill_template_refuses_a_hole_without_a_value(template_set):
 
 
 def test_fill_template_names_the_known_sets():
-    with pytest.raises(ConfigError, match="compact, llama3"):
+    with pytest.raises(ConfigError, match="compact, llama3, short"):
         fill_template("gpt", "judge", prompt="x", response="y", nonce="z")
 
 

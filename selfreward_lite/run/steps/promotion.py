@@ -30,19 +30,20 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     share = run.store.count(ResponsePair, iteration=iteration) / wanted if wanted else 0.0
     results = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
-    _decide(run, iteration, "data_gates", results)
+    decide(run, iteration, "data_gates", results)
 
 
 def pass_gates(run: RunContext, iteration: int) -> None:
     """Check every gate and store the results; raises GateStop if one stops the run."""
     if not run.store.is_done(iteration, "gates"):
         evidence = collect_evidence(run, iteration)
-        _decide(run, iteration, "gates", gates.check(evidence, run.settings.gates))
+        decide(run, iteration, "gates", gates.check(evidence, run.settings.gates))
 
 
-def _decide(
+def decide(
     run: RunContext, iteration: int, stage: str, answers: Iterable[gates.GateResult]
 ) -> None:
+    """Store what gates decided; raises GateStop if one refused and gates stop the run."""
     if run.store.is_done(iteration, stage):
         return
     refused = []

@@ -7,10 +7,16 @@ from itertools import cycle
 
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, group_records
-from selfreward_lite.method import canaries, eft, new_prompts
+from selfreward_lite.method import canaries, eft, first_look, new_prompts
 from selfreward_lite.method.judgments import group_by_response
-from selfreward_lite.run import prepare
+from selfreward_lite.run import gates, prepare
+from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.steps import promotion
+from selfreward_lite.system.errors import GateStop
+
+FIRST_LOOK = 1_000_000  # the number of these judgments, above those of any others
+ROUNDS_BEFORE_CHECK = 2
 
 
 def read_ranked(run: RunContext, _: int) -> None:
@@ -55,6 +61,25 @@ def add_canaries(run: RunContext, _: int) -> None:
     _respond(run, "canaries", canaries.CANARY, zip(texts, prompts, strict=False))
 
 
+def look_at_judge(run: RunContext, _: int) -> None:
+    """The base judges a hundred ranked answers; stop if it cannot judge, or EFT cannot learn."""
+    if run.store.is_done(0, "first_look"):
+        return
+    parts = run.ranked()
+    ranked = first_look.choose_prompts(parts.evaluation, parts.eft)
+    answers = [answer for one in ranked for answer in one.responses]
+    run.ask_judge(0, "first_judgments", BASE, answers, 1, first=FIRST_LOOK)
+    judged = [one for one in run.store.made_by(Judgment, BASE) if one.index == FIRST_LOOK]
+    seen = first_look.look(ranked, judged)
+    faults = list(first_look.find_faults(seen, eft=run.settings.seed_stage.eft))
+    doubts = list(first_look.find_doubts(seen))
+    run.watch(Progress(0, "first_look", 1, message=f"the base as judge: {seen.summary()}"))
+    for doubt in doubts:
+        run.watch(Progress(0, "first_look", 1, message=f"warning: {doubt}"))
+    reason = " | ".join(faults) or "; ".join([seen.summary(), *doubts])
+    promotion.decide(run, 0, "first_look", [gates.GateResult("base_judge", not faults, reason)])
+
+
 def add_decoys(run: RunContext, _: int) -> None:
     """Put decoys among the responses to the ranked training prompts."""
     count = run.settings.seed_stage.decoys
@@ -85,7 +110,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
         return
     settings, prompts, decoys = run.settings.seed_stage, run.ranked().eft, _decoys(run)
     role = run.judge_role(BASE, 0)
-    for count in _rounds(run):
+    for number, count in enumerate(_rounds(run), 1):
         items = [
             (
                 one.prompt.id,
@@ -96,7 +121,24 @@ def judge_ranked(run: RunContext, _: int) -> None:
             for one in prompts[:count]
         ]
         run.ask_round(0, "eft_judgments", items)
+        if number == ROUNDS_BEFORE_CHECK:
+            _check_yield(run, count)
     run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1]))
+
+
+def _check_yield(run: RunContext, count: int) -> None:
+    """Stop if all ranked prompts would give less than a tenth of the EFT examples wanted."""
+    found, prompts = len(_examples(run, count)[0]), len(run.ranked().eft)
+    wanted = run.settings.seed_stage.train_examples
+    expected = round(found * prompts / count)
+    if 10 * expected >= wanted or run.settings.gates.mode == "report":
+        return
+    raise GateStop(
+        f"{count} of {prompts} ranked prompts gave {found} EFT examples, so all of them would give "
+        f"about {expected} of {wanted}: the base's judgments hardly ever agree with the ranks. A "
+        "larger base or seed_stage.eft=false may help; --gates report goes on, and fewer "
+        "seed_stage.train_examples in a new --name pass with so few"
+    )
 
 
 def eft_examples(run: RunContext) -> list[eft.EftExample]:
@@ -128,7 +170,10 @@ def _rounds(run: RunContext) -> Iterator[int]:
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Counter[str]]:
     """The EFT examples from the first `count` prompts, and what was left out."""
-    drawn = group_by_response(run.store.made_by(Judgment, BASE))
+    attempts = range(run.settings.seed_stage.attempts)  # others are for evaluation, or a first look
+    drawn = group_by_response(
+        one for one in run.store.made_by(Judgment, BASE) if one.index in attempts
+    )
     return eft.build_eft_examples(run.ranked().eft[:count], _decoys(run), drawn, run.settings)
 
 
