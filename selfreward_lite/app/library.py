@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward_lite.app.engine_pool import EnginePool
-from selfreward_lite.config.settings import Settings, load
+from selfreward_lite.config import Settings, load
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import LlamaSpec

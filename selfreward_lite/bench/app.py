@@ -26,7 +26,7 @@ from typing import Any
 
 from selfreward_lite.app.library import TINY
 from selfreward_lite.bench import Say
-from selfreward_lite.config.settings import load
+from selfreward_lite.config import load
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Record, Response, make_id
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore

@@ -4,9 +4,8 @@ It parses and checks, nothing else; it imports only `system.errors`.
 Start: `settings.py`; presets are in `presets/`.
 """
 
-from selfreward_lite.config.settings import (
+from selfreward_lite.config.parsing import (
     PRESETS_DIR,
-    Settings,
     complete,
     load,
     override,
@@ -14,6 +13,7 @@ from selfreward_lite.config.settings import (
     parse_overrides,
     presets,
 )
+from selfreward_lite.config.settings import Settings
 
 __all__ = [
     "PRESETS_DIR",

@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from selfreward_lite.config.settings import Settings, complete, parse
+from selfreward_lite.config import Settings, complete, parse
 from selfreward_lite.data.database import (
     Database,
     list_columns,

@@ -15,6 +15,12 @@ class Rows(NamedTuple):
     positions: list[int]
     sequences: list[int]
 
+    def add(self, tokens: Sequence[int], position: int, sequence: int) -> None:
+        """Add the rows of tokens of one sequence, from a position on."""
+        self.tokens.extend(tokens)
+        self.positions.extend(range(position, position + len(tokens)))
+        self.sequences.extend([sequence] * len(tokens))
+
 
 class Device(Protocol):
     """A model in memory, as the scheduler needs it. A row is one entry of a batch.

@@ -335,9 +335,7 @@ class Scheduler:
             if root is None or root.is_complete or root in parts:
                 continue  # two requests may wait for one root, which is computed once
             first, last = root.computed, min(root.computed + room, len(root.tokens))
-            rows.tokens.extend(root.tokens[first:last].tolist())
-            rows.positions.extend(range(first, last))
-            rows.sequences.extend([root.sequence] * (last - first))
+            rows.add(root.tokens[first:last].tolist(), first, root.sequence)
             parts[root] = last - first
         self._compute(rows, wanted)
         self.stats.prompt_computed += sum(parts.values()) + fresh
@@ -346,10 +344,9 @@ class Scheduler:
         self._postprocess()
 
     def _sample_rows(self) -> tuple[Rows, dict[int, Slot]]:
-        """The rows of the samples under way, and the sample whose logits each row is wanted for.
+        """The rows of the samples under way, and whose logits each wanted row has.
 
-        Closings share what the other samples leave of the batch; one that does not fit goes on in
-        the next step.
+        Closings share what is left of the batch; what does not fit is computed in the next step.
         """
         rows, wanted = Rows([], [], []), dict[int, Slot]()
         room = self._device.rows - sum(not slot.finish for slot in self._slots)
@@ -360,11 +357,8 @@ class Scheduler:
                 room -= len(tokens)
                 slot.left_to_close = slot.left_to_close[len(tokens) :]
                 self.stats.closed += len(tokens)
-            rows.tokens.extend(tokens)
-            rows.positions.extend(range(slot.position, slot.position + len(tokens)))
-            rows.sequences.extend([slot.sequence] * len(tokens))
-            if slot.finish:
-                slot.position += len(tokens)
+            rows.add(tokens, slot.position, slot.sequence)
+            slot.position += len(tokens) if slot.finish else 0
             if tokens and not slot.left_to_close:
                 wanted[len(rows.tokens) - 1] = slot
         return rows, wanted
@@ -416,9 +410,8 @@ class Scheduler:
             slot.token = token
             slot.position += 1
         for row, slot in slots.items():
-            if slot.finish and slot.request.closing:
-                choices = slot.request.closing.choices
-                slot.closed = probabilities(self._device.row_logits(row), choices)
+            if slot.finish and (closing := slot.request.closing):
+                slot.closed = probabilities(self._device.row_logits(row), closing.choices)
         self.stats.seconds_sample += perf_counter() - started
 
     def _answer_probe(self, slot: Slot, probe: Probe, row: int) -> None:

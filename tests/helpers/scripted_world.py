@@ -71,7 +71,9 @@ def exact_score(asked: str) -> int:
     return score_answer(find_task(asked), find_response(asked)).score
 
 
-def run_world(folder: Path, chat, overrides=None, settings=None, **runtime) -> None:
+def run_world(
+    folder: Path, chat, overrides=None, settings=None, *, watch=lambda at: None, **runtime
+) -> None:
     """Make one iteration with scripted models; `runtime` replaces parts of the runtime."""
     world = World(chat, overrides or {})
     scripted = scripted_runtime(chat)
@@ -88,9 +90,7 @@ def run_world(folder: Path, chat, overrides=None, settings=None, **runtime) -> N
         **(settings or {}),
     }
     with Store.write(folder) as store:
-        loop.run(
-            store, prepare.load_or_create_settings(store, wanted, "tiny"), made, lambda at: None
-        )
+        loop.run(store, prepare.load_or_create_settings(store, wanted, "tiny"), made, watch)
 
 
 def answer_wrongly(rng: random.Random, asked: str) -> str:

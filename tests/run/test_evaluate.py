@@ -11,7 +11,7 @@ from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli.main import app
-from selfreward_lite.config.settings import parse
+from selfreward_lite.config import parse
 from selfreward_lite.data import votes
 from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store

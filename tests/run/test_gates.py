@@ -17,7 +17,7 @@ from scripted_world import (
 )
 
 from selfreward_lite import config
-from selfreward_lite.config.settings import parse
+from selfreward_lite.config import parse
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL

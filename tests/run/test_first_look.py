@@ -1,0 +1,99 @@
+"""A base that cannot judge is told so after at most a hundred judgments."""
+
+import random
+
+import pytest
+from scripted_world import World, run_world
+
+from selfreward_lite.data.records import Judgment
+from selfreward_lite.data.store import Store
+from selfreward_lite.engine.scripted import Reply
+from selfreward_lite.run.steps.seed_stage import FIRST_LOOK
+from selfreward_lite.system.errors import GateStop
+
+LARGER = {"seed_stage.eval_prompts": "40", "seed_stage.train_examples": "400"}
+
+
+def always_four(rng: random.Random, asked: str) -> str:
+    return "Hm.\nScore: 4"
+
+
+def writes_nothing(rng: random.Random, asked: str) -> Reply:
+    """Cannot write a score, but its probabilities know one."""
+    score = int(World.judge(rng, asked)[-1])
+    shares = [0.02] * 6
+    shares[score] = 0.5
+    return Reply("Well, well.", closing=tuple(shares), closing_text="\nScore: ")
+
+
+def inverted(rng: random.Random, asked: str) -> str:
+    return f"Hm.\nScore: {5 - int(World.judge(rng, asked)[-1])}"
+
+
+@pytest.mark.parametrize(
+    ("judge", "reason"),
+    [
+        (always_four, "scores are 4, so the judge tells nothing apart"),
+        (writes_nothing, "scores were written as asked, so EFT has nothing to learn from"),
+        (inverted, "so chance is better"),
+    ],
+)
+def test_base_that_cannot_judge_ends_the_run_early(tmp_path, chat, judge, reason):
+    with pytest.raises(GateStop, match=reason):
+        run_world(tmp_path / "run", chat, {"base judge": judge}, LARGER)
+    with Store.read(tmp_path / "run") as store:
+        assert 0 < store.count(Judgment) <= 100
+        assert reason in store.refusals(0)["base_judge"]
+        assert not store.is_done(0, "base_eval_judgments")
+
+
+def test_told_to_report_the_run_goes_on(tmp_path, chat):
+    wanted = {**LARGER, "gates.mode": "report", "iterations": "0"}
+    with pytest.raises(GateStop, match="nothing to train M0 on"):
+        run_world(tmp_path / "run", chat, {"base judge": always_four}, wanted)
+    with Store.read(tmp_path / "run") as store:
+        assert store.is_done(0, "base_eval_judgments") and "base_judge" in store.refusals(0)
+
+
+def test_without_eft_a_base_that_writes_nothing_goes_on_with_forced_scores(tmp_path, chat):
+    """The run says so, and its iterations make pairs of forced scores."""
+    said: list[str] = []
+    judges = {"base judge": writes_nothing, "M0 judge": writes_nothing}
+    run_world(
+        tmp_path / "run",
+        chat,
+        judges,
+        {**LARGER, "seed_stage.eft": "false", "gates.mode": "report"},
+        watch=lambda progress: said.append(progress.message),
+    )
+    assert any(
+        "the base as judge: 0 of 99 scores were written as asked, 99 forced" in one for one in said
+    )
+    with Store.read(tmp_path / "run") as store:
+        drawn = store.made_by(Judgment, 0, 1)
+        assert drawn and {one.source for one in drawn} == {"forced"}
+        assert store.gates(1)["signal"][0]
+
+
+def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
+    for _ in range(2):
+        with pytest.raises(GateStop):
+            run_world(tmp_path / "run", chat, {"base judge": always_four}, LARGER)
+    with Store.read(tmp_path / "run") as store:
+        assert {one.index for one in store.records(Judgment)} == {FIRST_LOOK}
+        assert store.count(Judgment) <= 100
+
+
+def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
+    """With three different scores for four answers, no set agrees with the ranks."""
+
+    def blind(rng: random.Random, asked: str) -> str:
+        return f"Hm.\nScore: {rng.choice((1, 2, 3))}"
+
+    with pytest.raises(GateStop, match=r"ranked prompts gave \d+ EFT examples, so all of them"):
+        run_world(
+            tmp_path / "run",
+            chat,
+            {"base judge": blind},
+            {**LARGER, "seed_stage.attempts": "1"},
+        )
