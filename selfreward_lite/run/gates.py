@@ -19,11 +19,13 @@ class Evidence:
     """What is known about a candidate M(t); nothing here comes from the exact scorer.
 
     Intervals and ratios compare it with M(t−1); None where there is none. `trained` is false for an
-    M0 without EFT, which is the base. `base_cut_share` is the base's own `answers.cut_share`.
+    M0 without EFT, which is the base. `taught`: EFT taught it to write scores. `base_cut_share` is
+    the base's own `answers.cut_share`.
     """
 
     file_faults: Sequence[str]
     trained: bool
+    taught: bool
     rows: int
     rows_given: int
     moved_share: float
@@ -52,10 +54,13 @@ class GateResult:
     reason: str
 
 
-def check_data(pair_share: float, read_share: float, limits: Gates) -> Iterator[GateResult]:
+def check_data(
+    pair_share: float, read_share: float, limits: Gates, *, taught: bool
+) -> Iterator[GateResult]:
     """Yield the results of the gates before a training.
 
-    Of the prompts wanted, `pair_share` gave a pair; of the judgments, `read_share` were read.
+    Of the prompts wanted, `pair_share` gave a pair. Of the judgments, `read_share` were read; where
+    EFT taught the judge to write its scores (`taught`), that is without the forced ones.
     """
     yield _at_least(
         "signal",
@@ -69,7 +74,7 @@ def check_data(pair_share: float, read_share: float, limits: Gates) -> Iterator[
         "labels",
         read_share,
         limits.min_read_share,
-        "of the judgments to train on could be read",
+        f"of the judgments to train on {_reading(taught)}",
         "train on judgment pairs, raise dpo.anchor, or raise judge.draw.max_tokens if they are cut",
     )
 
@@ -192,11 +197,12 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
 
 
 def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
+    answers = evidence.answers
     yield _at_least(
         "reading",
-        evidence.answers.judge_read_share,
+        answers.judge_written_share if evidence.taught else answers.judge_read_share,
         limits.min_read_share,
-        "of the judgments could be read",
+        f"of the judgments {_reading(evidence.taught)}",
         "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
     )
     low, high = evidence.judge_interval
@@ -223,6 +229,10 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         f"{scored} of them got a score, at least {limits.min_canaries_scored}; {scores}",
         "train the judge on more EFT examples or judgment pairs",
     )
+
+
+def _reading(taught: bool) -> str:
+    return "have a score that the judge wrote" if taught else "could be read"
 
 
 def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> GateResult:

@@ -43,7 +43,7 @@ def test_base_that_cannot_judge_ends_the_run_early(tmp_path, chat, judge, reason
         run_world(tmp_path / "run", chat, {"base judge": judge}, LARGER)
     with Store.read(tmp_path / "run") as store:
         assert 0 < store.count(Judgment) <= 100
-        assert reason in store.refusals(0)["base_judge"]
+        assert reason in store.refusals(0)["ability"]
         assert not store.is_done(0, "base_eval_judgments")
 
 
@@ -52,7 +52,7 @@ def test_told_to_report_the_run_goes_on(tmp_path, chat):
     with pytest.raises(GateStop, match="nothing to train M0 on"):
         run_world(tmp_path / "run", chat, {"base judge": always_four}, wanted)
     with Store.read(tmp_path / "run") as store:
-        assert store.is_done(0, "base_eval_judgments") and "base_judge" in store.refusals(0)
+        assert store.is_done(0, "base_eval_judgments") and "ability" in store.refusals(0)
 
 
 def test_without_eft_a_base_that_writes_nothing_goes_on_with_forced_scores(tmp_path, chat):

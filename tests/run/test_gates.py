@@ -34,6 +34,7 @@ from selfreward_lite.system.errors import GateStop, UserError
 GOOD = gates.Evidence(
     file_faults=[],
     trained=True,
+    taught=True,
     rows=10,
     rows_given=10,
     moved_share=1.0,
@@ -112,7 +113,8 @@ def refused(limits, **changes) -> list[str]:
         ({"cut_share": 0.2, "base_cut_share": math.nan}, "stopping"),
         ({"repetitive_share": 0.2}, "repetition"),
         ({"distinct_share": 0.1}, "variety"),
-        ({"judge_read_share": 0.8}, "reading"),
+        ({"judge_written_share": 0.8}, "reading"),
+        ({"judge_read_share": 0.8, "taught": False}, "reading"),
         ({"length_ratio": 1.6}, "length"),
         ({"judge_interval": (-0.1, -0.04)}, "judge"),
         ({"outside_interval": (-0.6, -0.2)}, "outside"),
@@ -142,10 +144,18 @@ def test_answers_are_cut_as_often_as_those_of_the_base(tiny):
     assert refused(tiny.gates, cut_share=0.3, base_cut_share=0.26) == []
 
 
+def test_forced_scores_count_where_eft_taught_no_format(tiny):
+    forced = {"judge_written_share": 0.0, "judge_read_share": 1.0}
+    assert refused(tiny.gates, taught=False, **forced) == []
+    assert refused(tiny.gates, taught=True, **forced) == ["reading"]
+    (_, labels) = gates.check_data(1.0, 0.5, tiny.gates, taught=True)
+    assert labels.reason.startswith("0.5 of the judgments to train on have a score that the judge")
+
+
 def test_a_refusal_names_number_limit_and_advice(tiny):
     (answer,) = [
         one
-        for one in gates.check(change_evidence(judge_read_share=0.8), tiny.gates)
+        for one in gates.check(change_evidence(judge_written_share=0.8), tiny.gates)
         if not one.passed
     ]
     assert "0.8" in answer.reason
@@ -196,6 +206,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
     assert fields_of(gates.Evidence) == {
         "file_faults",
         "trained",
+        "taught",
         "rows",
         "rows_given",
         "moved_share",
@@ -425,6 +436,6 @@ def test_every_gate_has_its_row_in_the_documentation():
     table = page.split("\n## Gates\n")[1].split("\n## ")[0]
     documented = re.findall(r"^\| ([a-z]+) \|", table, re.MULTILINE)
     limits = config.load("tiny").gates
-    found = [*gates.check_data(1.0, 1.0, limits), *gates.check(GOOD, limits)]
-    assert documented[0] == "gate"
-    assert documented[1:] == [one.gate for one in found]
+    found = [*gates.check_data(1.0, 1.0, limits, taught=True), *gates.check(GOOD, limits)]
+    assert documented[:2] == ["gate", "ability"]
+    assert documented[2:] == [one.gate for one in found]

@@ -20,7 +20,9 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
     """Before a training: do the judgments tell responses apart, and could they be read?"""
     answers, drawn = run.responses(iteration), run.judgments(iteration)
     answered = {one.id for one in answers}
-    read = metrics.share_read([one for one in drawn if one.response_id in answered])
+    judged_now = [one for one in drawn if one.response_id in answered]
+    taught = run.settings.seed_stage.eft
+    read = metrics.share_written(judged_now) if taught else metrics.share_read(judged_now)
     # Of the prompts wanted: a writer that wrote a handful must not pass because all of those gave a
     # pair. The last share of a user's file may be short.
     own = run.settings.prompts.file is not None
@@ -29,7 +31,8 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
         judged = {one.response_id for one in drawn}
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     share = run.store.count(ResponsePair, iteration=iteration) / wanted if wanted else 0.0
-    results = gates.check_data(share, read if drawn else 0.0, run.settings.gates)
+    limits = run.settings.gates
+    results = gates.check_data(share, read if drawn else 0.0, limits, taught=taught)
     decide(run, iteration, "data_gates", results)
 
 
@@ -107,6 +110,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
     return gates.Evidence(
         file_faults=find_manifest_faults(folder) + missing,
         trained=iteration > 0 or run.settings.seed_stage.trains,
+        taught=run.settings.seed_stage.eft,
         rows=int(known["training_rows"] or 0),
         rows_given=int(known["training_rows_given"] or 0),
         moved_share=_number(known["training_moved_share"]),

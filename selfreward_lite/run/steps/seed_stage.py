@@ -77,7 +77,7 @@ def look_at_judge(run: RunContext, _: int) -> None:
     for doubt in doubts:
         run.watch(Progress(0, "first_look", 1, message=f"warning: {doubt}"))
     reason = " | ".join(faults) or "; ".join([seen.summary(), *doubts])
-    promotion.decide(run, 0, "first_look", [gates.GateResult("base_judge", not faults, reason)])
+    promotion.decide(run, 0, "first_look", [gates.GateResult("ability", not faults, reason)])
 
 
 def add_decoys(run: RunContext, _: int) -> None:
