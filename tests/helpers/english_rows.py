@@ -133,3 +133,19 @@ def write_ranked(path: Path) -> Path:
                 common = {"lang": "en", "message_tree_id": root["message_id"], "deleted": False}
                 file.write(json.dumps(message | common | {"review_result": True}) + "\n")
     return path
+
+
+def write_prompts(path: Path) -> Path:
+    """Write prompts that no ranked row asks; returns `path`."""
+    asked = (
+        "Describe a lighthouse at night in two sentences.",
+        "What can I cook with rice, eggs and an onion?",
+        "Give a shy person three tips for a first day at work.",
+        "Explain how a bicycle keeps its balance.",
+        "Write a short poem about an old train station.",
+        "Which plants grow well in a dark room?",
+        "How do I say no to a friend in a polite way?",
+        "What should a visitor know about the desert?",
+    )
+    path.write_text("".join(json.dumps({"prompt": one}) + "\n" for one in asked), "utf-8")
+    return path
