@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Literal
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from selfreward_lite.data import download
+from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import atomic_write, check_disk, hash_file
@@ -33,12 +34,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 Kind = Literal["model", "dataset"]
-Show = Callable[[str, int, int], None]  # a file, its bytes so far, its bytes in all
 LEDGER = "downloads.json"
-SILENCE = httpx.Timeout(60.0)  # seconds without a byte until a connection counts as broken
-ATTEMPTS, PAUSE = 5, 0.5  # attempts in a row without progress; seconds between, doubled each time
-BUSY = (429, 500, 502, 503, 504)  # status codes after which another attempt is made
-LONGEST_WAIT = 300.0  # seconds, even if the hub asks for more
 PATIENCE = 2.0  # seconds to wait for a lock that another command holds
 
 # Of a model, files at the top level only: below it are other copies of the weights. Of a data set,
@@ -331,51 +327,24 @@ def _check_file(at: Repository, file: RepoSibling, path: Path) -> tuple[str, str
 
 def _receive(at: Repository, kind: Kind, file: RepoSibling, part: Path, show: Show) -> None:
     """Append what is missing of a file; retries as long as there is some progress."""
-    from huggingface_hub import errors, hf_hub_url
-
-    url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)
-    failures = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
-        try:
-            return _stream(url, part, file, show)
-        except (httpx.TransportError, errors.HfHubHTTPError) as error:
-            failures = 1 if part.stat().st_size > before else failures + 1
-            wait = PAUSE * 2**failures
-            if isinstance(error, errors.HfHubHTTPError):
-                if error.response.status_code not in BUSY:
-                    raise
-                asked = error.response.headers.get("Retry-After", "")
-                wait = max(wait, min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 0.0)
-            if failures == ATTEMPTS:
-                raise
-            time.sleep(wait)
-
-
-def _stream(url: str, part: Path, file: RepoSibling, show: Show) -> None:
-    """Append what is missing of a file, in one request."""
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    with part.open("ab") as out:
-        done = out.tell()
-        if file.size is not None and done >= file.size:
-            return  # complete, or too long, which its digest will show
-        headers = {
-            **build_hf_headers(),
-            **({"Range": f"bytes={done}-"} if done else {}),
-            "Accept-Encoding": "identity",
-        }
+    url = hf_hub_url(at.id, file.rfilename, repo_type=kind, revision=at.revision)
+
+    @contextmanager
+    def ask(headers: dict[str, str]) -> Iterator[httpx.Response]:
         with get_session().stream(
-            "GET", url, headers=headers, follow_redirects=True, timeout=SILENCE
+            "GET",
+            url,
+            headers=build_hf_headers() | headers,
+            follow_redirects=True,
+            timeout=download.SILENCE,
         ) as response:
             hf_raise_for_status(response)
-            if done and response.status_code == 200:  # the server ignored the range
-                out.truncate(0)
-                done = 0
-            for piece in response.iter_bytes(2**20):
-                out.write(piece)
-                done += len(piece)
-                show(file.rfilename, done, file.size or done)
+            yield response
+
+    download.receive(ask, part, file.rfilename, file.size, show)
 
 
 @contextmanager
@@ -408,11 +377,6 @@ def hub_errors(repository: Repository) -> Iterator[None]:
             f"{offline} ({describe_error(error)}): connect, and run the same command again; what "
             "was downloaded is kept. Or give a folder on this machine"
         ) from None
-
-
-def describe_error(error: Exception) -> str:
-    """Return the class and the first line of an error."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def home() -> Path:

@@ -17,6 +17,7 @@ import jinja2
 from selfreward_lite import __version__
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
+from selfreward_lite.data.download import describe_error
 from selfreward_lite.data.records import (
     Judgment,
     JudgmentPair,
@@ -178,7 +179,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
                 "token that may write there, or name a repository of your own"
             ) from None
         raise UserError(
-            f"{repository}: the upload is incomplete ({hub.describe_error(error)}); run the same "
+            f"{repository}: the upload is incomplete ({describe_error(error)}); run the same "
             "command again"
         ) from None
     return f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repository}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, ranked, votes
+from selfreward_lite.data.download import Show
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import (
     BASE,
@@ -149,7 +150,7 @@ class Evaluation:
         }
 
     def load_ranked(
-        self, source: str | None, show: hub.Show
+        self, source: str | None, show: Show
     ) -> tuple[list[RankedPrompt], dict[str, int]]:
         """Ranked prompts that M0 was not trained on, and what was left out and why.
 

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data.download import Show
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat
@@ -52,7 +53,7 @@ def load_or_create_settings(
     store: Store,
     wanted: dict[str, str],
     preset: str | None,
-    show: hub.Show = lambda file, done, total: None,
+    show: Show = lambda file, done, total: None,
     check: Callable[[Settings], None] = lambda settings: None,
 ) -> Settings:
     """The settings of a run: those it started with, or the preset's; `wanted` overrides them.
@@ -137,7 +138,7 @@ def _store_facts(store: Store, settings: Settings) -> None:
     store.state("versions", {"python": platform.python_version(), **packages})
 
 
-def _download(settings: Settings, needed: Sequence[Named], show: hub.Show) -> Settings:
+def _download(settings: Settings, needed: Sequence[Named], show: Show) -> Settings:
     """Download what is needed; returns the settings with every repository at its commit."""
     for section, name, kind in needed:
         if repository := _find_repository(settings, section, name):
@@ -198,7 +199,7 @@ def _find_repository(settings: Settings, section: str, name: str) -> hub.Reposit
     return hub.parse_repository(getattr(getattr(settings, section), name))
 
 
-def _check_small(settings: Settings, show: hub.Show) -> None:
+def _check_small(settings: Settings, show: Show) -> None:
     """Refuse what can be refused without weights: a base's small files alone are downloaded."""
     refuse_split(settings.model.base)
     refuse_split(settings.model.gguf_file)

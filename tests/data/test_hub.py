@@ -17,10 +17,10 @@ MODEL = "maker/model"
 SAYS = """
 import json, sys
 import httpx
-from selfreward_lite.data import hub
+from selfreward_lite.data import download, hub
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.data.hub import fetch, parse_repository
-hub.PAUSE, hub.PATIENCE, hub.SILENCE = 0.0, 0.1, httpx.Timeout(2.0)
+hub.PATIENCE, download.PAUSE, download.SILENCE = 0.1, 0.0, httpx.Timeout(2.0)
 said = []
 try:
     where, at = fetch(parse_repository(sys.argv[1]), sys.argv[2], lambda *file: said.append(file))
