@@ -9,6 +9,8 @@ from typing import Self
 import numpy as np
 
 Z = 1.959963984540054  # the normal distribution's two-sided 95 % quantile
+Z_POWER = 0.8416212335729143  # its 80 % quantile: the power of `smallest_change`
+FEWEST_CHANGED = 6  # with fewer, even all in one direction, a sign test cannot reach 5 %: 2 / 2⁶
 DRAWS = 2000
 
 
@@ -84,6 +86,49 @@ def paired_interval(
     ]
     mean, error = mean_and_error(differences)
     return mean - Z * error, mean + Z * error
+
+
+@dataclass(frozen=True)
+class Change:
+    """The mean change from one model to another over `prompts`, of which `changed` differ.
+
+    `low` and `high` are its 95 % interval over prompts; `smallest` is the smallest true change that
+    would have been seen with a power of 80 %.
+    """
+
+    mean: float
+    low: float
+    high: float
+    smallest: float
+    prompts: int
+    changed: int
+
+    @property
+    def direction(self) -> int:
+        """1 for better, −1 for worse, 0 where no difference was seen."""
+        if self.changed < FEWEST_CHANGED or self.low <= 0 <= self.high:
+            return 0
+        return 1 if self.low > 0 else -1
+
+
+def paired_change(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> Change:
+    """Return the change of the mean value; the values of one prompt form one group.
+
+    The interval is that of `paired_interval`. The smallest change is (z₀.₉₇₅ + z₀.₈) standard
+    errors, but at least the share d at which n prompts that change all in one direction have that
+    many standard errors: d = (z₀.₉₇₅ + z₀.₈)² / (n + (z₀.₉₇₅ + z₀.₈)²). NaN for fewer than two
+    prompts.
+    """
+    differences = [
+        [a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)
+    ]
+    count = len(differences)
+    mean, error = mean_and_error(differences)
+    reach = (Z + Z_POWER) ** 2
+    smallest = max((Z + Z_POWER) * error, reach / (count + reach)) if count > 1 else math.nan
+    low, high = paired_interval(after, before)
+    changed = sum(bool(math.fsum(group)) for group in differences)
+    return Change(mean, low, high, smallest, count, changed)
 
 
 def bootstrap_interval(

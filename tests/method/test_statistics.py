@@ -77,3 +77,44 @@ def test_share_interval_matches_scipy(points_and_count):
 )
 def test_format_with_error_shows_the_error_if_any(found, cell):
     assert statistics.format_with_error(found) == cell
+
+
+def test_paired_change_by_hand():
+    """Of 400 prompts, 30 get better and 10 worse: ±1 each, so the mean is 20 / 400."""
+    before = [[0.0]] * 30 + [[1.0]] * 10 + [[1.0]] * 360
+    after = [[1.0]] * 30 + [[0.0]] * 10 + [[1.0]] * 360
+    change = statistics.paired_change(after, before)
+    assert (change.mean, change.prompts, change.changed, change.direction) == (0.05, 400, 40, 1)
+    differences = [1.0] * 30 + [-1.0] * 10 + [0.0] * 360
+    low, high = stats.norm.interval(0.95, loc=0.05, scale=stats.sem(differences))
+    assert (change.low, change.high) == pytest.approx((low, high))
+    assert change.smallest == pytest.approx(
+        (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * stats.sem(differences)
+    )
+    back = statistics.paired_change(before, after)
+    assert (back.mean, back.direction) == (-0.05, -1)
+
+
+def test_the_smallest_change_is_seen_in_four_of_five_trials():
+    rng, seen, trials = np.random.default_rng(5), 0, 2000
+    count, noise = 500, 0.4
+    smallest = statistics.paired_change(
+        rng.normal(0, noise, (count, 1)).tolist(), [[0.0]] * count
+    ).smallest
+    for _ in range(trials):
+        drawn = rng.normal(smallest, noise, (count, 1)).tolist()
+        seen += statistics.paired_change(drawn, [[0.0]] * count).direction
+    assert seen / trials == pytest.approx(0.8, abs=0.05)
+
+
+def test_too_few_prompts_show_no_difference():
+    """Five prompts of five get better: 2 / 2⁵ of a sign test is more than 5 %."""
+    five = statistics.paired_change([[1.0]] * 5, [[0.0]] * 5)
+    assert (five.mean, five.direction) == (1.0, 0)
+    six = statistics.paired_change([[1.0]] * 6, [[0.0]] * 6)
+    assert six.direction == 1
+    # nothing changed: the error is 0, but a change of under 7.85 / (100 + 7.85) could be missed
+    same = statistics.paired_change([[1.0]] * 100, [[1.0]] * 100)
+    assert (same.low, same.high, same.direction) == (0.0, 0.0, 0)
+    assert same.smallest == pytest.approx(7.849 / 107.849, abs=1e-4)
+    assert math.isnan(statistics.paired_change([], []).smallest)
