@@ -14,6 +14,7 @@ from pydantic import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    field_validator,
     model_validator,
 )
 
@@ -285,6 +286,23 @@ class Evaluation(Section):
     """of these prompts, those judged by M0 too"""
     outside_judgments: Count = 2
     """judgments of each of those answers, by M0 and by the model itself"""
+    # Not in the repr, which names what `evaluate` keeps: these change nothing of it.
+    tasks: tuple[Literal["ifeval", "ifbench", "gsm8k"], ...] = Field((), repr=False)
+    """task sets that every model answers too, scored by a program, as 'ifeval,gsm8k'; they are
+    downloaded when the run starts ([evaluation.md](evaluation.md#open-task-sets)); none by default
+    """
+    task_samples: int = Field(4, ge=1, repr=False)
+    """answers to each of their prompts"""
+    task_prompts: int | None = Field(None, ge=1, repr=False)
+    """prompts of each task set at most, always the same; by default all that can be scored"""
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """A text with commas as the names in it, each once."""
+        if not isinstance(value, str):
+            return value
+        return tuple(dict.fromkeys(filter(None, map(str.strip, value.split(",")))))
 
 
 class Gates(Section):

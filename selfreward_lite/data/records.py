@@ -7,6 +7,7 @@ they were made from, so that they can be explained.
 
     Candidate → Prompt → Response → Judgment → ResponsePair
                                        └→ Battle → Rating → JudgmentPair
+    Prompt → Comparison        a prompt of a task set → TaskAnswer
 """
 
 import hashlib
@@ -212,6 +213,30 @@ class Comparison:
     forced: int = added(0)
 
 
+@dataclass(frozen=True)
+class TaskAnswer:
+    """An answer to a prompt of a task set, scored by a program.
+
+    Of its `parts` (instructions; 1 where the answer is a number) it did `strict`; `loose` counts in
+    the loose reading. `faults` are checks that ended with an error, and count as not followed.
+    """
+
+    KEY: ClassVar = ("iteration", "model", "task_set", "task", "index")
+    id: str
+    iteration: int
+    model: str
+    task_set: str
+    task: str
+    index: int
+    text: str
+    finish: str
+    tokens: int
+    parts: int
+    strict: int
+    loose: int
+    faults: int = 0
+
+
 Record = (
     Candidate
     | Prompt
@@ -222,6 +247,7 @@ Record = (
     | Rating
     | JudgmentPair
     | Comparison
+    | TaskAnswer
 )
 R = TypeVar("R", bound=Record)
 KINDS: tuple[type[Record], ...] = get_args(Record)

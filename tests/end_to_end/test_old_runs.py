@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from repository import ROOT
 
 from selfreward_lite.data import queries, votes
-from selfreward_lite.data.records import KINDS
+from selfreward_lite.data.records import KINDS, Outcome, TaskAnswer, derive_id
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 
@@ -32,6 +33,7 @@ COUNTS = {
     "Rating": 32,
     "JudgmentPair": 12,
     "Comparison": 0,
+    "TaskAnswer": 0,
 }
 
 
@@ -60,6 +62,17 @@ def test_old_run_opens_with_every_record(runs):
         assert {kind.__name__: store.count(kind) for kind in KINDS} == COUNTS
     (vote,) = votes.load_votes(runs / "old")
     assert (vote.model_a, vote.model_b, vote.choice, vote.blind) == ("M0", "M1", "b", True)
+
+
+def test_an_old_run_gets_the_tables_that_it_lacks(runs):
+    with Store.write(runs / "old") as store:
+        answer = TaskAnswer("", 1, "M1", "gsm8k", "7", 0, "12", "stop", 1, 1, 1, 1)
+        kept = replace(answer, id=derive_id(store.id_namespace, answer))
+        store.commit(1, "task_answers", "gsm8k 7", Outcome([kept]))
+    with Store.read(runs / "old") as store:
+        assert store.records(TaskAnswer) == [kept]
+        assert store.faults() == []
+        assert {kind.__name__: store.count(kind) for kind in KINDS} == COUNTS | {"TaskAnswer": 1}
 
 
 def test_old_run_has_status_and_verifies(runs):
