@@ -1,4 +1,7 @@
-"""`evaluate …`: compares models of a run, or a judge with people; see `run/evaluate.py`."""
+"""`evaluate …`: compares models of a run, a judge with people, models on open task sets.
+
+See `run/evaluate.py`.
+"""
 
 import json
 import math
@@ -7,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Context, Option, Typer
+from typer import Argument, Context, Option, Typer
 
 from selfreward_lite import config
 from selfreward_lite.cli.options import EXPORTED, RUNS, RunName, RunsDir, Seeds, parse_seeds
@@ -20,23 +23,31 @@ from selfreward_lite.cli.output import (
     show_downloads,
     write_file,
 )
-from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data import hub, prompt_files, task_sets
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
+from selfreward_lite.data.task_sets import SETS, TASK_SETS, TaskName
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import format_with_error, paired_interval
+from selfreward_lite.method.task_card import build_card
 from selfreward_lite.report import plots
+from selfreward_lite.report import tasks as tasks_report
 from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
+from selfreward_lite.run.steps.tasks import load_asked
 from selfreward_lite.system.errors import UserError
 
 evaluate = Typer(
-    invoke_without_command=True, help="Compare two models of a run, or a judge with people."
+    invoke_without_command=True,
+    help="Compare two models of a run, a judge with people, or models on open task sets.",
 )
 ModelName = Annotated[
     str | None, Option(help="A model of the run: base, M0, M1, …; by default the newest.")
 ]
 Set = Annotated[
     list[str] | None, Option("--set", help="A setting of evaluation, engine or judge, as for run.")
+]
+FromFolder = Annotated[
+    Path | None, Option("--from", help="A folder that holds the files already, by their names.")
 ]
 CHANGEABLE = ("evaluation", "engine", "judge")
 
@@ -225,6 +236,80 @@ def measure_judge(
     print_table(["", mine, "pick the longer"], rows, f"{mine} as judge of {about}")
     counts = {"prompts": len(found), "answers": agreement.answers}
     emit({"run": name, "model": mine} | counts | known | longer | over)
+
+
+@evaluate.command("fetch")
+def fetch_sets(
+    sets: Annotated[
+        list[str] | None,
+        Argument(metavar="SET", help=f"Of {', '.join(SETS)}; by default all."),
+    ] = None,
+    source: FromFolder = None,
+) -> None:
+    """Download open test sets, each file at its pinned commit; what is there is kept."""
+    rows, found = [], {}
+    for name in sets or SETS:
+        one = task_sets.find_set(name)
+        with show_downloads() as show:
+            folder = task_sets.fetch_set(name, show, source)
+        rows.append([name, one.title, f"{one.size / 1e6:.1f} MB", one.licence])
+        found[name] = {"bytes": one.size, "licence": one.licence}
+    print_table(["set", "", "size", "licence"], rows, str(folder))
+    emit({"folder": str(folder), "sets": found})
+
+
+@evaluate.command("tasks")
+def measure_tasks(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = RUNS,
+    models: Annotated[
+        str | None, Option(help="Models of the run; by default base, M0 and the newest.")
+    ] = None,
+    tasks: Annotated[str, Option(help="Task sets.")] = ",".join(TASK_SETS),
+    samples: Annotated[int, Option(help="Answers to each prompt.", min=1)] = 4,
+    limit: Annotated[
+        int | None, Option(help="Prompts of each set at most, always the same.", min=1)
+    ] = None,
+    source: FromFolder = None,
+    greedy: Annotated[
+        bool, Option("--greedy", help="One answer to each prompt, always the likeliest token.")
+    ] = False,
+    set_: Set = None,
+) -> None:
+    """Ask open task sets, whose answers a program scores; says which model is better."""
+    names = _split_tasks(tasks)
+    settings_of_draw = ["evaluation.draw.temperature=0"] if greedy else []
+    with _open_evaluation(name, runs_dir, [*(set_ or ()), *settings_of_draw]) as work:
+        draw = work.run.settings.evaluation.draw
+        wanted = models or f"base,M0,{_newest(work)}"
+        chosen = [*dict.fromkeys(one.strip() for one in wanted.split(","))]
+        for model in chosen:
+            work.run.find_model(model)  # before the first is asked
+        asked = load_asked(names, limit, samples, draw.temperature, source)
+        answers = work.answer_tasks(chosen, asked)
+    card, about = build_card(answers, chosen), asked.describe(draw)
+    shown = tasks_report.describe_card(card, about, "now")
+    for line in (shown.about, *shown.words):
+        say(line)
+    print_table(*shown.scores)
+    print_table(*shown.changes)
+    for note in shown.notes:
+        say(note)
+    emit({"run": name, "models": chosen, "asked": about, **tasks_report.card_to_json(card)})
+
+
+def _split_tasks(text: str) -> list[TaskName]:
+    """The names in a list with commas. Raises UserError for one that is no task set."""
+    names: list[TaskName] = []
+    for one in dict.fromkeys(part.strip() for part in text.split(",")):
+        found = next((name for name in TASK_SETS if name == one), None)
+        if found is None:
+            task_sets.find_set(one)  # says more where the set is not offered
+            raise UserError(
+                f"{one} measures a judge, not answers; choose of {', '.join(TASK_SETS)}"
+            )
+        names.append(found)
+    return names
 
 
 @evaluate.command("paper-table")

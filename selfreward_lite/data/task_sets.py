@@ -17,9 +17,10 @@ import httpx
 from selfreward_lite.data import download, hub, prompt_files
 from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.system.errors import DataError, UserError
-from selfreward_lite.system.files import check_disk, hash_file
+from selfreward_lite.system.files import check_disk, copy_file, hash_file
 
 TaskName = Literal["ifeval", "ifbench", "gsm8k"]
+FACT = "tasks"  # the fact in a store that says how the answers in it were asked for
 RAW = "https://raw.githubusercontent.com"
 # Licences under which anybody may use and pass on the data; the last two ask for attribution.
 OPEN = ("MIT", "Apache-2.0", "CC-BY-4.0", "ODC-BY-1.0")
@@ -220,13 +221,16 @@ def find_file_fault(file: SetFile, path: Path) -> str | None:
     return None
 
 
-def fetch_set(name: str, show: Show) -> Path:
+def fetch_set(name: str, show: Show, source: Path | None = None) -> Path:
     """Return the folder of sets, with all files of one set; downloads what is missing.
 
-    An interrupted download resumes. Raises UserError if a file cannot be downloaded, does not fit
-    the disk, or is not the pinned one.
+    With `source`, a folder that holds the files, they are copied from there. An interrupted
+    download resumes. Raises UserError if a file cannot be downloaded, does not fit the disk, or is
+    not the pinned one.
     """
     found, folder = find_set(name), home()
+    if source is not None:
+        find_paths(name, source)
     with hub.lock(folder / name, f"another command is downloading {name}"):
         for file in found.files:
             path = folder / file.path
@@ -236,7 +240,10 @@ def fetch_set(name: str, show: Show) -> Path:
             check_disk(
                 folder, {"download": file.size}, name, "free space, or set HF_HOME elsewhere"
             )
-            _fetch_file(found, file, path, show)
+            if source is None:
+                _fetch_file(found, file, path, show)
+            else:
+                copy_file(source / file.path, path)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Models of a run asked again: two compared, one judging ranked data, one answering prompts.
+"""Models of a run asked again: compared, judging ranked data, answering prompts or task sets.
 
     RUN/evaluation/<settings>/run.sqlite     answers and judgments, one for each settings
 
@@ -24,17 +24,20 @@ from selfreward_lite.data.records import (
     Prompt,
     R,
     Response,
+    TaskAnswer,
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, judgments, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
 from selfreward_lite.method.roles import Role
+from selfreward_lite.method.task_answers import ask_for_task_answers
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_folder import find_base, load_chat
 from selfreward_lite.run.ask import Item, Watch, run_stage
 from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import UserError
 
 EXACT = "exact"  # the judge that is no model: the exact scorer of the tiny world
@@ -122,6 +125,27 @@ class Evaluation:
                 "they do not fit the context; give a larger one with --set engine.context=…"
             )
         return [found[one.id] for one in prompts]
+
+    def answer_tasks(self, models: Sequence[str], asked: AskedTasks) -> list[TaskAnswer]:
+        """The answers of models to task sets, each scored by a program."""
+        draw = self.run.settings.evaluation.draw
+        asked.keep(self.notes, draw)
+        wanted = {(task.set, task.key) for task in asked.tasks}
+        found: list[TaskAnswer] = []
+        for model in models:
+            number = self.run.find_model(model)
+            role = self.run.role(number, draw, number.iteration)
+            for name in asked.left_out:  # every set, also one with nothing left out
+                items = [
+                    (task.key, ask_for_task_answers(task, role, asked.samples))
+                    for task in asked.tasks
+                    if task.set == name
+                ]
+                stage = f"{name}, {asked.samples} answers each"
+                self._ask(TaskAnswer, self.run.engine(), role, number, stage, items)
+            made = self.notes.made_by(TaskAnswer, number)
+            found += [one for one in made if (one.task_set, one.task) in wanted]
+        return [one for one in found if one.index < asked.samples]
 
     def export_answers(
         self, models: Sequence[str], texts: Sequence[str] | None

@@ -13,7 +13,15 @@ from selfreward_lite.run import budget, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
-from selfreward_lite.run.steps import export, iteration, measure, promotion, seed_stage, training
+from selfreward_lite.run.steps import (
+    export,
+    iteration,
+    measure,
+    promotion,
+    seed_stage,
+    tasks,
+    training,
+)
 
 Step = Callable[[RunContext, int], None]
 
@@ -26,11 +34,13 @@ SEED_STAGE: tuple[Step, ...] = (
     export.check_models,
     seed_stage.look_at_judge,
     measure.measure_base,
+    tasks.answer_base,
     seed_stage.add_decoys,
     seed_stage.judge_ranked,
     training.train_seed,
     export.export_adapter,
     measure.measure_model,
+    tasks.answer_tasks,
     promotion.pass_gates,
     promotion.promote,
 )
@@ -50,6 +60,7 @@ ITERATION: tuple[Step, ...] = (
     training.train_model,
     export.export_adapter,
     measure.measure_model,
+    tasks.answer_tasks,
     promotion.pass_gates,
     promotion.promote,
 )

@@ -30,6 +30,7 @@ from selfreward_lite.run.stages import (
     PROMPT_TOKENS,
     Costs,
     assume_lengths,
+    count_task_answers,
     seconds_by_stage,
 )
 from selfreward_lite.system.errors import UserError
@@ -360,7 +361,8 @@ def disk_needs(
         + 2 * asked.outside_prompts * asked.outside_judgments
         + len(canaries.load_hostile_texts(canaries.CANARY)) * asked.canary_judgments
     )
-    measured = asked.prompts * _record_bytes(asked.draw) + judged * judgment
+    answered = asked.prompts + count_task_answers(settings)
+    measured = answered * _record_bytes(asked.draw) + judged * judgment
     records = iterations * (trained_on + measured)
     if seed_stage:
         # Twice the examples wanted are judged, since not all agree; base and M0 are both measured.

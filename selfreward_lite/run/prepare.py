@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data import hub, prompt_files, task_sets
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import make_score_probe
@@ -38,6 +38,7 @@ from selfreward_lite.system.gpu import list_gpus
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
 _MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
+_MAY_CHANGE_IN = {"evaluation": {"tasks", "task_samples", "task_prompts"}}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 # Settings that may name a repository of the hub: section, name, and what kind it is.
@@ -69,6 +70,7 @@ def load_or_create_settings(
         _check_small(settings, show)
         # What is small first, so that it is refused before gigabytes of weights are downloaded.
         settings = _download(settings, DATA, show)
+        _fetch_tasks(settings, show)
         _check_prompts(settings)
         settings = _download(settings, MODELS, show)
         _check_folder(settings)
@@ -91,8 +93,9 @@ def load_or_create_settings(
         # needed.
         needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
         settings = _download(settings, needed, show)
-        before = config.parse(stored).model_dump(mode="json")
-        for key, value in settings.model_dump(mode="json").items():
+        _fetch_tasks(settings, show)
+        before = config.parse(stored).model_dump(mode="json", exclude=_MAY_CHANGE_IN)
+        for key, value in settings.model_dump(mode="json", exclude=_MAY_CHANGE_IN).items():
             if key not in _MAY_CHANGE and value != before[key]:
                 raise ConfigError(
                     f"{store.folder} was started with other settings ({key}); give another --name "
@@ -145,6 +148,12 @@ def _download(settings: Settings, needed: Sequence[Named], show: Show) -> Settin
             _, at_commit = hub.fetch(repository, kind, show)
             settings = settings.with_values(section, **{name: str(at_commit)})
     return settings
+
+
+def _fetch_tasks(settings: Settings, show: Show) -> None:
+    """Download the task sets that every model answers, unless they are there."""
+    for name in settings.evaluation.tasks:
+        task_sets.fetch_set(name, show)
 
 
 def _make_absolute(settings: Settings) -> Settings:

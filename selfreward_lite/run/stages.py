@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfreward_lite.config.settings import Settings
+from selfreward_lite.data.task_sets import SETS
 from selfreward_lite.method import canaries, first_look
+from selfreward_lite.method.task_answers import count_samples
 
 # Assumed of texts until a run has measured them: shares of the length limits, and tokens.
 # Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens.
@@ -73,6 +75,10 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
     judgments = settings.judge.count
     ranked: Work = "judgment", seed.eval_prompts * ANSWERS * asked.judgments
     outside: Work = "judgment", asked.outside_prompts * asked.outside_judgments
+    answered: Work = "response", count_task_answers(settings)
+    tasks, base_tasks = (
+        {name: answered} if asked.tasks else {} for name in ("task_answers", "base_task_answers")
+    )
     canary_judgments = len(canaries.load_hostile_texts(canaries.CANARY)) * asked.canary_judgments
     # Every new model is exported and measured.
     measuring: dict[str, Work] = {
@@ -96,12 +102,14 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
             "base_eval_responses": ("response", asked.prompts),
             "base_eval_judgments": ranked,
             "base_evaluation": None,
+            **base_tasks,
             "decoys": None,
             "eft_judgments": ("judgment", eft_judgments),
             "eft_examples": None,
             "training": ("sft", settings.sft.epochs * rows),
             **measuring,
             "evaluation": None,
+            **tasks,
             "gates": None,
         }
     battles, tokens = 0, PAIR_SHARE * 2 * lengths.answered
@@ -123,8 +131,17 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
         "self_judgments": outside,
         "comparisons": ("battle", 2 * asked.prompts),
         "evaluation": None,
+        **tasks,
         "gates": None,
     }
+
+
+def count_task_answers(settings: Settings) -> int:
+    """The answers of one model to task sets."""
+    asked = settings.evaluation
+    prompts = (SETS[name].prompts for name in asked.tasks)
+    samples = count_samples(asked.draw.temperature, asked.task_samples)
+    return samples * sum(min(asked.task_prompts or count, count) for count in prompts)
 
 
 def seconds_by_stage(
