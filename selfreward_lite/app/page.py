@@ -17,7 +17,7 @@ from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
-from selfreward_lite.report import status
+from selfreward_lite.report import status, tasks
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
 TITLE = "selfreward_lite"
@@ -48,6 +48,7 @@ LANDMARKS = (
     "judgment_pairs",
     "training",
     "evaluation",
+    "task_answers",
     "gates",
 )
 POLL = 2.0  # seconds between two checks of the runs
@@ -132,7 +133,8 @@ def describe_news(library: RunLibrary, run: str) -> str:
     ended = [
         f"{one.model} {one.stage}" for one in view.stages if one.ended and one.stage in LANDMARKS
     ]
-    return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}"
+    asked = tasks.last_written(library.folder(run))
+    return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}, {asked:.0f}"
 
 
 def serve(

@@ -34,7 +34,7 @@ from selfreward_lite.cli.output import (
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, summary
+from selfreward_lite.report import early_warnings, summary, tasks
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
@@ -191,9 +191,14 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
         readings = early_warnings.early_warnings(store)
+        reports = tasks.load_reports(store)
     print_table(*early_warnings.build_sign_table(readings), "early warnings")
     for advice in early_warnings.list_advice(readings):
         say(advice)
+    for report in reports:
+        say(report.about)
+        for line in report.words:
+            say(line)
     warned = [
         {"model": one.model, "sign": one.sign.name, "value": one.value}
         for one in readings

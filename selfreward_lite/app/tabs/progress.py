@@ -3,6 +3,7 @@
 Plots are Gradio's own, so that they follow the page's light and dark.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from selfreward_lite.app.widgets import NEWS, QUIET, Header, Updates, text_table
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, plots, summary
 from selfreward_lite.report.plots import PANELS, Series
+from selfreward_lite.report.tasks import TaskReport, load_reports
 from selfreward_lite.system.errors import SelfRewardError
 
 NOTHING = (
@@ -33,6 +35,7 @@ class RunResults(NamedTuple):
     curves: dict[str, Series]  # of training, by name
     tables: tuple[summary.Table, ...]  # measurements, examples, early warnings, gates
     advice: list[str]
+    tasks: list[TaskReport]  # open task sets, the newest answers last; empty if none were asked
 
 
 @lru_cache(maxsize=8)
@@ -51,6 +54,7 @@ def load_results(folder: Path, news: str) -> RunResults:
                 summary.build_gate_table(store),
             ),
             early_warnings.list_advice(signs),
+            load_reports(store),
         )
 
 
@@ -63,6 +67,16 @@ def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults 
     except SelfRewardError as error:
         return warn(error)
     return results if any(results.series.values()) else NOTHING
+
+
+def write_words(reports: Sequence[TaskReport]) -> str:
+    """Return what was found on open task sets as Markdown, in words."""
+    lines = ["#### Open task sets"]
+    for one in reports:
+        lines += [escape_markdown(one.about), ""]
+        lines += [f"- {escape_markdown(line)}" for line in (*one.words, *one.notes)]
+        lines.append("")
+    return "\n".join(lines)
 
 
 class ProgressTab:
@@ -103,6 +117,11 @@ class ProgressTab:
                     self.curve = gr.Radio(
                         list(plots.CURVES.values()), value="loss", show_label=False, container=False
                     )
+            with gr.Column(visible=False) as self.tasks:
+                self.task_words = gr.Markdown()
+                self.task_scores = text_table(
+                    None, "", "Open task sets, scored by a program", height=420, elem_id="tasks"
+                )
             measured = text_table(
                 None, "", "All measurements, with standard errors", height=420, elem_id="measured"
             )
@@ -119,6 +138,7 @@ class ProgressTab:
         self.tables = [measured, examples, signs, gates]
         outputs = [self.known, self.empty, self.body, *self.plots.values()]
         outputs += [self.training, self.advice, *self.tables]
+        outputs += [self.tasks, self.task_words, self.task_scores]
         chosen = [header.run, header.news, self.curve]
         gr.on(header.changes, self.refresh, [*chosen, self.known], outputs, **NEWS)
         self.curve.change(self.show_curve, chosen, self.training, **QUIET)
@@ -148,6 +168,11 @@ class ProgressTab:
             updates[part] = {"headers": table.head, "data": table.rows}
         advice = "\n".join(f"- ⚠ {escape_markdown(line)}" for line in results.advice)
         updates[self.advice] = advice or "No early warnings for the newest model."
+        updates[self.tasks] = gr.update(visible=bool(results.tasks))
+        if results.tasks:
+            updates[self.task_words] = write_words(results.tasks)
+            head, rows = results.tasks[-1].scores
+            updates[self.task_scores] = {"headers": head, "data": rows}
         return updates | {self.training: self.show_curve(run, news, curve)}
 
     def show_curve(self, run: str | None, news: str, curve: str) -> pd.DataFrame:
