@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -160,8 +160,13 @@ def _describe_setting(
 
 
 def _describe_type(field: FieldInfo) -> str:
-    kinds = [one for one in get_args(field.annotation) or [field.annotation] if one is not NoneType]
-    names = " or ".join(one.__name__ if isinstance(one, type) else f"`{one}`" for one in kinds)
+    annotation, many = field.annotation, ""
+    if get_origin(annotation) is tuple:
+        annotation, many = get_args(annotation)[0], "any of "
+    kinds = [one for one in get_args(annotation) or [annotation] if one is not NoneType]
+    names = many + " or ".join(
+        one.__name__ if isinstance(one, type) else f"`{one}`" for one in kinds
+    )
     limits = [
         f"{sign} {getattr(one, name)}"
         for one in field.metadata
