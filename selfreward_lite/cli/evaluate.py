@@ -292,7 +292,7 @@ def measure_tasks(
     for line in (shown.about, *shown.words):
         say(line)
     print_table(*shown.scores)
-    print_table(*shown.changes)
+    print_table(*shown.verdicts)
     for note in shown.notes:
         say(note)
     emit({"run": name, "models": chosen, "asked": about, **tasks_report.card_to_json(card)})

@@ -92,8 +92,9 @@ def paired_interval(
 class Change:
     """The mean change from one model to another over `prompts`, of which `changed` differ.
 
-    `low` and `high` are its 95 % interval over prompts; `smallest` is the smallest true change that
-    would have been seen with a power of 80 %.
+    `low` and `high` are its 95 % interval over prompts, NaN where fewer than FEWEST_CHANGED differ;
+    `smallest` is the smallest true change that would have been seen with a power of 80 %, NaN for
+    fewer than FEWEST_CHANGED prompts.
     """
 
     mean: float
@@ -106,7 +107,7 @@ class Change:
     @property
     def direction(self) -> int:
         """1 for better, −1 for worse, 0 where no difference was seen."""
-        if self.changed < FEWEST_CHANGED or self.low <= 0 <= self.high:
+        if math.isnan(self.low) or self.low <= 0 <= self.high:
             return 0
         return 1 if self.low > 0 else -1
 
@@ -116,8 +117,7 @@ def paired_change(after: Sequence[Sequence[float]], before: Sequence[Sequence[fl
 
     The interval is that of `paired_interval`. The smallest change is (z₀.₉₇₅ + z₀.₈) standard
     errors, but at least the share d at which n prompts that change all in one direction have that
-    many standard errors: d = (z₀.₉₇₅ + z₀.₈)² / (n + (z₀.₉₇₅ + z₀.₈)²). NaN for fewer than two
-    prompts.
+    many standard errors: d = (z₀.₉₇₅ + z₀.₈)² / (n + (z₀.₉₇₅ + z₀.₈)²).
     """
     differences = [
         [a - b for a, b in zip(*group, strict=True)] for group in zip(after, before, strict=True)
@@ -125,9 +125,13 @@ def paired_change(after: Sequence[Sequence[float]], before: Sequence[Sequence[fl
     count = len(differences)
     mean, error = mean_and_error(differences)
     reach = (Z + Z_POWER) ** 2
-    smallest = max((Z + Z_POWER) * error, reach / (count + reach)) if count > 1 else math.nan
-    low, high = paired_interval(after, before)
+    smallest = max((Z + Z_POWER) * error, reach / (count + reach))
+    if count < FEWEST_CHANGED:
+        smallest = math.nan
     changed = sum(bool(math.fsum(group)) for group in differences)
+    low, high = math.nan, math.nan  # of so few changes the normal approximation says too much
+    if changed >= FEWEST_CHANGED:
+        low, high = paired_interval(after, before)
     return Change(mean, low, high, smallest, count, changed)
 
 

@@ -4,6 +4,7 @@ Read from the run's own store, if its iterations asked, and from what `evaluate 
 it. Answers from different places are never mixed: they may have been asked for differently.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,15 @@ MEANINGS: dict[Metric, str] = {
 
 @dataclass(frozen=True)
 class TaskReport:
-    """A card in words and tables: `words` of the last model, `notes` on what was not counted."""
+    """A card in words and tables: `words` of the last model, `notes` on what was not counted.
+
+    `verdicts` has every comparison by the accuracy that decides, `changes` by every accuracy.
+    """
 
     about: str
     words: list[str]
     scores: Table
+    verdicts: Table
     changes: Table
     notes: list[str]
 
@@ -77,6 +82,7 @@ def describe_card(card: TaskCard, asked: Mapping[str, Any], where: str) -> TaskR
         f"Asked {where}: {_describe_draw(asked)}.",
         _describe_changes(card.changes),
         _build_score_table(card),
+        _build_change_table(card.changes, only_first=True),
         _build_change_table(card.changes),
         _describe_left_out(card, asked),
     )
@@ -136,8 +142,11 @@ def _describe_change(one: SetChange) -> str:
     change, title = one.first, SETS[one.set].title
     counted = f"{change.prompts} prompts"
     interval = f"95 % interval {_points(change.low)} to {_points(change.high)}"
-    if change.prompts < 2:
-        return f"{title}: {one.model} and {one.against} both answered too few prompts ({counted})"
+    if math.isnan(change.low):
+        interval = f"changed prompts: {change.changed}, too few for an interval"
+    seen = f"a change of {100 * change.smallest:.1f} points would have been seen four times in five"
+    if math.isnan(change.smallest):
+        seen = "with so few prompts, no change would have been seen"
     if one.verdict != "no difference seen":
         return (
             f"{title}: {one.model} is {one.verdict} than {one.against}, by "
@@ -145,13 +154,14 @@ def _describe_change(one: SetChange) -> str:
         )
     return (
         f"{title}: no difference seen between {one.model} and {one.against} "
-        f"({_points(change.mean)} points, {interval}; {counted}); a change of "
-        f"{100 * change.smallest:.1f} points would have been seen four times in five"
+        f"({_points(change.mean)} points, {interval}; {counted}); {seen}"
     )
 
 
 def _points(share: float) -> str:
-    """A difference of shares in points: "+1.5", "−2.0"."""
+    """A difference of shares in points: "+1.5", "−2.0"; "–" for NaN."""
+    if math.isnan(share):
+        return "–"
     return f"{100 * share:+.1f}".replace("-", "\u2212")
 
 
@@ -196,8 +206,8 @@ def _build_score_table(card: TaskCard) -> Table:
     return Table(["set", "accuracy", *models], rows)
 
 
-def _build_change_table(changes: Sequence[SetChange]) -> Table:
-    """Every comparison by every metric, in points."""
+def _build_change_table(changes: Sequence[SetChange], *, only_first: bool = False) -> Table:
+    """Every comparison by every metric, or by the deciding one alone, in points."""
     rows = [
         [
             SETS[one.set].title,
@@ -205,10 +215,11 @@ def _build_change_table(changes: Sequence[SetChange]) -> Table:
             f"{one.model} against {one.against}",
             {1: "better", 0: "no difference seen", -1: "worse"}[change.direction],
             f"{_points(change.mean)} ({_points(change.low)} to {_points(change.high)})",
-            f"{100 * change.smallest:.1f}",
+            _points(change.smallest).removeprefix("+"),
         ]
         for one in changes
         for metric, change in one.changes.items()
+        if change is one.first or not only_first
     ]
     head = ["set", "accuracy", "models", "", "points (95 % interval)", "smallest seen"]
     return Table(head, rows)

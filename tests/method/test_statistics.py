@@ -111,10 +111,12 @@ def test_too_few_prompts_show_no_difference():
     """Five prompts of five get better: 2 / 2⁵ of a sign test is more than 5 %."""
     five = statistics.paired_change([[1.0]] * 5, [[0.0]] * 5)
     assert (five.mean, five.direction) == (1.0, 0)
+    assert all(map(math.isnan, (five.low, five.high, five.smallest)))
     six = statistics.paired_change([[1.0]] * 6, [[0.0]] * 6)
     assert six.direction == 1
     # nothing changed: the error is 0, but a change of under 7.85 / (100 + 7.85) could be missed
     same = statistics.paired_change([[1.0]] * 100, [[1.0]] * 100)
-    assert (same.low, same.high, same.direction) == (0.0, 0.0, 0)
+    assert (same.changed, same.direction) == (0, 0)
+    assert math.isnan(same.low) and math.isnan(same.high), "not an interval of length 0"
     assert same.smallest == pytest.approx(7.849 / 107.849, abs=1e-4)
     assert math.isnan(statistics.paired_change([], []).smallest)

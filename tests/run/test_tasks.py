@@ -1,6 +1,7 @@
 """Open task sets: as a step of a run, asked later by `evaluate tasks`, and shown everywhere."""
 
 import json
+import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_the_command_asks_and_says_what_it_found(command):
     assert {one["verdict"] for one in said["changes"]} == {"no difference seen"}, "so few prompts"
     assert "3 answers a prompt at temperature 0.9 and top-p" in stderr
     assert "no difference seen between M1 and base" in stderr
-    assert "would have been seen four times in five" in stderr
+    assert "with so few prompts, no change would have been seen" in stderr
     assert "1 length_constraints:number_sentences" in stderr
     assert "1 words:start_verb" in stderr
 
@@ -269,7 +270,8 @@ def test_the_verdict_comes_in_words():
     }
     found = [make_change(0.051, 0.012, 0.09), make_change(-0.02, -0.039, -0.001)]
     found.append(make_change(0.004, -0.021, 0.029))
-    better, worse, same = tasks.describe_card(TaskCard([], found), asked, "now").words
+    found.append(make_change(0.002, math.nan, math.nan, changed=1))
+    better, worse, same, hardly = tasks.describe_card(TaskCard([], found), asked, "now").words
     assert better == (
         "IFEval: M2 is better than M0, by 5.1 points (95 % interval +1.2 to +9.0; 475 prompts)"
     )
@@ -280,6 +282,7 @@ def test_the_verdict_comes_in_words():
         "IFEval: no difference seen between M2 and M0 (+0.4 points, 95 % interval −2.1 to +2.9; "
         "475 prompts); a change of 5.4 points would have been seen four times in five"
     )
+    assert "(+0.2 points, changed prompts: 1, too few for an interval; 475 prompts)" in hardly
 
 
 def test_a_report_holds_the_card_of_the_run_and_of_each_draw(runs, command, tmp_path):
@@ -291,6 +294,12 @@ def test_a_report_holds_the_card_of_the_run_and_of_each_draw(runs, command, tmp_
         assert own.scores.head == ["set", "accuracy", "base", "M0", "M1"]
         assert {row[0] for row in own.scores.rows} == {"IFEval", "GSM8K"}
         assert ["IFEval", "prompts answered", "2", "2", "2"] in own.scores.rows
+        assert [row[:3] for row in own.verdicts.rows] == [
+            [title, accuracy, f"{model} against {rival}"]
+            for title, accuracy in (("IFEval", "prompts, strict"), ("GSM8K", "last number right"))
+            for model, rival in (("M0", "base"), ("M1", "base"), ("M1", "M0"))
+        ]
+        assert len(own.changes.rows) == 3 * 4 + 3
         page = html.render_page(store)
         assert "Open task sets" in page and own.words[0] in page
         assert own.notes[0] in page
