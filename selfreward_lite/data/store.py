@@ -336,6 +336,8 @@ class Store:
         """Return faults, a line each: damaged file, wrong ids, changed texts, incomplete models."""
         found = [row[0] for row in self.select("PRAGMA integrity_check") if row[0] != "ok"]
         for kind in KINDS:
+            if not self._names(kind):
+                continue
             hashes = dict(self.select(f"SELECT id, content_hash FROM {table_name(kind)}"))
             for record in self.records(kind):
                 if record.id != derive_id(self.id_namespace, record):

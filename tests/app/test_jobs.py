@@ -150,7 +150,7 @@ def test_every_setting_that_names_a_file_is_known_as_one():
 
 
 def test_a_view_says_how_far_a_run_is(tmp_path):
-    scripted_run.run(tmp_path / "mine", iterations="1")
+    scripted_run.run(tmp_path / "mine", iterations="1", **{"judge.close": "drop"})
     view = status.read_status(tmp_path / "mine")
     assert (view.state, view.newest, view.iterations, view.preset, view.now) == (
         "finished",

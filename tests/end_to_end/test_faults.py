@@ -277,7 +277,7 @@ def test_training_without_adapter_or_rows_fails(tmp_path, chat):
 
     with pytest.raises(TrainingError, match="ended without an adapter"):
         run_world(tmp_path / "run", chat, train=train)
-    with pytest.raises(GateStop, match="no signal") as stop:
+    with pytest.raises(GateStop, match="ability: 0 of 66 scores were written as asked") as stop:
         run_world(tmp_path / "empty", chat, {"base judge": lambda rng, asked: "Nice."})
     assert stop.value.exit_code == 3
 

@@ -65,8 +65,9 @@ def test_templates_of_both_judges_have_the_same_rubric():
     assert all(line in meta for line in rubric)
 
 
-@pytest.mark.parametrize("template_set", list_template_sets())
+@pytest.mark.parametrize("template_set", ["llama3", "compact"])
 def test_templates_begin_with_constant_text(template_set):
+    """Many questions share it in the cache. In `short`, the judged text comes first instead."""
     nonces = [make_nonce(key, template_set) for key in "ab"]
     one, two = (
         fill_template(template_set, "judge", prompt=f"{n} x", response="y", nonce=n) for n in nonces

@@ -228,7 +228,7 @@ def test_every_preset_is_parsed_and_planned(preset):
     repository = hub.parse_repository(settings.model.base)
     shape = SHAPES[BASES[repository.id] if repository else "llama-3-8b"]
     expected = plan.predict(settings, shape, "NVIDIA GeForce RTX 4090").to_json()
-    assert len(expected["seconds"]) == 10 + 12 * settings.iterations
+    assert len(expected["seconds"]) == 11 + 12 * settings.iterations
     assert sum(plan.disk_needs(settings, shape).values()) > 8e9 or "small" in preset
     assert plan.predict(settings, shape, None).to_json() == {
         "card": None,
