@@ -67,6 +67,15 @@ def draw_choice(
     return random.Random(seed).choices(names, weights[:kept])[0]
 
 
+def write_choice(closing_text: str, choice: str) -> str:
+    """Return a closing with its choice; the space before it belongs to either, by the tokenizer.
+
+    >>> write_choice("\\nScore: ", "4"), write_choice("\\nWinner: Judgement", "A")
+    ('\\nScore: 4', '\\nWinner: Judgement A')
+    """
+    return f"{closing_text.rstrip(' ')} {choice}"
+
+
 def _make_closing(chat: ChatFormat, text: str, choices: Sequence[str]) -> Closing | None:
     found = _find_choices(chat, text, choices)
     if found is None:

@@ -26,6 +26,7 @@ from selfreward_lite.method.closing import (
     draw_choice,
     make_score_closing,
     make_score_probe,
+    write_choice,
 )
 from selfreward_lite.method.parsing import Reading, read_score
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
@@ -97,7 +98,7 @@ def read_judgment(completion: Completion, response: Response, role: Role, index:
         )
         if drawn is not None:
             score, probabilities = float(drawn), completion.closing
-            text += f"{completion.closing_text}{drawn}"
+            text += write_choice(completion.closing_text, drawn)
     return Judgment(
         record_id,
         role.iteration,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from selfreward_lite.data.records import seed_for
 from selfreward_lite.engine.api import Completion
-from selfreward_lite.method.closing import SIDES, Noun, draw_choice
+from selfreward_lite.method.closing import SIDES, Noun, draw_choice, write_choice
 from selfreward_lite.method.parsing import Verdict, parse_verdict
 from selfreward_lite.method.roles import Role
 
@@ -31,5 +31,5 @@ def read_verdict(
         drawn = draw_choice(completion.closing, role.sampling, seed, SIDES)
         if drawn is not None:
             forced: Verdict = "A" if drawn == "A" else "B"
-            return VerdictText(forced, f"{text}{completion.closing_text}{drawn}", True)
+            return VerdictText(forced, text + write_choice(completion.closing_text, drawn), True)
     return VerdictText(winner, text, False)

@@ -81,7 +81,7 @@ def test_battle_without_a_verdict_is_closed(role):
     requests = next(asking)
     texts = ["Well.\nWinner: Judgement B", "Well, well."]
     replies = [
-        [closed(one, text, "\nWinner: Judgement ", (1.0, 0.0))]
+        [closed(one, text, "\nWinner: Judgement", (1.0, 0.0))]
         for one, text in zip(requests, texts, strict=True)
     ]
     made = finish_asking(asking, replies).records
