@@ -55,7 +55,7 @@ SETTINGS = {
     "dpo.epochs": 1,
     "dpo.learning_rate": 1e-4,
     "dpo.max_length": 1024,
-    "engine.context": 4096,
+    "engine.context": 8192,
     "engine.parallel": 8,
     "engine.batch": 512,
     "engine.gpu_layers": 0,
