@@ -20,7 +20,7 @@ from selfreward_lite.data.checkable.kinds import (
     keeps,
     read_constraints,
 )
-from selfreward_lite.data.checkable.score import BEST, Points, score_answer
+from selfreward_lite.data.checkable.score import BEST, Points, names_topic, score_answer
 from selfreward_lite.data.records import Prompt
 from selfreward_lite.system.errors import DataError
 
@@ -252,6 +252,21 @@ def test_the_score_is_five_times_the_share_kept():
 def test_texts_that_would_earn_a_score_without_an_answer_earn_none(fault, text):
     points = score(text)
     assert (points.fault, points.score) == (fault, 0)
+
+
+@pytest.mark.parametrize(
+    ("topic", "word", "named"),
+    [
+        ("swimming", "swimmers", True),
+        ("bees", "bee", True),
+        ("fairy tales", "tale", True),
+        ("the moon", "moonlight", False),
+        ("the moon", "the", False),
+        ("cars", "carpet", False),
+    ],
+)
+def test_a_topic_is_named_by_the_forms_of_its_words(topic, word, named):
+    assert names_topic([word], topic) is named
 
 
 def test_a_cut_answer_earns_nothing():

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from selfreward_lite.data.checkable.kinds import (
     TOPIC,
@@ -34,8 +34,8 @@ def draw_requests(
 ) -> list[Request]:
     """Return `count` different requests with `least` to MOST constraints, the same for one seed.
 
-    Requests of different parts have different topics. `unseen` draws from the kinds that training
-    never shows, and from no others.
+    The topic stands before or after the constraints. Requests of different parts have different
+    topics. `unseen` draws from the kinds that training never shows, and from no others.
     """
     rng = random.Random(f"{seed} {part} {unseen}")
     topics = [topic for topic in TOPICS if find_part(topic) == part]
@@ -48,7 +48,8 @@ def draw_requests(
             kept += _draw_constraints(
                 rng, UNSEEN if unseen else TRAINED, rng.randint(least, MOST), kept
             )
-            text = " ".join([opening, *(word_constraint(one, rng) for one in kept[1:])])
+            rules = [word_constraint(one, rng) for one in kept[1:]]
+            text = " ".join([opening, *rules] if rng.random() < 0.5 else [*rules, opening])
             found.setdefault(text, Request(text, tuple(kept)))
     return list(found.values())
 
@@ -75,13 +76,11 @@ def add_constraints(prompt: Prompt, seed: int, count: int) -> Prompt:
     rng = random.Random(f"{seed} {prompt.id}")
     before = read_constraints(prompt)
     drawn = _draw_constraints(rng, TRAINED, count, before)
-    return Prompt(
-        prompt.id,
-        prompt.iteration,
-        prompt.origin,
-        prompt.index,
-        " ".join([prompt.text, *(word_constraint(one, rng) for one in drawn)]),
-        encode_constraints([*before, *drawn]),
+    words = [word_constraint(one, rng) for one in drawn]
+    return replace(
+        prompt,
+        text=" ".join([prompt.text, *words]),
+        constraints=encode_constraints([*before, *drawn]),
     )
 
 

@@ -13,7 +13,6 @@ Not caught: a stock text into which the topic is put (the gate on different text
 statements, and poor style. An exact score of constraints cannot see these; a judge must.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ she so some than that the their them then there they this to up us very was we w
 where which who will with you your
 """
 LITTLE_WORDS = frozenset(_LITTLE.split())
-_ENDING = re.compile(r"(ies|ing|es|s|y|e)$")
+_ENDINGS = ("ings", "ies", "ing", "ers", "er", "ed", "es", "s", "y", "e")
 
 
 @dataclass(frozen=True)
@@ -105,21 +104,18 @@ def _find_topic_fault(topic: str, kinds: set[str], text: str, words: list[str]) 
 def names_topic(words: Sequence[str], topic: str) -> bool:
     """Return whether one of the words is a form of a word of the topic.
 
-    >>> names_topic(["a", "baker", "bakes"], "baking"), names_topic(["nothing"], "bread")
+    >>> names_topic(["a", "runner"], "running"), names_topic(["my", "carpet"], "cars")
     (True, False)
     """
-    wanted = [word for word in split_words(topic) if word not in LITTLE_WORDS]
-    return any(
-        word.startswith(_stem(one)) and len(word) <= len(one) + 2
-        for one in wanted
-        for word in words
-    )
+    wanted = {_stem(word) for word in split_words(topic) if word not in LITTLE_WORDS}
+    return any(_stem(word) in wanted for word in words)
 
 
 def _stem(word: str) -> str:
-    """A word without its ending, if three letters are left."""
-    stem = _ENDING.sub("", word)
-    return stem if len(stem) >= 3 else word
+    """A word without its ending, if three letters are left: runner, running and runs are run."""
+    ends = (end for end in _ENDINGS if word.endswith(end) and len(word) - len(end) >= 3)
+    stem = word.removesuffix(next(ends, ""))
+    return stem[:-1] if len(stem) > 3 and stem[-1] == stem[-2] else stem
 
 
 def _triples(words: Sequence[str]) -> list[tuple[str, ...]]:
