@@ -122,11 +122,12 @@ def costs_from_rates(settings: Settings, shape: ModelShape, rates: Rates) -> Cos
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
-    compared = 2 * lengths.judgment + lengths.answered / settings.judge.count
+    drawn = max(1, settings.judge.count)  # without a judge in the loop, it is still measured
+    compared = 2 * lengths.judgment + lengths.answered / drawn
     return {
         "candidate": lengths.candidate * token + WRITER_TOKENS * read,
         "response": lengths.response * token + PROMPT_TOKENS / settings.responses.count * read,
-        "judgment": lengths.judgment * token + judged / settings.judge.count * read,
+        "judgment": lengths.judgment * token + judged / drawn * read,
         "battle": lengths.battle * token + compared * read,
         "sft": rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
         "dpo": rates.dpo,
@@ -307,6 +308,8 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
 
 def _shape(base: str) -> ModelShape:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
+    if base == hub.PACKAGED:
+        return SHAPES["135m"]
     repository = hub.find_missing(base, "model")
     if repository is None:
         return find_shape(base)

@@ -66,22 +66,28 @@ def draw_held_out_requests(seed: int | str, count: int) -> list[Request]:
     ]
 
 
-def add_constraints(prompt: Prompt, seed: int, count: int) -> Prompt:
+def add_constraints(prompt: Prompt, seed: int, count: int, *, unseen: bool = False) -> Prompt:
     """Return a prompt of any kind with `count` constraints of the trained kinds in plain words.
 
-    It keeps its id. Its own constraints, if it has some already, stay, and none is drawn that
-    contradicts them; what the text itself asks for is not understood. Raises ValueError if so many
-    do not go together.
+    `unseen` as in `draw_requests`. The prompt keeps its id. Its own constraints, if it has some
+    already, stay, and none is drawn that contradicts them; what the text itself asks for is not
+    understood. Raises ValueError if so many do not go together.
     """
     rng = random.Random(f"{seed} {prompt.id}")
     before = read_constraints(prompt)
-    drawn = _draw_constraints(rng, TRAINED, count, before)
+    drawn = _draw_constraints(rng, UNSEEN if unseen else TRAINED, count, before)
     words = [word_constraint(one, rng) for one in drawn]
     return replace(
         prompt,
         text=" ".join([prompt.text, *words]),
         constraints=encode_constraints([*before, *drawn]),
     )
+
+
+def remove_constraints(prompt: Prompt, seed: int, count: int) -> str:
+    """Return the text of a prompt without what `add_constraints` put behind it."""
+    bare = replace(prompt, text="", constraints="")
+    return prompt.text.removesuffix(add_constraints(bare, seed, count).text)
 
 
 def asks_unseen_kind(constraints: Iterable[Constraint]) -> bool:

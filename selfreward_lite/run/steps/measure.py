@@ -91,6 +91,7 @@ def _store_metrics(run: RunContext, model: int) -> Outcome:
     known = model_metrics(run, model).stored()
     if model != BASE:
         known |= vars(find_signs(run, model))
+    known |= _kind_metrics(run, model)
     rates = exact_metrics(run, model) or _win_rate(run, model)
     run.store.measure(model, **known, **rates)
     return Outcome()
@@ -114,6 +115,12 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
         "win_rate_vs_seed": rate if model >= 0 else None,
         "win_rate_vs_seed_error": error if model > 0 else None,
     }
+
+
+def _kind_metrics(run: RunContext, model: int) -> dict[str, float]:
+    """Exact scores of answers to held-out prompts with constraints; only the report reads them."""
+    answers = list(run.held_out_answers(model).values())
+    return metrics.measure_kinds(metrics.score_constraints(run.held_out(), answers))
 
 
 def _compare_with_seed(run: RunContext, iteration: int) -> None:
