@@ -159,6 +159,14 @@ def measure_costs(store: Store, settings: Settings) -> Costs:
     if newest is None:
         raise LookupError(f"{store.folder} has measured nothing yet")
     ended = [row for row in store.stages() if row.ended]
+    if not settings.seed_stage.trains:  # M0 was not asked: the base's texts are copied
+        copied = ("eval_responses", "eval_judgments")
+        base = {f"base_{name}": name for name in copied}
+        ended = [
+            row._replace(stage=base.get(row.stage, row.stage))
+            for row in ended
+            if row.iteration or row.stage not in copied
+        ]
     judges, lengths = settings.judge.count, assume_lengths(settings)
     pieces = {
         "responses": settings.responses.count,

@@ -4,10 +4,18 @@ What gates may know is `ModelMetrics`. Scores by the exact scorer are stored bes
 report alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
+from selfreward_lite.data.records import (
+    BASE,
+    Comparison,
+    Judgment,
+    ModelId,
+    Outcome,
+    Response,
+    derive_id,
+)
 from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import mean_or_none, standard_error
@@ -41,8 +49,16 @@ def measure_base(run: RunContext, _: int) -> None:
 
 
 def measure_model(run: RunContext, iteration: int) -> None:
-    """M(t) answers the held-out prompts and judges the held-out ranked answers."""
-    _ask(run, ModelId(iteration))
+    """M(t) answers the held-out prompts and judges the held-out ranked answers.
+
+    An M0 that was not trained is the base: what the base said is copied, since it would say it
+    again.
+    """
+    if iteration or run.settings.seed_stage.trains:
+        _ask(run, ModelId(iteration))
+    else:
+        run.once(0, "eval_responses", lambda: _copy_from_base(run, Response))
+        run.once(0, "eval_judgments", lambda: _copy_from_base(run, Judgment))
     ask_judges(run, iteration)
     if iteration > 0 and metrics.score_exactly(run.held_out(), []) is None:
         _compare_with_seed(run, iteration)
@@ -84,6 +100,26 @@ def _ask(run: RunContext, model: ModelId) -> None:
         [answer for one in ranked for answer in one.responses],
         settings.judgments,
     )
+
+
+def _copy_from_base(run: RunContext, kind: type[Response] | type[Judgment]) -> Outcome:
+    """The base's answers to held-out prompts, or its judgments of ranked ones, as those of M0."""
+    count, namespace = run.settings.evaluation.judgments, run.store.id_namespace
+    asked = {one.id for one in run.held_out()} if kind is Response else set()
+    ranked = {one.id for prompt in run.ranked().evaluation for one in prompt.responses}
+    known = {one.id for one in run.store.made_by(kind, 0)}
+    copies = []
+    for one in run.store.made_by(kind, BASE):
+        is_asked = (
+            one.prompt_id in asked
+            if isinstance(one, Response)
+            else one.response_id in ranked and one.index < count  # a first look has others
+        )
+        copy = replace(one, model=ModelId(0).name)
+        copy = replace(copy, id=derive_id(namespace, copy))
+        if is_asked and copy.id not in known:
+            copies.append(copy)
+    return Outcome(copies)
 
 
 def _store_metrics(run: RunContext, model: int) -> Outcome:
