@@ -1,11 +1,13 @@
 """Runs in which a program checks constraints of the prompts, on a scripted engine."""
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import scripted_run
 from scripted_runtime import scripted_runtime
 
 from selfreward_lite.data.checkable.answers import write_answer
@@ -19,7 +21,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.report import explore, html, summary
-from selfreward_lite.run import loop, prepare
+from selfreward_lite.run import loop, plan, prepare
 
 SMALL = {
     "model.base": "tiny",
@@ -168,3 +170,32 @@ def test_a_judge_that_decides_nothing_new_changes_no_pair(tmp_path, chat, whole)
         assert pairs[0] == pairs[1] != set()
         top = max(one.chosen_score for one in store.records(ResponsePair, iteration=1))
         assert top == pytest.approx(0.9 * 5 + 0.1 * 4)
+
+
+def test_hours_can_be_fitted_to_a_run_without_a_judge(whole, tmp_path):
+    """M0 was not asked, so its copies must not make an answer look free."""
+    shutil.copytree(whole, tmp_path / "run")
+    with Store.write(tmp_path / "run") as store:
+        store.measure(2, training_train_seconds=1.0)  # the scripted trainer does not say
+        settings = store.settings()
+        costs = plan.measure_costs(store, settings)
+        assert costs["response"] > 0
+        assert costs["judgment"] > 0
+        assert 0 < plan.affordable_prompts(settings, 2, costs, 1e9) == settings.prompts.count
+
+
+def test_constraints_are_added_to_prompts_that_a_model_writes(tmp_path):
+    wanted = {"prompts.constraints": "2", "pairs.verify": "veto", "judge.count": "2"}
+    scripted_run.run(tmp_path / "run", iterations="1", **wanted)
+    with Store.read(tmp_path / "run") as store:
+        written = store.records(Prompt, iteration=1)
+        assert written
+        assert all(len(read_constraints(one)) == 2 for one in written)
+        constraints = [read_constraints(one) for one in store.records(Prompt, origin="held_out")]
+        assert [len(one) for one in constraints[:6]] == [0, 2, 2, 0, 2, 2]
+        assert [asks_unseen_kind(one) for one in constraints[:3]] == [False, False, True]
+        assert not any(asks_unseen_kind(read_constraints(one)) for one in written)
+        known = store.metrics(1)
+        assert known["exact_score_trained_kinds"] is not None
+        assert known.get("exact_score") is None, "not every held-out prompt has constraints"
+        assert known["win_rate_vs_seed"] is not None, "M0 compares the answers"

