@@ -10,6 +10,7 @@ import pytest
 import scripted_run
 from scripted_runtime import scripted_runtime
 
+from selfreward_lite.app.tabs.explore import answer_rows
 from selfreward_lite.data.checkable.answers import write_answer
 from selfreward_lite.data.checkable.kinds import TOPIC, read_constraints
 from selfreward_lite.data.checkable.requests import Request as Asked
@@ -150,6 +151,7 @@ def test_explore_says_which_constraints_an_answer_keeps(whole):
         assert "constraints kept decides before the judge does" in history.why
         chosen = next(one for one in history.answers if one.part == "chosen")
         assert chosen.checks.startswith("exact score ")
+    assert f"chosen; {chosen.checks}" in [row[0] for row in answer_rows(history)]
 
 
 def test_a_judge_that_tells_nothing_apart_is_only_warned_of(tmp_path, chat):
