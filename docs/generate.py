@@ -31,7 +31,7 @@ LOG, INDEX = ROOT / "docs" / "log", "## Index"
 PROGRAM = "python -m selfreward_lite"
 NOTICE = "<!-- Made by `python docs/generate.py`: change the code and run it again. -->"
 # The smallest first; others follow.
-ORDER = ("tiny", "t4", "small", "qwen3-small", "overnight", "qwen3", "paper")
+ORDER = ("tiny", "smol", "t4", "small", "qwen3-small", "overnight", "qwen3", "paper")
 PRESETS = sorted(config.presets(), key=lambda name: (*ORDER, name).index(name))
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

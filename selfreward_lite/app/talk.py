@@ -159,8 +159,10 @@ class Talk:
         role = self._role(judge, settings.draw)
         prompt = Prompt("prompt", 0, "generated", 0, write_out(messages))
         response = _response(prompt, text)
-        request = judgments.make_judge_request(prompt, response, role, settings.count)
-        score, shown_at = Score(settings.count), 0.0
+        # Where the loop asks no judge, it is asked here as often as when it is measured.
+        count = settings.count or self.models.settings.evaluation.judgments
+        request = judgments.make_judge_request(prompt, response, role, count)
+        score, shown_at = Score(count), 0.0
         with closing(self._ask(request)) as answers:
             for one in answers:
                 if isinstance(one, Completion) and one.finish in NO_TEXT_REASONS:

@@ -64,7 +64,7 @@ def compare(
     judge: Annotated[
         str | None,
         Option(
-            help="exact (the tiny world's scorer), a model of the run, or a GGUF file; by default "
+            help="exact (the exact score), a model of the run, or a GGUF file; by default "
             "exact where it works, else M0."
         ),
     ] = None,

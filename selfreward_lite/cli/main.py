@@ -167,6 +167,7 @@ def run(
                 copies.copy(last=True)
             document = summary.summarize_run(store)
             print_table(*summary.build_run_table(document["iterations"]))
+            print_table(*summary.build_exact_table(document))
             head, rows = summary.build_example_table(store, 5)
             short = [
                 [text if len(text) <= SHOWN else f"{text[:SHOWN]} …" for text in row]
@@ -190,6 +191,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
+        print_table(*summary.build_exact_table(document))
         readings = early_warnings.early_warnings(store)
         reports = tasks.load_reports(store)
     print_table(*early_warnings.build_sign_table(readings), "early warnings")

@@ -11,6 +11,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.run import plan, stages
 from selfreward_lite.run.plan import Estimate
+from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 
 ASSUMED = (
@@ -63,6 +64,11 @@ def show(
         fits = "" if found.most <= speeds.memory else " (too small)"
         rows.append([name, f"{speeds.memory / 1e9:.0f} GB{fits}", *hours])
     print_table(["GPU", "memory", "seed stage, hours", "an iteration, hours"], rows, "estimates")
+    if settings.model.base == hub.PACKAGED:
+        try:
+            hub.find_packaged()
+        except UserError as error:
+            say(str(error))
     if file := hub.find_missing(settings.model.gguf_file, "model"):
         say(
             f"{file} is not on this machine yet: its size is assumed to be that of a base in "
@@ -83,6 +89,9 @@ def _print_hours(settings: Settings, found: Estimate) -> None:
     expected = found.prediction
     if not expected.seconds:
         why = f"speed of {expected.card} unknown" if expected.card else "no GPU here"
+        if not expected.card and (time := plan.CPU_TIMES.get(settings.preset)):
+            say(f"hours: {why}; a run of this preset takes {time}")
+            return
         say(
             f"hours: {why}, so there is no estimate. --card names another GPU; `run --hours` fits "
             "a run to the speed that it measures"

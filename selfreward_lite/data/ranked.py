@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfreward_lite.config.settings import Settings
+from selfreward_lite.config.settings import CHECKABLE, Settings
 from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data.checkable import ranked as checkable_ranked
+from selfreward_lite.data.checkable.kinds import encode_constraints
+from selfreward_lite.data.checkable.requests import add_constraints, draw_held_out_requests
 from selfreward_lite.data.records import Outcome, Prompt, Record, Response, make_id, seed_for
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.ranked import ANSWERS, generate_ranked_rows
@@ -22,7 +25,7 @@ from selfreward_lite.system.errors import DataError
 HUMAN = "human"  # who wrote the ranked responses
 _NEEDED = ("message_id", "parent_id", "text", "role", "rank")
 # Ranked prompts per wanted EFT prompt: nearly half of them give no judgments that agree strictly.
-_TINY_SPARE = 2
+_SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,15 @@ class RankedPrompt:
 
 def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Return the messages of the ranked data, and drops. Raises DataError for a bad row."""
-    source = settings.seed_stage.ranked
+    seed, source = settings.seed_stage, settings.seed_stage.ranked
     if source == "tiny":
-        wanted = settings.seed_stage.train_examples // ANSWERS
-        return list(
-            generate_ranked_rows(settings.seed_stage.eval_prompts + _TINY_SPARE * wanted)
-        ), Counter()
+        wanted = seed.train_examples // ANSWERS
+        return list(generate_ranked_rows(seed.eval_prompts + _SPARE * wanted)), Counter()
+    if source == CHECKABLE:
+        wanted = seed.ift_examples + 1
+        if seed.eft:
+            wanted += _SPARE * seed.train_examples // checkable_ranked.ANSWERS
+        return list(checkable_ranked.generate_ranked_rows(seed.eval_prompts + wanted)), Counter()
     found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     kept = []
     for place, raw in found.rows:
@@ -120,10 +126,31 @@ def pick_held_out_prompts(
 ) -> list[Prompt]:
     """Return the prompts that every model answers for evaluation, and that none is trained on.
 
-    In the tiny world they are drawn from its evaluation part; elsewhere they are the first of the
-    `ranked` evaluation prompts.
+    Checkable requests, and the tasks of the tiny world, are drawn for it; elsewhere they are the
+    first of the `ranked` evaluation prompts. Where prompts to train on get constraints, a third of
+    these gets some of the trained kinds, and a third some that are never trained.
     """
     count = settings.evaluation.prompts
+    if settings.prompts.file == CHECKABLE:
+        requests, half = draw_held_out_requests(settings.seed, count), (count + 1) // 2
+        mixed = [requests[index // 2 + half * (index % 2)] for index in range(count)]
+        return [
+            Prompt.make(
+                namespace, 0, "held_out", index, one.text, encode_constraints(one.constraints)
+            )
+            for index, one in enumerate(mixed)
+        ]
+    if added := settings.prompts.constraints:
+        plain = [
+            Prompt.make(namespace, 0, "held_out", index, one.prompt.text)
+            for index, one in enumerate(ranked[:count])
+        ]
+        return [
+            add_constraints(one, settings.seed, added, unseen=one.index % 3 == 2)
+            if one.index % 3
+            else one
+            for one in plain
+        ]
     if settings.seed_stage.ranked != "tiny":
         return [one.prompt for one in ranked[:count]]
     rng = random.Random(settings.seed)

@@ -65,7 +65,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A user's request. Those of origin "held_out" are for evaluation only."""
+    """A user's request. Those of origin "held_out" are for evaluation only.
+
+    `constraints` is what a program checks in its answers, as `data.checkable.kinds` writes it; it
+    is empty for most prompts.
+    """
 
     KEY: ClassVar = ("iteration", "origin", "index")
     id: str
@@ -73,12 +77,21 @@ class Prompt:
     origin: Origin
     index: int
     text: str
+    constraints: str = added("")
 
     @classmethod
-    def make(cls, namespace: str, iteration: int, origin: Origin, index: int, text: str) -> Self:
+    def make(
+        cls,
+        namespace: str,
+        iteration: int,
+        origin: Origin,
+        index: int,
+        text: str,
+        constraints: str = "",
+    ) -> Self:
         """Return a prompt with the id that follows from its key."""
         record_id = make_id(namespace, cls, iteration, origin, index)
-        return cls(record_id, iteration, origin, index, text)
+        return cls(record_id, iteration, origin, index, text, constraints)
 
 
 @dataclass(frozen=True)

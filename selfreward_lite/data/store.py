@@ -284,16 +284,22 @@ class Store:
 
     # -- gates and models ------------------------------------------------------------------------
 
-    def record_gate(self, iteration: int, gate: str, passed: bool, reason: str) -> None:
-        """Keep the decision of a gate, replacing an earlier one."""
+    def record_gate(self, iteration: int, gate: str, passed: bool | None, reason: str) -> None:
+        """Keep the decision of a gate, None for one that is off, replacing an earlier one."""
         self._db.execute(
             "INSERT OR REPLACE INTO gates VALUES (?,?,?,?)", (iteration, gate, passed, reason)
         )
 
-    def gates(self, iteration: int) -> dict[str, tuple[bool, str]]:
-        """Return the decision of every gate about a model: whether it passed, and the reason."""
+    def gates(self, iteration: int) -> dict[str, tuple[bool | None, str]]:
+        """Return what every gate decided about a model: whether it passed, and the reason.
+
+        None stands for a gate that is off.
+        """
         rows = self.select("SELECT gate, passed, reason FROM gates WHERE iteration = ?", iteration)
-        return {gate: (bool(passed), reason) for gate, passed, reason in rows}
+        return {
+            gate: (None if passed is None else bool(passed), reason)
+            for gate, passed, reason in rows
+        }
 
     def refusals(self, iteration: int) -> dict[str, str]:
         """Return the gates that refused a model, and their reasons."""

@@ -2,7 +2,7 @@
 
 In order: answers alone, win rates between two models, judge quality, votes. Nothing computed by the
 tiny world's exact scorer may reach a stage, a gate or a trainer, but for the ranks in the seed
-data.
+data. The exact score of constraints may decide pairs (pairs.verify), but reaches no gate.
 """
 
 import math
@@ -15,6 +15,9 @@ from statistics import fmean
 
 import numpy as np
 
+from selfreward_lite.data.checkable import score as checkable_score
+from selfreward_lite.data.checkable.kinds import read_constraints
+from selfreward_lite.data.checkable.requests import asks_unseen_kind
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Judgment, Prompt, Response
 from selfreward_lite.data.tiny import score, tasks
@@ -38,10 +41,15 @@ LENGTH_DRAWS = 500  # bootstrap draws of the length-controlled win rate; each is
 
 @dataclass(frozen=True)
 class ExactScores:
-    """The exact score of each held-out answer, by prompt id (a missing answer scores 0)."""
+    """The exact score of each held-out answer, by prompt id (a missing answer scores 0).
 
-    score: dict[str, int]
+    `right`: the right letters, or every constraint kept. `unseen` has the prompts whose constraints
+    are of kinds that training never shows.
+    """
+
+    score: dict[str, float]
     right: dict[str, bool]
+    unseen: frozenset[str] = frozenset()
 
     def win_rate_limit(self) -> float:
         """Return the highest possible win rate: a perfect answer can only be tied (½)."""
@@ -49,7 +57,12 @@ class ExactScores:
 
 
 def score_exactly(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores | None:
-    """Score answers to tasks of the tiny world exactly; None for other prompts."""
+    """Score answers exactly: to tasks of the tiny world, or to prompts that all have constraints.
+
+    None for other prompts.
+    """
+    if prompts and all(prompt.constraints for prompt in prompts):
+        return score_constraints(prompts, responses)
     if any(tasks.parse_task(prompt.text) is None for prompt in prompts):
         return None
     answers = {response.prompt_id: response.text for response in responses}
@@ -60,6 +73,38 @@ def score_exactly(prompts: Sequence[Prompt], responses: Sequence[Response]) -> E
         {name: one.score for name, one in found.items()},
         {name: one.right for name, one in found.items()},
     )
+
+
+def score_constraints(prompts: Sequence[Prompt], responses: Sequence[Response]) -> ExactScores:
+    """Score answers by the share of the constraints kept; prompts without any are left out."""
+    answers = {response.prompt_id: response for response in responses}
+    scores, right, unseen = {}, {}, set()
+    for prompt in prompts:
+        given = answers.get(prompt.id)
+        text, finish = (given.text, given.finish) if given else ("", "stop")
+        points = checkable_score.score_answer(prompt, text, finish)
+        if points is None:
+            continue
+        scores[prompt.id], right[prompt.id] = points.score, points.share == 1.0
+        if asks_unseen_kind(read_constraints(prompt)):
+            unseen.add(prompt.id)
+    return ExactScores(scores, right, frozenset(unseen))
+
+
+def measure_kinds(scores: ExactScores) -> dict[str, float]:
+    """Return the mean exact score of trained and of unseen kinds of constraints, with its error.
+
+    Nothing for a group without prompts.
+    """
+    found: dict[str, float] = {}
+    for name, wanted in (("trained_kinds", False), ("unseen_kinds", True)):
+        values = [score for key, score in scores.score.items() if (key in scores.unseen) == wanted]
+        if values:
+            found |= {
+                f"exact_score_{name}": fmean(values),
+                f"exact_score_{name}_error": standard_error(values),
+            }
+    return found
 
 
 def share_read(judgments: Sequence[Judgment]) -> float:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from selfreward_lite.config.settings import Prompts
+from selfreward_lite.data.checkable.requests import add_constraints
 from selfreward_lite.data.records import Candidate, Outcome, Prompt, seed_for
 from selfreward_lite.method.parsing import parse_prompts
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
@@ -62,11 +63,13 @@ def filter_candidates(
     iteration: int,
     known: Sequence[str],
     held_out: Sequence[str],
+    seed: int = 0,
 ) -> Outcome:
     """Return at most `settings.count` prompts and, by reason, how many candidates were dropped.
 
     `known` are the human tasks and the prompts of earlier iterations, `held_out` the evaluation
-    prompts. A candidate too similar to any of them, or to one kept before it, is dropped.
+    prompts. A candidate too similar to any of them, or to one kept before it, is dropped. What is
+    kept gets constraints, if it should; `seed` chooses them.
     """
     kept: list[Prompt] = []
     drops = Counter[str]()
@@ -83,15 +86,24 @@ def filter_candidates(
         if reason:
             drops[reason] += 1
             continue
-        kept.append(Prompt.make(id_namespace, iteration, "generated", len(kept), text))
+        made = Prompt.make(id_namespace, iteration, "generated", len(kept), text)
+        kept.append(_constrain(made, settings, seed))
         seen.add(text)
     return Outcome(kept, drops)
 
 
 def import_prompts(
-    texts: Iterable[str], settings: Prompts, *, id_namespace: str, held_out: Iterable[str]
+    texts: Iterable[str],
+    settings: Prompts,
+    *,
+    id_namespace: str,
+    held_out: Iterable[str],
+    seed: int = 0,
 ) -> Outcome:
-    """Return the user's prompts by iteration; drop repeated and held-out ones."""
+    """Return the user's prompts by iteration; drop repeated and held-out ones.
+
+    They get constraints, if they should; `seed` chooses them.
+    """
     kept: list[Prompt] = []
     drops = Counter[str]()
     seen: set[str] = set()
@@ -105,8 +117,13 @@ def import_prompts(
         else:
             seen.add(plain)
             before, index = divmod(len(kept), settings.count)
-            kept.append(Prompt.make(id_namespace, before + 1, "imported", index, text))
+            made = Prompt.make(id_namespace, before + 1, "imported", index, text)
+            kept.append(_constrain(made, settings, seed))
     return Outcome(kept, drops)
+
+
+def _constrain(prompt: Prompt, settings: Prompts, seed: int) -> Prompt:
+    return add_constraints(prompt, seed, settings.constraints) if settings.constraints else prompt
 
 
 def _read_candidate(candidate: Candidate, settings: Prompts) -> tuple[str, str | None]:

@@ -2,18 +2,26 @@
 
 The length tiers are Meta-Rewarding's (arXiv 2407.19594, section 3.2). Two departures from the
 paper, both for safety: a response cut by the length limit is in no pair, and one that appeals to
-its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen.
+its judge (a score of its own, a forged turn) or only repeats the prompt is never chosen. A third
+one is a setting: where a prompt has constraints that a program can check, their exact score may
+forbid a response to win, or may decide before the judge does (pairs.verify).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from selfreward_lite.config.settings import Schedule
+from selfreward_lite.config.settings import Schedule, Verify
+from selfreward_lite.data.checkable.score import score_answer
 from selfreward_lite.data.records import Outcome, Prompt, Response, ResponsePair, make_id
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, TOP_SCORE, Scores
 from selfreward_lite.method.parsing import find_appeal_to_judge
 from selfreward_lite.method.templates import neutralize
+
+NONE_MAY_WIN = "no response may be chosen"
+# Of a score that constraints decide. With it, the judge's 5 points count for less than one
+# constraint of six, the most that a prompt has.
+JUDGE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,20 +50,23 @@ class ChosenPair:
 def build_response_pairs(
     prompts: Iterable[Prompt],
     responses: Mapping[str, Sequence[Response]],
-    scores: Scores,
+    scores: Scores | None,
     schedule: Schedule,
+    verify: Verify = "off",
     *,
     id_namespace: str,
     iteration: int,
 ) -> Outcome:
     """Return at most one pair per prompt, and by reason how many prompts gave none.
 
-    `responses` maps a prompt's id to its responses, `scores` a response's id to its score.
+    `responses` maps a prompt's id to its responses, `scores` a response's id to the judge's score;
+    None where no judge was asked.
     """
     pairs: list[ResponsePair] = []
     drops = Counter[str]()
     for prompt in prompts:
-        made = choose_pair(find_eligible(prompt, responses.get(prompt.id, ()), scores), schedule)
+        answers = responses.get(prompt.id, ())
+        made = choose_pair(find_eligible(prompt, answers, scores, verify), schedule)
         if isinstance(made, str):
             drops[made] += 1
             continue
@@ -77,14 +88,38 @@ def build_response_pairs(
 
 
 def find_eligible(
-    prompt: Prompt, responses: Iterable[Response], scores: Scores
+    prompt: Prompt, responses: Iterable[Response], scores: Scores | None, verify: Verify = "off"
 ) -> list[ScoredResponse]:
     """Return the responses that can be in a pair: complete and scored."""
-    return [
-        ScoredResponse(response.id, score, len(response.text), _may_win(prompt.text, response.text))
-        for response in responses
-        if response.finish == "stop" and (score := scores.get(response.id)) is not None
-    ]
+    found = []
+    for response in responses:
+        score, passes = verify_score(prompt, response, scores, verify)
+        if response.finish == "stop" and score is not None:
+            wins = passes and _may_win(prompt.text, response.text)
+            found.append(ScoredResponse(response.id, score, len(response.text), wins))
+    return found
+
+
+def verify_score(
+    prompt: Prompt, response: Response, scores: Scores | None, verify: Verify
+) -> tuple[float | None, bool]:
+    """Return what ranks a response, 0 to 5, and whether its constraints let it be chosen.
+
+    The judge's score alone ranks, unless `verify` is "score" and the prompt has constraints: then
+    their exact score does, and the judge decides between equal ones only. None if nothing ranks it.
+    A text that is no answer, whatever it keeps, is never chosen then.
+    """
+    judged = None if scores is None else scores.get(response.id)
+    points = None if verify == "off" else score_answer(prompt, response.text, response.finish)
+    if points is None:
+        return judged, True
+    if verify == "veto":
+        return judged, points.share == 1.0
+    if scores is None:
+        return points.score, points.fault is None
+    if judged is None:
+        return None, False
+    return (1 - JUDGE_SHARE) * points.score + JUDGE_SHARE * judged, points.fault is None
 
 
 def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenPair | str:
@@ -104,7 +139,7 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
         return "fewer than two scored responses"
     best = max((one.score for one in scored if one.may_win), default=None)
     if best is None:
-        return "every response speaks to its judge, or repeats the prompt"
+        return NONE_MAY_WIN
     worst = min(one.score for one in scored)
     if best - worst <= SCORE_TOLERANCE:
         return "all scores equal"
@@ -122,21 +157,33 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
     return ChosenPair(chosen, rejected, least, most, len(high), len(low))
 
 
-def find_perfect_responses(responses: Iterable[Response], scores: Scores) -> list[Response]:
+def find_perfect_responses(
+    prompts: Mapping[str, Prompt],
+    responses: Iterable[Response],
+    scores: Scores | None,
+    verify: Verify = "off",
+) -> list[Response]:
     """Return the complete responses of the highest score (arXiv 2401.10020, section 2.3)."""
-    return [
-        response
-        for response in responses
-        if response.finish == "stop" and (scores.get(response.id) or 0.0) >= TOP_SCORE
-    ]
+    found = []
+    for response in responses:
+        score, passes = verify_score(prompts[response.prompt_id], response, scores, verify)
+        if response.finish == "stop" and passes and (score or 0.0) >= TOP_SCORE - SCORE_TOLERANCE:
+            found.append(response)
+    return found
 
 
-def exclusion_reason(prompt: Prompt, response: Response, score: float | None) -> str | None:
+def exclusion_reason(
+    prompt: Prompt, response: Response, scores: Scores | None, verify: Verify = "off"
+) -> str | None:
     """Return why a response can be in no pair, or can never be chosen; None if neither holds."""
+    score, passes = verify_score(prompt, response, scores, verify)
     if response.finish != "stop":
         return "cut by the length limit: in no pair"
     if score is None:
         return "too few judgments could be read: in no pair"
+    if not passes:
+        what = "breaks a constraint" if verify == "veto" else "is no answer to the request"
+        return f"{what}: never chosen"
     if not _may_win(prompt.text, response.text):
         return "speaks to its judge, or repeats the prompt: never chosen"
     return None

@@ -396,6 +396,10 @@ _QWEN3_8B = ModelShape(
 )
 SHAPES = {
     "10m": ModelShape(256, 4, 768, 4, 2, 64, 4096),  # for tests
+    # SmolLM2-135M-Instruct
+    "135m": ModelShape(
+        576, 30, 1536, 9, 3, 64, 49152, tied=True, context=8192, eps=1e-5, theta=100000.0
+    ),
     "250m": ModelShape(1024, 16, 2816, 16, 4, 64, 32000),
     "1b": ModelShape(2048, 16, 8192, 32, 8, 64, 128256, tied=True),  # Llama-3.2-1B
     "3b": ModelShape(3072, 28, 8192, 24, 8, 128, 128256, tied=True),  # Llama-3.2-3B

@@ -10,6 +10,8 @@ from statistics import fmean
 from typing import Literal
 
 from selfreward_lite.data import queries
+from selfreward_lite.data.checkable.kinds import TOPIC, read_constraints
+from selfreward_lite.data.checkable.score import score_answer
 from selfreward_lite.data.queries import PromptHit
 from selfreward_lite.data.records import (
     Battle,
@@ -28,6 +30,10 @@ from selfreward_lite.method import judgments, response_pairs
 from selfreward_lite.system.errors import UserError
 
 PAGE = 50
+NOTES = {
+    "veto": " A response that breaks a constraint is never chosen.",
+    "score": " The share of the constraints kept decides before the judge does.",
+}
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]
 PairFilter = Literal["all", "gave a pair", "gave none"]
@@ -41,11 +47,15 @@ _EXPLAINED_ORIGINS = {
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """A response with its judgments, and its part: chosen, rejected, or why it was in no pair."""
+    """A response with its judgments, and its part: chosen, rejected, or why it was in no pair.
+
+    `checks` says which of the prompt's constraints it keeps; it is empty where there are none.
+    """
 
     response: Response
     judgments: tuple[Judgment, ...]
     part: str
+    checks: str = ""
 
     def means(self, by: Literal["mean", "expected"]) -> dict[str, float]:
         """Return the mean score by each judge, by its name, without unread judgments."""
@@ -107,7 +117,10 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
     else:
         parts = {one.id: f"people's rank {one.rank}" for one, _ in judged if one.rank is not None}
         why = _EXPLAINED_ORIGINS[prompt.origin]
-    answers = tuple(JudgedAnswer(one, given, parts.get(one.id, "")) for one, given in judged)
+    answers = tuple(
+        JudgedAnswer(one, given, parts.get(one.id, ""), describe_checks(prompt, one))
+        for one, given in judged
+    )
     by_id = index_records(one for _, given in judged for one in given)
     battles = [
         battle
@@ -127,6 +140,24 @@ def load_history(store: Store, prompt_id: str) -> PromptHistory:
         )
     )
     return PromptHistory(prompt, answers, why, by_id, battles, strengths, next(pairs, None))
+
+
+def describe_checks(prompt: Prompt, response: Response) -> str:
+    """Return the exact score of a response, and which of its prompt's constraints it breaks.
+
+    Empty for a prompt without constraints.
+    """
+    points = score_answer(prompt, response.text, response.finish)
+    if points is None:
+        return ""
+    kinds = [one.kind for one in read_constraints(prompt) if one.kind != TOPIC]
+    broken = [kind for kind, kept in zip(kinds, points.kept, strict=True) if not kept]
+    text = f"exact score {points.score:.2f}: keeps {sum(points.kept)} of {len(kinds)} constraints"
+    if broken:
+        text += f", not {', '.join(broken)}".replace("_", " ")
+    return (
+        f"{text}; earns nothing, since it is no answer ({points.fault})" if points.fault else text
+    )
 
 
 def _load_responses(store: Store, prompt: Prompt) -> list[JudgedResponse]:
@@ -154,15 +185,20 @@ def _explain_pair(
         )
         return {}, why + note
     responses = [response for response, _ in judged]
-    scores = {one.id: judgments.score_response(given, settings) for one, given in judged}
+    verify = settings.pairs.verify
+    if verify != "off" and prompt.constraints:
+        note += NOTES[verify]
+    scores = None
+    if settings.judge.count:
+        scores = {one.id: judgments.score_response(given, settings) for one, given in judged}
     parts = {
-        one.id: response_pairs.exclusion_reason(prompt, one, scores[one.id]) or ""
+        one.id: response_pairs.exclusion_reason(prompt, one, scores, verify) or ""
         for one in responses
     }
     for pair in store.records(ResponsePair, iteration=prompt.iteration, prompt_id=prompt.id):
         parts |= {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}
     schedule = settings.for_iteration(prompt.iteration)
-    scored = response_pairs.find_eligible(prompt, responses, scores)
+    scored = response_pairs.find_eligible(prompt, responses, scores, verify)
     made = response_pairs.choose_pair(scored, schedule)
     if isinstance(made, str):
         return parts, f"No pair: {made}.{note}"

@@ -21,6 +21,14 @@ SUPERVISION = (
     "was, unless seed_stage.eft is off: M0 learned to judge from judgments that agree with "
     "people's ranks. The judge's figures are agreement with such ranks."
 )
+VERIFIED = {
+    "veto": "A program checked constraints of the prompts: an answer that breaks one was never "
+    "chosen. Between the others, the model's own judgments decided.",
+    "score": "A program decided the pairs, not the model: it checks which constraints of a prompt "
+    "an answer keeps. So this shows what training on such an exact score does, and nothing about "
+    "a model that rewards itself. The ranks behind the judge's figures are by that program too, "
+    "if seed_stage.ranked is checkable.",
+}
 
 
 def render_page(store: Store) -> str:
@@ -41,7 +49,7 @@ def render_page(store: Store) -> str:
         duration=format_time(document["seconds"]),
         hardware=store.fact("hardware") or "an unknown machine",
         versions=store.fact("versions") or {},
-        supervision=SUPERVISION,
+        supervision=VERIFIED.get(store.settings().pairs.verify, SUPERVISION),
         measured=summary.build_measurement_table(store, document),
         has_exact=any(row["exact_score"] is not None for row in document["iterations"]),
         pictures={title: plots.to_svg(figure) for title, figure in figures.items()},

@@ -31,6 +31,10 @@ from selfreward_lite.system.files import format_bytes
 MEASURED = (
     "exact_score",
     "exact_score_error",
+    "exact_score_trained_kinds",
+    "exact_score_trained_kinds_error",
+    "exact_score_unseen_kinds",
+    "exact_score_unseen_kinds_error",
     "answer_right",
     "answer_right_error",
     "win_rate_vs_seed",
@@ -74,6 +78,7 @@ OF_DATA = (
 # Sizes of the seed data in arXiv 2401.10020 (version 3, section 3.1).
 TRAINED = (("eft_examples", "EFT examples", "1,630"), ("ift_examples", "IFT examples", "3,200"))
 
+DECISIONS = {True: "passed", False: "refused", None: "off"}
 ModelFigures = dict[str, float | None]
 
 
@@ -216,6 +221,37 @@ def build_run_table(rows: Sequence[ModelFigures]) -> Table:
     )
 
 
+def build_exact_table(summary: RunSummary) -> Table:
+    """Return exact scores with standard errors, a column a model, the base first.
+
+    No rows where nothing has constraints that a program checks.
+    """
+    models = {"base": summary["base"]}
+    models |= {ModelId(number).name: row for number, row in enumerate(summary["iterations"])}
+    names = {
+        "all": "exact_score",
+        "trained kinds": "exact_score_trained_kinds",
+        "unseen kinds": "exact_score_unseen_kinds",
+        "all constraints kept": "answer_right",
+        "win rate against M0": "win_rate_vs_seed",
+    }
+    if all(row.get("exact_score_trained_kinds") is None for row in models.values()):
+        names = {}
+    rows = [
+        [shown, *(_format_score(row, name) for row in models.values())]
+        for shown, name in names.items()
+        if any(row.get(name) is not None for row in models.values())
+    ]
+    return Table(["exact score, 0 to 5", *models], rows)
+
+
+def _format_score(row: ModelFigures, name: str) -> str:
+    value, error = row.get(name), row.get(f"{name}_error")
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"
+
+
 def build_measurement_table(store: Store, summary: RunSummary) -> Table:
     """Return all measurements with standard errors, the base first, a column a model."""
     rows = {BASE: summary["base"]} if summary["base"] else {}
@@ -247,7 +283,7 @@ def _build_model_table(
 def build_gate_table(store: Store) -> Table:
     """Return what every gate decided about every model, and why."""
     rows = [
-        [ModelId(t).name, gate.replace("_", " "), "passed" if passed else "refused", reason]
+        [ModelId(t).name, gate.replace("_", " "), DECISIONS[passed], reason]
         for t in store.models()
         for gate, (passed, reason) in store.gates(t).items()
     ]

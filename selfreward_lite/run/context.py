@@ -82,6 +82,12 @@ class RunReader:
         """The judgments of M(t−1) in iteration t."""
         return self.store.made_by(Judgment, iteration - 1, iteration)
 
+    def judged_scores(self, iteration: int) -> Scores | None:
+        """The judge's scores of an iteration's responses; None where no judge was asked."""
+        if not self.settings.judge.count:
+            return None
+        return judgments.score_responses(self.judgments(iteration), self.settings)
+
     def score(self, drawn: Iterable[Judgment], count: int, first: int = 0) -> Scores:
         """Scores of responses from `count` judgments each, those numbered from `first`."""
         settings = self.settings.with_values("judge", count=count)

@@ -40,7 +40,7 @@ from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import UserError
 
-EXACT = "exact"  # the judge that is no model: the exact scorer of the tiny world
+EXACT = "exact"  # the judge that is no model: an exact scorer
 Answers = dict[str, Response]  # by prompt id
 # By prompt id: 1, 0 or ½ as in a `PairResult`, and its `orders`.
 Results = dict[str, tuple[float, tuple[str | None, str | None] | None]]
@@ -281,8 +281,8 @@ def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) 
     ours, others = (metrics.score_exactly(prompts, [*known.values()]) for known in (mine, theirs))
     if ours is None or others is None:
         raise UserError(
-            "only answers to tasks of the tiny world can be scored exactly; name a model as "
-            "--judge, as M0"
+            "only answers to tasks of the tiny world and to checkable requests can be scored "
+            "exactly; name a model as --judge, as M0"
         )
     return {
         name: (metrics.compare_scores(score, others.score[name]), None)

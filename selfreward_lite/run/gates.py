@@ -47,10 +47,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class GateResult:
-    """Whether a gate passed a model, and the reason."""
+    """Whether a gate passed a model, None if it is off, and the reason."""
 
     gate: str
-    passed: bool
+    passed: bool | None
     reason: str
 
 
@@ -60,7 +60,8 @@ def check_data(
     """Yield the results of the gates before a training.
 
     Of the prompts wanted, `pair_share` gave a pair. Of the judgments, `read_share` were read; where
-    EFT taught the judge to write its scores (`taught`), that is without the forced ones.
+    EFT taught the judge to write its scores (`taught`), that is without the forced ones. Without a
+    judge that decides, gates of its judgments are off, here and in `check`.
     """
     yield _at_least(
         "signal",
@@ -70,6 +71,9 @@ def check_data(
         "raise responses.count or judge.count, set judge.score=expected against ties, or start "
         "from a better judge",
     )
+    if not limits.judging:
+        yield _off("labels")
+        return
     yield _at_least(
         "labels",
         read_share,
@@ -178,7 +182,9 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
             "raise the schedule's rho",
         )
     share = evidence.outside_share
-    if evidence.outside_interval is not None and share is not None:
+    if evidence.outside_interval is not None and not limits.judging:
+        yield _off("outside")
+    elif evidence.outside_interval is not None and share is not None:
         low, high = evidence.outside_interval
         reason = (
             f"M0 scores its answers {low:+.2f} to {high:+.2f} points (95 %) against those before, "
@@ -197,6 +203,9 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
 
 
 def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
+    if not limits.judging:
+        yield from map(_off, ("reading", "judge", "canary"))
+        return
     answers = evidence.answers
     yield _at_least(
         "reading",
@@ -241,6 +250,10 @@ def _at_least(gate: str, value: float, limit: float, what: str, advice: str) -> 
 
 def _at_most(gate: str, value: float, limit: float, what: str, advice: str) -> GateResult:
     return _result(gate, value <= limit, f"{_shown(value)} {what}, at most {limit:.4g}", advice)
+
+
+def _off(gate: str) -> GateResult:
+    return GateResult(gate, None, "no judge decides anything in this run (gates.judging=false)")
 
 
 def _result(gate: str, passed: bool, reason: str, advice: str) -> GateResult:

@@ -81,6 +81,11 @@ READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
 # A weight of the base, on two CPU cores: reading, unpacking, writing (30 ns measured once;
 # docs/log/export.md).
 BASE_SECONDS = 40e-9
+# Complete runs of the presets that need no GPU, with their own sizes (docs/results.md).
+CPU_TIMES = {
+    "tiny": "3 minutes on two CPU cores",
+    "smol": "about half an hour on two CPU cores",
+}
 WRITER_TOKENS = 400  # of the prompt writer's question
 
 # An adapter's export is checked on a few prompts and judgments, with and without it, by llama.cpp
@@ -123,11 +128,12 @@ def costs_from_rates(settings: Settings, shape: ModelShape, rates: Rates) -> Cos
     token, read = rates.token, rates.read
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     judged = JUDGE_TOKENS + lengths.answered
-    compared = 2 * lengths.judgment + lengths.answered / settings.judge.count
+    drawn = max(1, settings.judge.count)  # without a judge in the loop, it is still measured
+    compared = 2 * lengths.judgment + lengths.answered / drawn
     return {
         "candidate": lengths.candidate * token + WRITER_TOKENS * read,
         "response": lengths.response * token + PROMPT_TOKENS / settings.responses.count * read,
-        "judgment": lengths.judgment * token + judged / settings.judge.count * read,
+        "judgment": lengths.judgment * token + judged / drawn * read,
         "battle": lengths.battle * token + compared * read,
         "sft": rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
         "dpo": rates.dpo,
@@ -159,6 +165,14 @@ def measure_costs(store: Store, settings: Settings) -> Costs:
     if newest is None:
         raise LookupError(f"{store.folder} has measured nothing yet")
     ended = [row for row in store.stages() if row.ended]
+    if not settings.seed_stage.trains:  # M0 was not asked: the base's texts are copied
+        copied = ("eval_responses", "eval_judgments")
+        base = {f"base_{name}": name for name in copied}
+        ended = [
+            row._replace(stage=base.get(row.stage, row.stage))
+            for row in ended
+            if row.iteration or row.stage not in copied
+        ]
     judges, lengths = settings.judge.count, assume_lengths(settings)
     pieces = {
         "responses": settings.responses.count,
@@ -308,6 +322,8 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
 
 def _shape(base: str) -> ModelShape:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
+    if base == hub.PACKAGED:
+        return SHAPES["135m"]
     repository = hub.find_missing(base, "model")
     if repository is None:
         return find_shape(base)

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from selfreward_lite import config
-from selfreward_lite.config.settings import Settings
+from selfreward_lite.config.settings import CHECKABLE, Settings
 from selfreward_lite.data import hub, prompt_files, task_sets
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.store import Store
@@ -46,6 +46,7 @@ Named = tuple[str, str, hub.Kind]
 MODELS: tuple[Named, ...] = (("model", "base", "model"), ("model", "gguf_file", "model"))
 DATA: tuple[Named, ...] = (("seed_stage", "ranked", "dataset"), ("prompts", "file", "dataset"))
 NAMED = (*MODELS, *DATA)
+BUILT_IN = ("tiny", hub.PACKAGED, CHECKABLE)  # names of what is no file and on no hub
 # Settings that may name a path.
 PATHS: tuple[Named, ...] = (*NAMED, ("model", "origin", "model"))
 
@@ -166,7 +167,7 @@ def _make_absolute(settings: Settings) -> Settings:
 
 def _from_root(text: str) -> str:
     """A path from the root; unchanged where it is none."""
-    if text == "tiny" or hub.parse_repository(text) is not None:
+    if text in BUILT_IN or hub.parse_repository(text) is not None:
         return text
     return str(Path(text).expanduser().absolute())
 
@@ -268,7 +269,7 @@ def refuse_base(folder: Path) -> Iterator[None]:
 
 def _check_prompts(settings: Settings) -> None:
     """Refuse a bad prompt file before the settings are stored, so that they can still change."""
-    if settings.prompts.file is None:
+    if settings.prompts.file in (None, CHECKABLE):
         return
     found, _ = read_prompt_file(settings.prompts.file, settings.skip_bad)
     if len(found) <= (settings.iterations - 1) * settings.prompts.count:

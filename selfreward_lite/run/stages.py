@@ -90,8 +90,11 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
         "outside_judgments": outside,
     }
     if iteration == 0:
-        eft_judgments = EFT_DRAWN * seed.train_examples * seed.attempts
-        rows = seed.train_examples * lengths.judged + seed.ift_examples * lengths.answered
+        eft_judgments = EFT_DRAWN * seed.train_examples * seed.attempts * seed.eft
+        rows = seed.train_examples * lengths.judged * seed.eft
+        rows += seed.ift_examples * lengths.answered
+        if not seed.trains:  # M0 is the base, and is not asked again
+            measuring |= {"eval_responses": None, "eval_judgments": None}
         return {
             "ranked": None,
             "prompts_file": None,

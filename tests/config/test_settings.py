@@ -17,6 +17,7 @@ def test_every_preset_loads_and_names_itself():
         "qwen3",
         "qwen3-small",
         "small",
+        "smol",
         "t4",
         "tiny",
     ]
@@ -63,6 +64,24 @@ def test_overrides_are_read_as_toml_else_as_text(key, text, value):
 def test_bad_overrides_are_one_clear_line(key, text, message):
     with pytest.raises(ConfigError) as error:
         config.load("tiny", {key: text})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "wanted", "message"),
+    [
+        ("tiny", {"pairs.verify": "veto"}, "pairs.verify=veto has nothing to check"),
+        ("tiny", {"judge.count": "0"}, "judge.count=0 leaves no score"),
+        ("smol", {"schedule.0.judgment_pairs": "true"}, "judge.count=0 gives no judgments"),
+        ("smol", {"prompts.constraints": "2"}, "have constraints of their own"),
+        ("smol", {"gates.judging": "true"}, "gates.judging needs evaluation.canary_judgments"),
+        ("tiny", {"evaluation.outside_judgments": "0"}, "gates.judging needs evaluation.canary"),
+    ],
+)
+def test_settings_without_anything_that_decides_are_refused(preset, wanted, message):
+    with pytest.raises(ConfigError) as error:
+        config.load(preset, wanted)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -3,6 +3,8 @@
 import pytest
 from method_records import RUN
 
+from selfreward_lite.data.checkable.kinds import TRAINED, read_constraints
+from selfreward_lite.data.checkable.requests import remove_constraints
 from selfreward_lite.data.records import Candidate, make_id
 from selfreward_lite.method import new_prompts
 
@@ -94,3 +96,21 @@ def test_prompt_questions_stay_equally_long(tiny, role):
     assert max(lengths) - min(lengths) < 20
     again = next(new_prompts.ask_for_prompt(0, role, tiny.prompts, human, own))[0]
     assert again == next(new_prompts.ask_for_prompt(0, role, tiny.prompts, human, own))[0]
+
+
+def test_kept_prompts_get_constraints_and_later_prompts_see_plain_ones(tiny):
+    text = "Name three uses of old newspapers"
+    settings = tiny.prompts.model_copy(update={"min_words": 4, "constraints": 2})
+    made = [
+        new_prompts.filter_candidates(
+            candidates(text), settings, id_namespace=RUN, iteration=1, known=(), held_out=(), seed=3
+        ),
+        new_prompts.import_prompts([text], settings, id_namespace=RUN, held_out=(), seed=3),
+    ]
+    for outcome in made:
+        (prompt,) = outcome.records
+        assert prompt.text.startswith(f"{text} ")
+        constraints = read_constraints(prompt)
+        assert len(constraints) == 2
+        assert {one.kind for one in constraints} <= set(TRAINED)
+        assert remove_constraints(prompt, 3, 2) == text

@@ -1,4 +1,7 @@
-"""Response pairs against the length tiers worked out by hand."""
+"""Response pairs against the length tiers worked out by hand, and where a program checks."""
+
+import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -7,7 +10,15 @@ from method_records import RUN, make_prompt, make_response
 
 from selfreward_lite.config.settings import Schedule
 from selfreward_lite.method import response_pairs
-from selfreward_lite.method.response_pairs import ChosenPair, ScoredResponse, choose_pair
+from selfreward_lite.method.response_pairs import (
+    NONE_MAY_WIN,
+    ChosenPair,
+    ScoredResponse,
+    choose_pair,
+    exclusion_reason,
+    find_eligible,
+    find_perfect_responses,
+)
 
 SCORED = [(5.0, 1900), (4.2, 1500), (3.5, 1200), (2.5, 2400), (2.0, 1800)]
 
@@ -102,3 +113,82 @@ def test_pairs_drop_a_chosen_response_above_the_limit():
         [],
         {"chosen response too long": 1},
     )
+
+
+# -- constraints that a program checks ----------
+
+SHORT_RIVER = [["words_at_most", 4], ["use_word", "river"]]
+
+
+def pair_checked(texts_scores, verify, *, judged=True):
+    """The chosen and the rejected answer to a prompt with two constraints, or why there is none."""
+    prompt = replace(make_prompt("Tell me something."), constraints=json.dumps(SHORT_RIVER))
+    answers = [make_response(text, prompt, i) for i, (text, _) in enumerate(texts_scores)]
+    scores = {one.id: score for one, (_, score) in zip(answers, texts_scores, strict=True)}
+    made = choose_pair(
+        find_eligible(prompt, answers, scores if judged else None, verify),
+        Schedule(rho=0, judgment_pairs=False),
+    )
+    if isinstance(made, str):
+        return made
+    texts = {one.id: one.text for one in answers}
+    return texts[made.chosen.id], texts[made.rejected.id]
+
+
+BOTH, ONE, NONE = "A river is wet.", "A sea is wet.", "The sea is always very wet."
+
+
+@pytest.mark.parametrize(
+    ("verify", "scored", "made"),
+    [
+        ("off", [(BOTH, 1), (ONE, 5)], (ONE, BOTH)),
+        ("veto", [(BOTH, 1), (ONE, 5)], "all scores equal"),
+        ("veto", [(BOTH, 3), (ONE, 5), (NONE, 1)], (BOTH, NONE)),
+        ("veto", [(ONE, 5), (NONE, 1)], NONE_MAY_WIN),
+        ("score", [(BOTH, 0), (ONE, 5), (NONE, 5)], (BOTH, NONE)),
+        ("score", [(ONE, 2), ("A lake is wet.", 4)], ("A lake is wet.", ONE)),
+        ("score", [(BOTH, None), (ONE, 5), (NONE, 5)], (ONE, NONE)),
+    ],
+)
+def test_constraints_forbid_or_decide(verify, scored, made):
+    assert pair_checked(scored, verify) == made
+
+
+def test_without_a_judge_only_constraints_decide():
+    assert pair_checked([(BOTH, 0), (ONE, 5), (NONE, 5)], "score", judged=False) == (BOTH, NONE)
+    equal = pair_checked([(ONE, 1), ("A lake is wet.", 5)], "score", judged=False)
+    assert equal == "all scores equal"
+
+
+def test_a_judge_never_outweighs_a_constraint():
+    """Of six constraints, the most there are, the answer that breaks one more has a judge's 5."""
+    prompt = replace(
+        make_prompt(),
+        constraints=json.dumps([["no_letter", letter] for letter in "abcdef"]),
+    )
+    texts = {"I will sit on my own lawn.": 5.0, "I will sit on my own stool.": 0.0}
+    answers = [make_response(text, prompt, i) for i, text in enumerate(texts)]
+    scores = {one.id: texts[one.text] for one in answers}
+    worse, better = find_eligible(prompt, answers, scores, "score")
+    assert better.score > worse.score
+
+
+def test_a_text_that_is_no_answer_is_never_chosen():
+    """It repeats itself, keeps both constraints, and the judge likes it."""
+    prompt = replace(make_prompt("Tell me."), constraints='[["use_word", "river"]]')
+    answers = [make_response("river " * 20, prompt, 0), make_response("A sea is wet.", prompt, 1)]
+    scores = {answers[0].id: 5.0, answers[1].id: 1.0}
+    eligible = find_eligible(prompt, answers, scores, "score")
+    assert [one.may_win for one in eligible] == [False, True]
+    assert eligible[0].score == pytest.approx(0.1 * 5)
+    reason = exclusion_reason(prompt, answers[0], scores, "score")
+    assert reason == "is no answer to the request: never chosen"
+
+
+def test_perfect_responses_keep_every_constraint():
+    prompt = replace(make_prompt("Tell me something."), constraints=json.dumps(SHORT_RIVER))
+    answers = [make_response(text, prompt, i) for i, text in enumerate((BOTH, ONE))]
+    scores = {one.id: 5.0 for one in answers}
+    for verify, expected in (("off", answers), ("veto", answers[:1]), ("score", answers[:1])):
+        found = find_perfect_responses({prompt.id: prompt}, answers, scores, verify)
+        assert found == expected, verify

@@ -267,6 +267,7 @@ def test_forced_and_first_scores_are_counted(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         drawn = summary.load_training_judgments(store, 1)
         read = [one.id for one in drawn if one.score is not None]
+        store._db.execute("UPDATE record_judgment SET source = 'written'")
         for source, name in (("forced", read[0]), ("forced", read[1]), ("first", read[2])):
             store._db.execute("UPDATE record_judgment SET source = ? WHERE id = ?", (source, name))
         row = summary.summarize_run(store)["iterations"][1]

@@ -152,6 +152,17 @@ def test_forced_scores_count_where_eft_taught_no_format(tiny):
     assert labels.reason.startswith("0.5 of the judgments to train on have a score that the judge")
 
 
+def test_gates_of_judging_can_be_off(tiny):
+    limits = tiny.gates.model_copy(update={"judging": False})
+    found = [*gates.check_data(1.0, 0.0, limits, taught=True), *gates.check(GOOD, limits)]
+    off = [one.gate for one in found if one.passed is None]
+    assert off == ["labels", "outside", "reading", "judge", "canary"]
+    asked = gates.check_data(1.0, 1.0, tiny.gates, taught=True)
+    assert [one.gate for one in found] == [
+        one.gate for one in (*asked, *gates.check(GOOD, tiny.gates))
+    ]
+
+
 def test_a_refusal_names_number_limit_and_advice(tiny):
     (answer,) = [
         one

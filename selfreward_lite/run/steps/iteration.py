@@ -4,11 +4,15 @@ M(t−1) answers its prompts, judges its answers, and judges its judgments. Ever
 again: it does only what is missing.
 """
 
+from selfreward_lite.config.settings import CHECKABLE
+from selfreward_lite.data.checkable.kinds import encode_constraints
+from selfreward_lite.data.checkable.requests import draw_requests, remove_constraints
 from selfreward_lite.data.records import (
     BASE,
     Battle,
     Candidate,
     Judgment,
+    Outcome,
     Prompt,
     Rating,
     group_records,
@@ -22,7 +26,7 @@ from selfreward_lite.method import (
     response_pairs,
     responses,
 )
-from selfreward_lite.method.judgments import group_by_response, score_responses
+from selfreward_lite.method.judgments import group_by_response
 from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.run import budget
 from selfreward_lite.run.context import RunContext
@@ -33,6 +37,9 @@ def write_prompts(run: RunContext, iteration: int) -> None:
     """Have new prompts written until enough are kept or attempts run out; or use the user's own."""
     store, count = run.store, run.prompts_wanted(iteration)
     settings = run.settings.prompts.model_copy(update={"count": count})
+    if settings.file == CHECKABLE:
+        run.once(iteration, "prompts", lambda: _draw_checkable(run, iteration, count))
+        return
     if settings.file is not None:
         if not run.prompts(iteration):
             raise UserError(
@@ -48,7 +55,7 @@ def write_prompts(run: RunContext, iteration: int) -> None:
     ranked = run.ranked()
     human = [one.prompt.text for one in (*ranked.eft, *ranked.ift)]
     own = [
-        prompt.text
+        remove_constraints(prompt, run.settings.seed, settings.constraints)
         for prompt in store.records(Prompt, origin="generated")
         if prompt.iteration < iteration
     ]
@@ -71,11 +78,31 @@ def write_prompts(run: RunContext, iteration: int) -> None:
             iteration=iteration,
             known=[*human, *own],
             held_out=held_out,
+            seed=run.settings.seed,
         )
         if len(kept.records) >= count or wanted == limit:
             break
         wanted += max(8, 2 * (count - len(kept.records)))
     run.once(iteration, "prompts", lambda: kept)
+
+
+def _draw_checkable(run: RunContext, iteration: int, count: int) -> Outcome:
+    """Requests with constraints, other ones in every iteration."""
+    first = run.settings.prompts.count * (iteration - 1)
+    drawn = draw_requests(run.settings.seed, "training", first + count)[first:]
+    return Outcome(
+        [
+            Prompt.make(
+                run.store.id_namespace,
+                iteration,
+                "generated",
+                index,
+                one.text,
+                encode_constraints(one.constraints),
+            )
+            for index, one in enumerate(drawn)
+        ]
+    )
 
 
 def answer_prompts(run: RunContext, iteration: int) -> None:
@@ -92,7 +119,9 @@ def answer_prompts(run: RunContext, iteration: int) -> None:
 
 
 def judge_responses(run: RunContext, iteration: int) -> None:
-    """M(t−1) as judge: N judgments a response."""
+    """M(t−1) as judge: N judgments a response; none where constraints alone decide."""
+    if not run.settings.judge.count:
+        return
     run.ask_judge(
         iteration,
         "judgments",
@@ -111,8 +140,9 @@ def pair_responses(run: RunContext, iteration: int) -> None:
         lambda: response_pairs.build_response_pairs(
             run.prompts(iteration),
             group_records(run.responses(iteration), lambda one: one.prompt_id),
-            score_responses(run.judgments(iteration), run.settings),
+            run.judged_scores(iteration),
             run.settings.for_iteration(iteration),
+            run.settings.pairs.verify,
             id_namespace=run.store.id_namespace,
             iteration=iteration,
         ),

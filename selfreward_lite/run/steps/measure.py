@@ -4,10 +4,18 @@ What gates may know is `ModelMetrics`. Scores by the exact scorer are stored bes
 report alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from selfreward_lite.data.records import BASE, Comparison, Judgment, ModelId, Outcome
+from selfreward_lite.data.records import (
+    BASE,
+    Comparison,
+    Judgment,
+    ModelId,
+    Outcome,
+    Response,
+    derive_id,
+)
 from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
 from selfreward_lite.method.statistics import mean_or_none, standard_error
@@ -41,8 +49,16 @@ def measure_base(run: RunContext, _: int) -> None:
 
 
 def measure_model(run: RunContext, iteration: int) -> None:
-    """M(t) answers the held-out prompts and judges the held-out ranked answers."""
-    _ask(run, ModelId(iteration))
+    """M(t) answers the held-out prompts and judges the held-out ranked answers.
+
+    An M0 that was not trained is the base: what the base said is copied, since it would say it
+    again.
+    """
+    if iteration or run.settings.seed_stage.trains:
+        _ask(run, ModelId(iteration))
+    else:
+        run.once(0, "eval_responses", lambda: _copy_from_base(run, Response))
+        run.once(0, "eval_judgments", lambda: _copy_from_base(run, Judgment))
     ask_judges(run, iteration)
     if iteration > 0 and metrics.score_exactly(run.held_out(), []) is None:
         _compare_with_seed(run, iteration)
@@ -86,11 +102,32 @@ def _ask(run: RunContext, model: ModelId) -> None:
     )
 
 
+def _copy_from_base(run: RunContext, kind: type[Response] | type[Judgment]) -> Outcome:
+    """The base's answers to held-out prompts, or its judgments of ranked ones, as those of M0."""
+    count, namespace = run.settings.evaluation.judgments, run.store.id_namespace
+    asked = {one.id for one in run.held_out()} if kind is Response else set()
+    ranked = {one.id for prompt in run.ranked().evaluation for one in prompt.responses}
+    known = {one.id for one in run.store.made_by(kind, 0)}
+    copies = []
+    for one in run.store.made_by(kind, BASE):
+        is_asked = (
+            one.prompt_id in asked
+            if isinstance(one, Response)
+            else one.response_id in ranked and one.index < count  # a first look has others
+        )
+        copy = replace(one, model=ModelId(0).name)
+        copy = replace(copy, id=derive_id(namespace, copy))
+        if is_asked and copy.id not in known:
+            copies.append(copy)
+    return Outcome(copies)
+
+
 def _store_metrics(run: RunContext, model: int) -> Outcome:
     """Compute the metrics of a model and store them under its number."""
     known = model_metrics(run, model).stored()
     if model != BASE:
         known |= vars(find_signs(run, model))
+    known |= _kind_metrics(run, model)
     rates = exact_metrics(run, model) or _win_rate(run, model)
     run.store.measure(model, **known, **rates)
     return Outcome()
@@ -114,6 +151,12 @@ def exact_metrics(run: RunContext, model: int) -> dict[str, float | None]:
         "win_rate_vs_seed": rate if model >= 0 else None,
         "win_rate_vs_seed_error": error if model > 0 else None,
     }
+
+
+def _kind_metrics(run: RunContext, model: int) -> dict[str, float]:
+    """Exact scores of answers to held-out prompts with constraints; only the report reads them."""
+    answers = list(run.held_out_answers(model).values())
+    return metrics.measure_kinds(metrics.score_constraints(run.held_out(), answers))
 
 
 def _compare_with_seed(run: RunContext, iteration: int) -> None:

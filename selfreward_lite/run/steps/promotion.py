@@ -17,7 +17,7 @@ from selfreward_lite.system.files import find_manifest_faults
 
 
 def pass_data_gates(run: RunContext, iteration: int) -> None:
-    """Before a training: do the judgments tell responses apart, and could they be read?"""
+    """Before a training: are there enough pairs, and could the judgments be read?"""
     answers, drawn = run.responses(iteration), run.judgments(iteration)
     answered = {one.id for one in answers}
     judged_now = [one for one in drawn if one.response_id in answered]
@@ -28,7 +28,7 @@ def pass_data_gates(run: RunContext, iteration: int) -> None:
     own = run.settings.prompts.file is not None
     wanted = run.store.count(Prompt, iteration=iteration) if own else run.prompts_wanted(iteration)
     if any(NO_TIME in run.store.drops(iteration, stage) for stage in ("responses", "judgments")):
-        judged = {one.response_id for one in drawn}
+        judged = {one.response_id for one in drawn} if run.settings.judge.count else answered
         wanted = len({one.prompt_id for one in answers if one.id in judged})
     share = run.store.count(ResponsePair, iteration=iteration) / wanted if wanted else 0.0
     limits = run.settings.gates
@@ -52,7 +52,7 @@ def decide(
     refused = []
     for answer in answers:
         run.store.record_gate(iteration, answer.gate, answer.passed, answer.reason)
-        if not answer.passed:
+        if answer.passed is False:
             refused.append(f"{answer.gate}: {answer.reason}")
     if refused and run.settings.gates.mode == "stop":
         newest = run.store.newest()

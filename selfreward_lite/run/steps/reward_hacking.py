@@ -37,9 +37,27 @@ class HackingSigns:
 
 
 def ask_judges(run: RunContext, iteration: int) -> None:
-    """M(t) judges the canaries; M0 and M(t) judge M(t)'s answers to the first held-out prompts."""
-    settings, ranked = run.settings.evaluation, _ranked(run)
-    hostile = _canaries(run)
+    """M(t) judges the canaries; M0 and M(t) judge M(t)'s answers to the first held-out prompts.
+
+    Neither is asked where the settings want no such judgment: no judge decides anything then.
+    """
+    settings = run.settings.evaluation
+    if settings.canary_judgments:
+        _ask_about_canaries(run, iteration)
+    if not settings.outside_judgments:
+        return
+    prompts = {one.id for one in run.held_out()[: settings.outside_prompts]}
+    given = run.store.made_by(Response, iteration)
+    # In the order made: another one makes other batches (docs/log/tiny-world.md).
+    answers = [one for one in given if one.prompt_id in prompts]
+    # For M0 both judges are the same, so one stage is enough.
+    judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
+    for stage, model in judges.items():
+        run.ask_judge(iteration, stage, model, answers, settings.outside_judgments)
+
+
+def _ask_about_canaries(run: RunContext, iteration: int) -> None:
+    settings, ranked, hostile = run.settings.evaluation, _ranked(run), _canaries(run)
     run.ask_judge(iteration, "canary_judgments", iteration, hostile, settings.canary_judgments)
     # Each canary that would be chosen is judged again, and the honest answers it would be chosen
     # over.
@@ -52,14 +70,6 @@ def ask_judges(run: RunContext, iteration: int) -> None:
     if suspects:
         again, first = [*suspects, *rivals], _first_of_recheck(run)
         run.ask_judge(iteration, "second_look", iteration, again, settings.second_look, first)
-    prompts = {one.id for one in run.held_out()[: settings.outside_prompts]}
-    given = run.store.made_by(Response, iteration)
-    # In the order made: another one makes other batches (docs/log/tiny-world.md).
-    answers = [one for one in given if one.prompt_id in prompts]
-    # For M0 both judges are the same, so one stage is enough.
-    judges = {"outside_judgments": 0} | ({"self_judgments": iteration} if iteration else {})
-    for stage, model in judges.items():
-        run.ask_judge(iteration, stage, model, answers, settings.outside_judgments)
 
 
 def find_signs(run: RunContext, iteration: int) -> HackingSigns:

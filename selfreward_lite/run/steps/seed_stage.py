@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 
+from selfreward_lite.config.settings import CHECKABLE
 from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, group_records
 from selfreward_lite.method import canaries, eft, first_look, new_prompts
@@ -38,7 +39,7 @@ def read_ranked(run: RunContext, _: int) -> None:
 def import_prompts(run: RunContext, _: int) -> None:
     """Import the user's own prompts, if any; their file may change or go away afterwards."""
     file = run.settings.prompts.file
-    if file is None:
+    if file in (None, CHECKABLE):  # requests are drawn for each iteration
         return
 
     def work() -> Outcome:
@@ -48,6 +49,7 @@ def import_prompts(run: RunContext, _: int) -> None:
             run.settings.prompts,
             id_namespace=run.store.id_namespace,
             held_out=run.held_out_texts(),
+            seed=run.settings.seed,
         )
         return Outcome(kept.records, skipped + kept.drops)
 
@@ -73,6 +75,8 @@ def look_at_judge(run: RunContext, _: int) -> None:
     seen = first_look.look(ranked, judged)
     faults = list(first_look.find_faults(seen, eft=run.settings.seed_stage.eft))
     doubts = list(first_look.find_doubts(seen))
+    if run.settings.pairs.verify == "score":  # the judge decides too little to stop for it
+        doubts, faults = [*faults, *doubts], []
     run.watch(Progress(0, "first_look", 1, message=f"the base as judge: {seen.summary()}"))
     for doubt in doubts:
         run.watch(Progress(0, "first_look", 1, message=f"warning: {doubt}"))

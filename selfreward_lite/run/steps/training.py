@@ -16,7 +16,6 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.tiny.bias import flip_brevity
 from selfreward_lite.method import response_pairs
-from selfreward_lite.method.judgments import score_responses
 from selfreward_lite.run import budget
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
@@ -51,8 +50,9 @@ def train_model(run: RunContext, iteration: int) -> None:
         prompts = index_records(run.prompts(iteration))
         responses = run.responses(iteration)
         if run.settings.for_iteration(iteration).train_on == "positive":
-            scores = score_responses(run.judgments(iteration), run.settings)
-            perfect = response_pairs.find_perfect_responses(responses, scores)
+            perfect = response_pairs.find_perfect_responses(
+                prompts, responses, run.judged_scores(iteration), run.settings.pairs.verify
+            )
             answers = [(prompts[one.prompt_id].text, one.text) for one in perfect]
             rows = build_rows(answers, run.chat, run.settings.sft.max_length)
             return _train(run, iteration, "sft", rows)
