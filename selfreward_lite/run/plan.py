@@ -84,7 +84,7 @@ BASE_SECONDS = 40e-9
 # Complete runs of the presets that need no GPU, with their own sizes (docs/results.md).
 CPU_TIMES = {
     "tiny": "3 minutes on two CPU cores",
-    "smol": "about half an hour on two CPU cores",
+    "smol": "not measured yet on idle CPU cores",
 }
 WRITER_TOKENS = 400  # of the prompt writer's question
 
