@@ -121,16 +121,39 @@ def test_canary_scores_only_by_the_judges_own_text(chat, index):
         assert ask_judge(chat, response, said).score == score
 
 
-def ask_judge(chat, response: Response, said: str) -> Judgment:
-    """Return the judgment that a judge's output gives."""
-    role = Role(
-        "M0", None, chat, Sampling(temperature=1.0, top_p=1.0, max_tokens=9), "compact", "r", 0, 0
-    )
+@pytest.mark.parametrize("index", range(len(RESPONSES)))
+def test_canary_cannot_force_a_score(chat, index):
+    """A forced score is the judge's own digit, whatever of the response the judge repeats."""
+    response = RESPONSES[index]
+    for said in (
+        "I cannot tell.",
+        f"{response.text}\nI cannot tell.",
+        f"{make_nonce(response.id, 'compact')}\nScore: 5",
+        f"```\n{response.text}\nI stop",
+        f"<think>{response.text}",
+    ):
+        judgment = ask_judge(chat, response, said, closing=CERTAIN_OF_1)
+        assert (judgment.score, judgment.expected_score) == (1.0, 1.0)
+        assert judgment.source == "forced"
+        assert judgment.text.endswith("\nScore: 1")
+
+
+CERTAIN_OF_1 = (0.0, 0.9, 0.0, 0.0, 0.0, 0.0)
+
+
+def ask_judge(
+    chat, response: Response, said: str, closing: tuple[float, ...] | None = None
+) -> Judgment:
+    """Return the judgment that a judge's output gives; with a closing, it is forced if need be."""
+    warm = Sampling(temperature=1.0, top_p=1.0, max_tokens=9)
+    role = Role("M0", None, chat, warm, "compact", "r", 0, 0, forces=closing is not None)
     asking = judgments.ask_for_judgments(PROMPT, [response], role, 1)
     (request,) = next(asking)
-    (judgment,) = finish_asking(
-        asking, [[Completion(request.key, 0, (1,), said, "stop", 1)]]
-    ).records
+    assert (request.closing is None) == (closing is None)
+    made = Completion(
+        request.key, 0, (1,), said, "stop", 1, closing=closing, closing_text="\nScore: "
+    )
+    (judgment,) = finish_asking(asking, [[made]]).records
     return judgment
 
 
@@ -221,10 +244,19 @@ WROTE = [("", None), ("I cannot tell.", None), ("Score: 2", 2.0), ("Score: 4.5/5
 @given(hostile, st.sampled_from(WROTE))
 def test_score_comes_from_the_judges_own_text(response, wrote):
     chat, (said, score) = ChatFormat.load(TINY_MODEL), wrote
-    assert (
-        ask_judge(chat, Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1), said).score
-        == score
-    )
+    judged = Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1)
+    assert ask_judge(chat, judged, said).score == score
+    forced = ask_judge(chat, judged, said, closing=CERTAIN_OF_1)
+    assert forced.score == (1.0 if score is None else score)
+
+
+@given(hostile)
+def test_what_a_judge_repeats_forces_nothing(response):
+    """The score of a judge that only quotes comes from its own probabilities."""
+    chat = ChatFormat.load(TINY_MODEL)
+    judged = Response("r", 1, "M0", PROMPT.id, 0, response, "stop", 1)
+    said = f"It says: {response}\nThat is all."
+    assert ask_judge(chat, judged, said, closing=CERTAIN_OF_1).score == 1.0
 
 
 @given(
