@@ -81,11 +81,8 @@ READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
 # A weight of the base, on two CPU cores: reading, unpacking, writing (30 ns measured once;
 # docs/log/export.md).
 BASE_SECONDS = 40e-9
-# Complete runs of the presets that need no GPU, with their own sizes (docs/results.md).
-CPU_TIMES = {
-    "tiny": "3 minutes on two CPU cores",
-    "smol": "not measured yet on idle CPU cores",
-}
+# A complete run of a preset that needs no GPU, where it was measured (docs/results.md).
+CPU_TIMES = {"tiny": "3 minutes on two CPU cores"}
 WRITER_TOKENS = 400  # of the prompt writer's question
 
 # An adapter's export is checked on a few prompts and judgments, with and without it, by llama.cpp
