@@ -19,7 +19,7 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli import bench, evaluate, export, plan
+from selfreward_lite.cli import bench, evaluate, export, judge, plan
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
 from selfreward_lite.cli.output import (
     Display,
@@ -49,6 +49,7 @@ app = Typer(
 )
 app.add_typer(bench.bench, name="bench")
 app.add_typer(export.export, name="export")
+evaluate.evaluate.command("judge")(judge.measure_judge)
 app.add_typer(evaluate.evaluate, name="evaluate")
 app.command("plan")(plan.show)
 INTERRUPTED = 130
