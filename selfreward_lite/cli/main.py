@@ -34,7 +34,7 @@ from selfreward_lite.cli.output import (
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, summary, tasks
+from selfreward_lite.report import early_warnings, passport, summary, tasks
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
@@ -194,13 +194,14 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
         print_table(*summary.build_run_table(document["iterations"]))
         print_table(*summary.build_exact_table(document))
         readings = early_warnings.early_warnings(store)
-        reports = tasks.load_reports(store)
+        shown = [(one.about, one.words) for one in tasks.load_reports(store)]
+        shown += [(one.about, one.words) for one in passport.load_reports(store)]
     print_table(*early_warnings.build_sign_table(readings), "early warnings")
     for advice in early_warnings.list_advice(readings):
         say(advice)
-    for report in reports:
-        say(report.about)
-        for line in report.words:
+    for about, words in shown:
+        say(about)
+        for line in words:
             say(line)
     warned = [
         {"model": one.model, "sign": one.sign.name, "value": one.value}
