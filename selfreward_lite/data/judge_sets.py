@@ -19,6 +19,7 @@ from selfreward_lite.data.task_sets import ADVERSARIAL, SETS, RankedPair
 FACT = "passports"  # the fact in a store that holds what judges reached on each set
 OWN = "the run's own evaluation prompts"
 VOTES = "votes"  # of the app
+PARTS = ("Natural", "adversarial", *ADVERSARIAL)  # of LLMBar, in the order in which they are shown
 PAIR_SETS = ("llmbar", "pandalm")  # pinned sets in schemas of their own
 # What a user may write, and the pinned set that it means.
 NAMES = {"llmbar": "llmbar", "pandalm": "pandalm", "oasst": "oasst1", "oasst1": "oasst1"}

@@ -11,7 +11,7 @@ from itertools import combinations, pairwise
 from math import nan
 from typing import Literal
 
-from selfreward_lite.data.judge_sets import JudgeSet
+from selfreward_lite.data.judge_sets import PARTS, JudgeSet
 from selfreward_lite.data.ranked import RankedPrompt
 from selfreward_lite.data.records import Comparison, Response
 from selfreward_lite.method.comparisons import read_verdicts
@@ -20,6 +20,7 @@ from selfreward_lite.method.metrics import compare_scores
 from selfreward_lite.method.parsing import Verdict
 from selfreward_lite.method.statistics import (
     Change,
+    Z,
     mean_and_error,
     mean_or_nan,
     paired_change,
@@ -75,6 +76,15 @@ class Figures:
     longer_without_ties: float
     over_longer: Change
 
+    @property
+    def over_chance(self) -> int:
+        """1 where it is right more often than a coin, −1 where less often, 0 where neither is seen.
+
+        By the 95 % interval of the accuracy, over prompts.
+        """
+        above, reach = self.accuracy - 0.5, Z * self.accuracy_error
+        return int(above > reach) - int(above < -reach)
+
 
 @dataclass(frozen=True)
 class JudgeChange:
@@ -126,10 +136,8 @@ def build_passport(way: Way, judged: Mapping[str, Sequence[JudgedPair]]) -> Pass
 
     Each is compared with the first, and with the one before it.
     """
-    parts = [
-        WHOLE,
-        *dict.fromkeys(part for one in judged.values() for p in one for part in p.parts),
-    ]
+    known = {part for pairs in judged.values() for one in pairs for part in one.parts}
+    parts = [WHOLE, *sorted(known, key=PARTS.index)]
     figures: list[Figures] = []
     changes: list[JudgeChange] = []
     for part in parts:

@@ -122,11 +122,13 @@ def _describe_question(passport: Passport, asked: Mapping[str, Any]) -> str:
     """What was asked: "LLMBar, by scores: 419 pairs of 418 prompts, 3 judgments an answer, …"."""
     whole = passport.figures[0]
     if passport.way == "scores":
-        how = f"{asked['judgments']} judgments an answer"
+        count = asked["judgments"]
+        how = "one judgment an answer" if count == 1 else f"{count} judgments an answer"
     else:
         how = "both orders of every pair"
     limited = "" if asked["prompts"] == asked["of_prompts"] else f" of {asked['of_prompts']}"
-    left_out = "".join(f"; left out: {count} {why}" for why, count in asked["left_out"].items())
+    named = ", ".join(f"{count} {why}" for why, count in asked["left_out"].items())
+    left_out = f"; left out: {named}" if named else ""
     return (
         f"{asked['title']}, {WAYS[passport.way]}: {whole.pairs} pairs of {asked['prompts']}"
         f"{limited} prompts, {how} at temperature {asked['temperature']}{left_out}. A tie, a "
@@ -151,23 +153,21 @@ def _describe_judges(passport: Passport, title: str) -> list[str]:
         words.append(f"{where}: {_describe_order(parts[WHOLE])}")
     if parts[WHOLE].unread_share > 0:
         words.append(
-            f"{where}: {last} could not be read on {parts[WHOLE].unread_share:.1%} of them"
+            f"{where}: {last} could not be read on {parts[WHOLE].unread_share:.1%} of the pairs"
         )
     return words
 
 
 def _describe_worth(one: Figures) -> str:
-    change = one.over_longer
-    right = f"right in {one.accuracy:.1%} of {one.pairs} pairs, that rule in {one.longer:.1%}"
+    chance = {1: "better than", 0: "no better than", -1: "worse than"}[one.over_chance]
+    right = f"{one.model} is right in {one.accuracy:.1%} of {one.pairs} pairs, {chance} a coin"
+    change, rule = one.over_longer, f"picking the longer answer (right in {one.longer:.1%})"
     if change.direction:
         verdict = "better" if change.direction > 0 else "worse"
-        return (
-            f"{one.model} is {verdict} than picking the longer answer, by "
-            f"{_describe_range(change)} points ({right})"
-        )
+        return f"{right}, and {verdict} than {rule}, by {_describe_range(change)} points"
     return (
-        f"{one.model} is no better than picking the longer answer "
-        f"({format_points(change.mean)} points, {describe_interval(change)}; {right})"
+        f"{right}, and no better than {rule}: {format_points(change.mean)} points, "
+        f"{describe_interval(change)}"
     )
 
 

@@ -56,7 +56,7 @@ def test_parts_are_measured_alone_and_llmbars_last_four_together():
     asked = make_set()
     found = passport.build_passport("scores", {"M1": score(asked, {"long and bad": 5.0})})
     parts = {one.part: one for one in found.figures}
-    assert set(parts) == {"", "Natural", "adversarial", "Neighbor", "GPTOut"}
+    assert list(parts) == ["", "Natural", "adversarial", "Neighbor", "GPTOut"]
     assert (parts["adversarial"].pairs, parts["adversarial"].accuracy) == (2, 0.25)
     assert (parts["adversarial"].longer, parts["Natural"].longer) == (0.0, 0.75)
 

@@ -98,7 +98,7 @@ def test_both_ways_are_asked_by_part_beside_the_rule(command):
     assert scores["figures"][0]["first_share"] is None
     assert 0 <= comparison["figures"][0]["first_share"] <= 1
     assert "LLMBar, by comparison: 10 pairs of 10 prompts, both orders of every pair" in stderr
-    assert "LLMBar, by scores: M1 is no better than picking the longer answer" in stderr
+    assert "a coin, and no better than picking the longer answer (right in 50.0%)" in stderr
     assert "no difference seen between M1 and base" in stderr
     assert "of LLMBar's 8 adversarial pairs" in stderr
     assert "M1 names the first answer in" in stderr
@@ -234,16 +234,23 @@ def say(way, *figures, changes=()):
 def test_the_verdict_on_the_rule_comes_in_words():
     (better,) = say("scores", make_figures())
     assert better == (
-        "LLMBar, by scores: M2 is better than picking the longer answer, by 5.0 to 12.0 points "
-        "(right in 60.0% of 419 pairs, that rule in 50.0%)"
+        "LLMBar, by scores: M2 is right in 60.0% of 419 pairs, better than a coin, and better than "
+        "picking the longer answer (right in 50.0%), by 5.0 to 12.0 points"
     )
     (worse,) = say("scores", make_figures(over=(-0.08, -0.12, -0.05)))
-    assert "M2 is worse than picking the longer answer, by 5.0 to 12.0 points" in worse
+    assert "worse than picking the longer answer (right in 50.0%), by 5.0 to 12.0 points" in worse
     (same,) = say("scores", make_figures(over=(0.01, -0.02, 0.04)))
-    assert "M2 is no better than picking the longer answer (+1.0 points" in same
+    assert "no better than picking the longer answer (right in 50.0%): +1.0 points" in same
     (few,) = say("scores", make_figures(over=(0.01, math.nan, math.nan)))
     assert "no better than picking the longer answer" in few
     assert "too few for an interval" in few
+
+
+def test_a_coin_beats_the_rule_on_adversarial_pairs_so_chance_is_named_too():
+    (coin,) = say("scores", make_figures(accuracy=0.48, longer=0.27, over=(0.21, 0.15, 0.27)))
+    assert "right in 48.0% of 419 pairs, no better than a coin, and better than picking" in coin
+    (worse,) = say("scores", make_figures(accuracy=0.4))
+    assert "worse than a coin" in worse
 
 
 def test_adversarial_pairs_are_the_meter_of_length_bias():
@@ -266,7 +273,7 @@ def test_order_unread_and_changes_come_in_words():
     )
     assert change == "LLMBar, by comparison: M2 judges better than base, by 3.0 to 9.0 points"
     assert "40% of its verdicts flip; M2 names the first answer in 70%" in order
-    assert "M2 could not be read on 2.0% of them" in unread
+    assert "M2 could not be read on 2.0% of the pairs" in unread
 
 
 # -- where it is shown -----------------------------------------------------------------------------
