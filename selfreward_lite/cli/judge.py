@@ -13,7 +13,7 @@ from selfreward_lite.cli.output import emit, print_table, say, show_downloads
 from selfreward_lite.data.judge_sets import JudgeSet
 from selfreward_lite.data.records import BASE
 from selfreward_lite.method import metrics
-from selfreward_lite.method.passport import WAYS, Way, group_outcomes
+from selfreward_lite.method.passport import WAYS, Way, group_outcomes, make_document
 from selfreward_lite.method.statistics import format_with_error, mean_and_error, paired_interval
 from selfreward_lite.report import passport as passport_report
 from selfreward_lite.run import judge_sets
@@ -66,9 +66,7 @@ def measure_judge(
         if "scores" in ways:
             known = _measure_scores(work, chosen[-1], asked, whole.digest, count)
         documents = [
-            passport_report.make_document(
-                one, work.describe_judge(asked, whole, way, count), time.time()
-            )
+            make_document(one, work.describe_judge(asked, whole, way, count), time.time())
             for way, one in passports.items()
         ]
         work.keep_passports(documents)

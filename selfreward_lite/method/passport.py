@@ -6,10 +6,10 @@ prompt form one group. The rule compares characters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from math import nan
-from typing import Literal
+from typing import Any, Literal
 
 from selfreward_lite.data.judge_sets import PARTS, JudgeSet
 from selfreward_lite.data.ranked import RankedPrompt
@@ -23,6 +23,7 @@ from selfreward_lite.method.statistics import (
     Z,
     mean_and_error,
     mean_or_nan,
+    nan_to_none,
     paired_change,
     ratio_or_nan,
 )
@@ -160,12 +161,29 @@ def compare_judges(mine: Sequence[JudgedPair], theirs: Sequence[JudgedPair]) -> 
     return paired_change(_group(mine, "result"), _group(theirs, "result"))
 
 
+def make_document(passport: Passport, asked: Mapping[str, Any], at: float) -> dict[str, Any]:
+    """Return a passport as JSON, with how it was asked (`set`, `title` and more) and when."""
+    return {
+        "at": at,
+        "asked": dict(asked),
+        "way": passport.way,
+        "figures": [_to_json(asdict(one)) for one in passport.figures],
+        "changes": [_to_json(asdict(one)) for one in passport.changes],
+    }
+
+
 def group_outcomes(asked: JudgeSet, outcomes: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return the outcomes of a set's entries by prompt, since entries may share one."""
     groups: dict[str, list[float]] = {}
     for one, values in zip(asked.ranked, outcomes, strict=True):
         groups.setdefault(one.prompt.id, []).extend(values)
     return [*groups.values()]
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _to_json(one) for name, one in value.items()}
+    return nan_to_none(value) if isinstance(value, float) else value
 
 
 def _list_pairs(

@@ -6,7 +6,7 @@ every set and way of asking, the newest passport.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from selfreward_lite.data.database import FILE
@@ -14,7 +14,7 @@ from selfreward_lite.data.judge_sets import FACT
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.passport import WHOLE, Figures, JudgeChange, Passport, Way
-from selfreward_lite.method.statistics import Change, Z, format_with_error, nan_to_none
+from selfreward_lite.method.statistics import Change, Z, format_with_error
 from selfreward_lite.report.summary import Table
 from selfreward_lite.report.tasks import (
     describe_interval,
@@ -37,17 +37,6 @@ class PassportReport:
     changes: Table
 
 
-def make_document(passport: Passport, asked: Mapping[str, Any], at: float) -> Json:
-    """Return a passport as JSON, with how it was asked (`set`, `title` and more) and when."""
-    return {
-        "at": at,
-        "asked": dict(asked),
-        "way": passport.way,
-        "figures": [_to_json(asdict(one)) for one in passport.figures],
-        "changes": [_to_json(asdict(one)) for one in passport.changes],
-    }
-
-
 def load_reports(store: Store, newest: int | None = None) -> list[PassportReport]:
     """Return the newest passport of each set and way, the newest last.
 
@@ -67,7 +56,7 @@ def load_reports(store: Store, newest: int | None = None) -> list[PassportReport
 
 
 def describe(document: Mapping[str, Any]) -> PassportReport:
-    """Return a document of `make_document` as words and tables."""
+    """Return a document of `method.passport.make_document` as words and tables."""
     passport, asked = _from_json(document), document["asked"]
     return PassportReport(
         _describe_question(passport, asked),
@@ -91,12 +80,6 @@ def _keep_models(document: Json, names: set[str]) -> Json:
         for part in ("figures", "changes")
     }
     return {**document, **kept}
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _to_json(one) for name, one in value.items()}
-    return nan_to_none(value) if isinstance(value, float) else value
 
 
 def _from_json(document: Mapping[str, Any]) -> Passport:

@@ -17,7 +17,7 @@ from selfreward_lite.data import task_sets
 from selfreward_lite.data.records import Comparison, Judgment
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.method.passport import Figures, JudgeChange, Passport
+from selfreward_lite.method.passport import Figures, JudgeChange, Passport, make_document
 from selfreward_lite.method.statistics import Change
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.report import html, model_card, passport
@@ -227,7 +227,7 @@ def make_figures(part="", model="M2", accuracy=0.6, picks=0.5, over=(0.08, 0.05,
 
 def say(way, *figures, changes=()):
     made = Passport(way, figures, changes)
-    document = json.loads(json.dumps(passport.make_document(made, ASKED, 1.0), allow_nan=False))
+    document = json.loads(json.dumps(make_document(made, ASKED, 1.0), allow_nan=False))
     return passport.describe(document).words
 
 
