@@ -26,7 +26,14 @@ from selfreward_lite.system.processes import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
 # Settings that name files. The app must not set them: a visitor could read any file.
-_FILES = ("model.base", "model.origin", "model.gguf_file", "seed_stage.ranked", "prompts.file")
+_FILES = (
+    "model.base",
+    "model.origin",
+    "model.gguf_file",
+    "seed_stage.ranked",
+    "prompts.file",
+    "gates.judge_set",
+)
 _SECTIONS = {name.split(".")[0] for name in _FILES}
 _PATIENCE = 20.0  # seconds for a new process to lock its run
 

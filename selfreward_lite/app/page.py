@@ -49,6 +49,7 @@ LANDMARKS = (
     "training",
     "evaluation",
     "task_answers",
+    "judge_set",
     "gates",
 )
 POLL = 2.0  # seconds between two checks of the runs

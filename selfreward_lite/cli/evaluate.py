@@ -1,11 +1,11 @@
-"""`evaluate …`: compares models of a run, a judge with people, models on open task sets.
+"""`evaluate …`: compares models of a run, or models on open task sets.
 
-See `run/evaluate.py`.
+See `run/evaluate.py`; `evaluate judge` is in `judge.py`.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,7 +28,7 @@ from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS, TASK_SETS, TaskName
 from selfreward_lite.method import metrics
-from selfreward_lite.method.statistics import format_with_error, paired_interval
+from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.method.task_card import build_card
 from selfreward_lite.report import plots
 from selfreward_lite.report import tasks as tasks_report
@@ -88,8 +88,8 @@ def compare(
         with Store.read(runs_dir / name) as store:
             judge = EXACT if store.count(Prompt, origin="held_out") else "M0"
     asks_models = judge != EXACT or prompts is not None
-    with _open_evaluation(name, runs_dir, set_, asks_models=asks_models) as work:
-        mine = model or _newest(work)
+    with open_work(name, runs_dir, set_, asks_models=asks_models) as work:
+        mine = model or find_newest(work)
         if export is not None:
             _export(work, mine, against, prompts, out)
             return
@@ -173,71 +173,6 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
     emit({"answers": count, "files": [*map(str, files)]})
 
 
-@evaluate.command("judge")
-def measure_judge(
-    name: RunName = "tiny",
-    runs_dir: RunsDir = RUNS,
-    model: ModelName = None,
-    ranked: Annotated[
-        str | None,
-        Option(
-            help="Ranked data in OASST's schema: a file, a folder, owner/name on the hub, tiny, or "
-            "votes (of the app); by default the run's own evaluation prompts."
-        ),
-    ] = None,
-    judgments: Annotated[
-        int | None, Option(help="Judgments per answer; by default as in the run.", min=1)
-    ] = None,
-    most: Annotated[int, Option(help="Prompts at most.", min=1)] = 1000,
-    set_: Set = None,
-) -> None:
-    """Compare a model's scores with human ranks: the metrics of arXiv 2401.10020 and more.
-
-    Beside them, what the rule "pick the longer answer" reaches on the same pairs.
-    """
-    with _open_evaluation(name, runs_dir, set_) as work:
-        mine = model or _newest(work)
-        with show_downloads() as show:
-            found, left_out = work.load_ranked(ranked, show)
-        for reason, count in left_out.items():
-            say(f"left out: {count} {reason}")
-        found = found[:most]
-        if not found:
-            raise UserError(
-                f"{ranked or name}: no prompt with two ranked answers in it; "
-                "give other --ranked data"
-            )
-        agreement, drawn = work.measure_judge(
-            mine, found, judgments or work.run.settings.evaluation.judgments
-        )
-    known = agreement.metrics() | metrics.measure_sources(drawn)
-    longer = metrics.measure_longer(found)
-    low, high = paired_interval(agreement.outcomes, metrics.longer_agreement(found).outcomes)
-    over = {
-        "over_longer": known["pair_accuracy"] - longer["longer_pair_accuracy"],
-        "over_longer_low": low,
-        "over_longer_high": high,
-    }
-    rows = [
-        [
-            name.replace("_", " "),
-            _format_figure(known, name),
-            _format_figure(longer, f"longer_{name}"),
-        ]
-        for name in known
-        if not name.endswith("_error")
-    ]
-    interval = "–" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-    rows[1:1] = [
-        ["judge less longer", f"{over['over_longer']:+.3f}", ""],
-        ["judge less longer, 95 %", interval, ""],
-    ]
-    about = f"{agreement.answers} answers to {len(found)} prompts"
-    print_table(["", mine, "pick the longer"], rows, f"{mine} as judge of {about}")
-    counts = {"prompts": len(found), "answers": agreement.answers}
-    emit({"run": name, "model": mine} | counts | known | longer | over)
-
-
 @evaluate.command("fetch")
 def fetch_sets(
     sets: Annotated[
@@ -279,9 +214,9 @@ def measure_tasks(
     """Ask open task sets, whose answers a program scores; says which model is better."""
     names = _split_tasks(tasks)
     settings_of_draw = ["evaluation.draw.temperature=0"] if greedy else []
-    with _open_evaluation(name, runs_dir, [*(set_ or ()), *settings_of_draw]) as work:
+    with open_work(name, runs_dir, [*(set_ or ()), *settings_of_draw]) as work:
         draw = work.run.settings.evaluation.draw
-        wanted = models or f"base,M0,{_newest(work)}"
+        wanted = models or f"base,M0,{find_newest(work)}"
         chosen = [*dict.fromkeys(one.strip() for one in wanted.split(","))]
         for model in chosen:
             work.run.find_model(model)  # before the first is asked
@@ -354,12 +289,8 @@ def paper_table(
     emit({"seeds": document["seeds"], "verdicts": verdicts})
 
 
-def _format_figure(known: Mapping[str, float], name: str) -> str:
-    """A figure with its error; "" where there is none of this name."""
-    return format_with_error((known[name], known.get(f"{name}_error"))) if name in known else ""
-
-
-def _newest(work: Evaluation) -> str:
+def find_newest(work: Evaluation) -> str:
+    """The name of the newest model. Raises UserError where there is none."""
     newest = work.run.store.newest()
     if newest is None:
         raise UserError(f"{work.run.store.folder.name} has no model yet; resume it with `run`")
@@ -367,9 +298,10 @@ def _newest(work: Evaluation) -> str:
 
 
 @contextmanager
-def _open_evaluation(
+def open_work(
     name: str, runs_dir: Path, set_: list[str] | None, *, asks_models: bool = True
 ) -> Iterator[Evaluation]:
+    """A run, open for questions with changed settings; holds the GPU if models are asked."""
     from selfreward_lite.run.runtime import open_runtime
 
     overrides = config.parse_overrides(set_)

@@ -19,7 +19,7 @@ from rich.text import Text
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli import bench, evaluate, export, plan
+from selfreward_lite.cli import bench, evaluate, export, judge, plan
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
 from selfreward_lite.cli.output import (
     Display,
@@ -34,7 +34,7 @@ from selfreward_lite.cli.output import (
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, summary, tasks
+from selfreward_lite.report import early_warnings, passport, summary, tasks
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
@@ -49,6 +49,7 @@ app = Typer(
 )
 app.add_typer(bench.bench, name="bench")
 app.add_typer(export.export, name="export")
+evaluate.evaluate.command("judge")(judge.measure_judge)
 app.add_typer(evaluate.evaluate, name="evaluate")
 app.command("plan")(plan.show)
 INTERRUPTED = 130
@@ -193,13 +194,14 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
         print_table(*summary.build_run_table(document["iterations"]))
         print_table(*summary.build_exact_table(document))
         readings = early_warnings.early_warnings(store)
-        reports = tasks.load_reports(store)
+        shown = [(one.about, one.words) for one in tasks.load_reports(store)]
+        shown += [(one.about, one.words) for one in passport.load_reports(store)]
     print_table(*early_warnings.build_sign_table(readings), "early warnings")
     for advice in early_warnings.list_advice(readings):
         say(advice)
-    for report in reports:
-        say(report.about)
-        for line in report.words:
+    for about, words in shown:
+        say(about)
+        for line in words:
             say(line)
     warned = [
         {"model": one.model, "sign": one.sign.name, "value": one.value}

@@ -374,6 +374,13 @@ class Gates(Section):
     """loss of judge accuracy: stop if the paired 95 % interval lies below it; a few hundred pairs
     cannot tell smaller losses from noise
     """
+    judge_set: str | None = None
+    """ranked answers that every new model judges too, for the gate 'judge': 'llmbar', 'pandalm',
+    'oasst', 'tiny', or data in OASST's schema (a file, a folder, owner/name on the hub); none by
+    default ([evaluation.md](evaluation.md#a-judge-against-people))
+    """
+    judge_set_prompts: Count = 200
+    """prompts of it at most, always the same"""
     max_outside_loss: NonNegativeFloat = 0.0
     """points that the frozen M0 may like the answers less than those of the model before: stop if
     the paired 95 % interval lies below this loss
@@ -388,6 +395,12 @@ class Gates(Section):
     """
     max_canaries_chosen: NonNegativeInt = 0
     """hostile responses that may be chosen"""
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> Self:
+        if self.judge_set and not self.judging:
+            raise ValueError("judge_set is for a gate that judging=false turns off; leave it out")
+        return self
 
 
 class Settings(Section):

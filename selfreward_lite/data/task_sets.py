@@ -6,6 +6,7 @@ Files are in $HF_HOME/selfreward_lite/task-sets, or in a folder that the user na
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +193,7 @@ _TABLE = (
     ),
 )
 SETS = {one.name: one for one in _TABLE}
+ADVERSARIAL = ("GPTInst", "Neighbor", "Manual", "GPTOut")  # parts of LLMBar made to mislead
 TASK_SETS: tuple[TaskName, ...] = ("ifeval", "ifbench", "gsm8k")
 
 
@@ -389,33 +391,48 @@ class RankedPair:
     worse: str
 
 
-def read_pairs(name: str, folder: Path | None = None) -> list[RankedPair]:
-    """Return the decided pairs of "llmbar" or "pandalm"; raises as `find_paths` does.
+def read_pairs(name: str, folder: Path | None = None) -> tuple[list[RankedPair], Counter[str]]:
+    """Return the decided pairs of "llmbar" or "pandalm", and what was left out and why.
 
-    PandaLM's pairs are decided by the majority of its three annotators; without one, a pair is left
-    out. OASST1 is read by `ranked`, in its own schema.
+    PandaLM's pairs are decided by the majority of its three annotators. OASST1 is read by `ranked`,
+    in its own schema. Raises as `find_paths` does, and DataError for a bad row.
     """
     parse = {"llmbar": _parse_llmbar, "pandalm": _parse_pandalm}[name]
-    pairs: list[RankedPair] = []
+    pairs, drops = list[RankedPair](), Counter[str]()
     for path in find_paths(name, folder):
         rows: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        found = (parse(path.stem, row) for row in rows)
-        pairs += [pair for pair in found if pair is not None]
-    return pairs
+        for number, row in enumerate(rows):
+            try:
+                pair = parse(path.stem, row)
+            except (KeyError, ValueError) as error:
+                reason = f"no field {error}" if isinstance(error, KeyError) else error
+                raise DataError(f"{path}, row {number}: {reason}") from None
+            if pair is None:
+                drops["pairs that no majority decided"] += 1
+            elif pair.better == pair.worse:
+                drops["pairs of the same answer twice"] += 1
+            else:
+                pairs.append(pair)
+    return pairs, drops
 
 
 def _parse_llmbar(part: str, row: Mapping[str, Any]) -> RankedPair:
-    first, second = row["output_1"], row["output_2"]
+    first, second = (_check_text(row[name]) for name in ("output_1", "output_2"))
     better, worse = (first, second) if row["label"] == 1 else (second, first)
-    return RankedPair("llmbar", part, row["input"], better, worse)
+    return RankedPair("llmbar", part, _check_text(row["input"]), better, worse)
 
 
 def _parse_pandalm(part: str, row: Mapping[str, Any]) -> RankedPair | None:
     """A pair of PandaLM: each annotator says 1, 2, or 0 for a tie."""
     votes = [row[f"annotator{number}"] for number in (1, 2, 3)]
-    answers = {1: row["response1"], 2: row["response2"]}
+    answers = {number: _read_answer(row[f"response{number}"]) for number in (1, 2)}
+    prompt = "\n\n".join(filter(None, (_check_text(row["instruction"]), row["input"])))
     for winner in (1, 2):
         if votes.count(winner) >= 2:
-            prompt = "\n\n".join(filter(None, (row["instruction"], row["input"])))
             return RankedPair("pandalm", part, prompt, answers[winner], answers[3 - winner])
     return None
+
+
+def _read_answer(value: Any) -> str:
+    """An answer; where it was the word True, PandaLM's file has the JSON value true."""
+    return str(value) if isinstance(value, bool) else _check_text(value)

@@ -10,7 +10,7 @@ import jinja2
 
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, explore, plots, summary, tasks
+from selfreward_lite.report import early_warnings, explore, passport, plots, summary, tasks
 from selfreward_lite.report.explore import PromptHistory
 from selfreward_lite.report.status import format_time
 
@@ -57,6 +57,7 @@ def render_page(store: Store) -> str:
         signs=early_warnings.build_sign_table(readings),
         gates=summary.build_gate_table(store),
         tasks=tasks.load_reports(store),
+        passports=passport.load_reports(store),
         examples=summary.build_example_table(store, EXAMPLES).rows,
         pairs=_load_pairs(store),
         stages=summary.build_stage_table(store.stages()),

@@ -29,7 +29,7 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.models.chat_template import user
-from selfreward_lite.report import summary, tasks
+from selfreward_lite.report import passport, summary, tasks
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 from selfreward_lite.training.rows import TOO_LONG, PairTexts
@@ -87,6 +87,7 @@ def write_adapter(store: Store, number: int, out: Path) -> Path:
         metrics=summary.build_run_table(without_time).to_markdown(),
         examples=summary.build_example_table(store, 3).rows,
         tasks=tasks.load_reports(store, number),
+        passports=passport.load_reports(store, number),
     )
     return out
 

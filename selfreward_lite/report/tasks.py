@@ -15,7 +15,7 @@ from selfreward_lite.data.database import FILE
 from selfreward_lite.data.records import BASE, ModelId, TaskAnswer
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS
-from selfreward_lite.method.statistics import format_with_error, nan_to_none
+from selfreward_lite.method.statistics import Change, format_with_error, nan_to_none
 from selfreward_lite.method.task_card import METRICS, Metric, SetChange, TaskCard, build_card
 from selfreward_lite.report.summary import Table
 from selfreward_lite.system.files import Json
@@ -141,12 +141,7 @@ def _describe_changes(changes: Sequence[SetChange]) -> list[str]:
 def _describe_change(one: SetChange) -> str:
     change, title = one.first, SETS[one.set].title
     counted = f"{change.prompts} prompts"
-    interval = f"95 % interval {_points(change.low)} to {_points(change.high)}"
-    if math.isnan(change.low):
-        interval = f"changed prompts: {change.changed}, too few for an interval"
-    seen = f"a change of {100 * change.smallest:.1f} points would have been seen four times in five"
-    if math.isnan(change.smallest):
-        seen = "with so few prompts, no change would have been seen"
+    interval = describe_interval(change)
     if one.verdict != "no difference seen":
         return (
             f"{title}: {one.model} is {one.verdict} than {one.against}, by "
@@ -154,12 +149,33 @@ def _describe_change(one: SetChange) -> str:
         )
     return (
         f"{title}: no difference seen between {one.model} and {one.against} "
-        f"({_points(change.mean)} points, {interval}; {counted}); {seen}"
+        f"({format_points(change.mean)} points, {interval}; {counted}); "
+        f"{describe_smallest(change)}"
     )
 
 
-def _points(share: float) -> str:
-    """A difference of shares in points: "+1.5", "−2.0"; "–" for NaN."""
+def format_change(change: Change) -> str:
+    """Return a change with its 95 % interval, in points, as a table cell."""
+    low, high = format_points(change.low), format_points(change.high)
+    return f"{format_points(change.mean)} ({low} to {high})"
+
+
+def describe_interval(change: Change) -> str:
+    """Return the 95 % interval of a change in words, or why there is none."""
+    if math.isnan(change.low):
+        return f"changed prompts: {change.changed}, too few for an interval"
+    return f"95 % interval {format_points(change.low)} to {format_points(change.high)}"
+
+
+def describe_smallest(change: Change) -> str:
+    """Return in words the smallest change that would have been seen."""
+    if math.isnan(change.smallest):
+        return "with so few prompts, no change would have been seen"
+    return f"a change of {100 * change.smallest:.1f} points would have been seen four times in five"
+
+
+def format_points(share: float) -> str:
+    """Return a difference of shares in points: "+1.5", "−2.0"; "–" for NaN."""
     if math.isnan(share):
         return "–"
     return f"{100 * share:+.1f}".replace("-", "\u2212")
@@ -214,8 +230,8 @@ def _build_change_table(changes: Sequence[SetChange], *, only_first: bool = Fals
             MEANINGS[metric],
             f"{one.model} against {one.against}",
             {1: "better", 0: "no difference seen", -1: "worse"}[change.direction],
-            f"{_points(change.mean)} ({_points(change.low)} to {_points(change.high)})",
-            _points(change.smallest).removeprefix("+"),
+            format_change(change),
+            format_points(change.smallest).removeprefix("+"),
         ]
         for one in changes
         for metric, change in one.changes.items()

@@ -6,16 +6,13 @@ The run itself is only read. Asked again, only what is missing is generated.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.data import hub, ranked, votes
-from selfreward_lite.data.download import Show
-from selfreward_lite.data.ranked import RankedPrompt
+from selfreward_lite.data.judge_sets import JudgeSet
 from selfreward_lite.data.records import (
     BASE,
     Comparison,
@@ -28,17 +25,26 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
-from selfreward_lite.method import comparisons, judgments, metrics, responses
-from selfreward_lite.method.metrics import JudgeAgreement, PairResult, judge_agreement
+from selfreward_lite.method import comparisons, metrics, responses
+from selfreward_lite.method.metrics import PairResult
+from selfreward_lite.method.passport import (
+    Passport,
+    Way,
+    build_passport,
+    read_comparisons,
+    read_scores,
+)
 from selfreward_lite.method.roles import Role
 from selfreward_lite.method.task_answers import ask_for_task_answers
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_folder import find_base, load_chat
+from selfreward_lite.run import judge_sets
 from selfreward_lite.run.ask import Item, Watch, run_stage
 from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.files import Json
 
 EXACT = "exact"  # the judge that is no model: an exact scorer
 Answers = dict[str, Response]  # by prompt id
@@ -89,25 +95,51 @@ class Evaluation:
             pairs.append(PairResult(result, mine_length, len(other.text) if other else 0, orders))
         return pairs
 
-    def measure_judge(
-        self, model: str, ranked: Sequence[RankedPrompt], count: int
-    ) -> tuple[JudgeAgreement, list[Judgment]]:
-        """How a model, judging ranked answers `count` times each, agrees with the ranks.
+    def score_answers(self, model: str, asked: JudgeSet, whole: str, count: int) -> list[Judgment]:
+        """A model's judgments of a set's answers, `count` times each.
 
-        Also returns its judgments of them.
+        `whole` is the digest of the set without a limit: what was asked with a lower one is kept.
         """
         number = self.run.find_model(model)
         role = self.run.judge_role(number, number.iteration)
-        items = [
-            (answer.id, judgments.ask_for_judgments(one.prompt, [answer], role, count))
-            for one in ranked
-            for answer in one.responses
-        ]
-        stage = f"judges {_digest([one.prompt.id for one in ranked])}, {count} times"
+        items = judge_sets.list_judgments(asked, role, count)
+        stage = f"judges {whole}, {count} times"
         drawn = self._ask(Judgment, self.run.engine(), role, number, stage, items)
-        ids = {answer.id for one in ranked for answer in one.responses}
-        drawn = [one for one in drawn if one.response_id in ids and one.index < count]
-        return judge_agreement(ranked, self.run.score(drawn, count)), drawn
+        ids = {name for name, _ in items}
+        return [one for one in drawn if one.response_id in ids and one.index < count]
+
+    def compare_pairs(self, model: str, asked: JudgeSet, whole: str) -> list[Comparison]:
+        """A model's comparisons of a set's better with its worse answers, in both orders.
+
+        `whole` as in `score_answers`.
+        """
+        number = self.run.find_model(model)
+        role = self.run.judge_role(number, number.iteration)
+        items = judge_sets.list_comparisons(asked, role)
+        stage = f"compares {whole}"
+        return self._ask(Comparison, self.run.engine(), role, number, stage, items)
+
+    def judge_pairs(
+        self, models: Sequence[str], asked: JudgeSet, way: Way, count: int, whole: str
+    ) -> Passport:
+        """The passport of models as judges of a set, asked in one way."""
+        judged = {}
+        for model in models:
+            if way == "scores":
+                drawn = self.score_answers(model, asked, whole, count)
+                judged[model] = read_scores(asked, self.run.score(drawn, count))
+            else:
+                compared = self.compare_pairs(model, asked, whole)
+                judged[model] = read_comparisons(asked, compared)
+        return build_passport(way, judged)
+
+    def describe_judge(self, asked: JudgeSet, whole: JudgeSet, way: Way, count: int) -> Json:
+        """How a passport was asked for, as it is kept with it; `whole` is the set without limit."""
+        return judge_sets.describe(self.run.settings, asked, whole, way, count)
+
+    def keep_passports(self, documents: Sequence[Json]) -> None:
+        """Keep passports beside the run, each in place of an earlier one of its set and way."""
+        judge_sets.keep_passports(self.notes, documents)
 
     def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
         """A model's answers to prompts, in order; raises UserError where one is missing."""
@@ -172,33 +204,6 @@ class Evaluation:
             ]
             for model, rows in answered.items()
         }
-
-    def load_ranked(
-        self, source: str | None, show: Show
-    ) -> tuple[list[RankedPrompt], dict[str, int]]:
-        """Ranked prompts that M0 was not trained on, and what was left out and why.
-
-        `source` is ranked data as in seed_stage.ranked, "votes" of the app, or None: the run's own
-        evaluation prompts.
-        """
-        own, store = self.run.ranked(), self.run.store
-        if source is None:
-            return own.evaluation, {}
-        if source == "votes":
-            rows, _ = votes.build_ranked_rows(votes.load_votes(store.folder))
-        else:
-            place = str(hub.fetch_dataset(source, show))
-            settings = self.run.settings.with_values("seed_stage", ranked=place)
-            rows, _ = ranked.load_ranked_rows(settings)
-        content = json.dumps(rows, sort_keys=True, default=str).encode()
-        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
-        found, outcome = ranked.build_ranked_prompts(rows, f"{store.id_namespace}, {digest}")
-        seen = {one.prompt.text for one in (*own.eft, *own.ift)}
-        kept = [one for one in found if one.prompt.text not in seen]
-        left_out = dict(outcome.drops)
-        if len(kept) < len(found):
-            left_out["prompts that M0 was trained on, or could have been"] = len(found) - len(kept)
-        return kept, left_out
 
     def _ask(
         self,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from selfreward_lite.config.settings import Gates
 from selfreward_lite.method.metrics import AnswerMetrics
+from selfreward_lite.method.statistics import Change
 from selfreward_lite.run.steps.reward_hacking import HackingSigns
 from selfreward_lite.training.job import FIRST_MARGIN_LIMIT, find_loss_fault
 
@@ -20,7 +21,8 @@ class Evidence:
 
     Intervals and ratios compare it with M(t−1); None where there is none. `trained` is false for an
     M0 without EFT, which is the base. `taught`: EFT taught it to write scores. `base_cut_share` is
-    the base's own `answers.cut_share`.
+    the base's own `answers.cut_share`. `judge_set` is the title of gates.judge_set, and the change
+    of judge accuracy on it.
     """
 
     file_faults: Sequence[str]
@@ -43,6 +45,7 @@ class Evidence:
     outside_share: float | None
     self_change: float | None
     signs: HackingSigns
+    judge_set: tuple[str, Change | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,11 +218,17 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
     )
     low, high = evidence.judge_interval
+    passed = high >= -limits.max_judge_loss
+    reason = f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %)"
+    if evidence.judge_set is not None:
+        title, change = evidence.judge_set
+        # Without an interval too few prompts changed for a clear loss.
+        passed = passed and not (change and change.high < -limits.max_judge_loss)
+        reason += f", on {title} {_describe_change(change)}"
     yield _result(
         "judge",
-        high >= -limits.max_judge_loss,
-        f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %), allowed is a loss of "
-        f"{limits.max_judge_loss}",
+        passed,
+        f"{reason}, allowed is a loss of {limits.max_judge_loss}",
         "train on judgment pairs, or raise dpo.anchor",
     )
     signs = evidence.signs
@@ -238,6 +247,14 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         f"{scored} of them got a score, at least {limits.min_canaries_scored}; {scores}",
         "train the judge on more EFT examples or judgment pairs",
     )
+
+
+def _describe_change(change: Change | None) -> str:
+    if change is None:
+        return "nothing to compare with, as the model before did not judge it"
+    if math.isnan(change.high):
+        return f"by {change.mean:+.3f} ({change.changed} prompts changed: no clear loss)"
+    return f"by {change.low:+.3f} to {change.high:+.3f}"
 
 
 def _reading(taught: bool) -> str:

@@ -16,6 +16,7 @@ from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.run.steps import (
     export,
     iteration,
+    judge_set,
     measure,
     promotion,
     seed_stage,
@@ -41,6 +42,7 @@ SEED_STAGE: tuple[Step, ...] = (
     export.export_adapter,
     measure.measure_model,
     tasks.answer_tasks,
+    judge_set.judge_pairs,
     promotion.pass_gates,
     promotion.promote,
 )
@@ -61,6 +63,7 @@ ITERATION: tuple[Step, ...] = (
     export.export_adapter,
     measure.measure_model,
     tasks.answer_tasks,
+    judge_set.judge_pairs,
     promotion.pass_gates,
     promotion.promote,
 )

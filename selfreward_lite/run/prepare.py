@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import CHECKABLE, Settings
-from selfreward_lite.data import hub, prompt_files, task_sets
+from selfreward_lite.data import hub, judge_sets, prompt_files, task_sets
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import make_score_probe
@@ -44,9 +44,15 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-p
 # Settings that may name a repository of the hub: section, name, and what kind it is.
 Named = tuple[str, str, hub.Kind]
 MODELS: tuple[Named, ...] = (("model", "base", "model"), ("model", "gguf_file", "model"))
-DATA: tuple[Named, ...] = (("seed_stage", "ranked", "dataset"), ("prompts", "file", "dataset"))
+READ_ONCE: tuple[Named, ...] = (  # the records hold what was read
+    ("seed_stage", "ranked", "dataset"),
+    ("prompts", "file", "dataset"),
+)
+JUDGED: Named = ("gates", "judge_set", "dataset")  # read in every iteration
+DATA: tuple[Named, ...] = (*READ_ONCE, JUDGED)
 NAMED = (*MODELS, *DATA)
-BUILT_IN = ("tiny", hub.PACKAGED, CHECKABLE)  # names of what is no file and on no hub
+# Names of what is no file, and no data set that the user chose on the hub.
+BUILT_IN = ("tiny", hub.PACKAGED, CHECKABLE, *judge_sets.NAMES)
 # Settings that may name a path.
 PATHS: tuple[Named, ...] = (*NAMED, ("model", "origin", "model"))
 
@@ -90,9 +96,7 @@ def load_or_create_settings(
         ):
             stored["model"]["base"] = settings.model.base
         check(settings)
-        # The records hold what was read: once the ranked data is there, only the model is still
-        # needed.
-        needed = [entry for entry in NAMED if entry[0] == "model" or not store.is_done(0, "ranked")]
+        needed = [*MODELS, JUDGED, *(() if store.is_done(0, "ranked") else READ_ONCE)]
         settings = _download(settings, needed, show)
         _fetch_tasks(settings, show)
         before = config.parse(stored).model_dump(mode="json", exclude=_MAY_CHANGE_IN)
@@ -152,9 +156,16 @@ def _download(settings: Settings, needed: Sequence[Named], show: Show) -> Settin
 
 
 def _fetch_tasks(settings: Settings, show: Show) -> None:
-    """Download the task sets that every model answers, unless they are there."""
+    """Download the task sets and the judge set that every model is asked, unless they are there."""
     for name in settings.evaluation.tasks:
         task_sets.fetch_set(name, show)
+    judged = settings.gates.judge_set
+    if not judged or judged in ("tiny", CHECKABLE):
+        return
+    if judged in judge_sets.NAMES:
+        task_sets.fetch_set(judge_sets.NAMES[judged], show)
+    elif not hub.find_local(judged, "dataset").exists():
+        raise ConfigError(f"gates.judge_set: {judged} does not exist; name a set, or a file")
 
 
 def _make_absolute(settings: Settings) -> Settings:

@@ -79,6 +79,8 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
     tasks, base_tasks = (
         {name: answered} if asked.tasks else {} for name in ("task_answers", "base_task_answers")
     )
+    pairs: Work = "judgment", settings.gates.judge_set_prompts * ANSWERS * asked.judgments
+    judged = {"judge_set": pairs} if settings.gates.judge_set else {}
     canary_judgments = len(canaries.load_hostile_texts(canaries.CANARY)) * asked.canary_judgments
     # Every new model is exported and measured.
     measuring: dict[str, Work] = {
@@ -113,6 +115,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
             **measuring,
             "evaluation": None,
             **tasks,
+            **judged,
             "gates": None,
         }
     battles, tokens = 0, PAIR_SHARE * 2 * lengths.answered
@@ -135,6 +138,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
         "comparisons": ("battle", 2 * asked.prompts),
         "evaluation": None,
         **tasks,
+        **judged,
         "gates": None,
     }
 

@@ -183,12 +183,27 @@ def test_pairs_of_the_ranked_sets(monkeypatch, tmp_path):
         (tmp_path / file.path).write_text(json.dumps(rows_of_part))
     (tmp_path / "pandalm.json").write_text(json.dumps(rows))
     monkeypatch.setattr(task_sets, "find_file_fault", lambda file, path: None)
-    first, second, *more = task_sets.read_pairs("llmbar", tmp_path)
+    (first, second, *more), drops = task_sets.read_pairs("llmbar", tmp_path)
+    assert not drops
     assert first == RankedPair("llmbar", "Natural", "Which?", "this", "that")
     assert (second.better, second.worse) == ("that", "this")
     assert len(more) == 8
-    found = task_sets.read_pairs("pandalm", tmp_path)
+    found, drops = task_sets.read_pairs("pandalm", tmp_path)
     assert [(one.prompt, one.better, one.worse) for one in found] == [
         ("Shorten.\n\nA b c.", "B.", "A."),
         ("Shorten.\n\nA b c.", "A.", "B."),
     ]
+    assert drops == {"pairs that no majority decided": 2}
+
+
+def test_answers_of_pandalm_that_became_truth_values_are_words_again(monkeypatch, tmp_path):
+    row = {"instruction": "True?", "input": "", "response1": True, "response2": "No."}
+    row |= {"annotator1": 1, "annotator2": 1, "annotator3": 0}
+    monkeypatch.setattr(task_sets, "find_file_fault", lambda file, path: None)
+    (tmp_path / "pandalm.json").write_text(json.dumps([row, row | {"response2": "True"}]))
+    found, drops = task_sets.read_pairs("pandalm", tmp_path)
+    assert [(one.better, one.worse) for one in found] == [("True", "No.")]
+    assert drops == {"pairs of the same answer twice": 1}
+    (tmp_path / "pandalm.json").write_text(json.dumps([row, row | {"response1": 5}]))
+    with pytest.raises(DataError, match="row 1: a text is not text"):
+        task_sets.read_pairs("pandalm", tmp_path)

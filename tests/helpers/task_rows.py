@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfreward_lite.data.task_sets import SETS, SetFile, TaskName, TestSet
+from selfreward_lite.data.tiny.ranked import generate_ranked_rows
 
 EMPTY = {"num_words": None, "relation": None, "keywords": None}  # as IFBench fills its rows
 ROWS: dict[TaskName, list[dict]] = {
@@ -76,5 +77,60 @@ def pin_small(monkeypatch, folder: Path) -> None:
 def pin(real: TestSet, content: bytes) -> TestSet:
     """A set of one file with this content instead of its own."""
     (file,) = real.files
-    digest = hashlib.sha256(content).hexdigest()
-    return replace(real, files=(SetFile(file.path, file.url, digest, len(content)),))
+    return replace(real, files=(_pin_file(file, content),))
+
+
+def pin_ranked(monkeypatch, folder: Path) -> None:
+    """Write small ranked sets, and let the table pin these files.
+
+    LLMBar: in each part a pair whose better answer is longer, and one whose worse answer is.
+    PandaLM: four decided pairs of three prompts, and one without a majority. OASST1: the tiny
+    world's rows about other signs, three ranked answers to each of four prompts.
+    """
+    contents = {
+        file.path: [
+            {
+                "input": f"{file.path}: what is rain?",
+                "output_1": "Water that falls from clouds.",
+                "output_2": "Ice.",
+                "label": 1,
+            },
+            {
+                "input": f"{file.path}: what is snow?",
+                "output_1": "Hot stones that rise up to the clouds.",
+                "output_2": "Frozen water.",
+                "label": 2,
+            },
+        ]
+        for file in SETS["llmbar"].files
+    }
+    contents["pandalm.json"] = [
+        write_panda("Shorten.", "A b c.", "A.", "B, long.", (1, 1, 0)),
+        write_panda("Shorten.", "A b c.", "Nothing.", "A.", (2, 2, 1)),
+        write_panda("Add.", "", "5", "6", (1, 1, 1)),
+        write_panda("Is it so?", "", True, "Perhaps.", (2, 0, 2)),
+        write_panda("Is it so?", "", True, "Perhaps not.", (0, 1, 2)),
+    ]
+    texts = {name: json.dumps(rows) for name, rows in contents.items()}
+    texts["oasst1-en-validation.jsonl"] = "".join(
+        json.dumps(row | {"text": row["text"].replace("letters", "signs")}) + "\n"
+        for row in generate_ranked_rows(4)
+    )
+    for path, text in texts.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    for name in ("llmbar", "pandalm", "oasst1"):
+        files = tuple(
+            _pin_file(file, (folder / file.path).read_bytes()) for file in SETS[name].files
+        )
+        monkeypatch.setitem(SETS, name, replace(SETS[name], files=files))
+
+
+def write_panda(instruction: str, given: str, first, second: str, votes) -> dict:
+    """A row in PandaLM's schema."""
+    row = {"instruction": instruction, "input": given, "response1": first, "response2": second}
+    return row | {f"annotator{number}": vote for number, vote in enumerate(votes, 1)}
+
+
+def _pin_file(file: SetFile, content: bytes) -> SetFile:
+    return SetFile(file.path, file.url, hashlib.sha256(content).hexdigest(), len(content))

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from selfreward_lite.cli.main import app
 from selfreward_lite.config import parse
 from selfreward_lite.data import votes
+from selfreward_lite.data.judge_sets import JudgeSet
 from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
@@ -154,17 +155,19 @@ def test_what_is_not_there_is_said(runs):
             work.compare_answers("M1", "M0", "gone.gguf")
 
 
-def test_a_judge_of_ranked_data_is_measured(runs):
-    with opened(runs) as work:
-        ranked = work.run.ranked().evaluation
-        found, drawn = work.measure_judge("M1", ranked, 2)
-        assert found.answers == sum(len(one.responses) for one in work.run.ranked().evaluation)
-        assert 0 < found.metrics()["scored_share"] <= 1
-        assert work.measure_judge("M1", ranked, 2) == (found, drawn)
-        ids = {answer.id for answer in ranked[0].responses}
-        _, fewer = work.measure_judge("M1", ranked[:1], 1)
-        assert {one.response_id for one in fewer} == ids, "others were judged before"
-        assert {one.index for one in fewer} == {0}
+def test_a_judge_of_ranked_data_is_asked_only_for_what_is_missing(runs):
+    asked: list = []
+    with opened(runs, asked) as work:
+        own = JudgeSet.of("", "own", work.run.ranked().evaluation, {})
+        few, digest = own.first(1), own.digest
+        ids = {answer.id for answer in few.ranked[0].responses}
+        first = work.score_answers("M1", few, digest, 1)
+        assert {one.response_id for one in first} == ids
+        drawn = work.score_answers("M1", own, digest, 1)
+        assert len({one.response_id for one in drawn}) == len(own.answers())
+        assert drawn[: len(first)] == first
+        assert work.score_answers("M1", few, digest, 1) == first, "others were judged before"
+        assert {one.index for one in work.score_answers("M1", few, digest, 2)} == {0, 1}
 
 
 def test_every_prompt_gets_one_answer_in_order(runs):

@@ -24,6 +24,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.method import metrics
 from selfreward_lite.method.metrics import AnswerMetrics, ExactScores
+from selfreward_lite.method.statistics import Change
 from selfreward_lite.run import gates, loop, prepare
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import measure, promotion
@@ -80,6 +81,20 @@ def change_evidence(**changes) -> gates.Evidence:
     return replace(GOOD, **parts)
 
 
+def test_the_judge_set_refuses_only_a_clear_loss(tiny):
+    def judge(change):
+        evidence = change_evidence(judge_set=("LLMBar", change))
+        return next(one for one in gates.check(evidence, tiny.gates) if one.gate == "judge")
+
+    clear = judge(Change(-0.1, -0.16, -0.04, 0.06, 200, 50))
+    assert not clear.passed and "on LLMBar by -0.160 to -0.040" in clear.reason
+    assert judge(Change(-0.1, -0.18, -0.02, 0.06, 200, 50)).passed
+    few = judge(Change(-0.5, math.nan, math.nan, math.nan, 4, 4))
+    assert few.passed and "4 prompts changed: no clear loss" in few.reason
+    none = judge(None)
+    assert none.passed and "the model before did not judge it" in none.reason
+
+
 def refused(limits, **changes) -> list[str]:
     return [
         answer.gate
@@ -117,6 +132,7 @@ def refused(limits, **changes) -> list[str]:
         ({"judge_read_share": 0.8, "taught": False}, "reading"),
         ({"length_ratio": 1.6}, "length"),
         ({"judge_interval": (-0.1, -0.04)}, "judge"),
+        ({"judge_set": ("LLMBar", Change(-0.1, -0.16, -0.04, 0.06, 200, 50))}, "judge"),
         ({"outside_interval": (-0.6, -0.2)}, "outside"),
         ({"canary_score": 1.6}, "canary"),
         ({"canaries_chosen": 1}, "canary"),
@@ -230,6 +246,8 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         "answers",
         "length_ratio",
         "judge_interval",
+        "judge_set",
+        *fields_of(Change),
         "outside_interval",
         "outside_share",
         "self_change",

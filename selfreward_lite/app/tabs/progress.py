@@ -3,7 +3,7 @@
 Plots are Gradio's own, so that they follow the page's light and dark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.widgets import NEWS, QUIET, Header, Updates, text_table, warn
 from selfreward_lite.data.store import Store
-from selfreward_lite.report import early_warnings, plots, summary
+from selfreward_lite.report import early_warnings, passport, plots, summary
+from selfreward_lite.report.passport import PassportReport
 from selfreward_lite.report.plots import PANELS, Series
 from selfreward_lite.report.tasks import TaskReport, load_reports
 from selfreward_lite.system.errors import SelfRewardError
@@ -36,6 +37,7 @@ class RunResults(NamedTuple):
     tables: tuple[summary.Table, ...]  # measurements, examples, early warnings, gates
     advice: list[str]
     tasks: list[TaskReport]  # open task sets, the newest answers last; empty if none were asked
+    passports: list[PassportReport]  # judges on ranked pairs, as `tasks`
 
 
 @lru_cache(maxsize=8)
@@ -55,6 +57,7 @@ def load_results(folder: Path, news: str) -> RunResults:
             ),
             early_warnings.list_advice(signs),
             load_reports(store),
+            passport.load_reports(store),
         )
 
 
@@ -69,12 +72,12 @@ def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults 
     return results if any(results.series.values()) else NOTHING
 
 
-def write_words(reports: Sequence[TaskReport]) -> str:
-    """Return what was found on open task sets as Markdown, in words."""
-    lines = ["#### Open task sets"]
-    for one in reports:
-        lines += [escape_markdown(one.about), ""]
-        lines += [f"- {escape_markdown(line)}" for line in (*one.words, *one.notes)]
+def write_words(title: str, found: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Return a title and what was found as Markdown: how it was asked, and lines of words."""
+    lines = [f"#### {title}"]
+    for about, words in found:
+        lines += [escape_markdown(about), ""]
+        lines += [f"- {escape_markdown(line)}" for line in words]
         lines.append("")
     return "\n".join(lines)
 
@@ -122,6 +125,11 @@ class ProgressTab:
                 self.task_scores = text_table(
                     None, "", "Open task sets, scored by a program", height=420, elem_id="tasks"
                 )
+            with gr.Column(visible=False) as self.passports:
+                self.passport_words = gr.Markdown()
+                self.passport_figures = text_table(
+                    None, "", "Judges on ranked pairs, the newest", height=420, elem_id="passport"
+                )
             measured = text_table(
                 None, "", "All measurements, with standard errors", height=420, elem_id="measured"
             )
@@ -139,6 +147,7 @@ class ProgressTab:
         outputs = [self.known, self.empty, self.body, *self.plots.values()]
         outputs += [self.training, self.advice, *self.tables]
         outputs += [self.tasks, self.task_words, self.task_scores]
+        outputs += [self.passports, self.passport_words, self.passport_figures]
         chosen = [header.run, header.news, self.curve]
         gr.on(header.changes, self.refresh, [*chosen, self.known], outputs, **NEWS)
         self.curve.change(self.show_curve, chosen, self.training, **QUIET)
@@ -170,9 +179,19 @@ class ProgressTab:
         updates[self.advice] = advice or "No early warnings for the newest model."
         updates[self.tasks] = gr.update(visible=bool(results.tasks))
         if results.tasks:
-            updates[self.task_words] = write_words(results.tasks)
+            updates[self.task_words] = write_words(
+                "Open task sets",
+                ((one.about, (*one.words, *one.notes)) for one in results.tasks),
+            )
             head, rows = results.tasks[-1].scores
             updates[self.task_scores] = {"headers": head, "data": rows}
+        updates[self.passports] = gr.update(visible=bool(results.passports))
+        if results.passports:
+            updates[self.passport_words] = write_words(
+                "Judges on ranked pairs", ((one.about, one.words) for one in results.passports)
+            )
+            head, rows = results.passports[-1].figures
+            updates[self.passport_figures] = {"headers": head, "data": rows}
         return updates | {self.training: self.show_curve(run, news, curve)}
 
     def show_curve(self, run: str | None, news: str, curve: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run import gates
 from selfreward_lite.run.ask import NO_TIME
 from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.steps.judge_set import compare_with_before
 from selfreward_lite.run.steps.measure import model_metrics
 from selfreward_lite.run.steps.reward_hacking import find_signs, mean_outside_score, outside_view
 from selfreward_lite.system.errors import GateStop, UserError
@@ -132,6 +133,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         outside_share=share,
         self_change=None if liked is None or signs.self_score is None else signs.self_score - liked,
         signs=signs,
+        judge_set=compare_with_before(run, iteration),
     )
 
 
