@@ -102,7 +102,9 @@ def test_notebook_form_has_valid_defaults(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_has_no_public_link_pin_or_test(path):
     text = "\n".join(cell.source for cell in source(path))
-    assert "==" not in re.sub(r'PRESET == "(tiny|smol)"', "", text), "pins are in requirements.txt only"
+    assert "==" not in re.sub(r'PRESET == "(tiny|smol)"', "", text), (
+        "pins are in requirements.txt only"
+    )
     for word in ("share=True", "ngrok", "--listen", "pytest", "http:", "https:"):
         assert word not in text, word
     for cell in source(path):
