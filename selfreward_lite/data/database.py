@@ -9,7 +9,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data.records import KINDS
+from selfreward_lite.data.records import KINDS, Record
 from selfreward_lite.system.errors import UserError
 
 FILE = "run.sqlite"
@@ -83,7 +83,9 @@ def open_for_writing(folder: Path) -> Database:
     # A power cut may lose commits since the last checkpoint, which every end of a stage makes.
     database.execute("PRAGMA synchronous=NORMAL")
     if _read_version(database) == 0:
-        tables = _FIXED_TABLES + "".join(_define_record_tables())
+        tables = _FIXED_TABLES + "".join(
+            statement for kind in KINDS for statement in _define_record_table(kind)
+        )
         with database.explain_errors():
             database.executescript(
                 f"BEGIN IMMEDIATE;\n{tables}PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
@@ -132,16 +134,15 @@ def list_columns(database: Database, kind: type) -> set[str]:
     return {row[1] for row in database.execute(f"PRAGMA table_info({table_name(kind)})")}
 
 
-def _define_record_tables() -> Iterable[str]:
-    for kind in KINDS:
-        table = table_name(kind)
-        columns = ", ".join(_define_column(one) for one in fields(kind))
-        yield (
-            f"CREATE TABLE IF NOT EXISTS {table} ({columns}, content_hash TEXT NOT NULL, "
-            "PRIMARY KEY (id));\n"
-        )
-        parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
-        yield f"CREATE INDEX IF NOT EXISTS {table}_by ON {table} (iteration, {parent});\n"
+def _define_record_table(kind: type[Record]) -> Iterable[str]:
+    table = table_name(kind)
+    columns = ", ".join(_define_column(one) for one in fields(kind))
+    yield (
+        f"CREATE TABLE IF NOT EXISTS {table} ({columns}, content_hash TEXT NOT NULL, "
+        "PRIMARY KEY (id));\n"
+    )
+    parent = next((name for name in kind.KEY if name.endswith("_id")), "iteration")
+    yield f"CREATE INDEX IF NOT EXISTS {table}_by ON {table} (iteration, {parent});\n"
 
 
 def _define_column(column: Field[Any]) -> str:
@@ -160,10 +161,12 @@ def _define_column(column: Field[Any]) -> str:
 
 def _add_what_is_missing(database: Database) -> None:
     """Give an older run the tables and columns that were added since."""
-    for statement in _define_record_tables():
-        database.execute(statement)
     for kind in KINDS:
         known = list_columns(database, kind)
+        if not known:
+            for statement in _define_record_table(kind):
+                database.execute(statement)
+            continue
         for column in fields(kind):
             if column.name not in known:
                 database.execute(
