@@ -310,7 +310,8 @@ def test_a_model_card_has_the_words_and_the_table(command, runs, tmp_path):
         (report,) = passport.load_reports(store)
     assert "## Judges on ranked pairs" in card
     assert all(f"- {line}" in card for line in report.words)
-    assert "| part | judge | pairs | right |" in card
+    assert "| part | judge | right | the longer |" in card
+    assert "| part | judge | pairs | without ties | ties |" in card
 
 
 def test_a_card_names_no_path_of_this_machine(command, runs, tmp_path):
