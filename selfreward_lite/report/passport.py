@@ -14,7 +14,7 @@ from selfreward_lite.data.judge_sets import FACT
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.passport import WHOLE, Figures, JudgeChange, Passport, Way
-from selfreward_lite.method.statistics import Change, Z, format_with_error
+from selfreward_lite.method.statistics import Change, format_with_error
 from selfreward_lite.report.summary import Table
 from selfreward_lite.report.tasks import (
     describe_interval,
@@ -147,7 +147,7 @@ def _describe_judges(passport: Passport, title: str) -> list[str]:
 
 
 def _describe_worth(one: Figures) -> str:
-    chance = {1: "better than", 0: "no better than", -1: "worse than"}[one.over_chance]
+    chance = {1: "better than", 0: "no better than", -1: "worse than"}[one.over_chance.direction]
     right = f"{one.model} is right in {one.accuracy:.1%} of {one.pairs} pairs, {chance} a coin"
     change, rule = one.over_longer, f"picking the longer answer (right in {one.longer:.1%})"
     if change.direction:
@@ -183,7 +183,7 @@ def _describe_length_bias(one: Figures, title: str) -> str:
     picked = f"of those it decides, it picks the longer answer in {one.picks_longer:.0%}"
     if math.isnan(one.picks_longer):
         picked = "it decides none that differ in length"
-    if one.picks_longer - Z * one.picks_longer_error > 0.5:
+    if one.length_habit.direction > 0:
         return f"{one.model} picks longer answers: {right} ({picked}; that rule: {one.longer:.0%})"
     return f"{one.model} is {right} ({picked}; that rule: {one.longer:.0%})"
 
