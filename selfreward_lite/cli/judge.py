@@ -76,6 +76,7 @@ def measure_judge(
         for line in report.words:
             say(line)
         print_table(*report.figures)
+        print_table(*report.habits)
         if report.changes.rows:
             print_table(*report.changes)
     about = {"run": name, "model": chosen[-1], "models": chosen, "prompts": asked.prompts}

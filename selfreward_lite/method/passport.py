@@ -20,7 +20,6 @@ from selfreward_lite.method.metrics import compare_scores
 from selfreward_lite.method.parsing import Verdict
 from selfreward_lite.method.statistics import (
     Change,
-    Z,
     mean_and_error,
     mean_or_nan,
     nan_to_none,
@@ -56,8 +55,8 @@ class Figures:
     `accuracy` counts ½ as half, with its standard error; `without_ties` leaves it out. `tie_rate`
     is of the pairs that were read; in comparisons a tie is a verdict that flips with the order.
     `first_share` is of the verdicts that were read: ½ is unbiased. `picks_longer` is of the pairs
-    that are decided and differ in length, with its error. `over_longer` is the accuracy less that
-    of the rule.
+    that are decided and differ in length; `length_habit` is how far it is from ½. `over_chance` is
+    the accuracy less ½, `over_longer` less that of the rule.
     """
 
     part: str
@@ -71,20 +70,12 @@ class Figures:
     unread_share: float
     first_share: float
     picks_longer: float
-    picks_longer_error: float
+    length_habit: Change
     longer: float
     longer_error: float
     longer_without_ties: float
+    over_chance: Change
     over_longer: Change
-
-    @property
-    def over_chance(self) -> int:
-        """1 where it is right more often than a coin, −1 where less often, 0 where neither is seen.
-
-        By the 95 % interval of the accuracy, over prompts.
-        """
-        above, reach = self.accuracy - 0.5, Z * self.accuracy_error
-        return int(above > reach) - int(above < -reach)
 
 
 @dataclass(frozen=True)
@@ -215,7 +206,7 @@ def _measure(part: str, model: str, pairs: Sequence[JudgedPair]) -> Figures:
     for one in pairs:
         if 0.5 not in (one.result, one.longer):
             picks.setdefault(one.prompt_id, []).append(float(one.result == one.longer))
-    picks_longer, picks_error = mean_and_error([*picks.values()])
+    habit = _compare_with_half([*picks.values()])
     return Figures(
         part,
         model,
@@ -227,13 +218,18 @@ def _measure(part: str, model: str, pairs: Sequence[JudgedPair]) -> Figures:
         mean_or_nan([one.result == 0.5 for one in read]),
         1 - len(read) / len(pairs) if pairs else nan,
         ratio_or_nan(named.count("A"), len(named)),
-        picks_longer,
-        picks_error,
+        0.5 + habit.mean,
+        habit,
         longer,
         longer_error,
         _without_ties([one.longer for one in pairs]),
+        _compare_with_half(results),
         paired_change(results, rule),
     )
+
+
+def _compare_with_half(groups: Sequence[Sequence[float]]) -> Change:
+    return paired_change(groups, [[0.5] * len(group) for group in groups])
 
 
 def _without_ties(results: Sequence[float]) -> float:

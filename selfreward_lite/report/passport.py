@@ -14,7 +14,7 @@ from selfreward_lite.data.judge_sets import FACT
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.passport import WHOLE, Figures, JudgeChange, Passport, Way
-from selfreward_lite.method.statistics import Change, Z, format_with_error
+from selfreward_lite.method.statistics import Change, format_with_error
 from selfreward_lite.report.summary import Table
 from selfreward_lite.report.tasks import (
     describe_interval,
@@ -29,11 +29,15 @@ WAYS: dict[Way, str] = {"scores": "by scores", "comparison": "by comparison"}
 
 @dataclass(frozen=True)
 class PassportReport:
-    """A passport in words and tables; `words` are of the last model."""
+    """A passport in words and tables; `words` are of the last model.
+
+    `figures` has each judge beside "the longer", the rule; `habits` how it decides.
+    """
 
     about: str
     words: list[str]
     figures: Table
+    habits: Table
     changes: Table
 
 
@@ -61,7 +65,8 @@ def describe(document: Mapping[str, Any]) -> PassportReport:
     return PassportReport(
         _describe_question(passport, asked),
         _describe_judges(passport, asked["title"]),
-        _build_figure_table(passport),
+        _build_figure_table(passport.figures),
+        _build_habit_table(passport),
         _build_change_table(passport.changes),
     )
 
@@ -142,7 +147,7 @@ def _describe_judges(passport: Passport, title: str) -> list[str]:
 
 
 def _describe_worth(one: Figures) -> str:
-    chance = {1: "better than", 0: "no better than", -1: "worse than"}[one.over_chance]
+    chance = {1: "better than", 0: "no better than", -1: "worse than"}[one.over_chance.direction]
     right = f"{one.model} is right in {one.accuracy:.1%} of {one.pairs} pairs, {chance} a coin"
     change, rule = one.over_longer, f"picking the longer answer (right in {one.longer:.1%})"
     if change.direction:
@@ -178,7 +183,7 @@ def _describe_length_bias(one: Figures, title: str) -> str:
     picked = f"of those it decides, it picks the longer answer in {one.picks_longer:.0%}"
     if math.isnan(one.picks_longer):
         picked = "it decides none that differ in length"
-    if one.picks_longer - Z * one.picks_longer_error > 0.5:
+    if one.length_habit.direction > 0:
         return f"{one.model} picks longer answers: {right} ({picked}; that rule: {one.longer:.0%})"
     return f"{one.model} is {right} ({picked}; that rule: {one.longer:.0%})"
 
@@ -193,30 +198,32 @@ def _describe_order(one: Figures) -> str:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _build_figure_table(passport: Passport) -> Table:
+def _build_figure_table(figures: Sequence[Figures]) -> Table:
     """Every judge on every part, beside the rule, with the difference in points."""
-    ties = "ties" if passport.way == "scores" else "flips"
-    head = ["part", "judge", "pairs", "right", "without ties", ties, "unread"]
-    if passport.way == "comparison":
-        head.append("names the first")
-    head += ["picks the longer", "the rule: right", "judge less rule, points (95 %)"]
-    rows = []
-    for one in passport.figures:
-        row = [
+    head = ["part", "judge", "right", "the longer", "judge less longer, points"]
+    rows = [
+        [
             one.part or "all",
             one.model,
-            f"{one.pairs:,}",
             format_with_error((one.accuracy, one.accuracy_error)),
-            *map(_share, (one.without_ties, one.tie_rate, one.unread_share)),
-        ]
-        if passport.way == "comparison":
-            row.append(_share(one.first_share))
-        row += [
-            _share(one.picks_longer),
             format_with_error((one.longer, one.longer_error)),
             format_change(one.over_longer),
         ]
-        rows.append(row)
+        for one in figures
+    ]
+    return Table(head, rows)
+
+
+def _build_habit_table(passport: Passport) -> Table:
+    """How every judge decides on every part: ties, order, length."""
+    by_scores = passport.way == "scores"
+    head = ["part", "judge", "pairs", "without ties", "ties" if by_scores else "flips", "unread"]
+    head += ["picks the longer"] if by_scores else ["names the first", "picks the longer"]
+    rows = []
+    for one in passport.figures:
+        shares = [one.without_ties, one.tie_rate, one.unread_share]
+        shares += [one.picks_longer] if by_scores else [one.first_share, one.picks_longer]
+        rows.append([one.part or "all", one.model, f"{one.pairs:,}", *map(_share, shares)])
     return Table(head, rows)
 
 

@@ -110,3 +110,16 @@ def test_outcomes_of_entries_that_share_a_prompt_are_one_group():
     asked = make_set([pair("Natural", "p", "x", "y"), pair("Natural", "p", "x", "z"), PAIRS[0]])
     groups = passport.group_outcomes(asked, [[1.0]] * len(asked.ranked))
     assert sorted(map(len, groups)) == [1, 2]
+
+
+def test_few_pairs_say_nothing_of_chance():
+    def figures(count):
+        asked = make_set([pair("Natural", f"p{n}", f"longer {n}", f"x{n}") for n in range(count)])
+        judged = score(asked, {f"longer {n}": 2.0 for n in range(count)})
+        return passport.build_passport("scores", {"M1": judged}).figures[0]
+
+    few, more = figures(5), figures(6)
+    assert few.accuracy == more.accuracy == more.picks_longer == 1.0
+    assert (few.over_chance.direction, few.length_habit.direction) == (0, 0)
+    assert (more.over_chance.direction, more.length_habit.direction) == (1, 1)
+    assert more.over_longer.direction == 0, "the rule is as good"

@@ -206,6 +206,11 @@ ASKED = {
 }
 
 
+def clear(mean: float) -> Change:
+    """A change that is seen if it is above 4 points."""
+    return Change(mean, mean - 0.04, mean + 0.04, 0.05, 418, 50)
+
+
 def make_figures(part="", model="M2", accuracy=0.6, picks=0.5, over=(0.08, 0.05, 0.12), **other):
     values = {
         "pairs": 419,
@@ -215,13 +220,13 @@ def make_figures(part="", model="M2", accuracy=0.6, picks=0.5, over=(0.08, 0.05,
         "tie_rate": 0.1,
         "unread_share": 0.0,
         "first_share": 0.7,
-        "picks_longer_error": 0.02,
         "longer": 0.5,
         "longer_error": 0.02,
         "longer_without_ties": 0.5,
     }
     change = Change(*over, 0.05, 418, 50)
     known = {"part": part, "model": model, "accuracy": accuracy, "picks_longer": picks}
+    known |= {"over_chance": clear(accuracy - 0.5), "length_habit": clear(picks - 0.5)}
     return Figures(**known, **(values | other), over_longer=change)
 
 
@@ -310,7 +315,8 @@ def test_a_model_card_has_the_words_and_the_table(command, runs, tmp_path):
         (report,) = passport.load_reports(store)
     assert "## Judges on ranked pairs" in card
     assert all(f"- {line}" in card for line in report.words)
-    assert "| part | judge | pairs | right |" in card
+    assert "| part | judge | right | the longer |" in card
+    assert "| part | judge | pairs | without ties | ties |" in card
 
 
 def test_a_card_names_no_path_of_this_machine(command, runs, tmp_path):
