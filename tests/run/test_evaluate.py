@@ -323,14 +323,18 @@ def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):
 
 
 def test_a_judge_stands_beside_picking_the_longer_answer(command, runs):
-    ended, said = command("judge")
+    ended, said = command("judge", "--model", "M1")
     assert f"{said['longer_pair_accuracy']:.3f} ± " in ended.stderr
-    mean, interval = (line for line in ended.stderr.splitlines() if "judge less longer" in line)
+    mean, interval = (
+        line for line in ended.stderr.splitlines() if line.startswith("│ judge less longer")
+    )
     assert f"{said['over_longer']:+.3f}" in mean
     assert f"{said['over_longer_low']:+.3f} to {said['over_longer_high']:+.3f}" in interval
-    ended, alone = command("judge", "--most", "1")
+    ended, alone = command("judge", "--model", "M1", "--most", "1")
     assert (alone["over_longer_low"], alone["over_longer_high"]) == (None, None)
-    (interval,) = (line for line in ended.stderr.splitlines() if "judge less longer, 95 %" in line)
+    (interval,) = (
+        line for line in ended.stderr.splitlines() if "│ judge less longer, 95 %" in line
+    )
     assert "–" in interval, "one prompt has no interval"
 
 
