@@ -38,6 +38,12 @@ def make_verdict_closing(chat: ChatFormat, noun: Noun) -> Closing | None:
     return _make_closing(chat, f"\nWinner: {noun} ", SIDES)
 
 
+def can_close(chat: ChatFormat) -> bool:
+    """Return whether every judgment and verdict can be closed with the tokens of this model."""
+    verdicts = (make_verdict_closing(chat, "Judgement"), make_verdict_closing(chat, "Response"))
+    return None not in (make_score_closing(chat), *verdicts)
+
+
 def draw_choice(
     probabilities: Sequence[float], sampling: Sampling, seed: int, choices: Sequence[str]
 ) -> str | None:

@@ -10,6 +10,8 @@ from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.method.templates import fill_template, make_nonce
 from selfreward_lite.method.verdicts import read_verdict
 
+OLD_CUT_MARK = "\n[cut]"  # behind a text that was cut, in runs whose records have no verdicts
+
 
 def ask_for_comparison(
     prompt: Prompt, mine: Response, theirs: Response, role: Role
@@ -71,10 +73,13 @@ def read_comparison(
 def read_verdicts(compared: Comparison) -> tuple[Verdict | None, Verdict | None]:
     """Return the verdicts in both orders: "A" is the answer shown first, None is unread."""
     if not compared.verdicts:  # of an older run
-        texts = compared.mine_first_text, compared.theirs_first_text
-        return parse_verdict(texts[0], "Response"), parse_verdict(texts[1], "Response")
+        return _read_again(compared.mine_first_text), _read_again(compared.theirs_first_text)
     sides: dict[str, Verdict | None] = {"A": "A", "B": "B"}
     return sides.get(compared.verdicts[0]), sides.get(compared.verdicts[1])
+
+
+def _read_again(text: str) -> Verdict | None:
+    return None if text.endswith(OLD_CUT_MARK) else parse_verdict(text, "Response")
 
 
 def combine_verdicts(mine_first: Verdict | None, theirs_first: Verdict | None) -> float:

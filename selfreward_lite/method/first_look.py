@@ -15,7 +15,8 @@ from selfreward_lite.method.metrics import compare_scores
 from selfreward_lite.method.statistics import Z, mean_and_error
 
 JUDGMENTS = 100
-LEAST_SHARE = 0.05  # of the judgments must be of use; by chance, a judge that writes 10 % has that
+# Must be of use. A judge that writes 10 % of its scores has fewer in 2 of 100 looks (binomial).
+LEAST_SHARE = 0.05
 # The 99 % interval: of judges that are right in 60 % of the pairs, the 95 % one stops 1 in 3,000.
 STOP_Z = 2.5758293035489004
 SAME_SHARE = 0.95  # of the scores one value: nothing is told apart
@@ -31,7 +32,7 @@ class FirstLook:
 
     `scores` counts those that were read. Of pairs of ranked answers, `accuracy` is the share in
     the humans' order, a tie is one half, with its standard `error` over prompts; `longer` is the
-    same of the rule "the longer answer is better". NaN without pairs.
+    same of the rule "the longer answer is better", on the same pairs. NaN without pairs.
     """
 
     judgments: int
@@ -86,10 +87,8 @@ def look(ranked: Sequence[RankedPrompt], judgments: Sequence[Judgment]) -> First
     """Return what one judgment of every answer to some ranked prompts shows."""
     scores = {one.response_id: one.score for one in judgments if one.score is not None}
     judged = [_compare(one.responses, scores) for one in ranked]
-    by_length = [
-        _compare(one.responses, {answer.id: len(answer.text) for answer in one.responses})
-        for one in ranked
-    ]
+    lengths = {a.id: len(a.text) for one in ranked for a in one.responses if a.id in scores}
+    by_length = [_compare(one.responses, lengths) for one in ranked]
     accuracy, error = mean_and_error(judged)
     return FirstLook(
         judgments=len(judgments),

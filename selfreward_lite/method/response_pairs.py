@@ -19,8 +19,8 @@ from selfreward_lite.method.parsing import find_appeal_to_judge
 from selfreward_lite.method.templates import neutralize
 
 NONE_MAY_WIN = "no response may be chosen"
-# Of a score that constraints decide. With it, the judge's 5 points count for less than one
-# constraint of six, the most that a prompt has.
+# Of a score that constraints decide. With it, the judge's 5 points count half a point at most, and
+# one constraint of three, the most that a prompt has, one and a half.
 JUDGE_SHARE = 0.1
 
 

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
+Verdict = Literal["better", "worse", "no difference seen"]
 Z = 1.959963984540054  # the normal distribution's two-sided 95 % quantile
 Z_POWER = 0.8416212335729143  # its 80 % quantile: the power of `smallest_change`
 FEWEST_CHANGED = 6  # with fewer, even all in one direction, a sign test cannot reach 5 %: 2 / 2⁶
@@ -110,6 +111,12 @@ class Change:
         if math.isnan(self.low) or self.low <= 0 <= self.high:
             return 0
         return 1 if self.low > 0 else -1
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval says, in words."""
+        names: dict[int, Verdict] = {1: "better", 0: "no difference seen", -1: "worse"}
+        return names[self.direction]
 
 
 def paired_change(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> Change:

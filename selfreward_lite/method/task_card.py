@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Literal
 
 from selfreward_lite.data.records import TaskAnswer, group_records
-from selfreward_lite.method.statistics import Change, mean_and_error, paired_change
+from selfreward_lite.method.statistics import Change, Verdict, mean_and_error, paired_change
 
 Metric = Literal["strict", "loose", "instructions_strict", "instructions_loose", "right"]
 # Points and parts of an answer: by prompt all parts must be done, by instruction each counts.
@@ -31,7 +31,6 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "ifbench": ("loose", "strict", "instructions_strict", "instructions_loose"),
     "gsm8k": ("right",),
 }
-Verdict = Literal["better", "worse", "no difference seen"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,7 @@ class SetChange:
     @property
     def verdict(self) -> Verdict:
         """What the interval of the deciding metric says."""
-        names: dict[int, Verdict] = {1: "better", 0: "no difference seen", -1: "worse"}
-        return names[self.first.direction]
+        return self.first.verdict
 
 
 @dataclass(frozen=True)

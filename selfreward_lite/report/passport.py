@@ -151,8 +151,7 @@ def _describe_worth(one: Figures) -> str:
     right = f"{one.model} is right in {one.accuracy:.1%} of {one.pairs} pairs, {chance} a coin"
     change, rule = one.over_longer, f"picking the longer answer (right in {one.longer:.1%})"
     if change.direction:
-        verdict = "better" if change.direction > 0 else "worse"
-        return f"{right}, and {verdict} than {rule}, by {_describe_range(change)} points"
+        return f"{right}, and {change.verdict} than {rule}, by {_describe_range(change)} points"
     return (
         f"{right}, and no better than {rule}: {format_points(change.mean)} points, "
         f"{describe_interval(change)}"
@@ -168,9 +167,9 @@ def _describe_range(change: Change) -> str:
 def _describe_change(one: JudgeChange) -> str:
     change = one.change
     if change.direction:
-        verdict = "better" if change.direction > 0 else "worse"
         return (
-            f"{one.model} judges {verdict} than {one.against}, by {_describe_range(change)} points"
+            f"{one.model} judges {change.verdict} than {one.against}, by "
+            f"{_describe_range(change)} points"
         )
     return (
         f"no difference seen between {one.model} and {one.against} ({format_points(change.mean)} "
@@ -232,7 +231,7 @@ def _build_change_table(changes: Sequence[JudgeChange]) -> Table:
         [
             one.part or "all",
             f"{one.model} against {one.against}",
-            {1: "better", 0: "no difference seen", -1: "worse"}[one.change.direction],
+            one.change.verdict,
             format_change(one.change),
             format_points(one.change.smallest).removeprefix("+"),
         ]

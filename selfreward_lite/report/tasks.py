@@ -229,7 +229,7 @@ def _build_change_table(changes: Sequence[SetChange], *, only_first: bool = Fals
             SETS[one.set].title,
             MEANINGS[metric],
             f"{one.model} against {one.against}",
-            {1: "better", 0: "no difference seen", -1: "worse"}[change.direction],
+            change.verdict,
             format_change(change),
             format_points(change.smallest).removeprefix("+"),
         ]

@@ -16,6 +16,8 @@ from selfreward_lite.data.records import (
     Prompt,
     R,
     Response,
+    TaskAnswer,
+    derive_id,
     index_records,
 )
 from selfreward_lite.data.store import WHOLE, Store
@@ -28,6 +30,8 @@ from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
+
+Made = Response | Judgment | TaskAnswer
 
 
 @dataclass
@@ -87,6 +91,14 @@ class RunReader:
         if not self.settings.judge.count:
             return None
         return judgments.score_responses(self.judgments(iteration), self.settings)
+
+    def copy_as_m0(self, records: Iterable[Made]) -> list[Made]:
+        """What the base made, as made by an M0 that is the base: it would say the same again."""
+        namespace, copies = self.store.id_namespace, []
+        for one in records:
+            copy = replace(one, model=ModelId(0).name)
+            copies.append(replace(copy, id=derive_id(namespace, copy)))
+        return copies
 
     def score(self, drawn: Iterable[Judgment], count: int, first: int = 0) -> Scores:
         """Scores of responses from `count` judgments each, those numbered from `first`."""

@@ -17,7 +17,7 @@ from selfreward_lite.config.settings import CHECKABLE, Settings
 from selfreward_lite.data import hub, judge_sets, prompt_files, task_sets
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.store import Store
-from selfreward_lite.method.closing import make_score_probe
+from selfreward_lite.method.closing import can_close, make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_files, check_folder
 from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
@@ -249,10 +249,16 @@ def _check_use(settings: Settings, folder: Path) -> None:
             f"{folder} holds 4-bit weights; set model.quantisation=nf4, or model.base to a "
             "folder in 16 bits"
         )
-    if settings.judge.score == "expected" and make_score_probe(ChatFormat.load(folder)) is None:
+    chat = ChatFormat.load(folder)
+    if settings.judge.score == "expected" and make_score_probe(chat) is None:
         raise ConfigError(
             f"{folder}: a digit is not one token here, so there is no expected score; use "
             "judge.score=mean"
+        )
+    if settings.judge.close == "force" and not can_close(chat):
+        raise ConfigError(
+            f"{folder}: a digit, A or B is not one token here, so no judgment can be closed; use "
+            "judge.close=drop"
         )
 
 

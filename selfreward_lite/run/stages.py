@@ -97,6 +97,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
         rows += seed.ift_examples * lengths.answered
         if not seed.trains:  # M0 is the base, and is not asked again
             measuring |= {"eval_responses": None, "eval_judgments": None}
+            tasks = dict.fromkeys(tasks)
         return {
             "ranked": None,
             "prompts_file": None,

@@ -112,3 +112,20 @@ def test_comparison_of_an_older_run_is_read_again(role):
     assert made.verdicts == "AA"
     assert comparisons.read_verdicts(replace(made, verdicts="")) == ("A", "A")
     assert comparisons.read_verdicts(replace(made, verdicts="A-")) == ("A", None)
+
+
+def test_cut_verdict_of_an_older_run_stays_unread(role):
+    """It was marked; the parser of today would find a winner before the mark."""
+    mine, theirs = make_response("a"), make_response("b", index=1)
+    asking = comparisons.ask_for_comparison(make_prompt(), mine, theirs, role)
+    requests = next(asking)
+    replies = [[Completion(one.key, 0, (1,), "Winner: Response A", "stop", 9)] for one in requests]
+    (made,) = finish_asking(asking, replies).records
+    old = replace(made, verdicts="", mine_first_text="Winner: Response A\nfor it\n[cut]")
+    assert comparisons.read_verdicts(old) == (None, "A")
+
+
+def test_model_without_a_token_for_a_digit_cannot_close(chat, monkeypatch):
+    assert closing.can_close(chat)
+    monkeypatch.setattr(closing, "make_score_closing", lambda chat: None)
+    assert not closing.can_close(chat)

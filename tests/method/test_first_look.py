@@ -60,6 +60,16 @@ def test_accuracy_counts_a_tie_as_half_and_length_beside_it():
     assert seen.scores == Counter({2: 2, 3: 1, 4: 1})
 
 
+def test_length_is_measured_on_the_pairs_that_were_read():
+    ranked = ranked_prompts(2, answers=2)
+    scores = iter((4, None, 3, 2))
+    seen = first_look.look(ranked, judge(ranked, lambda rank: next(scores)))
+    shorter_first = [replace(ranked[0], responses=ranked[0].responses[::-1]), ranked[1]]
+    scores = iter((4, None, 3, 2))
+    again = first_look.look(shorter_first, judge(shorter_first, lambda rank: next(scores)))
+    assert seen.longer == again.longer == 0.0, "the first prompt has no pair"
+
+
 def test_healthy_judge_is_never_stopped():
     """Right in about 60 % of the decided pairs: 1,000 draws, no stop."""
     rng, ranked = random.Random(1), ranked_prompts(33)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import scripted_run
+from evaluate_command import evaluate, script_models
 from scripted_runtime import scripted_runtime
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_folder import unpack_tokenizer
 from selfreward_lite.models.parity import TOKEN_PROBES
-from selfreward_lite.run import loop, prepare, runtime
+from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.evaluate import EXACT, open_evaluation
 from selfreward_lite.system.errors import ConfigError, UserError
 
@@ -183,19 +184,10 @@ def test_every_prompt_gets_one_answer_in_order(runs):
 
 @pytest.fixture
 def command(runs, monkeypatch):
-    @contextmanager
-    def scripted(*_, **__):
-        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
-
-    monkeypatch.setattr(runtime, "open_runtime", scripted)
+    script_models(monkeypatch)
 
     def give(*arguments: str):
-        ended = CliRunner().invoke(
-            app, ["evaluate", *arguments, "--name", "mine", "--runs-dir", str(runs)]
-        )
-        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
-            raise ended.exception
-        return ended, json.loads(ended.stdout.splitlines()[-1])
+        return evaluate(runs, *arguments)
 
     give.runs = runs
     return give

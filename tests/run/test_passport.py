@@ -3,12 +3,11 @@
 import json
 import math
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import scripted_run
-from scripted_runtime import scripted_runtime
+from evaluate_command import evaluate, script_models
 from task_rows import pin_ranked
 from typer.testing import CliRunner
 
@@ -16,12 +15,9 @@ from selfreward_lite.cli.main import app
 from selfreward_lite.data import task_sets
 from selfreward_lite.data.records import Comparison, Judgment
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method.passport import Figures, JudgeChange, Passport, make_document
 from selfreward_lite.method.statistics import Change
-from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.report import html, model_card, passport
-from selfreward_lite.run import runtime
 from selfreward_lite.system.errors import UserError
 
 
@@ -53,21 +49,11 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def command(runs, monkeypatch):
     """`evaluate judge` on models that judge by a script."""
-
-    @contextmanager
-    def scripted(*_, **__):
-        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
-
-    monkeypatch.setattr(runtime, "open_runtime", scripted)
+    script_models(monkeypatch)
 
     def give(*arguments: str):
-        where = ("--name", "mine", "--runs-dir", str(runs))
-        ended = CliRunner().invoke(app, ["evaluate", "judge", *arguments, *where])
-        if ended.exit_code == 130:
-            raise KeyboardInterrupt
-        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
-            raise ended.exception
-        return " ".join(ended.stderr.split()), json.loads(ended.stdout.splitlines()[-1])
+        ended, said = evaluate(runs, "judge", *arguments)
+        return " ".join(ended.stderr.split()), said
 
     return give
 

@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import scripted_run
+from evaluate_command import evaluate, script_models
 from run_contents import read_contents
 from scripted_runtime import scripted_runtime
 from task_rows import ROWS, pin_small
@@ -23,7 +23,7 @@ from selfreward_lite.method.statistics import Change
 from selfreward_lite.method.task_card import SetChange, TaskCard
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.report import html, model_card, tasks
-from selfreward_lite.run import loop, plan, prepare, runtime, stages
+from selfreward_lite.run import loop, plan, prepare, stages
 from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import ConfigError, UserError
 
@@ -55,19 +55,11 @@ def runs(tmp_path_factory, sets) -> Path:
 @pytest.fixture
 def command(runs, monkeypatch):
     """`evaluate tasks` on models that answer by a script."""
-
-    @contextmanager
-    def scripted(*_, **__):
-        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
-
-    monkeypatch.setattr(runtime, "open_runtime", scripted)
+    script_models(monkeypatch)
 
     def give(*arguments: str, name: str = "mine"):
-        where = ("--name", name, "--runs-dir", str(runs))
-        ended = CliRunner().invoke(app, ["evaluate", "tasks", *arguments, *where])
-        if ended.exception is not None and not isinstance(ended.exception, SystemExit):
-            raise ended.exception
-        return " ".join(ended.stderr.split()), json.loads(ended.stdout.splitlines()[-1])
+        ended, said = evaluate(runs, "tasks", *arguments, name=name)
+        return " ".join(ended.stderr.split()), said
 
     return give
 

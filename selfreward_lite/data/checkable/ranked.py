@@ -12,9 +12,11 @@ from typing import Any
 from selfreward_lite.data.checkable.answers import write_answer
 from selfreward_lite.data.checkable.kinds import TOPIC, Constraint, encode_constraints
 from selfreward_lite.data.checkable.requests import Request, draw_requests
+from selfreward_lite.data.message_rows import make_message
 
 ANSWERS = 3  # ranked answers per prompt
 _DATA_SEED = 20260104  # every run has the same data set
+_MADE: dict[str, Any] = {"author": "checkable", "created": "2026-01-04T00:00:00+00:00"}
 
 
 def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
@@ -33,13 +35,13 @@ def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
         tree = f"checkable-{made}"
         made += 1
         yield {
-            **_message(tree, None, "prompter", request.text, None),
+            **make_message(tree, None, request.text, None, **_MADE),
             "constraints": encode_constraints(request.constraints),
         }
         shown = list(enumerate(answers))
         rng.shuffle(shown)
         for rank, text in shown:
-            yield _message(f"{tree}-{rank}", tree, "assistant", text, rank)
+            yield make_message(f"{tree}-{rank}", tree, text, rank, **_MADE)
 
 
 def _write_ranked_answers(request: Request, rng: random.Random) -> list[str] | None:
@@ -59,25 +61,3 @@ def _write_one(
     rng.shuffle(kept)
     texts = (write_answer(request, rng, some) for some in kept)
     return next((text for text in texts if text is not None), None)
-
-
-def _message(
-    message_id: str, parent: str | None, role: str, text: str, rank: int | None
-) -> dict[str, Any]:
-    return {
-        "message_id": message_id,
-        "parent_id": parent,
-        "user_id": "checkable",
-        "created_date": "2026-01-04T00:00:00+00:00",
-        "text": text,
-        "role": role,
-        "lang": "en",
-        "review_count": 0,
-        "review_result": True,
-        "deleted": False,
-        "rank": rank,
-        "synthetic": False,
-        "model_name": None,
-        "message_tree_id": parent or message_id,
-        "tree_state": "ready_for_export",
-    }

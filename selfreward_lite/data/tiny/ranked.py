@@ -7,12 +7,14 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+from selfreward_lite.data.message_rows import make_message
 from selfreward_lite.data.tiny.answers import Habits, write_answer
 from selfreward_lite.data.tiny.score import score_answer
 from selfreward_lite.data.tiny.tasks import Task, draw_task
 
 ANSWERS = 3  # ranked answers per prompt; OASST's evaluation prompts have 2.85 on average
 _DATA_SEED = 20230412  # every run has the same data set
+_MADE: dict[str, Any] = {"author": "tiny", "created": "2023-04-12T00:00:00+00:00", "reviews": 3}
 
 
 def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
@@ -21,11 +23,11 @@ def generate_ranked_rows(prompts: int) -> Iterator[dict[str, Any]]:
     for number in range(prompts):
         task = draw_task(rng, "ranked")
         tree = f"tree-{number}"
-        yield _message(tree, None, "prompter", task.prompt, None)
+        yield make_message(tree, None, task.prompt, None, **_MADE)
         shown = list(enumerate(_ranked_answers(task, rng)))
         rng.shuffle(shown)
         for rank, text in shown:
-            yield _message(f"{tree}-{rank}", tree, "assistant", text, rank)
+            yield make_message(f"{tree}-{rank}", tree, text, rank, **_MADE)
 
 
 def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
@@ -35,25 +37,3 @@ def _ranked_answers(task: Task, rng: random.Random) -> list[str]:
         text = write_answer(task, rng, Habits()).text
         by_score.setdefault(score_answer(task.prompt, text).score, text)
     return [by_score[points] for points in sorted(by_score, reverse=True)]
-
-
-def _message(
-    message_id: str, parent: str | None, role: str, text: str, rank: int | None
-) -> dict[str, Any]:
-    return {
-        "message_id": message_id,
-        "parent_id": parent,
-        "user_id": "tiny",
-        "created_date": "2023-04-12T00:00:00+00:00",
-        "text": text,
-        "role": role,
-        "lang": "en",
-        "review_count": 3,
-        "review_result": True,
-        "deleted": False,
-        "rank": rank,
-        "synthetic": False,
-        "model_name": None,
-        "message_tree_id": parent or message_id,
-        "tree_state": "ready_for_export",
-    }

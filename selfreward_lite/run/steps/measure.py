@@ -4,7 +4,7 @@ What gates may know is `ModelMetrics`. Scores by the exact scorer are stored bes
 report alone.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from selfreward_lite.data.records import (
@@ -14,7 +14,6 @@ from selfreward_lite.data.records import (
     ModelId,
     Outcome,
     Response,
-    derive_id,
 )
 from selfreward_lite.method import comparisons, metrics, responses
 from selfreward_lite.method.metrics import JudgeAgreement, judge_agreement
@@ -104,22 +103,19 @@ def _ask(run: RunContext, model: ModelId) -> None:
 
 def _copy_from_base(run: RunContext, kind: type[Response] | type[Judgment]) -> Outcome:
     """The base's answers to held-out prompts, or its judgments of ranked ones, as those of M0."""
-    count, namespace = run.settings.evaluation.judgments, run.store.id_namespace
+    count = run.settings.evaluation.judgments
     asked = {one.id for one in run.held_out()} if kind is Response else set()
     ranked = {one.id for prompt in run.ranked().evaluation for one in prompt.responses}
-    known = {one.id for one in run.store.made_by(kind, 0)}
-    copies = []
-    for one in run.store.made_by(kind, BASE):
-        is_asked = (
+    given = [
+        one
+        for one in run.store.made_by(kind, BASE)
+        if (
             one.prompt_id in asked
             if isinstance(one, Response)
             else one.response_id in ranked and one.index < count  # a first look has others
         )
-        copy = replace(one, model=ModelId(0).name)
-        copy = replace(copy, id=derive_id(namespace, copy))
-        if is_asked and copy.id not in known:
-            copies.append(copy)
-    return Outcome(copies)
+    ]
+    return Outcome(run.copy_as_m0(given))
 
 
 def _store_metrics(run: RunContext, model: int) -> Outcome:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfreward_lite.data import task_sets
-from selfreward_lite.data.records import BASE, ModelId
+from selfreward_lite.data.records import BASE, ModelId, Outcome, TaskAnswer
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import Task
 from selfreward_lite.engine.api import Sampling
@@ -55,8 +55,12 @@ def answer_base(run: RunContext, _: int) -> None:
 
 
 def answer_tasks(run: RunContext, iteration: int) -> None:
-    """M(t) answers the task sets, if any are set."""
-    _ask(run, ModelId(iteration))
+    """M(t) answers the task sets, if any are set; for an M0 that is the base, it has already."""
+    if iteration or run.settings.seed_stage.trains:
+        _ask(run, ModelId(iteration))
+    elif run.settings.evaluation.tasks:
+        given = run.store.made_by(TaskAnswer, BASE)
+        run.once(0, "task_answers", lambda: Outcome(run.copy_as_m0(given)))
 
 
 def load_asked(
