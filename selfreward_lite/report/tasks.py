@@ -59,7 +59,7 @@ def load_reports(store: Store, newest: int | None = None) -> list[TaskReport]:
     paths = (store.folder / "evaluation").glob(f"*/{FILE}")
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         with Store.read(path.parent) as notes:
-            found.append(_load_report(notes, "by `evaluate tasks`", newest))
+            found.append(_load_report(notes, "by the command evaluate tasks", newest))
     return [report for report in found if report is not None]
 
 

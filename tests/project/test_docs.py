@@ -59,3 +59,11 @@ def test_named_paths_exist(page):
 
 def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_command_of_the_tests_stands_on_a_line_of_its_own():
+    """`.ci/run` takes it from there, so that what a newcomer types is what is tested."""
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "pytest" in line] == [
+        "pip install -r requirements.txt && python -m pytest"
+    ]

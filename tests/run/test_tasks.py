@@ -282,7 +282,7 @@ def test_a_report_holds_the_card_of_the_run_and_of_each_draw(runs, command, tmp_
     with Store.read(runs / "mine") as store:
         own, *later = tasks.load_reports(store)
         assert own.about.startswith("Asked in the run: 2 answers a prompt at temperature 0.9")
-        assert later[-1].about.startswith("Asked by `evaluate tasks`: ")
+        assert later[-1].about.startswith("Asked by the command evaluate tasks: ")
         assert own.scores.head == ["set", "accuracy", "base", "M0", "M1"]
         assert {row[0] for row in own.scores.rows} == {"IFEval", "GSM8K"}
         assert ["IFEval", "prompts answered", "2", "2", "2"] in own.scores.rows

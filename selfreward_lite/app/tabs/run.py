@@ -86,8 +86,9 @@ def _describe_time(settings: config.Settings, found: Estimate) -> str:
         return f"{seed:.1f} hours for the seed stage, {iterations} ({expected.source})"
     if time := CPU_TIMES.get(settings.preset):
         return time
-    card = expected.card
-    return f"no measurements of {card}" if card else "unknown, since there is no GPU"
+    if expected.card:
+        return f"no measurements of {expected.card}"
+    return "unknown: this preset has not been measured on a CPU"
 
 
 def _describe_memory(found: Estimate) -> str:
