@@ -161,9 +161,9 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
     if prompts is not None:
         with show_downloads() as show:
             place = hub.fetch_dataset(prompts, show)
-        rows = read_rows(place, skip_bad=False)
-        texts = extract_prompts(rows)
-        for note in rows.notes:
+        found = read_rows(place, skip_bad=False)
+        texts = extract_prompts(found)
+        for note in found.notes:
             say(note)
     models = dict.fromkeys([mine, against] if texts is None else [mine])
     exported = work.export_answers([*models], texts)

@@ -11,7 +11,7 @@ from itertools import cycle
 from typing import Any
 
 from selfreward_lite.data.fields import normalise_name
-from selfreward_lite.data.rows import BadRow, check_text, is_empty
+from selfreward_lite.data.rows import BadRow, check_text, is_empty, join_texts
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -55,7 +55,7 @@ def join_first_turn(turns: Sequence[Turn]) -> str:
         raise BadRow("the conversation begins with the assistant, not with a user")
     if "user" not in roles[:end]:
         raise BadRow("the conversation has no user's turn before its first answer")
-    return "\n\n".join(_read_content(turn.content).strip() for turn in turns[:end])
+    return join_texts([_read_content(turn.content) for turn in turns[:end]])
 
 
 def _read_turns(value: Any) -> list[Turn]:
@@ -111,7 +111,7 @@ def _read_content(content: Any) -> str:
         if kind not in _TEXT_PARTS:
             raise BadRow(f"{what} holds a part of type {kind!r}, which is no text")
         texts.append(check_text(part.get("text"), what))
-    return check_text("\n\n".join(texts), what)
+    return join_texts(texts)
 
 
 def _have_roles(messages: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from selfreward_lite.data.rows import (
     DataRows,
     check_text,
     is_empty,
+    join_texts,
     list_names,
 )
 from selfreward_lite.system.errors import DataError
@@ -66,7 +67,7 @@ def extract_prompt(row: DataRow) -> str:
         parts += [_read_material(name, held[name]) for name in material]
         used.update(material)
     before = [check_text(held[name], f"field {name!r}") for name in fields.SYSTEM if name in held]
-    prompt = "\n\n".join(part.strip() for part in (*before, *parts) if part)
+    prompt = join_texts([part for part in (*before, *parts) if part])
     for name in (*_MAIN, *fields.MATERIAL):
         if name in held and name not in used and not _repeats(name, held[name], parts[0], prompt):
             raise BadRow(

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ def find_text_fault(value: Any) -> str | None:
     if any("\ud800" <= sign <= "\udfff" for sign in value):
         return "holds half a character (a lone surrogate)"
     return None
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Return texts as one, with blank lines between them; a single one stays as it is."""
+    return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts)
 
 
 def check_text(value: Any, what: str) -> str:

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.prompt_rows import extract_prompt, extract_prompts
@@ -131,6 +133,23 @@ def test_what_stands_before_the_first_answer_is_one_prompt():
     assert extract_prompt({"messages": [{"role": "user", "content": parts}]}) == "One.\n\nTwo."
     row = {"instruction": ASKED[:1], "input": "b a", "system": "Be terse."}
     assert extract_prompt(row) == "Be terse.\n\nWhy?\n\nb a"
+
+
+texts = st.text(min_size=1, max_size=60).filter(
+    lambda text: text.strip() and "\x00" not in text and text.strip()[0] not in "[{"
+)
+
+
+@given(texts)
+def test_a_prompt_comes_out_as_it_went_in(text):
+    """Spaces at its ends too: AlpacaEval compares answers by the very text of their prompt."""
+    for row in (
+        {"prompt": text},
+        {"messages": [{"role": "user", "content": text}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
+        {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "ok"}]},
+    ):
+        assert extract_prompt(row) == text
 
 
 DIALOGUES = [

@@ -94,11 +94,7 @@ WAYS = {
         drop_nulls({key: row[key] for key in ("message_id", "parent_id", "text", "role", "rank")})
         for row in TREES
     ],
-    "every optional field is null.jsonl": change(
-        **dict.fromkeys(
-            ("lang", "deleted", "synthetic", "review_result", "tree_state"), lambda _: None
-        )
-    ),
+    "every optional field is null.jsonl": change(**dict.fromkeys(OPTIONAL, lambda _: None)),
     "region.jsonl": change(lang=lambda _: "en-US"),
     "other region.jsonl": change(lang=lambda _: "EN_gb"),
     "empty parents.jsonl": change(parent_id=lambda old: old or ""),
