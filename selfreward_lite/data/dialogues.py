@@ -35,8 +35,9 @@ class Turn:
 def read_first_turn(value: Any) -> str:
     """Return what stands before the first answer of a conversation: system turns and the user's.
 
-    A list of messages (or such a list as JSON), of texts in turn, or of objects with `input` and
-    `output`; or a text that `split_dialogue` can take apart. Raises BadRow for anything else.
+    A list of messages (as JSON, or as a list of each field, too), of texts in turn, or of objects
+    with `input` and `output`; or a text that `split_dialogue` can take apart. Raises BadRow for
+    anything else.
 
     >>> read_first_turn([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
     'Hi'
@@ -61,6 +62,8 @@ def join_first_turn(turns: Sequence[Turn]) -> str:
 def _read_turns(value: Any) -> list[Turn]:
     fault = BadRow("the conversation is not a list of messages")
     messages = _parse_json(value) if isinstance(value, str) else value
+    if isinstance(messages, Mapping):  # `datasets` keeps some lists as a list of each field
+        messages = _turn_over(messages)
     if not isinstance(messages, list) or not messages:
         raise fault
     if all(isinstance(one, str) for one in messages):
@@ -80,6 +83,13 @@ def _read_turns(value: Any) -> list[Turn]:
     if "content" in found[0] and not _have_roles(found):
         return [Turn("user", found[0]["content"])]  # Arena-Hard's
     return [_read_turn(one) for one in found]
+
+
+def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
+    held = {name: one for name, one in lists.items() if isinstance(one, list)}
+    if len({len(one) for one in held.values()}) != 1:
+        return []
+    return [dict(zip(held, each, strict=True)) for each in zip(*held.values(), strict=True)]
 
 
 def _read_turn(message: Mapping[str, Any]) -> Turn:

@@ -149,7 +149,7 @@ def _read_main(name: str, value: Any) -> str:
     """The prompt in the field that holds it: a text, a conversation, or a message."""
     if isinstance(value, Mapping) and "replies" in value:  # a tree of OASST's
         value = value.get("text")
-    elif isinstance(value, Mapping) and "content" in value:
+    elif isinstance(value, Mapping) and isinstance(value.get("role"), str):  # one message
         value = [value]
     if isinstance(value, list) or name in fields.CHATS:
         return read_first_turn(value)

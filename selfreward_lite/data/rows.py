@@ -70,11 +70,15 @@ def list_names(names: list[str]) -> str:
 def is_empty(value: Any) -> bool:
     """Return whether a field holds nothing: null, blank text, NaN, or lists and objects of such.
 
-    >>> [is_empty(one) for one in (None, " ", [], {"text": []}, float("nan"), 0, False, "a")]
-    [True, True, True, True, True, False, False, False]
+    In a table, an empty list is the text [].
+
+    >>> [is_empty(one) for one in (None, " ", [], {"text": []}, float("nan"), "[]")]
+    [True, True, True, True, True, True]
+    >>> [is_empty(one) for one in (0, False, "a")]
+    [False, False, False]
     """
     if isinstance(value, str):
-        return not value.strip()
+        return value.strip() in ("", "[]", "{}")
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, Mapping):

@@ -117,6 +117,8 @@ SHAPES = [
     {"messages": [json.dumps(one) for one in ASKED]},
     {"messages": [{"role": "user", "content": "Why?", "from": None, "value": None}]},
     {"prompt": ASKED[0]},
+    {"prompt": "Why?", "tools": "[]", "choices": " {} "},
+    {"conversations": {"from": ["human", "gpt"], "value": ["Why?", "So."]}},
     {"conversation": "User: Why?\nAssistant: So."},
 ]
 
@@ -202,6 +204,7 @@ REFUSED = [
     ({"messages": []}, "field 'messages' is empty"),
     ({"messages": "Why?"}, "not a list of messages"),
     ({"messages": ["Why?", {"role": "user"}]}, "not a list of messages"),
+    ({"messages": {"role": ["user", "user"], "content": ["Why?"]}}, "not a list of messages"),
     ({"messages": str(ASKED)}, "as Python prints it; write it as JSON"),
     ({"messages": ASKED[1:]}, "begins with the assistant"),
     ({"messages": [SYSTEM]}, "no user's turn"),
