@@ -63,7 +63,8 @@ def list_names(names: list[str]) -> str:
     >>> list_names(["a", "b"]), list_names([str(n) for n in range(20)])
     ('a, b', '0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
     """
-    shown = ", ".join(name if len(name) <= 60 else f"{name[:60]}…" for name in names[:_SHOWN])
+    short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:_SHOWN]]
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in short)
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
