@@ -242,7 +242,7 @@ class Live:
 def _check_types(request: Request) -> None:
     """Raise EngineError for a request of wrong types: in the child it would end everybody's."""
     try:
-        REQUEST.validate_python(REQUEST.dump_python(request, warnings=False), strict=True)
+        REQUEST.validate_json(REQUEST.dump_json(request, warnings=False))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
