@@ -113,8 +113,8 @@ def _name_role(role: Any) -> str:
 def _read_content(content: Any) -> str:
     """The text of a message, which may be in parts."""
     what = "the first message"
-    if not isinstance(content, list):
-        return check_text(content, what)
+    if not isinstance(content, list) or not content:
+        return check_text(content or None, what)
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -153,7 +153,7 @@ _IN_MARKUP = (
     re.compile(r"<\|(system|user|prompter|assistant)\|>"),
 )
 _BEGIN = re.compile(r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*")
-_ENDS = re.compile(r"(?:<\|(?:im_end|eot_id|end|endoftext)\|>|<end_of_turn>|</s>|\s)+$")
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>")
 # Where these stand inside of a text, it is not only a user's.
 _MARKUP = re.compile(
     r"<\|(?:im_start|im_end|start_header_id|eot_id|endoftext|system|user|prompter|assistant)\|>"
@@ -189,7 +189,7 @@ def split_dialogue(text: str) -> list[Turn] | None:
         _, *pieces = way.split(body)
         roles = [_name_role(role) for role in pieces[::2]]
         if way in _IN_MARKUP or {"user", "assistant"} <= {*roles}:
-            contents = [_ENDS.sub("", content).strip() for content in pieces[1::2]]
+            contents = map(_strip_end, pieces[1::2])
             return [Turn(role, content) for role, content in zip(roles, contents, strict=True)]
     if found := _MARKUP.search(text) or _FILLED.search(text):
         mark = next(filter(None, reversed(found.groups())), found[0])
@@ -198,3 +198,11 @@ def split_dialogue(text: str) -> list[Turn] | None:
             "text alone is needed"
         )
     return None
+
+
+def _strip_end(content: str) -> str:
+    """What one says, without what ends a turn or a text."""
+    content = content.strip()
+    while end := next((one for one in _ENDS if content.endswith(one)), None):
+        content = content.removesuffix(end).strip()
+    return content

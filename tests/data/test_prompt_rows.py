@@ -211,6 +211,8 @@ REFUSED = [
     ({"messages": [SYSTEM, ASKED[1], ASKED[0]]}, "no user's turn"),
     ({"messages": [{"role": "narrator", "content": "So."}]}, "unknown role 'narrator'"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part of type 'image'"),
+    ({"messages": [{"role": "user", "content": []}]}, "the first message is empty"),
+    ({"messages": [{"role": "user", "content": ""}]}, "the first message is empty"),
     ({"messages": [{**ASKED[0], "images": ["a.png"]}]}, "a field 'images'"),
     ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"id": 1}]}]}, "calls tools"),
     ({"messages": [*ASKED, {"role": "tool", "content": "7"}]}, "calls tools"),
