@@ -85,13 +85,11 @@ def test_a_judge_that_repeats_the_response_gives_it_no_score(judged, text, score
     assert parse_score(text, judged) == score
 
 
-@pytest.mark.parametrize("piece", ["\n", "< ", ".\n", "Score: ", "1. ", "i give it ", "[RESULT]"])
-def test_long_texts_are_read_in_a_moment(piece):
-    """With an expression that takes quadratic time, this test needs many minutes."""
-    text = f"x{piece[0]}" + piece * 50_000
-    assert parse_score(f"{text}x", text) is None
-    assert parse_verdict(text, "Response", text) is None
-    find_appeal_to_judge(text + "x")
+@pytest.mark.parametrize("text", ["x" + "\n" * 20_000 + "x", "<" + " " * 20_000 + "x"])
+def test_long_blanks_are_searched_in_a_moment(text):
+    """Where an expression takes quadratic time, this test needs a minute."""
+    assert find_appeal_to_judge(text) is None
+    assert parse_score(text, text) is parse_verdict(text, "Response", text) is None
 
 
 @pytest.mark.parametrize(
