@@ -9,12 +9,11 @@ import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 from selfreward_lite.engine.api import Bracket, Closing, Probe, Sampling
+from selfreward_lite.method.parsing import Noun
 from selfreward_lite.models.chat_format import ChatFormat
 
-Noun = Literal["Judgement", "Response"]
 SCORES = ("0", "1", "2", "3", "4", "5")
 SIDES = ("A", "B")
 

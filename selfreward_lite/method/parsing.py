@@ -13,6 +13,7 @@ from typing import Any, Literal
 from selfreward_lite.method import statements
 
 Verdict = Literal["A", "B"]
+Noun = Literal["Judgement", "Response"]  # what a verdict is about
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s*", re.MULTILINE)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _WINNER_ANYWHERE = re.compile(
@@ -99,9 +100,7 @@ def parse_score(text: str, judged: str = "") -> float | None:
     return found.value if found else None
 
 
-def parse_verdict(
-    text: str, noun: Literal["Judgement", "Response"], judged: str = ""
-) -> Verdict | None:
+def parse_verdict(text: str, noun: Noun, judged: str = "") -> Verdict | None:
     """Return the one winner that a text names, last or first, or None.
 
     If `judged` (the judged texts) names one, which the judge might repeat, only a last "Winner:"
