@@ -72,7 +72,8 @@ def read_score(text: str, judged: str = "") -> Reading | None:
         return None
     if value in repeatable and _ends_with_quotation(text, judged, r"score|\[result\]"):
         return None
-    if value == 1 and len(said) > 1:  # one point for each of several criteria
+    is_named = any(one.is_as_asked for one in said)
+    if len(said) > 1 and (value == 1 or not is_named):  # one each of several criteria
         return None
     is_first = place == "first"
     return None if is_first and statements.is_score_revised(text) else Reading(value, is_first)

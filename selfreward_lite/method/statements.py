@@ -40,9 +40,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+")
 _MARKUP = "#>*_=`~ \t"
 _QUOTES = "\"'“”„«»‘’[](){}<>"
 _LEAD = re.compile(
-    r"(?:(?:therefore|thus|hence|so|overall|all in all|to sum up|in summary|in conclusion)\b,?\s*"
-    r"|(?:based on|given|considering)\b[^,.!?]{1,80},\s*"
-    r"|(?:(?:final )?(?:verdict|judge?ment|evaluation|assessment)|final answer|overall)\s*:\s*)",
+    r"(?:(?:therefore|thus|hence|so|overall|all in all|in total|to sum up|in summary"
+    r"|in conclusion)\b[,:]?\s*|(?:based on|given|considering)\b[^,.!?]{1,80},\s*"
+    r"|(?:(?:final )?(?:verdict|judge?ment|evaluation|assessment)|final answer)\s*:\s*)",
     re.IGNORECASE,
 )
 
@@ -66,8 +66,13 @@ _TAIL = (
 )
 _SUM = r"(?:\d(?:[.,]5)?(?:\s*\+\s*\d(?:[.,]5)?)+\s*=\s*)?"
 # Behind a score that stands first: a reason, but no other number that could be meant.
-_HEDGE = rf"\b(?:or|to|maybe|perhaps|possibly|rather|no,)\s+(?:an?\s+)?{_WORD}\b"
-_REASON = rf"(?:(?!.*{_HEDGE})(?:\s+-\s+\D*|\s+\([^\d()]*\)?|\s+(?:because|since|as)\b\D*))?"
+_HEDGE = (
+    rf"\b(?:if|once|would|could|(?:or|to|maybe|perhaps|possibly|rather|no,)\s+(?:an?\s+)?{_WORD})\b"
+)
+_REASON = (
+    rf"(?:(?!.*{_HEDGE})(?:\s+-\s+(?!{_WORD}\b)\D*|\s+\([^\d()]*\)?"
+    r"|\s+(?:because|since|as\s+(?:it|the|this|there|no)\b)\D*))?"
+)
 _SCORE = re.compile(
     rf"(?:(?:{_SCORE_NAME}|{_WEAK_NAME})(?:{_SEPARATOR}))+{_SUM}{_NUMBER}{_TAIL}{_REASON}",
     re.IGNORECASE | re.DOTALL,
