@@ -185,12 +185,14 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
 
 def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
     """Return the judgments that M(t) was trained on, without those made for evaluation."""
-    stage = "judgments" if iteration else "eft_judgments"
-    items = store.done_items(iteration, stage)
-    if not iteration:  # the items of this stage are prompts, not responses
-        items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
     judgments = store.made_by(Judgment, iteration - 1, iteration)
-    return [one for one in judgments if one.response_id in items]
+    if iteration:
+        items = store.done_items(iteration, "judgments")
+        return [one for one in judgments if one.response_id in items]
+    prompts = store.done_items(0, "eft_judgments")
+    items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in prompts}
+    tried = range(store.settings().seed_stage.attempts)  # the first look has others
+    return [one for one in judgments if one.response_id in items and one.index in tried]
 
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:

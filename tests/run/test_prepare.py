@@ -20,6 +20,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import parity
 from selfreward_lite.models.gguf_folder import find_base
+from selfreward_lite.run import prepare
 from selfreward_lite.run.prepare import load_or_create_settings
 from selfreward_lite.system.errors import ConfigError, EngineError, UserError
 from selfreward_lite.system.files import hash_folder, write_manifest
@@ -329,3 +330,12 @@ def test_a_base_may_lie_elsewhere_if_it_is_the_same(files: Any, tmp_path: Path) 
     other = shutil.copytree(moved, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"started with other settings \(model\)"):
         start_run(tmp_path / "run", {"model.base": str(other)})
+
+
+def test_a_base_that_cannot_be_closed_is_refused_at_the_start(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(prepare, "can_close", lambda chat: False)
+    with Store.write(tmp_path / "run") as store:
+        with pytest.raises(ConfigError, match="no judgment can be closed; use judge.close=drop"):
+            load_or_create_settings(store, {}, "tiny")
+        settings = load_or_create_settings(store, {"judge.close": "drop"}, "tiny")
+    assert settings.judge.close == "drop"
