@@ -133,8 +133,8 @@ def test_a_token_weighs_the_same_in_sft_whoever_counts(tmp_path, tiny, chat, cou
 
     rows = [
         {
-            "prompt_ids": chat.prompt_ids(user("Sort the letters c a b.")),
-            "completion_ids": chat.completion_ids("The answer is a b c." * (1 + index % 4)),
+            "prompt_ids": list(chat.prompt_ids(user("Sort the letters c a b."))),
+            "completion_ids": list(chat.completion_ids("The answer is a b c." * (1 + index % 4))),
         }
         for index in range(9)
     ]
