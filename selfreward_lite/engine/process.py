@@ -117,11 +117,13 @@ class ProcessEngine:
     """An engine in a child process; the constructor returns when the model is loaded.
 
     `stats` are the child's counters after the last complete round, `deaths` the crashes survived.
-    Raises EngineError, with the child's own line, if it cannot load or continue.
+    Raises EngineError, with the child's own line, if it cannot load or continue. With `fixed` that
+    is so too where memory is too short, without a try with fewer cells.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *, fixed: bool = False) -> None:
         self._wanted = self._spec = spec  # `_spec` may have fewer cells
+        self._most_lowered = 0 if fixed else MOST_LOWERED
         self._lowered = 0  # times that cells were taken away
         self._child: JsonProcess | None = None
         self._is_closed = self._is_running = False
@@ -270,8 +272,10 @@ class ProcessEngine:
     def _take_cells_away(self, why: str) -> None:
         """Use fewer cells from the next start on; EngineError if that was done often enough."""
         spec = self._spec
-        if not isinstance(spec, LlamaSpec) or self._lowered == MOST_LOWERED:
-            cells = f", even with {spec.context} cells" if isinstance(spec, LlamaSpec) else ""
+        if not isinstance(spec, LlamaSpec) or self._lowered == self._most_lowered:
+            cells = ""
+            if isinstance(spec, LlamaSpec) and self._lowered:
+                cells = f", even with {spec.context} cells"
             raise EngineMemoryError(
                 f"the device's memory is too short for the engine{cells} ({why}); lower "
                 "engine.context, or close other programs that use it"

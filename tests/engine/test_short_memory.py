@@ -27,7 +27,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start an engine whose device has memory for `limit` cells; it aborts at the prompt `at`."""
     engines: list[ProcessEngine] = []
 
-    def run(limit: int, at: str = "7", **settings: object) -> ProcessEngine:
+    def run(limit: int, at: str = "7", fixed: bool = False) -> ProcessEngine:
         monkeypatch.setenv("PYTHONPATH", str(HELPERS))
         monkeypatch.setenv("LIMIT", str(limit))
         monkeypatch.setenv("AT", at)
@@ -38,8 +38,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
             return child
 
         monkeypatch.setattr(process, "start", start_child)
-        sizes = {"parallel": 4, "roots": 2, "context": CONTEXT, "batch": 64, **settings}
-        engines.append(ProcessEngine(LlamaSpec(model=Path("none.gguf"), **sizes)))
+        sizes = {"parallel": 4, "roots": 2, "context": CONTEXT, "batch": 64}
+        engines.append(ProcessEngine(LlamaSpec(model=Path("none.gguf"), **sizes), fixed=fixed))
         return engines[-1]
 
     yield run
@@ -87,6 +87,13 @@ def test_a_context_without_memory_is_tried_with_fewer_cells(start: Start):
     assert engine.deaths == 0
     with pytest.raises(EngineError, match="no memory for a context of 1728 cells.*lower engine"):
         start(limit=0, at="load")
+
+
+def test_a_measurement_keeps_its_cells(start: Start):
+    with pytest.raises(
+        EngineError, match=r"for the engine \(no memory for a context of 4096 cells"
+    ):
+        start(limit=3500, at="load", fixed=True)
 
 
 def test_a_request_that_fits_the_wanted_cells_only_is_not_refused_in_silence(start: Start):
