@@ -191,6 +191,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             summary.build_time_table,
             summary.build_prediction_table,
             summary.build_memory_table,
+            summary.build_training_table,
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))

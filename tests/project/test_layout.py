@@ -31,6 +31,7 @@ HEAVY = {
     "torch": {
         "training.checkpoints",
         "training.backends",
+        "training.token_trainers",
         "training.trainer",
         "training.tiny_base.build",
         "models.nf4",
