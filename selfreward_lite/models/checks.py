@@ -1,11 +1,14 @@
 """Whether a base can be used at all: first its small files, then the headers of its weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import (
     STATE,
     ModelShape,
+    TensorShape,
+    check_names,
     check_shape,
     find_tensors,
     list_tensors,
@@ -49,3 +52,11 @@ def check_folder(model_dir: Path) -> None:
         with open_safetensors(files[tensor.source], "numpy") as file:
             found = tuple(file.get_slice(tensor.source).get_shape())
         check_shape(tensor, found, packed=f"{tensor.source}.{STATE}" in files)
+
+
+def check_tensors(model_dir: Path, shape: ModelShape, found: Mapping[str, TensorShape]) -> None:
+    """Check the tensors that the headers of a model's weights name; raises like `check_folder`."""
+    check_names(model_dir, shape, found)
+    for tensor in list_tensors(shape):
+        packed = f"{tensor.source}.{STATE}" in found
+        check_shape(tensor, found[tensor.source], packed=packed)
