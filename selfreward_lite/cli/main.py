@@ -289,7 +289,7 @@ def prune(
 def check_machine(
     names: Annotated[
         list[str] | None,
-        Argument(metavar="[NAME]...", help="With --base: presets, or what model.base can be."),
+        Argument(metavar="NAME", help="With --base: presets, or what model.base can be."),
     ] = None,
     base: Annotated[
         bool,

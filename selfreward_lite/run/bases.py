@@ -10,7 +10,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.download import Show
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.gguf_folder import refuse_split
+from selfreward_lite.models.gguf_folder import SPLIT, refuse_split
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.memory import count_weights
 from selfreward_lite.run.prepare import check_base, check_repository
@@ -38,17 +38,12 @@ def choose_bases(names: Sequence[str]) -> dict[str, Settings]:
 
 def examine_base(base: str, settings: Settings, show: Show) -> Finding:
     """What a run would say of a base before it downloads or reads its weights."""
+    missing = hub.find_missing(base, "model")
+    if missing is not None and missing.file is not None and not SPLIT.search(base):
+        return Finding(base, "note", "one file: it can be checked after its download, by `run`")
     try:
         refuse_split(base)
-        repository = hub.parse_repository(base)
-        if repository is not None and repository.file is not None:
-            if hub.find_missing(base, "model"):
-                text = "one file, so it can be checked only after its download, by `run`"
-                return Finding(base, "note", text)
-            repository = None
-        folder = (
-            check_repository(settings, repository, show) if repository else check_base(settings)
-        )
+        folder = check_repository(settings, missing, show) if missing else check_base(settings)
     except UserError as error:
         return Finding(base, "bad", str(error))
     shape, chat = read_config(folder), ChatFormat.load(folder)

@@ -70,7 +70,7 @@ def describe_gpu(machine: Machine) -> Finding:
         text += f"; compute capability {dotted(gpu.capability)} is below {dotted(OLDEST)}"
         return Finding("GPU", "bad", text)
     if machine.holder:
-        text += f"; used by {machine.holder}, so nothing else is tried on it now"
+        text += f"; used by {machine.holder}: nothing else is tried on it until that has ended"
         return Finding("GPU", "note", text)
     if gpu.free < 0.9 * gpu.total:
         who = describe_users(machine.users) or "a desktop or another program"

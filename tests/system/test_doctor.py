@@ -195,7 +195,7 @@ def test_doctor_leaves_a_gpu_alone_that_a_run_uses(play, tmp_path):
     with gpu.gpu_lock("run mine, process 7", print):
         found = doctor.examine(tmp_path)
     assert said(found)["GPU"].words.endswith(
-        "used by run mine, process 7, so nothing else is tried on it now"
+        "used by run mine, process 7: nothing else is tried on it until that has ended"
     )
     assert not (tmp_path / "asked").exists()
 
