@@ -47,7 +47,7 @@ def torch() -> Json:
         cards.append({"name": name, "capability": capability, "free": free, "total": total})
     if torch.version.cuda:
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
             if float(torch.ones(64, device="cuda").mul(2).sum()) != 128:
                 fault = "a sum of 64 numbers is wrong"
         except Exception as error:  # noqa: BLE001 - of CUDA, the driver or torch

@@ -10,8 +10,8 @@ ROWS = 1000  # not a multiple of BLOCK, so that the mask is used
 BLOCK = 256
 
 
-@triton.jit
-def double(source, target, count, block: tl.constexpr):  # type: ignore[no-untyped-def, untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
+def double(source, target, count, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """Write twice every number of `source` to `target`."""
     places = tl.program_id(0) * block + tl.arange(0, block)
     inside = places < count
