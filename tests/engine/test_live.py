@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from repository import HELPERS
@@ -82,6 +83,17 @@ def test_many_callers_receive_only_their_own_answers(scripted):
     ]
     assert live.completions == 300
     assert (live.waiting, live.deaths, live.state) == (0, 0, "ready")
+
+
+def test_a_request_of_wrong_types_ends_no_other(scripted):
+    live = scripted(pause=0.02)
+    with ThreadPoolExecutor(8) as pool:
+        others = crowd(pool, live, 8)
+        for wrong in ({"seeds": ("abc",)}, {"tokens": (1, None)}, {"adapter": 5}):
+            with pytest.raises(EngineError, match=f"cannot be sent: {next(iter(wrong))}"):
+                answers(live, replace(request("wrong"), **wrong))
+        assert all(len(one.result()) == 16 for one in others)
+    assert live.deaths == 0
 
 
 def test_full_queue_refuses_and_serves_the_others(scripted):
