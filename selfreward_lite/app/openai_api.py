@@ -339,7 +339,7 @@ async def _write_chunks(
 
     yield write({"role": "assistant", "content": ""})
     sent = 0
-    async with aclosing(steps):  # type: ignore[type-var]
+    async with aclosing(steps):
         try:
             async for step in steps:
                 if new := step.text[sent:]:

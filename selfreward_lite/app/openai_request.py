@@ -130,7 +130,7 @@ class Refused(Exception):
 
 @contextmanager
 def errors_as_refusals() -> Iterator[None]:
-    """Turn errors that the caller can mend, and those of the engine, into answers."""
+    """Turn errors that the caller can correct, and those of the engine, into answers."""
     try:
         yield
     except EngineError as error:

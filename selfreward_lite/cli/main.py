@@ -113,13 +113,14 @@ def run(
     from selfreward_lite.run import loop, prepare, readiness
     from selfreward_lite.run.runtime import open_runtime
 
-    if prompts:
-        path = prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
+    path = prompts
+    if prompts and not hub.parse_repository(prompts):
+        path = str(Path(prompts).expanduser().absolute())
     options = {
         "iterations": iterations,
         "seed": seed,
         "gates.mode": gates,
-        "prompts.file": json.dumps(path) if prompts else None,
+        "prompts.file": json.dumps(path) if path else None,
         "skip_bad": "true" if skip_bad else None,
     }
     overrides = config.parse_overrides(set_, options)

@@ -40,18 +40,19 @@ def torch() -> Json:
     cards = []
     fault = None
     # The number of devices is the driver's, also where torch can use none of them.
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(number)
-        name = torch.cuda.get_device_name(number)
-        capability = torch.cuda.get_device_capability(number)
-        cards.append({"name": name, "capability": capability, "free": free, "total": total})
-    if torch.version.cuda:
-        try:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        for number in range(count):
+            free, total = torch.cuda.mem_get_info(number)
+            name = torch.cuda.get_device_name(number)
+            capability = torch.cuda.get_device_capability(number)
+            cards.append({"name": name, "capability": capability, "free": free, "total": total})
+        if torch.version.cuda:
             torch.cuda.init()  # type: ignore[no-untyped-call]
             if float(torch.ones(64, device="cuda").mul(2).sum()) != 128:
                 fault = "a sum of 64 numbers is wrong"
-        except Exception as error:  # noqa: BLE001 - of CUDA, the driver or torch
-            fault = describe(error)
+    except Exception as error:  # noqa: BLE001 - of CUDA, the driver or torch
+        fault = describe(error)
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,

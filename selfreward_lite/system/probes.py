@@ -35,8 +35,8 @@ def ask(*arguments: str, patience: float = PATIENCE) -> Json:
         why = explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")
         return {"error": why[:LINE]}
     try:
-        answer: Json = json.loads(ended.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
+        answer: Json = dict(json.loads(ended.stdout.splitlines()[-1]))
+    except (ValueError, IndexError, TypeError):
         return {"error": f"its answer cannot be read: {ended.stdout[-LINE:]!r}"}
     return answer
 

@@ -161,7 +161,7 @@ def test_system_turns_parts_and_history_are_read(client):
         ({"top_p": 0}, "top_p: "),
         ({"max_tokens": 0}, "max_tokens: "),
         ({"max_tokens": 5000}, "max_tokens: give 4,096 or fewer"),
-        ({"max_tokens": 4096}, "does not fit the context"),
+        ({"max_tokens": 4096}, "shorten it, or lower max_tokens"),
         ({"n": 2}, "n is not supported here"),
         ({"logprobs": True}, "logprobs is not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),

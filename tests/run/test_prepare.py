@@ -145,6 +145,23 @@ def test_prompts_are_refused_before_weights(there: Hub, start: Any, tmp_path: Pa
     assert "model.safetensors" not in fetched(there)
 
 
+def test_repeated_prompts_are_counted_before_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    texts = ["Sort c a b.", "Swap h u o.", " sort  C A B."] * 4
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    wanted = {"prompts.file": str(file), "prompts.count": "6", "iterations": "2"}
+    with Store.write(tmp_path / "run") as store:
+        with pytest.raises(
+            ConfigError,
+            match=r"mine\.jsonl holds 2 prompts \(10 more repeat one of them\): too few for 2 "
+            r"iterations of 6; set prompts\.count=1, or --iterations lower",
+        ):
+            load_or_create_settings(store, wanted, "tiny")
+        assert store.fact("settings") is None, "other settings may follow"
+        found = load_or_create_settings(store, {**wanted, "prompts.count": "1"}, "tiny")
+        assert found.prompts.count == 1
+
+
 def test_weights_come_last_and_once(there: Hub, start: Any, tmp_path: Path) -> None:
     found = start(model__base=MODEL)
     assert found["model"]["base"] == f"{MODEL}@{COMMIT}"

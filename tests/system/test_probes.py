@@ -19,6 +19,7 @@ from selfreward_lite.system import gpu, probes
         ("echo first >&2; echo last words >&2; exit 3", "last words"),
         ("exec sleep 60", "no answer within 1 s"),
         ("echo not JSON", "its answer cannot be read: 'not JSON"),
+        ("echo 3", "its answer cannot be read: '3"),
         ("exit 0", "its answer cannot be read: ''"),
     ],
 )

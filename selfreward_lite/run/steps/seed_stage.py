@@ -24,9 +24,10 @@ def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        rows, skipped = ranked.load_ranked_rows(run.settings)
+        rows, skipped, notes = ranked.load_ranked_rows(run.settings)
+        _say(run, "ranked", notes)
         found, outcome = ranked.build_ranked_prompts(rows, run.store.id_namespace)
-        parts = ranked.split_ranked(found, run.settings)
+        parts = ranked.split_ranked(found, run.settings, skipped + outcome.drops)
         prompts = ranked.pick_held_out_prompts(
             run.settings, run.store.id_namespace, parts.evaluation
         )
@@ -43,7 +44,8 @@ def import_prompts(run: RunContext, _: int) -> None:
         return
 
     def work() -> Outcome:
-        texts, skipped = prepare.read_prompt_file(file, run.settings.skip_bad)
+        texts, skipped, notes = prepare.read_prompt_file(file, run.settings.skip_bad)
+        _say(run, "prompts_file", notes)
         kept = new_prompts.import_prompts(
             texts,
             run.settings.prompts,
@@ -54,6 +56,11 @@ def import_prompts(run: RunContext, _: int) -> None:
         return Outcome(kept.records, skipped + kept.drops)
 
     run.once(0, "prompts_file", work)
+
+
+def _say(run: RunContext, stage: str, notes: Iterable[str]) -> None:
+    for note in notes:
+        run.watch(Progress(0, stage, 1, message=note))
 
 
 def add_canaries(run: RunContext, _: int) -> None:
