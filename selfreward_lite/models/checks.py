@@ -10,8 +10,8 @@ from selfreward_lite.models.hf_folder import (
     TensorShape,
     check_names,
     check_shape,
-    find_tensors,
     list_tensors,
+    list_weight_files,
     open_safetensors,
     read_config,
 )
@@ -47,15 +47,16 @@ def check_files(model_dir: Path) -> ModelShape:
 def check_folder(model_dir: Path) -> None:
     """`check_files`, and that the files of weights hold every tensor in its shape."""
     shape = check_files(model_dir)
-    files = find_tensors(model_dir, shape)
-    for tensor in list_tensors(shape):
-        with open_safetensors(files[tensor.source], "numpy") as file:
-            found = tuple(file.get_slice(tensor.source).get_shape())
-        check_shape(tensor, found, packed=f"{tensor.source}.{STATE}" in files)
+    found: dict[str, TensorShape] = {}
+    for name in list_weight_files(model_dir):
+        with open_safetensors(model_dir / name, "numpy") as file:
+            names = file.keys()
+            found |= {one: tuple(file.get_slice(one).get_shape()) for one in names}
+    check_tensors(model_dir, shape, found)
 
 
 def check_tensors(model_dir: Path, shape: ModelShape, found: Mapping[str, TensorShape]) -> None:
-    """Check the tensors that the headers of a model's weights name; raises like `check_folder`."""
+    """Check the names and shapes in the headers of a model's weights; raises as `check_folder`."""
     check_names(model_dir, shape, found)
     for tensor in list_tensors(shape):
         packed = f"{tensor.source}.{STATE}" in found

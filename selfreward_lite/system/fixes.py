@@ -1,5 +1,7 @@
 """The command that fixes a problem with the GPU, by where the machine is: pure, from a Machine."""
 
+import re
+
 from selfreward_lite.system.machine import Machine
 
 # The oldest driver for each CUDA, by its first number:
@@ -25,10 +27,11 @@ def oldest_driver(cuda: str) -> int:
 def driver_number(driver: str) -> int:
     """The first number of a driver's version, by which versions of CUDA ask for it.
 
-    >>> driver_number("570.133.20")
-    570
+    >>> driver_number("570.133.20"), driver_number("[N/A]")
+    (570, 0)
     """
-    return int(driver.split(".")[0])
+    found = re.match(r"\d+", driver)
+    return int(found[0]) if found else 0
 
 
 def install_system_packages(machine: Machine, *names: str) -> str | None:

@@ -64,7 +64,6 @@ class GpuUser:
     """A program that holds memory of a GPU, in bytes; None where the driver does not say it."""
 
     name: str
-    pid: int
     used: int | None
 
 
@@ -157,8 +156,7 @@ def parse_gpu_users(output: str, uuid: str) -> list[GpuUser]:
             size = re.match(r"(\d+) MiB", program.findtext("used_memory", ""))
             used = int(size[1]) * 2**20 if size else None
             command = program.findtext("process_name", "").split(" -")[0]
-            name = Path(command).name or "a program"
-            found.append(GpuUser(name, int(program.findtext("pid", "0")), used))
+            found.append(GpuUser(Path(command).name or "a program", used))
     return sorted(found, key=lambda user: -(user.used or 0))
 
 

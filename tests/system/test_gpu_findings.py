@@ -58,7 +58,7 @@ def test_who_holds_the_memory_is_named():
     found = said(machine(full))["GPU"]
     assert found.state == "note"
     assert found.words.endswith("a desktop or another program uses 4.3 GB")
-    users = (GpuUser("Xorg", 900, GB), GpuUser("firefox", 901, None))
+    users = (GpuUser("Xorg", GB), GpuUser("firefox", None))
     assert said(machine(full, users=users))["GPU"].words.endswith(
         "Xorg 1.1 GB, firefox hold 4.3 GB"
     )
@@ -66,7 +66,7 @@ def test_who_holds_the_memory_is_named():
 
 
 def test_only_the_largest_users_are_named():
-    users = [GpuUser(name, 1, None) for name in "abcde"]
+    users = [GpuUser(name, None) for name in "abcde"]
     assert describe_users(users) == "a, b, c, 2 more"
     assert describe_users([]) == ""
 

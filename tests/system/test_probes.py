@@ -143,10 +143,10 @@ def test_programs_on_the_gpu_are_named_with_the_largest_first(card, tmp_path, mo
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert gpu.list_gpus() == [card]
     assert gpu.find_driver_fault() is None
-    assert [(one.name, one.used) for one in gpu.list_gpu_users(card)] == [
-        ("chrome", 1200 * 2**20),
-        ("Xorg", 350 * 2**20),
-        ("[Not Found]", None),
+    assert gpu.list_gpu_users(card) == [
+        gpu.GpuUser("chrome", 1200 * 2**20),
+        gpu.GpuUser("Xorg", 350 * 2**20),
+        gpu.GpuUser("[Not Found]", None),
     ]
 
 
