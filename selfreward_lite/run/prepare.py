@@ -23,9 +23,9 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import can_close, make_score_probe
 from selfreward_lite.method.new_prompts import count_different
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.checks import check_files, check_folder
+from selfreward_lite.models.checks import check_files, check_folder, check_tensors
 from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
-from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.hf_folder import list_weight_files, read_config
 from selfreward_lite.run import plan
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
@@ -89,7 +89,7 @@ def load_or_create_settings(
         _fetch_tasks(settings, show)
         _check_prompts(settings)
         settings = _download(settings, MODELS, show)
-        _check_folder(settings)
+        check_base(settings)
         _store_facts(store, settings)
     else:
         stored = config.complete(stored)
@@ -266,18 +266,32 @@ def _check_small(settings: Settings, show: Show) -> None:
         check_gguf(Path(settings.model.gguf_file))
     base = _find_repository(settings, "model", "base")
     if base and base.file is None:
-        folder = hub.fetch_small(base, show)
+        check_repository(settings, base, show)
+
+
+def check_repository(settings: Settings, base: hub.Repository, show: Show) -> Path:
+    """Refuse a base on the hub by its small files and the headers of its weights.
+
+    Returns the folder of the small files; about 10 MB are downloaded. Raises UserError.
+    """
+    folder = hub.fetch_small(base, show)
+    with refuse_base(folder):
+        shape = check_files(folder)
+    _check_use(settings, folder)
+    if hub.find_missing(str(base), "model"):
+        tensors = hub.fetch_tensors(base, list_weight_files(folder))
         with refuse_base(folder):
-            check_files(folder)
-        _check_use(settings, folder)
+            check_tensors(folder, shape, tensors)
+    return folder
 
 
-def _check_folder(settings: Settings) -> None:
-    """Refuse a base that cannot be used now, not after the first stage."""
+def check_base(settings: Settings) -> Path:
+    """Refuse a base on this machine that cannot be used; returns its folder."""
     with refuse_base(Path(settings.model.base)):
         folder = find_base(settings.model.base)
         check_folder(folder)
     _check_use(settings, folder)
+    return folder
 
 
 def _check_use(settings: Settings, folder: Path) -> None:

@@ -26,8 +26,10 @@ from peft import PeftModel
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 
 from selfreward_lite.config.settings import Dpo
+from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.memory import count_weights
 from selfreward_lite.system.errors import TrainingError
-from selfreward_lite.system.gpu import BF16, OLDEST
+from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, list_gpus
 from selfreward_lite.training import backends, checkpoints
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.checkpoints import Checkpoint, State, Weights
@@ -166,6 +168,7 @@ def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
     longest rows are left out (see `list_lengths`). Raises TrainingError where the result, or the
     job, must not be used.
     """
+    _refuse_slow_cpu(job.model_dir)
     dtype = _compute_dtype()
     report({"message": f"{backend.description}, in {_name(dtype)}"})
     if not job.row_count:
@@ -255,6 +258,22 @@ def _try(job: Job, micro_batch: int, report: Report, backend: Backend) -> Traini
         if micro_batch > 1 or reached <= furthest:
             return None
         furthest, reached = reached, 0
+
+
+def _refuse_slow_cpu(model_dir: Path) -> None:
+    """Raise TrainingError for a large model on the CPU of a machine whose GPU torch does not see.
+
+    It would train for days, without a word.
+    """
+    if torch.cuda.is_available() or not (gpus := list_gpus()):
+        return
+    weights = count_weights(read_config(model_dir))
+    if weights >= LARGE:
+        raise TrainingError(
+            f"torch {torch.__version__} does not see {gpus[0].name} (driver {gpus[0].driver}); "
+            f"{weights / 1e9:.1f} billion weights would train on the CPU for days: `python -m "
+            "selfreward_lite doctor` says how to fix it"
+        )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

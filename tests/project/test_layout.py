@@ -39,7 +39,9 @@ HEAVY = {
         "models.parity",
         "models.random_models",
         "models.probe",
+        "models.triton_probe",
     },
+    "triton": {"models.triton_probe"},
     "llama_cpp": {
         "engine.llama",
         "engine.loading",
