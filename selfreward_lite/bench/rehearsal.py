@@ -47,8 +47,9 @@ from selfreward_lite.training.job import Job
 from selfreward_lite.training.rows import build_rows
 
 Facts = dict[str, Any]
-POLL = 0.3  # seconds between two readings of memory and disk
+POLL = 0.5  # seconds between two readings of memory and disk
 SPARE_DISK = 1e9  # bytes for logs, checkpoints and rows
+SPARE_MEMORY = 3e9  # libraries, one unpacked matrix and its gradients, a matrix that is read
 RATE = 0.02  # so that the one step changes logits by more than Q8_0 does
 MAX_SHARE_ERROR = 0.25  # as gates.max_share_error
 
@@ -283,13 +284,23 @@ def estimate_disk(wanted: Rehearsal) -> int:
     return int(base + weights * memory.GGUF_BYTES["q8_0"] + adapters + SPARE_DISK)
 
 
+def estimate_memory(wanted: Rehearsal) -> int:
+    """Bytes that the training holds, which holds most: on a CPU, embeddings in float32."""
+    shape, lora = wanted.find_shape(), config.load("overnight").lora
+    linear, weights = memory.count_linear_weights(shape), memory.count_weights(shape)
+    adapter = memory.ADAPTER_BYTES + memory.REFERENCE_BYTES
+    adapters = memory.count_adapter_weights(shape, lora.rank) * adapter
+    return int(linear * memory.NF4_BYTES + 4 * (weights - linear) + adapters + SPARE_MEMORY)
+
+
 def check_room(wanted: Rehearsal) -> None:
-    """Raise UserError where the machine has less memory or disk than a rehearsal may take."""
-    available = process_memory.read_available()
-    if available < wanted.memory:
+    """Raise UserError where memory or disk are too small for a rehearsal."""
+    least, available = estimate_memory(wanted), process_memory.read_available()
+    if min(wanted.memory, available) < least:
         raise UserError(
-            f"{format_bytes(available)} of memory are available, and {format_bytes(wanted.memory)} "
-            "may be used; end other programs, or lower --memory"
+            f"a rehearsal holds about {format_bytes(least)}; --memory allows "
+            f"{format_bytes(wanted.memory)}, and {format_bytes(available)} are available: raise "
+            "--memory, end other programs, or take a smaller --shape"
         )
     needed = estimate_disk(wanted) - _folder_bytes(wanted.folder)
     if (free := free_bytes(wanted.folder)) < needed:

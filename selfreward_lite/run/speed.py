@@ -190,13 +190,14 @@ def step_seconds(
     weights = estimate_offloaded(estimate_base(settings.model, shape), shape)
     multiplied = 2 * count_multiplied(shape) / _multiplications(settings, speeds)
     kept = shape.layers * shape.kv_heads * shape.head_dim * 4  # bytes of a cell, in float16
+    caches = 1 if settings.engine.unified else slots
     threads = min(DRAW_THREADS, speeds.threads)
     seconds = (
         weights / (READ_SHARE * speeds.bandwidth)
         + slots * multiplied
         + max(
             slots * cells * _attention_seconds(shape, speeds),
-            cells * kept / (READ_SHARE * speeds.bandwidth),
+            caches * cells * kept / (READ_SHARE * speeds.bandwidth),
         )
         + slots * cells * MASK_SECONDS
         + slots * draw_seconds(asked.draw.top_k, shape.vocab) / threads

@@ -12,8 +12,8 @@ KIB = 1024
 class Memory:
     """Bytes: `held` are the processes' own, `mapped` those of files.
 
-    The system drops pages of files where memory is short, and reads them again. A page that several
-    processes share counts once.
+    The system drops pages of files where memory is short, and reads them again. A page that
+    processes share counts for each of them.
     """
 
     held: int
@@ -30,11 +30,11 @@ def read_tree(pid: int) -> Memory:
     held = mapped = 0
     for one in _list_tree(pid):
         try:
-            numbers = _read_numbers(PROC / str(one) / "smaps_rollup")
+            numbers = _read_numbers(PROC / str(one) / "status")  # `smaps` would walk all pages
         except (FileNotFoundError, ProcessLookupError):
             continue
-        held += numbers["Pss_Anon"] + numbers["Pss_Shmem"] + numbers["SwapPss"]
-        mapped += numbers["Pss_File"]
+        held += numbers["RssAnon"] + numbers["RssShmem"] + numbers["VmSwap"]
+        mapped += numbers["RssFile"]
     return Memory(held, mapped)
 
 
@@ -59,7 +59,7 @@ def _list_tree(pid: int) -> list[int]:
 def _read_numbers(path: Path) -> dict[str, int]:
     """The lines "Name: 12 kB" of a file, as bytes; none of a process that has ended."""
     numbers = defaultdict[str, int](int)
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         name, _, value = line.partition(":")
         if value.endswith(" kB"):
             numbers[name] = int(value.split()[0]) * KIB

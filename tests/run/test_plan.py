@@ -205,6 +205,17 @@ def test_overnight_is_planned_below_nine_hours_on_24_gb():
         assert 1 < sum(spent.values()) / 3600 < 9
 
 
+def test_a_training_begins_with_loading_and_compiling():
+    costs = speed.estimate_costs(OVERNIGHT, LLAMA, speed.GPU_SPEEDS["RTX 3090"])
+    rows = amounts(OVERNIGHT, 1)["training"]
+    spent = stages.seconds_by_stage(OVERNIGHT, 1, costs)["training"]
+    assert spent == pytest.approx(rows * costs["dpo"] + 180)
+    nothing = OVERNIGHT.with_values("prompts", count=0)
+    assert stages.seconds_by_stage(nothing, 1, costs)["training"] == 0
+    plain = OVERNIGHT.model_copy(update={"backend": "transformers"})
+    assert speed.estimate_costs(plain, LLAMA, speed.GPU_SPEEDS["RTX 3090"])["start"] == 60
+
+
 def test_what_is_affordable_is_what_its_own_plan_says():
     costs = speed.estimate_costs(OVERNIGHT, LLAMA, speed.GPU_SPEEDS["RTX 3090"])
     for hours in (0.01, 1, 3, 5):

@@ -55,6 +55,6 @@ def test_a_name_with_brackets_is_no_parent(tmp_path, monkeypatch):
         folder = tmp_path / str(pid)
         folder.mkdir()
         (folder / "stat").write_text(f"{pid} (a) 5 (b)) S {parent} 1 1 0")
-        (folder / "smaps_rollup").write_text("Pss_Anon:   10 kB\nPss_File: 5 kB\nRss: 99 kB\n")
+        (folder / "status").write_text("Name:\t9 kB\nRssAnon:   10 kB\nRssFile: 5 kB\nVmRSS: 99 kB")
     monkeypatch.setattr(process_memory, "PROC", tmp_path)
     assert process_memory.read_tree(8) == process_memory.Memory(20 * 1024, 10 * 1024)
