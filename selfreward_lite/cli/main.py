@@ -8,6 +8,7 @@ Progress goes to stderr; the last line of stdout is one JSON document. Exit code
 import errno
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -111,13 +112,14 @@ def run(
     from selfreward_lite.run import loop, prepare
     from selfreward_lite.run.runtime import open_runtime
 
-    if prompts:
-        path = prompts if hub.parse_repository(prompts) else str(Path(prompts).absolute())
+    path = prompts
+    if prompts and not hub.parse_repository(prompts):
+        path = str(Path(prompts).expanduser().absolute())
     options = {
         "iterations": iterations,
         "seed": seed,
         "gates.mode": gates,
-        "prompts.file": json.dumps(path) if prompts else None,
+        "prompts.file": json.dumps(path) if path else None,
         "skip_bad": "true" if skip_bad else None,
     }
     overrides = config.parse_overrides(set_, options)
@@ -226,6 +228,33 @@ def write_report(
     write_file(out, page)
     say(f"{out}: open it in a browser; it needs no network")
     emit({"run": name, "out": str(out), "bytes": out.stat().st_size})
+
+
+@app.command()
+def serve(
+    name: Annotated[
+        str | None, Argument(metavar="[RUN]", help="Name of the run; by default all runs.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    port: Annotated[int, Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    listen: Annotated[
+        bool, Option("--listen", help="Let others on the network in; needs SELFREWARD_KEY.")
+    ] = False,
+) -> None:
+    """Serve every model of a run as OpenAI's chat API, for programs that know it.
+
+    A key for callers is read from the environment variable SELFREWARD_KEY.
+    """
+    from selfreward_lite.app.library import RunLibrary
+    from selfreward_lite.app.openai_api import build_server, check_key, run_server
+
+    key = check_key(listen, os.environ.get("SELFREWARD_KEY"))
+    library = RunLibrary(runs_dir.absolute())
+    if name is not None:
+        library.models(name)  # a run that is not there is said at once
+    models = "NAME/MODEL" if name is None else f"{name}/MODEL"
+    say(f"http://127.0.0.1:{port}/v1 serves the models {models}; stop it with Ctrl-C")
+    run_server(build_server(library, key, name), library, port, listen)
 
 
 @app.command()

@@ -77,6 +77,11 @@ class EngineSettings(Section):
     of its own, which is faster on a CPU
     """
 
+    @property
+    def sequence_cells(self) -> int:
+        """The most tokens of one sequence, prompt and reply."""
+        return self.context if self.unified else self.context // (self.parallel + self.roots)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.parallel + self.roots > 256:

@@ -26,6 +26,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from selfreward_lite.data import download
+from selfreward_lite.data.data_files import is_data_file
 from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
@@ -43,7 +44,12 @@ PATIENCE = 2.0  # seconds to wait for a lock that another command holds
 # No pickle.
 WANTED = {
     "model": (r"[^/]+\.(json|safetensors|jinja)",),
-    "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv"),
+    "dataset": (
+        r".*\.parquet",
+        r".*\.(jsonl|ndjson)(\.gz)?",
+        r".*\.(csv|tsv)(\.gz)?",
+        r".*\.json(\.gz)?",
+    ),
 }
 SMALL = (".json", ".jinja")  # what tells whether a model can be used
 GGUF = r"[\w.-]+\.gguf"
@@ -295,6 +301,8 @@ def lock(path: Path, refusal: str, patience: float | None = None) -> Iterator[No
 
 def _pick_files(files: list[RepoSibling], kind: Kind, only: str | None) -> list[RepoSibling]:
     """The file that is named, else the files of the first kind in WANTED that there is."""
+    if kind == "dataset":
+        files = [one for one in files if is_data_file(one.rfilename)]
     for pattern in WANTED[kind] if only is None else [re.escape(only)]:
         if found := [one for one in files if re.fullmatch(pattern, one.rfilename)]:
             return found

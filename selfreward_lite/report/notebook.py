@@ -16,6 +16,7 @@ import pandas as pd
 
 from selfreward_lite.data.records import Judgment, Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
+from selfreward_lite.report import passport, tasks
 from selfreward_lite.report.summary import Table, load_training_judgments
 from selfreward_lite.system.processes import child_environment, start_module
 
@@ -80,6 +81,19 @@ def show(*things: Table | Figure) -> None:
             picture = io.BytesIO()
             one.savefig(picture, format="png", dpi=80)
             display(Image(picture.getvalue()))
+
+
+def show_reports(store: Store) -> None:
+    """Show how models do on open task sets and as judges, if that was asked: words, then tables.
+
+    A table without rows is left out, as in `show`.
+    """
+    for card in tasks.load_reports(store):
+        print("\n".join((card.about, *card.words, *card.notes)))
+        show(card.scores, card.verdicts)
+    for judges in passport.load_reports(store):
+        print("\n".join((judges.about, *judges.words)))
+        show(judges.figures, judges.changes)
 
 
 def build_pair_table(store: Store, iteration: int, count: int = 10) -> Table:

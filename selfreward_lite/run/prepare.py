@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import TemplateError
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import CHECKABLE, Settings
-from selfreward_lite.data import hub, judge_sets, prompt_files, task_sets
+from selfreward_lite.data import hub, judge_sets, task_sets
+from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.download import Show
+from selfreward_lite.data.prompt_rows import extract_prompts
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import can_close, make_score_probe
+from selfreward_lite.method.new_prompts import count_different
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_files, check_folder
 from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
@@ -126,10 +130,18 @@ def open_run(
     return RunContext(store, settings, chat, model_dir, runtime, watch, deadline)
 
 
-def read_prompt_file(file: str, skip_bad: bool) -> tuple[list[str], Counter[str]]:
-    """The prompts of the user's own file, and what was skipped."""
-    rows = prompt_files.read_rows(hub.find_local(file, "dataset"), skip_bad=skip_bad)
-    return prompt_files.extract_prompts(rows), rows.skipped
+class PromptFile(NamedTuple):
+    """The prompts of the user's own file, what was skipped by reason, and notes for the user."""
+
+    texts: list[str]
+    skipped: Counter[str]
+    notes: list[str]
+
+
+def read_prompt_file(file: str, skip_bad: bool) -> PromptFile:
+    """Return what is in the user's own file of prompts. Raises DataError for a bad row."""
+    rows = read_rows(hub.find_local(file, "dataset"), skip_bad=skip_bad)
+    return PromptFile(extract_prompts(rows), rows.skipped, rows.notes)
 
 
 def _store_facts(store: Store, settings: Settings) -> None:
@@ -288,10 +300,13 @@ def _check_prompts(settings: Settings) -> None:
     """Refuse a bad prompt file before the settings are stored, so that they can still change."""
     if settings.prompts.file in (None, CHECKABLE):
         return
-    found, _ = read_prompt_file(settings.prompts.file, settings.skip_bad)
-    if len(found) <= (settings.iterations - 1) * settings.prompts.count:
+    texts = read_prompt_file(settings.prompts.file, settings.skip_bad).texts
+    found = count_different(texts)
+    if found <= (settings.iterations - 1) * settings.prompts.count:
+        repeated = len(texts) - found
+        again = f" ({repeated} more repeat one of them)" if repeated else ""
         raise ConfigError(
-            f"{settings.prompts.file} holds {len(found)} prompts: too few for "
+            f"{settings.prompts.file} holds {found} prompts{again}: too few for "
             f"{settings.iterations} iterations of {settings.prompts.count}; set "
-            f"prompts.count={max(1, len(found) // settings.iterations)}, or --iterations lower"
+            f"prompts.count={max(1, found // settings.iterations)}, or --iterations lower"
         )

@@ -2,14 +2,19 @@
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import scripted_run
 from hostile_text import HOSTILE
+from task_rows import pin_small
 
 from selfreward_lite.bench import app
+from selfreward_lite.data import task_sets
 from selfreward_lite.data.records import Judgment, Outcome, Prompt, Response, ResponsePair, make_id
 from selfreward_lite.data.store import Store
 
@@ -159,6 +164,22 @@ def test_a_page_that_shows_asks_only_for_its_ticks(newcomer):
     assert len(newcomer.asked) - before < 25
 
 
+def test_the_card_of_open_tests_is_shown(chromium, tmp_path, monkeypatch):
+    from selfreward_lite.app.library import RunLibrary
+
+    pin_small(monkeypatch, tmp_path / "sets")
+    monkeypatch.setattr(task_sets, "home", lambda: tmp_path / "sets")
+    asked = {"iterations": "1", "evaluation.tasks": "ifeval,gsm8k"}
+    scripted_run.run(tmp_path / "runs" / "mine", **asked)
+    with serving(RunLibrary(tmp_path / "runs")) as address:
+        page = browser_tools.visit(chromium, address)
+        browser_tools.open_tab(page, "Progress")
+        page.locator("#tasks").get_by_text("GSM8K", exact=True).first.wait_for()
+        page.get_by_text("Asked in the run: ").wait_for()
+        words = page.locator("li", has_text="IFEval: ").all_inner_texts()
+    assert any(re.search("M1 is|between M1 and|M1 .*base", line) for line in words), words
+
+
 # -- what no text may do ---------------------------------------------------------------------------
 
 
@@ -208,6 +229,18 @@ def once(said):
     yield said
 
 
+@contextmanager
+def serving(library) -> Iterator[str]:
+    """Yield the address of the app, served by this process."""
+    from selfreward_lite.app import page as app_page
+
+    blocks = app_page.build(library)
+    blocks.queue(max_size=app_page.QUEUE)
+    app_page._launch(blocks, None, False, None)
+    yield blocks.local_url
+    blocks.close()
+
+
 @pytest.fixture
 def hostile(chromium, tmp_path, monkeypatch):
     """A page in which a model, its judge, a run and its log say hostile things.
@@ -235,14 +268,11 @@ def hostile(chromium, tmp_path, monkeypatch):
     monkeypatch.setattr(
         app_page, "describe_news", lambda *given: refreshes.wait(100) and describe(*given)
     )
-    blocks = app_page.build(library)
-    blocks.queue(max_size=app_page.QUEUE)
-    app_page._launch(blocks, None, False, None)
-    yield SimpleNamespace(
-        visit=partial(browser_tools.visit, chromium, blocks.local_url), refreshes=refreshes
-    )
-    refreshes.set()
-    blocks.close()
+    with serving(library) as address:
+        yield SimpleNamespace(
+            visit=partial(browser_tools.visit, chromium, address), refreshes=refreshes
+        )
+        refreshes.set()
 
 
 HARM = """() => {
@@ -296,5 +326,6 @@ def test_a_page_that_still_loads_can_be_used(hostile):
     assert page.get_by_label("Model A").input_value() == "", "it still loads"
     hostile.refreshes.set()
     page.wait_for_function(
-        "() => [...document.querySelectorAll('input')].some(one => one.value == 'M0')"
+        "() => [...document.querySelectorAll('input')].some(one => one.value == 'M0')",
+        timeout=60 * browser_tools.SECONDS,
     )

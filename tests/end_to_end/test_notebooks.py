@@ -185,6 +185,7 @@ def test_colab_without_network_and_again_on_another_machine(tmp_path, project, o
         "DRIVE": False,
         "KEEP": str(tmp_path / "drive"),
         "UNSLOTH": False,
+        "TESTS": 0,
     }
     first = execute(
         NOTEBOOKS[0], tmp_path / "first", **settings, RUNS=str(tmp_path / "first" / "runs")
@@ -226,6 +227,7 @@ def test_kaggle_without_network_and_again_from_its_output(tmp_path, project, off
         "SETTINGS": SMALL,
         "GATES": "report",
         "UNSLOTH": False,
+        "TESTS": 0,
         "MODEL": str(inputs / "model"),
         "DATA": str(inputs / "data"),
         "WHEELS": str(inputs / "wheels"),

@@ -22,7 +22,8 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method.statistics import Change
 from selfreward_lite.method.task_card import SetChange, TaskCard
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.report import html, model_card, tasks
+from selfreward_lite.report import html, model_card, notebook, tasks
+from selfreward_lite.report.summary import Table
 from selfreward_lite.run import loop, plan, prepare, stages
 from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import ConfigError, UserError
@@ -297,6 +298,18 @@ def test_a_report_holds_the_card_of_the_run_and_of_each_draw(runs, command, tmp_
         assert own.notes[0] in page
         first = tasks.load_reports(store, newest=0)[0]
         assert first.scores.head == ["set", "accuracy", "base", "M0"], "none of a later model"
+
+
+def test_a_notebook_shows_the_cards(runs, command, monkeypatch, capsys):
+    shown: list[Table] = []
+    monkeypatch.setattr(notebook, "show", lambda *tables: shown.extend(tables))
+    with Store.read(runs / "mine") as store:
+        notebook.show_reports(store)
+        cards = tasks.load_reports(store)
+    assert [line for one in cards for line in (one.about, *one.words, *one.notes)] == (
+        capsys.readouterr().out.splitlines()
+    )
+    assert shown == [table for one in cards for table in (one.scores, one.verdicts)]
 
 
 def test_sets_asked_at_different_times_are_each_described_as_they_were_asked(tmp_path):
