@@ -11,6 +11,7 @@ Keys are read by the drivers, from the environment or their own files. None is a
 address, and none is in a message.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ DRIVERS = {
         "s3fs==2026.2.0",
         "s3://BUCKET/FOLDER",
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials",
-        # s3fs tries five times as well: an address that never answers costs a minute, not five.
+        # With botocore's five tries, a server that never answers would hold a run up for longer.
         {"config_kwargs": {"retries": {"max_attempts": 1}}},
     ),
     "gs": Driver("gcsfs==2026.2.0", "gs://BUCKET/FOLDER", "GOOGLE_APPLICATION_CREDENTIALS"),
@@ -126,24 +127,41 @@ class Bucket:
             system = fsspec.get_filesystem_class(kind)
         except ImportError as error:
             raise UserError(
-                f"{kind}:// needs a package that cannot be imported ({error}): "
+                f"{kind}:// needs a package that cannot be imported ({error.__cause__ or error}): "
                 f"pip install {driver.package}"
             ) from None
-        with _reaching():
-            self._there = system(**driver.options, skip_instance_cache=True)
-            self._root = f"{self._there._strip_protocol(f'{kind}://{path}')}/{run}"
+        try:
+            with _reaching():
+                self._there = system(**driver.options, skip_instance_cache=True)
+                self._root = f"{self._there._strip_protocol(f'{kind}://{path}')}/{run}"
+        except Unreachable as error:
+            raise UserError(
+                f"{self.shown}: cannot be used ({error.strerror}); its keys are read from "
+                f"{driver.keys}"
+            ) from None
         self._sizes: dict[str, int] = {}
 
     def read_newest(self) -> Manifest | None:
-        """The newest copy's manifest, None if there is no whole copy. Lists the bucket anew."""
+        """The newest whole copy's manifest, None if there is none. Lists the bucket anew.
+
+        Raises UserError if it cannot be read: it may be of another version, or the only one.
+        """
         self._list()
-        for name in reversed(self._manifests()):
+        names = self._manifests()
+        while names:
+            name = names.pop()
             with _reaching():
                 text = self._there.cat_file(f"{self._root}/{name}")
             try:
                 return Manifest.model_validate_json(text)
-            except ValidationError:  # half of it: where replacing is not atomic
-                continue
+            except ValidationError as error:
+                first = error.errors()[0]
+                # Cut in the middle, its copy was not finished, and the one before it is whole.
+                if first["type"] != "json_invalid" or not names:
+                    raise UserError(
+                        f"{self.shown}/{name} cannot be read ({first['msg']}); give another "
+                        "address, or move that copy away"
+                    ) from None
         return None
 
     def has(self, file: File) -> bool:
@@ -215,10 +233,15 @@ def _number(manifest: str) -> int:
 
 @contextmanager
 def _reaching() -> Iterator[None]:
-    """Every failure inside is Unreachable: drivers raise errors of their own, of many kinds."""
+    """Every failure inside is Unreachable: drivers raise errors of their own, of many kinds.
+
+    A full disk here is not the bucket's failure, and stays what it is.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise Unreachable(None, describe(error)) from error
 
 

@@ -1,5 +1,6 @@
 """Copies in a bucket, here in memory: one whole copy at any moment, and nothing sent twice."""
 
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -204,6 +205,47 @@ def test_half_a_manifest_is_none(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"birth": "an', "EOF while parsing"),
+        (b'{"birth": "another", "items": 0, "contents": {}}', "Field required"),
+        (
+            b'{"birth": null, "items": 0, "files": {"../x": {"size": 1, "sha256": "%s"}}}'
+            % (b"0" * 64),
+            "leads out",
+        ),
+    ],
+)
+def test_a_copy_that_cannot_be_read_is_neither_restored_nor_overwritten(tmp_path, text, words):
+    begin(tmp_path / "runs" / "mine")
+    MemoryFileSystem().pipe_file(f"{THERE}files/{'0' * 64}", b"x")
+    MemoryFileSystem().pipe_file(f"{THERE}manifest-00000001.json", text)
+    before = dict(MemoryFileSystem.store)
+    for use in (
+        lambda: copy(tmp_path / "runs" / "mine"),
+        lambda: restore(ROOT, tmp_path / "other" / "mine"),
+        lambda: has_copy(ROOT, "mine"),
+    ):
+        with pytest.raises(UserError, match=f"cannot be read .*{words}.*move that copy away"):
+            use()
+    assert before == MemoryFileSystem.store
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_here_is_not_blamed_on_the_bucket(tmp_path, monkeypatch):
+    begin(tmp_path / "runs" / "mine")
+    copy(tmp_path / "runs" / "mine")
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", refuse)
+    with pytest.raises(OSError, match="No space left") as caught:
+        restore(ROOT, tmp_path / "other" / "mine")
+    assert caught.value.errno == errno.ENOSPC
+
+
 @pytest.mark.parametrize("name", ["run.sqlite", "M0/adapter/weights"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_a_damaged_copy_is_refused_by_name_and_repaired(tmp_path, name, damage):
@@ -342,8 +384,17 @@ def test_a_missing_driver_is_named(monkeypatch, address, module, command):
     monkeypatch.setitem(sys.modules, module, None)
     for name in ("registry", "_registry"):  # of drivers that were imported before
         monkeypatch.setattr(sys.modules["fsspec.registry"], name, {})
-    with pytest.raises(UserError, match=command):
+    with pytest.raises(UserError, match=f"cannot be imported .*{module}.*{command}"):
         bucket.Bucket(address, "mine")
+
+
+def test_a_driver_that_cannot_start_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("no default credentials")
+
+    monkeypatch.setattr(MemoryFileSystem, "_strip_protocol", refuse)
+    with pytest.raises(UserError, match="cannot be used .*no default credentials.*keys are read"):
+        bucket.Bucket(ROOT, "mine")
 
 
 def test_no_key_is_in_a_message(monkeypatch):

@@ -5,14 +5,21 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mirrored_run
 import pytest
 import scripted_run
 from run_contents import read_contents
+from scripted_runtime import ScriptedRuntime, scripted_runtime
+from typer.testing import CliRunner
 
+from selfreward_lite.cli import main
 from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.system.errors import UserError
 
@@ -80,6 +87,28 @@ def test_a_run_killed_while_sending_goes_on_elsewhere_with_equal_result(tmp_path
     s3.rm_file(manifests[0])
     with pytest.raises(UserError, match="no copy of a run there"):
         restore(ADDRESS, tmp_path / "fourth" / "run")
+
+
+def test_one_command_starts_and_resumes_on_another_machine(tmp_path, s3, monkeypatch):
+    @contextmanager
+    def runtime(backend: str) -> Iterator[ScriptedRuntime]:
+        yield scripted_runtime(ChatFormat.load(TINY_MODEL))
+
+    monkeypatch.setattr("selfreward_lite.run.runtime.open_runtime", runtime)
+    same = ["run", "--mirror", ADDRESS, "--restore-from", f"{ADDRESS}/", "--gates", "report"]
+    for key, value in scripted_run.SMALL.items():
+        if key != "gates.mode":
+            same += ["--set", f"{key}={value}"]
+    for iterations, words in (("1", ""), ("2", "restored from its copy"), ("2", "is here already")):
+        runs = tmp_path / f"machine-{iterations}"
+        ended = CliRunner().invoke(
+            main.app, [*same, "--runs-dir", str(runs), "--iterations", iterations]
+        )
+        assert ended.exit_code == 0, ended.output
+        assert words in ended.output
+        assert bool(words) or "restored" not in ended.output
+        with Store.read(runs / "tiny") as store:
+            assert store.newest() == int(iterations)
 
 
 def test_what_is_wrong_with_a_bucket_is_said(tmp_path, s3, monkeypatch):
