@@ -41,6 +41,7 @@ from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.machine import Finding
 
 app = Typer(
     add_completion=False,
@@ -114,7 +115,7 @@ def run(
     ] = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
-    from selfreward_lite.run import loop, prepare
+    from selfreward_lite.run import loop, prepare, readiness
     from selfreward_lite.run.runtime import open_runtime
 
     path = prompts
@@ -144,7 +145,8 @@ def run(
 
         def check(chosen: Settings) -> None:
             if not loop.is_finished(store, chosen):
-                doctor.check_gpu(chosen.engine.gpu_layers)
+                with hold_gpu(f"run {folder.name}"):  # what is tried must not disturb another run
+                    readiness.check_machine(chosen, runs_dir, say)
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
@@ -204,6 +206,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             summary.build_time_table,
             summary.build_prediction_table,
             summary.build_memory_table,
+            summary.build_training_table,
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
@@ -326,10 +329,56 @@ def prune(
 
 
 @app.command("doctor")
-def check_machine(runs_dir: RunsDir = RUNS) -> None:
-    """Check this machine and print the command that fixes each problem."""
-    say("checking packages, GPU, torch and llama.cpp …")
+def check_machine(
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="NAME", help="With --base: presets, or what model.base can be."),
+    ] = None,
+    base: Annotated[
+        bool,
+        Option(
+            "--base",
+            help="Check base models instead, by their small files (about 10 MB each); "
+            "without a NAME those of all presets.",
+        ),
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Check this machine, or base models, and print the command that fixes each problem."""
+    if names and not base:
+        raise UserError(f"doctor {' '.join(names)}: names are for `doctor --base`")
+    if base:
+        _check_bases(names or [])
+        return
+    say("trying packages, GPU, torch and llama.cpp; with a GPU a minute or two …")
     found = doctor.findings(doctor.examine(runs_dir))
+    bad = _print_findings(found)
+    if bad:
+        raise UserError(
+            f"not ready: {', '.join(bad)}; give the commands above, then "
+            "`python -m selfreward_lite doctor` again"
+        )
+
+
+def _check_bases(names: list[str]) -> None:
+    """Print whether bases can be used, before gigabytes of weights are downloaded."""
+    from selfreward_lite.run import bases
+
+    with show_downloads() as show:
+        found = [
+            bases.examine_base(name, settings, show)
+            for name, settings in bases.choose_bases(names).items()
+        ]
+    bad = _print_findings(found)
+    if bad:
+        raise UserError(
+            f"a run would refuse {', '.join(bad)}; choose another base (docs/models.md), or report "
+            "the lines above"
+        )
+
+
+def _print_findings(found: list[Finding]) -> list[str]:
+    """Print findings, and as JSON; returns the names of the bad ones."""
     colors = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
         console.print(
@@ -338,12 +387,7 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
         if one.fix:
             say(f"{'':<10} → {one.fix}")
     emit([asdict(one) for one in found])
-    bad = [one.what for one in found if one.state == "bad"]
-    if bad:
-        raise UserError(
-            f"not ready: {', '.join(bad)}; give the commands above, then "
-            "`python -m selfreward_lite doctor` again"
-        )
+    return [one.what for one in found if one.state == "bad"]
 
 
 @app.command()

@@ -111,6 +111,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
             **base_tasks,
             "decoys": None,
             "eft_judgments": ("judgment", eft_judgments),
+            "eft_yield": None,
             "eft_examples": None,
             "training": ("sft", settings.sft.epochs * rows),
             **measuring,
