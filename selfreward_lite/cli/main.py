@@ -36,7 +36,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, summary, tasks
-from selfreward_lite.run.backup import Backup, restore
+from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
@@ -100,10 +100,15 @@ def run(
         ),
     ] = None,
     mirror: Annotated[
-        Path | None, Option(help="Keep a copy of the run in this folder, such as a mounted drive.")
+        str | None,
+        Option(
+            help="Keep a copy of the run here: a folder, such as a mounted drive, or "
+            "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, hf://buckets/OWNER/NAME."
+        ),
     ] = None,
     restore_from: Annotated[
-        Path | None, Option(help="Restore the run from its copy in this folder, if it is not here.")
+        str | None,
+        Option(help="Restore the run from its copy, a folder or a bucket, if it is not here."),
     ] = None,
     skip_bad: Annotated[
         bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
@@ -125,13 +130,10 @@ def run(
     }
     overrides = config.parse_overrides(set_, options)
     folder = runs_dir / (name or preset or "tiny")
-    # One command may start and resume a run with the same folder for both: at first it has no copy.
-    if restore_from is not None and (
-        restore_from != mirror or (restore_from / folder.name).exists()
-    ):
-        restored = restore(restore_from, folder)
-        done = "restored from its copy" if restored else "is here already, so not restored"
-        say(f"{folder}: {done}")
+    if mirror is not None:
+        check_place(mirror)  # as below
+    if restore_from is not None:
+        _restore(folder, restore_from, mirror)
     if not folder.exists():
         config.load(preset or "tiny", overrides)  # a mistyped command leaves no folder behind
     deadline = math.inf
@@ -157,7 +159,7 @@ def run(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
                 f"Add --iterations {settings.iterations + 1} for another iteration."
             )
-        copies = Backup(store, mirror, say) if mirror else None
+        copies = Backup(store, mirror, say) if mirror is not None else None
         try:
             with (
                 hold_gpu(f"run {folder.name}"),
@@ -180,6 +182,17 @@ def run(
             ]
             print_table(head, short, "before and after")
             emit(document)
+
+
+def _restore(folder: Path, restore_from: str, mirror: str | None) -> None:
+    """Restore a run that is not here, and say what was done."""
+    here = (folder / "run.sqlite").exists()
+    # One command may start and resume a run with the same place for both: at first it has no copy.
+    same = mirror is not None and Path(restore_from) == Path(mirror)
+    if here or not same or has_copy(restore_from, folder.name):
+        restored = restore(restore_from, folder)
+        done = "restored from its copy" if restored else "is here already, so not restored"
+        say(f"{folder}: {done}")
 
 
 @app.command()
