@@ -18,13 +18,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from selfreward_lite.system import cuda
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json, format_bytes, free_bytes
-from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
+from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, is_wsl, list_gpus
 from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
 HUB = "huggingface.co"
 INSTALL = "pip install -r requirements.txt"
+BUILD = "python -m selfreward_lite llama"
 PATIENCE = 180  # seconds for a probe; importing torch from a cold disk takes most of it
 _LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers")
 
@@ -63,7 +65,7 @@ def examine(folder: Path) -> Machine:
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
-        wsl="microsoft" in platform.release().casefold(),
+        wsl=is_wsl(),
         wanted=wanted,
         installed={name: installed_version(name) for name in wanted},
         gpus=gpus,
@@ -84,30 +86,46 @@ def findings(machine: Machine) -> list[Finding]:
         _system(machine),
         _gpu(machine),
         _torch(machine),
-        _llama(machine.gpus, machine.llama, machine.wanted),
+        _llama(machine.gpus, machine.llama),
         *([_unsloth(machine)] if machine.gpus else []),
         _disk(machine),
         _hub(machine),
     ]
 
 
-def llama_finding(wanted: dict[str, str], gpus: Sequence[Gpu]) -> Finding:
+def llama_finding(gpus: Sequence[Gpu]) -> Finding:
     """What llama.cpp does on this machine, with these GPUs."""
-    return _llama(gpus, _probe_llama(gpus), wanted)
+    return _llama(gpus, _probe_llama(gpus))
 
 
 def check_gpu(gpu_layers: int) -> None:
     """Raise UserError if layers are to go on a GPU that is missing, or unused by llama.cpp."""
     if not gpu_layers or (probed := _probe("build")).get("can_offload"):
         return
-    if not list_gpus():
+    gpus = list_gpus()
+    if not gpus:
         raise UserError(
             "a GPU is to be used, and none is found; `python -m selfreward_lite doctor` says more; "
             "engine.gpu_layers=0 needs none"
         )
-    error = probed.get("error")
-    why = f"llama.cpp cannot be used ({error})" if error else "llama.cpp was built for the CPU only"
-    raise UserError(f"{why}, and a GPU is to be used: run `python -m selfreward_lite llama`")
+    why, advice = cuda.explain_idle(gpus[0].driver)
+    if error := probed.get("error"):
+        why, advice = f"llama.cpp cannot be used ({error})", f"run `{BUILD}`"
+    raise UserError(f"{why}, and a GPU is to be used: {advice}")
+
+
+def find_idle_build(gpu: Gpu) -> str | None:
+    """Why a build for CUDA that is installed starts no CUDA, and what to do; None if it does.
+
+    Another build would not start it either, unless it is for an older CUDA. None too for a build
+    for the CPU, or one that cannot be loaded.
+    """
+    if cuda.build_cuda() is None:
+        return None
+    probed = _probe("build")
+    if probed.get("error") or probed["can_offload"]:
+        return None
+    return ": ".join(cuda.explain_idle(gpu.driver))
 
 
 def read_pins() -> dict[str, str]:
@@ -152,6 +170,8 @@ def _packages(machine: Machine) -> Finding:
         for name, version in machine.installed.items()
         if version is not None and version.split("+")[0] != wanted[name]
     }
+    if missing == ["llama-cpp-python"] and machine.gpus:
+        return Finding("packages", "bad", "missing: llama-cpp-python", BUILD)
     if missing:
         text = f"missing: {', '.join(missing)}"
         if "llama-cpp-python" in missing:
@@ -220,7 +240,7 @@ def _torch(machine: Machine) -> Finding:
     return Finding("torch", "good", f"{version} with CUDA {probed['cuda']}; trains in {number}")
 
 
-def _llama(gpus: Sequence[Gpu], probed: Json, wanted: dict[str, str]) -> Finding:
+def _llama(gpus: Sequence[Gpu], probed: Json) -> Finding:
     error = probed.get("error")
     if not gpus:
         if error:
@@ -230,8 +250,7 @@ def _llama(gpus: Sequence[Gpu], probed: Json, wanted: dict[str, str]) -> Finding
     layers = _LAYERS.search(probed.get("offloaded") or "")
     if error or not layers or layers[1] != layers[2]:
         why = error or f"its log says {probed.get('offloaded')!r} of the layers"
-        fix = build_command(gpus[0], wanted)
-        return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", fix)
+        return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", BUILD)
     text = f"{probed['version']} puts every layer on the GPU ({layers[0]})"
     return Finding("llama.cpp", "good", text)
 
@@ -241,21 +260,6 @@ def _unsloth(machine: Machine) -> Finding:
         text = "not installed: transformers and bitsandbytes train, in more memory and time"
         return Finding("unsloth", "note", text, "pip install -r requirements-gpu.txt")
     return Finding("unsloth", "good", f"{machine.unsloth} trains")
-
-
-def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
-    """The command that builds llama.cpp for a GPU. An installed CPU build satisfies pip: force."""
-    version = wanted.get("llama-cpp-python")
-    pin = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
-    return (
-        f'CMAKE_ARGS="{cuda_flags(gpu)}" pip install --force-reinstall --no-deps --no-cache-dir '
-        f"{pin}"
-    )
-
-
-def cuda_flags(gpu: Gpu) -> str:
-    """CMake's options for a llama.cpp that uses this GPU."""
-    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={gpu.architecture}"
 
 
 def _disk(machine: Machine) -> Finding:

@@ -8,6 +8,7 @@ Nothing here imports torch; asking takes milliseconds and no GPU memory.
 
 import logging
 import os
+import platform
 import re
 import subprocess
 import time
@@ -53,6 +54,11 @@ class Gpu:
         '75'
         """
         return "".join(map(str, self.capability))
+
+
+def is_wsl() -> bool:
+    """Whether this is Linux inside Windows (WSL2), also in a container there."""
+    return "microsoft" in platform.release().casefold()
 
 
 def list_gpus() -> list[Gpu]:

@@ -114,11 +114,7 @@ def test_llama_cpp_must_prove_that_it_uses_the_gpu(llama):
     found = said(replace(whole, llama={**whole.llama, **llama}))["llama.cpp"]
     assert found.state == "bad"
     assert found.words.startswith("does not use the GPU: ")
-    assert found.fix == (
-        'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
-        "pip install --force-reinstall --no-deps --no-cache-dir "
-        f"llama-cpp-python=={PINS['llama-cpp-python']}"
-    )
+    assert found.fix == "python -m selfreward_lite llama"
 
 
 def test_torch_without_cuda_on_a_gpu_machine():
@@ -136,6 +132,8 @@ def test_packages_missing_or_of_another_version():
     assert (found.state, found.fix) == ("bad", "pip install -r requirements.txt")
     assert "missing: llama-cpp-python (" in found.words
     assert "a C++ compiler is needed" in found.words
+    found = said(machine(RTX, installed={**PINS, "llama-cpp-python": None}))["packages"]
+    assert found.fix == "python -m selfreward_lite llama", "pip would compile it for the CPU"
     found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))[
         "packages"
     ]
@@ -223,6 +221,21 @@ def test_unusable_gpu_is_reported_before_any_download(monkeypatch, said, there, 
     doctor.check_gpu(-1)
 
 
+def test_build_for_cuda_that_does_not_start_is_no_cpu_build(monkeypatch):
+    monkeypatch.setattr(doctor, "list_gpus", lambda: [RTX])
+    monkeypatch.setattr(doctor.cuda, "build_cuda", lambda: 14)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
+    with pytest.raises(UserError, match="driver 580.1 is older than this build's CUDA 14, and"):
+        doctor.check_gpu(-1)
+    assert "older than this build" in doctor.find_idle_build(RTX)
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": True})
+    assert doctor.find_idle_build(RTX) is None
+    monkeypatch.setattr(doctor, "_probe", lambda kind: {"error": "it cannot be loaded"})
+    assert doctor.find_idle_build(RTX) is None, "another build may do"
+    monkeypatch.setattr(doctor.cuda, "build_cuda", lambda: None)
+    assert doctor.find_idle_build(RTX) is None, "a build for the CPU"
+
+
 def test_run_without_its_gpu_ends_before_any_download(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "list_gpus", list)
     monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
@@ -278,8 +291,8 @@ def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
         ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
         (
             "import sys; sys.modules['typer'] = None",
-            "the package typer is missing: run `pip install -r requirements.txt`, "
-            "or install selfreward_lite again with pip",
+            "the package typer is missing: run `pip install -r requirements.txt` "
+            "(with a GPU: requirements-gpu.txt), or install selfreward_lite again with pip",
         ),
     ],
 )
