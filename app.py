@@ -1,17 +1,21 @@
 """The app: chat with every model of your runs in a browser, and see how each judges itself.
 
 python app.py [--runs-dir DIR] [--port N] [--listen --auth USER:PASSWORD]
+
+With --auth, OpenAI's API at /v1 needs a key in the environment variable SELFREWARD_KEY.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from pathlib import Path
 
 from selfreward_lite.app.escape import check_auth
 from selfreward_lite.app.library import RunLibrary
+from selfreward_lite.app.openai_api import check_key
 from selfreward_lite.system.errors import SelfRewardError
 
 
@@ -29,12 +33,13 @@ def main() -> None:
     given = parser.parse_args()
     try:
         auth = check_auth(given.listen, given.auth)
+        key = check_key(False, os.environ.get("SELFREWARD_KEY"))
         library = RunLibrary(given.runs_dir.absolute())
         # Importing gradio takes as long as loading the model, so both happen at once.
         threading.Thread(target=library.load_tiny_model, daemon=True).start()
         from selfreward_lite.app.page import serve
 
-        serve(library, given.port, given.listen, auth)
+        serve(library, given.port, given.listen, auth, key)
     except SelfRewardError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -7,8 +7,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from inspect import cleandoc
+from typing import Annotated, Any
 
 import gradio as gr
+from pydantic import Field, TypeAdapter, ValidationError
 
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import StreamedReply, Talk
@@ -21,6 +23,17 @@ from selfreward_lite.system.files import Json
 # One caller's share of an engine that all callers use.
 MAX_CHARACTERS = 100_000  # of a text
 MAX_TOKENS = 4096  # of a reply
+# Gradio passes on what a caller sends, whatever the type. These are the arguments of all endpoints.
+_TEXT = TypeAdapter(Annotated[str, Field(max_length=MAX_CHARACTERS)])
+_NAME = TypeAdapter(Annotated[str, Field(max_length=255)])
+ARGUMENTS: dict[str, TypeAdapter[Any]] = {
+    **dict.fromkeys(("message", "system", "prompt", "response"), _TEXT),
+    **dict.fromkeys(("run", "model", "model_a", "model_b", "judge"), _NAME),
+    "temperature": TypeAdapter(Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]),
+    "top_p": TypeAdapter(Annotated[float, Field(gt=0, le=1)]),
+    "max_tokens": TypeAdapter(Annotated[int, Field(ge=1, le=MAX_TOKENS)]),
+    "seed": TypeAdapter(Annotated[int, Field(ge=0, lt=2**32)]),
+}
 
 
 def define(library: RunLibrary) -> None:
@@ -47,13 +60,15 @@ def define(library: RunLibrary) -> None:
         Fields: text, tokens, finish (None until it ends), first (seconds), tokens_per_second.
         """
         with errors_as_toasts():
-            talk, model = _open(library, run, model, message, system)
+            check_arguments(message=message, run=run, model=model, system=system)
+            check_arguments(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+            talk, model = _open(library, run, model)
             messages = [
                 *([Message(role="system", content=system)] if system.strip() else []),
                 *_parse_history(history),
                 *user(message),
             ]
-            draw = parse_draw(temperature, top_p, min(max_tokens, MAX_TOKENS))
+            draw = parse_draw(temperature, top_p, max_tokens)
             with closing(talk.stream_reply(model, messages, draw, seed)) as replies:
                 for reply in replies:
                     yield _to_plain(reply)
@@ -65,7 +80,8 @@ def define(library: RunLibrary) -> None:
         judge did not write), judgments.
         """
         with errors_as_toasts():
-            talk, model = _open(library, run, model, prompt, response)
+            check_arguments(prompt=prompt, response=response, run=run, model=model)
+            talk, model = _open(library, run, model)
             (*_, score) = talk.stream_score(model, user(prompt), response)
             return {
                 "score": score.mean,
@@ -93,8 +109,10 @@ def define(library: RunLibrary) -> None:
         The verdict is "a", "b", "tie", or None if the judge could not be asked.
         """
         with errors_as_toasts():
-            talk, judge = _open(library, run, judge, prompt)
-            draw = parse_draw(temperature, top_p, min(max_tokens, MAX_TOKENS))
+            check_arguments(prompt=prompt, run=run, judge=judge, model_a=model_a, model_b=model_b)
+            check_arguments(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+            talk, judge = _open(library, run, judge)
+            draw = parse_draw(temperature, top_p, max_tokens)
             (*_, a) = talk.stream_reply(model_a, user(prompt), draw, seed)
             (*_, b) = talk.stream_reply(model_b, user(prompt), draw, seed)
             (*_, verdict) = talk.stream_verdict(judge, prompt, (a.text, b.text))
@@ -124,17 +142,30 @@ def _describe(library: RunLibrary, run: str) -> Json:
     return found
 
 
-def _open(library: RunLibrary, run: str, model: str, *texts: str) -> tuple[Talk, str]:
+def check_arguments(**given: object) -> None:
+    """Raise UserError, with its name, for an argument of a wrong type or out of its range.
+
+    >>> check_arguments(seed=1, top_p=1)
+    >>> check_arguments(seed="abc")
+    Traceback (most recent call last):
+    selfreward_lite.system.errors.UserError: seed: Input should be a valid integer
+    """
+    for name, value in given.items():
+        try:
+            ARGUMENTS[name].validate_python(value, strict=True)
+        except ValidationError as error:
+            raise UserError(f"{name}: {error.errors()[0]['msg']}") from None
+
+
+def _open(library: RunLibrary, run: str, model: str) -> tuple[Talk, str]:
     """Access to a run's models, and the model that is meant: the newest unless one is named."""
-    if any(len(text) > MAX_CHARACTERS for text in texts):
-        raise UserError(f"a text has more than {MAX_CHARACTERS:,} characters: shorten it")
     talk = Talk(library, run, uuid.uuid4().hex)
     return talk, model or list(talk.models.adapters)[-1]
 
 
-def _parse_history(turns: list[dict[str, str]] | None) -> list[Message]:
+def _parse_history(turns: object) -> list[Message]:
     found = []
-    for turn in turns or []:
+    for turn in turns if isinstance(turns, list) else [] if turns is None else [turns]:
         match turn:
             case {"role": "user" | "assistant" as role, "content": str() as content}:
                 found.append(Message(role=role, content=content))

@@ -14,6 +14,7 @@ import gradio as gr
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
@@ -139,11 +140,16 @@ def describe_news(library: RunLibrary, run: str) -> str:
 
 
 def serve(
-    library: RunLibrary, port: int | None, listen: bool, auth: tuple[str, str] | None
+    library: RunLibrary,
+    port: int | None,
+    listen: bool,
+    auth: tuple[str, str] | None,
+    key: str | None = None,
 ) -> None:
     """Serve the page until interrupted; to the network only with `listen`. `auth`: user, password.
 
-    Raises UserError where the port is taken.
+    OpenAI's API is served at /v1 where it asks for a `key`, or the page for no password. Raises
+    UserError where the port is taken.
     """
     with tempfile.TemporaryDirectory() as empty:
         os.chdir(empty)  # gradio hands out files of the folder it runs in
@@ -151,6 +157,8 @@ def serve(
         page.queue(max_size=QUEUE, default_concurrency_limit=8)
         try:
             _launch(page, port, listen, auth)
+            if key or not auth:
+                page.app.mount("/v1", build_api(library, key))
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
             page.block_thread()
         finally:

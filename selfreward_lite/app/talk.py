@@ -151,6 +151,11 @@ class Talk:
                     shown_at = time.monotonic()
                     yield reply
 
+    def count_tokens(self, model: str, messages: Sequence[Message]) -> int:
+        """Return the length of a conversation as a model reads it."""
+        settings = self.models.settings.judge
+        return len(self._role(model, settings.draw).chat.prompt_ids(messages))
+
     def stream_score(
         self, judge: str, messages: Sequence[Message], text: str
     ) -> Generator[Score, None, None]:

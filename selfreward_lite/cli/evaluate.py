@@ -23,7 +23,9 @@ from selfreward_lite.cli.output import (
     show_downloads,
     write_file,
 )
-from selfreward_lite.data import hub, prompt_files, task_sets
+from selfreward_lite.data import hub, task_sets
+from selfreward_lite.data.data_files import read_rows
+from selfreward_lite.data.prompt_rows import extract_prompts
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS, TASK_SETS, TaskName
@@ -159,7 +161,10 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
     if prompts is not None:
         with show_downloads() as show:
             place = hub.fetch_dataset(prompts, show)
-        texts = prompt_files.extract_prompts(prompt_files.read_rows(place, skip_bad=False))
+        found = read_rows(place, skip_bad=False)
+        texts = extract_prompts(found)
+        for note in found.notes:
+            say(note)
     models = dict.fromkeys([mine, against] if texts is None else [mine])
     exported = work.export_answers([*models], texts)
     files = []

@@ -58,6 +58,8 @@ def measure_judge(
         chosen = _choose_models(work, models, model)
         with show_downloads() as show:
             whole = judge_sets.load_judge_set(work.run, ranked, show, source)
+        for note in whole.notes:
+            say(note)
         for reason, count in whole.left_out.items():
             say(f"left out: {count} {reason}")
         asked, count = whole.first(limit), judgments or work.run.settings.evaluation.judgments

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from selfreward_lite.data import download
+from selfreward_lite.data.data_files import is_data_file
 from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.system.errors import UserError
@@ -43,9 +44,15 @@ PATIENCE = 2.0  # seconds to wait for a lock that another command holds
 # No pickle.
 WANTED = {
     "model": (r"[^/]+\.(json|safetensors|jinja)",),
-    "dataset": (r".*\.parquet", r".*\.jsonl", r".*\.csv"),
+    "dataset": (
+        r".*\.parquet",
+        r".*\.(jsonl|ndjson)(\.gz)?",
+        r".*\.(csv|tsv)(\.gz)?",
+        r".*\.json(\.gz)?",
+    ),
 }
 SMALL = (".json", ".jinja")  # what tells whether a model can be used
+SINGLE = "model.safetensors"
 GGUF = r"[\w.-]+\.gguf"
 _NAME = re.compile(
     rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>{GGUF}))?(?:@(?P<revision>[\w./-]+))?",
@@ -151,6 +158,33 @@ def fetch_small(repository: Repository, show: Show) -> Path:
                 if one.rfilename.endswith(SMALL):
                     _fetch_file(at, "model", one, folder / one.rfilename, show)
     return folder
+
+
+def fetch_tensors(repository: Repository, files: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's tensors by name: of its weights, only the headers are fetched.
+
+    `files` hold the weights, unless they are in a single one. Raises UserError as `fetch`, or where
+    a file is missing.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    found: dict[str, tuple[int, ...]] = {}
+    with hub_errors(repository):
+        at, _, listed = _list_files(repository, "model")
+        names = {one.rfilename for one in listed}
+        files = [SINGLE] if SINGLE in names else files
+        if missing := sorted(set(files) - names):
+            raise UserError(
+                f"{repository} has no {missing[0]}: its weights are in another form; name another"
+            )
+        for file in files:
+            try:
+                header = HfApi().parse_safetensors_file_metadata(at.id, file, revision=at.revision)
+            except SafetensorsParsingError as error:
+                raise UserError(f"{repository}: {file} holds no weights ({error})") from None
+            found |= {name: tuple(one.shape) for name, one in header.tensors.items()}
+    return found
 
 
 def find_local(text: str, kind: Kind) -> Path:
@@ -295,6 +329,8 @@ def lock(path: Path, refusal: str, patience: float | None = None) -> Iterator[No
 
 def _pick_files(files: list[RepoSibling], kind: Kind, only: str | None) -> list[RepoSibling]:
     """The file that is named, else the files of the first kind in WANTED that there is."""
+    if kind == "dataset":
+        files = [one for one in files if is_data_file(one.rfilename)]
     for pattern in WANTED[kind] if only is None else [re.escape(only)]:
         if found := [one for one in files if re.fullmatch(pattern, one.rfilename)]:
             return found

@@ -30,7 +30,8 @@ class JudgeSet:
     """Ranked answers, best first, and the parts of the set that each entry belongs to.
 
     Entries may share a prompt, and answers with it. `name` is how the user wrote the set, `title`
-    how it is shown: never a path. `left_out` counts what is not asked, by reason.
+    how it is shown: never a path. `left_out` counts what is not asked, by reason; `notes` are
+    sentences about the file that the set was read from.
     """
 
     name: str
@@ -38,6 +39,7 @@ class JudgeSet:
     ranked: tuple[RankedPrompt, ...]
     parts: tuple[tuple[str, ...], ...]
     left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(

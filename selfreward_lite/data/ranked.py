@@ -5,27 +5,30 @@ Only first turns are read. Evaluation prompts are set aside first, so none is tr
 left out is counted by reason.
 """
 
-import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfreward_lite.config.settings import CHECKABLE, Settings
-from selfreward_lite.data import hub, prompt_files
+from selfreward_lite.data import hub
 from selfreward_lite.data.checkable import ranked as checkable_ranked
 from selfreward_lite.data.checkable.kinds import encode_constraints
 from selfreward_lite.data.checkable.requests import add_constraints, draw_held_out_requests
+from selfreward_lite.data.data_files import read_rows
+from selfreward_lite.data.prompt_rows import read_id
+from selfreward_lite.data.ranked_rows import is_english, read_messages
 from selfreward_lite.data.records import Outcome, Prompt, Record, Response, make_id, seed_for
+from selfreward_lite.data.rows import describe_counts, is_empty
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.ranked import ANSWERS, generate_ranked_rows
 from selfreward_lite.system.errors import DataError
 
 HUMAN = "human"  # who wrote the ranked responses
-_NEEDED = ("message_id", "parent_id", "text", "role", "rank")
 # Ranked prompts per wanted EFT prompt: nearly half of them give no judgments that agree strictly.
 _SPARE = 2
+_ITS_PROMPT = "answer to a prompt that is left out"
 
 
 @dataclass(frozen=True)
@@ -36,26 +39,27 @@ class RankedPrompt:
     responses: tuple[Response, ...]
 
 
-def load_ranked_rows(settings: Settings) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return the messages of the ranked data, and drops. Raises DataError for a bad row."""
+class RankedRows(NamedTuple):
+    """The messages of ranked data, what was skipped by reason, and notes for the user."""
+
+    rows: list[dict[str, Any]]
+    skipped: Counter[str]
+    notes: list[str]
+
+
+def load_ranked_rows(settings: Settings) -> RankedRows:
+    """Return the messages of the ranked data. Raises DataError for a bad row."""
     seed, source = settings.seed_stage, settings.seed_stage.ranked
     if source == "tiny":
-        wanted = seed.train_examples // ANSWERS
-        return list(generate_ranked_rows(seed.eval_prompts + _SPARE * wanted)), Counter()
+        wanted = seed.eval_prompts + _SPARE * (seed.train_examples // ANSWERS)
+        return RankedRows([*generate_ranked_rows(wanted)], Counter(), [])
     if source == CHECKABLE:
-        wanted = seed.ift_examples + 1
+        wanted = seed.eval_prompts + seed.ift_examples + 1
         if seed.eft:
             wanted += _SPARE * seed.train_examples // checkable_ranked.ANSWERS
-        return list(checkable_ranked.generate_ranked_rows(seed.eval_prompts + wanted)), Counter()
-    found = prompt_files.read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
-    kept = []
-    for place, raw in found.rows:
-        row = _convert_types(raw)
-        if reason := _find_fault(row):
-            found.refuse(place, reason)
-        else:
-            kept.append(row)
-    return kept, found.skipped
+        return RankedRows([*checkable_ranked.generate_ranked_rows(wanted)], Counter(), [])
+    found = read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
+    return RankedRows(read_messages(found), found.skipped, found.notes)
 
 
 def build_ranked_prompts(
@@ -63,12 +67,17 @@ def build_ranked_prompts(
 ) -> tuple[list[RankedPrompt], Outcome]:
     """Return the usable prompts in the order of the data, and an outcome with records and drops."""
     drops = Counter[str]()
+    known, first_turns = set[str | None](), set[str | None]()  # ids of messages
     answers: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
+        own, parent = read_id(row["message_id"]), read_id(row.get("parent_id"))
+        known.add(own)
+        if parent is None:
+            first_turns.add(own)
         if reason := _reason_to_leave_out(row):
             drops[reason] += 1
         else:
-            answers[row["parent_id"]].append(row)
+            answers[parent].append(row)
     found: list[RankedPrompt] = []
     seen: set[str] = set()
     for row in answers.pop(None, []):
@@ -77,23 +86,44 @@ def build_ranked_prompts(
             drops["same prompt again"] += 1
             continue
         seen.add(plain)
-        by_rank: dict[float, str] = {}
-        for answer in answers[row["message_id"]]:
-            if answer["rank"] is None:
-                drops["answer without a rank"] += 1
-            elif answer["rank"] in by_rank:  # people did not tell them apart
-                drops["answer of the same rank as another"] += 1
-            else:
-                by_rank[answer["rank"]] = answer["text"]
-        if len(by_rank) < 2:
-            drops["fewer than two ranked answers"] += 1
-            continue
-        ranked = [by_rank[rank] for rank in sorted(by_rank)]
-        found.append(_build_records(len(found), row["text"], ranked, namespace))
+        ranked = _rank_answers(answers.pop(read_id(row["message_id"]), []), drops)
+        if ranked:
+            found.append(_build_records(len(found), row["text"], ranked, namespace))
+    for parent, left in answers.items():
+        drops[_reason_without_prompt(parent, known, first_turns)] += len(left)
     records: list[Record] = []
     for one in found:
         records += [one.prompt, *one.responses]
     return found, Outcome(records, drops)
+
+
+def _rank_answers(answers: Iterable[Mapping[str, Any]], drops: Counter[str]) -> list[str]:
+    """The ranked answers to a prompt, best first; none if there are fewer than two."""
+    by_rank: dict[float, str] = {}
+    for answer in answers:
+        if answer["role"] != "assistant":
+            drops["reply to a prompt that is not an assistant's"] += 1
+        elif answer.get("rank") is None:
+            drops["answer without a rank"] += 1
+        elif answer["rank"] in by_rank:  # people did not tell them apart
+            drops["answer of the same rank as another"] += 1
+        else:
+            by_rank[answer["rank"]] = answer["text"]
+    if len(by_rank) < 2:
+        drops["fewer than two ranked answers"] += 1
+        if by_rank:
+            drops[_ITS_PROMPT] += 1
+        return []
+    return [by_rank[rank] for rank in sorted(by_rank)]
+
+
+def _reason_without_prompt(
+    parent: str | None, known: Collection[str | None], first_turns: Collection[str | None]
+) -> str:
+    """Why messages are not used that answer no prompt that is used."""
+    if parent in first_turns:
+        return _ITS_PROMPT
+    return "message of a later turn" if parent in known else "answer to a message that is not there"
 
 
 @dataclass(frozen=True)
@@ -105,16 +135,22 @@ class Split:
     ift: list[RankedPrompt]
 
 
-def split_ranked(found: Sequence[RankedPrompt], settings: Settings) -> Split:
-    """Return the prompts split by purpose. Raises DataError if none is left for EFT."""
+def split_ranked(
+    found: Sequence[RankedPrompt], settings: Settings, drops: Mapping[str, int] | None = None
+) -> Split:
+    """Return the prompts split by purpose. Raises DataError, with `drops`, if none is left for EFT.
+
+    `drops` are the rows that were left out, by reason.
+    """
     shuffled = sorted(found, key=lambda one: seed_for(settings.seed, one.prompt.id))
     wanted = settings.seed_stage
     left = len(shuffled) - wanted.eval_prompts - wanted.ift_examples
     if left < 1:
         also = f" and {wanted.ift_examples} IFT prompts" if wanted.ift_examples else ""
+        left_out = f" (left out: {describe_counts(drops)})" if drops else ""
         raise DataError(
             f"{len(found)} ranked prompts are too few for {wanted.eval_prompts} evaluation "
-            f"prompts{also}; lower seed_stage.eval_prompts"
+            f"prompts{also}{left_out}; lower seed_stage.eval_prompts"
             f"{' or seed_stage.ift_examples' if also else ''}, or give more data"
         )
     rest = shuffled[wanted.eval_prompts :]
@@ -163,12 +199,15 @@ def pick_held_out_prompts(
 
 def _reason_to_leave_out(row: Mapping[str, Any]) -> str | None:
     """Why a row may not be used as seed data, None if it may."""
-    if row.get("lang", "en") != "en":
+    if not is_english(row.get("lang")):
         return "not English"
     if row.get("deleted") or row.get("review_result") is False or row.get("synthetic"):
         return "deleted, rejected or synthetic"
-    if row.get("tree_state", "ready_for_export") != "ready_for_export":
+    state = row.get("tree_state")
+    if not is_empty(state) and state != "ready_for_export":
         return "tree not ready for export"
+    if read_id(row.get("parent_id")) is None and row["role"] != "prompter":
+        return "answer without parent_id"
     return None if str(row["text"] or "").strip() else "empty text"
 
 
@@ -189,40 +228,3 @@ def _build_records(index: int, text: str, answers: Sequence[str], namespace: str
         for rank, answer in enumerate(answers)
     )
     return RankedPrompt(prompt, responses)
-
-
-def _convert_types(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with numbers and booleans where a CSV file has only text."""
-    converted = dict(row)
-    if isinstance(row.get("rank"), str):
-        try:
-            converted["rank"] = float(row["rank"])
-        except ValueError:
-            return converted  # `_find_fault` will refuse it
-    for name in ("deleted", "synthetic", "review_result"):
-        if isinstance(row.get(name), str):
-            converted[name] = {"true": True, "false": False}.get(row[name].casefold(), row[name])
-    return converted
-
-
-def _find_fault(row: Mapping[str, Any]) -> str | None:
-    """Why a row is not a message of ranked data, None if it is."""
-    if chat := prompt_files.name_chat_format(row):
-        return (
-            f"this file holds {chat}, which rank no answers; the seed stage needs OASST's schema "
-            f"({', '.join(_NEEDED)})"
-        )
-    missing = [name for name in _NEEDED if name not in row]
-    if missing:
-        return f"no field {missing[0]!r}; ranked data must be in OASST's schema"
-    role, rank, text = row["role"], row["rank"], row["text"]
-    if role not in ("prompter", "assistant"):
-        return f"role {role!r} is neither prompter nor assistant"
-    if rank is not None and not (isinstance(rank, int | float) and math.isfinite(rank)):
-        return f"rank {rank!r} is not a number"
-    for name in ("message_id", "parent_id"):
-        if not isinstance(row[name], str | int | None):
-            return f"{name} {row[name]!r} is not an id"
-    fault = prompt_files.find_text_fault(text)
-    # OASST has empty texts; they are dropped later.
-    return None if text is None or fault is None else f"text {fault}"

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 import httpx
 
-from selfreward_lite.data import download, hub, prompt_files
+from selfreward_lite.data import download, hub
+from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.download import Show, describe_error
+from selfreward_lite.data.rows import find_text_fault
 from selfreward_lite.system.errors import DataError, UserError
 from selfreward_lite.system.files import check_disk, copy_file, hash_file
 
@@ -340,7 +342,7 @@ def read_tasks(name: TaskName, folder: Path | None = None) -> list[Task]:
 def parse_tasks(name: TaskName, path: Path) -> list[Task]:
     """Return the prompts in a file of a set's schema. Raises DataError for a bad row."""
     tasks = []
-    for number, (place, row) in enumerate(prompt_files.read_rows(path, skip_bad=False).rows):
+    for number, (place, row) in enumerate(read_rows(path, skip_bad=False).rows):
         try:
             one = _parse_problem(number, row) if name == "gsm8k" else _parse_prompt(name, row)
         except (KeyError, ValueError, TypeError) as error:
@@ -372,7 +374,7 @@ def _parse_problem(number: int, row: Mapping[str, Any]) -> Task:
 
 
 def _check_text(value: Any) -> str:
-    if fault := prompt_files.find_text_fault(value):
+    if fault := find_text_fault(value):
         raise ValueError(f"a text {fault}")
     return str(value)
 

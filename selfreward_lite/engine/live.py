@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from pydantic import ValidationError
+
 from selfreward_lite.engine.api import (
     REQUEST,
     Completion,
@@ -102,9 +104,11 @@ class Live:
     ) -> Generator[Piece | Completion | None, None, None]:
         """Yield pieces of a streamed request, a completion per sample, and None every HEARTBEAT.
 
-        Closing the iterator takes the request back. Raises EngineError if too many requests wait or
-        the engine cannot be used; if the engine dies, the completions are "failed".
+        Closing the iterator takes the request back. Raises EngineError if the request is of wrong
+        types, if too many requests wait, or if the engine cannot be used; if the engine dies, the
+        completions are "failed".
         """
+        _check_types(request)
         with self._lock:
             self._check_open()
             if self.waiting >= self._most:
@@ -233,3 +237,13 @@ class Live:
                 asked.answers.put(completion)
         if self.waiting:
             self._load_and_serve()
+
+
+def _check_types(request: Request) -> None:
+    """Raise EngineError for a request of wrong types: in the child it would end everybody's."""
+    try:
+        REQUEST.validate_json(REQUEST.dump_json(request, warnings=False))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise EngineError(f"the request cannot be sent: {place}: {first['msg']}") from None

@@ -92,6 +92,19 @@ def filter_candidates(
     return Outcome(kept, drops)
 
 
+def count_different(texts: Iterable[str]) -> int:
+    """Return how many prompts are left when repeated ones are taken out, as `import_prompts` does.
+
+    >>> count_different(["Sort these.", " sort  THESE. ", "Why?"])
+    2
+    """
+    return len(set(map(_plain, texts)))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
 def import_prompts(
     texts: Iterable[str],
     settings: Prompts,
@@ -109,7 +122,7 @@ def import_prompts(
     seen: set[str] = set()
     secret = NearDuplicates(held_out, settings.max_similarity, settings.max_overlap)
     for text in map(str.strip, texts):
-        plain = " ".join(text.split()).casefold()
+        plain = _plain(text)
         if plain in seen:
             drops["same prompt again"] += 1
         elif secret.contains_similar(text):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings
@@ -10,6 +11,7 @@ from selfreward_lite.data import hub, ranked, task_sets, votes
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.judge_sets import FACT, NAMES, OWN, PAIR_SETS, VOTES, JudgeSet
 from selfreward_lite.data.ranked import RankedPrompt
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS
 from selfreward_lite.method import comparisons, judgments
@@ -42,8 +44,9 @@ def load_judge_set(
     else:
         found = _load_ranked(run, source, pinned, show, folder)
     if not found.ranked:
+        counts = f" (left out: {describe_counts(found.left_out)})" if found.left_out else ""
         raise UserError(
-            f"{source or run.store.folder.name}: no prompt with two ranked answers in it; "
+            f"{source or run.store.folder.name}: no prompt with two ranked answers in it{counts}; "
             "give other --ranked data"
         )
     return found
@@ -107,6 +110,7 @@ def _load_ranked(
     """Ranked data in OASST's schema, as of seed_stage.ranked; see `load_judge_set`."""
     if source is None:
         return JudgeSet.of("", OWN, run.ranked().evaluation, {})
+    notes: list[str] = []
     if source == VOTES:
         rows, drops = votes.build_ranked_rows(votes.load_votes(run.store.folder))
         title = "votes of the app"
@@ -118,14 +122,14 @@ def _load_ranked(
             path = hub.fetch_dataset(source, show)
             title = source if hub.parse_repository(source) else path.name
         settings = run.settings.with_values("seed_stage", ranked=str(path))
-        rows, drops = ranked.load_ranked_rows(settings)
+        rows, drops, notes = ranked.load_ranked_rows(settings)
     content = json.dumps(rows, sort_keys=True, default=str).encode()
     digest = hashlib.blake2b(content, digest_size=8).hexdigest()
     prompts, outcome = ranked.build_ranked_prompts(rows, f"{run.store.id_namespace}, {digest}")
     seen = _list_trained_texts(run)
     kept: list[RankedPrompt] = [one for one in prompts if one.prompt.text not in seen]
     left_out = _count_trained(dict(drops + outcome.drops), len(prompts) - len(kept), "prompts")
-    return JudgeSet.of(pinned or source, title, kept, left_out)
+    return replace(JudgeSet.of(pinned or source, title, kept, left_out), notes=tuple(notes))
 
 
 def _list_trained_texts(run: RunReader) -> set[str]:

@@ -12,21 +12,51 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-# The first driver of each major version of CUDA. It runs what any minor version of it compiled.
-DRIVERS = {13: 580, 12: 525}
+# The oldest driver for each CUDA, by its first number; it runs what any minor version compiled:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}
 PROGRAMS = Path("/usr/local")  # toolkits are installed here, as cuda and cuda-12.4
 _LIBRARY = "libggml-cuda.so"  # beside libllama.so in a build for CUDA, and in no other
 _NEEDED = re.compile(rb"lib(?:cudart|cublas)\.so\.(\d+)")
 
 
-def newest_cuda(driver: str) -> int | None:
-    """The newest major version of CUDA that a driver runs; None if it runs none that is used here.
+def oldest_driver(cuda: str) -> int:
+    """The first number of the oldest driver for a CUDA; later ones need at least the last known.
 
-    >>> newest_cuda("580.65.06"), newest_cuda("570.133"), newest_cuda("470.1")
-    (13, 12, None)
+    >>> oldest_driver("13.0"), oldest_driver("12.6"), oldest_driver("14.1")
+    (580, 525, 580)
     """
-    number = int(re.match(r"\d*", driver)[0] or 0)  # type: ignore[index]
-    return next((cuda for cuda, first in DRIVERS.items() if number >= first), None)
+    return OLDEST_DRIVERS.get(int(cuda.split(".")[0]), max(OLDEST_DRIVERS.values()))
+
+
+def driver_number(driver: str) -> int:
+    """The first number of a driver's version, by which versions of CUDA ask for it.
+
+    >>> driver_number("570.133.20"), driver_number("[N/A]")
+    (570, 0)
+    """
+    found = re.match(r"\d+", driver)
+    return int(found[0]) if found else 0
+
+
+def newest_cuda(driver: str) -> int:
+    """The newest major version of CUDA that a driver runs; 0 if it runs none of the last three.
+
+    >>> newest_cuda("580.65.06"), newest_cuda("570.133"), newest_cuda("390.1")
+    (13, 12, 0)
+    """
+    number = driver_number(driver)
+    return max((cuda for cuda, first in OLDEST_DRIVERS.items() if number >= first), default=0)
+
+
+def library_packages(cuda: int) -> tuple[str, ...]:
+    """pip's packages with the libraries that a llama.cpp for a CUDA needs.
+
+    >>> library_packages(13), library_packages(12)[0]
+    (('nvidia-cuda-runtime==13.*', 'nvidia-cublas==13.*'), 'nvidia-cuda-runtime-cu12==12.*')
+    """
+    suffix = "" if cuda >= 13 else f"-cu{cuda}"
+    return tuple(f"nvidia-{name}{suffix}=={cuda}.*" for name in ("cuda-runtime", "cublas"))
 
 
 def build_cuda() -> int | None:
@@ -39,7 +69,7 @@ def build_cuda() -> int | None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         found = _NEEDED.search(content)
-        return int(found[1]) if found else max(DRIVERS)
+        return int(found[1]) if found else None
 
 
 def explain_idle(driver: str | None) -> tuple[str, str]:
@@ -51,8 +81,8 @@ def explain_idle(driver: str | None) -> tuple[str, str]:
     cuda = build_cuda()
     if cuda is None:
         return "llama.cpp was built for the CPU only", "run `python -m selfreward_lite llama`"
-    if driver and cuda > (newest_cuda(driver) or 0):
-        needed = DRIVERS.get(cuda, max(DRIVERS.values()))
+    needed = oldest_driver(str(cuda))
+    if driver and driver_number(driver) < needed:
         return (
             f"driver {driver} is older than this build's CUDA {cuda}",
             f"update the driver to {needed} or newer",

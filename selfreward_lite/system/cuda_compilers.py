@@ -115,7 +115,7 @@ def find_fault(compiler: Compiler, gpu: Gpu, folder: Path) -> str | None:
     version = int(found[1]), int(found[2])
     if version < OLDEST_TOOLKIT:
         return f"CUDA {found[1]}.{found[2]} is older than {OLDEST_TOOLKIT[0]}.{OLDEST_TOOLKIT[1]}"
-    if version[0] > (cuda.newest_cuda(gpu.driver) or 0):
+    if version[0] > cuda.newest_cuda(gpu.driver):
         return f"driver {gpu.driver} is older than its CUDA {version[0]}"
     source = folder / "trial.cu"
     source.write_text(TRIAL, encoding="utf-8")

@@ -14,17 +14,13 @@ from selfreward_lite.system.cuda_compilers import OLDEST_TOOLKIT, PIP_CUDA, Comp
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
 from selfreward_lite.system.gpu import Gpu, list_gpus
+from selfreward_lite.system.machine import Finding
 from selfreward_lite.system.pip import Failed, run_pip
 
 PREBUILT = "https://abetlen.github.io/llama-cpp-python/whl"  # of llama-cpp-python's own project
 BUILDS = {13: ("cu130",), 12: ("cu125", "cu124")}  # there, by the major version of CUDA
 NEWEST_PREBUILT = (9, 0)  # a later GPU compiles its kernels anew when they are first used
 HURRY = ("--retries", "1", "--timeout", "20")  # there may be no network
-# The libraries that a build needs, where neither torch nor a toolkit brings them.
-LIBRARIES = {
-    13: ("nvidia-cuda-runtime>=13,<14", "nvidia-cublas>=13,<14"),
-    12: ("nvidia-cuda-runtime-cu12", "nvidia-cublas-cu12"),
-}
 
 
 @dataclass
@@ -47,8 +43,8 @@ class Work:
 
     def majors(self) -> list[int]:
         """The versions of CUDA that the driver runs; first those whose libraries are here."""
-        newest = cuda.newest_cuda(self.gpu.driver) or 0
-        found = [major for major in cuda.DRIVERS if major <= newest]
+        newest = cuda.newest_cuda(self.gpu.driver)
+        found = [major for major in BUILDS if major <= newest]
         return sorted(found, key=lambda major: not cuda.has_libraries(major))
 
     def fail(self, what: str, why: object) -> None:
@@ -60,7 +56,7 @@ class Work:
         run_pip(*arguments, say=self.say, **environment)
 
 
-def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Finding:
+def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
     """Make llama.cpp use the GPU, or run on the CPU if there is none; returns what it does now.
 
     Tried in this order, each with a line of its own: what is installed; wheels kept in one of the
@@ -74,7 +70,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     if not work.majors():
         raise UserError(
             f"driver {work.gpu.driver} runs no CUDA that is used here: update the driver to "
-            f"{max(cuda.DRIVERS.values())} or newer"
+            f"{cuda.oldest_driver(str(PIP_CUDA))} or newer"
         )
     for attempt in (_use_installed, _use_kept, _use_prebuilt, _build):
         if found := attempt(work):
@@ -82,7 +78,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     raise UserError(_conclude(work))
 
 
-def _install_for_cpu(work: Work) -> doctor.Finding:
+def _install_for_cpu(work: Work) -> Finding:
     found = doctor.llama_finding([])
     if found.state == "good":
         return found
@@ -94,7 +90,7 @@ def _install_for_cpu(work: Work) -> doctor.Finding:
     return doctor.llama_finding([])
 
 
-def _use_installed(work: Work) -> doctor.Finding | None:
+def _use_installed(work: Work) -> Finding | None:
     found = _look(work)
     if found.state == "good":
         return found
@@ -103,7 +99,7 @@ def _use_installed(work: Work) -> doctor.Finding | None:
     return None
 
 
-def _use_kept(work: Work) -> doctor.Finding | None:
+def _use_kept(work: Work) -> Finding | None:
     places = [_folder(work, major) for major in work.majors()]
     for root in work.wheels:
         for folder in (*(root / place for place in places), root):
@@ -113,7 +109,7 @@ def _use_kept(work: Work) -> doctor.Finding | None:
     return None
 
 
-def _use_prebuilt(work: Work) -> doctor.Finding | None:
+def _use_prebuilt(work: Work) -> Finding | None:
     if work.gpu.capability > NEWEST_PREBUILT:
         work.fail("a prebuilt wheel", "none has kernels for so new a GPU")
         return None
@@ -133,7 +129,7 @@ def _use_prebuilt(work: Work) -> doctor.Finding | None:
     return None
 
 
-def _build(work: Work) -> doctor.Finding | None:
+def _build(work: Work) -> Finding | None:
     if not cuda_compilers.has_host_compiler():
         work.fail("compiling", "there is no C++ compiler: `sudo apt install build-essential`")
         return None
@@ -177,7 +173,7 @@ def _compile(work: Work, compiler: Compiler, folder: Path) -> None:
     work.pip("wheel", *arguments, CMAKE_ARGS=options, CUDACXX=str(compiler.nvcc))
 
 
-def _use_wheel(work: Work, wheel: Path, what: str) -> doctor.Finding | None:
+def _use_wheel(work: Work, wheel: Path, what: str) -> Finding | None:
     """What llama.cpp does with a wheel; None, said and noted, if it does not use the GPU.
 
     One that works is kept. Raises UserError for a build that another one would not help.
@@ -200,7 +196,7 @@ def _use_wheel(work: Work, wheel: Path, what: str) -> doctor.Finding | None:
     return found
 
 
-def _look(work: Work) -> doctor.Finding:
+def _look(work: Work) -> Finding:
     """What the installed llama.cpp does, after libraries that it lacks are installed.
 
     Raises UserError where a build that the driver should run does not start: another would not.
@@ -209,10 +205,10 @@ def _look(work: Work) -> doctor.Finding:
     major = cuda.build_cuda()
     if found.state == "good" or major is None:
         return found
-    if major in LIBRARIES and cuda.names_library(found.words):
+    if cuda.names_library(found.words):
         work.say(f"installing the libraries of CUDA {major}: {found.words}")
         try:
-            work.pip("install", *LIBRARIES[major])
+            work.pip("install", *cuda.library_packages(major))
         except Failed as failed:
             work.fail(f"the libraries of CUDA {major}", failed)
         found = doctor.llama_finding(work.gpus)
@@ -240,14 +236,13 @@ def _folder(work: Work, major: int) -> str:
 
 def _conclude(work: Work) -> str:
     """Cause and advice after everything was tried."""
-    newest, needed = max(cuda.DRIVERS), max(cuda.DRIVERS.values())
     oldest = ".".join(map(str, OLDEST_TOOLKIT))
-    if newest in work.majors():
+    if PIP_CUDA in work.majors():
         advice = f"fix that, or install NVIDIA's CUDA toolkit, {oldest} or newer"
     else:
         advice = (
-            f"update driver {work.gpu.driver} to {needed} or newer, for which no toolkit is "
-            f"needed, or install NVIDIA's CUDA toolkit, {oldest} to {newest - 1}.9"
+            f"update driver {work.gpu.driver} to {cuda.oldest_driver(str(PIP_CUDA))} or newer, for "
+            f"which no toolkit is needed, or install NVIDIA's CUDA toolkit, {oldest} to 12.9"
         )
     return (
         f"no llama.cpp uses {work.gpu.name} ({work.reasons[-1]}); {advice}, and give the same "

@@ -122,7 +122,22 @@ def test_two_models_are_compared_and_a_third_judges(client):
         ((ASKED, "nothing"), "/chat", "no run 'nothing'"),
         ((ASKED, "../../etc"), "/chat", "no run '../../etc'"),
         ((ASKED, TINY, "M9"), "/chat", "has no model 'M9'"),
-        ((ASKED * 10_000, TINY), "/chat", "more than 100,000 characters"),
+        ((ASKED * 10_000, TINY), "/chat", "message: String should have at most 100000"),
+        ((None, TINY), "/chat", "message: Input should be a valid string"),
+        ((ASKED, TINY, "base", ["x"]), "/chat", "system: Input should be a valid string"),
+        ((ASKED, TINY, "base", "", None, "hot"), "/chat", "temperature: Input should be"),
+        ((ASKED, TINY, "base", "", None, -1), "/chat", "temperature: Input should be"),
+        ((ASKED, TINY, "base", "", None, 0.7, None), "/chat", "top_p: Input should be"),
+        ((ASKED, TINY, "base", "", None, 0.7, 0.9, 5000), "/chat", "max_tokens: Input should be"),
+        ((ASKED, TINY, "base", "", None, 0.7, 0.9, 24, "abc"), "/chat", "seed: Input should be"),
+        ((ASKED, TINY, "base", "", "before"), "/chat", "history: a list of"),
+        (
+            (ASKED, TINY, "base", "", [{"role": "user", "content": [{"type": "text"}]}]),
+            "/chat",
+            "history: a list of",
+        ),
+        ((ASKED, 5, TINY), "/judge", "response: Input should be a valid string"),
+        ((ASKED, TINY, 1, "base"), "/compare", "model_a: Input should be a valid string"),
         (
             (ASKED, TINY, "base", "", [{"role": "system", "content": "x"}]),
             "/chat",
@@ -136,6 +151,16 @@ def test_a_mistake_comes_back_as_one_line(client, arguments, endpoint, says):
     with pytest.raises(AppError, match=says.replace("[", "\\[")) as said:
         last(client, *arguments, api_name=endpoint)
     assert "Traceback" not in str(said.value)
+
+
+def test_bad_calls_end_no_other_reply(client):
+    """One caller's `seed="abc"` once ended the replies of everybody else."""
+    good = [client.submit(ASKED, TINY, seed=seed, api_name="/chat") for seed in range(30)]
+    bad = [client.submit(ASKED, TINY, seed="abc", api_name="/chat") for _ in range(20)]
+    assert [job.result(timeout=120)["finish"] for job in good] == ["stop"] * 30
+    for job in bad:
+        with pytest.raises(AppError, match="seed: "):
+            job.result(timeout=120)
 
 
 def test_a_caller_who_leaves_frees_the_engine(client):

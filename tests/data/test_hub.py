@@ -266,7 +266,9 @@ def test_of_a_data_set_one_kind_of_table_is_taken(there, tmp_path):
         "data/train-00000-of-00001.parquet",
         "train.jsonl",
         "dataset_infos.json",
-        "rows.jsonl.gz",
+        "more/rows.ndjson.gz",
+        ".cache/rows.jsonl",
+        "rows.json",
     ):
         there.files[name, path] = path.encode()
     assert files(asked(there, tmp_path, name=name, kind="dataset")["folder"]) == {
@@ -274,9 +276,13 @@ def test_of_a_data_set_one_kind_of_table_is_taken(there, tmp_path):
     }
     del there.files[name, "data/train-00000-of-00001.parquet"]
     there.commit = "e" * 40
-    assert files(asked(there, tmp_path / "2", name=name, kind="dataset")["folder"]) == {
-        "train.jsonl"
-    }
+    lines = {"train.jsonl", "more/rows.ndjson.gz"}
+    found = files(asked(there, tmp_path / "2", name=name, kind="dataset")["folder"])
+    assert found == lines
+    for path in lines:
+        del there.files[name, path]
+    there.commit = "f" * 40
+    assert files(asked(there, tmp_path / "3", name=name, kind="dataset")["folder"]) == {"rows.json"}
 
 
 @pytest.mark.parametrize(

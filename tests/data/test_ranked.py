@@ -15,7 +15,9 @@ from oasst_trees import (
 )
 
 from selfreward_lite import config
-from selfreward_lite.data import prompt_files, ranked
+from selfreward_lite.data import ranked
+from selfreward_lite.data.data_files import read_rows
+from selfreward_lite.data.prompt_rows import extract_prompts
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import summary
 from selfreward_lite.system.errors import DataError
@@ -35,7 +37,7 @@ def settings(source: Path, **changes: str) -> config.Settings:
 
 
 def read(source: Path, **changes: str) -> tuple[dict[str, list[str]], Counter[str]]:
-    rows, skipped = ranked.load_ranked_rows(settings(source, **changes))
+    rows, skipped, _ = ranked.load_ranked_rows(settings(source, **changes))
     found, outcome = ranked.build_ranked_prompts(rows, RUN)
     texts = {one.prompt.text: [response.text for response in one.responses] for one in found}
     return texts, skipped + outcome.drops
@@ -57,7 +59,7 @@ def test_from_every_kind_of_file_the_same_ranked_prompts(grown, tmp_path, name):
 
 
 def test_every_fault_was_met(grown):
-    assert len(grown.drops) == 7
+    assert len(grown.drops) == 9
     assert len({fault.__name__ for fault in FAULTS}) == 10
     assert 180 <= len(grown.kept) <= 260
     assert any(message["message_id"].endswith("-q") for message in grown.messages), "deep trees"
@@ -73,19 +75,19 @@ def test_prompts_come_from_the_first_turn_of_a_data_set_too(grown, tmp_path):
     folder = write_hub_folder(
         tmp_path / "hub", [one for one in grown.messages if one["parent_id"] is None]
     )
-    texts = prompt_files.extract_prompts(prompt_files.read_rows(folder, skip_bad=False))
+    texts = extract_prompts(read_rows(folder, skip_bad=False))
     assert set(grown.kept) <= set(texts)
 
 
 def test_a_broken_folder_is_one_line(tmp_path):
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="no table in it; give a folder"):
-        prompt_files.read_rows(tmp_path / "none", skip_bad=False)
+    with pytest.raises(DataError, match="no data file in it; give a folder"):
+        read_rows(tmp_path / "none", skip_bad=False)
     folder = write_hub_folder(tmp_path / "cut", forest(20).messages)
     table = next(folder.rglob("train*.parquet"))
     table.write_bytes(table.read_bytes()[:-40])
-    with pytest.raises(DataError, match="Parquet files cannot be read.*download it again") as error:
-        prompt_files.read_rows(folder, skip_bad=False)
+    with pytest.raises(DataError, match="not a complete Parquet file.*export it again") as error:
+        read_rows(folder, skip_bad=False)
     assert len(str(error.value).splitlines()) == 1
 
 

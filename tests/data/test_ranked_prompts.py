@@ -18,7 +18,11 @@ def test_ranked_prompts_have_answers_best_first():
     assert [one.text for one in found[0].responses] == ["best", "second", "third"]
     assert [one.rank for one in found[0].responses] == [0, 1, 2]
     assert len(found) == 1
-    assert drops == {"answer without a rank": 1, "fewer than two ranked answers": 1}
+    assert drops == {
+        "answer without a rank": 1,
+        "fewer than two ranked answers": 1,
+        "answer to a prompt that is left out": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -35,7 +39,7 @@ def test_ranked_prompts_have_answers_best_first():
 def test_ranked_prompts_count_every_row_left_out(change, reason):
     found, drops = read_trees(make_tree("a", ("x", 0), ("y", 1), **change))
     assert found == []
-    assert drops == {reason: 1}
+    assert drops == {reason: 1, "answer to a prompt that is left out": 2}
 
 
 def test_ranked_prompts_drop_a_repeated_prompt():
@@ -45,7 +49,7 @@ def test_ranked_prompts_drop_a_repeated_prompt():
     ]
     found, drops = read_trees(rows)
     assert len(found) == 1
-    assert drops["same prompt again"] == 1
+    assert drops == {"same prompt again": 1, "answer to a prompt that is left out": 2}
 
 
 def test_split_reserves_evaluation_first(tiny):
@@ -68,8 +72,20 @@ def test_split_reserves_evaluation_first(tiny):
             {ranked.prompt.id for ranked in share} for share in (one.evaluation, one.eft, one.ift)
         ]
         assert sum(map(len, shares)) == len(set().union(*shares)) == len(found)
-    with pytest.raises(DataError, match=r"lower seed_stage\.eval_prompts"):
+    with pytest.raises(DataError, match=r"50 ranked prompts are too few for \d+ evaluation pro"):
         ranked.split_ranked(found[:50], tiny)
+
+
+def test_too_few_prompts_are_said_with_every_reason(tiny):
+    rows = make_tree("a", ("x", 0), ("y", 1), lang="de") + make_tree("b", ("x", None), ("y", 1))
+    found, drops = read_trees([*rows, *make_tree("c", ("x", 0), ("y", 1))[1:]])
+    with pytest.raises(
+        DataError,
+        match=r"0 ranked prompts are too few for \d+ evaluation prompts \(left out: 1 not English; "
+        r"1 answer without a rank; 1 fewer than two ranked answers; 3 answer to a prompt that is "
+        r"left out; 2 answer to a message that is not there\); lower seed_stage\.eval_prompts",
+    ):
+        ranked.split_ranked(found, tiny, drops)
 
 
 def test_load_rows_names_a_bad_line(tmp_path, tiny):

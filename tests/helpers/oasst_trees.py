@@ -129,6 +129,7 @@ class _Tree:
         again = self.add("q", parent, self.text(), role="prompter")
         for rank in range(2):
             self.add(f"d{rank}", again, self.text(), rank=rank)
+        self.forest.drops["message of a later turn"] += 3
 
 
 def _whole(tree: _Tree) -> None:
@@ -147,6 +148,7 @@ def _other_language(tree: _Tree) -> None:
 def _deleted_prompt(tree: _Tree) -> None:
     tree.answers(2, tree.add("p", None, tree.prompt, deleted=True))
     tree.forest.drops["deleted, rejected or synthetic"] += 1
+    tree.forest.drops["answer to a prompt that is left out"] += 2
 
 
 def _deleted_answer(tree: _Tree) -> None:
@@ -178,6 +180,7 @@ def _never_ranked(tree: _Tree) -> None:
 def _one_answer(tree: _Tree) -> None:
     tree.add("a0", tree.add("p", None, tree.prompt), tree.text(), rank=0)
     tree.forest.drops["fewer than two ranked answers"] += 1
+    tree.forest.drops["answer to a prompt that is left out"] += 1
 
 
 def _tie(tree: _Tree) -> None:

@@ -12,6 +12,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, prepare
+from selfreward_lite.run.ask import Watch
 
 SMALL = {
     "evaluation.canary_judgments": "2",
@@ -28,7 +29,13 @@ SMALL = {
 }
 
 
-def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings: str) -> None:
+def run(
+    folder: Path,
+    pause: float = 0.0,
+    train_seconds: float = 0.0,
+    watch: Watch = lambda at: None,
+    **settings: str,
+) -> None:
     chat = ChatFormat.load(TINY_MODEL)
     with Store.write(folder) as store:
         chosen = prepare.load_or_create_settings(store, {**SMALL, **settings}, "tiny")
@@ -36,7 +43,7 @@ def run(folder: Path, pause: float = 0.0, train_seconds: float = 0.0, **settings
             store,
             chosen,
             scripted_runtime(chat, pause=pause, train_seconds=train_seconds),
-            lambda at: None,
+            watch,
         )
 
 

@@ -4,15 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from machines import RTX, T4
+from machines import OLD_DRIVER, RTX, T4
 
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.process import environment_for
 from selfreward_lite.system import cuda, cuda_compilers, processes
 from selfreward_lite.system.cuda_compilers import Compiler
-from selfreward_lite.system.gpu import Gpu
-
-OLD = Gpu("NVIDIA GeForce RTX 3090", "570.133", (8, 6), 0, 0)
 
 # Prints a version, and compiles unless the file `fault` beside it says why not.
 NVCC = """#!/bin/sh
@@ -144,8 +141,8 @@ def test_packages_of_pip_look_like_a_toolkit(tmp_path):
     ("version", "gpu", "words"),
     [
         ("12.0", RTX, "CUDA 12.0 is older than 12.4"),
-        ("13.0", OLD, "driver 570.133 is older than its CUDA 13"),
-        ("12.4", OLD, None),
+        ("13.0", OLD_DRIVER, "driver 570.133.20 is older than its CUDA 13"),
+        ("12.4", OLD_DRIVER, None),
         ("13.0", T4, None),
     ],
 )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import PINS, RTX, T4
+from machines import OLD_DRIVER, PINS, RTX, T4
 from typer.testing import CliRunner
 
 from selfreward_lite.cli import main
@@ -12,14 +12,14 @@ from selfreward_lite.system import cuda, cuda_compilers, doctor, llama_build, pi
 from selfreward_lite.system.cuda_compilers import Compiler
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import Gpu
+from selfreward_lite.system.machine import Finding
 
 WHEEL = f"llama_cpp_python-{PINS['llama-cpp-python']}-py3-none-linux_x86_64.whl"
-GOOD = doctor.Finding("llama.cpp", "good", "puts every layer on the GPU")
-BAD = doctor.Finding("llama.cpp", "bad", "does not use the GPU", "by hand")
-UNFOUND = doctor.Finding(
+GOOD = Finding("llama.cpp", "good", "puts every layer on the GPU")
+BAD = Finding("llama.cpp", "bad", "does not use the GPU", "by hand")
+UNFOUND = Finding(
     "llama.cpp", "bad", "libcublas.so.13: cannot open shared object file: No such file", "llama"
 )
-OLD = Gpu("NVIDIA GeForce RTX 3090", "570.133", (8, 6), 0, 0)
 BLACKWELL = Gpu("NVIDIA GeForce RTX 5090", "580.65", (12, 0), 0, 0)
 NO_WHEEL = "pip download failed: ERROR: No matching distribution found"
 
@@ -31,7 +31,7 @@ class Machine:
     is the CUDA of what is installed, `idle` why it does not start.
     """
 
-    def __init__(self, monkeypatch, *found: doctor.Finding, gpus=(T4,), built=None) -> None:
+    def __init__(self, monkeypatch, *found: Finding, gpus=(T4,), built=None) -> None:
         self.found, self.asked, self.environments = list(found), [], []
         self.prebuilt: set[str] = set()
         self.fails: dict[str, str] = {}  # pip's command, and why
@@ -72,7 +72,7 @@ class Machine:
             raise pip.Failed(self.fails["pip's nvcc"])
         return Compiler("pip's nvcc", folder / "bin" / "nvcc", folder, " -DGGML_CUDA_NO_VMM=on")
 
-    def install(self, *wheels: Path) -> doctor.Finding:
+    def install(self, *wheels: Path) -> Finding:
         return llama_build.install(wheels, self.said.append)
 
     @property
@@ -138,7 +138,7 @@ def test_prebuilt_wheel_comes_before_compiling_and_from_its_own_index(monkeypatc
 
 @pytest.mark.parametrize(
     ("gpu", "builds"),
-    [(T4, ["cu130", "cu125", "cu124"]), (OLD, ["cu125", "cu124"]), (BLACKWELL, [])],
+    [(T4, ["cu130", "cu125", "cu124"]), (OLD_DRIVER, ["cu125", "cu124"]), (BLACKWELL, [])],
 )
 def test_prebuilt_wheels_fit_driver_and_gpu(monkeypatch, tmp_path, gpu, builds):
     machine = Machine(monkeypatch, gpus=(gpu,))
@@ -196,12 +196,12 @@ def test_each_attempt_has_a_line_and_the_next_one_follows(monkeypatch, tmp_path)
 
 
 def test_old_driver_gets_no_build_for_cuda_13(monkeypatch, tmp_path):
-    machine = Machine(monkeypatch, gpus=(OLD,), built=13)
-    machine.idle = "driver 570.133 is older than this build's CUDA 13: update the driver"
+    machine = Machine(monkeypatch, gpus=(OLD_DRIVER,), built=13)
+    machine.idle = "driver 570.133.20 is older than this build's CUDA 13: update the driver"
     with pytest.raises(UserError) as refused:
         machine.install(tmp_path)
     assert machine.commands == ["download", "download"], "nothing is compiled"
-    assert "update driver 570.133 to 580 or newer" in str(refused.value)
+    assert "update driver 570.133.20 to 580 or newer" in str(refused.value)
     assert "toolkit, 12.4 to 12.9" in str(refused.value)
     ancient = Machine(monkeypatch, gpus=(Gpu("Tesla T4", "470.1", (7, 5), 0, 0),))
     with pytest.raises(UserError, match="driver 470.1 runs no CUDA that is used here"):
@@ -229,7 +229,7 @@ def test_wheel_is_kept_where_only_the_driver_is_at_fault(monkeypatch, tmp_path):
 def test_missing_libraries_are_installed_and_nothing_is_compiled(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, UNFOUND, GOOD, built=13)
     assert machine.install(tmp_path) == GOOD
-    assert machine.asked == [["install", *llama_build.LIBRARIES[13]]]
+    assert machine.asked == [["install", *cuda.library_packages(13)]]
 
 
 def test_kept_wheel_that_does_not_work_is_replaced(monkeypatch, tmp_path):

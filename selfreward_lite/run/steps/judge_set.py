@@ -17,6 +17,7 @@ from selfreward_lite.method.passport import (
 )
 from selfreward_lite.method.statistics import Change
 from selfreward_lite.run import judge_sets
+from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
 
 
@@ -32,6 +33,8 @@ def judge_pairs(run: RunContext, iteration: int) -> None:
     items = judge_sets.list_judgments(asked, run.judge_role(iteration, iteration), count)
     done = run.store.done_items(iteration, "judge_set")
     if any(name not in done for name, _ in items):
+        for note in whole.notes:
+            run.watch(Progress(iteration, "judge_set", len(items), message=note))
         run.ask_round(iteration, "judge_set", items)
     models = [model for model in range(iteration + 1) if _has_judged(run, asked, model)]
     judged = {ModelId(model).name: _read(run, asked, model) for model in models}

@@ -14,7 +14,6 @@ from selfreward_lite.run import gates, prepare
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import promotion
-from selfreward_lite.system.errors import GateStop
 
 FIRST_LOOK = 1_000_000  # the number of these judgments, above those of any others
 ROUNDS_BEFORE_CHECK = 2
@@ -24,9 +23,10 @@ def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        rows, skipped = ranked.load_ranked_rows(run.settings)
+        rows, skipped, notes = ranked.load_ranked_rows(run.settings)
+        _say(run, "ranked", notes)
         found, outcome = ranked.build_ranked_prompts(rows, run.store.id_namespace)
-        parts = ranked.split_ranked(found, run.settings)
+        parts = ranked.split_ranked(found, run.settings, skipped + outcome.drops)
         prompts = ranked.pick_held_out_prompts(
             run.settings, run.store.id_namespace, parts.evaluation
         )
@@ -43,7 +43,8 @@ def import_prompts(run: RunContext, _: int) -> None:
         return
 
     def work() -> Outcome:
-        texts, skipped = prepare.read_prompt_file(file, run.settings.skip_bad)
+        texts, skipped, notes = prepare.read_prompt_file(file, run.settings.skip_bad)
+        _say(run, "prompts_file", notes)
         kept = new_prompts.import_prompts(
             texts,
             run.settings.prompts,
@@ -54,6 +55,11 @@ def import_prompts(run: RunContext, _: int) -> None:
         return Outcome(kept.records, skipped + kept.drops)
 
     run.once(0, "prompts_file", work)
+
+
+def _say(run: RunContext, stage: str, notes: Iterable[str]) -> None:
+    for note in notes:
+        run.watch(Progress(0, stage, 1, message=note))
 
 
 def add_canaries(run: RunContext, _: int) -> None:
@@ -125,7 +131,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
             for one in prompts[:count]
         ]
         run.ask_round(0, "eft_judgments", items)
-        if number == ROUNDS_BEFORE_CHECK:
+        if number == ROUNDS_BEFORE_CHECK and not run.store.is_done(0, "eft_yield"):
             _check_yield(run, count)
     run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1]))
 
@@ -135,14 +141,17 @@ def _check_yield(run: RunContext, count: int) -> None:
     found, prompts = len(_examples(run, count)[0]), len(run.ranked().eft)
     wanted = run.settings.seed_stage.train_examples
     expected = round(found * prompts / count)
-    if 10 * expected >= wanted or run.settings.gates.mode == "report":
-        return
-    raise GateStop(
+    reason = (
         f"{count} of {prompts} ranked prompts gave {found} EFT examples, so all of them would give "
-        f"about {expected} of {wanted}: the base's judgments hardly ever agree with the ranks. A "
-        "larger base or seed_stage.eft=false may help; --gates report goes on, and fewer "
-        "seed_stage.train_examples in a new --name pass with so few"
+        f"about {expected} of {wanted}"
     )
+    is_enough = 10 * expected >= wanted
+    if not is_enough:
+        reason += (
+            ": the base's judgments hardly ever agree with the ranks. A larger base, "
+            "seed_stage.eft=false, or fewer seed_stage.train_examples in a new --name may help"
+        )
+    promotion.decide(run, 0, "eft_yield", [gates.GateResult("yield", is_enough, reason)])
 
 
 def eft_examples(run: RunContext) -> list[eft.EftExample]:

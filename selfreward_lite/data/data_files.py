@@ -1,0 +1,233 @@
+"""Data files as rows: JSON lines, JSON, tables, Parquet, and folders of them.
+
+Files are read completely and strictly: a bad row ends the command with its place and the reason, or
+is counted by its reason if bad rows are skipped. What is guessed or left out is said in a note.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.data.fields import is_read
+from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
+from selfreward_lite.data.tables import read_table
+from selfreward_lite.data.text_files import is_utf8, open_text
+from selfreward_lite.system.errors import DataError
+
+MAX_LINE = 1_000_000  # characters; a longer line of JSON is a broken file, not a prompt
+NAMES = ".jsonl, .ndjson, .json, .csv or .tsv (each may end in .gz), or .parquet"
+_HIDDEN = ("__MACOSX",)  # and what begins with a dot
+# What `datasets` and the hub write beside the data.
+_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_POINTER = b"version https://git-lfs"
+
+
+def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
+    """Return the rows of a file, or of all data files of a folder.
+
+    Raises DataError, with file and line, for what cannot be read.
+    """
+    rows = DataRows(path, skip_bad)
+    if path.is_dir():
+        _read_folder(rows)
+    elif not path.exists():
+        raise DataError(f"{path}: no such file; give a file named {NAMES}, or a folder of them")
+    elif find_reader(path) is None:
+        raise DataError(f"{path}: its name does not tell its format; call it {NAMES}")
+    else:
+        _read_file(path, rows)
+    if not rows.rows:
+        raise DataError(f"{path}: no usable row in it{rows.describe_skipped()}; give another file")
+    return rows
+
+
+def is_data_file(name: str) -> bool:
+    """Return whether a file of a folder or repository, named by its path there, is one to read."""
+    path = Path(name)
+    return not _is_hidden(path) and path.name not in _ABOUT_DATA and find_reader(path) is not None
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part in _HIDDEN for part in path.parts)
+
+
+Reader = Callable[[Path, DataRows], PlacedRows]
+
+
+def find_reader(path: Path) -> Reader | None:
+    """Return what reads a file of this name, None for a name that tells no format."""
+    readers: dict[str, Reader] = {
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".json": _read_json,
+        ".csv": read_table,
+        ".tsv": read_table,
+    }
+    suffix = path.suffix.casefold()
+    if suffix == ".parquet":
+        return _read_parquet
+    return readers.get(Path(path.stem).suffix.casefold() if suffix == ".gz" else suffix)
+
+
+def _read_file(path: Path, rows: DataRows) -> int:
+    """Add the rows of a file; returns how many."""
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: may not be read; change its permissions")
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise DataError(
+                f"{path}: a pointer of Git LFS, not the file; run git lfs pull in that folder, or "
+                "download it"
+            )
+    before, read = len(rows.rows), find_reader(path)
+    assert read is not None
+    for place, row in read(path, rows):
+        if isinstance(row, dict):
+            rows.rows.append((place, row))
+        else:
+            rows.refuse(place, "not an object with named fields")
+    return len(rows.rows) - before
+
+
+# -- folders -------------------------------------------------------------------------------------
+
+
+def _read_folder(rows: DataRows) -> None:
+    """Every data file of a folder: all its configurations and splits."""
+    counts, left_out = {}, []
+    for path in sorted(one for one in rows.path.rglob("*") if one.is_file()):
+        inside = path.relative_to(rows.path)
+        if is_data_file(name := inside.as_posix()):
+            counts[name] = _read_file(path, rows)
+        elif find_reader(path) is not None or not _is_hidden(inside):
+            left_out.append(name)
+    beside = f"; left out: {list_names(left_out)}" if left_out else ""
+    if not counts:
+        raise DataError(f"{rows.path}: no data file in it{beside}; give a folder with {NAMES}")
+    read = list_names([f"{name} (rows: {count:,})" for name, count in counts.items()])
+    one = "; to take one of them, give its path" if len(counts) > 1 else ""
+    rows.notes.append(f"{rows.path}: read {read}{beside}{one}")
+
+
+# -- JSON ----------------------------------------------------------------------------------------
+
+
+def _read_json_lines(path: Path, rows: DataRows) -> PlacedRows:
+    begun = False
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            if len(line) > MAX_LINE:
+                rows.refuse(place, f"longer than {MAX_LINE:,} characters")
+                continue
+            text = line.strip()
+            if not begun and text.startswith("["):
+                raise DataError(
+                    f"{place}: a list, where a .jsonl file has an object in each line; call the "
+                    "file .json"
+                )
+            begun = begun or bool(text)
+            try:
+                if text:
+                    yield place, _parse_json(text)
+            except ValueError as error:
+                rows.refuse(place, "not JSON in UTF-8", f" ({error})")
+
+
+def _read_json(path: Path, rows: DataRows) -> PlacedRows:
+    with open_text(path) as file:
+        text = file.read()
+    try:
+        found = _parse_json(text)
+    except ValueError as error:
+        if text.lstrip().startswith("{"):
+            raise DataError(
+                f"{path}: not one JSON list ({error}); a file with an object in each line is "
+                "called .jsonl"
+            ) from None
+        raise DataError(
+            f"{path}: not JSON in UTF-8 ({error}); in a file with an object in each line (.jsonl) "
+            "a bad line can be skipped"
+        ) from None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{path}: a .json file must hold a list of objects; a file with an object in each line "
+            "is called .jsonl"
+        )
+    for number, row in enumerate(found, 1):
+        yield f"{path}, row {number}", row
+
+
+def _parse_json(text: str) -> Any:
+    if not is_utf8(text):
+        raise ValueError("bytes that are not UTF-8")
+    try:
+        return json.loads(text, object_pairs_hook=_build_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field {twice!r} is there twice")
+    return made
+
+
+# -- Parquet -------------------------------------------------------------------------------------
+
+
+def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
+    """Only columns that are read: faults in any other do no harm."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+        columns = [name for name in schema.names if is_read(name)]
+        table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); download or "
+            "export it again"
+        ) from None
+    rows.unread |= {*schema.names} - {*columns}
+    decode = _find_decoder(table.schema)
+    batches = table.to_batches(max_chunksize=1000)
+    for number, row in enumerate(chain.from_iterable(map(_convert_batch, batches)), 1):
+        place = f"{path}, row {number}"
+        try:
+            if row is None:
+                raise ValueError("not UTF-8, or a date out of range")
+            yield place, row | decode(row)
+        except ValueError as error:
+            rows.refuse(place, "a value that cannot be read", f" ({error})")
+
+
+def _find_decoder(schema: Any) -> Callable[[DataRow], DataRow]:
+    """What gives the values that `datasets` wrote as JSON, since they differ in shape."""
+    mixed = [one.name for one in schema if "arrow.json" in str(one.type)]
+    if not mixed:
+        return lambda row: {}
+    import datasets
+
+    known = datasets.Features.from_arrow_schema(schema)
+    wanted = datasets.Features({name: known[name] for name in mixed})
+    return lambda row: dict(wanted.decode_example({name: row[name] for name in mixed}))
+
+
+def _convert_batch(batch: Any) -> list[Any]:
+    """The rows of a Parquet batch, None for one that is not UTF-8 or has an odd date."""
+    try:
+        found: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError):
+        if batch.num_rows == 1:
+            return [None]
+        rows = (batch.slice(place, 1) for place in range(batch.num_rows))  # to find the bad one
+        return [*chain.from_iterable(map(_convert_batch, rows))]
+    return found

@@ -1,0 +1,208 @@
+"""Conversations, as lists of messages or written out in one text: what a user asks first in them.
+
+Of a conversation only the first turn is used, as in the papers: everything before the first answer.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from selfreward_lite.data.fields import normalise_name
+from selfreward_lite.data.rows import BadRow, check_text, is_empty, join_texts
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+_CALLS = ("tool_calls", "function_call")
+_TEXT_PARTS = ("text", "input_text")
+_OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one speaks: `role` is system, user or assistant; the content is not checked yet."""
+
+    role: str
+    content: Any
+
+
+def read_first_turn(value: Any) -> str:
+    """Return what stands before the first answer of a conversation: system turns and the user's.
+
+    A list of messages (as JSON, or as a list of each field, too), of texts in turn, or of objects
+    with `input` and `output`; or a text that `split_dialogue` can take apart. Raises BadRow for
+    anything else.
+
+    >>> read_first_turn([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
+    'Hi'
+    >>> read_first_turn(["Hi", "Ho"]), read_first_turn("Human: Hi\\n\\nAssistant: Ho")
+    ('Hi', 'Hi')
+    """
+    turns = split_dialogue(value) if isinstance(value, str) else None
+    return join_first_turn(turns or _read_turns(value))
+
+
+def join_first_turn(turns: Sequence[Turn]) -> str:
+    """Return what stands before the first answer, as one text. Raises BadRow if nobody asks."""
+    roles = [turn.role for turn in turns]
+    end = roles.index("assistant") if "assistant" in roles else len(roles)
+    if end == 0:
+        raise BadRow("the conversation begins with the assistant, not with a user")
+    if "user" not in roles[:end]:
+        raise BadRow("the conversation has no user's turn before its first answer")
+    return join_texts([_read_content(turn.content) for turn in turns[:end]])
+
+
+def _read_turns(value: Any) -> list[Turn]:
+    fault = BadRow("the conversation is not a list of messages")
+    messages = _parse_json(value) if isinstance(value, str) else value
+    if isinstance(messages, Mapping):  # `datasets` keeps some lists as a list of each field
+        messages = _turn_over(messages)
+    if not isinstance(messages, list) or not messages:
+        raise fault
+    if all(isinstance(one, str) for one in messages):
+        parsed = [_parse_json(one) for one in messages]
+        if not all(isinstance(one, dict) for one in parsed):  # texts in turn, the user first
+            roles = cycle(("user", "assistant"))
+            return [Turn(role, one) for role, one in zip(roles, messages, strict=False)]
+        messages = parsed
+    if not all(isinstance(one, Mapping) for one in messages):
+        raise fault
+    found = [
+        {normalise_name(name): one for name, one in message.items() if one is not None}
+        for message in messages
+    ]
+    if "input" in found[0] and "output" in found[0]:  # Capybara's
+        return [Turn("user", found[0]["input"])]
+    if "content" in found[0] and not _have_roles(found):
+        return [Turn("user", found[0]["content"])]  # Arena-Hard's
+    return [_read_turn(one) for one in found]
+
+
+def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
+    held = {name: one for name, one in lists.items() if isinstance(one, list)}
+    if len({len(one) for one in held.values()}) != 1:
+        return []
+    return [dict(zip(held, each, strict=True)) for each in zip(*held.values(), strict=True)]
+
+
+def _read_turn(message: Mapping[str, Any]) -> Turn:
+    if any(not is_empty(message.get(name)) for name in _CALLS):
+        raise BadRow("the conversation calls tools")
+    if held := next((one for one in _OTHER_MEDIA if not is_empty(message.get(one))), None):
+        raise BadRow(f"a message has a field {held!r}, and only text is used")
+    role = _name_role(message.get("role", message.get("from")))
+    return Turn(role, message.get("content", message.get("value", message.get("text"))))
+
+
+def _name_role(role: Any) -> str:
+    plain = role.strip().casefold() if isinstance(role, str) else ""
+    if plain in _TOOLS:
+        raise BadRow("the conversation calls tools")
+    if plain not in _ROLES:
+        raise BadRow(f"unknown role {role!r}")
+    return _ROLES[plain]
+
+
+def _read_content(content: Any) -> str:
+    """The text of a message, which may be in parts."""
+    what = "the first message"
+    if not isinstance(content, list) or not content:
+        return check_text(content or None, what)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in _TEXT_PARTS:
+            raise BadRow(f"{what} holds a part of type {kind!r}, which is no text")
+        texts.append(check_text(part.get("text"), what))
+    return join_texts(texts)
+
+
+def _have_roles(messages: Sequence[Any]) -> bool:
+    return any(isinstance(one, Mapping) and {"role", "from"} & {*one} for one in messages)
+
+
+def _parse_json(text: str) -> Any:
+    """What a text is as JSON, None if it is none; tables keep lists this way."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+# -- dialogues written out -----------------------------------------------------------------------
+
+# How a turn begins, in words that people write too, and in markup; the group is the role.
+_IN_WORDS = (
+    re.compile(r"###\s?(Human|User|Assistant|System|Bot):"),
+    re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System):"),
+    re.compile(r"\b(USER|ASSISTANT|SYSTEM):"),
+)
+_IN_MARKUP = (
+    re.compile(r"<\|im_start\|>(\w+)\s"),
+    re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"),
+    re.compile(r"<start_of_turn>(\w+)\s"),
+    re.compile(r"<\|(system|user|prompter|assistant)\|>"),
+)
+_BEGIN = re.compile(r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*")
+_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>")
+# Where these stand inside of a text, it is not only a user's.
+_MARKUP = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|endoftext|system|user|prompter|assistant)\|>"
+    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+)
+_PRINTED = re.compile(r"\s*\[\s*\{\s*'(?:role|from|content|value)'\s*:")  # str() of a list
+_FILLED = re.compile(
+    r"###\s?(?:Instruction|Human|User)\b.*?(?P<mark>###\s?(?:Response|Assistant)\b)"
+    r"|\bUSER:.*?\b(?P<name>ASSISTANT:)",
+    re.DOTALL,
+)
+
+
+def split_dialogue(text: str) -> list[Turn] | None:
+    """Return the turns of a dialogue that is written out in a text, None for a plain text.
+
+    It is JSON, or begins with the mark of a turn. Raises BadRow where such marks stand elsewhere.
+
+    >>> [turn.content for turn in split_dialogue("### Human: Hi### Assistant: Ho") or []]
+    ['Hi', 'Ho']
+    >>> split_dialogue("User: I cannot log in. Write what to answer.") is None
+    True
+    """
+    if isinstance(messages := _parse_json(text), list) and _have_roles(messages):
+        return _read_turns(messages)
+    if _PRINTED.match(text):
+        raise BadRow("a list of messages as Python prints it; write it as JSON")
+    start = _BEGIN.match(text)
+    body = text[start.end() :] if start else text
+    for way in (*_IN_WORDS, *_IN_MARKUP):
+        if not way.match(body):
+            continue
+        _, *pieces = way.split(body)
+        roles = [_name_role(role) for role in pieces[::2]]
+        if way in _IN_MARKUP or {"user", "assistant"} <= {*roles}:
+            contents = map(_strip_end, pieces[1::2])
+            return [Turn(role, content) for role, content in zip(roles, contents, strict=True)]
+    if found := _MARKUP.search(text) or _FILLED.search(text):
+        mark = next(filter(None, reversed(found.groups())), found[0])
+        raise BadRow(
+            f"the text holds {mark!r}: it is a whole dialogue or a filled template, and the user's "
+            "text alone is needed"
+        )
+    return None
+
+
+def _strip_end(content: str) -> str:
+    """What one says, without what ends a turn or a text."""
+    content = content.strip()
+    while end := next((one for one in _ENDS if content.endswith(one)), None):
+        content = content.removesuffix(end).strip()
+    return content

@@ -1,0 +1,120 @@
+"""Rows of ranked data: messages in OASST's schema, one by one or as whole trees.
+
+Schema: Köpf et al. 2023 (arXiv 2304.07327). Files leave out what they have no value for, and tables
+write truth and numbers in several ways.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from selfreward_lite.data.fields import MESSAGE, normalise_name
+from selfreward_lite.data.prompt_rows import name_shape, read_id
+from selfreward_lite.data.rows import BadRow, DataRow, DataRows, find_text_fault, is_empty
+
+_NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
+_TRUTH = {
+    **dict.fromkeys(("true", "t", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "f", "0", "0.0", "no"), False),
+}
+_HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
+
+
+def read_messages(rows: DataRows) -> list[dict[str, Any]]:
+    """Return the messages in rows; a bad one is refused as `DataRows.refuse` does."""
+    found = []
+    for place, row in rows.rows:
+        for message in _list_messages(row):
+            try:
+                found.append(_check_message(message))
+            except BadRow as bad:
+                rows.refuse(place, str(bad))
+    return found
+
+
+def is_english(language: Any) -> bool:
+    """Return whether a message is in English, of any region; one without a language counts.
+
+    >>> [is_english(one) for one in ("en", "en-US", "EN_gb", None, "de", "enm")]
+    [True, True, True, True, False, False]
+    """
+    if is_empty(language):
+        return True
+    return str(language).strip().casefold().replace("_", "-").partition("-")[0] == "en"
+
+
+def _list_messages(row: DataRow) -> Iterator[dict[str, Any]]:
+    """The messages of a row: all of a tree, each with its parent, else the row itself."""
+    named = {normalise_name(name): value for name, value in row.items()}
+    prompt = named.get("prompt")
+    if not (isinstance(prompt, Mapping) and "message_id" in prompt):
+        yield named
+        return
+    state = {name: value for name, value in named.items() if name == "tree_state"}
+    waiting: list[tuple[Mapping[str, Any], Any]] = [(prompt, None)]
+    while waiting:
+        message, parent = waiting.pop()
+        own = {name: value for name, value in message.items() if name != "replies"}
+        yield {**state, "parent_id": parent, **own}
+        replies = message.get("replies")
+        waiting += [
+            (reply, message.get("message_id"))
+            for reply in reversed(replies if isinstance(replies, list) else [])
+            if isinstance(reply, Mapping)
+        ]
+
+
+def _check_message(row: dict[str, Any]) -> dict[str, Any]:
+    """A message with numbers and truth values where its file had text. Raises BadRow."""
+    missing = [name for name in _NEEDED if name not in row]
+    if missing and (shape := name_shape(row)):
+        raise BadRow(
+            f"this file holds {shape}, which rank no answers; the seed stage needs OASST's schema "
+            f"({', '.join(MESSAGE)})"
+        )
+    if missing:
+        raise BadRow(f"no field {missing[0]!r}; ranked data must be in OASST's schema")
+    if row["role"] not in ("prompter", "assistant"):
+        raise BadRow(f"role {row['role']!r} is neither prompter nor assistant")
+    for name in ("message_id", "parent_id"):
+        if not isinstance(row.get(name), str | int | float | None):
+            raise BadRow(f"{name} {row[name]!r} is not an id")
+    if read_id(row["message_id"]) is None:
+        raise BadRow("message_id is empty")
+    fault = find_text_fault(row["text"])
+    if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
+        raise BadRow(f"text {fault}")
+    converted = {"rank": _read_rank(row["rank"])} if "rank" in row else {}
+    for name in ("deleted", "synthetic", "review_result"):
+        if name in row:
+            converted[name] = _read_truth(name, row[name])
+    return row | converted
+
+
+def _read_rank(value: Any) -> int | float | None:
+    """A rank, None where there is none; 0 is the best."""
+    if is_empty(value) or (isinstance(value, str) and value.strip().casefold() in ("nan", "null")):
+        return None
+    shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}…"
+    fault = BadRow(f"rank {shown} is not a number from 0 to {_HIGHEST_RANK:,}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise fault
+    try:
+        rank = float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise fault from None
+    if not (0 <= rank <= _HIGHEST_RANK) or math.isnan(rank):
+        raise fault
+    return rank
+
+
+def _read_truth(name: str, value: Any) -> bool | None:
+    """A truth value, None where there is none."""
+    if is_empty(value):
+        return None
+    text = str(value).strip().casefold()
+    if text in ("nan", "null", "none"):
+        return None
+    if text not in _TRUTH:
+        raise BadRow(f"{name} {value!r} is neither true nor false")
+    return _TRUTH[text]

@@ -1,0 +1,114 @@
+"""Rows of the user's data, each with its place, and what becomes of those that cannot be used."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from selfreward_lite.system.errors import DataError
+
+DataRow = Mapping[str, Any]
+# Each with its place: the file, and the line or the number of the row in it.
+PlacedRows = Iterator[tuple[str, Any]]
+_SHOWN = 8  # names in a sentence, at most
+
+
+class BadRow(Exception):
+    """A row cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass
+class DataRows:
+    """The rows of a file or folder with their places, and what was skipped, by reason.
+
+    `notes` are sentences for the user about what was guessed or left out. `unread` are names of
+    columns that were not read.
+    """
+
+    path: Path
+    skip_bad: bool
+    rows: list[tuple[str, DataRow]] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+
+    def refuse(self, place: str, reason: str, detail: str = "") -> None:
+        """Count a bad row by its reason, or raise DataError if bad rows are not skipped."""
+        if not self.skip_bad:
+            raise DataError(
+                f"{place}: {reason}{detail}; correct or remove that row, or skip such rows with "
+                "--skip-bad"
+            )
+        self.skipped[reason] += 1
+
+    def describe_skipped(self) -> str:
+        """Return what was skipped, in brackets after a space; "" if nothing was."""
+        return f" (skipped: {describe_counts(self.skipped)})" if self.skipped else ""
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Return numbers of rows by reason as a sentence shows them.
+
+    >>> describe_counts({"empty text": 1200, "not English": 3})
+    '1,200 empty text; 3 not English'
+    """
+    return "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+
+
+def list_names(names: list[str]) -> str:
+    """Return names as a sentence shows them: the first ones, and how many more there are.
+
+    >>> list_names(["a", "b"]), list_names([str(n) for n in range(20)])
+    ('a, b', '0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
+    """
+    short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:_SHOWN]]
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in short)
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a field holds nothing: null, blank text, NaN, or lists and objects of such.
+
+    In a table, an empty list is the text [].
+
+    >>> [is_empty(one) for one in (None, " ", [], {"text": []}, float("nan"), "[]")]
+    [True, True, True, True, True, True]
+    >>> [is_empty(one) for one in (0, False, "a")]
+    [False, False, False]
+    """
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}")
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list):
+        return all(map(is_empty, value))
+    return value is None
+
+
+def find_text_fault(value: Any) -> str | None:
+    """Return why a value is not a text that can be stored, None if it is."""
+    if not isinstance(value, str):
+        return "is empty" if value is None else "is not text"
+    if "\x00" in value:
+        return "holds a NUL character"
+    if any("\ud800" <= sign <= "\udfff" for sign in value):
+        return "holds half a character (a lone surrogate)"
+    return None
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Return texts as one, with blank lines between them; a single one stays as it is."""
+    return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts)
+
+
+def check_text(value: Any, what: str) -> str:
+    """Return a text that holds something. Raises BadRow, with `what` it is, for anything else."""
+    if reason := find_text_fault(value):
+        raise BadRow(f"{what} {reason}")
+    if not value.strip():
+        raise BadRow(f"{what} is empty")
+    return str(value)

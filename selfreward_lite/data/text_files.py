@@ -1,0 +1,101 @@
+"""Text files as people save them: with or without a byte order mark, UTF-16, gzip."""
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TextIO
+
+from selfreward_lite.system.errors import DataError
+
+WINDOWS = "cp1252"  # what Excel saves as CSV in most of Europe and America
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+@contextmanager
+def open_text(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
+    """A text file to read, of which `.gz` may be packed; without an encoding, its mark tells it.
+
+    Bytes that are not UTF-8 become what `is_utf8` finds. Raises DataError for a file that ends
+    early, or is not in the encoding that its mark announces.
+    """
+    with _name_faults(path):
+        encoding = encoding or _read_mark(path)
+        # UTF-16 has no bytes that could stand for themselves.
+        errors = "strict" if encoding == "utf-16" else "surrogateescape"
+        with (
+            _open_bytes(path) as data,
+            io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text,
+        ):
+            yield text
+
+
+def guess_encoding(path: Path) -> str:
+    """Return the encoding of a file: that of its mark, UTF-8, or `WINDOWS`.
+
+    The last is a guess, for a file in which every line with other letters than ASCII's is no UTF-8
+    and can be that. One line of UTF-8 among them, and the others are faults of it.
+    """
+    with _name_faults(path):
+        marked = _read_mark(path)
+        return _guess_from_lines(path) if marked == "utf-8" else marked
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text that `open_text` gave was UTF-8 in its file."""
+    return not _NOT_UTF8.search(text)
+
+
+def _read_mark(path: Path) -> str:
+    with _open_bytes(path) as data:
+        start = data.read(4)
+    return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+
+
+def _guess_from_lines(path: Path) -> str:
+    guessed = "utf-8"
+    with _open_bytes(path) as lines:
+        for line in lines:
+            if line.isascii():
+                continue
+            if _can_decode(line, "utf-8") or not _can_decode(line, WINDOWS):
+                return "utf-8"
+            guessed = WINDOWS
+    return guessed
+
+
+def _can_decode(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.casefold() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+@contextmanager
+def _name_faults(path: Path) -> Iterator[None]:
+    """Turn what is wrong with the bytes of a file into one line."""
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: not a complete gzip file ({error}); download or pack it again"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: begins as {error.encoding} and is something else later ({error.reason}); "
+            "save it as UTF-8"
+        ) from None
