@@ -36,11 +36,12 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, summary, tasks
-from selfreward_lite.run.backup import Backup, restore
+from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.machine import Finding
 
 app = Typer(
     add_completion=False,
@@ -99,17 +100,22 @@ def run(
         ),
     ] = None,
     mirror: Annotated[
-        Path | None, Option(help="Keep a copy of the run in this folder, such as a mounted drive.")
+        str | None,
+        Option(
+            help="Keep a copy of the run here: a folder, such as a mounted drive, or "
+            "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, hf://buckets/OWNER/NAME."
+        ),
     ] = None,
     restore_from: Annotated[
-        Path | None, Option(help="Restore the run from its copy in this folder, if it is not here.")
+        str | None,
+        Option(help="Restore the run from its copy, a folder or a bucket, if it is not here."),
     ] = None,
     skip_bad: Annotated[
         bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
     ] = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
-    from selfreward_lite.run import loop, prepare
+    from selfreward_lite.run import loop, prepare, readiness
     from selfreward_lite.run.runtime import open_runtime
 
     path = prompts
@@ -124,13 +130,10 @@ def run(
     }
     overrides = config.parse_overrides(set_, options)
     folder = runs_dir / (name or preset or "tiny")
-    # One command may start and resume a run with the same folder for both: at first it has no copy.
-    if restore_from is not None and (
-        restore_from != mirror or (restore_from / folder.name).exists()
-    ):
-        restored = restore(restore_from, folder)
-        done = "restored from its copy" if restored else "is here already, so not restored"
-        say(f"{folder}: {done}")
+    if mirror is not None:
+        check_place(mirror)  # as below
+    if restore_from is not None:
+        _restore(folder, restore_from, mirror)
     if not folder.exists():
         config.load(preset or "tiny", overrides)  # a mistyped command leaves no folder behind
     deadline = math.inf
@@ -142,7 +145,8 @@ def run(
 
         def check(chosen: Settings) -> None:
             if not loop.is_finished(store, chosen):
-                doctor.check_gpu(chosen.engine.gpu_layers)
+                with hold_gpu(f"run {folder.name}"):  # what is tried must not disturb another run
+                    readiness.check_machine(chosen, runs_dir, say)
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
@@ -155,7 +159,7 @@ def run(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
                 f"Add --iterations {settings.iterations + 1} for another iteration."
             )
-        copies = Backup(store, mirror, say) if mirror else None
+        copies = Backup(store, mirror, say) if mirror is not None else None
         try:
             with (
                 hold_gpu(f"run {folder.name}"),
@@ -180,6 +184,17 @@ def run(
             emit(document)
 
 
+def _restore(folder: Path, restore_from: str, mirror: str | None) -> None:
+    """Restore a run that is not here, and say what was done."""
+    here = (folder / "run.sqlite").exists()
+    # One command may start and resume a run with the same place for both: at first it has no copy.
+    same = mirror is not None and Path(restore_from) == Path(mirror)
+    if here or not same or has_copy(restore_from, folder.name):
+        restored = restore(restore_from, folder)
+        done = "restored from its copy" if restored else "is here already, so not restored"
+        say(f"{folder}: {done}")
+
+
 @app.command()
 def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
@@ -191,6 +206,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             summary.build_time_table,
             summary.build_prediction_table,
             summary.build_memory_table,
+            summary.build_training_table,
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
@@ -313,10 +329,56 @@ def prune(
 
 
 @app.command("doctor")
-def check_machine(runs_dir: RunsDir = RUNS) -> None:
-    """Check this machine and print the command that fixes each problem."""
-    say("checking packages, GPU, torch and llama.cpp …")
+def check_machine(
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="NAME", help="With --base: presets, or what model.base can be."),
+    ] = None,
+    base: Annotated[
+        bool,
+        Option(
+            "--base",
+            help="Check base models instead, by their small files (about 10 MB each); "
+            "without a NAME those of all presets.",
+        ),
+    ] = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Check this machine, or base models, and print the command that fixes each problem."""
+    if names and not base:
+        raise UserError(f"doctor {' '.join(names)}: names are for `doctor --base`")
+    if base:
+        _check_bases(names or [])
+        return
+    say("trying packages, GPU, torch and llama.cpp; with a GPU a minute or two …")
     found = doctor.findings(doctor.examine(runs_dir))
+    bad = _print_findings(found)
+    if bad:
+        raise UserError(
+            f"not ready: {', '.join(bad)}; give the commands above, then "
+            "`python -m selfreward_lite doctor` again"
+        )
+
+
+def _check_bases(names: list[str]) -> None:
+    """Print whether bases can be used, before gigabytes of weights are downloaded."""
+    from selfreward_lite.run import bases
+
+    with show_downloads() as show:
+        found = [
+            bases.examine_base(name, settings, show)
+            for name, settings in bases.choose_bases(names).items()
+        ]
+    bad = _print_findings(found)
+    if bad:
+        raise UserError(
+            f"a run would refuse {', '.join(bad)}; choose another base (docs/models.md), or report "
+            "the lines above"
+        )
+
+
+def _print_findings(found: list[Finding]) -> list[str]:
+    """Print findings, and as JSON; returns the names of the bad ones."""
     colors = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
         console.print(
@@ -325,12 +387,7 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
         if one.fix:
             say(f"{'':<10} → {one.fix}")
     emit([asdict(one) for one in found])
-    bad = [one.what for one in found if one.state == "bad"]
-    if bad:
-        raise UserError(
-            f"not ready: {', '.join(bad)}; give the commands above, then "
-            "`python -m selfreward_lite doctor` again"
-        )
+    return [one.what for one in found if one.state == "bad"]
 
 
 @app.command()

@@ -404,6 +404,25 @@ def build_memory_table(store: Store) -> Table:
     return Table(["GPU memory", "predicted", "at its peak"], rows)
 
 
+def build_training_table(store: Store) -> Table:
+    """Return how each model was trained, and on how much less for want of memory.
+
+    Runs of older versions stored nothing of it: no rows.
+    """
+    head = ["trained", "by", "number format", "loss", "rows at once", "longest", "left out"]
+    rows = []
+    for model in map(ModelId, store.models()):
+        facts, known = store.fact(f"training {model.name}") or {}, store.metrics(model)
+        left_out = known.get("training_left_out")
+        words = [facts.get(name) or "–" for name in ("backend", "number_format", "loss")]
+        sizes = [known.get(f"training_{name}") for name in ("micro_batch", "max_length")]
+        if facts.get("backend") or left_out:
+            counts = ["–" if size is None else f"{size:,.0f}" for size in sizes]
+            short = f"{left_out:,.0f} for want of memory" if left_out else "0"
+            rows.append([model.name, *words, *counts, short])
+    return Table(head, rows)
+
+
 def build_example_table(store: Store, count: int) -> Table:
     """Return the first held-out prompts that M0 and the newest model answer differently."""
     newest = store.newest() or 0

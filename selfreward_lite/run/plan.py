@@ -209,7 +209,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
         room = GPU_SPEEDS[key].memory
     elif gpus:
         name, room = gpus[0].name, gpus[0].free
-    shape = _shape(settings.model.base)
+    shape = find_base_shape(settings.model.base)
     return Estimate(
         shape,
         predict(settings, shape, name),
@@ -221,7 +221,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
     )
 
 
-def _shape(base: str) -> ModelShape:
+def find_base_shape(base: str) -> ModelShape:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
     if base == hub.PACKAGED:
         return SHAPES["135m"]
