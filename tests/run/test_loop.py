@@ -97,9 +97,7 @@ def test_a_run_has_everything_and_verifies(whole):
             "seconds",
         ]
         rates = [(row["unread_rate"], row["forced_rate"]) for row in document["iterations"]]
-        assert all(unread == 0 and 0 < forced < 0.2 for unread, forced in rates), (
-            "one judgment in twenty says nothing"
-        )
+        assert all(unread == 0 and 0 < forced < 0.2 for unread, forced in rates), "1 in 20 is mute"
         for iteration in (1, 2):
             row = document["iterations"][iteration]
             assert row["prompts"] == 8
