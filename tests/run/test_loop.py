@@ -410,7 +410,7 @@ def test_a_resumed_run_keeps_the_commits_of_its_start(tmp_path, monkeypatch):
         return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
 
     monkeypatch.setattr(prepare.hub, "fetch", fetch)
-    monkeypatch.setattr(prepare.hub, "fetch_small", lambda repository, show: TINY_MODEL)
+    monkeypatch.setattr(prepare, "check_repository", lambda settings, base, show: TINY_MODEL)
     monkeypatch.setattr(prepare, "find_base", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:
