@@ -55,6 +55,7 @@ evaluate.evaluate.command("judge")(judge.measure_judge)
 app.add_typer(evaluate.evaluate, name="evaluate")
 app.command("plan")(plan.show)
 INTERRUPTED = 130
+_received: list[int] = []  # signals that ended this command
 SHOWN = 300  # characters of an example
 # What to do about an error of the file system; others are bugs and keep their traceback.
 FREE = "free space and give the same command again"
@@ -207,6 +208,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             summary.build_prediction_table,
             summary.build_memory_table,
             summary.build_training_table,
+            summary.build_hours_table,
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
@@ -427,9 +429,11 @@ def main() -> None:
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has printed its error, or turned an interrupt into this
         if end.code == INTERRUPTED:
-            say("Interrupted; what was committed is kept. The same command resumes.")
+            why = "--hours are over" if signal.SIGALRM in _received else "Interrupted"
+            say(f"{why}; what was committed is kept. The same command resumes.")
         raise
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
+    _received.append(number)
     raise KeyboardInterrupt

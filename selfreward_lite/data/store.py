@@ -32,6 +32,7 @@ from selfreward_lite.system.files import find_manifest_faults
 
 LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
+NO_TIME = "no time left"  # the reason of what --hours left out
 
 
 class StageRow(NamedTuple):

@@ -62,6 +62,7 @@ def render_page(store: Store) -> str:
         pairs=_load_pairs(store),
         stages=summary.build_stage_table(store.stages()),
         trained=summary.build_training_table(store),
+        cut=summary.build_hours_table(store),
         settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
 

@@ -22,7 +22,7 @@ from selfreward_lite.data.records import (
     Response,
     ResponsePair,
 )
-from selfreward_lite.data.store import StageRow, Store
+from selfreward_lite.data.store import NO_TIME, StageRow, Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
 from selfreward_lite.method.metrics import measure_longer
 from selfreward_lite.method.statistics import mean_or_none, nan_to_none
@@ -421,6 +421,29 @@ def build_training_table(store: Store) -> Table:
             short = f"{left_out:,.0f} for want of memory" if left_out else "0"
             rows.append([model.name, *words, *counts, short])
     return Table(head, rows)
+
+
+def build_hours_table(store: Store) -> Table:
+    """Return what `--hours` cut of each model; no rows where it cut nothing."""
+    rows = []
+    wanted, stages = store.settings().prompts.count, store.stages()
+    for model in map(ModelId, store.models()):
+        cut: list[tuple[str, float, float | None]] = []
+        fitted = store.fact(f"prompts {model.name}")
+        if fitted is not None and fitted < wanted:
+            cut.append(("prompts", fitted, wanted))
+        for row in stages:
+            if row.model == model.name and (left_out := row.drops.get(NO_TIME)):
+                cut.append((row.stage.replace("_", " "), row.total - left_out, row.total))
+        known = store.metrics(model)
+        if known.get("training_ended_early"):
+            steps = known.get("training_steps") or 0
+            cut.append(("training steps", steps, known.get("training_steps_planned")))
+        rows += [
+            [model.name, what, f"{kept:,.0f}", "–" if of is None else f"{of:,.0f}"]
+            for what, kept, of in cut
+        ]
+    return Table(["cut by --hours", "", "kept", "of"], rows)
 
 
 def build_example_table(store: Store, count: int) -> Table:

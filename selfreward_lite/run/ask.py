@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from selfreward_lite.data.records import Outcome
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import NO_TIME, Store
 from selfreward_lite.engine.api import Completion, Engine, Request
 from selfreward_lite.method.roles import AskGenerator
 from selfreward_lite.system.errors import EngineError
@@ -37,7 +37,7 @@ class Progress:
 Watch = Callable[[Progress], None]
 MayStart = Callable[[float], bool]  # receives the share of a stage that was started
 Item = tuple[str, AskGenerator]  # its name, and the generator, which has not started yet
-REST, NO_TIME = "the rest", "no time left"
+REST = "the rest"
 
 
 def always(share: float) -> bool:

@@ -5,7 +5,8 @@
     training_deadline   when its training must end
 
 The decision is stored with the run, so that a resumed command keeps to it. Without --hours, nothing
-changes.
+changes. All of it is on the clock of time.monotonic: setting the time of day changes nothing, and
+while a machine is suspended no hours pass.
 """
 
 import math
@@ -70,11 +71,11 @@ def may_start(run: RunContext, iteration: int, stage: str) -> MayStart:
 
 
 def training_deadline(run: RunContext, iteration: int) -> float | None:
-    """The time of day (seconds since 1970) at which a training must end, None for never."""
+    """When a training must end, on the clock of time.monotonic; None for never."""
     if run.deadline == math.inf:
         return None
     measuring = _measuring(_seconds_left(run, iteration, "training"))
-    return time.time() + run.deadline - time.monotonic() - measuring / KEPT
+    return run.deadline - measuring / KEPT
 
 
 def _seconds_left(run: RunContext, iteration: int, after: str | None = None) -> dict[str, float]:

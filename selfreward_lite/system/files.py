@@ -145,6 +145,19 @@ def atomic_write(out: Path) -> Iterator[Path]:
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(out.parent, os.O_RDONLY)  # the new name must survive a power cut
-    os.fsync(folder)
-    os.close(folder)
+    sync(out.parent)  # the new name must survive a power cut
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder and the files in it, so that a power cut leaves them whole."""
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Sync the content of a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

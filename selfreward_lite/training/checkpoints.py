@@ -6,7 +6,6 @@ A checkpoint of another job, or one that its manifest does not confirm, is ignor
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from selfreward_lite.system.files import find_manifest_faults, write_manifest
+from selfreward_lite.training.step_folders import list_complete, write_step
 
 Weights = dict[str, torch.Tensor]
 
@@ -41,29 +40,22 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; once it is complete, those of earlier steps are removed."""
-    target = folder / f"step-{checkpoint.state.step}"
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for name in ("adapter", "optimizer"):
-        weights: Weights = getattr(checkpoint, name)
-        save_file(
-            {key: weight.contiguous() for key, weight in weights.items()},
-            target / f"{name}.safetensors",
-        )
-    (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)))
-    write_manifest(target, {})
-    for other in folder.iterdir():
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+
+    def write(target: Path) -> None:
+        for name in ("adapter", "optimizer"):
+            weights: Weights = getattr(checkpoint, name)
+            save_file(
+                {key: weight.contiguous() for key, weight in weights.items()},
+                target / f"{name}.safetensors",
+            )
+        (target / "state.json").write_text(json.dumps(asdict(checkpoint.state)))
+
+    write_step(folder, checkpoint.state.step, write)
 
 
 def find_newest(folder: Path, job: str) -> Checkpoint | None:
     """The complete checkpoint of this job with the most steps, None if there is none."""
-    steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
-    for step in sorted(steps, reverse=True):
-        path = folder / f"step-{step}"
-        if find_manifest_faults(path):
-            continue
+    for path in list_complete(folder):
         state = State(**json.loads((path / "state.json").read_bytes()))
         if state.job == job:
             adapter = load_file(path / "adapter.safetensors")

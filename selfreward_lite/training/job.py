@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +28,11 @@ class Job(Section):
     `adapter_in` is the adapter to continue from, None for a fresh one; in DPO it is the reference
     too. `rows` is a JSON-lines file of token ids: prompt_ids with completion_ids (SFT), or with
     chosen_ids and rejected_ids (DPO). The training fails if less than `min_moved_share` of the
-    adapter's weights have moved after PROBE_STEPS. At the time `until` (seconds since 1970) it
-    ends: with a model if half of it is done, else with a checkpoint and no model. A checkpoint is
-    written every `checkpoint_minutes`, and the training resumes from one if its job is this one.
-    `memory` limits torch to so many bytes of the GPU.
+    adapter's weights have moved after PROBE_STEPS. Once `until` is over it ends: with a model if
+    half of it is done, else with a checkpoint and no model. `until` is on the clock of
+    time.monotonic, which all processes of a machine share, and which stands still while it is
+    suspended. A checkpoint is written every `checkpoint_minutes`, and the training resumes from one
+    if its job is this one. `memory` limits torch to so many bytes of the GPU.
     """
 
     method: Literal["sft", "dpo"]
@@ -50,6 +52,11 @@ class Job(Section):
     min_moved_share: float = 0.9
     until: float | None = None
     memory: int | None = None
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether `until` is over."""
+        return self.until is not None and time.monotonic() > self.until
 
     @field_validator("settings", mode="plain")
     @classmethod
@@ -77,8 +84,8 @@ class Job(Section):
 class TrainingResult:
     """What a training did. A field is None if not measured, such as without rows or a GPU.
 
-    `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the
-    step that it resumed from. For want of memory, `left_out` rows longer than `max_length` tokens
+    `steps` of `steps_planned` were done. `rows` counts different rows, `skipped` the steps in which
+    float16 overflowed. `begun_at` is the step that it resumed from. For want of memory, `left_out` rows longer than `max_length` tokens
     were not trained on.
     """
 
@@ -95,6 +102,7 @@ class TrainingResult:
     first_loss: float | None = None
     peak_bytes: float | None = None
     ended_early: bool | None = None
+    steps_planned: int | None = None
     out_of_time: bool | None = None  # before half of it was done, so that there is no model
     left_out: int | None = None
     max_length: int | None = None

@@ -13,7 +13,6 @@ bit on a CPU, without dropout, with as many rows at once; a GPU may add in anoth
 import gc
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +28,7 @@ from selfreward_lite.config.settings import Dpo
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.memory import count_weights
 from selfreward_lite.system.errors import TrainingError
+from selfreward_lite.system.files import sync_folder
 from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, list_gpus
 from selfreward_lite.training import backends, checkpoints
 from selfreward_lite.training.backends import Backend
@@ -110,7 +110,7 @@ class Watcher(TrainerCallback):
                     f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least "
                     f"{self.job.min_moved_share:.0%} must; raise the learning rate"
                 )
-        if self.job.until is not None and time.time() > self.job.until:
+        if self.job.is_out_of_time:
             control.should_training_stop = True
             self.out_of_time = 2 * step < self.begun_at + state.max_steps
 
@@ -332,6 +332,7 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
         first_loss=done.first.get("loss", math.nan),
         peak_bytes=float(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None,
         ended_early=end < len(order),
+        steps_planned=math.ceil(len(order) / settings.batch),
         out_of_time=watcher.out_of_time,
         max_length=settings.max_length,
         backend=backend.description,
@@ -375,10 +376,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in folder.iterdir():
         file.chmod(0o644)
-    for path in (*folder.iterdir(), folder):  # a power cut must not leave half an adapter
-        opened = os.open(path, os.O_RDONLY)
-        os.fsync(opened)
-        os.close(opened)
+    sync_folder(folder)  # a power cut must not leave half an adapter
 
 
 def _set_optimizer(trainer: Any, job: Job, steps: int, done: int) -> None:

@@ -62,7 +62,7 @@ def test_time_budget_ends_the_run_resumably(tmp_path, arguments):
     started = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 130
-    assert "The same command resumes" in ended.stderr
+    assert "--hours are over; what was committed is kept. The same command resumes" in ended.stderr
     assert "Traceback" not in ended.stderr
     print(f"\nended after {time.monotonic() - started:.1f} s")
     Store.write(tmp_path / "tiny").close()  # nobody holds the lock any more

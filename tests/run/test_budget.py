@@ -10,12 +10,12 @@ from scripted_runtime import ScriptedRuntime, scripted_runtime
 
 from selfreward_lite import config
 from selfreward_lite.data.records import Prompt, Response, ResponsePair
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import NO_TIME, Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.report import summary
 from selfreward_lite.run import loop, plan, prepare
-from selfreward_lite.run.ask import NO_TIME
 from selfreward_lite.system.errors import OutOfTime
 
 pytestmark = pytest.mark.slow  # runs that are timed, a quarter of a minute
@@ -31,8 +31,9 @@ class Clock:
 
     def __init__(self, monkeypatch) -> None:
         self.now, self.factor = 1000.0, 1.0
+        self.jump = 0.0  # of the time of day, which nothing may depend on
         monkeypatch.setattr("time.monotonic", lambda: self.now)
-        monkeypatch.setattr("time.time", lambda: 1e9 + self.now)
+        monkeypatch.setattr("time.time", lambda: 1e9 + self.now + self.jump)
 
     def pass_by(self, seconds: float) -> None:
         self.now += seconds * self.factor
@@ -64,7 +65,7 @@ def slow_tools(clock: Clock) -> ScriptedRuntime:
         began, done = clock.now, 0
         result = plain.train(job, folder, lambda said: None)
         steps = math.ceil(job.row_count * job.settings.epochs / job.settings.batch)
-        while done < steps and not (job.until is not None and 1e9 + clock.now > job.until):
+        while done < steps and not job.is_out_of_time:
             clock.pass_by(STEP)
             done += 1
             report({"step": done, "steps": steps, "values": {"loss": 0.69 - done / 100}})
@@ -74,6 +75,7 @@ def slow_tools(clock: Clock) -> ScriptedRuntime:
             rows=rows,
             steps=done,
             ended_early=done < steps,
+            steps_planned=steps,
             train_seconds=clock.now - began,
             tokens=100 * rows,
         )
@@ -136,6 +138,7 @@ def test_the_number_of_prompts_fits_the_hours(clock, seeded):
     )
     with Store.read(seeded) as store:
         assert not store.drops(1, "judgments").get(NO_TIME)
+        assert ["M1", "prompts", f"{prompts}", "200"] in summary.build_hours_table(store).rows
         assert all(
             passed for gate, (passed, _) in store.gates(1).items() if gate in ("signal", "counted")
         )
@@ -179,6 +182,8 @@ def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):
             store.drops(1, stage).get(NO_TIME, 0) for stage in ("responses", "judgments", "battles")
         )
         assert left_out > 0
+        cut = {what for _, what, *_ in summary.build_hours_table(store).rows}
+        assert cut & {"responses", "judgments", "battles"}
         assert store.count(ResponsePair, iteration=1) > 0
         assert store.gates(1)["signal"][0], "measured against the prompts that were judged"
 
@@ -199,11 +204,15 @@ def test_a_training_that_would_overrun_ends_early_and_is_counted(clock, seeded, 
 
     monkeypatch.setattr(f"{__name__}.slow_tools", slower)
     began = clock.now
-    run(clock, seeded, 4.0, **BIG)
+    said = run(clock, seeded, 4.0, **BIG)
     with Store.read(seeded) as store:
         assert store.newest() == 1
         assert store.metrics(1)["training_ended_early"] == 1.0
         assert store.gates(1)["counted"][0], "it saw fewer rows than there were, as it was told to"
+        done, planned = (store.metrics(1)[f"training_{name}"] for name in ("steps", "steps_planned"))
+        cut = ["M1", "training steps", f"{done:.0f}", f"{planned:.0f}"]
+        assert cut in summary.build_hours_table(store).rows
+    assert f"ended by --hours after {done:.0f} of {planned:.0f} steps" in said
     assert clock.now - began <= 4.0 * 3600
 
 
@@ -237,6 +246,33 @@ def test_a_resumed_run_keeps_the_decided_number_of_prompts(clock, seeded, monkey
 def test_without_hours_nothing_is_fitted(clock, seeded):
     run(clock, seeded, math.inf, **BIG)
     assert facts_of(seeded) == (200, None, 1)
+    with Store.read(seeded) as store:
+        assert not summary.build_hours_table(store).rows
+
+
+@pytest.mark.parametrize("jump", [-9.0, 9.0], ids=["set back", "set forward"])
+def test_setting_the_time_of_day_cuts_nothing(clock, seeded, monkeypatch, jump):
+    """The time of day jumps by hours while the model trains, as after NTP or a suspended night."""
+    runtime = slow_tools
+
+    def jumping(clock):
+        made = runtime(clock)
+
+        def train(job, folder, report):
+            def jump_and_report(said):
+                clock.jump = jump * 3600
+                report(said)
+
+            return made.train(job, folder, jump_and_report)
+
+        return replace(made, train=train)
+
+    monkeypatch.setattr(f"{__name__}.slow_tools", jumping)
+    run(clock, seeded, 500.0, **BIG)
+    with Store.read(seeded) as store:
+        assert store.newest() == 1
+        assert not store.metrics(1)["training_ended_early"]
+        assert not summary.build_hours_table(store).rows
 
 
 def test_an_iteration_under_way_is_not_cut_to_a_short_command(clock, seeded):

@@ -15,6 +15,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.runtime import open_runtime
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import checkpoints
+from selfreward_lite.training import job as job_module
 from selfreward_lite.training import trainer as training_trainer
 from selfreward_lite.training.job import Job, TrainingResult
 from selfreward_lite.training.token_trainers import TokenDPOTrainer, TokenSFTTrainer
@@ -201,7 +202,7 @@ def test_checkpoints_come_by_time(begun, chat):
 def test_end_of_hours_leaves_a_model_or_a_checkpoint(begun, chat, monkeypatch, share, model):
     job = make(begun, chat, "sft", f"hours-{model}")
     now = [1000.0]
-    monkeypatch.setattr(training_trainer.time, "time", lambda: now[0])
+    monkeypatch.setattr(job_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def report(said):
         now[0] += "step" in said
@@ -209,6 +210,7 @@ def test_end_of_hours_leaves_a_model_or_a_checkpoint(begun, chat, monkeypatch, s
     until = {"until": 1000.0 + 12 * share - 0.5, "checkpoint_minutes": 60.0}
     facts = done(job.model_copy(update=until), report)
     assert facts.ended_early
+    assert (facts.steps, facts.steps_planned) == (12 * share, 12)
     assert bool(facts.out_of_time) is not model
     assert (begun / job.adapter_out / "adapter_model.safetensors").exists() is model
     if not model:
@@ -317,7 +319,9 @@ def test_steps_that_float16_left_out_are_not_counted_as_tried():
     layer = torch.nn.Linear(2, 2)
     accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
     trainer = SimpleNamespace(model=layer, accelerator=accelerator)
-    job = SimpleNamespace(method="sft", checkpoint_minutes=9, min_moved_share=0.9, until=None)
+    job = SimpleNamespace(
+        method="sft", checkpoint_minutes=9, min_moved_share=0.9, is_out_of_time=False
+    )
     watcher = training_trainer.Watcher(
         trainer, job, checkpoints.State("job", 0, [], {}, {}), lambda said: None
     )

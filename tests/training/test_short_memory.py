@@ -209,7 +209,9 @@ def test_a_gradient_that_is_no_number_ends_the_training_at_its_step(
 
 def test_a_scaler_leaves_such_a_step_out_by_itself():
     layer, said = torch.nn.Linear(2, 2), []
-    job = SimpleNamespace(method="sft", checkpoint_minutes=9, min_moved_share=0.9, until=None)
+    job = SimpleNamespace(
+        method="sft", checkpoint_minutes=9, min_moved_share=0.9, is_out_of_time=False
+    )
     for scaler, ends in ((object(), False), (None, True)):
         made = SimpleNamespace(model=layer, accelerator=SimpleNamespace(scaler=scaler))
         watcher = trainer.Watcher(made, job, State("job", 0, [], {}, {}), said.append)

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from math import nan
 
 from selfreward_lite.data.records import BASE, Outcome, Prompt, ResponsePair
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import NO_TIME, Store
 from selfreward_lite.method import metrics
 from selfreward_lite.method.statistics import paired_interval
 from selfreward_lite.run import gates
-from selfreward_lite.run.ask import NO_TIME
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps.judge_set import compare_with_before
 from selfreward_lite.run.steps.measure import model_metrics

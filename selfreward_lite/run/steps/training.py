@@ -136,6 +136,9 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
     # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
     expected = min(kept, round(settings.epochs * kept))
     given = result.rows if result.ended_early else expected
+    if result.ended_early:
+        said = f"ended by --hours after {result.steps} of {result.steps_planned} steps"
+        run.watch(Progress(iteration, "training", 1, message=said))
     run.store.measure(iteration, training_rows_given=given, **result.metrics())
     run.store.state(f"training {ModelId(iteration).name}", result.facts())
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
