@@ -26,7 +26,14 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.run.ask import Progress, Watch
 from selfreward_lite.run.bucket import Bucket, File, Manifest, Unreachable, is_address
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import MANIFEST, copy_file, copy_folder, hash_file
+from selfreward_lite.system.files import (
+    MANIFEST,
+    copy_file,
+    copy_folder,
+    hash_file,
+    sync,
+    sync_folder,
+)
 
 MINUTES = 5.0  # between two copies while a stage is under way
 # Between two checkpoints, half a gigabyte each for an 8B: a drive may keep replaced files, and
@@ -282,7 +289,9 @@ def restore(root: Path | str, folder: Path) -> bool:
     except UserError:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    sync_folder(part)  # once it has its name, it is not restored again
     part.rename(folder)
+    sync(folder.parent)
     return True
 
 

@@ -3,6 +3,7 @@
 A model's folder is complete when it has a manifest, which is written last.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -109,7 +110,10 @@ def hash_file(path: Path) -> str:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder that has a manifest, unless `target` has the same one."""
+    """Copy a folder that has a manifest, unless `target` has the same one.
+
+    A power cut leaves the old folder, or none, or the whole new one.
+    """
     manifest, existing = source / MANIFEST, target / MANIFEST
     if not manifest.exists() or (
         existing.exists() and existing.read_bytes() == manifest.read_bytes()
@@ -118,8 +122,10 @@ def copy_folder(source: Path, target: Path) -> None:
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
+    sync_folder(part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
+    sync(target.parent)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -131,6 +137,7 @@ def copy_file(source: Path, target: Path) -> None:
     if part.stat().st_size != source.stat().st_size:
         raise OSError(None, "only a part of it arrived")
     part.rename(target)
+    sync(target.parent)
 
 
 @contextmanager
@@ -149,9 +156,10 @@ def atomic_write(out: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder and the files in it, so that a power cut leaves them whole."""
-    for path in (*folder.iterdir(), folder):
-        sync(path)
+    """Sync all that is in a folder, and its names, so that a power cut leaves it whole."""
+    for place, _, names in os.walk(folder):
+        for path in (*(Path(place, name) for name in names), Path(place)):
+            sync(path)
 
 
 def sync(path: Path) -> None:
@@ -159,5 +167,8 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:  # some network drives cannot sync a folder's names
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(handle)
