@@ -60,11 +60,13 @@ SHOWN = 300  # characters of an example
 # What to do about an error of the file system; others are bugs and keep their traceback.
 FREE = "free space and give the same command again"
 UNLOCK = "make it writable and give the same command again"
+CHECK = "check the disk, or go on with a copy on another one, and give the same command again"
 MOVE = "move what is in the way, or give another --name or --runs-dir"
 ADVICE = {
     "ENOSPC": FREE,
     "EDQUOT": FREE,
     "EFBIG": FREE,
+    "EIO": CHECK,
     "EROFS": UNLOCK,
     "EACCES": UNLOCK,
     "EPERM": UNLOCK,

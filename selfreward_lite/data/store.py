@@ -28,7 +28,7 @@ from selfreward_lite.data.database import (
 from selfreward_lite.data.records import KINDS, ModelId, Outcome, R, Record, content_hash, derive_id
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import find_manifest_faults
+from selfreward_lite.system.files import find_manifest_faults, make_folder
 
 LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
@@ -76,7 +76,7 @@ class Store:
     def write(cls, folder: Path) -> Self:
         """Open a run for writing, new or not. Raises UserError while another process writes it."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             lock = locks.take(folder / LOCK, f"{os.getpid()}")
         except OSError as error:
             raise UserError(

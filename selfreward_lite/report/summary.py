@@ -432,9 +432,11 @@ def build_hours_table(store: Store) -> Table:
         fitted = store.fact(f"prompts {model.name}")
         if fitted is not None and fitted < wanted:
             cut.append(("prompts", fitted, wanted))
-        for row in stages:
-            if row.model == model.name and (left_out := row.drops.get(NO_TIME)):
-                cut.append((row.stage.replace("_", " "), row.total - left_out, row.total))
+        cut += [
+            (row.stage.replace("_", " "), row.total - left_out, row.total)
+            for row in stages
+            if row.model == model.name and (left_out := row.drops.get(NO_TIME))
+        ]
         known = store.metrics(model)
         if known.get("training_ended_early"):
             steps = known.get("training_steps") or 0

@@ -56,7 +56,8 @@ def format_bytes(count: float) -> str:
 def write_manifest(folder: Path, facts: Json) -> None:
     """Write `manifest.json`: the sha256 of every file in `folder`, and `facts`.
 
-    Unfinished files that a killed exporter left (`*.part`) are not listed.
+    All that it lists survives a power cut, and so does the folder's own name. Unfinished files that
+    a killed exporter left (`*.part`) are not listed.
     """
     files = {
         str(path.relative_to(folder)): hash_file(path)
@@ -65,8 +66,10 @@ def write_manifest(folder: Path, facts: Json) -> None:
     }
     for left in folder.glob(f".{MANIFEST}.*.part"):  # of a process that was killed
         left.unlink()
+    sync_folder(folder)
     with atomic_write(folder / MANIFEST) as part:
         part.write_text(json.dumps({"files": files, **facts}, indent=2), encoding="utf-8")
+    sync(folder.parent)
 
 
 def find_manifest_faults(folder: Path) -> list[str]:
@@ -153,6 +156,14 @@ def atomic_write(out: Path) -> Iterator[Path]:
     finally:
         part.unlink(missing_ok=True)
     sync(out.parent)  # the new name must survive a power cut
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that a power cut leaves their names."""
+    new = [one for one in folder.parents if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in (folder, *new):
+        sync(one.absolute().parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -85,8 +85,8 @@ class TrainingResult:
     """What a training did. A field is None if not measured, such as without rows or a GPU.
 
     `steps` of `steps_planned` were done. `rows` counts different rows, `skipped` the steps in which
-    float16 overflowed. `begun_at` is the step that it resumed from. For want of memory, `left_out` rows longer than `max_length` tokens
-    were not trained on.
+    float16 overflowed. `begun_at` is the step that it resumed from. For want of memory, `left_out`
+    rows longer than `max_length` tokens were not trained on.
     """
 
     steps: int

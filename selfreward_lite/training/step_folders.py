@@ -1,6 +1,6 @@
 """Folders of checkpoints: which one is complete, and when an older one may go.
 
-    <folder>/step-<n>/   the files of a checkpoint; manifest.json, written last
+<folder>/step-<n>/   the files of a checkpoint; manifest.json, written last
 """
 
 import shutil

@@ -29,6 +29,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -461,18 +462,14 @@ class Disk:
     def _reach_statement(self, connection: database.Database, statement: str) -> None:
         if self._is_dead:
             raise Dead
-        if match := WRITES.match(statement):
-            table = TABLE.search(statement)
-            what = " ".join([match[1], *([table[1].split("_")[0]] if table else [])])
-            kind = self.reach(f"sqlite {what}", (*ENDS, FULL, ERROR))
-        elif statement.startswith("SELECT"):
-            kind = self.reach("sqlite SELECT", (*ENDS, ERROR))
-        else:
+        what, kinds = _name_statement(statement)
+        if not what:
             return
+        kind = self.reach(what, kinds)
         if kind in ENDS:
             self.die(kind)
         self.is_full = self.is_full or kind == FULL
-        if kind == ERROR or (self.is_full and match):
+        if kind == ERROR or (self.is_full and FULL in kinds):
             words, code = "disk I/O error", sqlite3.SQLITE_IOERR
             if kind != ERROR:
                 words, code = "database or disk is full", sqlite3.SQLITE_FULL
@@ -515,6 +512,18 @@ class _RawFile(io.FileIO):
 
 
 _REAL_OPEN = open
+
+
+@cache
+def _name_statement(statement: str) -> tuple[str, tuple[str, ...]]:
+    """The moment of a statement, and what may happen there; no name where nothing may."""
+    if match := WRITES.match(statement):
+        table = TABLE.search(statement)
+        what = " ".join([match[1], *([table[1].split("_")[0]] if table else [])])
+        return f"sqlite {what}", (*ENDS, FULL, ERROR)
+    if statement.startswith("SELECT"):
+        return "sqlite SELECT", (*ENDS, ERROR)
+    return "", ()
 
 
 def _apply(change: Change) -> None:

@@ -17,7 +17,6 @@ it; with a mirror it must then resume from there.
 
 import argparse
 import errno
-import math
 import random
 import shutil
 import sys
@@ -31,15 +30,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-from run_contents import read_contents
+from run_contents import read_files
+from scripted_runtime import Script
 from simulated_disk import LOST, POWER, Dead, Disk
 from simulated_tools import Clock, Tools
 
 from selfreward_lite.cli import main as cli
 from selfreward_lite.data.store import Store
-from selfreward_lite.method import canaries
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.method import canaries, judgments, metrics, response_pairs
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.backup import Backup, restore
@@ -50,7 +52,7 @@ SMALL = {
     "responses.count": "2",
     "judge.count": "2",
     "seed_stage.train_examples": "6",
-    "seed_stage.eval_prompts": "3",
+    "seed_stage.eval_prompts": "2",
     "evaluation.prompts": "2",
     "evaluation.judgments": "1",
     "evaluation.canary_judgments": "1",
@@ -64,6 +66,8 @@ HOURS = 24.0  # more than a run takes, less than the time of day jumps
 MOST_COMMANDS = 20
 RUN, MIRROR = "runs/sim", "mirror"
 ANY = "any moment"
+Image = dict[str, bytes | None]
+Contents = dict[str, Any]
 VANISHES = 0.3  # share of the deaths, with a mirror, after which the run's folder is gone
 
 
@@ -135,14 +139,14 @@ class Simulation:
         self,
         plan: Plan,
         mirrored: bool,
-        start: dict[str, bytes | None] = {},
+        start: Image | None = None,
         clock_luck: random.Random | None = None,
     ) -> None:
         place = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.root = Path(tempfile.mkdtemp(dir=place)).resolve()
         self.plan, self.mirrored = plan, mirrored
         self.disk = Disk(self.root, plan.luck)
-        self.disk.load({"runs": None, MIRROR: None, **start})
+        self.disk.load({"runs": None, MIRROR: None, **(start or {})})
         self.disk.adopt()
         self.disk.reach = plan.reach
         self.clock = Clock(clock_luck)
@@ -264,7 +268,7 @@ class Simulation:
         with patch.multiple(Store, begin_stage=begin_stage, end_stage=end_stage):
             yield
 
-    def check(self, wanted: dict, names: list[str]) -> None:
+    def check(self, wanted: Contents, names: list[str]) -> None:
         """Compare with an undisturbed run. Raises Failure."""
         self._compare(self.folder, wanted, "the run")
         found = list_names(self.folder)
@@ -276,22 +280,32 @@ class Simulation:
             restore(self.root / MIRROR, again)
             self._compare(again, wanted, "its mirror")
 
-    def _compare(self, folder: Path, wanted: dict, what: str) -> None:
-        found = read_contents(folder)
-        if self.mirrored and what == "its mirror":
-            found, wanted = ({**one, "base": None} for one in (found, wanted))  # is not copied
-        wrong = [key for key in wanted if found.get(key) != wanted[key]]
-        if wrong or found.keys() != wanted.keys():
-            raise Failure(f"{what} differs from an undisturbed run in {wrong or found.keys()}")
-        with Store.read(folder) as store:
-            faults = [fault for fault in store.faults() if "/base" not in fault or what != "its mirror"]
-        if faults:
-            raise Failure(f"{what}: {faults}")
+    def _compare(self, folder: Path, wanted: Contents, what: str) -> None:
+        found = read_all(folder)
+        if what == "its mirror":
+            wanted = {**wanted, "base": {}}  # is not copied, but made again
+        wrong = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+        if wrong:
+            raise Failure(f"{what} differs from an undisturbed run in {', '.join(wrong)}")
+
+
+def read_all(folder: Path) -> Contents:
+    """Every row of every table but times and the run's random name, and the files of its models."""
+    found: Contents = {name: read_files(folder / name) for name in ("base", "M0", "M1")}
+    with Store.read(folder) as store:
+        for (table,) in store.select("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            columns = [row[1] for row in store.select(f"PRAGMA table_info({table})")]
+            kept = ", ".join(f'"{name}"' for name in columns if name != "seconds")
+            found[table] = sorted(map(repr, store.select(f"SELECT {kept} FROM {table}")))
+        found["facts"] = [row for row in found["facts"] if not row.startswith("('birth'")]
+        found["faults"] = [row[0] for row in store.select("PRAGMA integrity_check")]
+    return found
 
 
 def list_names(folder: Path) -> list[str]:
-    """The names in a run's folder."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm")))
+    """The names in a run's folder, without those of SQLite's own files."""
+    names = (path.name for path in folder.iterdir())
+    return sorted(name for name in names if not name.endswith(("-wal", "-shm")))
 
 
 # -- what a seed does ----------
@@ -338,7 +352,7 @@ def _observe(mirrored: bool, start: dict[str, bytes | None]) -> tuple[dict, dict
     try:
         if (outcome := simulation.command()) is not None:
             raise Failure(f"undisturbed: {outcome}")
-        contents = read_contents(simulation.folder)
+        contents = read_all(simulation.folder)
         return simulation.plan.seen, contents, list_names(simulation.folder)
     finally:
         simulation.close()
@@ -388,10 +402,51 @@ def run_seed(seed: int, bug: str = "") -> Result:
     return Result(seed, plan.happened, simulation.commands, simulation.refused, failure)
 
 
-def run_seeds(seeds: Iterable[int], processes: int = 2) -> list[Result]:
-    """Simulate many seeds, in several processes."""
+def run_seeds(seeds: Iterable[int], bug: str = "", processes: int = 2) -> list[Result]:
+    """Simulate many seeds, in several processes; a failure is printed at once."""
+    results = []
     with ProcessPoolExecutor(processes) as pool:
-        return list(pool.map(run_seed, seeds, chunksize=25))
+        for result in pool.map(partial(run_seed, bug=bug), seeds, chunksize=10):
+            results.append(result)
+            if result.failure:
+                print(f"seed {result.seed}: {result.happened}\n{result.failure}\n", flush=True)
+    return results
+
+
+def soak(seconds: float, bug: str = "") -> Iterator[Result]:
+    """Simulate seeds that no other run has, for so long."""
+    first, size, until = time.time_ns(), 200, time.monotonic() + seconds
+    while time.monotonic() < until:
+        yield from run_seeds(range(first, first + size), bug)
+        first += size
+
+
+def count_hits(results: Iterable[Result]) -> dict[str, Counter[str]]:
+    """How often each moment was hit, by what happened there."""
+    hits: dict[str, Counter[str]] = {point: Counter() for _, point in make_catalog().points}
+    for result in results:
+        for point, kind in result.happened:
+            hits.setdefault(point, Counter())[kind] += 1
+    return hits
+
+
+def describe(results: list[Result]) -> str:
+    """Hits of each moment, and the totals."""
+    hits, kinds = count_hits(results), Counter[str]()
+    lines = []
+    for point, counts in hits.items():
+        kinds += counts
+        shown = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))
+        lines.append(f"{counts.total():6} {point}: {shown}")
+    failed = [result.seed for result in results if result.failure]
+    lines.append(
+        f"{len(results)} seeds, {sum(result.commands for result in results)} commands, "
+        f"{kinds.total()} faults ({dict(kinds)}) at {len(hits)} moments, the fewest "
+        f"{min(counts.total() for counts in hits.values())}; "
+        f"{sum(result.refused for result in results)} runs refused what a lost sync damaged; "
+        f"{len(failed)} failed{': seeds ' if failed else ''}{', '.join(map(str, failed))}"
+    )
+    return "\n".join(lines)
 
 
 # -- planted bugs ----------
@@ -409,15 +464,52 @@ BUGS: dict = {}
 
 
 def speed_up() -> None:
-    """Read the tokenizer once, and take a few short hostile texts: some have 100,000 letters."""
+    """Compute what depends on nothing else once for all runs of this process.
+
+    And take a few short hostile texts only: some have 100,000 letters.
+    """
     ChatFormat.load = staticmethod(cache(ChatFormat.load))
-    load = canaries.load_hostile_texts
+    load, prompt_ids, text_ids = (
+        canaries.load_hostile_texts,
+        ChatFormat.prompt_ids,
+        ChatFormat.text_ids,
+    )
+    known: dict[tuple[str, str], tuple[int, ...]] = {}
 
     @cache
     def few(model: str):
-        return [one for one in load(model) if len(one.text) * one.repeat < 200][:4]
+        return [one for one in load(model) if len(one.text) * one.repeat < 200][:2]
+
+    def known_prompt_ids(chat, messages, continue_with=""):
+        key = repr(messages), continue_with
+        if key not in known:
+            known[key] = prompt_ids(chat, messages, continue_with)
+        return known[key]
+
+    @cache
+    def known_text_ids(text: str) -> tuple[int, ...]:
+        return tuple(text_ids(ChatFormat.load(TINY_MODEL), text))
 
     canaries.load_hostile_texts = few
+    ChatFormat.prompt_ids = known_prompt_ids
+    ChatFormat.text_ids = lambda chat, text: list(known_text_ids(text))
+    prepare.list_gpus = list  # asks another program
+    judgments.read_score = cache(judgments.read_score)
+    metrics.correlation = cache(metrics.correlation)
+    response_pairs.find_appeal_to_judge = cache(response_pairs.find_appeal_to_judge)
+    Script.reply = _cache_reply(Script.reply)
+
+
+def _cache_reply(function):
+    known: dict[object, object] = {}
+
+    def cached(script, request, sample):
+        key = request.tokens, request.seeds[sample], request.probe, request.closing
+        if key not in known:
+            known[key] = function(script, request, sample)
+        return known[key]
+
+    return cached
 
 
 # -- by hand ----------
@@ -427,14 +519,23 @@ def main() -> None:
     """Simulate the seeds that the arguments name; exit code 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, help="simulate this seed, and print what happened")
-    parser.add_argument("--seeds", type=int, default=2000, help="so many seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=2000, help="so many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--soak", type=float, help="hours; with seeds that no other run has")
     parser.add_argument("--bug", default="", help="plant a bug", choices=["", *BUGS])
     chosen = parser.parse_args()
     if chosen.seed is not None:
         result = run_seed(chosen.seed, chosen.bug)
-        print(f"{result}\n{result.failure or 'as an undisturbed run'}")
+        print(f"{result.happened}\n{result.failure or 'as an undisturbed run'}")
         sys.exit(bool(result.failure))
+    began = time.monotonic()
+    if chosen.soak is not None:
+        results = list(soak(chosen.soak * 3600, chosen.bug))
+    else:
+        results = run_seeds(range(chosen.first, chosen.first + chosen.seeds), chosen.bug)
+    print(describe(results))
+    print(f"{time.monotonic() - began:.0f} s")
+    sys.exit(any(result.failure for result in results))
 
 
 if __name__ == "__main__":

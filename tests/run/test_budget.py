@@ -209,7 +209,9 @@ def test_a_training_that_would_overrun_ends_early_and_is_counted(clock, seeded, 
         assert store.newest() == 1
         assert store.metrics(1)["training_ended_early"] == 1.0
         assert store.gates(1)["counted"][0], "it saw fewer rows than there were, as it was told to"
-        done, planned = (store.metrics(1)[f"training_{name}"] for name in ("steps", "steps_planned"))
+        done, planned = (
+            store.metrics(1)[f"training_{name}"] for name in ("steps", "steps_planned")
+        )
         cut = ["M1", "training steps", f"{done:.0f}", f"{planned:.0f}"]
         assert cut in summary.build_hours_table(store).rows
     assert f"ended by --hours after {done:.0f} of {planned:.0f} steps" in said

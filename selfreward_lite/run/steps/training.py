@@ -23,6 +23,7 @@ from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
+from selfreward_lite.system.files import sync
 from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.rows import TOO_LONG_FOR_MEMORY, PairTexts, Rows, build_rows
 
@@ -131,6 +132,8 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
             f"the training of M{iteration} ended without an adapter in {folder}; start the run "
             "again"
         )
+    for made in (folder, run.store.folder):  # the names that lead to the adapter
+        sync(made)
     left_out = result.left_out or 0
     kept = len(rows.rows) - left_out
     # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
