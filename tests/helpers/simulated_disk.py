@@ -19,6 +19,7 @@ file system does beyond POSIX, and writes of SQLite itself that are cut off insi
 """
 
 import builtins
+import copy
 import errno
 import io
 import os
@@ -66,6 +67,14 @@ class Folder:
 
 
 Change = list[tuple[Folder, str, File | Folder | None]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the real folder held, and what was known of it."""
+
+    image: dict[str, bytes | None]
+    known: tuple[Folder, list[Change], dict[str, bytes]]
 
 
 class Disk:
@@ -131,6 +140,16 @@ class Disk:
         """All power goes while no command runs."""
         self.load(self._cut_power())
 
+    def save(self) -> "Saved":
+        """The disk as it is, to be put back by `restore`."""
+        known = copy.deepcopy((self._top, self._changes, self._logs))
+        return Saved(self._read_all(), known)
+
+    def restore(self, saved: "Saved") -> None:
+        """Put back what was saved, as after SIGKILL at that moment."""
+        self.load(saved.image)
+        self._top, self._changes, self._logs = copy.deepcopy(saved.known)
+
     def adopt(self) -> None:
         """Believe that all in the real folder is safe, as on a disk that was just mounted."""
         self._top, self._changes, self._logs = Folder(), [], {}
@@ -148,10 +167,6 @@ class Disk:
         self._top.names.pop(name, None)
         self._top.safe.pop(name, None)
         self._logs = {log: safe for log, safe in self._logs.items() if not log.startswith(name)}
-
-    def read_image(self) -> dict[str, bytes | None]:
-        """All that lies in the real folder."""
-        return self._read_all()
 
     def is_dead(self) -> bool:
         """Whether the process has ended, so that nothing reaches the disk."""

@@ -17,6 +17,7 @@ it; with a mirror it must then resume from there.
 
 import argparse
 import errno
+import gc
 import random
 import shutil
 import sys
@@ -26,7 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from unittest.mock import patch
 
 from run_contents import read_files
 from scripted_runtime import Script
-from simulated_disk import LOST, POWER, Dead, Disk
+from simulated_disk import LOST, POWER, Dead, Disk, Saved
 from simulated_tools import Clock, Tools
 
 from selfreward_lite.cli import main as cli
@@ -66,7 +67,7 @@ HOURS = 24.0  # more than a run takes, less than the time of day jumps
 MOST_COMMANDS = 20
 RUN, MIRROR = "runs/sim", "mirror"
 ANY = "any moment"
-Image = dict[str, bytes | None]
+STAGES_A_START = 4
 Contents = dict[str, Any]
 VANISHES = 0.3  # share of the deaths, with a mirror, after which the run's folder is gone
 
@@ -82,6 +83,15 @@ class Fault:
     nth: int
     choice: float
     kind: str = ""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run under way: its disk, the stages that have ended, how often each moment was reached."""
+
+    disk: Saved
+    ended: frozenset[tuple[int, str]]
+    seen: dict[str, int]
 
 
 @dataclass
@@ -139,18 +149,21 @@ class Simulation:
         self,
         plan: Plan,
         mirrored: bool,
-        start: Image | None = None,
+        start: "Start | None" = None,
         clock_luck: random.Random | None = None,
     ) -> None:
         place = "/dev/shm" if Path("/dev/shm").is_dir() else None
         self.root = Path(tempfile.mkdtemp(dir=place)).resolve()
         self.plan, self.mirrored = plan, mirrored
         self.disk = Disk(self.root, plan.luck)
-        self.disk.load({"runs": None, MIRROR: None, **(start or {})})
+        self.disk.load({"runs": None, MIRROR: None})
         self.disk.adopt()
+        if start is not None:
+            self.disk.restore(start.disk)
         self.disk.reach = plan.reach
         self.clock = Clock(clock_luck)
-        self.ended: set[tuple[int, str]] = set()  # stages that must stay done
+        self.ended = set(start.ended) if start else set()  # stages that must stay done
+        self.starts: list[Start] | None = None  # to collect one at the end of every few stages
         self.said: list[str] = []
         self.commands = 0
         self.refused = False
@@ -158,6 +171,11 @@ class Simulation:
     @property
     def folder(self) -> Path:
         return self.root / RUN
+
+    def save(self) -> "Start":
+        """Where another simulation may begin."""
+        seen = {point: count for point, (count, _) in self.plan.seen.items()}
+        return Start(self.disk.save(), frozenset(self.ended), seen)
 
     def close(self) -> None:
         shutil.rmtree(self.root)
@@ -264,6 +282,8 @@ class Simulation:
         def end_stage(store, iteration, stage):
             end(store, iteration, stage)
             self.ended.add((iteration, stage))
+            if self.starts is not None and len(self.ended) % STAGES_A_START == 0:
+                self.starts.append(self.save())
 
         with patch.multiple(Store, begin_stage=begin_stage, end_stage=end_stage):
             yield
@@ -316,7 +336,7 @@ class Scenario:
     """A way to give the command, and the moments of an undisturbed one."""
 
     mirrored: bool
-    start: dict[str, bytes | None]
+    starts: list[Start]  # after more and more stages
     moments: dict[str, tuple[int, tuple[str, ...]]]
 
 
@@ -335,64 +355,71 @@ def make_catalog() -> Catalog:
     """Run undisturbed, in every scenario."""
     speed_up()
     scenarios: dict[str, Scenario] = {}
-    plain, wanted, names = _observe(mirrored=False, start={})
-    scenarios["plain"] = Scenario(False, {}, plain)
-    scenarios["mirror"] = Scenario(True, {}, _observe(mirrored=True, start={})[0])
-    gone = _vanish()
-    scenarios["restore"] = Scenario(True, gone, _observe(mirrored=True, start=gone)[0])
+    scenarios["plain"], wanted, names = _observe(mirrored=False)
+    scenarios["mirror"], *_ = _observe(mirrored=True)
+    scenarios["restore"], *_ = _observe(mirrored=True, start=_vanish())
     points, known = [], set()
     for name, scenario in scenarios.items():
         points += [(name, point) for point in sorted(scenario.moments) if point not in known]
         known |= scenario.moments.keys()
+    gc.freeze()  # what is known now need not be searched for garbage again and again
     return Catalog(scenarios, points, wanted, names)
 
 
-def _observe(mirrored: bool, start: dict[str, bytes | None]) -> tuple[dict, dict, list[str]]:
+def _observe(mirrored: bool, start: Start | None = None) -> tuple[Scenario, Contents, list[str]]:
+    """An undisturbed command: its scenario, and what the run holds afterwards."""
     simulation = Simulation(Plan([], random.Random(0)), mirrored, start)
+    simulation.starts = [simulation.save()]
     try:
         if (outcome := simulation.command()) is not None:
             raise Failure(f"undisturbed: {outcome}")
-        contents = read_all(simulation.folder)
-        return simulation.plan.seen, contents, list_names(simulation.folder)
+        scenario = Scenario(mirrored, simulation.starts, simulation.plan.seen)
+        return scenario, read_all(simulation.folder), list_names(simulation.folder)
     finally:
         simulation.close()
 
 
-def _vanish() -> dict[str, bytes | None]:
+def _vanish() -> Start:
     """The mirror of a run whose machine vanished in its second training."""
     plan = Plan([Fault("training step", 8, 0.0, POWER)], random.Random(0))
     simulation = Simulation(plan, mirrored=True)
     try:
         simulation.command()
-        simulation.disk.remove("runs")
-        return simulation.disk.read_image()
+        simulation.forget_run()
+        plan.seen.clear()
+        return simulation.save()
     finally:
         simulation.close()
 
 
-def draw_faults(seed: int, catalog: Catalog) -> tuple[Scenario, list[Fault]]:
-    """The scenario and faults of a seed; the first is at moment `seed` modulo their number."""
+def draw_faults(seed: int, catalog: Catalog) -> tuple[Scenario, Start, list[Fault]]:
+    """The scenario, start and faults of a seed; the first is at moment `seed` of all, in turn.
+
+    Work before the first fault is skipped: the run begins at the last start before it.
+    """
     luck = random.Random(f"faults {seed}")
     name, point = catalog.points[seed % len(catalog.points)]
     scenario = catalog.scenarios[name]
-    faults = [Fault(point, luck.randrange(scenario.moments[point][0]), luck.random())]
+    nth = luck.randrange(scenario.moments[point][0])
+    start = [one for one in scenario.starts if one.seen.get(point, 0) <= nth][-1]
+    faults = [Fault(point, nth - start.seen.get(point, 0), luck.random())]
     while len(faults) < 3 and luck.random() < 0.5:
         point = luck.choice(sorted(scenario.moments))
         count = scenario.moments[point][0]
         faults.append(Fault(point, luck.randrange(max(1, count // 2)), luck.random()))
-    return scenario, faults
+    return scenario, start, faults
 
 
 def run_seed(seed: int, bug: str = "") -> Result:
     """Simulate one seed, with one of the planted BUGS if it is named."""
     catalog = make_catalog()
-    scenario, faults = draw_faults(seed, catalog)
+    scenario, start, faults = draw_faults(seed, catalog)
     plan = Plan(faults, random.Random(f"luck {seed}"))
     clock = random.Random(f"clock {seed}")
-    simulation = Simulation(plan, scenario.mirrored, scenario.start, clock)
+    simulation = Simulation(plan, scenario.mirrored, start, clock)
     failure = ""
     try:
-        with BUGS[bug]() if bug else _no_bug():
+        with BUGS[bug]() if bug else nullcontext():
             simulation.finish()
         simulation.check(catalog.wanted, catalog.names)
     except Failure as error:
@@ -450,11 +477,6 @@ def describe(results: list[Result]) -> str:
 
 
 # -- planted bugs ----------
-
-
-@contextmanager
-def _no_bug() -> Iterator[None]:
-    yield
 
 
 BUGS: dict = {}
