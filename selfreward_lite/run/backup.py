@@ -5,6 +5,7 @@ In a folder, such as a mounted drive (`bucket.py` says what a bucket holds):
     <root>/<run>/run.sqlite                          a complete snapshot, by SQLite's own backup
     <root>/<run>/votes.sqlite                        the votes given in the app meanwhile
     <root>/<run>/M<t>/                               every model that was exported
+    <root>/<run>/M<t>/adapter/                       of a model that was trained, until its export
     <root>/<run>/training/checkpoints/step-<n>/      the newest checkpoint of a training under way
 
 The run itself never lies there: SQLite's locks and log do not work on such drives. The base in GGUF
@@ -29,10 +30,11 @@ from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import (
     MANIFEST,
     copy_file,
+    copy_files,
     copy_folder,
     hash_file,
+    make_folder,
     sync,
-    sync_folder,
 )
 
 MINUTES = 5.0  # between two copies while a stage is under way
@@ -129,9 +131,11 @@ class _FolderCopy:
 
     def update(self, *, checkpoint: bool) -> bool:
         """Copy what changed; returns whether a checkpoint was among it."""
-        self.place.mkdir(parents=True, exist_ok=True)
+        make_folder(self.place)
         for model in sorted(self._store.folder.glob("M*")):
             copy_folder(model, self.place / model.name)
+        if (trained := _find_trained(self._store)) is not None:
+            copy_files(trained, self.place / trained.parent.name / trained.name)
         copied = checkpoint and self._copy_checkpoint()
         # After the models, so that no snapshot names a model that is not there.
         for name in _list_databases(self._store):
@@ -170,7 +174,7 @@ class _BucketCopy:
         before = self.check()  # again: another machine may have resumed this run meanwhile
         newest = _find_checkpoint(self._store) if checkpoint else None
         here = [one for one in self._store.folder.glob("M*") if (one / MANIFEST).exists()]
-        here += [newest] if newest else []
+        here += [one for one in (newest, _find_trained(self._store)) if one is not None]
         replaced = [f"{self._name(one)}/" for one in here] + [f"{CHECKPOINTS}/"] * checkpoint
         # What else is there stays, such as models that were pruned here; unless it was lost there.
         files = {
@@ -259,6 +263,15 @@ def _find_checkpoint(store: Store) -> Path | None:
     return max(complete, key=lambda step: int(step.name.removeprefix("step-")), default=None)
 
 
+def _find_trained(store: Store) -> Path | None:
+    """The adapter of a model that was trained and not exported yet: hours of work, recorded."""
+    candidate = store.next_model()
+    folder = store.model_dir(candidate)
+    if (folder / MANIFEST).exists() or not store.is_done(candidate, "training"):
+        return None
+    return folder / "adapter"
+
+
 def check_place(root: str) -> None:
     """Raise UserError if `root` is an address that cannot be used, before any work is done."""
     if is_address(root):
@@ -289,7 +302,6 @@ def restore(root: Path | str, folder: Path) -> bool:
     except UserError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    sync_folder(part)  # once it has its name, it is not restored again
     part.rename(folder)
     sync(folder.parent)
     return True
@@ -300,8 +312,7 @@ def _restore_folder(root: Path | str, name: str, part: Path) -> str:
     source = Path(root) / name
     if not (source / RECORDS).exists():
         raise _no_copy(source)
-    # A machine that vanished while copying left *.part files.
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns("*.part"))
+    copy_files(source, part)  # without the *.part of a machine that vanished while copying
     return str(source / RECORDS)
 
 

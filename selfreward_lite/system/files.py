@@ -115,28 +115,66 @@ def hash_file(path: Path) -> str:
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder that has a manifest, unless `target` has the same one.
 
-    A power cut leaves the old folder, or none, or the whole new one.
+    The manifest is removed first and copied last, so half a copy is none. What `target` holds
+    already stays where it is.
     """
     manifest, existing = source / MANIFEST, target / MANIFEST
     if not manifest.exists() or (
         existing.exists() and existing.read_bytes() == manifest.read_bytes()
     ):
         return
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part)
-    sync_folder(part)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
-    sync(target.parent)
+    if existing.exists():
+        existing.unlink()
+        sync(target)
+    copy_files(source, target)
+    copy_file(manifest, existing)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Make a folder hold the files of another, but its manifest and unfinished `*.part`.
+
+    Each file is copied completely or not at all; those that are the same stay. A power cut takes
+    nothing of it.
+    """
+    wanted = {path.relative_to(source) for path in _list_files(source)}
+    for name in sorted(wanted):
+        there = target / name
+        if not there.exists() or not _are_same(source / name, there):
+            make_folder(there.parent)
+            copy_file(source / name, there)
+    for path in _list_files(target, with_parts=True):
+        if path.relative_to(target) not in wanted:
+            path.unlink()
+
+
+def _list_files(folder: Path, *, with_parts: bool = False) -> list[Path]:
+    """The files below a folder, but its manifest. Raises OSError where it cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = [
+        Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names
+    ]
+    return [
+        path
+        for path in found
+        if path != folder / MANIFEST
+        and (
+            with_parts or not any(part.endswith(".part") for part in path.relative_to(folder).parts)
+        )
+    ]
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and hash_file(one) == hash_file(other)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, completely or not at all; raises OSError if only a part arrives."""
     part = target.with_name(f"{target.name}.part")
     shutil.copyfile(source, part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(part)
     if part.stat().st_size != source.stat().st_size:
         raise OSError(None, "only a part of it arrived")
     part.rename(target)
@@ -150,8 +188,7 @@ def atomic_write(out: Path) -> Iterator[Path]:
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync(part)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)

@@ -1,18 +1,9 @@
 """A disk that fails on request, under the real functions of Python that write, sync and rename.
 
-What a program sees is kept in a real folder. Beside it stands what would survive a power cut:
-
-- the content of a file as of its last fsync; of what was written since, a power cut keeps all,
-  nothing, or a part, with or without zeros up to the new length;
-- the names in a folder as of its last fsync; of the changes since (in the order in which they were
-  made, across folders) a power cut keeps the first few, each whole: so a rename may be undone, and
-  a folder that nobody synced may be gone with all that is in it;
-- of SQLite's files: the database as of the last checkpoint, and of its log at least what was synced
-  by then, and after that a part, cut at any byte. SQLite reads that log itself. That SQLite syncs
-  where it says so is believed, and not tried.
-
-SIGKILL keeps everything that was written. After a fault that ends the process, nothing is written
-any more, whatever `finally` blocks try; `restart` puts back what the disk held at that moment.
+What a program sees is kept in a real folder; what would survive a power cut, beside it
+(`simulated_storage.py`). SIGKILL keeps everything that was written. After a fault that ends the
+process, nothing is written any more, whatever `finally` blocks try; `end_command` puts back what
+the disk held at that moment.
 
 Not modelled: sectors that go bad, blocks of one file that reach the disk in another order, what a
 file system does beyond POSIX, and writes of SQLite itself that are cut off inside a checkpoint.
@@ -29,11 +20,13 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
+
+from simulated_storage import File, Folder, Image, Storage
 
 from selfreward_lite.data import database
 
@@ -50,31 +43,12 @@ class Dead(BaseException):
     """The simulated process has ended here."""
 
 
-@dataclass(eq=False)
-class File:
-    """`safe` is what a power cut leaves at least, `last` the content when its name was removed."""
-
-    safe: bytes = b""
-    last: bytes | None = None
-
-
-@dataclass(eq=False)
-class Folder:
-    """Names as they are, and as a power cut leaves them at least."""
-
-    names: dict[str, "File | Folder"] = field(default_factory=dict)
-    safe: dict[str, "File | Folder"] = field(default_factory=dict)
-
-
-Change = list[tuple[Folder, str, File | Folder | None]]
-
-
 @dataclass(frozen=True)
 class Saved:
     """What the real folder held, and what was known of it."""
 
-    image: dict[str, bytes | None]
-    known: tuple[Folder, list[Change], dict[str, bytes]]
+    image: Image
+    storage: Storage
 
 
 class Disk:
@@ -85,11 +59,10 @@ class Disk:
         self.reach: Reach = lambda point, kinds: None
         self.is_full = self._is_dead = False
         self._prefix = f"{root}{os.sep}"
-        self._top, self._changes = Folder(), list[Change]()
+        self.storage = Storage(str(root))
         self._handles: set[int] = set()
         self._databases: list[sqlite3.Connection] = []
-        self._logs: dict[str, bytes] = {}  # what is safe of each database's log
-        self._image: dict[str, bytes | None] = {}
+        self._image: Image = {}
         self._real = SimpleNamespace(**{name: getattr(os, name) for name in PATCHED})
 
     # -- commands ----------
@@ -107,7 +80,8 @@ class Disk:
 
     def die(self, kind: str) -> None:
         """End the process: by SIGKILL, or as all power goes."""
-        self._image = self._cut_power() if kind == POWER else self._read_all()
+        is_cut = kind == POWER
+        self._image = self.storage.cut_power(self.luck) if is_cut else self.storage.read_all()
         self._is_dead = True
         raise Dead
 
@@ -124,7 +98,7 @@ class Disk:
             self._is_dead = False
             self.load(self._image)
 
-    def load(self, image: dict[str, bytes | None]) -> None:
+    def load(self, image: Image) -> None:
         """Make the real folder hold files by path; None stands for a folder."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir()
@@ -138,109 +112,26 @@ class Disk:
 
     def cut_power(self) -> None:
         """All power goes while no command runs."""
-        self.load(self._cut_power())
+        self.load(self.storage.cut_power(self.luck))
 
-    def save(self) -> "Saved":
+    def save(self) -> Saved:
         """The disk as it is, to be put back by `restore`."""
-        known = copy.deepcopy((self._top, self._changes, self._logs))
-        return Saved(self._read_all(), known)
+        return Saved(self.storage.read_all(), copy.deepcopy(self.storage))
 
-    def restore(self, saved: "Saved") -> None:
+    def restore(self, saved: Saved) -> None:
         """Put back what was saved, as after SIGKILL at that moment."""
         self.load(saved.image)
-        self._top, self._changes, self._logs = copy.deepcopy(saved.known)
-
-    def adopt(self) -> None:
-        """Believe that all in the real folder is safe, as on a disk that was just mounted."""
-        self._top, self._changes, self._logs = Folder(), [], {}
-        for name, content in self._read_all().items():
-            if name.endswith("-wal"):
-                self._logs[name.removesuffix("-wal")] = content
-            else:
-                folder, last = self._find(name.split(os.sep), make=True)
-                node = Folder() if content is None else File(content)
-                folder.names[last] = folder.safe[last] = node
+        here, self.storage = self.storage, copy.deepcopy(saved.storage)
+        self.storage.move(here)
 
     def remove(self, name: str) -> None:
         """A folder at the top is gone, with all that was in it."""
         shutil.rmtree(self.root / name, ignore_errors=True)
-        self._top.names.pop(name, None)
-        self._top.safe.pop(name, None)
-        self._logs = {log: safe for log, safe in self._logs.items() if not log.startswith(name)}
+        self.storage.remove(name)
 
     def is_dead(self) -> bool:
         """Whether the process has ended, so that nothing reaches the disk."""
         return self._is_dead
-
-    # -- what survives ----------
-
-    def _read_all(self) -> dict[str, bytes | None]:
-        found: dict[str, bytes | None] = {}
-        for place, folders, files in os.walk(self.root):
-            inside = os.path.relpath(place, self.root)
-            for name in folders:
-                found[os.path.normpath(os.path.join(inside, name))] = None
-            for name in files:
-                if not name.endswith("-shm"):
-                    path = os.path.join(place, name)
-                    found[os.path.normpath(os.path.join(inside, name))] = self._read(path)
-        return found
-
-    def _read(self, path: str) -> bytes:
-        with io.FileIO(path) as file:
-            return file.read()
-
-    def _cut_power(self) -> dict[str, bytes | None]:
-        """The files that a power cut leaves; from then on, exactly these are safe."""
-        contents = {id(node): self._read(path) for path, node in self._walk(self._top, "")}
-        logs = {name: self._cut_log(name) for name in self._logs}
-        for change in self._changes[: self.luck.randint(0, len(self._changes))]:
-            _apply(change)
-        self._changes, self._logs = [], {}
-        left: dict[str, bytes | None] = {}
-        self._settle(self._top, "", contents, left)
-        for name, log in logs.items():
-            if name in left and log:
-                left[f"{name}-wal"], self._logs[name] = log, log
-        return left
-
-    def _walk(self, folder: Folder, place: str) -> Iterator[tuple[str, File]]:
-        for name, node in folder.names.items():
-            path = f"{place}{os.sep}{name}" if place else f"{self._prefix}{name}"
-            if isinstance(node, File):
-                yield path, node
-            else:
-                yield from self._walk(node, path)
-
-    def _settle(
-        self, folder: Folder, place: str, contents: dict[int, bytes], left: dict[str, bytes | None]
-    ) -> None:
-        folder.names = dict(folder.safe)
-        for name, node in folder.safe.items():
-            path = f"{place}{name}"
-            if isinstance(node, Folder):
-                left[path] = None
-                self._settle(node, f"{path}{os.sep}", contents, left)
-            else:
-                written = contents.get(id(node), node.safe if node.last is None else node.last)
-                node.safe = left[path] = self._keep_some(node.safe, written)
-
-    def _keep_some(self, safe: bytes, written: bytes) -> bytes:
-        if safe == written:
-            return safe
-        cut = self.luck.randint(0, len(written))
-        zeros = bytes(len(written) - cut)
-        return self.luck.choice((safe, written, written[:cut], written[:cut] + zeros))
-
-    def _cut_log(self, name: str) -> bytes:
-        path = f"{self._prefix}{name}-wal"
-        if not os.path.exists(path):
-            return b""
-        safe, written = self._logs[name], self._read(path)
-        begun_again = written[:32] != safe[:32]  # the header, which SQLite syncs at once
-        least = min(32 if begun_again else len(safe), len(written))
-        cut = self.luck.randint(least, len(written))
-        return written[:cut] + safe[cut:]
 
     # -- moments ----------
 
@@ -254,20 +145,6 @@ class Disk:
         if dir_fd is not None:
             text = os.path.join(os.readlink(f"/proc/self/fd/{dir_fd}"), text)
         return text[len(self._prefix) :] if text.startswith(self._prefix) else None
-
-    def _find(self, parts: list[str], make: bool = False) -> tuple[Folder, str]:
-        folder = self._top
-        for part in parts[:-1]:
-            node = folder.names.get(part)
-            if node is None and make:
-                node = folder.names[part] = folder.safe[part] = Folder()
-            assert isinstance(node, Folder), f"{parts}: not a known folder"
-            folder = node
-        return folder, parts[-1]
-
-    def _node(self, place: str) -> File | Folder | None:
-        folder, name = self._find(place.split(os.sep))
-        return folder.names.get(name)
 
     def _moment(self, what: str, place: str, *kinds: str) -> str | None:
         """Reach a moment: end the process, or raise the error that is due there."""
@@ -286,23 +163,6 @@ class Disk:
 
     def _full(self, place: str) -> OSError:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{self._prefix}{place}")
-
-    def _change(self, *parts: tuple[str, File | Folder | None]) -> None:
-        change: Change = []
-        for place, node in parts:
-            folder, name = self._find(place.split(os.sep))
-            change.append((folder, name, node))
-            if node is None:
-                folder.names.pop(name, None)
-            else:
-                folder.names[name] = node
-        self._changes.append(change)
-
-    def _forget(self, place: str) -> None:
-        """Note the content of a file that is about to lose its name."""
-        node = self._node(place)
-        if isinstance(node, File):
-            node.last = self._read(f"{self._prefix}{place}")
 
     # -- Python's functions ----------
 
@@ -329,7 +189,7 @@ class Disk:
             self._moment("create", place, FULL, ERROR)
         raw = _RawFile(file, mode.replace("b", "").replace("t", ""), self, place)
         if is_new:
-            self._change((place, File()))
+            self.storage.change((place, File()))
         buffer = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
 
@@ -342,7 +202,7 @@ class Disk:
         if place is not None:
             self._handles.add(handle)
             if is_new:
-                self._change((place, File()))
+                self.storage.change((place, File()))
         return handle
 
     def _close(self, handle):
@@ -378,17 +238,7 @@ class Disk:
             return
         if self._moment("sync", place, ERROR, LOST) == LOST:
             return
-        node = self._node(place)
-        if isinstance(node, File):
-            node.safe = self._read(f"{self._prefix}{place}")
-        elif node is not None:
-            self._sync_names(node)
-
-    def _sync_names(self, folder: Folder) -> None:
-        due = [one for one in self._changes if any(part[0] is folder for part in one)]
-        for change in due:
-            _apply(change)
-        self._changes = [one for one in self._changes if one not in due]
+        self.storage.sync(place)
 
     def _replace(self, source, target, *, src_dir_fd=None, dst_dir_fd=None):
         here, there = self._place(source, src_dir_fd), self._place(target, dst_dir_fd)
@@ -396,10 +246,10 @@ class Disk:
             self._real.replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             return
         self._moment("rename", there, FULL, ERROR)
-        node = self._node(here)
-        self._forget(there)
+        node = self.storage.node(here)
+        self.storage.forget(there)
         self._real.replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
-        self._change((here, None), (there, node))
+        self.storage.change((here, None), (there, node))
 
     _rename = _replace
 
@@ -409,9 +259,9 @@ class Disk:
             self._real.unlink(path, dir_fd=dir_fd)
             return
         self._moment("remove", place, ERROR)
-        self._forget(place)
+        self.storage.forget(place)
         self._real.unlink(path, dir_fd=dir_fd)
-        self._change((place, None))
+        self.storage.change((place, None))
 
     _remove = _unlink
 
@@ -423,7 +273,7 @@ class Disk:
         if os.path.exists(os.path.dirname(f"{self._prefix}{place}")):
             self._moment("make", f"{place}/", FULL, ERROR)
         self._real.mkdir(path, mode, dir_fd=dir_fd)
-        self._change((place, Folder()))
+        self.storage.change((place, Folder()))
 
     def _rmdir(self, path, *, dir_fd=None):
         place = self._place(path, dir_fd)
@@ -431,7 +281,7 @@ class Disk:
             self._moment("remove", f"{place}/", ERROR)
         self._real.rmdir(path, dir_fd=dir_fd)
         if place is not None:
-            self._change((place, None))
+            self.storage.change((place, None))
 
     def _sendfile(self, *_):
         """Copy through `write`, which can fail in the middle."""
@@ -496,23 +346,13 @@ class Disk:
     def _begin_log(self, connection: database.Database) -> None:
         """SQLite has opened a database; it syncs one that it has just made."""
         place = self._place(connection.folder / database.FILE)
-        if place not in self._logs:
-            if self._node(place) is None:
-                self._sync_database(connection)
-            self._logs[place] = b""
+        if place not in self.storage.logs:
+            if self.storage.node(place) is None:
+                self.storage.sync_database(place)
+            self.storage.logs[place] = b""
 
     def _sync_database(self, connection: database.Database) -> None:
-        """SQLite has synced a database, its log, and their names."""
-        place = self._place(connection.folder / database.FILE)
-        path = f"{self._prefix}{place}"
-        if place is None or not os.path.exists(path):
-            return
-        folder, name = self._find(place.split(os.sep))
-        node = folder.names.setdefault(name, File())
-        folder.safe[name] = node
-        assert isinstance(node, File)
-        node.safe = self._read(path)
-        self._logs[place] = self._read(f"{path}-wal") if os.path.exists(f"{path}-wal") else b""
+        self.storage.sync_database(self._place(connection.folder / database.FILE))
 
 
 class _RawFile(io.FileIO):
@@ -539,11 +379,3 @@ def _name_statement(statement: str) -> tuple[str, tuple[str, ...]]:
     if statement.startswith("SELECT"):
         return "sqlite SELECT", (*ENDS, ERROR)
     return "", ()
-
-
-def _apply(change: Change) -> None:
-    for folder, name, node in change:
-        if node is None:
-            folder.safe.pop(name, None)
-        else:
-            folder.safe[name] = node

@@ -3,7 +3,15 @@
 from dataclasses import asdict
 
 from selfreward_lite.data import ranked
-from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, index_records
+from selfreward_lite.data.records import (
+    BASE,
+    Judgment,
+    ModelId,
+    Outcome,
+    Prompt,
+    Response,
+    index_records,
+)
 from selfreward_lite.method import judgments
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.run import speed
@@ -51,6 +59,7 @@ def export_adapter(run: RunContext, iteration: int) -> None:
     def work() -> Outcome:
         run.release_engine()
         folder = run.store.model_dir(iteration)
+        _check_adapter(run, iteration)
         parity = run.runtime.export_adapter(
             run.model_dir,
             folder / "adapter",
@@ -71,6 +80,17 @@ def export_adapter(run: RunContext, iteration: int) -> None:
         return Outcome()
 
     run.once(iteration, "export", work)
+
+
+def _check_adapter(run: RunContext, iteration: int) -> None:
+    """Refuse an adapter that is not the trained one: damage of a number or two loads silently."""
+    adapter = run.store.model_dir(iteration) / "adapter"
+    trained = run.store.fact(f"adapter {ModelId(iteration).name}")  # older runs did not store it
+    if trained is not None and (not adapter.exists() or hash_folder(adapter) != trained):
+        raise UserError(
+            f"{adapter}: is missing, or differs from what was trained; restore it from a copy, or "
+            "start a new --name"
+        )
 
 
 def _probes(run: RunContext) -> list[tuple[int, ...]]:

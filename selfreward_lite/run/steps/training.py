@@ -23,7 +23,7 @@ from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
-from selfreward_lite.system.files import sync
+from selfreward_lite.system.files import hash_folder, sync
 from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.rows import TOO_LONG_FOR_MEMORY, PairTexts, Rows, build_rows
 
@@ -144,6 +144,7 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
         run.watch(Progress(iteration, "training", 1, message=said))
     run.store.measure(iteration, training_rows_given=given, **result.metrics())
     run.store.state(f"training {ModelId(iteration).name}", result.facts())
+    run.store.state(f"adapter {ModelId(iteration).name}", hash_folder(adapter))
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
     # A counter's sum drops what is zero.
     return Outcome(drops=rows.drops + Counter({TOO_LONG_FOR_MEMORY: left_out}))
