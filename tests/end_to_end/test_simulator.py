@@ -2,61 +2,20 @@
 
 import errno
 import os
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import planted_bugs
 import pytest
 import simulator
-from simulated_disk import ERROR, FULL, KILL, LOST, POWER, Dead, Disk
+from simulated_disk import ERROR, FULL, KILL, LOST, POWER, Dead
+from small_disk import LUCKS, SmallDisk, after_power_cuts
 
 from selfreward_lite.system.files import atomic_write, sync
 
-LUCKS = 60  # power cuts with as many draws of what is kept
 HITS = 20  # of every moment
 
 
 # -- the disk ----------
-
-
-class Machine:
-    """A disk with one folder, and what happens at the next moments whose name begins so."""
-
-    def __init__(self, place: Path, luck: int = 0) -> None:
-        self.disk = Disk(place / f"disk {luck}", random.Random(luck))
-        self.disk.load({"work": None})
-        self.disk.storage.adopt()
-        self.folder = self.disk.root / "work"
-
-    def run(self, work, **faults: str) -> BaseException | None:
-        """Do `work` in a process in which faults happen; returns how it failed."""
-
-        def reach(point, kinds):
-            kind = faults.get(point.split()[0])
-            return kind if kind in kinds else None
-
-        self.disk.reach = reach
-        try:
-            with self.disk.attached():
-                work(self.folder)
-        except (Dead, OSError) as error:
-            return error
-        finally:
-            self.disk.end_command()
-        return None
-
-    def names(self) -> set[str]:
-        return {path.name for path in self.folder.iterdir()}
-
-
-def after_power_cuts(place: Path, work) -> Iterator[Machine]:
-    """Machines whose power went after `work`, each with another draw of what is kept."""
-    for luck in range(LUCKS):
-        machine = Machine(place, luck)
-        assert machine.run(work) is None
-        machine.disk.cut_power()
-        yield machine
 
 
 def write_and_sync(folder: Path) -> None:
@@ -72,15 +31,15 @@ def write_more(folder: Path) -> None:
 
 
 def test_what_was_synced_survives_a_power_cut(tmp_path):
-    for machine in after_power_cuts(tmp_path, write_and_sync):
-        assert (machine.folder / "file").read_text() == "whole"
+    for disk in after_power_cuts(tmp_path, write_and_sync):
+        assert (disk.folder / "file").read_text() == "whole"
 
 
 def test_what_was_not_synced_may_be_gone_torn_or_there(tmp_path):
     found = {
-        (machine.folder / "file").read_text() if machine.names() else None
-        for machine in after_power_cuts(tmp_path, lambda folder: (folder / "f").write_text(""))
-        if "file" in machine.names() or not machine.names()
+        (disk.folder / "file").read_text() if disk.names() else None
+        for disk in after_power_cuts(tmp_path, lambda folder: (folder / "f").write_text(""))
+        if "file" in disk.names() or not disk.names()
     }
     assert found == {None}
     left = [(one.folder / "file").read_bytes() for one in after_power_cuts(tmp_path, write_more)]
@@ -101,9 +60,7 @@ def test_a_rename_may_be_undone_until_its_folder_is_synced(tmp_path):
         sync(folder)
 
     def contents(work):
-        return {
-            (one.folder / "file").read_text() for one in after_power_cuts(tmp_path, work)
-        }
+        return {(one.folder / "file").read_text() for one in after_power_cuts(tmp_path, work)}
 
     assert contents(replace) == {"whole", "new"}
     assert contents(replace_and_sync) == {"new"}
@@ -114,13 +71,13 @@ def test_an_atomic_write_survives_a_power_cut(tmp_path):
         with atomic_write(folder / "file") as part:
             part.write_text("whole")
 
-    for machine in after_power_cuts(tmp_path, write):
-        assert (machine.folder / "file").read_text() == "whole"
-        assert machine.names() == {"file"}
+    for disk in after_power_cuts(tmp_path, write):
+        assert (disk.folder / "file").read_text() == "whole"
+        assert disk.names() == {"file"}
 
 
 def test_a_killed_process_writes_nothing_more(tmp_path):
-    machine = Machine(tmp_path)
+    disk = SmallDisk(tmp_path)
 
     def work(folder: Path) -> None:
         (folder / "first").write_text("kept, though not synced")
@@ -129,13 +86,13 @@ def test_a_killed_process_writes_nothing_more(tmp_path):
         finally:
             (folder / "late").write_text("by a finally block")
 
-    assert isinstance(machine.run(work, rename=KILL), Dead)
-    assert machine.names() == {"first"}
-    assert (machine.folder / "first").read_text() == "kept, though not synced"
+    assert isinstance(disk.run(work, rename=KILL), Dead)
+    assert disk.names() == {"first"}
+    assert (disk.folder / "first").read_text() == "kept, though not synced"
 
 
 def test_a_full_disk_takes_half_and_stays_full_until_the_process_ends(tmp_path):
-    machine, codes = Machine(tmp_path), []
+    disk, codes = SmallDisk(tmp_path), []
 
     def work(folder: Path) -> None:
         for name in "ab":
@@ -144,28 +101,28 @@ def test_a_full_disk_takes_half_and_stays_full_until_the_process_ends(tmp_path):
             except OSError as error:
                 codes.append(error.errno)
 
-    machine.run(work, write=FULL)
+    disk.run(work, write=FULL)
     assert codes == [errno.ENOSPC, errno.ENOSPC]
-    assert machine.names() == {"a"} and (machine.folder / "a").read_text() == "01234"
-    assert machine.run(work) is None
-    assert (machine.folder / "b").read_text() == "0123456789"
+    assert disk.names() == {"a"} and (disk.folder / "a").read_text() == "01234"
+    assert disk.run(work) is None
+    assert (disk.folder / "b").read_text() == "0123456789"
 
 
 def test_an_error_when_reading_has_the_name_of_the_file(tmp_path):
-    machine = Machine(tmp_path)
-    machine.run(write_and_sync)
-    failed = machine.run(lambda folder: (folder / "file").read_text(), read=ERROR)
+    disk = SmallDisk(tmp_path)
+    disk.run(write_and_sync)
+    failed = disk.run(lambda folder: (folder / "file").read_text(), read=ERROR)
     assert isinstance(failed, OSError) and failed.errno == errno.EIO
-    assert failed.filename == str(machine.folder / "file")
+    assert failed.filename == str(disk.folder / "file")
 
 
 def test_a_lost_sync_makes_nothing_safe(tmp_path):
     left = set()
     for luck in range(LUCKS):
-        machine = Machine(tmp_path, luck)
-        assert machine.run(write_and_sync, sync=LOST) is None
-        machine.disk.cut_power()
-        left.add("file" in machine.names())
+        disk = SmallDisk(tmp_path, luck)
+        assert disk.run(write_and_sync, sync=LOST) is None
+        disk.disk.cut_power()
+        left.add("file" in disk.names())
     assert left == {True, False}
 
 

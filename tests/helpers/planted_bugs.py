@@ -38,9 +38,15 @@ def _no_fsync() -> Iterator[None]:
 
 @contextmanager
 def _commit_before_write() -> Iterator[None]:
-    """A stage is committed first; the manifest of what it made is written then."""
+    """The export of an adapter is committed first; the manifest of the model is written then."""
     late: list[tuple] = []
     once, write_manifest = RunContext.once, export.write_manifest
+
+    def write_later(folder: Path, facts: dict) -> None:
+        if folder.name == "base":  # is made again where it has none
+            write_manifest(folder, facts)
+        else:
+            late.append((folder, facts))
 
     def commit_and_write(run, *arguments):
         late.clear()
@@ -50,7 +56,7 @@ def _commit_before_write() -> Iterator[None]:
 
     with (
         patch.object(RunContext, "once", commit_and_write),
-        patch.object(export, "write_manifest", lambda *arguments: late.append(arguments)),
+        patch.object(export, "write_manifest", write_later),
     ):
         yield
 
@@ -65,12 +71,14 @@ def _rename_before_fsync() -> Iterator[None]:
         yield part
         os.replace(part, out)
         files.sync(out)
+        files.sync(out.parent)
 
     def copy_file(source: Path, target: Path) -> None:
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
         os.replace(part, target)
         files.sync(target)
+        files.sync(target.parent)
 
     with (
         patch.object(files, "atomic_write", atomic_write),

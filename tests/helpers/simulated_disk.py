@@ -124,10 +124,11 @@ class Disk:
         here, self.storage = self.storage, copy.deepcopy(saved.storage)
         self.storage.move(here)
 
-    def remove(self, name: str) -> None:
-        """A folder at the top is gone, with all that was in it."""
+    def clear(self, name: str) -> None:
+        """All that was in a folder at the top is gone."""
         shutil.rmtree(self.root / name, ignore_errors=True)
-        self.storage.remove(name)
+        (self.root / name).mkdir()
+        self.storage.empty(name)
 
     def is_dead(self) -> bool:
         """Whether the process has ended, so that nothing reaches the disk."""

@@ -186,11 +186,11 @@ class Simulation:
         self.said.append(f"refused: {line}")
         self.forget_run()
         if self.refused:  # the copy is damaged too
-            self.disk.remove(MIRROR)
+            self.disk.clear(MIRROR)
         self.refused += 1
 
     def forget_run(self) -> None:
-        self.disk.remove("runs")
+        self.disk.clear("runs")
         self.ended.clear()
 
     def command(self) -> str | None:

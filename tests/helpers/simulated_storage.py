@@ -115,10 +115,9 @@ class Storage:
         """Stand for the real folder of another one, which holds the same."""
         self._prefix = here._prefix
 
-    def remove(self, name: str) -> None:
-        """A folder at the top is gone, with all that was in it."""
-        self.top.names.pop(name, None)
-        self.top.safe.pop(name, None)
+    def empty(self, name: str) -> None:
+        """All that was in a folder at the top is gone."""
+        self.top.names[name] = self.top.safe[name] = Folder()
         self.logs = {log: safe for log, safe in self.logs.items() if not log.startswith(name)}
 
     def read_all(self) -> Image:

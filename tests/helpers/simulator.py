@@ -29,7 +29,7 @@ from functools import cache, partial
 
 from planted_bugs import BUGS
 from scripted_runtime import Script
-from simulated_disk import POWER
+from simulated_disk import KILL
 from simulated_run import (
     Contents,
     Failure,
@@ -109,7 +109,7 @@ def _observe(mirrored: bool, start: Start | None = None) -> tuple[Scenario, Cont
 
 def _vanish() -> Start:
     """The mirror of a run whose machine vanished in its second training."""
-    plan = Plan([Fault("training step", 8, 0.0, POWER)], random.Random(0))
+    plan = Plan([Fault("training step", 8, 0.0, KILL)], random.Random(0))
     simulation = Simulation(plan, mirrored=True)
     try:
         simulation.command()
