@@ -1,5 +1,6 @@
 """The command line as a user sees it: one clear line, a documented exit code, JSON last."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from scripted_run import SMALL, run
 from scripted_runtime import scripted_runtime
 
+from selfreward_lite.cli import main
 from selfreward_lite.data.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -190,3 +192,17 @@ def test_old_command_names_still_work():
     ended = cli("export", "quantise", "nowhere.gguf", "out.gguf")
     assert ended.returncode == 2
     assert "nowhere.gguf" in ended.stderr
+
+
+def test_a_disk_that_fails_is_one_line(monkeypatch, capsys):
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error", "/data/M0/adapter.gguf")
+
+    monkeypatch.setattr(main, "app", fail)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("/data/M0/adapter.gguf: Input/output error. What was committed is kept")
+    assert "check the disk" in said

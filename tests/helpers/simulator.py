@@ -143,6 +143,8 @@ def run_seed(seed: int, bug: str = "") -> Result:
     catalog = make_catalog(bug)
     scenario, start, faults = draw_faults(seed, catalog)
     plan = Plan(faults, random.Random(f"luck {seed}"))
+    if start.ended:
+        plan.happened.append(("the end of a stage", KILL))
     clock = random.Random(f"clock {seed}")
     simulation = Simulation(plan, scenario.mirrored, start, clock)
     failure = ""

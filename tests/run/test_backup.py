@@ -31,15 +31,21 @@ class Vanished(BaseException):
     pass
 
 
-def run(folder: Path, root: Path, vanish_after: int | None = None) -> list[str]:
-    """A scripted run with a backup; after some events the machine is gone. Returns its messages."""
+def run(
+    folder: Path,
+    root: Path,
+    vanish_after: int | None = None,
+    vanish_in: tuple[int, str] | None = None,
+) -> list[str]:
+    """A scripted run with a backup; after some events, or in a stage of an iteration, the machine
+    is gone. Returns its messages."""
     said: list[str] = []
     events = 0
 
     def watch(at: Progress) -> None:
         nonlocal events
         events += 1
-        if events == vanish_after:
+        if events == vanish_after or (at.iteration, at.stage) == vanish_in:
             raise Vanished
 
     with Store.write(folder) as store:
@@ -83,6 +89,21 @@ def test_another_machine_resumes_from_the_copy_with_equal_result(tmp_path, whole
 def records(folder: Path) -> dict:
     """All that there is of a run, but for its base."""
     return {name: value for name, value in read_contents(folder).items() if name != "base"}
+
+
+def test_a_machine_that_vanishes_during_an_export_loses_no_training(tmp_path, whole, monkeypatch):
+    drive, second = tmp_path / "drive", tmp_path / "second" / "run"
+    with pytest.raises(Vanished):
+        run(tmp_path / "first" / "run", drive, vanish_in=(1, "export"))
+    shutil.rmtree(tmp_path / "first")
+    adapter = drive / "run" / "M1" / "adapter" / "adapter_model.safetensors"
+    assert adapter.exists() and not (drive / "run" / "M1" / "manifest.json").exists()
+    assert restore(drive, second)
+    with Store.read(second) as store:
+        assert store.is_done(1, "training")
+    run(second, drive)
+    assert read_contents(second) == whole
+    assert records(second) == records(drive / "run")
 
 
 def test_what_is_here_already_is_gone_on_with(tmp_path):

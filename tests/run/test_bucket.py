@@ -120,6 +120,26 @@ def test_what_comes_back_is_what_was_copied(tmp_path):
     assert not restore(ROOT, other), "it is here already"
 
 
+def test_a_trained_model_is_copied_before_its_export(tmp_path):
+    mine, other = tmp_path / "first" / "mine", tmp_path / "second" / "mine"
+    with Store.write(mine) as store:
+        store.state("birth", "first")
+        store.begin_stage(0, "training", 1)
+        (mine / "M0" / "adapter").mkdir(parents=True)
+        (mine / "M0" / "adapter" / "weights").write_text("trained for hours")
+        (mine / "M0" / "adapter.gguf").write_text("half an exp")
+    assert copy(mine) == []
+    assert restore(ROOT, other)
+    assert not (other / "M0").exists(), "its training is not over"
+    shutil.rmtree(other)
+    with Store.write(mine) as store:
+        store.end_stage(0, "training")
+    assert copy(mine) == []
+    assert restore(ROOT, other)
+    assert (other / "M0" / "adapter" / "weights").read_text() == "trained for hours"
+    assert not (other / "M0" / "adapter.gguf").exists()
+
+
 def test_only_what_changed_is_sent_and_nothing_old_stays(tmp_path, memory):
     mine = tmp_path / "runs" / "mine"
     begin(mine)
