@@ -219,11 +219,14 @@ class Disk:
         """Write, or write half and fail."""
         if self._is_dead:
             return len(data)
+        was_full, half = self.is_full, data[: len(data) // 2]
         kind = self._moment("write", place, TORN, FULL, ERROR)
-        if kind == TORN or self.is_full:
-            write(data[: len(data) // 2])
-            if kind == TORN:
-                self.die(KILL)
+        if kind == TORN:
+            write(half)
+            self.die(KILL)
+        if self.is_full and not was_full and half:
+            return write(half)  # as much as there is room for; the next write fails
+        if self.is_full:
             raise self._full(place)
         return write(data)
 
