@@ -136,6 +136,7 @@ def copy_files(source: Path, target: Path) -> None:
     Each file is copied completely or not at all; those that are the same stay. A power cut takes
     nothing of it.
     """
+    make_folder(target)
     wanted = {path.relative_to(source) for path in _list_files(source)}
     for name in sorted(wanted):
         there = target / name
