@@ -15,7 +15,7 @@ from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
 from selfreward_lite.system.gpu import Gpu, list_gpus
 from selfreward_lite.system.machine import Finding
-from selfreward_lite.system.pip import Failed, run_pip
+from selfreward_lite.system.pip import Failed, find_log, run_pip
 
 PREBUILT = "https://abetlen.github.io/llama-cpp-python/whl"  # of llama-cpp-python's own project
 BUILDS = {13: ("cu130",), 12: ("cu125", "cu124")}  # there, by the major version of CUDA
@@ -64,6 +64,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
     pip's nvcc; one with an installed toolkit. What works is kept in such a subfolder of the last.
     Raises UserError, with cause and advice, if llama.cpp does not use the GPU in the end.
     """
+    find_log().unlink(missing_ok=True)
     work = Work(doctor.read_pins()["llama-cpp-python"], list_gpus(), wheels, say)
     if not work.gpus:
         return _install_for_cpu(work)
