@@ -244,11 +244,6 @@ class LlamaSpec(EngineSettings):
     flash: bool | None = None
     micro_batch: int | None = None
 
-    @property
-    def longest(self) -> int:
-        """The most tokens of one sequence that the cells have room for."""
-        return self.context if self.unified else self.context // (self.parallel + self.roots)
-
     def with_fewer_cells(self) -> Self:
         """The same engine with about three quarters of its cells.
 
@@ -257,7 +252,7 @@ class LlamaSpec(EngineSettings):
         if self.unified:
             return self.model_copy(update={"context": 3 * self.context // 4})
         parallel = max(1, 3 * self.parallel // 4)
-        context = self.longest * (parallel + self.roots)
+        context = self.sequence_cells * (parallel + self.roots)
         return self.model_copy(update={"parallel": parallel, "context": context})
 
 

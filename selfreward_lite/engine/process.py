@@ -234,10 +234,10 @@ class ProcessEngine:
         if not (isinstance(self._spec, LlamaSpec) and isinstance(self._wanted, LlamaSpec)):
             return
         needed = len(request.tokens) + request.new_tokens
-        if self._spec.longest < needed <= self._wanted.longest:
+        if self._spec.sequence_cells < needed <= self._wanted.sequence_cells:
             raise EngineError(
                 f"request {request.key} needs {needed} cells, and the device has memory for "
-                f"{self._spec.longest}; free memory of the GPU"
+                f"{self._spec.sequence_cells}; free memory of the GPU"
             )
 
     def _end_round(self, child: JsonProcess, message: Message, pending: dict[str, _Work]) -> None:

@@ -122,8 +122,9 @@ def find_fault(compiler: Compiler, gpu: Gpu, folder: Path) -> str | None:
     host = os.environ.get("CUDAHOSTCXX")  # CMake takes the same
     ended = subprocess.run(
         [
-            *(compiler.nvcc, f"-arch=sm_{gpu.architecture}", source, "-lcublas"),
-            *("-o", folder / "trial", *(["-ccbin", host] if host else [])),
+            str(compiler.nvcc),
+            *(f"-arch=sm_{gpu.architecture}", str(source), "-lcublas"),
+            *("-o", str(folder / "trial"), *(["-ccbin", host] if host else [])),
         ],
         capture_output=True,
         text=True,

@@ -113,5 +113,5 @@ def test_sequences_with_cells_of_their_own_keep_them(start: Start):
     )
     fewer = spec.with_fewer_cells()
     assert (fewer.parallel, fewer.context) == (6, 8192)
-    assert fewer.longest == spec.longest == 1024
+    assert fewer.sequence_cells == spec.sequence_cells == 1024
     assert LlamaSpec(model=Path("none.gguf"), context=10_240).with_fewer_cells().context == 7680

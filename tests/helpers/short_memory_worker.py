@@ -40,7 +40,7 @@ def make_engine(spec: LlamaSpec) -> ScriptedEngine:
         name = bytes(request.tokens).decode()
         if is_short and name == os.environ["AT"]:
             abort_for_memory()
-        if len(request.tokens) + request.new_tokens > spec.longest:
+        if len(request.tokens) + request.new_tokens > spec.sequence_cells:
             return Reply("", "refused")
         return f"{name}:{request.seeds[sample]}"
 
