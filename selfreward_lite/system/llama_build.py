@@ -80,7 +80,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
 
 
 def _install_for_cpu(work: Work) -> Finding:
-    found = doctor.llama_finding([])
+    found = _probe(work)
     if found.state == "good":
         return found
     work.say(f"installing {work.pin}: pip compiles it, some minutes")
@@ -202,21 +202,25 @@ def _look(work: Work) -> Finding:
 
     Raises UserError where a build that the driver should run does not start: another would not.
     """
-    found = doctor.llama_finding(work.gpus)
-    major = cuda.build_cuda()
-    if found.state == "good" or major is None:
-        return found
-    if cuda.names_library(found.words):
-        work.say(f"installing the libraries of CUDA {major}: {found.words}")
-        try:
-            work.pip("install", *cuda.library_packages(major))
-        except Failed as failed:
-            work.fail(f"the libraries of CUDA {major}", failed)
-        found = doctor.llama_finding(work.gpus)
+    found = _probe(work)
     fault = None if found.state == "good" else doctor.find_idle_build(work.gpu)
-    if fault and major in work.majors():
+    if fault and cuda.build_cuda() in work.majors():
         raise UserError(fault)
     return found
+
+
+def _probe(work: Work) -> Finding:
+    """What the installed llama.cpp does, once libraries of CUDA that it lacks are installed."""
+    found, major = doctor.llama_finding(work.gpus), cuda.build_cuda()
+    if found.state == "good" or major is None or not cuda.find_library_name(found.words):
+        return found
+    work.say(f"installing the libraries of CUDA {major}: {found.words}")
+    try:
+        work.pip("install", *cuda.library_packages(major))
+    except Failed as failed:
+        work.fail(f"the libraries of CUDA {major}", failed)
+        return found
+    return doctor.llama_finding(work.gpus)
 
 
 def _keep(work: Work, wheel: Path) -> None:
