@@ -136,7 +136,7 @@ def test_what_was_replaced_all_the_same_asks_for_a_new_kernel(path, monkeypatch)
     assert "selfreward_lite" not in check
     exec(check, {})
     monkeypatch.setitem(sys.modules, "pydantic", SimpleNamespace(__version__="2.13.4"))
-    with pytest.raises(AssertionError, match="replaced pydantic, which was in use: restart"):
+    with pytest.raises(AssertionError, match="pip replaced pydantic, which was in use: restart"):
         exec(check, {})
 
 
