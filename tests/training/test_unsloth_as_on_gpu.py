@@ -49,7 +49,7 @@ def test_its_trainers_train_as_those_of_trl(found):
     assert ours["classes"] == ["UnslothSFTTrainer", "UnslothDPOTrainer"]
     for method in ("sft", "dpo"):
         assert ours[method]["losses"] == pytest.approx(plain[method]["losses"], rel=1e-5)
-        assert ours[method]["moved"] == plain[method]["moved"]
+        assert ours[method]["moved"] == pytest.approx(plain[method]["moved"], rel=1e-3)
     assert ours["dpo"]["margins"][0] == 0.0, "the reference is the model before"
     assert ours["dpo"]["margins"][1] == pytest.approx(plain["dpo"]["margins"][1], rel=1e-4)
 
@@ -61,5 +61,6 @@ def test_its_kernels_train_as_peft(found):
     for method in ("sft", "dpo"):  # within what float16 gives
         assert ours[method]["losses"] == pytest.approx(plain[method]["losses"], rel=2e-3)
         assert ours[method]["moved"] == pytest.approx(plain[method]["moved"], rel=0.01)
-    assert ours["dpo"]["margins"][0] == 0.0, "`ref` reaches the kernels"
+    assert ours["dpo"]["margins"][0] == 0.0, "the reference is the model before"
+    # It would stay 0 if the kernels took the policy for the reference.
     assert ours["dpo"]["margins"][1] == pytest.approx(plain["dpo"]["margins"][1], rel=0.02)
