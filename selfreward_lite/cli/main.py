@@ -141,15 +141,15 @@ def run(
     with Store.write(folder) as store:
 
         def check(chosen: Settings) -> None:
-            if not loop.is_finished(store, chosen):
+            if not loop.is_finished(store, chosen) and chosen.engine.kind == "llama":
                 doctor.check_gpu(chosen.engine.gpu_layers)
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
-        say(
-            f"{folder}: {settings.model.base} in {settings.model.quantisation}; "
-            f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
-        )
+        where = f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
+        if settings.engine.kind == "server":
+            where = f"{', '.join(settings.engine.servers)} generate and judge"
+        say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; {where}")
         if loop.is_finished(store, settings):
             say(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
