@@ -195,7 +195,7 @@ def parity(
     from selfreward_lite.engine.loading import cores
 
     adapted, base = _Comparison(), _Comparison()
-    reference = _load_reference(model_dir, adapter_dir, weights)
+    reference = load_reference(model_dir, adapter_dir, weights)
     lora = None if gguf_adapter is None else str(gguf_adapter)
     spec = LlamaSpec(  # as in a run, but exact and on the CPU
         model=gguf_base,
@@ -209,7 +209,7 @@ def parity(
     )
     with closing(LlamaEngine(spec)) as engine:
         for tokens in map(list, token_lists):
-            expected, found = _logits(reference, tokens), engine.logits(tokens, lora)
+            expected, found = compute_logits(reference, tokens), engine.logits(tokens, lora)
             if expected.shape != found.shape:
                 raise ExportError(
                     f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: "
@@ -218,7 +218,7 @@ def parity(
             adapted.add_models(expected, found)
             if lora is not None:
                 with reference.disable_adapter():
-                    plain = _logits(reference, tokens)
+                    plain = compute_logits(reference, tokens)
                 found_plain = engine.logits(tokens)
                 base.add_models(plain, found_plain)
                 adapted.add_adapters(expected, found, plain, found_plain)
@@ -313,7 +313,7 @@ def _largest(known: float, values: np.ndarray) -> float:
     return float(np.maximum(known, np.abs(values).max()))
 
 
-def _load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) -> Any:
+def load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) -> Any:
     """The model in transformers, with PEFT's adapter if one is given."""
     import torch
 
@@ -331,7 +331,7 @@ def _load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights)
     return model.eval()
 
 
-def _logits(model: Any, tokens: list[int]) -> np.ndarray:
+def compute_logits(model: Any, tokens: list[int]) -> np.ndarray:
     """A model's logits as an array (tokens, vocabulary)."""
     import torch
 
