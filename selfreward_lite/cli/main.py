@@ -39,6 +39,7 @@ from selfreward_lite.report import early_warnings, passport, summary, tasks
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
+from selfreward_lite.system.doctor import Finding
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
 
@@ -313,10 +314,47 @@ def prune(
 
 
 @app.command("doctor")
-def check_machine(runs_dir: RunsDir = RUNS) -> None:
+def check_machine(
+    runs_dir: RunsDir = RUNS,
+    servers: Annotated[
+        str | None,
+        Option(
+            "--servers",
+            metavar="RUN",
+            help="Instead: print how to start servers for a run, and ask those it names.",
+        ),
+    ] = None,
+) -> None:
     """Check this machine and print the command that fixes each problem."""
+    if servers is not None:
+        _check_servers(runs_dir / servers)
+        return
     say("checking packages, GPU, torch and llama.cpp …")
-    found = doctor.findings(doctor.examine(runs_dir))
+    _show_findings(doctor.findings(doctor.examine(runs_dir)), "doctor")
+
+
+def _check_servers(folder: Path) -> None:
+    """Print how to start servers for a run, write llama-server's presets, and ask the servers."""
+    from selfreward_lite.models.gguf_folder import find_base
+    from selfreward_lite.run import servers
+
+    with Store.read(folder) as store:
+        settings = store.settings()
+    base = folder / "base" / "base.gguf"
+    paths = servers.find_paths(base, settings.engine)
+    servers.write_presets(settings, paths)
+    say(f"vLLM, with the base {settings.model.base} as a folder of that machine:")
+    say(f"  {servers.vllm_command(settings, find_base(settings.model.base))}")
+    say(f"llama-server, which reads {paths.presets}:")
+    say(f"  {servers.llama_command(paths)}")
+    say(
+        f"both must see {paths.seen_from} as {paths.seen_as}, and be reachable by this machine only"
+    )
+    _show_findings(list(servers.ask_servers(settings, base)), f"doctor --servers {folder.name}")
+
+
+def _show_findings(found: list[Finding], command: str) -> None:
+    """Print findings, and end with an error where one is bad; `command` shows them again."""
     colors = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
         console.print(
@@ -329,7 +367,7 @@ def check_machine(runs_dir: RunsDir = RUNS) -> None:
     if bad:
         raise UserError(
             f"not ready: {', '.join(bad)}; give the commands above, then "
-            "`python -m selfreward_lite doctor` again"
+            f"`python -m selfreward_lite {command}` again"
         )
 
 

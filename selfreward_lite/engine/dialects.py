@@ -138,6 +138,15 @@ class Vllm:
         self.context = bases[0].max_model_len
         self.slots = slots
 
+    def find_fault(self) -> str | None:
+        """What keeps adapters from being loaded, asked without one; None if nothing does."""
+        try:
+            self._client.ask_text("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
+        except Refusal as refusal:
+            if refusal.status in (404, 405):
+                return f"it has no route to load adapters ({refusal})"
+        return None
+
     def load_base(self) -> str:
         """The name of the base, which was loaded when the server started."""
         return self.base
@@ -308,19 +317,23 @@ class LlamaRouter:
     """
 
     def __init__(
-        self, client: Client, listed: list[Listed], base: str, paths: Paths, head: str, vocab: int
+        self, client: Client, listed: list[Listed], base: str, paths: Paths, vocab: int
     ) -> None:
         if all(one.status is None for one in listed):
             raise EngineError(
                 f"{client.url} is llama-server with one model, which cannot change adapters; start "
                 "it with --models-preset, as `doctor --servers RUN` says"
             )
-        self._client, self._paths, self._head, self._vocab = client, paths, head, vocab
+        self._client, self._paths, self._vocab = client, paths, vocab
         self.base = base
         self._add(base, None)
         props = self._first(f"/props?model={base}", _Props)
         self.context = props.default_generation_settings.n_ctx
         self.slots = props.total_slots
+
+    def find_fault(self) -> str | None:
+        """None: that adapters can be loaded was seen when it was made."""
+        return None
 
     def load_base(self) -> str:
         """The name of the base; raises EngineError if that model has an adapter."""
@@ -428,7 +441,6 @@ class LlamaRouter:
                 name,
                 paths.seen(paths.base),
                 paths.seen(adapter) if adapter else None,
-                self._head,
             )
         try:
             listed = self._client.ask("/models?reload=1", Models).data

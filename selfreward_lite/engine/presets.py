@@ -19,16 +19,22 @@ def build_head(slots: int, cells: int) -> str:
     return f"version = 1\n\n[*]\nnp = {slots}\nc = {slots * cells}\ncache-ram = 0\n"
 
 
-def add_section(file: Path, name: str, model: str, adapter: str | None, head: str) -> None:
-    """Add a model to the file, unless it is there; a file that is missing begins with `head`.
+def add_section(file: Path, name: str, model: str, adapter: str | None) -> None:
+    """Add a model to the file, unless it is there.
 
-    Raises EngineError if the name stands for other files there, or a path cannot be written so.
+    Raises EngineError if there is no file, if the name stands for other files there, or if a path
+    cannot be written so.
     """
+    if not file.exists():
+        raise EngineError(
+            f"{file} is missing: `doctor --servers RUN` writes it, and says how to start "
+            "llama-server with it"
+        )
     for path in (model, adapter or ""):
         if not path.isprintable() or path != path.strip():
             raise EngineError(f"{path!r} cannot be written into {file}; rename that folder")
     lines = [f"model = {model}", *([f"lora = {adapter}"] if adapter else [])]
-    text = file.read_text(encoding="utf-8") if file.exists() else head
+    text = file.read_text(encoding="utf-8")
     sections = read_sections(text)
     if name in sections:
         if sections[name] != lines:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from selfreward_lite.engine import presets, reference
+from selfreward_lite.engine import reference
 from selfreward_lite.engine.api import Completion, Request
 from selfreward_lite.engine.dialects import (
     KINDS,
@@ -36,15 +36,12 @@ NAMED = 8  # hex digits of a hash in a name
 class ServerSpec:
     """What every server is asked for: the run's base, its files, and the bytes of every token.
 
-    `slots` are the samples under way on a vLLM server, `cells` the tokens of the longest one, for
-    the head of llama-server's presets. Without `checks`, no reference is compared.
+    `slots` are the samples under way on a vLLM server; llama-server has its own number.
     """
 
     paths: Paths
     pieces: Sequence[bytes]
     slots: int
-    cells: int
-    checks: bool = True
 
 
 class Counts(NamedTuple):
@@ -81,6 +78,12 @@ class Server:
         with self._lock:
             self._models.clear()
 
+    def check_base(self) -> None:
+        """Raise EngineError or ServerFault unless the run's base is there, and can be adapted."""
+        _, dialect, _ = self._find_model(None, 0)
+        if fault := dialect.find_fault():
+            raise EngineError(f"{self.url}: {fault}; start it as said above")
+
     def draw(self, request: Request, sample: int, slot: int) -> tuple[Completion, Counts]:
         """Draw one sample; a model that the server has forgotten is loaded again, once."""
         for is_last in (False, True):
@@ -110,9 +113,8 @@ class Server:
         if self.kind == "vLLM":
             self._dialect = Vllm(self._client, listed, spec.slots, len(spec.pieces))
         else:
-            head = presets.build_head(spec.slots, spec.cells)
             self._dialect = LlamaRouter(
-                self._client, listed, name_base(spec.paths), spec.paths, head, len(spec.pieces)
+                self._client, listed, name_base(spec.paths), spec.paths, len(spec.pieces)
             )
         if self._dialect.context < least:
             raise EngineError(
@@ -143,15 +145,14 @@ class Server:
             path = Path(adapter)
             name, folder = name_adapter(paths, path, dialect.weights_of(path)), path.parent
             dialect.load_adapter(name, path, paths)
-        if self._spec.checks:
-            places = reference.load(folder / REFERENCE).places
-            try:
-                self._check(dialect, base, None if adapter is None else name, places, slot)
-            except Refusal as refusal:
-                raise EngineError(
-                    f"{self.url} cannot be asked for log-probabilities ({refusal}); check its "
-                    "version and options"
-                ) from None
+        places = reference.load(folder / REFERENCE).places
+        try:
+            self._check(dialect, base, None if adapter is None else name, places, slot)
+        except Refusal as refusal:
+            raise EngineError(
+                f"{self.url} cannot be asked for log-probabilities ({refusal}); check its "
+                "version and options"
+            ) from None
         return name
 
     def _check(

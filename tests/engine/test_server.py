@@ -13,6 +13,7 @@ from selfreward_lite.engine import http_client
 from selfreward_lite.engine.api import Bracket, Closing, Probe, Request, Sampling
 from selfreward_lite.engine.dialects import Paths
 from selfreward_lite.engine.http_client import KEY, Timing
+from selfreward_lite.engine.presets import PRESETS, add_section, build_head, read_sections
 from selfreward_lite.engine.remote import ServerSpec
 from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.system.errors import EngineError
@@ -34,18 +35,19 @@ class World:
     def __init__(self, folder):
         self.base = write_run(folder / "runs" / "tiny")
         self.folder = self.base.parent.parent
+        (self.folder / PRESETS).write_text(build_head(4, 200))
         self._open = []
 
     def server(self, kind="vllm", **lies):
         server = ScriptedServer(kind, **lies)
-        server.presets = self.folder / "llama-server.ini"
+        server.presets = self.folder / PRESETS
         self._open.append(server.stop)
         return server
 
     def engine(self, *servers, patience=1.0, timing=FAST, slots=4):
         runs = self.folder.parent
         paths = Paths(self.base, self.folder.name, runs, runs)
-        spec = ServerSpec(paths, PIECES, slots, 60)
+        spec = ServerSpec(paths, PIECES, slots)
         engine = ServerEngine([one.url for one in servers], spec, patience, timing)
         self._open.append(engine.close)
         return engine
@@ -330,6 +332,26 @@ def test_a_router_that_reads_another_file_is_named(world):
     server.presets = world.folder / "other.ini"
     with pytest.raises(EngineError, match=r"does not know tiny-base-\w{8} after reloading"):
         world.engine(server)
+
+
+def test_presets_are_written_before_they_are_used(world):
+    (world.folder / PRESETS).unlink()
+    with pytest.raises(EngineError, match="is missing: `doctor --servers RUN` writes it"):
+        world.engine(world.server("llama"))
+
+
+def test_a_section_is_added_once_and_never_changed(tmp_path):
+    file = tmp_path / PRESETS
+    file.write_text(build_head(2, 100))
+    for _ in range(2):
+        add_section(file, "M0", "/runs/base.gguf", "/runs/M0/adapter.gguf")
+    sections = read_sections(file.read_text())
+    assert sections["*"] == ["np = 2", "c = 200", "cache-ram = 0"]
+    assert sections["M0"] == ["model = /runs/base.gguf", "lora = /runs/M0/adapter.gguf"]
+    with pytest.raises(EngineError, match="remove that section"):
+        add_section(file, "M0", "/runs/base.gguf", None)
+    with pytest.raises(EngineError, match="rename that folder"):
+        add_section(file, "M1", "/runs/a\n[x]/base.gguf", None)
 
 
 def test_a_key_is_sent_and_never_shown(world, monkeypatch):
