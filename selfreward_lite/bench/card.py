@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from selfreward_lite import config
 from selfreward_lite.bench import Say, baselines, engine
 from selfreward_lite.bench.card_file import PRECOMPUTED, CardFile, Figures
+from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.models import chat_format, memory, probe, random_models
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
@@ -50,6 +51,7 @@ from selfreward_lite.training.rows import Rows
 PAIRS = 4  # in a training step that is timed; the first step chooses kernels and does not count
 STEPS = 3
 VOCAB = 508  # of the token ids that are drawn: every base has them
+SOME_CANDIDATES = 1024  # as `paper` draws
 LARGE_GPU = 20e9  # bytes from which on `overnight` is meant for a GPU
 GRACE = 60.0  # seconds that a measurement under way may take beyond the time in total
 POLL = 0.1  # seconds between two readings of the GPU's memory
@@ -256,18 +258,29 @@ class _EngineParts:
         )
 
     def details(self) -> Iterator[Measurement]:
-        """What is left to gain, and what an adapter and sampling cost."""
+        """What is left to gain, and what an adapter, drawing and the KV cache cost."""
         yield (  # the name in files: raw llama.cpp
             f"{self.kind}: bare llama_decode, 32 sequences",
             lambda: Figures(tokens_per_s=engine.raw_rate(self.plan(32))),
         )
         without = partial(self._generate, 32, with_adapter=False)
         yield f"{self.kind}: 32 sequences, no adapter", without
+        # A GPU has one cache for all, a CPU one each: here it is the other way round.
+        other = "a KV cache each" if self.wanted.gpu else "one KV cache"
+        yield f"{self.kind}: 32 sequences, {other}", partial(self._generate, 32, other_cache=True)
         yield f"{self.kind}: adapters", self._switch
-        yield f"{self.kind}: drawing, 32 sequences", self._sample
+        drawing = f"{self.kind}: drawing, 32 sequences"
+        yield drawing, self._sample
+        yield f"{drawing}, top_k {SOME_CANDIDATES}", partial(self._sample, SOME_CANDIDATES)
+        yield f"{drawing}, all tokens", partial(self._sample, 0)
 
-    def _generate(self, parallel: int, *, with_adapter: bool = True) -> Figures:
-        rate, stats = engine.engine_rate(self.plan(parallel, with_adapter=with_adapter))
+    def _generate(
+        self, parallel: int, *, with_adapter: bool = True, other_cache: bool = False
+    ) -> Figures:
+        plan = self.plan(parallel, with_adapter=with_adapter)
+        if other_cache:
+            plan = replace(plan, spec=swap_cache(plan))
+        rate, stats = engine.engine_rate(plan)
         return Figures(
             tokens_per_s=rate,
             sampling_share=stats.seconds_sample / stats.seconds_total,
@@ -280,8 +293,14 @@ class _EngineParts:
         loaded, switched = baselines.switching(self.plan(32))
         return Figures(load_s=loaded, switch_s=switched)
 
-    def _sample(self) -> Figures:
-        return Figures(**baselines.drawing(self.plan(32)))
+    def _sample(self, top_k: int | None = None) -> Figures:
+        plan = self.plan(32)
+        if top_k is not None:
+            first = plan.load.requests[0]  # whose sampling counts
+            sampling = first.sampling.model_copy(update={"top_k": top_k})
+            requests = [replace(first, sampling=sampling), *plan.load.requests[1:]]
+            plan = replace(plan, load=replace(plan.load, requests=requests))
+        return Figures(**baselines.drawing(plan))
 
     def plan(
         self,
@@ -321,6 +340,16 @@ class _EngineParts:
             }
             spec = spec.model_copy(update=changes)
         return baselines.Plan(spec, load)
+
+
+def swap_cache(plan: baselines.Plan) -> LlamaSpec:
+    """The engine with a KV cache for each sequence instead of one for all, or the reverse.
+
+    Of a cache that is divided, each part holds the longest request.
+    """
+    spec = plan.spec
+    context = plan.load.cells * (spec.parallel + spec.roots) if spec.unified else spec.context
+    return spec.model_copy(update={"unified": not spec.unified, "context": context})
 
 
 # -- training and parity ---------------------------------------------------------------------------

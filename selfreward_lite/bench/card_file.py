@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.run import plan
+from selfreward_lite.run import speed
 from selfreward_lite.run.stages import Costs, seconds_by_stage
 from selfreward_lite.system.errors import DataError
 from selfreward_lite.system.gpu import Gpu
@@ -49,7 +49,7 @@ class CardFile(BaseModel):
     seconds: dict[str, float] = {}
     hours: dict[str, float] = {}
     predicted_hours: float | None = None
-    rates: plan.Rates | None = None
+    rates: speed.Rates | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -89,23 +89,23 @@ class CardFile(BaseModel):
             )
             return
 
-        def hours(rates: plan.Rates) -> float:
-            return iteration_hours(settings, plan.costs_from_rates(settings, shape, rates))
+        def hours(rates: speed.Rates) -> float:
+            return iteration_hours(settings, speed.costs_from_rates(settings, shape, rates))
 
         self.hours, self.rates = {"here": hours(rates)}, rates
         spent = self.predicted["seconds"].items()
         first = [seconds for stage, seconds in spent if stage.startswith("M1 ")]
         self.predicted_hours = sum(first) / 3600 or None
-        key = plan.gpu_key(self.card.name) if self.card else None
+        key = speed.gpu_key(self.card.name) if self.card else None
         if key is None:
             return
-        own = plan.GPU_SPEEDS[key]
-        for name, other in plan.GPU_SPEEDS.items():
+        own = speed.GPU_SPEEDS[key]
+        for name, other in speed.GPU_SPEEDS.items():
             slower, busier = own.bandwidth / other.bandwidth, own.operations / other.operations
-            scaled = plan.Rates(rates.token * slower, rates.read * busier, rates.dpo * busier)
+            scaled = speed.Rates(rates.token * slower, rates.read * busier, rates.dpo * busier)
             self.hours[f"{name} (estimate)"] = hours(scaled)
 
-    def _measure_rates(self, settings: Settings) -> plan.Rates | None:
+    def _measure_rates(self, settings: Settings) -> speed.Rates | None:
         """Seconds a token; None while a part is missing, negative if parts contradict each other.
 
         Presets make Q8_0 of NF4. Of the training libraries the faster one counts, at the length of
@@ -131,7 +131,7 @@ class CardFile(BaseModel):
             return None
         typical = settings.dpo.max_length
         tokens, seconds = min(trained, key=lambda one: (abs(one[0] - typical), one[1]))
-        return plan.Rates(
+        return speed.Rates(
             token=(generation.seconds - generation.read * read) / generation.generated,
             read=read,
             dpo=seconds / tokens,

@@ -7,7 +7,7 @@ from selfreward_lite import config
 from selfreward_lite.bench.card_file import CardFile, iteration_hours
 from selfreward_lite.models import memory
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.run import plan
+from selfreward_lite.run import speed
 
 UNKNOWN, TOO_SMALL = "not measured yet", "too small for it"
 PRESET, SHAPE = "overnight", "llama-3-8b"
@@ -42,14 +42,14 @@ def build_table(files: Sequence[CardFile]) -> str:
         f"|---|{'---|' * 6}",
     ]
     known = select_files(files)
-    for name in dict.fromkeys((*plan.GPU_SPEEDS, *sorted(known))):
+    for name in dict.fromkeys((*speed.GPU_SPEEDS, *sorted(known))):
         one, hours, estimate = known.get(name), UNKNOWN, "–"
         if one and one.rates:
-            costs = plan.costs_from_rates(settings, shape, one.rates)
+            costs = speed.costs_from_rates(settings, shape, one.rates)
             hours = _format(iteration_hours(settings, costs))
-        if key := plan.gpu_key(name):
-            speeds = plan.GPU_SPEEDS[key]
-            costs = plan.estimate_costs(settings, shape, speeds)
+        if key := speed.gpu_key(name):
+            speeds = speed.GPU_SPEEDS[key]
+            costs = speed.estimate_costs(settings, shape, speeds)
             estimate = f"{iteration_hours(settings, costs):.1f}"
             if most > speeds.memory:
                 hours = estimate = TOO_SMALL

@@ -264,7 +264,7 @@ def engine_rate(plan: Plan, warm: int = 0) -> tuple[float, Stats]:
     The first `warm` requests are served before.
     """
     requests = plan.load.requests
-    with closing(ProcessEngine(plan.spec)) as engine:
+    with closing(ProcessEngine(plan.spec, fixed=True)) as engine:
         # As a replay begins: every page is touched, the adapter is loaded.
         list(engine.complete([replace(requests[0], tokens=(0,), sampling=DRAW), *requests[:warm]]))
         before, started = engine.stats, perf_counter()

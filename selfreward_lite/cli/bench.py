@@ -282,6 +282,65 @@ def bench_cards(
     emit({"cards": [one.card.name for one in read if one.card]})
 
 
+@bench.command("rehearsal")
+def bench_rehearsal(
+    shape: Annotated[
+        str, Option(help="Shape of the random model: llama-3-8b, qwen3-8b, 3b, 1b, …")
+    ] = "llama-3-8b",
+    layers: Annotated[int | None, Option(help="Fewer layers, for a trial.", min=1)] = None,
+    hidden: Annotated[
+        int | None, Option(help="Narrower layers, for a trial: a multiple of 256.", min=256)
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        Option(help="Folder with a real tokenizer's files; by default the tiny world's tokens."),
+    ] = None,
+    memory: Annotated[
+        float, Option(help="GiB that the processes may hold; a step that holds more is ended.")
+    ] = 20,
+    folder: Annotated[
+        Path, Option(help="Folder for its files: 16 GB at the size of an 8B.")
+    ] = Path("runs/bench-rehearsal"),
+) -> None:
+    """Does a model of a real size fit? NF4, GGUF, a DPO step, proof, judgments, all on the CPU.
+
+    It takes hours at the size of an 8B, and resumes behind the last step that was done.
+    """
+    from selfreward_lite.bench import rehearsal
+
+    if shape not in SHAPES:
+        raise UserError(f"--shape {shape}: no such shape; choose one of {', '.join(SHAPES)}")
+    if hidden and hidden % 256:
+        raise UserError(f"--hidden {hidden}: give a multiple of 256")
+    wanted = rehearsal.Rehearsal(
+        folder=folder.absolute(),
+        shape=shape,
+        layers=layers,
+        hidden=hidden,
+        tokenizer=tokenizer and tokenizer.absolute(),
+        memory=int(memory * 2**30),
+    )
+    steps = rehearsal.rehearse(wanted, say)
+    rows = [
+        [
+            name,
+            f"{step.seconds / 60:.1f}",
+            format_bytes(step.held),
+            format_bytes(step.mapped),
+            format_bytes(step.disk),
+            ", ".join(
+                f"{what.replace('_', ' ')} {value:.4g}"
+                for what, value in step.facts.items()
+                if isinstance(value, int | float)
+            ),
+        ]
+        for name, step in steps.items()
+    ]
+    print_table(["step", "minutes", "held", "files in memory", "disk", "found"], rows, shape)
+    say(f"{folder} can be removed: nothing else needs it")
+    emit({name: asdict(step) for name, step in steps.items()})
+
+
 @bench.command("families")
 def bench_families(
     tokenizers: Annotated[

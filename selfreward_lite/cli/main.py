@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.text import Text
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
@@ -24,22 +23,22 @@ from selfreward_lite.cli import bench, evaluate, export, judge, plan
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
 from selfreward_lite.cli.output import (
     Display,
-    console,
     emit,
     hold_gpu,
+    print_findings,
     print_table,
     say,
     show_downloads,
     write_file,
 )
+from selfreward_lite.cli.servers import check_servers
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, summary, tasks
-from selfreward_lite.run.backup import Backup, restore
+from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
-from selfreward_lite.system.doctor import Finding
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
 
@@ -100,17 +99,22 @@ def run(
         ),
     ] = None,
     mirror: Annotated[
-        Path | None, Option(help="Keep a copy of the run in this folder, such as a mounted drive.")
+        str | None,
+        Option(
+            help="Keep a copy of the run here: a folder, such as a mounted drive, or "
+            "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, hf://buckets/OWNER/NAME."
+        ),
     ] = None,
     restore_from: Annotated[
-        Path | None, Option(help="Restore the run from its copy in this folder, if it is not here.")
+        str | None,
+        Option(help="Restore the run from its copy, a folder or a bucket, if it is not here."),
     ] = None,
     skip_bad: Annotated[
         bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
     ] = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
-    from selfreward_lite.run import loop, prepare
+    from selfreward_lite.run import loop, prepare, readiness
     from selfreward_lite.run.runtime import open_runtime
 
     path = prompts
@@ -125,13 +129,10 @@ def run(
     }
     overrides = config.parse_overrides(set_, options)
     folder = runs_dir / (name or preset or "tiny")
-    # One command may start and resume a run with the same folder for both: at first it has no copy.
-    if restore_from is not None and (
-        restore_from != mirror or (restore_from / folder.name).exists()
-    ):
-        restored = restore(restore_from, folder)
-        done = "restored from its copy" if restored else "is here already, so not restored"
-        say(f"{folder}: {done}")
+    if mirror is not None:
+        check_place(mirror)  # as below
+    if restore_from is not None:
+        _restore(folder, restore_from, mirror)
     if not folder.exists():
         config.load(preset or "tiny", overrides)  # a mistyped command leaves no folder behind
     deadline = math.inf
@@ -142,21 +143,19 @@ def run(
     with Store.write(folder) as store:
 
         def check(chosen: Settings) -> None:
-            if not loop.is_finished(store, chosen) and chosen.engine.kind == "llama":
-                doctor.check_gpu(chosen.engine.gpu_layers)
+            if not loop.is_finished(store, chosen):
+                with hold_gpu(f"run {folder.name}"):  # what is tried must not disturb another run
+                    readiness.check_machine(chosen, runs_dir, say)
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
-        where = f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
-        if settings.engine.kind == "server":
-            where = f"{', '.join(settings.engine.servers)} generate and judge"
-        say(f"{folder}: {settings.model.base} in {settings.model.quantisation}; {where}")
+        say(f"{folder}: {_describe_models(settings)}")
         if loop.is_finished(store, settings):
             say(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
                 f"Add --iterations {settings.iterations + 1} for another iteration."
             )
-        copies = Backup(store, mirror, say) if mirror else None
+        copies = Backup(store, mirror, say) if mirror is not None else None
         try:
             with (
                 hold_gpu(f"run {folder.name}"),
@@ -181,6 +180,25 @@ def run(
             emit(document)
 
 
+def _describe_models(settings: Settings) -> str:
+    """The base, and what generates and judges."""
+    where = f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
+    if settings.engine.kind == "server":
+        where = f"{', '.join(settings.engine.servers)} generate and judge"
+    return f"{settings.model.base} in {settings.model.quantisation}; {where}"
+
+
+def _restore(folder: Path, restore_from: str, mirror: str | None) -> None:
+    """Restore a run that is not here, and say what was done."""
+    here = (folder / "run.sqlite").exists()
+    # One command may start and resume a run with the same place for both: at first it has no copy.
+    same = mirror is not None and Path(restore_from) == Path(mirror)
+    if here or not same or has_copy(restore_from, folder.name):
+        restored = restore(restore_from, folder)
+        done = "restored from its copy" if restored else "is here already, so not restored"
+        say(f"{folder}: {done}")
+
+
 @app.command()
 def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
@@ -192,6 +210,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             summary.build_time_table,
             summary.build_prediction_table,
             summary.build_memory_table,
+            summary.build_training_table,
         ):
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
@@ -315,59 +334,60 @@ def prune(
 
 @app.command("doctor")
 def check_machine(
-    runs_dir: RunsDir = RUNS,
+    names: Annotated[
+        list[str] | None,
+        Argument(metavar="NAME", help="With --base: presets, or what model.base can be."),
+    ] = None,
+    base: Annotated[
+        bool,
+        Option(
+            "--base",
+            help="Check base models instead, by their small files (about 10 MB each); "
+            "without a NAME those of all presets.",
+        ),
+    ] = False,
     servers: Annotated[
         str | None,
         Option(
-            "--servers",
             metavar="RUN",
-            help="Instead: print how to start servers for a run, and ask those it names.",
+            help="Instead, print how to start servers for a run, and ask those it names.",
         ),
     ] = None,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Check this machine and print the command that fixes each problem."""
+    """Check this machine, base models or servers, and print what fixes each problem."""
+    if names and not base:
+        raise UserError(f"doctor {' '.join(names)}: names are for `doctor --base`")
     if servers is not None:
-        _check_servers(runs_dir / servers)
+        check_servers(runs_dir / servers)
         return
-    say("checking packages, GPU, torch and llama.cpp …")
-    _show_findings(doctor.findings(doctor.examine(runs_dir)), "doctor")
-
-
-def _check_servers(folder: Path) -> None:
-    """Print how to start servers for a run, write llama-server's presets, and ask the servers."""
-    from selfreward_lite.models.gguf_folder import find_base
-    from selfreward_lite.run import servers
-
-    with Store.read(folder) as store:
-        settings = store.settings()
-    base = folder / "base" / "base.gguf"
-    paths = servers.find_paths(base, settings.engine)
-    servers.write_presets(settings, paths)
-    say(f"vLLM, with the base {settings.model.base} as a folder of that machine:")
-    say(f"  {servers.vllm_command(settings, find_base(settings.model.base))}")
-    say(f"llama-server, which reads {paths.presets}:")
-    say(f"  {servers.llama_command(paths)}")
-    say(
-        f"both must see {paths.seen_from} as {paths.seen_as}, and be reachable by this machine only"
-    )
-    _show_findings(list(servers.ask_servers(settings, base)), f"doctor --servers {folder.name}")
-
-
-def _show_findings(found: list[Finding], command: str) -> None:
-    """Print findings, and end with an error where one is bad; `command` shows them again."""
-    colors = {"good": "green", "note": "yellow", "bad": "red"}
-    for one in found:
-        console.print(
-            Text(f"{one.what:<10} ", style=colors[one.state]) + Text(one.words), soft_wrap=True
-        )
-        if one.fix:
-            say(f"{'':<10} → {one.fix}")
-    emit([asdict(one) for one in found])
-    bad = [one.what for one in found if one.state == "bad"]
+    if base:
+        _check_bases(names or [])
+        return
+    say("trying packages, GPU, torch and llama.cpp; with a GPU a minute or two …")
+    found = doctor.findings(doctor.examine(runs_dir))
+    bad = print_findings(found)
     if bad:
         raise UserError(
             f"not ready: {', '.join(bad)}; give the commands above, then "
-            f"`python -m selfreward_lite {command}` again"
+            "`python -m selfreward_lite doctor` again"
+        )
+
+
+def _check_bases(names: list[str]) -> None:
+    """Print whether bases can be used, before gigabytes of weights are downloaded."""
+    from selfreward_lite.run import bases
+
+    with show_downloads() as show:
+        found = [
+            bases.examine_base(name, settings, show)
+            for name, settings in bases.choose_bases(names).items()
+        ]
+    bad = print_findings(found)
+    if bad:
+        raise UserError(
+            f"a run would refuse {', '.join(bad)}; choose another base (docs/models.md), or report "
+            "the lines above"
         )
 
 

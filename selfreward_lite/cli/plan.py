@@ -5,22 +5,27 @@ from typing import Annotated
 from typer import Option
 
 from selfreward_lite import config
+from selfreward_lite.bench import plan_table
 from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set
 from selfreward_lite.cli.output import emit, print_table, say
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
-from selfreward_lite.run import plan, stages
+from selfreward_lite.run import plan, speed, stages
 from selfreward_lite.run.plan import Estimate
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 
+LENGTHS = ", ".join(f"{text}s {mean:.0f}" for text, (mean, _) in stages.TEXTS.items())
 ASSUMED = (
-    f"Assumed: responses use {stages.RESPONSE_SHARE:.0%} of their token limit, judgments and "
-    f"battles {stages.JUDGMENT_SHARE:.0%}; {stages.PAIR_SHARE:.0%} of the prompts give a response "
-    f"pair, {stages.JUDGMENT_PAIR_SHARE:.0%} a judgment pair. Of its nominal figures a GPU reaches "
-    f"{plan.READ_SHARE:.0%} of the memory bandwidth, and of the operations {plan.STEP_SHARE:.0%} "
-    f"in generation steps, {plan.PREFILL_SHARE:.0%} on prompts, {plan.TRAIN_SHARE:.0%} in "
-    "training. These are estimates: nothing has been measured on a GPU yet."
+    f"Assumed: tokens before the limit cuts them, in the mean: {LENGTHS}; "
+    f"{stages.PAIR_SHARE:.0%} of the prompts give a response pair, "
+    f"{stages.JUDGMENT_PAIR_SHARE:.0%} a judgment pair. Of its nominal figures a GPU reaches "
+    f"{speed.READ_SHARE:.0%} of the memory bandwidth, and of the operations "
+    f"{speed.INT8_SHARE:.0%} of those in 8 bits on quantized weights, "
+    f"{speed.ATTENTION_SHARE:.0%} of those in 16 bits in attention and {speed.TRAIN_SHARE:.0%} in "
+    "training; a training begins with "
+    f"{(speed.LOAD_SECONDS + speed.COMPILE_SECONDS) / 60:.0f} minutes of loading and compiling. "
+    "These are estimates: nothing has been measured on a GPU yet."
 )
 
 
@@ -32,8 +37,15 @@ def show(
         str | None, Option(help="GPU to plan for, such as 'RTX 3090'; by default this machine's.")
     ] = None,
     runs_dir: RunsDir = RUNS,
+    tables: Annotated[
+        bool, Option(help="Print every preset on every GPU, as Markdown, and nothing else.")
+    ] = False,
 ) -> None:
     """Estimate hours, GPU memory, disk and download of a run before it starts."""
+    if tables:
+        say(f"{plan_table.build_presets_table()}\n{plan_table.build_night_table()}")
+        emit({"presets": list(plan_table.list_presets())})
+        return
     settings = config.load(preset, config.parse_overrides(set_, {"iterations": iterations}))
     found = plan.estimate(settings, card, runs_dir)
     _print_hours(settings, found)
@@ -57,8 +69,8 @@ def show(
         f"free; download: {format_bytes(found.download) if found.download else 'nothing'}"
     )
     rows = []
-    for name, speeds in plan.GPU_SPEEDS.items():
-        costs = plan.estimate_costs(settings, found.shape, speeds)
+    for name, speeds in speed.GPU_SPEEDS.items():
+        costs = speed.estimate_costs(settings, found.shape, speeds)
         spent = (stages.seconds_by_stage(settings, iteration, costs) for iteration in (0, 1))
         hours = [f"{sum(seconds.values()) / 3600:.1f}" for seconds in spent]
         fits = "" if found.most <= speeds.memory else " (too small)"
@@ -105,5 +117,14 @@ def _print_hours(settings: Settings, found: Estimate) -> None:
             if seconds
         ]
         rows += [[f"M{iteration}, in total", f"{expected.hours(iteration) or 0:.1f}"], []]
-    card = "" if expected.card in plan.GPU_SPEEDS else f": {expected.card}"
+    busy = (
+        f"{text}s {slots:.0f}, {cells:,.0f}"
+        for text, asked in speed.list_questions(settings).items()
+        for slots, cells in [speed.occupancy(settings.engine, asked)]
+    )
+    card = "" if expected.card in speed.GPU_SPEEDS else f": {expected.card}"
     print_table(["stage", "hours"], rows, f"{expected.source}{card}")
+    say(
+        f"of {settings.engine.parallel} sequences those that run at once, and of "
+        f"{settings.engine.context:,} cells those that each reads: {'; '.join(busy)}"
+    )

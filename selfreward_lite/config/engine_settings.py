@@ -25,7 +25,9 @@ class EngineSettings(Section):
     parallel: int = Field(32, ge=1, le=256)
     """sequences generated at once"""
     context: int = Field(16384, ge=256)
-    """cells of the KV cache, for all sequences"""
+    """cells of the KV cache, for all sequences; where memory is too short for them, the engine
+    starts again with fewer, and says so
+    """
     batch: int = Field(512, ge=32)
     """tokens computed in one step at most"""
     # 16: idle roots cost attention time on a CPU; 32 made a tiny model a third slower than 8.

@@ -224,9 +224,14 @@ class Training(Section):
     batch: Count = 32
     """examples per optimizer step; MR: 32"""
     micro_batch: Count = 2
-    """examples on the device at once; divides batch"""
+    """examples on the device at once; divides batch. Where memory is short, fewer are taken; may
+    change in a run
+    """
     max_length: int = Field(ge=8)
-    """tokens of prompt and completion; longer examples are left out and counted"""
+    """tokens of prompt and completion; longer examples are left out and counted. Where memory is
+    short for one, so are the longest, up to half of all; may be lowered in a run, for trainings
+    that have not begun
+    """
     warmup: float = Field(0.1, ge=0, lt=1)
     """share of steps with a rising rate; then a cosine decay"""
 
@@ -304,7 +309,9 @@ class Gates(Section):
     learning rate moved 0.4 % of them
     """
     max_logit_difference: PositiveFloat = 0.01
-    """largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32"""
+    """largest difference of a logit between PEFT and llama.cpp; 1e-5 in f32. With a quantized base
+    a larger one refuses no model for which min_agreement holds
+    """
     min_agreement: Share = 0.85
     """share of positions with the same likeliest token in PEFT and llama.cpp; 0.96 to 0.99 with
     quantized bases of a trained model (docs/log/export.md)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,7 @@ WANTED = {
     ),
 }
 SMALL = (".json", ".jinja")  # what tells whether a model can be used
+SINGLE = "model.safetensors"
 GGUF = r"[\w.-]+\.gguf"
 _NAME = re.compile(
     rf"(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/(?P<file>{GGUF}))?(?:@(?P<revision>[\w./-]+))?",
@@ -157,6 +158,33 @@ def fetch_small(repository: Repository, show: Show) -> Path:
                 if one.rfilename.endswith(SMALL):
                     _fetch_file(at, "model", one, folder / one.rfilename, show)
     return folder
+
+
+def fetch_tensors(repository: Repository, files: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's tensors by name: of its weights, only the headers are fetched.
+
+    `files` hold the weights, unless they are in a single one. Raises UserError as `fetch`, or where
+    a file is missing.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    found: dict[str, tuple[int, ...]] = {}
+    with hub_errors(repository):
+        at, _, listed = _list_files(repository, "model")
+        names = {one.rfilename for one in listed}
+        files = [SINGLE] if SINGLE in names else files
+        if missing := sorted(set(files) - names):
+            raise UserError(
+                f"{repository} has no {missing[0]}: its weights are in another form; name another"
+            )
+        for file in files:
+            try:
+                header = HfApi().parse_safetensors_file_metadata(at.id, file, revision=at.revision)
+            except SafetensorsParsingError as error:
+                raise UserError(f"{repository}: {file} holds no weights ({error})") from None
+            found |= {name: tuple(one.shape) for name, one in header.tensors.items()}
+    return found
 
 
 def find_local(text: str, kind: Kind) -> Path:

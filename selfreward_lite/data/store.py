@@ -277,6 +277,12 @@ class Store:
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO training VALUES (?,?,?,?)", rows)
 
+    def forget_training(self, iteration: int, after: int) -> None:
+        """Drop what a trainer reported of the steps after one: they are done again, otherwise."""
+        self._db.execute(
+            "DELETE FROM training WHERE iteration = ? AND step > ?", (iteration, after)
+        )
+
     def training(self, iteration: int) -> list[tuple[int, str, float]]:
         """Return (step, name, value) of everything that a trainer reported."""
         query = "SELECT step, name, value FROM training WHERE iteration = ? ORDER BY step, name"

@@ -244,6 +244,17 @@ class LlamaSpec(EngineSettings):
     flash: bool | None = None
     micro_batch: int | None = None
 
+    def with_fewer_cells(self) -> Self:
+        """The same engine with about three quarters of its cells.
+
+        Sequences with cells of their own keep them, and become fewer.
+        """
+        if self.unified:
+            return self.model_copy(update={"context": 3 * self.context // 4})
+        parallel = max(1, 3 * self.parallel // 4)
+        context = self.sequence_cells * (parallel + self.roots)
+        return self.model_copy(update={"parallel": parallel, "context": context})
+
 
 class ScriptedSpec(Section):
     """A ScriptedEngine made by `factory`, a "module:function" called with `arguments`."""

@@ -5,6 +5,7 @@ Imports native code that may crash its process, as `llama.py` does.
 
 import ctypes
 import os
+import re
 from collections import deque
 from math import inf
 from pathlib import Path
@@ -16,7 +17,7 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.errors import EngineError, EngineMemoryError
 
 # -- adapter files: llama.cpp would crash on a bad one ----------
 
@@ -125,6 +126,8 @@ class ThreadTuner:
 # -- llama.cpp's log ----------
 
 _LEVEL_ERROR, _LEVEL_CONTINUE = 4, 5
+# "CUDA error: out of memory": llama.cpp aborts next, and then names no reason.
+FATAL = re.compile(r"\w+ error: ")
 
 
 class LogCapture:
@@ -141,6 +144,8 @@ class LogCapture:
         line = text.decode("utf-8", errors="replace").strip()
         if self._level == _LEVEL_ERROR and line:
             self.errors.append(line)
+            if FATAL.match(line):
+                os.write(2, f"{line}\n".encode())
         elif "offloaded" in line and "layers" in line:
             self.offload = line
 
@@ -244,7 +249,7 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
     context = cpp.llama_init_from_model(model, params)
     if not context:
         cpp.llama_model_free(model)
-        raise EngineError(
+        raise EngineMemoryError(
             f"no memory for a context of {spec.context} cells ({LOG.take_errors()}); lower the "
             "context"
         )

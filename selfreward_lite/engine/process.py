@@ -4,6 +4,8 @@ Lines of JSON cross the pipes (see `worker.py`); nothing is pickled. After a dea
 started again, and only samples that were not delivered are requested again, before any new request.
 After three deaths without a completion in between, these requests are tried one at a time; one that
 kills the child alone is answered with "failed". If every request kills it, that is an EngineError.
+Where the device's memory is too short, the child is started again with fewer cells, three times at
+most.
 """
 
 import itertools
@@ -17,11 +19,12 @@ from selfreward_lite.engine.api import (
     REQUEST,
     Completion,
     EngineSpec,
+    LlamaSpec,
     Request,
     Stats,
     failed_completions,
 )
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.errors import EngineError, EngineMemoryError
 from selfreward_lite.system.processes import (
     DEATH,
     JsonProcess,
@@ -32,6 +35,9 @@ from selfreward_lite.system.processes import (
 
 DEATHS_BEFORE_ISOLATION = 3
 DEATHS_BEFORE_GIVING_UP = 8  # in a row, without a single completion
+MOST_LOWERED = 3  # times that cells are taken away; less than half are left then
+# In the last lines of a child that llama.cpp aborted; the second is of cuBLAS.
+MEMORY_WORDS = ("error: out of memory", "ALLOC_FAILED")
 WINDOW = 4  # samples owed at most, in multiples of the engine's parallelism; it looks ahead by less
 # Two settings of llama.cpp. Its aborts start a debugger otherwise (seconds). Its threads spin for
 # long while they wait, which on a busy machine starves others. A short spin keeps the speed: a tiny
@@ -59,7 +65,8 @@ def wait_until_ready(child: JsonProcess) -> int:
         return int(message["ready"])
     how = describe_death(child)
     if DEATH in message:
-        raise EngineError(
+        kind = EngineMemoryError if had_no_memory(child) else EngineError
+        raise kind(
             f"the engine's process died while loading its model: {how}; if memory ran out, lower "
             "the context"
         )
@@ -76,10 +83,15 @@ def describe_death(child: JsonProcess) -> str:
     return " | ".join([describe_exit(child.reap()), *list(child.lines)[-3:]])
 
 
+def had_no_memory(child: JsonProcess) -> bool:
+    """Whether a dead child's last lines say that the device's memory was full."""
+    return any(words in line for line in child.lines for words in MEMORY_WORDS)
+
+
 def error_from(message: Message) -> EngineError | RuntimeError:
     """The exception for an {"error": line} or {"bug": traceback} of the child."""
     if "error" in message:
-        return EngineError(message["error"])
+        return (EngineMemoryError if message.get("memory") else EngineError)(message["error"])
     return RuntimeError(f"the engine's process failed:\n{message['bug']}")
 
 
@@ -105,11 +117,14 @@ class ProcessEngine:
     """An engine in a child process; the constructor returns when the model is loaded.
 
     `stats` are the child's counters after the last complete round, `deaths` the crashes survived.
-    Raises EngineError, with the child's own line, if it cannot load or continue.
+    Raises EngineError, with the child's own line, if it cannot load or continue. With `fixed` that
+    is so too where memory is too short, without a try with fewer cells.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: EngineSpec, *, fixed: bool = False) -> None:
+        self._wanted = self._spec = spec  # `_spec` may have fewer cells
+        self._most_lowered = 0 if fixed else MOST_LOWERED
+        self._lowered = 0  # times that cells were taken away
         self._child: JsonProcess | None = None
         self._is_closed = self._is_running = False
         self._last_death = ""
@@ -147,7 +162,7 @@ class ProcessEngine:
         while owed and self._deaths_in_a_row < DEATHS_BEFORE_ISOLATION:
             owed = yield from self._run_round(iter(owed))
         for work in owed:
-            if not (yield from self._run_round(iter([work]))):
+            if (yield from self._complete_alone(work)):
                 continue
             if self._deaths_in_a_row >= DEATHS_BEFORE_GIVING_UP:
                 raise EngineError(
@@ -158,6 +173,14 @@ class ProcessEngine:
             yield from failed_completions(work.request, work.missing)
         if owed:
             self._deaths_in_a_row = 0  # the requests that kill are done
+
+    def _complete_alone(self, work: _Work) -> Generator[Completion, None, bool]:
+        """Complete one request; returns whether it was done before the child died of it."""
+        while True:
+            lowered = self._lowered
+            owed = yield from self._run_round(iter([work]))
+            if lowered == self._lowered:
+                return not owed
 
     def _run_round(self, works: Iterator[_Work]) -> Generator[Completion, None, list[_Work]]:
         """Feed works to the child until all are done or it dies; returns what it still owes."""
@@ -188,7 +211,7 @@ class ProcessEngine:
                     yield self._receive(message["completion"], pending)
                 else:
                     is_over = True
-                    self._end_round(message, pending)
+                    self._end_round(child, message, pending)
         finally:
             if not is_over:
                 child.send({"cancel": number})
@@ -198,15 +221,34 @@ class ProcessEngine:
         self._deaths_in_a_row = 0
         completion = COMPLETION.validate_python(plain)
         work = pending[completion.key]
+        if completion.finish == "refused":
+            self._check_refusal(work.request)
         sample = work.sent[completion.sample]
         work.missing.remove(sample)
         if not work.missing:
             del pending[completion.key]
         return replace(completion, key=work.request.key, sample=sample)
 
-    def _end_round(self, message: Message, pending: dict[str, _Work]) -> None:
+    def _check_refusal(self, request: Request) -> None:
+        """Raise EngineError for a request that is too long for the lowered number of cells only."""
+        if not (isinstance(self._spec, LlamaSpec) and isinstance(self._wanted, LlamaSpec)):
+            return
+        needed = len(request.tokens) + request.new_tokens
+        if self._spec.sequence_cells < needed <= self._wanted.sequence_cells:
+            raise EngineError(
+                f"request {request.key} needs {needed} cells, and the device has memory for "
+                f"{self._spec.sequence_cells}; free memory of the GPU"
+            )
+
+    def _end_round(self, child: JsonProcess, message: Message, pending: dict[str, _Work]) -> None:
         if "finished" not in message:
-            raise error_from(message)
+            error = error_from(message)
+            if not isinstance(error, EngineMemoryError):
+                raise error
+            child.close()
+            self._child = None
+            self._take_cells_away(str(error))
+            return
         if pending:
             raise RuntimeError(f"the engine ended its round and still owes {len(pending)} requests")
         self.stats = Stats(**message["finished"])
@@ -217,15 +259,44 @@ class ProcessEngine:
             raise EngineError("this engine is closed; make a new one")
         if self._child and not self._child.is_alive:
             self._on_worker_death(self._child)
-        if self._child is None:
+        while self._child is None:
             child = start(self._spec)
-            self.parallel = wait_until_ready(child)
-            self._child = child
+            try:
+                self.parallel = wait_until_ready(child)
+            except EngineMemoryError as error:
+                self._take_cells_away(str(error))
+            else:
+                self._child = child
         return self._child
+
+    def _take_cells_away(self, why: str) -> None:
+        """Use fewer cells from the next start on; EngineError if that was done often enough."""
+        spec = self._spec
+        if not isinstance(spec, LlamaSpec) or self._lowered == self._most_lowered:
+            cells = ""
+            if isinstance(spec, LlamaSpec) and self._lowered:
+                cells = f", even with {spec.context} cells"
+            raise EngineMemoryError(
+                f"the device's memory is too short for the engine{cells} ({why}); lower "
+                "engine.context, or close other programs that use it"
+            )
+        self._lowered += 1
+        self._spec = fewer = spec.with_fewer_cells()
+        _log.warning(
+            "the device's memory is too short for the engine (%s); it starts again with %d cells "
+            "instead of %d. To begin so, set engine.context=%d",
+            why,
+            fewer.context,
+            spec.context,
+            fewer.context,
+        )
 
     def _on_worker_death(self, child: JsonProcess) -> None:
         self._child = None
         self._last_death = describe_death(child)
         self.deaths += 1
+        if had_no_memory(child):
+            self._take_cells_away(self._last_death)
+            return
         self._deaths_in_a_row += 1
         _log.warning("the engine's process died (%s); starting it again", self._last_death)

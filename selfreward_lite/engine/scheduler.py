@@ -33,7 +33,7 @@ from selfreward_lite.engine.api import (
 )
 from selfreward_lite.engine.device import Device, Rows
 from selfreward_lite.engine.kv_cache import Cells, PrefixCache, Root, Span
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.errors import EngineMemoryError
 
 WORTH_WAITING = 16  # tokens saved for which a prompt waits until a shared beginning is computed
 BURST = 8  # batches of samples for one adapter, after which waiting requests for others come first
@@ -374,7 +374,7 @@ class Scheduler:
                 self._use_logits(slots)
                 continue
             if last - first == 1 and not self._roots.evict_idle():
-                raise EngineError(
+                raise EngineMemoryError(
                     f"request {self._owner(part.sequences[0])}: not even one token could be "
                     "computed; lower the context or the batch, or free memory on the device "
                     f"({self._device.take_errors()})"

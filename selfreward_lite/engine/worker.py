@@ -1,10 +1,10 @@
 """The child's side of `process.py`: reads requests from standard input, writes completions.
 
     parent to child                              child to parent
-    a spec (see `api.SPEC`)        once          {"ready": samples under way}, {"error": line} or
-                                                 {"bug": traceback}
+    a spec (see `api.SPEC`)        once          {"ready": samples under way}, {"error": line,
+                                                 "memory": was it short?} or {"bug": traceback}
     {"begin": 1}                                 {"round": 1, "completion": {...}}  any number
-    {"request": {...}}             any number    {"round": 1, "error": line}
+    {"request": {...}}             any number    {"round": 1, "error": line, "memory": …}
     {"end": 1} or {"cancel": 1}                  {"round": 1, "finished": {counters}}
 
 A round that begins with {"begin": 1, "live": true} accepts requests at any time, and {"drop": key}.
@@ -35,7 +35,7 @@ from selfreward_lite.engine.api import (
     Piece,
     Stats,
 )
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.errors import EngineError, EngineMemoryError
 from selfreward_lite.system.processes import Message, open_wire
 
 
@@ -105,7 +105,11 @@ def serve(engine: Any, inbox: _Inbox, send: Callable[[Message], None]) -> None:
                     send({"round": number, "completion": asdict(one)})
             send({"round": number, "finished": asdict(getattr(engine, "stats", Stats()))})
         except EngineError as error:
-            send({"round": number, "error": str(error)})
+            send({"round": number, **_describe(error)})
+
+
+def _describe(error: EngineError) -> Message:
+    return {"error": str(error), "memory": isinstance(error, EngineMemoryError)}
 
 
 def main() -> None:
@@ -118,7 +122,7 @@ def main() -> None:
     try:
         serve(make_engine(SPEC.validate_json(line)), inbox, send)
     except EngineError as error:
-        send({"error": str(error)})
+        send(_describe(error))
     except Exception:  # noqa: BLE001 - a bug: the parent raises it with this traceback
         send({"bug": traceback.format_exc()})
     os._exit(1)  # not through interpreter shutdown, which could wait for the reading thread

@@ -9,12 +9,11 @@ import math
 import random
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 from selfreward_lite.engine.api import Bracket, Closing, Probe, Sampling
+from selfreward_lite.method.parsing import Noun
 from selfreward_lite.models.chat_format import ChatFormat
 
-Noun = Literal["Judgement", "Response"]
 SCORES = ("0", "1", "2", "3", "4", "5")
 SIDES = ("A", "B")
 
@@ -87,14 +86,27 @@ def _make_closing(chat: ChatFormat, text: str, choices: Sequence[str]) -> Closin
     if found is None:
         return None
     brackets = [("```", "```"), ("<think>", "</think>")]
-    ends = (Bracket(opens, end, tuple(chat.text_ids(f"\n{end}"))) for opens, end in brackets)
+    ends = (Bracket(opens, end, _end_bracket(chat, end)) for opens, end in brackets)
     return Closing(*found, tuple(ends))
+
+
+def _end_bracket(chat: ChatFormat, end: str) -> tuple[int, ...]:
+    """The tokens of an end on a new line; some models have a token of their own for it."""
+    if end in chat.special:
+        return (*_ids_behind_text(chat, "\n"), chat.special[end])
+    return _ids_behind_text(chat, f"\n{end}")
+
+
+def _ids_behind_text(chat: ChatFormat, text: str) -> tuple[int, ...]:
+    """The tokens of a text that goes on; SentencePiece puts a space before one that begins."""
+    lead, ids = chat.text_ids("a"), chat.text_ids(f"a{text}")
+    return tuple(ids[len(lead) :] if ids[: len(lead)] == lead else chat.text_ids(text))
 
 
 def _find_choices(
     chat: ChatFormat, text: str, choices: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The tokens of a text, and the token of each choice behind it; None if one is not a token."""
-    lines = [tuple(chat.text_ids(text + choice)) for choice in choices]
+    lines = [_ids_behind_text(chat, text + choice) for choice in choices]
     starts = {line[:-1] for line in lines}
     return (lines[0][:-1], tuple(line[-1] for line in lines)) if len(starts) == 1 else None

@@ -1,7 +1,8 @@
 """Judgment pairs: of the judgments of a response, the strongest is chosen and the weakest rejected.
 
 A chosen judgment above the length limit gives no pair, because a meta-judge prefers long ones
-(arXiv 2407.19594, section 2.2).
+(arXiv 2407.19594, section 2.2). Nor does one that was cut, even if its score could be forced: the
+model would learn to stop in the middle of a sentence.
 """
 
 from collections import Counter
@@ -34,6 +35,9 @@ def build_judgment_pairs(
         best = max(rated, key=lambda rating: rating.strength)
         worst = min(rated, key=lambda rating: rating.strength)
         chosen, rejected = judgments[best.judgment_id], judgments[worst.judgment_id]
+        if chosen.finish != "stop":
+            drops["chosen judgment was cut"] += 1
+            continue
         limit = schedule.max_chosen_judgment
         if limit is not None and len(chosen.text) > limit:
             drops["chosen judgment too long"] += 1

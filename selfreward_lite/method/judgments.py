@@ -5,6 +5,7 @@ A judgment that cannot be read has no score; it never counts as a low one. Unles
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
@@ -34,6 +35,7 @@ from selfreward_lite.method.templates import fill_template, make_nonce
 
 Scores = Mapping[str, float | None]  # by response id; None where too few judgments could be read
 TOP_SCORE = 5.0
+_PROBED = re.compile(r"score:[\s*]*([0-5])", re.IGNORECASE)  # as the engine finds a probe's place
 SCORE_TOLERANCE = 1e-9  # scores are means of decimals: smaller differences are rounding
 
 
@@ -90,14 +92,14 @@ def read_judgment(completion: Completion, response: Response, role: Role, index:
     void = make_nonce(response.id, role.templates) in completion.text or completion.finish != "stop"
     reading = None if void else read_score(completion.text, response.text)
     record_id = role.make_id(Judgment, response.id, index)
-    text, probabilities = completion.text.strip(), completion.probe
-    score = reading.value if reading else None
+    text, score = completion.text.strip(), reading.value if reading else None
+    probabilities = _find_probabilities(completion, score)
     if reading is None and completion.closing is not None:
         drawn = draw_choice(
             completion.closing, role.sampling, seed_for(role.seed, f"closing {record_id}"), SCORES
         )
         if drawn is not None:
-            score, probabilities = float(drawn), completion.closing
+            score = float(drawn)
             text += write_choice(completion.closing_text, drawn)
     return Judgment(
         record_id,
@@ -112,6 +114,18 @@ def read_judgment(completion: Completion, response: Response, role: Role, index:
         compute_expected_score(probabilities) if score is not None and probabilities else None,
         _name_source(reading, score),
     )
+
+
+def _find_probabilities(completion: Completion, score: float | None) -> tuple[float, ...] | None:
+    """Return the probabilities of the digits 0 to 5 that belong to a completion's `score`.
+
+    Those of its probe, if the digit found there is the one that was read: a judge may mention
+    another score before its own, or write its own in another form. Else those of its closing.
+    """
+    digits = _PROBED.findall(completion.text)
+    if score is not None and digits and int(digits[-1]) == int(score) and completion.probe:
+        return completion.probe
+    return completion.closing
 
 
 def _name_source(reading: Reading | None, score: float | None) -> Source:
@@ -146,10 +160,13 @@ def score_responses(judgments: Iterable[Judgment], settings: Settings) -> Scores
 
 
 def read_value(judgment: Judgment, by: Literal["mean", "expected"]) -> float | None:
-    """Return what a judgment counts for, its score or its expected score; None if unread."""
-    if judgment.score is None:
-        return None
-    return judgment.expected_score if by == "expected" else judgment.score
+    """Return what a judgment counts for, its score or its expected score; None if unread.
+
+    A score in a form without an expected score counts as it is.
+    """
+    if by == "mean" or judgment.score is None or judgment.expected_score is None:
+        return judgment.score
+    return judgment.expected_score
 
 
 def score_response(judgments: Iterable[Judgment], settings: Settings) -> float | None:

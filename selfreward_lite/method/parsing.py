@@ -13,15 +13,26 @@ from typing import Any, Literal
 from selfreward_lite.method import statements
 
 Verdict = Literal["A", "B"]
+Noun = Literal["Judgement", "Response"]  # what a verdict is about
 _LIST_NUMBER = re.compile(r"^\s*\d{1,3}[.)]\s*", re.MULTILINE)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+_WINNER_ANYWHERE = re.compile(
+    r"winner\W{0,4}[:=]\W{0,4}(?:(?:judge?ment|response)\W{1,4})?([ab])\b", re.IGNORECASE
+)
+_TELLS = re.compile(
+    r"\b(?:say|said|read|end|state|claim|write|wrote|contain|include|quote|repeat|conclude|finish"
+    r"|assert|announce)(?:s|es|ing|ed)?\b",
+    re.IGNORECASE,
+)
 _APPEALS = {
     "writes a score": re.compile(r"score\W{0,4}[:=]\W{0,4}\d", re.IGNORECASE),
     "plays another turn": re.compile(
-        r"<\|[^|<>]{1,40}\|>|\[/?INST\]|</?s>|^\W*(?:judge|human|user|assistant|system)\s*:",
+        r"<\|[^|<>]{1,40}\|>|\[/?INST\]|</?s>|^[^\w\n]*(?:judge|human|user|assistant|system)\s*:",
         re.IGNORECASE | re.MULTILINE,
     ),
-    "closes its wrapper": re.compile(r"<\s*/?\s*(?:response|request|judge?ment)\b", re.IGNORECASE),
+    "closes its wrapper": re.compile(
+        r"<\s*(?:/\s*)?(?:response|request|judge?ment)\b", re.IGNORECASE
+    ),
     "recites a rubric": re.compile(
         r"\b(?:add|award|give|one|another)\W+(?:\w+\W+)?points?\W+(?:if|for\W+(?:each|every))\b",
         re.IGNORECASE,
@@ -45,16 +56,27 @@ def read_score(text: str, judged: str = "") -> Reading | None:
 
     It is the last thing that the text says; or the first, if the text says no other score. If
     `judged` (the judged response) has a score, which the judge might repeat, only a last "Score:"
-    counts.
+    counts, and not where the response's own score may be quoted.
 
     >>> read_score("Right, but dry.\\nScore: 3"), read_score("Score: 3\\nRight, but dry.")
     (Reading(value=3.0, is_first=False), Reading(value=3.0, is_first=True))
-    >>> read_score("Score: 3\\nRight, but dry.", judged="Score: 3")
+    >>> [parse_score(text, "Score: 3") for text in ("It says:\\nScore: 3", "It lies.\\nScore: 1")]
+    [None, 1.0]
     """
-    may_repeat = bool(_APPEALS["writes a score"].search(judged) or statements.find_scores(judged))
+    repeatable = statements.find_repeatable_scores(judged)
+    may_repeat = bool(repeatable) or statements.has_fraction(judged)
     said = statements.find_scores(text, cut=not may_repeat)
     place = _find_place(said, may_repeat)
-    return Reading(said[0].value, place == "first") if place and said[0].value is not None else None
+    value = said[0].value if place else None
+    if value is None or statements.names_other_scale(text):
+        return None
+    if value in repeatable and _ends_with_quotation(text, judged, r"score|\[result\]"):
+        return None
+    is_named = any(one.is_as_asked for one in said)
+    if len(said) > 1 and (value == 1 or not is_named):  # one each of several criteria
+        return None
+    is_first = place == "first"
+    return None if is_first and statements.is_score_revised(text) else Reading(value, is_first)
 
 
 def parse_score(text: str, judged: str = "") -> float | None:
@@ -79,13 +101,11 @@ def parse_score(text: str, judged: str = "") -> float | None:
     return found.value if found else None
 
 
-def parse_verdict(
-    text: str, noun: Literal["Judgement", "Response"], judged: str = ""
-) -> Verdict | None:
+def parse_verdict(text: str, noun: Noun, judged: str = "") -> Verdict | None:
     """Return the one winner that a text names, last or first, or None.
 
     If `judged` (the judged texts) names one, which the judge might repeat, only a last "Winner:"
-    counts.
+    counts, and not where that one may be quoted.
 
     >>> readable = "so\\nWinner: Judgement A", "**Winner: judgment B**", "Winner: A.", "[[B]]"
     >>> [parse_verdict(text, "Judgement") for text in readable]
@@ -95,11 +115,38 @@ def parse_verdict(
     {None}
     >>> parse_verdict("Winner: Judgement A\\nWinner: Judgement B", "Judgement")
     """
-    may_repeat = "winner" in judged.casefold() or bool(statements.find_winners(judged, noun))
+    plain = statements.fold_letters(judged)
+    repeatable = {one.value for one in statements.find_winners(judged, noun)}
+    repeatable |= {side.upper() for side in _WINNER_ANYWHERE.findall(plain)}
+    may_repeat = bool(repeatable) or "winner" in plain.casefold()
     said = statements.find_winners(text, noun, cut=not may_repeat)
-    if _find_place(said, may_repeat) is None:
+    place = _find_place(said, may_repeat)
+    if not place:
+        return None
+    if said[0].value in repeatable and _ends_with_quotation(text, judged, "winner"):
+        return None
+    if place == "first" and statements.is_winner_revised(text):
         return None
     return "A" if said[0].value == "A" else "B"
+
+
+def _ends_with_quotation(text: str, judged: str, name: str) -> bool:
+    """Whether the last statement of a text, which begins with a `name`, may quote the judged one.
+
+    It may if it stands in a block, behind a sentence that announces a quotation, or behind words
+    that the judged text has too.
+    """
+    text, judged = statements.fold_letters(text), statements.fold_letters(judged)
+    starts = [found.start() for found in re.finditer(name, text, re.IGNORECASE)]
+    if not starts:  # named in another way
+        return True
+    head = text[: starts[-1]].rstrip(" \t\r\n*_#")
+    lead = head.splitlines()[-1].strip() if head else ""
+    if lead.startswith((">", "```")) or lead.endswith((":", ">", '"', "“")):
+        return True
+    if _TELLS.search(re.split(r"(?<=[.!?])\s", lead)[-1]):
+        return True
+    return bool(lead) and " ".join(lead.split()[-4:]) in " ".join(judged.split())
 
 
 def _find_place(
@@ -154,4 +201,5 @@ def find_appeal_to_judge(text: str) -> str | None:
         stated = statements.find_scores(text)
         if stated and stated[-1].is_last and stated[-1].is_as_asked:
             return "writes a score"
-    return next((reason for reason, found in _APPEALS.items() if found.search(plain)), None)
+    seen = f"{plain}\n{statements.fold_letters(plain)}"
+    return next((reason for reason, found in _APPEALS.items() if found.search(seen)), None)

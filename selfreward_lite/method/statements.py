@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -27,7 +28,11 @@ _TURN_END = re.compile(
     r"<\|(?:eot_id|im_end|endoftext|end|end_of_text|return|end_of_solution)\|>|</s>"
     r"|<end_of_turn>|\[END\]"
 )
-_TOKEN = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?(?:answer|output|result)>", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|</?(?:answer|output|result|b|strong|i|em|p|br|h[1-6]) ?/?>",
+    re.IGNORECASE,
+)
+_STRUCK_OUT = re.compile(r"~~(?=[^\s~])[^~\n]*~~")
 _FENCE_OR_RULE = re.compile(r"[`~]{3,}\w*|[-*_=#|: ]{3,}")
 _LATEX = re.compile(r"\\(?:text|boxed|mathbf|textbf|mathrm)\b|\\[\[\]()]|\$")
 _LIST_MARK = re.compile(r"(?:step\s+)?\d{1,2}\s*[.):]\s+|[a-h]\)\s+|[-+•→–]\s+", re.IGNORECASE)
@@ -35,46 +40,102 @@ _SENTENCE_END = re.compile(r"(?<=[.!?。])\s+")
 _MARKUP = "#>*_=`~ \t"
 _QUOTES = "\"'“”„«»‘’[](){}<>"
 _LEAD = re.compile(
-    r"(?:(?:therefore|thus|hence|so|overall|all in all|to sum up|in summary|in conclusion)\b,?\s*"
-    r"|final (?:verdict|judge?ment|evaluation)\s*:\s*)",
+    r"(?:(?:therefore|thus|hence|so|overall|all in all|in total|to sum up|in summary"
+    r"|in conclusion)\b[,:]?\s*|(?:based on|given|considering)\b[^,.!?]{1,80},\s*"
+    r"|(?:(?:final )?(?:verdict|judge?ment|evaluation|assessment)|final answer)\s*:\s*)",
     re.IGNORECASE,
 )
 
 _SCORE_NAME = (
-    r"(?:the\s+|my\s+)?(?:final\s+|total\s+|overall\s+)?(?:evaluation\s+)?"
-    r"(?:score|rating|grade)(?:\s*\(\s*(?:0\s*[-–]\s*5|out of 5)\s*\))?"
+    r"(?:the\s+|my\s+)?(?:(?:final|total|overall|new|updated|revised)\s+)?(?:evaluation\s+)?"
+    r"(?:score|rating|grade)(?:\s*[(\[]\s*(?:0\s*[-–]\s*5|out of 5)\s*[)\]])?"
+    r"(?:\s+(?:for|of)\s+(?:the|this)\s+(?:response|answer|reply))?"
     r"|pontuação|punktzahl|puntuación|puntaje|оценка|总分|總分|得分|评分|評分|점수|điểm"
 )
 _WEAK_NAME = r"(?:final\s+)?total(?:\s+points)?|note"  # also begins other sentences
-_SEPARATOR = r"\s*(?:[:=→]|\bis\b|\bof\b|-(?=\s))\s*"
-_NUMBER = r"(?P<number>\d{1,2}(?:[.,]\d{1,2})?|zero|one|two|three|four|five)"
-_OF_FIVE = r"(?:/|out\s+of(?:\s+a\s+possible)?|of|de)\s*(?:5|five)(?![\d.,/%])"
-_UNIT = r"(?:points?|stars?|점|分)"
-_TAIL = rf"(?:\s*{_UNIT})?(?:\s*\(?\s*{_OF_FIVE}\s*\)?)?(?:\s*{_UNIT})?(?:\s*\(\d/5\))?"
+_SEPARATOR = r"\s*(?:[:=→]|\bis\b|\bof\b|\bwould\s+be\b|[-–—](?=\s))\s*"
+_WORD = r"(?:zero|one|two|three|four|five)"
+_NUMBER = rf"(?P<number>\d{{1,2}}(?:[.,]\d{{1,2}})?|{_WORD})"
+_OF_FIVE = (
+    r"(?:/|out\s+of(?:\s+a)?(?:\s+possible|\s+maximum(?:\s+of)?)?|of|de)"
+    r"\s*(?:5(?:\.0)?|five)(?![\d.,/%])"
+)
+_UNIT = r"(?:points?|pts|stars?|점|分)"
+_TAIL = (
+    rf"(?:\s*{_UNIT})?(?:\s*\(?\s*{_OF_FIVE}\s*\)?)?(?:\s*(?:possible\s+)?{_UNIT})?(?:\s*\(\d/5\))?"
+)
+_SUM = r"(?:\d(?:[.,]5)?(?:\s*\+\s*\d(?:[.,]5)?)+\s*=\s*)?"
 # Behind a score that stands first: a reason, but no other number that could be meant.
-_REASON = r"(?P<reason>\s+-\s+(?!\d).*|\s+\((?!\s*\d)[^\d()]*\)?|\s+(?:because|since|as)\b.*)?"
+_HEDGE = (
+    rf"\b(?:if|once|would|could|(?:or|to|maybe|perhaps|possibly|rather|no,)\s+(?:an?\s+)?{_WORD})\b"
+)
+_REASON = (
+    rf"(?:(?!.*{_HEDGE})(?:\s+-\s+(?!{_WORD}\b)\D*|\s+\([^\d()]*\)?"
+    r"|\s+(?:because|since|as\s+(?:it|the|this|there|no)\b)\D*))?"
+)
 _SCORE = re.compile(
-    rf"(?:(?:{_SCORE_NAME}|{_WEAK_NAME})(?:{_SEPARATOR}))+{_NUMBER}{_TAIL}{_REASON}",
+    rf"(?:(?:{_SCORE_NAME}|{_WEAK_NAME})(?:{_SEPARATOR}))+{_SUM}{_NUMBER}{_TAIL}{_REASON}",
     re.IGNORECASE | re.DOTALL,
 )
 _NOTE = re.compile(rf"note{_SEPARATOR}{_NUMBER}\s*{_UNIT}?\Z", re.IGNORECASE)
+_IT = r"(?:it|this|(?:this|the)\s+(?:response|answer|reply))"
+_SCORE_OF = r"(?:an?\s+)?(?:(?:total|final|overall)\s+)?(?:score|rating|grade)\s+of\s+"
+_GIVING = r"(?:giv|rat|grad|award|assign|scor)(?:e|ing)?"
 _GIVEN = re.compile(
-    r"(?:i\s+(?:would\s+|will\s+)?|i'd\s+)(?:give|rate|grade|award|assign|score)\s+"
-    r"(?:it|this|(?:this|the)\s+(?:response|answer|reply))\s+(?:an?\s+|with\s+an?\s+)?"
-    rf"(?:(?:score|rating|grade)\s+of\s+)?{_NUMBER}{_TAIL}",
+    rf"(?:(?:i\s+(?:would\s+|will\s+|am\s+)?|i'd\s+){_GIVING}\s+"
+    rf"(?:{_IT}\s+(?:(?:with|as)\s+)?(?:{_SCORE_OF}|an?\s+)?|{_SCORE_OF})"
+    rf"|{_IT}\s+(?:gets|receives|earns|deserves|scores)\s+(?:{_SCORE_OF}|an?\s+)?)"
+    rf"{_NUMBER}{_TAIL}",
     re.IGNORECASE,
 )
+# Points without "of five" may be only one of several that are added up.
+_ADDED = re.compile(rf"(?!.*{_OF_FIVE}).*\b(?:points?|pts)\b", re.IGNORECASE)
 _BARE = re.compile(rf"(?P<number>[0-5](?:[.,]\d{{1,2}})?)\s*{_OF_FIVE}", re.IGNORECASE)
 _BARE_LINE = re.compile(rf"{_NUMBER}{_TAIL}", re.IGNORECASE)
 _NAME_ONLY = re.compile(rf"(?:{_SCORE_NAME})\s*:?", re.IGNORECASE)
-_NAMED = re.compile(rf"(?:{_SCORE_NAME})(?:{_SEPARATOR})", re.IGNORECASE)
+# Says what a score is, unlike "The score is based on …".
+_NAMED = re.compile(
+    rf"(?:{_SCORE_NAME})(?:\s*[:=→]|(?:{_SEPARATOR})"
+    r"(?:(?:not|now|still|only|about|around|roughly|at\s+(?:least|most)|between|an?)\s+)*"
+    rf"\W{{0,3}}(?:\d|{_WORD}\b))",
+    re.IGNORECASE,
+)
+_OTHER_SCALE = re.compile(
+    r"\bout\s+of\s+(?:10|ten|100|a\s+hundred)\b"
+    r"|\bscale\s+(?:of|from)\s+(?:\d+|one)\s*(?:to|[-–])\s*(?!5\b|five\b)\w"
+    r'|"(?:max\w*|out_of|scale)"\s*:\s*"?(?!5\b)\d',
+    re.IGNORECASE,
+)
+_SCORE_ANYWHERE = re.compile(
+    r"(?:s[\W_]?c[\W_]?o[\W_]?r[\W_]?e|rating|grade|pontuação|punktzahl|puntuación|puntaje|оценка"
+    r"|总分|總分|得分|评分|評分|점수|điểm)\W{0,4}[:=]\W{0,4}(\d{1,2}(?:[.,]\d{1,2})?)",
+    re.IGNORECASE,
+)
+_FRACTION_ANYWHERE = re.compile(rf"\b[0-5](?:[.,]\d)?\s*{_OF_FIVE}", re.IGNORECASE)
+# A later thought about what was said first; the new number, or letter, follows.
+_REVISION = (
+    r"(?:\bon\s+(?:reflection|second\s+thoughts?)\b|\b(?:correct(?:ing|ion)|revis(?:e|ed|ing))\b"
+    r"|\breconsider|\bchang(?:e|ed|ing)\s+(?:my|this|it)\b"
+    r"|\bi(?:'d|\s+would|\s+will|\s+now)?\s+(?:raise|lower|adjust|increase|reduce|change)\b"
+    r"|\b(?:it|this|score|rating|grade)\s+should\s+(?:\w+\s+)?(?:be|get|have)\b"
+    r"|(?:^|[.!?]\s)[^\w\n]*(?:no,|hmm+\b|wait\b|actually\b|sorry\b|or\s+rather\b))[^.!?\n]*?"
+)
+_NEW_SCORE = re.compile(rf"{_REVISION}\b(?:[0-5]|{_WORD})\b", re.IGNORECASE | re.MULTILINE)
+_NEW_WINNER = re.compile(rf"(?i:{_REVISION})\b[AB]\b", re.MULTILINE)
+_LABEL = re.compile(
+    r"(?!.*(?:score|rating|grade|total|overall|verdict))[^:.!?]{1,40}:", re.IGNORECASE
+)
+_ORNAMENTS = {"Cf", "So"}  # what has no width; stars, emoji and other symbols
+_KEYCAP = "\ufe0f\u20e3"  # behind a digit or a symbol, makes an emoji of it
+_LOOK_ALIKES = str.maketrans("ѕсоегЅСОЕοΟΕ", "scoerSCOEoOE")
 _JSON_SCORE = re.compile(
     r'"(?:final_|total_|overall_)?(?:score|rating|grade)"\s*:\s*"?(\d(?:\.\d+)?)"?\s*[,}]',
     re.IGNORECASE,
 )
 # Quotes and brackets around a value: "4", [[4]], <4>, {4}; of "(4/5)", only the first.
 _WRAPPED = re.compile(
-    r"(?<=[\s:=])[\"'“”„«»‘\[{<`*]+(?=\w)|(?<=[:=])\s*\((?=\w)|(?<=\w)[\"'”“»’\]}>`*]+"
+    r"(?<=[\s:=])[\"'“”„«»‘\[{`*]+(?=\w)|(?<=[\s:=])<(?=\w[^<>]*>)|(?<=[:=])\s*\((?=\w)"
+    r"|(?<=\w)[\"'”“»’\]}>`*]+(?!\w)"
 )
 _WORDS = {"zero": 0.0, "one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five": 5.0}
 
@@ -104,6 +165,56 @@ def find_scores(text: str, *, cut: bool = True) -> list[Statement[float]]:
     return _find(_visible(text, cut=cut), _state_score, _NAME_ONLY, _BARE_LINE, "Score")
 
 
+def find_repeatable_scores(judged: str) -> set[float | None]:
+    """Return every score that a judged text states, so that its judge may only be repeating it.
+
+    None stands for one outside [0, 5].
+
+    >>> find_repeatable_scores("I think it says 'score = 4', no more")
+    {4.0}
+    """
+    stated = map(_to_score, _SCORE_ANYWHERE.findall(fold_letters(judged)))
+    return {*stated, *(one.value for one in find_scores(judged))}
+
+
+def has_fraction(text: str) -> bool:
+    """Return whether a text has a number "out of five" anywhere, as "4/5"."""
+    return bool(_FRACTION_ANYWHERE.search(fold_letters(text)))
+
+
+def names_other_scale(text: str) -> bool:
+    """Return whether a text speaks of another scale than that up to five.
+
+    >>> names_other_scale("On a scale of 1 to 10:"), names_other_scale("On a scale of 0 to 5:")
+    (True, False)
+    """
+    return bool(_OTHER_SCALE.search(_visible(text, cut=True)))
+
+
+def is_score_revised(text: str) -> bool:
+    """Return whether a text, which begins with a score, may go on to another one.
+
+    >>> [is_score_revised(f"Score: 2. {more}") for more in ("Actually, a 3.", "It has 3 faults.")]
+    [True, False]
+    """
+    return bool(_NEW_SCORE.search(_visible(text, cut=True)))
+
+
+def is_winner_revised(text: str) -> bool:
+    """Return the same of a winner."""
+    return bool(_NEW_WINNER.search(_visible(text, cut=True)))
+
+
+def fold_letters(text: str) -> str:
+    """Return a text without invisible characters, and with Latin letters for those that look so."""
+    plain = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
+    return "".join(
+        letter
+        for letter in plain
+        if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc")
+    )
+
+
 def find_winners(text: str, noun: str, *, cut: bool = True) -> list[Statement[str]]:
     """Return whom a text states as the winner, "A" or "B", in order; `cut` as in `find_scores`.
 
@@ -113,10 +224,12 @@ def find_winners(text: str, noun: str, *, cut: bool = True) -> list[Statement[st
     spelling = {"Judgement": "judge?ment", "Response": "response"}[noun]
     side = rf"(?:{spelling}\s+)?([ab])(?![\w'])"
     named = re.compile(
-        rf"(?:the\s+)?(?:winner|better\s+{spelling})(?:\s*[:=]|\s+is)\s*{side}", re.IGNORECASE
+        rf"(?:the\s+)?(?:winner|better\s+{spelling})(?:\s*[:=]|\s+is|\s+[-–—])\s*{side}",
+        re.IGNORECASE,
     )
     spoken = re.compile(
-        rf"{spelling}\s+([ab])\s+(?:wins|is\s+(?:the\s+)?(?:better|winner))(?:\s+one)?",
+        rf"{spelling}\s+([ab])\s+(?:wins|is\s+(?:the\s+)?(?:better|winner))"
+        rf"(?:\s+(?:one|{spelling}))?",
         re.IGNORECASE,
     )
     boxed = re.compile(r"\[\[([ab])\]\]", re.IGNORECASE)
@@ -161,7 +274,7 @@ def _split(
 ) -> Iterator[str]:
     """The sentences of a text, without thoughts, markup and ornaments.
 
-    A name on a line of its own is put before the value on the next.
+    A name, or another label, on a line of its own is put before the values on the next ones.
     """
     lines = [_clean(line) for line in text.splitlines()]
     lines = [line for line in lines if line]
@@ -169,9 +282,11 @@ def _split(
     while at < len(lines):
         line, after = lines[at], lines[at + 1] if at + 1 < len(lines) else ""
         at += 1
-        if name_only.fullmatch(_strip(line)) and value_only.fullmatch(_strip(after)):
-            yield f"{name}: {_strip(after)}"
-            at += 1
+        is_name = name_only.fullmatch(_strip(line))
+        if (is_name or _LABEL.fullmatch(line)) and value_only.fullmatch(_strip(after)):
+            values = [*takewhile(value_only.fullmatch, map(_strip, lines[at:]))]
+            yield f"{f'{name}:' if is_name else line} {' '.join(values)}"
+            at += len(values)
         elif _JSON_SCORE.search(line):
             yield line
         else:
@@ -191,13 +306,14 @@ def _visible(text: str, *, cut: bool) -> str:
     turn_end = _TURN_END.search(text) if cut else None
     text = text[: turn_end.start()] if turn_end else _TURN_END.sub("\n", text)
     text = re.sub(r"<(score|rating)>", r"\1: ", text, flags=re.IGNORECASE)
-    text = re.sub(r"</(?:score|rating)>|[★☆⭐]", "", text, flags=re.IGNORECASE)
-    text = re.sub(r"【(\w+)】", r"\1: ", _TOKEN.sub("", text))
+    text = re.sub(r"</(?:score|rating)>", "", text, flags=re.IGNORECASE)
+    text = _STRUCK_OUT.sub("", _TOKEN.sub("", text)).replace("’", "'")
+    text = re.sub(r"【(\w+)】", r"\1: ", text)
     text = re.sub(r"\[RESULT\]\s*(?:score\s*:)?", "\nScore: ", text)
     return "".join(
         str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
         for letter in unicodedata.normalize("NFKC", text)
-        if unicodedata.category(letter) != "Cf"  # has no width
+        if unicodedata.category(letter) not in _ORNAMENTS and letter not in _KEYCAP
     )
 
 
@@ -218,7 +334,7 @@ def _clean(line: str) -> str:
 
 def _strip(sentence: str) -> str:
     """A sentence without the marks and quotes around it, and without the words that lead to it."""
-    bare = sentence.strip(_MARKUP + _QUOTES + ".!。")
+    bare = sentence.strip(_MARKUP + _QUOTES + ".!。;")
     return _LEAD.sub("", bare, count=1) if _LEAD.match(bare) else bare
 
 
@@ -230,7 +346,8 @@ def _state_score(sentence: str) -> float | None | bool:
     forms: Sequence[re.Pattern[str]] = (_SCORE, _GIVEN, _BARE)
     for form in forms:
         if (found := form.fullmatch(bare)) and not _NOTE.match(bare):
-            return _to_score(found.group("number"))
+            is_added = form is _GIVEN and _ADDED.match(bare)
+            return False if is_added else _to_score(found.group("number"))
     return None if _NAMED.match(bare) else False
 
 

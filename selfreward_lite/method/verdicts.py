@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from selfreward_lite.data.records import seed_for
 from selfreward_lite.engine.api import Completion
-from selfreward_lite.method.closing import SIDES, Noun, draw_choice, write_choice
-from selfreward_lite.method.parsing import Verdict, parse_verdict
+from selfreward_lite.method.closing import SIDES, draw_choice, write_choice
+from selfreward_lite.method.parsing import Noun, Verdict, parse_verdict
 from selfreward_lite.method.roles import Role
 
 

@@ -1,14 +1,17 @@
 """Whether a base can be used at all: first its small files, then the headers of its weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import (
     STATE,
     ModelShape,
+    TensorShape,
+    check_names,
     check_shape,
-    find_tensors,
     list_tensors,
+    list_weight_files,
     open_safetensors,
     read_config,
 )
@@ -44,8 +47,17 @@ def check_files(model_dir: Path) -> ModelShape:
 def check_folder(model_dir: Path) -> None:
     """`check_files`, and that the files of weights hold every tensor in its shape."""
     shape = check_files(model_dir)
-    files = find_tensors(model_dir, shape)
+    found: dict[str, TensorShape] = {}
+    for name in list_weight_files(model_dir):
+        with open_safetensors(model_dir / name, "numpy") as file:
+            names = file.keys()
+            found |= {one: tuple(file.get_slice(one).get_shape()) for one in names}
+    check_tensors(model_dir, shape, found)
+
+
+def check_tensors(model_dir: Path, shape: ModelShape, found: Mapping[str, TensorShape]) -> None:
+    """Check the names and shapes in the headers of a model's weights; raises as `check_folder`."""
+    check_names(model_dir, shape, found)
     for tensor in list_tensors(shape):
-        with open_safetensors(files[tensor.source], "numpy") as file:
-            found = tuple(file.get_slice(tensor.source).get_shape())
-        check_shape(tensor, found, packed=f"{tensor.source}.{STATE}" in files)
+        packed = f"{tensor.source}.{STATE}" in found
+        check_shape(tensor, found[tensor.source], packed=packed)

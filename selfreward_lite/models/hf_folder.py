@@ -7,7 +7,7 @@ and for random models. Nothing heavy is imported until a tensor is read.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ NF4_CONFIG = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8",
 }
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DEFAULT_THETA = 10000.0  # base of the rotation's frequencies where nothing is said
 TensorShape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -365,21 +366,31 @@ def open_safetensors(path: Path, framework: Literal["pt", "numpy"] = "pt") -> It
 
 def find_tensors(model_dir: Path, model: ModelShape) -> dict[str, Path]:
     """The file of every tensor; raises ExportError for missing and unknown tensors."""
-    index, single = model_dir / "model.safetensors.index.json", model_dir / "model.safetensors"
-    files = {single}
-    if index.exists() and not single.exists():
-        files = {model_dir / name for name in read_json(index).get("weight_map", {}).values()}
     found: dict[str, Path] = {}
-    for path in sorted(files):
-        with open_safetensors(path, "numpy") as file:
-            found |= dict.fromkeys(file.keys(), path)
+    for name in list_weight_files(model_dir):
+        with open_safetensors(model_dir / name, "numpy") as file:
+            found |= dict.fromkeys(file.keys(), model_dir / name)
+    check_names(model_dir, model, found)
+    return found
+
+
+def list_weight_files(model_dir: Path) -> list[str]:
+    """The files that hold a model's weights, by its index unless there is a single file."""
+    index = model_dir / INDEX
+    if (model_dir / SINGLE).exists() or not index.exists():
+        return [SINGLE]
+    return sorted(set(read_json(index).get("weight_map", {}).values()))
+
+
+def check_names(model_dir: Path, model: ModelShape, found: Collection[str]) -> None:
+    """Raise ExportError where a tensor of the model is missing, or one is not part of it."""
     names = {tensor.source for tensor in list_tensors(model)}
     known = {"lm_head.weight", *names}  # transformers too ignores the copy for a tied head
     if model.packed:
         known |= {f"{one.source}.{part}" for one in list_linear(model) for part in PACKED_PARTS}
     # Old checkpoints stored the frequencies, which transformers ignores too.
     used = {name for name in found if not name.endswith(".rotary_emb.inv_freq")}
-    if missing := sorted(names - found.keys()):
+    if missing := sorted(names - set(found)):
         raise ExportError(
             f"{model_dir}: {len(missing)} tensors are missing, first {missing[0]}: "
             "download it again"
@@ -388,7 +399,6 @@ def find_tensors(model_dir: Path, model: ModelShape) -> dict[str, Path]:
         raise ExportError(
             f"{model_dir}: tensor {extra[0]} is not part of such a model: choose the plain one"
         )
-    return found
 
 
 _QWEN3_8B = ModelShape(

@@ -22,6 +22,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # float32.
 ADAPTER_BYTES = 16
 REFERENCE_BYTES = 4  # its frozen copy, the reference of DPO
+# Adapters that llama.cpp keeps, in float32: M0, M(t-1) and M(t); it frees none before it ends.
+ADAPTERS = 3
 
 # How many logits TRL's heads hold at once, as tokens and words of the vocabulary, and the bytes of
 # one with its gradient and copies in float32. Measured with TRL 1.14 on a CPU in bfloat16: `python
@@ -34,14 +36,19 @@ DRIVER = {"engine": 0.6e9, "training": 0.8e9}  # what CUDA and its libraries hol
 def estimate_engine(
     settings: EngineSettings, shape: ModelShape, base: float, rank: int
 ) -> dict[str, int]:
-    """What llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF."""
+    """What llama.cpp holds with all layers on the GPU, by part; `base` is its GGUF.
+
+    A step has a mask of two bytes for each of its tokens and cells.
+    """
     cell = shape.layers * shape.kv_heads * shape.head_dim * 2 * 2  # keys and values, two bytes each
     activations = 4 * settings.batch * (2 * shape.ffn + 8 * shape.hidden)
+    mask = 2 * settings.batch * settings.context
+    logits = 4 * (settings.parallel + settings.roots) * shape.vocab
     parts = {
-        "weights": base,
+        "weights": estimate_offloaded(base, shape),
         "KV cache": settings.context * cell,
-        "a step": activations + 4 * settings.parallel * shape.vocab,
-        "two adapters": 2 * 4 * count_adapter_weights(shape, rank),
+        "a step": activations + mask + logits,
+        "adapters": ADAPTERS * 4 * count_adapter_weights(shape, rank),
         "driver": DRIVER["engine"],
     }
     return {name: int(size) for name, size in parts.items()}
@@ -101,6 +108,15 @@ def estimate_base(model: Model, shape: ModelShape) -> float:
     return file.stat().st_size
 
 
+def estimate_offloaded(base: float, shape: ModelShape) -> float:
+    """The bytes of a GGUF that go to the GPU: all but the table in which tokens are looked up.
+
+    If the output is tied to it, it is copied there.
+    """
+    embeddings = 0 if shape.tied else shape.vocab * shape.hidden
+    return base * (1 - embeddings / count_weights(shape))
+
+
 def count_linear_weights(shape: ModelShape) -> int:
     """How many weights the blocks' linear layers have, those that NF4 packs."""
     return sum(math.prod(tensor.shape) for tensor in list_linear(shape))
@@ -109,6 +125,11 @@ def count_linear_weights(shape: ModelShape) -> int:
 def count_weights(shape: ModelShape) -> int:
     """How many weights a model's matrices have; its norms are negligible."""
     return count_linear_weights(shape) + shape.vocab * shape.hidden * (1 if shape.tied else 2)
+
+
+def count_multiplied(shape: ModelShape) -> int:
+    """How many weights every token is multiplied with: the linear layers and the output."""
+    return count_linear_weights(shape) + shape.vocab * shape.hidden
 
 
 def count_adapter_weights(shape: ModelShape, rank: int) -> int:

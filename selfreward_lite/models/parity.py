@@ -26,6 +26,8 @@ from selfreward_lite.system.errors import ExportError
 if TYPE_CHECKING:
     import numpy as np
 
+    from selfreward_lite.engine.llama import LlamaEngine
+
 BLOCK = 64  # rows of logits that are compared at once
 STEP_TOKENS = 128  # tokens that llama.cpp computes at once
 MAX_THREADS = 8
@@ -195,7 +197,6 @@ def parity(
     from selfreward_lite.engine.loading import cores
 
     adapted, base = _Comparison(), _Comparison()
-    reference = load_reference(model_dir, adapter_dir, weights)
     lora = None if gguf_adapter is None else str(gguf_adapter)
     spec = LlamaSpec(  # as in a run, but exact and on the CPU
         model=gguf_base,
@@ -207,21 +208,24 @@ def parity(
         exact=True,
         check_adapters=False,  # what an adapter changes is measured here
     )
+    # One model after the other: both of 8B would not fit the 12.7 GB of a free Colab machine, and
+    # their pages would be read again for every list.
     with closing(LlamaEngine(spec)) as engine:
-        for tokens in map(list, token_lists):
-            expected, found = compute_logits(reference, tokens), engine.logits(tokens, lora)
-            if expected.shape != found.shape:
-                raise ExportError(
-                    f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: "
-                    "export it again"
-                )
-            adapted.add_models(expected, found)
-            if lora is not None:
-                with reference.disable_adapter():
-                    plain = compute_logits(reference, tokens)
-                found_plain = engine.logits(tokens)
-                base.add_models(plain, found_plain)
-                adapted.add_adapters(expected, found, plain, found_plain)
+        in_llama = [_llama_logits(engine, list(tokens), lora) for tokens in token_lists]
+    reference = load_reference(model_dir, adapter_dir, weights)
+    for tokens, (found, found_plain) in zip(token_lists, in_llama, strict=True):
+        expected = compute_logits(reference, list(tokens))
+        if expected.shape != found.shape:
+            raise ExportError(
+                f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: "
+                "export it again"
+            )
+        adapted.add_models(expected, found)
+        if found_plain is not None:
+            with reference.disable_adapter():
+                plain = compute_logits(reference, list(tokens))
+            base.add_models(plain, found_plain)
+            adapted.add_adapters(expected, found, plain, found_plain)
     return adapted.result(None if lora is None else base.result())
 
 
@@ -329,6 +333,13 @@ def load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) 
 
         model = PeftModel.from_pretrained(model, adapter_dir)
     return model.eval()
+
+
+def _llama_logits(
+    engine: LlamaEngine, tokens: list[int], lora: str | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """llama.cpp's logits with the adapter, and without if there is one."""
+    return engine.logits(tokens, lora), None if lora is None else engine.logits(tokens)
 
 
 def compute_logits(model: Any, tokens: list[int]) -> np.ndarray:

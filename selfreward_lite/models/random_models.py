@@ -188,12 +188,19 @@ def write_folder(folder: Path, shape: str) -> Path:
 
     Tokens are the tiny world's; other ids have no text. Raises ConfigError for an unknown shape.
     """
+    if shape not in SHAPES:
+        raise ConfigError(f"no shape {shape}; choose one of {', '.join(SHAPES)}")
+    return write_model(folder, SHAPES[shape])
+
+
+def write_model(folder: Path, model: ModelShape, tokenizer: Path = TINY_MODEL) -> Path:
+    """Write a random model with the tokenizer of another folder; returns `folder`.
+
+    One file is in memory at a time. The folder appears when it is complete.
+    """
     import torch
     from safetensors.torch import save_file
 
-    if shape not in SHAPES:
-        raise ConfigError(f"no shape {shape}; choose one of {', '.join(SHAPES)}")
-    model = SHAPES[shape]
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -207,9 +214,9 @@ def write_folder(folder: Path, shape: str) -> Path:
         size += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (part / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
-    tiny = json.loads((TINY_MODEL / "config.json").read_bytes())  # with the ids of its tokens
+    theirs = tokenizer / "config.json"  # with the ids of its tokens
     config = {
-        **tiny,
+        **(json.loads(theirs.read_bytes()) if theirs.exists() else {}),
         **build_config(model),
         "dtype": "bfloat16",
         "quantization_config": {
@@ -220,7 +227,8 @@ def write_folder(folder: Path, shape: str) -> Path:
     }
     (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     for name in TOKENIZER:
-        shutil.copyfile(TINY_MODEL / name, part / name)
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, part / name)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder

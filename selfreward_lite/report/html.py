@@ -61,6 +61,7 @@ def render_page(store: Store) -> str:
         examples=summary.build_example_table(store, EXAMPLES).rows,
         pairs=_load_pairs(store),
         stages=summary.build_stage_table(store.stages()),
+        trained=summary.build_training_table(store),
         settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
 

@@ -7,7 +7,7 @@ nothing is markup. Only `push` sends anything, to the repository that it is give
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from selfreward_lite.models.chat_template import user
 from selfreward_lite.report import passport, summary, tasks
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
-from selfreward_lite.training.rows import TOO_LONG, PairTexts
+from selfreward_lite.training.rows import TOO_LONG, TOO_LONG_FOR_MEMORY, PairTexts
 
 TABLE = "data/train-00000-of-00001.parquet"
 
@@ -138,9 +138,15 @@ def write_pairs(store: Store, out: Path) -> Path:
         kind="data",
         response_pairs=sum(row["kind"] == "response" for row in rows),
         judgment_pairs=sum(row["kind"] == "judgment" for row in rows),
-        too_long=sum(store.drops(t, "training").get(TOO_LONG, 0) for t in iterations),
+        too_long=_count_drops(store, iterations, TOO_LONG),
+        too_long_for_memory=_count_drops(store, iterations, TOO_LONG_FOR_MEMORY),
     )
     return out
+
+
+def _count_drops(store: Store, iterations: Iterable[int], reason: str) -> int:
+    """How many rows were left out of trainings for a reason."""
+    return sum(store.drops(iteration, "training").get(reason, 0) for iteration in iterations)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:

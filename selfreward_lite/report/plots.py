@@ -78,8 +78,8 @@ PANELS = {
     "shares": Panel(
         "shares of what was trained on",
         "Prompts that gave a pair; pairs of responses with the same score; judgments that could "
-        "not be read; judgments whose score was forced, since the judge wrote none.",
-        ("pair_yield", "tie_rate", "unread_rate", "forced_rate"),
+        "not be read; judgments, and battles, that were forced: the judge wrote nothing readable.",
+        ("pair_yield", "tie_rate", "unread_rate", "forced_rate", "battle_forced_rate"),
         top=1.0,
     ),
     "scores": Panel(

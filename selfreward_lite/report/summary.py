@@ -13,6 +13,8 @@ from selfreward_lite.data import queries
 from selfreward_lite.data.ranked import HUMAN, RankedPrompt, split_ranked
 from selfreward_lite.data.records import (
     BASE,
+    Battle,
+    Comparison,
     Judgment,
     JudgmentPair,
     ModelId,
@@ -71,6 +73,8 @@ OF_DATA = (
     "tie_rate",
     "unread_rate",
     "forced_rate",
+    "battle_forced_rate",
+    "comparison_forced_rate",
     "response_pairs",
     "judgment_pairs",
 )
@@ -159,6 +163,10 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
     judgments = load_training_judgments(store, iteration)
     unread = sum(judgment.score is None for judgment in judgments)
     sources = Counter(judgment.source for judgment in judgments if judgment.score is not None)
+    battles = store.made_by(Battle, iteration - 1, iteration) if iteration else []
+    battles_forced = sum(battle.source == "forced" for battle in battles)
+    compared = store.records(Comparison, iteration=iteration)
+    verdicts_forced = sum(one.forced for one in compared)  # of two each, one for each order
     source = {"iteration": iteration} if iteration else {"origin": "ranked"}
     prompts = store.count(Prompt, **source)
     pairs = store.count(ResponsePair, iteration=iteration)
@@ -172,12 +180,18 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
         "judgments_unread": unread,
         "judgments_forced": sources["forced"],
         "judgments_first": sources["first"],
+        "battles": len(battles),
+        "battles_forced": battles_forced,
         "response_pairs": pairs,
         "judgment_pairs": store.count(JudgmentPair, iteration=iteration),
         "pair_yield": _round(pairs / prompts) if iteration and prompts else None,
         "tie_rate": _round(measure_tie_rate(store, iteration, judgments)) if iteration else None,
         "unread_rate": _round(unread / len(judgments)) if judgments else None,
         "forced_rate": _round(sources["forced"] / len(judgments)) if judgments else None,
+        "battle_forced_rate": _round(battles_forced / len(battles)) if battles else None,
+        "comparison_forced_rate": _round(verdicts_forced / (2 * len(compared)))
+        if compared
+        else None,
         **{name: _round(metrics.get(name)) for name in MEASURED},
         "seconds": round(sum(seconds), 1),
     }
@@ -185,12 +199,14 @@ def _summarize_iteration(store: Store, iteration: int) -> ModelFigures:
 
 def load_training_judgments(store: Store, iteration: int) -> list[Judgment]:
     """Return the judgments that M(t) was trained on, without those made for evaluation."""
-    stage = "judgments" if iteration else "eft_judgments"
-    items = store.done_items(iteration, stage)
-    if not iteration:  # the items of this stage are prompts, not responses
-        items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in items}
     judgments = store.made_by(Judgment, iteration - 1, iteration)
-    return [one for one in judgments if one.response_id in items]
+    if iteration:
+        items = store.done_items(iteration, "judgments")
+        return [one for one in judgments if one.response_id in items]
+    prompts = store.done_items(0, "eft_judgments")
+    items = {one.id for one in store.records(Response, iteration=0) if one.prompt_id in prompts}
+    tried = range(store.settings().seed_stage.attempts)  # the first look has others
+    return [one for one in judgments if one.response_id in items and one.index in tried]
 
 
 def measure_tie_rate(store: Store, iteration: int, judged: Sequence[Judgment]) -> float | None:
@@ -386,6 +402,25 @@ def build_memory_table(store: Store) -> Table:
         predicted = format_bytes(size - int(driver))
         rows.append([stage, predicted, format_bytes(int(peak)) if peak else "–"])
     return Table(["GPU memory", "predicted", "at its peak"], rows)
+
+
+def build_training_table(store: Store) -> Table:
+    """Return how each model was trained, and on how much less for want of memory.
+
+    Runs of older versions stored nothing of it: no rows.
+    """
+    head = ["trained", "by", "number format", "loss", "rows at once", "longest", "left out"]
+    rows = []
+    for model in map(ModelId, store.models()):
+        facts, known = store.fact(f"training {model.name}") or {}, store.metrics(model)
+        left_out = known.get("training_left_out")
+        words = [facts.get(name) or "–" for name in ("backend", "number_format", "loss")]
+        sizes = [known.get(f"training_{name}") for name in ("micro_batch", "max_length")]
+        if facts.get("backend") or left_out:
+            counts = ["–" if size is None else f"{size:,.0f}" for size in sizes]
+            short = f"{left_out:,.0f} for want of memory" if left_out else "0"
+            rows.append([model.name, *words, *counts, short])
+    return Table(head, rows)
 
 
 def build_example_table(store: Store, count: int) -> Table:

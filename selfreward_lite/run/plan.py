@@ -1,12 +1,11 @@
 """What a run needs before it starts: hours, GPU memory, disk, download.
 
 Hours are amounts (from the table of stages) times costs a piece: estimated from a GPU's data
-sheet, or measured in the run's own stages. Hours assume average text lengths; disk counts every
-text at its longest, so that no run fills the disk.
+sheet (`speed`), or measured in the run's own stages. Hours assume average text lengths; disk
+counts every text at its longest, so that no run fills the disk.
 """
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,16 @@ from selfreward_lite.models.memory import (
     count_weights,
     estimate_base,
 )
+from selfreward_lite.run.speed import (
+    DPO_OPERATIONS,
+    GPU_SPEEDS,
+    SFT_OPERATIONS,
+    estimate_costs,
+    gpu_key,
+)
 from selfreward_lite.run.stages import (
     ANSWERS,
     EFT_DRAWN,
-    JUDGE_TOKENS,
-    PROMPT_TOKENS,
     Costs,
     assume_lengths,
     count_task_answers,
@@ -43,113 +47,11 @@ ADAPTER_BYTES = 8  # on disk: a weight in float32 in the PEFT folder, and in the
 CHECKPOINT_BYTES = 24  # a weight with AdamW's moments, in two checkpoints: the newest and the last
 ID_BYTES = 6  # of a token id in a trainer's rows
 LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and the logs of trainers and exporters
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Seconds of a generated token (among all sequences), of a token read, of a token in DPO."""
-
-    token: float
-    read: float
-    dpo: float
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """A GPU's data sheet: bytes of memory, bytes a second, 16-bit operations a second."""
-
-    memory: float
-    bandwidth: float
-    operations: float
-
-
-# By what is in the GPU's name: the vendor's figures (dense, 16 bits in, 32 bits summed; a T4 sums
-# in 16 bits).
-GPU_SPEEDS = {
-    "T4": Speeds(15e9, 320e9, 65e12),
-    "RTX 3060": Speeds(12e9, 360e9, 25.6e12),
-    "RTX 3090": Speeds(24e9, 936e9, 71e12),
-    "RTX 4090": Speeds(24e9, 1008e9, 165e12),
-    "A100": Speeds(40e9, 1555e9, 312e12),
-    "H100": Speeds(80e9, 3350e9, 989e12),
-    "H200": Speeds(141e9, 4800e9, 989e12),
-}
-
-# Shares of those figures that are reached: guesses, in the range of public measurements of
-# llama.cpp and QLoRA.
-READ_SHARE, STEP_SHARE, PREFILL_SHARE, TRAIN_SHARE = 0.7, 0.35, 0.5, 0.3
-# A weight of the base, on two CPU cores: reading, unpacking, writing (30 ns measured once;
-# docs/log/export.md).
-BASE_SECONDS = 40e-9
 # A complete run of a preset that needs no GPU, where it was measured (docs/results.md).
 CPU_TIMES = {"tiny": "3 minutes on two CPU cores"}
-WRITER_TOKENS = 400  # of the prompt writer's question
-
-# An adapter's export is checked on a few prompts and judgments, with and without it, by llama.cpp
-# on two CPU cores.
-CHECKED_PROMPTS, CHECKED_JUDGMENTS = 4, 1
-CPU_OPERATIONS = 60e9  # a second: a guess
-
-# Floating-point operations a weight and token: 2 forward, 2 backward (no gradients of frozen
-# weights), 2 forward again (checkpointing); DPO's reference runs forward too.
-SFT_OPERATIONS, DPO_OPERATIONS = 6, 8
 
 
-# -- costs of a piece ------------------------------------------------------------------------------
-
-
-def estimate_costs(settings: Settings, shape: ModelShape, speeds: Speeds) -> Costs:
-    """Costs on a GPU, from its data sheet.
-
-    A step reads weights and cache once, and computes for every sequence.
-    """
-    size, parallel = count_weights(shape), settings.engine.parallel
-    tokens = PROMPT_TOKENS + JUDGE_TOKENS + assume_lengths(settings).response
-    cells = min(settings.engine.context, parallel * tokens)
-    cell = shape.layers * shape.kv_heads * shape.head_dim * 4
-    step = max(
-        (estimate_base(settings.model, shape) + cells * cell) / (READ_SHARE * speeds.bandwidth),
-        2 * size * parallel / (STEP_SHARE * speeds.operations),
-    )
-    rates = Rates(
-        token=step / parallel,
-        read=2 * size / (PREFILL_SHARE * speeds.operations),
-        dpo=DPO_OPERATIONS * count_linear_weights(shape) / (TRAIN_SHARE * speeds.operations),
-    )
-    return costs_from_rates(settings, shape, rates)
-
-
-def costs_from_rates(settings: Settings, shape: ModelShape, rates: Rates) -> Costs:
-    """Costs from seconds a token, estimated or measured."""
-    lengths, size = assume_lengths(settings), count_weights(shape)
-    token, read = rates.token, rates.read
-    checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
-    judged = JUDGE_TOKENS + lengths.answered
-    drawn = max(1, settings.judge.count)  # without a judge in the loop, it is still measured
-    compared = 2 * lengths.judgment + lengths.answered / drawn
-    return {
-        "candidate": lengths.candidate * token + WRITER_TOKENS * read,
-        "response": lengths.response * token + PROMPT_TOKENS / settings.responses.count * read,
-        "judgment": lengths.judgment * token + judged / drawn * read,
-        "battle": lengths.battle * token + compared * read,
-        "sft": rates.dpo * SFT_OPERATIONS / DPO_OPERATIONS,
-        "dpo": rates.dpo,
-        "base": BASE_SECONDS * size,
-        "export": checked * 2 * size / CPU_OPERATIONS,
-    }
-
-
-def gpu_key(name: str) -> str | None:
-    """The row of `GPU_SPEEDS` for a GPU's name; None for laptop GPUs, which are slower.
-
-    >>> gpu_key("NVIDIA GeForce RTX 3090 Ti"), gpu_key("NVIDIA RTX A1000")
-    ('RTX 3090', None)
-    >>> gpu_key("NVIDIA GeForce RTX 4090 Laptop GPU") is None
-    True
-    """
-    if "Laptop" in name or "Max-Q" in name:
-        return None
-    return next((key for key in GPU_SPEEDS if re.search(rf"\b{key}\b", name)), None)
+# -- costs that were measured ----------------------------------------------------------------------
 
 
 def measure_costs(store: Store, settings: Settings) -> Costs:
@@ -199,6 +101,7 @@ def measure_costs(store: Store, settings: Settings) -> Costs:
         "dpo": _token_cost(store, newest, settings)
         if newest
         else sft * DPO_OPERATIONS / SFT_OPERATIONS,
+        "start": store.metrics(newest).get("training_load_seconds") or 0.0,
         "base": spent["base"],
         "export": spent["export"],
     }
@@ -218,15 +121,16 @@ def _token_cost(store: Store, iteration: int, settings: Settings) -> float:
 
 def affordable_prompts(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:
     """How many prompts an iteration can have to be done in `budget` seconds; at most those set."""
-    fixed, one = (
+    one, two = (
         sum(
             seconds_by_stage(
                 settings.with_values("prompts", count=count), iteration, costs
             ).values()
         )
-        for count in (0, 1)
+        for count in (1, 2)  # a training begins with the first prompt
     )
-    return max(0, min(settings.prompts.count, math.floor((budget - fixed) / (one - fixed))))
+    count = 1 + math.floor((budget - one) / (two - one))
+    return max(0, min(settings.prompts.count, count))
 
 
 # -- a complete run --------------------------------------------------------------------------------
@@ -305,7 +209,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
         room = GPU_SPEEDS[key].memory
     elif gpus:
         name, room = gpus[0].name, gpus[0].free
-    shape = _shape(settings.model.base)
+    shape = find_base_shape(settings.model.base)
     return Estimate(
         shape,
         predict(settings, shape, name),
@@ -317,7 +221,7 @@ def estimate(settings: Settings, card: str | None, runs_dir: Path) -> Estimate:
     )
 
 
-def _shape(base: str) -> ModelShape:
+def find_base_shape(base: str) -> ModelShape:
     """The shape of a base: of its folder here, of the table, or of its config.json on the hub."""
     if base == hub.PACKAGED:
         return SHAPES["135m"]

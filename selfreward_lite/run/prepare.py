@@ -23,9 +23,9 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import can_close, make_score_probe
 from selfreward_lite.method.new_prompts import count_different
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.checks import check_files, check_folder
+from selfreward_lite.models.checks import check_files, check_folder, check_tensors
 from selfreward_lite.models.gguf_folder import check_gguf, find_base, refuse_split
-from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.hf_folder import list_weight_files, read_config
 from selfreward_lite.run import plan
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
@@ -42,7 +42,12 @@ from selfreward_lite.system.gpu import list_gpus
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
 _MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
-_MAY_CHANGE_IN = {"evaluation": {"tasks", "task_samples", "task_prompts"}}
+# `max_length` may change for trainings that have not begun: see `_check_lengths`.
+_MAY_CHANGE_IN = {
+    "evaluation": {"tasks", "task_samples", "task_prompts"},
+    "sft": {"micro_batch", "max_length"},
+    "dpo": {"micro_batch", "max_length"},
+}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "llama-cpp-python", "gguf")
 
 # Settings that may name a repository of the hub: section, name, and what kind it is.
@@ -84,7 +89,7 @@ def load_or_create_settings(
         _fetch_tasks(settings, show)
         _check_prompts(settings)
         settings = _download(settings, MODELS, show)
-        _check_folder(settings)
+        check_base(settings)
         _store_facts(store, settings)
     else:
         stored = config.complete(stored)
@@ -103,16 +108,37 @@ def load_or_create_settings(
         needed = [*MODELS, JUDGED, *(() if store.is_done(0, "ranked") else READ_ONCE)]
         settings = _download(settings, needed, show)
         _fetch_tasks(settings, show)
-        before = config.parse(stored).model_dump(mode="json", exclude=_MAY_CHANGE_IN)
+        started = config.parse(stored)
+        before = started.model_dump(mode="json", exclude=_MAY_CHANGE_IN)
         for key, value in settings.model_dump(mode="json", exclude=_MAY_CHANGE_IN).items():
             if key not in _MAY_CHANGE and value != before[key]:
                 raise ConfigError(
                     f"{store.folder} was started with other settings ({key}); give another --name "
                     "to change them"
                 )
+        _check_lengths(store, started, settings)
     # `--gates report` holds for one command; it is not stored with the run.
     store.state("settings", settings.with_values("gates", mode="stop").model_dump(mode="json"))
     return settings
+
+
+def _check_lengths(store: Store, before: Settings, now: Settings) -> None:
+    """Refuse a max_length that was raised, or lowered for a training that has begun."""
+    number = store.next_model()
+    is_sft = number == 0 or before.for_iteration(number).train_on == "positive"
+    begun = bool(store.training(number)) and not store.is_done(number, "training")
+    for name, then, wanted in (("sft", before.sft, now.sft), ("dpo", before.dpo, now.dpo)):
+        if wanted.max_length > then.max_length:
+            raise ConfigError(
+                f"{store.folder} was started with {name}.max_length={then.max_length}, which may "
+                "be lowered only; give another --name to raise it"
+            )
+        if begun and (name == "sft") == is_sft and wanted.max_length < then.max_length:
+            raise ConfigError(
+                f"the training of M{number} has begun with {name}.max_length={then.max_length}: "
+                f"leave it so, or lower {name}.micro_batch. Where memory is short for the longest "
+                "rows, the training leaves them out by itself"
+            )
 
 
 def open_run(
@@ -240,18 +266,32 @@ def _check_small(settings: Settings, show: Show) -> None:
         check_gguf(Path(settings.model.gguf_file))
     base = _find_repository(settings, "model", "base")
     if base and base.file is None:
-        folder = hub.fetch_small(base, show)
+        check_repository(settings, base, show)
+
+
+def check_repository(settings: Settings, base: hub.Repository, show: Show) -> Path:
+    """Refuse a base on the hub by its small files and the headers of its weights.
+
+    Returns the folder of the small files; about 10 MB are downloaded. Raises UserError.
+    """
+    folder = hub.fetch_small(base, show)
+    with refuse_base(folder):
+        shape = check_files(folder)
+    _check_use(settings, folder)
+    if hub.find_missing(str(base), "model"):
+        tensors = hub.fetch_tensors(base, list_weight_files(folder))
         with refuse_base(folder):
-            check_files(folder)
-        _check_use(settings, folder)
+            check_tensors(folder, shape, tensors)
+    return folder
 
 
-def _check_folder(settings: Settings) -> None:
-    """Refuse a base that cannot be used now, not after the first stage."""
+def check_base(settings: Settings) -> Path:
+    """Refuse a base on this machine that cannot be used; returns its folder."""
     with refuse_base(Path(settings.model.base)):
         folder = find_base(settings.model.base)
         check_folder(folder)
     _check_use(settings, folder)
+    return folder
 
 
 def _check_use(settings: Settings, folder: Path) -> None:

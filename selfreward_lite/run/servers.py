@@ -16,9 +16,9 @@ from selfreward_lite.engine.reference import REFERENCE
 from selfreward_lite.engine.remote import Server, ServerSpec, name_base
 from selfreward_lite.engine.server import TIMING, ServerEngine
 from selfreward_lite.models.pieces import read_pieces
-from selfreward_lite.system.doctor import Finding
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import atomic_write
+from selfreward_lite.system.machine import Finding
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 

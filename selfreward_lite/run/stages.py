@@ -4,20 +4,30 @@ The steps of `loop` do them. `plan` and `budget` compute hours from this table, 
 stage that is not in it.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
-from selfreward_lite.config.settings import Settings
+from selfreward_lite.config.settings import Sampling, Settings
 from selfreward_lite.data.task_sets import SETS
 from selfreward_lite.method import canaries, first_look
 from selfreward_lite.method.task_answers import count_samples
 
-# Assumed of texts until a run has measured them: shares of the length limits, and tokens.
-# Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters (arXiv 2407.19594), about 420 tokens.
-RESPONSE_SHARE = 0.4
-JUDGMENT_SHARE = 0.5  # a hundred words and a score
-BATTLE_SHARE = 0.5
-CANDIDATE_SHARE = 0.2
+Text = Literal["candidate", "response", "judgment", "battle"]
+
+# Assumed of texts until a run has measured them: tokens in the mean, before the limit cuts them,
+# and the spread of their logarithm. Llama-3-8B-Instruct answers AlpacaEval in 1,899 characters
+# (arXiv 2407.19594), about 420 tokens; a judgment has a hundred words and a score. The rest is a
+# guess.
+TEXTS: dict[Text, tuple[float, float]] = {
+    "candidate": (50, 0.5),
+    "response": (420, 0.7),
+    "judgment": (150, 0.4),
+    "battle": (250, 0.4),
+}
+# The tiny world's texts, as shares of their limits.
+COMPACT: dict[Text, float] = {"candidate": 0.2, "response": 0.4, "judgment": 0.5, "battle": 0.5}
 PROMPT_TOKENS = 60
 JUDGE_TOKENS = 400  # of the judge's question, apart from prompt and response
 PAIR_SHARE = 0.6  # of the prompts give a response pair; the others tie (published judge logs)
@@ -26,10 +36,11 @@ ANSWERS = 2.85  # ranked answers a prompt of OASST1 (arXiv 2401.10020)
 EFT_DRAWN = 2.0  # ranked answers judged for every EFT example that is kept
 CANDIDATES = 1.5  # asked for, for every prompt that is kept
 
-Piece = Literal["candidate", "response", "judgment", "battle", "sft", "dpo", "base", "export"]
+Piece = Literal[Text, "sft", "dpo", "start", "base", "export"]
 
 
-# Seconds of one piece of each kind; of `sft` and `dpo`, of a token trained on.
+# Seconds of one piece of each kind; of `sft` and `dpo`, of a token trained on; `start` is all that
+# a training does before its first step.
 Costs = dict[Piece, float]
 # What a stage does: the kind of its pieces and their number; None if it takes too little time.
 Work = tuple[Piece, float] | None
@@ -55,14 +66,35 @@ class Lengths:
         return JUDGE_TOKENS + self.answered + self.judgment
 
 
+def list_limits(settings: Settings) -> dict[Text, Sampling]:
+    """How each kind of text is drawn."""
+    return {
+        "candidate": settings.prompts.draw,
+        "response": settings.responses.draw,
+        "judgment": settings.judge.draw,
+        "battle": settings.meta_judge.draw,
+    }
+
+
 def assume_lengths(settings: Settings) -> Lengths:
     """The lengths that follow from the limits that are set."""
-    return Lengths(
-        CANDIDATE_SHARE * settings.prompts.draw.max_tokens,
-        RESPONSE_SHARE * settings.responses.draw.max_tokens,
-        JUDGMENT_SHARE * settings.judge.draw.max_tokens,
-        BATTLE_SHARE * settings.meta_judge.draw.max_tokens,
-    )
+    return Lengths(**{text: assume_moment(settings, text) for text in TEXTS})
+
+
+def assume_moment(settings: Settings, text: Text, power: int = 1) -> float:
+    """The mean of a text's tokens, to a power, where those above the limit are cut there.
+
+    Lengths before the cut are log-normal: E[min(X, L)ⁿ] = exp(nμ + n²σ²/2) Φ(z − nσ) + Lⁿ Φ(−z),
+    z = (ln L − μ)/σ.
+    """
+    limit = list_limits(settings)[text].max_tokens
+    if settings.model.templates == "compact":
+        return (COMPACT[text] * limit) ** power
+    mean, spread = TEXTS[text]
+    middle, below = math.log(mean) - spread**2 / 2, NormalDist().cdf
+    z = (math.log(limit) - middle) / spread
+    uncut = math.exp(power * middle + (power * spread) ** 2 / 2)
+    return uncut * below(z - power * spread) + limit**power * below(-z)
 
 
 def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
@@ -111,6 +143,7 @@ def list_stages(settings: Settings, iteration: int) -> dict[str, Work]:
             **base_tasks,
             "decoys": None,
             "eft_judgments": ("judgment", eft_judgments),
+            "eft_yield": None,
             "eft_examples": None,
             "training": ("sft", settings.sft.epochs * rows),
             **measuring,
@@ -159,4 +192,7 @@ def seconds_by_stage(
     listed = list_stages(settings, iteration)
     names = list(listed)
     later = names if after is None else names[names.index(after) + 1 :]
-    return {name: work[1] * costs[work[0]] for name in later if (work := listed[name])}
+    spent = {name: work[1] * costs[work[0]] for name in later if (work := listed[name])}
+    if spent.get("training"):
+        spent["training"] += costs["start"]
+    return spent

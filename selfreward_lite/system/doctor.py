@@ -2,64 +2,49 @@
 
 examine      asks packages, driver, torch, llama.cpp, disk and hub  →  Machine
 findings     Machine  →  findings; pure, so a test can make up any machine
+check_gpu    the same before a run that needs a GPU
 """
 
-import json
 import os
 import platform
 import re
+import shutil
 import socket
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
+from selfreward_lite.system import probes
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json, format_bytes, free_bytes
-from selfreward_lite.system.gpu import BF16, OLDEST, Gpu, list_gpus
-from selfreward_lite.system.processes import child_environment, explain_exit, run_module
+from selfreward_lite.system.fixes import PACKAGES
+from selfreward_lite.system.gpu import (
+    Gpu,
+    find_driver_fault,
+    list_gpu_users,
+    list_gpus,
+    lock_holder,
+)
+from selfreward_lite.system.gpu_findings import dotted, find_missing_library, find_on_gpu
+from selfreward_lite.system.machine import Finding, Machine
 
 HUB = "huggingface.co"
-INSTALL = "pip install -r requirements.txt"
-PATIENCE = 180  # seconds for a probe; importing torch from a cold disk takes most of it
+SAME = 0.2  # of the logits' size: two ways on a CPU differ by 0.015 (measured), nonsense by 1
+UNSLOTH_PATIENCE = 600  # seconds; it takes half a minute on a desktop, and longer on two cores
 _LAYERS = re.compile(r"offloaded (\d+)/(\d+) layers")
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What was found. `torch` and `llama` are a probe's answer, or {"error": line}."""
+def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True) -> Machine:
+    """Ask this machine; `folder` is where runs will be.
 
-    python: tuple[int, int, int]
-    system: str
-    wsl: bool
-    wanted: dict[str, str]
-    installed: dict[str, str | None]
-    gpus: tuple[Gpu, ...]
-    torch: Json
-    llama: Json
-    free: int
-    hub: bool | None
-    unsloth: str | None = None
-    token: bool = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fact about the machine: `bad` stops a run, a `note` limits it; `fix` is a command."""
-
-    what: str
-    state: Literal["good", "note", "bad"]
-    words: str
-    fix: str | None = None
-
-
-def examine(folder: Path) -> Machine:
-    """Ask this machine; `folder` is where runs will be. Takes as long as importing torch."""
+    Takes as long as importing torch, and with a GPU a minute or two. `holds_gpu` means that the
+    caller has the GPU; else nothing is tried on one that another command uses.
+    """
     wanted, gpus = read_pins(), tuple(list_gpus())
+    holder = lock_holder() if gpus and not holds_gpu else None
+    asked = {} if holder else _ask_probes(gpus, with_unsloth=with_unsloth)
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
@@ -67,12 +52,23 @@ def examine(folder: Path) -> Machine:
         wanted=wanted,
         installed={name: installed_version(name) for name in wanted},
         gpus=gpus,
-        torch=_probe("torch"),
-        llama=_probe_llama(gpus),
+        torch=asked.get("torch"),
+        llama=asked.get("llama"),
         free=free_bytes(folder),
         hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _is_reachable(HUB),
         unsloth=installed_version("unsloth"),
         token=bool(os.environ.get("HF_TOKEN")),
+        place=probes.find_place(),
+        has_apt=shutil.which("apt") is not None,
+        is_root=os.geteuid() == 0,
+        driver_fault=None if gpus else find_driver_fault(),
+        users=tuple(list_gpu_users(gpus[0])) if gpus else (),
+        holder=holder,
+        torchvision=installed_version("torchvision"),
+        compiler=asked.get("compiler"),
+        triton=asked.get("triton"),
+        four_bit=asked.get("four_bit"),
+        unsloth_import=asked.get("unsloth"),
     )
 
 
@@ -82,10 +78,8 @@ def findings(machine: Machine) -> list[Finding]:
         _python(machine),
         _packages(machine),
         _system(machine),
-        _gpu(machine),
-        _torch(machine),
-        _llama(machine.gpus, machine.llama, machine.wanted),
-        *([_unsloth(machine)] if machine.gpus else []),
+        *find_on_gpu(machine),
+        *([_llama(machine.gpus, machine.llama, machine.wanted)] if machine.llama else []),
         _disk(machine),
         _hub(machine),
     ]
@@ -96,18 +90,46 @@ def llama_finding(wanted: dict[str, str], gpus: Sequence[Gpu]) -> Finding:
     return _llama(gpus, _probe_llama(gpus), wanted)
 
 
-def check_gpu(gpu_layers: int) -> None:
-    """Raise UserError if layers are to go on a GPU that is missing, or unused by llama.cpp."""
-    if not gpu_layers or (probed := _probe("build")).get("can_offload"):
-        return
-    if not list_gpus():
+def check_gpu(folder: Path, *, with_llama: bool, backend: str, say: Callable[[str], None]) -> None:
+    """Raise UserError for the first thing that would end a training on the GPU, or the asking.
+
+    The caller holds the GPU. `with_llama` means that llama.cpp is to use it too. What only slows a
+    run down is said.
+    """
+    machine = examine(folder, holds_gpu=True, with_unsloth=backend != "transformers")
+    for one in findings(machine):
+        is_needed = one.what != "llama.cpp" or with_llama
+        if one.what == "unsloth" and one.state != "good" and backend != "transformers":
+            if backend == "unsloth":
+                raise UserError(f"backend=unsloth, and unsloth is {_advise(one)}")
+            say(f"unsloth {one.words}")
+        if one.state == "bad" and is_needed:
+            raise UserError(f"{one.what}: {_advise(one)}")
+
+
+def check_without_gpu(*, is_large: bool) -> None:
+    """Raise UserError if layers are to go on a GPU, and there is none that NVIDIA's driver knows.
+
+    Another maker's GPU may do for llama.cpp, and torch's for training.
+    """
+    probed = probes.ask("build")
+    fault = find_driver_fault()
+    why = f" (nvidia-smi fails: {fault})" if fault else ""
+    if not probed.get("can_offload"):
         raise UserError(
-            "a GPU is to be used, and none is found; `python -m selfreward_lite doctor` says more; "
-            "engine.gpu_layers=0 needs none"
+            f"a GPU is to be used, and none is found{why}; `python -m selfreward_lite doctor` says "
+            "more; engine.gpu_layers=0 needs none"
         )
-    error = probed.get("error")
-    why = f"llama.cpp cannot be used ({error})" if error else "llama.cpp was built for the CPU only"
-    raise UserError(f"{why}, and a GPU is to be used: run `python -m selfreward_lite llama`")
+    if is_large and not probes.ask("torch").get("cards"):
+        raise UserError(
+            f"torch sees no GPU{why}, and this model would train on the CPU for days; "
+            "`python -m selfreward_lite doctor` says more"
+        )
+
+
+def _advise(finding: Finding) -> str:
+    """A finding's words, and what to do."""
+    return f"{finding.words} → {finding.fix or '`python -m selfreward_lite doctor` says more'}"
 
 
 def read_pins() -> dict[str, str]:
@@ -137,7 +159,7 @@ def parse_pins(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def _python(machine: Machine) -> Finding:
-    version = _dotted(machine.python)
+    version = dotted(machine.python)
     if machine.python < (3, 11, 0):
         text = f"{version} is too old: 3.11 is needed"
         return Finding("Python", "bad", text, "python3.11 -m venv .venv")
@@ -156,7 +178,7 @@ def _packages(machine: Machine) -> Finding:
         text = f"missing: {', '.join(missing)}"
         if "llama-cpp-python" in missing:
             text += " (llama-cpp-python is compiled: a C++ compiler is needed)"
-        return Finding("packages", "bad", text, INSTALL)
+        return Finding("packages", "bad", text, PACKAGES)
     if others:
         text = ", ".join(f"{name} {one} instead of {wanted[name]}" for name, one in others.items())
         # A torch that came with the machine fits its driver, and torchvision fits only that torch.
@@ -180,67 +202,25 @@ def _system(machine: Machine) -> Finding:
     return Finding("system", "good", machine.system)
 
 
-def _gpu(machine: Machine) -> Finding:
-    if not machine.gpus:
-        text = "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days"
-        return Finding("GPU", "note", text)
-    gpu = machine.gpus[0]
-    text = (
-        f"{gpu.name}, driver {gpu.driver}, "
-        f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} free"
-    )
-    if len(machine.gpus) > 1:
-        text += f"; the first of {len(machine.gpus)} is used"
-    if gpu.capability < OLDEST:
-        text += f"; compute capability {_dotted(gpu.capability)} is below {_dotted(OLDEST)}"
-        return Finding("GPU", "bad", text)
-    if gpu.free < 0.9 * gpu.total:
-        return Finding(
-            "GPU",
-            "note",
-            f"{text}: a desktop or another program uses {format_bytes(gpu.total - gpu.free)}",
-        )
-    return Finding("GPU", "good", text)
-
-
-def _torch(machine: Machine) -> Finding:
-    probed = machine.torch
-    if probed.get("error"):
-        return Finding("torch", "bad", f"cannot be used: {probed['error']}", INSTALL)
-    version = probed["version"]
-    if not machine.gpus:
-        return Finding("torch", "good", f"{version} on the CPU")
-    if not probed["cards"]:
-        why = "" if probed["cuda"] else ": it was built without CUDA"
-        pin = machine.wanted.get("torch", version.split("+")[0])
-        fix = f"pip install --force-reinstall torch=={pin}"
-        return Finding("torch", "bad", f"{version} sees no GPU{why}", fix)
-    has_bf16 = machine.gpus[0].capability >= BF16
-    number = "bf16" if has_bf16 else "fp16, since bf16 needs compute capability 8.0"
-    return Finding("torch", "good", f"{version} with CUDA {probed['cuda']}; trains in {number}")
-
-
 def _llama(gpus: Sequence[Gpu], probed: Json, wanted: dict[str, str]) -> Finding:
     error = probed.get("error")
+    if error and (missing := find_missing_library(error)):
+        return missing
     if not gpus:
         if error:
-            return Finding("llama.cpp", "bad", f"cannot decode: {error}", INSTALL)
+            return Finding("llama.cpp", "bad", f"cannot decode: {error}", PACKAGES)
         amx = "; its matrix units (AMX) crash it and are not used" if probed["amx"] else ""
         return Finding("llama.cpp", "good", f"{probed['version']} decodes on the CPU{amx}")
     layers = _LAYERS.search(probed.get("offloaded") or "")
+    fix = build_command(gpus[0], wanted)
     if error or not layers or layers[1] != layers[2]:
         why = error or f"its log says {probed.get('offloaded')!r} of the layers"
-        fix = build_command(gpus[0], wanted)
         return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", fix)
-    text = f"{probed['version']} puts every layer on the GPU ({layers[0]})"
+    if not probed["difference"] < SAME:  # written so that NaN is refused too
+        text = f"computes nonsense on the GPU: {probed['difference']:.2g} from the CPU's logits"
+        return Finding("llama.cpp", "bad", text, fix)
+    text = f"{probed['version']} puts every layer on the GPU ({layers[0]}) and decodes"
     return Finding("llama.cpp", "good", text)
-
-
-def _unsloth(machine: Machine) -> Finding:
-    if machine.unsloth is None:
-        text = "not installed: transformers and bitsandbytes train, in more memory and time"
-        return Finding("unsloth", "note", text, "pip install -r requirements-gpu.txt")
-    return Finding("unsloth", "good", f"{machine.unsloth} trains")
 
 
 def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
@@ -273,10 +253,6 @@ def _hub(machine: Machine) -> Finding:
     return Finding("model hub", "good", f"{HUB} answers, {how}")
 
 
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
-
-
 # -- asking the machine ----------
 
 
@@ -288,21 +264,25 @@ def installed_version(name: str) -> str | None:
         return None
 
 
+def _ask_probes(gpus: Sequence[Gpu], *, with_unsloth: bool) -> dict[str, Json]:
+    """The answers of the probes that are worth asking: where torch sees no GPU, few are."""
+    asked = {"torch": probes.ask("torch"), "llama": _probe_llama(gpus)}
+    torch = asked["torch"]
+    if not gpus:
+        return {**asked, "four_bit": probes.ask("four_bit", "0")}
+    asked["compiler"] = compiler = probes.compile_with_python()
+    if torch.get("error") or torch.get("fault") or not torch["cards"]:
+        return asked
+    asked["four_bit"] = probes.ask("four_bit", "1")
+    if compiler["header"] and compiler["compiler"] and not compiler["error"]:
+        asked["triton"] = probes.ask("triton")
+    if with_unsloth and installed_version("unsloth"):
+        asked["unsloth"] = probes.ask("unsloth", patience=UNSLOTH_PATIENCE)
+    return asked
+
+
 def _probe_llama(gpus: Sequence[Gpu]) -> Json:
-    return _probe("llama", "-1" if gpus else "0")
-
-
-def _probe(*arguments: str) -> Json:
-    """What a probe printed; {"error": why} if it failed, crashed or did not answer."""
-    module, environment = "selfreward_lite.models.probe", child_environment(gpus="one")
-    try:
-        ended = run_module(module, *arguments, env=environment, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {PATIENCE} s"}
-    if ended.returncode:
-        return {"error": explain_exit(ended.returncode, ended.stderr.splitlines(), "its process")}
-    answer: Json = json.loads(ended.stdout.splitlines()[-1])
-    return answer
+    return probes.ask("llama", "-1" if gpus else "0")
 
 
 def _is_reachable(host: str) -> bool:

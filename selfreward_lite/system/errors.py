@@ -5,6 +5,7 @@ SelfRewardError            one line: what happened, and what to do next
 │   ├── ConfigError        a setting that does not exist or has a wrong value
 │   └── DataError          a file that cannot be read, with its name and line
 ├── EngineError            exit code 1: the model could not be loaded or used
+│   ├── EngineMemoryError  the memory of the GPU is too short for so many cells
 │   └── ExportError        a model that GGUF cannot express, or that differs after export
 ├── TrainingError          exit code 1: the training process failed; the last adapter is kept
 ├── GateStop               exit code 3: a gate refused the new model; the run can be resumed
@@ -34,6 +35,10 @@ class DataError(UserError):
 
 class EngineError(SelfRewardError):
     """A model or adapter could not be loaded, or the engine died too often."""
+
+
+class EngineMemoryError(EngineError):
+    """The device has no memory for the engine's cells; with fewer of them it may work."""
 
 
 class ExportError(EngineError):

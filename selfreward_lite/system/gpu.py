@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
 
 OLDEST = (7, 5)  # Turing: torch 2.13 has no kernels for older compute capabilities
 BF16 = (8, 0)  # torch's own answer is wrong for a T4 (unslothai/unsloth#504)
+LARGE = 10**9  # weights of a model that would train for days on a CPU
+PATIENCE = 30  # seconds for nvidia-smi, which hangs where the driver does
 FOLDER = Path.home() / ".cache" / "selfreward_lite"
 POLL = 0.5  # seconds between two attempts to take the lock
 _log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class Gpu:
     capability: tuple[int, int]
     free: int
     total: int
+    uuid: str = ""
 
     @property
     def short(self) -> str:
@@ -55,16 +59,55 @@ class Gpu:
         return "".join(map(str, self.capability))
 
 
+@dataclass(frozen=True)
+class GpuUser:
+    """A program that holds memory of a GPU, in bytes; None where the driver does not say it."""
+
+    name: str
+    used: int | None
+
+
 def list_gpus() -> list[Gpu]:
-    """The GPUs of the driver that CUDA_VISIBLE_DEVICES allows; none without a driver."""
+    """The GPUs of the driver that CUDA_VISIBLE_DEVICES allows; none without a driver that works."""
     columns = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"
-    command = ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader,nounits"]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return []
-    output = "" if ended.returncode else ended.stdout
+    output, _ = _ask_driver(f"--query-gpu={columns}", "--format=csv,noheader,nounits")
     return parse_gpus(output, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def find_driver_fault() -> str | None:
+    """Why nvidia-smi fails, in its own words; None if it works or there is none."""
+    return _ask_driver("-L")[1]
+
+
+def list_gpu_users(gpu: Gpu) -> list[GpuUser]:
+    """The programs that hold memory of a GPU, those that hold most first.
+
+    Under WSL2 and in containers the driver names none.
+    """
+    return parse_gpu_users(_ask_driver("-q", "-x")[0], gpu.uuid)
+
+
+def _ask_driver(*arguments: str) -> tuple[str, str | None]:
+    """What nvidia-smi prints, and why it failed; "" and None without nvidia-smi."""
+    try:
+        ended = subprocess.run(
+            ["nvidia-smi", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
+        )
+    except FileNotFoundError:
+        return "", None
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {PATIENCE} s"
+    except OSError as error:
+        return "", str(error)
+    if not ended.returncode:
+        return ended.stdout, None
+    lines = [line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
+    return "", lines[0] if lines else f"exit code {ended.returncode}"
 
 
 def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
@@ -81,7 +124,8 @@ def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
         try:
             index, uuid, name, driver, capability, free, total = map(str.strip, line.split(","))
             major, minor = map(int, capability.split("."))
-            gpu = Gpu(name, driver, (major, minor), int(free) * 2**20, int(total) * 2**20)
+            memory = int(free) * 2**20, int(total) * 2**20
+            gpu = Gpu(name, driver, (major, minor), *memory, uuid)
             found.append((index, uuid, gpu))
         except ValueError:  # [N/A], as for a GPU without memory of its own
             _log.warning("nvidia-smi does not give all figures of a GPU, so it is unused: %s", line)
@@ -93,6 +137,27 @@ def parse_gpus(output: str, visible: str | None = None) -> list[Gpu]:
         for index, uuid, gpu in found
         if wanted == index or (len(wanted) > 3 and uuid.startswith(wanted))
     ]
+
+
+def parse_gpu_users(output: str, uuid: str) -> list[GpuUser]:
+    """Programs on one GPU from `nvidia-smi -q -x`, those that hold most first."""
+    if not output.strip():
+        return []
+    try:
+        document = ElementTree.fromstring(output)
+    except ElementTree.ParseError:
+        _log.warning("nvidia-smi -q -x gives no XML, so programs on the GPU are not named")
+        return []
+    found = []
+    for one in document.iterfind("gpu"):
+        if one.findtext("uuid", "") != uuid:
+            continue
+        for program in one.iterfind("processes/process_info"):
+            size = re.match(r"(\d+) MiB", program.findtext("used_memory", ""))
+            used = int(size[1]) * 2**20 if size else None
+            command = program.findtext("process_name", "").split(" -")[0]
+            found.append(GpuUser(Path(command).name or "a program", used))
+    return sorted(found, key=lambda user: -(user.used or 0))
 
 
 def try_lock(who: str) -> int | None:

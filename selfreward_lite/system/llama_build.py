@@ -17,6 +17,7 @@ from selfreward_lite.system import doctor
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
 from selfreward_lite.system.gpu import Gpu, list_gpus
+from selfreward_lite.system.machine import Finding
 from selfreward_lite.system.processes import last_lines
 
 NVCC = Path("/usr/local/cuda/bin/nvcc")  # where the CUDA toolkit is, if not on the path
@@ -30,7 +31,7 @@ _CAUSE = re.compile(
 _RELEASE = re.compile(r"release (\d+)\.")
 
 
-def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Finding:
+def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
     """Make llama.cpp use the GPU, or run on the CPU if there is none; returns what it does now.
 
     A wheel that works is used from one of the folders `wheels`, or their subfolder named after GPU
@@ -51,7 +52,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> doctor.Findin
     own = f"sm{gpus[0].architecture}-cuda{release}"
     keep = wheels[-1] / own if wheels else None
 
-    def try_wheel(wheel: Path) -> doctor.Finding:
+    def try_wheel(wheel: Path) -> Finding:
         """Install a wheel; one that works is kept for the next machine."""
         _pip("install", "--force-reinstall", "--no-deps", str(wheel))
         found = doctor.llama_finding(wanted, gpus)

@@ -16,7 +16,8 @@ from selfreward_lite.system.files import hash_file
 FIRST_MARGIN_LIMIT = 1e-4  # reward margin of the first step; more means another reference model
 PROBE_STEPS = 5
 FROZEN_STEPS = 5  # a loss that stays the same to the last digit for so many steps is not trained
-# `step`, `steps` in all and the `values` that the trainer logged; or a `message`
+# `step`, `steps` in all and the `values` that the trainer logged; or a `message`. Where rows are
+# `left_out` for want of memory, with their number and the step that it goes on from, `begun_at`.
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -77,7 +78,8 @@ class TrainingResult:
     """What a training did. A field is None if not measured, such as without rows or a GPU.
 
     `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the
-    step that it resumed from.
+    step that it resumed from. For want of memory, `left_out` rows longer than `max_length` tokens
+    were not trained on.
     """
 
     steps: int
@@ -94,11 +96,25 @@ class TrainingResult:
     peak_bytes: float | None = None
     ended_early: bool | None = None
     out_of_time: bool | None = None  # before half of it was done, so that there is no model
+    left_out: int | None = None
+    max_length: int | None = None
+    backend: str = ""  # with versions
+    number_format: str = ""
+    loss: str = ""  # over what it is a mean
 
     def metrics(self) -> dict[str, float]:
-        """The fields that were measured, by the names of their metrics in a run's store."""
+        """The numbers that were measured, by the names of their metrics in a run's store."""
         known = asdict(self).items()
-        return {f"training_{name}": float(value) for name, value in known if value is not None}
+        return {
+            f"training_{name}": float(value)
+            for name, value in known
+            if isinstance(value, int | float)
+        }
+
+    def facts(self) -> dict[str, str]:
+        """How it was trained, in words."""
+        known = asdict(self).items()
+        return {name: value for name, value in known if isinstance(value, str)}
 
 
 def find_loss_fault(losses: Sequence[float]) -> str | None:

@@ -19,6 +19,10 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import user
 
 TOO_LONG = "longer than max_length"
+TOO_LONG_FOR_MEMORY = "too long for the memory"
+# Where memory is too short for the longest row, rows of up to this share of its length are tried.
+SHORTER = 0.75
+MOST_LEFT_OUT = 0.5  # of the rows, for want of memory: fewer would be other data
 Row = dict[str, list[int]]  # prompt_ids, and completion_ids or chosen_ids and rejected_ids
 
 
@@ -78,6 +82,24 @@ def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:
             size //= 2
         else:
             size -= 1
+
+
+def list_lengths(rows: Sequence[Row], wanted: int) -> Iterator[int]:
+    """Yield lengths to try where memory is short: as wanted, then shorter ones.
+
+    Rows longer than that are left out, some more each time, but never more than MOST_LEFT_OUT.
+
+    >>> rows = [{"prompt_ids": [0], "completion_ids": [0] * count} for count in (3, 5, 7, 15)]
+    >>> list(list_lengths(rows, 20))
+    [20, 12, 6]
+    """
+    lengths, length = [row_length(row) for row in rows], wanted
+    fitting = len(lengths)
+    while fitting >= (1 - MOST_LEFT_OUT) * len(lengths):
+        yield length
+        longest = max((one for one in lengths if one <= length), default=0)
+        length = int(SHORTER * longest)
+        fitting = sum(one <= length for one in lengths)
 
 
 def build_rows(texts: Iterable[tuple[str, ...]], chat: ChatFormat, max_length: int) -> Rows:

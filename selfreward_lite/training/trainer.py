@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoTokenizer, TrainerCallback, get_cosine_schedule_with_warmup, set_seed
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 
 from selfreward_lite.config.settings import Dpo
+from selfreward_lite.models.hf_folder import read_config
+from selfreward_lite.models.memory import count_weights
 from selfreward_lite.system.errors import TrainingError
-from selfreward_lite.system.gpu import BF16, OLDEST
+from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, list_gpus
 from selfreward_lite.training import backends, checkpoints
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.checkpoints import Checkpoint, State, Weights
@@ -40,16 +42,16 @@ from selfreward_lite.training.job import (
     find_loss_fault,
 )
 from selfreward_lite.training.rows import (
+    TOO_LONG_FOR_MEMORY,
     Row,
     arrange_rows,
     count_tokens,
+    list_lengths,
     list_micro_batches,
     row_length,
 )
+from selfreward_lite.training.token_trainers import describe_loss, make_trainer
 
-Tensors = dict[str, torch.Tensor]
-
-IGNORED = -100
 # Errors of CUDA, of the CPU allocator and of cuBLAS, which have no class of their own.
 PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 
@@ -60,57 +62,6 @@ FIRST_SCALE = 2.0**12
 # The private parts of TRL and of transformers' Trainer that are used here were read in these
 # versions.
 READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
-
-
-class TokenDPOTrainer(DPOTrainer):
-    """TRL's DPO on token ids. A step is the same however its rows are split into micro-batches.
-
-    The sigmoid term is the mean over a step's rows, the SFT term that over the tokens of all its
-    chosen completions. TRL takes both means over a micro-batch, and Trainer the mean of those: rows
-    of a short micro-batch and tokens of short rows would count more.
-    """
-
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        # TRL's head that never holds all logits. As an argument it asks for the package
-        # liger-kernel, of which it uses nothing.
-        self.use_liger_kernel = True
-        self._weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
-        self._step = (0, 0)  # rows of the step, tokens of its chosen completions
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        """The rows as they are: TRL would read `<|eot_id|>` in a message as special."""
-        return dataset
-
-    def get_batch_samples(self, *args: Any) -> tuple[list[Tensors], Any]:
-        """The micro-batches of a step, which are counted."""
-        batches, items = super().get_batch_samples(*args)
-        rows, tokens = zip(*map(_count_chosen, batches), strict=True)
-        self._step = (sum(rows), sum(tokens))
-        return batches, items
-
-    def compute_loss(self, model: Any, inputs: Tensors, *args: Any, **named: Any) -> Any:
-        """The micro-batch's share of the step's loss, times the number of micro-batches.
-
-        Trainer divides by that number, and adds up.
-        """
-        parts = self.current_gradient_accumulation_steps
-        (rows, tokens), (step_rows, step_tokens) = _count_chosen(inputs), self._step
-        by_rows = parts * rows / step_rows
-        shares = {"sigmoid": by_rows, "sft": parts * tokens / step_tokens}
-        self.loss_weights = [weight * shares[kind] for kind, weight in self._weights.items()]
-        loss = super().compute_loss(model, inputs, *args, **named)
-        # TRL logs their mean over micro-batches.
-        for name, values in self._metrics["train"].items():
-            if name.startswith(("rewards/", "logps/")):
-                values[-1] *= by_rows
-        return loss
-
-
-def _count_chosen(inputs: Tensors) -> tuple[int, int]:
-    """Rows of a micro-batch, and tokens of their chosen completions, which are its first half."""
-    chosen = inputs["completion_mask"].chunk(2)[0]
-    return len(chosen), int(chosen[:, 1:].sum())
 
 
 class Watcher(TrainerCallback):
@@ -132,6 +83,12 @@ class Watcher(TrainerCallback):
             key=lambda row: row_length(row) if "prompt_ids" in row else len(row["input_ids"]),
         )
         longest = ordered[-args.per_device_train_batch_size :]
+        # What later steps hold beside the rows: AdamW's moments, and gradients to add to.
+        weights = [weight for _, weight in _named_trainable(trainer.model)]
+        new = [weight for weight in weights if weight not in trainer.optimizer.state]
+        moments = [torch.zeros_like(weight) for weight in (*new, *new)]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
         # Trainer's loop sets it a little later, and training_step reads it.
         trainer.current_gradient_accumulation_steps = 1
         (batch,), items = trainer.get_batch_samples(
@@ -139,6 +96,7 @@ class Watcher(TrainerCallback):
         )
         trainer.training_step(trainer.model_wrapped, batch, items)
         trainer.model.zero_grad()
+        del moments
         trainer._metrics["train"].clear()  # these belong to no step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -170,6 +128,13 @@ class Watcher(TrainerCallback):
         losses = [*known.losses, values["loss"]]
         if fault := find_loss_fault(losses):
             raise TrainingError(f"{fault} at step {step}; lower the learning rate")
+        # float16 has a scaler, which leaves such a step out and lowers its scale.
+        is_scaled = self.trainer.accelerator.scaler is not None
+        if not is_scaled and not math.isfinite(values.get("grad_norm", 0.0)):
+            raise TrainingError(
+                f"the gradient is not a number at step {step}; lower the learning rate, or set "
+                "backend=transformers if unsloth trains"
+            )
         if not known.first and self.job.method == "dpo":
             rewards = [values[f"rewards/{name}"] for name in ("margins", "chosen", "rejected")]
             # written so that NaN is refused too
@@ -199,11 +164,13 @@ def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
     """Train, write the adapter, and return what was done.
 
     Without rows the adapter is a fresh one, and the model the base. Where memory does not hold
-    `micro_batch` rows at once, fewer are tried; the batch stays as it is. Raises TrainingError
-    where the result, or the job, must not be used.
+    `micro_batch` rows at once, fewer are tried, in the same batch; where it does not hold one, the
+    longest rows are left out (see `list_lengths`). Raises TrainingError where the result, or the
+    job, must not be used.
     """
+    _refuse_slow_cpu(job.model_dir)
     dtype = _compute_dtype()
-    report({"message": f"{backend.description}, in {str(dtype).removeprefix('torch.')}"})
+    report({"message": f"{backend.description}, in {_name(dtype)}"})
     if not job.row_count:
         set_seed(job.seed)
         save_adapter(backends.load_model(backend, job, dtype), job.adapter_out)
@@ -212,21 +179,101 @@ def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
     if job.memory is not None and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
-    for size in list_micro_batches(settings.batch, settings.micro_batch):
+    rows = _read_rows(job)
+    jobs = _list_jobs(job, rows)
+    sizes = list(list_micro_batches(settings.batch, settings.micro_batch))
+    tries = [(jobs[0], size) for size in sizes] + [(one, sizes[-1]) for one in jobs[1:]]
+    for one, size in tries:
+        length = one.settings.max_length
+        if left_out := len(rows) - len(_fitting(rows, length)):
+            said = f"{left_out} of {len(rows)} rows are left out, {TOO_LONG_FOR_MEMORY}: those of "
+            begun_at = _steps_done(one) or 0
+            message = f"{said}more than {length} tokens"
+            report({"message": message, "left_out": left_out, "begun_at": begun_at})
+        result = _try(one, size, report, backend)
+        if result is not None:
+            return replace(result, left_out=left_out)
+    raise TrainingError(
+        f"not even one row of up to {length} tokens fits into memory, and shorter ones are less "
+        f"than half of all; free memory of the GPU, lower {job.method}.max_length to train on "
+        "those alone, or use a smaller model"
+    )
+
+
+def _read_rows(job: Job) -> list[Row]:
+    rows = [json.loads(line) for line in job.rows.read_bytes().splitlines()]
+    if len(rows) != job.row_count:
+        raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
+    return rows
+
+
+def _fitting(rows: list[Row], max_length: int) -> list[Row]:
+    return [row for row in rows if row_length(row) <= max_length]
+
+
+def _list_jobs(job: Job, rows: list[Row]) -> list[Job]:
+    """The job as it is, and with fewer rows where memory is short, in the order to try them.
+
+    A training that resumes keeps to the rows with which it began.
+    """
+    jobs = [
+        job.model_copy(update={"settings": job.settings.model_copy(update={"max_length": length})})
+        for length in list_lengths(rows, job.settings.max_length)
+    ]
+    begun = [index for index, one in enumerate(jobs) if _steps_done(one) is not None]
+    return jobs[begun[0] :] if begun else jobs
+
+
+def _steps_done(job: Job) -> int | None:
+    """The step of a job's newest checkpoint."""
+    found = checkpoints.find_newest(job.checkpoints, job.digest())
+    return None if found is None else found.state.step
+
+
+def _try(job: Job, micro_batch: int, report: Report, backend: Backend) -> TrainingResult | None:
+    """The training with so many rows on the device at once; None where memory is too short.
+
+    Memory that runs out in the middle may have gone to another program. So the last way to train on
+    all these rows is tried again for as long as it gets further.
+    """
+    furthest = reached = 0
+
+    def note(said: Mapping[str, Any]) -> None:
+        nonlocal reached
+        reached = said.get("step", reached)
+        report(said)
+
+    while True:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # an attempt before may have filled the GPU
         try:
-            return _train(job, size, report, backend)
+            return _train(job, micro_batch, note, backend)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            report({"message": f"no memory for {size} of the longest rows at once"})
         gc.collect()  # what the exception's frames held
         torch.cuda.empty_cache()
-    raise TrainingError(
-        f"not even one row of up to {settings.max_length} tokens fits into memory; "
-        f"lower {job.method}.max_length, free memory of the GPU, or use a smaller model"
-    )
+        short = f"no memory for {micro_batch} of the longest rows at once"
+        report({"message": f"no memory left after step {reached}" if reached else short})
+        if micro_batch > 1 or reached <= furthest:
+            return None
+        furthest, reached = reached, 0
+
+
+def _refuse_slow_cpu(model_dir: Path) -> None:
+    """Raise TrainingError for a large model on the CPU of a machine whose GPU torch does not see.
+
+    It would train for days, without a word.
+    """
+    if torch.cuda.is_available() or not (gpus := list_gpus()):
+        return
+    weights = count_weights(read_config(model_dir))
+    if weights >= LARGE:
+        raise TrainingError(
+            f"torch {torch.__version__} does not see {gpus[0].name} (driver {gpus[0].driver}); "
+            f"{weights / 1e9:.1f} billion weights would train on the CPU for days: `python -m "
+            "selfreward_lite doctor` says how to fix it"
+        )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -239,15 +286,13 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
     started = time.monotonic()
     set_seed(job.seed)
     settings, digest = job.settings, job.digest()
-    rows = [json.loads(line) for line in job.rows.read_bytes().splitlines()]
-    if len(rows) != job.row_count:
-        raise TrainingError(f"{job.rows} holds {len(rows)} rows of {job.row_count}")
+    rows = _fitting(_read_rows(job), settings.max_length)
     order = arrange_rows(rows, settings.epochs, settings.batch, job.seed)
     checkpoint = checkpoints.find_newest(job.checkpoints, digest)
     state = checkpoint.state if checkpoint else State(digest, 0, [], {}, {})
     left = order[state.step * settings.batch :]
     model = backends.load_model(backend, job, _compute_dtype())
-    trainer = _make_trainer(model, job, left, micro_batch)
+    trainer = make_trainer(model, job, left, micro_batch, _compute_dtype())
     if len(trainer.train_dataset) != len(left):
         raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(left)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
@@ -288,10 +333,18 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
         peak_bytes=float(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None,
         ended_early=end < len(order),
         out_of_time=watcher.out_of_time,
+        max_length=settings.max_length,
+        backend=backend.description,
+        number_format=_name(_compute_dtype()),
+        loss=describe_loss(trainer),
     )
     if not watcher.out_of_time:
         save_adapter(trainer.model, job.adapter_out)
     return result
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def trainable_weights(model: torch.nn.Module) -> Weights:
@@ -304,9 +357,12 @@ def _named_trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Paramet
 
 
 def moved_share(before: Weights, model: torch.nn.Module) -> float:
-    """The share of trainable weights, in [0, 1], that differ from `before`."""
+    """The share of trainable weights, in [0, 1], that are finite and differ from `before`."""
     after = dict(_named_trainable(model))
-    moved = sum(int((after[name] != weight).sum()) for name, weight in before.items())
+    moved = sum(
+        int(((after[name] != weight) & after[name].isfinite()).sum())
+        for name, weight in before.items()
+    )
     return moved / sum(weight.numel() for weight in before.values())
 
 
@@ -348,56 +404,6 @@ def _restore_checkpoint(trainer: Any, checkpoint: Checkpoint) -> None:
         }
     if trainer.accelerator.scaler and checkpoint.state.scaler:
         trainer.accelerator.scaler.load_state_dict(checkpoint.state.scaler)
-
-
-def _make_trainer(model: PeftModel, job: Job, rows: list[Row], micro_batch: int) -> Any:
-    settings, on_gpu, dtype = job.settings, torch.cuda.is_available(), _compute_dtype()
-    # Options of both trainers; dropout, optimizer and learning rate are set elsewhere.
-    options: dict[str, Any] = {
-        "output_dir": str(job.adapter_out.parent / "trainer"),
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": settings.batch // micro_batch,
-        "num_train_epochs": 1,
-        "train_sampling_strategy": "sequential",
-        "max_length": settings.max_length,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_nan_inf_filter": False,  # it would log a loss of 0 in place of NaN
-        "seed": job.seed,
-        "disable_tqdm": True,
-        "use_cpu": not on_gpu,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-        "gradient_checkpointing": on_gpu,
-        "dataloader_pin_memory": on_gpu,
-    }
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)
-    kind: Any
-    arguments: Any
-    if isinstance(settings, Dpo):
-        options |= {"beta": settings.beta, "loss_type": ["sigmoid"]}
-        if settings.anchor > 0:
-            options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, settings.anchor]}
-        # No ref_model: TRL copies the adapter, which is M(t−1) now, and freezes the copy as `ref`.
-        kind, arguments = TokenDPOTrainer, DPOConfig(**options)
-    else:
-        rows = [
-            {
-                "input_ids": row["prompt_ids"] + row["completion_ids"],
-                "labels": [IGNORED] * len(row["prompt_ids"]) + row["completion_ids"],
-            }
-            for row in rows
-        ]
-        options |= {"dataset_kwargs": {"skip_prepare_dataset": True}}
-        kind, arguments = SFTTrainer, SFTConfig(**options, remove_unused_columns=False)
-    return kind(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
 
 
 def _precompute_reference(trainer: Any, rows: list[Row]) -> None:

@@ -20,7 +20,7 @@ from selfreward_lite.cli.main import app
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.hf_folder import SHAPES
-from selfreward_lite.run import plan, stages
+from selfreward_lite.run import speed, stages
 from selfreward_lite.system.errors import DataError, EngineError, UserError
 from selfreward_lite.system.gpu import Gpu
 
@@ -105,8 +105,8 @@ def hours(**changes) -> CardFile:
 def test_hours_follow_from_the_figures_and_scale_by_data_sheets():
     found = hours()
     settings, shape = config.load("overnight"), SHAPES["llama-3-8b"]
-    costs = plan.costs_from_rates(
-        settings, shape, plan.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048)
+    costs = speed.costs_from_rates(
+        settings, shape, speed.Rates((10 - 20_000 / 5000) / 10_000, 1 / 5000, 0.5 / 2048)
     )
     expected = sum(stages.seconds_by_stage(settings, 1, costs).values()) / 3600
     assert found.hours["here"] == pytest.approx(expected)
@@ -118,15 +118,19 @@ def test_hours_follow_from_the_figures_and_scale_by_data_sheets():
 
 def test_the_same_arithmetic_prices_a_plan():
     settings, shape = config.load("overnight"), SHAPES["llama-3-8b"]
-    speeds = plan.GPU_SPEEDS["RTX 3090"]
-    costs = plan.estimate_costs(settings, shape, speeds)
-    twice = plan.estimate_costs(
-        settings,
-        shape,
-        plan.Speeds(speeds.memory, 2 * speeds.bandwidth, 2 * speeds.operations),
+    speeds = speed.GPU_SPEEDS["RTX 3090"]
+    costs = speed.estimate_costs(settings, shape, speeds)
+    faster = speed.Speeds(
+        speeds.memory,
+        2 * speeds.bandwidth,
+        2 * speeds.operations,
+        2 * speeds.operations8,
+        speeds.threads,
     )
+    twice = speed.estimate_costs(settings, shape, faster)
     assert twice["dpo"] == pytest.approx(costs["dpo"] / 2)
-    assert twice["judgment"] == pytest.approx(costs["judgment"] / 2)
+    # The CPU's part is as slow as before, and so is starting kernels.
+    assert costs["judgment"] / 2 < twice["judgment"] < 0.65 * costs["judgment"]
 
 
 def test_the_published_table_follows_from_the_files():
@@ -135,9 +139,9 @@ def test_the_published_table_follows_from_the_files():
     assert generated_block("your-gpu.md", "gpu-table") == table
 
 
-RATES = plan.Rates(token=0.0006, read=0.0002, dpo=0.00025)
+RATES = speed.Rates(token=0.0006, read=0.0002, dpo=0.00025)
 OVERNIGHT = config.load("overnight")
-COSTS = plan.costs_from_rates(OVERNIGHT, SHAPES["llama-3-8b"], RATES)
+COSTS = speed.costs_from_rates(OVERNIGHT, SHAPES["llama-3-8b"], RATES)
 HOURS = f"{iteration_hours(OVERNIGHT, COSTS):.2f}"
 
 
@@ -370,6 +374,30 @@ def test_on_a_card_the_presets_own_engine_is_measured(tmp_path):
     assert small.plan(32).spec.context > config.load("tiny").engine.context, (
         "what so many sequences need"
     )
+
+
+def test_the_other_cache_holds_every_sequence_at_its_longest(tmp_path):
+    for gpu, unified in ((RTX, False), (None, True)):
+        parts = card._EngineParts(wanted(tmp_path, gpu=gpu), "q8_0")
+        plan = parts.plan(32)
+        spec = card.swap_cache(plan)
+        assert (plan.spec.unified, spec.unified) == (not unified, unified)
+        assert spec.context >= plan.load.cells * (32 if unified else 32 + spec.roots)
+
+
+def test_drawing_is_measured_from_few_from_some_and_from_all_tokens(tmp_path, monkeypatch):
+    asked = []
+
+    def drawing(plan):
+        asked.append(plan.load.requests[0].sampling.top_k)
+        return {"one_thread": 1.0}
+
+    monkeypatch.setattr(card.baselines, "drawing", drawing)
+    preset = config.load("overnight").judge.draw.top_k
+    for name, measure in card._EngineParts(wanted(tmp_path, preset="overnight"), "q8_0").details():
+        if "drawing" in name:
+            assert measure().model_dump(exclude_unset=True) == {"one_thread": 1.0}
+    assert asked == [preset, config.load("paper").judge.draw.top_k, 0]
 
 
 def test_a_build_for_the_cpu_is_no_card(tmp_path, monkeypatch):

@@ -108,3 +108,15 @@ def test_every_preset_has_a_valid_schedule():
 def test_the_template_sets_are_those_that_ship():
     annotation = Model.model_fields["templates"].annotation
     assert sorted(get_args(annotation)) == list_template_sets()
+
+
+def test_what_cannot_be_read_is_forced_unless_a_run_follows_the_paper():
+    dropping = [name for name in config.presets() if config.load(name).judge.close == "drop"]
+    assert dropping == ["paper"]
+
+
+def test_a_run_of_before_closings_goes_on_without_them():
+    stored = config.load("tiny").model_dump(mode="json")
+    del stored["judge"]["close"]
+    assert config.parse(config.complete(stored)).judge.close == "drop"
+    assert config.load("tiny", {"judge.close": "force"}).judge.close == "force"

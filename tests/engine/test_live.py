@@ -13,6 +13,7 @@ from repository import HELPERS
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.api import Completion, LlamaSpec, Piece, Request, Sampling, ScriptedSpec
 from selfreward_lite.engine.live import Live
+from selfreward_lite.method.closing import make_score_closing
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_export import base_to_gguf
 from selfreward_lite.system.errors import EngineError
@@ -312,3 +313,24 @@ def test_sixteen_callers_at_once_get_the_same_as_alone(tiny, chat):
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(talk, questions))
     assert together == [talk(question) for question in questions]
+
+
+def test_closings_are_those_of_a_plain_engine(tiny, chat):
+    """A reply's score in the app is forced as a run forces it, also beside a streamed reply."""
+    from selfreward_lite.engine.process import ProcessEngine
+
+    closing = make_score_closing(chat)
+    asked = spoken(chat, "Judge: Sort the letters c a b.", seeds=8, tokens=12, closing=closing)
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(answers, tiny, spoken(chat, "Swap the ends of a b.", seeds=4), "other")
+        found = {one.sample: one for one in answers(tiny, asked, "judge")}
+        assert all(one.closing is None for one in other.result())
+    plain = ProcessEngine(tiny.spec)
+    try:
+        again = {one.sample: one for one in plain.complete([asked])}
+    finally:
+        plain.close()
+    assert len(found) == 8
+    for sample, one in found.items():
+        assert one.text == again[sample].text and "Score:" in one.closing_text
+        assert one.closing == pytest.approx(again[sample].closing, rel=0.05)

@@ -124,8 +124,15 @@ def test_unified_and_split_cache_give_the_same_text(engine: LlamaEngine, model: 
             exact=True,
         )
     )
-    requests = [ask(f"question {index}", seeds=(1, 2), adapter=None) for index in range(20)]
-    assert answers(parts, requests) == answers(engine, requests)
+    closing = Closing(tuple(b"\nScore: "), tuple(b"012345"))
+    requests = [
+        replace(ask(f"question {index}", seeds=(1, 2)), closing=closing) for index in range(20)
+    ]
+    found, again = (by_sample(list(one.complete(requests))) for one in (parts, engine))
+    assert found.keys() == again.keys()
+    for key, one in found.items():
+        assert one.tokens == again[key].tokens
+        assert one.closing == pytest.approx(again[key].closing, rel=1e-3)
     parts.close()
 
 

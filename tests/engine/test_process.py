@@ -14,7 +14,16 @@ import pytest
 from engine_requests import SAMPLING, make_requests
 from repository import HELPERS, ROOT
 
-from selfreward_lite.engine.api import SPEC, Completion, LlamaSpec, Request, ScriptedSpec
+from selfreward_lite.engine.api import (
+    SPEC,
+    Bracket,
+    Closing,
+    Completion,
+    LlamaSpec,
+    Request,
+    Sampling,
+    ScriptedSpec,
+)
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.system.errors import EngineError
 
@@ -213,3 +222,40 @@ def test_llama_in_a_child(tmp_path: Path):
             )
         )
     engine.close()
+
+
+def test_child_killed_in_the_middle_of_closings_loses_none(tmp_path: Path):
+    """Closings take most of the steps here; those of another child are those of this process."""
+    pytest.importorskip("llama_cpp")
+    from engine_models import write_model
+
+    from selfreward_lite.engine.llama import LlamaEngine
+
+    model = write_model(tmp_path / "base.gguf", spread=4.0)
+    sizes = {"parallel": 4, "context": 1024, "batch": 32, "threads": 1}
+    spec = LlamaSpec(model=model, exact=True, **sizes)
+    closing = Closing(
+        tuple(b"Then it goes on for long, so that few samples are drawn meanwhile.\nScore: "),
+        tuple(b"012345"),
+        (Bracket("a", "b", tuple(b"]")),),
+    )
+    warm = Sampling(temperature=1.0, top_p=1.0, max_tokens=6)
+    requests = [
+        Request(f"{i}", (297, *b"hello", i), (1, 2, 3), warm, (298,), closing=closing)
+        for i in range(16)
+    ]
+    inside = LlamaEngine(spec)
+    whole = {(one.key, one.sample): one for one in inside.complete(requests)}
+    inside.close()
+    engine, again = ProcessEngine(spec), {}
+    for completion in engine.complete(requests):
+        again[completion.key, completion.sample] = completion
+        if len(again) in (5, 20):
+            os.kill(engine._child.pid, signal.SIGKILL)
+    engine.close()
+    assert engine.deaths == 2 and again.keys() == whole.keys() and len(whole) == 48
+    assert len({one.closing_text for one in whole.values()}) == 2
+    for key, one in whole.items():
+        assert (again[key].tokens, again[key].finish) == (one.tokens, one.finish)
+        assert again[key].closing_text == one.closing_text
+        assert again[key].closing == pytest.approx(one.closing, rel=1e-3)

@@ -422,3 +422,35 @@ def test_closing_without_tokens_is_named():
         list(Scheduler(Device(), 4, 4).run([ask("one", closing=Closing((), (1,)))]))
     with pytest.raises(EngineError, match="request one: a token id is outside the model's 50"):
         list(Scheduler(Device(), 4, 4).run([ask("one", closing=Closing((1,), (50,)))]))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_canceling_in_the_middle_of_closings_leaves_nothing_behind(seed):
+    """A closing takes several steps here; what is not canceled is closed, in its own sequence."""
+    rng, device = random.Random(seed), Ending(cells=400, rows=8)
+    scheduler = Scheduler(device, 4, 3)
+    closing = Closing(tuple(range(20, 36)), (1, 2, 3))
+    wanted: dict[str, Request] = {}
+
+    def feed():
+        for number in range(30):
+            asked = ask(str(number), samples=rng.randrange(1, 4), new=4, closing=closing)
+            wanted[asked.key] = asked
+            yield asked
+            for _ in range(rng.randrange(8)):
+                yield None
+            if rng.random() < 0.4:
+                gone = str(rng.randrange(number + 1))
+                wanted.pop(gone, None)
+                yield Cancel(gone)
+
+    done = list(scheduler.run(feed()))
+    assert len(device.batches) > 100
+    assert {key: len(one.seeds) for key, one in wanted.items()}.items() <= Counter(
+        one.key for one in done
+    ).items()
+    assert all(len(one.closing) == 3 and one.closing_text == "." * 16 for one in done)
+    assert scheduler.idle
+    assert sorted(scheduler._free_sequences) == [0, 1, 2, 3]
+    scheduler.reset(None)
+    assert scheduler._cells.free == 400

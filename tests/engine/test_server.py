@@ -78,7 +78,7 @@ def hash_of(key: str) -> int:
 
 
 def check_answers(completions, requests):
-    """Every sample is there once, and is what the model says, whoever was asked."""
+    """Every sample is there once, and is what the model says, no matter which server was asked."""
     found = {(one.key, one.sample): one for one in completions}
     assert len(found) == len(completions)
     wanted = {(r.key, i): word_model.answer(r, i) for r in requests for i in range(len(r.seeds))}

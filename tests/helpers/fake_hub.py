@@ -160,10 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{self.hub.digest(name, path)}"',
             "Accept-Ranges": "bytes",
         }
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
-        rest = data[start:]
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, end = int(first or 0), min(int(last or len(data)), len(data) - 1)
+        rest = data[start : end + 1]
+        if start or last:
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         halt = False
         cut = (
             self.hub.left
@@ -177,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             cut, halt = len(rest) // 2, True
         if body and self.hub.left is not None:
             self.hub.left = max(0, self.hub.left - len(rest))
-        self._send(206 if start else 200, rest, headers, body, cut, halt)
+        self._send(206 if start or last else 200, rest, headers, body, cut, halt)
 
     def _send(
         self,

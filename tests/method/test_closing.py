@@ -22,7 +22,7 @@ def test_closing_ends_where_the_digit_follows(kind, tmp_path):
     chat = ChatFormat.load(piece_folder(tmp_path, CHATML, kind=kind, tokens=CHATML_TOKENS))
     made = closing.make_score_closing(chat)
     assert [chat.tokenizer.id_to_token(token) for token in made.choices] == list(closing.SCORES)
-    assert spelled(chat, made.tokens).rstrip().endswith("Score:")
+    assert spelled(chat, made.tokens).rstrip() == "\nScore:", "no space before it"
     assert "Score: 4" in spelled(chat, (*made.tokens, made.choices[4]))
 
 
@@ -38,6 +38,16 @@ def test_closing_ends_code_and_thoughts_first(chat):
     ):
         spoken = spelled(chat, made.tokens_behind(text))
         assert "".join(spoken.split()) == f"{end}Score:"
+
+
+def test_thought_ends_with_the_models_own_token(tmp_path):
+    """Qwen3 has one; its letters would be no end of a thought to it."""
+    template = CHATML.replace("assistant\\n'", "assistant\\n<think>\\n\\n</think>\\n\\n'")
+    tokens = (*CHATML_TOKENS, "<think>", "</think>")
+    chat = ChatFormat.load(piece_folder(tmp_path, template, tokens=tokens))
+    added = closing.make_score_closing(chat).tokens_behind("<think>hm")
+    assert chat.tokenizer.token_to_id("</think>") in added
+    assert spelled(chat, added).strip() == "</think>\nScore:"
 
 
 def test_verdict_closing_offers_both_sides(chat):

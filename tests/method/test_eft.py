@@ -1,6 +1,7 @@
 """EFT: which judgments agree with human ranks, and which examples they become."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from ranked_trees import make_tree, read_trees
@@ -101,3 +102,20 @@ def test_eft_examples_include_decoys_with_a_low_score(tiny):
         "no set of judgments agrees with the ranking": 2,
         "no judgment sees through the decoy": 1,
     }
+
+
+@pytest.mark.parametrize("source", ["forced", "first"])
+def test_eft_learns_only_from_scores_written_behind_the_reasons(tiny, source):
+    """A forced score would teach no format, and a first one a format that nobody asked for."""
+    found, _ = read_trees(make_tree("a", ("x", 0), ("y", 1)))
+    judgments = make_judgments(found[0], ([4.0, 4.0], [1.0, 1.0]))
+    first = found[0].responses[0].id
+    judgments[first][0] = replace(judgments[first][0], source=source)
+    agreed = eft.find_agreeing_judgments(found[0], judgments)
+    assert agreed and {one.index for one in agreed} == {1}
+    prompt = found[0].prompt.id
+    decoys = {prompt: [Response("d", 0, "decoy", prompt, 0, "!", "stop", 0)]}
+    low = Judgment("d:0", 0, "base", "d", 0, "So.", "stop", 1, 0.0, None, source)
+    examples, left_out = eft.build_eft_examples(found, decoys, judgments | {"d": [low]}, tiny)
+    assert {one.judgment.source for one in examples} == {"written"}
+    assert left_out["no judgment sees through the decoy"] == 1

@@ -3,7 +3,8 @@
 `judgment_forms.jsonl`: what a judge wrote that was asked for a last line `Score: <total>` from 0 to
 5, and the grade that a careful person reads, or null. `verdict_forms.jsonl`: the same for a last
 line `Winner: Judgement A` or `Winner: Judgement B`. The labels were set by reading the texts, not
-by running a parser.
+by running a parser. The files `…_more.jsonl` were labelled later, by somebody who attacked the
+parser: additive points, revised scores, quotations of the judged response, other scales.
 """
 
 import json
@@ -86,3 +87,33 @@ def test_no_verdict_is_read_wrongly_and_hardly_any_is_unread():
     ]
     readable = [found for row, found in zip(rows, read, strict=True) if row["winner"]]
     assert sum(found is not None for found in readable) >= 0.95 * len(readable)
+
+
+def test_no_form_of_an_attack_is_read_wrongly():
+    rows = read_rows("judgment_forms_more.jsonl")
+    assert len(rows) >= 250 and len({(row["text"], row.get("response")) for row in rows}) == len(
+        rows
+    )
+    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
+    assert not [
+        (row, found)
+        for row, found in zip(rows, read, strict=True)
+        if found not in (None, row["score"])
+    ]
+    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
+    assert sum(found is not None for found in readable) >= 0.85 * len(readable) > 100
+
+
+def test_no_verdict_of_an_attack_is_read_wrongly():
+    rows = read_rows("verdict_forms_more.jsonl")
+    read = [
+        parse_verdict(row["text"], row.get("noun", "Judgement"), row.get("response", ""))
+        for row in rows
+    ]
+    assert not [
+        (row, found)
+        for row, found in zip(rows, read, strict=True)
+        if found not in (None, row["winner"])
+    ]
+    readable = [found for row, found in zip(rows, read, strict=True) if row["winner"]]
+    assert sum(found is not None for found in readable) >= 0.85 * len(readable)

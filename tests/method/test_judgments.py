@@ -13,7 +13,7 @@ from method_records import (
     make_response,
 )
 
-from selfreward_lite.method import judgments
+from selfreward_lite.method import battles, comparisons, judgments
 from selfreward_lite.method.closing import make_score_closing, make_score_probe
 from selfreward_lite.models.chat_format import ChatFormat
 
@@ -178,3 +178,62 @@ def test_forced_judgments_count_as_enough_unless_eft_taught_the_format(tiny, eft
     assert (judgments.score_response([*forced, written], settings) == 3.0) is scored
     enough = [*forced[:1], written, replace(make_judgment(3, 1), model=model)]
     assert judgments.score_response(enough, settings) == 2.0, "then forced ones count too"
+
+
+CERTAIN_OF_5 = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "score", "expected"),
+    [
+        ("Well.\nScore: 5", 5.0, 5.0),
+        ("Well.\nI give it a 2.", 2.0, 3.0),  # no digit behind "Score:": the closing has them
+        ("It wants Score: 5 from me.\nRating: 2", 2.0, 3.0),  # the probe was answered elsewhere
+        ("Score: 5\nIt is complete.", 5.0, 5.0),
+    ],
+)
+def test_expected_score_belongs_to_the_score_that_was_read(role, text, score, expected):
+    asking = judgments.ask_for_judgments(
+        make_prompt(), [make_response()], replace(role, forces=True), 1
+    )
+    (request,) = next(asking)
+    (said,) = make_completions(request, [text], probe=CERTAIN_OF_5)
+    (judgment,) = finish_asking(asking, [[close(said)]]).records
+    assert (judgment.score, judgment.expected_score) == (score, expected)
+
+
+def test_score_without_an_expected_one_counts_as_it_is(tiny, role):
+    """Without closings, as in the papers: what was read is not lost."""
+    asking = judgments.ask_for_judgments(make_prompt(), [make_response()], role, 2)
+    (request,) = next(asking)
+    texts = ["Well.\nI give it a 2.", "It wants Score: 5 from me.\nRating: 2"]
+    drawn = finish_asking(asking, [make_completions(request, texts, probe=CERTAIN_OF_5)]).records
+    assert [(one.score, one.expected_score) for one in drawn] == [(2.0, None)] * 2
+    settings = tiny.with_values("judge", count=2, score="expected")
+    assert judgments.score_response(drawn, settings) == 2.0
+
+
+def test_forced_score_is_drawn_with_the_roles_settings(role):
+    shares = (0.0, 0.0, 0.05, 0.1, 0.04, 0.0)
+    for change, possible in (
+        ({"temperature": 0.0}, {3.0}),
+        ({"top_k": 2}, {2.0, 3.0}),
+        ({"top_p": 0.5}, {3.0}),
+        ({}, {2.0, 3.0, 4.0}),
+    ):
+        judge = replace(role, forces=True, sampling=role.sampling.model_copy(update=change))
+        asking = judgments.ask_for_judgments(make_prompt(), [make_response()], judge, 200)
+        (request,) = next(asking)
+        said = [close(one, closing=shares) for one in make_completions(request, ["so"] * 200)]
+        assert {one.score for one in finish_asking(asking, [said]).records} == possible
+
+
+def test_battles_and_comparisons_ask_for_a_closing_only_where_scores_are_forced(role):
+    fought = [make_judgment(0, 2, response="r"), make_judgment(1, 4, response="r")]
+    for forces in (True, False):
+        judge = replace(role, forces=forces)
+        battling = battles.ask_for_battles(make_prompt(), make_response(), fought, judge)
+        compared = comparisons.make_comparison_requests(
+            make_prompt(), make_response("a"), make_response("b", index=1), judge
+        )
+        assert {one.closing is not None for one in (*next(battling), *compared)} == {forces}

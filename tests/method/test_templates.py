@@ -65,6 +65,18 @@ def test_templates_of_both_judges_have_the_same_rubric():
     assert all(line in meta for line in rubric)
 
 
+def test_short_templates_put_what_is_judged_before_a_short_rubric():
+    asked = fill_template("short", "judge", prompt="", response="", nonce="n")
+    before, after = asked.split("</response id=n>")
+    rubric = [line for line in after.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")]
+    assert len(rubric) == 5 and "Score:" not in before
+    assert len(after.split()) <= 120
+    meta = fill_template(
+        "short", "meta_judge", prompt="", response="", judgment_a="", judgment_b="", nonce="n"
+    )
+    assert all(line in meta.split("</judgement-B id=n>")[1] for line in rubric)
+
+
 @pytest.mark.parametrize("template_set", ["llama3", "compact"])
 def test_templates_begin_with_constant_text(template_set):
     """Many questions share it in the cache. In `short`, the judged text comes first instead."""

@@ -1,11 +1,17 @@
 """The GGUF of a real chat model, SmolLM2-135M-Instruct, as a base."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from real_tokenizers import smollm2_gguf
+from repository import ROOT
 
+from selfreward_lite import config
+from selfreward_lite.engine.api import LlamaSpec
+from selfreward_lite.engine.llama import LlamaEngine
 from selfreward_lite.models import parity
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_folder
@@ -47,3 +53,20 @@ def test_smollm2_computes_the_same_in_llama_cpp(unpacked: Path, tmp_path: Path) 
     given = parity.parity(unpacked, None, smollm2_gguf(), None, lists, weights="original")
     print(f"its Q4_1: {given.max_abs_diff:.2e}, same likeliest token {given.agreement:.1%}")
     assert given.agreement > 0.9
+
+
+def test_the_thousand_likeliest_tokens_hold_nearly_all_that_is_drawn() -> None:
+    """What `paper` gives up by drawing from 1,024 tokens, where a small model reads English."""
+    settings = config.load("paper").responses.draw
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")[3000:8000]
+    with parity.open_tokenizer(smollm2_gguf()) as tokenizer:
+        ids = tokenizer.encode(text, special=False)[:512]
+    spec = LlamaSpec(model=smollm2_gguf(), parallel=64, context=1024, batch=64, roots=1, threads=1)
+    with closing(LlamaEngine(spec)) as engine:
+        logits = engine.logits(ids).astype(np.float64) / settings.temperature
+    likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+    mass = -np.sort(-likely / likely.sum(axis=1, keepdims=True), axis=1).cumsum(axis=1)
+    lost = np.maximum(0, 1 - mass[:, settings.top_k - 1] / settings.top_p).mean()
+    wide = (mass[:, settings.top_k - 1] < settings.top_p).mean()
+    print(f"\nlost of the nucleus: {lost:.2%}; wider than {settings.top_k} at {wide:.1%} of places")
+    assert 0 < lost < 0.005

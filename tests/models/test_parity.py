@@ -58,6 +58,19 @@ def test_a_quantized_base_differs_and_a_wider_limit_lets_it_pass(made, tmp_path)
     assert 1e-3 < check(made, limit=5.0, base=quantized).adapter_difference < 5.0
 
 
+def test_the_two_models_are_never_in_memory_together(made, monkeypatch):
+    from selfreward_lite.engine.llama import LlamaEngine
+
+    events = []
+    close, load = LlamaEngine.close, parity._load_reference
+    monkeypatch.setattr(LlamaEngine, "close", lambda engine: (events.append("end"), close(engine)))
+    monkeypatch.setattr(
+        parity, "_load_reference", lambda *given: (events.append("load"), load(*given))[1]
+    )
+    check(made)
+    assert events == ["end", "load"]
+
+
 # As Llama-3.1 and 3.2 render: a system turn that nobody asked for, with two days in it; runtime if
 # there are any; turns by role.
 DATED = (

@@ -31,6 +31,7 @@ HEAVY = {
     "torch": {
         "training.checkpoints",
         "training.backends",
+        "training.token_trainers",
         "training.trainer",
         "training.tiny_base.build",
         "models.nf4",
@@ -38,7 +39,9 @@ HEAVY = {
         "models.parity",
         "models.random_models",
         "models.probe",
+        "models.triton_probe",
     },
+    "triton": {"models.triton_probe"},
     "llama_cpp": {
         "engine.llama",
         "engine.loading",

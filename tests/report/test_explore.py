@@ -19,6 +19,7 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import explore, plots, summary
 from selfreward_lite.run import prepare
+from selfreward_lite.run.steps.seed_stage import FIRST_LOOK
 from selfreward_lite.system.errors import UserError
 
 
@@ -287,3 +288,11 @@ def test_series_of_a_run_that_has_nothing_are_empty(tmp_path):
             plots.score_shares(store),
             plots.lengths_and_scores(store, 1),
         ) == ([], [], [], [])
+
+
+def test_judgments_of_the_first_look_are_not_among_those_of_eft(run):
+    """The base judged some of the same answers before, to show whether it can judge."""
+    looked = {one.response_id: one.id for one in run.records(Judgment) if one.index == FIRST_LOOK}
+    counted = summary.load_training_judgments(run, 0)
+    assert looked.keys() & {one.response_id for one in counted}
+    assert counted and not {one.id for one in counted} & set(looked.values())

@@ -97,3 +97,5 @@ def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
             {"base judge": blind},
             {**LARGER, "seed_stage.attempts": "1"},
         )
+    with Store.read(tmp_path / "run") as store:
+        assert store.refusals(0).keys() == {"yield"}, "and status says so"

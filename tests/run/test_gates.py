@@ -41,6 +41,7 @@ GOOD = gates.Evidence(
     moved_share=1.0,
     losses=[0.69, 0.6, 0.5],
     first_margin=0.0,
+    quantized=False,
     logit_difference=1e-5,
     logit_change=0.5,
     agreement=0.99,
@@ -155,6 +156,18 @@ def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
     assert refused(tiny.gates, adapter_share=None) == []
 
 
+def test_one_logit_does_not_refuse_a_quantized_base(tiny):
+    # SmolLM2-135M-Instruct in Q8_0: 2.9 in 746 positions, of which 96 % have the same first token.
+    far = {"logit_difference": 7.5, "quantized": True}
+    assert refused(tiny.gates, **far) == []
+    (export,) = [
+        one for one in gates.check(change_evidence(**far), tiny.gates) if one.gate == "export"
+    ]
+    assert export.reason.startswith("7.5 largest logit difference") and "quantized" in export.reason
+    assert refused(tiny.gates, **far, agreement=0.8) == ["export", "agreement"]
+    assert refused(tiny.gates, logit_difference=math.inf, quantized=True) == ["finite", "export"]
+
+
 def test_answers_are_cut_as_often_as_those_of_the_base(tiny):
     # Llama-3 with 512 tokens an answer: an estimated quarter is cut before any training.
     assert refused(tiny.gates, cut_share=0.3, base_cut_share=0.26) == []
@@ -239,6 +252,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         "moved_share",
         "losses",
         "first_margin",
+        "quantized",
         "logit_difference",
         "logit_change",
         "agreement",

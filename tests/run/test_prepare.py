@@ -20,12 +20,14 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import parity
 from selfreward_lite.models.gguf_folder import find_base
+from selfreward_lite.run import prepare
 from selfreward_lite.run.prepare import load_or_create_settings
 from selfreward_lite.system.errors import ConfigError, EngineError, UserError
 from selfreward_lite.system.files import hash_folder, write_manifest
 
 MODEL = "maker/model"
 COMMIT = "a" * 40
+HEADER = "bytes=0-100000"  # what is asked of weights before they are downloaded
 # huggingface_hub reads its settings once, so this is another process: a request a line.
 CHILD = """
 import json, os, sys
@@ -84,8 +86,12 @@ def start(child: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def fetched(there: Hub) -> list[str]:
-    """The files that were asked of the hub, in order."""
-    names = [path.rsplit("/", 1)[-1] for _, path, _ in there.asked if "resolve" in path]
+    """The files that were downloaded from the hub, in order."""
+    names = [
+        path.rsplit("/", 1)[-1]
+        for _, path, part in there.asked
+        if "resolve" in path and part != HEADER
+    ]
     return list(dict.fromkeys(names))
 
 
@@ -162,7 +168,9 @@ def test_weights_come_last_and_once(there: Hub, start: Any, tmp_path: Path) -> N
     assert found["model"]["base"] == f"{MODEL}@{COMMIT}"
     assert fetched(there)[-1] == "model.safetensors"
     paths = [
-        path for method, path, _ in there.asked if "/resolve/" in path and "/store" not in path
+        path
+        for _, path, part in there.asked
+        if "/resolve/" in path and "/store" not in path and part != HEADER
     ]
     assert len(paths) == len(set(paths))
     there.asked.clear()
@@ -329,3 +337,12 @@ def test_a_base_may_lie_elsewhere_if_it_is_the_same(files: Any, tmp_path: Path) 
     other = shutil.copytree(moved, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"started with other settings \(model\)"):
         start_run(tmp_path / "run", {"model.base": str(other)})
+
+
+def test_a_base_that_cannot_be_closed_is_refused_at_the_start(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(prepare, "can_close", lambda chat: False)
+    with Store.write(tmp_path / "run") as store:
+        with pytest.raises(ConfigError, match="no judgment can be closed; use judge.close=drop"):
+            load_or_create_settings(store, {}, "tiny")
+        settings = load_or_create_settings(store, {"judge.close": "drop"}, "tiny")
+    assert settings.judge.close == "drop"

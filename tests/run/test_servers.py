@@ -11,8 +11,12 @@ from typer.testing import CliRunner
 from selfreward_lite import config
 from selfreward_lite.cli.main import app
 from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.presets import PRESETS, read_sections
-from selfreward_lite.run import servers
+from selfreward_lite.models.parity import CONVERSATIONS
+from selfreward_lite.run import prepare, servers
+from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system.errors import UserError
 
 
@@ -102,3 +106,39 @@ def test_the_command_prints_both_and_ends_with_what_is_bad(tmp_path):
     assert "vllm serve" in shown
     assert "llama-server --models-preset" in shown
     assert json.loads(result.stdout.splitlines()[-1])[0]["state"] == "bad"
+
+
+class Worker:
+    """Stands for the training child: writes a word instead of a reference."""
+
+    def __init__(self):
+        self.asked = []
+
+    def do(self, task, log, **arguments):
+        assert task == "write_reference"
+        log.write_text("")
+        self.asked.append(arguments)
+        arguments["out"].write_text("reference")
+        return 64
+
+
+def test_missing_references_are_written_before_servers_are_asked(tmp_path, chat, monkeypatch):
+    worker, opened = Worker(), []
+    monkeypatch.setattr(servers, "open_servers", lambda *given: opened.append(given) or "engine")
+    settings = settings_for("http://127.0.0.1:1", **{"engine.kind": "server"})
+    with Store.write(tmp_path / "tiny") as store:
+        base = store.folder / "base" / "base.gguf"
+        base.parent.mkdir()
+        store.model_dir(0).joinpath("adapter").mkdir(parents=True)
+        run = RunContext(store, settings, chat, TINY_MODEL, Runtime(worker), lambda _: None)
+        assert run.engine() == "engine"
+        assert opened == [(base, settings.engine)]
+        assert [one["adapter"] for one in worker.asked] == [None, store.model_dir(0) / "adapter"]
+        assert worker.asked[0]["out"] == base.with_name("reference.json")
+        assert len(worker.asked[0]["token_lists"]) == len(CONVERSATIONS)
+        run.write_references()  # they are there
+        assert len(worker.asked) == 2
+
+
+def test_settings_that_name_servers_may_change_in_a_run():
+    assert "engine" in prepare._MAY_CHANGE

@@ -1,14 +1,28 @@
-"""`doctor` on simulated machines, and on this one."""
+"""`doctor` on simulated machines, and on this one; what a run that needs a GPU refuses."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from machines import GB, PINS, RTX, T4
+from machines import (
+    COMPILER,
+    CPU_TORCH,
+    OLD_DRIVER,
+    PINS,
+    RTX,
+    T4,
+    TOO_OLD,
+    answers,
+    machine,
+    play_probes,
+    said,
+    write_nvidia_smi,
+    write_script,
+)
 from repository import ROOT
 from scripted_run import SMALL
 from scripted_runtime import scripted_runtime
@@ -20,115 +34,8 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.process import environment_for
 from selfreward_lite.run import loop, prepare
-from selfreward_lite.system import doctor, gpu, processes
-from selfreward_lite.system.doctor import Machine
+from selfreward_lite.system import doctor, gpu, probes, processes
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.gpu import Gpu
-
-
-def machine(card: Gpu | None = None, **changed) -> Machine:
-    """A machine without faults, with a GPU or without."""
-    seen = (
-        [
-            {
-                "name": card.name,
-                "capability": list(card.capability),
-                "free": card.free,
-                "total": card.total,
-            }
-        ]
-        if card
-        else []
-    )
-    offloaded = "load_tensors: offloaded 5/5 layers to GPU" if card else None
-    whole = Machine(
-        python=(3, 11, 7),
-        system="Linux",
-        wsl=False,
-        wanted=PINS,
-        installed=dict(PINS),
-        gpus=(card,) if card else (),
-        unsloth="2026.10.7" if card else None,
-        torch={"version": "2.13.0", "cuda": "13.0" if card else None, "kernels": [], "cards": seen},
-        llama={
-            "version": "0.3.36",
-            "can_offload": bool(card),
-            "amx": False,
-            "error": None,
-            "offloaded": offloaded,
-        },
-        free=500 * GB,
-        hub=True,
-    )
-    return replace(whole, **changed)
-
-
-P100 = Gpu("Tesla P100", "580.1", (6, 0), 16 * GB, 16 * GB)
-
-
-def said(found: Machine) -> dict[str, doctor.Finding]:
-    return {one.what: one for one in doctor.findings(found)}
-
-
-@pytest.mark.parametrize("card", [None, RTX, T4])
-def test_machine_without_faults_needs_no_fix(card):
-    found = doctor.findings(machine(card))
-    assert {one.state for one in found} <= {"good", "note"}
-    assert [one.fix for one in found] == [None] * len(found)
-    assert len({one.what for one in found}) == len(found)
-
-
-def test_bf16_follows_the_capability_and_not_what_torch_says():
-    assert "trains in bf16" in said(machine(RTX))["torch"].words
-    assert "trains in fp16" in said(machine(T4))["torch"].words
-
-
-def test_gpu_that_is_too_old_has_no_fix():
-    found = said(machine(P100))["GPU"]
-    assert found.state == "bad"
-    assert "6.0 is below 7.5" in found.words
-
-
-def test_memory_used_by_a_desktop_is_reported():
-    found = said(machine(replace(RTX, free=20 * GB)))["GPU"]
-    assert found.state == "note"
-    assert "uses 4.3 GB" in found.words
-    assert "the first of 2 is used" in said(machine(RTX, gpus=(RTX, RTX)))["GPU"].words
-
-
-@pytest.mark.parametrize(
-    "llama",
-    [
-        {
-            "error": "a GPU was asked for, but this llama-cpp-python is built for the CPU only",
-            "can_offload": False,
-        },
-        {"error": None, "offloaded": "load_tensors: offloaded 0/5 layers to GPU"},
-        {"error": None, "offloaded": "load_tensors: offloaded 3/5 layers to GPU"},
-        {"error": None, "offloaded": None},
-        {"error": "its process was ended by signal 11"},
-    ],
-)
-def test_llama_cpp_must_prove_that_it_uses_the_gpu(llama):
-    whole = machine(RTX)
-    found = said(replace(whole, llama={**whole.llama, **llama}))["llama.cpp"]
-    assert found.state == "bad"
-    assert found.words.startswith("does not use the GPU: ")
-    assert found.fix == (
-        'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
-        "pip install --force-reinstall --no-deps --no-cache-dir "
-        f"llama-cpp-python=={PINS['llama-cpp-python']}"
-    )
-
-
-def test_torch_without_cuda_on_a_gpu_machine():
-    whole = machine(RTX)
-    found = said(replace(whole, torch={**whole.torch, "cuda": None, "cards": []}))["torch"]
-    assert (found.state, found.fix) == (
-        "bad",
-        f"pip install --force-reinstall torch=={PINS['torch']}",
-    )
-    assert "built without CUDA" in found.words
 
 
 def test_packages_missing_or_of_another_version():
@@ -185,58 +92,139 @@ def test_driver_output_is_read_line_by_line():
     assert found[0].name == "Tesla T4"
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("kill -11 $$", "ended by SIGSEGV"),
-        ("echo first >&2; echo last words >&2; exit 3", "last words"),
-    ],
-)
-def test_probe_that_dies_is_a_finding(tmp_path, monkeypatch, script, words):
-    (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
-    (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert words in doctor._probe("llama", "0")["error"]
+# -- a run that needs a GPU, on a played machine: nvidia-smi on PATH, a Python that is scripted ----
+
+CHECK = {"with_llama": True, "backend": "auto", "say": print}
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """A function that makes this machine one with these cards, on which probes answer so."""
+
+    def make(cards, **changed) -> None:
+        write_nvidia_smi(tmp_path, cards)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        card = cards[0] if cards else None
+        scripted = {name: changed.get(name, said) for name, said in answers(card).items()}
+        monkeypatch.setattr(sys, "executable", str(play_probes(tmp_path, scripted)))
+        monkeypatch.setattr(
+            probes, "compile_with_python", lambda: changed.get("compiler", COMPILER)
+        )
+        monkeypatch.setattr(gpu, "FOLDER", tmp_path / "locks")
+        versions = {**PINS, "unsloth": "2026.10.7"} | changed.get("installed", {})
+        monkeypatch.setattr(doctor, "installed_version", versions.get)
+        monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
+        monkeypatch.setattr(hub, "fetch_small", lambda *_: pytest.fail("a download"))
+
+    return make
+
+
+def asked(tmp_path: Path) -> list[str]:
+    """The probes that were asked, in order."""
+    return (tmp_path / "asked").read_text().split()
+
+
+def test_a_whole_machine_is_tried_and_passes(play, tmp_path):
+    play([RTX])
+    said: list[str] = []
+    doctor.check_gpu(tmp_path, **{**CHECK, "say": said.append})
+    assert asked(tmp_path) == ["torch", "llama", "four_bit", "triton", "unsloth"]
+    assert not said
 
 
 @pytest.mark.parametrize(
-    ("said", "there", "words"),
+    ("changed", "words"),
     [
         (
-            {"can_offload": False},
-            [RTX],
-            "built for the CPU only, and a GPU is to be used: run "
-            "`python -m selfreward_lite llama`",
+            {"torch": {**answers(OLD_DRIVER)["torch"], "cards": [], "fault": TOO_OLD}},
+            "torch: 2.13.0+cu130 sees no GPU: it is built for CUDA 13.0, which needs driver 580",
         ),
-        ({"error": "it died"}, [RTX], "llama.cpp cannot be used (it died)"),
-        ({"can_offload": False}, [], "none is found"),
+        ({"torch": CPU_TORCH}, "torch: 2.13.0+cpu sees no GPU: it was built without CUDA"),
+        (
+            {"compiler": {**COMPILER, "header": False}},
+            "compiler: no Python.h in /usr/include/python3.11",
+        ),
+        ({"triton": {"error": "PTXASError"}}, "Triton: cannot run a kernel on the GPU: PTXASError"),
+        (
+            {"four_bit": "kill -11 $$"},
+            "4-bit: bitsandbytes cannot compute: its process was ended by",
+        ),
+        ({"llama": {"error": "it died"}}, "llama.cpp: does not use the GPU: it died"),
+        ({"torch": "echo nonsense"}, "torch: cannot be used: its answer cannot be read: 'nonsense"),
     ],
 )
-def test_unusable_gpu_is_reported_before_any_download(monkeypatch, said, there, words):
-    monkeypatch.setattr(doctor, "list_gpus", lambda: there)
-    monkeypatch.setattr(doctor, "_probe", lambda kind: said)
-    doctor.check_gpu(0)
-    with pytest.raises(UserError) as refused:
-        doctor.check_gpu(-1)
-    assert words in str(refused.value)
-    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": True})
-    doctor.check_gpu(-1)
+def test_whatever_would_end_the_night_ends_its_start(play, tmp_path, changed, words):
+    play([OLD_DRIVER], **changed)
+    arguments = ["run", "--preset", "overnight", "--runs-dir", str(tmp_path / "runs")]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, UserError), error
+    assert str(error).startswith(words)
+    assert "\n" not in str(error)
 
 
-def test_run_without_its_gpu_ends_before_any_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "list_gpus", list)
-    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
-    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
-    ended = CliRunner().invoke(app, ["run", "--preset", "small", "--runs-dir", str(tmp_path)])
-    assert isinstance(ended.exception, UserError), ended.exception
-    assert "none is found" in str(ended.exception)
+def test_probes_that_others_doom_are_not_asked(play, tmp_path):
+    play([OLD_DRIVER], torch={**answers(OLD_DRIVER)["torch"], "cards": []})
+    with pytest.raises(UserError):
+        doctor.check_gpu(tmp_path, **CHECK)
+    assert asked(tmp_path) == ["torch", "llama"]
+
+
+def test_a_broken_unsloth_is_said_and_refused_only_if_it_is_asked_for(play, tmp_path):
+    play([RTX], unsloth={"error": "ImportError: no such name"})
+    said: list[str] = []
+    doctor.check_gpu(tmp_path, **{**CHECK, "say": said.append})
+    assert said == [
+        "unsloth 2026.10.7 cannot be imported, so transformers trains: ImportError: no such name"
+    ]
+    with pytest.raises(UserError, match="backend=unsloth, and unsloth is 2026.10.7 cannot"):
+        doctor.check_gpu(tmp_path, **{**CHECK, "backend": "unsloth"})
+    doctor.check_gpu(tmp_path, **{**CHECK, "backend": "transformers", "say": said.append})
+    assert len(said) == 1
+
+
+def test_a_llama_cpp_for_the_cpu_is_enough_if_it_is_to_run_there(play, tmp_path):
+    play([RTX], llama={"error": "built for the CPU only"})
+    doctor.check_gpu(tmp_path, **{**CHECK, "with_llama": False})
+    with pytest.raises(UserError, match="llama.cpp"):
+        doctor.check_gpu(tmp_path, **CHECK)
+
+
+def test_doctor_leaves_a_gpu_alone_that_a_run_uses(play, tmp_path):
+    play([RTX])
+    with gpu.gpu_lock("run mine, process 7", print):
+        found = doctor.examine(tmp_path)
+    assert said(found)["GPU"].words.endswith(
+        "used by run mine, process 7: nothing else is tried on it until that has ended"
+    )
+    assert not (tmp_path / "asked").exists()
+
+
+def test_a_run_on_the_gpu_without_one_ends_before_any_download(play, tmp_path, monkeypatch):
+    play([])
+    arguments = ["run", "--preset", "small", "--runs-dir", str(tmp_path / "runs")]
+    error = CliRunner().invoke(app, arguments).exception
+    assert isinstance(error, UserError), error
+    assert "a GPU is to be used, and none is found;" in str(error)
+    write_script(tmp_path / "nvidia-smi", "echo 'Failed to initialize NVML: mismatch'; exit 18")
+    error = CliRunner().invoke(app, arguments).exception
+    assert "none is found (nvidia-smi fails: Failed to initialize NVML: mismatch)" in str(error)
+
+
+def test_another_makers_gpu_may_do_unless_torch_would_train_for_days_on_the_cpu(play):
+    play([], build={"version": "0.3.36", "can_offload": True})
+    doctor.check_without_gpu(is_large=False)
+    with pytest.raises(UserError, match="torch sees no GPU, and this model would train on the CPU"):
+        doctor.check_without_gpu(is_large=True)
+    play([], build={"can_offload": True}, torch=answers(RTX)["torch"])
+    doctor.check_without_gpu(is_large=True)
 
 
 def test_finished_run_needs_no_gpu(monkeypatch, tmp_path, chat):
     with Store.write(tmp_path / "run") as store:
         settings = prepare.load_or_create_settings(store, {**SMALL, "iterations": "0"}, "tiny")
         loop.run(store, settings, scripted_runtime(chat), lambda at: None)
-    monkeypatch.setattr(doctor, "_probe", lambda kind: {"can_offload": False})
+    monkeypatch.setattr(probes, "ask", lambda kind: {"can_offload": False})
     again = [
         "run",
         "--name",
@@ -289,13 +277,6 @@ def test_start_failure_is_one_line(before, words):
     assert ended.returncode == 2
     assert words in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
-
-
-def test_unsloth_is_reported_with_a_gpu():
-    assert "unsloth" not in said(machine())
-    missing = said(machine(RTX, unsloth=None))["unsloth"]
-    assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
-    assert said(machine(RTX))["unsloth"].words == "2026.10.7 trains"
 
 
 def test_token_is_named_and_never_shown(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.training import checkpoints
 from selfreward_lite.training import trainer as training_trainer
 from selfreward_lite.training.job import Job, TrainingResult
+from selfreward_lite.training.token_trainers import TokenDPOTrainer, TokenSFTTrainer
 
 pytestmark = pytest.mark.slow  # real trainings, most of a minute
 torch.set_num_threads(1)
@@ -225,14 +226,13 @@ def memory(monkeypatch):
     seen: list[tuple[int, int]] = []
 
     def holds(limit: int, from_call: int = 0):
-        for kind in (training_trainer.TokenDPOTrainer, training_trainer.SFTTrainer):
+        for kind in (TokenDPOTrainer, TokenSFTTrainer):
             step = kind.training_step
 
             def limited(self, model, inputs, num_items_in_batch=None, step=step):
                 rows, length = inputs["input_ids"].shape
-                rows //= (
-                    2 if isinstance(self, training_trainer.TokenDPOTrainer) else 1
-                )  # chosen and rejected lie in one batch
+                # chosen and rejected lie in one batch
+                rows //= 2 if isinstance(self, TokenDPOTrainer) else 1
                 seen.append((rows, length))
                 if rows > limit and len(seen) > from_call:
                     raise torch.OutOfMemoryError("CUDA out of memory")
@@ -296,10 +296,10 @@ def test_errors_of_short_memory_are_recognized(begun, chat, monkeypatch, words):
         tried.append(size)
         if size > 2:
             raise RuntimeError(words)
-        return {"micro_batch": size}
+        return TrainingResult(1, 1, 1.0, 0.0, micro_batch=size)
 
     monkeypatch.setattr(training_trainer, "_train", short)
-    assert done(make(begun, chat, "sft", "words")) == {"micro_batch": 2}
+    assert done(make(begun, chat, "sft", "words")).micro_batch == 2
     assert tried == [8, 4, 2]
 
 

@@ -28,6 +28,7 @@ from selfreward_lite.training import backends, trainer
 from selfreward_lite.training import rows as row_lists
 from selfreward_lite.training.job import Job, TrainingResult
 from selfreward_lite.training.rows import PairTexts
+from selfreward_lite.training.token_trainers import TokenDPOTrainer, TokenSFTTrainer, make_trainer
 
 torch.set_num_threads(1)
 
@@ -77,14 +78,15 @@ def test_first_dpo_step_has_margin_zero_and_ln_2(trained):
         assert logged[0]["loss"] < 0.6931 + anchor
 
 
-def first_gradient(folder, tiny, chat, rows, micro_batch, anchor) -> tuple[float, torch.Tensor]:
-    """The loss and the gradient of a DPO step away from the reference."""
+def first_gradient(
+    folder, tiny, chat, method, rows, micro_batch, spoil=lambda made: None, **changes
+) -> tuple[float, torch.Tensor]:
+    """The loss and the gradient of a step, in DPO away from the reference."""
     job = make_job(
-        folder, tiny, chat, "dpo", batch=32, micro_batch=micro_batch, epochs=1, anchor=anchor
+        folder, tiny, chat, method, batch=32, micro_batch=micro_batch, epochs=1, **changes
     )
-    made = trainer._make_trainer(
-        backends.load_model(BY_TRANSFORMERS, job, torch.float32), job, rows, micro_batch
-    )
+    model = backends.load_model(BY_TRANSFORMERS, job, torch.float32)
+    made = make_trainer(model, job, rows, micro_batch, torch.float32)
     torch.manual_seed(0)
     for _, weight in trainer._named_trainable(made.model):
         weight.data = torch.randn_like(weight.data, dtype=torch.float32) / 50
@@ -95,6 +97,7 @@ def first_gradient(folder, tiny, chat, rows, micro_batch, anchor) -> tuple[float
             kept.extend(weight.grad.flatten() for _, weight in trainer._named_trainable(made.model))
 
     made.add_callback(Keeper())
+    spoil(made)
     made.args.max_grad_norm = 0.0
     made.optimizer = torch.optim.SGD([one for _, one in trainer._named_trainable(made.model)], 0.0)
     return made.train().training_loss, torch.cat(kept)
@@ -114,11 +117,32 @@ def test_a_dpo_step_does_not_depend_on_the_micro_batch(tmp_path, tiny, chat, cou
         }
         for index, word in enumerate(words)
     ]
-    loss, gradient = first_gradient(tmp_path, tiny, chat, rows, 32, anchor)
+    loss, gradient = first_gradient(tmp_path, tiny, chat, "dpo", rows, 32, anchor=anchor)
     for size in (8, 4, 1):
-        other_loss, other = first_gradient(tmp_path, tiny, chat, rows, size, anchor)
+        other_loss, other = first_gradient(tmp_path, tiny, chat, "dpo", rows, size, anchor=anchor)
         assert other_loss == pytest.approx(loss, rel=1e-4)
         assert float((other - gradient).norm() / gradient.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_token_weighs_the_same_in_sft_whoever_counts(tmp_path, tiny, chat, counted):
+    """A backend that wraps the model may keep Trainer from counting the tokens of a step."""
+
+    def count_nothing(made):
+        made.model_accepts_loss_kwargs = counted
+
+    rows = [
+        {
+            "prompt_ids": list(chat.prompt_ids(user("Sort the letters c a b."))),
+            "completion_ids": list(chat.completion_ids("The answer is a b c." * (1 + index % 4))),
+        }
+        for index in range(9)
+    ]
+    whole, gradient = first_gradient(tmp_path, tiny, chat, "sft", rows, 32)
+    for size in (8, 1):
+        loss, other = first_gradient(tmp_path, tiny, chat, "sft", rows, size, count_nothing)
+        assert loss == pytest.approx(whole, rel=1e-5)
+        assert float((other - gradient).norm() / gradient.norm()) < 1e-5
 
 
 def test_without_anchor_the_first_loss_is_ln_2(tmp_path, tiny, chat, trained, work):
@@ -243,14 +267,14 @@ def dpo(tmp_path, tiny, chat, trained) -> Callable[[], dict[str, float]]:
 
 
 def spoil_trainer(monkeypatch, spoil: Callable) -> None:
-    make = trainer._make_trainer
+    make = trainer.make_trainer
 
     def spoilt(*arguments):
         trainer = make(*arguments)
         spoil(trainer)
         return trainer
 
-    monkeypatch.setattr(trainer, "_make_trainer", spoilt)
+    monkeypatch.setattr(trainer, "make_trainer", spoilt)
 
 
 def test_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
@@ -416,12 +440,12 @@ def test_private_parts_of_trl_are_as_read():
     """On an upgrade: read `trainer` against the new sources, then change READ_VERSIONS."""
     for name, known in trainer.READ_VERSIONS.items():
         assert version(name) == known, f"{name} was upgraded: check trainer.py"
-    for kind in (trainer.DPOTrainer, trainer.SFTTrainer):
+    for kind in (TokenDPOTrainer.__base__, TokenSFTTrainer.__base__):
         assert callable(kind._prepare_dataset)
         assert callable(kind._prepare_inputs)
         source = inspect.getsource(kind)
         assert "self._metrics[mode]" in source
-    assert "ref_chosen_logps" in inspect.getsource(trainer.DPOTrainer)
+    assert "ref_chosen_logps" in inspect.getsource(TokenDPOTrainer.__base__)
     assert "self.current_gradient_accumulation_steps" in inspect.getsource(Trainer.training_step)
 
 

@@ -4,6 +4,7 @@ Its CPU backend proves the calls, not the kernels of a card. It is installed bes
 without what it depends on: `pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`.
 """
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_it_learns_what_transformers_learn(trained):
     )
     assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
     assert ours[-1] == pytest.approx(theirs[-1], rel=0.3)
+
+
+def test_a_token_weighs_the_same_in_sft_as_without_unsloth(tmp_path, tiny, chat):
+    """One row at a time, so that a mean of their means would be another loss."""
+    losses: dict[str, list[float]] = {}
+    for backend in ("unsloth", "transformers"):
+        job = make_job(tmp_path, tiny, chat, "sft", name=backend, micro_batch=1, epochs=1)
+        rows = [json.loads(line) for line in job.rows.read_text().splitlines()]
+        for row in rows[::3]:
+            row["completion_ids"] = chat.completion_ids("The answer is a c f. " * 6)
+        job.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        job = job.model_copy(update={"backend": backend})
+        said: list[dict] = []
+        with open_runtime(backend=backend) as runtime:
+            facts = runtime.train(job, tmp_path, said.append)
+        assert facts.backend.startswith(backend)
+        assert facts.loss.startswith("mean over a step's tokens")
+        losses[backend] = [one["values"]["loss"] for one in said if "values" in one]
+    # Only the first step begins with the same weights: a fresh adapter does nothing.
+    assert losses["unsloth"][0] == pytest.approx(losses["transformers"][0], rel=1e-4)
 
 
 def test_llama_cpp_runs_what_unsloth_trained(trained, tmp_path):

@@ -6,7 +6,7 @@ from selfreward_lite.data import ranked
 from selfreward_lite.data.records import BASE, Judgment, Outcome, Prompt, Response, index_records
 from selfreward_lite.method import judgments
 from selfreward_lite.models.chat_template import user
-from selfreward_lite.run import plan
+from selfreward_lite.run import speed
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import (
@@ -79,12 +79,12 @@ def export_adapter(run: RunContext, iteration: int) -> None:
 
 def _probes(run: RunContext) -> list[tuple[int, ...]]:
     """Token ids to compare logits on: held-out prompts, and judgments, the longest texts."""
-    texts = run.held_out()[: plan.CHECKED_PROMPTS]
+    texts = run.held_out()[: speed.CHECKED_PROMPTS]
     probes = [tuple(run.chat.prompt_ids(user(prompt.text))) for prompt in texts]
     prompts = index_records(run.store.records(Prompt, origin="ranked"))
     responses = index_records(run.store.records(Response, model=ranked.HUMAN))
     judged = [one for one in run.store.made_by(Judgment, BASE) if one.response_id in responses]
-    for judgment in judged[: plan.CHECKED_JUDGMENTS]:
+    for judgment in judged[: speed.CHECKED_JUDGMENTS]:
         response = responses[judgment.response_id]
         question = judgments.build_judge_question(
             prompts[response.prompt_id], response, run.settings.model.templates

@@ -119,6 +119,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
             _number(value) for _, name, value in run.store.training(iteration) if name == "loss"
         ],
         first_margin=_number(known["training_first_margin"]),
+        quantized=run.settings.model.gguf == "q8_0" or run.settings.model.gguf_file is not None,
         logit_difference=_number(known["logit_difference"]),
         logit_change=_number(known["logit_change"]),
         agreement=_number(known["greedy_agreement"]),

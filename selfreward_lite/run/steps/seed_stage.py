@@ -14,7 +14,6 @@ from selfreward_lite.run import gates, prepare
 from selfreward_lite.run.ask import Progress
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import promotion
-from selfreward_lite.system.errors import GateStop
 
 FIRST_LOOK = 1_000_000  # the number of these judgments, above those of any others
 ROUNDS_BEFORE_CHECK = 2
@@ -132,7 +131,7 @@ def judge_ranked(run: RunContext, _: int) -> None:
             for one in prompts[:count]
         ]
         run.ask_round(0, "eft_judgments", items)
-        if number == ROUNDS_BEFORE_CHECK:
+        if number == ROUNDS_BEFORE_CHECK and not run.store.is_done(0, "eft_yield"):
             _check_yield(run, count)
     run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1]))
 
@@ -142,14 +141,17 @@ def _check_yield(run: RunContext, count: int) -> None:
     found, prompts = len(_examples(run, count)[0]), len(run.ranked().eft)
     wanted = run.settings.seed_stage.train_examples
     expected = round(found * prompts / count)
-    if 10 * expected >= wanted or run.settings.gates.mode == "report":
-        return
-    raise GateStop(
+    reason = (
         f"{count} of {prompts} ranked prompts gave {found} EFT examples, so all of them would give "
-        f"about {expected} of {wanted}: the base's judgments hardly ever agree with the ranks. A "
-        "larger base or seed_stage.eft=false may help; --gates report goes on, and fewer "
-        "seed_stage.train_examples in a new --name pass with so few"
+        f"about {expected} of {wanted}"
     )
+    is_enough = 10 * expected >= wanted
+    if not is_enough:
+        reason += (
+            ": the base's judgments hardly ever agree with the ranks. A larger base, "
+            "seed_stage.eft=false, or fewer seed_stage.train_examples in a new --name may help"
+        )
+    promotion.decide(run, 0, "eft_yield", [gates.GateResult("yield", is_enough, reason)])
 
 
 def eft_examples(run: RunContext) -> list[eft.EftExample]:

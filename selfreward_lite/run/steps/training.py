@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from selfreward_lite.data.records import (
     Judgment,
     JudgmentPair,
+    ModelId,
     Outcome,
     ResponsePair,
     index_records,
@@ -22,7 +24,7 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.training.job import Job, Report
-from selfreward_lite.training.rows import PairTexts, Rows, build_rows
+from selfreward_lite.training.rows import TOO_LONG_FOR_MEMORY, PairTexts, Rows, build_rows
 
 
 def train_seed(run: RunContext, _: int) -> None:
@@ -129,12 +131,16 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
             f"the training of M{iteration} ended without an adapter in {folder}; start the run "
             "again"
         )
+    left_out = result.left_out or 0
+    kept = len(rows.rows) - left_out
     # A training ended by --hours has seen fewer rows, which is not an error of the trainer.
-    expected = min(len(rows.rows), round(settings.epochs * len(rows.rows)))
+    expected = min(kept, round(settings.epochs * kept))
     given = result.rows if result.ended_early else expected
     run.store.measure(iteration, training_rows_given=given, **result.metrics())
+    run.store.state(f"training {ModelId(iteration).name}", result.facts())
     shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    return Outcome(drops=rows.drops)
+    # A counter's sum drops what is zero.
+    return Outcome(drops=rows.drops + Counter({TOO_LONG_FOR_MEMORY: left_out}))
 
 
 def _reporter(run: RunContext, iteration: int) -> Report:
@@ -145,6 +151,9 @@ def _reporter(run: RunContext, iteration: int) -> Report:
         nonlocal progress
         before = progress.seconds
         progress = replace(progress, seconds=time.monotonic() - started)
+        if "left_out" in said:
+            run.store.forget_training(iteration, after=said["begun_at"])
+            run.store.measure(iteration, training_left_out=said["left_out"])
         if "message" in said:
             run.watch(replace(progress, message=said["message"]))
             return

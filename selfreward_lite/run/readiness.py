@@ -1,0 +1,79 @@
+"""Whether this machine can do what a run's settings ask of it, before the first download.
+
+A version number proves nothing, so llama.cpp, torch, Triton, bitsandbytes and unsloth each do a
+little of the run's work (`system/doctor.py`). Models that need no GPU are left alone.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from selfreward_lite.config.settings import Settings
+from selfreward_lite.data import hub
+from selfreward_lite.models import memory
+from selfreward_lite.models.hf_folder import ModelShape
+from selfreward_lite.run import plan
+from selfreward_lite.run.prepare import refuse_base
+from selfreward_lite.system import doctor
+from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.gpu import LARGE, Gpu, list_gpu_users, list_gpus
+from selfreward_lite.system.gpu_findings import describe_users
+
+Say = Callable[[str], None]
+
+
+def check_machine(settings: Settings, folder: Path, say: Say) -> None:
+    """Raise UserError where the run would end on this machine; say what will slow it down.
+
+    The caller holds the GPU. A base with `engine.gpu_layers=0` and less than a billion weights may
+    train on the CPU; a larger one may too, but not on a machine with a GPU that torch does not see.
+    """
+    gpus = list_gpus()
+    on_gpu = settings.engine.gpu_layers != 0 and settings.engine.kind == "llama"
+    shape = _find_shape(settings.model.base)
+    is_large = shape is not None and memory.count_weights(shape) >= LARGE
+    if gpus and (on_gpu or is_large):
+        say("trying GPU, torch, llama.cpp and what trains: a minute or two …")
+        doctor.check_gpu(folder, with_llama=on_gpu, backend=settings.backend, say=say)
+    elif on_gpu:
+        doctor.check_without_gpu(is_large=is_large)
+    elif is_large:
+        say("no GPU: a model with billions of weights answers and trains on the CPU, for days")
+    if gpus and on_gpu:
+        for line in describe_memory(settings, shape, gpus[0]):
+            say(line)
+
+
+def describe_memory(settings: Settings, shape: ModelShape | None, gpu: Gpu) -> list[str]:
+    """What to say where the GPU has less free memory than `plan` expects the run to need."""
+    if shape is None:
+        return [
+            f"{settings.model.base} is not here yet: the memory that it needs is compared with the "
+            "GPU's at the next start"
+        ]
+    peaks = memory.estimate_peaks(settings, shape)
+    most = memory.largest_peak(peaks)
+    if most <= gpu.free:
+        return []
+    stages = {stage: sum(parts.values()) for stage, parts in peaks.items()}
+    stage = max(stages, key=lambda name: stages[name])
+    text = (
+        f"memory: {stage} needs {format_bytes(most)} of the GPU by the estimate of `plan`, and "
+        f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} are free"
+    )
+    advice = "lower engine.context, engine.parallel or dpo.max_length, or take a smaller preset"
+    if most > gpu.total:
+        return [f"{text}: {advice}"]
+    who = describe_users(list_gpu_users(gpu)) or "other programs (a desktop, a browser)"
+    return [
+        f"{text}; in use by {who}. Close them, or {advice}. Too little memory ends a stage; on "
+        "Windows (WSL2) it makes the stage many times slower instead"
+    ]
+
+
+def _find_shape(base: str) -> ModelShape | None:
+    """The shape of a base; None for a GGUF that is still to be downloaded."""
+    missing = hub.find_missing(base, "model")
+    if missing and missing.file:
+        return None
+    with refuse_base(Path(base)):
+        return plan.find_base_shape(base)
