@@ -181,6 +181,8 @@ class ScriptedServer:
         if path != "/v1/load_lora_adapter" or body is None or self.lies.get("no_routes"):
             return 404, {"detail": "Not Found"}
         name, folder = body["lora_name"], body["lora_path"]
+        if not (name and folder):
+            return 400, {"error": {"message": "Both 'lora_name' and 'lora_path' must be provided."}}
         if name in self.adapters:
             return 400, {
                 "error": {"message": f"The lora adapter '{name}' has already been loaded."}
