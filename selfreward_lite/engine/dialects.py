@@ -317,14 +317,20 @@ class LlamaRouter:
     """
 
     def __init__(
-        self, client: Client, listed: list[Listed], base: str, paths: Paths, vocab: int
+        self,
+        client: Client,
+        listed: list[Listed],
+        base: str,
+        paths: Paths,
+        pieces: Sequence[bytes],
     ) -> None:
         if all(one.status is None for one in listed):
             raise EngineError(
                 f"{client.url} is llama-server with one model, which cannot change adapters; start "
                 "it with --models-preset, as `doctor --servers RUN` says"
             )
-        self._client, self._paths, self._vocab = client, paths, vocab
+        self._client, self._paths, self._vocab = client, paths, len(pieces)
+        self._whole = next(token for token, piece in enumerate(pieces) if piece.isalnum())
         self.base = base
         self._add(base, None)
         props = self._first(f"/props?model={base}", _Props)
@@ -387,11 +393,16 @@ class LlamaRouter:
     def next_token(
         self, model: str, prompt: Sequence[int], wanted: TokenIds, slot: int
     ) -> tuple[Place, int]:
-        """What follows a prompt, and how many tokens of it were computed."""
+        """What follows a prompt, and how many tokens of it were computed.
+
+        A token that is drawn in the middle of a character has no probabilities there, so a letter
+        is made to be drawn. That does not touch the probabilities: they are those before sampling.
+        """
         computed = 0
+        force = {"temperature": 0, "logit_bias": [[self._whole, 1e4]]}
         for count in (TOP, self._vocab):
             answer = self._complete(
-                model, prompt, slot, n_predict=1, temperature=0, n_probs=min(count, self._vocab)
+                model, prompt, slot, n_predict=1, n_probs=min(count, self._vocab), **force
             )
             computed += answer.timings.prompt_n
             if not answer.completion_probabilities:

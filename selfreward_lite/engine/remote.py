@@ -114,7 +114,7 @@ class Server:
             self._dialect = Vllm(self._client, listed, spec.slots, len(spec.pieces))
         else:
             self._dialect = LlamaRouter(
-                self._client, listed, name_base(spec.paths), spec.paths, len(spec.pieces)
+                self._client, listed, name_base(spec.paths), spec.paths, spec.pieces
             )
         if self._dialect.context < least:
             raise EngineError(

@@ -243,8 +243,12 @@ class ScriptedServer:
             return 400, {"error": {"message": f"model '{name}' not found"}}
         ends = (word_model.END, word_model.OTHER_END)
         drawn = self._draw(body, body["n_predict"], ends)
+        for token, bias in body.get("logit_bias", []):
+            assert bias > 100
+            drawn = [token]
         places = []
-        if "n_probs" in body:
+        # As the real one: nothing where the token is not a whole character, here an odd one.
+        if "n_probs" in body and word_model.is_whole(drawn[0]):
             values = self._logprobs(tuple(prompt), name)
             order = sorted(range(len(values)), key=lambda one: -values[one])[: body["n_probs"]]
             places = [{"top_logprobs": [{"id": one, "logprob": values[one]} for one in order]}]

@@ -12,7 +12,7 @@ from selfreward_lite.engine.api import Completion, Request
 from selfreward_lite.engine.reference import REFERENCE, Expected, Reference, save
 
 PIECES = [
-    *(f" w{i}".encode() for i in range(28)),
+    *(f"w{i}".encode() for i in range(28)),
     b" Score:",
     b"\n",
     *(b" %d" % i for i in range(6)),
@@ -21,6 +21,11 @@ PIECES += [b" end", b" go", b"", b""]
 VOCAB, SCORE, END, OTHER_END = len(PIECES), 28, 38, 39
 DIGITS = tuple(range(30, 36))
 STOP = (END,)
+
+
+def is_whole(token: int) -> bool:
+    """Whether llama-server gives probabilities where this token is drawn."""
+    return token % 2 == 0
 
 
 @lru_cache(maxsize=100_000)
