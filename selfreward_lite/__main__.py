@@ -19,8 +19,8 @@ def main() -> None:
         if (error.name or "").startswith("selfreward_lite"):
             raise
         _refuse(
-            f"the package {error.name} is missing: run `pip install -r requirements.txt`, "
-            "or install selfreward_lite again with pip"
+            f"the package {error.name} is missing: run `pip install -r requirements.txt` "
+            "(with a GPU: requirements-gpu.txt), or install selfreward_lite again with pip"
         )
     run_command_line()
 

@@ -18,6 +18,7 @@ from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.report import summary
+from selfreward_lite.system import cuda
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import list_gpus
@@ -115,6 +116,7 @@ def bench_engine(
     folder: ModelsDir = Path("runs/bench-engine"),
 ) -> None:
     """How fast is the engine? Compared with llama-cpp-python's usual API and raw llama.cpp."""
+    cuda.open_libraries()  # this process loads llama.cpp too
     from selfreward_lite.bench import baselines, engine
 
     if gpu_layers:  # the same GPU as the engine's child process

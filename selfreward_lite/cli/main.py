@@ -400,11 +400,10 @@ def llama(
         ),
     ] = None,
 ) -> None:
-    """Make llama.cpp use this machine's GPU: from a kept wheel, or compiled."""
+    """Make llama.cpp use this machine's GPU: a kept wheel, a prebuilt one, or compiled."""
     found = llama_build.install(wheels or [], say)
     if found.state == "bad":
-        by_hand = f"; by hand: {found.fix}" if found.fix else ""
-        raise UserError(f"llama.cpp {found.words}{by_hand}")
+        raise UserError(f"llama.cpp {found.words}; `python -m selfreward_lite doctor` says more")
     say(f"llama.cpp {found.words}")
     emit(asdict(found))
 

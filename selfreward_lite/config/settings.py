@@ -329,7 +329,9 @@ class Gates(Section):
     whose long answers are cut too
     """
     max_repetitive_share: Share = 0.05
-    """share of responses that mostly repeat themselves; people hardly ever do"""
+    """share of responses that mostly repeat themselves, beyond that of the base; people hardly ever
+    do, small models often where they may go on for long
+    """
     min_distinct_share: Share = 0.3
     """share of different texts among the responses; lower means a collapse"""
     min_read_share: Share = 0.9

@@ -17,7 +17,9 @@ import llama_cpp as cpp
 import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec
+from selfreward_lite.system import cuda
 from selfreward_lite.system.errors import EngineError, EngineMemoryError
+from selfreward_lite.system.gpu import list_gpus
 
 # -- adapter files: llama.cpp would crash on a bad one ----------
 
@@ -181,12 +183,11 @@ def has_amx() -> bool:
 
 
 def refuse_cpu_build(gpu_layers: int) -> None:
-    """Raise EngineError if layers are to go on a GPU and this llama.cpp is for the CPU only."""
+    """Raise EngineError if layers are to go on a GPU and this llama.cpp can use none."""
     if gpu_layers and not cpp.llama_supports_gpu_offload():
-        raise EngineError(
-            "a GPU was asked for, but this llama-cpp-python is built for the CPU only; run "
-            "`python -m selfreward_lite llama`, or set gpu_layers=0"
-        )
+        gpus = list_gpus()
+        why, advice = cuda.explain_idle(gpus[0].driver if gpus else None)
+        raise EngineError(f"a GPU was asked for, but {why}; {advice}, or set gpu_layers=0")
 
 
 def load_model(

@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from selfreward_lite.config.settings import Gates
+from selfreward_lite.engine.answers import Place
 from selfreward_lite.engine.api import TokenIds
-from selfreward_lite.engine.dialects import Place
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import atomic_write
 

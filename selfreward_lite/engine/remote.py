@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from selfreward_lite.engine import reference
+from selfreward_lite.engine.answers import Answer, Place
 from selfreward_lite.engine.api import Completion, Request
 from selfreward_lite.engine.dialects import (
     KINDS,
-    Answer,
     Dialect,
     LlamaRouter,
     Paths,
-    Place,
     Vllm,
     list_models,
 )

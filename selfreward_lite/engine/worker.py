@@ -42,8 +42,14 @@ from selfreward_lite.system.processes import Message, open_wire
 def make_engine(spec: EngineSpec) -> Any:
     """The engine that a spec describes."""
     if isinstance(spec, LlamaSpec):
-        from selfreward_lite.engine.llama import LlamaEngine  # native code: only in a child
-
+        try:
+            from selfreward_lite.engine.llama import LlamaEngine  # native code: only in a child
+        except ModuleNotFoundError as error:
+            if error.name != "llama_cpp":
+                raise
+            raise EngineError(
+                "llama.cpp is not installed: run `python -m selfreward_lite llama`"
+            ) from None
         return LlamaEngine(spec)
     return pkgutil.resolve_name(spec.factory)(**spec.arguments)
 

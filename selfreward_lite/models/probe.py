@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from selfreward_lite.models.random_models import write_gguf
+from selfreward_lite.system import cuda
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import Json
 from selfreward_lite.system.gpu import BF16
@@ -121,10 +122,14 @@ def unsloth() -> Json:
 
 
 def build() -> Json:
-    """Version, and whether it was built for a GPU; uses none of its memory."""
+    """Version, the CUDA it was built with, and whether it can use a GPU; takes no memory of it."""
     import llama_cpp
 
-    return {"version": llama_cpp.__version__, "can_offload": llama_cpp.llama_supports_gpu_offload()}
+    return {
+        "version": llama_cpp.__version__,
+        "cuda": cuda.build_cuda(),
+        "can_offload": llama_cpp.llama_supports_gpu_offload(),
+    }
 
 
 def llama(gpu_layers: int) -> Json:

@@ -21,7 +21,8 @@ class Evidence:
 
     Intervals and ratios compare it with M(t−1); None where there is none. `trained` is false for an
     M0 without EFT, which is the base. `taught`: EFT taught it to write scores. `base_cut_share` is
-    the base's own `answers.cut_share`, `quantized` whether llama.cpp reads a quantized base.
+    the base's own `answers.cut_share`, `base_repetitive_share` its own `answers.repetitive_share`.
+    `quantized` says whether llama.cpp reads a quantized base.
     `judge_set` is the title of gates.judge_set, and the change
     of judge accuracy on it.
     """
@@ -41,6 +42,7 @@ class Evidence:
     adapter_share: float | None
     answers: AnswerMetrics
     base_cut_share: float
+    base_repetitive_share: float
     length_ratio: float | None
     judge_interval: tuple[float, float]
     outside_interval: tuple[float, float] | None
@@ -182,9 +184,10 @@ def _check_answers(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
     yield _at_most(
         "repetition",
         evidence.answers.repetitive_share,
-        limits.max_repetitive_share,
+        evidence.base_repetitive_share + limits.max_repetitive_share,
         "of the responses mostly repeat themselves",
-        "raise dpo.anchor, or lower the learning rate",
+        f"of the base's {_shown(evidence.base_repetitive_share)} do; raise dpo.anchor, or lower "
+        "the learning rate",
     )
     yield _at_least(
         "variety",

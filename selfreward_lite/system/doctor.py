@@ -13,16 +13,17 @@ import socket
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from selfreward_lite.system import probes
+from selfreward_lite.system import cuda, fixes, probes
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json, format_bytes, free_bytes
-from selfreward_lite.system.fixes import PACKAGES
 from selfreward_lite.system.gpu import (
     Gpu,
     find_driver_fault,
+    is_wsl,
     list_gpu_users,
     list_gpus,
     lock_holder,
@@ -48,7 +49,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
     return Machine(
         python=sys.version_info[:3],
         system=platform.system(),
-        wsl="microsoft" in platform.release().casefold(),
+        wsl=is_wsl(),
         wanted=wanted,
         installed={name: installed_version(name) for name in wanted},
         gpus=gpus,
@@ -79,15 +80,29 @@ def findings(machine: Machine) -> list[Finding]:
         _packages(machine),
         _system(machine),
         *find_on_gpu(machine),
-        *([_llama(machine.gpus, machine.llama, machine.wanted)] if machine.llama else []),
+        *([_llama(machine, machine.llama)] if machine.llama else []),
         _disk(machine),
         _hub(machine),
     ]
 
 
-def llama_finding(wanted: dict[str, str], gpus: Sequence[Gpu]) -> Finding:
+def llama_finding(gpus: Sequence[Gpu]) -> Finding:
     """What llama.cpp does on this machine, with these GPUs."""
-    return _llama(gpus, _probe_llama(gpus), wanted)
+    return describe_llama(gpus, _probe_llama(gpus))
+
+
+def find_idle_build(gpu: Gpu) -> str | None:
+    """Why a build for CUDA that is installed starts no CUDA, and what to do; None if it does.
+
+    Another build would not start it either, unless it is for an older CUDA. None too for a build
+    for the CPU, or one that cannot be loaded.
+    """
+    if cuda.build_cuda() is None:
+        return None
+    probed = probes.ask("build")
+    if probed.get("error") or probed["can_offload"]:
+        return None
+    return ": ".join(cuda.explain_idle(gpu.driver))
 
 
 def check_gpu(folder: Path, *, with_llama: bool, backend: str, say: Callable[[str], None]) -> None:
@@ -148,7 +163,7 @@ def read_pins() -> dict[str, str]:
 def parse_pins(requirements: Iterable[str]) -> dict[str, str]:
     """Name → version of every pinned requirement; those of extras are left out.
 
-    >>> parse_pins(["torch==2.13.0", "pandas>=2.2", 'unsloth==2026.10.7; extra == "gpu"'])
+    >>> parse_pins(["torch==2.13.0", "pandas>=2.2", 'unsloth==2026.10.9; extra == "gpu"'])
     {'torch': '2.13.0'}
     """
     pairs = (one.split("==") for one in requirements if "==" in one and "extra" not in one)
@@ -174,11 +189,13 @@ def _packages(machine: Machine) -> Finding:
         for name, version in machine.installed.items()
         if version is not None and version.split("+")[0] != wanted[name]
     }
+    if missing == ["llama-cpp-python"] and machine.gpus:
+        return Finding("packages", "bad", f"missing: {missing[0]}", fixes.LLAMA)
     if missing:
         text = f"missing: {', '.join(missing)}"
         if "llama-cpp-python" in missing:
             text += " (llama-cpp-python is compiled: a C++ compiler is needed)"
-        return Finding("packages", "bad", text, PACKAGES)
+        return Finding("packages", "bad", text, fixes.install_packages(machine))
     if others:
         text = ", ".join(f"{name} {one} instead of {wanted[name]}" for name, one in others.items())
         # A torch that came with the machine fits its driver, and torchvision fits only that torch.
@@ -202,40 +219,35 @@ def _system(machine: Machine) -> Finding:
     return Finding("system", "good", machine.system)
 
 
-def _llama(gpus: Sequence[Gpu], probed: Json, wanted: dict[str, str]) -> Finding:
+def _llama(machine: Machine, probed: Json) -> Finding:
+    """What llama.cpp does; where its CUDA is too new for the driver, how to update that."""
+    found, built = describe_llama(machine.gpus, probed), probed.get("cuda")
+    if machine.gpus and built and found.state == "bad":
+        needed = cuda.oldest_driver(str(built))
+        if cuda.driver_number(machine.gpus[0].driver) < needed:
+            return replace(found, fix=fixes.update_driver(machine, needed))
+    return found
+
+
+def describe_llama(gpus: Sequence[Gpu], probed: Json) -> Finding:
+    """What the answer of llama.cpp's probe means, with these GPUs."""
     error = probed.get("error")
     if error and (missing := find_missing_library(error)):
         return missing
     if not gpus:
         if error:
-            return Finding("llama.cpp", "bad", f"cannot decode: {error}", PACKAGES)
+            return Finding("llama.cpp", "bad", f"cannot decode: {error}", fixes.PACKAGES)
         amx = "; its matrix units (AMX) crash it and are not used" if probed["amx"] else ""
         return Finding("llama.cpp", "good", f"{probed['version']} decodes on the CPU{amx}")
     layers = _LAYERS.search(probed.get("offloaded") or "")
-    fix = build_command(gpus[0], wanted)
     if error or not layers or layers[1] != layers[2]:
         why = error or f"its log says {probed.get('offloaded')!r} of the layers"
-        return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", fix)
+        return Finding("llama.cpp", "bad", f"does not use the GPU: {why}", fixes.LLAMA)
     if not probed["difference"] < SAME:  # written so that NaN is refused too
         text = f"computes nonsense on the GPU: {probed['difference']:.2g} from the CPU's logits"
-        return Finding("llama.cpp", "bad", text, fix)
+        return Finding("llama.cpp", "bad", text, fixes.LLAMA)
     text = f"{probed['version']} puts every layer on the GPU ({layers[0]}) and decodes"
     return Finding("llama.cpp", "good", text)
-
-
-def build_command(gpu: Gpu, wanted: dict[str, str]) -> str:
-    """The command that builds llama.cpp for a GPU. An installed CPU build satisfies pip: force."""
-    version = wanted.get("llama-cpp-python")
-    pin = f"llama-cpp-python=={version}" if version else "llama-cpp-python"
-    return (
-        f'CMAKE_ARGS="{cuda_flags(gpu)}" pip install --force-reinstall --no-deps --no-cache-dir '
-        f"{pin}"
-    )
-
-
-def cuda_flags(gpu: Gpu) -> str:
-    """CMake's options for a llama.cpp that uses this GPU."""
-    return f"-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES={gpu.architecture}"
 
 
 def _disk(machine: Machine) -> Finding:

@@ -1,37 +1,23 @@
 """The command that fixes a problem with the GPU, by where the machine is: pure, from a Machine."""
 
-import re
-
+from selfreward_lite.system.cuda import OLDEST_DRIVERS, driver_number, library_packages
 from selfreward_lite.system.machine import Machine
 
-# The oldest driver for each CUDA, by its first number:
-# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
-OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}
 BLACKWELL = (10, 0)  # for which torch's CUDA 12.6 has no kernels, and the driver is the open one
 WHEELS = "https://download.pytorch.org/whl"
 DRIVERS = "https://www.nvidia.com/drivers"
 PACKAGES = "pip install -r requirements.txt"
 GPU_PACKAGES = "pip install -r requirements-gpu.txt"
+LLAMA = "python -m selfreward_lite llama"
 RELOAD_MODULE = "modprobe -r nvidia_uvm && {sudo}modprobe nvidia_uvm"
 
 
-def oldest_driver(cuda: str) -> int:
-    """The first number of the oldest driver for a CUDA; later ones need at least the last known.
+def install_packages(machine: Machine) -> str:
+    """The command for the Python packages; beside a GPU, llama.cpp comes by a command of its own.
 
-    >>> oldest_driver("13.0"), oldest_driver("12.6"), oldest_driver("14.1")
-    (580, 525, 580)
+    pip would compile it for the CPU.
     """
-    return OLDEST_DRIVERS.get(int(cuda.split(".")[0]), max(OLDEST_DRIVERS.values()))
-
-
-def driver_number(driver: str) -> int:
-    """The first number of a driver's version, by which versions of CUDA ask for it.
-
-    >>> driver_number("570.133.20"), driver_number("[N/A]")
-    (570, 0)
-    """
-    found = re.match(r"\d+", driver)
-    return int(found[0]) if found else 0
+    return GPU_PACKAGES if machine.gpus else PACKAGES
 
 
 def install_system_packages(machine: Machine, *names: str) -> str | None:
@@ -88,8 +74,7 @@ def install_again(machine: Machine, name: str) -> str:
 
 def install_cuda_libraries(major: str) -> str:
     """The command for the libraries of a CUDA that llama.cpp was built with."""
-    suffix = "" if int(major) >= 13 else f"-cu{major}"
-    return f"pip install nvidia-cuda-runtime{suffix} nvidia-cublas{suffix}"
+    return f"pip install {' '.join(library_packages(int(major)))}"
 
 
 def reload_driver(machine: Machine) -> str:

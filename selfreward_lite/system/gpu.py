@@ -8,6 +8,7 @@ Nothing here imports torch; asking takes milliseconds and no GPU memory.
 
 import logging
 import os
+import platform
 import re
 import subprocess
 import time
@@ -65,6 +66,11 @@ class GpuUser:
 
     name: str
     used: int | None
+
+
+def is_wsl() -> bool:
+    """Whether this is Linux inside Windows (WSL2), also in a container there."""
+    return "microsoft" in platform.release().casefold()
 
 
 def list_gpus() -> list[Gpu]:

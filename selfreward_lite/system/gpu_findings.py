@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from selfreward_lite.system import fixes
+from selfreward_lite.system.cuda import driver_number, oldest_driver
 from selfreward_lite.system.files import Json, format_bytes
 from selfreward_lite.system.gpu import BF16, OLDEST, GpuUser
 from selfreward_lite.system.machine import Finding, Machine
@@ -81,7 +82,9 @@ def describe_gpu(machine: Machine) -> Finding:
 
 def _torch(machine: Machine, probed: Json) -> Finding:
     if probed.get("error"):
-        return Finding("torch", "bad", f"cannot be used: {probed['error']}", fixes.PACKAGES)
+        return Finding(
+            "torch", "bad", f"cannot be used: {probed['error']}", fixes.install_packages(machine)
+        )
     version, cuda, fault = probed["version"], probed["cuda"], probed.get("fault")
     if not machine.gpus:
         where = f"with CUDA {cuda}; it sees a GPU" if probed["cards"] else "on the CPU"
@@ -90,8 +93,8 @@ def _torch(machine: Machine, probed: Json) -> Finding:
     if not cuda:
         text = f"{version} sees no GPU: it was built without CUDA"
         return Finding("torch", "bad", text, fixes.install_torch(machine))
-    needed = fixes.oldest_driver(cuda)
-    if not probed["cards"] and fixes.driver_number(gpu.driver) < needed:
+    needed = oldest_driver(cuda)
+    if not probed["cards"] and driver_number(gpu.driver) < needed:
         text = (
             f"{version} sees no GPU: it is built for CUDA {cuda}, which needs driver {needed}, and "
             f"this is {gpu.driver}"
@@ -144,7 +147,7 @@ def _compiler(machine: Machine, probed: Json) -> Finding:
 def _triton(probed: Json) -> Finding:
     if probed.get("error"):
         text = f"cannot run a kernel on the GPU: {probed['error']}"
-        return Finding("Triton", "bad", text, fixes.PACKAGES)
+        return Finding("Triton", "bad", text, fixes.GPU_PACKAGES)
     return Finding("Triton", "good", f"{probed['version']} compiles a kernel and runs it")
 
 

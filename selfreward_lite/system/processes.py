@@ -13,6 +13,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+from selfreward_lite.system import cuda
+
 Message = dict[str, Any]
 DEATH = "death"  # the one key of the last message of a JsonProcess
 TAIL_BYTES = 16_000  # of a log, in which the last lines are looked for
@@ -37,9 +39,11 @@ def child_environment(
 ) -> dict[str, str]:
     """This process's environment, for a child in any folder that imports this package.
 
-    `defaults` apply where the user has not set the variable.
+    `defaults` apply where the user has not set the variable. The child finds the CUDA libraries
+    that llama.cpp needs, also with no layer on a GPU.
     """
     found = {**defaults, **os.environ}
+    found |= cuda.library_path(found.get("LD_LIBRARY_PATH"))
     if gpus != "all":
         found |= one_gpu()
     if gpus == "none":  # a CUDA build takes some of a GPU's memory even without a layer on it

@@ -28,6 +28,7 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
 
 from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.gpu import is_wsl
 from selfreward_lite.system.processes import (
     DEATH,
     JsonProcess,
@@ -39,8 +40,6 @@ from selfreward_lite.system.processes import (
 )
 
 BARE = "--bare"
-# rows of many lengths, one after the other, would leave holes in a GPU's memory
-CHILD = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
 
 
@@ -101,9 +100,18 @@ class TorchWorker:
                 "selfreward_lite.training.worker",
                 *self._arguments,
                 start_new_session=True,  # Ctrl-C is the parent's to handle
-                env=child_environment(CHILD, "one"),
+                env=child_environment(allocator_settings(), "one"),
             )
         return self._child
+
+
+def allocator_settings() -> dict[str, str]:
+    """How torch takes a GPU's memory, as environment variables.
+
+    Rows of many lengths, one after the other, would leave holes in it. In WSL2 the first allocation
+    fails with such segments (pytorch/pytorch#192330).
+    """
+    return {} if is_wsl() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 # -- the child ----------

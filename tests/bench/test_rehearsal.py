@@ -95,6 +95,7 @@ def test_a_wrong_size_is_one_line(option, says, tmp_path):
     assert says in str(ended.exception)
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_on_a_small_model(wanted):
     steps = rehearsal.rehearse(wanted, lambda text: None)
     facts = {name: step.facts for name, step in steps.items()}

@@ -112,6 +112,30 @@ def test_notebook_has_no_public_link_pin_or_test(path):
             assert len([line for line in cell.source.splitlines() if line]) <= 8
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.stem)
+def test_nothing_is_replaced_under_a_kernel_that_has_loaded_it(path):
+    """The kernel of a hosted notebook may have loaded NumPy; and %pip may bring another version."""
+    cells = [cell.source for cell in source(path)]
+    (place,) = [number for number, text in enumerate(cells) if "%pip" in text]
+    for text in cells[: place + 1]:
+        assert not re.search(r"^\s*(from|import) selfreward_lite", text, re.MULTILINE), text
+    install = cells[place]
+    assert re.search(r"%pip install .*-c image.txt -r pins.txt", install)
+    for name in ("torch", "torchvision", "numpy", "pandas", "matplotlib"):
+        assert re.search(rf"[(|]{name}[)|].* > image.txt", install), name
+
+
+def test_what_notebooks_install_is_pinned_and_has_no_llama_cpp(tmp_path):
+    """`llama` installs that, for the GPU."""
+    text = "\n".join(cell.source for cell in source(NOTEBOOKS[0]))
+    (taken,) = re.findall(r"^!(grep .* > )pins.txt$", text, re.MULTILINE)
+    subprocess.run(f"{taken}{tmp_path}/pins", shell=True, check=True, cwd=ROOT)
+    held = (tmp_path / "pins").read_text().splitlines()
+    assert "transformers" in "\n".join(held)
+    assert not [one for one in held if re.match("(torch|pandas|matplotlib|llama)", one)]
+    assert all("==" in one for one in held)
+
+
 def test_notebook_form_offers_existing_presets():
     for path in NOTEBOOKS[:2]:
         (line,) = [

@@ -51,7 +51,7 @@ def answers(card: Gpu | None) -> dict[str, dict[str, Any]]:
         },
         "four_bit": {**PRODUCT, "device": "the GPU" if card else "the CPU"},
         "triton": {"version": "3.7.1", "error": None},
-        "unsloth": {"version": "2026.10.7", "seconds": 24.0},
+        "unsloth": {"version": "2026.10.9", "seconds": 24.0},
     }
 
 
@@ -71,7 +71,7 @@ def machine(card: Gpu | None = None, **changed: Any) -> Machine:
         hub=True,
         place="ubuntu",
         has_apt=True,
-        unsloth="2026.10.7" if card else None,
+        unsloth="2026.10.9" if card else None,
         compiler=COMPILER if card else None,
         triton=said["triton"] if card else None,
         four_bit=said["four_bit"],

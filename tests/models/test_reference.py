@@ -3,7 +3,7 @@
 import pytest
 
 from selfreward_lite.engine import reference
-from selfreward_lite.engine.dialects import Place
+from selfreward_lite.engine.answers import Place
 from selfreward_lite.engine.reference import compare, find_fault, load
 from selfreward_lite.models.reference import LIKELIEST, write_reference
 from selfreward_lite.system.errors import EngineError

@@ -61,7 +61,8 @@ HEAVY = {
     "pandas": {"report.notebook", "app.tabs.progress"},
 }
 TOP_LEVEL = {
-    "README.md", "LICENSE", "app.py", "pyproject.toml", "requirements.txt", "requirements-gpu.txt",
+    "README.md", "LICENSE", "app.py", "pyproject.toml", "requirements.txt",
+    "requirements-common.txt", "requirements-gpu.txt",
     "selfreward_lite", "tests", "notebooks", "docs", ".ci", ".github", ".gitignore",
 }  # fmt: skip
 

@@ -56,6 +56,7 @@ GOOD = gates.Evidence(
         distinct_share=1.0,
     ),
     base_cut_share=0.0,
+    base_repetitive_share=0.0,
     length_ratio=1.0,
     judge_interval=(-0.05, 0.02),
     outside_interval=(-0.1, 0.3),
@@ -128,6 +129,8 @@ def refused(limits, **changes) -> list[str]:
         ({"cut_share": 0.4, "base_cut_share": 0.26}, "stopping"),
         ({"cut_share": 0.2, "base_cut_share": math.nan}, "stopping"),
         ({"repetitive_share": 0.2}, "repetition"),
+        ({"repetitive_share": 0.2, "base_repetitive_share": 0.13}, "repetition"),
+        ({"repetitive_share": 0.0, "base_repetitive_share": math.nan}, "repetition"),
         ({"distinct_share": 0.1}, "variety"),
         ({"judge_written_share": 0.8}, "reading"),
         ({"judge_read_share": 0.8, "taught": False}, "reading"),
@@ -154,6 +157,11 @@ def test_each_gate_can_refuse(tiny, change, gate):
 
 def test_an_adapter_that_rounding_hides_is_not_refused_for_it(tiny):
     assert refused(tiny.gates, adapter_share=None) == []
+
+
+def test_answers_repeat_themselves_as_often_as_those_of_the_base(tiny):
+    # SmolLM2-135M-Instruct with 1,024 tokens an answer: 8 of 60.
+    assert refused(tiny.gates, repetitive_share=0.15, base_repetitive_share=0.133) == []
 
 
 def test_one_logit_does_not_refuse_a_quantized_base(tiny):
@@ -272,6 +280,7 @@ def test_gates_receive_nothing_exact(tmp_path, chat, monkeypatch):
         "mean_response_tokens",
         "cut_share",
         "base_cut_share",
+        "base_repetitive_share",
         "repetitive_share",
         "distinct_share",
         "canary_score",
@@ -476,9 +485,9 @@ def test_gates_report_stores_the_refusal_and_continues(tmp_path, chat):
 
 def test_every_gate_has_its_row_in_the_documentation():
     page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    table = page.split("\n## Gates\n")[1].split("\n## ")[0]
+    table = re.split(r"\n##+ ", page.split("\n## Gates\n")[1])[0]
     documented = re.findall(r"^\| ([a-z]+) \|", table, re.MULTILINE)
     limits = config.load("tiny").gates
     found = [*gates.check_data(1.0, 1.0, limits, taught=True), *gates.check(GOOD, limits)]
-    assert documented[:2] == ["gate", "ability"]
-    assert documented[2:] == [one.gate for one in found]
+    assert documented[:3] == ["gate", "ability", "yield"]
+    assert documented[3:] == [one.gate for one in found]

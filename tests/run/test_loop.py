@@ -97,9 +97,7 @@ def test_a_run_has_everything_and_verifies(whole):
             "seconds",
         ]
         rates = [(row["unread_rate"], row["forced_rate"]) for row in document["iterations"]]
-        assert all(unread == 0 and 0 < forced < 0.2 for unread, forced in rates), (
-            "one judgment in twenty says nothing"
-        )
+        assert all(unread == 0 and 0 < forced < 0.2 for unread, forced in rates), "1 in 20 is mute"
         for iteration in (1, 2):
             row = document["iterations"][iteration]
             assert row["prompts"] == 8
@@ -412,7 +410,7 @@ def test_a_resumed_run_keeps_the_commits_of_its_start(tmp_path, monkeypatch):
         return TINY_MODEL, replace(repository, revision=repository.revision or newest[0])
 
     monkeypatch.setattr(prepare.hub, "fetch", fetch)
-    monkeypatch.setattr(prepare.hub, "fetch_small", lambda repository, show: TINY_MODEL)
+    monkeypatch.setattr(prepare, "check_repository", lambda settings, base, show: TINY_MODEL)
     monkeypatch.setattr(prepare, "find_base", lambda base: TINY_MODEL)
     wanted = {**SMALL, "iterations": "0", "model.base": "maker/llama"}
     with Store.write(tmp_path / "run") as store:

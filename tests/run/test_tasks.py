@@ -138,7 +138,7 @@ def test_hours_and_disk_count_the_answers():
     settings = config.load("overnight", {"evaluation.tasks": "ifeval,gsm8k"})
     samples, prompts = settings.evaluation.task_samples, 475 + 1319
     costs = dict.fromkeys(("candidate", "response", "judgment", "battle"), 1.0)
-    costs |= dict.fromkeys(("sft", "dpo", "base", "export"), 1.0)
+    costs |= dict.fromkeys(("sft", "dpo", "base", "export", "start"), 1.0)
     for iteration, models in ((0, 2), (1, 1)):
         spent = [
             sum(stages.seconds_by_stage(one, iteration, costs).values())

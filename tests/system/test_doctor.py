@@ -43,6 +43,10 @@ def test_packages_missing_or_of_another_version():
     assert (found.state, found.fix) == ("bad", "pip install -r requirements.txt")
     assert "missing: llama-cpp-python (" in found.words
     assert "a C++ compiler is needed" in found.words
+    found = said(machine(RTX, installed={**PINS, "llama-cpp-python": None}))["packages"]
+    assert found.fix == "python -m selfreward_lite llama", "pip would compile it for the CPU"
+    found = said(machine(RTX, installed={**PINS, "llama-cpp-python": None, "trl": None}))
+    assert found["packages"].fix == "pip install -r requirements-gpu.txt"
     found = said(machine(installed={**PINS, "trl": "1.16.0", "torch": f"{PINS['torch']}+cpu"}))[
         "packages"
     ]
@@ -51,6 +55,20 @@ def test_packages_missing_or_of_another_version():
         f"not the versions that were tested together: trl 1.16.0 instead of {PINS['trl']}",
         f"pip install trl=={PINS['trl']}",
     )
+
+
+def test_build_for_cuda_that_does_not_start_is_no_cpu_build(monkeypatch):
+    monkeypatch.setattr(doctor.cuda, "build_cuda", lambda: 14)
+    monkeypatch.setattr(probes, "ask", lambda kind: {"can_offload": False})
+    assert doctor.find_idle_build(OLD_DRIVER) == (
+        "driver 570.133.20 is older than this build's CUDA 14: update the driver to 580 or newer"
+    )
+    monkeypatch.setattr(probes, "ask", lambda kind: {"can_offload": True})
+    assert doctor.find_idle_build(OLD_DRIVER) is None
+    monkeypatch.setattr(probes, "ask", lambda kind: {"error": "it cannot be loaded"})
+    assert doctor.find_idle_build(OLD_DRIVER) is None, "another build may do"
+    monkeypatch.setattr(doctor.cuda, "build_cuda", lambda: None)
+    assert doctor.find_idle_build(OLD_DRIVER) is None, "a build for the CPU"
 
 
 def test_preinstalled_torch_is_named_and_kept():
@@ -112,7 +130,7 @@ def play(tmp_path, monkeypatch):
             probes, "compile_with_python", lambda: changed.get("compiler", COMPILER)
         )
         monkeypatch.setattr(gpu, "FOLDER", tmp_path / "locks")
-        versions = {**PINS, "unsloth": "2026.10.7"} | changed.get("installed", {})
+        versions = {**PINS, "unsloth": "2026.10.9"} | changed.get("installed", {})
         monkeypatch.setattr(doctor, "installed_version", versions.get)
         monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("a download"))
         monkeypatch.setattr(hub, "fetch_small", lambda *_: pytest.fail("a download"))
@@ -175,9 +193,9 @@ def test_a_broken_unsloth_is_said_and_refused_only_if_it_is_asked_for(play, tmp_
     said: list[str] = []
     doctor.check_gpu(tmp_path, **{**CHECK, "say": said.append})
     assert said == [
-        "unsloth 2026.10.7 cannot be imported, so transformers trains: ImportError: no such name"
+        "unsloth 2026.10.9 cannot be imported, so transformers trains: ImportError: no such name"
     ]
-    with pytest.raises(UserError, match="backend=unsloth, and unsloth is 2026.10.7 cannot"):
+    with pytest.raises(UserError, match="backend=unsloth, and unsloth is 2026.10.9 cannot"):
         doctor.check_gpu(tmp_path, **{**CHECK, "backend": "unsloth"})
     doctor.check_gpu(tmp_path, **{**CHECK, "backend": "transformers", "say": said.append})
     assert len(said) == 1
@@ -266,8 +284,8 @@ def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
         ("import os, pathlib, subprocess; os.name = 'nt'", "wsl --install"),
         (
             "import sys; sys.modules['typer'] = None",
-            "the package typer is missing: run `pip install -r requirements.txt`, "
-            "or install selfreward_lite again with pip",
+            "the package typer is missing: run `pip install -r requirements.txt` "
+            "(with a GPU: requirements-gpu.txt), or install selfreward_lite again with pip",
         ),
     ],
 )

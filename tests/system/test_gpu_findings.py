@@ -209,7 +209,7 @@ def test_what_triton_compiles_with_is_named(probed, where, words, fix):
 
 def test_a_kernel_that_does_not_run_is_a_finding():
     found = said(machine(RTX, triton={"error": "No module named 'triton'"}))["Triton"]
-    assert (found.state, found.fix) == ("bad", "pip install -r requirements.txt")
+    assert (found.state, found.fix) == ("bad", "pip install -r requirements-gpu.txt")
     assert "No module named 'triton'" in found.words
 
 
@@ -236,7 +236,7 @@ def test_unsloth_is_good_only_if_it_was_imported():
     missing = said(machine(RTX, unsloth=None))["unsloth"]
     assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
     whole = said(machine(RTX))["unsloth"]
-    assert (whole.state, whole.words) == ("good", "2026.10.7 is imported in 24 s; it trains")
+    assert (whole.state, whole.words) == ("good", "2026.10.9 is imported in 24 s; it trains")
     broken = {"error": "ImportError: cannot import name 'x' from 'transformers'"}
     found = said(machine(RTX, unsloth_import=broken))["unsloth"]
     assert found.state == "note"
@@ -251,7 +251,7 @@ def test_unsloth_is_good_only_if_it_was_imported():
     "llama",
     [
         {
-            "error": "a GPU was asked for, but this llama-cpp-python is built for the CPU only",
+            "error": "a GPU was asked for, but llama.cpp was built for the CPU only",
             "can_offload": False,
         },
         {"error": None, "offloaded": "load_tensors: offloaded 0/5 layers to GPU"},
@@ -265,11 +265,16 @@ def test_llama_cpp_must_prove_that_it_uses_the_gpu(llama):
     found = said(machine(RTX, llama={**whole, **llama}))["llama.cpp"]
     assert found.state == "bad"
     assert found.words.startswith("does not use the GPU: ")
-    assert found.fix == (
-        'CMAKE_ARGS="-DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=89" '
-        "pip install --force-reinstall --no-deps --no-cache-dir "
-        f"llama-cpp-python=={PINS['llama-cpp-python']}"
-    )
+    assert found.fix == "python -m selfreward_lite llama"
+
+
+def test_a_build_that_is_too_new_for_the_driver_is_not_to_be_built_again():
+    probed = {**answers(OLD_DRIVER)["llama"], "cuda": 13, "error": "driver … is older"}
+    found = said(machine(OLD_DRIVER, llama=probed))["llama.cpp"]
+    assert (found.state, found.words) == ("bad", "does not use the GPU: driver … is older")
+    assert found.fix == "sudo apt install -y nvidia-driver-580 && sudo reboot"
+    older = said(machine(OLD_DRIVER, llama={**probed, "cuda": 12}))["llama.cpp"]
+    assert older.fix == "python -m selfreward_lite llama"
 
 
 @pytest.mark.parametrize("difference", [1.4, float("nan")])
@@ -283,8 +288,11 @@ def test_llama_cpp_must_compute_what_the_cpu_computes(difference):
 @pytest.mark.parametrize(
     ("library", "fix"),
     [
-        ("libcudart.so.13", "pip install nvidia-cuda-runtime nvidia-cublas"),
-        ("libcublas.so.12", "pip install nvidia-cuda-runtime-cu12 nvidia-cublas-cu12"),
+        ("libcudart.so.13", "pip install nvidia-cuda-runtime==13.* nvidia-cublas==13.*"),
+        (
+            "libcublas.so.12",
+            "pip install nvidia-cuda-runtime-cu12==12.* nvidia-cublas-cu12==12.*",
+        ),
         ("libcuda.so.1", "sudo ldconfig"),
     ],
 )

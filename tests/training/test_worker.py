@@ -1,6 +1,7 @@
 """The child that trains and exports: tasks that fail, die, or are interrupted."""
 
 import os
+import platform
 import signal
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from selfreward_lite.training import worker as worker_module
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 
@@ -25,6 +27,27 @@ def missing_model(folder: Path) -> dict:
         "weights": "nf4",
         "dtype": "f32",
     }
+
+
+@pytest.mark.parametrize(
+    ("release", "settings"),
+    [
+        ("5.15.167.4-microsoft-standard-WSL2", None),
+        ("4.4.0-19041-Microsoft", None),
+        ("6.8.0-48-generic", "expandable_segments:True"),
+    ],
+)
+def test_windows_gets_no_expandable_segments(tmp_path, monkeypatch, release, settings):
+    """In WSL2 torch's first allocation would fail. Training, export and `bench card` start here."""
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    started = []
+    monkeypatch.setattr(worker_module, "JsonProcess", lambda *_, env, **__: started.append(env))
+    TorchWorker()
+    assert started[0].get("PYTORCH_ALLOC_CONF") == settings
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")
+    TorchWorker()
+    assert started[1]["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:512", "what a user set stays"
 
 
 def test_failed_task_leaves_its_last_line_and_the_child_works(worker, tmp_path):

@@ -106,6 +106,7 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         interval, share = outside_view(run, iteration)
         liked = mean_outside_score(run, iteration - 1, iteration - 1)
     known, folder = run.store.metrics(iteration), run.store.model_dir(iteration)
+    base = run.store.metrics(BASE)
     needed = (folder / "adapter" / "adapter_model.safetensors", folder / "adapter.gguf")
     missing = [f"{path}: missing" for path in needed if not path.exists()]
     return gates.Evidence(
@@ -125,7 +126,8 @@ def collect_evidence(run: RunContext, iteration: int) -> gates.Evidence:
         agreement=_number(known["greedy_agreement"]),
         adapter_share=known.get("adapter_share"),
         answers=now.answers,
-        base_cut_share=_number(run.store.metrics(BASE)["cut_share"]),
+        base_cut_share=_number(base["cut_share"]),
+        base_repetitive_share=_number(base["repetitive_share"]),
         length_ratio=None
         if before.mean_length is None
         else (now.mean_length or 0.0) / before.mean_length,
