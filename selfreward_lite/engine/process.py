@@ -282,12 +282,14 @@ class ProcessEngine:
             )
         self._lowered += 1
         self._spec = fewer = spec.with_fewer_cells()
+        parallel = "" if fewer.unified else f"engine.parallel={fewer.parallel} and "
         _log.warning(
             "the device's memory is too short for the engine (%s); it starts again with %d cells "
-            "instead of %d. To begin so, set engine.context=%d",
+            "instead of %d. To begin so, set %sengine.context=%d",
             why,
             fewer.context,
             spec.context,
+            parallel,
             fewer.context,
         )
 

@@ -177,7 +177,7 @@ def test_dead_loss_ends_the_training(losses, says):
     from selfreward_lite.training.checkpoints import State
     from selfreward_lite.training.trainer import Watcher
 
-    trainer = SimpleNamespace(model=torch.nn.Linear(2, 2))
+    trainer = SimpleNamespace(model=torch.nn.Linear(2, 2), accelerator=SimpleNamespace(scaler=None))
     watcher = Watcher(
         trainer,
         SimpleNamespace(method="sft", checkpoint_minutes=9),
