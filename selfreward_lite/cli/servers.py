@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from selfreward_lite.cli.options import RUNS, base_folder
 from selfreward_lite.cli.output import print_findings, say
 from selfreward_lite.data.store import Store
 from selfreward_lite.system.errors import UserError
@@ -20,8 +21,15 @@ def check_servers(folder: Path) -> None:
     base = folder / "base" / "base.gguf"
     paths = servers.find_paths(base, settings.engine)
     servers.write_presets(settings, paths)
-    say(f"vLLM, with the base {settings.model.base} as a folder of its machine:")
-    say(f"  {servers.vllm_command(settings, find_base(settings.model.base))}")
+    if settings.model.quantisation == "nf4":
+        model = base_folder(folder.name).absolute()
+        made = f"`python -m selfreward_lite export base --name {folder.name}"
+        made += "`" if folder.parent == RUNS else f" --runs-dir {folder.parent}`"
+        say(f"vLLM, with the base as training computes with it, which {made} writes:")
+    else:
+        model = find_base(settings.model.base)
+        say(f"vLLM, with the base {settings.model.base} as a folder of its machine:")
+    say(f"  {servers.vllm_command(settings, model)}")
     say(f"llama-server, which reads {paths.presets}:")
     say(f"  {servers.llama_command(paths)}")
     say(f"both must see {paths.seen_from} as {paths.seen_as}; let only this machine reach them")

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from repository import ROOT
 
 from selfreward_lite.data.records import KINDS, Judgment, JudgmentPair, ResponsePair
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny import tasks
+from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine import LlamaSpec, ProcessEngine
-from selfreward_lite.engine.api import Completion, Probe, Request, Sampling
+from selfreward_lite.engine.api import Completion, Request, Sampling
 from selfreward_lite.engine.presets import PRESETS
 from selfreward_lite.models.chat_format import ChatFormat, user
 from selfreward_lite.run import servers
@@ -36,6 +35,7 @@ SMALL = (
     "evaluation.outside_prompts=4",
     "evaluation.canary_judgments=1",
 )
+LETTERS = ("c a b", "h u o", "z x", "e d f", "m k", "q w e", "t r", "n b", "l a", "y")
 PAIRS = (ResponsePair, JudgmentPair)
 LIMIT = 1800  # seconds of one command
 
@@ -158,9 +158,8 @@ def test_samples_are_those_of_the_engine_here(pair, served):
     folder = pair.runs / "tiny"
     with Store.read(folder) as store:
         settings = store.settings().engine
-    chat = ChatFormat.load(ROOT / "selfreward_lite" / "data" / "tiny" / "model")
+    chat = ChatFormat.load(TINY_MODEL)
     base, adapters = folder / "base" / "base.gguf", (None, str(folder / "M1" / "adapter.gguf"))
-    digits = tuple(chat.text_ids(str(digit))[0] for digit in range(6))
     samplings = (
         Sampling(temperature=0.9, top_p=0.95, max_tokens=40),
         Sampling(temperature=1.0, top_p=1.0, max_tokens=40, top_k=20),
@@ -173,9 +172,8 @@ def test_samples_are_those_of_the_engine_here(pair, served):
             samplings[number % 2],
             chat.stop,
             adapters[number // 2 % 2],
-            probe=Probe("", digits),
         )
-        for number, letters in enumerate("c a b|h u o|z x|e d f|m k|q w e|t r|n b|l a|y".split("|") * 2)
+        for number, letters in enumerate(LETTERS * 2)
     ]
     local = settings.model_copy(update={"kind": "llama"})
     here = ProcessEngine(LlamaSpec(model=base, **local.model_dump()))
