@@ -1,4 +1,4 @@
-"""Real llama-servers generate and judge for a run: the samples and records of the engine here.
+"""Two real llama-servers generate and judge for a run: the records of the engine here.
 
 `llama_server.build` compiles them once (`-m server`).
 """
@@ -18,12 +18,7 @@ from repository import ROOT
 
 from selfreward_lite.data.records import KINDS, Judgment, JudgmentPair, ResponsePair
 from selfreward_lite.data.store import Store
-from selfreward_lite.data.tiny import TINY_MODEL
-from selfreward_lite.engine import LlamaSpec, ProcessEngine
-from selfreward_lite.engine.api import Completion, Request, Sampling
 from selfreward_lite.engine.presets import PRESETS
-from selfreward_lite.models.chat_format import ChatFormat, user
-from selfreward_lite.run import servers
 
 pytestmark = pytest.mark.server
 SMALL = (
@@ -35,7 +30,6 @@ SMALL = (
     "evaluation.outside_prompts=4",
     "evaluation.canary_judgments=1",
 )
-LETTERS = ("c a b", "h u o", "z x", "e d f", "m k", "q w e", "t r", "n b", "l a", "y")
 PAIRS = (ResponsePair, JudgmentPair)
 LIMIT = 1800  # seconds of one command
 
@@ -152,46 +146,6 @@ def test_an_iteration_on_two_servers_is_that_of_the_engine_here(pair, here, serv
         assert len(served[kind]) == len(records), kind
         equal, total = equal + same, total + len(records)
     assert equal >= 0.99 * total
-
-
-def test_samples_are_those_of_the_engine_here(pair, served):
-    folder = pair.runs / "tiny"
-    with Store.read(folder) as store:
-        settings = store.settings().engine
-    chat = ChatFormat.load(TINY_MODEL)
-    base, adapters = folder / "base" / "base.gguf", (None, str(folder / "M1" / "adapter.gguf"))
-    samplings = (
-        Sampling(temperature=0.9, top_p=0.95, max_tokens=40),
-        Sampling(temperature=1.0, top_p=1.0, max_tokens=40, top_k=20),
-    )
-    asked = [
-        Request(
-            f"r{number}",
-            tuple(chat.prompt_ids(user(f"Sort the letters {letters}."))),
-            tuple(range(1000 * number, 1000 * number + 8)),
-            samplings[number % 2],
-            chat.stop,
-            adapters[number // 2 % 2],
-        )
-        for number, letters in enumerate(LETTERS * 2)
-    ]
-    local = settings.model_copy(update={"kind": "llama"})
-    here = ProcessEngine(LlamaSpec(model=base, **local.model_dump()))
-    expected = complete(here, asked)
-    given = settings.model_copy(update={"kind": "server", "servers": (pair.urls[0],)})
-    found = complete(servers.open_servers(base, given), asked)
-    assert len(expected) == 160
-    for key, one in expected.items():
-        other = found[key]
-        assert (other.tokens, other.text, other.finish) == (one.tokens, one.text, one.finish), key
-    assert len({one.text for one in expected.values()}) > 40
-
-
-def complete(engine: ProcessEngine, asked: list[Request]) -> dict[tuple[str, int], Completion]:
-    try:
-        return {(one.key, one.sample): one for one in engine.complete(asked)}
-    finally:
-        engine.close()
 
 
 def test_an_iteration_survives_a_server_that_is_killed(seeded, here, tmp_path):
