@@ -17,7 +17,8 @@ from selfreward_lite.data.records import Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine, LlamaSpec, Request
 from selfreward_lite.engine.process import ProcessEngine
-from selfreward_lite.models.chat_format import ChatFormat, user
+from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.run import servers
 from selfreward_lite.system.errors import UserError
