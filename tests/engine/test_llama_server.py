@@ -88,9 +88,8 @@ def test_samples_are_those_of_the_engine_here(base, server, asked):
     for key, one in here.items():
         found = there[key]
         assert (found.tokens, found.text, found.finish) == (one.tokens, one.text, one.finish), key
-        assert (found.closing, found.closing_text) == (
-            one.closing and pytest.approx(one.closing, abs=1e-4),
-            one.closing_text,
-        )
+        assert found.closing_text == one.closing_text
+        # The caches hold 16-bit numbers, so sums in another order show in the fourth digit.
+        assert found.closing == (one.closing and pytest.approx(one.closing, abs=1e-3))
     assert len({one.text for one in here.values()}) > 100, "the samples differ from each other"
     assert any(one.closing for one in here.values())
