@@ -34,7 +34,7 @@ class Chat:
     stop = word_model.STOP
 
     def prompt_ids(self, messages):
-        return (1, 2, len(messages[0].content) % 20)
+        return (1, 2, len(messages[0]["content"]) % 20)
 
 
 @pytest.fixture
