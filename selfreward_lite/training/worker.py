@@ -172,12 +172,14 @@ def _work(task: Message, report: Callable[[Any], None]) -> Any:
         from selfreward_lite.training.trainer import train
 
         return train(job, report, backend)
-    from selfreward_lite.models import merge, parity, quantize
+    from selfreward_lite.models import hf_export, merge, parity, quantize, reference
 
     tasks: dict[str, Callable[..., Any]] = {
         "export_base": parity.export_base,
         "adopt_base": parity.adopt_base,
         "export_adapter": parity.export_adapter,
+        "hf_folder": hf_export.write_folder,
+        "write_reference": reference.write_reference,
         "check": parity.check,
         "full_model": partial(merge.write_model, report=report),
         "quantize": partial(quantize.quantize, report=report),

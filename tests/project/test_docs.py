@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -80,3 +81,21 @@ def test_the_command_of_the_tests_stands_on_a_line_of_its_own():
     assert [line for line in lines if "pytest" in line] == [
         "pip install -r requirements.txt && python -m pytest"
     ]
+
+
+def test_rented_machines_need_only_the_readmes_commands():
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (sky,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (slurm,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    task = yaml.safe_load(sky)
+    assert task.keys() == {"workdir", "resources", "file_mounts", "setup", "run"}
+    commands = re.findall(
+        r"^(?:pip install|python -m selfreward_lite) \S+",
+        "\n".join((task["setup"], task["run"], slurm)),
+        re.MULTILINE,
+    )
+    assert len(commands) == 5
+    readme = README.read_text(encoding="utf-8")
+    assert [one for one in commands if one not in readme] == []
+    assert slurm.startswith("#!/bin/bash\n")
+    assert len(slurm.splitlines()) == 5

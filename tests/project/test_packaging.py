@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import llama_server
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -46,3 +48,8 @@ def test_users_and_the_tests_of_unsloth_have_one_version():
         named = set(re.findall(r"unsloth\w*(?:==| )(20\d\d\.\d+\.\d+)", read(name)))
         assert named, name
         assert named <= {pin.split("==")[1] for pin in pins}, name
+
+
+def test_the_source_of_llama_server_is_that_of_the_pinned_engine():
+    """Its sha256 is part of the tests that compile it, so a new pin needs a new one."""
+    assert llama_server.find_pin() in llama_server.SHA256
