@@ -279,9 +279,12 @@ def check_place(root: str) -> None:
 
 
 def has_copy(root: Path | str, name: str) -> bool:
-    """Whether there is a copy of the run `name` at `root`, be it damaged."""
+    """Whether there is a copy of the run `name` at `root`, be it damaged.
+
+    A machine that vanished while it made the first one left a folder without records.
+    """
     if not is_address(root):
-        return (Path(root) / name).exists()
+        return (Path(root) / name / RECORDS).exists()
     bucket = Bucket(str(root), name)
     with _restoring(bucket):
         return bucket.read_newest() is not None

@@ -113,6 +113,14 @@ def test_what_is_here_already_is_gone_on_with(tmp_path):
     assert there == {"run.sqlite", "M0", "M1", "M2"}, "no base, no logs, no halves"
 
 
+def test_a_first_copy_that_was_not_finished_is_none(tmp_path):
+    """One command with the same place for both options starts a run, on the next machine too."""
+    (tmp_path / "drive" / "run" / "M0").mkdir(parents=True)
+    assert not backup.has_copy(tmp_path / "drive", "run")
+    run(tmp_path / "runs" / "run", tmp_path / "drive")
+    assert backup.has_copy(tmp_path / "drive", "run")
+
+
 def test_without_a_copy_nothing_is_made(tmp_path):
     with pytest.raises(UserError, match="no copy of a run there; fix --restore-from"):
         restore(tmp_path / "drive", tmp_path / "runs" / "run")
