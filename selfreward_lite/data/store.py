@@ -273,10 +273,14 @@ class Store:
         return dict(self.select("SELECT name, value FROM metrics WHERE iteration = ?", iteration))
 
     def log_training(self, iteration: int, step: int, values: dict[str, float]) -> None:
-        """Keep what a trainer reported at a step."""
+        """Keep what a trainer reported at a step, so that even a power cut keeps it.
+
+        A training resumes from a checkpoint behind it, and reports it only once.
+        """
         rows = [(iteration, step, name, value) for name, value in values.items()]
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO training VALUES (?,?,?,?)", rows)
+        self._db.execute("PRAGMA wal_checkpoint(FULL)")
 
     def forget_training(self, iteration: int, after: int) -> None:
         """Drop what a trainer reported of the steps after one: they are done again, otherwise."""

@@ -7,8 +7,11 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from simulated_disk import POWER, Dead
+from small_disk import SmallDisk
 
 from selfreward_lite.data.records import (
     Comparison,
@@ -227,3 +230,18 @@ def test_a_changed_added_field_is_found(tmp_path):
         store.commit(1, "judgments", "r", Outcome((judgment,)))
         store.select("UPDATE record_judgment SET source = 'forced'")
         assert "changed after it was written" in store.faults()[0]
+
+
+def test_what_a_training_reported_survives_a_power_cut(tmp_path):
+    """It resumes from a checkpoint behind these steps, and does not report them again."""
+    for luck in range(20):
+        disk = SmallDisk(tmp_path, luck)
+
+        def work(folder: Path, disk=disk) -> None:
+            with Store.write(folder / "run") as store:
+                store.log_training(1, 1, {"loss": 0.5})
+                disk.disk.die(POWER)
+
+        assert isinstance(disk.run(work), Dead)
+        with Store.read(disk.folder / "run") as store:
+            assert store.training(1) == [(1, "loss", 0.5)]

@@ -11,8 +11,8 @@ end in one line for the user, a stage that had ended must stay so, and no time o
 jumps by days. What the disk does is told in `simulated_disk.py`. llama.cpp, torch and SQLite's own
 writing are not in it: their part is played.
 
-Only a sync that the disk loses may cost more, since no program can see it. Then the run, `verify` or
-the gate of files must say so; refused, it must resume from its mirror, or begin again.
+Only a sync that the disk loses may cost more, since no program can see it. Then the run, `verify`
+or the gate of files must say so; refused, it must resume from its mirror, or begin again.
 """
 
 import argparse
