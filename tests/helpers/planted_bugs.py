@@ -63,7 +63,7 @@ def _commit_before_write() -> Iterator[None]:
 
 @contextmanager
 def _rename_before_fsync() -> Iterator[None]:
-    """A file gets its name first, and is synced then."""
+    """A file gets its name first, and is synced then; its name never is."""
 
     @contextmanager
     def atomic_write(out: Path) -> Iterator[Path]:
@@ -71,14 +71,12 @@ def _rename_before_fsync() -> Iterator[None]:
         yield part
         os.replace(part, out)
         files.sync(out)
-        files.sync(out.parent)
 
     def copy_file(source: Path, target: Path) -> None:
         part = target.with_name(f"{target.name}.part")
         shutil.copyfile(source, part)
         os.replace(part, target)
         files.sync(target)
-        files.sync(target.parent)
 
     with (
         patch.object(files, "atomic_write", atomic_write),
