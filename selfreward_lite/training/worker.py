@@ -28,7 +28,7 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
 
 from selfreward_lite.system.errors import SelfRewardError
-from selfreward_lite.system.gpu import is_wsl
+from selfreward_lite.system.gpu import allocator_settings
 from selfreward_lite.system.processes import (
     DEATH,
     JsonProcess,
@@ -103,15 +103,6 @@ class TorchWorker:
                 env=child_environment(allocator_settings(), "one"),
             )
         return self._child
-
-
-def allocator_settings() -> dict[str, str]:
-    """How torch takes a GPU's memory, as environment variables.
-
-    Rows of many lengths, one after the other, would leave holes in it. In WSL2 the first allocation
-    fails with such segments (pytorch/pytorch#192330).
-    """
-    return {} if is_wsl() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 # -- the child ----------
