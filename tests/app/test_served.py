@@ -1,5 +1,6 @@
 """The app as users start it: endpoints through gradio's client, access, what stays private."""
 
+import http.client
 import os
 import subprocess
 import sys
@@ -252,22 +253,23 @@ def log_in(password: str) -> int:
 
 def test_every_answer_protects_the_page_and_other_names_are_refused(client):
     for path in ("", "config", "gradio_api/info", "gradio_api/file=x", "v1/models", "nothing"):
-        request = urllib.request.Request(client.src.rstrip("/") + "/" + path)
-        with _open_anyway(request) as answer:
+        address = client.src.rstrip("/") + "/" + path
+        with _open_anyway(urllib.request.Request(address)) as answer:
             for name, value in guard.HEADERS.items():
                 assert answer.headers[name] == value, (path, name)
-        request.add_header("Host", "elsewhere.example")
-        with _open_anyway(request) as answer:
+        elsewhere = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
+        with _open_anyway(elsewhere) as answer:
             assert answer.status == 421, path
 
 
 def test_a_call_that_is_too_large_is_refused_and_nobody_is_lost(client):
-    body = b'{"data": ["' + b"x" * guard.MAX_BYTES + b'"]}'
     for path in ("gradio_api/queue/join", "gradio_api/call/chat", "gradio_api/upload"):
-        request = urllib.request.Request(client.src.rstrip("/") + "/" + path, body)
-        request.add_header("Content-Type", "application/json")
-        with _open_anyway(request) as answer:
-            assert answer.status == 413, path
+        call = http.client.HTTPConnection(client.src.removeprefix("http://").rstrip("/"))
+        call.putrequest("POST", f"/{path}")
+        call.putheader("Content-Length", str(guard.MAX_BYTES + 1))
+        call.endheaders(b"refused before the rest is sent")
+        assert call.getresponse().status == 413, path
+        call.close()
     assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"
 
 
