@@ -167,9 +167,20 @@ def errors_as_toasts() -> Iterator[None]:
         raise gr.Error(str(error).replace("<", "&lt;"), print_exception=False) from None
 
 
-def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:
-    """A dropdown whose options change at run time (Gradio rejects unknown values otherwise)."""
-    return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
+class DynamicDropdown(gr.Dropdown):
+    """A dropdown whose options change at run time: its handler checks the text that is chosen."""
+
+    is_template = True  # to the browser, it is a Dropdown
+
+    def __init__(self, label: str, **more: Any) -> None:
+        # Gradio would refuse what was not among the first options.
+        super().__init__(label=label, allow_custom_value=True, interactive=True, **more)
+
+    def preprocess(self, payload: Any) -> str | None:
+        """Return the text. Raises gr.Error for anything else that a caller sends."""
+        if payload is None or isinstance(payload, str):
+            return payload
+        raise gr.Error(f"{self.label}: choose one from the list", print_exception=False)
 
 
 def text_table(

@@ -16,9 +16,9 @@ from selfreward_lite.app.widgets import (
     OWN,
     QUIET,
     Choices,
+    DynamicDropdown,
     Header,
     Updates,
-    dynamic_dropdown,
     errors_as_toasts,
     text_table,
     warn,
@@ -207,7 +207,7 @@ class ExploreTab:
         self.empty = gr.Markdown(NO_PROMPTS)
         with gr.Column(visible=False) as self.body:
             with gr.Row():
-                self.group = dynamic_dropdown(
+                self.group = DynamicDropdown(
                     "Prompts", info="M1, M2, …: what that model was trained on", min_width=140
                 )
                 words = gr.Textbox(
