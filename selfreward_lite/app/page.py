@@ -19,7 +19,7 @@ from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
-from selfreward_lite.app.widgets import QUIET, TICK, DynamicDropdown, Header, Updates
+from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
 from selfreward_lite.report import status, tasks
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
@@ -76,7 +76,7 @@ def build(library: RunLibrary) -> gr.Blocks:
                     f"# {TITLE}\nA language model that judges its own answers and learns from it."
                 )
             with gr.Column(min_width=300):
-                run = DynamicDropdown("Run", container=False)
+                run = dynamic_dropdown("Run", container=False)
                 engine = gr.Markdown(elem_id="machine")
                 on_cpu = gr.Checkbox(
                     label="Answer on the CPU: slower, but leaves the GPU to runs",

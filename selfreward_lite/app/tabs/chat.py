@@ -28,15 +28,16 @@ from selfreward_lite.app.widgets import (
     QUIET,
     Choices,
     DrawControls,
-    DynamicDropdown,
     Header,
     PromptBox,
     Updates,
     Values,
+    dynamic_dropdown,
     errors_as_toasts,
     list_models,
+    read_index,
 )
-from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.errors import SelfRewardError
 
 SELF = "the same model"
 HOW_JUDGED = (
@@ -60,11 +61,11 @@ class ChatTab:
         self.turns, self.choices = gr.State([]), gr.State(None)
         with gr.Row():
             with gr.Column(min_width=240):
-                self.model = DynamicDropdown(
+                self.model = dynamic_dropdown(
                     "Model",
                     info="base: untrained; M0: after the seed stage; M1, M2, …: after iterations",
                 )
-                self.judge = DynamicDropdown("Judge", choices=[SELF], value=SELF)
+                self.judge = dynamic_dropdown("Judge", choices=[SELF], value=SELF)
                 self.problem = gr.Markdown(visible=False)
                 with gr.Accordion("Settings", open=False):
                     self.system = gr.Textbox("", label="System prompt", lines=2)
@@ -157,18 +158,18 @@ class ChatTab:
 
     def retry(self, event: gr.RetryData, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
-            turns = repeat_from(values[self.turns], _read_index(event))
+            turns = repeat_from(values[self.turns], read_index(event))
         yield from self.answer(turns, values, request)
 
     def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
-            index, text = _read_index(event), html.unescape(f"{event.value}")
+            index, text = read_index(event), html.unescape(f"{event.value}")
             turns = repeat_from(values[self.turns], index, text)
         yield from self.answer(turns, values, request)
 
     def undo(self, turns: list[Turn], event: gr.UndoData) -> Updates:
         with errors_as_toasts():
-            number = find_turn(turns, _read_index(event))
+            number = find_turn(turns, read_index(event))
         return self.show(turns[:number]) | {self.prompt.text: turns[number].said}
 
     def show_idle(self, turns: list[Turn]) -> Updates:
@@ -199,14 +200,6 @@ class ChatTab:
             self.choices: now,
             self.problem: gr.update(value=now.problem, visible=bool(now.problem)),
         } | self.prompt.show_examples(now)
-
-
-def _read_index(event: gr.RetryData | gr.EditData | gr.UndoData) -> int:
-    """Which message is meant; gradio passes on whatever is sent. UserError for no number."""
-    match event.index:
-        case int(index) | [int(index), *_]:
-            return index
-    raise UserError("that message is not there any more; write it again")
 
 
 def write_files(turns: list[Turn]) -> tuple[str | None, str | None]:

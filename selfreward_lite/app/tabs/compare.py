@@ -26,11 +26,11 @@ from selfreward_lite.app.widgets import (
     QUIET,
     Choices,
     DrawControls,
-    DynamicDropdown,
     Header,
     PromptBox,
     Updates,
     Values,
+    dynamic_dropdown,
     errors_as_toasts,
     list_models,
 )
@@ -201,9 +201,9 @@ class CompareTab:
         self.problem = gr.Markdown(ONE_MODEL, visible=False)
         with gr.Column() as self.body:
             with gr.Row():
-                self.model_a = DynamicDropdown("Model A", min_width=120)
-                self.model_b = DynamicDropdown("Model B", min_width=120)
-                self.judge = DynamicDropdown("Judge", min_width=120)
+                self.model_a = dynamic_dropdown("Model A", min_width=120)
+                self.model_b = dynamic_dropdown("Model B", min_width=120)
+                self.judge = dynamic_dropdown("Judge", min_width=120)
                 self.blind = gr.Checkbox(
                     True,
                     label="Blind",
