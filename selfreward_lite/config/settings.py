@@ -2,14 +2,13 @@
 
 An unknown key is an error. SR is arXiv 2401.10020 (Self-Rewarding), MR is arXiv 2407.19594
 (Meta-Rewarding): a sentence names them where a default comes from a paper.
-docs/settings.md is made from this file: run `python docs/generate.py` after a change.
+Those of the engine are in `engine_settings.py`. docs/settings.md is made from both files: run
+`python docs/generate.py` after a change.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,18 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from selfreward_lite.config.engine_settings import EngineSettings as EngineSettings
+from selfreward_lite.config.section import Count, Share
+from selfreward_lite.config.section import Section as Section
+
 Verify = Literal["off", "veto", "score"]
 CHECKABLE = "checkable"  # requests, or ranked answers to them, that the project makes itself
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, without unknown names; the text below each is its meaning."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Model(Section):
@@ -56,47 +49,6 @@ class Model(Section):
     """
     gguf: Literal["f32", "f16", "q8_0"] = "q8_0"
     """number format of the GGUF that is made from base for llama.cpp"""
-
-
-class EngineSettings(Section):
-    parallel: int = Field(32, ge=1, le=256)
-    """sequences generated at once"""
-    context: int = Field(16384, ge=256)
-    """cells of the KV cache, for all sequences; where memory is too short for them, the engine
-    starts again with fewer, and says so
-    """
-    batch: int = Field(512, ge=32)
-    """tokens computed in one step at most"""
-    # 16: idle roots cost attention time on a CPU; 32 made a tiny model a third slower than 8.
-    roots: Count = 16
-    """finished prompts kept in the cache, so that others share their start"""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; by default what is fastest, up to all cores"""
-    gpu_layers: int = Field(0, ge=-1)
-    """layers on the GPU; -1 = all"""
-    unified: bool = True
-    """one KV cache for all sequences. false: every sequence has context / (parallel + roots) cells
-    of its own, which is faster on a CPU
-    """
-
-    @property
-    def sequence_cells(self) -> int:
-        """The most tokens of one sequence, prompt and reply."""
-        return self.context if self.unified else self.context // (self.parallel + self.roots)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.parallel + self.roots > 256:
-            raise ValueError(
-                f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's "
-                "256 sequences"
-            )
-        if self.parallel > self.batch:
-            raise ValueError(
-                f"a batch of {self.batch} tokens is too small for one token of each of "
-                f"{self.parallel} sequences"
-            )
-        return self
 
 
 class Sampling(Section):
