@@ -34,6 +34,13 @@ def one_gpu() -> dict[str, str]:
     }
 
 
+def first_gpus(count: int) -> str:
+    """The first `count` visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = named.split(",") if named else map(str, range(count))
+    return ",".join(one.strip() for one in list(found)[:count])
+
+
 def child_environment(
     defaults: Mapping[str, str] = {}, gpus: Literal["all", "one", "none"] = "all"
 ) -> dict[str, str]:
@@ -113,6 +120,12 @@ def open_wire() -> Callable[[Message], None]:
         print(json.dumps(message), file=wire, flush=True)
 
     return send
+
+
+def end_with_parent() -> None:
+    """In a child whose input is a pipe: wait until its other end is gone, then exit at once."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 class JsonProcess:

@@ -86,7 +86,8 @@ def first_gradient(
         folder, tiny, chat, method, batch=32, micro_batch=micro_batch, epochs=1, **changes
     )
     model = backends.load_model(BY_TRANSFORMERS, job, torch.float32)
-    made = make_trainer(model, job, rows, micro_batch, torch.float32)
+    dealt = row_lists.deal_rows(rows, 32, micro_batch, 0, 1)
+    made = make_trainer(model, job, dealt, micro_batch, torch.float32)
     torch.manual_seed(0)
     for _, weight in trainer._named_trainable(made.model):
         weight.data = torch.randn_like(weight.data, dtype=torch.float32) / 50
