@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.models.utils import _ForwardRedirection
 
 from selfreward_lite.config.settings import Dpo
 from selfreward_lite.training import group
@@ -59,6 +60,9 @@ class TokenDPOTrainer(DPOTrainer):
         # TRL's head that never holds all logits. As an argument it asks for the package
         # liger-kernel, of which it uses nothing.
         self.use_liger_kernel = True
+        # What TRL makes with that argument: the head as a part of torch's wrapper of the model, so
+        # that gradients are averaged.
+        self._forward_redirection = _ForwardRedirection()
         self._weights = dict(zip(self.loss_types, self.loss_weights, strict=True))
         self._step = (0.0, 0.0)  # rows of the step, tokens of its chosen completions
         self.countdown = Countdown()

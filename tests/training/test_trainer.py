@@ -477,6 +477,8 @@ def test_a_digest_is_that_of_checkpoints_written_before(tmp_path, tiny, chat):
     known = json.dumps(["sft", "nf4", rows, None, 0, settings, lora], sort_keys=True)
     assert job.digest() == hashlib.sha256(known.encode()).hexdigest()
     assert job.model_copy(update={"settings": tiny.sft}).digest() != job.digest()
+    several = job.model_copy(update={"processes": 2, "devices": "0,1"})
+    assert several.digest() == job.digest(), "a checkpoint is resumed by any number of processes"
 
 
 def test_a_result_becomes_the_metrics_of_a_run():
