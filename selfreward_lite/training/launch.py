@@ -75,11 +75,11 @@ def explain(codes: Mapping[int, int], heard: Message, processes: int) -> str:
     """
     if "failed" in heard:
         return str(heard["failed"])
-    killed = {number: code for number, code in codes.items() if code < 0}
-    first = {number: code for number, code in killed.items() if code != -SIGTERM}
-    if not first and "broken" in heard:
+    own = {number: code for number, code in codes.items() if code != -SIGTERM}
+    killed = {number: code for number, code in own.items() if code < 0}
+    if not killed and "broken" in heard:
         return f"{heard['broken']}; {RESUME}"
-    number, code = next(iter((first or killed or codes).items()))
+    number, code = next(iter((killed or own or codes).items()))
     how = describe_exit(code, f"process {number + 1} of {processes}")
     return f"{how}; that ended the training: {RESUME}"
 

@@ -199,7 +199,6 @@ def make_trainer(
         "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": on_gpu,
         "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,
     }
     tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(job.pad)

@@ -234,7 +234,8 @@ def test_a_speed_measured_by_other_processes_is_converted(tmp_path):
     scripted_run.run(tmp_path / "run", iterations="1")
     with Store.write(tmp_path / "run") as store:
         settings = config.parse(config.complete(store.fact("settings")))
-        store.measure(1, training_train_seconds=8.0, training_tokens=4.0)
+        for model in (0, 1):
+            store.measure(model, training_train_seconds=8.0, training_tokens=4.0)
         assert plan.measure_costs(store, settings)["dpo"] == 2.0
         store.measure(1, training_processes=2.0)
         assert plan.measure_costs(store, settings)["dpo"] == 4.0

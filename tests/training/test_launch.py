@@ -112,7 +112,12 @@ def test_the_first_process_reports_and_each_has_a_gpu_of_its_own(play, capfd):
     begun = dict(os.environ)
     streams = [os.fstat(stream).st_ino for stream in (0, 1)]
     said = play(
-        [["print", "a banner"], shown, ["say", {"report": {"step": 1}}], ["say", {"answer": ANSWER}]],
+        [
+            ["print", "a banner"],
+            shown,
+            ["say", {"report": {"step": 1}}],
+            ["say", {"answer": ANSWER}],
+        ],
         [["print", "[1, 2]"]],
         devices="3,5",
     )

@@ -1,4 +1,4 @@
-"""Two processes on a CPU train what one does; one that is killed costs the steps since a checkpoint.
+"""Two processes on a CPU train what one does; if one is killed, the training resumes.
 
 Each training starts processes that import torch and TRL, so all take two minutes of CPU.
 """
