@@ -23,8 +23,6 @@ from selfreward_lite.training.rows import DealtRows
 
 Tensors = dict[str, torch.Tensor]
 IGNORED = -100
-
-
 OF_ROWS = ("rewards/", "logps/")  # how figures that TRL logs begin, if they are means over rows
 
 
@@ -43,8 +41,8 @@ class Countdown:
         return counted
 
     def pass_one(self) -> bool:
-        """Whether the next micro-batch of the step counts."""
-        return self._under_way.popleft()
+        """Whether the next micro-batch of the step counts; one that is no part of a step does."""
+        return not self._under_way or self._under_way.popleft()
 
 
 class TokenDPOTrainer(DPOTrainer):
@@ -107,7 +105,7 @@ class TokenDPOTrainer(DPOTrainer):
                 values[-1] *= by_rows
         return loss
 
-    def log(self, logs: dict[str, float], *args: Any) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a step's figures, with those of rows of all processes."""
         figures = self._metrics["train"]
         names = sorted(name for name in figures if name.startswith(OF_ROWS))
@@ -115,7 +113,7 @@ class TokenDPOTrainer(DPOTrainer):
             means = group.add_up([sum(figures[name]) / len(figures[name]) for name in names])
             for name, mean in zip(names, means, strict=True):
                 figures[name] = [mean]
-        super().log(logs, *args)
+        super().log(logs, start_time)
 
 
 class TokenSFTTrainer(SFTTrainer):

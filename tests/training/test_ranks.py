@@ -43,7 +43,7 @@ def folder(tmp_path_factory, runtime) -> Path:
 def make(
     folder: Path, method: str, name: str, processes: int = 1, rows: int = 24, **changes: Any
 ) -> Job:
-    """A job of rows of many lengths, eight a step, four at once."""
+    """A job of rows of many lengths, eight a step; four at once by default."""
     fields = {name: changes.pop(name) for name in ("quantization",) if name in changes}
     job = make_job(
         folder,
@@ -80,19 +80,27 @@ def furthest(folder: Path, one: str, other: str) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-# 19 rows leave three for the last step: one micro-batch, so that a process gets a row that does not
-# count. 22 leave six: micro-batches of four and of two.
+# 19 rows leave three for the last step: of four at once, one process has them, and the other a row
+# that does not count. 22 leave six: one has four, and the other two.
 @pytest.mark.parametrize(
-    ("method", "quantization", "rows"),
-    [("sft", "none", 19), ("dpo", "none", 22), ("dpo", "nf4", 19)],
+    ("method", "quantization", "rows", "at_once"),
+    [("sft", "none", 19, 2), ("dpo", "none", 22, 4), ("dpo", "nf4", 19, 4)],
 )
-def test_two_processes_train_what_one_does(runtime, folder, method, quantization, rows):
+def test_two_processes_train_what_one_does(runtime, folder, method, quantization, rows, at_once):
     name = f"{method}-{quantization}"
     done = {
         processes: train(
             runtime,
             folder,
-            make(folder, method, f"{name}-{processes}", processes, rows, quantization=quantization),
+            make(
+                folder,
+                method,
+                f"{name}-{processes}",
+                processes,
+                rows,
+                quantization=quantization,
+                micro_batch=at_once,
+            ),
         )
         for processes in (1, 2)
     }
@@ -110,60 +118,56 @@ def test_two_processes_train_what_one_does(runtime, folder, method, quantization
 
 
 def kill_second(job: Job) -> None:
-    """SIGKILL the second process of a job's training."""
+    """SIGKILL the second of the processes that do a job."""
     for entry in Path("/proc").iterdir():
         try:
-            command = (entry / "cmdline").read_bytes()
-            environment = (entry / "environ").read_bytes().split(b"\0")
+            words = (entry / "cmdline").read_text().split("\0")
+            is_second = "RANK=1" in (entry / "environ").read_text().split("\0")
         except (OSError, ValueError):
             continue
-        mine = f"JOB={job.adapter_out}".encode() in environment
-        if mine and b"selfreward_lite.training.rank" in command and b"RANK=1" in environment:
-            os.kill(int(entry.name), signal.SIGKILL)
-            return
+        if is_second and "selfreward_lite.training.rank" in words:
+            done = Job.model_validate_json(Path(words[3]).read_text())
+            if done.adapter_out == job.adapter_out:
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
     raise AssertionError("the second process was not found")
 
 
-def test_a_killed_process_costs_no_step_but_the_last(folder, monkeypatch):
-    """Twelve steps; the checkpoint is resumed by two processes and by one."""
+def test_a_killed_process_costs_no_step_but_the_last(runtime, folder):
+    """Twelve steps; the checkpoint is resumed by two processes, and by one."""
     job = make(folder, "sft", "killed", 2, epochs=4)
-    monkeypatch.setenv("JOB", str(job.adapter_out))  # the processes inherit it
 
     def kill(said):
-        if said.get("step") == 5:
+        if said.get("step") == 2:
             kill_second(job)
 
-    with open_runtime() as runtime:
-        whole = make(folder, "sft", "whole", 2, epochs=4)
-        runtime.train(whole, folder, lambda said: None)
-        with pytest.raises(TrainingError, match=r"process 2 of 2 was ended by SIGKILL.*resume"):
-            runtime.train(job, folder, kill)
-        kept = folder / "kept-checkpoints"
-        shutil.copytree(job.checkpoints, kept)
-        result = runtime.train(job, folder, lambda said: None)
-        assert result.begun_at >= 4
-        assert furthest(folder, "whole", "killed") == 0.0
-        alone = {"adapter_out": folder / "alone", "checkpoints": kept, "processes": 1}
-        result = runtime.train(job.model_copy(update=alone), folder, lambda said: None)
-    assert (result.begun_at, result.processes) == (result.begun_at, 1)
-    assert result.begun_at >= 4
+    runtime.train(make(folder, "sft", "whole", 2, epochs=4), folder, lambda said: None)
+    with pytest.raises(TrainingError, match=r"process 2 of 2 was ended by SIGKILL.*to resume"):
+        runtime.train(job, folder, kill)
+    kept = folder / "kept-checkpoints"
+    shutil.copytree(job.checkpoints, kept)
+    result = runtime.train(job, folder, lambda said: None)
+    assert (result.processes, result.steps) == (2, 12)
+    assert 1 <= result.begun_at < 12  # the first may be ahead before the second is dead
+    assert furthest(folder, "whole", "killed") == 0.0
+    alone = {"adapter_out": folder / "alone", "checkpoints": kept, "processes": 1}
+    again = runtime.train(job.model_copy(update=alone), folder, lambda said: None)
+    assert (again.processes, again.begun_at) == (1, result.begun_at)
     assert furthest(folder, "whole", "alone") < CLOSE
 
 
-def test_two_processes_resume_what_one_began(folder):
+def test_two_processes_resume_what_one_began(runtime, folder):
     job = make(folder, "sft", "begun-alone", epochs=4)
-    with open_runtime() as runtime:
 
-        def interrupt(said):
-            if said.get("step") == 5:
-                raise KeyboardInterrupt  # the parent's Ctrl-C
+    def interrupt(said):
+        if said.get("step") == 2:
+            raise KeyboardInterrupt  # the parent's Ctrl-C
 
-        with pytest.raises(KeyboardInterrupt):
-            runtime.train(job, folder, interrupt)
-        together = job.model_copy(update={"processes": 2})
-        result = runtime.train(together, folder, lambda said: None)
-        assert result.begun_at >= 4
-        runtime.train(make(folder, "sft", "all-alone", epochs=4), folder, lambda said: None)
+    with pytest.raises(KeyboardInterrupt):
+        runtime.train(job, folder, interrupt)
+    together = job.model_copy(update={"processes": 2})
+    assert runtime.train(together, folder, lambda said: None).begun_at >= 1
+    runtime.train(make(folder, "sft", "all-alone", epochs=4), folder, lambda said: None)
     assert furthest(folder, "all-alone", "begun-alone") < CLOSE
 
 
