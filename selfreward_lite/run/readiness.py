@@ -43,8 +43,8 @@ def check_machine(settings: Settings, folder: Path, say: Say) -> None:
         for line in describe_memory(settings, shape, gpus[0]):
             say(line)
         for number, gpu in enumerate(gpus[1 : settings.training.processes], start=2):
-            if line := describe_training_memory(settings, shape, gpu):
-                say(f"memory of GPU {number}: {line}")
+            if short := describe_training_memory(settings, shape, gpu):
+                say(f"memory of GPU {number}: {short}")
 
 
 def check_processes(processes: int, gpus: Sequence[Gpu]) -> None:

@@ -31,7 +31,8 @@ def main() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     code = 1
     try:
-        _train(*sys.argv[1:4], say)
+        job, store, micro_batch = sys.argv[1:]
+        _train(Path(job), store, int(micro_batch), say)
         code = 0
     except SelfRewardError as error:
         say({"failed": str(error)})
@@ -44,8 +45,8 @@ def main() -> None:
         os._exit(code)  # libraries wait for other processes at a usual exit, and those may be gone
 
 
-def _train(job_file: str, store: str, micro_batch: str, say: Callable[[Message], None]) -> None:
-    job = Job.model_validate_json(Path(job_file).read_bytes())
+def _train(file: Path, store: str, micro_batch: int, say: Callable[[Message], None]) -> None:
+    job = Job.model_validate_json(file.read_bytes())
     from selfreward_lite.training import backends
 
     # before transformers
@@ -57,7 +58,7 @@ def _train(job_file: str, store: str, micro_batch: str, say: Callable[[Message],
         if number == 0:
             say({"report": to_jsonable_python(said)})
 
-    result = train_once(job, int(micro_batch), report, backend)
+    result = train_once(job, micro_batch, report, backend)
     if number == 0:
         say({"answer": to_jsonable_python(result)})
 

@@ -139,8 +139,8 @@ class TokenSFTTrainer(SFTTrainer):
         self.is_counted = items is not None
         counted = self.countdown.begin_step(batches)
         self._tokens = group.add_up([sum(map(_count_labels, counted))])[0]
-        if self.is_counted and group.count() > 1:  # Trainer counts rows that do not count
-            items = torch.full_like(items, int(self._tokens))
+        if isinstance(items, torch.Tensor) and group.count() > 1:
+            items = torch.full_like(items, int(self._tokens))  # Trainer counts all rows
         return batches, items
 
     def compute_loss(self, model: Any, inputs: Tensors, *args: Any, **named: Any) -> Any:
