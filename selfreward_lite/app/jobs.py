@@ -25,8 +25,11 @@ from selfreward_lite.system.processes import (
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 
-# Settings that name files. The app must not set them: a visitor could read any file.
+# Settings that name files or servers. The app must not set them: a visitor could read any file, or
+# have this machine call any address.
 _FILES = (
+    "engine.servers",
+    "engine.shared",
     "model.base",
     "model.origin",
     "model.gguf_file",
@@ -51,13 +54,17 @@ class RunRequest:
     past_gates: bool = False
 
     def overrides(self) -> dict[str, str]:
-        """Return settings that override the preset. Raises UserError for one that names files."""
+        """Return settings that override the preset.
+
+        Raises UserError for one that names files or servers.
+        """
         given = {"iterations": self.iterations, "seed": self.seed}
         found = config.parse_overrides(self.settings, given)
         for key in found:
             if key in (*_FILES, *_SECTIONS) or not re.fullmatch(r"[a-z_.0-9]+", key):
                 raise UserError(
-                    f"{key} names files, so it works on the command line only: `run --set {key}=…`"
+                    f"{key} names files or servers, so it works on the command line only: "
+                    f"`run --set {key}=…`"
                 )
         return found
 

@@ -12,7 +12,7 @@ from typer import Argument, Option, Typer
 
 from selfreward_lite import config
 from selfreward_lite.bench.card_file import CardFile
-from selfreward_lite.cli.options import Seeds, Set, parse_seeds
+from selfreward_lite.cli.options import RUNS, RunName, RunsDir, Seeds, Set, parse_seeds
 from selfreward_lite.cli.output import Display, emit, print_table, say
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import format_with_error
@@ -166,6 +166,41 @@ def bench_engine(
         say(f"the adapter loads in {loaded:.2f} s; a switch takes {switched * 1000:.1f} ms")
         document |= {"adapter_load_s": round(loaded, 4), "adapter_switch_s": round(switched, 5)}
     emit(document)
+
+
+@bench.command("servers")
+def bench_servers(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = RUNS,
+    server: Annotated[
+        list[str] | None, Option(help="Address of a server of this run. May be repeated.")
+    ] = None,
+    prompts: Annotated[int, Option(help="Prompts of the run that are answered.", min=1)] = 16,
+    samples: Annotated[int, Option(help="Answers to each.", min=1)] = 8,
+    repeats: Annotated[int, Option(help="Measurements of each.", min=1)] = 3,
+) -> None:
+    """How fast are servers for a run? The same answers here and on each of them."""
+    from selfreward_lite.bench import servers
+
+    if not server:
+        raise UserError(
+            "name at least one --server http://HOST:PORT; `doctor --servers` says how to start one"
+        )
+    found = servers.measure(runs_dir / name, server, prompts, samples, repeats, say)
+    rates = {where: median(one.rates) for where, one in found.items()}
+    rows = [
+        [
+            where,
+            *(f"{rate:.1f}" for rate in (*one.rates, rates[where])),
+            f"{rates[where] / rates[servers.HERE]:.2f}",
+            f"{one.equal} of {one.samples}",
+        ]
+        for where, one in found.items()
+    ]
+    numbers = map(str, range(1, repeats + 1))
+    head = ["", *numbers, "median tokens/s", "of this machine", "same samples"]
+    print_table(head, rows, f"{name}, {prompts} prompts, {samples} answers to each")
+    emit({where: {"tokens_per_s": rates[where], **asdict(one)} for where, one in found.items()})
 
 
 @bench.command("app")

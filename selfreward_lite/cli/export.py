@@ -6,21 +6,30 @@ from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option, Typer
 
-from selfreward_lite.cli.options import EXPORTED, RUNS, GgufType, Number, OutDir, RunName, RunsDir
+from selfreward_lite.cli.options import (
+    EXPORTED,
+    RUNS,
+    GgufType,
+    Number,
+    OutDir,
+    RunName,
+    RunsDir,
+    base_folder,
+)
 from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, write_file
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
-from selfreward_lite.models import merge, quantize
+from selfreward_lite.models import hf_export, merge, quantize
 from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.parity import CheckedModel
 from selfreward_lite.report import model_card
 from selfreward_lite.system.errors import ExportError, UserError
-from selfreward_lite.system.files import check_disk
+from selfreward_lite.system.files import check_disk, format_bytes
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 BASE_GGUF = Path("base/base.gguf")  # in the folder of a run
@@ -150,6 +159,34 @@ def merged(
             **asdict(found),
         }
     )
+
+
+@export.command("base")
+def export_base(
+    name: RunName = "tiny",
+    runs_dir: RunsDir = RUNS,
+    kind: Annotated[
+        Literal["hf"], Option("--type", help="hf: a Hugging Face folder, which vLLM loads.")
+    ] = "hf",
+    dtype: Annotated[
+        hf_export.FolderDtype, Option(help="Type of the weights; float16 for cards before Ampere.")
+    ] = "bfloat16",
+    out: OutDir = EXPORTED,
+) -> None:
+    """Write the base with the weights that training computes with, unpacked from 4 bits."""
+    with Store.read(runs_dir / name) as store:
+        model = store.settings().model
+    source, folder = find_base(model.base), base_folder(name, out)
+    if folder.exists():
+        raise UserError(f"{folder} is there already: remove it, or give another --out")
+    size = hf_export.count_bytes(read_config(source), dtype)
+    check_disk(folder, {"weights": size}, "the new folder", "free space, or give another --out")
+    say(f"{folder} in {dtype}: {format_bytes(size)}")
+    weights = "nf4" if model.quantisation == "nf4" else "original"
+    tensors = _work("hf_folder", model_dir=source, out=folder, weights=weights, dtype=dtype)
+    say(f"{folder}: {tensors} tensors; `doctor --servers {name}` says how vLLM serves it")
+    facts = {"type": kind, "weights": weights, "dtype": dtype, "bytes": size}
+    emit({"run": name, "folder": str(folder), **facts})
 
 
 @export.command()

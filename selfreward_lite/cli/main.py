@@ -16,7 +16,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.text import Text
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
@@ -24,14 +23,15 @@ from selfreward_lite.cli import bench, evaluate, export, judge, plan
 from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
 from selfreward_lite.cli.output import (
     Display,
-    console,
     emit,
     hold_gpu,
+    print_findings,
     print_table,
     say,
     show_downloads,
     write_file,
 )
+from selfreward_lite.cli.servers import check_servers
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
@@ -41,7 +41,6 @@ from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
 from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.machine import Finding
 
 app = Typer(
     add_completion=False,
@@ -150,10 +149,7 @@ def run(
 
         with show_downloads() as show:
             settings = prepare.load_or_create_settings(store, overrides, preset, show, check)
-        say(
-            f"{folder}: {settings.model.base} in {settings.model.quantisation}; "
-            f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
-        )
+        say(f"{folder}: {_describe_models(settings)}")
         if loop.is_finished(store, settings):
             say(
                 f"{folder} is finished: M{store.newest()} is its newest model. "
@@ -182,6 +178,14 @@ def run(
             ]
             print_table(head, short, "before and after")
             emit(document)
+
+
+def _describe_models(settings: Settings) -> str:
+    """The base, and what generates and judges."""
+    where = f"llama.cpp runs on the {'GPU' if settings.engine.gpu_layers else 'CPU'}"
+    if settings.engine.kind == "server":
+        where = f"{', '.join(settings.engine.servers)} generate and judge"
+    return f"{settings.model.base} in {settings.model.quantisation}; {where}"
 
 
 def _restore(folder: Path, restore_from: str, mirror: str | None) -> None:
@@ -342,17 +346,27 @@ def check_machine(
             "without a NAME those of all presets.",
         ),
     ] = False,
+    servers: Annotated[
+        str | None,
+        Option(
+            metavar="RUN",
+            help="Instead, print how to start servers for a run, and ask those it names.",
+        ),
+    ] = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Check this machine, or base models, and print the command that fixes each problem."""
+    """Check this machine, base models or servers, and print what fixes each problem."""
     if names and not base:
         raise UserError(f"doctor {' '.join(names)}: names are for `doctor --base`")
+    if servers is not None:
+        check_servers(runs_dir / servers)
+        return
     if base:
         _check_bases(names or [])
         return
     say("trying packages, GPU, torch and llama.cpp; with a GPU a minute or two …")
     found = doctor.findings(doctor.examine(runs_dir))
-    bad = _print_findings(found)
+    bad = print_findings(found)
     if bad:
         raise UserError(
             f"not ready: {', '.join(bad)}; give the commands above, then "
@@ -369,25 +383,12 @@ def _check_bases(names: list[str]) -> None:
             bases.examine_base(name, settings, show)
             for name, settings in bases.choose_bases(names).items()
         ]
-    bad = _print_findings(found)
+    bad = print_findings(found)
     if bad:
         raise UserError(
             f"a run would refuse {', '.join(bad)}; choose another base (docs/models.md), or report "
             "the lines above"
         )
-
-
-def _print_findings(found: list[Finding]) -> list[str]:
-    """Print findings, and as JSON; returns the names of the bad ones."""
-    colors = {"good": "green", "note": "yellow", "bad": "red"}
-    for one in found:
-        console.print(
-            Text(f"{one.what:<10} ", style=colors[one.state]) + Text(one.words), soft_wrap=True
-        )
-        if one.fix:
-            say(f"{'':<10} → {one.fix}")
-    emit([asdict(one) for one in found])
-    return [one.what for one in found if one.state == "bad"]
 
 
 @app.command()

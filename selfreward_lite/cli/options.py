@@ -25,6 +25,11 @@ GgufType = Annotated[
 ]
 
 
+def base_folder(name: str, out: Path = EXPORTED) -> Path:
+    """The folder that `export base` writes for a run."""
+    return out / f"{name}-base-hf"
+
+
 def parse_seeds(text: str) -> list[int]:
     """The seeds that an option names; raises UserError for another form."""
     found: list[int] = []

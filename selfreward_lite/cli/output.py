@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from rich.text import Text
 
 from selfreward_lite.run import ask
 from selfreward_lite.system.gpu import gpu_lock, list_gpus
+from selfreward_lite.system.machine import Finding
 
 _QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
 console = Console(stderr=True)
@@ -183,3 +185,16 @@ def format_time_left(at: ask.Progress) -> str:
     if not fresh or at.done >= at.total:
         return ""
     return f", {at.seconds / fresh * (at.total - at.done):.0f} s left"
+
+
+def print_findings(found: list[Finding]) -> list[str]:
+    """Print findings, and as JSON; returns the names of the bad ones."""
+    colors = {"good": "green", "note": "yellow", "bad": "red"}
+    for one in found:
+        console.print(
+            Text(f"{one.what:<10} ", style=colors[one.state]) + Text(one.words), soft_wrap=True
+        )
+        if one.fix:
+            say(f"{'':<10} → {one.fix}")
+    emit([asdict(one) for one in found])
+    return [one.what for one in found if one.state == "bad"]

@@ -2,8 +2,8 @@
 
 An unknown key is an error. SR is arXiv 2401.10020 (Self-Rewarding), MR is arXiv 2407.19594
 (Meta-Rewarding): a sentence names them where a default comes from a paper.
-Those of training are in `training_settings.py`. docs/settings.md is made from both files: run
-`python docs/generate.py` after a change.
+Those of the engine are in `engine_settings.py`, those of training in `training_settings.py`.
+docs/settings.md is made from all three: run `python docs/generate.py` after a change.
 """
 
 from typing import Any, Literal, Self
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from selfreward_lite.config.engine_settings import EngineSettings as EngineSettings
 from selfreward_lite.config.section import Count, Share
 from selfreward_lite.config.section import Section as Section
 from selfreward_lite.config.training_settings import Dpo as Dpo
@@ -53,47 +54,6 @@ class Model(Section):
     """
     gguf: Literal["f32", "f16", "q8_0"] = "q8_0"
     """number format of the GGUF that is made from base for llama.cpp"""
-
-
-class EngineSettings(Section):
-    parallel: int = Field(32, ge=1, le=256)
-    """sequences generated at once"""
-    context: int = Field(16384, ge=256)
-    """cells of the KV cache, for all sequences; where memory is too short for them, the engine
-    starts again with fewer, and says so
-    """
-    batch: int = Field(512, ge=32)
-    """tokens computed in one step at most"""
-    # 16: idle roots cost attention time on a CPU; 32 made a tiny model a third slower than 8.
-    roots: Count = 16
-    """finished prompts kept in the cache, so that others share their start"""
-    threads: int | None = Field(None, ge=1)
-    """CPU threads; by default what is fastest, up to all cores"""
-    gpu_layers: int = Field(0, ge=-1)
-    """layers on the GPU; -1 = all"""
-    unified: bool = True
-    """one KV cache for all sequences. false: every sequence has context / (parallel + roots) cells
-    of its own, which is faster on a CPU
-    """
-
-    @property
-    def sequence_cells(self) -> int:
-        """The most tokens of one sequence, prompt and reply."""
-        return self.context if self.unified else self.context // (self.parallel + self.roots)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.parallel + self.roots > 256:
-            raise ValueError(
-                f"parallel {self.parallel} and roots {self.roots} are more than llama.cpp's "
-                "256 sequences"
-            )
-        if self.parallel > self.batch:
-            raise ValueError(
-                f"a batch of {self.batch} tokens is too small for one token of each of "
-                f"{self.parallel} sequences"
-            )
-        return self
 
 
 class Sampling(Section):

@@ -97,7 +97,8 @@ def _permute(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
-def _finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
+def check_finite(tensor: torch.Tensor, label: str) -> torch.Tensor:
+    """The tensor; raises ExportError if not all of its values are numbers."""
     if not tensor.isfinite().all():
         raise ExportError(
             f"{label} holds NaN or infinity: do not use these weights, go back to good ones"
@@ -159,18 +160,26 @@ def base_to_gguf(
             if tensor == rope:
                 yield _encode(torch.tensor(rope_factors(model)), kind, tensor.source)
                 continue
-            value = _finite(_read_tensor(tensor, files).float(), tensor.source) + tensor.offset
-            if tensor.linear and weights == "nf4" and not model.packed:
-                value = nf4.round_to_nf4(value)
+            value = read_trained(tensor, files, model, weights) + tensor.offset
             if lora and tensor in lora.pairs:
                 pair = lora.pairs[tensor]
                 value += lora.scale * (pair["B"].float() @ pair["A"].float())
-                _finite(value, tensor.source)
+                check_finite(value, tensor.source)
             yield _encode(_permute(value, tensor.heads), kind, tensor.source)
 
     vocabulary = read_vocabulary(model_dir, model.vocab)
     origin = "nf4" if model.packed else weights
     return write_base(out, model, dtype, vocabulary, kinds, arrays(), origin)
+
+
+def read_trained(
+    tensor: Tensor, files: dict[str, Path], model: ModelShape, weights: Weights
+) -> torch.Tensor:
+    """A tensor in float32, as training computes with it; raises ExportError if it is not finite."""
+    value = check_finite(_read_tensor(tensor, files).float(), tensor.source)
+    if tensor.linear and weights == "nf4" and not model.packed:
+        return nf4.round_to_nf4(value)
+    return value
 
 
 def _read_tensor(tensor: Tensor, files: dict[str, Path]) -> torch.Tensor:
@@ -341,7 +350,7 @@ def _read_lora(adapter_dir: Path, model: ModelShape) -> _Lora:
                 f"{path}: {key} has shape {tuple(value.shape)}, not {expected}: "
                 "it is for another base"
             )
-        pairs.setdefault(tensor, {})[match[2]] = _finite(value, f"{path}: {key}")
+        pairs.setdefault(tensor, {})[match[2]] = check_finite(value, f"{path}: {key}")
     for tensor, pair in pairs.items():
         for side in {"A", "B"} - pair.keys():
             raise ExportError(

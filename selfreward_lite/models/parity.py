@@ -212,9 +212,9 @@ def parity(
     # their pages would be read again for every list.
     with closing(LlamaEngine(spec)) as engine:
         in_llama = [_llama_logits(engine, list(tokens), lora) for tokens in token_lists]
-    reference = _load_reference(model_dir, adapter_dir, weights)
+    reference = load_reference(model_dir, adapter_dir, weights)
     for tokens, (found, found_plain) in zip(token_lists, in_llama, strict=True):
-        expected = _logits(reference, list(tokens))
+        expected = compute_logits(reference, list(tokens))
         if expected.shape != found.shape:
             raise ExportError(
                 f"{gguf_base} has {found.shape[1]} tokens, {model_dir} {expected.shape[1]}: "
@@ -223,7 +223,7 @@ def parity(
         adapted.add_models(expected, found)
         if found_plain is not None:
             with reference.disable_adapter():
-                plain = _logits(reference, list(tokens))
+                plain = compute_logits(reference, list(tokens))
             base.add_models(plain, found_plain)
             adapted.add_adapters(expected, found, plain, found_plain)
     return adapted.result(None if lora is None else base.result())
@@ -317,7 +317,7 @@ def _largest(known: float, values: np.ndarray) -> float:
     return float(np.maximum(known, np.abs(values).max()))
 
 
-def _load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) -> Any:
+def load_reference(model_dir: Path, adapter_dir: Path | None, weights: Weights) -> Any:
     """The model in transformers, with PEFT's adapter if one is given."""
     import torch
 
@@ -342,7 +342,7 @@ def _llama_logits(
     return engine.logits(tokens, lora), None if lora is None else engine.logits(tokens)
 
 
-def _logits(model: Any, tokens: list[int]) -> np.ndarray:
+def compute_logits(model: Any, tokens: list[int]) -> np.ndarray:
     """A model's logits as an array (tokens, vocabulary)."""
     import torch
 

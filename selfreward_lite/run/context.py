@@ -22,10 +22,12 @@ from selfreward_lite.data.records import (
 )
 from selfreward_lite.data.store import WHOLE, Store
 from selfreward_lite.engine.api import Engine, Sampling
+from selfreward_lite.engine.reference import REFERENCE
 from selfreward_lite.method import judgments
 from selfreward_lite.method.judgments import Scores
 from selfreward_lite.method.roles import AskGenerator, Role
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.parity import CONVERSATIONS, make_conversation
 from selfreward_lite.run import stages
 from selfreward_lite.run.ask import Item, MayStart, Progress, Watch, always, run_stage
 from selfreward_lite.run.runtime import Runtime
@@ -121,8 +123,29 @@ class RunContext(RunReader):
     def engine(self) -> Engine:
         """The engine, opened on the first call."""
         if self._engine is None:
+            if self.settings.engine.kind == "server":
+                self.write_references()
             self._engine = self.runtime.open_engine(self.base_gguf, self.settings.engine)
         return self._engine
+
+    def write_references(self) -> None:
+        """Write the references that servers need and that are missing, of the base and all models.
+
+        Those of models that were exported for the engine here are made from their adapters.
+        """
+        models = [self.store.model_dir(number) for number in range(self.store.next_model() + 1)]
+        for folder in (self.base_gguf.parent, *models):
+            self.write_reference(folder)
+
+    def write_reference(self, folder: Path) -> None:
+        """Write the reference of the base's folder or of a model's, unless there is one."""
+        adapter = None if folder == self.base_gguf.parent else folder / "adapter"
+        if (folder / REFERENCE).exists() or not (adapter or folder).exists():
+            return
+        lists = [self.chat.prompt_ids(make_conversation(texts)) for texts in CONVERSATIONS]
+        self.runtime.write_reference(
+            self.model_dir, adapter, folder / REFERENCE, lists, self.settings.model
+        )
 
     def release_engine(self) -> None:
         """Close the engine, so that a trainer has all memory."""

@@ -254,6 +254,10 @@ class Evaluation:
             raise UserError(
                 f"{path} does not exist; name a GGUF file, or a model of the run, as --judge"
             )
+        if self.run.settings.engine.kind == "server":
+            raise UserError(
+                f"{path} is on no server of this run; ask it here, with --set engine.kind=llama"
+            )
         stat = path.stat()
         digest = _digest([str(path.absolute()), str(stat.st_size), str(stat.st_mtime_ns)])
         own = self.run.judge_role(BASE, iteration)

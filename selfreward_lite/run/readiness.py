@@ -28,7 +28,8 @@ def check_machine(settings: Settings, folder: Path, say: Say) -> None:
     The caller holds the GPU. A base with `engine.gpu_layers=0` and less than a billion weights may
     train on the CPU; a larger one may too, but not on a machine with a GPU that torch does not see.
     """
-    gpus, on_gpu = list_gpus(), settings.engine.gpu_layers != 0
+    gpus = list_gpus()
+    on_gpu = settings.engine.gpu_layers != 0 and settings.engine.kind == "llama"
     check_processes(settings.training.processes, gpus)
     shape = _find_shape(settings.model.base)
     is_large = shape is not None and memory.count_weights(shape) >= LARGE

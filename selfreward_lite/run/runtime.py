@@ -17,6 +17,7 @@ from selfreward_lite.engine.api import Engine, LlamaSpec
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.models.gguf_export import Weights
 from selfreward_lite.models.parity import AdapterParity
+from selfreward_lite.run import servers
 from selfreward_lite.system.errors import ExportError, TrainingError
 from selfreward_lite.training.job import Job, Report, TrainingResult
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
@@ -32,7 +33,9 @@ class Runtime:
     worker: TorchWorker
 
     def open_engine(self, base: Path, settings: EngineSettings) -> Engine:
-        """An engine on a base GGUF."""
+        """An engine on a base GGUF, here or on servers."""
+        if settings.kind == "server":
+            return servers.open_servers(base, settings)
         return ProcessEngine(LlamaSpec(model=base, **settings.model_dump()))
 
     def train(self, job: Job, folder: Path, report: Report) -> TrainingResult:
@@ -74,6 +77,24 @@ class Runtime:
             token_lists=token_lists,
         )
         return AdapterParity(**answer)
+
+    def write_reference(
+        self,
+        model_dir: Path,
+        adapter: Path | None,
+        out: Path,
+        token_lists: TokenLists,
+        model: Model,
+    ) -> None:
+        """Write what the base, or an adapter on it, answers: servers are compared with it."""
+        self._export(
+            "write_reference",
+            model_dir,
+            out,
+            adapter=adapter,
+            token_lists=token_lists,
+            weights=_weights(model),
+        )
 
     def _export(self, task: str, model_dir: Path, out: Path, **arguments: Any) -> Any:
         log = out.with_suffix(".log")

@@ -108,13 +108,14 @@ def has_libraries(cuda: int) -> bool:
     return None not in _find_libraries(cuda)
 
 
-def names_library(error: str) -> bool:
-    """Whether an error is about a missing library of CUDA, which llama.cpp needs.
+def find_library_name(text: str) -> str | None:
+    """The first library of CUDA that llama.cpp needs and a text names; None without one.
 
-    >>> names_library("libcublas.so.13: cannot open shared object file: No such file")
-    True
+    >>> find_library_name("libcublas.so.13: cannot open shared object file: No such file")
+    'libcublas.so.13'
     """
-    return re.search(r"lib(cudart|cublas|cublasLt)\.so\.\d+", error) is not None
+    found = re.search(r"lib(?:cudart|cublas|cublasLt)\.so\.\d+", text)
+    return found[0] if found else None
 
 
 def _find_libraries(cuda: int) -> list[Path | None]:

@@ -28,7 +28,7 @@ from selfreward_lite.system.gpu import (
     list_gpus,
     lock_holder,
 )
-from selfreward_lite.system.gpu_findings import dotted, find_missing_library, find_on_gpu
+from selfreward_lite.system.gpu_findings import describe_missing_library, dotted, find_on_gpu
 from selfreward_lite.system.machine import Finding, Machine
 
 HUB = "huggingface.co"
@@ -232,7 +232,7 @@ def _llama(machine: Machine, probed: Json) -> Finding:
 def describe_llama(gpus: Sequence[Gpu], probed: Json) -> Finding:
     """What the answer of llama.cpp's probe means, with these GPUs."""
     error = probed.get("error")
-    if error and (missing := find_missing_library(error)):
+    if error and (missing := describe_missing_library(error)):
         return missing
     if not gpus:
         if error:

@@ -1,11 +1,11 @@
 """The command that fixes a problem with the GPU, by where the machine is: pure, from a Machine."""
 
-from selfreward_lite.system.cuda import OLDEST_DRIVERS, driver_number, library_packages
+from selfreward_lite.system.cuda import OLDEST_DRIVERS, driver_number
 from selfreward_lite.system.machine import Machine
 
 BLACKWELL = (10, 0)  # for which torch's CUDA 12.6 has no kernels, and the driver is the open one
 WHEELS = "https://download.pytorch.org/whl"
-DRIVERS = "https://www.nvidia.com/drivers"
+DRIVER_PAGE = "https://www.nvidia.com/drivers"
 PACKAGES = "pip install -r requirements.txt"
 GPU_PACKAGES = "pip install -r requirements-gpu.txt"
 LLAMA = "python -m selfreward_lite llama"
@@ -33,12 +33,12 @@ def update_driver(machine: Machine, number: int) -> str:
     A hosted notebook and a container have the driver of their host, and Debian has no newer one.
     """
     if machine.wsl:
-        return f"in Windows: install the driver of {DRIVERS}, then `wsl --shutdown`"
+        return f"in Windows: install the driver of {DRIVER_PAGE}, then `wsl --shutdown`"
     if machine.place == "ubuntu":
         kind = "-open" if machine.gpus[0].capability >= BLACKWELL else ""
         sudo = _sudo(machine)
         return f"{sudo}apt install -y nvidia-driver-{number}{kind} && {sudo}reboot"
-    return install_older_torch(machine) or f"install the driver of {DRIVERS}"
+    return install_older_torch(machine) or f"install the driver of {DRIVER_PAGE}"
 
 
 def install_torch(machine: Machine) -> str:
@@ -70,11 +70,6 @@ def install_older_torch(machine: Machine) -> str | None:
 def install_again(machine: Machine, name: str) -> str:
     """The command that puts a pinned package in the place of what is installed."""
     return f"pip install --force-reinstall --no-deps {name}=={machine.wanted[name]}"
-
-
-def install_cuda_libraries(major: str) -> str:
-    """The command for the libraries of a CUDA that llama.cpp was built with."""
-    return f"pip install {' '.join(library_packages(int(major)))}"
 
 
 def reload_driver(machine: Machine) -> str:

@@ -73,6 +73,15 @@ def is_wsl() -> bool:
     return "microsoft" in platform.release().casefold()
 
 
+def allocator_settings() -> dict[str, str]:
+    """How torch takes a GPU's memory, as environment variables.
+
+    Rows of many lengths, one after the other, would leave holes in it. In WSL2 the first allocation
+    fails with such segments (pytorch/pytorch#192330).
+    """
+    return {} if is_wsl() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
 def list_gpus() -> list[Gpu]:
     """The GPUs of the driver that CUDA_VISIBLE_DEVICES allows; none without a driver that works."""
     columns = "index,uuid,name,driver_version,compute_cap,memory.free,memory.total"

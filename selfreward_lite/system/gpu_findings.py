@@ -4,11 +4,10 @@ A finding is made only of what was asked. A probe that another one dooms is not 
 with one fault has one finding that says so.
 """
 
-import re
 from collections.abc import Sequence
 
 from selfreward_lite.system import fixes
-from selfreward_lite.system.cuda import driver_number, oldest_driver
+from selfreward_lite.system.cuda import driver_number, find_library_name, oldest_driver
 from selfreward_lite.system.files import Json, format_bytes
 from selfreward_lite.system.gpu import BF16, OLDEST, GpuUser
 from selfreward_lite.system.machine import Finding, Machine
@@ -16,8 +15,8 @@ from selfreward_lite.system.machine import Finding, Machine
 SHOWN_USERS = 3
 CLOSE = 0.02  # a share of what is right; float16 and bfloat16 are nearer
 NF4_ERROR = (0.05, 0.15)  # of weights that are normally distributed, relative; about 0.09
-_LIBRARY = re.compile(r"(lib(cudart|cublas|cublasLt)\.so\.(\d+))\S*: cannot open shared object")
-_NO_DRIVER = "libcuda.so.1: cannot open shared object"
+_ABSENT = "cannot open shared object"
+_NO_DRIVER = f"libcuda.so.1: {_ABSENT}"
 
 
 def find_on_gpu(machine: Machine) -> list[Finding]:
@@ -41,14 +40,18 @@ def describe_users(users: Sequence[GpuUser]) -> str:
     return ", ".join(shown[:SHOWN_USERS] + more)
 
 
-def find_missing_library(error: str) -> Finding | None:
-    """The finding for an error of llama.cpp that a library is missing; None for another error."""
+def describe_missing_library(error: str) -> Finding | None:
+    """The finding for an error of llama.cpp that a library is missing; None for another error.
+
+    `llama` installs those of CUDA, and compiles nothing then.
+    """
     if _NO_DRIVER in error:
         text = "its CUDA build does not find the driver's libcuda.so.1"
         return Finding("llama.cpp", "bad", text, "sudo ldconfig")
-    if found := _LIBRARY.search(error):
-        text = f"its CUDA build does not find {found[1]}"
-        return Finding("llama.cpp", "bad", text, fixes.install_cuda_libraries(found[3]))
+    library = find_library_name(error)
+    if library and _ABSENT in error:
+        text = f"its CUDA build does not find {library}"
+        return Finding("llama.cpp", "bad", text, fixes.LLAMA)
     return None
 
 

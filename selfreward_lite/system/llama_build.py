@@ -15,7 +15,7 @@ from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import copy_file
 from selfreward_lite.system.gpu import Gpu, list_gpus
 from selfreward_lite.system.machine import Finding
-from selfreward_lite.system.pip import Failed, run_pip
+from selfreward_lite.system.pip import Failed, find_log, run_pip
 
 PREBUILT = "https://abetlen.github.io/llama-cpp-python/whl"  # of llama-cpp-python's own project
 BUILDS = {13: ("cu130",), 12: ("cu125", "cu124")}  # there, by the major version of CUDA
@@ -64,6 +64,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
     pip's nvcc; one with an installed toolkit. What works is kept in such a subfolder of the last.
     Raises UserError, with cause and advice, if llama.cpp does not use the GPU in the end.
     """
+    find_log().unlink(missing_ok=True)
     work = Work(doctor.read_pins()["llama-cpp-python"], list_gpus(), wheels, say)
     if not work.gpus:
         return _install_for_cpu(work)
@@ -79,7 +80,7 @@ def install(wheels: Sequence[Path], say: Callable[[str], None]) -> Finding:
 
 
 def _install_for_cpu(work: Work) -> Finding:
-    found = doctor.llama_finding([])
+    found = _probe(work)
     if found.state == "good":
         return found
     work.say(f"installing {work.pin}: pip compiles it, some minutes")
@@ -201,21 +202,25 @@ def _look(work: Work) -> Finding:
 
     Raises UserError where a build that the driver should run does not start: another would not.
     """
-    found = doctor.llama_finding(work.gpus)
-    major = cuda.build_cuda()
-    if found.state == "good" or major is None:
-        return found
-    if cuda.names_library(found.words):
-        work.say(f"installing the libraries of CUDA {major}: {found.words}")
-        try:
-            work.pip("install", *cuda.library_packages(major))
-        except Failed as failed:
-            work.fail(f"the libraries of CUDA {major}", failed)
-        found = doctor.llama_finding(work.gpus)
+    found = _probe(work)
     fault = None if found.state == "good" else doctor.find_idle_build(work.gpu)
-    if fault and major in work.majors():
+    if fault and cuda.build_cuda() in work.majors():
         raise UserError(fault)
     return found
+
+
+def _probe(work: Work) -> Finding:
+    """What the installed llama.cpp does, once libraries of CUDA that it lacks are installed."""
+    found, major = doctor.llama_finding(work.gpus), cuda.build_cuda()
+    if found.state == "good" or major is None or not cuda.find_library_name(found.words):
+        return found
+    work.say(f"installing the libraries of CUDA {major}: {found.words}")
+    try:
+        work.pip("install", *cuda.library_packages(major))
+    except Failed as failed:
+        work.fail(f"the libraries of CUDA {major}", failed)
+        return found
+    return doctor.llama_finding(work.gpus)
 
 
 def _keep(work: Work, wheel: Path) -> None:

@@ -1,5 +1,6 @@
 """pip in a child process: its log in a file, how far a build is, and why it failed in one line."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -7,8 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from selfreward_lite.system.processes import last_lines
 
 LOG = "selfreward_lite-pip.log"  # in the folder for temporary files
 PARTS = 20  # lines about a build at most
@@ -27,12 +26,17 @@ class Failed(Exception):
     """pip failed; the message is the line of its output that says why."""
 
 
+def find_log() -> Path:
+    """The file with all that pip printed; calls of `run_pip` add to it."""
+    return Path(tempfile.gettempdir()) / LOG
+
+
 def run_pip(*arguments: str, say: Callable[[str], None], **environment: str) -> None:
     """Run pip and wait for it, saying how far a build is. Raises Failed."""
     command = [sys.executable, "-m", "pip", *arguments, "--disable-pip-version-check"]
-    log, shown = Path(tempfile.gettempdir()) / LOG, 0
+    log, shown, printed = find_log(), 0, list[str]()
     with (
-        log.open("w", encoding="utf-8") as out,
+        log.open("a", encoding="utf-8") as out,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -46,14 +50,16 @@ def run_pip(*arguments: str, say: Callable[[str], None], **environment: str) -> 
         assert process.stdout is not None
         for line in process.stdout:
             out.write(line)
+            printed.append(line)
             if step := _STEP.search(line):
                 done, files = int(step[1]), int(step[2])
                 if done * PARTS // files > shown:
                     shown = done * PARTS // files
                     say(f"compiled {done} of {files} files")
+    importlib.invalidate_caches()  # this process may look for what is new
     if process.returncode:
-        text = log.read_text(encoding="utf-8").splitlines()
-        why = find_cause(text) or (last_lines(log) or ["it printed nothing"])[0]
+        last = next((line for line in reversed(printed) if line.strip()), "it printed nothing")
+        why = find_cause(printed) or last
         raise Failed(f"pip {arguments[0]} failed: {why.strip()} (full log: {log})")
 
 

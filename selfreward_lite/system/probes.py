@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 from selfreward_lite.system.files import Json
+from selfreward_lite.system.gpu import allocator_settings
 from selfreward_lite.system.processes import child_environment, explain_exit, run_module
 
 PATIENCE = 180  # seconds for a probe; importing torch from a cold disk takes most of it
@@ -27,8 +28,9 @@ CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 def ask(*arguments: str, patience: float = PATIENCE) -> Json:
     """What a probe of `models.probe` answered; {"error": why} if it failed, crashed or hung."""
+    environment = child_environment(allocator_settings(), "one")  # as a training has it
     try:
-        ended = run_module(MODULE, *arguments, env=child_environment(gpus="one"), timeout=patience)
+        ended = run_module(MODULE, *arguments, env=environment, timeout=patience)
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {patience:.0f} s"}
     if ended.returncode:

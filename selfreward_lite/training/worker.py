@@ -28,7 +28,7 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
 
 from selfreward_lite.system.errors import SelfRewardError
-from selfreward_lite.system.gpu import is_wsl
+from selfreward_lite.system.gpu import allocator_settings
 from selfreward_lite.system.processes import (
     DEATH,
     JsonProcess,
@@ -106,15 +106,6 @@ class TorchWorker:
         return self._child
 
 
-def allocator_settings() -> dict[str, str]:
-    """How torch takes a GPU's memory, as environment variables.
-
-    Rows of many lengths, one after the other, would leave holes in it. In WSL2 the first allocation
-    fails with such segments (pytorch/pytorch#192330).
-    """
-    return {} if is_wsl() else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-
-
 # -- the child ----------
 
 
@@ -183,12 +174,14 @@ def _work(task: Message, report: Callable[[Any], None]) -> Any:
         from selfreward_lite.training.trainer import train
 
         return train(job, report, backend)
-    from selfreward_lite.models import merge, parity, quantize
+    from selfreward_lite.models import hf_export, merge, parity, quantize, reference
 
     tasks: dict[str, Callable[..., Any]] = {
         "export_base": parity.export_base,
         "adopt_base": parity.adopt_base,
         "export_adapter": parity.export_adapter,
+        "hf_folder": hf_export.write_folder,
+        "write_reference": reference.write_reference,
         "check": parity.check,
         "full_model": partial(merge.write_model, report=report),
         "quantize": partial(quantize.quantize, report=report),

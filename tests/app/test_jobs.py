@@ -134,6 +134,15 @@ def test_an_early_failure_is_reported_at_once(tmp_path, command):
             RunRequest("x", settings=("seed_stage.ranked=owner/name",)),
             "works on the command line only",
         ),
+        (
+            RunRequest("x", settings=("engine.servers=['http://10.0.0.1:80']",)),
+            "names files or servers",
+        ),
+        (
+            RunRequest("x", settings=("engine={servers=['http://10.0.0.1:80']}",)),
+            "names files or servers",
+        ),
+        (RunRequest("x", settings=("engine.shared=/etc",)), "names files or servers"),
     ],
 )
 def test_a_mistake_starts_nothing(tmp_path, asked, says):

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -123,6 +125,19 @@ def test_nothing_is_replaced_under_a_kernel_that_has_loaded_it(path):
     assert re.search(r"%pip install .*-c image.txt -r pins.txt", install)
     for name in ("torch", "torchvision", "numpy", "pandas", "matplotlib"):
         assert re.search(rf"[(|]{name}[)|].* > image.txt", install), name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.stem)
+def test_what_was_replaced_all_the_same_asks_for_a_new_kernel(path, monkeypatch):
+    """datasets needs a newer PyArrow than Colab has, and the project a newer pydantic."""
+    cells = [cell.source for cell in source(path)]
+    (place,) = [number for number, text in enumerate(cells) if "%pip" in text]
+    check, _, _ = cells[place + 1].partition("from selfreward_lite")
+    assert "selfreward_lite" not in check
+    exec(check, {})
+    monkeypatch.setitem(sys.modules, "pydantic", SimpleNamespace(__version__="2.13.4"))
+    with pytest.raises(AssertionError, match="pip replaced pydantic, which was in use: restart"):
+        exec(check, {})
 
 
 def test_what_notebooks_install_is_pinned_and_has_no_llama_cpp(tmp_path):

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -57,6 +58,19 @@ def test_named_paths_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_every_finding_of_the_gpu_path_has_tests_that_exist():
+    """By file and name; a name without a file is in the file of the name before it."""
+    page = (ROOT / "docs" / "log" / "card.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (F\d+b?) (.*)$", page, re.MULTILINE))
+    assert rows.keys() == {*(f"F{number}" for number in range(1, 28)), "F9b"}
+    for finding, row in rows.items():
+        path, tests = "", re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row)
+        assert tests, finding
+        for file, test in tests:
+            path = file or path
+            assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
 def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
 
@@ -67,3 +81,21 @@ def test_the_command_of_the_tests_stands_on_a_line_of_its_own():
     assert [line for line in lines if "pytest" in line] == [
         "pip install -r requirements.txt && python -m pytest"
     ]
+
+
+def test_rented_machines_need_only_the_readmes_commands():
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (sky,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (slurm,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    task = yaml.safe_load(sky)
+    assert task.keys() == {"workdir", "resources", "file_mounts", "setup", "run"}
+    commands = re.findall(
+        r"^(?:pip install|python -m selfreward_lite) \S+",
+        "\n".join((task["setup"], task["run"], slurm)),
+        re.MULTILINE,
+    )
+    assert len(commands) == 5
+    readme = README.read_text(encoding="utf-8")
+    assert [one for one in commands if one not in readme] == []
+    assert slurm.startswith("#!/bin/bash\n")
+    assert len(slurm.splitlines()) == 5

@@ -39,6 +39,7 @@ HEAVY = {
         "training.tiny_base.build",
         "models.nf4",
         "models.gguf_export",
+        "models.hf_export",
         "models.parity",
         "models.random_models",
         "models.probe",

@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import llama_server
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -41,7 +43,13 @@ def test_pip_never_compiles_llama_cpp_for_the_cpu_on_a_gpu_machine():
 def test_users_and_the_tests_of_unsloth_have_one_version():
     pins = [line for line in requirements(read("requirements-gpu.txt")) if "unsloth" in line]
     assert len(pins) == 2
-    for name in (".ci/run", "docs/your-gpu.md", "tests/training/test_unsloth.py"):
+    assert "pip install --no-deps $(grep ^unsloth requirements-gpu.txt)" in read(".ci/run")
+    for name in ("docs/your-gpu.md", "tests/training/test_unsloth.py"):
         named = set(re.findall(r"unsloth\w*(?:==| )(20\d\d\.\d+\.\d+)", read(name)))
         assert named, name
         assert named <= {pin.split("==")[1] for pin in pins}, name
+
+
+def test_the_source_of_llama_server_is_that_of_the_pinned_engine():
+    """Its sha256 is part of the tests that compile it, so a new pin needs a new one."""
+    assert llama_server.find_pin() in llama_server.SHA256

@@ -61,6 +61,14 @@ def test_a_preset_for_a_gpu_tries_it(monkeypatch, tmp_path, doctor, preset):
     assert (asked["name"], asked["with_llama"], asked["backend"]) == ("check_gpu", True, "auto")
 
 
+def test_a_run_on_servers_needs_no_gpu_for_llama_cpp(monkeypatch, tmp_path, doctor):
+    servers = {"engine__kind": "server", "engine__servers": '["http://gpu1:8000"]'}
+    check(monkeypatch, tmp_path, [], "tiny", engine__gpu_layers="-1", **servers)
+    assert doctor.asked == []
+    check(monkeypatch, tmp_path, [CARD], "overnight", **servers)
+    assert doctor.asked[0]["with_llama"] is False  # training still uses it
+
+
 def test_a_preset_for_a_gpu_on_a_machine_without_one(monkeypatch, tmp_path, doctor):
     check(monkeypatch, tmp_path, [], "overnight")
     assert doctor.asked == [{"name": "check_without_gpu", "is_large": True}]

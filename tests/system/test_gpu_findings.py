@@ -289,11 +289,8 @@ def test_llama_cpp_must_compute_what_the_cpu_computes(difference):
 @pytest.mark.parametrize(
     ("library", "fix"),
     [
-        ("libcudart.so.13", "pip install nvidia-cuda-runtime==13.* nvidia-cublas==13.*"),
-        (
-            "libcublas.so.12",
-            "pip install nvidia-cuda-runtime-cu12==12.* nvidia-cublas-cu12==12.*",
-        ),
+        ("libcudart.so.13", "python -m selfreward_lite llama"),
+        ("libcublas.so.12", "python -m selfreward_lite llama"),
         ("libcuda.so.1", "sudo ldconfig"),
     ],
 )

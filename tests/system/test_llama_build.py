@@ -17,8 +17,8 @@ from selfreward_lite.system.machine import Finding
 WHEEL = f"llama_cpp_python-{PINS['llama-cpp-python']}-py3-none-linux_x86_64.whl"
 GOOD = Finding("llama.cpp", "good", "puts every layer on the GPU")
 BAD = Finding("llama.cpp", "bad", "does not use the GPU", "by hand")
-UNFOUND = Finding(
-    "llama.cpp", "bad", "libcublas.so.13: cannot open shared object file: No such file", "llama"
+UNFOUND = doctor.describe_llama(
+    [T4], {"error": "libcublas.so.13: cannot open shared object file: No such file"}
 )
 BLACKWELL = Gpu("NVIDIA GeForce RTX 5090", "580.65", (12, 0), 0, 0)
 NO_WHEEL = "pip download failed: ERROR: No matching distribution found"
@@ -228,6 +228,21 @@ def test_wheel_is_kept_where_only_the_driver_is_at_fault(monkeypatch, tmp_path):
 
 def test_missing_libraries_are_installed_and_nothing_is_compiled(monkeypatch, tmp_path):
     machine = Machine(monkeypatch, UNFOUND, GOOD, built=13)
+    assert machine.install(tmp_path) == GOOD
+    assert machine.asked == [["install", *cuda.library_packages(13)]]
+
+
+def test_libraries_that_pip_cannot_install_are_a_reason_and_a_build_follows(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, UNFOUND, built=13)
+    machine.fails["install"] = "no network"
+    with pytest.raises(UserError):
+        machine.install(tmp_path)
+    assert "the libraries of CUDA 13: pip install failed: no network" in machine.said
+    assert "wheel" in machine.commands
+
+
+def test_a_cuda_build_gets_its_libraries_on_a_machine_without_a_gpu_too(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, UNFOUND, GOOD, gpus=(), built=13)
     assert machine.install(tmp_path) == GOOD
     assert machine.asked == [["install", *cuda.library_packages(13)]]
 

@@ -87,3 +87,11 @@ def test_without_a_known_cause_it_is_the_last_line(acts):
         acts("error: subprocess-exited-with-error\nso it ends\n", 1)
     with pytest.raises(pip.Failed, match="it printed nothing"):
         acts("", 1)
+
+
+def test_the_log_keeps_every_attempt_and_a_cause_is_of_the_last(acts):
+    for text in (FAILURE, "another reason\n"):
+        with pytest.raises(pip.Failed) as failed:
+            acts(text, 1)
+    assert "another reason" in str(failed.value)
+    assert pip.find_log().read_text() == FAILURE + "another reason\n"

@@ -1,6 +1,7 @@
 """Probes as their parent sees them: answers, failures, and the compiler of this machine."""
 
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -32,6 +33,20 @@ def test_what_libraries_print_is_no_answer(tmp_path, monkeypatch):
     script = """echo 'a banner'; echo '{"version": "1"}'"""
     monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", script)))
     assert probes.ask("torch") == {"version": "1"}
+
+
+@pytest.mark.parametrize(
+    ("release", "settings"),
+    [("6.8.0-48-generic", "expandable_segments:True"), ("5.15.167.4-microsoft-standard-WSL2", "")],
+)
+def test_torch_is_tried_with_the_memory_that_a_training_asks_for(
+    tmp_path, monkeypatch, release, settings
+):
+    script = """echo "{\\"settings\\": \\"$PYTORCH_ALLOC_CONF\\"}\""""
+    monkeypatch.setattr(sys, "executable", str(write_script(tmp_path / "python", script)))
+    monkeypatch.setattr(platform, "release", lambda: release)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    assert probes.ask("torch") == {"settings": settings}
 
 
 def test_this_machines_compiler_compiles_with_its_python():

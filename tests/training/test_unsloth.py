@@ -1,7 +1,8 @@
 """unsloth trains the adapter: SFT, then DPO; PEFT and llama.cpp read the result.
 
-Its CPU backend proves the calls, not the kernels of a card. It is installed beside the rest,
-without what it depends on: `pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9`.
+Its CPU backend proves the calls, not the kernels of a GPU (see `test_unsloth_as_on_gpu.py`). It is
+installed beside the rest, without what it depends on, as in `.ci/run`:
+`pip install --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 triton==3.7.1`.
 """
 
 import json

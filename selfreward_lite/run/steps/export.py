@@ -24,6 +24,8 @@ def export_base(run: RunContext, _: int) -> None:
 
     def work() -> Outcome:
         run.runtime.export_base(run.model_dir, run.base_gguf, run.settings.model)
+        if run.settings.engine.kind == "server":
+            run.write_reference(folder)
         source = hash_folder(run.model_dir)
         write_manifest(folder, {"base": run.settings.model.base, "source": source})
         return Outcome()
@@ -66,6 +68,8 @@ def export_adapter(run: RunContext, iteration: int) -> None:
             greedy_agreement=parity.agreement,
             adapter_share=parity.share,
         )
+        if run.settings.engine.kind == "server":
+            run.write_reference(folder)
         manifest = {"iteration": iteration, "run": run.store.id_namespace, **asdict(parity)}
         write_manifest(folder, manifest)
         return Outcome()

@@ -1,0 +1,182 @@
+"""Two real llama-servers generate and judge for a run: the records of the engine here.
+
+`llama_server.build` compiles them once (`-m server`).
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+from llama_server import LlamaServer, build
+from repository import ROOT
+
+from selfreward_lite.data.records import KINDS, Judgment, JudgmentPair, ResponsePair
+from selfreward_lite.data.store import Store
+from selfreward_lite.engine.presets import PRESETS
+
+pytestmark = pytest.mark.server
+SMALL = (
+    "engine.parallel=8",
+    "seed_stage.train_examples=40",
+    "seed_stage.eval_prompts=5",
+    "prompts.count=12",
+    "evaluation.prompts=10",
+    "evaluation.outside_prompts=4",
+    "evaluation.canary_judgments=1",
+)
+PAIRS = (ResponsePair, JudgmentPair)
+LIMIT = 1800  # seconds of one command
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "selfreward_lite", *words]
+
+
+def run_command(runs: Path, iterations: int, *urls: str) -> list[str]:
+    settings = [*SMALL]
+    if urls:
+        settings += ["engine.kind=server", f"engine.servers={json.dumps(urls)}"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    words = ("run", "--runs-dir", str(runs), "--iterations", str(iterations))
+    return command(*words, "--gates", "report", *options)
+
+
+def finish(words: list[str]) -> str:
+    """Run a command, which must end well; returns what it says."""
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=LIMIT)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+def read_new(runs: Path, before: Path) -> dict[type, dict[str, tuple]]:
+    """The records that a copy has and the runs it was copied from have not, by kind and id.
+
+    Numbers have two digits: probabilities differ in their sixth.
+    """
+    found = {}
+    with Store.read(runs / "tiny") as store, Store.read(before / "tiny") as old:
+        for kind in KINDS:
+            known = {one.id for one in old.records(kind)}
+            found[kind] = {
+                one.id: tuple(round(x, 2) if isinstance(x, float) else x for x in astuple(one))
+                for one in store.records(kind)
+                if one.id not in known
+            }
+    return found
+
+
+def list_pairs(records: dict[type, dict[str, tuple]]) -> dict[str, tuple]:
+    """Pairs by id: which text was chosen, and which rejected."""
+    return {id_: row[3:5] for kind in PAIRS for id_, row in records[kind].items()}
+
+
+class Pair:
+    """A copy of runs, and two servers for it, as `doctor --servers` says to start them."""
+
+    def __init__(self, seeded: Path, folder: Path) -> None:
+        self.runs = folder / "runs"
+        shutil.copytree(seeded, self.runs)
+        finish(command("doctor", "--servers", "tiny", "--runs-dir", str(self.runs)))
+        presets = self.runs / "tiny" / PRESETS
+        self.servers: list[LlamaServer] = []
+        for number in range(2):
+            self.servers.append(LlamaServer(build(), presets, folder / f"{number}.log"))
+
+    @property
+    def urls(self) -> list[str]:
+        return [one.url for one in self.servers]
+
+    def count_requests(self) -> list[int]:
+        """How many requests each router has passed to a model, by its log."""
+        logs = [one.log.read_text(encoding="utf-8", errors="replace") for one in self.servers]
+        return [log.count("proxying request to model") for log in logs]
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory) -> Path:
+    """A folder of runs with a tiny run behind its seed stage. Do not change it."""
+    runs = tmp_path_factory.mktemp("seeded")
+    finish(run_command(runs, 0))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def here(seeded, tmp_path_factory) -> dict[type, dict[str, tuple]]:
+    """The records of an iteration in process."""
+    runs = tmp_path_factory.mktemp("here") / "runs"
+    shutil.copytree(seeded, runs)
+    finish(run_command(runs, 1))
+    return read_new(runs, seeded)
+
+
+@pytest.fixture(scope="module")
+def pair(seeded, tmp_path_factory) -> Iterator[Pair]:
+    made = Pair(seeded, tmp_path_factory.mktemp("pair"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def served(pair, seeded) -> dict[type, dict[str, tuple]]:
+    """The records of the same iteration on two servers."""
+    finish(run_command(pair.runs, 1, *pair.urls))
+    return read_new(pair.runs, seeded)
+
+
+def test_an_iteration_on_two_servers_is_that_of_the_engine_here(pair, here, served):
+    requests = pair.count_requests()
+    print(f"\nrequests to each server: {requests}")
+    assert min(requests) > sum(requests) / 4, "both worked"
+    assert list_pairs(served) == list_pairs(here)
+    assert all(here[kind] for kind in (*PAIRS, Judgment))
+    equal = total = 0
+    for kind, records in here.items():
+        same = sum(served[kind].get(id_) == row for id_, row in records.items())
+        print(f"{kind.__name__}: {same} of {len(records)} equal")
+        assert len(served[kind]) == len(records), kind
+        equal, total = equal + same, total + len(records)
+    assert equal >= 0.99 * total
+
+
+def test_an_iteration_survives_a_server_that_is_killed(seeded, here, tmp_path):
+    pair = Pair(seeded, tmp_path)
+    try:
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(
+                run_command(pair.runs, 1, *pair.urls), stdout=said, stderr=said, cwd=ROOT
+            )
+            try:
+                wait_for_judgments(pair.runs / "tiny", process)
+                pair.servers[0].kill()
+                with Store.read(pair.runs / "tiny") as store:
+                    assert not store.is_done(1, "judgments"), "killed too late to show anything"
+                assert process.wait(LIMIT) == 0, (tmp_path / "said").read_text()
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+    finally:
+        pair.close()
+    assert f"{pair.urls[0]} is left out" in " ".join((tmp_path / "said").read_text().split())
+    assert list_pairs(read_new(pair.runs, seeded)) == list_pairs(here)
+
+
+def wait_for_judgments(folder: Path, process: subprocess.Popen) -> None:
+    """Return when some responses of iteration 1 are judged."""
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline and process.poll() is None:
+        with Store.read(folder) as store:
+            if store.done_items(1, "judgments"):
+                return
+        time.sleep(0.02)
+    raise AssertionError("no judgment of iteration 1 was seen")

@@ -1,0 +1,412 @@
+"""Servers that work, fail, restart and lie: the same samples, or one line that says what to do."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import word_model
+from scripted_server import ScriptedServer
+from word_model import DIGITS, PIECES, SCORE, STOP, write_run
+
+from selfreward_lite.engine import http_client
+from selfreward_lite.engine.api import Bracket, Closing, Probe, Request, Sampling
+from selfreward_lite.engine.dialects import Paths
+from selfreward_lite.engine.http_client import KEY, Timing
+from selfreward_lite.engine.presets import PRESETS, add_section, build_head, read_sections
+from selfreward_lite.engine.remote import ServerSpec
+from selfreward_lite.engine.server import ServerEngine
+from selfreward_lite.system.errors import EngineError
+
+FAST = Timing(connect=2.0, answer=5.0, rest=0.01, longest_rest=0.05, check=0.02)
+WARM = Sampling(temperature=1.0, top_p=1.0, max_tokens=30)
+CLOSING = Closing((29, SCORE), DIGITS, (Bracket(" go", " end", (36,)),))
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Opens servers and engines on a run with two adapters; closes all."""
+    return_to = World(tmp_path)
+    yield return_to
+    return_to.close()
+
+
+class World:
+    def __init__(self, folder):
+        self.base = write_run(folder / "runs" / "tiny")
+        self.folder = self.base.parent.parent
+        (self.folder / PRESETS).write_text(build_head(4, 200))
+        self._open = []
+
+    def server(self, kind="vllm", **lies):
+        server = ScriptedServer(kind, **lies)
+        server.presets = self.folder / PRESETS
+        self._open.append(server.stop)
+        return server
+
+    def engine(self, *servers, patience=1.0, timing=FAST, slots=4):
+        runs = self.folder.parent
+        paths = Paths(self.base, self.folder.name, runs, runs)
+        spec = ServerSpec(paths, PIECES, slots)
+        engine = ServerEngine([one.url for one in servers], spec, patience, timing)
+        self._open.append(engine.close)
+        return engine
+
+    def request(self, key, *, samples=3, adapter="M1", **more):
+        made = Request(
+            key,
+            (hash_of(key), 7, 9),
+            tuple(range(5, 5 + samples)),
+            WARM,
+            STOP,
+            str(self.folder / adapter / "adapter.gguf") if adapter else None,
+            Probe(DIGITS, "score:"),
+            closing=CLOSING,
+        )
+        return replace(made, **more)
+
+    def requests(self, count=12, **more):
+        return [self.request(f"r{number}", **more) for number in range(count)]
+
+    def close(self):
+        for close in reversed(self._open):
+            close()
+
+
+def hash_of(key: str) -> int:
+    return sum(key.encode()) % 28
+
+
+def check_answers(completions, requests):
+    """Every sample is there once, and is what the model says, no matter which server was asked."""
+    found = {(one.key, one.sample): one for one in completions}
+    assert len(found) == len(completions)
+    wanted = {(r.key, i): word_model.answer(r, i) for r in requests for i in range(len(r.seeds))}
+    assert found.keys() == wanted.keys()
+    for key, answer in wanted.items():
+        got = found[key]
+        for name in ("probe", "closing"):
+            assert getattr(got, name) == pytest.approx(getattr(answer, name)), (key, name)
+        assert replace(got, probe=None, closing=None) == replace(answer, probe=None, closing=None)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_servers_answer_as_one_engine(world, kind):
+    servers = [world.server(kind), world.server(kind)]
+    engine = world.engine(*servers)
+    assert engine.parallel == 8
+    requests = [
+        *world.requests(8),
+        world.request("other", adapter="M0"),
+        world.request("base", adapter=None, closing=None),
+        world.request("plain", probe=None, sampling=Sampling(temperature=0, top_p=1, max_tokens=9)),
+    ]
+    found = list(engine.complete(requests))
+    check_answers(found, requests)
+    assert any(one.probe for one in found), "no probe found its place: the test shows nothing"
+    assert any(not one.probe for one in found)
+    assert {one.finish for one in found} == {"stop", "length"}
+    assert all(server.asked for server in servers)
+    assert max(server.most_under_way for server in servers) <= 4
+    assert engine.stats.generated == sum(len(one.tokens) for one in found)
+    assert engine.stats.prompt_requested == sum(len(r.tokens) * len(r.seeds) for r in requests)
+    assert engine.stats.prompt_computed > 0
+
+
+def test_the_samples_of_a_request_follow_one_another_in_one_slot(world):
+    server = world.server("llama")
+    list(world.engine(server).complete(world.requests(6, samples=4)))
+    slots = {}
+    for body in server.asked:
+        if "seed" in body:
+            slots.setdefault(tuple(body["prompt"]), []).append((body["id_slot"], body["seed"]))
+    assert len(slots) == 6
+    for asked in slots.values():
+        assert len({slot for slot, _ in asked}) == 1
+        assert [seed for _, seed in asked] == [5, 6, 7, 8]
+
+
+def test_requests_are_read_no_further_than_there_are_slots(world):
+    gate = threading.Event()
+    server = world.server()
+    server.fault = lambda body: gate.wait(5) and None if "seed" in body else None
+    read = []
+
+    def feed():
+        for request in world.requests(20, samples=1, adapter=None):
+            read.append(request.key)
+            yield request
+
+    answers = world.engine(server).complete(feed())
+    timer = threading.Timer(0.3, gate.set)
+    timer.start()
+    next(answers)
+    assert len(read) <= 5
+    assert len(list(answers)) == 19
+
+
+def test_what_does_not_fit_the_smallest_context_is_refused_everywhere(world):
+    engine = world.engine(world.server(context=200), world.server("llama", context=60))
+    longest = Sampling(temperature=1, top_p=1, max_tokens=60 - 3 - CLOSING.longest - 1)
+    fits = world.request("fits", samples=1, sampling=longest)
+    over = longest.model_copy(update={"max_tokens": longest.max_tokens + 1})
+    found = list(engine.complete([world.request("over", sampling=over), fits]))
+    assert [(one.key, one.finish) for one in found[:3]] == [("over", "refused")] * 3
+    check_answers(found[3:], [fits])
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+@pytest.mark.parametrize("what", ["drop", "cut", "html", "500", "429", "drip"])
+def test_a_failure_now_and_then_changes_nothing(world, kind, what):
+    server, count = world.server(kind), iter(range(10**6))
+    engine = world.engine(server, timing=replace(FAST, answer=0.5 if what == "drip" else 5.0))
+    server.fault = lambda body: what if "seed" in body and next(count) % 12 == 10 else None
+    requests = world.requests()
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.faults >= 1
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_a_server_that_restarts_is_used_again(world, kind):
+    server, count = world.server(kind), iter(range(10**6))
+
+    def fail(body):
+        if next(count) == 100:
+            server.restart(after=0.2)
+            return "drop"
+        return None
+
+    engine = world.engine(server)
+    server.fault = fail
+    requests = world.requests()
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.faults >= 1
+
+
+def test_adapters_that_a_restart_forgot_are_loaded_and_checked_again(world):
+    server = world.server()
+    engine = world.engine(server)
+    list(engine.complete(world.requests(2)))
+    server.adapters.clear()  # came back before anybody noticed
+    before = server.paths["/v1/load_lora_adapter"]
+    requests = world.requests(6)
+    check_answers(list(engine.complete(requests)), requests)
+    assert server.paths["/v1/load_lora_adapter"] == before + 1
+
+
+def test_the_others_do_the_work_of_a_server_that_dies(world):
+    dying, living = world.server(), world.server("llama")
+    engine, count = world.engine(dying, living), iter(range(10**6))
+
+    def die(body):
+        if next(count) > 70:
+            threading.Thread(target=dying.stop).start()
+            return "drop"
+        return None
+
+    dying.fault = die
+    requests = world.requests(20)
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.parallel == 4
+
+
+def test_a_slow_server_gets_less(world):
+    slow, quick = world.server(), world.server()
+    engine = world.engine(slow, quick)
+    list(engine.complete(world.requests(2, adapter=None)))
+    slow.asked.clear()
+    quick.asked.clear()
+    slow.fault = lambda body: time.sleep(0.1)
+    list(engine.complete(world.requests(30, adapter=None, closing=None, samples=1)))
+    assert 0 < len(slow.asked) < len(quick.asked)
+
+
+def test_no_server_for_too_long_is_one_line(world):
+    server = world.server()
+    engine = world.engine(server, patience=0.01)
+    server.stop()
+    with pytest.raises(EngineError, match="no server has answered for 0.01 minutes") as error:
+        list(engine.complete(world.requests(3)))
+    assert server.url in str(error.value)
+    assert "give the same command again" in str(error.value)
+
+
+def test_a_request_that_kills_servers_fails_alone(world):
+    servers = [world.server(), world.server()]
+    engine = world.engine(*servers)
+    bad = world.request("bad", tokens=(1, 1, 1))
+    for server in servers:
+        server.fault = lambda body: "500" if body["prompt"][:3] == [1, 1, 1] else None
+    good = world.requests(8)
+    found = list(engine.complete([*good[:4], bad, *good[4:]]))
+    check_answers([one for one in found if one.key != "bad"], good)
+    assert [one.finish for one in found if one.key == "bad"] == ["failed"] * 3
+
+
+def test_a_server_that_fails_on_everything_is_an_error_and_no_failed_samples(world):
+    server = world.server()
+    engine = world.engine(server)
+    server.fault = lambda body: "500"
+    with pytest.raises(EngineError, match=r"failed 8 times in a row.*500: status 500 as planned"):
+        list(engine.complete(world.requests(12, adapter=None)))
+
+
+LIES = {
+    "lie: prompt": "counts 4 prompt tokens where 3 were sent",
+    "lie: more": "answered with 300 tokens where at most 30 were asked for",
+    "lie: foreign": "answered with token 40, and the base has 40",
+    "lie: fewer": "cut a sample at 2 of 30 tokens",
+    "lie: form": "in a form that is not known",
+    "403": "refuses request r0 of 3 tokens (403: status 403 as planned)",
+    "307": "redirects to another address (307)",
+    "long": "answered with more than 0 MB",
+}
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+@pytest.mark.parametrize("what", LIES)
+def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
+    monkeypatch.setattr(http_client, "LONGEST", 100_000)
+    server = world.server(kind)
+    engine = world.engine(server)
+    server.fault = lambda body: what if body.get("seed") == 5 else None
+    with pytest.raises(EngineError) as error:
+        list(engine.complete(world.requests(1)))
+    line = str(error.value)
+    assert LIES[what] in line
+    assert line.startswith(server.url)
+    assert "\n" not in line
+    assert ";" in line or ":" in line.removeprefix(server.url)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lies", "says"),
+    [
+        ("vllm", {"status": 404}, "is neither vLLM nor llama-server: GET /v1/models gives 404"),
+        ("vllm", {"status": 200, "says": "<html>hi</html>"}, "answered no JSON, but '<html>hi"),
+        ("vllm", {"status": 307}, "redirects to another address"),
+        ("vllm", {"key": "Bearer secret"}, "401: Unauthorized; check engine.servers, and the key"),
+        ("vllm", {"owner": "somebody"}, "of a kind that is not known ('somebody')"),
+        ("llama", {"single": True}, "start it with --models-preset"),
+        ("llama", {"blind": True}, "failed to load: it must see"),
+    ],
+)
+def test_what_is_no_server_of_ours_is_said_at_the_start(world, kind, lies, says):
+    with pytest.raises(EngineError) as error:
+        world.engine(world.server(kind, **lies))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lies", "says"),
+    [
+        ("vllm", {"no_routes": True}, "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        ("vllm", {"base": "another"}, "model served, has the same likeliest token as the base"),
+        ("vllm", {"ignores": True}, "so it ignores the adapter"),
+        ("vllm", {"adapter": "M0"}, "of the adapter's effect in training, not 100 ± 25 %"),
+        ("llama", {"base": "another"}, "serves another model"),
+        ("llama", {"ignores": True}, "so it ignores the adapter"),
+    ],
+)
+def test_another_model_is_found_before_a_sample_is_drawn(world, kind, lies, says):
+    server = world.server(kind, **lies)
+    with pytest.raises(EngineError) as error:
+        list(world.engine(server).complete(world.requests(1)))
+    assert says in str(error.value)
+    assert str(error.value).startswith(server.url)
+    assert not [body for body in server.asked if "seed" in body]
+
+
+def test_a_folder_that_the_server_does_not_see_is_named(world):
+    server = world.server()
+    engine = world.engine(server)
+    request = world.request("r", adapter="M1")
+    engine._spec.paths.__dict__["seen_as"] = world.folder / "elsewhere"
+    with pytest.raises(EngineError, match=r"cannot load the adapter .*set engine.shared"):
+        list(engine.complete([request]))
+
+
+def test_a_router_that_reads_another_file_is_named(world):
+    server = world.server("llama")
+    server.presets = world.folder / "other.ini"
+    with pytest.raises(EngineError, match=r"does not know tiny-base-\w{8} after reloading"):
+        world.engine(server)
+
+
+def test_presets_are_written_before_they_are_used(world):
+    (world.folder / PRESETS).unlink()
+    with pytest.raises(EngineError, match="is missing: `doctor --servers RUN` writes it"):
+        world.engine(world.server("llama"))
+
+
+def test_a_section_is_added_once_and_never_changed(tmp_path):
+    file = tmp_path / PRESETS
+    file.write_text(build_head(2, 100))
+    for _ in range(2):
+        add_section(file, "M0", "/runs/base.gguf", "/runs/M0/adapter.gguf")
+    sections = read_sections(file.read_text())
+    assert sections["*"] == ["np = 2", "c = 200", "cache-ram = 0"]
+    assert sections["M0"] == ["model = /runs/base.gguf", "lora = /runs/M0/adapter.gguf"]
+    with pytest.raises(EngineError, match="remove that section"):
+        add_section(file, "M0", "/runs/base.gguf", None)
+    with pytest.raises(EngineError, match="rename that folder"):
+        add_section(file, "M1", "/runs/a\n[x]/base.gguf", None)
+
+
+def test_a_key_is_sent_and_never_shown(world, monkeypatch):
+    monkeypatch.setenv(KEY, "hunter2")
+    server = world.server(key="Bearer hunter2")
+    engine = world.engine(server)
+    requests = world.requests(2)
+    check_answers(list(engine.complete(requests)), requests)
+    assert all(one["Authorization"] == "Bearer hunter2" for one in server.headers)
+    server.fault = lambda body: "403"
+    monkeypatch.setattr(
+        server, "_fail", lambda handler, _: server._send(handler, 403, "hunter2 is bad")
+    )
+    with pytest.raises(EngineError) as error:
+        list(engine.complete(world.requests(1)))
+    assert "hunter2" not in str(error.value)
+    assert "*** is bad" in str(error.value)
+
+
+def test_a_server_that_comes_back_with_less_context_is_refused(world):
+    server = world.server()
+    engine = world.engine(server)
+    list(engine.complete(world.requests(1)))
+    server.stop()
+    server.context = 100
+    server.restart()
+    server.fault = lambda body: None
+    server.adapters.clear()
+    time.sleep(0.1)
+    with pytest.raises(EngineError, match="with a context of 100, and the run has worked with 200"):
+        list(engine.complete(world.requests(1)))
+
+
+def test_an_iterator_that_is_closed_leaves_the_engine_usable(world):
+    engine = world.engine(world.server())
+    answers = engine.complete(world.requests(10))
+    next(answers)
+    with pytest.raises(RuntimeError, match="already completing"):
+        next(engine.complete([]))
+    answers.close()
+    requests = world.requests(4)
+    check_answers(list(engine.complete(requests)), requests)
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        list(engine.complete(requests))
+
+
+def test_the_bytes_of_an_adapter_are_in_its_name(world):
+    server = world.server()
+    engine = world.engine(server)
+    list(engine.complete(world.requests(1)))
+    (before,) = server.adapters
+    weights = world.folder / "M1" / "adapter" / "adapter_model.safetensors"
+    weights.write_text("trained again")
+    engine.close()
+    list(world.engine(server).complete(world.requests(1)))
+    assert len(server.adapters) == 2
+    assert before.startswith("tiny-M1-")

@@ -1,0 +1,144 @@
+"""A run's servers: the commands to start them, the file they read, and what they are asked."""
+
+import json
+
+import pytest
+import word_model
+from engine_models import write_model
+from scripted_server import ScriptedServer
+from typer.testing import CliRunner
+
+from selfreward_lite import config
+from selfreward_lite.cli.main import app
+from selfreward_lite.data.store import Store
+from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.engine.presets import PRESETS, read_sections
+from selfreward_lite.models.parity import CONVERSATIONS
+from selfreward_lite.run import prepare, servers
+from selfreward_lite.run.context import RunContext
+from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.system.errors import UserError
+
+
+def settings_for(*urls, **more):
+    return config.load("tiny", {"engine.servers": json.dumps(urls), **more})
+
+
+def test_the_commands_have_this_runs_sizes(tmp_path):
+    settings = settings_for(**{"lora.rank": "20", "engine.shared": "/mnt/runs"})
+    command = servers.vllm_command(settings, tmp_path / "my model")
+    assert f"'{tmp_path / 'my model'}'" in command
+    assert "--max-lora-rank 32 " in command
+    assert f"--max-model-len {servers.find_cells(settings)} " in command
+    assert f"--max-num-seqs {settings.engine.parallel} " in command
+    assert "api-key" not in command
+    paths = servers.find_paths(tmp_path / "tiny" / "base" / "base.gguf", settings.engine)
+    assert "--models-preset /mnt/runs/tiny/llama-server.ini " in servers.llama_command(paths)
+
+
+def test_a_key_is_named_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFREWARD_SERVER_KEY", "hunter2")
+    command = servers.vllm_command(settings_for(), tmp_path)
+    assert command.endswith('--api-key "$SELFREWARD_SERVER_KEY"')
+
+
+def test_the_presets_are_written_once_with_the_base(tmp_path):
+    base = tmp_path / "tiny" / "base" / "base.gguf"
+    settings = settings_for(**{"engine.shared": "/mnt/runs"})
+    paths = servers.find_paths(base, settings.engine)
+    with pytest.raises(UserError, match="start the run once"):
+        servers.write_presets(settings, paths)
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"base")
+    servers.write_presets(settings, paths)
+    before = (tmp_path / "tiny" / PRESETS).read_text()
+    sections = read_sections(before)
+    (name,) = sections.keys() - {"*"}
+    assert name.startswith("tiny-base-")
+    assert sections[name] == ["model = /mnt/runs/tiny/base/base.gguf"]
+    slots, cells = settings.engine.parallel, servers.find_cells(settings)
+    assert sections["*"] == [f"np = {slots}", f"c = {slots * cells}", "cache-ram = 0"]
+    servers.write_presets(settings, paths)
+    assert (tmp_path / "tiny" / PRESETS).read_text() == before
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """A run with a base whose tokens are those of the scripted servers, and how to ask them."""
+    base = word_model.write_run(tmp_path / "tiny")
+    monkeypatch.setattr(servers, "read_pieces", lambda _: word_model.PIECES)
+    return lambda *urls: list(servers.ask_servers(settings_for(*urls), base))
+
+
+def test_every_server_is_asked(asked):
+    good, other = ScriptedServer("vllm"), ScriptedServer("vllm", base="another")
+    shut, gone = ScriptedServer("vllm", no_routes=True), ScriptedServer("vllm")
+    gone.stop()
+    found = asked(good.url, other.url, shut.url, gone.url)
+    assert [one.state for one in found] == ["good", "bad", "bad", "bad"]
+    assert found[0].words == "vLLM with a context of 200 tokens and 32 slots, and the run's base"
+    assert "serves another model" in found[1].words
+    assert "no route to load adapters" in found[2].words
+    assert "cannot be reached" in found[3].words
+    assert not good.adapters
+    for server in (good, other, shut):
+        server.stop()
+
+
+def test_without_servers_there_is_a_note(asked):
+    (found,) = asked()
+    assert (found.state, found.what) == ("note", "servers")
+    assert "engine.servers=" in found.fix
+
+
+def test_the_command_prints_both_and_ends_with_what_is_bad(tmp_path):
+    gone = ScriptedServer("vllm")
+    gone.stop()
+    (tmp_path / "mine" / "base").mkdir(parents=True)
+    write_model(tmp_path / "mine" / "base" / "base.gguf")
+    with Store.write(tmp_path / "mine") as store:
+        store.state("settings", settings_for(gone.url).model_dump(mode="json"))
+    options = ["doctor", "--servers", "mine", "--runs-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, options)
+    assert isinstance(result.exception, UserError)
+    assert "doctor --servers mine` again" in str(result.exception)
+    shown = " ".join(result.stderr.split())
+    assert "vllm serve" in shown
+    assert "llama-server --models-preset" in shown
+    assert json.loads(result.stdout.splitlines()[-1])[0]["state"] == "bad"
+
+
+class Worker:
+    """Stands for the training child: writes a word instead of a reference."""
+
+    def __init__(self):
+        self.asked = []
+
+    def do(self, task, log, **arguments):
+        assert task == "write_reference"
+        log.write_text("")
+        self.asked.append(arguments)
+        arguments["out"].write_text("reference")
+        return 64
+
+
+def test_missing_references_are_written_before_servers_are_asked(tmp_path, chat, monkeypatch):
+    worker, opened = Worker(), []
+    monkeypatch.setattr(servers, "open_servers", lambda *given: opened.append(given) or "engine")
+    settings = settings_for("http://127.0.0.1:1", **{"engine.kind": "server"})
+    with Store.write(tmp_path / "tiny") as store:
+        base = store.folder / "base" / "base.gguf"
+        base.parent.mkdir()
+        store.model_dir(0).joinpath("adapter").mkdir(parents=True)
+        run = RunContext(store, settings, chat, TINY_MODEL, Runtime(worker), lambda _: None)
+        assert run.engine() == "engine"
+        assert opened == [(base, settings.engine)]
+        assert [one["adapter"] for one in worker.asked] == [None, store.model_dir(0) / "adapter"]
+        assert worker.asked[0]["out"] == base.with_name("reference.json")
+        assert len(worker.asked[0]["token_lists"]) == len(CONVERSATIONS)
+        run.write_references()  # they are there
+        assert len(worker.asked) == 2
+
+
+def test_settings_that_name_servers_may_change_in_a_run():
+    assert "engine" in prepare._MAY_CHANGE
