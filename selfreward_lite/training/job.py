@@ -30,7 +30,8 @@ class Job(Section):
     adapter's weights have moved after PROBE_STEPS. At the time `until` (seconds since 1970) it
     ends: with a model if half of it is done, else with a checkpoint and no model. A checkpoint is
     written every `checkpoint_minutes`, and the training resumes from one if its job is this one.
-    `memory` limits torch to so many bytes of the GPU.
+    `memory` limits torch to so many bytes of the GPU. More than one of `processes` train together,
+    each on one of `devices` (as CUDA_VISIBLE_DEVICES), or on the CPU if that is None.
     """
 
     method: Literal["sft", "dpo"]
@@ -50,6 +51,8 @@ class Job(Section):
     min_moved_share: float = 0.9
     until: float | None = None
     memory: int | None = None
+    processes: int = 1
+    devices: str | None = None
 
     @field_validator("settings", mode="plain")
     @classmethod
@@ -78,8 +81,8 @@ class TrainingResult:
     """What a training did. A field is None if not measured, such as without rows or a GPU.
 
     `rows` counts different rows, `skipped` the steps in which float16 overflowed. `begun_at` is the
-    step that it resumed from. For want of memory, `left_out` rows longer than `max_length` tokens
-    were not trained on.
+    step that it resumed from. `micro_batch` and `peak_bytes` are those of one process. For want of
+    memory, `left_out` rows longer than `max_length` tokens were not trained on.
     """
 
     steps: int
@@ -98,6 +101,7 @@ class TrainingResult:
     out_of_time: bool | None = None  # before half of it was done, so that there is no model
     left_out: int | None = None
     max_length: int | None = None
+    processes: int | None = None
     backend: str = ""  # with versions
     number_format: str = ""
     loss: str = ""  # over what it is a mean
