@@ -128,8 +128,8 @@ def test_data_files(tmp_path):
         "a.json": json.dumps(ROWS, indent=1).encode(),
         "a.csv": table.encode("utf-8-sig"),
         "a.tsv": table.replace(",", "\t").encode("utf-16"),
-        "a.jsonl.gz": gzip.compress(lines),
-        "a.csv.gz": gzip.compress(table.encode("cp1252")),
+        "a.jsonl.gz": gzip.compress(lines, mtime=0),
+        "a.csv.gz": gzip.compress(table.encode("cp1252"), mtime=0),
         "a.parquet": make_parquet(tmp_path),
     }
     pieces = st.binary(max_size=8) | PIECES.map(lambda text: text.encode("utf-8", "replace"))
