@@ -12,6 +12,7 @@ from selfreward_lite.app.talk import Score, StreamedReply
 from selfreward_lite.data.records import Judgment
 from selfreward_lite.models.chat_template import Message, user
 from selfreward_lite.report.summary import indent_text
+from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 
 FORCED = "forced: the judge wrote no score, so one was drawn from its probabilities"
@@ -57,8 +58,13 @@ def render(turns: Sequence[Turn]) -> list[Json]:
 
 
 def find_turn(turns: Sequence[Turn], index: int) -> int:
-    """Return the number of the turn that message `index` of `render` belongs to."""
+    """Return the number of the turn that message `index` of `render` belongs to.
+
+    Raises UserError where there is no message.
+    """
     numbers = [number for number, turn in enumerate(turns) for _ in render([turn])]
+    if not numbers or index < 0:
+        raise UserError("that message is not there any more; write it again")
     return numbers[min(index, len(numbers) - 1)]
 
 

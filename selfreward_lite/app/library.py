@@ -62,11 +62,13 @@ class RunLibrary:
         """Return what can be chosen as a run, the default first: all runs, then the tiny model."""
         return [*self.runs(), TINY]
 
-    def folder(self, run: str) -> Path:
-        """Return a run's folder, if any. Raises UserError for a name outside `runs_dir`."""
-        if not run or run != Path(run).name or run.startswith("."):
-            raise self._no_such_run(run)
-        return self.runs_dir / run
+    def folder(self, run: object) -> Path:
+        """Return the folder of a run. Raises UserError for all else, as a path or no text."""
+        with suppress(FileNotFoundError), os.scandir(self.runs_dir) as entries:
+            for entry in entries:
+                if entry.name == run and entry.is_dir() and not entry.name.startswith("."):
+                    return self.runs_dir / entry.name
+        raise self._no_such_run(run)
 
     def models(self, run: str) -> RunModels:
         """Return where a run's models are. Raises UserError without the run or its base."""
@@ -136,8 +138,8 @@ class RunLibrary:
 
         return self.engine.using(get_spec)
 
-    def _no_such_run(self, run: str) -> UserError:
-        return UserError(f"no run {run!r} in {self.runs_dir}; choose one from the list")
+    def _no_such_run(self, run: object) -> UserError:
+        return UserError(f"no run {str(run)[:100]!r} here; choose one from the list")
 
     def _tiny_base(self) -> Path:
         """The tiny base as GGUF, made once beside the runs; takes a few seconds."""

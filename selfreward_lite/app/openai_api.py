@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from selfreward_lite.app.guard import NAMES
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.openai_request import Asked, Refused, errors_as_refusals, read_request
 from selfreward_lite.app.talk import StreamedReply, Talk
@@ -33,7 +34,6 @@ from selfreward_lite.config.settings import EngineSettings, Sampling
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 
-HOSTS = ("127.0.0.1", "localhost")  # names by which a browser on this machine may call
 MAX_BYTES = 2_000_000  # of a request
 MAX_TOKENS = 4096  # of a reply
 TOKENS = 1024  # of a reply by default, or as many as fit
@@ -78,7 +78,7 @@ def build_api(library: RunLibrary, key: str | None = None, run: str | None = Non
     guard = (
         Middleware(_KeyGuard, key=key)
         if key
-        else Middleware(TrustedHostMiddleware, allowed_hosts=list(HOSTS), www_redirect=False)
+        else Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES), www_redirect=False)
     )
     return Starlette(
         routes=[

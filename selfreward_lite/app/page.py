@@ -2,7 +2,7 @@
 
 It is served to this machine alone, unless the user asks for more and gives a password. Nothing of
 the machine can be read through it: it runs in an empty folder, hands out no file that a visitor
-names, and lets no text load a picture or send a form.
+names, and lets no text load a picture or send a form (`guard`).
 """
 
 import os
@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Callable
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
+from selfreward_lite.app.guard import NAMES, PERIOD, TRIES, Guard
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
@@ -22,11 +24,6 @@ from selfreward_lite.report import status, tasks
 from selfreward_lite.system.errors import SelfRewardError, UserError
 
 TITLE = "selfreward_lite"
-POLICY = (
-    "img-src 'self' data: blob:; media-src 'none'; form-action 'none'; frame-src 'none'; "
-    "object-src 'none'"
-)
-HEAD = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
 CSS = """
 footer {display: none !important}
 .gradio-container {max-width: 1200px !important; margin: auto}
@@ -177,7 +174,10 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             allowed_paths=[],
             max_file_size="5mb",
             quiet=True,
-            head=HEAD,
+            auth_message=f"After {TRIES} wrong passwords, wait {PERIOD:.0f} seconds."
+            if auth
+            else None,
+            app_kwargs={"middleware": [Middleware(Guard, names=None if auth else NAMES)]},
             css=CSS,
             # The machine's own fonts: nothing is downloaded.
             theme=gr.themes.Soft(

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.config.settings import Sampling
-from selfreward_lite.system.errors import ConfigError, SelfRewardError
+from selfreward_lite.system.errors import ConfigError, SelfRewardError, UserError
 
 Options = dict[str, Any]  # of an event
 # For events of the page itself, which are not part of the API for other programs.
@@ -152,6 +152,19 @@ def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Sampling:
         raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
 
 
+def read_index(event: gr.RetryData | gr.EditData | gr.UndoData | gr.SelectData) -> int:
+    """Return the number of the message or row that an event is about.
+
+    Raises UserError for none: gradio passes on whatever is sent.
+    """
+    match event.index:
+        case bool():
+            pass
+        case int(index) | [int(index), *_]:
+            return index
+    raise UserError("that is not there any more; choose it again")
+
+
 def warn(error: SelfRewardError) -> str:
     """Return an error as a line of Markdown."""
     return f"⚠ {escape_markdown(str(error))}"
@@ -168,8 +181,18 @@ def errors_as_toasts() -> Iterator[None]:
 
 
 def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:
-    """A dropdown whose options change at run time (Gradio rejects unknown values otherwise)."""
-    return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
+    """Return a dropdown whose options change at run time; its handlers check what is chosen."""
+    # Gradio would refuse what was not among the first options, or else let anything pass. A class
+    # of our own is not an option: gradio writes a file beside each.
+    part = gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
+
+    def read_name(given: Any) -> str | None:
+        if given is None or isinstance(given, str):
+            return given
+        raise gr.Error(f"{label}: choose one from the list", print_exception=False)
+
+    part.preprocess = read_name  # type: ignore[method-assign, assignment]
+    return part
 
 
 def text_table(

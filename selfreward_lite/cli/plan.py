@@ -28,6 +28,11 @@ ASSUMED = (
     "These are estimates: nothing has been measured on a GPU yet."
 )
 
+DIVIDED = (
+    "Training in {0} processes, each on a GPU of its own, is assumed to be {0} times as fast as in "
+    "one; exchanging gradients takes some of that. Only the first GPU generates and judges."
+)
+
 
 def show(
     preset: Annotated[str, Option(help="Preset to plan for.")] = "tiny",
@@ -57,7 +62,9 @@ def show(
         ]
         for stage, parts in found.peaks.items()
     ]
-    print_table(["GPU memory", "at its peak", "of which"], rows, "estimate")
+    several = settings.training.processes > 1
+    what = "memory of each GPU" if several else "GPU memory"
+    print_table([what, "at its peak", "of which"], rows, "estimate")
     if found.room is not None and found.most > found.room:
         say(
             f"That is more than the {format_bytes(found.room)} there are: choose --preset small or "
@@ -87,6 +94,8 @@ def show(
             f"{settings.model.gguf}, and the download does not include it"
         )
     say(ASSUMED)
+    if several:
+        say(DIVIDED.format(settings.training.processes))
     emit(
         {
             "preset": preset,

@@ -84,7 +84,7 @@ def _set(tree: dict[str, Any], dotted: str, value: str) -> None:
     node: Any = tree
     for name in parents:
         if isinstance(node, list):
-            if not (name.isdigit() and int(name) < len(node)):
+            if not (name.isdecimal() and int(name) < len(node)):
                 raise ConfigError(
                     f"{dotted}: {name} is not an entry of that list (0 to {len(node) - 1})"
                 )
@@ -106,5 +106,5 @@ def _toml_value(text: str) -> Any:
     """A number, boolean, list or quoted string as TOML reads it; else the text itself."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or numbers and lists beyond what Python reads
         return text

@@ -2,8 +2,8 @@
 
 An unknown key is an error. SR is arXiv 2401.10020 (Self-Rewarding), MR is arXiv 2407.19594
 (Meta-Rewarding): a sentence names them where a default comes from a paper.
-Those of the engine are in `engine_settings.py`. docs/settings.md is made from both files: run
-`python docs/generate.py` after a change.
+Those of the engine are in `engine_settings.py`, those of training in `training_settings.py`.
+docs/settings.md is made from all three: run `python docs/generate.py` after a change.
 """
 
 from typing import Any, Literal, Self
@@ -20,6 +20,11 @@ from pydantic import (
 from selfreward_lite.config.engine_settings import EngineSettings as EngineSettings
 from selfreward_lite.config.section import Count, Share
 from selfreward_lite.config.section import Section as Section
+from selfreward_lite.config.training_settings import Dpo as Dpo
+from selfreward_lite.config.training_settings import Lora as Lora
+from selfreward_lite.config.training_settings import Training as Training
+from selfreward_lite.config.training_settings import TrainingProcesses
+from selfreward_lite.config.training_settings import find_undivided as find_undivided
 
 Verify = Literal["off", "veto", "score"]
 CHECKABLE = "checkable"  # requests, or ranked answers to them, that the project makes itself
@@ -207,52 +212,6 @@ class Schedule(Section):
     """most characters of a chosen judgment"""
 
 
-class Lora(Section):
-    rank: Count = 16
-    """rank of the adapter's matrices"""
-    alpha: Count = 16
-    """scale: the adapter's effect is times alpha / rank"""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """0, so that the margin of the first DPO step is exactly 0"""
-
-
-class Training(Section):
-    learning_rate: PositiveFloat
-    """highest learning rate, after the warm-up"""
-    epochs: PositiveFloat
-    """times that every example is seen"""
-    batch: Count = 32
-    """examples per optimizer step; MR: 32"""
-    micro_batch: Count = 2
-    """examples on the device at once; divides batch. Where memory is short, fewer are taken; may
-    change in a run
-    """
-    max_length: int = Field(ge=8)
-    """tokens of prompt and completion; longer examples are left out and counted. Where memory is
-    short for one, so are the longest, up to half of all; may be lowered in a run, for trainings
-    that have not begun
-    """
-    warmup: float = Field(0.1, ge=0, lt=1)
-    """share of steps with a rising rate; then a cosine decay"""
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.batch % self.micro_batch:
-            raise ValueError(f"micro_batch {self.micro_batch} does not divide batch {self.batch}")
-        return self
-
-
-class Dpo(Training):
-    beta: PositiveFloat = 0.1
-    """DPO's beta; SR, MR: 0.1"""
-    anchor: NonNegativeFloat = 0.0
-    """weight of the SFT term on chosen completions; 0 = as in the papers"""
-    precompute_reference: bool = False
-    """compute the reference's log probabilities once, before training; faster from the second epoch
-    on
-    """
-
-
 class Evaluation(Section):
     prompts: Count
     """held-out prompts that every model answers"""
@@ -392,14 +351,29 @@ class Settings(Section):
     lora: Lora = Lora()
     sft: Training
     dpo: Dpo
+    training: TrainingProcesses = TrainingProcesses()
     evaluation: Evaluation
     gates: Gates = Gates()
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
-    """library that trains; auto: unsloth if there is a GPU and it can be imported, else
-    transformers
+    """library that trains; auto: unsloth if there is a GPU, one process trains, and it can be
+    imported, else transformers
     """
     checkpoint_minutes: NonNegativeFloat = 10.0
     """minutes between checkpoints; an interruption costs at most these"""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        """Check that several processes can train, each on as many rows of a batch."""
+        processes = self.training.processes
+        if processes > 1 and self.backend == "unsloth":
+            raise ValueError(
+                "backend=unsloth trains in one process: nobody has shown it on several GPUs yet; "
+                "set backend=transformers, or training.processes=1"
+            )
+        for name, settings in (("sft", self.sft), ("dpo", self.dpo)):
+            if fault := find_undivided(name, settings, processes):
+                raise ValueError(fault)
+        return self
 
     @model_validator(mode="after")
     def _own_cells(self) -> Self:

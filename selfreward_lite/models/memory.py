@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from selfreward_lite.config.settings import EngineSettings, Model, Settings, Training
 from selfreward_lite.data import hub
@@ -22,6 +23,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # float32.
 ADAPTER_BYTES = 16
 REFERENCE_BYTES = 4  # its frozen copy, the reference of DPO
+EXCHANGE_BYTES = 4  # the copy of its gradient that several processes average
 # Adapters that llama.cpp keeps, in float32: M0, M(t-1) and M(t); it frees none before it ends.
 ADAPTERS = 3
 
@@ -55,9 +57,17 @@ def estimate_engine(
 
 
 def estimate_training(
-    settings: Training, shape: ModelShape, rank: int, *, packed: bool, pairs: bool
+    settings: Training,
+    shape: ModelShape,
+    rank: int,
+    *,
+    packed: bool,
+    pairs: bool,
+    processes: int = 1,
 ) -> dict[str, int]:
     """What a trainer holds at its longest rows, by part; `pairs` is DPO.
+
+    Each of several processes holds as much, on a GPU of its own, and a copy of the gradient.
 
     With gradient checkpointing, the input of every block is kept (two bytes a number); one block at
     a time is computed again, with its gradients.
@@ -68,7 +78,11 @@ def estimate_training(
     parts = {
         "weights": linear * (NF4_BYTES if packed else 2) + 2 * (count_weights(shape) - linear),
         "adapter": count_adapter_weights(shape, rank)
-        * (ADAPTER_BYTES + (REFERENCE_BYTES if pairs else 0)),
+        * (
+            ADAPTER_BYTES
+            + (REFERENCE_BYTES if pairs else 0)
+            + (EXCHANGE_BYTES if processes > 1 else 0)
+        ),
         "activations": tokens * 2 * (shape.layers * shape.hidden + 2 * block),
         "logits": min(tokens, DPO_TOKENS) * min(shape.vocab, DPO_WORDS) * DPO_LOGIT_BYTES
         if pairs
@@ -79,13 +93,20 @@ def estimate_training(
 
 
 def estimate_peaks(settings: Settings, shape: ModelShape) -> dict[str, dict[str, int]]:
-    """What each kind of stage that uses the GPU holds at its peak, by part."""
-    packed, rank = settings.model.quantisation == "nf4", settings.lora.rank
+    """What each kind of stage that uses the GPU holds at its peak, by part; of each GPU."""
+    rank, processes = settings.lora.rank, settings.training.processes
+    train = partial(
+        estimate_training,
+        shape=shape,
+        rank=rank,
+        packed=settings.model.quantisation == "nf4",
+        processes=processes,
+    )
     base = estimate_base(settings.model, shape)
     return {
         "asking (llama.cpp)": estimate_engine(settings.engine, shape, base, rank),
-        "SFT": estimate_training(settings.sft, shape, rank, packed=packed, pairs=False),
-        "DPO": estimate_training(settings.dpo, shape, rank, packed=packed, pairs=True),
+        "SFT": train(settings.sft, pairs=False),
+        "DPO": train(settings.dpo, pairs=True),
     }
 
 

@@ -108,7 +108,10 @@ def measure_costs(store: Store, settings: Settings) -> Costs:
 
 
 def _token_cost(store: Store, iteration: int, settings: Settings) -> float:
-    """Seconds of a token trained on: counted by the trainer, or else assumed."""
+    """Seconds of a token trained on: counted by the trainer, or else assumed.
+
+    Where the number of processes has changed since, as many times fewer or more are assumed.
+    """
     known = store.metrics(iteration)
     seconds = known["training_train_seconds"]
     if seconds is None:
@@ -116,7 +119,8 @@ def _token_cost(store: Store, iteration: int, settings: Settings) -> float:
     texts = 2 if iteration else 1  # a pair's row has two
     rows = known.get("training_rows_given") or 0.0
     tokens = known.get("training_tokens") or rows * texts * assume_lengths(settings).judged
-    return seconds / max(1.0, tokens)
+    then = known.get("training_processes") or 1.0
+    return seconds / max(1.0, tokens) * then / settings.training.processes
 
 
 def affordable_prompts(settings: Settings, iteration: int, costs: Costs, budget: float) -> int:

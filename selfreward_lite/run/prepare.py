@@ -41,7 +41,7 @@ from selfreward_lite.system.files import (
 from selfreward_lite.system.gpu import list_gpus
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
-_MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes")
+_MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes", "training")
 # `max_length` may change for trainings that have not begun: see `_check_lengths`.
 _MAY_CHANGE_IN = {
     "evaluation": {"tasks", "task_samples", "task_prompts"},

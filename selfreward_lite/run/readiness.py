@@ -4,7 +4,7 @@ A version number proves nothing, so llama.cpp, torch, Triton, bitsandbytes and u
 little of the run's work (`system/doctor.py`). Models that need no GPU are left alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from selfreward_lite.config.settings import Settings
@@ -14,6 +14,7 @@ from selfreward_lite.models.hf_folder import ModelShape
 from selfreward_lite.run import plan
 from selfreward_lite.run.prepare import refuse_base
 from selfreward_lite.system import doctor
+from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.gpu import LARGE, Gpu, list_gpu_users, list_gpus
 from selfreward_lite.system.gpu_findings import describe_users
@@ -29,6 +30,7 @@ def check_machine(settings: Settings, folder: Path, say: Say) -> None:
     """
     gpus = list_gpus()
     on_gpu = settings.engine.gpu_layers != 0 and settings.engine.kind == "llama"
+    check_processes(settings.training.processes, gpus)
     shape = _find_shape(settings.model.base)
     is_large = shape is not None and memory.count_weights(shape) >= LARGE
     if gpus and (on_gpu or is_large):
@@ -41,6 +43,35 @@ def check_machine(settings: Settings, folder: Path, say: Say) -> None:
     if gpus and on_gpu:
         for line in describe_memory(settings, shape, gpus[0]):
             say(line)
+        for number, gpu in enumerate(gpus[1 : settings.training.processes], start=2):
+            if short := describe_training_memory(settings, shape, gpu):
+                say(f"memory of GPU {number}: {short}")
+
+
+def check_processes(processes: int, gpus: Sequence[Gpu]) -> None:
+    """Raise UserError for more processes than GPUs; without any, they train on the CPU."""
+    if gpus and processes > len(gpus):
+        visible = "1 GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
+        raise UserError(
+            f"training.processes={processes} need a GPU each, and {visible} visible: set "
+            f"training.processes={len(gpus)} or lower (`python -m selfreward_lite doctor` names "
+            "the GPUs)"
+        )
+
+
+def describe_training_memory(settings: Settings, shape: ModelShape | None, gpu: Gpu) -> str | None:
+    """What to say where another GPU that trains has less free memory than that needs."""
+    if shape is None:
+        return None
+    peaks = memory.estimate_peaks(settings, shape)
+    needed = max(sum(peaks[stage].values()) for stage in ("SFT", "DPO"))
+    if needed <= gpu.free:
+        return None
+    return (
+        f"training needs {format_bytes(needed)} of each GPU by the estimate of `plan`, and "
+        f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} are free: close what uses it, or "
+        "lower training.processes"
+    )
 
 
 def describe_memory(settings: Settings, shape: ModelShape | None, gpu: Gpu) -> list[str]:

@@ -252,11 +252,14 @@ def _build_costs(
 ) -> Costs:
     """Costs from the seconds of a generated and of a read token, by kind of text."""
     lengths, size = assume_lengths(settings), count_weights(shape)
+    # Several processes divide a step's rows; that they are so much faster is assumed.
+    processes = settings.training.processes
+    compiles = settings.backend != "transformers" and processes == 1  # as unsloth does
     checked = 2 * (CHECKED_PROMPTS * PROMPT_TOKENS + CHECKED_JUDGMENTS * lengths.judged)
     costs: Costs = {
-        "sft": dpo * SFT_OPERATIONS / DPO_OPERATIONS,
-        "dpo": dpo,
-        "start": LOAD_SECONDS + (COMPILE_SECONDS if settings.backend != "transformers" else 0),
+        "sft": dpo * SFT_OPERATIONS / DPO_OPERATIONS / processes,
+        "dpo": dpo / processes,
+        "start": LOAD_SECONDS + (COMPILE_SECONDS if compiles else 0),
         "base": BASE_SECONDS * size,
         "export": checked * 2 * size / CPU_OPERATIONS,
     }

@@ -69,7 +69,8 @@ def describe_gpu(machine: Machine) -> Finding:
         f"{format_bytes(gpu.free)} of {format_bytes(gpu.total)} free"
     )
     if len(machine.gpus) > 1:
-        text += f"; the first of {len(machine.gpus)} is used"
+        count = len(machine.gpus)
+        text += f"; the first of {count} is used; training.processes={count} trains on all"
     if gpu.capability < OLDEST:
         text += f"; compute capability {dotted(gpu.capability)} is below {dotted(OLDEST)}"
         return Finding("GPU", "bad", text)

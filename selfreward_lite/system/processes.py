@@ -30,8 +30,15 @@ def one_gpu() -> dict[str, str]:
     """
     return {
         "CUDA_DEVICE_ORDER": os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip(),
+        "CUDA_VISIBLE_DEVICES": first_gpus(1),
     }
+
+
+def first_gpus(count: int) -> str:
+    """The first `count` visible GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = [str(number) for number in range(count)] if named is None else named.split(",")
+    return ",".join(one.strip() for one in found[:count])
 
 
 def child_environment(
@@ -113,6 +120,12 @@ def open_wire() -> Callable[[Message], None]:
         print(json.dumps(message), file=wire, flush=True)
 
     return send
+
+
+def end_with_parent() -> None:
+    """In a child whose input is a pipe: wait until its other end is gone, then exit at once."""
+    os.read(0, 1)
+    os._exit(1)
 
 
 class JsonProcess:

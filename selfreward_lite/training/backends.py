@@ -32,13 +32,21 @@ class Backend:
     description: str
 
 
-def choose_backend(wanted: Literal["auto", "unsloth", "transformers"], scratch: Path) -> Backend:
+def choose_backend(
+    wanted: Literal["auto", "unsloth", "transformers"], scratch: Path, processes: int = 1
+) -> Backend:
     """Choose the library for this process, and import it if it is unsloth.
 
-    `scratch` takes the code that unsloth generates. "auto" is unsloth, if there is a GPU and it can
-    be imported. Raises TrainingError where "unsloth" cannot be used.
+    `scratch` takes the code that unsloth generates. "auto" is unsloth, if there is a GPU, it can be
+    imported, and one process trains. Raises TrainingError where "unsloth" cannot be used.
     """
     plain = f"transformers {version('transformers')}, bitsandbytes {version('bitsandbytes')}"
+    if processes > 1:
+        if wanted == "unsloth":
+            raise TrainingError(
+                "unsloth trains in one process; set backend=transformers, or training.processes=1"
+            )
+        return Backend("transformers", f"{plain}, in {processes} processes")
     if wanted == "transformers" or (wanted == "auto" and not list_gpus()):
         return Backend("transformers", plain)
     if wanted == "auto" and find_spec("unsloth") is None:

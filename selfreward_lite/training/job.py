@@ -32,7 +32,9 @@ class Job(Section):
     half of it is done, else with a checkpoint and no model. `until` is on the clock of
     time.monotonic, which all processes of a machine share, and which stands still while it is
     suspended. A checkpoint is written every `checkpoint_minutes`, and the training resumes from one
-    if its job is this one. `memory` limits torch to so many bytes of the GPU.
+    if its job is this one. `memory` limits torch to so many bytes of the GPU. More than one of
+    `processes` train together, each on one of `devices` (as CUDA_VISIBLE_DEVICES), or on the CPU if
+    that is None.
     """
 
     method: Literal["sft", "dpo"]
@@ -52,6 +54,8 @@ class Job(Section):
     min_moved_share: float = 0.9
     until: float | None = None
     memory: int | None = None
+    processes: int = 1
+    devices: str | None = None
 
     @property
     def is_out_of_time(self) -> bool:
@@ -85,8 +89,9 @@ class TrainingResult:
     """What a training did. A field is None if not measured, such as without rows or a GPU.
 
     `steps` of `steps_planned` were done. `rows` counts different rows, `skipped` the steps in which
-    float16 overflowed. `begun_at` is the step that it resumed from. For want of memory, `left_out`
-    rows longer than `max_length` tokens were not trained on.
+    float16 overflowed. `begun_at` is the step that it resumed from. `micro_batch` and `peak_bytes`
+    are those of one process. For want of memory, `left_out` rows longer than `max_length` tokens
+    were not trained on.
     """
 
     steps: int
@@ -106,6 +111,7 @@ class TrainingResult:
     out_of_time: bool | None = None  # before half of it was done, so that there is no model
     left_out: int | None = None
     max_length: int | None = None
+    processes: int | None = None
     backend: str = ""  # with versions
     number_format: str = ""
     loss: str = ""  # over what it is a mean

@@ -1,6 +1,7 @@
 """Pairs and examples as rows of token ids, in the order in which they are trained on."""
 
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,6 +68,36 @@ def arrange_rows(rows: Sequence[Row], epochs: float, batch: int, seed: int) -> l
         order += rng.sample(rows, len(rows))
     batches = [order[start : min(start + batch, count)] for start in range(0, count, batch)]
     return [row for one in batches for row in sorted(one, key=row_length)]
+
+
+@dataclass(frozen=True)
+class DealtRows:
+    """The rows of one process; `counted` of its micro-batches count, and the rest do not."""
+
+    rows: list[Row]
+    counted: int
+
+
+def deal_rows(
+    order: Sequence[Row], batch: int, micro_batch: int, process: int, processes: int
+) -> DealtRows:
+    """The rows of one of several processes, which together do each step as one would.
+
+    A step's micro-batches are dealt in turn. All processes must compute as often, so in the last
+    step, which may have too few, a process can get a row in the place of a micro-batch: it does not
+    count. `processes * micro_batch` divides `batch`.
+    """
+    rows: list[Row] = []
+    counted = 0
+    for start in range(0, len(order), batch):
+        step = order[start : start + batch]
+        parts = [step[at : at + micro_batch] for at in range(0, len(step), micro_batch)]
+        own = parts[process::processes]
+        counted += len(own)
+        rows += [row for part in own for row in part]
+        if len(own) < math.ceil(len(parts) / processes):
+            rows.append(step[0])  # the shortest
+    return DealtRows(rows, counted)
 
 
 def list_micro_batches(batch: int, wanted: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""SFT and DPO of the adapter with TRL, in a child process.
+"""SFT and DPO of the adapter with TRL, in a child process, or in several that train together.
 
 The reference of DPO is the model that made the data, M(t-1): training starts from its adapter, of
 which TRL keeps a frozen copy named `ref`. At the first step policy and reference agree, so the
@@ -7,7 +7,8 @@ model that labelled); anything else is refused.
 
 An interrupted training resumes from its newest checkpoint and ends with the same weights: the order
 of rows is fixed, and the learning rate depends on the step's number alone. That holds to the last
-bit on a CPU, without dropout, with as many rows at once; a GPU may add in another order.
+bit on a CPU, without dropout, with as many rows at once; a GPU may add in another order. Several
+processes divide a step's rows, and decide everything together; their number may change.
 """
 
 import gc
@@ -24,13 +25,13 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
 
-from selfreward_lite.config.settings import Dpo
+from selfreward_lite.config.settings import Dpo, find_undivided
 from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.memory import count_weights
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.files import sync_folder
 from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, list_gpus
-from selfreward_lite.training import backends, checkpoints
+from selfreward_lite.training import backends, checkpoints, group, launch
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.checkpoints import Checkpoint, State, Weights
 from selfreward_lite.training.job import (
@@ -46,6 +47,7 @@ from selfreward_lite.training.rows import (
     Row,
     arrange_rows,
     count_tokens,
+    deal_rows,
     list_lengths,
     list_micro_batches,
     row_length,
@@ -59,9 +61,9 @@ PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 # grows by itself.
 FIRST_SCALE = 2.0**12
 
-# The private parts of TRL and of transformers' Trainer that are used here were read in these
-# versions.
-READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0"}
+# The private parts of TRL, of transformers' Trainer and of accelerate that are used here were read
+# in these versions.
+READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0", "accelerate": "1.15.0"}
 
 
 class Watcher(TrainerCallback):
@@ -91,6 +93,7 @@ class Watcher(TrainerCallback):
             weight.grad = torch.zeros_like(weight)
         # Trainer's loop sets it a little later, and training_step reads it.
         trainer.current_gradient_accumulation_steps = 1
+        counted = trainer.countdown.left
         (batch,), items = trainer.get_batch_samples(
             iter([trainer.data_collator(longest)]), 1, args.device
         )
@@ -98,19 +101,20 @@ class Watcher(TrainerCallback):
         trainer.model.zero_grad()
         del moments
         trainer._metrics["train"].clear()  # these belong to no step
+        trainer.countdown.left = counted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = self.begun_at + state.global_step
         if self.trainer.accelerator.optimizer_step_was_skipped:
             self.skipped += 1
         elif step - self.skipped == PROBE_STEPS:
-            moved = moved_share(self.before, self.trainer.model)
+            moved = group.find_smallest(moved_share(self.before, self.trainer.model))
             if moved < self.job.min_moved_share:
                 raise TrainingError(
                     f"{moved:.1%} of the adapter's weights moved in {PROBE_STEPS} steps, at least "
                     f"{self.job.min_moved_share:.0%} must; raise the learning rate"
                 )
-        if self.job.is_out_of_time:
+        if self.job.until is not None and group.is_any(self.job.is_out_of_time):
             control.should_training_stop = True
             self.out_of_time = 2 * step < self.begun_at + state.max_steps
 
@@ -149,6 +153,8 @@ class Watcher(TrainerCallback):
             self._save()
 
     def _save(self) -> None:
+        if group.rank():  # all processes hold the same
+            return
         scaler, model = self.trainer.accelerator.scaler, self.trainer.model
         state = replace(self.state, scaler=scaler.state_dict() if scaler else {})
         moments = {  # AdamW's two, and its step count, of every trainable weight
@@ -167,21 +173,23 @@ def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
     `micro_batch` rows at once, fewer are tried, in the same batch; where it does not hold one, the
     longest rows are left out (see `list_lengths`). Raises TrainingError where the result, or the
     job, must not be used.
+
+    Several processes are started anew for each attempt, and this one keeps off the GPUs.
     """
     _refuse_slow_cpu(job.model_dir)
-    dtype = _compute_dtype()
-    report({"message": f"{backend.description}, in {_name(dtype)}"})
     if not job.row_count:
+        dtype = _say_how(backend, report)
         set_seed(job.seed)
         save_adapter(backends.load_model(backend, job, dtype), job.adapter_out)
         return TrainingResult(0, 0, 0.0, 0.0, tokens=0, train_seconds=0.0)
     settings = job.settings
-    if job.memory is not None and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
+    if fault := find_undivided(job.method, settings, job.processes):
+        raise TrainingError(fault)
+    if job.processes == 1:
+        _say_how(backend, report)
     rows = _read_rows(job)
     jobs = _list_jobs(job, rows)
-    sizes = list(list_micro_batches(settings.batch, settings.micro_batch))
+    sizes = list(list_micro_batches(settings.batch // job.processes, settings.micro_batch))
     tries = [(jobs[0], size) for size in sizes] + [(one, sizes[-1]) for one in jobs[1:]]
     for one, size in tries:
         length = one.settings.max_length
@@ -198,6 +206,13 @@ def train(job: Job, report: Report, backend: Backend) -> TrainingResult:
         f"than half of all; free memory of the GPU, lower {job.method}.max_length to train on "
         "those alone, or use a smaller model"
     )
+
+
+def _say_how(backend: Backend, report: Report) -> torch.dtype:
+    """Report what trains; returns the type that it computes in."""
+    dtype = _compute_dtype()
+    report({"message": f"{backend.description}, in {_name(dtype)}"})
+    return dtype
 
 
 def _read_rows(job: Job) -> list[Row]:
@@ -244,12 +259,12 @@ def _try(job: Job, micro_batch: int, report: Report, backend: Backend) -> Traini
         report(said)
 
     while True:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # an attempt before may have filled the GPU
         try:
-            return _train(job, micro_batch, note, backend)
+            if job.processes > 1:
+                return launch.train_together(job, micro_batch, note)
+            return train_once(job, micro_batch, note, backend)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         gc.collect()  # what the exception's frames held
         torch.cuda.empty_cache()
@@ -276,25 +291,27 @@ def _refuse_slow_cpu(model_dir: Path) -> None:
         )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is one of memory, of a GPU or not."""
     is_known = isinstance(error, torch.OutOfMemoryError)
     return is_known or any(text in str(error).casefold() for text in PLAIN_MEMORY_ERRORS)
 
 
-def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> TrainingResult:
-    """`train`, with so many rows on the device at once."""
+def train_once(job: Job, micro_batch: int, report: Report, backend: Backend) -> TrainingResult:
+    """`train`, with so many rows on the device at once; in each of the processes, if several."""
     started = time.monotonic()
-    set_seed(job.seed)
+    _prepare_process(job, report, backend)
     settings, digest = job.settings, job.digest()
     rows = _fitting(_read_rows(job), settings.max_length)
     order = arrange_rows(rows, settings.epochs, settings.batch, job.seed)
     checkpoint = checkpoints.find_newest(job.checkpoints, digest)
     state = checkpoint.state if checkpoint else State(digest, 0, [], {}, {})
     left = order[state.step * settings.batch :]
+    dealt = deal_rows(left, settings.batch, micro_batch, group.rank(), group.count())
     model = backends.load_model(backend, job, _compute_dtype())
-    trainer = make_trainer(model, job, left, micro_batch, _compute_dtype())
-    if len(trainer.train_dataset) != len(left):
-        raise TrainingError(f"the trainer holds {len(trainer.train_dataset)} rows of {len(left)}")
+    trainer = make_trainer(model, job, dealt, micro_batch, _compute_dtype())
+    if (held := len(trainer.train_dataset)) != len(dealt.rows):
+        raise TrainingError(f"the trainer holds {held} rows of {len(dealt.rows)}")
     if job.method == "dpo" and "ref" not in trainer.model.peft_config:
         raise TrainingError(
             "the trainer made no copy of M(t-1) as reference; its reference would be the base"
@@ -305,7 +322,7 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
     if job.adapter_in is not None:  # TRL rounded `default`; the frozen `ref` it left as it was
         backends.restore_adapter(trainer.model, job.adapter_in)
     if isinstance(settings, Dpo) and settings.precompute_reference:
-        _precompute_reference(trainer, left)
+        _precompute_reference(trainer, dealt.rows)
     watcher = Watcher(trainer, job, state, report)
     _set_optimizer(trainer, job, math.ceil(len(order) / settings.batch), state.step)
     if checkpoint:
@@ -314,6 +331,7 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
     elif scaler := trainer.accelerator.scaler:
         scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
     trainer.add_callback(watcher)
+    _vary_dropout(job)
     loaded = time.monotonic()
     trainer.train()
     done = watcher.state
@@ -330,18 +348,45 @@ def _train(job: Job, micro_batch: int, report: Report, backend: Backend) -> Trai
         begun_at=state.step,
         skipped=watcher.skipped,
         first_loss=done.first.get("loss", math.nan),
-        peak_bytes=float(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None,
+        peak_bytes=_measure_peak(),
         ended_early=end < len(order),
         steps_planned=math.ceil(len(order) / settings.batch),
         out_of_time=watcher.out_of_time,
         max_length=settings.max_length,
+        processes=group.count(),
         backend=backend.description,
         number_format=_name(_compute_dtype()),
         loss=describe_loss(trainer),
     )
-    if not watcher.out_of_time:
+    if not watcher.out_of_time and group.rank() == 0:
         save_adapter(trainer.model, job.adapter_out)
     return result
+
+
+def _prepare_process(job: Job, report: Report, backend: Backend) -> None:
+    """Seed it; set the limit of torch's memory, and begin to measure that."""
+    set_seed(job.seed)
+    if group.count() > 1:
+        _say_how(backend, report)
+    if not torch.cuda.is_available():
+        return
+    torch.cuda.reset_peak_memory_stats()  # an attempt before may have filled the GPU
+    if job.memory is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
+
+
+def _vary_dropout(job: Job) -> None:
+    """Seed all processes but the first anew, so that they do not drop the same."""
+    if group.rank():
+        set_seed(job.seed + group.rank())
+
+
+def _measure_peak() -> float | None:
+    """Bytes of the GPU that torch held at most, on the GPU where it held most; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return group.find_largest(float(torch.cuda.max_memory_reserved()))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -410,7 +455,7 @@ def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
     TRL's own way would do it before the adapter's weights are restored.
     """
     # Prepared as in training: in mixed precision the same weights give other numbers without it.
-    model = trainer.accelerator.prepare(trainer.model).eval()
+    model = trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True).eval()
     unique = list({id(row): row for row in rows}.values())
     size = trainer.args.per_device_train_batch_size
     found = {}
@@ -428,7 +473,7 @@ def _precompute_reference(trainer: Any, rows: list[Row]) -> None:
 
 
 def _compute_dtype() -> torch.dtype:
-    """float32 on a CPU, bfloat16 from compute capability 8, else float16 (see BF16)."""
+    """float32 on a CPU, bfloat16 if all GPUs have compute capability 8, else float16 (see BF16)."""
     if not torch.cuda.is_available():
         return torch.float32
     capability = torch.cuda.get_device_capability()
@@ -436,4 +481,4 @@ def _compute_dtype() -> torch.dtype:
         raise TrainingError(
             f"compute capability {capability} is too old: {OLDEST} is needed; use another GPU"
         )
-    return torch.bfloat16 if capability >= BF16 else torch.float16
+    return torch.float16 if group.is_any(capability < BF16) else torch.bfloat16

@@ -34,6 +34,7 @@ from selfreward_lite.system.processes import (
     JsonProcess,
     Message,
     child_environment,
+    end_with_parent,
     explain_exit,
     last_lines,
     open_wire,
@@ -139,7 +140,7 @@ def _do(task: Message, send: Callable[[Message], None]) -> None:
     """Do one task in this fork of the child, and exit."""
     code, reason = 1, ""
     try:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=end_with_parent, daemon=True).start()
         log = os.open(task.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 2)
         os.dup2(log, 1)
@@ -168,7 +169,8 @@ def _work(task: Message, report: Callable[[Any], None]) -> Any:
         from selfreward_lite.training.job import Job
 
         job = Job.model_validate(task)
-        backend = backends.choose_backend(job.backend, job.rows.parent)  # before transformers
+        # before transformers
+        backend = backends.choose_backend(job.backend, job.rows.parent, job.processes)
         from selfreward_lite.training.trainer import train
 
         return train(job, report, backend)
@@ -185,11 +187,6 @@ def _work(task: Message, report: Callable[[Any], None]) -> Any:
         "quantize": partial(quantize.quantize, report=report),
     }
     return validate_call(tasks[kind])(**task)  # JSON becomes what the parameters' types say
-
-
-def _end_with_parent() -> None:
-    os.read(0, 1)
-    os._exit(1)
 
 
 if __name__ == "__main__":

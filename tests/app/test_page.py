@@ -390,7 +390,8 @@ def test_page_is_served_locally_and_hands_out_no_files(monkeypatch, tmp_path):
         False,
         False,
     )
-    assert "form-action 'none'" in told["head"]
+    (guard,) = told["app_kwargs"]["middleware"]
+    assert guard.kwargs == {"names": ("127.0.0.1", "localhost")}
     assert told["here"] != tmp_path, "gradio hands out files of the folder it runs in"
     assert not told["here"].exists()
     page.serve(page.RunLibrary(tmp_path / "runs"), 7999, True, ("me", "secret"))
@@ -399,6 +400,8 @@ def test_page_is_served_locally_and_hands_out_no_files(monkeypatch, tmp_path):
         ("me", "secret"),
         False,
     )
+    (guard,) = told["app_kwargs"]["middleware"]
+    assert guard.kwargs == {"names": None}
 
 
 def test_page_can_be_built_without_a_run(tmp_path):

@@ -1,10 +1,12 @@
 """The app as users start it: endpoints through gradio's client, access, what stays private."""
 
+import http.client
 import os
 import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from selfreward_lite.app import guard
 from selfreward_lite.app.library import TINY
 from selfreward_lite.bench import app as app_bench
 
@@ -231,9 +234,51 @@ def test_nobody_comes_in_without_the_password(tmp_path):
             assert said.value.code == 401, route
         inside = Client("http://127.0.0.1:7931", auth=("me", "secret"), verbose=False)
         assert inside.predict(api_name="/runs")[-1]["run"] == TINY
+        assert [log_in("guess") for _ in range(6)] == [400] * 5 + [429]
+        assert log_in("secret") == 429
+        assert inside.predict(api_name="/runs")[-1]["run"] == TINY, "who is in stays in"
     finally:
         app.terminate()
         app.wait()
+
+
+def log_in(password: str) -> int:
+    form = urllib.parse.urlencode({"username": "me", "password": password}).encode()
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:7931/login", form) as answer:
+            return answer.status
+    except urllib.error.HTTPError as said:
+        return said.code
+
+
+def test_every_answer_protects_the_page_and_other_names_are_refused(client):
+    for path in ("", "config", "gradio_api/info", "gradio_api/file=x", "v1/models", "nothing"):
+        address = client.src.rstrip("/") + "/" + path
+        with _open_anyway(urllib.request.Request(address)) as answer:
+            for name, value in guard.HEADERS.items():
+                assert answer.headers[name] == value, (path, name)
+        elsewhere = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
+        with _open_anyway(elsewhere) as answer:
+            assert answer.status == 421, path
+
+
+def test_a_call_that_is_too_large_is_refused_and_nobody_is_lost(client):
+    for path in ("gradio_api/queue/join", "gradio_api/call/chat", "gradio_api/upload"):
+        call = http.client.HTTPConnection(client.src.removeprefix("http://").rstrip("/"))
+        call.putrequest("POST", f"/{path}")
+        call.putheader("Content-Length", str(guard.MAX_BYTES + 1))
+        call.endheaders(b"refused before the rest is sent")
+        assert call.getresponse().status == 413, path
+        call.close()
+    assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"
+
+
+def _open_anyway(request):
+    """The answer, whatever its status."""
+    try:
+        return urllib.request.urlopen(request)
+    except urllib.error.HTTPError as said:
+        return said
 
 
 def test_fifty_talk_at_once_and_nobody_hears_another(served):

@@ -448,7 +448,7 @@ def test_a_name_outside_the_folder_is_no_run(tmp_path, run):
         opened.open_prompt(SimpleNamespace(index=[0, 0]), run, hits)
     shown = make_run_tab(library)
     for name in ("Stop", "Accept anyway"):
-        with pytest.raises(gr.Error, match=re.escape(f"no run {run!r} in")):
+        with pytest.raises(gr.Error, match=re.escape(f"no run {run!r} here")):
             shown.act(name, run)
     assert "no run" in shown.refresh(run)[shown.state] or not run
     assert [path.name for path in tmp_path.iterdir()] == ["outside"], "and nothing was created"
@@ -466,4 +466,4 @@ def test_news_change_when_the_run_does(library, tmp_path):
     with Store.write(library.runs_dir / "mine"):
         assert page.describe_news(library, "mine") != before
     assert page.describe_news(library, TINY) == TINY
-    assert page.describe_news(RunLibrary(tmp_path), "gone").startswith("gone : new")
+    assert page.describe_news(RunLibrary(tmp_path), "gone").startswith("gone: no run")

@@ -252,7 +252,11 @@ def test_conversations_that_datasets_wrote_as_json_are_read(tmp_path):
         ("a.jsonl", b"", "no usable row in it"),
         ("a.csv", b"", "no usable row in it"),
         ("a.csv", b"prompt\n", "no usable row in it"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n')[:-4], "not a complete gzip file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"prompt": "a"}\n', mtime=0)[:-4],
+            "not a complete gzip file",
+        ),
         ("a.csv.gz", b"prompt\nWhy?\n", "not a complete gzip file"),
         ("a.csv", b"\xff\xfep\x00r\x00o", "begins as utf-16.* and is something else later"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),

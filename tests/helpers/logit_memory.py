@@ -77,7 +77,7 @@ def main(method: str, tokens: int, vocabulary: int, folder: Path) -> None:
 
     trainer.Watcher.on_train_begin = measured
     trainer._compute_dtype = lambda: torch.bfloat16  # as on a GPU; a CPU gets float32 otherwise
-    trainer._train(job, 1, lambda said: None, Backend("transformers", "transformers"))
+    trainer.train_once(job, 1, lambda said: None, Backend("transformers", "transformers"))
     print((peaks[1] - peaks[0]) * 1024)
 
 

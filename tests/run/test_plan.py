@@ -216,6 +216,33 @@ def test_a_training_begins_with_loading_and_compiling():
     assert speed.estimate_costs(plain, LLAMA, speed.GPU_SPEEDS["RTX 3090"])["start"] == 60
 
 
+def test_several_processes_divide_the_time_and_hold_one_more_gradient():
+    two = config.load("overnight", {"training.processes": "2"})
+    costs = [speed.estimate_costs(one, LLAMA, speed.GPU_SPEEDS["T4"]) for one in (OVERNIGHT, two)]
+    assert costs[1]["dpo"] == costs[0]["dpo"] / 2
+    assert costs[1]["sft"] == costs[0]["sft"] / 2
+    assert costs[1]["response"] == costs[0]["response"], "one GPU generates"
+    assert (costs[0]["start"], costs[1]["start"]) == (180, 60), "unsloth does not train"
+    alone, shared = memory.estimate_peaks(OVERNIGHT, LLAMA), memory.estimate_peaks(two, LLAMA)
+    for stage in ("SFT", "DPO"):
+        more = {part: size - alone[stage][part] for part, size in shared[stage].items()}
+        assert more.pop("adapter") == 4 * 41_943_040
+        assert not any(more.values())
+
+
+def test_a_speed_measured_by_other_processes_is_converted(tmp_path):
+    scripted_run.run(tmp_path / "run", iterations="1")
+    with Store.write(tmp_path / "run") as store:
+        settings = config.parse(config.complete(store.fact("settings")))
+        for model in (0, 1):
+            store.measure(model, training_train_seconds=8.0, training_tokens=4.0)
+        assert plan.measure_costs(store, settings)["dpo"] == 2.0
+        store.measure(1, training_processes=2.0)
+        assert plan.measure_costs(store, settings)["dpo"] == 4.0
+        four = settings.with_values("training", processes=4)
+        assert plan.measure_costs(store, four)["dpo"] == 1.0
+
+
 def test_what_is_affordable_is_what_its_own_plan_says():
     costs = speed.estimate_costs(OVERNIGHT, LLAMA, speed.GPU_SPEEDS["RTX 3090"])
     for hours in (0.01, 1, 3, 5):

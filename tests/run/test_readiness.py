@@ -103,6 +103,26 @@ def test_a_broken_base_is_refused_as_such(monkeypatch, tmp_path, doctor):
         check(monkeypatch, tmp_path, [], "tiny", model__base=str(tmp_path / "base"))
 
 
+# -- several GPUs ----------
+
+
+def test_each_process_needs_a_gpu(monkeypatch, tmp_path, doctor):
+    with pytest.raises(UserError, match=r"1 GPU is visible: set training\.processes=1 or lower"):
+        check(monkeypatch, tmp_path, [CARD], "overnight", training__processes="2")
+    two = [CARD, replace(CARD, uuid="GPU-2e")]
+    with pytest.raises(UserError, match="2 GPUs are visible"):
+        check(monkeypatch, tmp_path, two, "tiny", training__processes="4")
+    assert check(monkeypatch, tmp_path, [], "tiny", training__processes="4") == [], "on the CPU"
+
+
+def test_memory_of_every_gpu_that_trains_is_compared(monkeypatch, tmp_path, doctor):
+    cards = [CARD, replace(CARD, uuid="GPU-2e", free=3 * GB), replace(CARD, free=3 * GB)]
+    said = check(monkeypatch, tmp_path, cards, "overnight", training__processes="2")
+    (line,) = [one for one in said if one.startswith("memory of GPU")]
+    assert line.startswith("memory of GPU 2: training needs ")
+    assert "lower training.processes" in line
+
+
 # -- memory ----------
 
 PROGRAMS = """<nvidia_smi_log><gpu><uuid>GPU-1f</uuid><processes><process_info><pid>9</pid>

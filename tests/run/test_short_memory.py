@@ -103,6 +103,7 @@ def test_micro_batch_may_change_and_max_length_be_lowered(tmp_path, chat):
         change(folder, dpo__max_length=256)
     with pytest.raises(ConfigError, match=r"training of M0 has begun with sft\.max_length=256"):
         change(folder, sft__max_length=200)
+    assert change(folder, training__processes=2)["training"] == {"processes": 2}
     with pytest.raises(ConfigError, match=r"started with other settings \(dpo\)"):
         change(folder, dpo__epochs=3)
 

@@ -338,6 +338,7 @@ def test_gpu_is_the_first_that_cuda_may_see(monkeypatch, visible, seen, first):
     assert [one.architecture for one in gpu.list_gpus()] == seen
     told = processes.one_gpu()
     assert told == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": first}
+    assert processes.first_gpus(2).split(",")[0] == first
     on_gpu = environment_for(LlamaSpec(model="base.gguf", gpu_layers=-1))
     assert on_gpu.items() >= told.items()
     on_cpu = environment_for(LlamaSpec(model="base.gguf", gpu_layers=0))

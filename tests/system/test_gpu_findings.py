@@ -62,7 +62,8 @@ def test_who_holds_the_memory_is_named():
     assert said(machine(full, users=users))["GPU"].words.endswith(
         "Xorg 1.1 GB, firefox hold 4.3 GB"
     )
-    assert "the first of 2 is used" in said(machine(RTX, gpus=(RTX, RTX)))["GPU"].words
+    two = said(machine(RTX, gpus=(RTX, RTX)))["GPU"].words
+    assert "the first of 2 is used; training.processes=2 trains on all" in two
 
 
 def test_only_the_largest_users_are_named():

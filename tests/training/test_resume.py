@@ -301,7 +301,7 @@ def test_errors_of_short_memory_are_recognized(begun, chat, monkeypatch, words):
             raise RuntimeError(words)
         return TrainingResult(1, 1, 1.0, 0.0, micro_batch=size)
 
-    monkeypatch.setattr(training_trainer, "_train", short)
+    monkeypatch.setattr(training_trainer, "train_once", short)
     assert done(make(begun, chat, "sft", "words")).micro_batch == 2
     assert tried == [8, 4, 2]
 
@@ -310,7 +310,7 @@ def test_another_error_is_not_taken_for_short_memory(begun, chat, monkeypatch):
     def broken(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(training_trainer, "_train", broken)
+    monkeypatch.setattr(training_trainer, "train_once", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         done(make(begun, chat, "sft", "broken"))
 
@@ -383,4 +383,4 @@ def test_trying_them_leaves_no_trace(begun, chat, monkeypatch):
 
 def test_other_errors_are_not_taken_for_short_memory():
     for text in ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", "mat1 and mat2 shapes"):
-        assert not training_trainer._is_out_of_memory(RuntimeError(text))
+        assert not training_trainer.is_out_of_memory(RuntimeError(text))

@@ -86,7 +86,8 @@ def first_gradient(
         folder, tiny, chat, method, batch=32, micro_batch=micro_batch, epochs=1, **changes
     )
     model = backends.load_model(BY_TRANSFORMERS, job, torch.float32)
-    made = make_trainer(model, job, rows, micro_batch, torch.float32)
+    dealt = row_lists.deal_rows(rows, 32, micro_batch, 0, 1)
+    made = make_trainer(model, job, dealt, micro_batch, torch.float32)
     torch.manual_seed(0)
     for _, weight in trainer._named_trainable(made.model):
         weight.data = torch.randn_like(weight.data, dtype=torch.float32) / 50
@@ -476,6 +477,8 @@ def test_a_digest_is_that_of_checkpoints_written_before(tmp_path, tiny, chat):
     known = json.dumps(["sft", "nf4", rows, None, 0, settings, lora], sort_keys=True)
     assert job.digest() == hashlib.sha256(known.encode()).hexdigest()
     assert job.model_copy(update={"settings": tiny.sft}).digest() != job.digest()
+    several = job.model_copy(update={"processes": 2, "devices": "0,1"})
+    assert several.digest() == job.digest(), "a checkpoint is resumed by any number of processes"
 
 
 def test_a_result_becomes_the_metrics_of_a_run():

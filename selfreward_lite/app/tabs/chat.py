@@ -35,6 +35,7 @@ from selfreward_lite.app.widgets import (
     dynamic_dropdown,
     errors_as_toasts,
     list_models,
+    read_index,
 )
 from selfreward_lite.system.errors import SelfRewardError
 
@@ -156,14 +157,19 @@ class ChatTab:
             yield from self.answer(turns, values, request)
 
     def retry(self, event: gr.RetryData, values: Values, request: gr.Request) -> Iterator[Updates]:
-        yield from self.answer(repeat_from(values[self.turns], _index(event)), values, request)
+        with errors_as_toasts():
+            turns = repeat_from(values[self.turns], read_index(event))
+        yield from self.answer(turns, values, request)
 
     def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
-        turns = repeat_from(values[self.turns], _index(event), html.unescape(event.value))
+        with errors_as_toasts():
+            index, text = read_index(event), html.unescape(f"{event.value}")
+            turns = repeat_from(values[self.turns], index, text)
         yield from self.answer(turns, values, request)
 
     def undo(self, turns: list[Turn], event: gr.UndoData) -> Updates:
-        number = find_turn(turns, _index(event))
+        with errors_as_toasts():
+            number = find_turn(turns, read_index(event))
         return self.show(turns[:number]) | {self.prompt.text: turns[number].said}
 
     def show_idle(self, turns: list[Turn]) -> Updates:
@@ -194,11 +200,6 @@ class ChatTab:
             self.choices: now,
             self.problem: gr.update(value=now.problem, visible=bool(now.problem)),
         } | self.prompt.show_examples(now)
-
-
-def _index(event: gr.RetryData | gr.EditData | gr.UndoData) -> int:
-    index: Any = event.index
-    return index[0] if isinstance(index, list | tuple) else index
 
 
 def write_files(turns: list[Turn]) -> tuple[str | None, str | None]:

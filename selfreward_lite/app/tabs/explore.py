@@ -20,6 +20,7 @@ from selfreward_lite.app.widgets import (
     Updates,
     dynamic_dropdown,
     errors_as_toasts,
+    read_index,
     text_table,
     warn,
 )
@@ -289,7 +290,8 @@ class ExploreTab:
         return {self.hits: found, self.listing: found.rows, self.title: found.title}
 
     def open_prompt(self, event: gr.SelectData, run: str, hits: HitPage) -> Updates:
-        row = event.index[0]
+        with errors_as_toasts():
+            row = read_index(event)
         if not 0 <= row < len(hits.hits):
             return gr.skip()
         with errors_as_toasts(), Store.read(self.library.folder(run)) as store:
@@ -306,7 +308,8 @@ class ExploreTab:
         }
 
     def open_answer(self, event: gr.SelectData, history: PromptHistory | None) -> Rows:
-        return judgment_rows(history, event.index[0])
+        with errors_as_toasts():
+            return judgment_rows(history, read_index(event))
 
     def offer_groups(self, run: str | None, chosen: str | None, known: Choices | None) -> Updates:
         """Return the groups of prompts to choose from, and why there are none.

@@ -171,8 +171,9 @@ def resume(
     library: RunLibrary, run: str, *, one_more: bool = False, past_gates: bool = False
 ) -> None:
     """Resume a run as it was started, or with one more iteration."""
-    iterations = status.read_status(library.folder(run)).iterations + 1 if one_more else None
-    request = RunRequest(run, iterations=iterations, past_gates=past_gates)
+    folder = library.folder(run)
+    iterations = status.read_status(folder).iterations + 1 if one_more else None
+    request = RunRequest(folder.name, iterations=iterations, past_gates=past_gates)
     jobs.start_run(library.runs_dir, request, library.started_in)
 
 

@@ -24,6 +24,8 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import seed_stage
 from selfreward_lite.system.errors import GateStop, OutOfTime, TrainingError
 from selfreward_lite.system.files import hash_folder, sync
+from selfreward_lite.system.gpu import list_gpus
+from selfreward_lite.system.processes import first_gpus
 from selfreward_lite.training.job import Job, Report
 from selfreward_lite.training.rows import TOO_LONG_FOR_MEMORY, PairTexts, Rows, build_rows
 
@@ -103,6 +105,7 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
     rows.save(saved)
     settings = run.settings.sft if method == "sft" else run.settings.dpo
     rate = run.settings.for_iteration(iteration).rate if iteration else 1.0
+    processes = run.settings.training.processes
     job = Job(
         method=method,
         model_dir=run.model_dir,
@@ -120,6 +123,8 @@ def _train(run: RunContext, iteration: int, method: Literal["sft", "dpo"], rows:
         backend=run.settings.backend,
         until=budget.training_deadline(run, iteration) if iteration else None,
         min_moved_share=run.settings.gates.min_moved_share,
+        processes=processes,
+        devices=first_gpus(processes) if processes > 1 and list_gpus() else None,
     )
     result = run.runtime.train(job, work, _reporter(run, iteration))
     if result.out_of_time:
