@@ -28,7 +28,7 @@ from selfreward_lite.models.gguf_folder import check_gguf, find_shape
 from selfreward_lite.system.errors import SelfRewardError
 
 pytestmark = pytest.mark.slow  # about three minutes on two cores
-TEXTS, FILES, SETTINGS, MODELS = 500, 400, 400, 60
+TEXTS, FILES, SETTINGS, MODELS = 50_000, 30_000, 16_000, 4_000
 PATIENCE = 60  # seconds; an input takes milliseconds
 FORMS = Path(__file__).parents[1] / "fixtures"
 AWKWARD = [
