@@ -23,6 +23,17 @@ DATA_FILES = (
     "data/tiny/model/model.safetensors",
     "data/tiny/model/tokenizer.json",
 )
+# A model that few examples make is not good, but all of the package makes it.
+SMALL = (
+    "prompts.count=24",
+    "responses.count=3",
+    "judge.count=3",
+    "seed_stage.train_examples=60",
+    "seed_stage.eval_prompts=20",
+    "evaluation.prompts=20",
+    "evaluation.canary_judgments=2",
+    "evaluation.outside_prompts=10",
+)
 
 
 def call(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -68,7 +79,8 @@ def test_installed_package_runs_from_an_empty_folder(wheel, tmp_path):
     code = "import selfreward_lite; print(selfreward_lite.__file__)"
     assert Path(call(python, "-c", code, cwd=empty).stdout.strip()).is_relative_to(environment)
 
-    ended = call(script, "run", "--iterations", "1", cwd=empty)
+    options = [word for setting in SMALL for word in ("--set", setting)]
+    ended = call(script, "run", "--iterations", "1", "--gates", "report", *options, cwd=empty)
     rows = json.loads(ended.stdout.splitlines()[-1])["iterations"]
     assert [row["iteration"] for row in rows] == [0, 1]
     assert {path.name for path in empty.iterdir()} == {"runs"}
