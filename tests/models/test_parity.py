@@ -62,10 +62,10 @@ def test_the_two_models_are_never_in_memory_together(made, monkeypatch):
     from selfreward_lite.engine.llama import LlamaEngine
 
     events = []
-    close, load = LlamaEngine.close, parity._load_reference
+    close, load = LlamaEngine.close, parity.load_reference
     monkeypatch.setattr(LlamaEngine, "close", lambda engine: (events.append("end"), close(engine)))
     monkeypatch.setattr(
-        parity, "_load_reference", lambda *given: (events.append("load"), load(*given))[1]
+        parity, "load_reference", lambda *given: (events.append("load"), load(*given))[1]
     )
     check(made)
     assert events == ["end", "load"]
