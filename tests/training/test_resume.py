@@ -320,9 +320,7 @@ def test_steps_that_float16_left_out_are_not_counted_as_tried():
     layer = torch.nn.Linear(2, 2)
     accelerator = SimpleNamespace(optimizer_step_was_skipped=True)
     trainer = SimpleNamespace(model=layer, accelerator=accelerator)
-    job = SimpleNamespace(
-        method="sft", checkpoint_minutes=9, min_moved_share=0.9, is_out_of_time=False
-    )
+    job = SimpleNamespace(method="sft", checkpoint_minutes=9, min_moved_share=0.9, until=None)
     watcher = training_trainer.Watcher(
         trainer, job, checkpoints.State("job", 0, [], {}, {}), lambda said: None
     )
