@@ -7,10 +7,9 @@ headers of protection. `Guard` adds them to every answer, whatever route gives i
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 NAMES = ("127.0.0.1", "localhost")  # by which a browser on this machine may call
@@ -32,15 +31,6 @@ HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a call is not answered: the HTTP status, one line, seconds until it may be tried."""
-
-    status: int
-    line: str
-    wait: int | None = None
 
 
 class _TooLarge(Exception):
@@ -97,36 +87,37 @@ class Guard:
                     self._tries.add(address)
             await send(message)
 
-        refusal = self._refuse(scope, address, is_login)
-        if refusal is None:
+        refused = self._refuse(scope, address, is_login)
+        if refused is None:
             try:
                 await self._app(scope, _count(receive), answer)
                 return
             except _TooLarge:
                 if has_begun:
                     raise
-                refusal = _TOO_LARGE
-        wait = {"Retry-After": str(refusal.wait)} if refusal.wait else None
-        await PlainTextResponse(refusal.line, refusal.status, wait)(scope, receive, answer)
+                refused = _TOO_LARGE
+        await refused(scope, receive, answer)
 
-    def _refuse(self, scope: Scope, address: str, is_login: bool) -> Refusal | None:
+    def _refuse(self, scope: Scope, address: str, is_login: bool) -> Response | None:
+        """The answer to a call that is not passed on."""
         headers = Headers(scope=scope)
         name = headers.get("host", "").partition(":")[0].lower()
         if self._names is not None and name not in self._names:
-            return Refusal(
-                421,
+            return PlainTextResponse(
                 f"this page answers to {' and '.join(self._names)} alone; for another name, start "
                 "the app with --auth USER:PASSWORD",
+                421,
             )
         size = headers.get("content-length", "0")
         if not size.isdecimal() or int(size) > MAX_BYTES:
             return _TOO_LARGE
         if is_login and (wait := self._tries.wait_for(address)):
-            return Refusal(429, f"too many wrong passwords: wait {wait} seconds", wait)
+            line = f"too many wrong passwords: wait {wait} seconds"
+            return PlainTextResponse(line, 429, {"Retry-After": f"{wait}"})
         return None
 
 
-_TOO_LARGE = Refusal(413, f"a call may have {MAX_BYTES:,} bytes")
+_TOO_LARGE = PlainTextResponse(f"a call may have {MAX_BYTES:,} bytes: send less", 413)
 
 
 def _count(receive: Receive) -> Receive:

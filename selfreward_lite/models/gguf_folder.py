@@ -8,7 +8,6 @@ turn for its end.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -39,6 +38,9 @@ from selfreward_lite.models.hf_folder import (
     list_tensors,
     read_config,
     rope_factors,
+    split_weights,
+    write_json,
+    write_weights,
 )
 from selfreward_lite.models.vocabulary import (
     KINDS,
@@ -79,7 +81,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 # llama.cpp's converter makes say nothing of it.
 INSTRUCTION = "[INST]"
 WAIT = 600.0  # seconds to wait for another that unpacks the same file, as pages of the app do
-SHARD = 2e9  # bytes of a file of weights, which are in memory at once
 TOKEN_KINDS = ("UNDEFINED", "NORMAL", "UNKNOWN", "CONTROL", "USER_DEFINED", "UNUSED", "BYTE")
 
 
@@ -140,15 +141,10 @@ def unpack_gguf(path: Path, folder: Path) -> Path:
     part.mkdir(parents=True)
     try:
         _write_vocabulary(part, _read_vocabulary(path, read))
-        _write_json(part / "config.json", build_config(shape) | {"dtype": "float16"})
+        write_json(part / "config.json", build_config(shape) | {"dtype": "float16"})
         with _name_file(path, part):
             check_files(part)
-        files: dict[str, str] = {}
-        for number, shard in enumerate(_shards(path, stored, tensors), 1):
-            name = f"model-{number:05}.safetensors"
-            save_file(shard, part / name, metadata={"format": "pt"})
-            files |= dict.fromkeys(shard, name)
-        _write_json(part / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
+        write_weights(part, split_weights(_read_weights(path, stored, tensors)), save_file)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -190,29 +186,24 @@ def _check_tensors(path: Path, stored: Stored, tensors: Iterable[Tensor]) -> Non
             ) from None
 
 
-def _shards(
+def _read_weights(
     path: Path, stored: Stored, tensors: Iterable[Tensor]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the weights by their names in a folder, about SHARD bytes at a time."""
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the weights with their names in a folder."""
     from gguf.quants import dequantize
 
-    shard: dict[str, np.ndarray] = {}
     for tensor in tensors:
         found = stored[tensor.name]
         values = dequantize(found.data, found.tensor_type).reshape(tensor.shape)
         values = unpermute(values, tensor.heads) - tensor.offset
         with np.errstate(over="ignore"):
-            shard[tensor.source] = np.ascontiguousarray(values, np.float16)
-        if not np.isfinite(shard[tensor.source]).all():
+            weight = np.ascontiguousarray(values, np.float16)
+        if not np.isfinite(weight).all():
             raise ConfigError(
                 f"{path}: {tensor.name} holds NaN, infinity or values above 65504; choose another "
                 "GGUF"
             )
-        if sum(array.nbytes for array in shard.values()) > SHARD:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
+        yield tensor.source, weight
 
 
 def unpack_tokenizer(path: Path, folder: Path) -> None:
@@ -389,8 +380,4 @@ def _merge_plain(tokens: list[str], kinds: list[str], scores: list[float]) -> li
 def _write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     write_tokenizer(folder, vocabulary)
     ends = [vocabulary.roles[role] for role in ENDS if role in vocabulary.roles]
-    _write_json(folder / "generation_config.json", {"eos_token_id": list(dict.fromkeys(ends))})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "generation_config.json", {"eos_token_id": list(dict.fromkeys(ends))})

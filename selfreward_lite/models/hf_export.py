@@ -6,12 +6,11 @@ were trained on, and not those from before they were rounded.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfreward_lite.models.gguf_export import Weights, check_finite, read_trained
 from selfreward_lite.models.hf_folder import (
@@ -21,6 +20,9 @@ from selfreward_lite.models.hf_folder import (
     list_tensors,
     read_config,
     read_json,
+    split_weights,
+    write_json,
+    write_weights,
 )
 from selfreward_lite.system.files import write_manifest
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 FolderDtype = Literal["bfloat16", "float16", "float32"]
 SIZES: dict[FolderDtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of a weight
-SHARD = 2e9  # bytes of a file of weights, which are in memory at once
 COPIED = (".json", ".jinja", ".model", ".txt")  # tokenizer and chat template; never code
 
 
@@ -61,39 +62,24 @@ def write_folder(model_dir: Path, out: Path, weights: Weights, dtype: FolderDtyp
             for key, value in read_json(model_dir / "config.json").items()
             if key not in ("quantization_config", "torch_dtype")
         }
-        _write_json(part / "config.json", config | {"dtype": dtype})
-        files: dict[str, str] = {}
-        for number, shard in enumerate(_shards(model_dir, model, weights, dtype), 1):
-            name = f"model-{number:05}.safetensors"
-            save_file(shard, part / name, metadata={"format": "pt"})
-            files |= dict.fromkeys(shard, name)
-        total = {"total_size": count_bytes(model, dtype)}
-        _write_json(part / INDEX, {"metadata": total, "weight_map": files})
+        write_json(part / "config.json", config | {"dtype": dtype})
+        shards = split_weights(_read_weights(model_dir, model, weights, dtype))
+        names = write_weights(part, shards, save_file)
         write_manifest(part, {"weights": "nf4" if model.packed else weights, "dtype": dtype})
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return len(files)
+    return len(names)
 
 
-def _shards(
+def _read_weights(
     model_dir: Path, model: ModelShape, weights: Weights, dtype: FolderDtype
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the weights by their names, about SHARD bytes at a time."""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the weights with their names."""
     import torch
 
     files = find_tensors(model_dir, model)
     kind: torch.dtype = getattr(torch, dtype)
-    shard: dict[str, torch.Tensor] = {}
     for tensor in list_tensors(model):
         value = read_trained(tensor, files, model, weights).to(kind).contiguous()
-        shard[tensor.source] = check_finite(value, f"{tensor.source} in {dtype}")
-        if sum(one.nbytes for one in shard.values()) > SHARD:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+        yield tensor.source, check_finite(value, f"{tensor.source} in {dtype}")

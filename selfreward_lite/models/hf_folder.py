@@ -7,7 +7,7 @@ and for random models. Nothing heavy is imported until a tensor is read.
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ NF4_CONFIG = {
     "bnb_4bit_quant_storage": "uint8",
 }
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = 2e9  # bytes of a file of weights, which are in memory at once
 DEFAULT_THETA = 10000.0  # base of the rotation's frequencies where nothing is said
 TensorShape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -372,6 +373,41 @@ def find_tensors(model_dir: Path, model: ModelShape) -> dict[str, Path]:
             found |= dict.fromkeys(file.keys(), model_dir / name)
     check_names(model_dir, model, found)
     return found
+
+
+def split_weights(weights: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield tensors by their names, about SHARD bytes at a time."""
+    shard: dict[str, Any] = {}
+    for name, tensor in weights:
+        shard[name] = tensor
+        if sum(one.nbytes for one in shard.values()) > SHARD:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+def write_weights(
+    folder: Path, shards: Iterable[dict[str, Any]], save: Callable[..., None]
+) -> list[str]:
+    """Write each shard as a file, and the index of all; returns the names of the tensors.
+
+    `save` is the `save_file` of safetensors for their kind, torch's or numpy's.
+    """
+    files: dict[str, str] = {}
+    size = 0
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05}.safetensors"
+        save(shard, folder / name, metadata={"format": "pt"})
+        files |= dict.fromkeys(shard, name)
+        size += sum(tensor.nbytes for tensor in shard.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": files})
+    return list(files)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented file."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def list_weight_files(model_dir: Path) -> list[str]:

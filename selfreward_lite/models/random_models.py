@@ -28,6 +28,7 @@ from selfreward_lite.models.hf_folder import (
     build_config,
     list_linear,
     list_tensors,
+    write_weights,
 )
 from selfreward_lite.models.vocabulary import KINDS, Vocabulary
 from selfreward_lite.system.errors import ConfigError
@@ -205,15 +206,7 @@ def write_model(folder: Path, model: ModelShape, tokenizer: Path = TINY_MODEL) -
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     torch.manual_seed(0)
-    files: dict[str, str] = {}
-    size = 0
-    for number, tensors in enumerate(_files(model)):
-        name = f"model-{number:05}.safetensors"
-        save_file(tensors, part / name, metadata={"format": "pt"})
-        files |= dict.fromkeys(tensors, name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": files}
-    (part / "model.safetensors.index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
+    write_weights(part, _files(model), save_file)
     theirs = tokenizer / "config.json"  # with the ids of its tokens
     config = {
         **(json.loads(theirs.read_bytes()) if theirs.exists() else {}),

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,17 +13,6 @@ from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.steps import export, training
 from selfreward_lite.system import files
 from selfreward_lite.training.job import Job
-
-
-@dataclass
-class Result:
-    """How a seed ended; `failure` is empty if all was well."""
-
-    seed: int
-    happened: list[tuple[str, str]]
-    commands: int
-    refused: int
-    failure: str = ""
 
 
 @contextmanager

@@ -23,18 +23,6 @@ from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.system.errors import SelfRewardError
 
-
-@dataclass
-class Result:
-    """How a seed ended; `failure` is empty if all was well."""
-
-    seed: int
-    happened: list[tuple[str, str]]
-    commands: int
-    refused: int
-    failure: str = ""
-
-
 SMALL = {
     "prompts.count": "4",
     "responses.count": "2",

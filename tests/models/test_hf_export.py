@@ -10,7 +10,7 @@ from random_llama import LISTS, make_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from selfreward_lite.models import hf_export, nf4
+from selfreward_lite.models import hf_export, hf_folder, nf4
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.checks import check_folder
 from selfreward_lite.models.hf_export import write_folder
@@ -51,7 +51,7 @@ def test_it_computes_what_training_in_4_bits_computes(plain, tmp_path):
 
 
 def test_a_folder_is_whole_and_lists_its_files(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_export, "SHARD", 100_000)
+    monkeypatch.setattr(hf_folder, "SHARD", 100_000)
     write_folder(plain, tmp_path / "out", "nf4", "bfloat16")
     out = tmp_path / "out"
     check_folder(out)

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from selfreward_lite.app.api import check_arguments
 from selfreward_lite.app.conversation import (
     Turn,
     as_jsonl,
@@ -163,8 +164,9 @@ class ChatTab:
 
     def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
-            index, text = read_index(event), html.unescape(f"{event.value}")
-            turns = repeat_from(values[self.turns], index, text)
+            check_arguments(message=event.value)
+            text = html.unescape(event.value)
+            turns = repeat_from(values[self.turns], read_index(event), text)
         yield from self.answer(turns, values, request)
 
     def undo(self, turns: list[Turn], event: gr.UndoData) -> Updates:
