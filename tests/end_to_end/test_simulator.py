@@ -10,6 +10,7 @@ import simulator
 from simulated_disk import ERROR, FULL, KILL, LOST, POWER, Dead
 from small_disk import LUCKS, SmallDisk, after_power_cuts
 
+from selfreward_lite.method import canaries
 from selfreward_lite.system.files import atomic_write, sync
 
 HITS = 20  # of every moment
@@ -135,6 +136,7 @@ def test_some_seeds_end_like_an_undisturbed_run():
     assert not [result for result in results if result.failure]
     assert all(result.happened for result in results)
     assert results[0] == simulator.run_seed(0), "a seed says all"
+    assert len(canaries.load_hostile_texts(canaries.CANARY)) > 2, "what was made faster is undone"
 
 
 @pytest.mark.slow

@@ -23,9 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from unittest.mock import patch
 
 from planted_bugs import BUGS
 from scripted_runtime import Script
@@ -80,9 +81,8 @@ class Catalog:
 @cache
 def make_catalog(bug: str = "") -> Catalog:
     """Run undisturbed, in every scenario; with a planted bug, its own moments count."""
-    speed_up()
     scenarios: dict[str, Scenario] = {}
-    with BUGS[bug]() if bug else nullcontext():
+    with sped_up(), BUGS[bug]() if bug else nullcontext():
         scenarios["plain"], wanted, names = _observe(mirrored=False)
         scenarios["mirror"], *_ = _observe(mirrored=True)
         scenarios["restore"], *_ = _observe(mirrored=True, start=_vanish())
@@ -149,7 +149,7 @@ def run_seed(seed: int, bug: str = "") -> Result:
     simulation = Simulation(plan, scenario.mirrored, start, clock)
     failure = ""
     try:
-        with BUGS[bug]() if bug else nullcontext():
+        with sped_up(), BUGS[bug]() if bug else nullcontext():
             simulation.finish()
         simulation.check(catalog.wanted, catalog.names)
     except Failure as error:
@@ -214,14 +214,23 @@ def find_bug(bug: str, seeds: int) -> Result | None:
 # -- speed ----------
 
 
-@cache
-def speed_up() -> None:
-    """Compute what depends on nothing else once for all runs of this process.
+@contextmanager
+def sped_up() -> Iterator[None]:
+    """Take what depends on nothing else from memory, for as long as the block lasts.
 
     And take a few short hostile texts only: some have 100,000 letters.
     """
-    ChatFormat.load = staticmethod(cache(ChatFormat.load))
-    load, prompt_ids, text_ids = (
+    with ExitStack() as stack:
+        for owner, name, faster in _faster():
+            stack.enter_context(patch.object(owner, name, faster))
+        yield
+
+
+@cache
+def _faster() -> list[tuple[object, str, object]]:
+    """What is replaced, by what; made once, so that all runs of this process share the memory."""
+    load_chat = cache(ChatFormat.load)
+    load_texts, prompt_ids, text_ids = (
         canaries.load_hostile_texts,
         ChatFormat.prompt_ids,
         ChatFormat.text_ids,
@@ -230,7 +239,7 @@ def speed_up() -> None:
 
     @cache
     def few(model: str):
-        return [one for one in load(model) if len(one.text) * one.repeat < 200][:2]
+        return [one for one in load_texts(model) if len(one.text) * one.repeat < 200][:2]
 
     def known_prompt_ids(chat, messages, continue_with=""):
         key = repr(messages), continue_with
@@ -240,16 +249,23 @@ def speed_up() -> None:
 
     @cache
     def known_text_ids(text: str) -> tuple[int, ...]:
-        return tuple(text_ids(ChatFormat.load(TINY_MODEL), text))
+        return tuple(text_ids(load_chat(TINY_MODEL), text))
 
-    canaries.load_hostile_texts = few
-    ChatFormat.prompt_ids = known_prompt_ids
-    ChatFormat.text_ids = lambda chat, text: list(known_text_ids(text))
-    prepare.list_gpus = list  # asks another program
-    judgments.read_score = cache(judgments.read_score)
-    metrics.correlation = cache(metrics.correlation)
-    response_pairs.find_appeal_to_judge = cache(response_pairs.find_appeal_to_judge)
-    Script.reply = _cache_reply(Script.reply)
+    return [
+        (ChatFormat, "load", staticmethod(load_chat)),
+        (ChatFormat, "prompt_ids", known_prompt_ids),
+        (ChatFormat, "text_ids", lambda chat, text: list(known_text_ids(text))),
+        (canaries, "load_hostile_texts", few),
+        (prepare, "list_gpus", list),  # asks another program
+        (judgments, "read_score", cache(judgments.read_score)),
+        (metrics, "correlation", cache(metrics.correlation)),
+        (
+            response_pairs,
+            "find_appeal_to_judge",
+            cache(response_pairs.find_appeal_to_judge),
+        ),
+        (Script, "reply", _cache_reply(Script.reply)),
+    ]
 
 
 def _cache_reply(function):
