@@ -22,7 +22,7 @@ from selfreward_lite.engine.answers import (
     cut_at_stop,
 )
 from selfreward_lite.engine.api import Sampling, TokenIds
-from selfreward_lite.engine.http_client import Client, NotJson, Refusal, ServerFault
+from selfreward_lite.engine.http_client import Client, NotJson, Refusal, ServerFault, show
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import Json
 
@@ -80,8 +80,8 @@ def list_models(client: Client) -> list[Listed]:
         raise EngineError(f"{client.url} serves no model; start it as `doctor --servers RUN` says")
     if listed[0].owned_by not in KINDS:
         raise EngineError(
-            f"{client.url} is of a kind that is not known ({listed[0].owned_by!r}); use vLLM or "
-            "llama-server"
+            f"{client.url} is of a kind that is not known ({show(listed[0].owned_by)!r}); use "
+            "vLLM or llama-server"
         )
     return listed
 
@@ -189,7 +189,9 @@ class Vllm:
         )
         tokens, ended = choice.token_ids, choice.finish_reason
         if ended not in ("stop", "length"):  # "abort", as while it shuts down
-            raise ServerFault(f"{self._client.url} gave a sample up (finish_reason {ended!r})")
+            raise ServerFault(
+                f"{self._client.url} gave a sample up (finish_reason {show(ended or '')!r})"
+            )
         is_stopped = cut_at_stop(self._client.url, tokens, stop, most, is_stopped=ended == "stop")
         watched = self._read_watched(choice, watch) if watch else None
         return Answer(tokens, "stop" if is_stopped else "length", computed, watched)
@@ -372,7 +374,7 @@ class LlamaRouter:
         if not is_stopped and answer.stop_type != "limit":
             raise EngineError(
                 f"{url} ended a sample for a reason that was not asked for "
-                f"({answer.stop_type!r}); check its version"
+                f"({show(answer.stop_type)!r}); check its version"
             )
         is_stopped = cut_at_stop(url, answer.tokens, stop, most, is_stopped=is_stopped)
         return Answer(answer.tokens, "stop" if is_stopped else "length", answer.timings.prompt_n)
@@ -454,7 +456,7 @@ class LlamaRouter:
         """Raise EngineError unless a model has exactly the adapters that it should have."""
         found = self._first(f"/lora-adapters?model={name}", list[_Lora])
         if found != expected:
-            shown = ", ".join(f"{one.path} at {one.scale:g}" for one in found) or "none"
+            shown = show(", ".join(f"{one.path} at {one.scale:g}" for one in found)) or "none"
             wanted = ", ".join(f"{one.path} at {one.scale:g}" for one in expected) or "none"
             raise EngineError(
                 f"{self._client.url} has adapters {shown} in {name}, not {wanted}; start it anew "

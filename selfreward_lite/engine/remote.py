@@ -22,7 +22,7 @@ from selfreward_lite.engine.dialects import (
     Vllm,
     list_models,
 )
-from selfreward_lite.engine.http_client import Client, Refusal, ServerFault, Timing
+from selfreward_lite.engine.http_client import Client, Refusal, ServerFault, Timing, show
 from selfreward_lite.engine.reference import REFERENCE, Expected
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import MANIFEST, hash_file, read_manifest_fact
@@ -76,6 +76,10 @@ class Server:
         """Check every model again before its next use: it may be another server."""
         with self._lock:
             self._models.clear()
+
+    def check_answers(self) -> None:
+        """Raise EngineError or ServerFault unless the run's base answers as in training."""
+        self._find_model(None, 0)
 
     def check_base(self) -> None:
         """Raise EngineError or ServerFault unless the run's base is there, and can be adapted."""
@@ -132,7 +136,12 @@ class Server:
             if self._dialect is None:
                 raise ServerFault(f"{self.url} has not answered yet", began=False)
             if adapter not in self._models:
-                self._models[adapter] = self._load(self._dialect, adapter, slot)
+                try:
+                    self._models[adapter] = self._load(self._dialect, adapter, slot)
+                except ServerFault as fault:  # no fault of the request that needs the model
+                    raise ServerFault(
+                        str(fault), began=False, unreachable=fault.unreachable
+                    ) from None
             return self._models[adapter], self._dialect, self._generation
 
     def _load(self, dialect: Dialect, adapter: str | None, slot: int) -> str:
@@ -168,7 +177,7 @@ class Server:
             found, name = reference.compare(places, ask(base), ask(adapter)), adapter
             fault = reference.find_fault(found)
         if fault is not None:
-            raise EngineError(f"{self.url} ({self.kind}), model {name}, {fault}")
+            raise EngineError(f"{self.url} ({self.kind}), model {show(name)}, {fault}")
 
     # -- a sample ----------
 

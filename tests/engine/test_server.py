@@ -20,6 +20,7 @@ from selfreward_lite.system.errors import EngineError
 
 FAST = Timing(connect=2.0, answer=5.0, rest=0.01, longest_rest=0.05, check=0.02)
 WARM = Sampling(temperature=1.0, top_p=1.0, max_tokens=30)
+SLOW = ("drip", "silence")
 CLOSING = Closing((29, SCORE), DIGITS, (Bracket(" go", " end", (36,)),))
 
 
@@ -156,10 +157,10 @@ def test_what_does_not_fit_the_smallest_context_is_refused_everywhere(world):
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])
-@pytest.mark.parametrize("what", ["drop", "cut", "html", "500", "429", "drip"])
+@pytest.mark.parametrize("what", ["drop", "cut", "html", "packed", "500", "429", "drip", "silence"])
 def test_a_failure_now_and_then_changes_nothing(world, kind, what):
     server, count = world.server(kind), iter(range(10**6))
-    engine = world.engine(server, timing=replace(FAST, answer=0.5 if what == "drip" else 5.0))
+    engine = world.engine(server, timing=replace(FAST, answer=0.5 if what in SLOW else 5.0))
     server.fault = lambda body: what if "seed" in body and next(count) % 12 == 10 else None
     requests = world.requests()
     check_answers(list(engine.complete(requests)), requests)
@@ -243,12 +244,75 @@ def test_a_request_that_kills_servers_fails_alone(world):
     assert [one.finish for one in found if one.key == "bad"] == ["failed"] * 3
 
 
-def test_a_server_that_fails_on_everything_is_an_error_and_no_failed_samples(world):
+def gather(answers, found):
+    """The completions that were handed out before an error, too."""
+    for one in answers:
+        found.append(one)
+
+
+def test_servers_that_fail_on_every_request_are_an_error_and_no_failed_samples(world):
+    server, found = world.server(), []
+    engine = world.engine(server)
+    server.fault = lambda body: "500" if "seed" in body else None
+    with pytest.raises(EngineError, match=r"failed 8 times in a row.*500: status 500 as planned"):
+        gather(engine.complete(world.requests(12, adapter=None)), found)
+    assert found == []
+
+
+def test_a_server_that_answers_nothing_any_more_is_an_error_and_no_failed_samples(world):
+    server, found = world.server(), []
+    engine = world.engine(server, patience=0.02)
+    server.fault = lambda body: "500"
+    with pytest.raises(
+        EngineError, match=r"for 0.02 minutes: .*500: status 500 as planned"
+    ) as error:
+        gather(engine.complete(world.requests(3, adapter=None)), found)
+    assert server.url in str(error.value)
+    assert found == []
+
+
+def test_a_broken_server_costs_no_samples_where_another_works(world):
+    """The broken one has the most free slots, so it is asked first, for whatever is left."""
+    broken, works = world.server(), world.server()
+    engine = world.engine(broken, works)
+    broken.fault = lambda body: "500"
+    requests = world.requests(20)
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.parallel == 4
+
+
+def test_requests_that_kill_servers_are_blamed_when_the_servers_are_back(world):
     server = world.server()
     engine = world.engine(server)
-    server.fault = lambda body: "500"
-    with pytest.raises(EngineError, match=r"failed 8 times in a row.*500: status 500 as planned"):
-        list(engine.complete(world.requests(12, adapter=None)))
+
+    def die(body):
+        if body["prompt"][:3] == [1, 1, 1]:
+            server.restart(after=0.05)
+            return "drop"
+        return None
+
+    server.fault = die
+    bad = [world.request(f"bad{number}", tokens=(1, 1, 1)) for number in range(2)]
+    good = world.requests(6)
+    found = list(engine.complete([*good[:3], *bad, *good[3:]]))
+    check_answers([one for one in found if "bad" not in one.key], good)
+    failed = [(one.key, one.finish) for one in found if "bad" in one.key]
+    assert sorted(failed) == [("bad0", "failed")] * 3 + [("bad1", "failed")] * 3
+
+
+def test_the_last_request_of_all_may_be_the_one_that_fails(world):
+    server = world.server()
+    server.fault = lambda body: "500" if "seed" in body else None
+    found = list(world.engine(server).complete([world.request("bad")]))
+    assert [one.finish for one in found] == ["failed"] * 3
+
+
+def test_a_model_that_cannot_be_loaded_is_no_fault_of_its_requests(world):
+    server, found = world.server(load="500"), []
+    engine = world.engine(server, patience=0.02)
+    with pytest.raises(EngineError, match=r"load_lora_adapter answered 500: as planned"):
+        gather(engine.complete(world.requests(6)), found)
+    assert found == []
 
 
 LIES = {
@@ -286,7 +350,8 @@ def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
         ("vllm", {"status": 200, "says": "<html>hi</html>"}, "answered no JSON, but '<html>hi"),
         ("vllm", {"status": 307}, "redirects to another address"),
         ("vllm", {"key": "Bearer secret"}, "401: Unauthorized; check engine.servers, and the key"),
-        ("vllm", {"owner": "somebody"}, "of a kind that is not known ('somebody')"),
+        ("vllm", {"owner": "some\nbody"}, "of a kind that is not known ('some body')"),
+        ("vllm", {"owner": "x" * 9000}, "xxx …'); use vLLM or llama-server"),
         ("llama", {"single": True}, "start it with --models-preset"),
         ("llama", {"blind": True}, "failed to load: it must see"),
     ],
@@ -296,6 +361,7 @@ def test_what_is_no_server_of_ours_is_said_at_the_start(world, kind, lies, says)
         world.engine(world.server(kind, **lies))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -137,7 +138,15 @@ class ScriptedServer:
             self._send(handler, int(what), {"error": {"message": f"status {what} as planned"}})
         elif what == "html":
             self._send(handler, 200, "<html>\n<b>It works!</b></html>")
+        elif what == "packed":
+            handler.send_response(200)
+            handler.send_header("Content-Encoding", "gzip")
+            handler.end_headers()
+            handler.wfile.write(gzip.compress(json.dumps("x" * 10_000_000).encode()))
         elif what == "drop":
+            raise Close
+        elif what == "silence":
+            time.sleep(1)
             raise Close
         elif what == "cut":
             handler.send_response(200)
@@ -180,6 +189,8 @@ class ScriptedServer:
     def _load(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         if path != "/v1/load_lora_adapter" or body is None or self.lies.get("no_routes"):
             return 404, {"detail": "Not Found"}
+        if self.lies.get("load"):
+            return int(self.lies["load"]), {"error": {"message": "as planned"}}
         name, folder = body["lora_name"], body["lora_path"]
         if not (name and folder):
             return 400, {"error": {"message": "Both 'lora_name' and 'lora_path' must be provided."}}
