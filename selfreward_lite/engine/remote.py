@@ -171,10 +171,10 @@ class Server:
         def ask(model: str) -> list[Place]:
             return [dialect.next_token(model, one.tokens, one.ids, slot)[0] for one in places]
 
-        found = reference.compare(places, ask(base))
-        fault, name = reference.find_fault(found), base
+        plain = ask(base)
+        fault, name = reference.find_fault(reference.compare(places, plain)), base
         if fault is None and adapter is not None:
-            found, name = reference.compare(places, ask(base), ask(adapter)), adapter
+            found, name = reference.compare(places, plain, ask(adapter)), adapter
             fault = reference.find_fault(found)
         if fault is not None:
             raise EngineError(f"{self.url} ({self.kind}), model {show(name)}, {fault}")
