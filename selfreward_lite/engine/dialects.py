@@ -150,7 +150,7 @@ class Vllm:
         except Refusal as refusal:
             if refusal.status == 400 and "already" in refusal.line:
                 return
-            if refusal.status in (404, 405) and folder not in refusal.line:
+            if refusal.status in (404, 405) and "adapter" not in refusal.line:
                 raise EngineError(
                     f"{self._client.url} has no route to load adapters ({refusal}); start it with "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
@@ -159,6 +159,10 @@ class Vllm:
                 f"{self._client.url} cannot load the adapter {folder} ({refusal}); it must see the "
                 "folder of the runs there: share it, or set engine.shared to its path"
             ) from None
+        except ServerFault as fault:
+            if "max_lora_rank" not in str(fault):
+                raise
+            raise EngineError(f"{fault}; start it as `doctor --servers RUN` says") from None
 
     def has_forgotten(self, refusal: Refusal) -> bool:
         """Whether a model that was there is not, as after a restart."""
@@ -232,7 +236,9 @@ class Vllm:
         usage, url = answer.usage, self._client.url
         check_prompt(url, usage.prompt_tokens, len(prompt))
         if len(answer.choices) != 1:
-            raise EngineError(f"{url} gave {len(answer.choices)} samples where 1 was asked for")
+            raise EngineError(
+                f"{url} gave {len(answer.choices)} samples where 1 was asked for; check its version"
+            )
         check_tokens(url, answer.choices[0].token_ids, self._vocab)
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details else 0

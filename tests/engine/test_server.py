@@ -1,5 +1,7 @@
 """Servers that work, fail, restart and lie: the same samples, or one line that says what to do."""
 
+import itertools
+import math
 import threading
 import time
 from dataclasses import replace
@@ -308,7 +310,7 @@ def test_the_last_request_of_all_may_be_the_one_that_fails(world):
 
 
 def test_a_model_that_cannot_be_loaded_is_no_fault_of_its_requests(world):
-    server, found = world.server(load="500"), []
+    server, found = world.server(load="as planned"), []
     engine = world.engine(server, patience=0.02)
     with pytest.raises(EngineError, match=r"load_lora_adapter answered 500: as planned"):
         gather(engine.complete(world.requests(6)), found)
@@ -343,6 +345,87 @@ def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
     assert ";" in line or ":" in line.removeprefix(server.url)
 
 
+def first_choice(answer):
+    return answer["choices"][0]
+
+
+def first_place(answer):
+    return first_choice(answer)["logprobs"]["top_logprobs"][0]
+
+
+def end_early(answer):
+    """Say that a sample ended, without the token that ends it."""
+    choice = first_choice(answer)
+    choice["token_ids"] = [token for token in choice["token_ids"] if token not in STOP][:2]
+    choice["finish_reason"] = "stop"
+
+
+VLLM_LIES = [
+    (lambda answer: answer["choices"].append(first_choice(answer)), "gave 2 samples where 1 was"),
+    (lambda answer: first_choice(answer).pop("logprobs"), "gave log-probabilities at 0 of"),
+    (lambda answer: first_place(answer).popitem(), "gave no log-probability of token"),
+    (
+        lambda answer: first_place(answer).update({f"token_id:{DIGITS[0]}": math.nan}),
+        "gave nan as a log-probability; its model is broken",
+    ),
+    (
+        lambda answer: first_place(answer).update({f"token_id:{DIGITS[0]}": 0.5}),
+        "gave 0.5 as a log-probability; its model is broken",
+    ),
+    (end_early, "which is not among the ends of the chat template"),
+]
+LLAMA_LIES = [
+    (lambda answer: answer.update(stop_type="wo\nrd"), "reason that was not asked for ('wo rd')"),
+    (lambda answer: answer.update(truncated=True), "cut a text of"),
+    (lambda answer: answer.update(completion_probabilities=[]), "gave no probabilities where"),
+    (
+        lambda answer: answer["completion_probabilities"][0]["top_logprobs"].clear(),
+        "gave the probabilities of 0 tokens, and not those asked for, of 40",
+    ),
+    (
+        lambda answer: answer["completion_probabilities"][0]["top_logprobs"][0].update(logprob=7),
+        "gave 7 as a log-probability",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [("vllm", *one) for one in VLLM_LIES] + [("llama", *one) for one in LLAMA_LIES],
+)
+def test_an_answer_that_does_not_fit_ends_in_one_line(world, kind, change, says):
+    server = world.server(kind)
+    engine = world.engine(server)
+    # Of llama-server, what is asked of its probabilities is another request.
+    part = "n_probs" if "probab" in says else "seed"
+    part = "seed" if kind == "vllm" else part
+    server.change = lambda body, answer: change(answer) if part in body else None
+    found = []
+    with pytest.raises(EngineError) as error:
+        gather(engine.complete(world.requests(1)), found)
+    line = str(error.value)
+    assert says in line
+    assert line.startswith(server.url)
+    assert "\n" not in line
+    assert ";" in line
+    assert found == []
+
+
+def test_a_sample_that_a_server_gives_up_is_asked_for_again(world):
+    """As vLLM while it shuts down."""
+    server, count = world.server(), itertools.count()
+    engine = world.engine(server)
+
+    def give_up(body, answer):
+        if "seed" in body and next(count) % 12 == 10:
+            first_choice(answer)["finish_reason"] = "abort"
+
+    server.change = give_up
+    requests = world.requests()
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.faults >= 1
+
+
 @pytest.mark.parametrize(
     ("kind", "lies", "says"),
     [
@@ -368,11 +451,17 @@ def test_what_is_no_server_of_ours_is_said_at_the_start(world, kind, lies, says)
     ("kind", "lies", "says"),
     [
         ("vllm", {"no_routes": True}, "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        (
+            "vllm",
+            {"load": "Worker failed with error 'LoRA rank 32 is greater than max_lora_rank 16.'"},
+            "than max_lora_rank 16.'; start it as `doctor --servers RUN` says",
+        ),
         ("vllm", {"base": "another"}, "model served, has the same likeliest token as the base"),
         ("vllm", {"ignores": True}, "so it ignores the adapter"),
         ("vllm", {"adapter": "M0"}, "of the adapter's effect in training, not 100 ± 25 %"),
         ("llama", {"base": "another"}, "serves another model"),
         ("llama", {"ignores": True}, "so it ignores the adapter"),
+        ("llama", {"scale": 0.5}, "adapter.gguf at 0.5 in tiny-M1-"),
     ],
 )
 def test_another_model_is_found_before_a_sample_is_drawn(world, kind, lies, says):

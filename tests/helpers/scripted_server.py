@@ -18,6 +18,7 @@ import word_model
 from selfreward_lite.engine.presets import read_sections
 
 Fault = Callable[[dict[str, Any]], str | None]
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
 GENERATES = ("/v1/completions", "/completion")
 
 
@@ -28,13 +29,15 @@ class Close(Exception):
 class ScriptedServer:
     """Listens on loopback from `start` to `stop`; a port stays its own in between.
 
-    `fault(body)` names what goes wrong with a request for tokens, None for nothing. `lies` change
-    what is told about the server. `asked` are the bodies of such requests, `paths` counts all.
+    `fault(body)` names what goes wrong with a request for tokens, None for nothing;
+    `change(body, answer)` changes a good answer. `lies` change what is told about the server.
+    `asked` are the bodies of such requests, `paths` counts all.
     """
 
     def __init__(self, kind: str, *, context: int = 200, slots: int = 4, **lies: Any) -> None:
         self.kind, self.context, self.slots, self.lies = kind, context, slots, lies
         self.fault: Fault = lambda body: None
+        self.change: Change = lambda body, answer: None
         self.presets: Path | None = None  # llama-server's file
         self.adapters: dict[str, str] = {}  # vLLM's, by name
         self.loaded: dict[str, list[str]] = {}  # the router's sections, as last read
@@ -125,6 +128,8 @@ class ScriptedServer:
             what = self.fault(body)
             if what is None or what.startswith("lie"):
                 status, answer = self._vllm(body) if self.kind == "vllm" else self._llama(body)
+                if status == 200:
+                    self.change(body, answer)
                 self._send(handler, status, self._lie(what, answer))
             else:
                 self._fail(handler, what)
@@ -190,7 +195,7 @@ class ScriptedServer:
         if path != "/v1/load_lora_adapter" or body is None or self.lies.get("no_routes"):
             return 404, {"detail": "Not Found"}
         if self.lies.get("load"):
-            return int(self.lies["load"]), {"error": {"message": "as planned"}}
+            return 500, {"error": {"message": self.lies["load"]}}
         name, folder = body["lora_name"], body["lora_path"]
         if not (name and folder):
             return 400, {"error": {"message": "Both 'lora_name' and 'lora_path' must be provided."}}
@@ -199,7 +204,8 @@ class ScriptedServer:
                 "error": {"message": f"The lora adapter '{name}' has already been loaded."}
             }
         if not Path(folder).is_dir():
-            return 404, {"error": {"message": f"No adapter found for {folder}"}}
+            says = f"Loading lora {name} failed: No adapter found for {folder}"
+            return 404, {"error": {"message": says}}
         self.adapters[name] = Path(folder).parent.name
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
@@ -246,7 +252,8 @@ class ScriptedServer:
             settings = {"n_ctx": self.context}
             return 200, {"default_generation_settings": settings, "total_slots": self.slots}
         assert path == "/lora-adapters", path
-        return 200, [{"id": 0, "path": one, "scale": 1.0} for one in files[1:]]
+        scale = self.lies.get("scale", 1.0)
+        return 200, [{"id": 0, "path": one, "scale": scale} for one in files[1:]]
 
     def _llama(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, prompt = body["model"], body["prompt"]
