@@ -116,6 +116,8 @@ class _Completion(BaseModel):
 class Vllm:
     """A vLLM server; adapters are loaded from PEFT's folders, under names."""
 
+    mixes = False  # whether the base may be asked while an adapter is
+
     def __init__(self, client: Client, listed: list[Listed], slots: int, vocab: int) -> None:
         bases = [one for one in listed if one.parent is None]
         if not bases or bases[0].max_model_len is None:
@@ -310,6 +312,8 @@ class LlamaRouter:
 
     Its answers are those of the engine in process, sample by sample, with the same seeds.
     """
+
+    mixes = True
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,24 @@ def test_an_adapter_that_was_unloaded_is_loaded_again(world, chat):
         key: one.tokens for key, one in before.items()
     }
     assert any(plain[key].tokens != one.tokens for key, one in before.items())
+
+
+def test_the_base_beside_an_adapter_answers_as_alone(world, chat):
+    """In one batch, vLLM on a CPU gives the base the effect of an adapter."""
+    kinds = {name: make_requests(chat, name, GREEDY) for name in (None, world.adapter)}
+    with closing(world.open_engine()) as engine:
+        alone = [collect(engine.complete(requests)) for requests in kinds.values()]
+        both = [
+            replace(one, key=f"{number} {one.key}")
+            for ones in zip(*kinds.values(), strict=True)
+            for number, one in enumerate(ones)
+        ]
+        found = collect(engine.complete(both))
+    for number, expected in enumerate(alone):
+        for (key, sample), one in expected.items():
+            beside = found[f"{number} {key}", sample]
+            assert beside.tokens == one.tokens
+            assert beside.closing == pytest.approx(one.closing, abs=PROBED)
 
 
 def test_a_restart_in_the_middle_is_survived(world, chat):

@@ -129,6 +129,22 @@ def test_the_samples_of_a_request_follow_one_another_in_one_slot(world):
         assert [seed for _, seed in asked] == [5, 6, 7, 8]
 
 
+def test_the_base_is_never_asked_while_an_adapter_is(world):
+    """vLLM on a CPU would answer as the adapter; llama-server has a process for each."""
+    server = world.server(mixes=True)
+    requests = [
+        one
+        for number in range(6)
+        for one in (
+            world.request(f"base{number}", adapter=None),
+            world.request(f"first{number}", adapter="M0"),
+            world.request(f"second{number}", adapter="M1"),
+        )
+    ]
+    check_answers(list(world.engine(server).complete(requests)), requests)
+    assert server.most_under_way > 1
+
+
 def test_requests_are_read_no_further_than_there_are_slots(world):
     gate = threading.Event()
     server = world.server()
