@@ -20,7 +20,7 @@ from served_run import command, finish, read_new, run_command
 from vllm_server import VllmServer, find_fault
 
 from selfreward_lite.config.settings import EngineSettings
-from selfreward_lite.data.records import Judgment, JudgmentPair, Response, ResponsePair
+from selfreward_lite.data.records import Judgment, JudgmentPair, Prompt, Response, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine import reference
 from selfreward_lite.engine.api import Completion, Request, Sampling
@@ -29,6 +29,8 @@ from selfreward_lite.engine.http_client import Client, Timing
 from selfreward_lite.engine.reference import REFERENCE
 from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.method.closing import make_score_closing, make_score_probe
+from selfreward_lite.method.judgments import make_judge_request
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.parity import CONVERSATIONS, compute_logits, make_conversation
@@ -253,9 +255,19 @@ def test_a_restart_in_the_middle_is_survived(world, chat):
     assert world.find_name("M0")
 
 
+def make_judge_requests(world: World, chat: ChatFormat) -> list[Request]:
+    """What a judge is asked about some responses of the run, four samples of each."""
+    with Store.read(world.runs / "tiny") as store:
+        draw, namespace = store.settings().judge.draw, store.id_namespace
+        templates = store.settings().model.templates
+        prompts = {one.id: one for one in store.records(Prompt)}
+        responses = list(store.records(Response))[:8]
+    role = Role("M0", world.adapter, chat, draw, templates, namespace, 5, 1, forces=True)
+    return [make_judge_request(prompts[one.prompt_id], one, role, 4) for one in responses]
+
+
 def test_probes_are_the_models_own_probabilities(world, peft, chat):
-    warm = Sampling(temperature=0.9, top_p=0.95, max_tokens=60)
-    requests = make_requests(chat, world.adapter, warm)
+    requests = make_judge_requests(world, chat)
     with closing(world.open_engine()) as engine:
         found = collect(engine.complete(requests))
     pieces = read_pieces(world.base)
@@ -274,8 +286,8 @@ def test_probes_are_the_models_own_probabilities(world, peft, chat):
     for kind, values in off.items():
         print(f"\n{len(values)} of kind {kind}: probabilities differ by {max(values):.2g} at most")
         assert max(values) <= PROBED
-    assert len(off["probe"]) >= 3, "too few scores were written to show anything"
-    assert len(off["closing"]) == 24
+    assert len(off["probe"]) >= 16, "too few scores were written to show anything"
+    assert len(off["closing"]) == 32
 
 
 def test_an_iteration_ends_with_a_promoted_model(world, tmp_path):
