@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.guard import NAMES, PERIOD, TRIES, Guard
+from selfreward_lite.app.inputs import CheckedPage
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
@@ -53,6 +54,7 @@ LANDMARKS = (
 POLL = 2.0  # seconds between two checks of the runs
 QUEUE = 64  # events that may wait; more are refused with a message
 THREADS = 200  # a reply holds one while the engine is silent, up to a quarter of a second
+VISITS = 1000  # whose conversations are kept, each with gradio's copy of the page
 WELCOME = (
     "**No run yet.** You can chat with the tiny model at once. A tiny run shows the complete loop: "
     "the model answers, judges its answers, judges its judgments, and is trained on both, three "
@@ -69,7 +71,7 @@ TABS: dict[str, Callable[[RunLibrary, Header], object]] = {
 
 def build(library: RunLibrary) -> gr.Blocks:
     """Return the page for a folder of runs."""
-    with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
+    with CheckedPage(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
                 gr.Markdown(
@@ -190,6 +192,7 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             mcp_server=False,
             prevent_thread_lock=True,
             max_threads=THREADS,
+            state_session_capacity=VISITS,
         )
     except OSError as error:
         raise UserError(f"the page could not be opened ({error}); choose another --port") from None
