@@ -76,9 +76,9 @@ def _read(part: Any, given: Any) -> Any:
         case gr.Checkbox():
             return _read_choice(name, given, (False, True))
         case gr.Slider():
-            return _read_number(name, given, part.minimum, part.maximum)
+            return _read_number(name, given, part)
         case gr.Number():
-            return None if given is None else _read_number(name, given, part.minimum, part.maximum)
+            return None if given is None else _read_number(name, given, part)
     return given
 
 
@@ -102,7 +102,8 @@ def _read_choice(name: str, given: Any, choices: Sequence[Any]) -> Any:
     raise UserError(f"{name}: choose what the page offers")
 
 
-def _read_number(name: str, given: Any, least: float, most: float) -> int | float:
+def _read_number(name: str, given: Any, part: Any) -> int | float:
+    least, most = part.minimum, part.maximum
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if is_number and least <= given <= most:  # which no NaN is
         return given

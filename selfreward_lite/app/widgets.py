@@ -161,7 +161,8 @@ class About(gr.EventData):
     def __init__(self, target: Any, _data: Any) -> None:
         super().__init__(target, _data)
         sent = _data if isinstance(_data, dict) else {}
-        self.index, self.value = sent.get("index"), sent.get("value")
+        self.index: Any = sent.get("index")
+        self.value: Any = sent.get("value")
 
 
 def read_index(event: About) -> int:
