@@ -267,7 +267,8 @@ def _write_card(
         license_id=license_id,
         **values,
     )
-    (out / "README.md").write_text(text, encoding="utf-8")
+    # The name of a run need not be UTF-8.
+    (out / "README.md").write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def _find_license(settings: Settings) -> str | None:

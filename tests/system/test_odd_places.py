@@ -407,6 +407,15 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path):
     assert ended.stderr.startswith(r"no run in runs/n\xe9; start one")
 
 
+@pytest.mark.parametrize("columns", ["0", "x", "", "-1", "99999999"])
+def test_errors_are_printed_at_any_width(tmp_path, columns):
+    ended = run_shell("$RUN status", cwd=tmp_path, COLUMNS=columns, LINES=columns, TERM="dumb")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "no run in runs/tiny; start one with `python -m selfreward_lite run --name tiny`\n"
+    )
+
+
 def test_name_is_printed_as_it_is(tmp_path):
     ended = run_shell("$RUN status --name a:fire:[b]", cwd=tmp_path)
     assert ended.stderr.startswith("no run in runs/a:fire:[b]; start one")
