@@ -148,6 +148,7 @@ class RunLibrary:
         with self._lock:
             if not (out.parent / MANIFEST).exists():
                 try:
+                    out.parent.mkdir(parents=True, exist_ok=True)  # before a process is started
                     with open_runtime(bare=True) as runtime:
                         runtime.export_base(hub.find_model_folder("tiny"), out, load("tiny").model)
                     write_manifest(out.parent, {"base": "tiny"})
