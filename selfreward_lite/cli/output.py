@@ -205,10 +205,9 @@ def print_findings(found: list[Finding]) -> list[str]:
     """Print findings, and as JSON; returns the names of the bad ones."""
     colors = {"good": "green", "note": "yellow", "bad": "red"}
     for one in found:
-        console.print(
-            Text(f"{one.what:<10} ", style=colors[one.state]) + Text(one.words), soft_wrap=True
-        )
+        head = Text(f"{one.what:<10} {one.state}  ", style=colors[one.state])
+        console.print(head + Text(one.words), soft_wrap=True)
         if one.fix:
-            say(f"{'':<10} → {one.fix}")
+            say(f"{'':<14} → {one.fix}")
     emit([asdict(one) for one in found])
     return [one.what for one in found if one.state == "bad"]

@@ -126,6 +126,8 @@ class ThreadTuner:
 _LEVEL_ERROR, _LEVEL_CONTINUE = 4, 5
 # "CUDA error: out of memory": llama.cpp aborts next, and then names no reason.
 FATAL = re.compile(r"\w+ error: ")
+# Said by a loader that gives up, of a GPU's memory or the machine's.
+NO_MEMORY = re.compile(r"out of memory|(failed|unable) to allocate")
 
 
 class LogCapture:
@@ -205,9 +207,13 @@ def load_model(
     params.use_extra_bufts = not (exact or has_amx())  # repacked weights round in another way
     model = cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise EngineError(
-            f"model {path} cannot be loaded ({LOG.take_errors()}); is it a complete GGUF file?"
-        )
+        why = LOG.take_errors()
+        if NO_MEMORY.search(why):
+            raise EngineError(
+                f"no memory for model {path} ({why}); close other programs that use the device, or "
+                "take a smaller base"
+            )
+        raise EngineError(f"model {path} cannot be loaded ({why}); is it a complete GGUF file?")
     fault = None
     if cpp.llama_model_is_recurrent(model) or cpp.llama_model_is_hybrid(model):
         fault = (

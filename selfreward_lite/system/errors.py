@@ -41,7 +41,7 @@ class EngineError(SelfRewardError):
 
 
 class EngineMemoryError(EngineError):
-    """The device has no memory for the engine's cells; with fewer of them it may work."""
+    """The device has no memory for cells or an adapter; with fewer cells it may work."""
 
 
 class ExportError(EngineError):
