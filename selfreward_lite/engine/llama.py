@@ -20,16 +20,17 @@ from selfreward_lite.engine.api import Completion, Fed, LlamaSpec, Piece, Sampli
 from selfreward_lite.engine.device import Rows
 from selfreward_lite.engine.loading import (
     LOG,
+    NO_MEMORY,
     ThreadTuner,
     check_adapter,
-    cores,
     is_tiny,
     load_model,
     make_context,
     threads_for,
 )
 from selfreward_lite.engine.scheduler import Scheduler
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.cores import count_cores
+from selfreward_lite.system.errors import EngineError, EngineMemoryError
 
 PROBE_TOKENS = 8
 MAX_HELPERS = 8  # threads that draw tokens
@@ -86,7 +87,7 @@ class LlamaDevice:
         self._batch = BatchArrays(self.rows)
         self.helpers = min(MAX_HELPERS, threads_for(self._model, spec))
         tune = is_tiny(self._model) and not spec.threads and not spec.gpu_layers
-        self._tuner = ThreadTuner(cores()) if tune else None
+        self._tuner = ThreadTuner(count_cores()) if tune else None
         self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)
@@ -240,9 +241,11 @@ class LlamaDevice:
             check_adapter(name)
         pointer = cpp.llama_adapter_lora_init(self._model, os.fsencode(name))
         if not pointer:
+            why = self.take_errors()
+            if NO_MEMORY.search(why):  # the cache took nearly all before
+                raise EngineMemoryError(f"no memory for adapter {name} ({why})")
             raise EngineError(
-                f"adapter {name} does not fit this base model ({self.take_errors()}); "
-                "convert it again"
+                f"adapter {name} does not fit this base model ({why}); convert it again"
             )
         if self._spec.check_adapters:
             self._check_effect(name, pointer)

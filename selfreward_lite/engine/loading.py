@@ -18,6 +18,7 @@ import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.system import cuda
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import EngineError, EngineMemoryError
 from selfreward_lite.system.gpu import list_gpus
 
@@ -64,11 +65,6 @@ FIRST_WAIT, LONGEST_WAIT = 16, 1024  # steps between two trials; doubled when a 
 ALARM = 3.0  # so many times slower than at the last choice, and the other number is tried at once
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def is_tiny(model: Any) -> bool:
     """Whether more threads may make a loaded model slower."""
     return int(cpp.llama_model_n_params(model)) < TINY_PARAMETERS
@@ -76,7 +72,7 @@ def is_tiny(model: Any) -> bool:
 
 def threads_for(model: Any, spec: LlamaSpec) -> int:
     """The wanted threads, else one to begin with for a tiny model, see ThreadTuner, or all."""
-    return spec.threads or (1 if is_tiny(model) else cores())
+    return spec.threads or (1 if is_tiny(model) else count_cores())
 
 
 class ThreadTuner:
@@ -130,6 +126,8 @@ class ThreadTuner:
 _LEVEL_ERROR, _LEVEL_CONTINUE = 4, 5
 # "CUDA error: out of memory": llama.cpp aborts next, and then names no reason.
 FATAL = re.compile(r"\w+ error: ")
+# Said by a loader that gives up, of a GPU's memory or the machine's.
+NO_MEMORY = re.compile(r"out of memory|(failed|unable) to allocate")
 
 
 class LogCapture:
@@ -209,9 +207,13 @@ def load_model(
     params.use_extra_bufts = not (exact or has_amx())  # repacked weights round in another way
     model = cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
-        raise EngineError(
-            f"model {path} cannot be loaded ({LOG.take_errors()}); is it a complete GGUF file?"
-        )
+        why = LOG.take_errors()
+        if NO_MEMORY.search(why):
+            raise EngineError(
+                f"no memory for model {path} ({why}); close other programs that use the device, or "
+                "take a smaller base"
+            )
+        raise EngineError(f"model {path} cannot be loaded ({why}); is it a complete GGUF file?")
     fault = None
     if cpp.llama_model_is_recurrent(model) or cpp.llama_model_is_hybrid(model):
         fault = (

@@ -27,6 +27,21 @@ def install_system_packages(machine: Machine, *names: str) -> str | None:
     return f"{_sudo(machine)}apt install -y {' '.join(names)}"
 
 
+def install_driver(machine: Machine) -> str:
+    """What brings a first driver, or shows a container its host's; no GPU is known yet.
+
+    Ubuntu's open one runs every GPU that is used here. Debian's own, from its sections contrib and
+    non-free, is older than torch's CUDA; the next `doctor` then names another torch.
+    """
+    if machine.place in ("colab", "kaggle", "container"):
+        return reload_driver(machine)
+    package = {"ubuntu": f"nvidia-driver-{OLDEST_DRIVERS[13]}-open", "debian": "nvidia-driver"}
+    if machine.place not in package:
+        return f"install the driver of {DRIVER_PAGE}"
+    sudo = _sudo(machine)
+    return f"{sudo}apt install -y {package[machine.place]} && {sudo}reboot"
+
+
 def update_driver(machine: Machine, number: int) -> str:
     """What brings a driver of at least this number, or a torch that needs no such driver.
 

@@ -61,6 +61,9 @@ def describe_gpu(machine: Machine) -> Finding:
         if machine.driver_fault:
             text = f"nvidia-smi fails: {machine.driver_fault}"
             return Finding("GPU", "note", text, fixes.restart(machine))
+        if machine.lacks_driver:
+            text = "one of NVIDIA is here and its driver is not (nvidia-smi is missing)"
+            return Finding("GPU", "note", text, fixes.install_driver(machine))
         text = "none, or no driver (nvidia-smi): the tiny preset runs, larger models take days"
         return Finding("GPU", "note", text)
     gpu = machine.gpus[0]

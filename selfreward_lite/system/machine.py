@@ -31,6 +31,7 @@ class Machine:
     has_apt: bool = False
     is_root: bool = False
     driver_fault: str | None = None
+    lacks_driver: bool = False
     users: tuple[GpuUser, ...] = ()
     holder: str | None = None
     torchvision: str | None = None
@@ -38,6 +39,7 @@ class Machine:
     triton: Json | None = None
     four_bit: Json | None = None
     unsloth_import: Json | None = None
+    proxy_fault: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 from selfreward_lite.cli import output
 from selfreward_lite.cli.output import Display
 from selfreward_lite.run.ask import Progress
+from selfreward_lite.system.machine import Finding
 
 
 def shown(terminal: bool) -> str:
@@ -49,6 +50,20 @@ def test_tables_show_brackets_as_they_are(monkeypatch):
     assert sum(set(line) <= set("├┼┤─") for line in lines) == 1, "the empty row is a line"
     output.print_table(["a"], [])
     assert out.getvalue().splitlines() == lines, "a table without rows is not printed"
+
+
+def test_findings_say_their_state_without_colors_too(monkeypatch, capsys):
+    out = io.StringIO()
+    monkeypatch.setattr(output, "console", Console(file=out, width=60, color_system=None))
+    found = [
+        Finding("GPU", "note", "one is here and its driver is not", "apt install …"),
+        Finding("torch", "bad", "sees no GPU"),
+    ]
+    assert output.print_findings(found) == ["torch"]
+    first, last = out.getvalue().splitlines()
+    assert first.split()[:3] == ["GPU", "note", "one"]
+    assert last.split() == ["torch", "bad", "sees", "no", "GPU"]
+    assert [one["state"] for one in json.loads(capsys.readouterr().out)] == ["note", "bad"]
 
 
 def test_documents_are_one_line_of_json(capsys):

@@ -151,6 +151,12 @@ def test_what_notebooks_install_is_pinned_and_has_no_llama_cpp(tmp_path):
     assert all("==" in one for one in held)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.stem)
+def test_notebook_hides_no_gpu(path):
+    """Every child chooses its own; `training.processes=2` needs both of Kaggle's."""
+    assert not [cell for cell in source(path) if "CUDA_VISIBLE_DEVICES" in cell.source]
+
+
 def test_notebook_form_offers_existing_presets():
     for path in NOTEBOOKS[:2]:
         (line,) = [

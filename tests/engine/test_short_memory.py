@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engine_models import write_adapter, write_model
 from engine_requests import make_requests
 from repository import HELPERS
 
-from selfreward_lite.engine import process
+from selfreward_lite.engine import llama, loading, process
 from selfreward_lite.engine.api import Completion, LlamaSpec
 from selfreward_lite.engine.process import ProcessEngine
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.system.errors import EngineError, EngineMemoryError
 from selfreward_lite.system.processes import JsonProcess
 
-pytest.importorskip("llama_cpp")
 CONTEXT = 4096
 Start = Callable[..., ProcessEngine]
 
@@ -27,10 +27,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Start an engine whose device has memory for `limit` cells; it aborts at the prompt `at`."""
     engines: list[ProcessEngine] = []
 
-    def run(limit: int, at: str = "7", fixed: bool = False) -> ProcessEngine:
+    def run(limit: int, at: str = "7", fixed: bool = False, how: str = "abort") -> ProcessEngine:
         monkeypatch.setenv("PYTHONPATH", str(HELPERS))
         monkeypatch.setenv("LIMIT", str(limit))
         monkeypatch.setenv("AT", at)
+        monkeypatch.setenv("HOW", how)
 
         def start_child(spec: LlamaSpec) -> JsonProcess:
             child = JsonProcess("short_memory_worker", env=process.environment_for(spec))
@@ -87,6 +88,61 @@ def test_a_context_without_memory_is_tried_with_fewer_cells(start: Start):
     assert engine.deaths == 0
     with pytest.raises(EngineError, match="no memory for a context of 1728 cells.*lower engine"):
         start(limit=0, at="load")
+
+
+def test_an_adapter_without_memory_is_tried_with_fewer_cells(start: Start, caplog):
+    """It is loaded when the cells have taken nearly all: for M0, hours into the first night."""
+    engine = start(limit=3500, how="refuse")
+    with caplog.at_level(logging.WARNING):
+        found = list(engine.complete(make_requests(20)))
+    assert texts(found) == expected(20)
+    assert "(no memory for adapter M0.gguf); it starts again with 3072 cells" in caplog.text
+    assert engine.deaths == 0
+
+
+# What llama.cpp says where cudaMalloc fails, of a model and of an adapter.
+NO_MODEL = (
+    "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 7605.33 MiB on device 0: cudaMalloc "
+    "failed: out of memory",
+    "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+)
+NO_ADAPTER = (
+    "alloc_tensor_range: failed to allocate CUDA0 buffer of size 167772160",
+    "llama_adapter_lora_init: failed to apply lora adapter: failed to allocate buffer for lora "
+    "adapter",
+)
+
+
+def refuse(lines: Sequence[str]) -> Callable[..., None]:
+    """A loader of llama.cpp that gives up with these lines in its log."""
+
+    def load(*_: object) -> None:
+        for line in lines:
+            loading.LOG.receive(loading._LEVEL_ERROR, line.encode(), None)
+
+    return load
+
+
+def test_a_model_without_memory_is_no_broken_file(tmp_path, monkeypatch):
+    model = write_model(tmp_path / "base.gguf")
+    monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", refuse(NO_MODEL))
+    with pytest.raises(EngineError, match=r"no memory for model .*out of memory.*close other"):
+        loading.load_model(model, 0)
+    monkeypatch.setattr(loading.cpp, "llama_model_load_from_file", refuse(["invalid magic"]))
+    with pytest.raises(EngineError, match=r"\(invalid magic\); is it a complete GGUF file"):
+        loading.load_model(model, 0)
+
+
+def test_an_adapter_without_memory_is_no_wrong_adapter(tmp_path, monkeypatch):
+    spec = LlamaSpec(model=write_model(tmp_path / "base.gguf"), parallel=2, context=256, batch=32)
+    adapter = str(write_adapter(tmp_path / "M0.gguf"))
+    engine = llama.LlamaEngine(spec)
+    monkeypatch.setattr(llama.cpp, "llama_adapter_lora_init", refuse(NO_ADAPTER))
+    try:
+        with pytest.raises(EngineMemoryError, match=r"no memory for adapter .*M0\.gguf"):
+            engine.logits([1, 2, 3], adapter)
+    finally:
+        engine.close()
 
 
 def test_a_measurement_keeps_its_cells(start: Start):

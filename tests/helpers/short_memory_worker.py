@@ -1,7 +1,8 @@
 """An engine's child whose device has memory for so many cells: with more, llama.cpp aborts.
 
 Started as a module in place of `selfreward_lite.engine.worker`. The environment says how it is
-short: LIMIT (cells), AT (the prompt at which it is noticed, or "load").
+short: LIMIT (cells), AT (the prompt at which it is noticed, or "load"), HOW ("abort", or "refuse":
+an adapter cannot be loaded).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def make_engine(spec: LlamaSpec) -> ScriptedEngine:
     def reply(request: Request, sample: int) -> str | Reply:
         name = bytes(request.tokens).decode()
         if is_short and name == os.environ["AT"]:
+            if os.environ["HOW"] == "refuse":
+                raise EngineMemoryError("no memory for adapter M0.gguf")
             abort_for_memory()
         if len(request.tokens) + request.new_tokens > spec.sequence_cells:
             return Reply("", "refused")

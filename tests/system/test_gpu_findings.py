@@ -82,6 +82,22 @@ def test_a_driver_that_fails_is_not_a_machine_without_gpu():
     assert "--gpus all" in said(machine(driver_fault=fault, place="container"))["GPU"].fix
 
 
+@pytest.mark.parametrize(
+    ("place", "fix"),
+    [
+        ("ubuntu", "sudo apt install -y nvidia-driver-580-open && sudo reboot"),
+        ("debian", "sudo apt install -y nvidia-driver && sudo reboot"),
+        ("fedora", "install the driver of https://www.nvidia.com/drivers"),
+        ("container", "start the container with the GPU: `docker run --gpus all …`"),
+    ],
+)
+def test_a_gpu_without_its_driver_gets_one(place, fix):
+    found = said(machine(lacks_driver=True, place=place))["GPU"]
+    assert (found.state, found.fix) == ("note", fix)
+    assert "nvidia-smi is missing" in found.words
+    assert said(machine(place=place))["GPU"].fix is None, "there is no GPU at all"
+
+
 def test_a_gpu_that_works_for_another_command_is_left_alone():
     busy = machine(RTX, holder="run mine, process 7", torch=None, llama=None, compiler=None)
     found = said(replace(busy, triton=None, four_bit=None, unsloth_import=None))

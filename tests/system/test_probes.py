@@ -190,6 +190,27 @@ def test_a_driver_that_fails_has_a_reason_and_no_gpu(tmp_path, monkeypatch, scri
     assert gpu.find_driver_fault() == fault
 
 
+@pytest.mark.parametrize(
+    ("vendor", "kind", "lacks"),
+    [
+        ("0x10de", "0x030000", True),  # of GeForce
+        ("0x10de", "0x030200", True),  # of a T4
+        ("0x10de", "0x040300", False),  # NVIDIA's sound
+        ("0x1002", "0x030000", False),  # another maker's GPU
+    ],
+)
+def test_a_gpu_without_driver_is_seen(tmp_path, monkeypatch, vendor, kind, lacks):
+    device = tmp_path / "devices" / "0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{kind}\n")
+    monkeypatch.setattr(gpu, "DEVICES", device.parent)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu.lacks_driver() is lacks
+    write_script(tmp_path / "nvidia-smi", "exit 9")
+    assert not gpu.lacks_driver(), "it has one, which may fail"
+
+
 def test_a_machine_without_nvidia_smi_has_no_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu.list_gpus() == []

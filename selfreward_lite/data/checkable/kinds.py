@@ -1,8 +1,9 @@
 """The kinds of constraints: how each is worded, its values, its check, and what excludes it.
 
-A check is exact and strict, and sees nothing but the value and the answer. Nine kinds are trained;
-the others are for evaluation only, so that it shows whether a model learned more than these nine
-(arXiv 2507.02833 found that models fit the kinds that they see).
+A check is exact and strict, and sees nothing but the value and the answer. Seven kinds are
+trained: a model of 135M parameters keeps each of them now and then, so that there is something to
+choose. The others are for evaluation only, so that it shows whether a model learned more than these
+seven (arXiv 2507.02833 found that models fit the kinds that they see).
 """
 
 import json
@@ -135,6 +136,15 @@ TRAINED: dict[str, Kind] = {
         (None,),
         lambda text, _: not any(sign in text for sign in ",，、"),
     ),
+    "list_items": _kind(
+        "Write it as a list of exactly {} items. | Give exactly {} bullet points. | Answer with a "
+        "list that has exactly {} items.",
+        (2, 3, 4, 5, 6),
+        lambda text, count: count_items(text) == count,
+        "sentences words_at_least paragraphs quoted",
+    ),
+}
+UNSEEN: dict[str, Kind] = {
     "lowercase": _kind(
         "Write everything in lower case. | Use only lowercase letters. | Do not use any capital "
         "letters.",
@@ -148,15 +158,6 @@ TRAINED: dict[str, Kind] = {
         _ends_with,
         "quoted",
     ),
-    "list_items": _kind(
-        "Write it as a list of exactly {} items. | Give exactly {} bullet points. | Answer with a "
-        "list that has exactly {} items.",
-        (2, 3, 4, 5, 6),
-        lambda text, count: count_items(text) == count,
-        "sentences words_at_least paragraphs quoted",
-    ),
-}
-UNSEEN: dict[str, Kind] = {
     "start_with": _kind(
         'Begin with the word "{}". | The first word must be "{}".',
         STARTS,

@@ -44,14 +44,14 @@ emails, video calls, headphones, telescopes, microscopes, magnets, planets, rock
 fossils, gold, coins, stamps, flags
 """
 TOPICS = tuple(" ".join(_THEMES.split()).split(", "))
-OPENINGS = (
+OPENINGS = (  # all ask for something short: an answer that is cut is worth nothing
     "Write a short text about {}.",
-    "Write about {}.",
     "Write a few lines about {}.",
-    "Tell me something about {}.",
-    "Explain to a child why people care about {}.",
-    "Explain what everyone should know about {}.",
-    "Describe what is special about {}.",
+    "Write a short note about {}.",
+    "Tell me briefly something about {}.",
+    "Explain briefly to a child why people care about {}.",
+    "Explain briefly what everyone should know about {}.",
+    "Describe briefly what is special about {}.",
 )
 
 
