@@ -1,29 +1,17 @@
 """Servers that work, fail, restart and lie: the same samples, or one line that says what to do."""
 
 import itertools
-import math
 import threading
 import time
 from dataclasses import replace
 
 import pytest
-import word_model
-from scripted_server import ScriptedServer
-from word_model import DIGITS, PIECES, SCORE, STOP, write_run
+from server_world import CLOSING, FAST, SLOW, World, check_answers, gather
 
-from selfreward_lite.engine import http_client
-from selfreward_lite.engine.api import Bracket, Closing, Probe, Request, Sampling
-from selfreward_lite.engine.dialects import Paths
-from selfreward_lite.engine.http_client import KEY, Timing
+from selfreward_lite.engine.api import Sampling
+from selfreward_lite.engine.http_client import KEY
 from selfreward_lite.engine.presets import PRESETS, add_section, build_head, read_sections
-from selfreward_lite.engine.remote import ServerSpec
-from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.system.errors import EngineError
-
-FAST = Timing(connect=2.0, answer=5.0, rest=0.01, longest_rest=0.05, check=0.02)
-WARM = Sampling(temperature=1.0, top_p=1.0, max_tokens=30)
-SLOW = ("drip", "silence")
-CLOSING = Closing((29, SCORE), DIGITS, (Bracket(" go", " end", (36,)),))
 
 
 @pytest.fixture
@@ -32,65 +20,6 @@ def world(tmp_path):
     return_to = World(tmp_path)
     yield return_to
     return_to.close()
-
-
-class World:
-    def __init__(self, folder):
-        self.base = write_run(folder / "runs" / "tiny")
-        self.folder = self.base.parent.parent
-        (self.folder / PRESETS).write_text(build_head(4, 200))
-        self._open = []
-
-    def server(self, kind="vllm", **lies):
-        server = ScriptedServer(kind, **lies)
-        server.presets = self.folder / PRESETS
-        self._open.append(server.stop)
-        return server
-
-    def engine(self, *servers, patience=1.0, timing=FAST, slots=4):
-        runs = self.folder.parent
-        paths = Paths(self.base, self.folder.name, runs, runs)
-        spec = ServerSpec(paths, PIECES, slots)
-        engine = ServerEngine([one.url for one in servers], spec, patience, timing)
-        self._open.append(engine.close)
-        return engine
-
-    def request(self, key, *, samples=3, adapter="M1", **more):
-        made = Request(
-            key,
-            (hash_of(key), 7, 9),
-            tuple(range(5, 5 + samples)),
-            WARM,
-            STOP,
-            str(self.folder / adapter / "adapter.gguf") if adapter else None,
-            Probe(DIGITS, "score:"),
-            closing=CLOSING,
-        )
-        return replace(made, **more)
-
-    def requests(self, count=12, **more):
-        return [self.request(f"r{number}", **more) for number in range(count)]
-
-    def close(self):
-        for close in reversed(self._open):
-            close()
-
-
-def hash_of(key: str) -> int:
-    return sum(key.encode()) % 28
-
-
-def check_answers(completions, requests):
-    """Every sample is there once, and is what the model says, no matter which server was asked."""
-    found = {(one.key, one.sample): one for one in completions}
-    assert len(found) == len(completions)
-    wanted = {(r.key, i): word_model.answer(r, i) for r in requests for i in range(len(r.seeds))}
-    assert found.keys() == wanted.keys()
-    for key, answer in wanted.items():
-        got = found[key]
-        for name in ("probe", "closing"):
-            assert getattr(got, name) == pytest.approx(getattr(answer, name)), (key, name)
-        assert replace(got, probe=None, closing=None) == replace(answer, probe=None, closing=None)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])
@@ -262,12 +191,6 @@ def test_a_request_that_kills_servers_fails_alone(world):
     assert [one.finish for one in found if one.key == "bad"] == ["failed"] * 3
 
 
-def gather(answers, found):
-    """The completions that were handed out before an error, too."""
-    for one in answers:
-        found.append(one)
-
-
 def test_servers_that_fail_on_every_request_are_an_error_and_no_failed_samples(world):
     server, found = world.server(), []
     engine = world.engine(server)
@@ -333,100 +256,6 @@ def test_a_model_that_cannot_be_loaded_is_no_fault_of_its_requests(world):
     assert found == []
 
 
-LIES = {
-    "lie: prompt": "counts 4 prompt tokens where 3 were sent",
-    "lie: more": "answered with 300 tokens where at most 30 were asked for",
-    "lie: foreign": "answered with token 40, and the base has 40",
-    "lie: fewer": "cut a sample at 2 of 30 tokens",
-    "lie: form": "in a form that is not known",
-    "403": "refuses request r0 of 3 tokens (403: status 403 as planned)",
-    "307": "redirects to another address (307)",
-    "long": "answered with more than 0 MB",
-}
-
-
-@pytest.mark.parametrize("kind", ["vllm", "llama"])
-@pytest.mark.parametrize("what", LIES)
-def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
-    monkeypatch.setattr(http_client, "LONGEST", 100_000)
-    server = world.server(kind)
-    engine = world.engine(server)
-    server.fault = lambda body: what if body.get("seed") == 5 else None
-    with pytest.raises(EngineError) as error:
-        list(engine.complete(world.requests(1)))
-    line = str(error.value)
-    assert LIES[what] in line
-    assert line.startswith(server.url)
-    assert "\n" not in line
-    assert ";" in line or ":" in line.removeprefix(server.url)
-
-
-def first_choice(answer):
-    return answer["choices"][0]
-
-
-def first_place(answer):
-    return first_choice(answer)["logprobs"]["top_logprobs"][0]
-
-
-def end_early(answer):
-    """Say that a sample ended, without the token that ends it."""
-    choice = first_choice(answer)
-    choice["token_ids"] = [token for token in choice["token_ids"] if token not in STOP][:2]
-    choice["finish_reason"] = "stop"
-
-
-VLLM_LIES = [
-    (lambda answer: answer["choices"].append(first_choice(answer)), "gave 2 samples where 1 was"),
-    (lambda answer: first_choice(answer).pop("logprobs"), "gave log-probabilities at 0 of"),
-    (lambda answer: first_place(answer).popitem(), "gave no log-probability of token"),
-    (
-        lambda answer: first_place(answer).update({f"token_id:{DIGITS[0]}": math.nan}),
-        "gave nan as a log-probability; its model is broken",
-    ),
-    (
-        lambda answer: first_place(answer).update({f"token_id:{DIGITS[0]}": 0.5}),
-        "gave 0.5 as a log-probability; its model is broken",
-    ),
-    (end_early, "which is not among the ends of the chat template"),
-]
-LLAMA_LIES = [
-    (lambda answer: answer.update(stop_type="wo\nrd"), "reason that was not asked for ('wo rd')"),
-    (lambda answer: answer.update(truncated=True), "cut a text of"),
-    (lambda answer: answer.update(completion_probabilities=[]), "gave no probabilities where"),
-    (
-        lambda answer: answer["completion_probabilities"][0]["top_logprobs"].clear(),
-        "gave the probabilities of 0 tokens, and not those asked for, of 40",
-    ),
-    (
-        lambda answer: answer["completion_probabilities"][0]["top_logprobs"][0].update(logprob=7),
-        "gave 7 as a log-probability",
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "says"),
-    [("vllm", *one) for one in VLLM_LIES] + [("llama", *one) for one in LLAMA_LIES],
-)
-def test_an_answer_that_does_not_fit_ends_in_one_line(world, kind, change, says):
-    server = world.server(kind)
-    engine = world.engine(server)
-    # Of llama-server, what is asked of its probabilities is another request.
-    part = "n_probs" if "probab" in says else "seed"
-    part = "seed" if kind == "vllm" else part
-    server.change = lambda body, answer: change(answer) if part in body else None
-    found = []
-    with pytest.raises(EngineError) as error:
-        gather(engine.complete(world.requests(1)), found)
-    line = str(error.value)
-    assert says in line
-    assert line.startswith(server.url)
-    assert "\n" not in line
-    assert ";" in line
-    assert found == []
-
-
 def test_a_sample_that_a_server_gives_up_is_asked_for_again(world):
     """As vLLM while it shuts down."""
     server, count = world.server(), itertools.count()
@@ -434,7 +263,7 @@ def test_a_sample_that_a_server_gives_up_is_asked_for_again(world):
 
     def give_up(body, answer):
         if "seed" in body and next(count) % 12 == 10:
-            first_choice(answer)["finish_reason"] = "abort"
+            answer["choices"][0]["finish_reason"] = "abort"
 
     server.change = give_up
     requests = world.requests()
