@@ -119,6 +119,10 @@ class Prompts(Section):
     hub; 'checkable': requests with constraints that a program can check, drawn from the seed; by
     default the writer makes them
     """
+    ignore: tuple[str, ...] = ()
+    """fields of that file to leave out, as in '["hint", "source"]', where the prompts are whole
+    without them ([data.md](data.md#prompts))
+    """
     count: Count
     """prompts per iteration; MR: 5,000"""
     writer: Literal["base", "current"] = "base"

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data.fields import is_read
+from selfreward_lite.data.fields import is_read, name_kind
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
 from selfreward_lite.data.tables import read_table
 from selfreward_lite.data.text_files import is_utf8, open_text
@@ -89,7 +89,8 @@ def _read_file(path: Path, rows: DataRows) -> int:
             rows.rows.append((place, row))
         else:
             rows.refuse(place, "not an object with named fields")
-    return len(rows.rows) - before
+    rows.files.append((path, len(rows.rows) - before))
+    return rows.files[-1][1]
 
 
 # -- folders -------------------------------------------------------------------------------------
@@ -189,14 +190,14 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-        columns = [name for name in schema.names if is_read(name)]
+        columns = [one.name for one in schema if is_read(one.name) or _may_matter(one)]
         table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); download or "
             "export it again"
         ) from None
-    rows.unread |= {*schema.names} - {*columns}
+    rows.unread[path] = sorted({*schema.names} - {*columns})
     decode = _find_decoder(table.schema)
     batches = table.to_batches(max_chunksize=1000)
     for number, row in enumerate(chain.from_iterable(map(_convert_batch, batches)), 1):
@@ -207,6 +208,23 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
             yield place, row | decode(row)
         except ValueError as error:
             rows.refuse(place, "a value that cannot be read", f" ({error})")
+
+
+def _may_matter(field: Any) -> bool:
+    """Whether a column with an unknown name may hold texts."""
+    return name_kind(field.name) == "unknown" and _may_hold_text(field.type)
+
+
+def _may_hold_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_map(kind):
+        return _may_hold_text(kind.key_type) or _may_hold_text(kind.item_type)
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return _may_hold_text(kind.value_type)
+    if types.is_struct(kind):
+        return any(_may_hold_text(kind.field(place).type) for place in range(kind.num_fields))
+    return types.is_string(kind) or types.is_large_string(kind) or "json" in str(kind)
 
 
 def _find_decoder(schema: Any) -> Callable[[DataRow], DataRow]:

@@ -10,13 +10,16 @@ from typing import Any
 
 from selfreward_lite.data.fields import MESSAGE, normalise_name
 from selfreward_lite.data.prompt_rows import name_shape, read_id
-from selfreward_lite.data.rows import BadRow, DataRow, DataRows, find_text_fault, is_empty
+from selfreward_lite.data.rows import (
+    BadRow,
+    DataRow,
+    DataRows,
+    find_text_fault,
+    is_empty,
+    read_truth,
+)
 
 _NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
-_TRUTH = {
-    **dict.fromkeys(("true", "t", "1", "1.0", "yes"), True),
-    **dict.fromkeys(("false", "f", "0", "0.0", "no"), False),
-}
 _HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
 
 
@@ -87,7 +90,7 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
     converted = {"rank": _read_rank(row["rank"])} if "rank" in row else {}
     for name in ("deleted", "synthetic", "review_result"):
         if name in row:
-            converted[name] = _read_truth(name, row[name])
+            converted[name] = read_truth(name, row[name])
     return row | converted
 
 
@@ -106,15 +109,3 @@ def _read_rank(value: Any) -> int | float | None:
     if not (0 <= rank <= _HIGHEST_RANK) or math.isnan(rank):
         raise fault
     return rank
-
-
-def _read_truth(name: str, value: Any) -> bool | None:
-    """A truth value, None where there is none."""
-    if is_empty(value):
-        return None
-    text = str(value).strip().casefold()
-    if text in ("nan", "null", "none"):
-        return None
-    if text not in _TRUTH:
-        raise BadRow(f"{name} {value!r} is neither true nor false")
-    return _TRUTH[text]

@@ -113,7 +113,7 @@ def test_a_list_is_no_json_lines_and_the_other_way_round(tmp_path):
 
 def test_a_bad_object_of_a_list_is_named_by_its_number(tmp_path):
     path = write(tmp_path / "a.json", [*GOOD, {"prompt": 7}])
-    with pytest.raises(DataError, match=r"a\.json, row 5: field 'prompt' is not text"):
+    with pytest.raises(DataError, match=r"a\.json, row 5: field 'prompt' is only a number"):
         read(path)
 
 
