@@ -49,7 +49,7 @@ _IN_ZIP = (
 _YAML = re.compile(rb"\A\s*(?:---\s|- [\w \"']+:\s|[A-Za-z_]\w*:\s)")
 _JSON_LINE = re.compile(rb"^\s*[\[{]", re.MULTILINE)
 _OBJECTS = re.compile(rb"""\A\s*(?:(\{)\s*["']|\[\s*\{)""")
-_CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+_CONTROLS = bytes({*range(32)} - {*b"\0\t\n\v\f\r\x1b"})  # zeros are left by crashes, too
 
 
 def name_foreign(path: Path) -> str | None:
@@ -73,6 +73,8 @@ def name_mistake(path: Path) -> str | None:
             wanted = "unpack it" if suffix == ".parquet" else "add .gz to its name, or unpack it"
             return f"packed with gzip; {wanted}"
         inside = _read_inside(path)
+        if not inside:
+            return None
         if inside.startswith(_GZIP):
             return "packed twice with gzip; unpack it once"
         return _name_foreign(inside, None) or _name_text(Path(name.stem).suffix, inside)
@@ -138,7 +140,7 @@ def _name_no_text(start: bytes) -> str | None:
     odd, even = text[1::2].count(0), text[::2].count(0)
     if len(text) >= 8 and 2 * max(odd, even) > len(text) // 2 > 8 * min(odd, even):
         return "UTF-16 without the mark that says so; save it as UTF-8"
-    if len(text) - len(text.translate(None, _CONTROLS)) > len(text) // 10:
+    if len(text) - len(text.translate(None, _CONTROLS)) > len(text) // 20:
         return "no text; give the data as text, or as .parquet"
     return None
 

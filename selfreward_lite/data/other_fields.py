@@ -14,7 +14,8 @@ from selfreward_lite.data import fields
 from selfreward_lite.data.rows import DataRow, is_empty, parse_list
 
 _WORDS = 4  # a text has so many, a label fewer
-_SIGNS = 12  # letters outside ASCII, of languages that do not put spaces between words
+_SIGNS = 8  # of scripts without spaces between words
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG = 200  # characters; a longer text is no label, even if it is the same in all rows
 _ROWS = 5  # with a label, on average
 _NUMBER = re.compile(r"\s*(?:[-+]?[.,]?\d[\d.,]*(?:[eE][-+]?\d+)?\s*%?|true|false)\s*", re.I)
@@ -59,7 +60,7 @@ def is_text(value: Any) -> bool:
     """
     if not isinstance(value, str):
         return False
-    signs = sum(not sign.isascii() for sign in value)
+    signs = len(_UNSPACED.findall(value))
     return len(value.split()) >= _WORDS or signs >= _SIGNS or "\n" in value.strip()
 
 
@@ -101,8 +102,8 @@ def _are_of_a_task(values: Collection[Any]) -> bool:
     """Whether the values of a field with an unknown name are texts of their own."""
     if any(_is_list_of_words(one) for one in values):
         return True
-    texts = [one for one in values if isinstance(one, str)]
-    if not any(map(is_text, texts)):
+    texts = [one for one in values if is_text(one)]
+    if not texts:
         return False
     labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
     return not labels or any(len(one) > _LONG for one in texts)

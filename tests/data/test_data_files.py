@@ -341,7 +341,7 @@ OTHERS = [
     (("a.docx",), zipped("word/document.xml"), "a Word document"),
     (("a.zip", "a.jsonl", "a.jsonl.gz"), zipped("a.jsonl"), "a ZIP archive; unpack it"),
     (("a.csv",), b"PK\x03\x04\x14rest", "a damaged ZIP archive or Excel workbook"),
-    (("a.xls", "a.csv"), b"\xd0\xcf\x11\xe0rest", "of an old Office; .*as CSV"),
+    (("a.xls", "a.csv"), b"\xd0\xcf\x11\xe0rest", "a workbook or document of an old Office; .*as CSV"),
     (("a.pdf", "a.json"), b"%PDF-1.7", "a PDF document"),
     (("a.db",), b"SQLite format 3\0", "an SQLite database"),
     (("a.jsonl.zst", "a.jsonl"), b"\x28\xb5\x2f\xfdrest", "packed with zstd; unpack it"),
@@ -414,7 +414,7 @@ def test_odd_text_is_no_other_program_s_file(tmp_path):
 )
 def test_a_file_that_is_no_data_is_one_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}: .*{says}") as caught:
+    with pytest.raises(DataError, match=rf"{name}:.* {says}") as caught:
         read_rows(tmp_path / name, skip_bad=True)
     assert len(str(caught.value).splitlines()) == 1
 
