@@ -8,6 +8,7 @@ names, and lets no text load a picture or send a form (`guard`).
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -15,13 +16,15 @@ from starlette.middleware import Middleware
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.guard import NAMES, PERIOD, TRIES, Guard
+from selfreward_lite.app.inputs import CheckedPage
 from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.news import describe_news
 from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
-from selfreward_lite.report import status, tasks
-from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.proxies import without_proxies
 
 TITLE = "selfreward_lite"
 CSS = """
@@ -37,22 +40,10 @@ footer {display: none !important}
 .wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
-# Stages after which there is something new to show; smaller ones end many times a second.
-LANDMARKS = (
-    "ranked",
-    "prompts",
-    "judgments",
-    "response_pairs",
-    "judgment_pairs",
-    "training",
-    "evaluation",
-    "task_answers",
-    "judge_set",
-    "gates",
-)
 POLL = 2.0  # seconds between two checks of the runs
 QUEUE = 64  # events that may wait; more are refused with a message
 THREADS = 200  # a reply holds one while the engine is silent, up to a quarter of a second
+VISITS = 1000  # whose conversations are kept, each with gradio's copy of the page
 WELCOME = (
     "**No run yet.** You can chat with the tiny model at once. A tiny run shows the complete loop: "
     "the model answers, judges its answers, judges its judgments, and is trained on both, three "
@@ -69,7 +60,7 @@ TABS: dict[str, Callable[[RunLibrary, Header], object]] = {
 
 def build(library: RunLibrary) -> gr.Blocks:
     """Return the page for a folder of runs."""
-    with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
+    with CheckedPage(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
                 gr.Markdown(
@@ -121,21 +112,6 @@ def build(library: RunLibrary) -> gr.Blocks:
     return page
 
 
-def describe_news(library: RunLibrary, run: str) -> str:
-    """Return a text that changes when a run starts, stops, ends a stage, or has a new model."""
-    if run == TINY:
-        return run
-    try:
-        view = status.read_status(library.folder(run))
-    except SelfRewardError as error:
-        return f"{run}: {error}"
-    ended = [
-        f"{one.model} {one.stage}" for one in view.stages if one.ended and one.stage in LANDMARKS
-    ]
-    asked = tasks.last_written(library.folder(run))
-    return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}, {asked:.0f}"
-
-
 def serve(
     library: RunLibrary,
     port: int | None,
@@ -148,12 +124,17 @@ def serve(
     OpenAI's API is served at /v1 where it asks for a `key`, or the page for no password. Raises
     UserError where the port is taken.
     """
-    with tempfile.TemporaryDirectory() as empty:
+    with _make_scratch() as scratch:
+        empty, files = (Path(scratch, name) for name in ("empty", "files"))
+        empty.mkdir()
         os.chdir(empty)  # gradio hands out files of the folder it runs in
+        # Else it would be one folder of the machine, which the first user of gradio owns.
+        os.environ["GRADIO_TEMP_DIR"] = str(files)
         page = build(library)
         page.queue(max_size=QUEUE, default_concurrency_limit=8)
         try:
-            _launch(page, port, listen, auth)
+            with without_proxies():  # gradio asks its own server whether it is there
+                _launch(page, port, listen, auth)
             if key or not auth:
                 page.app.mount("/v1", build_api(library, key))
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
@@ -161,6 +142,15 @@ def serve(
         finally:
             library.engine.close()
             os.chdir("/")
+
+
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError(
+            f"no temporary folder ({error.strerror}); set TMPDIR to a folder that can be written"
+        ) from None
 
 
 def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:
@@ -190,6 +180,7 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             mcp_server=False,
             prevent_thread_lock=True,
             max_threads=THREADS,
+            state_session_capacity=VISITS,
         )
     except OSError as error:
         raise UserError(f"the page could not be opened ({error}); choose another --port") from None

@@ -1,10 +1,11 @@
 """What every group of settings is, and the types that several of them use."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Count = Annotated[int, Field(ge=1)]
+LARGEST = 2**32 - 1  # of a whole number: beyond it, estimates of time and memory mean nothing
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -14,3 +15,10 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _limit(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"at most {LARGEST:,}")
+        return value

@@ -59,6 +59,9 @@ def test_overrides_are_read_as_toml_else_as_text(key, text, value):
         ("dpo.beta", "0", "dpo.beta: Input should be greater than 0; see selfreward_lite/config"),
         ("seed_stage.length_bias", "1.5", "Input should be less than or equal to 1"),
         ("sft.micro_batch", "3", "micro_batch 3 does not divide batch 32"),
+        ("schedule." + "9" * 5000 + ".rho", "0", " is not an entry of that list (0 to 2)"),
+        ("iterations", "1001", "iterations: Input should be less than or equal to 1000"),
+        ("prompts.count", "9" * 400, "prompts.count: Value error, at most 4,294,967,295"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(key, text, message):

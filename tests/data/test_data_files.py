@@ -126,7 +126,10 @@ def test_faults_of_a_line_of_json_say_where_in_it(tmp_path):
     path = tmp_path / "a.jsonl"
     for line, says in (
         ('{"prompt": "a"}{"prompt": "b"}', r"more behind its end; .* \(character 16\); correct"),
-        ("{\n", r"it ends in the middle of an object or a text \(character 2\); each line holds a whole"),
+        (
+            "{\n",
+            r"it ends in the middle of an object or a text \(character 2\); each line holds a whole",
+        ),
         ("\0\0\0", r"zero bytes, as a crash leaves them at the end of a file; remove them"),
         ('{"prompt": "W\udcf6rter"}', r"letters that are not UTF-8; save .* \(character 14\)"),
     ):
@@ -341,7 +344,11 @@ OTHERS = [
     (("a.docx",), zipped("word/document.xml"), "a Word document"),
     (("a.zip", "a.jsonl", "a.jsonl.gz"), zipped("a.jsonl"), "a ZIP archive; unpack it"),
     (("a.csv",), b"PK\x03\x04\x14rest", "a damaged ZIP archive or Excel workbook"),
-    (("a.xls", "a.csv"), b"\xd0\xcf\x11\xe0rest", "a workbook or document of an old Office; .*as CSV"),
+    (
+        ("a.xls", "a.csv"),
+        b"\xd0\xcf\x11\xe0rest",
+        "a workbook or document of an old Office; .*as CSV",
+    ),
     (("a.pdf", "a.json"), b"%PDF-1.7", "a PDF document"),
     (("a.db",), b"SQLite format 3\0", "an SQLite database"),
     (("a.jsonl.zst", "a.jsonl"), b"\x28\xb5\x2f\xfdrest", "packed with zstd; unpack it"),

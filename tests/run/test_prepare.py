@@ -148,7 +148,9 @@ def test_prompts_are_refused_before_weights(there: Hub, start: Any, tmp_path: Pa
 
 def test_skipped_rows_are_said_where_prompts_are_too_few(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
-    file.write_text('{"prompt": "Sort c a b."}\n{"prompt": ""}\n{"question": "?", "choices": "a"}\n')
+    file.write_text(
+        '{"prompt": "Sort c a b."}\n{"prompt": ""}\n{"question": "?", "choices": "a"}\n'
+    )
     wanted = {"prompts.file": str(file), "prompts.count": "6", "iterations": "2"}
     with Store.write(tmp_path / "run") as store:
         with pytest.raises(
