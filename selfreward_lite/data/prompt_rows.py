@@ -7,6 +7,7 @@ used, or makes the row refused by its name; any other field is named in a note.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from selfreward_lite.data import fields, other_fields
@@ -40,7 +41,8 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     used. Raises DataError if there is no prompt.
     """
     left_out = {fields.normalise_name(name) for name in ignore}
-    found, unused = [], {}
+    found: list[str] = []
+    unused: dict[Path, tuple[str, ...]] = {}
     for path, placed in rows.by_file():
         kept = [(place, _drop(row, left_out)) for place, row in placed]
         unread = rows.unread.get(path, [])
@@ -49,13 +51,13 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
-    for names in dict.fromkeys(filter(None, unused.values())):
-        files = [path for path, others in unused.items() if others == names]
+    for shown in dict.fromkeys(filter(None, unused.values())):
+        files = [path for path, others in unused.items() if others == shown]
         what = "fields that are not used"
         if 1 < len(files) < len(unused):
             what += f" in {list_names([str(path.relative_to(rows.path)) for path in files])}"
         place = files[0] if len(files) == 1 else rows.path
-        rows.notes.append(f"{place}: {what}: {list_names([*names])}")
+        rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
     return found
 
 
