@@ -128,7 +128,7 @@ def test_faults_of_a_line_of_json_say_where_in_it(tmp_path):
         ('{"prompt": "a"}{"prompt": "b"}', r"more behind its end; .* \(character 16\); correct"),
         (
             "{\n",
-            r"it ends in the middle of an object or a text \(character 2\); each line holds a whole",
+            r"it ends in the middle of an object or a text \(character 2\); each line holds a",
         ),
         ("\0\0\0", r"zero bytes, as a crash leaves them at the end of a file; remove them"),
         ('{"prompt": "W\udcf6rter"}', r"letters that are not UTF-8; save .* \(character 14\)"),
