@@ -4,7 +4,6 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -128,7 +127,7 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
     if task_fields is None:
         task_fields = other_fields.find_task_fields([row])
     if lost := other_fields.list_lost(held, main, prompt, task_fields):
-        names = json.dumps(lost, ensure_ascii=False)
+        names = ",".join(lost)
         raise BadRow(
             f"field {lost[0]!r} belongs to the task and is not used; write it into the prompt, or, "
             f"if the prompt is whole without it, leave it out with the setting prompts.ignore="

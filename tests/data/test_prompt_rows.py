@@ -180,7 +180,7 @@ def test_a_part_of_the_task_under_another_name_is_refused_by_its_name(name):
 
 def test_choices_in_columns_of_their_own_are_refused_together():
     row = {"question": "Which is cold?", "A": 3, "B": "fire", "C": "sand", "answer": "A"}
-    with pytest.raises(BadRow, match=r'prompts\.ignore=\["a", "b", "c"\]'):
+    with pytest.raises(BadRow, match=r"prompts\.ignore=a,b,c$"):
         extract_prompt(row)
     assert extract_prompt({"question": "Why?", "a": "So."}) == "Why?"  # an answer's short name
 
@@ -259,7 +259,7 @@ def test_what_is_said_twice_is_asked_once():
 def test_a_title_is_a_part_of_a_text_and_the_name_of_a_conversation():
     assert extract_prompt({"title": "Why?", "messages": ASKED}) == "Why?"
     post = {"title": "Eggs", "text": "I boil them too long.", "selftext": "I boil them too long."}
-    with pytest.raises(BadRow, match=r'prompts\.ignore=\["title"\]'):
+    with pytest.raises(BadRow, match=r"prompts\.ignore=title$"):
         extract_prompt(post)
 
 
