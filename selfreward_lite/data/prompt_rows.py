@@ -4,7 +4,6 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,14 +137,21 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
 
 def _add_material(asked: str, material: Sequence[str]) -> list[str]:
     """The request and what belongs to it, without what another of them says already."""
-    parts = [asked]
+    parts, said = [asked], squeeze(asked)
     for text in filter(None, material):
-        said = squeeze(asked)
-        if re.search(rf"\A{re.escape(said)}(?!\w)|(?<!\w){re.escape(said)}\Z", squeeze(text)):
+        if parts[0] is asked and _begins_or_ends(squeeze(text), said):
             parts = [text, *parts[1:]]
         elif not is_said(text, said):
             parts.append(text)
     return parts
+
+
+def _begins_or_ends(whole: str, part: str) -> bool:
+    """Whether a text begins with the words of another, or ends with them if they are several."""
+    before, after = whole[: -len(part)], whole[len(part) :]
+    if whole.startswith(part) and not after[:1].isalnum():
+        return True
+    return other_fields.is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
 
 
 def name_fields(row: DataRow) -> dict[str, Any]:

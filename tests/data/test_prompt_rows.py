@@ -254,6 +254,10 @@ def test_what_is_said_twice_is_asked_once():
         ("words", f"{long}\n\nwords"),
     ):
         assert extract_prompt({"instruction": long, "input": material}) == prompt
+    both = {"instruction": "Why?", "input": "Why? Say.", "context": "Why? So he asked."}
+    assert extract_prompt(both) == "Why? Say.\n\nWhy? So he asked."
+    asked = {"instruction": "Why?", "context": "It fell, and he asked: why?"}
+    assert extract_prompt(asked) == "Why?\n\nIt fell, and he asked: why?"
 
 
 def test_a_title_is_a_part_of_a_text_and_the_name_of_a_conversation():
