@@ -140,7 +140,7 @@ def _name_no_text(start: bytes) -> str | None:
     odd, even = text[1::2].count(0), text[::2].count(0)
     if len(text) >= 8 and 2 * max(odd, even) > len(text) // 2 > 8 * min(odd, even):
         return "UTF-16 without the mark that says so; save it as UTF-8"
-    if len(text) - len(text.translate(None, _CONTROLS)) > len(text) // 20:
+    if len(text) - len(text.translate(None, _CONTROLS)) > 8 + len(text) // 20:
         return "no text; give the data as text, or as .parquet"
     return None
 
