@@ -162,7 +162,7 @@ def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out:
         with show_downloads() as show:
             place = hub.fetch_dataset(prompts, show)
         found = read_rows(place, skip_bad=False)
-        texts = extract_prompts(found)
+        texts = extract_prompts(found, work.run.settings.prompts.ignore)
         for note in found.notes:
             say(note)
     models = dict.fromkeys([mine, against] if texts is None else [mine])

@@ -212,7 +212,11 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     """Show how far a run is: stages, dropped items, times, early warnings. Works while it runs."""
     with Store.read(runs_dir / name) as store:
         document = summary.summarize_run(store)
-        print_table(*summary.build_stage_table(store.stages()), str(store.folder))
+        head, rows = summary.build_stage_table(store.stages())
+        print_table(head[:-1], [row[:-1] for row in rows], str(store.folder))
+        for model, stage, *_, left_out in rows:  # in a column of the table they would be narrow
+            if left_out:
+                say(f"left out of {model} {stage}: {left_out}")
         for build in (
             summary.build_seed_table,
             summary.build_time_table,

@@ -7,9 +7,10 @@ from typer import Option
 from selfreward_lite import config
 from selfreward_lite.bench import plan_table
 from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set
-from selfreward_lite.cli.output import emit, print_table, say
+from selfreward_lite.cli.output import emit, print_table, say, show_downloads
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.run import plan, speed, stages
 from selfreward_lite.run.plan import Estimate
 from selfreward_lite.system.errors import UserError
@@ -45,13 +46,24 @@ def show(
     tables: Annotated[
         bool, Option(help="Print every preset on every GPU, as Markdown, and nothing else.")
     ] = False,
+    prompts: Annotated[
+        str | None,
+        Option(help="Only read your own prompts, and say what is used of them and what is not."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, Option("--skip-bad", help="With --prompts: leave out bad lines, and count them.")
+    ] = False,
 ) -> None:
     """Estimate hours, GPU memory, disk and download of a run before it starts."""
     if tables:
         say(f"{plan_table.build_presets_table()}\n{plan_table.build_night_table()}")
         emit({"presets": list(plan_table.list_presets())})
         return
-    settings = config.load(preset, config.parse_overrides(set_, {"iterations": iterations}))
+    options = {"iterations": iterations, "skip_bad": "true" if skip_bad else None}
+    settings = config.load(preset, config.parse_overrides(set_, options))
+    if prompts is not None:
+        _read_prompts(prompts, settings)
+        return
     found = plan.estimate(settings, card, runs_dir)
     _print_hours(settings, found)
     rows = [
@@ -104,6 +116,23 @@ def show(
             "download": found.download,
         }
     )
+
+
+def _read_prompts(prompts: str, settings: Settings) -> None:
+    """Read a file of prompts as a run does, and say what was found."""
+    from selfreward_lite.method.new_prompts import count_different
+    from selfreward_lite.run.prepare import read_prompt_file
+
+    with show_downloads() as show:
+        place = hub.fetch_dataset(prompts, show)
+    texts, skipped, notes = read_prompt_file(str(place.absolute()), settings)
+    different = count_different(texts)
+    for note in notes:
+        say(note)
+    if skipped:
+        say(f"left out: {describe_counts(skipped)}")
+    say(f"{prompts}: {different:,} different prompts, {len(texts) - different:,} repeated ones")
+    emit({"prompts": different, "repeated": len(texts) - different, "left_out": dict(skipped)})
 
 
 def _print_hours(settings: Settings, found: Estimate) -> None:

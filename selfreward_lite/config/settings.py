@@ -30,6 +30,13 @@ Verify = Literal["off", "veto", "score"]
 CHECKABLE = "checkable"  # requests, or ranked answers to them, that the project makes itself
 
 
+def _split_names(value: object) -> object:
+    """A text with commas as the names in it, each once."""
+    if not isinstance(value, str):
+        return value
+    return tuple(dict.fromkeys(filter(None, map(str.strip, value.split(",")))))
+
+
 class Model(Section):
     base: str
     """base model: owner/name[@revision] on the hub, a Hugging Face folder, a GGUF (FILE.gguf, or
@@ -119,6 +126,10 @@ class Prompts(Section):
     hub; 'checkable': requests with constraints that a program can check, drawn from the seed; by
     default the writer makes them
     """
+    ignore: tuple[str, ...] = ()
+    """fields of that file to leave out, as in 'hint,source', where the prompts are whole without
+    them ([data.md](data.md#prompts))
+    """
     count: Count
     """prompts per iteration; MR: 5,000"""
     writer: Literal["base", "current"] = "base"
@@ -145,6 +156,11 @@ class Prompts(Section):
     """constraints that a program can check, added to every prompt to train on; to two in three of
     the held-out prompts too, half of them of kinds that are never trained. The papers have none
     """
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _split_names(value)
 
 
 class Responses(Section):
@@ -244,10 +260,7 @@ class Evaluation(Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """A text with commas as the names in it, each once."""
-        if not isinstance(value, str):
-            return value
-        return tuple(dict.fromkeys(filter(None, map(str.strip, value.split(",")))))
+        return _split_names(value)
 
 
 class Gates(Section):

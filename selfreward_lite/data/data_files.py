@@ -4,25 +4,33 @@ Files are read completely and strictly: a bad row ends the command with its plac
 is counted by its reason if bad rows are skipped. What is guessed or left out is said in a note.
 """
 
-import json
 import os
+import re
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data.fields import is_read
+from selfreward_lite.data.fields import CHATS, PROMPTS, is_read, name_kind, normalise_name
+from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake
+from selfreward_lite.data.json_text import JsonFault, parse_json
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
 from selfreward_lite.data.tables import read_table
-from selfreward_lite.data.text_files import is_utf8, open_text
+from selfreward_lite.data.text_files import open_text
 from selfreward_lite.system.errors import DataError
 
 MAX_LINE = 1_000_000  # characters; a longer line of JSON is a broken file, not a prompt
 NAMES = ".jsonl, .ndjson, .json, .csv or .tsv (each may end in .gz), or .parquet"
 _HIDDEN = ("__MACOSX",)  # and what begins with a dot
-# What `datasets` and the hub write beside the data.
-_ABOUT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_POINTER = b"version https://git-lfs"
+# What `datasets`, the hub and other programs write beside the data.
+_ABOUT_DATA = re.compile(
+    r"(?:dataset_infos?|dataset_dict|state|trainer_state|croissant|(?:\w+_)?config|tokenizer\w*"
+    r"|special_tokens_map|added_tokens|vocab|.+\.index|package|package-lock|tsconfig)\.json"
+)
+
+
+class _NoRows(DataError):
+    """A file holds something else than rows."""
 
 
 def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
@@ -36,7 +44,7 @@ def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
     elif not path.exists():
         raise DataError(f"{path}: no such file; give a file named {NAMES}, or a folder of them")
     elif find_reader(path) is None:
-        raise DataError(f"{path}: its name does not tell its format; call it {NAMES}")
+        raise DataError(f"{path}: {_name_unknown(path)}")
     else:
         _read_file(path, rows)
     if not rows.rows:
@@ -47,7 +55,8 @@ def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
 def is_data_file(name: str) -> bool:
     """Return whether a file of a folder or repository, named by its path there, is one to read."""
     path = Path(name)
-    return not _is_hidden(path) and path.name not in _ABOUT_DATA and find_reader(path) is not None
+    is_about = _ABOUT_DATA.fullmatch(path.name) is not None
+    return not (_is_hidden(path) or is_about) and find_reader(path) is not None
 
 
 def _is_hidden(path: Path) -> bool:
@@ -72,24 +81,42 @@ def find_reader(path: Path) -> Reader | None:
     return readers.get(Path(path.stem).suffix.casefold() if suffix == ".gz" else suffix)
 
 
-def _read_file(path: Path, rows: DataRows) -> int:
-    """Add the rows of a file; returns how many."""
+def _name_unknown(path: Path) -> str:
+    """What to do with a file whose name tells no format."""
+    _check_access(path)
+    if found := name_foreign(path):
+        return found
+    if path.suffix.casefold() == ".arrow":
+        return f"an Arrow file; {TO_PARQUET}"
+    if path.suffix.casefold() in (".txt", ".md"):
+        return (
+            "plain text has no fields; make it a table (.csv) with the name prompt in its first "
+            "line, each prompt in quotes"
+        )
+    return f"its name does not tell its format; call it {NAMES}"
+
+
+def _check_access(path: Path) -> None:
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: may not be read; change its permissions")
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            raise DataError(
-                f"{path}: a pointer of Git LFS, not the file; run git lfs pull in that folder, or "
-                "download it"
-            )
+
+
+def _read_file(path: Path, rows: DataRows) -> int:
+    """Add the rows of a file; returns how many."""
+    _check_access(path)
+    if mistake := name_mistake(path):
+        raise _NoRows(f"{path}: {mistake}")
     before, read = len(rows.rows), find_reader(path)
     assert read is not None
     for place, row in read(path, rows):
         if isinstance(row, dict):
             rows.rows.append((place, row))
         else:
-            rows.refuse(place, "not an object with named fields")
-    return len(rows.rows) - before
+            rows.refuse(
+                place, "not an object with named fields", ', as {"prompt": "Why is the sky blue?"}'
+            )
+    rows.files.append((path, len(rows.rows) - before))
+    return rows.files[-1][1]
 
 
 # -- folders -------------------------------------------------------------------------------------
@@ -101,12 +128,21 @@ def _read_folder(rows: DataRows) -> None:
     for path in sorted(one for one in rows.path.rglob("*") if one.is_file()):
         inside = path.relative_to(rows.path)
         if is_data_file(name := inside.as_posix()):
-            counts[name] = _read_file(path, rows)
+            try:
+                counts[name] = _read_file(path, rows)
+            except _NoRows as error:
+                raise DataError(
+                    f"{error}. If it holds no data, remove it from that folder, or give the path "
+                    "of the data file alone"
+                ) from None
         elif find_reader(path) is not None or not _is_hidden(inside):
             left_out.append(name)
     beside = f"; left out: {list_names(left_out)}" if left_out else ""
     if not counts:
-        raise DataError(f"{rows.path}: no data file in it{beside}; give a folder with {NAMES}")
+        advice = f"give a folder with {NAMES}"
+        if any(name.endswith(".arrow") for name in left_out):
+            advice = TO_PARQUET
+        raise DataError(f"{rows.path}: no data file in it{beside}; {advice}")
     read = list_names([f"{name} (rows: {count:,})" for name, count in counts.items()])
     one = "; to take one of them, give its path" if len(counts) > 1 else ""
     rows.notes.append(f"{rows.path}: read {read}{beside}{one}")
@@ -123,7 +159,7 @@ def _read_json_lines(path: Path, rows: DataRows) -> PlacedRows:
             if len(line) > MAX_LINE:
                 rows.refuse(place, f"longer than {MAX_LINE:,} characters")
                 continue
-            text = line.strip()
+            text = line.strip().removeprefix("\ufeff")  # files that were joined have marks inside
             if not begun and text.startswith("["):
                 raise DataError(
                     f"{place}: a list, where a .jsonl file has an object in each line; call the "
@@ -132,51 +168,52 @@ def _read_json_lines(path: Path, rows: DataRows) -> PlacedRows:
             begun = begun or bool(text)
             try:
                 if text:
-                    yield place, _parse_json(text)
-            except ValueError as error:
-                rows.refuse(place, "not JSON in UTF-8", f" ({error})")
+                    yield place, parse_json(text)
+            except JsonFault as fault:
+                at = "" if fault.place is None else f" (character {fault.place + 1})"
+                whole = "; each line holds a whole object" if fault.unclosed else ""
+                rows.refuse(place, "not JSON", f": {fault}{at}{whole}")
 
 
 def _read_json(path: Path, rows: DataRows) -> PlacedRows:
     with open_text(path) as file:
         text = file.read()
     try:
-        found = _parse_json(text)
-    except ValueError as error:
-        if text.lstrip().startswith("{"):
-            raise DataError(
-                f"{path}: not one JSON list ({error}); a file with an object in each line is "
-                "called .jsonl"
+        found = parse_json(text)
+    except JsonFault as fault:
+        line = "" if fault.place is None else f":{text.count(chr(10), 0, fault.place) + 1}"
+        if fault.more and text.lstrip().startswith("{"):
+            raise _NoRows(
+                f"{path}{line}: a second object, not one list; a file with an object in each line "
+                "is called .jsonl"
             ) from None
-        raise DataError(
-            f"{path}: not JSON in UTF-8 ({error}); in a file with an object in each line (.jsonl) "
-            "a bad line can be skipped"
-        ) from None
+        raise _NoRows(f"{path}{line}: not JSON: {fault}") from None
+    if isinstance(found, dict):
+        found = _find_list(found, path, rows)
     if not isinstance(found, list):
-        raise DataError(
-            f"{path}: a .json file must hold a list of objects; a file with an object in each line "
-            "is called .jsonl"
-        )
+        raise _NoRows(f"{path}: holds one value, not a list of objects; write the rows as a list")
     for number, row in enumerate(found, 1):
         yield f"{path}, row {number}", row
 
 
-def _parse_json(text: str) -> Any:
-    if not is_utf8(text):
-        raise ValueError("bytes that are not UTF-8")
-    try:
-        return json.loads(text, object_pairs_hook=_build_unique)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
+    """The list of rows in an object that has one such list and is no row itself."""
+    lists = [name for name, one in held.items() if _is_list_of_objects(one)]
+    if len(lists) != 1 or not {*CHATS, *PROMPTS}.isdisjoint(map(normalise_name, held)):
+        raise _NoRows(
+            f"{path}: holds one object with the fields {list_names([*held])}, not a list of "
+            "objects; write the rows as a list (of pandas: orient='records'); a file with an "
+            "object in each line is called .jsonl"
+        )
+    others = [name for name in held if name != lists[0]]
+    beside = f"; left out: {list_names(others)}" if others else ""
+    rows.notes.append(f"{path}: read the list {lists[0]!r} in it{beside}")
+    found: list[Any] = held[lists[0]]
+    return found
 
 
-def _build_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice!r} is there twice")
-    return made
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 # -- Parquet -------------------------------------------------------------------------------------
@@ -189,14 +226,14 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-        columns = [name for name in schema.names if is_read(name)]
+        columns = [one.name for one in schema if is_read(one.name) or _may_matter(one)]
         table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}: not a complete Parquet file ({str(error).splitlines()[0]}); download or "
             "export it again"
         ) from None
-    rows.unread |= {*schema.names} - {*columns}
+    rows.unread[path] = sorted({*schema.names} - {*columns})
     decode = _find_decoder(table.schema)
     batches = table.to_batches(max_chunksize=1000)
     for number, row in enumerate(chain.from_iterable(map(_convert_batch, batches)), 1):
@@ -207,6 +244,23 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
             yield place, row | decode(row)
         except ValueError as error:
             rows.refuse(place, "a value that cannot be read", f" ({error})")
+
+
+def _may_matter(field: Any) -> bool:
+    """Whether a column with an unknown name may hold texts."""
+    return name_kind(field.name) == "unknown" and _may_hold_text(field.type)
+
+
+def _may_hold_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_map(kind):
+        return _may_hold_text(kind.key_type) or _may_hold_text(kind.item_type)
+    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
+        return _may_hold_text(kind.value_type)
+    if types.is_struct(kind):
+        return any(_may_hold_text(kind.field(place).type) for place in range(kind.num_fields))
+    return types.is_string(kind) or types.is_large_string(kind) or "json" in str(kind)
 
 
 def _find_decoder(schema: Any) -> Callable[[DataRow], DataRow]:

@@ -3,7 +3,6 @@
 Of a conversation only the first turn is used, as in the papers: everything before the first answer.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 from selfreward_lite.data.fields import normalise_name
-from selfreward_lite.data.rows import BadRow, check_text, is_empty, join_texts
+from selfreward_lite.data.rows import BadRow, check_text, is_empty, join_texts, parse_list
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -61,13 +60,13 @@ def join_first_turn(turns: Sequence[Turn]) -> str:
 
 def _read_turns(value: Any) -> list[Turn]:
     fault = BadRow("the conversation is not a list of messages")
-    messages = _parse_json(value) if isinstance(value, str) else value
+    messages = parse_list(value) if isinstance(value, str) else value
     if isinstance(messages, Mapping):  # `datasets` keeps some lists as a list of each field
         messages = _turn_over(messages)
     if not isinstance(messages, list) or not messages:
         raise fault
     if all(isinstance(one, str) for one in messages):
-        parsed = [_parse_json(one) for one in messages]
+        parsed = [parse_list(one) for one in messages]
         if not all(isinstance(one, dict) for one in parsed):  # texts in turn, the user first
             roles = cycle(("user", "assistant"))
             return [Turn(role, one) for role, one in zip(roles, messages, strict=False)]
@@ -124,18 +123,12 @@ def _read_content(content: Any) -> str:
     return join_texts(texts)
 
 
+def _are_texts(messages: Sequence[Any]) -> bool:
+    return bool(messages) and all(isinstance(one, str) for one in messages)
+
+
 def _have_roles(messages: Sequence[Any]) -> bool:
     return any(isinstance(one, Mapping) and {"role", "from"} & {*one} for one in messages)
-
-
-def _parse_json(text: str) -> Any:
-    """What a text is as JSON, None if it is none; tables keep lists this way."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 # -- dialogues written out -----------------------------------------------------------------------
@@ -170,14 +163,16 @@ _FILLED = re.compile(
 def split_dialogue(text: str) -> list[Turn] | None:
     """Return the turns of a dialogue that is written out in a text, None for a plain text.
 
-    It is JSON, or begins with the mark of a turn. Raises BadRow where such marks stand elsewhere.
+    It is JSON (messages, or nothing but texts in turn), or begins with the mark of a turn. Raises
+    BadRow where such marks stand elsewhere.
 
     >>> [turn.content for turn in split_dialogue("### Human: Hi### Assistant: Ho") or []]
     ['Hi', 'Ho']
     >>> split_dialogue("User: I cannot log in. Write what to answer.") is None
     True
     """
-    if isinstance(messages := _parse_json(text), list) and _have_roles(messages):
+    messages = parse_list(text)
+    if isinstance(messages, list) and (_have_roles(messages) or _are_texts(messages)):
         return _read_turns(messages)
     if _PRINTED.match(text):
         raise BadRow("a list of messages as Python prints it; write it as JSON")
@@ -194,8 +189,9 @@ def split_dialogue(text: str) -> list[Turn] | None:
     if found := _MARKUP.search(text) or _FILLED.search(text):
         mark = next(filter(None, reversed(found.groups())), found[0])
         raise BadRow(
-            f"the text holds {mark!r}: it is a whole dialogue or a filled template, and the user's "
-            "text alone is needed"
+            f"the text holds {mark!r}, markup of a chat template, which no prompt may hold: of a "
+            "dialogue or a filled template give the user's text alone; in a text about such markup "
+            "write it with spaces"
         )
     return None
 

@@ -4,11 +4,13 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data import fields
+from selfreward_lite.data import fields, other_fields
 from selfreward_lite.data.dialogues import join_first_turn, read_first_turn, split_dialogue
+from selfreward_lite.data.other_fields import is_said, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -17,35 +19,85 @@ from selfreward_lite.data.rows import (
     is_empty,
     join_texts,
     list_names,
+    parse_list,
+    read_truth,
 )
 from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
+# What people write where a task has no material.
+_FILLERS = ("<noinput>", "noinput", "no input", "n/a", "none", "nan", "null")
+_ASKING = (*fields.CHATS, *(name for name in fields.PROMPTS if name not in fields.MATERIAL))
+_CELL_FAULTS = ("#REF!", "#NAME?", "#VALUE!", "#N/A", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!")
 
 
-def extract_prompts(rows: DataRows) -> list[str]:
+def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     """Return the prompt of every row; a row without one is refused as `DataRows.refuse` does.
 
-    Notes in `rows` name the fields that are not used. Raises DataError if there is no prompt.
+    Fields named in `ignore` are left out. Notes in `rows` name the fields of each file that are not
+    used. Raises DataError if there is no prompt.
     """
-    found, unused = [], dict.fromkeys(sorted(rows.unread))
-    for place, row in rows.rows:
-        try:
-            found.append(extract_prompt(row))
-        except BadRow as bad:
-            names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unused])}"
-            rows.refuse(place, str(bad), names)
-        unused |= dict.fromkeys(name for name in row if not fields.is_read(name))
+    left_out = {fields.normalise_name(name) for name in ignore}
+    found: list[str] = []
+    unused: dict[Path, tuple[str, ...]] = {}
+    for path, placed in rows.by_file():
+        kept = [(place, _drop(row, left_out)) for place, row in placed]
+        unread = rows.unread.get(path, [])
+        found += _extract_from_file(kept, rows, unread)
+        names = _list_unused([row for _, row in placed], left_out)
+        unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
-    if shown := [name for name in unused if not name.startswith("__")]:
-        rows.notes.append(f"{rows.path}: fields that are not used: {list_names(shown)}")
+    for shown in dict.fromkeys(filter(None, unused.values())):
+        files = [path for path, others in unused.items() if others == shown]
+        what = "fields that are not used"
+        if 1 < len(files) < len(unused):
+            what += f" in {list_names([str(path.relative_to(rows.path)) for path in files])}"
+        place = files[0] if len(files) == 1 else rows.path
+        rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
     return found
 
 
-def extract_prompt(row: DataRow) -> str:
+def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:
+    if not left_out:
+        return row
+    return {name: one for name, one in row.items() if fields.normalise_name(name) not in left_out}
+
+
+def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str]:
+    """The fields that hold something and are not used, by the names that they have."""
+    names: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in names or is_empty(value):
+                continue
+            if (plain := fields.normalise_name(name)) in left_out or plain not in fields.USED:
+                names[name] = None
+    return [*names]
+
+
+def _extract_from_file(
+    placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str]
+) -> list[str]:
+    task_fields = other_fields.find_task_fields(row for _, row in placed)
+    found = []
+    for place, row in placed:
+        try:
+            if _is_deleted(row):
+                rows.skipped["deleted"] += 1
+            else:
+                found.append(extract_prompt(row, task_fields))
+        except BadRow as bad:
+            names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
+            rows.refuse(place, str(bad), names)
+    return found
+
+
+def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> str:
     """Return the prompt of a row. Raises BadRow with the reason if it has none.
+
+    `task_fields` are those of its file that `other_fields.find_task_fields` found.
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
@@ -56,25 +108,50 @@ def extract_prompt(row: DataRow) -> str:
     """
     held = name_fields(row)
     _refuse_reply(held)
-    if refused := next((name for name in fields.REFUSED if name in held), None):
-        raise BadRow(
-            f"field {refused!r} belongs to the task and is not used; write it into the prompt"
-        )
     main = _find_main(held, row)
-    parts, used = [_read_main(main, held[main])], {main}
+    asked, used = _read_main(main, held[main]), {main}
+    parts = [asked]
     if main in fields.PROMPTS:
         material = [name for name in fields.MATERIAL if name in held and name != main]
-        parts += [_read_material(name, held[name]) for name in material]
+        parts = _add_material(asked, [_read_material(name, held[name]) for name in material])
         used.update(material)
     before = [check_text(held[name], f"field {name!r}") for name in fields.SYSTEM if name in held]
-    prompt = join_texts([part for part in (*before, *parts) if part])
+    prompt = join_texts([*before, *parts])
     for name in (*_MAIN, *fields.MATERIAL):
-        if name in held and name not in used and not _repeats(name, held[name], parts[0], prompt):
+        if name in held and name not in used and not _repeats(name, held[name], asked, prompt):
             raise BadRow(
                 f"field {name!r} says something else than field {main!r}, which is used; join them "
                 "in one"
             )
+    if task_fields is None:
+        task_fields = other_fields.find_task_fields([row])
+    if lost := other_fields.list_lost(held, main, prompt, task_fields):
+        names = ",".join(lost)
+        raise BadRow(
+            f"field {lost[0]!r} belongs to the task and is not used; write it into the prompt, or, "
+            f"if the prompt is whole without it, leave it out with the setting prompts.ignore="
+            f"{names}"
+        )
     return prompt
+
+
+def _add_material(asked: str, material: Sequence[str]) -> list[str]:
+    """The request and what belongs to it, without what another of them says already."""
+    parts, said = [asked], squeeze(asked)
+    for text in filter(None, material):
+        if parts[0] is asked and _begins_or_ends(squeeze(text), said):
+            parts = [text, *parts[1:]]
+        elif not is_said(text, said):
+            parts.append(text)
+    return parts
+
+
+def _begins_or_ends(whole: str, part: str) -> bool:
+    """Whether a text begins with the words of another, or ends with them if they are several."""
+    before, after = whole[: -len(part)], whole[len(part) :]
+    if whole.startswith(part) and not after[:1].isalnum():
+        return True
+    return other_fields.is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
 
 
 def name_fields(row: DataRow) -> dict[str, Any]:
@@ -84,9 +161,9 @@ def name_fields(row: DataRow) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in row.items():
-        if is_empty(value):
-            continue
         plain = fields.normalise_name(name)
+        if is_empty(value) or (plain not in _ASKING and _is_filler(value)):
+            continue
         if plain in found:
             raise BadRow(f"two fields are named {plain!r}")
         found[plain] = value
@@ -130,6 +207,15 @@ def _has_prompt(row: DataRow) -> bool:
     return any(name in map(fields.normalise_name, row) for name in _MAIN)
 
 
+def _is_deleted(row: DataRow) -> bool:
+    held = [one for name, one in row.items() if fields.normalise_name(name) == "deleted"]
+    return bool(held) and read_truth("deleted", held[0]) is True
+
+
+def _is_filler(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().casefold() in _FILLERS
+
+
 def _find_main(held: Mapping[str, Any], row: DataRow) -> str:
     """The field that the prompt is taken from: a conversation, since it may have a system turn."""
     for name in _MAIN:
@@ -139,10 +225,23 @@ def _find_main(held: Mapping[str, Any], row: DataRow) -> str:
         isinstance(answer, str) and split_dialogue(answer)
     ):
         return fields.ANSWER
+    for name in fields.LISTS:
+        if name in held:
+            raise BadRow(_describe_no_list(name, held[name]))
     names = [*map(fields.normalise_name, row)]
     if empty := next((name for name in _MAIN if name in names), None):
         raise BadRow(f"field {empty!r} is empty")
     raise BadRow(f"no field with a prompt (one of {', '.join((*fields.PROMPTS, *fields.CHATS))})")
+
+
+def _describe_no_list(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):  # Label Studio's
+        inside = list_names([*map(str, value)])
+        return (
+            f"field {name!r} holds an object with the fields {inside}, not a conversation; write "
+            "those fields as the row's own"
+        )
+    return f"field {name!r} is not a list of messages or texts, and no other field holds a prompt"
 
 
 def _read_main(name: str, value: Any) -> str:
@@ -151,9 +250,13 @@ def _read_main(name: str, value: Any) -> str:
         value = value.get("text")
     elif isinstance(value, Mapping) and isinstance(value.get("role"), str):  # one message
         value = [value]
-    if isinstance(value, list) or name in fields.CHATS:
+    if isinstance(value, list) or name in (*fields.CHATS, *fields.LISTS):
         return read_first_turn(value)
+    if other_fields.is_number(value):
+        raise BadRow(f"field {name!r} is only a number or a truth value")
     text = check_text(value, f"field {name!r}")
+    if text.strip() in _CELL_FAULTS:
+        raise BadRow(f"field {name!r} holds an error of a spreadsheet ({text.strip()})")
     turns = split_dialogue(text)
     return join_first_turn(turns) if turns else text
 
@@ -169,23 +272,19 @@ def _read_material(name: str, value: Any) -> str:
     return "" if is_empty(first) else check_text(first, what)
 
 
-def _repeats(name: str, value: Any, main: str, prompt: str) -> bool:
+def _repeats(name: str, value: Any, asked: str, prompt: str) -> bool:
     """Whether a field beside the prompt says nothing new; `text` is the whole row in Alpaca's."""
     try:
         if name == "text":
-            said = _plain(check_text(value, name))
-            return _plain(main) in said or said.startswith("below is ")
+            said = squeeze(check_text(value, name))
+            return squeeze(asked) in said or said.startswith("below is ")
         if name in fields.LISTS and not _is_list(value):
             return True
         said = _read_material(name, value) if name in fields.MATERIAL else _read_main(name, value)
     except BadRow:
         return False
-    return _plain(said) in _plain(prompt)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return squeeze(said) in squeeze(prompt)
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+    return isinstance(parse_list(value) if isinstance(value, str) else value, list)

@@ -67,11 +67,16 @@ def build_ranked_prompts(
 ) -> tuple[list[RankedPrompt], Outcome]:
     """Return the usable prompts in the order of the data, and an outcome with records and drops."""
     drops = Counter[str]()
-    known, first_turns = set[str | None](), set[str | None]()  # ids of messages
+    known: dict[str | None, Any] = {}  # texts of messages by their ids
+    first_turns = set[str | None]()
     answers: dict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         own, parent = read_id(row["message_id"]), read_id(row.get("parent_id"))
-        known.add(own)
+        if own in known:
+            same = row["text"] == known[own]
+            drops["message that is there twice" if same else "id of another message"] += 1
+            continue
+        known[own] = row["text"]
         if parent is None:
             first_turns.add(own)
         if reason := _reason_to_leave_out(row):
@@ -100,6 +105,7 @@ def build_ranked_prompts(
 def _rank_answers(answers: Iterable[Mapping[str, Any]], drops: Counter[str]) -> list[str]:
     """The ranked answers to a prompt, best first; none if there are fewer than two."""
     by_rank: dict[float, str] = {}
+    ranks: dict[str, float] = {}
     for answer in answers:
         if answer["role"] != "assistant":
             drops["reply to a prompt that is not an assistant's"] += 1
@@ -109,6 +115,10 @@ def _rank_answers(answers: Iterable[Mapping[str, Any]], drops: Counter[str]) -> 
             drops["answer of the same rank as another"] += 1
         else:
             by_rank[answer["rank"]] = answer["text"]
+    for rank in sorted(by_rank):  # of the same text with two ranks the better one counts
+        if ranks.setdefault(" ".join(by_rank[rank].split()), rank) != rank:
+            drops["same answer again, with a worse rank"] += 1
+            del by_rank[rank]
     if len(by_rank) < 2:
         drops["fewer than two ranked answers"] += 1
         if by_rank:

@@ -5,42 +5,61 @@ write truth and numbers in several ways.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfreward_lite.data.fields import MESSAGE, normalise_name
 from selfreward_lite.data.prompt_rows import name_shape, read_id
-from selfreward_lite.data.rows import BadRow, DataRow, DataRows, find_text_fault, is_empty
+from selfreward_lite.data.rows import (
+    BadRow,
+    DataRow,
+    DataRows,
+    find_text_fault,
+    is_empty,
+    read_truth,
+)
+from selfreward_lite.system.errors import DataError
 
 _NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
-_TRUTH = {
-    **dict.fromkeys(("true", "t", "1", "1.0", "yes"), True),
-    **dict.fromkeys(("false", "f", "0", "0.0", "no"), False),
-}
+_SCORES = ("score", "rating", "overall_score", "reward", "label", "preference")
 _HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
 
 
 def read_messages(rows: DataRows) -> list[dict[str, Any]]:
-    """Return the messages in rows; a bad one is refused as `DataRows.refuse` does."""
-    found = []
+    """Return the messages in rows; a bad one is refused as `DataRows.refuse` does.
+
+    Raises DataError if no message has a rank.
+    """
+    found: list[dict[str, Any]] = []
     for place, row in rows.rows:
         for message in _list_messages(row):
             try:
                 found.append(_check_message(message))
             except BadRow as bad:
                 rows.refuse(place, str(bad))
+    if found and all(one.get("rank") is None for one in found):
+        names = {name for one in found for name in one}
+        scored = next((name for name in _SCORES if name in names), None)
+        instead = f" (the field {scored!r} is not used)" if scored else ""
+        raise DataError(
+            f"{rows.path}: no message has a rank{instead}; give each answer a field 'rank', 0 for "
+            "the best one to its prompt"
+        )
     return found
 
 
 def is_english(language: Any) -> bool:
     """Return whether a message is in English, of any region; one without a language counts.
 
-    >>> [is_english(one) for one in ("en", "en-US", "EN_gb", None, "de", "enm")]
-    [True, True, True, True, False, False]
+    >>> [is_english(one) for one in ("en", "en-US", "EN_gb", "English", "eng_Latn", None)]
+    [True, True, True, True, True, True]
+    >>> [is_english(one) for one in ("de", "enm", "Old English")]
+    [False, False, False]
     """
     if is_empty(language):
         return True
-    return str(language).strip().casefold().replace("_", "-").partition("-")[0] == "en"
+    return re.split(r"[-_\s(]", str(language).strip().casefold())[0] in ("en", "eng", "english")
 
 
 def _list_messages(row: DataRow) -> Iterator[dict[str, Any]]:
@@ -87,7 +106,7 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
     converted = {"rank": _read_rank(row["rank"])} if "rank" in row else {}
     for name in ("deleted", "synthetic", "review_result"):
         if name in row:
-            converted[name] = _read_truth(name, row[name])
+            converted[name] = read_truth(name, row[name])
     return row | converted
 
 
@@ -106,15 +125,3 @@ def _read_rank(value: Any) -> int | float | None:
     if not (0 <= rank <= _HIGHEST_RANK) or math.isnan(rank):
         raise fault
     return rank
-
-
-def _read_truth(name: str, value: Any) -> bool | None:
-    """A truth value, None where there is none."""
-    if is_empty(value):
-        return None
-    text = str(value).strip().casefold()
-    if text in ("nan", "null", "none"):
-        return None
-    if text not in _TRUTH:
-        raise BadRow(f"{name} {value!r} is neither true nor false")
-    return _TRUTH[text]

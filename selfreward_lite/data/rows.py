@@ -1,5 +1,6 @@
 """Rows of the user's data, each with its place, and what becomes of those that cannot be used."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,10 @@ from selfreward_lite.system.errors import DataError
 DataRow = Mapping[str, Any]
 # Each with its place: the file, and the line or the number of the row in it.
 PlacedRows = Iterator[tuple[str, Any]]
+_TRUTH = {
+    **dict.fromkeys(("true", "t", "1", "1.0", "yes"), True),
+    **dict.fromkeys(("false", "f", "0", "0.0", "no"), False),
+}
 _SHOWN = 8  # names in a sentence, at most
 
 
@@ -23,8 +28,9 @@ class BadRow(Exception):
 class DataRows:
     """The rows of a file or folder with their places, and what was skipped, by reason.
 
-    `notes` are sentences for the user about what was guessed or left out. `unread` are names of
-    columns that were not read.
+    `notes` are sentences for the user about what was guessed or left out. `files` are the files
+    that were read, in order, each with the number of its rows; `unread` are names of columns that
+    were not read, by file.
     """
 
     path: Path
@@ -32,7 +38,8 @@ class DataRows:
     rows: list[tuple[str, DataRow]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    unread: set[str] = field(default_factory=set)
+    files: list[tuple[Path, int]] = field(default_factory=list)
+    unread: dict[Path, list[str]] = field(default_factory=dict)
 
     def refuse(self, place: str, reason: str, detail: str = "") -> None:
         """Count a bad row by its reason, or raise DataError if bad rows are not skipped."""
@@ -43,6 +50,13 @@ class DataRows:
             )
         self.skipped[reason] += 1
 
+    def by_file(self) -> Iterator[tuple[Path, list[tuple[str, DataRow]]]]:
+        """Yield every file that was read, with its rows."""
+        start = 0
+        for path, count in self.files:
+            yield path, self.rows[start : start + count]
+            start += count
+
     def describe_skipped(self) -> str:
         """Return what was skipped, in brackets after a space; "" if nothing was."""
         return f" (skipped: {describe_counts(self.skipped)})" if self.skipped else ""
@@ -52,9 +66,9 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     """Return numbers of rows by reason as a sentence shows them.
 
     >>> describe_counts({"empty text": 1200, "not English": 3})
-    '1,200 empty text; 3 not English'
+    '1,200 × empty text; 3 × not English'
     """
-    return "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return "; ".join(f"{count:,} × {reason}" for reason, count in counts.items())
 
 
 def list_names(names: list[str]) -> str:
@@ -87,6 +101,37 @@ def is_empty(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_empty, value))
     return value is None
+
+
+def read_truth(name: str, value: Any) -> bool | None:
+    """Return a truth value as tables and programs write it, None where there is none.
+
+    Raises BadRow for anything else, with the `name` of its field.
+
+    >>> [read_truth("deleted", one) for one in ("F", 1, "nan", None)]
+    [False, True, None, None]
+    """
+    if is_empty(value):
+        return None
+    text = str(value).strip().casefold()
+    if text in ("nan", "null", "none"):
+        return None
+    if text not in _TRUTH:
+        raise BadRow(f"{name} {value!r} is neither true nor false")
+    return _TRUTH[text]
+
+
+def parse_list(text: str) -> Any:
+    """Return the list or object that a text holds as JSON, None if it is none.
+
+    Tables keep lists this way.
+    """
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def find_text_fault(value: Any) -> str | None:

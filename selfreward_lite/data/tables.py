@@ -4,6 +4,7 @@ Python's csv is used because it says in which line of the file a row begins.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -14,6 +15,7 @@ from selfreward_lite.data.rows import DataRows, PlacedRows
 from selfreward_lite.data.text_files import WINDOWS, guess_encoding, is_utf8, open_text
 from selfreward_lite.system.errors import DataError
 
+_ANNOUNCED = re.compile('"?sep=(.)"?', re.IGNORECASE)
 _LONGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 refuses whole documents
 
 
@@ -29,10 +31,11 @@ def read_table(path: Path, rows: DataRows) -> PlacedRows:
             "out wrong, save it as UTF-8"
         )
     columns: list[str] = []
+    header: list[str] = []
     for line, record in _read_records(path, rows, encoding):
         place = f"{path}:{line}"
         if not columns:
-            columns = _name_columns(record, place)
+            columns, header = _name_columns(record, place), [one.strip() for one in record]
         elif len(record) != len(columns):
             rows.refuse(
                 place,
@@ -40,6 +43,8 @@ def read_table(path: Path, rows: DataRows) -> PlacedRows:
                 f" ({len(record)}, not {len(columns)}: a text with the separator or a line break "
                 "in it needs quotes around it)",
             )
+        elif [one.strip() for one in record] == header:
+            rows.skipped["names of columns again"] += 1
         elif not all(map(is_utf8, record)):
             rows.refuse(place, "not UTF-8")
         else:  # an empty field is all that such a table has for None
@@ -49,13 +54,11 @@ def read_table(path: Path, rows: DataRows) -> PlacedRows:
 def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[int, list[str]]]:
     """The fields of every row, and the line in which it begins."""
     with open_text(path, encoding) as file, _any_length():
-        lines = iter(file)
-        begin = []
-        for line in lines:  # the first that holds something
-            begin.append(line)
-            if line.strip():
-                break
-        delimiter = _find_delimiter(begin[-1] if begin else "", ".tsv" in path.suffixes)
+        # Files that were joined have marks inside.
+        lines = (line.removeprefix("\ufeff") for line in file)
+        begin, announced = _read_begin(lines)
+        header = begin[-1] if begin else ""
+        delimiter = announced or _find_delimiter(header, ".tsv" in path.suffixes)
         reader = csv.reader(chain(begin, lines), delimiter=delimiter, strict=True)
         while True:
             first = reader.line_num + 1  # a row may take several lines
@@ -78,6 +81,22 @@ def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[i
                 return
             if any(record):  # rows without a value end the tables of some programs
                 yield first, record
+
+
+def _read_begin(lines: Iterator[str]) -> tuple[list[str], str | None]:
+    """The lines to that of the names, and the separator that Excel's first line may announce.
+
+    That line becomes an empty one, so that lines keep their numbers.
+    """
+    begin: list[str] = []
+    announced = None
+    for line in lines:
+        if announced is None and (found := _ANNOUNCED.fullmatch(line.rstrip("\r\n"))):
+            announced, line = found[1], "\n"
+        begin.append(line)
+        if line.strip():
+            break
+    return begin, announced
 
 
 def _find_delimiter(header: str, tabs: bool) -> str:

@@ -52,7 +52,13 @@ def guess_encoding(path: Path) -> str:
 
 def is_utf8(text: str) -> bool:
     """Return whether a text that `open_text` gave was UTF-8 in its file."""
-    return not _NOT_UTF8.search(text)
+    return find_no_utf8(text) is None
+
+
+def find_no_utf8(text: str) -> int | None:
+    """Return where a text that `open_text` gave was not UTF-8 in its file, None if it all was."""
+    found = _NOT_UTF8.search(text)
+    return found.start() if found else None
 
 
 def _read_mark(path: Path) -> str:

@@ -22,6 +22,7 @@ from selfreward_lite.data.records import (
     Response,
     ResponsePair,
 )
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import NO_TIME, StageRow, Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
 from selfreward_lite.method.metrics import measure_longer
@@ -315,7 +316,7 @@ def build_stage_table(stages: Iterable[StageRow]) -> Table:
             f"{row.done:,} of {row.total:,}" + ("" if row.ended else " …"),
             f"{row.seconds:,.1f}",
             "" if row.rate is None else f"{row.rate:,.1f}",
-            ", ".join(f"{count:,} {reason}" for reason, count in row.drops.items()),
+            describe_counts(row.drops),
         ]
         for row in stages
     ]

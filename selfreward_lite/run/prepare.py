@@ -18,6 +18,7 @@ from selfreward_lite.data import hub, judge_sets, task_sets
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.download import Show
 from selfreward_lite.data.prompt_rows import extract_prompts
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
 from selfreward_lite.method.closing import can_close, make_score_probe
 from selfreward_lite.method.new_prompts import count_different
@@ -165,10 +166,10 @@ class PromptFile(NamedTuple):
     notes: list[str]
 
 
-def read_prompt_file(file: str, skip_bad: bool) -> PromptFile:
+def read_prompt_file(file: str, settings: Settings) -> PromptFile:
     """Return what is in the user's own file of prompts. Raises DataError for a bad row."""
-    rows = read_rows(hub.find_local(file, "dataset"), skip_bad=skip_bad)
-    return PromptFile(extract_prompts(rows), rows.skipped, rows.notes)
+    rows = read_rows(hub.find_local(file, "dataset"), skip_bad=settings.skip_bad)
+    return PromptFile(extract_prompts(rows, settings.prompts.ignore), rows.skipped, rows.notes)
 
 
 def _store_facts(store: Store, settings: Settings) -> None:
@@ -341,13 +342,14 @@ def _check_prompts(settings: Settings) -> None:
     """Refuse a bad prompt file before the settings are stored, so that they can still change."""
     if settings.prompts.file in (None, CHECKABLE):
         return
-    texts = read_prompt_file(settings.prompts.file, settings.skip_bad).texts
+    texts, skipped, _ = read_prompt_file(settings.prompts.file, settings)
     found = count_different(texts)
     if found <= (settings.iterations - 1) * settings.prompts.count:
         repeated = len(texts) - found
         again = f" ({repeated} more repeat one of them)" if repeated else ""
+        left_out = f" (skipped: {describe_counts(skipped)})" if skipped else ""
         raise ConfigError(
-            f"{settings.prompts.file} holds {found} prompts{again}: too few for "
+            f"{settings.prompts.file} holds {found} prompts{again}{left_out}: too few for "
             f"{settings.iterations} iterations of {settings.prompts.count}; set "
             f"prompts.count={max(1, found // settings.iterations)}, or --iterations lower"
         )

@@ -1,7 +1,11 @@
 """Data files as rows: every format, every fault of a line with its place, folders."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -92,6 +96,65 @@ def test_a_field_that_is_there_twice_is_named(tmp_path):
         read(tmp_path / "a.jsonl")
 
 
+CAUSES = {
+    "[{'prompt': 1}]": ":1: not JSON: single quotes",
+    '[\n{"prompt": "a"},\n]': ":3: not JSON: a comma before a closing bracket",
+    '[{"prompt": "a",}]': ":1: not JSON: a comma before a closing bracket",
+    '// mine\n[{"prompt": "a"}]': ":1: not JSON: a comment",
+    '[{"prompt": "a"}, # mine\n]': ":1: not JSON: a comment",
+    "[{“prompt”: “a”}]": ":1: not JSON: curly quotes",
+    '[{"prompt": None}]': ":1: not JSON: JSON has null",
+    '[{"prompt": "a"}]\0\0': ":1: not JSON: zero bytes",
+    '[{"prompt": "a\tb"}]': ":1: not JSON: a line break, a tab",
+    '[{"prompt": "C:\\data"}]': ":1: not JSON: a backslash",
+    '[{"prompt": "a "b" c"}]': ":1: not JSON: no comma here, or a quote inside",
+    '[\n{"prompt" "a"}]': ":2: not JSON: no colon",
+    '[\n{"prompt": "a}]': ":2: not JSON: it ends in the middle .*; close its quote",
+    '[{"prompt": ]': ":1: not JSON: no value of JSON here",
+}
+
+
+@pytest.mark.parametrize("text", CAUSES)
+def test_faults_of_json_are_named_by_their_cause_and_one_line(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"a\.json{CAUSES[text]}") as caught:
+        read(tmp_path / "a.json")
+    assert "char " not in str(caught.value)
+
+
+def test_faults_of_a_line_of_json_say_where_in_it(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for line, says in (
+        ('{"prompt": "a"}{"prompt": "b"}', r"more behind its end; .* \(character 16\); correct"),
+        (
+            "{\n",
+            r"it ends in the middle of an object or a text \(character 2\); each line holds a",
+        ),
+        ("\0\0\0", r"zero bytes, as a crash leaves them at the end of a file; remove them"),
+        ('{"prompt": "W\udcf6rter"}', r"letters that are not UTF-8; save .* \(character 14\)"),
+    ):
+        path.write_bytes(f'{{"prompt": "Why?"}}\n{line}\n'.encode("utf-8", "surrogateescape"))
+        with pytest.raises(DataError, match=rf"a\.jsonl:2: not JSON: {says}"):
+            read(path)
+
+
+def test_an_object_with_one_list_of_rows_is_read_and_said(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": "1.0", "data": GOOD, "tags": ["a"]}))
+    rows = read_rows(path, skip_bad=False)
+    assert extract_prompts(rows) == WANTED
+    assert rows.notes == [f"{path}: read the list 'data' in it; left out: version, tags"]
+    for held in (
+        {"train": GOOD, "test": GOOD},
+        {"prompt": {"0": "Why?", "1": "How?"}},
+        {"prompt": "Why?", "choices": GOOD},
+        {"messages": GOOD},
+    ):
+        path.write_text(json.dumps(held))
+        with pytest.raises(DataError, match=r"holds one object with the fields .*, not a list"):
+            read(path)
+
+
 def test_byte_order_mark_crlf_and_empty_lines_are_no_faults(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(json.dumps(row).encode() for row in GOOD))
@@ -113,7 +176,7 @@ def test_a_list_is_no_json_lines_and_the_other_way_round(tmp_path):
 
 def test_a_bad_object_of_a_list_is_named_by_its_number(tmp_path):
     path = write(tmp_path / "a.json", [*GOOD, {"prompt": 7}])
-    with pytest.raises(DataError, match=r"a\.json, row 5: field 'prompt' is not text"):
+    with pytest.raises(DataError, match=r"a\.json, row 5: field 'prompt' is only a number"):
         read(path)
 
 
@@ -161,6 +224,30 @@ def test_the_first_row_of_a_table_is_on_line_two(tmp_path):
     (tmp_path / "a.csv").write_text("prompt,topic\nonly one field\n")
     with pytest.raises(DataError, match=r"a\.csv:2: another number of fields"):
         read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|", "\t"])
+def test_the_separator_that_excel_announces_is_taken_and_lines_keep_their_numbers(
+    tmp_path, separator
+):
+    path = tmp_path / "a.csv"
+    lines = (f"sep={separator}", f"prompt{separator}x", f"Why?{separator}1", "How?")
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    with pytest.raises(DataError, match=r"a\.csv:4: another number of fields .*\(1, not 2"):
+        read(path)
+    assert extract_prompts(read_rows(path, skip_bad=True)) == ["Why?"]
+
+
+def test_tables_that_were_joined_keep_no_second_header_and_no_marks(tmp_path):
+    path = tmp_path / "a.csv"
+    part = "prompt,x\nWhy?,1\n".encode("utf-8-sig")
+    path.write_bytes(part + part + "\ufeffHow?,2\n".encode())
+    rows = read_rows(path, skip_bad=False)
+    assert extract_prompts(rows) == ["Why?", "Why?", "How?"]
+    assert rows.skipped == {"names of columns again": 1}
+    lines = write(tmp_path / "b.jsonl", GOOD[:2])
+    lines.write_bytes(lines.read_bytes() + "\ufeff".encode() + lines.read_bytes())
+    assert read(lines) == WANTED[:2] * 2
 
 
 def test_an_unclosed_quote_loses_no_rows_uncounted(tmp_path):
@@ -242,13 +329,83 @@ def test_conversations_that_datasets_wrote_as_json_are_read(tmp_path):
 # -- files that are no data ----------
 
 
+def zipped(*names: str) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return made.getvalue()
+
+
+LINE = b'{"prompt": "Why?"}\n'
+OTHERS = [
+    (("a.csv", "a.xlsx", "a.jsonl"), zipped("xl/workbook.xml"), "an Excel workbook; .*as CSV"),
+    (("a.csv",), zipped("content.xml"), "an OpenDocument file; .*as CSV"),
+    (("a.docx",), zipped("word/document.xml"), "a Word document"),
+    (("a.zip", "a.jsonl", "a.jsonl.gz"), zipped("a.jsonl"), "a ZIP archive; unpack it"),
+    (("a.csv",), b"PK\x03\x04\x14rest", "a damaged ZIP archive or Excel workbook"),
+    (
+        ("a.xls", "a.csv"),
+        b"\xd0\xcf\x11\xe0rest",
+        "a workbook or document of an old Office; .*as CSV",
+    ),
+    (("a.pdf", "a.json"), b"%PDF-1.7", "a PDF document"),
+    (("a.db",), b"SQLite format 3\0", "an SQLite database"),
+    (("a.jsonl.zst", "a.jsonl"), b"\x28\xb5\x2f\xfdrest", "packed with zstd; unpack it"),
+    (("a.jsonl.bz2",), bz2.compress(LINE), "packed with bzip2"),
+    (("a.jsonl.xz",), lzma.compress(LINE), "packed with xz"),
+    (("a.tar", "a.csv"), b"a" * 257 + b"ustar", "an archive; unpack it"),
+    (("a.jsonl", "a.csv"), gzip.compress(LINE), "packed with gzip; add .gz to its name"),
+    (("a.parquet",), gzip.compress(LINE), "packed with gzip; unpack it"),
+    (("a.jsonl.gz",), gzip.compress(gzip.compress(LINE)), "packed twice with gzip"),
+    (("a.jsonl.gz",), LINE, "not packed with gzip; remove .gz"),
+    (("a.jsonl.gz",), gzip.compress(zipped("a.jsonl")), "a ZIP archive"),
+    (("a.arrow",), b"\xff\xff\xff\xff", r"an Arrow file; .*to_parquet"),
+    (("a.jsonl",), b"PAR1rest", "a Parquet file; call it .parquet"),
+    (("a.csv", "a.parquet"), LINE, "JSON, by its first signs; call it .jsonl"),
+    (("a.tsv",), b'[\n {"prompt": "Why?"}]', "JSON, by its first signs; call it .json$"),
+    (("a.jsonl", "a.json"), b"prompt,x\nWhy?,1\n", "a table, by its first line; call it .csv"),
+    (("a.json",), b"prompt\tx\nWhy?\t1\n", "a table, by its first line; call it .tsv"),
+    (("a.json", "a.jsonl"), b"- prompt: Why?\n", "YAML"),
+    (("a.json", "a.csv", "a.html"), b"\n<!DOCTYPE html><html>", "a web page, as sites send it"),
+    (("a.csv", "a.jsonl"), "prompt,x\nWhy?,1\n".encode("utf-16-le"), "UTF-16 without the mark"),
+    (("a.csv",), "prompt,x\nWhy?,1\n".encode("utf-16-be"), "UTF-16 without the mark"),
+    (("a.csv", "a.jsonl"), b"\0" * 50, "nothing but zero bytes"),
+    (("a.csv",), bytes(range(1, 32)) * 20, "no text"),
+    (("a.txt",), b"Why?\n", "plain text has no fields; make it a table"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [(name, content, says) for names, content, says in OTHERS for name in names],
+)
+def test_files_of_other_programs_are_called_by_what_they_are(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: {says}") as caught:
+        read_rows(tmp_path / name, skip_bad=True)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_odd_text_is_no_other_program_s_file(tmp_path):
+    path = tmp_path / "a.csv"
+    for text in ("Привет, как дела?", "a\x1b[31m", "\x07", "PK", "- a: b", "<b>Why?</b>"):
+        for encoding in ("utf-8", "utf-16"):
+            path.write_bytes(f'prompt\n"{text}"\n'.encode(encoding))
+            assert read(path) == [text]
+    lines = write(tmp_path / "b.jsonl", GOOD)
+    lines.write_bytes(b"oops, no JSON\n" + lines.read_bytes() + b"\0" * 3000)
+    rows = read_rows(lines, skip_bad=True)
+    assert (extract_prompts(rows), rows.skipped) == (WANTED, {"not JSON": 2})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
         ("a.parquet", b"PAR1", "not a complete Parquet file"),
         ("a.parquet", b"", "not a complete Parquet file"),
-        ("a.json", b"{", "not one JSON list"),
-        ("a.json", b"x", "not JSON in UTF-8"),
+        ("a.json", b"{", "not JSON: it ends in the middle of an object"),
+        ("a.json", b"x", "not JSON: no value of JSON here"),
         ("a.jsonl", b"", "no usable row in it"),
         ("a.csv", b"", "no usable row in it"),
         ("a.csv", b"prompt\n", "no usable row in it"),
@@ -257,14 +414,14 @@ def test_conversations_that_datasets_wrote_as_json_are_read(tmp_path):
             gzip.compress(b'{"prompt": "a"}\n', mtime=0)[:-4],
             "not a complete gzip file",
         ),
-        ("a.csv.gz", b"prompt\nWhy?\n", "not a complete gzip file"),
+        ("a.csv.gz", b"prompt\nWhy?\n", "not packed with gzip; remove .gz from its name"),
         ("a.csv", b"\xff\xfep\x00r\x00o", "begins as utf-16.* and is something else later"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
     ],
 )
 def test_a_file_that_is_no_data_is_one_line(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}: .*{says}") as caught:
+    with pytest.raises(DataError, match=rf"{name}:.* {says}") as caught:
         read_rows(tmp_path / name, skip_bad=True)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -300,6 +457,19 @@ def test_every_data_file_of_a_folder_is_read_and_the_rest_is_named(tmp_path):
     ]
 
 
+def test_files_about_the_data_are_left_out_others_are_named(tmp_path):
+    write(tmp_path / "a.jsonl", GOOD)
+    names = ("config.json", "package.json", "tokenizer_config.json", "model.index.json")
+    for name in names:
+        (tmp_path / name).write_text('{"a": 1}')
+    rows = read_rows(tmp_path, skip_bad=False)
+    assert extract_prompts(rows) == WANTED
+    assert f"left out: {', '.join(sorted(names))}" in rows.notes[0]
+    (tmp_path / "labels.json").write_text('{"good": 1}')
+    with pytest.raises(DataError, match=r"labels\.json: .*If it holds no data, remove it from"):
+        read(tmp_path)
+
+
 def test_configurations_and_splits_are_named_by_their_files(tmp_path):
     write(tmp_path / "plain" / "train.parquet", GOOD[:1])
     write(tmp_path / "asked" / "test.parquet", [{"question": "Why?"}])
@@ -317,10 +487,12 @@ def test_a_bad_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": }\n')
     with pytest.raises(DataError, match=r"b\.jsonl:2: not JSON"):
         read(tmp_path)
-    assert read_rows(tmp_path, skip_bad=True).skipped == {"not JSON in UTF-8": 1}
+    assert read_rows(tmp_path, skip_bad=True).skipped == {"not JSON": 1}
 
 
 def test_a_folder_without_data_says_what_is_in_it(tmp_path):
     (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"no data file in it; left out: data-.*\.arrow; give"):
+    with pytest.raises(
+        DataError, match=r"no data file in it; left out: data-.*\.arrow; write it as Parquet"
+    ):
         read(tmp_path)

@@ -81,9 +81,10 @@ def test_too_few_prompts_are_said_with_every_reason(tiny):
     found, drops = read_trees([*rows, *make_tree("c", ("x", 0), ("y", 1))[1:]])
     with pytest.raises(
         DataError,
-        match=r"0 ranked prompts are too few for \d+ evaluation prompts \(left out: 1 not English; "
-        r"1 answer without a rank; 1 fewer than two ranked answers; 3 answer to a prompt that is "
-        r"left out; 2 answer to a message that is not there\); lower seed_stage\.eval_prompts",
+        match=r"0 ranked prompts are too few for \d+ evaluation prompts \(left out: 1 × not "
+        r"English; 1 × answer without a rank; 1 × fewer than two ranked answers; 3 × answer to a "
+        r"prompt that is left out; 2 × answer to a message that is not there\); lower "
+        r"seed_stage\.eval_prompts",
     ):
         ranked.split_ranked(found, tiny, drops)
 

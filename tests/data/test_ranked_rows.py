@@ -212,3 +212,40 @@ def test_ranked_prompts_that_differ_in_space_or_case_are_one():
     found, outcome = ranked.build_ranked_prompts(rows, "r")
     assert [one.prompt.text for one in found] == ["What is AI?"]
     assert outcome.drops == {"same prompt again": 1, "answer to a prompt that is left out": 2}
+
+
+@pytest.mark.parametrize("language", ["English", "eng", "en_US", "eng_Latn", "English (US)"])
+def test_english_under_other_names_is_used(tmp_path, read, language):
+    path = write_lines(tmp_path / "a.jsonl", change(lang=lambda _: language))
+    assert read(path) == (WANTED, {"answer without a rank": 1})
+
+
+def test_messages_without_any_rank_are_refused_with_what_they_have_instead(tmp_path, load):
+    rows = [{name: value for name, value in row.items() if name != "rank"} for row in TREES]
+    with pytest.raises(DataError, match=r"no message has a rank; give each answer a field 'rank'"):
+        load(write_lines(tmp_path / "a.jsonl", rows))
+    scored = [{**row, "Score": 7} for row in rows]
+    with pytest.raises(DataError, match=r"no message has a rank \(the field 'score' is not used\)"):
+        load(write_lines(tmp_path / "a.jsonl", scored))
+
+
+def test_rows_that_are_there_twice_are_called_so(tmp_path, read):
+    other = {**TREES[1], "text": "another"}
+    texts, drops = read(write_lines(tmp_path / "a.jsonl", [*TREES, *TREES[:3], other]))
+    assert texts == WANTED
+    assert drops == {
+        "answer without a rank": 1,
+        "message that is there twice": 3,
+        "id of another message": 1,
+    }
+
+
+def test_the_same_answer_with_two_ranks_counts_once():
+    rows = make_tree("a", ("x y", 0), ("z", 1), ("x  y", 2)) + make_tree("b", ("x", 0), ("x", 1))
+    found, outcome = ranked.build_ranked_prompts(rows, "r")
+    assert [[answer.text for answer in one.responses] for one in found] == [["x y", "z"]]
+    assert outcome.drops == {
+        "same answer again, with a worse rank": 2,
+        "fewer than two ranked answers": 1,
+        "answer to a prompt that is left out": 1,
+    }

@@ -135,7 +135,7 @@ def test_pairs_of_one_prompt_are_one_group(command):
     assert (said["prompts"], said["answers"]) == (3, 7)
     whole = said["passports"][0]["figures"][0]
     assert (whole["pairs"], whole["prompts"]) == (4, 3)
-    assert "left out: 1 pairs that no majority decided" in stderr
+    assert "left out: 1 × pairs that no majority decided" in stderr
 
 
 def test_oasst_is_read_in_its_own_schema(command):

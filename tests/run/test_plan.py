@@ -373,6 +373,24 @@ def test_the_command_prints_a_plan_without_the_model(tmp_path):
     assert document["memory"]["DPO"] == pytest.approx(13.8e9, rel=0.01)
 
 
+def test_a_file_of_prompts_is_read_alone(tmp_path):
+    rows = [{"prompt": "Why?", "Hint": "a"}, {"prompt": "why?"}, {"prompt": ""}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = planned("--prompts", str(path))
+    assert refused.returncode == 2
+    assert f"{path}:1: field 'hint' belongs to the task" in refused.stderr
+    read = planned("--prompts", str(path), "--set", "prompts.ignore=hint,source", "--skip-bad")
+    assert read.returncode == 0, read.stderr
+    assert f"{path}: fields that are not used: Hint" in read.stderr
+    assert "1 different prompts, 1 repeated ones" in read.stderr
+    assert json.loads(read.stdout.splitlines()[-1]) == {
+        "prompts": 1,
+        "repeated": 1,
+        "left_out": {"field 'prompt' is empty": 1},
+    }
+
+
 def test_without_a_gpu_the_command_gives_no_hours():
     ended = planned()
     assert ended.returncode == 0, ended.stderr

@@ -146,6 +146,23 @@ def test_prompts_are_refused_before_weights(there: Hub, start: Any, tmp_path: Pa
     assert "model.safetensors" not in fetched(there)
 
 
+def test_skipped_rows_are_said_where_prompts_are_too_few(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(
+        '{"prompt": "Sort c a b."}\n{"prompt": ""}\n{"question": "?", "choices": "a"}\n'
+    )
+    wanted = {"prompts.file": str(file), "prompts.count": "6", "iterations": "2"}
+    with (
+        Store.write(tmp_path / "run") as store,
+        pytest.raises(
+            ConfigError,
+            match=r"holds 1 prompts \(skipped: 1 × field 'prompt' is empty; 1 × field 'choices' .*"
+            r"\): too few for 2 ",
+        ),
+    ):
+        load_or_create_settings(store, {**wanted, "skip_bad": "true"}, "tiny")
+
+
 def test_repeated_prompts_are_counted_before_the_start(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     texts = ["Sort c a b.", "Swap h u o.", " sort  C A B."] * 4

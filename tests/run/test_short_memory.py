@@ -65,7 +65,7 @@ def test_rows_left_out_for_memory_are_counted_and_shown(tmp_path, short):
         ["M1", "transformers 5", "float32", "mean over a step's pairs", "1", "120"]
         + ["2 for want of memory"],
     ]
-    assert any("2 too long for the memory" in row[-1] for row in stages)
+    assert any("2 × too long for the memory" in row[-1] for row in stages)
     assert "2 for want of memory" in page
 
 

@@ -43,7 +43,7 @@ def import_prompts(run: RunContext, _: int) -> None:
         return
 
     def work() -> Outcome:
-        texts, skipped, notes = prepare.read_prompt_file(file, run.settings.skip_bad)
+        texts, skipped, notes = prepare.read_prompt_file(file, run.settings)
         _say(run, "prompts_file", notes)
         kept = new_prompts.import_prompts(
             texts,

@@ -1,0 +1,129 @@
+"""Fields that no prompt is made of: which of them belong to the task, and must not be lost.
+
+Their names tell it where they are known (`fields`). Under any other name, lists and objects with
+words in them belong to the task, and so do texts, unless they are long labels: the same few in all
+rows of a file.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from selfreward_lite.data import fields
+from selfreward_lite.data.rows import DataRow, is_empty, parse_list
+
+_WORDS = 4  # a text has so many, a label fewer
+_SIGNS = 8  # of scripts without spaces between words
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_LONG = 200  # characters; a longer text is no label, even if it is the same in all rows
+_ROWS = 5  # with a label, on average
+_NUMBER = re.compile(r"\s*(?:[-+]?[.,]?\d[\d.,]*(?:[eE][-+]?\d+)?\s*%?|true|false)\s*", re.I)
+
+
+def find_task_fields(rows: Iterable[DataRow]) -> frozenset[str]:
+    """Return the fields of a file that belong to the task by their values, by compared name.
+
+    >>> rows = [{"prompt": "Why?", "remark": f"Use {n} words at most."} for n in range(9)]
+    >>> find_task_fields(rows)
+    frozenset({'remark'})
+    >>> find_task_fields({**row, "remark": "out of my own head"} for row in rows)
+    frozenset()
+    """
+    values: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            if fields.name_kind(name) == "unknown" and not is_empty(value):
+                values[fields.normalise_name(name)].append(value)
+    return frozenset(name for name, held in values.items() if _are_of_a_task(held))
+
+
+def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection[str]) -> list[str]:
+    """Return the fields of a row that belong to its task and are not in its prompt.
+
+    `held` are its fields by compared name, `main` is the one that the prompt is taken from, and
+    `found` those of the file that belong to the task by their values.
+    """
+    said = squeeze(prompt)
+    return [
+        name
+        for name, value in held.items()
+        if _belongs(name, value, held, main, found) and not is_said(value, said)
+    ]
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a text rather than a label: several words, or several lines.
+
+    >>> is_text("Ice is cold today."), is_text("open_qa"), is_text("closed question answering")
+    (True, False, False)
+    """
+    if not isinstance(value, str):
+        return False
+    signs = len(_UNSPACED.findall(value))
+    return len(value.split()) >= _WORDS or signs >= _SIGNS or "\n" in value.strip()
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number or a truth value, or a text that is one.
+
+    >>> [is_number(one) for one in (12, "13.5", "true", "1,000", "12 apples", "7-4")]
+    [True, True, True, True, False, False]
+    """
+    if isinstance(value, str):
+        return _NUMBER.fullmatch(value) is not None
+    return isinstance(value, int | float)
+
+
+def is_said(value: Any, said: str) -> bool:
+    """Return whether a value is a text of several words that a squeezed text holds already."""
+    return is_text(value) and squeeze(value) in said
+
+
+def squeeze(text: str) -> str:
+    """Return a text as it is compared: without differences of spaces and of case."""
+    return " ".join(text.split()).casefold()
+
+
+def _belongs(
+    name: str, value: Any, held: Mapping[str, Any], main: str, found: Collection[str]
+) -> bool:
+    kind = fields.name_kind(name)
+    if name in fields.TITLES and (main == "text" or main in fields.CHATS):
+        return main == "text"
+    if len(name) == 1 and name in "abcdefgh":  # the choices of a question
+        return {"a", "b"} <= held.keys()
+    if kind == "task":
+        return _holds_words(value)
+    return kind == "number" or (kind == "unknown" and name in found and _can_be_text(value))
+
+
+def _are_of_a_task(values: Collection[Any]) -> bool:
+    """Whether the values of a field with an unknown name are texts of their own."""
+    if any(_is_list_of_words(one) for one in values):
+        return True
+    texts = [one for one in values if is_text(one)]
+    if not texts:
+        return False
+    labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
+    return not labels or any(len(one) > _LONG for one in texts)
+
+
+def _can_be_text(value: Any) -> bool:
+    return is_text(value) or _is_list_of_words(value)
+
+
+def _is_list_of_words(value: Any) -> bool:
+    held = parse_list(value) if isinstance(value, str) else value
+    return isinstance(held, list | Mapping) and _holds_words(held)
+
+
+def _holds_words(value: Any) -> bool:
+    """Whether there is more in a value than numbers and truth values."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_words, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_words, value))
+    if isinstance(value, bytes):
+        return bool(value)
+    return isinstance(value, str) and not is_empty(value) and not is_number(value)
