@@ -16,6 +16,7 @@ from pathlib import Path
 from selfreward_lite.app.escape import check_auth
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.openai_api import check_key
+from selfreward_lite.system.arguments import refuse_empty
 from selfreward_lite.system.errors import SelfRewardError
 
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may log in")
     given = parser.parse_args()
     try:
+        refuse_empty(sys.argv[1:])
         auth = check_auth(given.listen, given.auth)
         key = check_key(False, os.environ.get("SELFREWARD_KEY"))
         library = RunLibrary(given.runs_dir.absolute())

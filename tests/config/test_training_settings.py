@@ -27,7 +27,7 @@ from selfreward_lite.system.errors import ConfigError
             {"training.processes": "2", "backend": "unsloth"},
             "set backend=transformers, or training.processes=1",
         ),
-        ({"training.processes": "0"}, "training.processes: Input should be greater than or equal"),
+        ({"training.processes": "0"}, "training.processes=0: give a number of at least 1"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_with_what_works(changes, message):
