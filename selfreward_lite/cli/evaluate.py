@@ -189,7 +189,7 @@ def _export(work: Evaluation, mine: str, against: str, texts: list[str] | None, 
         files.append(out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json")
         write_file(files[-1], json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         if empty := exported.empty[model]:
-            say(f"{files[-1]}: {empty} of its outputs are empty, since the model ended at once")
+            say(f"{files[-1]}: outputs that are empty, since the model ended at once: {empty}")
     if exported.left_out:
         say(f"left out of every file: {describe_counts(exported.left_out)}")
     count = len({row["instruction"] for row in exported.rows[mine]})

@@ -49,7 +49,11 @@ def explain_fault(name: str, fault: Mapping[str, Any]) -> str:
     given = name if shown is None else f"{name}={shown}"
     if kind not in EXPECTED:
         return f"{given}: {fault['msg'][:1].lower()}{fault['msg'][1:]}"
-    expected = EXPECTED[kind].format(**fault.get("ctx", {}))
+    limits = {
+        key: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+        for key, limit in fault.get("ctx", {}).items()
+    }
+    expected = EXPECTED[kind].format(**limits)
     return f"{given}: give {expected}{_advise_on_comma(kind, value)}"
 
 

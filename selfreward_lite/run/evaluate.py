@@ -242,9 +242,13 @@ class Evaluation:
 
     def _advise(self, left_out: Collection[str]) -> str:
         """What to do about prompts without an answer, by the reasons."""
+        engine, draw = self.run.settings.engine, self.run.settings.evaluation.draw
         if NO_TEXT_REASONS["refused"] in left_out:
-            limit = find_longest(self.run.settings.engine, read_config(self.run.model_dir))
-            return f"a sequence has {limit:,} tokens, prompt and answer: shorten the prompts"
+            advice = f"shorten the prompts, or lower evaluation.draw.max_tokens ({draw.max_tokens})"
+            if engine.kind == "server":
+                return advice
+            limit = find_longest(engine, read_config(self.run.model_dir))
+            return f"a sequence has {limit:,} tokens, prompt and answer: {advice}"
         return "resume the run with `run`, or choose another --model"
 
     def _ask(
