@@ -15,13 +15,14 @@ from starlette.middleware import Middleware
 from selfreward_lite.app import api
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.guard import NAMES, PERIOD, TRIES, Guard
+from selfreward_lite.app.inputs import CheckedPage
 from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.news import describe_news
 from selfreward_lite.app.openai_api import build_api
 from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
-from selfreward_lite.report import status, tasks
-from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.errors import UserError
 
 TITLE = "selfreward_lite"
 CSS = """
@@ -37,22 +38,10 @@ footer {display: none !important}
 .wide .table-wrap {min-width: 760px}
 #log textarea {font-family: var(--font-mono); font-size: var(--text-xs)}
 """
-# Stages after which there is something new to show; smaller ones end many times a second.
-LANDMARKS = (
-    "ranked",
-    "prompts",
-    "judgments",
-    "response_pairs",
-    "judgment_pairs",
-    "training",
-    "evaluation",
-    "task_answers",
-    "judge_set",
-    "gates",
-)
 POLL = 2.0  # seconds between two checks of the runs
 QUEUE = 64  # events that may wait; more are refused with a message
 THREADS = 200  # a reply holds one while the engine is silent, up to a quarter of a second
+VISITS = 1000  # whose conversations are kept, each with gradio's copy of the page
 WELCOME = (
     "**No run yet.** You can chat with the tiny model at once. A tiny run shows the complete loop: "
     "the model answers, judges its answers, judges its judgments, and is trained on both, three "
@@ -69,7 +58,7 @@ TABS: dict[str, Callable[[RunLibrary, Header], object]] = {
 
 def build(library: RunLibrary) -> gr.Blocks:
     """Return the page for a folder of runs."""
-    with gr.Blocks(title=TITLE, delete_cache=(3600, 3600)) as page:
+    with CheckedPage(title=TITLE, delete_cache=(3600, 3600)) as page:
         with gr.Row(elem_id="head"):
             with gr.Column(min_width=300):
                 gr.Markdown(
@@ -119,21 +108,6 @@ def build(library: RunLibrary) -> gr.Blocks:
         page.load(refresh, [run, known], outputs, **QUIET)
         header.timer.tick(refresh, [run, known], outputs, **TICK)
     return page
-
-
-def describe_news(library: RunLibrary, run: str) -> str:
-    """Return a text that changes when a run starts, stops, ends a stage, or has a new model."""
-    if run == TINY:
-        return run
-    try:
-        view = status.read_status(library.folder(run))
-    except SelfRewardError as error:
-        return f"{run}: {error}"
-    ended = [
-        f"{one.model} {one.stage}" for one in view.stages if one.ended and one.stage in LANDMARKS
-    ]
-    asked = tasks.last_written(library.folder(run))
-    return f"{run} {view.birth}: {view.state}, {view.newest}, {', '.join(ended[-1:])}, {asked:.0f}"
 
 
 def serve(
@@ -190,6 +164,7 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             mcp_server=False,
             prevent_thread_lock=True,
             max_threads=THREADS,
+            state_session_capacity=VISITS,
         )
     except OSError as error:
         raise UserError(f"the page could not be opened ({error}); choose another --port") from None

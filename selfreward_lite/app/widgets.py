@@ -135,7 +135,7 @@ class DrawControls:
             gr.Slider(0, 2, 0.7, step=0.05, label="Temperature"),
             gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
             gr.Slider(16, 2048, 256, step=16, label="Maximum tokens"),
-            gr.Number(0, label="Random seed", precision=0, minimum=0),
+            gr.Number(0, label="Random seed", precision=0, minimum=0, maximum=2**32 - 1),
         ]
 
     def read(self, values: Values) -> tuple[Sampling, int]:
@@ -153,7 +153,20 @@ def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Sampling:
         raise ConfigError(explain_fault(str(first["loc"][0]), first)) from None
 
 
-def read_index(event: gr.RetryData | gr.EditData | gr.UndoData | gr.SelectData) -> int:
+class About(gr.EventData):
+    """What an event is about: a message or a row, and its new text. None for what was not sent.
+
+    Gradio's own classes end in a traceback where a field is missing.
+    """
+
+    def __init__(self, target: Any, _data: Any) -> None:
+        super().__init__(target, _data)
+        sent = _data if isinstance(_data, dict) else {}
+        self.index: Any = sent.get("index")
+        self.value: Any = sent.get("value")
+
+
+def read_index(event: About) -> int:
     """Return the number of the message or row that an event is about.
 
     Raises UserError for none: gradio passes on whatever is sent.
@@ -183,17 +196,8 @@ def errors_as_toasts() -> Iterator[None]:
 
 def dynamic_dropdown(label: str, **more: Any) -> gr.Dropdown:
     """Return a dropdown whose options change at run time; its handlers check what is chosen."""
-    # Gradio would refuse what was not among the first options, or else let anything pass. A class
-    # of our own is not an option: gradio writes a file beside each.
-    part = gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
-
-    def read_name(given: Any) -> str | None:
-        if given is None or isinstance(given, str):
-            return given
-        raise gr.Error(f"{label}: choose one from the list", print_exception=False)
-
-    part.preprocess = read_name  # type: ignore[method-assign, assignment]
-    return part
+    # Gradio would refuse what was not among the first options.
+    return gr.Dropdown(label=label, allow_custom_value=True, interactive=True, **more)
 
 
 def text_table(

@@ -124,7 +124,7 @@ def _set(tree: dict[str, Any], dotted: str, value: str) -> None:
     node: Any = tree
     for name in parents:
         if isinstance(node, list):
-            if not (name.isdecimal() and int(name) < len(node)):
+            if name not in map(str, range(len(node))):
                 raise ConfigError(
                     f"{dotted}: {name} is not an entry of that list (0 to {len(node) - 1})"
                 )

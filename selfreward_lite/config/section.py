@@ -5,6 +5,7 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Count = Annotated[int, Field(ge=1)]
+LARGEST = 2**32 - 1  # of a whole number: beyond it, estimates of time and memory mean nothing
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -24,4 +25,11 @@ class Section(BaseModel):
         if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
             number = "a whole number" if int in kinds else "a number"
             raise ValueError(f"give {number}, not {str(value).lower()}")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _limit(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"at most {LARGEST:,}")
         return value

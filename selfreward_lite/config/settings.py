@@ -345,7 +345,7 @@ class Settings(Section):
     """name of the preset that these settings started from"""
     seed: int = Field(0, ge=0, lt=2**32)
     """seed of all randomness; numpy takes 32 bits"""
-    iterations: NonNegativeInt = 3
+    iterations: int = Field(3, ge=0, le=1000)
     """iterations after the seed stage"""
     skip_bad: bool = False
     """leave out and count bad lines of data files"""

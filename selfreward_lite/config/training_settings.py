@@ -1,5 +1,6 @@
 """Settings of training, and of the processes that train; `settings.py` has all others."""
 
+from math import isqrt
 from typing import Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
@@ -83,5 +84,6 @@ training.processes to 1, 2 or 4, or dpo.micro_batch to 1'
 
 
 def _list_divisors(number: int) -> str:
-    *others, last = [str(one) for one in range(1, number + 1) if number % one == 0]
+    low = [one for one in range(1, isqrt(number) + 1) if number % one == 0]
+    *others, last = map(str, sorted({*low, *(number // one for one in low)}))
     return f"{', '.join(others)} or {last}" if others else last

@@ -208,11 +208,12 @@ def is_winner_revised(text: str) -> bool:
 def fold_letters(text: str) -> str:
     """Return a text without invisible characters, and with Latin letters for those that look so."""
     plain = unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKES)
-    return "".join(
+    unseen = (
         letter
-        for letter in plain
-        if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc")
+        for letter in set(plain)
+        if not letter.isspace() and unicodedata.category(letter) in ("Cf", "Cc")
     )
+    return plain.translate(dict.fromkeys(map(ord, unseen)))
 
 
 def find_winners(text: str, noun: str, *, cut: bool = True) -> list[Statement[str]]:
@@ -310,11 +311,19 @@ def _visible(text: str, *, cut: bool) -> str:
     text = _STRUCK_OUT.sub("", _TOKEN.sub("", text)).replace("’", "'")
     text = re.sub(r"【(\w+)】", r"\1: ", text)
     text = re.sub(r"\[RESULT\]\s*(?:score\s*:)?", "\nScore: ", text)
-    return "".join(
-        str(unicodedata.decimal(letter)) if letter.isdecimal() else letter
-        for letter in unicodedata.normalize("NFKC", text)
-        if unicodedata.category(letter) not in _ORNAMENTS and letter not in _KEYCAP
-    )
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """A text without ornaments, and with digits 0 to 9 for those of other scripts."""
+    text = unicodedata.normalize("NFKC", text)
+    shown: dict[int, str | None] = {}
+    for letter in set(text):  # a long text has few different ones
+        if unicodedata.category(letter) in _ORNAMENTS or letter in _KEYCAP:
+            shown[ord(letter)] = None
+        elif letter.isdecimal():
+            shown[ord(letter)] = str(unicodedata.decimal(letter))
+    return text.translate(shown)
 
 
 def _clean(line: str) -> str:

@@ -467,3 +467,9 @@ def test_news_change_when_the_run_does(library, tmp_path):
         assert page.describe_news(library, "mine") != before
     assert page.describe_news(library, TINY) == TINY
     assert page.describe_news(RunLibrary(tmp_path), "gone").startswith("gone: no run")
+
+
+def test_no_votes_are_counted_where_there_is_no_run(compare_tab):
+    for run in (None, "", TINY):
+        assert compare_tab.show_tally(run, "M0", "M²", "base") == ""
+    assert "M0 against M² yet" in compare_tab.show_tally("mine", "M0", "M²", "base")

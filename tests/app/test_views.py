@@ -162,7 +162,7 @@ def test_every_tab_says_what_cannot_be_read(tmp_path):
         found = list_models(library, run)
         assert (found.names, bool(re.match(says, found.problem))) == ((), True), found.problem
     assert re.match("⚠ .*run.sqlite", explore.list_groups(library, "bad").problem)
-    assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad", "now"))
+    assert re.match("⚠ .*run.sqlite", progress.find_results(library, "bad"))
     with gr.Blocks():
         tab = run_tab.RunTab(library, make_header())
     assert tab.refresh("bad")[tab.state].startswith("⚠ ")
@@ -226,7 +226,7 @@ def test_progress_tab_fills_every_plot_and_table(library):
     tables = progress.load_results(library.runs_dir / "mine", "now").tables
     assert [shown[part]["data"] for part in tab.tables] == [table.rows for table in tables]
     assert list(shown[tab.training]["model"].unique()) == ["M0", "M1", "M2"]
-    assert len(tab.show_curve("mine", "now", "reward margin")) < len(shown[tab.training])
+    assert len(tab.show_curve("mine", "reward margin")) < len(shown[tab.training])
     assert tab.refresh("mine", "now", "loss", "now") == gr.skip(), "nothing is sent twice"
     nothing = tab.refresh(TINY, TINY, "loss", "now")
     assert nothing[tab.empty] == gr.update(value=progress.NOTHING, visible=True)
@@ -236,7 +236,7 @@ def test_progress_tab_fills_every_plot_and_table(library):
 def test_a_plot_has_its_columns_without_any_row(library, monkeypatch):
     with gr.Blocks():
         tab = progress.ProgressTab(library, make_header())
-    frame = tab.show_curve(TINY, TINY, "loss")
+    frame = tab.show_curve(TINY, "loss")
     assert (len(frame), list(frame.columns)) == (0, ["step", "value", "model"])
     results = progress.load_results(library.runs_dir / "mine", "now")
     only = {key: series if key == "win_rate" else [] for key, series in results.series.items()}

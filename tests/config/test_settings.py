@@ -81,6 +81,9 @@ def test_overrides_are_read_as_toml_else_as_text(key, text, value):
         ("seed_stage.eval_prompts", "100000", "with ranked=tiny, which a program writes, 5,000 at"),
         ("seed_stage.length_bias", "1.5", "seed_stage.length_bias=1.5: give a number of at most 1"),
         ("sft.micro_batch", "3", "micro_batch 3 does not divide batch 32"),
+        ("schedule." + "9" * 5000 + ".rho", "0", " is not an entry of that list (0 to 2)"),
+        ("iterations", "1001", "iterations=1001: give a number of at most 1000"),
+        ("prompts.count", "9" * 400, "prompts.count: at most 4,294,967,295"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(key, text, message):

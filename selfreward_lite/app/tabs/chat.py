@@ -27,6 +27,7 @@ from selfreward_lite.app.widgets import (
     ASK,
     NEWS,
     QUIET,
+    About,
     Choices,
     DrawControls,
     Header,
@@ -120,7 +121,7 @@ class ChatTab:
         *earlier, last = turns
         with errors_as_toasts():
             run, speaker = self.choose_model(values)
-            judge = speaker if values[self.judge] == SELF else values[self.judge]
+            judge = speaker if values[self.judge] in (None, SELF) else values[self.judge]
             last = Turn(last.said, speaker, judge=judge)
             asked = messages([*earlier, last], values[self.system])
             draw, seed = self.draw.read(values)
@@ -157,19 +158,19 @@ class ChatTab:
             turns = [*values[self.turns], Turn(text, values[self.model] or "")]
             yield from self.answer(turns, values, request)
 
-    def retry(self, event: gr.RetryData, values: Values, request: gr.Request) -> Iterator[Updates]:
+    def retry(self, event: About, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
             turns = repeat_from(values[self.turns], read_index(event))
         yield from self.answer(turns, values, request)
 
-    def edit(self, event: gr.EditData, values: Values, request: gr.Request) -> Iterator[Updates]:
+    def edit(self, event: About, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
             check_arguments(message=event.value)
             text = html.unescape(event.value)
             turns = repeat_from(values[self.turns], read_index(event), text)
         yield from self.answer(turns, values, request)
 
-    def undo(self, turns: list[Turn], event: gr.UndoData) -> Updates:
+    def undo(self, turns: list[Turn], event: About) -> Updates:
         with errors_as_toasts():
             number = find_turn(turns, read_index(event))
         return self.show(turns[:number]) | {self.prompt.text: turns[number].said}

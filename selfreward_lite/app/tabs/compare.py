@@ -5,6 +5,7 @@ before the judge starts to read.
 """
 
 import random
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ import gradio as gr
 
 from selfreward_lite.app.conversation import numbers
 from selfreward_lite.app.escape import escape_markdown, markdown
-from selfreward_lite.app.library import RunLibrary
+from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import PairVerdict, StreamedReply, Talk
 from selfreward_lite.app.widgets import (
     ASK,
@@ -184,7 +185,7 @@ def _format_share(share: Share) -> str:
 
 def _number(model: str | None) -> int:
     """The number of M0, M1, …; -1 for the base."""
-    return int(model[1:]) if model and model[1:].isdigit() else -1
+    return int(model[1:]) if model and re.fullmatch(r"M[0-9]+", model) else -1
 
 
 def _default_rival(choices: Choices) -> str | None:
@@ -357,7 +358,7 @@ class CompareTab:
         self, run: str | None, one: str | None, two: str | None, judge: str | None
     ) -> str:
         with errors_as_toasts():
-            if not run:
+            if not run or run == TINY:
                 return ""
             # The win rate of the later model over the earlier one is shown.
             later, earlier = sorted([one, two], key=_number, reverse=True)

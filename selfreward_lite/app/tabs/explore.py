@@ -15,6 +15,7 @@ from selfreward_lite.app.widgets import (
     NEWS,
     OWN,
     QUIET,
+    About,
     Choices,
     Header,
     Updates,
@@ -212,7 +213,12 @@ class ExploreTab:
                     "Prompts", info="M1, M2, …: what that model was trained on", min_width=140
                 )
                 words = gr.Textbox(
-                    "", label="Search", placeholder="words of a prompt", max_lines=1, min_width=140
+                    "",
+                    label="Search",
+                    placeholder="words of a prompt",
+                    max_lines=1,
+                    max_length=200,  # the database looks for every word
+                    min_width=140,
                 )
                 outcome = gr.Radio(
                     OUTCOMES, value="all", label="Show prompts with", min_width=220, scale=2
@@ -286,10 +292,10 @@ class ExploreTab:
             with errors_as_toasts(), Store.read(self.library.folder(run)) as store:
                 if group in explore.list_groups(store):  # else it is one of the run chosen before
                     number = 0 if step is None else max(0, hits.number + step)
-                    found = find_page(store, group, words or "", outcome, number)
+                    found = find_page(store, group, words, outcome, number)
         return {self.hits: found, self.listing: found.rows, self.title: found.title}
 
-    def open_prompt(self, event: gr.SelectData, run: str, hits: HitPage) -> Updates:
+    def open_prompt(self, event: About, run: str, hits: HitPage) -> Updates:
         with errors_as_toasts():
             row = read_index(event)
         if not 0 <= row < len(hits.hits):
@@ -307,7 +313,7 @@ class ExploreTab:
             self.battles: battle_rows(history),
         }
 
-    def open_answer(self, event: gr.SelectData, history: PromptHistory | None) -> Rows:
+    def open_answer(self, event: About, history: PromptHistory | None) -> Rows:
         with errors_as_toasts():
             return judgment_rows(history, read_index(event))
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import TINY, RunLibrary
+from selfreward_lite.app.news import describe_news
 from selfreward_lite.app.widgets import NEWS, QUIET, Header, Updates, text_table, warn
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, plots, summary
@@ -61,12 +62,13 @@ def load_results(folder: Path, news: str) -> RunResults:
         )
 
 
-def find_results(library: RunLibrary, run: str | None, news: str) -> RunResults | str:
+def find_results(library: RunLibrary, run: str | None) -> RunResults | str:
     """Return the results of the chosen run; or why there are none, as Markdown."""
+    # Its news are read here: a caller who sent other ones would have all computed each time.
     if not run or run == TINY:
         return NOTHING
     try:
-        results = load_results(library.folder(run), news)
+        results = load_results(library.folder(run), describe_news(library, run))
     except SelfRewardError as error:
         return warn(error)
     return results if any(results.series.values()) else NOTHING
@@ -118,7 +120,11 @@ class ProgressTab:
                         y_title=" ",
                     )
                     self.curve = gr.Radio(
-                        list(plots.CURVES.values()), value="loss", show_label=False, container=False
+                        list(plots.CURVES.values()),
+                        value="loss",
+                        label="Curve",
+                        show_label=False,
+                        container=False,
                     )
             with gr.Column(visible=False) as self.tasks:
                 self.task_words = gr.Markdown()
@@ -150,12 +156,12 @@ class ProgressTab:
         outputs += [self.passports, self.passport_words, self.passport_figures]
         chosen = [header.run, header.news, self.curve]
         gr.on(header.changes, self.refresh, [*chosen, self.known], outputs, **NEWS)
-        self.curve.change(self.show_curve, chosen, self.training, **QUIET)
+        self.curve.change(self.show_curve, [header.run, self.curve], self.training, **QUIET)
 
     def refresh(self, run: str | None, news: str, curve: str, known: str | None) -> Updates:
         if news == known:
             return gr.skip()
-        results = find_results(self.library, run, news)
+        results = find_results(self.library, run)
         if isinstance(results, str):
             return {
                 self.known: news,
@@ -192,10 +198,10 @@ class ProgressTab:
             )
             head, rows = results.passports[-1].figures
             updates[self.passport_figures] = {"headers": head, "data": rows}
-        return updates | {self.training: self.show_curve(run, news, curve)}
+        return updates | {self.training: self.show_curve(run, curve)}
 
-    def show_curve(self, run: str | None, news: str, curve: str) -> pd.DataFrame:
+    def show_curve(self, run: str | None, curve: str) -> pd.DataFrame:
         """Return one training curve of all models, with its columns even without a point."""
-        results = find_results(self.library, run, news)
+        results = find_results(self.library, run)
         points = None if isinstance(results, str) else results.curves.get(curve)
         return pd.DataFrame(points, columns=["step", "value", "model"])

@@ -195,23 +195,29 @@ class RunTab:
                 gr.Markdown("### Start a run")
                 preset = gr.Dropdown(list(PRESETS), value="tiny", label="Preset")
                 run_name = gr.Textbox(
-                    "", label="Name", placeholder="same as the preset", max_lines=1
+                    "", label="Name", placeholder="same as the preset", max_lines=1, max_length=100
                 )
                 with gr.Accordion("Options", open=False):
                     # Not gr.Number: it turns an empty field into 0 as soon as it is shown.
-                    iterations = gr.Textbox("", label="Iterations", placeholder="as in the preset")
+                    iterations = gr.Textbox(
+                        "", label="Iterations", placeholder="as in the preset", max_length=20
+                    )
                     hours = gr.Textbox(
                         "",
                         label="Time limit in hours",
                         info="uses fewer prompts, so that it ends in time",
                         placeholder="none",
+                        max_length=20,
                     )
-                    seed = gr.Textbox("", label="Random seed", placeholder="as in the preset")
+                    seed = gr.Textbox(
+                        "", label="Random seed", placeholder="as in the preset", max_length=20
+                    )
                     settings = gr.Textbox(
                         "",
                         label="Other settings",
                         info="one per line, such as dpo.beta=0.2",
                         lines=2,
+                        max_length=2000,
                     )
                 plan = gr.Markdown(container=True)
                 start = gr.Button("Start", variant="primary")
