@@ -194,7 +194,7 @@ def _export(work: Evaluation, mine: str, against: str, texts: list[str] | None, 
         say(f"left out of every file: {describe_counts(exported.left_out)}")
     count = len({row["instruction"] for row in exported.rows[mine]})
     reference = f" --reference_outputs {files[1]}" if len(files) > 1 else ""
-    say(f"{count} answers per model. pip install alpaca_eval, set its judge's key, then run:")
+    say(f"answers per model: {count}. pip install alpaca_eval, set its judge's key, then run:")
     say(f"alpaca_eval --model_outputs {files[0]}{reference}")
     found = {"answers": count, "empty": exported.empty, "left_out": exported.left_out}
     emit({**found, "files": [*map(str, files)]})

@@ -308,7 +308,7 @@ def verify(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     emit({"run": folder.name, "faults": len(faults)})
     if faults:
         raise UserError(
-            f"{len(faults)} faults in {folder}; restore it from a copy, or start a new "
+            f"{folder} has faults: {len(faults)}; restore it from a copy, or start a new "
             "run with another --name"
         )
 

@@ -99,7 +99,7 @@ def presets() -> list[str]:
 
 def list_settings(group: type[BaseModel] = Settings, before: str = "") -> list[str]:
     """Return the names of all settings, as `--set` takes them; of lists, the first entry's."""
-    found = []
+    found: list[str] = []
     for name, field in group.model_fields.items():
         part = _find_group(field.annotation)
         key = f"{before}{name}.0" if part and part is not field.annotation else f"{before}{name}"
