@@ -17,7 +17,9 @@ from selfreward_lite.app.escape import check_auth
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.openai_api import check_key
 from selfreward_lite.system.arguments import refuse_empty
-from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.proxies import without_proxies
+from selfreward_lite.system.surroundings import check_surroundings
 
 
 def main() -> None:
@@ -34,12 +36,16 @@ def main() -> None:
     given = parser.parse_args()
     try:
         refuse_empty(sys.argv[1:])
+        check_surroundings()
+        if given.port is not None and not 0 < given.port < 2**16:
+            raise UserError(f"--port {given.port}: give a number from 1 to 65535")
         auth = check_auth(given.listen, given.auth)
         key = check_key(False, os.environ.get("SELFREWARD_KEY"))
         library = RunLibrary(given.runs_dir.absolute())
         # Importing gradio takes as long as loading the model, so both happen at once.
         threading.Thread(target=library.load_tiny_model, daemon=True).start()
-        from selfreward_lite.app.page import serve
+        with without_proxies():  # gradio looks at them when it is imported
+            from selfreward_lite.app.page import serve
 
         serve(library, given.port, given.listen, auth, key)
     except SelfRewardError as error:

@@ -11,6 +11,10 @@ def main() -> None:
             "selfreward_lite runs on Linux and macOS. On Windows use WSL: "
             "`wsl --install`, then the same commands in its Linux"
         )
+    for name in ("COLUMNS", "LINES"):
+        # Some programs set 0 for "not known"; rich would print nothing at all, also no error.
+        if not os.environ.get(name, "0").strip("0"):
+            os.environ.pop(name, None)
     try:
         from selfreward_lite.cli.main import main as run_command_line
     except KeyboardInterrupt:  # nothing has started that could be interrupted

@@ -99,8 +99,14 @@ def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
         config.load(request.preset or "tiny", overrides)  # shows a mistake here, not in the log
     elif (writer := Store.writer(folder)) is not None:
         raise UserError(f"process {writer} is running {name} already; watch it, or stop it first")
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    _log(folder).write_bytes(b"")
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        _log(folder).write_bytes(b"")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); start the app with a "
+            "--runs-dir that you can write"
+        ) from None
     # Appending keeps lines intact where two processes start at once.
     with _log(folder).open("ab") as log:
         process = start_module(

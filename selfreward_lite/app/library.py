@@ -15,6 +15,7 @@ from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.engine.live import Live
 from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.run.runtime import open_runtime
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.files import MANIFEST, write_manifest
 from selfreward_lite.system.gpu import list_gpus
@@ -122,7 +123,7 @@ class RunLibrary:
                 f"{self._load_error}"
             )
         on_gpu = self.gpus and live.spec.gpu_layers
-        where = self.gpus[0].name if on_gpu else f"the CPU ({os.cpu_count()} cores)"
+        where = self.gpus[0].name if on_gpu else f"the CPU ({count_cores()} cores)"
         crashes = ""
         if live.deaths:
             crashes = f"; it crashed {live.deaths} times and was restarted ({live.last_death})"
@@ -146,7 +147,14 @@ class RunLibrary:
         out = self.runs_dir / ".tiny" / "base.gguf"
         with self._lock:
             if not (out.parent / MANIFEST).exists():
-                with open_runtime(bare=True) as runtime:
-                    runtime.export_base(hub.find_model_folder("tiny"), out, load("tiny").model)
-                write_manifest(out.parent, {"base": "tiny"})
+                try:
+                    out.parent.mkdir(parents=True, exist_ok=True)  # before a process is started
+                    with open_runtime(bare=True) as runtime:
+                        runtime.export_base(hub.find_model_folder("tiny"), out, load("tiny").model)
+                    write_manifest(out.parent, {"base": "tiny"})
+                except OSError as error:
+                    raise UserError(
+                        f"{TINY} cannot be made in {out.parent} ({error.strerror}); start this "
+                        "with a --runs-dir that you can write"
+                    ) from None
         return out

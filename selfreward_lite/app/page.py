@@ -8,6 +8,7 @@ names, and lets no text load a picture or send a form (`guard`).
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -23,6 +24,7 @@ from selfreward_lite.app.tabs import chat, compare, explore, progress
 from selfreward_lite.app.tabs import run as run_tab
 from selfreward_lite.app.widgets import QUIET, TICK, Header, Updates, dynamic_dropdown
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.proxies import without_proxies
 
 TITLE = "selfreward_lite"
 CSS = """
@@ -122,12 +124,17 @@ def serve(
     OpenAI's API is served at /v1 where it asks for a `key`, or the page for no password. Raises
     UserError where the port is taken.
     """
-    with tempfile.TemporaryDirectory() as empty:
+    with _make_scratch() as scratch:
+        empty, files = (Path(scratch, name) for name in ("empty", "files"))
+        empty.mkdir()
         os.chdir(empty)  # gradio hands out files of the folder it runs in
+        # Else it would be one folder of the machine, which the first user of gradio owns.
+        os.environ["GRADIO_TEMP_DIR"] = str(files)
         page = build(library)
         page.queue(max_size=QUEUE, default_concurrency_limit=8)
         try:
-            _launch(page, port, listen, auth)
+            with without_proxies():  # gradio asks its own server whether it is there
+                _launch(page, port, listen, auth)
             if key or not auth:
                 page.app.mount("/v1", build_api(library, key))
             print(f"The app is at {page.local_url} (stop it with Ctrl-C).", flush=True)
@@ -135,6 +142,15 @@ def serve(
         finally:
             library.engine.close()
             os.chdir("/")
+
+
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError(
+            f"no temporary folder ({error.strerror}); set TMPDIR to a folder that can be written"
+        ) from None
 
 
 def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, str] | None) -> None:

@@ -187,7 +187,10 @@ def _connect(address: str) -> Any:
     from gradio_client import Client
 
     return Client(
-        address, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": PATIENCE}
+        address,
+        verbose=False,
+        analytics_enabled=False,
+        httpx_kwargs={"timeout": PATIENCE, "trust_env": False},  # no proxy: it is this machine
     )
 
 

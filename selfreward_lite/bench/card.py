@@ -35,6 +35,7 @@ from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import plan
 from selfreward_lite.run.prepare import PACKAGES
 from selfreward_lite.run.runtime import open_runtime
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.doctor import installed_version
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import format_bytes
@@ -97,7 +98,7 @@ def measure(wanted: CardBenchConfig, out: Path, say: Say) -> CardFile:
     prediction = plan.predict(settings, SHAPES[wanted.shape], gpu.name if gpu else None)
     file = CardFile(
         card=gpu,
-        cpu_cores=os.cpu_count(),
+        cpu_cores=count_cores(),
         python=platform.python_version(),
         versions={
             name: found for name in (*PACKAGES, "unsloth") if (found := installed_version(name))

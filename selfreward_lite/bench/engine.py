@@ -17,10 +17,11 @@ from typing import Any
 from selfreward_lite.bench import Say, baselines
 from selfreward_lite.bench.baselines import Load, Plan
 from selfreward_lite.engine.api import LlamaSpec, Request, Sampling, Stats, TokenIds
-from selfreward_lite.engine.loading import cores, micro_batch, uses_flash
+from selfreward_lite.engine.loading import micro_batch, uses_flash
 from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.models import random_models
 from selfreward_lite.models.random_models import Quantization
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import ConfigError, UserError
 
 NAMES = {"naive": "llama-cpp-python", "engine": "this engine", "ceiling": "raw llama.cpp"}
@@ -151,7 +152,7 @@ def spec_for(
         batch=max(512, parallel),
         gpu_layers=gpu_layers,
         roots=ROOTS,
-        threads=threads or cores(),
+        threads=threads or count_cores(),
         unified=bool(gpu_layers),
     )
 
@@ -208,7 +209,7 @@ def find_fastest(plan: Plan, steps: list[baselines.Step], say: Say) -> LlamaSpec
 
 def list_layouts(plan: Plan) -> list[list[dict[str, int]]]:
     """What is searched, one after the other: KV cache and attention, threads, micro-batch."""
-    spec, threads = plan.spec, plan.spec.threads or cores()
+    spec, threads = plan.spec, plan.spec.threads or count_cores()
     # Of a cache that is divided, each part must hold the longest request.
     parts = plan.load.cells * (spec.parallel + spec.roots) if spec.unified else spec.context
     caches = ({"unified": True, "context": spec.context}, {"unified": False, "context": parts})

@@ -49,8 +49,9 @@ from selfreward_lite.report import early_warnings, passport, summary, tasks
 from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
-from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
+from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError, as_line
 from selfreward_lite.system.files import format_bytes
+from selfreward_lite.system.surroundings import check_surroundings, expand_user
 
 app = Typer(
     cls=Commands,
@@ -69,9 +70,10 @@ _received: list[int] = []  # signals that ended this command
 SHOWN = 300  # characters of an example
 # What to do about an error of the file system; others are bugs and keep their traceback.
 FREE = "free space and give the same command again"
-UNLOCK = "make it writable and give the same command again"
+UNLOCK = "let this user read and write it, and give the same command again"
 CHECK = "check the disk, or go on with a copy on another one, and give the same command again"
 MOVE = "move what is in the way, or give another --name or --runs-dir"
+RAISE = "let a process open more (`ulimit -n 1024`), and give the same command again"
 ADVICE = {
     "ENOSPC": FREE,
     "EDQUOT": FREE,
@@ -84,6 +86,9 @@ ADVICE = {
     "ENOTDIR": MOVE,
     "EISDIR": MOVE,
     "ENAMETOOLONG": MOVE,
+    "ELOOP": MOVE,
+    "EMFILE": RAISE,
+    "ENFILE": RAISE,
 }
 
 
@@ -135,7 +140,7 @@ def run(
 
     path = prompts
     if prompts and not hub.parse_repository(prompts):
-        path = str(Path(prompts).expanduser().absolute())
+        path = str(expand_user(prompts).absolute())
     options = {
         "iterations": iterations,
         "seed": seed,
@@ -434,24 +439,36 @@ def main() -> None:
     for reason in (signal.SIGTERM, signal.SIGALRM):  # the second is the end of --hours
         signal.signal(reason, _interrupt)
     try:
+        check_surroundings()
         app()
     except SelfRewardError as error:
         say(str(error), style="yellow" if isinstance(error, GateStop) else "red")
         sys.exit(error.exit_code)
+    except MemoryError:
+        say(
+            "The memory that this command may have is used up. What was committed is kept: free "
+            "memory, or raise its limit (`ulimit -v`), and give the same command again."
+        )
+        sys.exit(UserError.exit_code)
     except OSError as error:
-        advice = ADVICE.get(errno.errorcode.get(error.errno or 0, ""))
+        advice = _advise(error)
         if advice is None:
             raise
-        say(
-            f"{error.filename or 'the disk'}: {error.strerror}. "
-            f"What was committed is kept: {advice}."
-        )
+        place = as_line(f"{error.filename or 'the disk or the output'}")
+        say(f"{place}: {error.strerror}. What was committed is kept: {advice}.")
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has printed its error, or turned an interrupt into this
         if end.code == INTERRUPTED:
             why = "--hours are over" if signal.SIGALRM in _received else "Interrupted"
             say(f"{why}; what was committed is kept. The same command resumes.")
         raise
+
+
+def _advise(error: OSError) -> str | None:
+    """What to do about an error of the file system; None if it is a bug."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # of `tempfile` alone
+        return "set TMPDIR to a folder that can be written, and give the same command again"
+    return ADVICE.get(errno.errorcode.get(error.errno or 0, ""))
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,11 +26,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from selfreward_lite.run import ask
+from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import gpu_lock, list_gpus
 from selfreward_lite.system.machine import Finding
 
 _QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)  # a name such as a:fire:b is none
 
 
 def say(text: str, style: str | None = None, to: Console = console) -> None:
@@ -53,13 +55,25 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str =
 def emit(document: object) -> None:
     """Print a JSON document as the last line of stdout; NaN, which JSON lacks, becomes null."""
     plain = json.loads(json.dumps(document), parse_constant=lambda _: None)
-    print(json.dumps(plain), flush=True)
+    try:
+        print(json.dumps(plain), flush=True)
+    except OSError:
+        sys.stdout = None  # else Python would try again at its end, and print that error too
+        raise
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text file, and make its folder if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Write a text file, and make its folder if needed. Raises UserError where that fails.
+
+    A file name in the text need not be UTF-8; such a letter is written as it is escaped.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); give another --out"
+        ) from None
 
 
 def hold_gpu(command: str) -> AbstractContextManager[None]:

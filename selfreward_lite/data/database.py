@@ -78,7 +78,8 @@ class Database(sqlite3.Connection):
 
 def open_for_writing(folder: Path) -> Database:
     """Open the file of a run, with all its tables."""
-    database = _connect(str(folder / FILE), folder)
+    # SQLite takes a relative path that begins with "file:" for an address.
+    database = _connect(str((folder / FILE).absolute()), folder)
     database.execute("PRAGMA journal_mode=WAL")
     # A power cut may lose commits since the last checkpoint, which every end of a stage makes.
     database.execute("PRAGMA synchronous=NORMAL")
@@ -98,17 +99,33 @@ def open_for_writing(folder: Path) -> Database:
 def open_for_reading(folder: Path) -> Database:
     """Open the file of a run while another process may write it; UserError where there is none."""
     path = folder / FILE
-    if not path.exists():
+    if not _exists(path):
         raise UserError(
             f"no run in {folder}; start one with `python -m selfreward_lite run --name "
             f"{folder.name}`"
         )
-    # To read in WAL mode, SQLite writes a file next to the database. In a folder that is not
-    # writable nothing can change the database either, so it may be opened as immutable.
-    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
+    # To read in WAL mode, SQLite needs two files next to the database, and makes them. In a folder
+    # that this user cannot write they are there while another user writes the run, or where a kill
+    # left them. Else nothing changes the database, so it may be opened as immutable.
+    logs = [path.with_name(f"{FILE}{end}") for end in ("-wal", "-shm")]
+    may_change = os.access(folder, os.W_OK) or any(one.exists() for one in logs)
+    mode = "mode=ro" if may_change else "mode=ro&immutable=1"
     database = _connect(f"{path.absolute().as_uri()}?{mode}", folder)
     _check_version(database)
     return database
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file is there; UserError where this user may not read it."""
+    try:
+        if not path.exists() or os.access(path, os.R_OK):
+            return path.exists()
+    except PermissionError:  # of its folder
+        pass
+    raise UserError(
+        f"{path}: you may not read it; ask its owner to let you, as with "
+        f"`chmod -R a+rX {path.parent}`"
+    )
 
 
 def table_name(kind: type) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,14 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from selfreward_lite.data import download
 from selfreward_lite.data.data_files import is_data_file
 from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.system import proxies
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import atomic_write, check_disk, hash_file
+from selfreward_lite.system.surroundings import expand_user
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -217,7 +220,7 @@ def find_local(text: str, kind: Kind) -> Path:
         return find_packaged()
     repository = parse_repository(text)
     if repository is None:
-        return Path(text).expanduser()
+        return expand_user(text)
     known = _find_download(repository, kind)
     if known is None:
         raise UserError(
@@ -327,9 +330,9 @@ def _download(repository: Repository, kind: Kind, show: Show) -> _Download:
     assert commit is not None
     done = _Download(kind, at.id, commit, [asked], str(folder), files, at.file)
     with lock(ledger, f"another command is writing {ledger}"):
-        entries = _LEDGER.dump_json([*_read_ledger(), done], indent=1)
+        entries = json.dumps(_LEDGER.dump_python([*_read_ledger(), done], mode="json"), indent=1)
         with atomic_write(ledger) as path:
-            path.write_bytes(entries)
+            path.write_text(entries, encoding="ascii")  # a folder's name need not be UTF-8
     return done
 
 
@@ -339,7 +342,13 @@ def lock(path: Path, refusal: str, patience: float | None = None) -> Iterator[No
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be made ({error.strerror}); set HF_HOME to a folder that you "
+            "can write"
+        ) from None
     with ExitStack() as stack:
         file, timeout = path.with_name(f"{path.name}.lock"), patience or PATIENCE
         try:  # only taking the lock may time out, not the block
@@ -439,6 +448,8 @@ def hub_errors(repository: Repository) -> Iterator[None]:
     from huggingface_hub import errors
 
     offline = f"{repository} was not downloaded before, and the hub cannot be reached"
+    if fault := proxies.find_proxy_fault():
+        raise UserError(f"{offline}: {fault}; {proxies.ADVICE}")
     try:
         yield
     except errors.GatedRepoError:
@@ -469,6 +480,8 @@ def home() -> Path:
     """The folder of everything that was downloaded."""
     from huggingface_hub import constants
 
+    if constants.HF_HOME.startswith("~"):
+        raise UserError("this user has no home for downloads: set HOME, or HF_HOME to a folder")
     return Path(constants.HF_HOME) / "selfreward_lite"
 
 
@@ -477,8 +490,9 @@ def _read_ledger() -> list[_Download]:
     if not path.exists():
         return []
     try:
-        return _LEDGER.validate_json(path.read_bytes())  # fields of a later version are ignored
-    except ValidationError:
+        # Fields of a later version are ignored.
+        return _LEDGER.validate_python(json.loads(path.read_bytes()))
+    except ValueError:  # of both
         raise UserError(
             f"{path} is damaged; delete it, and the files that it listed are checked again"
         ) from None

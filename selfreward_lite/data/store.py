@@ -371,7 +371,8 @@ class Store:
                         f"{kind.__name__} {record.id}: its content was changed after it was written"
                     )
         base, pruned = self.folder / "base", self.fact("pruned")
-        folders = [base] if self.is_done(0, "base") and (base.exists() or pruned is None) else []
+        # A base that is not there was pruned, or is not in a copy: `run` makes it again.
+        folders = [base] if self.is_done(0, "base") and base.exists() else []
         promoted = [self.model_dir(one) for (one,) in self.select("SELECT iteration FROM promoted")]
         folders += [folder for folder in promoted if folder.name not in (pruned or ())]
         return found + [fault for folder in folders for fault in find_manifest_faults(folder)]

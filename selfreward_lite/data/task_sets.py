@@ -19,6 +19,7 @@ from selfreward_lite.data import download, hub
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.download import Show, describe_error
 from selfreward_lite.data.rows import find_text_fault
+from selfreward_lite.system import proxies
 from selfreward_lite.system.errors import DataError, UserError
 from selfreward_lite.system.files import check_disk, copy_file, hash_file
 
@@ -302,6 +303,8 @@ def _explain_errors(found: TestSet, file: SetFile) -> Iterator[None]:
         raise UserError(
             f"{found.title} is not on this machine, and HF_HUB_OFFLINE=1: unset it, {otherwise}"
         )
+    if fault := proxies.find_proxy_fault():
+        raise UserError(f"{file.url} cannot be downloaded: {fault}; {proxies.ADVICE}, {otherwise}")
     try:
         yield
     except httpx.HTTPError as error:

@@ -6,6 +6,7 @@ it again.
 """
 
 import itertools
+import json
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -242,7 +243,9 @@ class Live:
 def _check_types(request: Request) -> None:
     """Raise EngineError for a request of wrong types: in the child it would end everybody's."""
     try:
-        REQUEST.validate_json(REQUEST.dump_json(request, warnings=False))
+        dumped = json.dumps(REQUEST.dump_python(request, mode="json", warnings=False))
+        # Pydantic's own reader of JSON refuses the path of a folder whose name is not UTF-8.
+        REQUEST.validate_python(json.loads(dumped, parse_constant=lambda _: None))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

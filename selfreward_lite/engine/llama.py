@@ -23,13 +23,13 @@ from selfreward_lite.engine.loading import (
     NO_MEMORY,
     ThreadTuner,
     check_adapter,
-    cores,
     is_tiny,
     load_model,
     make_context,
     threads_for,
 )
 from selfreward_lite.engine.scheduler import Scheduler
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import EngineError, EngineMemoryError
 
 PROBE_TOKENS = 8
@@ -87,7 +87,7 @@ class LlamaDevice:
         self._batch = BatchArrays(self.rows)
         self.helpers = min(MAX_HELPERS, threads_for(self._model, spec))
         tune = is_tiny(self._model) and not spec.threads and not spec.gpu_layers
-        self._tuner = ThreadTuner(cores()) if tune else None
+        self._tuner = ThreadTuner(count_cores()) if tune else None
         self._pool = ThreadPoolExecutor(self.helpers)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(512)

@@ -18,6 +18,7 @@ import numpy as np
 
 from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.system import cuda
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import EngineError, EngineMemoryError
 from selfreward_lite.system.gpu import list_gpus
 
@@ -64,11 +65,6 @@ FIRST_WAIT, LONGEST_WAIT = 16, 1024  # steps between two trials; doubled when a 
 ALARM = 3.0  # so many times slower than at the last choice, and the other number is tried at once
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def is_tiny(model: Any) -> bool:
     """Whether more threads may make a loaded model slower."""
     return int(cpp.llama_model_n_params(model)) < TINY_PARAMETERS
@@ -76,7 +72,7 @@ def is_tiny(model: Any) -> bool:
 
 def threads_for(model: Any, spec: LlamaSpec) -> int:
     """The wanted threads, else one to begin with for a tiny model, see ThreadTuner, or all."""
-    return spec.threads or (1 if is_tiny(model) else cores())
+    return spec.threads or (1 if is_tiny(model) else count_cores())
 
 
 class ThreadTuner:

@@ -126,7 +126,7 @@ def main() -> None:
     line = pipe.readline()
     inbox = _Inbox(pipe)
     try:
-        serve(make_engine(SPEC.validate_json(line)), inbox, send)
+        serve(make_engine(SPEC.validate_python(json.loads(line))), inbox, send)
     except EngineError as error:
         send(_describe(error))
     except Exception:  # noqa: BLE001 - a bug: the parent raises it with this traceback

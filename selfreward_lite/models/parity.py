@@ -194,7 +194,7 @@ def parity(
             "parity needs non-empty token lists, and the folder of every GGUF adapter"
         )
     from selfreward_lite.engine.llama import LlamaEngine
-    from selfreward_lite.engine.loading import cores
+    from selfreward_lite.system.cores import count_cores
 
     adapted, base = _Comparison(), _Comparison()
     lora = None if gguf_adapter is None else str(gguf_adapter)
@@ -203,7 +203,7 @@ def parity(
         parallel=STEP_TOKENS,
         context=max(MIN_CONTEXT, *map(len, token_lists)),
         batch=STEP_TOKENS,
-        threads=min(MAX_THREADS, cores()),
+        threads=min(MAX_THREADS, count_cores()),
         roots=1,
         exact=True,
         check_adapters=False,  # what an adapter changes is measured here

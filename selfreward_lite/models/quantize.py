@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import atomic_write, format_bytes, free_bytes
 
@@ -97,7 +98,7 @@ def _params(kind: str) -> Any:
         raise UserError(f"{kind} is no type of a GGUF here: choose one of {', '.join(KINDS)}")
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
-    params.nthread = os.cpu_count() or 1
+    params.nthread = count_cores()
     return params
 
 
@@ -167,4 +168,4 @@ def _weights_per_second(kind: str) -> float:
     libggml.ggml_quantize_chunk(
         int(main), weights.ctypes, target.ctypes, start, rows, columns, None
     )
-    return weights.size / (perf_counter() - started) * (os.cpu_count() or 1)
+    return weights.size / (perf_counter() - started) * count_cores()

@@ -30,6 +30,7 @@ from selfreward_lite.data.records import (
 from selfreward_lite.data.store import Store
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.report import passport, summary, tasks
+from selfreward_lite.system import proxies
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 from selfreward_lite.training.rows import TOO_LONG, TOO_LONG_FOR_MEMORY, PairTexts
@@ -170,6 +171,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{repository} cannot be a repository; give owner/name") from None
     if repository.count("/") != 1:
         raise UserError(f"{repository}: say who owns it, as owner/name")
+    if fault := proxies.find_proxy_fault():
+        raise UserError(f"{repository}: {fault}; {proxies.ADVICE}")
     try:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)
@@ -264,7 +267,8 @@ def _write_card(
         license_id=license_id,
         **values,
     )
-    (out / "README.md").write_text(text, encoding="utf-8")
+    # The name of a run need not be UTF-8.
+    (out / "README.md").write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def _find_license(settings: Settings) -> str | None:

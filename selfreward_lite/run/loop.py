@@ -79,6 +79,8 @@ def run(
     """
     context = prepare.open_run(store, settings, runtime, watch, deadline)
     try:
+        if is_finished(store, settings):  # its models answer on the base, which a copy has not
+            export.export_base(context, 0)
         for number in range(store.next_model(), settings.iterations + 1):
             for step in ITERATION if number else SEED_STAGE:
                 step(context, number)

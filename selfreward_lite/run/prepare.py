@@ -1,6 +1,5 @@
 """A run, new or resumed: its settings, its downloads, and all checks before the first step."""
 
-import os
 import platform
 import uuid
 from collections import Counter
@@ -30,6 +29,7 @@ from selfreward_lite.run import plan
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import ConfigError, ExportError
 from selfreward_lite.system.files import (
     MANIFEST,
@@ -39,6 +39,7 @@ from selfreward_lite.system.files import (
     read_manifest_fact,
 )
 from selfreward_lite.system.gpu import list_gpus
+from selfreward_lite.system.surroundings import expand_user
 
 # Settings that may change when a run resumes: none of them changes what its records mean.
 _MAY_CHANGE = ("iterations", "engine", "gates", "backend", "checkpoint_minutes", "training")
@@ -173,7 +174,7 @@ def read_prompt_file(file: str, skip_bad: bool) -> PromptFile:
 def _store_facts(store: Store, settings: Settings) -> None:
     """Store what tells a new run from others, and on which machine it starts."""
     gpus = list_gpus()
-    hardware = f"{os.cpu_count()} CPU cores, no GPU"
+    hardware = f"{count_cores()} CPU cores, no GPU"
     if gpus:
         hardware = f"{gpus[0].name}, driver {gpus[0].driver}"
     store.state("run", f"seed {settings.seed}")
@@ -218,7 +219,7 @@ def _from_root(text: str) -> str:
     """A path from the root; unchanged where it is none."""
     if text in BUILT_IN or hub.parse_repository(text) is not None:
         return text
-    return str(Path(text).expanduser().absolute())
+    return str(expand_user(text).absolute())
 
 
 def _keep_paths(settings: Settings, stored: Json) -> Settings:

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,9 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from selfreward_lite.system import cuda, fixes, probes
+import httpx
+
+from selfreward_lite.system import cuda, fixes, probes, proxies
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json, format_bytes, free_bytes
 from selfreward_lite.system.gpu import (
@@ -31,6 +32,7 @@ from selfreward_lite.system.gpu import (
 )
 from selfreward_lite.system.gpu_findings import describe_missing_library, dotted, find_on_gpu
 from selfreward_lite.system.machine import Finding, Machine
+from selfreward_lite.system.proxies import find_proxy_fault
 
 HUB = "huggingface.co"
 SAME = 0.2  # of the logits' size: two ways on a CPU differ by 0.015 (measured), nonsense by 1
@@ -46,6 +48,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
     """
     wanted, gpus = read_pins(), tuple(list_gpus())
     holder = lock_holder() if gpus and not holds_gpu else None
+    proxy = find_proxy_fault()
     asked = {} if holder else _ask_probes(gpus, with_unsloth=with_unsloth)
     return Machine(
         python=sys.version_info[:3],
@@ -57,7 +60,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
         torch=asked.get("torch"),
         llama=asked.get("llama"),
         free=free_bytes(folder),
-        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else _is_reachable(HUB),
+        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else not proxy and _is_reachable(HUB),
         unsloth=installed_version("unsloth"),
         token=bool(os.environ.get("HF_TOKEN")),
         place=probes.find_place(),
@@ -72,6 +75,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
         triton=asked.get("triton"),
         four_bit=asked.get("four_bit"),
         unsloth_import=asked.get("unsloth"),
+        proxy_fault=proxy,
     )
 
 
@@ -258,6 +262,9 @@ def _disk(machine: Machine) -> Finding:
 
 
 def _hub(machine: Machine) -> Finding:
+    if machine.proxy_fault:
+        text = f"{machine.proxy_fault}: models and data must be on this machine"
+        return Finding("model hub", "note", text, proxies.ADVICE)
     if not machine.hub:
         off = "switched off (HF_HUB_OFFLINE=1)"
         why = off if machine.hub is None else f"{HUB} cannot be reached"
@@ -300,8 +307,9 @@ def _probe_llama(gpus: Sequence[Gpu]) -> Json:
 
 
 def _is_reachable(host: str) -> bool:
+    """Whether a host answers, through the proxy that the environment names, if any."""
     try:
-        socket.create_connection((host, 443), timeout=5).close()
-    except OSError:
+        httpx.head(f"https://{host}", timeout=5)
+    except httpx.HTTPError:
         return False
     return True

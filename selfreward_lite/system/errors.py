@@ -18,6 +18,9 @@ class SelfRewardError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return as_line(super().__str__())
+
 
 class UserError(SelfRewardError):
     """The command, the configuration or the data must be changed."""
@@ -59,3 +62,13 @@ class OutOfTime(SelfRewardError):
     """The hours that the command was given are too few for the next step."""
 
     exit_code = 130
+
+
+def as_line(text: str) -> str:
+    """The text in one line; what cannot be printed, as in odd file names, as it is escaped.
+
+    >>> as_line("no run in a\\nb\\udce9")
+    'no run in a b\\\\udce9'
+    """
+    line = text.replace("\n", " ")
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

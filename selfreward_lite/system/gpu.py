@@ -21,12 +21,13 @@ from xml.etree import ElementTree
 
 from selfreward_lite.system import locks
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.surroundings import find_home
 
 OLDEST = (7, 5)  # Turing: torch 2.13 has no kernels for older compute capabilities
 BF16 = (8, 0)  # torch's own answer is wrong for a T4 (unslothai/unsloth#504)
 LARGE = 10**9  # weights of a model that would train for days on a CPU
 PATIENCE = 30  # seconds for nvidia-smi, which hangs where the driver does
-FOLDER = Path.home() / ".cache" / "selfreward_lite"
+FOLDER: Path | None = None  # of the locks; by default in the user's home
 DEVICES = Path("/sys/bus/pci/devices")  # Linux's, each a folder; none under WSL2
 NVIDIA, DISPLAY = "0x10de", "0x03"  # a vendor, and how the class of a display controller begins
 POLL = 0.5  # seconds between two attempts to take the lock
@@ -230,10 +231,14 @@ def gpu_lock(who: str, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _lock_file(name: str) -> Path:
+    home = find_home()
+    folder = FOLDER or (home and home / ".cache" / "selfreward_lite")
+    if folder is None:
+        raise UserError("this user has no home, where it says who has the GPU: set HOME")
     try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{FOLDER}: {error.strerror}; it says who has the GPU: make it writable, or set HOME"
+            f"{folder}: {error.strerror}; it says who has the GPU: make it writable, or set HOME"
         ) from None
-    return FOLDER / f"{name}.lock"
+    return folder / f"{name}.lock"

@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+from selfreward_lite.system.errors import UserError
+
 PATIENCE = 0.5  # seconds to retry: `holder` itself holds a lock for an instant
 
 
@@ -47,6 +49,11 @@ def _read_holder(path: Path) -> str | None:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise UserError(
+            f"{path}: you may not read it; ask its owner to let you, as with "
+            f"`chmod -R a+rX {path.parent}`"
+        ) from None
     try:
         if _try_lock(handle, fcntl.LOCK_SH):
             return None

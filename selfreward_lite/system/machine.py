@@ -39,6 +39,7 @@ class Machine:
     triton: Json | None = None
     four_bit: Json | None = None
     unsloth_import: Json | None = None
+    proxy_fault: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from selfreward_lite.system import cuda
+from selfreward_lite.system import cores, cuda
 
 Message = dict[str, Any]
 DEATH = "death"  # the one key of the last message of a JsonProcess
@@ -46,10 +46,10 @@ def child_environment(
 ) -> dict[str, str]:
     """This process's environment, for a child in any folder that imports this package.
 
-    `defaults` apply where the user has not set the variable. The child finds the CUDA libraries
-    that llama.cpp needs, also with no layer on a GPU.
+    `defaults` apply where the user has not set the variable. The child keeps to a quota of CPU
+    time, and finds the CUDA libraries that llama.cpp needs, also with no layer on a GPU.
     """
-    found = {**defaults, **os.environ}
+    found = {**cores.thread_limit(), **defaults, **os.environ}
     found |= cuda.library_path(found.get("LD_LIBRARY_PATH"))
     if gpus != "all":
         found |= one_gpu()

@@ -21,6 +21,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from selfreward_lite.system.cores import count_cores
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.processes import Message, describe_exit
 from selfreward_lite.training.job import Job, Report, TrainingResult
@@ -40,7 +41,7 @@ def train_together(job: Job, micro_batch: int, report: Report) -> TrainingResult
     heard: Message = {}
     with tempfile.TemporaryDirectory(prefix="selfreward_lite-") as folder, _environment(job):
         saved = Path(folder) / "job.json"
-        saved.write_text(job.model_dump_json(), encoding="utf-8")
+        saved.write_text(json.dumps(job.model_dump(mode="json")), encoding="utf-8")
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -90,7 +91,7 @@ def _environment(job: Job) -> Iterator[None]:
     before = dict(os.environ)
     os.environ["CUDA_VISIBLE_DEVICES"] = job.devices or ",".join([NO_GPU] * job.processes)
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # it would listen on all interfaces
-    threads = max(1, (os.cpu_count() or 1) // job.processes)
+    threads = max(1, count_cores() // job.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -7,6 +7,7 @@ JOB is the job as JSON, STORE a file through which they find each other. It says
 for a bug, and the first process {"report": …} before.
 """
 
+import json
 import os
 import sys
 import threading
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def _train(file: Path, store: str, micro_batch: int, say: Callable[[Message], None]) -> None:
-    job = Job.model_validate_json(file.read_bytes())
+    job = Job.model_validate(json.loads(file.read_bytes()))
     from selfreward_lite.training import backends
 
     # before transformers

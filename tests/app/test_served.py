@@ -9,6 +9,7 @@ import time
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,13 @@ ASKED = "Sort the letters c a b."
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    with app_bench.running(tmp_path_factory.mktemp("served") / "runs") as (client, process, _):
+    """The app, started where the environment names proxies that do not answer."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"):
+                patch.setenv(name, "socks5://127.0.0.1:9")
+            runs = tmp_path_factory.mktemp("served") / "runs"
+            client, process, _ = stack.enter_context(app_bench.running(runs))
         yield client, process
 
 

@@ -295,7 +295,10 @@ def test_second_writer_is_refused_and_readers_are_not(tmp_path):
             assert reader.id_namespace == "seed 0"
 
 
-@pytest.mark.parametrize("place", ["ä b", "#1?x=%20"])
+LATIN1 = "-caf\udce9 'a' \"b\"\n\U0001f600"  # the bytes of its é are no UTF-8
+
+
+@pytest.mark.parametrize("place", ["ä b", "#1?x=%20", LATIN1], ids=ascii)
 def test_time_zone_locale_and_odd_paths_change_nothing(tmp_path, whole, place):
     folder = tmp_path / place / "run"
     environment = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}

@@ -1,6 +1,7 @@
 """Pruning: never silently, never a record; what is gone comes back or is known to be gone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,15 @@ def test_a_mistyped_name_makes_no_folder(tmp_path):
     said = prune(tmp_path / "nothing", "--yes")
     assert "no run in" in str(said.exception)
     assert not (tmp_path / "nothing").exists()
+
+
+def test_finished_run_makes_its_base_again(run):
+    """A copy in a mirror has no base, and the app needs it."""
+    before = read_contents(run)
+    shutil.rmtree(run / "base")
+    with Store.read(run) as store:
+        assert store.faults() == []
+    scripted_run.run(run, iterations="3")
+    assert read_contents(run) == before
+    with Store.read(run) as store:
+        assert store.faults() == []
