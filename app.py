@@ -16,6 +16,7 @@ from pathlib import Path
 from selfreward_lite.app.escape import check_auth
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.openai_api import check_key
+from selfreward_lite.system.arguments import refuse_empty
 from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.proxies import without_proxies
 from selfreward_lite.system.surroundings import check_surroundings
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may log in")
     given = parser.parse_args()
     try:
+        refuse_empty(sys.argv[1:])
         check_surroundings()
         if given.port is not None and not 0 < given.port < 2**16:
             raise UserError(f"--port {given.port}: give a number from 1 to 65535")

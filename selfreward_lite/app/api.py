@@ -14,7 +14,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.talk import StreamedReply, Talk
+from selfreward_lite.app.texts import refuse_half_characters
 from selfreward_lite.app.widgets import errors_as_toasts, parse_draw
+from selfreward_lite.config.wording import explain_fault
 from selfreward_lite.models.chat_template import Message, user
 from selfreward_lite.report import status
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -148,13 +150,14 @@ def check_arguments(**given: object) -> None:
     >>> check_arguments(seed=1, top_p=1)
     >>> check_arguments(seed="abc")
     Traceback (most recent call last):
-    selfreward_lite.system.errors.UserError: seed: Input should be a valid integer
+    selfreward_lite.system.errors.UserError: seed=abc: give a whole number
     """
     for name, value in given.items():
+        refuse_half_characters(value, name)
         try:
             ARGUMENTS[name].validate_python(value, strict=True)
         except ValidationError as error:
-            raise UserError(f"{name}: {error.errors()[0]['msg']}") from None
+            raise UserError(explain_fault(name, error.errors()[0])) from None
 
 
 def _open(library: RunLibrary, run: str, model: str) -> tuple[Talk, str]:
@@ -164,6 +167,7 @@ def _open(library: RunLibrary, run: str, model: str) -> tuple[Talk, str]:
 
 
 def _parse_history(turns: object) -> list[Message]:
+    refuse_half_characters(turns, "history")
     found = []
     for turn in turns if isinstance(turns, list) else [] if turns is None else [turns]:
         match turn:

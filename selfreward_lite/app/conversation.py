@@ -19,7 +19,7 @@ FORCED = "forced: the judge wrote no score, so one was drawn from its probabilit
 ENDS = {
     "stop": "",
     "length": "cut at the maximum length",
-    "refused": "does not fit the context: shorten the conversation",
+    "refused": "does not fit the context: shorten the conversation, or lower Maximum tokens",
     "failed": "the engine crashed and was restarted: try again",
     "stopped": "stopped",
 }

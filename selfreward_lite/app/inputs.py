@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from selfreward_lite.app.api import MAX_CHARACTERS
+from selfreward_lite.app.texts import refuse_half_characters
 from selfreward_lite.app.widgets import errors_as_toasts
 from selfreward_lite.system.errors import UserError
 
@@ -88,10 +89,7 @@ def _read_text(name: str, given: Any, longest: int | None) -> str:
         raise UserError(f"{name}: give a text")
     if len(given) > longest:
         raise UserError(f"{name}: at most {longest:,} characters")
-    try:
-        given.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: it has half a character; give a text") from None
+    refuse_half_characters(given, name)
     return given
 
 

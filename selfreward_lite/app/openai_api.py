@@ -30,7 +30,7 @@ from selfreward_lite.app.guard import NAMES
 from selfreward_lite.app.library import TINY, RunLibrary
 from selfreward_lite.app.openai_request import Asked, Refused, errors_as_refusals, read_request
 from selfreward_lite.app.talk import StreamedReply, Talk
-from selfreward_lite.config.settings import EngineSettings, Sampling
+from selfreward_lite.config.settings import Sampling
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 
@@ -40,7 +40,7 @@ TOKENS = 1024  # of a reply by default, or as many as fit
 TEMPERATURE, TOP_P = 0.7, 0.95  # by default, as on the page
 REPLIES = 200  # at once; each holds a thread while the engine is silent
 GRACE = 5  # seconds that replies under way may take when the server is stopped
-SHORTER, TOO_LONG = "shorten it, or lower max_tokens", "context_length_exceeded"
+SHORTER, TOO_LONG = "shorten it", "context_length_exceeded"
 TINY_ID = "tiny-model"  # the name of the tiny model here, where names are parts of addresses
 
 
@@ -212,7 +212,7 @@ class _Api:
                 raise _no_such_model(asked.model)
             messages = asked.conversation
             prompt_tokens = talk.count_tokens(model, messages)
-            limit = _fit(asked.limit, prompt_tokens, talk.models.settings.engine)
+            limit = _fit(asked.limit, prompt_tokens, talk.longest)
             draw = Sampling(
                 temperature=TEMPERATURE if asked.temperature is None else asked.temperature,
                 top_p=TOP_P if asked.top_p is None else asked.top_p,
@@ -266,19 +266,23 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _fit(limit: int | None, prompt: int, engine: EngineSettings) -> int:
-    """How many tokens a reply may have. Raises Refused where the conversation is too long."""
-    room = engine.sequence_cells - prompt
-    if limit is None and room >= 1:
+def _fit(limit: int | None, prompt: int, longest: int) -> int:
+    """How many tokens a reply may have, of a sequence that has `longest` with its prompt.
+
+    Raises Refused where the conversation, or what is asked for, is too long.
+    """
+    room = longest - prompt
+    if room >= 1 and limit is None:
         return min(TOKENS, room)
     if limit is not None and limit <= min(room, MAX_TOKENS):
         return limit
-    if limit is not None and limit > MAX_TOKENS:
-        raise Refused(400, f"max_tokens: give {MAX_TOKENS:,} or fewer")
+    if limit is not None and room > MAX_TOKENS:
+        raise Refused(400, f"max_tokens={limit:,}: give {MAX_TOKENS:,} or fewer")
+    advice = SHORTER if room < 1 else f"{SHORTER}, or give max_tokens of {room:,} or fewer"
     raise Refused(
         400,
-        f"the conversation has {prompt:,} tokens, and a sequence of this run may have "
-        f"{engine.sequence_cells:,} with the reply: {SHORTER}",
+        f"the conversation has {prompt:,} tokens, and a sequence of this model may have "
+        f"{longest:,} with the reply: {advice}",
         TOO_LONG,
     )
 
@@ -321,7 +325,9 @@ def _take_step(steps: Generator[StreamedReply, None, None]) -> StreamedReply | N
     with errors_as_refusals():
         step = next(steps, None)
     if step is not None and step.finish == "refused":
-        raise Refused(400, f"the conversation does not fit the context: {SHORTER}", TOO_LONG)
+        raise Refused(
+            400, "conversation and reply do not fit the context: lower max_tokens", TOO_LONG
+        )
     if step is not None and step.finish == "failed":
         raise Refused(503, "the engine crashed and was restarted: ask again")
     return step

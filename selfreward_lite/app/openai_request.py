@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from selfreward_lite.app.texts import refuse_half_characters, show_name
+from selfreward_lite.config.wording import explain_fault, name_place
 from selfreward_lite.models.chat_template import Message
 from selfreward_lite.system.errors import EngineError, SelfRewardError, UserError
 from selfreward_lite.system.files import Json
@@ -51,12 +53,51 @@ NEUTRAL_IN_MESSAGE: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class Part(BaseModel):
-    """A part of a message's content; only text is served."""
+PICTURES = ("image_url", "input_image", "image")  # types of parts
+OTHER_TEXTS = ("input_text", "output_text")  # the same in OpenAI's other API
+MAX_STOPS = 4
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-    type: Literal["text"]
-    text: str
+
+def _read_content(given: Any) -> str:
+    """The text of a message, whole or in parts. Raises ValueError for all else."""
+    if isinstance(given, str):
+        return given
+    if given is None:
+        raise ValueError("null is no text: give one")
+    if not isinstance(given, list):
+        raise ValueError("give a text, or a list of parts of the type text")
+    return "\n".join(_read_part(number, part) for number, part in enumerate(given))
+
+
+def _read_part(number: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in PICTURES:
+        raise ValueError(f"part {number} is a picture ({kind}), and only text is served here")
+    if kind in OTHER_TEXTS:
+        raise ValueError(
+            f"part {number} has the type {kind} of another API: write it as "
+            '{"type": "text", "text": …}'
+        )
+    if kind != "text":
+        named = f"has the type {show_name(kind)}" if isinstance(kind, str) else "has no type"
+        raise ValueError(f"part {number} {named}, and only text is served here")
+    if other := [name for name in part if name not in ("type", "text")]:
+        raise ValueError(
+            f"part {number}: {show_name(other[0])} is not supported here: leave it out"
+        )
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f"part {number}: its text is no text")
+    return str(part["text"])
+
+
+def _read_stops(given: Any) -> list[str]:
+    """The texts that end a reply. Raises ValueError for what is none, and for too many."""
+    found = [given] if isinstance(given, str) else [] if given is None else given
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ValueError(f"give a text, or a list of {MAX_STOPS} at most")
+    if len(found) > MAX_STOPS:
+        raise ValueError(f"{len(found)} texts: give {MAX_STOPS} at most")
+    return found
 
 
 class Turn(BaseModel):
@@ -64,13 +105,13 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Annotated[str, BeforeValidator(_read_content)]
 
     def to_message(self, place: int) -> Message:
         """Return it as a turn of a conversation. Raises UserError for what is not supported."""
         _refuse_unsupported(self.model_extra or {}, NEUTRAL_IN_MESSAGE, f"messages[{place}].")
-        text = self.content if isinstance(self.content, str) else _join(self.content)
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
+        role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content=self.content)
 
 
 class StreamOptions(BaseModel):
@@ -92,7 +133,7 @@ class Asked(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: Annotated[list[str], BeforeValidator(_read_stops)] = []
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -106,8 +147,7 @@ class Asked(BaseModel):
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end a reply; they are no part of it."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(filter(None, given))
+        return tuple(filter(None, self.stop))
 
     @property
     def limit(self) -> int | None:
@@ -147,12 +187,13 @@ def read_request(body: bytes) -> Asked:
         raise Refused(400, "the request is not JSON") from None
     if not isinstance(document, dict):
         raise Refused(400, "the request is no JSON object")
+    with errors_as_refusals():
+        refuse_half_characters(document)
     try:
         asked = Asked.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the request"
-        raise Refused(400, f"{place}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        raise Refused(400, explain_fault(name_place(first["loc"]), first)) from None
     with errors_as_refusals():
         _refuse_unsupported(asked.model_extra or {}, NEUTRAL, "")
     return asked
@@ -165,8 +206,4 @@ def _refuse_unsupported(
     for name, value in given.items():
         allowed = neutral.get(name, ())
         if value is not None and ANY not in allowed and value not in allowed:
-            raise UserError(f"{place}{name[:80]} is not supported here: leave it out")
-
-
-def _join(parts: list[Part]) -> str:
-    return "\n".join(one.text for one in parts)
+            raise UserError(f"{place}{show_name(name)} is not supported here: leave it out")

@@ -21,6 +21,7 @@ from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
 from selfreward_lite.method.statistics import mean_or_none
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import Message
+from selfreward_lite.models.hf_folder import find_longest, read_config
 from selfreward_lite.system.errors import UserError
 
 INTERVAL = 0.04  # seconds between two updates of a growing reply, for one or two users
@@ -156,6 +157,11 @@ class Talk:
         settings = self.models.settings.judge
         return len(self._role(model, settings.draw).chat.prompt_ids(messages))
 
+    @property
+    def longest(self) -> int:
+        """The most tokens of a conversation with its reply, whichever model speaks."""
+        return find_longest(self.models.settings.engine, _load_shape(self.models.hf_folder))
+
     def stream_score(
         self, judge: str, messages: Sequence[Message], text: str
     ) -> Generator[Score, None, None]:
@@ -244,6 +250,7 @@ def write_out(messages: Sequence[Message]) -> str:
 
 
 _load_format = lru_cache(maxsize=8)(ChatFormat.load)
+_load_shape = lru_cache(maxsize=8)(read_config)
 
 
 def _response(prompt: Prompt, text: str) -> Response:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from selfreward_lite.app.escape import escape_markdown
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.config.settings import Sampling
+from selfreward_lite.config.wording import explain_fault
 from selfreward_lite.system.errors import ConfigError, SelfRewardError, UserError
 
 Options = dict[str, Any]  # of an event
@@ -149,7 +150,7 @@ def parse_draw(temperature: float, top_p: float, max_tokens: float) -> Sampling:
         return Sampling(temperature=temperature, top_p=top_p, max_tokens=int(max_tokens))
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{first['loc'][0]}: {first['msg']}") from None
+        raise ConfigError(explain_fault(str(first["loc"][0]), first)) from None
 
 
 class About(gr.EventData):

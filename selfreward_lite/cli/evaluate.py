@@ -5,7 +5,7 @@ See `run/evaluate.py`; `evaluate judge` is in `judge.py`.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +27,7 @@ from selfreward_lite.data import hub, task_sets
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.prompt_rows import extract_prompts
 from selfreward_lite.data.records import ModelId, Prompt
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS, TASK_SETS, TaskName
 from selfreward_lite.method import metrics
@@ -36,6 +37,7 @@ from selfreward_lite.report import plots
 from selfreward_lite.report import tasks as tasks_report
 from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
 from selfreward_lite.run.steps.tasks import load_asked
+from selfreward_lite.system.arguments import check_run_name
 from selfreward_lite.system.errors import UserError
 
 evaluate = Typer(
@@ -78,6 +80,9 @@ def compare(
         str | None, Option(help="With --export: prompts, as for run; by default the held-out ones.")
     ] = None,
     out: Annotated[Path, Option(help="With --export: folder to write to.")] = EXPORTED,
+    skip_bad: Annotated[
+        bool, Option("--skip-bad", help="With --prompts: leave out bad lines, and count them.")
+    ] = False,
     set_: Set = None,
 ) -> None:
     """Compare two models' answers to the held-out prompts, in both orders, or export answers."""
@@ -93,7 +98,8 @@ def compare(
     with open_work(name, runs_dir, set_, asks_models=asks_models) as work:
         mine = model or find_newest(work)
         if export is not None:
-            _export(work, mine, against, prompts, out)
+            texts = _read_texts(prompts, skip_bad, work.run.settings.prompts.ignore)
+            _export(work, mine, against, texts, out)
             return
         results = work.compare_answers(mine, against, judge)
     found = metrics.win_rates(results)
@@ -138,10 +144,15 @@ def _is_given(context: Context, option: str) -> bool:
 def _check_options(export: str | None, against: str, prompts: str | None, context: Context) -> None:
     """Raise UserError for an option that would be ignored."""
     if export is None:
-        for option in ("prompts", "out"):
+        for option in ("prompts", "out", "skip_bad"):
             if _is_given(context, option):
-                raise UserError(f"--{option} works only with --export alpaca_eval")
+                name = option.replace("_", "-")
+                raise UserError(f"--{name} works only with --export alpaca_eval")
+        if "/" in against:
+            check_run_name(against.rpartition("/")[0])
         return
+    if prompts is None and _is_given(context, "skip_bad"):
+        raise UserError("--skip-bad is for a file of --prompts; leave it out")
     if _is_given(context, "judge"):
         raise UserError("--export writes answers, which nothing judges; leave --judge out")
     if prompts is not None and _is_given(context, "against"):
@@ -155,27 +166,39 @@ def _check_options(export: str | None, against: str, prompts: str | None, contex
         )
 
 
-def _export(work: Evaluation, mine: str, against: str, prompts: str | None, out: Path) -> None:
+def _read_texts(prompts: str | None, skip_bad: bool, ignore: Collection[str]) -> list[str] | None:
+    """The prompts in a file or on the hub, if one is named; says what was left out."""
+    if prompts is None:
+        return None
+    with show_downloads() as show:
+        place = hub.fetch_dataset(prompts, show)
+    found = read_rows(place, skip_bad=skip_bad)
+    texts = extract_prompts(found, ignore)
+    for note in found.notes:
+        say(note)
+    if found.skipped:
+        say(f"left out: {describe_counts(found.skipped)}")
+    return texts
+
+
+def _export(work: Evaluation, mine: str, against: str, texts: list[str] | None, out: Path) -> None:
     """Write the answers of one model to own prompts, or of both to the held-out prompts."""
-    texts = None
-    if prompts is not None:
-        with show_downloads() as show:
-            place = hub.fetch_dataset(prompts, show)
-        found = read_rows(place, skip_bad=False)
-        texts = extract_prompts(found, work.run.settings.prompts.ignore)
-        for note in found.notes:
-            say(note)
     models = dict.fromkeys([mine, against] if texts is None else [mine])
     exported = work.export_answers([*models], texts)
     files = []
-    for model, rows in exported.items():
+    for model, rows in exported.rows.items():
         files.append(out / f"{work.run.store.folder.name}-{model}-alpaca_eval.json")
         write_file(files[-1], json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    count = len({row["instruction"] for row in exported[mine]})
+        if empty := exported.empty[model]:
+            say(f"{files[-1]}: outputs that are empty, since the model ended at once: {empty}")
+    if exported.left_out:
+        say(f"left out of every file: {describe_counts(exported.left_out)}")
+    count = len({row["instruction"] for row in exported.rows[mine]})
     reference = f" --reference_outputs {files[1]}" if len(files) > 1 else ""
-    say(f"{count} answers per model. pip install alpaca_eval, set its judge's key, then run:")
+    say(f"answers per model: {count}. pip install alpaca_eval, set its judge's key, then run:")
     say(f"alpaca_eval --model_outputs {files[0]}{reference}")
-    emit({"answers": count, "files": [*map(str, files)]})
+    found = {"answers": count, "empty": exported.empty, "left_out": exported.left_out}
+    emit({**found, "files": [*map(str, files)]})
 
 
 @evaluate.command("fetch")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from selfreward_lite.cli.evaluate import FromFolder, ModelName, Set, find_newest, open_work
-from selfreward_lite.cli.options import RUNS, RunName, RunsDir
+from selfreward_lite.cli.options import RUNS, RunName, RunsDir, SkipBad
 from selfreward_lite.cli.output import emit, print_table, say, show_downloads
 from selfreward_lite.data.judge_sets import JudgeSet
 from selfreward_lite.data.records import BASE
@@ -47,17 +47,20 @@ def measure_judge(
         int, Option("--limit", "--most", help="Prompts at most, always the same.", min=1)
     ] = 1000,
     source: FromFolder = None,
+    skip_bad: SkipBad = False,
     set_: Set = None,
 ) -> None:
     """Compare a judge with people: right how often, by part, beside "pick the longer answer".
 
     Ties count as half. Scores also get the metrics of arXiv 2401.10020, where ties are wrong.
     """
+    if skip_bad and ranked is None:
+        raise UserError("--skip-bad is for a file of --ranked; leave it out")
     ways: tuple[Way, ...] = WAYS if by == "both" else (by,)
     with open_work(name, runs_dir, set_) as work:
         chosen = _choose_models(work, models, model)
         with show_downloads() as show:
-            whole = judge_sets.load_judge_set(work.run, ranked, show, source)
+            whole = judge_sets.load_judge_set(work.run, ranked, show, source, skip_bad=skip_bad)
         for note in whole.notes:
             say(note)
         for reason, count in whole.left_out.items():

@@ -20,7 +20,17 @@ from typer import Argument, Option, Typer
 
 from selfreward_lite import config
 from selfreward_lite.cli import bench, evaluate, export, judge, plan
-from selfreward_lite.cli.options import RUNS, Iterations, RunName, RunsDir, Set
+from selfreward_lite.cli.options import (
+    RUNS,
+    Commands,
+    Iterations,
+    RunName,
+    RunsDir,
+    Set,
+    SkipBad,
+    check_name,
+    check_preset,
+)
 from selfreward_lite.cli.output import (
     Display,
     emit,
@@ -44,6 +54,7 @@ from selfreward_lite.system.files import format_bytes
 from selfreward_lite.system.surroundings import check_surroundings, expand_user
 
 app = Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -84,10 +95,14 @@ ADVICE = {
 @app.command()
 def run(
     preset: Annotated[
-        str | None, Option(help="Preset to run; by default tiny, which needs no download.")
+        str | None,
+        Option(
+            help="Preset to run; by default tiny, which needs no download.", callback=check_preset
+        ),
     ] = None,
     name: Annotated[
-        str | None, Option(help="Name of the run; by default the preset's name.")
+        str | None,
+        Option(help="Name of the run; by default the preset's name.", callback=check_name),
     ] = None,
     runs_dir: RunsDir = RUNS,
     iterations: Iterations = None,
@@ -117,9 +132,7 @@ def run(
         str | None,
         Option(help="Restore the run from its copy, a folder or a bucket, if it is not here."),
     ] = None,
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Start a run, or resume it: the same command does both."""
     from selfreward_lite.run import loop, prepare, readiness
@@ -248,7 +261,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
 
 @app.command("report")
 def write_report(
-    name: Annotated[str, Argument(metavar="RUN", help="Name of the run.")],
+    name: Annotated[str, Argument(metavar="RUN", help="Name of the run.", callback=check_name)],
     runs_dir: RunsDir = RUNS,
     out: Annotated[Path | None, Option(help="File to write; by default RUN.html, here.")] = None,
 ) -> None:
@@ -266,7 +279,10 @@ def write_report(
 @app.command()
 def serve(
     name: Annotated[
-        str | None, Argument(metavar="[RUN]", help="Name of the run; by default all runs.")
+        str | None,
+        Argument(
+            metavar="[RUN]", help="Name of the run; by default all runs.", callback=check_name
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
     port: Annotated[int, Option(help="Port to listen at.", min=1, max=65535)] = 8000,
@@ -301,7 +317,7 @@ def verify(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     emit({"run": folder.name, "faults": len(faults)})
     if faults:
         raise UserError(
-            f"{len(faults)} faults in {folder}; restore it from a copy, or start a new "
+            f"{folder} has faults: {len(faults)}; restore it from a copy, or start a new "
             "run with another --name"
         )
 
@@ -364,6 +380,7 @@ def check_machine(
         Option(
             metavar="RUN",
             help="Instead, print how to start servers for a run, and ask those it names.",
+            callback=check_name,
         ),
     ] = None,
     runs_dir: RunsDir = RUNS,

@@ -2,20 +2,39 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
+from typer.core import TyperGroup
 
+from selfreward_lite import config
+from selfreward_lite.system.arguments import check_run_name, refuse_empty
 from selfreward_lite.system.errors import UserError
 
 RUNS = Path("runs")
 EXPORTED = Path("exported")
 
+
+def check_name(name: str | None) -> str | None:
+    """The name of a run, if one is given. Raises UserError for one that cannot name a run."""
+    return None if name is None else check_run_name(name)
+
+
+def check_preset(name: str | None) -> str | None:
+    """The name of a preset, if one is given. Raises ConfigError for one that does not exist."""
+    if name is not None:
+        config.check_preset(name)
+    return name
+
+
 RunsDir = Annotated[Path, Option(help="Folder that holds all runs.")]
-RunName = Annotated[str, Option(help="Name of the run.")]
+RunName = Annotated[str, Option(help="Name of the run.", callback=check_name)]
 Iterations = Annotated[int | None, Option(help="Iterations after the seed stage, in total.", min=0)]
 Set = Annotated[
     list[str] | None, Option("--set", help="A setting, as in --set dpo.beta=0.2. May be repeated.")
+]
+SkipBad = Annotated[
+    bool, Option("--skip-bad", help="Leave out bad lines of data files, and count them.")
 ]
 Seeds = Annotated[str, Option(help="Seeds, as 100-104 or 7,9.")]
 Number = Annotated[int | None, Option(help="Number of the model; by default the newest.", min=0)]
@@ -23,6 +42,14 @@ OutDir = Annotated[Path, Option(help="Folder in which the export gets a folder o
 GgufType = Annotated[
     str, Option("--type", help="Type of the weights: q4_k_m, q8_0, f16 and others.")
 ]
+
+
+class Commands(TyperGroup):
+    """All commands. An empty argument of any of them is refused here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        refuse_empty(args)
+        return super().parse_args(ctx, args)
 
 
 def base_folder(name: str, out: Path = EXPORTED) -> Path:

@@ -6,6 +6,7 @@ Start: `settings.py`; presets are in `presets/`.
 
 from selfreward_lite.config.parsing import (
     PRESETS_DIR,
+    check_preset,
     complete,
     load,
     override,
@@ -18,6 +19,7 @@ from selfreward_lite.config.settings import Settings
 __all__ = [
     "PRESETS_DIR",
     "Settings",
+    "check_preset",
     "complete",
     "load",
     "override",

@@ -1,8 +1,8 @@
 """What every group of settings is, and the types that several of them use."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Count = Annotated[int, Field(ge=1)]
 LARGEST = 2**32 - 1  # of a whole number: beyond it, estimates of time and memory mean nothing
@@ -15,6 +15,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth(cls, value: Any, about: ValidationInfo) -> Any:
+        """Check that no number is given as true or false, which Python takes for 1 and 0."""
+        kind = cls.model_fields[about.field_name or ""].annotation
+        kinds = (kind, *get_args(kind))
+        if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
+            number = "a whole number" if int in kinds else "a number"
+            raise ValueError(f"give {number}, not {str(value).lower()}")
+        return value
 
     @field_validator("*")
     @classmethod

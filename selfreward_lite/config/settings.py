@@ -28,6 +28,7 @@ from selfreward_lite.config.training_settings import find_undivided as find_undi
 
 Verify = Literal["off", "veto", "score"]
 CHECKABLE = "checkable"  # requests, or ranked answers to them, that the project makes itself
+MOST_MADE = 5000  # ranked prompts held out of those it makes: more of them are not all different
 
 
 def _split_names(value: object) -> object:
@@ -110,6 +111,15 @@ class Seed(Section):
     def trains(self) -> bool:
         """Whether M0 differs from the base."""
         return self.eft or self.ift_examples > 0
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> Self:
+        if self.ranked in ("tiny", CHECKABLE) and self.eval_prompts > MOST_MADE:
+            raise ValueError(
+                f"eval_prompts={self.eval_prompts}: with ranked={self.ranked}, which a program "
+                f"writes, {MOST_MADE:,} at most"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_biased(self) -> Self:

@@ -62,6 +62,14 @@ _NAME = re.compile(
     re.ASCII,
 )
 
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?"
+    r"(?P<id>(?!datasets/)[\w.-]+/[\w.-]+)"
+    rf"(?:/(?:tree|blob|resolve)/(?P<revision>[\w.-]+)(?:/(?P<file>{GGUF}))?)?(?:[/?#].*)?",
+    re.ASCII | re.IGNORECASE,
+)
+
 # SmolLM2-135M-Instruct in Q4_1, Apache-2.0: package and file. Not the packages that it needs: they
 # are for another program.
 PACKAGED = "smollm2"
@@ -115,6 +123,8 @@ _LEDGER = TypeAdapter(list[_Download])
 def parse_repository(text: str | None) -> Repository | None:
     """Return the repository that a setting names; None for a path that exists, or anything else.
 
+    Raises UserError for an address, with the name to write in its place.
+
     >>> parse_repository("unsloth/llama-3-8b-Instruct-bnb-4bit")
     Repository(id='unsloth/llama-3-8b-Instruct-bnb-4bit', revision=None, file=None)
     >>> parse_repository("a/b/c.Q4_K_M.gguf@main")
@@ -122,8 +132,22 @@ def parse_repository(text: str | None) -> Repository | None:
     >>> parse_repository("tiny"), parse_repository("./models/llama"), parse_repository("/llama")
     (None, None, None)
     """
+    if text is not None and _ADDRESS.match(text):
+        raise _refuse_address(text)
     match = None if text is None or Path(text).exists() else _NAME.fullmatch(text)
     return Repository(match["id"], match["revision"], match["file"]) if match else None
+
+
+def _refuse_address(address: str) -> UserError:
+    shown = re.sub(r"//[^/\s]*@", "//…@", address)  # before an @ may be a password
+    page = _PAGE.fullmatch(address)
+    if page is None:
+        return UserError(
+            f"{shown}: an address, of which nothing is downloaded; download it, and give the file, "
+            "or owner/name of the hub"
+        )
+    revision = None if page["revision"] == "main" else page["revision"]
+    return UserError(f"{shown}: write {Repository(page['id'], revision, page['file'])}")
 
 
 def fetch(repository: Repository, kind: Kind, show: Show) -> tuple[Path, Repository]:

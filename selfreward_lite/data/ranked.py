@@ -7,7 +7,7 @@ left out is counted by reason.
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from selfreward_lite.system.errors import DataError
 HUMAN = "human"  # who wrote the ranked responses
 # Ranked prompts per wanted EFT prompt: nearly half of them give no judgments that agree strictly.
 _SPARE = 2
+_STEP = 50  # prompts that a program writes between two words of it
 _ITS_PROMPT = "answer to a prompt that is left out"
 
 
@@ -47,19 +48,40 @@ class RankedRows(NamedTuple):
     notes: list[str]
 
 
-def load_ranked_rows(settings: Settings) -> RankedRows:
-    """Return the messages of the ranked data. Raises DataError for a bad row."""
+def load_ranked_rows(
+    settings: Settings, show: Callable[[int, int], None] = lambda done, total: None
+) -> RankedRows:
+    """Return the messages of the ranked data. Raises DataError for a bad row.
+
+    Where a program writes them, `show` receives now and then how many prompts are written, of how
+    many.
+    """
     seed, source = settings.seed_stage, settings.seed_stage.ranked
     if source == "tiny":
         wanted = seed.eval_prompts + _SPARE * (seed.train_examples // ANSWERS)
-        return RankedRows([*generate_ranked_rows(wanted)], Counter(), [])
+        return RankedRows(_collect(generate_ranked_rows(wanted), wanted, show), Counter(), [])
     if source == CHECKABLE:
         wanted = seed.eval_prompts + seed.ift_examples + 1
         if seed.eft:
             wanted += _SPARE * seed.train_examples // checkable_ranked.ANSWERS
-        return RankedRows([*checkable_ranked.generate_ranked_rows(wanted)], Counter(), [])
+        made = checkable_ranked.generate_ranked_rows(wanted)
+        return RankedRows(_collect(made, wanted, show), Counter(), [])
     found = read_rows(hub.find_local(source, "dataset"), skip_bad=settings.skip_bad)
     return RankedRows(read_messages(found), found.skipped, found.notes)
+
+
+def _collect(
+    rows: Iterable[dict[str, Any]], wanted: int, show: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """The rows of so many prompts, which take a while to write."""
+    found: list[dict[str, Any]] = []
+    prompts = 0
+    for row in rows:
+        found.append(row)
+        prompts += row["parent_id"] is None
+        if row["parent_id"] is None and prompts % _STEP == 0:
+            show(prompts, wanted)
+    return found
 
 
 def build_ranked_prompts(

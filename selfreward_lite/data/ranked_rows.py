@@ -88,8 +88,8 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
     missing = [name for name in _NEEDED if name not in row]
     if missing and (shape := name_shape(row)):
         raise BadRow(
-            f"this file holds {shape}, which rank no answers; the seed stage needs OASST's schema "
-            f"({', '.join(MESSAGE)})"
+            f"this file holds {shape}, which rank no answers; ranked data must be in OASST's "
+            f"schema ({', '.join(MESSAGE)})"
         )
     if missing:
         raise BadRow(f"no field {missing[0]!r}; ranked data must be in OASST's schema")

@@ -213,6 +213,11 @@ class Store:
         )
         return dict(self.select(query, iteration, stage))
 
+    def why_dropped(self, iteration: int, stage: str) -> dict[str, str]:
+        """Return why an item of a stage dropped something, by item; one reason of each."""
+        query = "SELECT item, reason FROM drops WHERE iteration = ? AND stage = ?"
+        return dict(self.select(query, iteration, stage))
+
     # -- stages ----------------------------------------------------------------------------------
 
     def begin_stage(self, iteration: int, stage: str, total: int) -> None:

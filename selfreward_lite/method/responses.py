@@ -5,6 +5,8 @@ from collections import Counter
 from selfreward_lite.data.records import Outcome, Prompt, Response
 from selfreward_lite.method.roles import NO_TEXT_REASONS, AskGenerator, Role
 
+EMPTY = "empty"  # why a response is dropped that has no text
+
 
 def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
     """Sample `count` responses; drop empty and repeated ones (arXiv 2407.19594, section 3.1)."""
@@ -18,7 +20,7 @@ def ask_for_responses(prompt: Prompt, role: Role, count: int) -> AskGenerator:
         if completion.finish in NO_TEXT_REASONS:
             drops[NO_TEXT_REASONS[completion.finish]] += 1
         elif not text:
-            drops["empty"] += 1
+            drops[EMPTY] += 1
         elif text in kept:
             drops["equal to another"] += 1
         else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from selfreward_lite.config.settings import EngineSettings
 from selfreward_lite.models.families import (
     FAMILIES,
     LLAMA,
@@ -38,6 +39,7 @@ NF4_CONFIG = {
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = 2e9  # bytes of a file of weights, which are in memory at once
 DEFAULT_THETA = 10000.0  # base of the rotation's frequencies where nothing is said
+CELL_STEP = 256  # llama.cpp rounds the cells of a sequence up to a multiple
 TensorShape = tuple[int, ...]
 ROPE_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -66,6 +68,12 @@ class ModelShape:
     family: Family = LLAMA
     window: int | None = None
     window_theta: float | None = None
+
+
+def find_longest(engine: EngineSettings, shape: ModelShape) -> int:
+    """Return the most tokens of one sequence, prompt and reply, as llama.cpp gives them."""
+    cells = engine.context if engine.unified else engine.context // (engine.parallel + engine.roots)
+    return min(shape.context, math.ceil(cells / CELL_STEP) * CELL_STEP)
 
 
 # Fields of ModelShape by their keys in GGUF, behind the architecture's name.

@@ -6,7 +6,8 @@ The run itself is only read. Asked again, only what is missing is generated.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from selfreward_lite.data.records import (
     Response,
     TaskAnswer,
 )
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine
 from selfreward_lite.method import comparisons, metrics, responses
@@ -34,10 +36,11 @@ from selfreward_lite.method.passport import (
     read_comparisons,
     read_scores,
 )
-from selfreward_lite.method.roles import Role
+from selfreward_lite.method.roles import NO_TEXT_REASONS, Role
 from selfreward_lite.method.task_answers import ask_for_task_answers
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_folder import find_base, load_chat
+from selfreward_lite.models.hf_folder import find_longest, read_config
 from selfreward_lite.run import judge_sets
 from selfreward_lite.run.ask import Item, Watch, run_stage
 from selfreward_lite.run.context import RunContext, RunReader
@@ -46,10 +49,32 @@ from selfreward_lite.run.steps.tasks import AskedTasks
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import Json
 
+NO_REASON = "not answered"
 EXACT = "exact"  # the judge that is no model: an exact scorer
 Answers = dict[str, Response]  # by prompt id
 # By prompt id: 1, 0 or ½ as in a `PairResult`, and its `orders`.
 Results = dict[str, tuple[float, tuple[str | None, str | None] | None]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answer to a prompt: its text, or why there is none.
+
+    An answer that ended at once has the text "".
+    """
+
+    prompt: str
+    text: str = ""
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Export:
+    """Answers as AlpacaEval reads them, by model; how many are empty, and prompts left out."""
+
+    rows: dict[str, list[dict[str, str]]]
+    empty: dict[str, int]
+    left_out: dict[str, int]
 
 
 @dataclass
@@ -141,22 +166,18 @@ class Evaluation:
         """Keep passports beside the run, each in place of an earlier one of its set and way."""
         judge_sets.keep_passports(self.notes, documents)
 
-    def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Response]:
-        """A model's answers to prompts, in order; raises UserError where one is missing."""
+    def answer_prompts(self, model: str, texts: Sequence[str]) -> list[Answered]:
+        """A model's answers to prompts, in order."""
         number, digest = self.run.find_model(model), _digest(texts)
         role = self.run.role(number, self.run.settings.evaluation.draw, number.iteration)
         prompts = [
             Prompt.make(digest, 0, "imported", index, text) for index, text in enumerate(texts)
         ]
         items = [(one.id, responses.ask_for_responses(one, role, 1)) for one in prompts]
-        given = self._ask(Response, self.run.engine(), role, number, f"answers {digest}", items)
-        found = {one.prompt_id: one for one in given}
-        if missing := [one.text for one in prompts if one.id not in found]:
-            raise UserError(
-                f"{len(missing)} prompts were not answered, the first of them {missing[0][:60]!r}: "
-                "they do not fit the context; give a larger one with --set engine.context=…"
-            )
-        return [found[one.id] for one in prompts]
+        stage = f"answers {digest}"
+        given = self._ask(Response, self.run.engine(), role, number, stage, items)
+        reasons = self.notes.why_dropped(number.iteration, self._name_stage(number, stage))
+        return _answer_all(prompts, {one.prompt_id: one for one in given}, reasons)
 
     def answer_tasks(self, models: Sequence[str], asked: AskedTasks) -> list[TaskAnswer]:
         """The answers of models to task sets, each scored by a program."""
@@ -179,31 +200,56 @@ class Evaluation:
             found += [one for one in made if (one.task_set, one.task) in wanted]
         return [one for one in found if one.index < asked.samples]
 
-    def export_answers(
-        self, models: Sequence[str], texts: Sequence[str] | None
-    ) -> dict[str, list[dict[str, str]]]:
-        """Each model's answers to `texts`, or to the held-out prompts that all of them answered.
+    def export_answers(self, models: Sequence[str], texts: Sequence[str] | None) -> Export:
+        """Each model's answers to `texts`, or to the held-out prompts.
 
-        As AlpacaEval reads them: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model".
+        As AlpacaEval reads them: https://github.com/tatsu-lab/alpaca_eval, "Evaluating a model". It
+        compares the prompts that are in both files, so a model would gain if its empty answers were
+        left out: each is an empty output. Left out are prompts that a model could not be asked.
+        Raises UserError where no prompt is left.
         """
-        answered: dict[str, list[tuple[str, Response]]] = {}
-        for model in models:
-            if texts is None:
-                given = self.run.held_out_answers(self.run.find_model(model))
-                held_out = self.run.held_out()
-                answered[model] = [(one.text, given[one.id]) for one in held_out if one.id in given]
-            else:
-                answered[model] = [*zip(texts, self.answer_prompts(model, texts), strict=True)]
-        common = set.intersection(*({text for text, _ in rows} for rows in answered.values()))
-        run = self.run.store.folder.name
-        return {
-            model: [
-                {"instruction": text, "output": answer.text, "generator": f"{run}-{model}"}
-                for text, answer in rows
-                if text in common
-            ]
-            for model, rows in answered.items()
+        answered = {
+            model: self._held_out(model) if texts is None else self.answer_prompts(model, texts)
+            for model in models
         }
+        reasons: dict[str, str] = {}  # by prompt
+        for given in answered.values():
+            reasons |= {one.prompt: one.missing for one in given if one.missing is not None}
+        left_out = Counter(reasons.values())
+        if all(one.prompt in reasons for one in answered[models[0]]):
+            raise UserError(
+                f"no answer to write: {describe_counts(left_out)}; {self._advise(left_out)}"
+            )
+        run = self.run.store.folder.name
+        rows = {
+            model: [
+                {"instruction": one.prompt, "output": one.text, "generator": f"{run}-{model}"}
+                for one in given
+                if one.prompt not in reasons
+            ]
+            for model, given in answered.items()
+        }
+        empty = {model: sum(not row["output"] for row in given) for model, given in rows.items()}
+        return Export(rows, empty, dict(left_out))
+
+    def _held_out(self, model: str) -> list[Answered]:
+        """What a model answered to the held-out prompts."""
+        number = self.run.find_model(model)
+        raw = number.is_base or (number == 0 and not self.run.settings.seed_stage.trains)
+        stage = f"{'base_' if raw else ''}eval_responses"
+        reasons = self.run.store.why_dropped(number.iteration, stage)
+        return _answer_all(self.run.held_out(), self.run.held_out_answers(number), reasons)
+
+    def _advise(self, left_out: Collection[str]) -> str:
+        """What to do about prompts without an answer, by the reasons."""
+        engine, draw = self.run.settings.engine, self.run.settings.evaluation.draw
+        if NO_TEXT_REASONS["refused"] in left_out:
+            advice = f"shorten the prompts, or lower evaluation.draw.max_tokens ({draw.max_tokens})"
+            if engine.kind == "server":
+                return advice
+            limit = find_longest(engine, read_config(self.run.model_dir))
+            return f"a sequence has {limit:,} tokens, prompt and answer: {advice}"
+        return "resume the run with `run`, or choose another --model"
 
     def _ask(
         self,
@@ -215,10 +261,13 @@ class Evaluation:
         items: Iterable[Item],
     ) -> list[R]:
         """Do an asking stage in the notes; returns all notes of a kind by the role's model."""
-        if model.is_base:  # its stages must have other names than those of M0
-            stage = f"base {stage}"
-        run_stage(self.notes, engine, model.iteration, stage, items, self.run.watch)
+        named = self._name_stage(model, stage)
+        run_stage(self.notes, engine, model.iteration, named, items, self.run.watch)
         return self.notes.records(kind, iteration=model.iteration, model=role.model)
+
+    def _name_stage(self, model: ModelId, stage: str) -> str:
+        """The name of a stage in the notes: the base's differ from those of M0."""
+        return f"base {stage}" if model.is_base else stage
 
     def _rival_answers(self, name: str) -> tuple[list[Prompt], Answers]:
         """The prompts that both runs held out, and a model's answers."""
@@ -284,6 +333,21 @@ def open_evaluation(
             yield Evaluation(run, notes)
         finally:
             run.release_engine()
+
+
+def _answer_all(
+    prompts: Sequence[Prompt], given: Answers, reasons: Mapping[str, str]
+) -> list[Answered]:
+    """What was answered to each prompt, or why it was not; `reasons` by the prompt's id."""
+    found = []
+    for one in prompts:
+        if one.id in given:
+            found.append(Answered(one.text, given[one.id].text))
+        elif (reason := reasons.get(one.id, NO_REASON)) == responses.EMPTY:
+            found.append(Answered(one.text))
+        else:
+            found.append(Answered(one.text, missing=reason))
+    return found
 
 
 def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> Results:

@@ -24,13 +24,19 @@ from selfreward_lite.system.files import Json
 
 
 def load_judge_set(
-    run: RunReader, source: str | None, show: Show, folder: Path | None = None
+    run: RunReader,
+    source: str | None,
+    show: Show,
+    folder: Path | None = None,
+    *,
+    skip_bad: bool = False,
 ) -> JudgeSet:
     """The set that a name, a file or the hub's owner/name stands for; pinned ones are fetched.
 
     `source` may be "votes" of the app, "tiny", or None: the run's own evaluation prompts. `folder`
-    holds the files of a pinned set, which then is not fetched. Prompts that M0 was or could have
-    been trained on are left out, and counted. Raises UserError where nothing is left.
+    holds the files of a pinned set, which then is not fetched. `skip_bad` leaves out bad rows, as
+    the run does if it was started so. Prompts that M0 was or could have been trained on are left
+    out. What is left out is counted. Raises UserError where nothing is left.
     """
     pinned = NAMES.get(source or "")
     if folder is not None and pinned is None:
@@ -42,7 +48,7 @@ def load_judge_set(
     if pinned in PAIR_SETS:
         found = _load_pairs(run, pinned, folder)
     else:
-        found = _load_ranked(run, source, pinned, show, folder)
+        found = _load_ranked(run, source, pinned, show, folder, skip_bad)
     if not found.ranked:
         counts = f" (left out: {describe_counts(found.left_out)})" if found.left_out else ""
         raise UserError(
@@ -105,7 +111,12 @@ def _load_pairs(run: RunReader, name: str, folder: Path | None) -> JudgeSet:
 
 
 def _load_ranked(
-    run: RunReader, source: str | None, pinned: str | None, show: Show, folder: Path | None
+    run: RunReader,
+    source: str | None,
+    pinned: str | None,
+    show: Show,
+    folder: Path | None,
+    skip_bad: bool,
 ) -> JudgeSet:
     """Ranked data in OASST's schema, as of seed_stage.ranked; see `load_judge_set`."""
     if source is None:
@@ -122,6 +133,8 @@ def _load_ranked(
             path = hub.fetch_dataset(source, show)
             title = source if hub.parse_repository(source) else path.name
         settings = run.settings.with_values("seed_stage", ranked=str(path))
+        if skip_bad:
+            settings = settings.model_copy(update={"skip_bad": True})
         rows, drops, notes = ranked.load_ranked_rows(settings)
     content = json.dumps(rows, sort_keys=True, default=str).encode()
     digest = hashlib.blake2b(content, digest_size=8).hexdigest()

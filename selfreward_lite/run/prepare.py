@@ -344,12 +344,17 @@ def _check_prompts(settings: Settings) -> None:
         return
     texts, skipped, _ = read_prompt_file(settings.prompts.file, settings)
     found = count_different(texts)
-    if found <= (settings.iterations - 1) * settings.prompts.count:
+    count, iterations = settings.prompts.count, settings.iterations
+    if found <= (iterations - 1) * count:
         repeated = len(texts) - found
-        again = f" ({repeated} more repeat one of them)" if repeated else ""
+        again = f" ({repeated} more {'repeat' if repeated > 1 else 'repeats'} one of them)"
         left_out = f" (skipped: {describe_counts(skipped)})" if skipped else ""
+        # Each advice works alone; the last iteration may have fewer prompts than the others.
+        advice = f"give at least {(iterations - 1) * count + 1} prompts"
+        if found >= iterations:
+            advice = f"set prompts.count={found // iterations}"
         raise ConfigError(
-            f"{settings.prompts.file} holds {found} prompts{again}{left_out}: too few for "
-            f"{settings.iterations} iterations of {settings.prompts.count}; set "
-            f"prompts.count={max(1, found // settings.iterations)}, or --iterations lower"
+            f"{settings.prompts.file} holds {found} prompt{'s' if found > 1 else ''}"
+            f"{again if repeated else ''}{left_out}: too few for {iterations} iterations of "
+            f"{count}; {advice}, or --iterations {-(-found // count)}"
         )

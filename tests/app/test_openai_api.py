@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import scripted_run
@@ -23,7 +25,9 @@ from selfreward_lite.app import openai_api
 from selfreward_lite.app.library import RunLibrary
 from selfreward_lite.app.openai_api import build_server, check_key
 from selfreward_lite.app.openai_request import NEUTRAL, Refused, read_request
+from selfreward_lite.app.talk import Talk
 from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.engine.api import LlamaSpec
 from selfreward_lite.models.gguf_export import adapter_to_gguf
 from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import UserError
@@ -32,6 +36,11 @@ from selfreward_lite.system.files import write_manifest
 KEY = "a-key-of-tests"
 TASK = [{"role": "user", "content": "Sort the letters c a b."}]
 ASK = {"model": "mine/M1", "messages": TASK, "seed": 7, "max_tokens": 24}
+
+
+def parts(second: object) -> list[dict[str, object]]:
+    """A message in two parts."""
+    return [{"role": "user", "content": [{"type": "text", "text": "Look."}, second]}]
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +161,36 @@ def test_system_turns_parts_and_history_are_read(client):
         ({"model": "../mine/M1"}, "no model '../mine/M1' here"),
         ({"model": "bare/M1"}, "bare has no base model"),
         ({"messages": []}, "messages: "),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            r"messages\[0\].role=tool: give 'system'",
+        ),
         ({"messages": [*TASK, {"role": "assistant", "content": "a"}]}, "the last one must be"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            r"messages\[0\].content: null is no te",
+        ),
+        ({"messages": parts({"type": "image_url", "image_url": {"url": "x"}})}, "part 1 is a pict"),
+        (
+            {"messages": parts({"type": "input_text", "text": "x"})},
+            "part 1 has the type input_text",
+        ),
+        ({"messages": parts({"type": "input_audio"})}, "part 1 has the type input_audio, and only"),
+        ({"messages": parts({"type": "text", "text": 5})}, "part 1: its text is no text"),
+        ({"messages": parts({"type": "text", "text": "x", "cache": 1})}, "part 1: cache is not s"),
+        ({"messages": parts("x")}, "part 1 has no type"),
+        ({"stop": [*"abcdefghi"]}, "stop: 9 texts: give 4 at most"),
+        ({"stop": ["a", 5]}, "stop: give a text, or a list of 4 at most"),
         ({"messages": [{**TASK[0], "name": "Ann"}]}, r"messages\[0\].name is not supported"),
-        ({"seed": -1}, "seed: "),
-        ({"temperature": 3}, "temperature: "),
-        ({"top_p": 0}, "top_p: "),
-        ({"max_tokens": 0}, "max_tokens: "),
-        ({"max_tokens": 5000}, "max_tokens: give 4,096 or fewer"),
-        ({"max_tokens": 4096}, "shorten it, or lower max_tokens"),
+        ({"seed": -1}, "seed=-1: give a number of at least 0"),
+        ({"temperature": 3}, "temperature=3: give a number of at most 2"),
+        ({"top_p": 0}, "top_p=0: give a number above 0"),
+        ({"max_tokens": 0}, "max_tokens=0: give a number of at least 1"),
+        ({"max_tokens": True}, "max_tokens=true: give a whole number"),
+        (
+            {"max_tokens": 5000},
+            "a sequence of this model may have 1,024 with the reply: shorten it",
+        ),
         ({"n": 2}, "n is not supported here"),
         ({"logprobs": True}, "logprobs is not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
@@ -183,11 +212,89 @@ def test_fields_that_ask_for_nothing_are_accepted(client):
     assert said.choices[0].message == client.chat.completions.create(**ASK).choices[0].message
 
 
+# -- lengths, with the limits of the real engine --------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"max_tokens": None}, {"max_completion_tokens": None}])
+def test_without_a_limit_a_reply_has_as_many_tokens_as_fit(client, given):
+    """The first example of docs/app.md."""
+    asked = {name: value for name, value in ASK.items() if name != "max_tokens"}
+    said = client.chat.completions.create(**asked, **given)
+    assert said.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {},  # as the tiny preset: 4,096 cells, of a model that takes 1,024 tokens
+        {"context": 1000, "parallel": 4, "roots": 1},
+        {"context": 300},
+        {"context": 2000, "parallel": 3, "roots": 1, "unified": False},
+    ],
+)
+def test_the_longest_sequence_is_what_the_engine_takes(library, engine):
+    from selfreward_lite.engine.llama import LlamaDevice
+
+    models = library.models(openai_api.TINY)
+    settings = models.settings.with_values("engine", **engine)
+    talk = Talk(library, openai_api.TINY, "me")
+    talk.models = replace(models, settings=settings)
+    device = LlamaDevice(LlamaSpec(model=models.base, **settings.engine.model_dump()))
+    try:
+        assert talk.longest == device.limit
+    finally:
+        device.close()
+
+
+def test_one_more_token_than_fit_is_refused_with_the_number_that_fits(client):
+    # At temperature 2 a reply goes on for long, so that its last token is computed too.
+    asked = {**ASK, "temperature": 2.0}
+    prompt = client.chat.completions.create(**asked).usage.prompt_tokens
+    most = 1024 - prompt
+    client.chat.completions.create(**{**asked, "max_tokens": most})
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{**asked, "max_tokens": most + 1})
+    assert f"or give max_tokens of {most:,} or fewer" in caught.value.message
+    assert caught.value.code == "context_length_exceeded"
+    long = [{"role": "user", "content": "a b c " * 600}]
+    with pytest.raises(openai.BadRequestError, match="1,024 with the reply: shorten it'") as caught:
+        client.chat.completions.create(model="mine/M1", messages=long)
+    assert caught.value.code == "context_length_exceeded"
+
+
+# -- half characters -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "place"),
+    [
+        ({"messages": [{"role": "user", "content": "a\ud83d b"}]}, "messages[0].content"),
+        ({"messages": [{"role": "system", "content": "\ud83d"}, *TASK]}, "messages[0].content"),
+        ({"messages": parts({"type": "text", "text": "\udc00"})}, "messages[0].content[1].text"),
+        ({"messages": [{**TASK[0], "na\ud83dme": "x"}]}, "a name in messages[0]"),
+        ({"stop": ["x", "\ud83d"]}, "stop[1]"),
+        ({"model": "mine/\ud83d"}, "model"),
+        ({"tools": [{"function": {"name": "\ud83d"}}]}, "tools[0].function.name"),
+        (
+            {"stream": True, "messages": [{"role": "user", "content": "\ud83d"}]},
+            "messages[0].conte",
+        ),
+    ],
+)
+def test_half_a_character_is_refused_wherever_it_stands(address, changed, place):
+    body = json.dumps({**ASK, **changed})
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    answer = httpx.post(f"{address}/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(place)
+    assert "holds half a character: leave it out" in answer.json()["error"]["message"]
+
+
 # -- many callers ----------------------------------------------------------------------------------
 
 
 def test_a_caller_who_leaves_frees_the_engine(client, library):
-    long = {**ASK, "temperature": 2.0, "max_tokens": 1500}
+    long = {**ASK, "temperature": 2.0, "max_tokens": 900}
     stream = client.chat.completions.create(**long, stream=True)
     next(iter(stream))
     stream.close()
@@ -244,8 +351,6 @@ def test_whatever_is_sent_is_read_or_refused(fields, whole):
 
 
 def call(address: str, path: str, **headers: str) -> tuple[int, str]:
-    import httpx
-
     answer = httpx.get(f"{address}{path}", headers=headers)
     return answer.status_code, answer.text
 
@@ -260,8 +365,6 @@ def test_the_key_is_needed_everywhere(address):
 
 
 def test_without_a_key_only_this_machines_names_are_answered(library):
-    import httpx
-
     async def ask(host: str, **headers: str) -> int:
         transport = httpx.ASGITransport(build_server(library, None, "mine"))
         async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as caller:
@@ -278,7 +381,6 @@ def test_without_a_key_only_this_machines_names_are_answered(library):
 
 def test_one_run_is_served_alone(library):
     import anyio
-    import httpx
 
     async def ask() -> list[str]:
         transport = httpx.ASGITransport(build_server(library, None, "mine"))

@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 
 from selfreward_lite import config
+from selfreward_lite.config.parsing import list_settings
 from selfreward_lite.config.settings import Model
 from selfreward_lite.method.templates import list_template_sets
 from selfreward_lite.system.errors import ConfigError
@@ -47,21 +48,42 @@ def test_overrides_are_read_as_toml_else_as_text(key, text, value):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("dpo.bet", "1", "dpo.bet: no such setting; see selfreward_lite/config/settings.py"),
-        (
-            "dpo.epochs.x",
-            "1",
-            "dpo.epochs.x: no such setting; see selfreward_lite/config/settings.py",
-        ),
-        ("schedule.0", "1", "schedule.0: no such setting; see selfreward_lite/config/settings.py"),
+        ("dpo.bet", "1", "dpo.bet: no such setting; did you mean dpo.beta? docs/settings.md lists"),
+        ("dpo.bta", "1", "did you mean dpo.beta?"),
+        ("Dpo.Beta", "1", "did you mean dpo.beta?"),
+        ("learning-rate", "1", "did you mean sft.learning_rate or dpo.learning_rate?"),
+        ("schedule.1.rh", "0", "did you mean schedule.1.rho?"),
+        ("nothing.like.it", "1", "nothing.like.it: no such setting; docs/settings.md lists"),
+        ("dpo.epochs.x", "1", "dpo.epochs.x: no such setting; did you mean dpo.epochs?"),
+        ("dpo", "0.1", "dpo is a group of settings: set one of them, as in --set dpo.learning_rat"),
+        ("schedule", "1", "schedule is a group of settings: set one of them, as in --set schedul"),
+        ("schedule.0", "1", "schedule.0 is a group of settings: set one of them, as in --set sch"),
         ("schedule.3.rho", "0", "schedule.3.rho: 3 is not an entry of that list (0 to 2)"),
-        ("engine.threads.x", "1", "see selfreward_lite/config/settings.py"),
-        ("dpo.beta", "0", "dpo.beta: Input should be greater than 0; see selfreward_lite/config"),
-        ("seed_stage.length_bias", "1.5", "Input should be less than or equal to 1"),
+        ("engine.threads.x", "1", "engine.threads.x: no such setting; did you mean engine.threads"),
+        ("dpo.beta", "0", "dpo.beta=0: give a number above 0; docs/settings.md lists all settings"),
+        (
+            "dpo.beta",
+            "0,2",
+            "dpo.beta=0,2: give a number, with a point in place of the comma: 0.2;",
+        ),
+        ("dpo.beta", "true", "dpo.beta: give a number, not true"),
+        ("iterations", "true", "iterations: give a whole number, not true"),
+        ("iterations", "1,000", "iterations=1,000: give a whole number, without a comma: 1000;"),
+        ("engine.threads", "false", "engine.threads: give a whole number, not false"),
+        ("gates.judging", "maybe", "gates.judging=maybe: give true or false;"),
+        (
+            "engine.servers",
+            "http://me:pw@gpu:8000",
+            "engine.servers=http://…@gpu:8000: give a list",
+        ),
+        ("prompts.file", "", "prompts.file is empty: give it a value, or leave it out;"),
+        ("model.base", '" "', "model.base is empty: give it a value, or leave it out;"),
+        ("seed_stage.eval_prompts", "100000", "with ranked=tiny, which a program writes, 5,000 at"),
+        ("seed_stage.length_bias", "1.5", "seed_stage.length_bias=1.5: give a number of at most 1"),
         ("sft.micro_batch", "3", "micro_batch 3 does not divide batch 32"),
         ("schedule." + "9" * 5000 + ".rho", "0", " is not an entry of that list (0 to 2)"),
-        ("iterations", "1001", "iterations: Input should be less than or equal to 1000"),
-        ("prompts.count", "9" * 400, "prompts.count: Value error, at most 4,294,967,295"),
+        ("iterations", "1001", "iterations=1001: give a number of at most 1000"),
+        ("prompts.count", "9" * 400, "prompts.count: at most 4,294,967,295"),
     ],
 )
 def test_bad_overrides_are_one_clear_line(key, text, message):
@@ -69,6 +91,39 @@ def test_bad_overrides_are_one_clear_line(key, text, message):
         config.load("tiny", {key: text})
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Tiny", "no preset 'Tiny'; choose one of overnight, paper,"),
+        ("Tiny", "; did you mean tiny?"),
+        ("my.toml", "your own settings are given on top of one, each with --set KEY=VALUE"),
+        ("../presets/tiny", "../presets/tiny: a preset is one of overnight, paper,"),
+        ("", "no preset ''; choose one of"),
+    ],
+)
+def test_a_preset_that_does_not_ship_is_refused_with_what_to_do(name, message):
+    with pytest.raises(ConfigError) as error:
+        config.load(name)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_setting_of_every_preset_has_a_name_that_can_be_set():
+    """What is suggested is complete, and no setting of a preset is refused by its name."""
+    tiny = config.load("tiny").model_dump()
+    names = list_settings()
+    assert len(names) > 100
+    for name in names:
+        found = tiny
+        for part in name.split("."):
+            found = found[int(part) if part.isdigit() else part]
+        assert not isinstance(found, dict), name
+
+
+def test_task_sets_alone_may_be_set_to_nothing():
+    assert config.load("tiny", {"evaluation.tasks": ""}).evaluation.tasks == ()
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,26 @@ from selfreward_lite.system.errors import ConfigError
         (
             {"training.processes": "3"},
             "training.processes=3 do not divide sft.batch 32 into micro-batches of 8: set "
-            "training.processes to 1, 2 or 4;",
+            "training.processes to 1, 2 or 4",
         ),
         (
             {"training.processes": "8"},
-            "set training.processes to 1, 2 or 4, or sft.micro_batch to 1, 2 or 4;",
+            "set training.processes to 1, 2 or 4, or sft.micro_batch to 1, 2 or 4",
         ),
         (  # found without counting to a billion
             {"training.processes": "3", "sft.batch": "4000000000"},
-            "62500000, 100000000, 125000000, 250000000 or 500000000;",
+            "62500000, 100000000, 125000000, 250000000 or 500000000",
         ),
         (
             {"training.processes": "2", "dpo.micro_batch": "32"},
             "dpo.batch 32 into micro-batches of 32: set training.processes to 1, or "
-            "dpo.micro_batch to 1, 2, 4, 8 or 16;",
+            "dpo.micro_batch to 1, 2, 4, 8 or 16",
         ),
         (
             {"training.processes": "2", "backend": "unsloth"},
             "set backend=transformers, or training.processes=1",
         ),
-        ({"training.processes": "0"}, "training.processes: Input should be greater than or equal"),
+        ({"training.processes": "0"}, "training.processes=0: give a number of at least 1"),
     ],
 )
 def test_what_processes_cannot_do_is_refused_with_what_works(changes, message):

@@ -89,6 +89,17 @@ def test_too_few_prompts_are_said_with_every_reason(tiny):
         ranked.split_ranked(found, tiny, drops)
 
 
+@pytest.mark.parametrize(("source", "wanted"), [("tiny", 60 + 2 * 33), ("checkable", 60 + 1)])
+def test_what_a_program_writes_for_a_while_shows_how_far_it_is(tiny, source, wanted):
+    changed = {"ranked": source, "eval_prompts": 60, "train_examples": 100}
+    changed |= {"eft": source == "tiny"}
+    shown: list[tuple[int, int]] = []
+    settings = tiny.with_values("seed_stage", **changed)
+    rows = ranked.load_ranked_rows(settings, lambda done, total: shown.append((done, total))).rows
+    assert shown == [(done, wanted) for done in range(50, wanted, 50)]
+    assert sum(row["parent_id"] is None for row in rows) == wanted
+
+
 def test_load_rows_names_a_bad_line(tmp_path, tiny):
     path = tmp_path / "ranked.jsonl"
     settings = tiny.model_copy(

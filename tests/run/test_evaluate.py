@@ -1,6 +1,7 @@
 """Models of a run asked again: compared, as judges, for AlpacaEval; the run stays unchanged."""
 
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import scripted_run
 from evaluate_command import evaluate, script_models
-from scripted_runtime import scripted_runtime
+from scripted_runtime import Script, scripted_runtime
 from typer.testing import CliRunner
 
 from selfreward_lite.cli.main import app
@@ -19,13 +20,15 @@ from selfreward_lite.data.records import Comparison, Judgment, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.data.tiny.ranked import generate_ranked_rows as ranked_rows
+from selfreward_lite.engine.api import Request
+from selfreward_lite.engine.scripted import Reply
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_folder import unpack_tokenizer
 from selfreward_lite.models.parity import TOKEN_PROBES
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.evaluate import EXACT, open_evaluation
-from selfreward_lite.system.errors import ConfigError, UserError
+from selfreward_lite.system.errors import ConfigError, DataError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +178,9 @@ def test_every_prompt_gets_one_answer_in_order(runs):
     texts = ["Tell me of rivers.", "And of stones?", "Tell me of rivers."]
     with opened(runs) as work:
         found = work.answer_prompts("M1", texts)
-        assert len(found) == 3
-        assert [one.text for one in work.answer_prompts("M1", texts)] == [one.text for one in found]
+        assert [one.prompt for one in found] == texts
+        assert all(one.text and one.missing is None for one in found)
+        assert work.answer_prompts("M1", texts) == found
 
 
 # -- the command ----------
@@ -238,6 +242,104 @@ def test_own_prompts_are_answered_in_the_order_of_their_file(command, tmp_path):
         rows = json.loads(Path(path).read_text())
         assert [row["instruction"] for row in rows] == asked
         assert all(row["output"] for row in rows)
+
+
+def answer_with(monkeypatch, replies: dict[str, Reply]) -> None:
+    """Have the scripted models give these replies to prompts with these words."""
+    usual = Script.reply
+
+    def reply(self: Script, request: Request, sample: int) -> Reply:
+        asked = self._chat.tokenizer.decode(list(request.tokens))
+        found = next((one for words, one in replies.items() if words in asked), None)
+        return found or usual(self, request, sample)
+
+    monkeypatch.setattr(Script, "reply", reply)
+
+
+def test_an_empty_answer_is_an_empty_output_and_no_answer_is_left_out(
+    command, tmp_path, monkeypatch
+):
+    answer_with(monkeypatch, {"number 1": Reply(" "), "number 2": Reply("", "refused")})
+    file, asked = tmp_path / "set.json", [f"Say number {n}." for n in range(4)]
+    file.write_text(json.dumps([{"instruction": text} for text in asked]))
+    given = ("--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    for _ in range(2):  # asked, and read from what was kept
+        ended, said = command(*given)
+        rows = json.loads(Path(said["files"][0]).read_text())
+        assert [row["instruction"] for row in rows] == [asked[0], asked[1], asked[3]]
+        assert [bool(row["output"]) for row in rows] == [True, False, True]
+        assert said["answers"] == 3
+        assert said["empty"] == {"M1": 1}
+        assert said["left_out"] == {"does not fit the context": 1}
+        assert "the model ended at once: 1" in " ".join(ended.stderr.split())
+        assert "left out of every file" in ended.stderr
+
+
+def test_where_nothing_can_be_answered_the_reason_is_the_true_one(command, tmp_path, monkeypatch):
+    """The model of the tiny world takes 1,024 tokens, whatever engine.context is."""
+    answer_with(monkeypatch, {"word": Reply("", "refused")})
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps([{"instruction": "A word."}, {"instruction": "Another word."}]))
+    given = ("--export", "alpaca_eval", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    with pytest.raises(UserError, match="a sequence has 1,024 tokens, prompt and answer: shorten"):
+        command(*given)
+    answer_with(monkeypatch, {"word": Reply("", "failed")})
+    file.write_text(json.dumps([{"instruction": "One more word."}]))
+    with pytest.raises(UserError, match="the engine died on it; resume the run with `run`, or"):
+        command(*given)
+
+
+def test_held_out_prompts_without_an_answer_are_counted_by_their_reason(
+    runs, tmp_path, monkeypatch
+):
+    script_models(monkeypatch)
+    shutil.copytree(runs / "mine", tmp_path / "mine")
+    with Store.write(tmp_path / "mine") as store:
+        held_out = store.records(Prompt, origin="held_out")
+        for number, place, reason in ((1, 0, "empty"), (0, 1, "does not fit the context")):
+            gone = held_out[place].id
+            assert any(one.prompt_id == gone for one in store.made_by(Response, number))
+            store.select(
+                "DELETE FROM record_response WHERE prompt_id = ? AND model = ? AND iteration = ?",
+                *(gone, f"M{number}", number),
+            )
+            store.select(
+                "INSERT INTO drops VALUES (?, 'eval_responses', ?, ?, 1)", number, gone, reason
+            )
+    _, said = evaluate(tmp_path, "--export", "alpaca_eval", "--out", str(tmp_path / "out"))
+    mine, theirs = (json.loads(Path(path).read_text()) for path in said["files"])
+    texts = [one.text for one in held_out]
+    assert [row["instruction"] for row in mine] == [texts[0], *texts[2:]]
+    assert [row["instruction"] for row in theirs] == [texts[0], *texts[2:]]
+    assert (mine[0]["output"], bool(theirs[0]["output"])) == ("", True)
+    assert said["empty"] == {"M1": 1, "M0": 0}
+    assert said["left_out"] == {"does not fit the context": 1}
+
+
+def test_bad_rows_are_skipped_where_that_is_advised(command, tmp_path):
+    prompts, ranked = tmp_path / "prompts.jsonl", tmp_path / "ranked.jsonl"
+    prompts.write_text('{"prompt": "Say something."}\n{"prompt": 5\n')
+    rows = [row | {"text": row["text"].replace("letters", "signs")} for row in ranked_rows(4)]
+    ranked.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"chosen": 1}]))
+    export = ("--export", "alpaca_eval", "--prompts", str(prompts), "--out", str(tmp_path / "out"))
+    judge = ("judge", "--ranked", str(ranked), "--judgments", "1")
+    for asked in (export, judge):
+        with pytest.raises(DataError, match="or skip such rows with --skip-bad"):
+            command(*asked)
+        ended, said = command(*asked, "--skip-bad")
+        assert "left out: " in ended.stderr
+        assert said.get("answers")
+    for useless in (("judge", "--skip-bad"), (*export[:2], "--skip-bad"), ("--skip-bad",)):
+        with pytest.raises(UserError, match="--skip-bad"):
+            command(*useless)
+
+
+def test_data_of_another_kind_is_refused_without_a_word_of_other_stages(command, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "Hi.", "chosen": "Yes.", "rejected": "No."}\n')
+    with pytest.raises(DataError, match="ranked data must be in OASST's schema") as caught:
+        command("judge", "--ranked", str(file))
+    assert "seed stage" not in str(caught.value)
 
 
 def test_a_judge_is_measured_on_any_ranked_data(command, runs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from fake_hub import Hub, hub
 
+from selfreward_lite import config
 from selfreward_lite.data import hub as downloads
 from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
@@ -142,7 +144,7 @@ def test_a_base_is_refused_by_its_small_files(
 def test_prompts_are_refused_before_weights(there: Hub, start: Any, tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text('{"prompt": "Sort the letters c a b."}\n')
     error = start(model__base=MODEL, prompts__file="few.jsonl")["error"]
-    assert "few.jsonl holds 1 prompts: too few" in error
+    assert "few.jsonl holds 1 prompt: too few" in error
     assert "model.safetensors" not in fetched(there)
 
 
@@ -172,12 +174,44 @@ def test_repeated_prompts_are_counted_before_the_start(tmp_path: Path) -> None:
         with pytest.raises(
             ConfigError,
             match=r"mine\.jsonl holds 2 prompts \(10 more repeat one of them\): too few for 2 "
-            r"iterations of 6; set prompts\.count=1, or --iterations lower",
+            r"iterations of 6; set prompts\.count=1, or --iterations 1$",
         ):
             load_or_create_settings(store, wanted, "tiny")
         assert store.fact("settings") is None, "other settings may follow"
         found = load_or_create_settings(store, {**wanted, "prompts.count": "1"}, "tiny")
         assert found.prompts.count == 1
+
+
+@pytest.mark.parametrize(
+    ("prompts", "iterations", "count", "says"),
+    [
+        (1, 3, 1, "holds 1 prompt: too few for 3 iterations of 1; give at least 3 prompts, or --"),
+        (2, 3, 5, "holds 2 prompts: too few for 3 iterations of 5; give at least 11 prompts, or"),
+        (7, 3, 5, "holds 7 prompts: too few for 3 iterations of 5; set prompts.count=2, or --iter"),
+        (4, 4, 2, "holds 4 prompts: too few for 4 iterations of 2; set prompts.count=1, or --iter"),
+    ],
+)
+def test_each_advice_on_too_few_prompts_works(
+    tmp_path: Path, prompts: int, iterations: int, count: int, says: str
+) -> None:
+    file = tmp_path / "mine.jsonl"
+
+    def start(prompts: int, iterations: int, count: int) -> None:
+        lines = (json.dumps({"prompt": f"Say number {one}."}) + "\n" for one in range(prompts))
+        file.write_text("".join(lines))
+        asked = {"prompts.count": f"{count}", "iterations": f"{iterations}"}
+        settings = config.load("tiny", {"prompts.file": str(file), **asked})
+        prepare._check_prompts(settings)
+
+    with pytest.raises(ConfigError) as caught:
+        start(prompts, iterations, count)
+    assert says in str(caught.value)
+    *_, first, last = re.findall(r"\d+", str(caught.value))
+    start(prompts, int(last), count)
+    if "give at least" in says:
+        start(int(first), iterations, count)
+    else:
+        start(prompts, iterations, int(first))
 
 
 def test_weights_come_last_and_once(there: Hub, start: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Seed stage: ranked data, user's prompts, canaries, decoys, and the judgments M0 learns from."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import cycle
@@ -23,7 +24,13 @@ def read_ranked(run: RunContext, _: int) -> None:
     """Read the ranked human data and draw the held-out prompts."""
 
     def work() -> Outcome:
-        rows, skipped, notes = ranked.load_ranked_rows(run.settings)
+        started = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            seconds = time.monotonic() - started
+            run.watch(Progress(0, "ranked", total, done=min(done, total - 1), seconds=seconds))
+
+        rows, skipped, notes = ranked.load_ranked_rows(run.settings, show)
         _say(run, "ranked", notes)
         found, outcome = ranked.build_ranked_prompts(rows, run.store.id_namespace)
         parts = ranked.split_ranked(found, run.settings, skipped + outcome.drops)
