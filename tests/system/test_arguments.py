@@ -15,7 +15,6 @@ from selfreward_lite.cli.main import app
 from selfreward_lite.system.arguments import check_run_name, refuse_empty
 from selfreward_lite.system.errors import UserError
 
-
 COMMANDS: Any = get_command(app)  # made once: that takes longer than a refusal
 
 
