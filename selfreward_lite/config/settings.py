@@ -89,7 +89,9 @@ class Seed(Section):
     none
     """
     eval_prompts: int = Field(ge=2)
-    """ranked prompts held out to measure the judge; SR: about 190"""
+    """ranked prompts held out to measure the judge, 5,000 at most if a program writes them;
+    SR: about 190
+    """
     attempts: Count = 4
     """judgments sampled per ranked answer at most"""
     eft: bool = True
